@@ -1,0 +1,308 @@
+"""The catalog: what is known of each data set before any of it is read.
+
+A manifest is a TOML file: the four archives with their published sizes and digests, where to get them,
+what they should hold, and how much may be wrong with it. `catalog/*.toml` holds the known data sets;
+a user's own manifest has the same form (README, "Bring your own data").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from storage.errors import ConfigError
+from storage.records import SPLITS, SplitName
+
+CATALOG = Path(__file__).resolve().parent / "catalog"
+ROLES = tuple(f"{split}-{kind}" for split in SPLITS for kind in ("images", "labels"))
+DEFAULT_FILES = {
+    "train-images": "train-images-idx3-ubyte.gz",
+    "train-labels": "train-labels-idx1-ubyte.gz",
+    "test-images": "t10k-images-idx3-ubyte.gz",
+    "test-labels": "t10k-labels-idx1-ubyte.gz",
+}
+MAX_CLASSES = 256
+MAX_SIDE = 4096
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ArchiveSpec:
+    """One published archive. A digest that is not known is None, and nothing is made up for it."""
+
+    role: str
+    file: str
+    bytes: int | None = None
+    sha256: str | None = None
+    payload_bytes: int | None = None
+    payload_sha256: str | None = None
+    """Of the decompressed file, header included: what a mirror that compressed it again still has."""
+    mirrors: tuple[str, ...] = ()
+    """Complete URLs, best first."""
+
+    @property
+    def pinned(self) -> bool:
+        return bool(self.sha256 or self.payload_sha256)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may be wrong with the data before it is refused (critical) or remarked on (warning)."""
+
+    min_class_share: float = 0.01
+    """Critical: each class has at least this share of its split's rows."""
+    max_class_share: float = 0.9
+    """Critical: no class has more than this share."""
+    max_imbalance: float = 2.0
+    """Warning: rows of the largest class / rows of the smallest."""
+    max_duplicates: float = 0.01
+    """Warning: share of rows whose image occurs earlier in the same split."""
+    max_leaked: float = 0.0
+    """Critical: share of test rows whose image is in the training split."""
+    max_blank: float = 0.0
+    """Critical: share of rows whose pixels all have one value."""
+    min_pixel_max: int = 129
+    """Critical: the brightest pixel of a split is at least this; below, pixels were scaled to 0-1 or 0-127."""
+    max_pixel_min: int = 0
+    """Critical: the darkest pixel of a split is at most this."""
+    min_centroid_hit: float = 0.5
+    """Critical: share of rows whose nearest class centroid is their label; low when labels and images do not belong together."""
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What a model must reach on the test split to be used at all."""
+
+    accuracy: float = 0.5
+    class_recall: float = 0.0
+    """The worst class's recall."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as its manifest declares it."""
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int]
+    """Height and width in pixels."""
+    archives: tuple[ArchiveSpec, ...]
+    """In the order of `ROLES`."""
+    manifest: Path
+    rows: Mapping[SplitName, int] = field(default_factory=dict)
+    """Declared rows by split; empty where they may vary."""
+    label_column: int = 0
+    """Which column holds the class, where labels have more than one dimension (QMNIST)."""
+    source: Path | None = None
+    """A folder named by the manifest, searched before any mirror."""
+    embedded: bool = False
+    """Its archives are written by idxflow itself, from a data set that a library carries."""
+    licence: str = "not stated"
+    homepage: str = ""
+    citation: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the default training configuration."""
+    limits: Limits = field(default_factory=Limits)
+    floors: Floors = field(default_factory=Floors)
+
+    def archive(self, role: str) -> ArchiveSpec:
+        return self.archives[ROLES.index(role)]
+
+
+def names() -> list[str]:
+    """Return the names of the data sets in the catalog, sorted."""
+    return sorted(path.stem for path in CATALOG.glob("*.toml"))
+
+
+def find(name: str) -> Dataset:
+    """Return a data set of the catalog.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in names():
+        raise ConfigError(
+            f"expected a data set of the catalog ({', '.join(names())}); found {name!r}; "
+            "for your own data give its manifest with --dataset-file"
+        )
+    return read(CATALOG / f"{name}.toml")
+
+
+def read(path: Path) -> Dataset:
+    """Read a manifest, strictly: an unknown key, a wrong type or an unusable value is an error.
+
+    Raises:
+        ConfigError: names the file, the key, what was expected and what was found.
+    """
+    path = path.expanduser().absolute()
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a manifest in TOML; {getattr(error, 'strerror', None) or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: expected a manifest in TOML; {error}") from error
+    return _Manifest(path, values).dataset()
+
+
+class _Manifest:
+    """Turns the values of one TOML file into a `Dataset`, checking each."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self._path = path
+        self._values = values
+
+    def dataset(self) -> Dataset:
+        known = {f.name for f in dataclasses.fields(Dataset)} - {"manifest"} | {"mirrors"}
+        self._only(self._values, known, "")
+        mirrors = self._strings("mirrors", [])
+        return Dataset(
+            name=self._name(),
+            title=self._take("title", str, self._values.get("name", "")),
+            classes=self._classes(),
+            image_shape=self._image_shape(),
+            archives=tuple(self._archive(role, mirrors) for role in ROLES),
+            manifest=self._path,
+            rows=self._rows(),
+            label_column=self._number("label_column", 0, 0, 1024),
+            source=self._source(),
+            embedded=self._take("embedded", bool, False),
+            licence=self._take("licence", str, "not stated"),
+            homepage=self._take("homepage", str, ""),
+            citation=self._take("citation", str, ""),
+            training=self._table("training"),
+            limits=self._shares(Limits, "limits"),
+            floors=self._shares(Floors, "floors"),
+        )
+
+    def _name(self) -> str:
+        name = self._take("name", str)
+        if not _NAME.fullmatch(name):
+            raise self._wrong("name", "a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit", name)
+        return name
+
+    def _classes(self) -> tuple[str, ...]:
+        classes = self._strings("classes")
+        if not 2 <= len(classes) <= MAX_CLASSES or len(set(classes)) < len(classes):
+            raise self._wrong("classes", f"2 to {MAX_CLASSES} different names", classes)
+        return classes
+
+    def _image_shape(self) -> tuple[int, int]:
+        shape = self._take("image_shape", list)
+        if len(shape) != 2 or not all(type(n) is int and 1 <= n <= MAX_SIDE for n in shape):
+            raise self._wrong("image_shape", f"[height, width], each 1 to {MAX_SIDE}", shape)
+        return shape[0], shape[1]
+
+    def _rows(self) -> dict[SplitName, int]:
+        rows = self._table("rows")
+        self._only(rows, set(SPLITS), "rows.")
+        for split, count in rows.items():
+            if type(count) is not int or count < 1:
+                raise self._wrong(f"rows.{split}", "a number of rows", count)
+        return {split: rows[split] for split in SPLITS if split in rows}
+
+    def _source(self) -> Path | None:
+        source = self._take("source", str, "")
+        return (self._path.parent / Path(source).expanduser()).resolve() if source else None
+
+    def _archive(self, role: str, mirrors: tuple[str, ...]) -> ArchiveSpec:
+        archives = self._table("archives")
+        self._only(archives, set(ROLES), "archives.")
+        values = archives.get(role, {})
+        where = f"archives.{role}"
+        if not isinstance(values, dict):
+            raise self._wrong(where, "a table", values)
+        self._only(values, {f.name for f in dataclasses.fields(ArchiveSpec)} - {"role"}, where + ".")
+        file = values.get("file", DEFAULT_FILES[role])
+        if not isinstance(file, str) or not file or Path(file).name != file or file.startswith(".") or "\0" in file:
+            raise self._wrong(f"{where}.file", "a file name without a folder", file)
+        own = values.get("mirrors", [])
+        if not isinstance(own, list) or not all(isinstance(url, str) for url in own):
+            raise self._wrong(f"{where}.mirrors", "a list of URLs", own)
+        urls = (*own, *(base.rstrip("/") + "/" + file for base in mirrors))
+        spec = ArchiveSpec(
+            role=role,
+            file=file,
+            bytes=self._size(values, f"{where}.bytes"),
+            sha256=self._digest(values, f"{where}.sha256"),
+            payload_bytes=self._size(values, f"{where}.payload_bytes"),
+            payload_sha256=self._digest(values, f"{where}.payload_sha256"),
+            mirrors=urls,
+        )
+        self._check_mirrors(spec, where)
+        return spec
+
+    def _check_mirrors(self, spec: ArchiveSpec, where: str) -> None:
+        for url in spec.mirrors:
+            parts = urlsplit(url)
+            if parts.scheme not in ("https", "http") or not parts.hostname:
+                raise self._wrong("mirrors", "https:// or http:// addresses", url)
+        if spec.mirrors and not spec.pinned:
+            raise ConfigError(
+                f"{self._path}: expected {where}.sha256 or {where}.payload_sha256 because it is fetched over the "
+                f"network; found neither; `idxflow manifest FOLDER` writes both for files you have"
+            )
+
+    def _size(self, values: Mapping[str, Any], where: str) -> int | None:
+        size = values.get(where.rsplit(".", 1)[1])
+        if size is not None and (type(size) is not int or size < 1):
+            raise self._wrong(where, "a number of bytes", size)
+        return size
+
+    def _digest(self, values: Mapping[str, Any], where: str) -> str | None:
+        digest = values.get(where.rsplit(".", 1)[1])
+        if digest is None:
+            return None
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest.lower()):
+            raise self._wrong(where, "a SHA-256 of 64 hexadecimal digits", digest)
+        return digest.lower()
+
+    def _shares(self, kind: type[Any], table: str) -> Any:
+        values = self._table(table)
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        self._only(values, set(defaults), table + ".")
+        for name, value in values.items():
+            top = 255 if "pixel" in name else float("inf") if name == "max_imbalance" else 1
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
+                raise self._wrong(f"{table}.{name}", f"a number from 0 to {top}", value)
+        return kind(**values)
+
+    def _strings(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
+        values = self._take(key, list, default)
+        if not all(isinstance(v, str) and v and v.isprintable() and len(v) <= 200 for v in values):
+            raise self._wrong(key, "a list of printable texts of at most 200 characters", values)
+        return tuple(values)
+
+    def _number(self, key: str, default: int, low: int, high: int) -> int:
+        value = self._take(key, int, default)
+        if not low <= value <= high:
+            raise self._wrong(key, f"a number from {low} to {high}", value)
+        return value
+
+    def _table(self, key: str) -> dict[str, Any]:
+        return self._take(key, dict, {})
+
+    def _take(self, key: str, kind: type[Any], default: Any = None) -> Any:
+        value = self._values.get(key, default)
+        if type(value) is not kind:
+            words = {str: "a text", list: "a list", dict: "a table", int: "a whole number", bool: "true or false"}
+            raise self._wrong(key, words[kind], value)
+        return value
+
+    def _only(self, values: Mapping[str, Any], known: set[str], prefix: str) -> None:
+        for key in values.keys() - known:
+            raise ConfigError(
+                f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {prefix}{key}"
+            )
+
+    def _wrong(self, key: str, expected: str, found: Any) -> ConfigError:
+        shown = "nothing" if found is None else repr(found)
+        return ConfigError(f"{self._path}: expected {key} to be {expected}; found {shown[:200]}")

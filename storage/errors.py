@@ -1,0 +1,70 @@
+"""Every error idxflow raises on purpose, and the exit code each one means.
+
+    IdxflowError                 1  anything else that stopped the run
+    ├── ConfigError              2  wrong usage: manifest, parameter, command line
+    ├── DataRefused              3  the data is not what was declared
+    │   ├── FormatError             not gzip, not IDX, cut, damaged or of another shape
+    │   ├── DigestMismatch          complete, but not the published bytes
+    │   └── ValidationFailed        well-formed, but breaks the contract of the data set
+    ├── SourceUnavailable        4  nothing could be read from any source
+    ├── ModelRefused             5  the model is below a floor
+    ├── StoreError               1  the store cannot be read or written
+    │   └── DamagedEntry            a file of the store is not what its entry says
+    └── TrainingFailed           1  training diverged or cannot start
+
+Each message is one sentence: what was expected, what was found, where, what to do.
+"""
+
+
+class IdxflowError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what `idxflow` ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(IdxflowError):
+    """A manifest, a parameter or the command line is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataRefused(IdxflowError):
+    """The data is not what was declared; training never starts."""
+
+    exit_code = 3
+
+
+class FormatError(DataRefused):
+    """A file is not a complete, undamaged gzip or IDX file of the declared shape."""
+
+
+class DigestMismatch(DataRefused):
+    """A file is complete, but its SHA-256 is not the published one."""
+
+
+class ValidationFailed(DataRefused):
+    """A critical expectation about a split does not hold."""
+
+
+class SourceUnavailable(IdxflowError):
+    """No source could be read."""
+
+    exit_code = 4
+
+
+class ModelRefused(IdxflowError):
+    """The trained model is below a floor of its data set; the champion stays."""
+
+    exit_code = 5
+
+
+class StoreError(IdxflowError):
+    """The store cannot be read or written."""
+
+
+class DamagedEntry(StoreError):
+    """A file of the store is missing or is not what its entry says it is."""
+
+
+class TrainingFailed(IdxflowError):
+    """Training diverged, or cannot start from this data and configuration."""

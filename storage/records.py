@@ -1,0 +1,319 @@
+"""The frozen values that travel between tasks, and their JSON form.
+
+A record names files and digests; it never holds arrays. The field `folder`, where a record has one,
+is the store entry that the record describes: it is not part of the JSON form, so a store can be moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Severity = Literal["critical", "warning"]
+SplitName = Literal["train", "test"]
+Outcome = Literal["promoted", "kept", "unchanged", "refused"]
+
+SPLITS: tuple[SplitName, ...] = ("train", "test")
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a run did: the line a person reads, and the same for machines."""
+
+    name: str
+    key: str
+    summary: str
+    """One line with counts, for people."""
+    seconds: float
+    reused: bool
+    reason: str
+    """Why it ran, or where the reused result is from."""
+
+
+@dataclass(frozen=True)
+class Done(typing.Generic[R]):
+    """The record a task made or found again, and what that took."""
+
+    record: R
+    step: Step
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A complete archive in the store, byte for byte as its source had it."""
+
+    folder: Path
+    role: str
+    """`train-images`, `train-labels`, `test-images` or `test-labels`."""
+    file_name: str
+    size_bytes: int
+    sha256: str
+    source: str
+    """Where it came from, without credentials."""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / self.file_name
+
+
+@dataclass(frozen=True)
+class Split:
+    """One decoded split: a Parquet file with a row per image, in the order of the archives."""
+
+    folder: Path
+    name: SplitName
+    rows: int
+    image_shape: tuple[int, int]
+    """Height and width in pixels."""
+    classes: int
+    digest: str
+    """Of the decoded content, so that other compression of the same pixels changes nothing downstream."""
+    sources: Mapping[str, str]
+    """SHA-256 of each archive's payload (header and data, decompressed), by role."""
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{self.name}.parquet"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation about the data, and what was found."""
+
+    table: str
+    """`archives`, `train` or `test`."""
+    name: str
+    """What is expected, in words."""
+    expectation: str
+    """The Great Expectations type that was evaluated."""
+    column: str
+    limit: str
+    observed: str
+    severity: Severity
+    passed: bool
+    rows: tuple[int, ...] = ()
+    """The first offending row numbers (at most 20), counted from 0."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The verdict on both splits. `passed` is false when any critical check failed."""
+
+    folder: Path
+    passed: bool
+    digest: str
+    checks: tuple[Check, ...]
+    class_counts: Mapping[str, tuple[int, ...]]
+    """Rows per class, by split."""
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        return tuple(c for c in self.checks if not c.passed and c.severity == "critical")
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        return tuple(c for c in self.checks if not c.passed and c.severity == "warning")
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Statistics of the scaled training pixels, `((x / 255) - 0.5) * 2`, over the first `rows` rows."""
+
+    folder: Path
+    rows: int
+    mean_of_means: float
+    """Mean over all pixels of the scaled values, in [-1, 1]."""
+    std: float
+    """One standard deviation over all pixels and rows of the scaled values, in (0, 1]."""
+    digest: str
+
+    @property
+    def file(self) -> Path:
+        """`mean` (float64, one per pixel, in [-1, 1]) and `std` (float64 scalar)."""
+        return self.folder / "normalization.npz"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the fitted rows. Losses are mean categorical cross-entropies, in nats."""
+
+    epoch: int
+    """Counted from 1."""
+    learning_rate: float
+    """After the last step of the epoch."""
+    loss: float
+    accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Weights, architecture and history of one training."""
+
+    folder: Path
+    weights_digest: str
+    parameters: int
+    """Number of trained weights and biases."""
+    fitted_rows: int
+    validation_rows: int
+    epochs_run: int
+    chosen_epoch: int
+    """The epoch whose weights were kept, counted from 1."""
+    train_loss: float
+    train_accuracy: float
+    """Of the chosen weights over all training rows, held-out ones included, as the tutorial counts it."""
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.npz"
+
+    @property
+    def architecture(self) -> Path:
+        return self.folder / "architecture.json"
+
+    @property
+    def normalization(self) -> Path:
+        return self.folder / "normalization.npz"
+
+    @property
+    def history(self) -> Path:
+        """One JSON object per line and epoch, as `Epoch`."""
+        return self.folder / "history.jsonl"
+
+    @property
+    def export(self) -> Path:
+        """For users: takes raw pixels 0–255. Never read back by idxflow."""
+        return self.folder / "model.keras"
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fared on the test split."""
+
+    label: int
+    name: str
+    rows: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One misclassified test row."""
+
+    row: int
+    label: int
+    predicted: int
+    probability: float
+    """What the model gave its wrong answer, in (0, 1]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The score of one model on every row of one test split."""
+
+    folder: Path
+    weights_digest: str
+    split_digest: str
+    rows: int
+    correct: int
+    accuracy: float
+    accuracy_low: float
+    """Lower end of the 95 % Wilson score interval."""
+    accuracy_high: float
+    loss: float
+    per_class: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Rows: true class; columns: predicted class; counts."""
+    mistakes: tuple[Mistake, ...]
+    """The most confident ones first, at most 25."""
+
+    @property
+    def file(self) -> Path:
+        """`predicted` (uint8) and `probability` (float32, classes wide), one row per test image."""
+        return self.folder / "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule of the decision: what it asks, its limit, what was observed."""
+
+    name: str
+    limit: str
+    observed: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Why a model replaced the champion, or did not."""
+
+    outcome: Outcome
+    sentence: str
+    version: int | None
+    """The candidate's version; none when it was refused before it was registered."""
+    champion: int | None
+    """The champion's version after the decision."""
+    previous: int | None
+    """The champion's version before the decision."""
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of one run, as HTML and as JSON."""
+
+    html: Path
+    json: Path
+
+
+def to_json(record: Any) -> Any:
+    """Turn a record into JSON values, leaving out `folder`."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        fields = dataclasses.fields(record)
+        return {f.name: to_json(getattr(record, f.name)) for f in fields if f.name != "folder"}
+    if isinstance(record, Mapping):
+        return {str(k): to_json(v) for k, v in record.items()}
+    if isinstance(record, tuple | list):
+        return [to_json(v) for v in record]
+    return str(record) if isinstance(record, Path) else record
+
+
+def from_json(kind: type[R], values: Mapping[str, Any], folder: Path | None = None) -> R:
+    """Make a record of `kind` from its JSON form.
+
+    Raises:
+        TypeError: a field is missing or unknown.
+    """
+    hints = typing.get_type_hints(kind)
+    made = {name: _revive(hints[name], value) for name, value in values.items() if name in hints}
+    unknown = values.keys() - made.keys()
+    if unknown:
+        raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
+    if "folder" in hints:
+        made["folder"] = folder
+    return kind(**made)
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType and value is not None:
+        return _revive(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple and value is not None:
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_revive(k, v) for k, v in zip(kinds, value, strict=True))
+    if origin is not None and isinstance(value, dict):
+        return {k: _revive(arguments[1], v) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_json(hint, value)
+    return Path(value) if hint is Path else value

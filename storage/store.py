@@ -1,0 +1,318 @@
+"""The store: immutable results of steps, found again by what they were made from.
+
+    <root>/<dataset>/0-inbox/                 archives of an embedded data set, on their way in
+                     1-archives/<key>/        one entry per archive
+                     2-splits/<key>/          one per split
+                     …
+                     7-reports/<run>/
+                     registry/  ledger/       see `registry` and `ledger`
+                     locks/                   empty files; only their locks matter
+
+An entry is a folder named by a key, the digest of what it was made from (`Plan`). It is built in
+`.<key>.partial`, every file flushed to disk, `entry.json` last, and renamed into place: it is there
+wholly or not at all. Finding it again checks the size and SHA-256 of every file. Making it happens
+under a lock that the kernel frees when its holder ends, so two runs never do the same work, and what a
+killed run left in the partial folder is there for the next one to resume from or clear away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from storage.errors import DamagedEntry, StoreError
+from storage.files import canonical, flush, locked, make_folder, sha256_of
+from storage.records import Done, Step, from_json, to_json
+
+FOLDERS = {
+    "fetch": "1-archives",
+    "decode": "2-splits",
+    "validate": "3-validations",
+    "normalize": "4-normalization",
+    "train": "5-models",
+    "evaluate": "6-evaluations",
+    "publish": "7-reports",
+}
+ENTRY = "entry.json"
+FORMAT = 1
+
+_log = logging.getLogger(__name__)
+
+
+class Stored(Protocol):
+    """A record that lives in a store entry."""
+
+    folder: Path
+
+
+R = TypeVar("R", bound=Stored)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a result is made from. Two equal plans are the same work."""
+
+    dataset: str
+    step: str
+    subject: str = ""
+    """Which of several results of the step: an archive's role, a split's name."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each input, by name."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else the result depends on, as JSON values."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each module the step runs, by name: `storage.source.digests`."""
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    """Version of each library that shapes the result."""
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        return {
+            "inputs": dict(self.inputs),
+            "parameters": dict(self.parameters),
+            "code": dict(self.code),
+            "libraries": dict(self.libraries),
+        }
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits."""
+        identity = {"step": self.step, "subject": self.subject, "format": FORMAT, **self.made_from}
+        return hashlib.sha256(canonical(identity)).hexdigest()[:32]
+
+    @property
+    def label(self) -> str:
+        return f"{self.step} {self.subject}".strip()
+
+
+class Store:
+    """All that idxflow keeps, below one folder. The only maker of paths in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().absolute()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def dataset(self, name: str) -> Path:
+        return self.root / name
+
+    def inbox(self, dataset: str) -> Path:
+        """Where an embedded data set writes its archives before they are fetched."""
+        return self.dataset(dataset) / "0-inbox"
+
+    def entries(self, dataset: str, step: str) -> Path:
+        return self.dataset(dataset) / FOLDERS[step]
+
+    def prepare(self) -> None:
+        """Create the store's folder.
+
+        Raises:
+            StoreError: it cannot be created or written.
+        """
+        try:
+            make_folder(self.root)
+        except OSError as error:
+            raise StoreError(
+                f"expected a folder that can be written at {self.root}; {error.strerror}; "
+                "choose another with --store or IDXFLOW_STORE"
+            ) from error
+        if not os.access(self.root, os.W_OK):
+            raise StoreError(
+                f"expected a folder that can be written at {self.root}; permission denied; "
+                "choose another with --store or IDXFLOW_STORE"
+            )
+
+    def find(self, plan: Plan, kind: type[R]) -> R | None:
+        """Return the verified result of `plan`, or None if there is none.
+
+        Raises:
+            DamagedEntry: there is one, but a file of it is not what it should be.
+        """
+        folder = self._folder(plan)
+        return load(folder, kind) if folder.exists() else None
+
+    def once(
+        self,
+        plan: Plan,
+        kind: type[R],
+        make: Callable[[Path], R],
+        describe: Callable[[R], str],
+        refresh: str = "",
+    ) -> Done[R]:
+        """Return the result of `plan`: the one in the store if it is there and whole, else made now.
+
+        Args:
+            make: writes its files into the folder it is given and returns the record of them. The folder
+                may hold what an interrupted run left; anything not wanted in the result must be removed.
+            describe: one line with counts about the record, for people.
+            refresh: if not empty, make it again even if it is there, for this reason.
+
+        Raises:
+            StoreError: the store cannot be written.
+            Exception: whatever `make` raises; then nothing is published.
+        """
+        started = time.perf_counter()
+        with store_errors(self.root), self._exclusively(plan):
+            record, reason = self._reuse(plan, kind, refresh)
+            reused = record is not None
+            if record is None:
+                record = self._make(plan, make)
+        step = Step(plan.label, plan.key, describe(record), time.perf_counter() - started, reused, reason)
+        _log.debug("%s %s: %s", plan.label, plan.key, reason)
+        return Done(record, step)
+
+    @contextmanager
+    def _exclusively(self, plan: Plan) -> Iterator[None]:
+        lock = self.dataset(plan.dataset) / "locks" / f"{plan.step}-{plan.key}.lock"
+
+        def say_waiting() -> None:
+            _log.info("%s: another run is making it, waiting", plan.label)
+
+        with locked(lock, say_waiting):
+            yield
+
+    def _reuse(self, plan: Plan, kind: type[R], refresh: str) -> tuple[R | None, str]:
+        if refresh:
+            return None, refresh
+        try:
+            record = self.find(plan, kind)
+        except DamagedEntry as error:
+            _log.warning("%s: %s; making it again", plan.label, error)
+            return None, f"damaged: {error}"
+        return (record, "nothing changed") if record is not None else (None, self._why(plan))
+
+    def _make(self, plan: Plan, make: Callable[[Path], R]) -> R:
+        final = self._folder(plan)
+        partial = final.with_name(f".{plan.key}.partial")
+        make_folder(partial)
+        record = make(partial)
+        _seal(partial, plan, record)
+        if final.exists():
+            _discard(final)
+        os.rename(partial, final)
+        flush(final.parent)
+        return from_json(type(record), to_json(record), final)
+
+    def _folder(self, plan: Plan) -> Path:
+        return self.entries(plan.dataset, plan.step) / plan.key
+
+    def _why(self, plan: Plan) -> str:
+        """Say what differs from the most similar result that is there."""
+        others = [made for made in self._made(plan) if made["subject"] == plan.subject]
+        if not others:
+            return "first run"
+        changes = min((_differences(made["made_from"], plan.made_from) for made in others), key=len)
+        rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        return ", ".join(changes[:3]) + rest if changes else "made again"
+
+    def _made(self, plan: Plan) -> Iterator[dict[str, Any]]:
+        folder = self.entries(plan.dataset, plan.step)
+        for path in sorted(folder.glob(f"[!.]*/{ENTRY}"), key=lambda p: -p.stat().st_mtime):
+            try:
+                yield json.loads(path.read_bytes())
+            except (OSError, ValueError):
+                continue
+
+
+def load(folder: Path, kind: type[R]) -> R:
+    """Read the record of the entry in `folder`, after checking the size and SHA-256 of each file.
+
+    Raises:
+        DamagedEntry: the entry cannot be read, or a file is missing or changed.
+    """
+    try:
+        entry = json.loads((folder / ENTRY).read_bytes())
+        for name, expected in entry["files"].items():
+            _check_file(folder / name, expected["bytes"], expected["sha256"])
+        return from_json(kind, entry["record"], folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedEntry(f"{folder / ENTRY} cannot be read ({error})") from error
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise DamagedEntry(f"{path}: expected {size:,} bytes; found {found:,}")
+        digest = sha256_of(path)
+    except OSError as error:
+        raise DamagedEntry(f"{path}: expected {size:,} bytes; {error.strerror}") from error
+    if digest != sha256:
+        raise DamagedEntry(f"{path}: expected SHA-256 {sha256[:12]}…; found {digest[:12]}…")
+
+
+@contextmanager
+def store_errors(where: Path) -> Iterator[None]:
+    """Turn what the operating system says about the store into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or where
+        raise StoreError(
+            f"the store cannot be used: {error.strerror} at {path}; "
+            "free space or permissions there, or choose another with --store"
+        ) from error
+
+
+def _seal(folder: Path, plan: Plan, record: Stored) -> None:
+    (folder / ENTRY).unlink(missing_ok=True)
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    for path in files:
+        path.chmod(0o444)
+        flush(path)
+    entry = {
+        "format": FORMAT,
+        "step": plan.step,
+        "subject": plan.subject,
+        "made_from": plan.made_from,
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files},
+        "record": to_json(record),
+    }
+    path = folder / ENTRY
+    with path.open("w", encoding="utf-8") as stream:
+        json.dump(entry, stream, indent=1, sort_keys=True, ensure_ascii=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    path.chmod(0o444)
+    flush(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Take an entry out of its place in one step, then delete it."""
+    doomed = folder.with_name(f".{folder.name}.discarded")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two `made_from`, each in words."""
+    changes: list[str] = []
+    for part in ("inputs", "parameters", "code", "libraries"):
+        old, new = before[part], now[part]
+        names = sorted(old.keys() | new.keys())
+        changes += [_change(part, n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
+    return changes
+
+
+def _change(part: str, name: str, old: Any, new: Any) -> str:
+    if part == "inputs":
+        return f"{name} changed"
+    if part == "code":
+        return f"code of {name} changed"
+    return f"{name} {_brief(old)} → {_brief(new)}"
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 40 else f"{text[:37]}…"

@@ -1,0 +1,118 @@
+"""How a model is trained: one validated, frozen configuration, made of profile, data set and overrides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from storage.catalog import Dataset
+from storage.errors import ConfigError
+
+Profile = Literal["default", "tutorial", "fast"]
+Units = Annotated[int, Field(ge=1, le=65536)]
+
+PROFILES: dict[Profile, dict[str, Any]] = {
+    "default": {},
+    # The published recipe to the letter, whatever the data set's own rates.
+    "tutorial": {"normalize_on": "all"},
+    # A quick look: fewer epochs with a rate that gets there.
+    "fast": {"epochs": 10, "learning_rate": 0.01},
+}
+
+
+class TrainingConfig(BaseModel):
+    """Architecture, optimizer, schedule and seed of one training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    hidden: tuple[Units, ...] = Field(
+        (50, 50), max_length=16, description="Units of each hidden layer, any number of layers; empty: a linear model."
+    )
+    activation: Literal["tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu"] = Field(
+        "tanh", description="Activation of the hidden layers."
+    )
+    learning_rate: float = Field(0.001, gt=0, le=10, description="Step size of stochastic gradient descent.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
+    decay: float = Field(
+        1e-7, ge=0, le=1, description="Inverse-time decay per step: the rate at step t is learning_rate / (1 + decay·t)."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Share of each weight removed per step, times the rate.")
+    batch_size: int = Field(64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest.")
+    epochs: int = Field(50, ge=1, le=10_000, description="Passes over the fitted rows, at most.")
+    validation_fraction: float = Field(
+        0.1, ge=0, le=0.9, description="Share of the training rows, the last ones, held out to watch over-fitting."
+    )
+    normalize_on: Literal["fitted", "all"] = Field(
+        "fitted", description="Statistics from the fitted rows only, or from held-out rows too, as the tutorial does."
+    )
+    patience: int | None = Field(
+        None, ge=1, le=10_000, description="Stop after this many epochs without improvement on the held-out rows."
+    )
+    min_delta: float = Field(0.0, ge=0, le=10, description="Smallest drop of the held-out loss that is improvement.")
+    restore_best: bool = Field(
+        True, description="With patience: keep the weights of the best epoch instead of the last one."
+    )
+    seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights and of the order of rows.")
+
+    @model_validator(mode="after")
+    def _patience_needs_held_out_rows(self) -> TrainingConfig:
+        if self.patience is not None and self.validation_fraction == 0:
+            raise ValueError("patience needs held-out rows: give a validation_fraction above 0")
+        return self
+
+    def fitted_rows(self, rows: int) -> int:
+        """Return how many of `rows` training rows, from the first on, the weights are fitted to.
+
+        As in Keras, the rest, the tail, is held out (keras `validation_split`).
+        """
+        return int(rows * (1 - self.validation_fraction)) if self.validation_fraction else rows
+
+
+def training_config(
+    dataset: Dataset, profile: Profile = "default", overrides: Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """Combine profile, the data set's own defaults and the user's overrides; the later one wins.
+
+    The profile `tutorial` is the published recipe and takes nothing from the data set.
+
+    Raises:
+        ConfigError: a value is out of bounds or unknown; names it, its bounds and what was found.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"expected a profile of {', '.join(PROFILES)}; found {profile!r}")
+    own = {} if profile == "tutorial" else dataset.training
+    _checked(own, f"{dataset.manifest}: [training]")
+    return _checked({**PROFILES[profile], **own, **(overrides or {})}, "training parameters")
+
+
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """Read `name=value` texts as given to `--set`; values are JSON, anything else is a text.
+
+    Raises:
+        ConfigError: a text has no `=`.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"expected --set NAME=VALUE, such as --set epochs=5; found {text!r}")
+        try:
+            values[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            values[name.strip().replace("-", "_")] = value
+    return values
+
+
+def _checked(values: Mapping[str, Any], where: str | Path) -> TrainingConfig:
+    try:
+        return TrainingConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "the combination"
+        known = f"; known are {', '.join(TrainingConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        found = "" if first["type"] == "value_error" else f"; found {first['input']!r}"
+        raise ConfigError(f"{where}: {name}: {first['msg']}{found}{known}") from error
