@@ -270,11 +270,58 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a run stopped."""
+
+    kind: str
+    """Name of the error class."""
+    sentence: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything one run found out, as far as it came: what the report shows and the ledger keeps."""
+
+    id: str
+    """Sorts by time: `YYYYMMDD-HHMMSS-xxxx`, UTC."""
+    dataset: str
+    started: str
+    """ISO 8601, UTC."""
+    asked_by: str
+    """`command line`, or the deployment that started it."""
+    profile: str
+    config: Mapping[str, Any]
+    """The complete training configuration."""
+    steps: tuple[Step, ...] = ()
+    archives: tuple[Archive, ...] = ()
+    train: Split | None = None
+    test: Split | None = None
+    validation: Validation | None = None
+    normalization: Normalization | None = None
+    model: TrainedModel | None = None
+    evaluation: Evaluation | None = None
+    champion_evaluation: Evaluation | None = None
+    """Of the champion before the decision, on the same test split."""
+    decision: Decision | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """The report of one run, as HTML and as JSON."""
 
-    html: Path
-    json: Path
+    folder: Path
+
+    @property
+    def html(self) -> Path:
+        """One self-contained page."""
+        return self.folder / "report.html"
+
+    @property
+    def json(self) -> Path:
+        """The same content for machines."""
+        return self.folder / "report.json"
 
 
 def to_json(record: Any) -> Any:

@@ -73,6 +73,8 @@ class Plan:
     """Digest of each module the step runs, by name: `storage.source.digests`."""
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Version of each library that shapes the result."""
+    name: str = ""
+    """Of the entry's folder, where people look for it by name; else it is the key."""
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -88,6 +90,10 @@ class Plan:
         """32 hexadecimal digits."""
         identity = {"step": self.step, "subject": self.subject, "format": FORMAT, **self.made_from}
         return hashlib.sha256(canonical(identity)).hexdigest()[:32]
+
+    @property
+    def folder(self) -> str:
+        return self.name or self.key
 
     @property
     def label(self) -> str:
@@ -193,7 +199,7 @@ class Store:
 
     def _make(self, plan: Plan, make: Callable[[Path], R]) -> R:
         final = self._folder(plan)
-        partial = final.with_name(f".{plan.key}.partial")
+        partial = final.with_name(f".{plan.folder}.partial")
         make_folder(partial)
         record = make(partial)
         _seal(partial, plan, record)
@@ -204,7 +210,7 @@ class Store:
         return from_json(type(record), to_json(record), final)
 
     def _folder(self, plan: Plan) -> Path:
-        return self.entries(plan.dataset, plan.step) / plan.key
+        return self.entries(plan.dataset, plan.step) / plan.folder
 
     def _why(self, plan: Plan) -> str:
         """Say what differs from the most similar result that is there."""

@@ -1,0 +1,91 @@
+"""What tests share: a store, small data sets, and the real MNIST where it is at hand."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import catalog, idx
+from storage.catalog import Dataset
+from storage.store import Store
+
+MNIST_DIR = "IDXFLOW_MNIST_DIR"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    store.prepare()
+    return store
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder of the four real MNIST archives."""
+    folder = os.environ.get(MNIST_DIR)
+    if not folder:
+        pytest.skip(f"needs the four MNIST archives: set {MNIST_DIR} to their folder")
+    return Path(folder)
+
+
+TinyFactory = Callable[..., Dataset]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyFactory:
+    """Make a small learnable data set: `tiny(train=120, test=30, …)` writes four archives and a manifest.
+
+    Each class is a bright bar at its own height, with noise, so that a small model learns it at once. Arrays
+    can be replaced: `tiny(arrays={"test-labels": …})`. More manifest lines: `tiny(manifest="[limits]\\n…")`.
+    """
+
+    def make(
+        train: int = 120,
+        test: int = 30,
+        classes: int = 3,
+        shape: tuple[int, int] = (9, 7),
+        arrays: dict[str, np.ndarray] | None = None,
+        manifest: str = "",
+        name: str = "tiny",
+    ) -> Dataset:
+        folder = tmp_path / f"{name}-source"
+        folder.mkdir(exist_ok=True)
+        made = bars(train, test, classes, shape) | (arrays or {})
+        for role, array in made.items():
+            (folder / catalog.DEFAULT_FILES[role]).write_bytes(gzip.compress(idx.encode(array), mtime=0))
+        path = tmp_path / f"{name}.toml"
+        names = ", ".join(f'"bar {n}"' for n in range(classes))
+        path.write_text(
+            f'name = "{name}"\nclasses = [{names}]\nimage_shape = [{shape[0]}, {shape[1]}]\n'
+            f'source = "{folder.name}"\n{manifest}',
+            encoding="utf-8",
+        )
+        return catalog.read(path)
+
+    return make
+
+
+def bars(train: int, test: int, classes: int, shape: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Return arrays by role: each image a bar whose row is its class (classes <= height), plus noise."""
+    random = np.random.default_rng(seed)
+
+    def split(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = (np.arange(rows) % classes).astype(np.uint8)
+        images = random.integers(0, 60, (rows, *shape), dtype=np.uint8)
+        images[:, 0, 0] = 0
+        images[np.arange(rows), labels] = random.integers(200, 256, (rows, shape[1]), dtype=np.uint8)
+        return images, labels
+
+    train_images, train_labels = split(train)
+    test_images, test_labels = split(test)
+    return {
+        "train-images": train_images,
+        "train-labels": train_labels,
+        "test-images": test_images,
+        "test-labels": test_labels,
+    }
