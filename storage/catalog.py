@@ -57,24 +57,39 @@ class ArchiveSpec:
 class Limits:
     """How much may be wrong with the data before it is refused (critical) or remarked on (warning)."""
 
-    min_class_share: float = 0.01
-    """Critical: each class has at least this share of its split's rows."""
+    min_class_share: float | None = None
+    """Critical: each class has at least this share of its split's rows; None: a tenth of an even share."""
     max_class_share: float = 0.9
     """Critical: no class has more than this share."""
     max_imbalance: float = 2.0
     """Warning: rows of the largest class / rows of the smallest."""
     max_duplicates: float = 0.01
     """Warning: share of rows whose image occurs earlier in the same split."""
+    max_conflicts: float = 0.0
+    """Warning: share of rows whose image occurs in the same split with another label too."""
     max_leaked: float = 0.0
     """Critical: share of test rows whose image is in the training split."""
     max_blank: float = 0.0
     """Critical: share of rows whose pixels all have one value."""
     min_pixel_max: int = 129
     """Critical: the brightest pixel of a split is at least this; below, pixels were scaled to 0-1 or 0-127."""
-    max_pixel_min: int = 0
+    max_pixel_min: int = 64
     """Critical: the darkest pixel of a split is at most this."""
-    min_centroid_hit: float = 0.5
-    """Critical: share of rows whose nearest class centroid is their label; low when labels and images do not belong together."""
+    min_pixel_mean: float = 0
+    """Critical: the mean of all pixels of a split is at least this."""
+    max_pixel_mean: float = 255
+    """Critical: the mean of all pixels of a split is at most this; far off when pixels were inverted or scaled."""
+    min_centroid_hit: float | None = None
+    """Critical: share of rows whose nearest class centroid is their label; None: a quarter of the way from chance
+    to certainty. Low when labels and images do not belong together: shifted labels, transposed images."""
+
+    def least_class_share(self, classes: int) -> float:
+        """Return the lower limit of a class's share for a data set of `classes` classes."""
+        return 0.1 / classes if self.min_class_share is None else self.min_class_share
+
+    def least_centroid_hit(self, classes: int) -> float:
+        """Return the lower limit of the share of rows nearest to their own class."""
+        return 0.25 + 0.75 / classes if self.min_centroid_hit is None else self.min_centroid_hit
 
 
 @dataclass(frozen=True)
@@ -147,7 +162,8 @@ def read(path: Path) -> Dataset:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected a manifest in TOML; {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: expected a manifest in TOML; {reason}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: expected a manifest in TOML; {error}") from error
     return _Manifest(path, values).dataset()
@@ -184,7 +200,7 @@ class _Manifest:
         )
 
     def _name(self) -> str:
-        name = self._take("name", str)
+        name: str = self._take("name", str)
         if not _NAME.fullmatch(name):
             raise self._wrong("name", "a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit", name)
         return name
@@ -244,7 +260,8 @@ class _Manifest:
         for url in spec.mirrors:
             parts = urlsplit(url)
             if parts.scheme not in ("https", "http") or not parts.hostname:
-                raise self._wrong("mirrors", "https:// or http:// addresses", url)
+                # Not the whole address: it may hold a password.
+                raise self._wrong("mirrors", "https:// or http:// addresses", f"{parts.scheme or url[:8]}:…")
         if spec.mirrors and not spec.pinned:
             raise ConfigError(
                 f"{self._path}: expected {where}.sha256 or {where}.payload_sha256 because it is fetched over the "
@@ -282,13 +299,14 @@ class _Manifest:
         return tuple(values)
 
     def _number(self, key: str, default: int, low: int, high: int) -> int:
-        value = self._take(key, int, default)
+        value: int = self._take(key, int, default)
         if not low <= value <= high:
             raise self._wrong(key, f"a number from {low} to {high}", value)
         return value
 
     def _table(self, key: str) -> dict[str, Any]:
-        return self._take(key, dict, {})
+        table: dict[str, Any] = self._take(key, dict, {})
+        return table
 
     def _take(self, key: str, kind: type[Any], default: Any = None) -> Any:
         value = self._values.get(key, default)
@@ -299,9 +317,7 @@ class _Manifest:
 
     def _only(self, values: Mapping[str, Any], known: set[str], prefix: str) -> None:
         for key in values.keys() - known:
-            raise ConfigError(
-                f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {prefix}{key}"
-            )
+            raise ConfigError(f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {prefix}{key}")
 
     def _wrong(self, key: str, expected: str, found: Any) -> ConfigError:
         shown = "nothing" if found is None else repr(found)

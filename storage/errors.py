@@ -15,6 +15,10 @@
 Each message is one sentence: what was expected, what was found, where, what to do.
 """
 
+from __future__ import annotations
+
+from storage.records import Step, Validation
+
 
 class IdxflowError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what `idxflow` ends with."""
@@ -43,7 +47,12 @@ class DigestMismatch(DataRefused):
 
 
 class ValidationFailed(DataRefused):
-    """A critical expectation about a split does not hold."""
+    """A critical expectation about a split does not hold. Carries the verdict, for the report, where there is one."""
+
+    def __init__(self, sentence: str, validation: Validation | None = None, step: Step | None = None) -> None:
+        super().__init__(sentence)
+        self.validation = validation
+        self.step = step
 
 
 class SourceUnavailable(IdxflowError):

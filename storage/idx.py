@@ -130,8 +130,8 @@ class Reader:
             raise FormatError(f"{self.name}: expected at least one element; the header declares {header.shape}")
         if header.data_bytes > MAX_PAYLOAD_BYTES:
             raise FormatError(
-                f"{self.name}: the header declares {header.shape} of {header.dtype.name}, "
-                f"{header.data_bytes:,} bytes, more than the limit of {MAX_PAYLOAD_BYTES:,}"
+                f"{self.name}: expected at most {MAX_PAYLOAD_BYTES:,} bytes of data; the header declares "
+                f"{header.shape} of {header.dtype.name}, {header.data_bytes:,} bytes"
             )
         return header
 
@@ -272,4 +272,5 @@ def _guess(magic: bytes) -> str:
 
 def _byte_order_hint(header: Header) -> str:
     swapped = tuple(int.from_bytes(size.to_bytes(4, "big"), "little") for size in header.shape)
-    return f"; were the dimensions written little-endian, as {swapped}?" if math.prod(swapped) < header.data_bytes >> 8 else ""
+    likely = math.prod(swapped) < header.data_bytes >> 8
+    return f"; were the dimensions written little-endian, as {swapped}?" if likely else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,9 +36,14 @@ class Writer:
             metadata={b"huggingface": _huggingface(class_names)},
         )
         self._writer = pq.ParquetWriter(
-            path, self._schema, compression="zstd", compression_level=1,
-            use_dictionary=["label"], write_statistics=["label"], write_page_checksum=True,
-        )  # fmt: skip
+            path,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["label"],
+            write_statistics=["label"],
+            write_page_checksum=True,
+        )
 
     def write(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Append images (uint8, shape (n, height, width)) and their labels (uint8, shape (n,)) as one row group."""
@@ -60,9 +66,13 @@ class Writer:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Return what `Writer.close` was given."""
-    with _open(path) as file:
-        return json.loads(file.metadata.metadata[_METADATA])
+    """Return what `Writer.close` was given.
+
+    Raises:
+        DamagedEntry: the file is not a split.
+    """
+    with _opened(path) as file:
+        return _metadata(file)
 
 
 def blocks(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -71,14 +81,13 @@ def blocks(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     Raises:
         DamagedEntry: a page fails its checksum, or the columns are not those of a split.
     """
-    with _open(path) as file:
+    with _opened(path) as file:
         shape = _image_shape(file, path)
-        for group in range(file.num_row_groups):
-            try:
-                table = file.read_row_group(group, use_threads=False)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise DamagedEntry(f"{path}: row group {group} cannot be read: {error}") from error
-            yield _images(table.column("image").combine_chunks(), shape), table.column("label").to_numpy()
+        groups = file.num_row_groups
+    for group in range(groups):
+        with _opened(path) as file:
+            table = file.read_row_group(group, use_threads=False)
+        yield _images(table.column("image").combine_chunks(), shape), table.column("label").combine_chunks().to_numpy()
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -89,8 +98,9 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def labels(path: Path) -> np.ndarray:
     """Return the labels alone, uint8 of shape (rows,), without reading any pixels."""
-    with _open(path) as file:
-        return file.read(columns=["label"]).column("label").to_numpy()
+    with _opened(path) as file:
+        column: np.ndarray = file.read(columns=["label"]).column("label").combine_chunks().to_numpy()
+        return column
 
 
 def rows(path: Path, wanted: list[int]) -> np.ndarray:
@@ -107,15 +117,22 @@ def rows(path: Path, wanted: list[int]) -> np.ndarray:
     return np.stack([found[row] for row in wanted])
 
 
-def _open(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DamagedEntry(f"{path}: expected a Parquet file; {error}") from error
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise DamagedEntry(f"{path}: expected the Parquet file of a split; {error}") from error
+
+
+def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(file.metadata.metadata[_METADATA])
+    return values
 
 
 def _image_shape(file: pq.ParquetFile, path: Path) -> tuple[int, int]:
-    height, width = json.loads(file.metadata.metadata[_METADATA])["image_shape"]
+    height, width = _metadata(file)["image_shape"]
     expected = {"image": pa.binary(height * width), "label": pa.uint8()}
     found = {field.name: field.type for field in file.schema_arrow}
     if found != expected:

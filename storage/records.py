@@ -229,7 +229,7 @@ class Evaluation:
     correct: int
     accuracy: float
     accuracy_low: float
-    """Lower end of the 95 % Wilson score interval."""
+    """Lower end of the 95% Wilson score interval."""
     accuracy_high: float
     loss: float
     per_class: tuple[ClassScore, ...]

@@ -39,6 +39,7 @@ class Version:
     test_accuracy: float
     train_accuracy: float
     classes: tuple[str, ...]
+    image_shape: tuple[int, int]
     run: str
     time: str
     """When it was registered, ISO 8601, UTC."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,11 @@ PACKAGES = ("flows", "tasks", "expectations", "storage")
 PLUMBING = frozenset(
     f"storage.{name}" for name in ("catalog", "errors", "files", "ledger", "records", "registry", "source", "store")
 ) | frozenset(f"tasks.{name}" for name in ("artifacts", "config", "progress", "steps"))
+
+
+# CPython 3.11 counts the depth of the tree it builds in one place for all threads: two that parse at once can end
+# in "SystemError: AST constructor recursion depth mismatch".
+_parsing = threading.Lock()
 
 
 def digests(module: str) -> dict[str, str]:
@@ -33,7 +39,8 @@ def digests(module: str) -> dict[str, str]:
 
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
-    tree = ast.parse(_path(module).read_bytes())
+    with _parsing:
+        tree = ast.parse(_path(module).read_bytes())
     imported = frozenset(
         name for node in ast.walk(tree) for name in _imports(node) if _path(name).is_file() and name != module
     )

@@ -51,7 +51,9 @@ _log = logging.getLogger(__name__)
 class Stored(Protocol):
     """A record that lives in a store entry."""
 
-    folder: Path
+    @property
+    def folder(self) -> Path:
+        """The entry it describes."""
 
 
 R = TypeVar("R", bound=Stored)
@@ -147,13 +149,20 @@ class Store:
         folder = self._folder(plan)
         return load(folder, kind) if folder.exists() else None
 
+    def get(self, dataset: str, step: str, key: str, kind: type[R]) -> R:
+        """Return the verified entry of a step by its key.
+
+        Raises:
+            DamagedEntry: it is not there, or a file of it is not what it should be.
+        """
+        return load(self.entries(dataset, step) / key, kind)
+
     def once(
         self,
         plan: Plan,
         kind: type[R],
         make: Callable[[Path], R],
         describe: Callable[[R], str],
-        refresh: str = "",
     ) -> Done[R]:
         """Return the result of `plan`: the one in the store if it is there and whole, else made now.
 
@@ -161,7 +170,6 @@ class Store:
             make: writes its files into the folder it is given and returns the record of them. The folder
                 may hold what an interrupted run left; anything not wanted in the result must be removed.
             describe: one line with counts about the record, for people.
-            refresh: if not empty, make it again even if it is there, for this reason.
 
         Raises:
             StoreError: the store cannot be written.
@@ -169,7 +177,7 @@ class Store:
         """
         started = time.perf_counter()
         with store_errors(self.root), self._exclusively(plan):
-            record, reason = self._reuse(plan, kind, refresh)
+            record, reason = self._reuse(plan, kind)
             reused = record is not None
             if record is None:
                 record = self._make(plan, make)
@@ -187,9 +195,7 @@ class Store:
         with locked(lock, say_waiting):
             yield
 
-    def _reuse(self, plan: Plan, kind: type[R], refresh: str) -> tuple[R | None, str]:
-        if refresh:
-            return None, refresh
+    def _reuse(self, plan: Plan, kind: type[R]) -> tuple[R | None, str]:
         try:
             record = self.find(plan, kind)
         except DamagedEntry as error:
@@ -201,6 +207,9 @@ class Store:
         final = self._folder(plan)
         partial = final.with_name(f".{plan.folder}.partial")
         make_folder(partial)
+        for path in partial.iterdir():
+            # A run killed while it sealed the entry left them read-only.
+            path.chmod(0o755 if path.is_dir() else 0o644)
         record = make(partial)
         _seal(partial, plan, record)
         if final.exists():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
 
 from storage.catalog import Dataset
 from storage.errors import ConfigError
@@ -38,7 +38,7 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(0.001, gt=0, le=10, description="Step size of stochastic gradient descent.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
     decay: float = Field(
-        1e-7, ge=0, le=1, description="Inverse-time decay per step: the rate at step t is learning_rate / (1 + decay·t)."
+        1e-7, ge=0, le=1, description="Inverse-time decay: the rate at step t is learning_rate / (1 + decay·t)."
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Share of each weight removed per step, times the rate.")
     batch_size: int = Field(64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest.")
@@ -70,6 +70,22 @@ class TrainingConfig(BaseModel):
         As in Keras, the rest, the tail, is held out (keras `validation_split`).
         """
         return int(rows * (1 - self.validation_fraction)) if self.validation_fraction else rows
+
+
+if TYPE_CHECKING:
+    TrainingOverrides = TrainingConfig
+else:
+    # The same fields and bounds, each optional and none set: in a form in the Prefect UI, a field that is left
+    # alone must not override what the profile and the data set say.
+    TrainingOverrides = create_model(
+        "TrainingOverrides",
+        __config__=ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False),
+        __doc__="Single training parameters; what is not set stays as profile and data set have it.",
+        **{
+            name: (field.annotation | None, FieldInfo.merge_field_infos(field, default=None))
+            for name, field in TrainingConfig.model_fields.items()
+        },
+    )
 
 
 def training_config(
@@ -107,9 +123,18 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
     return values
 
 
-def _checked(values: Mapping[str, Any], where: str | Path) -> TrainingConfig:
+def training_overrides(values: Mapping[str, Any]) -> TrainingOverrides:
+    """Check single training parameters.
+
+    Raises:
+        ConfigError: a value is out of bounds or unknown; names it, its bounds and what was found.
+    """
+    return _checked(values, "training parameters", TrainingOverrides)
+
+
+def _checked(values: Mapping[str, Any], where: str, kind: type[TrainingConfig] = TrainingConfig) -> TrainingConfig:
     try:
-        return TrainingConfig(**values)
+        return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "the combination"

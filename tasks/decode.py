@@ -24,21 +24,21 @@ _log = logging.getLogger(__name__)
 
 
 @task(task_run_name="decode-{name}", cache_policy=NO_CACHE)
-def decode(
-    store: Store, dataset: Dataset, name: SplitName, images: Archive, labels: Archive, refresh: str = ""
-) -> Done[Split]:
+def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, labels: Archive) -> Done[Split]:
     """Decode one split of `dataset` from its two archives, or find it decoded.
 
     Raises:
         FormatError: an archive is not a complete IDX file of the declared type, shape and number of rows.
     """
     plan = Plan(
-        dataset.name, "decode", name,
+        dataset.name,
+        "decode",
+        name,
         inputs={images.role: images.sha256, labels.role: labels.sha256},
         parameters=_declared(dataset, name),
         code=source.digests(__name__),
-    )  # fmt: skip
-    done = store.once(plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), _line, refresh)
+    )
+    done = store.once(plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), _line)
     log_step(_log, done.step)
     return done
 

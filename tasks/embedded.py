@@ -26,9 +26,12 @@ def digits() -> dict[str, np.ndarray]:
 
     bunch = load_digits()
     train, test, train_labels, test_labels = train_test_split(
-        bunch.images.astype(np.uint8), bunch.target.astype(np.uint8),
-        test_size=TEST_ROWS, random_state=_SEED, stratify=bunch.target,
-    )  # fmt: skip
+        bunch.images.astype(np.uint8),
+        bunch.target.astype(np.uint8),
+        test_size=TEST_ROWS,
+        random_state=_SEED,
+        stratify=bunch.target,
+    )
     return {"train-images": train, "train-labels": train_labels, "test-images": test, "test-labels": test_labels}
 
 

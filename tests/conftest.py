@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before Prefect is imported anywhere: nothing of the developer's own Prefect is read or written, and a test that
+# calls a task without `.fn` fails at once instead of starting a server behind everyone's back.
+os.environ |= {
+    "PREFECT_HOME": tempfile.mkdtemp(prefix="idxflow-prefect-"),
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    "DO_NOT_TRACK": "1",
+}
+for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "IDXFLOW_STORE", "IDXFLOW_SOURCE"):
+    os.environ.pop(name, None)
 
 import numpy as np
 import pytest
@@ -15,6 +26,17 @@ from storage.catalog import Dataset
 from storage.store import Store
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
+NO_SKIP = "IDXFLOW_NO_SKIP"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """With `IDXFLOW_NO_SKIP=1`, as in CI, a skipped test is a failed one."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(NO_SKIP) == "1":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and {NO_SKIP}=1 forbids that: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+# `make` alone says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help run test check lock canary clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DATASET ?= digits
+# Asked for on the command line: make run DATASET=mnist SOURCE=~/archives PROFILE=fast
+RUN_OPTIONS := $(if $(SOURCE),--source $(SOURCE)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(STORE),--store $(STORE))
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+run: $(READY) ## Set up what is missing and run the main job (DATASET=digits, SOURCE=, PROFILE=, STORE=)
+	@$(BIN)/idxflow run $(DATASET) $(RUN_OPTIONS)
+
+test: $(READY) ## Set up what is missing and run all tests (ARGS="-k decode")
+	@$(BIN)/pytest $(ARGS)
+
+check: $(READY) ## Lint, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+lock: ## Resolve the dependencies anew into requirements.lock (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements.lock
+
+canary: ## Weekly job: install the newest allowed releases without the lock, then run the tests
+	$(PYTHON) -m venv --clear .venv-canary
+	.venv-canary/bin/pip install --quiet "pip>=25.1"
+	.venv-canary/bin/pip install --quiet --editable . --group dev
+	.venv-canary/bin/pytest $(ARGS)
+
+clean: ## Remove the environment and all caches, but not the store
+	rm -rf $(VENV) .venv-canary *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is touched last, so an interrupted set-up is done again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "idxflow needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V). Choose another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV), once; this takes a few minutes"
+	@$(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "The venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)

@@ -1,0 +1,241 @@
+"""The `idxflow` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from flows.settings import quiet_environment
+from storage.errors import ConfigError, IdxflowError
+
+if TYPE_CHECKING:
+    from flows.job import Request
+    from storage.catalog import Dataset
+
+EXIT_CODES = """Exit codes:
+
+- 0: done: promoted, kept or unchanged
+- 1: anything else went wrong
+- 2: wrong usage or configuration
+- 3: the data was refused
+- 4: no source could be reached
+- 5: the model is below a floor
+- 130: interrupted
+"""
+
+app = App(
+    name="idxflow",
+    help="Retrain an image classifier from IDX archives, keep the better model, report why.",
+    help_epilogue=EXIT_CODES,
+    help_format="markdown",
+    version=version("idxflow"),
+)
+
+Source = Annotated[
+    str | None,
+    Parameter(help="Folder or URL to take the archives from, before the mirrors. [env var: IDXFLOW_SOURCE]"),
+]
+StoreFolder = Annotated[
+    str | None,
+    Parameter(help="Folder to keep everything in; default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
+]
+DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object to standard output.")]
+
+
+@app.command
+def run(
+    dataset: str = "digits",
+    *,
+    profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
+    set_: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            help="One training parameter, such as `epochs=5` or `hidden=[100,50]`; may repeat.",
+            negative="",
+            allow_leading_hyphen=True,
+        ),
+    ] = None,
+    source: Source = None,
+    store: StoreFolder = None,
+    dataset_file: DatasetFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Fetch, decode, validate, train, evaluate, decide, and write a report.
+
+    What is in the store already is verified and reused, so running again is resuming. Each line says what a step
+    did, how long it took, and why it ran or that it was reused.
+
+    Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
+    `idxflow run --dataset-file mine.toml`
+
+    Args:
+        dataset: A data set of the catalog (`idxflow datasets`).
+    """
+    from flows.job import Request
+    from tasks.config import parse_overrides, training_overrides
+
+    overrides = training_overrides(parse_overrides(set_ or []))
+    request = Request(dataset, dataset_file, _profile(profile), overrides, source, store)
+    return _run_flow("retrain", request, as_json)
+
+
+@app.command
+def validate(
+    dataset: str = "digits",
+    *,
+    source: Source = None,
+    store: StoreFolder = None,
+    dataset_file: DatasetFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Fetch, decode and validate a data set, and stop there. Exit code 3 if it is refused.
+
+    Args:
+        dataset: A data set of the catalog (`idxflow datasets`).
+    """
+    from flows.job import Request
+
+    return _run_flow("validate_dataset", Request(dataset, dataset_file, source=source, store=store), as_json)
+
+
+@app.command
+def datasets(*, as_json: AsJson = False) -> int:
+    """List the data sets of the catalog."""
+    from storage import catalog
+
+    known = [catalog.find(name) for name in catalog.names()]
+    if as_json:
+        print(json.dumps([_described(dataset) for dataset in known], ensure_ascii=False))
+        return 0
+    for dataset in known:
+        rows = " + ".join(f"{count:,}" for count in dataset.rows.values())
+        height, width = dataset.image_shape
+        where = "embedded" if dataset.embedded else f"{len(dataset.archives[0].mirrors)} mirrors"
+        print(
+            f"{dataset.name:14} {dataset.title:34} {rows:>15} images of {height}×{width}, "
+            f"{len(dataset.classes)} classes, {dataset.licence}, {where}"
+        )
+    return 0
+
+
+@app.command
+def manifest(
+    folder: Path,
+    *,
+    name: Annotated[str | None, Parameter(help="Name of the data set; default: the folder's name.")] = None,
+) -> int:
+    """Write a manifest for your own four IDX files to standard output, with their digests.
+
+    The files are found by their usual names (`train-images…`, `train-labels…`, `t10k-images…` or `test-images…`,
+    `t10k-labels…` or `test-labels…`); sizes, classes and digests are read from them.
+    Example: `idxflow manifest ~/letters > letters.toml`, then `idxflow run --dataset-file letters.toml`.
+
+    Args:
+        folder: Where the four files are.
+    """
+    from flows.manifest import manifest_of
+
+    print(manifest_of(folder, name), end="")
+    return 0
+
+
+def main(tokens: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(_main(tokens))
+
+
+def _main(tokens: list[str] | None) -> int:
+    try:
+        code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return ConfigError.exit_code
+    except IdxflowError as error:
+        print(f"idxflow: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("idxflow: interrupted; the same command goes on from where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`idxflow datasets | head`); keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _run_flow(flow: str, request: Request, as_json: bool) -> int:
+    """Run one of the flows of `flows.retrain` in this process, showing its steps as they end."""
+    from flows.job import refusal
+
+    try:
+        # Wrong usage is said in milliseconds, not after Prefect has started.
+        request.resolve()
+        outcome = _watch(flow, request, as_json)
+    except IdxflowError as error:
+        outcome = refusal(request, error)
+        print(f"idxflow: {error}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(outcome, ensure_ascii=False))
+    return outcome["error"]["exit_code"] if outcome["error"] else 0
+
+
+def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
+    from flows.console import Console
+
+    for key, value in quiet_environment().items():
+        os.environ.setdefault(key, value)
+    # Prefect's own console log would repeat each line; warnings and errors are ours to say.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    with Console(as_json) as console:
+        return console.watch(lambda: _call(flow, request))
+
+
+def _call(flow: str, request: Request) -> dict[str, Any]:
+    from flows import retrain
+
+    parameters: dict[str, Any] = {
+        "dataset": request.dataset,
+        "source": request.source,
+        "store": request.store,
+        "dataset_file": request.dataset_file,
+    }
+    if flow == "retrain":
+        parameters |= {"profile": request.profile, "training": request.training}
+    called: Callable[..., Any] = getattr(retrain, flow)
+    state = called(**parameters, return_state=True)
+    outcome: dict[str, Any] = state.result(raise_on_failure=False)
+    return outcome
+
+
+def _profile(name: str) -> Any:
+    from tasks.config import PROFILES
+
+    if name not in PROFILES:
+        raise ConfigError(f"expected --profile to be one of {', '.join(PROFILES)}; found {name!r}")
+    return name
+
+
+def _described(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "rows": dict(dataset.rows),
+        "image_shape": dataset.image_shape,
+        "classes": dataset.classes,
+        "embedded": dataset.embedded,
+        "licence": dataset.licence,
+        "homepage": dataset.homepage,
+        "mirrors": sorted({url.rsplit("/", 1)[0] + "/" for a in dataset.archives for url in a.mirrors}),
+    }
+
+
+if __name__ == "__main__":
+    main()

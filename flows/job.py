@@ -1,0 +1,213 @@
+"""One run through the hops: what it was asked for, what it has found out so far, how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flows.settings import SOURCE_VARIABLE, store_root
+from storage import catalog
+from storage.catalog import Dataset
+from storage.errors import IdxflowError, ModelRefused
+from storage.ledger import Ledger
+from storage.records import Done, Failure, Report, RunRecord, to_json
+from storage.store import Store
+from tasks.config import Profile, TrainingConfig, TrainingOverrides, training_config
+
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run was asked for, as typed in: on the command line, in a deployment, in the Prefect UI."""
+
+    dataset: str = "digits"
+    dataset_file: str | None = None
+    profile: Profile = "default"
+    training: TrainingOverrides | None = None
+    source: str | None = None
+    store: str | None = None
+
+    def resolve(self) -> tuple[Dataset, TrainingConfig]:
+        """Return the data set and the complete training configuration.
+
+        Raises:
+            ConfigError: the data set, its manifest or a parameter is wrong.
+        """
+        dataset = catalog.read(Path(self.dataset_file)) if self.dataset_file else catalog.find(self.dataset)
+        overrides = self.training.model_dump(exclude_none=True) if self.training else {}
+        return dataset, training_config(dataset, self.profile, overrides)
+
+    def source_for(self, dataset: Dataset) -> str | None:
+        """Return where to look first: what was asked for, else `IDXFLOW_SOURCE` unless the data is embedded.
+
+        In a folder of several data sets, it is the folder named like this one.
+        """
+        source = self.source or (None if dataset.embedded else os.environ.get(SOURCE_VARIABLE))
+        if source and "://" not in source:
+            folder = Path(source).expanduser().resolve()
+            own = folder / dataset.name
+            return str(own if own.is_dir() else folder)
+        return source or None
+
+
+@dataclass
+class Job:
+    """The state of one run. `record` grows with each hop, so that a failed run can report how far it came."""
+
+    store: Store
+    dataset: Dataset
+    source: str | None
+    config: TrainingConfig
+    record: RunRecord
+    report: Report | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def version(self) -> str:
+        """` v7` where the decision is about version 7, else nothing."""
+        number = self.record.decision.version if self.record.decision else None
+        return f" v{number}" if number else ""
+
+    def keep(self, done: Done[R], **found: Any) -> R:
+        """Note a step and what it found under the fields of `RunRecord`; return its record."""
+        self.note(steps=(*self.record.steps, done.step), **found)
+        return done.record
+
+    def note(self, **found: Any) -> None:
+        """Set fields of the run's record."""
+        self.record = dataclasses.replace(self.record, **found)
+
+    def fail(self, error: Exception) -> None:
+        """Note why the run stopped; what went wrong after that is only logged.
+
+        Errors that idxflow does not raise on purpose are logged with their trace.
+        """
+        if isinstance(error, IdxflowError):
+            failure = Failure(type(error).__name__, str(error), error.exit_code)
+        else:
+            _log.error("unexpected error", exc_info=error)
+            failure = Failure(type(error).__name__, f"unexpected {type(error).__name__}: {error}", 1)
+        if self.record.failure:
+            _log.error("after that: %s", failure.sentence)
+        else:
+            self.note(failure=failure)
+
+    @property
+    def state(self) -> str:
+        """`promoted`, `kept`, `unchanged`, `refused`, `failed`, or `valid` where only validation was asked for."""
+        if self.record.decision:
+            return self.record.decision.outcome
+        if self.record.failure:
+            return "refused" if self.record.failure.exit_code == 3 else "failed"
+        return "valid"
+
+    @property
+    def sentence(self) -> str:
+        """The end of the run in one sentence."""
+        record = self.record
+        if record.failure:
+            return record.failure.sentence
+        return record.decision.sentence if record.decision else "the data is valid"
+
+    def refuse_if_below_floor(self) -> None:
+        """Note a refused decision as the run's failure."""
+        decision = self.record.decision
+        if decision and decision.outcome == "refused":
+            self.fail(ModelRefused(f"{self.dataset.name}: model {decision.sentence}"))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome as JSON values: what `--json` prints and the ledger keeps."""
+        record, decision = self.record, self.record.decision
+        return {
+            "state": self.state,
+            "sentence": self.sentence,
+            "dataset": self.dataset.name,
+            "run": record.id,
+            "version": decision.version if decision else None,
+            "champion": decision.champion if decision else None,
+            "train_accuracy": record.model.train_accuracy if record.model else None,
+            "test_accuracy": record.evaluation.accuracy if record.evaluation else None,
+            "epochs": record.model.epochs_run if record.model else None,
+            "steps": {
+                s.name: {
+                    "seconds": round(s.seconds, 3),
+                    "reused": s.reused,
+                    "reason": s.reason,
+                    "summary": s.summary,
+                    "key": s.key,
+                }
+                for s in record.steps
+            },
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "store": str(self.store.root),
+            "report": str(self.report.html) if self.report else None,
+            "error": to_json(record.failure) if record.failure else None,
+        }
+
+    def append_to_ledger(self) -> None:
+        """Write the run into the ledger."""
+        request = {"asked_by": self.record.asked_by, "profile": self.record.profile, "config": self.record.config}
+        report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
+        values = {**self.summary(), **request, "report": report, "started": self.record.started}
+        values.pop("store")
+        Ledger(self.store, self.dataset.name).append("runs", self.record.id, values)
+
+    def last_report(self) -> Report | None:
+        """Return the report of the run that made the last decision, if it is still there."""
+        for run in reversed(Ledger(self.store, self.dataset.name).read("runs")):
+            if run["report"] and run["state"] in ("promoted", "kept"):
+                report = Report(self.store.root / run["report"])
+                return report if report.html.is_file() else None
+        return None
+
+
+def prepare(request: Request, asked_by: str) -> Job:
+    """Check everything that was asked for before any work starts.
+
+    Raises:
+        ConfigError: the data set, its manifest or a parameter is wrong.
+        StoreError: the store cannot be written.
+    """
+    dataset, config = request.resolve()
+    store = Store(store_root(request.store))
+    store.prepare()
+    now = datetime.now(UTC)
+    record = RunRecord(
+        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        dataset=dataset.name,
+        started=now.isoformat(timespec="seconds"),
+        asked_by=asked_by,
+        profile=request.profile,
+        config=config.model_dump(mode="json"),
+    )
+    return Job(store, dataset, request.source_for(dataset), config, record)
+
+
+def refusal(request: Request, error: IdxflowError) -> dict[str, Any]:
+    """Return the outcome of a request that could not be started, in the form of `Job.summary`."""
+    return {
+        "state": "failed",
+        "sentence": str(error),
+        "dataset": request.dataset_file or request.dataset,
+        "run": None,
+        "version": None,
+        "champion": None,
+        "train_accuracy": None,
+        "test_accuracy": None,
+        "epochs": None,
+        "steps": {},
+        "seconds": 0.0,
+        "store": str(store_root(request.store)),
+        "report": None,
+        "error": to_json(Failure(type(error).__name__, str(error), error.exit_code)),
+    }

@@ -1,0 +1,178 @@
+"""The main job: from archives to a decision about a new model, with a report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect import flow, runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Completed, Failed
+
+from flows.job import Job, Request, prepare, refusal
+from storage.errors import IdxflowError, ValidationFailed
+from storage.records import SPLITS, Done, Evaluation, Report, Split
+from storage.registry import Registry
+from tasks.config import Profile, TrainingOverrides
+from tasks.decide import Champion, current_champion, decide
+from tasks.decode import decode
+from tasks.evaluate import evaluate
+from tasks.fetch import fetch
+from tasks.normalize import normalize
+from tasks.publish import publish
+from tasks.train import train
+from tasks.validate import validate
+
+LOGGERS = ("flows", "tasks", "storage", "expectations")
+
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+@flow(name="retrain", flow_run_name="{dataset}")
+def retrain(
+    dataset: str = "digits",
+    profile: Profile = "default",
+    training: TrainingOverrides | None = None,
+    source: str | None = None,
+    store: str | None = None,
+    dataset_file: str | None = None,
+) -> State[dict[str, Any]]:
+    """Retrain the classifier of one data set and keep the better model.
+
+    Fetches the archives, decodes, validates, normalizes, trains, evaluates, decides whether the new model
+    replaces the champion, and publishes a report. What is in the store already is verified and reused.
+
+    Args:
+        dataset: Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.
+        profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
+        training: Single training parameters that differ from the profile and the data set's own defaults.
+        source: Folder or URL to look for the archives in, before the mirrors. Default: IDXFLOW_SOURCE.
+        store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
+        dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
+    """
+    request = Request(dataset, dataset_file, profile, training, source, store)
+    return _carry_out(request, _to_decision)
+
+
+@flow(name="validate", flow_run_name="{dataset}")
+def validate_dataset(
+    dataset: str = "digits",
+    source: str | None = None,
+    store: str | None = None,
+    dataset_file: str | None = None,
+) -> State[dict[str, Any]]:
+    """Fetch, decode and validate one data set, and stop there.
+
+    Args:
+        dataset: Name of a data set of the catalog.
+        source: Folder or URL to look for the archives in, before the mirrors. Default: IDXFLOW_SOURCE.
+        store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
+        dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
+    """
+    return _carry_out(Request(dataset, dataset_file, source=source, store=store), _to_validation)
+
+
+def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[str, Any]]:
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        job = prepare(request, asked_by=runtime.deployment.name or "command line")
+    except IdxflowError as error:
+        return Failed(message=str(error), data=refusal(request, error))
+    _rename_run(f"{job.dataset.name} {job.record.id}")
+    try:
+        hops(job)
+        job.refuse_if_below_floor()
+    except Exception as error:
+        job.fail(error)
+    return _finish(job)
+
+
+def _to_validation(job: Job) -> tuple[Split, Split]:
+    """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
+    store, dataset = job.store, job.dataset
+    fetched = _results([fetch.submit(store, dataset, spec, job.source) for spec in dataset.archives])
+    archives = {done.record.role: job.keep(done) for done in fetched}
+    job.note(archives=tuple(archives.values()))
+    decoded = _results(
+        [decode.submit(store, dataset, name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
+    )
+    train_split, test_split = (job.keep(done) for done in decoded)
+    job.note(train=train_split, test=test_split)
+    try:
+        job.note(validation=job.keep(validate(store, dataset, train_split, test_split)))
+    except ValidationFailed as error:
+        job.note(validation=error.validation, steps=(*job.record.steps, *([error.step] if error.step else [])))
+        raise
+    return train_split, test_split
+
+
+def _to_decision(job: Job) -> None:
+    """All hops. The champion stays locked from the moment it is scored until it is replaced or kept."""
+    train_split, test_split = _to_validation(job)
+    store, dataset = job.store, job.dataset
+    normalization = job.keep(normalize(store, dataset, train_split, job.config))
+    job.note(normalization=normalization)
+    # Called, not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
+    model = job.keep(train(store, dataset, train_split, normalization, job.config))
+    job.note(model=model)
+    evaluation = job.keep(evaluate(store, dataset, model, test_split))
+    job.note(evaluation=evaluation)
+    with Registry(store, dataset.name).deciding():
+        champion = _scored_champion(job, test_split)
+        job.note(champion_evaluation=champion[1] if champion else None)
+        job.note(decision=decide(store, dataset, job.record.id, model, evaluation, champion))
+
+
+def _scored_champion(job: Job, test_split: Split) -> tuple[Champion, Evaluation | None] | None:
+    """Score the champion on today's test rows, never trusting its old number."""
+    champion = current_champion(job.store, job.dataset)
+    if champion is None or champion.model is None:
+        return (champion, None) if champion else None
+    return champion, evaluate(job.store, job.dataset, champion.model, test_split, whose="champion").record
+
+
+def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
+    """Wait for all, also when one fails: nothing of a failed run may still be writing when it reports."""
+    wait(futures)
+    return [future.result() for future in futures]
+
+
+def _finish(job: Job) -> State[dict[str, Any]]:
+    """Publish the report, write the ledger, and say in Prefect's terms how the run ended."""
+    try:
+        job.report = _report(job)
+        job.append_to_ledger()
+    except Exception as error:
+        job.fail(error)
+    _rename_run(f"{job.dataset.name} {job.record.id} {job.state}{job.version}")
+    _log.info("%s: %s", job.dataset.name, job.sentence)
+    if job.report:
+        _log.info("report: %s", job.report.html)
+    end = Failed if job.record.failure else Completed
+    return end(message=job.sentence, data=job.summary())
+
+
+def _report(job: Job) -> Report | None:
+    """Return a new report, or that of the last decision where nothing is new."""
+    if job.state == "valid":
+        return None
+    if job.state == "unchanged":
+        last = job.last_report()
+        if last:
+            return last
+    return job.keep(publish(job.store, job.dataset, job.record))
+
+
+def _rename_run(name: str) -> None:
+    """Give the flow run a name that says more than it could when it was scheduled."""
+    run = runtime.flow_run.id
+    if run:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(run), name=name)

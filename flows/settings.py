@@ -1,0 +1,39 @@
+"""Where things are, and the environment that every process of idxflow runs in."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE_VARIABLE = "IDXFLOW_STORE"
+SOURCE_VARIABLE = "IDXFLOW_SOURCE"
+
+
+def store_root(given: str | None) -> Path:
+    """Return the store's folder: the one given, else `IDXFLOW_STORE`, else `store` beside the source code."""
+    return Path(given or os.environ.get(STORE_VARIABLE) or ROOT / "store").expanduser().absolute()
+
+
+def quiet_environment() -> dict[str, str]:
+    """Return the environment variables that idxflow sets for Prefect: `[tool.prefect]` of pyproject.toml.
+
+    Prefect itself reads that table only when the working directory is this project's root. A worker's runs
+    start there; the command line may be called from anywhere.
+    """
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        table = tomllib.load(stream)["tool"]["prefect"]
+    # Not a setting of Prefect but of the environment: it keeps the SDK from sending anything.
+    return {"DO_NOT_TRACK": "1", **dict(_variables("PREFECT", table))}
+
+
+def _variables(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        name = f"{prefix}_{key.upper()}"
+        if isinstance(value, dict):
+            yield from _variables(name, value)
+        else:
+            yield name, str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,213 @@
+"""Score a trained model on every row of the test split."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from storage import arrays, parquet, source
+from storage.catalog import Dataset
+from storage.errors import ConfigError, DamagedEntry
+from storage.files import sha256_of
+from storage.records import ClassScore, Done, Evaluation, Mistake, Split, TrainedModel
+from storage.store import Plan, Store
+from tasks import network, normalize
+from tasks.steps import log_step
+
+CONFIDENCE = 0.95
+"""Of the interval around the accuracy."""
+MOST_MISTAKES = 25
+SCORED_AT_ONCE = 2048
+"""Rows per call: bounds the memory that activations take."""
+
+_log = logging.getLogger(__name__)
+
+
+@task(task_run_name="evaluate-{whose}", cache_policy=NO_CACHE)
+def evaluate(
+    store: Store, dataset: Dataset, model: TrainedModel, test: Split, whose: str = "candidate"
+) -> Done[Evaluation]:
+    """Score `model` on all rows of `test`, or find that score. `whose` only names the task run.
+
+    Raises:
+        ConfigError: the model is for other classes or another image size.
+        DataRefused: a label is not a class of the data set.
+        DamagedEntry: a file of the model is not what its record says.
+    """
+    plan = Plan(
+        dataset.name,
+        "evaluate",
+        inputs={
+            "weights": model.weights_digest,
+            "architecture": _digest(model.architecture),
+            "normalization": _digest(model.normalization),
+            "test": test.digest,
+        },
+        parameters={"classes": list(dataset.classes)},
+        code=source.digests(__name__),
+        libraries=network.versions("tensorflow", "keras", "numpy", "scikit-learn", "scipy"),
+    )
+    done = store.once(plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), _line)
+    log_step(_log, done.step)
+    return done
+
+
+def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split) -> Evaluation:
+    """Write `predictions.npz` into `folder`, a row for each of `test`, and return the scores.
+
+    Raises:
+        ConfigError, DataRefused, DamagedEntry: see `evaluate`.
+    """
+    classifier = Classifier(model)
+    _check_fit(classifier.architecture, dataset, test)
+    labels = parquet.labels(test.file).astype(np.int64)
+    normalize.check_labels(dataset, test, labels)
+    logits = np.concatenate([classifier.logits(images) for images, _ in parquet.blocks(test.file)])
+    if not len(logits) == len(labels) == test.rows:
+        raise DamagedEntry(
+            f"{test.file}: expected {test.rows:,} rows, as its entry says; found {len(logits):,}; decode again"
+        )
+    probability = softmax(logits)
+    predicted = logits.argmax(axis=1)
+    correct = int((predicted == labels).sum())
+    low, high = interval(correct, test.rows)
+    per_class, confusion = by_class(dataset.classes, labels, predicted)
+    evaluation = Evaluation(
+        folder,
+        model.weights_digest,
+        test.digest,
+        test.rows,
+        correct,
+        correct / test.rows,
+        low,
+        high,
+        cross_entropy(logits, labels),
+        per_class,
+        confusion,
+        worst_mistakes(labels, predicted, probability),
+    )
+    evaluation.file.unlink(missing_ok=True)
+    arrays.write(evaluation.file, {"predicted": predicted.astype(np.uint8), "probability": probability})
+    return evaluation
+
+
+def predict(model: TrainedModel, images: np.ndarray) -> np.ndarray:
+    """Return the probability of each class for `images`, raw pixels of 0-255.
+
+    Args:
+        images: uint8 of shape (n, height, width).
+
+    Returns:
+        Float32 of shape (n, classes); each row adds up to 1.
+
+    Raises:
+        ConfigError: the images have another number of pixels than those the model was trained on.
+        DamagedEntry: a file of the model is not what its record says.
+    """
+    return softmax(Classifier(model).logits(images))
+
+
+class Classifier:
+    """A trained model, rebuilt from its arrays: no file of it is ever run.
+
+    Raises:
+        DamagedEntry: a file of the model is not what its record says.
+    """
+
+    def __init__(self, model: TrainedModel) -> None:
+        self.architecture = network.load_architecture(model.architecture)
+        weights = network.load_weights(model.weights, self.architecture)
+        if network.weights_digest(weights) != model.weights_digest:
+            raise DamagedEntry(f"{model.weights}: expected the weights {model.weights_digest[:12]}…; found others")
+        self._statistics = normalize.read(model.normalization, self.architecture.inputs)
+        self._network = network.build(self.architecture, weights)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Return float32 of shape (n, classes) for `images`, uint8 of shape (n, height, width)."""
+        if images.ndim != 3 or math.prod(images.shape[1:]) != self.architecture.inputs or images.dtype != np.uint8:
+            raise ConfigError(
+                f"expected images of {self.architecture.inputs:,} pixels as uint8, such as the model was trained on; "
+                f"found {images.dtype} of shape {images.shape}"
+            )
+        starts = range(0, len(images), SCORED_AT_ONCE)
+        blocks = [normalize.apply(images[start : start + SCORED_AT_ONCE], self._statistics) for start in starts]
+        none = np.empty((0, self.architecture.classes), np.float32)
+        return np.concatenate([none, *(self._network(block, training=False).numpy() for block in blocks)])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return probabilities, float32, of logits of shape (n, classes)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: np.ndarray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of -log(probability of the label), in nats; finite however small that probability is."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+    return float(losses.mean())
+
+
+def interval(correct: int, rows: int) -> tuple[float, float]:
+    """Return the 95% Wilson score interval of the share `correct` / `rows` (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(correct, rows).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def by_class(
+    names: tuple[str, ...], labels: np.ndarray, predicted: np.ndarray
+) -> tuple[tuple[ClassScore, ...], tuple[tuple[int, ...], ...]]:
+    """Return precision, recall and F1 of each class, and the confusion matrix (rows: true, columns: predicted).
+
+    A class that has no rows, or that is never predicted, scores 0 where its score is not defined.
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    classes = list(range(len(names)))
+    scores = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    per_class = tuple(
+        ClassScore(label, names[label], int(rows), float(precision), float(recall), float(f1))
+        for label, precision, recall, f1, rows in zip(classes, *scores, strict=True)
+    )
+    matrix = confusion_matrix(labels, predicted, labels=classes)
+    return per_class, tuple(tuple(int(count) for count in row) for row in matrix)
+
+
+def worst_mistakes(labels: np.ndarray, predicted: np.ndarray, probability: np.ndarray) -> tuple[Mistake, ...]:
+    """Return the wrong rows that the model was surest of, at most 25, the surest first."""
+    wrong = np.flatnonzero(predicted != labels)
+    sure = probability[wrong, predicted[wrong]]
+    first = np.argsort(-sure, kind="stable")[:MOST_MISTAKES]
+    return tuple(Mistake(int(wrong[n]), int(labels[wrong[n]]), int(predicted[wrong[n]]), float(sure[n])) for n in first)
+
+
+def _check_fit(architecture: network.Architecture, dataset: Dataset, test: Split) -> None:
+    expected = (test.image_shape[0] * test.image_shape[1], len(dataset.classes))
+    found = (architecture.inputs, architecture.classes)
+    if found != expected:
+        raise ConfigError(
+            f"{dataset.name}: expected a model for {expected[0]:,} pixels and {expected[1]} classes; "
+            f"found one for {found[0]:,} pixels and {found[1]} classes; train one for this data set"
+        )
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        raise DamagedEntry(f"{file}: expected a file of a trained model; {error.strerror}; train again") from error
+
+
+def _line(evaluation: Evaluation) -> str:
+    return (
+        f"{evaluation.correct:,} of {evaluation.rows:,} right, {100 * evaluation.accuracy:.2f}% "
+        f"({100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}), loss {evaluation.loss:.4f}"
+    )

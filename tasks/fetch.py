@@ -1,0 +1,192 @@
+"""Bring one archive into the store, byte for byte as it was published, from the first source that has it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from storage.catalog import ArchiveSpec, Dataset
+from storage.errors import FormatError, IdxflowError, SourceUnavailable
+from storage.records import Archive, Done
+from storage.store import Plan, Store
+from tasks.download import POLICY, Policy
+from tasks.origins import EMBEDDED, GZIP_MAGIC, Folder, Inbox, Origin, measured, origins_of
+from tasks.part import Part, Received, SourceFailed
+from tasks.steps import log_step
+
+_FIX = "with --source FOLDER or URL, or IDXFLOW_SOURCE"
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@task(task_run_name="fetch-{spec.role}", cache_policy=NO_CACHE)
+def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None = None) -> Done[Archive]:
+    """Bring one archive of `dataset` into the store, or find it there.
+
+    Sources, in order: `source`, the manifest's folder, the embedded data, the manifest's mirrors. Each one that
+    fails is a warning if there is another to try.
+
+    Args:
+        source: a folder, as a path or `file:` URL, or the http(s) address that the file's name is put after.
+
+    Raises:
+        ConfigError: `source` is none of these, or is a network address for an archive without a digest.
+        DigestMismatch: a source has other bytes than the published ones, and no other source helped.
+        FormatError: likewise, with more bytes than can be right or another size than declared.
+        SourceUnavailable: no source could be read.
+    """
+    done = find_or_fetch(store, dataset, spec, source)
+    log_step(_log, done.step)
+    return done
+
+
+def find_or_fetch(
+    store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None, policy: Policy = POLICY
+) -> Done[Archive]:
+    """Do what `fetch` does, as patiently as `policy` says.
+
+    An archive is known by its digests alone: whatever brought it, it is the same. So one that is in the store
+    is found without any source, and no change of this code brings it again. Without published digests it is known
+    by the digest that the file in the folder has now.
+    """
+    origins = origins_of(store, dataset, spec, source)
+    if not spec.pinned:
+        spec, origins = _pin(dataset, spec, origins)
+    digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
+    plan = Plan(dataset.name, "fetch", spec.role, inputs={name: d for name, d in digests.items() if d})
+    wanted = Wanted(dataset.name, spec, policy)
+    return store.once(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The archive that is looked for, and with how much patience."""
+
+    dataset: str
+    spec: ArchiveSpec
+    policy: Policy
+
+    @property
+    def name(self) -> str:
+        """Data set and file, as messages name it."""
+        return f"{self.dataset}: {self.spec.file}"
+
+
+def bring(wanted: Wanted, origins: Sequence[Origin], folder: Path) -> Archive:
+    """Write the archive into `folder` from the first of `origins` that has it.
+
+    `folder` may hold what an interrupted run left: a download is resumed, anything else removed. What comes from
+    a source has another name until it is known to be right.
+
+    Raises:
+        DigestMismatch, FormatError, SourceUnavailable: see `fetch`.
+        OSError: the folder cannot be written.
+    """
+    part = Part(folder, wanted.spec.file)
+    _remove_others(folder, part)
+    deadline = wanted.policy.clock() + wanted.policy.deadline_seconds
+
+    def look(origin: Origin) -> tuple[str, Received]:
+        try:
+            return origin.deliver(wanted.spec, part, wanted.policy, deadline)
+        except SourceFailed as failure:
+            if failure.refused or not part.note.exists():
+                part.clear()
+            raise
+
+    source, received = _first(wanted, origins, look)
+    name = _final_name(wanted.spec, part.path)
+    os.replace(part.path, folder / name)
+    part.clear()
+    return Archive(folder, wanted.spec.role, name, received.size_bytes, received.sha256, source)
+
+
+def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, list[Origin]]:
+    """Return `spec` with the digest of the first file found, and the place where that is."""
+
+    def look(origin: Origin) -> tuple[ArchiveSpec, list[Origin]]:
+        if not isinstance(origin, Folder | Inbox):
+            raise SourceFailed("nothing is fetched over the network without a sha256")
+        return _as_found(spec, origin.find(spec)), [origin]
+
+    return _first(Wanted(dataset.name, spec, POLICY), origins, look)
+
+
+def _as_found(spec: ArchiveSpec, path: Path) -> ArchiveSpec:
+    found = measured(path)
+    declared = spec.bytes if path.suffix == Path(spec.file).suffix else spec.payload_bytes
+    if declared not in (None, found.size_bytes):
+        raise SourceFailed(f"found {found.size_bytes:,} bytes where {declared:,} are declared", refused=FormatError)
+    return replace(spec, bytes=found.size_bytes, sha256=found.sha256, payload_bytes=None)
+
+
+def _first(wanted: Wanted, origins: Sequence[Origin], look: Callable[[Origin], T]) -> T:
+    """Return what `look` finds at the first of `origins` where it does not fail."""
+    failures: list[tuple[Origin, SourceFailed]] = []
+    for number, origin in enumerate(origins, start=1):
+        try:
+            return look(origin)
+        except SourceFailed as failure:
+            failures.append((origin, failure))
+            if number < len(origins):
+                _log.warning("%s: %s: %s; trying %s", wanted.name, origin.where, failure, origins[number].where)
+    raise _error(wanted, failures)
+
+
+def _error(wanted: Wanted, failures: Sequence[tuple[Origin, SourceFailed]]) -> IdxflowError:
+    if not failures:
+        return SourceUnavailable(f"{wanted.name}: expected a source in the manifest; found none; give one {_FIX}")
+    refused = next((failure.refused for _, failure in failures if failure.refused), None)
+    found = "; ".join(f"{origin.where}: {failure}" for origin, failure in failures)
+    if not refused:
+        places = "its source" if len(failures) == 1 else f"one of {len(failures)} sources"
+        return SourceUnavailable(f"{wanted.name}: expected it at {places}; {found}; give another {_FIX}")
+    own = any(failure.refused and isinstance(origin, Folder) for origin, failure in failures)
+    meant = "; if the file found is meant, `idxflow manifest FOLDER` writes its digests" if own else ""
+    return refused(f"{wanted.name}: expected {_published(wanted.spec)}; {found}; give that one {_FIX}{meant}")
+
+
+def _published(spec: ArchiveSpec) -> str:
+    size = f" of {spec.bytes:,} bytes" if spec.bytes else ""
+    digests = [f"SHA-256 {spec.sha256[:12]}…{size}" if spec.sha256 else ""]
+    digests.append(f"payload SHA-256 {spec.payload_sha256[:12]}…" if spec.payload_sha256 else "")
+    return " or ".join(filter(None, digests)) or "the declared size"
+
+
+def _final_name(spec: ArchiveSpec, path: Path) -> str:
+    with path.open("rb") as stream:
+        return spec.file if stream.read(2) == GZIP_MAGIC else spec.file.removesuffix(".gz")
+
+
+def _remove_others(folder: Path, part: Part) -> None:
+    for path in folder.iterdir():
+        if path in (part.path, part.note):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _line(spec: ArchiveSpec, archive: Archive) -> str:
+    other = spec.sha256 and spec.sha256 != archive.sha256
+    note = ", not the published archive but its payload" if other else ""
+    return f"{archive.size_bytes:,} bytes from {_place(archive.source)}, sha256 {archive.sha256[:12]}{note}"
+
+
+def _place(source: str) -> str:
+    if source.startswith(("http://", "https://")):
+        return urlsplit(source).netloc
+    return source if source == EMBEDDED else str(Path(source).parent)

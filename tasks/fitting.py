@@ -1,0 +1,171 @@
+"""Fit the network to rows: each epoch is one compiled call, the loop over its steps inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tasks import network
+from tasks.config import TrainingConfig
+
+SCORED_AT_ONCE = 2048
+"""Rows per call when scoring: bounds the memory that activations take."""
+
+
+class Fitting:
+    """A network in training: weights and velocity on the device, beside all rows, normalised.
+
+    Stochastic gradient descent with momentum, as `keras.optimizers.SGD` does it (Keras 3, `sgd.py`):
+    `rate = learning_rate / (1 + decay · t)`, `w -= w · weight_decay · rate`,
+    `velocity = momentum · velocity - rate · gradient`, `w += velocity`, for steps t = 0, 1, …
+    The loss is the mean categorical cross-entropy of the step's rows.
+
+    Args:
+        images: float32 of shape (rows, pixels), normalised.
+        labels: int32 of shape (rows,), each below the number of classes.
+        fitted: how many rows, from the first on, an epoch passes over.
+    """
+
+    def __init__(
+        self,
+        architecture: network.Architecture,
+        config: TrainingConfig,
+        images: np.ndarray,
+        labels: np.ndarray,
+        fitted: int,
+    ) -> None:
+        self._tf = tf = network.tensorflow()
+        self._config, self._fitted = config, fitted
+        self._images, self._labels = tf.constant(images), tf.constant(labels)
+        self._model = network.build(architecture, network.initial_weights(architecture, config.seed))
+        self._names = tuple(architecture.shapes)
+        self._weights = [variable.value for variable in self._model.trainable_variables]
+        self._velocity = [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
+        self.calls = 0
+        """Compiled calls for epochs so far."""
+        self.traces = 0
+        """How often an epoch was compiled."""
+        images_and_labels = (tf.TensorSpec([None, architecture.inputs]), tf.TensorSpec([None], tf.int32))
+        order = (tf.TensorSpec([fitted], tf.int32), tf.TensorSpec([], tf.int64))
+        self._epoch = self._compiled(self._steps, *images_and_labels, *order)
+        self._score = self._compiled(self._scored, *images_and_labels)
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch; the last one takes what is left."""
+        return math.ceil(self._fitted / self._config.batch_size)
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """A copy of the weights, by name."""
+        return self._named(self._weights)
+
+    @property
+    def velocity(self) -> dict[str, np.ndarray]:
+        """A copy of the velocity of each weight, by the weight's name."""
+        return self._named(self._velocity)
+
+    def set_weights(self, weights: network.Weights) -> None:
+        """Replace the weights."""
+        self._assign(self._weights, weights)
+
+    def set_velocity(self, velocity: Mapping[str, np.ndarray]) -> None:
+        """Replace the velocity of each weight."""
+        self._assign(self._velocity, velocity)
+
+    def epoch(self, number: int) -> tuple[float, float]:
+        """Pass over the fitted rows once, in the order of epoch `number` (from 1).
+
+        Returns mean loss and accuracy over the rows, each measured just before the step that its row is in,
+        as Keras reports them.
+        """
+        tf = self._tf
+        order = tf.constant(row_order(self._config.seed, number, self._fitted))
+        self.calls += 1
+        loss, correct = self._epoch(self._images, self._labels, order, tf.constant((number - 1) * self.steps, tf.int64))
+        return float(loss) / self._fitted, int(correct) / self._fitted
+
+    def score(self, start: int, stop: int) -> tuple[float, float]:
+        """Return mean loss and accuracy of the rows from `start` to before `stop`, with the weights as they are."""
+        loss, correct = 0.0, 0
+        for first in range(start, stop, SCORED_AT_ONCE):
+            rows = slice(first, min(first + SCORED_AT_ONCE, stop))
+            more_loss, more_correct = self._score(self._images[rows], self._labels[rows])
+            loss, correct = loss + float(more_loss), correct + int(more_correct)
+        return loss / (stop - start), correct / (stop - start)
+
+    def _compiled(self, body: Callable[..., Any], *signature: Any) -> Any:
+        """Trace `body` now, once: what is returned can only be called, never traced again."""
+        return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
+
+    def _steps(self, images: Any, labels: Any, order: Any, first_step: Any) -> tuple[Any, Any]:
+        tf, size = self._tf, self._config.batch_size
+        self.traces += 1
+        full, rest = divmod(self._fitted, size)
+
+        def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
+            return some(number, loss, correct, size)
+
+        def some(number: Any, loss: Any, correct: Any, count: int) -> tuple[Any, Any, Any]:
+            # Fixed shapes: the step of `size` rows is compiled apart from the last one of an epoch.
+            rows = tf.ensure_shape(order[number * size : number * size + count], [count])
+            more_loss, more_correct = self._step(
+                tf.gather(images, rows), tf.gather(labels, rows), first_step + tf.cast(number, tf.int64)
+            )
+            return number + 1, loss + more_loss, correct + more_correct
+
+        state = (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64))
+        done, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
+        if rest:
+            _, loss, correct = some(done, loss, correct, rest)
+        return loss, correct
+
+    def _step(self, images: Any, labels: Any, number: Any) -> tuple[Any, Any]:
+        tf, config = self._tf, self._config
+        with tf.GradientTape() as tape:
+            logits = self._model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_mean(losses)
+        gradients = tape.gradient(loss, self._weights)
+        rate = tf.cast(config.learning_rate / (1 + config.decay * tf.cast(number, tf.float64)), tf.float32)
+        for weight, velocity, gradient in zip(self._weights, self._velocity, gradients, strict=True):
+            if config.weight_decay:
+                weight.assign_sub(weight * config.weight_decay * rate)
+            # Keras's two assignments in one operation.
+            tf.raw_ops.ResourceApplyKerasMomentum(
+                var=weight.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=config.momentum
+            )
+        return self._sums(labels, logits, losses)
+
+    def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
+        logits = self._model(images, training=False)
+        losses = self._tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return self._sums(labels, logits, losses)
+
+    def _sums(self, labels: Any, logits: Any, losses: Any) -> tuple[Any, Any]:
+        tf = self._tf
+        hits = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+        return tf.reduce_sum(tf.cast(losses, tf.float64)), tf.math.count_nonzero(hits)
+
+    def _named(self, variables: list[Any]) -> dict[str, np.ndarray]:
+        return {name: variable.numpy() for name, variable in zip(self._names, variables, strict=True)}
+
+    def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
+        for name, variable in zip(self._names, variables, strict=True):
+            variable.assign(values[name])
+
+
+def row_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """Return the order in which epoch `epoch` (from 1) takes the fitted rows: int32 of shape (rows,).
+
+    It depends on nothing else, so a resumed training goes on exactly as an unbroken one.
+    """
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows).astype(np.int32)
+
+
+def rate_after(config: TrainingConfig, steps: int) -> float:
+    """Return the learning rate once `steps` steps are done."""
+    return config.learning_rate / (1 + config.decay * steps)

@@ -1,0 +1,211 @@
+"""The two looks of a report: a page that needs nothing but itself, and Markdown for the Prefect UI.
+
+`report` says what is in them. Every text is escaped for where it goes: by Jinja in HTML, by
+`escaped_markdown` in Markdown. The folder `templates` holds the words around it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from tasks import figures
+from tasks.figures import Sheet
+
+MAX_HTML_BYTES = 1_000_000
+MAX_MARKDOWN_BYTES = 300_000
+"""Prefect keeps every artifact twice in its database and refuses events above 1.5 MB."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SMALL_SIDE = 32
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$@!]|:(?=//))")
+_MARKDOWN_START = re.compile(r"^(\s*)([-+=])|^(\s*\d+)(\.)(?=\s|$)")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a report shows. Images are uint8 of shape (n, height, width); None where there is nothing to show."""
+
+    examples: np.ndarray | None = None
+    """Of `data.classes` that have an example, in their order, at most 64."""
+    mistakes: np.ndarray | None = None
+    """Of `test.mistakes`, in their order."""
+    checks: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Of the offending rows, by position in `checks.checks`."""
+    charts: Mapping[str, str] = field(default_factory=dict)
+    """SVG by name: `loss`, `accuracy`, `rate`, `seconds`, `past`."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The same, as the templates take it."""
+
+    examples: Sheet | None
+    mistakes: Sheet | None
+    checks: Mapping[int, Sheet]
+    charts: Mapping[str, str]
+
+
+def html(values: dict[str, Any], pictures: Pictures) -> str:
+    """Return the page, below `MAX_HTML_BYTES`: without its pictures if it would be larger with them."""
+    return _within(MAX_HTML_BYTES, "report.html.j2", values, pictures, figures.MAX_SIDE)
+
+
+def markdown(values: dict[str, Any], pictures: Pictures, place: str = "") -> str:
+    """Return the report as GitHub-flavoured Markdown below `MAX_MARKDOWN_BYTES`, pictures as `data:` addresses.
+
+    Args:
+        place: where the HTML is, for people.
+    """
+    return _within(MAX_MARKDOWN_BYTES, "report.md.j2", {**values, "place": place}, pictures, _SMALL_SIDE)
+
+
+def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the scores per class as rows of texts and counts, worst recall first; empty without a test."""
+    test = values["test"]
+    return [
+        {
+            "class": score["name"],
+            "rows": score["rows"],
+            "recall": percent(score["recall"]),
+            "precision": percent(score["precision"]),
+            "f1": percent(score["f1"]),
+        }
+        for score in (test["per_class"] if test else [])
+    ]
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage with two decimals."""
+    return "–" if value is None else f"{value:.2%}"
+
+
+def number(value: Any) -> str:
+    """Return a setting or a measured number for people: four significant digits, no Python notation."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e").replace("-", "−")
+    if isinstance(value, list | tuple):
+        return ", ".join(number(item) for item in value) or "none"
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span for people."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.005:
+        return "under 0.01 s"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes for people."""
+    if count is None:
+        return "–"
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024  # type: ignore[assignment]
+    return f"{count:,.1f} GiB"
+
+
+def link(address: str) -> str:
+    """Return `address` if it is one that can be linked to, else an empty text."""
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname
+    except ValueError:
+        return ""
+    plain = address.isprintable() and not set(address) & set(" <>\"'`\\()[]")
+    return address if plain and host and parts.scheme in ("http", "https") else ""
+
+
+def escaped_markdown(value: Any) -> Markup:
+    """Return a value as text that Markdown takes literally: no markup, no HTML, no links."""
+    if isinstance(value, Markup):
+        return value
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    text = _MARKDOWN_START.sub(r"\1\3\\\2\4", _MARKDOWN.sub(r"\\\1", text))
+    return Markup(re.sub(r"(?i)(www)\.", r"\1\\.", text))
+
+
+def _moment(text: str | None) -> str:
+    """Return a time of ISO 8601 as `2026-05-02 09:00 UTC`."""
+    try:
+        return f"{datetime.fromisoformat(text or ''):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return text or "–"
+
+
+def _points(change: float | None) -> str:
+    if change is None:
+        return "–"
+    return f"{change * 100:+.2f}".replace("-", "−") if abs(change) >= 0.00005 else "±0.00"
+
+
+def _within(limit: int, template: str, values: dict[str, Any], pictures: Pictures, max_side: int) -> str:
+    text = _render(template, values, pictures, max_side)
+    if len(text.encode()) >= limit:
+        _log.warning("%s: left out the pictures, it was %d bytes", template.removesuffix(".j2"), len(text.encode()))
+        text = _render(template, values, Pictures(), max_side)
+    return text
+
+
+def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side: int) -> str:
+    def sheet(images: np.ndarray | None) -> Sheet | None:
+        return None if images is None else figures.sheet(images, max_side=max_side)
+
+    checks = {index: figures.sheet(images, max_side=max_side) for index, images in pictures.checks.items()}
+    shown = Shown(sheet(pictures.examples), sheet(pictures.mistakes), checks, pictures.charts)
+    return _engine(template.endswith(".md.j2")).get_template(template).render(**values, pictures=shown)
+
+
+@cache
+def _engine(for_markdown: bool) -> jinja2.Environment:
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=escaped_markdown if for_markdown else None,
+    )
+    engine.filters |= {
+        "percent": percent,
+        "number": number,
+        "duration": duration,
+        "size": size,
+        "link": link,
+        "moment": _moment,
+        "points": _points,
+        "count": lambda value: "–" if value is None else f"{value:,}",
+        "standalone": lambda svg: Markup(figures.data_uri(figures.standalone(svg))),
+        "captioned": _captioned,
+        "line": lambda text: Markup(" ".join(text.split())),
+    }
+    return engine
+
+
+def _captioned(pictures: Sheet, captions: Sequence[Sequence[str]], columns: int = 10) -> Markup:
+    return Markup(figures.data_uri(figures.captioned(pictures, captions, columns)))

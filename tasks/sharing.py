@@ -1,0 +1,69 @@
+"""Make what a run found out fit to be shown to anyone, in any text: no folders of the machine, no tricks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from storage.catalog import Dataset
+from storage.records import from_json, to_json
+
+MAX_TEXT = 1000
+"""Characters shown of a single text."""
+
+_PATH = re.compile(r"(?:[~…]|(?<=file://)|(?<![\w:/.>]))/(?:[^\s/:;,'\"<>|]+/)+")
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def shareable(record: Any, roots: Mapping[str, str]) -> Any:
+    """Return a copy of a record that can be shown to anyone and put into any text.
+
+    Each folder of `roots` becomes its short name, any other folder of the machine `…/`; control characters and lone
+    surrogates are replaced, long texts are cut, numbers that are not finite become None. Store folders are left out.
+    """
+    return from_json(type(record), _shareable(to_json(record), roots))
+
+
+def presentable(text: str) -> str:
+    """Replace what cannot be written as UTF-8 or would disturb the text around it, and cut at `MAX_TEXT`."""
+    kept = (text[:MAX_TEXT] + "…") if len(text) > MAX_TEXT else text
+    return "".join(_shown(character) for character in kept)
+
+
+def presentable_dataset(dataset: Dataset) -> Dataset:
+    """Return `dataset` with every text that is shown made `presentable`."""
+    return dataclasses.replace(
+        dataset,
+        title=presentable(dataset.title),
+        classes=tuple(presentable(name) for name in dataset.classes),
+        licence=presentable(dataset.licence),
+        homepage=presentable(dataset.homepage),
+        citation=presentable(dataset.citation),
+    )
+
+
+def _shown(character: str) -> str:
+    if character in "\n\t":
+        return " "
+    hidden = character in _BIDI or unicodedata.category(character) in ("Cc", "Cs")
+    return "\ufffd" if hidden else character
+
+
+def _shareable(value: Any, roots: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return presentable(_without_folders(value, roots))
+    if isinstance(value, Mapping):
+        return {presentable(name): _shareable(inner, roots) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shareable(inner, roots) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _without_folders(text: str, roots: Mapping[str, str]) -> str:
+    for folder, name in roots.items():
+        text = text.replace(folder, name) if len(folder) > 1 else text
+    return _PATH.sub("…/", text)

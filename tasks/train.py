@@ -1,0 +1,297 @@
+"""Train the network, and keep it with its history."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from storage import parquet, source
+from storage.catalog import Dataset
+from storage.errors import TrainingFailed
+from storage.records import Done, Epoch, Normalization, Split, TrainedModel
+from storage.store import Plan, Store
+from tasks import artifacts, checkpoint, network
+from tasks.checkpoint import Checkpoint
+from tasks.config import TrainingConfig
+from tasks.fitting import Fitting, rate_after
+from tasks.history import History, read_history
+from tasks.normalize import Statistics, apply, check_labels, fitted_rows, read
+from tasks.progress import Progress, advance
+from tasks.steps import log_step
+
+CHECKPOINT_SECONDS = 2.0
+"""Least time between two checkpoints: what a kill can cost."""
+SHOW_SECONDS = 1.0
+"""Least time between two lines about epochs."""
+
+_CHECKPOINT = "checkpoint.npz"
+
+_log = logging.getLogger(__name__)
+
+
+@task(task_run_name="train", cache_policy=NO_CACHE)
+def train(
+    store: Store,
+    dataset: Dataset,
+    split: Split,
+    normalization: Normalization,
+    config: TrainingConfig,
+) -> Done[TrainedModel]:
+    """Train on the training split `split`, or find that training done. A killed one goes on where it was.
+
+    Raises:
+        TrainingFailed: too few rows, too little memory, or the loss is not finite.
+        DataRefused: a label is not a class of the data set.
+    """
+    training = Training(dataset, split, normalization, config, fitted_rows(dataset, split, config))
+    plan = Plan(
+        dataset.name,
+        "train",
+        inputs={"train": split.digest, "normalization": normalization.digest},
+        parameters=config.model_dump(mode="json") | {"classes": len(dataset.classes)},
+        code=source.digests(__name__),
+        libraries=network.versions("tensorflow", "keras", "numpy"),
+    )
+    done = store.once(plan, TrainedModel, lambda folder: train_into(folder, training), _line)
+    log_step(_log, done.step)
+    return done
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that decides how one training ends."""
+
+    dataset: Dataset
+    split: Split
+    normalization: Normalization
+    config: TrainingConfig
+    fitted: int
+    """Rows that weights are fitted to, from the first on; the rest is held out."""
+
+    @property
+    def held_out(self) -> int:
+        """Rows that weights are not fitted to."""
+        return self.split.rows - self.fitted
+
+    @property
+    def architecture(self) -> network.Architecture:
+        """The network that is trained."""
+        height, width = self.split.image_shape
+        return network.Architecture(
+            height * width, self.config.hidden, self.config.activation, len(self.dataset.classes)
+        )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best epoch are kept, not those of the last one."""
+        return self.config.patience is not None and self.config.restore_best
+
+
+@dataclass
+class Course:
+    """How a training went so far, and when it is over."""
+
+    training: Training
+    epochs: list[Epoch] = field(default_factory=list)
+    best: int = 0
+    """The epoch with the lowest held-out loss, as Keras's `EarlyStopping` counts; 0 before the first."""
+    best_loss: float = math.inf
+
+    def add(self, epoch: Epoch) -> None:
+        """Take note of one more epoch."""
+        self.epochs.append(epoch)
+        loss = epoch.validation_loss
+        if loss is not None and loss + self.training.config.min_delta < self.best_loss:
+            self.best, self.best_loss = epoch.epoch, loss
+
+    @property
+    def is_over(self) -> bool:
+        """Whether that was the last epoch, or one too many without improvement."""
+        config = self.training.config
+        waited = len(self.epochs) - self.best
+        return len(self.epochs) >= config.epochs or (config.patience is not None and waited >= config.patience)
+
+    @property
+    def chosen(self) -> int:
+        """The epoch whose weights are to be kept."""
+        return self.best if self.training.keeps_best else len(self.epochs)
+
+
+def train_into(folder: Path, training: Training) -> TrainedModel:
+    """Write weights, architecture, normalization, history and export into `folder`, and return the record of them.
+
+    Raises:
+        TrainingFailed, DataRefused: see `train`.
+    """
+    _clear(folder, keep=_CHECKPOINT)
+    architecture, statistics = training.architecture, read(training.normalization.file, training.architecture.inputs)
+    try:
+        fitting = _prepare(training, statistics)
+        record = _record(folder, fitting, fit(fitting, training, folder))
+    except TrainingFailed:
+        # It would fail again in the same way: there is nothing to go on with.
+        _clear(folder)
+        raise
+    network.save_weights(record.weights, fitting.weights)
+    network.save_architecture(record.architecture, architecture)
+    shutil.copyfile(training.normalization.file, record.normalization)
+    network.export(record.export, architecture, fitting.weights, statistics, training.split.image_shape)
+    # Last, so that a kill just before still finds it.
+    (folder / _CHECKPOINT).unlink(missing_ok=True)
+    return record
+
+
+def load_rows(dataset: Dataset, split: Split, statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
+    """Return all rows of a split: normalised pixels (float32, shape (rows, pixels)) and labels (int32, shape (rows,)).
+
+    Raises:
+        DataRefused: a label is not a class of the data set.
+    """
+    images = np.empty((split.rows, len(statistics.mean)), np.float32)
+    labels = np.empty(split.rows, np.int32)
+    start = 0
+    for image_block, label_block in parquet.blocks(split.file):
+        rows = slice(start, start + len(label_block))
+        images[rows], labels[rows] = apply(image_block, statistics), label_block
+        start = rows.stop
+    check_labels(dataset, split, labels)
+    return images, labels
+
+
+def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
+    """Train until it is over, leave the chosen weights in `fitting`, and return how it went.
+
+    `folder` gets the history, line by line, and a checkpoint now and then; one that is there is resumed from.
+
+    Raises:
+        TrainingFailed: a loss is not finite.
+    """
+    course, best = _resume(fitting, training, folder / _CHECKPOINT)
+    show, saved = _Show(training), time.monotonic()
+    with History(folder / "history.jsonl", course.epochs) as history:
+        while not course.is_over:
+            epoch = _epoch(fitting, training, len(course.epochs) + 1)
+            course.add(epoch)
+            history.append(epoch)
+            if training.keeps_best and course.best == epoch.epoch:
+                best = fitting.weights
+            if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                state = Checkpoint(tuple(course.epochs), fitting.weights, fitting.velocity, best)
+                checkpoint.save(folder / _CHECKPOINT, state, training.config.epochs)
+                saved = time.monotonic()
+            show(epoch, course.is_over)
+    if best:
+        fitting.set_weights(best)
+    return course
+
+
+def _prepare(training: Training, statistics: Statistics) -> Fitting:
+    architecture, split = training.architecture, training.split
+    try:
+        images, labels = load_rows(training.dataset, split, statistics)
+        return Fitting(architecture, training.config, images, labels, training.fitted)
+    except MemoryError as error:
+        raise TrainingFailed(
+            f"{training.dataset.name}: expected memory for {architecture.parameters:,} weights and {split.rows:,} rows "
+            f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller hidden layers"
+        ) from error
+
+
+def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:
+    """Set `fitting` to the checkpoint, if there is one; return how it went so far, and the best weights."""
+    course, most = Course(training), training.config.epochs
+    state = checkpoint.load(path, training.architecture.shapes, most, training.keeps_best)
+    if state is None:
+        return course, {}
+    fitting.set_weights(state.weights)
+    fitting.set_velocity(state.velocity)
+    for epoch in state.epochs:
+        course.add(epoch)
+    _log.info("%s: training goes on after epoch %d of %d", training.dataset.name, len(course.epochs), most)
+    return course, state.best
+
+
+def _epoch(fitting: Fitting, training: Training, number: int) -> Epoch:
+    started = time.perf_counter()
+    loss, accuracy = fitting.epoch(number)
+    held_out: tuple[float | None, float | None] = (None, None)
+    if training.held_out:
+        held_out = fitting.score(training.fitted, training.split.rows)
+    for value in (loss, held_out[0]):
+        if value is not None and not math.isfinite(value):
+            raise _diverged(training, number, value)
+    rate = rate_after(training.config, number * fitting.steps)
+    return Epoch(number, rate, loss, accuracy, *held_out, seconds=time.perf_counter() - started)
+
+
+def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
+    training, weights = course.training, fitting.weights
+    loss, accuracy = fitting.score(0, training.split.rows)
+    if not math.isfinite(loss) or not all(np.isfinite(values).all() for values in weights.values()):
+        raise _diverged(training, course.chosen, loss)
+    return TrainedModel(
+        folder,
+        network.weights_digest(weights),
+        training.architecture.parameters,
+        training.fitted,
+        training.held_out,
+        len(course.epochs),
+        course.chosen,
+        loss,
+        accuracy,
+    )
+
+
+def _diverged(training: Training, epoch: int, loss: float) -> TrainingFailed:
+    config = training.config
+    return TrainingFailed(
+        f"{training.dataset.name}: expected a finite loss and finite weights; in epoch {epoch} the loss became {loss} "
+        f"at learning rate {config.learning_rate:g} and momentum {config.momentum:g}; "
+        f"train with a lower rate, such as --set learning_rate={config.learning_rate / 10:g}"
+    )
+
+
+class _Show:
+    """Says how far training is: every epoch to a listener, and now and then one in the log and the Prefect UI."""
+
+    def __init__(self, training: Training) -> None:
+        self._name, self._total = training.dataset.name, training.config.epochs
+        self._bar = artifacts.ProgressBar(artifacts.key("train", self._name), f"Training on {self._name}")
+        self._shown = -math.inf
+
+    def __call__(self, epoch: Epoch, is_last: bool) -> None:
+        words = f"loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.2%}"
+        if epoch.validation_accuracy is not None:
+            words += f", held out {epoch.validation_loss:.4f} and {epoch.validation_accuracy:.2%}"
+        advance(Progress("train", epoch.epoch, self._total, "epochs", words))
+        now = time.monotonic()
+        if is_last or now - self._shown >= SHOW_SECONDS:
+            self._shown = now
+            _log.info("%s: epoch %d of %d: %s", self._name, epoch.epoch, self._total, words)
+            done = 100.0 if is_last else 100 * epoch.epoch / self._total
+            self._bar.move(done, f"Epoch {epoch.epoch} of {self._total}: {words}")
+
+
+def _clear(folder: Path, keep: str = "") -> None:
+    for path in folder.iterdir():
+        if path.name != keep:
+            path.unlink()
+
+
+def _line(model: TrainedModel) -> str:
+    kept = "" if model.chosen_epoch == model.epochs_run else f", the one after {model.chosen_epoch} kept"
+    held_out = read_history(model.history)[model.chosen_epoch - 1].validation_accuracy
+    said = "" if held_out is None else f", {100 * held_out:.2f}% held out"
+    return (
+        f"{model.epochs_run} epochs{kept}, {100 * model.train_accuracy:.2f}% on training{said}, "
+        f"{model.parameters:,} weights"
+    )

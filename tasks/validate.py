@@ -1,0 +1,157 @@
+"""Hold both splits to the contract of their data set, or stop the run before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from expectations import check, suites, summary
+from storage import source
+from storage.catalog import Dataset
+from storage.errors import ValidationFailed
+from storage.files import canonical
+from storage.records import Check, Done, Split, SplitName, Validation, to_json
+from storage.store import Plan, Store
+from tasks import artifacts
+from tasks.steps import log_step
+
+SUMMARY = "summary.parquet"
+
+_CHECKS_NAMED = 5
+_ROWS_NAMED = 20
+_LABEL_COLUMNS = frozenset({"label", "share", "imbalance"})
+
+_log = logging.getLogger(__name__)
+
+
+@task(task_run_name="validate", cache_policy=NO_CACHE)
+def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[Validation]:
+    """Check both splits of `dataset`, or find their verdict.
+
+    The verdict is kept whether it is good or bad, and shown as a table artifact before a bad one is raised,
+    so the same bad data is refused again at once.
+
+    Raises:
+        ValidationFailed: a critical expectation does not hold; carries the verdict and the step.
+        IdxflowError: an expectation could not be evaluated; nothing is kept.
+    """
+    plan = Plan(
+        dataset.name,
+        "validate",
+        inputs={"train": train.digest, "test": test.digest},
+        parameters=_contract(dataset),
+        code=source.digests(__name__),
+        libraries={"great-expectations": version("great-expectations")},
+    )
+    rows = train.rows + test.rows
+    done = store.once(plan, Validation, lambda folder: judge(dataset, train, test, folder), lambda v: _line(v, rows))
+    log_step(_log, done.step)
+    artifacts.show_table(artifacts.key("checks", dataset.name), table_rows(done.record), done.step.summary)
+    if not done.record.passed:
+        raise ValidationFailed(refusal(dataset, done.record), done.record, done.step)
+    return done
+
+
+def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validation:
+    """Evaluate every suite of `dataset`, and write what they looked at to `<folder>/summary.parquet`.
+
+    That file has a row per image and the columns of `summary.IMAGE_COLUMNS`, after one named `split`.
+    """
+    tables = summary.tables(train, test)
+    archives = summary.archive_table(dataset, (train, test), tables)
+    checks = list(check.run(suites.archives(dataset), archives))
+    counts: dict[str, tuple[int, ...]] = {}
+    for name, table in tables.items():
+        classes = summary.class_table(table["label"], len(dataset.classes))
+        checks += check.run(suites.images(dataset, name), table)
+        checks += check.run(suites.classes(dataset, name), classes)
+        counts[name] = tuple(classes["rows"].tolist())
+    _write_summary(folder / SUMMARY, tables)
+    return Validation(
+        folder=folder,
+        passed=all(c.passed or c.severity != "critical" for c in checks),
+        digest=hashlib.sha256(canonical([train.digest, test.digest, to_json(checks), counts])).hexdigest(),
+        checks=tuple(checks),
+        class_counts=counts,
+    )
+
+
+def refusal(dataset: Dataset, validation: Validation) -> str:
+    """Say in one sentence which critical checks failed, where, and what to do; names at most 20 rows."""
+    failures = validation.failures
+    named, rows_left = [], _ROWS_NAMED
+    for failure in failures[:_CHECKS_NAMED]:
+        named.append(_failure(dataset, failure, rows_left))
+        rows_left -= min(rows_left, len(failure.rows))
+    rest = f"; and {len(failures) - _CHECKS_NAMED} more" if len(failures) > _CHECKS_NAMED else ""
+    critical = sum(c.severity == "critical" for c in validation.checks)
+    return (
+        f"{dataset.name}: expected {critical} critical checks to hold; {len(failures)} failed: "
+        f"{'; '.join(named)}{rest}; correct the archives or, if the data is meant to be so, "
+        f"the manifest {dataset.manifest}"
+    )
+
+
+def table_rows(validation: Validation) -> list[dict[str, str]]:
+    """Return the checks as rows of a table for people, the failed ones first."""
+    return [
+        {
+            "verdict": "passed" if c.passed else "FAILED" if c.severity == "critical" else "warning",
+            "table": c.table,
+            "check": c.name,
+            "expected": c.limit,
+            "found": c.observed,
+            "first rows": ", ".join(f"{row:,}" for row in c.rows),
+            "severity": c.severity,
+        }
+        for c in sorted(validation.checks, key=lambda c: (c.passed, c.severity != "critical"))
+    ]
+
+
+def _contract(dataset: Dataset) -> dict[str, Any]:
+    """Return everything of the manifest that the suites are built from."""
+    return {
+        "classes": len(dataset.classes),
+        "image_shape": list(dataset.image_shape),
+        "rows": dict(dataset.rows),
+        "payload_sha256": {spec.role: spec.payload_sha256 for spec in dataset.archives},
+        **dataclasses.asdict(dataset.limits),
+        "min_centroid_hit": dataset.limits.least_centroid_hit(len(dataset.classes)),
+        "min_class_share": dataset.limits.least_class_share(len(dataset.classes)),
+    }
+
+
+def _failure(dataset: Dataset, failure: Check, most_rows: int) -> str:
+    where = failure.table
+    if where != "archives":
+        kind = "labels" if failure.column in _LABEL_COLUMNS else "images"
+        where = f"{where} ({dataset.archive(f'{failure.table}-{kind}').file})"
+    rows = failure.rows[:most_rows]
+    named = f" at row{'s' if len(rows) > 1 else ''} {', '.join(f'{row:,}' for row in rows)}" if rows else ""
+    more = ", …" if named and len(failure.rows) > len(rows) else ""
+    return f"{where}: {failure.name}, expected {failure.limit}, found {failure.observed}{named}{more}"
+
+
+def _line(validation: Validation, rows: int) -> str:
+    checks, failures, warnings = len(validation.checks), len(validation.failures), len(validation.warnings)
+    remark = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    if failures:
+        return f"{failures} of {checks} checks on {rows:,} rows failed{remark}"
+    return f"{checks - warnings} checks on {rows:,} rows passed{remark}"
+
+
+def _write_summary(path: Path, tables: dict[SplitName, summary.Table]) -> None:
+    columns: dict[str, Any] = {"split": np.concatenate([np.full(len(t["index"]), name) for name, t in tables.items()])}
+    for name in summary.IMAGE_COLUMNS:
+        columns[name] = np.concatenate([table[name] for table in tables.values()])
+    pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)

@@ -1,0 +1,258 @@
+"""The command line as a user types it: real processes, real Prefect, exit codes and output."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import TinyFactory, bars
+from tests.servers import BIN, clean_environment, prefect_server
+
+Cli = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """One server for this module: starting one takes longer than most runs."""
+    with prefect_server(tmp_path_factory.mktemp("home")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def cli(server: dict[str, str], tmp_path: Path) -> Cli:
+    """Call `idxflow` with a store of its own, from a folder that is not the project's."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(BIN / "idxflow"), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**server, "IDXFLOW_STORE": str(tmp_path / "cli-store"), **environment},
+        )
+
+    return call
+
+
+def outcome(result: subprocess.CompletedProcess) -> dict:
+    """Return the one JSON object on standard output; anything else there is an error."""
+    return json.loads(result.stdout)
+
+
+@pytest.mark.flow
+def test_run_again_change_and_damage_on_digits(cli: Cli, tmp_path: Path):
+    first = cli("run", "digits")
+    assert first.returncode == 0, first.stderr
+    assert "promoted v1: the first model above the floors" in first.stdout
+    for step in ("fetch train-images", "decode train", "validate", "normalize", "train", "evaluate", "publish"):
+        assert step in first.stdout
+    report = Path(first.stdout.rsplit("report ", 1)[1].strip())
+    assert report.is_file()
+
+    again = outcome(cli("run", "digits", "--json"))
+    assert again["state"] == "unchanged"
+    assert all(step["reused"] for step in again["steps"].values())
+    assert again["report"] == str(report)
+    assert again["test_accuracy"] >= 0.95
+
+    changed = outcome(cli("run", "digits", "--json", "--set", "seed=7"))
+    ran = {name for name, step in changed["steps"].items() if not step["reused"]}
+    assert {"train", "evaluate", "publish"} <= ran
+    assert not {name for name in ran if name.startswith(("fetch", "decode", "validate", "normalize"))}
+    assert changed["steps"]["train"]["reason"] == "seed 1 → 7"
+
+    damaged = next((tmp_path / "cli-store" / "digits" / "2-splits").glob("*/test.parquet"))
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    mended = cli("run", "digits", "--set", "seed=7")
+    assert mended.returncode == 0
+    assert "damaged: " in mended.stdout
+    assert f"unchanged since v{changed['version']}" in mended.stdout
+
+
+@pytest.mark.flow
+def test_json_holds_everything_a_script_needs(cli: Cli, tiny: TinyFactory):
+    dataset = tiny()
+    found = outcome(
+        cli(
+            "run",
+            "--dataset-file",
+            str(dataset.manifest),
+            "--set",
+            "epochs=3",
+            "--set",
+            "learning_rate=0.1",
+            "--set",
+            "hidden=[8]",
+            "--json",
+        )
+    )
+    assert found["state"] == "promoted", found
+    assert (found["version"], found["champion"], found["epochs"], found["error"]) == (1, 1, 3, None)
+    assert found["dataset"] == "tiny"
+    assert 0 < found["train_accuracy"] <= 1
+    assert set(found["steps"]["train"]) >= {"seconds", "reused", "reason"}
+    assert Path(found["report"]).is_file()
+
+
+WRONG = {
+    "no such data set": (["run", "nope"], "expected a data set of the catalog"),
+    "unknown option": (["run", "--frobnicate"], "Unknown option"),
+    "unknown command": (["frobnicate"], "Unknown command"),
+    "epochs 0": (["run", "--set", "epochs=0"], "greater than or equal to 1"),
+    "epochs text": (["run", "--set", "epochs=many"], "valid integer"),
+    "nan": (["run", "--set", "learning_rate=NaN"], "finite"),
+    "unknown parameter": (["run", "--set", "epoch=1"], "known are hidden"),
+    "no value": (["run", "--set", "epochs"], "--set NAME=VALUE"),
+    "unknown profile": (["run", "--profile", "best"], "default, tutorial, fast"),
+    "no such manifest": (["run", "--dataset-file", "none.toml"], "expected a manifest in TOML"),
+    "manifest of nothing": (["manifest", "."], "expected one file of train-images"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_usage_is_said_at_once_with_2(tmp_path: Path, arguments: list[str], said: str):
+    result = subprocess.run(
+        [str(BIN / "idxflow"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=clean_environment(tmp_path),
+    )
+    assert result.returncode == 2
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_configuration_is_json_too(tmp_path: Path):
+    result = subprocess.run(
+        [str(BIN / "idxflow"), "run", "nope", "--json"], capture_output=True, text=True, env=clean_environment(tmp_path)
+    )
+    assert outcome(result)["error"]["kind"] == "ConfigError"
+    assert result.returncode == 2
+
+
+def test_the_catalog_is_listed(tmp_path: Path):
+    result = subprocess.run(
+        [str(BIN / "idxflow"), "datasets", "--json"], capture_output=True, text=True, env=clean_environment(tmp_path)
+    )
+    assert {d["name"] for d in outcome(result)} == {"digits", "fashion-mnist", "kmnist", "mnist"}
+
+
+@pytest.mark.flow
+def test_refused_data_ends_with_3_and_a_report(cli: Cli, tiny: TinyFactory):
+    labels = (np.arange(120) % 3).astype(np.uint8)
+    labels[42] = 37
+    manifest = str(tiny(arrays={"train-labels": labels}).manifest)
+    result = cli("run", "--dataset-file", manifest, "--json")
+    found = outcome(result)
+    assert result.returncode == 3
+    assert (found["state"], found["error"]["kind"]) == ("refused", "ValidationFailed")
+    assert "42" in found["error"]["sentence"]
+    assert "train" not in found["steps"]
+    assert "37" in Path(found["report"]).read_text()
+    checked = cli("validate", "--dataset-file", manifest)
+    assert checked.returncode == 3
+
+
+@pytest.mark.flow
+def test_a_cut_archive_ends_with_3(cli: Cli, tiny: TinyFactory):
+    dataset = tiny()
+    path = dataset.source / dataset.archive("test-images").file
+    path.write_bytes(path.read_bytes()[:-20])
+    result = cli("validate", "--dataset-file", str(dataset.manifest), "--json")
+    assert result.returncode == 3
+    assert "t10k-images-idx3-ubyte.gz" in outcome(result)["error"]["sentence"]
+
+
+@pytest.mark.flow
+def test_valid_data_ends_with_0_and_trains_nothing(cli: Cli, tiny: TinyFactory):
+    result = cli("validate", "--dataset-file", str(tiny().manifest), "--json")
+    assert result.returncode == 0
+    assert outcome(result)["state"] == "valid"
+    assert "train" not in outcome(result)["steps"]
+
+
+@pytest.mark.flow
+def test_no_source_ends_with_4_and_says_what_to_do(cli: Cli, tmp_path: Path, tiny: TinyFactory):
+    manifest = tiny().manifest
+    manifest.write_text(manifest.read_text().replace("tiny-source", "nowhere"))
+    result = cli("run", "--dataset-file", str(manifest), "--source", str(tmp_path / "empty"), "--json")
+    found = outcome(result)
+    assert result.returncode == 4
+    assert found["error"]["kind"] == "SourceUnavailable"
+    assert "--source" in found["error"]["sentence"]
+    assert "\n" not in found["error"]["sentence"]
+    assert Path(found["report"]).is_file()
+
+
+@pytest.mark.flow
+def test_a_model_below_a_floor_ends_with_5_and_is_no_champion(cli: Cli, tiny: TinyFactory):
+    shuffled = np.random.default_rng(0).permutation(bars(120, 30, 3, (9, 7))["train-labels"])
+    lax = "[limits]\nmin_centroid_hit = 0\n[floors]\naccuracy = 0.9"
+    dataset = tiny(arrays={"train-labels": shuffled}, manifest=lax)
+    result = cli("run", "--dataset-file", str(dataset.manifest), "--set", "epochs=1", "--json")
+    found = outcome(result)
+    assert result.returncode == 5
+    assert (found["state"], found["version"], found["champion"]) == ("refused", None, None)
+    assert "test accuracy" in found["error"]["sentence"]
+
+
+@pytest.mark.flow
+def test_an_unusable_store_ends_with_1(cli: Cli, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    result = cli("run", "digits", "--json", "--store", str(tmp_path / "file" / "store"))
+    assert result.returncode == 1
+    assert outcome(result)["error"]["kind"] == "StoreError"
+
+
+@pytest.mark.flow
+def test_ctrl_c_is_said_and_the_next_run_goes_on(server: dict[str, str], tmp_path: Path):
+    environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store")}
+    command = [str(BIN / "idxflow"), "run", "digits", "--set", "epochs=10000"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "store" / "digits" / "5-models"
+    deadline = time.monotonic() + 90
+    while not list(checkpoint.glob(".*.partial/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    after = subprocess.run([*command[:3], "--json"], env=environment, capture_output=True, text=True, timeout=120)
+    assert outcome(after)["state"] == "promoted"
+
+
+@pytest.mark.flow
+def test_without_any_server_it_runs_all_the_same(tmp_path: Path, tiny: TinyFactory):
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
+    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(tiny().manifest), "--set", "epochs=2", "--json"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert outcome(result)["run"], result.stderr
+
+
+def test_a_manifest_is_written_for_files_one_has(tmp_path: Path, tiny: TinyFactory):
+    dataset = tiny()
+    result = subprocess.run(
+        [str(BIN / "idxflow"), "manifest", str(dataset.source), "--name", "mine"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(tmp_path),
+        check=True,
+    )
+    from storage import catalog
+
+    (tmp_path / "mine.toml").write_text(result.stdout)
+    written = catalog.read(tmp_path / "mine.toml")
+    assert (written.name, written.image_shape, len(written.classes)) == ("mine", (9, 7), 3)
+    assert all(archive.pinned for archive in written.archives)

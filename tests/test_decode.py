@@ -1,0 +1,121 @@
+"""Decode: two archives become one split, or are refused in one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import idx, parquet
+from storage.catalog import Dataset
+from storage.errors import FormatError
+from storage.files import sha256_of
+from storage.records import Archive
+from storage.store import Store
+from tasks.decode import decode
+from tests.conftest import TinyFactory, bars
+
+
+def archive(dataset: Dataset, role: str) -> Archive:
+    """Stand in for `fetch`: the file where the data set's source has it."""
+    file = dataset.source / dataset.archive(role).file
+    return Archive(dataset.source, role, file.name, file.stat().st_size, sha256_of(file), "test")
+
+
+def decoded(store: Store, dataset: Dataset, name: str = "train"):
+    return decode.fn(store, dataset, name, archive(dataset, f"{name}-images"), archive(dataset, f"{name}-labels"))
+
+
+def test_pixels_and_labels_arrive_as_they_were(store: Store, tiny: TinyFactory):
+    dataset = tiny(train=20000)
+    done = decoded(store, dataset)
+    arrays = bars(20000, 30, 3, (9, 7))
+    images, labels = parquet.read(done.record.file)
+    np.testing.assert_array_equal(images, arrays["train-images"])
+    np.testing.assert_array_equal(labels, arrays["train-labels"])
+    assert done.record.rows == 20000
+    assert done.step.summary == "20,000 images of 9×7"
+    assert done.record.sources["train-images"] == hashlib.sha256(idx.encode(arrays["train-images"])).hexdigest()
+
+
+def test_the_second_time_it_is_reused(store: Store, tiny: TinyFactory):
+    dataset = tiny()
+    first, second = decoded(store, dataset), decoded(store, dataset)
+    assert second.step.reused
+    assert second.record == first.record
+
+
+def test_other_compression_of_the_same_pixels_is_the_same_split(store: Store, tiny: TinyFactory):
+    dataset = tiny()
+    first = decoded(store, dataset).record
+    path = dataset.source / dataset.archive("train-images").file
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
+    second = decoded(store, dataset)
+    assert second.step.reason == "train-images changed"
+    assert second.record.digest == first.digest
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32])
+def test_labels_of_any_whole_number_type_are_read(store: Store, tiny: TinyFactory, kind: type):
+    labels = (np.arange(120) % 3).astype(kind)
+    split = decoded(store, tiny(arrays={"train-labels": labels})).record
+    np.testing.assert_array_equal(parquet.labels(split.file), labels)
+
+
+def test_a_column_of_wider_labels_is_the_class(store: Store, tiny: TinyFactory):
+    wide = np.stack([np.arange(120), np.arange(120) % 3], axis=1).astype(np.int32)
+    split = decoded(store, tiny(arrays={"train-labels": wide}, manifest="label_column = 1")).record
+    np.testing.assert_array_equal(parquet.labels(split.file), np.arange(120) % 3)
+
+
+IMAGES = bars(120, 30, 3, (9, 7))["train-images"]
+REFUSED = {
+    "another image size": ({"train-images": IMAGES[:, :, :6]}, "expected images of 9×7 pixels.*120×9×6"),
+    "same product, other shape": ({"train-images": IMAGES.reshape(120, 7, 9)}, "120×7×9"),
+    "labels as images": ({"train-images": np.zeros(120, np.uint8)}, "looks like a label file"),
+    "images as labels": ({"train-labels": IMAGES}, "looks like an image file"),
+    "one label less": ({"train-labels": np.zeros(119, np.uint8)}, "120 images and 119 labels"),
+    "float pixels": ({"train-images": IMAGES.astype(np.float32)}, "pixels of type uint8.*float32"),
+    "float labels": ({"train-labels": np.zeros(120, np.float32)}, "whole-number type.*float32"),
+    "label -1": ({"train-labels": np.full(120, -1, np.int8)}, "labels from 0 to 2; row 0 is -1"),
+    "label 256": ({"train-labels": np.full(120, 256, np.int16)}, "row 0 is 256"),
+    "label column missing": ({"train-labels": np.zeros((120, 0 + 1), np.int32)}, "rows of at least 4 columns"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_does_not_fit_is_refused(store: Store, tiny: TinyFactory, arrays: dict, said: str):
+    dataset = tiny(arrays=arrays, manifest="label_column = 3")
+    with pytest.raises(FormatError, match=said):
+        decoded(store, dataset)
+    assert list(store.entries("tiny", "decode").glob("[!.]*")) == []
+
+
+def test_declared_rows_must_be_there(store: Store, tiny: TinyFactory):
+    dataset = tiny(manifest="[rows]\ntrain = 30\ntest = 120")
+    with pytest.raises(FormatError, match="expected 30 rows.*are train and test exchanged"):
+        decoded(store, dataset)
+
+
+def test_a_cut_archive_leaves_no_split(store: Store, tiny: TinyFactory):
+    dataset = tiny()
+    path = dataset.source / dataset.archive("train-images").file
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(FormatError, match="tiny: train-images"):
+        decoded(store, dataset)
+
+
+def test_real_mnist(store: Store, mnist_dir: Path):
+    from storage import catalog
+
+    dataset = catalog.find("mnist")
+    pair = []
+    for role in ("test-images", "test-labels"):
+        file = mnist_dir / dataset.archive(role).file
+        pair.append(Archive(mnist_dir, role, file.name, file.stat().st_size, sha256_of(file), "test"))
+    split = decode.fn(store, dataset, "test", *pair).record
+    assert split.rows == 10000
+    assert split.sources == {r: dataset.archive(r).payload_sha256 for r in ("test-images", "test-labels")}

@@ -1,0 +1,103 @@
+"""What the README promises of Prefect: deploy, run by a worker started anywhere, schedule, see it in the UI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers import BIN, ROOT, prefect_server, running
+
+pytestmark = pytest.mark.flow
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory):
+    """A server with the deployments of `prefect.yaml`, and a worker that was started in another folder."""
+    home = tmp_path_factory.mktemp("home")
+    with prefect_server(home) as environment:
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        worker = {**environment, "IDXFLOW_STORE": str(home / "store"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        command = [str(BIN / "prefect"), "worker", "start", "--pool", "idxflow", "--type", "process"]
+        prefect(environment, "work-pool", "create", "idxflow", "--type", "process")
+        prefect(environment, "--no-prompt", "deploy", "--all")
+        with running(command, worker, elsewhere, home / "worker.log"):
+            yield environment
+
+
+def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> str:
+    result = subprocess.run(
+        [str(BIN / "prefect"), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def post(environment: dict[str, str], path: str, body: dict) -> list[dict]:
+    answer = httpx.post(f"{environment['PREFECT_API_URL']}/{path}", json=body, timeout=30)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str]):
+    output = prefect(deployed, "deployment", "run", "retrain/digits", "--watch", cwd=Path("/"))
+    assert "Completed" in output
+    run = post(deployed, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    assert run["state"]["name"] == "Completed"
+    assert run["state"]["message"].startswith("promoted v1")
+    assert run["name"].startswith("digits ")
+    assert run["name"].endswith("promoted v1")
+
+    tasks = post(deployed, "task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    names = {task["name"] for task in tasks}
+    assert {"fetch-train-images", "decode-train", "validate", "normalize", "train", "publish"} <= names
+    assert {task["state"]["type"] for task in tasks} == {"COMPLETED"}
+
+    logs = post(deployed, "logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200})
+    lines = "\n".join(log["message"] for log in logs)
+    for said in ("fetch train-images:", "decode train: 1,437 images of 8×8", "validate:", "train:", "report:"):
+        assert said in lines
+
+    artifacts = post(deployed, "artifacts/filter", {"limit": 50})
+    kinds = {artifact["key"]: artifact["type"] for artifact in artifacts}
+    assert kinds["report-digits"] == "markdown"
+    assert kinds["checks-digits"] == "table"
+    assert "progress" in kinds.values()
+    report = next(a["data"] for a in artifacts if a["key"] == "report-digits")
+    assert "Promoted v1" in report
+    assert "data:image/" in report
+    assert len(report) < 300_000
+
+
+def test_mnist_is_on_a_weekly_schedule_in_a_time_zone(deployed: dict[str, str]):
+    deployment = {d["name"]: d for d in post(deployed, "deployments/filter", {})}["mnist"]
+    schedule = deployment["schedules"][0]["schedule"]
+    assert (schedule["cron"], schedule["timezone"]) == ("0 3 * * 0", "Europe/Berlin")
+    assert deployment["entrypoint"] == "flows.retrain.retrain"
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_parameters_have_bounds_and_descriptions(deployed: dict[str, str]):
+    deployment = post(deployed, "deployments/filter", {})[0]
+    schema = json.dumps(deployment["parameter_openapi_schema"])
+    assert "Passes over the fitted rows, at most." in schema
+    assert '"minimum": 1' in schema
+    assert "Folder or URL to look for the archives in" in schema
+
+
+def test_deploying_again_changes_nothing(deployed: dict[str, str]):
+    def known() -> dict[str, str]:
+        return {d["name"]: d["id"] for d in post(deployed, "deployments/filter", {})}
+
+    before = known()
+    prefect(deployed, "--no-prompt", "deploy", "--all")
+    assert known() == before
+    assert set(before) == {"digits", "mnist"}
+
+
+def test_the_server_sends_nothing_anywhere(deployed: dict[str, str]):
+    settings = httpx.get(f"{deployed['PREFECT_API_URL']}/admin/settings", timeout=30).json()
+    assert settings["server"]["analytics_enabled"] is False

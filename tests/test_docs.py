@@ -1,0 +1,100 @@
+"""The documentation names only what exists, and shows help as it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shell_lines(text: str) -> list[str]:
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [re.split(r"\s+#", line)[0].rstrip(" \\") for line in lines]
+
+
+def commands(program: str) -> list[str]:
+    found = {
+        line.split("=", 1)[1].split(" ", 1)[1] if re.match(r"[A-Z_]+=\S+ ", line) else line
+        for document in DOCUMENTS
+        for line in shell_lines(document.read_text(encoding="utf-8"))
+        if re.match(rf"([A-Z_]+=\S+ )*(\.venv/bin/)?{program} ", line)
+    }
+    return sorted(line.removeprefix(".venv/bin/").split(" > ")[0].split(" | ")[0] for line in found)
+
+
+def help_of(*words: str) -> str:
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *words, "--help"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "\n".join(line.rstrip() for line in result.stdout.splitlines())
+
+
+def test_the_readme_shows_the_two_commands():
+    assert {"make run", "make test"} <= set(shell_lines(README))
+
+
+@pytest.mark.parametrize("command", commands("idxflow"))
+def test_idxflow_commands_exist(command: str):
+    words = shlex.split(command)[1:]
+    subcommand = [] if words[0].startswith("-") else words[:1]
+    text = help_of(*subcommand)
+    for option in [w.split("=")[0] for w in words if w.startswith("--")]:
+        assert option in text
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_make_targets_exist(command: str):
+    makefile = (ROOT / "Makefile").read_text()
+    for word in shlex.split(command)[1:]:
+        if "=" in word:
+            assert f"$({word.split('=')[0]})" in makefile
+        else:
+            assert re.search(rf"^{word}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands("prefect"))
+def test_prefect_commands_name_what_is_deployed(command: str):
+    deployments = (ROOT / "prefect.yaml").read_text()
+    for name in re.findall(r"retrain/([a-z-]+)", command):
+        assert f"- name: {name}\n" in deployments
+    if "--pool" in command:
+        assert f"name: {command.split('--pool ')[1].split()[0]}\n" in deployments
+
+
+def test_help_is_shown_as_it_is():
+    shown = re.search(r"```text\nUsage: idxflow COMMAND\n.*?```", README, re.DOTALL)
+    assert shown
+    assert shown.group().removeprefix("```text\n").removesuffix("\n```") == help_of().strip()
+
+
+def test_every_variable_and_file_that_is_named_exists():
+    source = "".join(p.read_text() for folder in ("flows", "tests", "tasks") for p in (ROOT / folder).glob("*.py"))
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for variable in re.findall(r"`(IDXFLOW_[A-Z_]+)", text):
+            assert variable in source
+        for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (ROOT / path).exists(), f"{document.name} links to {path}"
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    from storage import errors
+
+    codes = {error.exit_code for error in vars(errors).values() if isinstance(error, type)} | {0, 130}
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)} == codes

@@ -1,0 +1,132 @@
+"""The network: made from a few numbers, kept as plain arrays, exported whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.errors import DamagedEntry
+from tasks import network
+from tasks.network import Architecture
+from tasks.normalize import Statistics, apply
+
+SMALL = Architecture(63, (8, 5), "relu", 3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parameters"),
+    [
+        (Architecture(784, (50, 50), "tanh", 10), 42_310),
+        (Architecture(4, (), "tanh", 3), 15),
+        (SMALL, 575),
+    ],
+)
+def test_weights_have_the_shapes_and_number_that_the_architecture_says(architecture: Architecture, parameters: int):
+    weights = network.initial_weights(architecture, 1)
+    assert {name: array.shape for name, array in weights.items()} == architecture.shapes
+    assert sum(array.size for array in weights.values()) == architecture.parameters == parameters
+
+
+def test_initial_weights_are_glorot_uniform_and_follow_the_seed():
+    architecture = Architecture(400, (400, 400), "tanh", 10)
+    weights = network.initial_weights(architecture, 1)
+    limit = np.sqrt(6 / 800)
+    kernel = weights["hidden_1.kernel"]
+    assert kernel.min() == pytest.approx(-limit, rel=1e-3)
+    assert kernel.max() == pytest.approx(limit, rel=1e-3)
+    assert kernel.std() == pytest.approx(limit / np.sqrt(3), rel=0.01)
+    assert not weights["hidden_1.bias"].any()
+    assert abs(np.corrcoef(kernel.ravel(), weights["hidden_2.kernel"].ravel())[0, 1]) < 0.02
+    assert network.weights_digest(network.initial_weights(architecture, 1)) == network.weights_digest(weights)
+    assert network.weights_digest(network.initial_weights(architecture, 2)) != network.weights_digest(weights)
+
+
+@pytest.mark.parametrize("activation", network.ACTIVATIONS)
+def test_what_is_saved_is_the_same_network_again(tmp_path: Path, activation: str):
+    architecture = Architecture(6, (5,), activation, 3)
+    weights = network.initial_weights(architecture, 4)
+    rows = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    expected = network.build(architecture, weights)(rows).numpy()
+    network.save_weights(tmp_path / "weights.npz", weights)
+    network.save_architecture(tmp_path / "architecture.json", architecture)
+    found = network.load_architecture(tmp_path / "architecture.json")
+    assert found == architecture
+    loaded = network.load_weights(tmp_path / "weights.npz", found)
+    assert network.weights_digest(loaded) == network.weights_digest(weights)
+    np.testing.assert_array_equal(network.build(found, loaded)(rows).numpy(), expected)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
+    weights = network.initial_weights(SMALL, 1)
+    weights["hidden_2.bias"][1] = np.nan
+    network.save_weights(tmp_path / "weights.npz", weights)
+    with pytest.raises(DamagedEntry, match=r"finite weights; hidden_2\.bias has others"):
+        network.load_weights(tmp_path / "weights.npz", SMALL)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path):
+    network.save_weights(tmp_path / "weights.npz", network.initial_weights(SMALL, 1))
+    with pytest.raises(DamagedEntry, match="expected the arrays"):
+        network.load_weights(tmp_path / "weights.npz", Architecture(63, (8,), "relu", 3))
+    with pytest.raises(DamagedEntry, match=r"shape \(63, 9\); found float32 and shape \(63, 8\)"):
+        network.load_weights(tmp_path / "weights.npz", Architecture(63, (9, 5), "relu", 3))
+
+
+GOOD = {"inputs": 63, "hidden": [8, 5], "activation": "relu", "classes": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        json.dumps(GOOD | {"layers": 3}),
+        json.dumps(GOOD | {"hidden": 5}),
+        json.dumps(GOOD | {"hidden": [0]}),
+        json.dumps(GOOD | {"inputs": True}),
+        json.dumps(GOOD | {"classes": 1 << 40}),
+        json.dumps(GOOD | {"activation": "lambda"}),
+        json.dumps({"inputs": 63}),
+    ],
+)
+def test_a_description_of_no_such_network_is_refused(tmp_path: Path, text: str):
+    path = tmp_path / "architecture.json"
+    path.write_text(text)
+    with pytest.raises(DamagedEntry, match=r"architecture\.json: expected"):
+        network.load_architecture(path)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_export_takes_raw_pixels_and_is_the_same_bytes_each_time(tmp_path: Path):
+    weights = network.initial_weights(SMALL, 1)
+    found = Statistics(np.linspace(-1, 1, 63), 0.6)
+    for name in ("a.keras", "b.keras"):
+        network.export(tmp_path / name, SMALL, weights, found, (9, 7))
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+
+    import keras
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 9, 7), dtype=np.uint8)
+    theirs = keras.saving.load_model(tmp_path / "a.keras").predict(images, verbose=0)
+    ours = keras.ops.softmax(network.build(SMALL, weights)(apply(images, found))).numpy()
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def test_loading_tensorflow_is_quiet_but_hides_no_other_message():
+    code = """
+import os
+from tasks import network
+with network._without_banners():
+    os.write(2, b"I0000 chat\\nF0000 a fatal message\\n")
+network.tensorflow().constant(1.0)
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stderr == "F0000 a fatal message\n"
+    assert done.stdout == ""

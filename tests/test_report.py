@@ -1,0 +1,173 @@
+"""What the report says: over-fitting in words, the command that does it again, confidence, and what is kept private."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage import catalog
+from storage.catalog import Dataset
+from storage.records import Check, Epoch, Evaluation, RunRecord, Split, TrainedModel, Validation, to_json
+from tasks import report, sharing
+from tasks.config import parse_overrides, training_config
+from tasks.report import Environment, Evidence
+
+MADE_WITH = Environment("3.12.1", "Linux, x86_64, 2 processors", {"numpy": "2.3"}, {"train": {"tasks.train": "ab"}})
+
+
+def history(*epochs: tuple[float, float, float | None, float | None]) -> tuple[Epoch, ...]:
+    """Make epochs of (loss, accuracy, held-out loss, held-out accuracy)."""
+    return tuple(Epoch(n, 0.001, *values, seconds=0.1) for n, values in enumerate(epochs, start=1))
+
+
+def a_run(dataset: Dataset, **changes: Any) -> RunRecord:
+    config = changes.pop("config", None) or training_config(dataset).model_dump(mode="json")
+    values: dict[str, Any] = {"profile": "default", "config": config} | changes
+    return RunRecord("20260502-090013-3f2a", dataset.name, "2026-05-02T09:00:13+00:00", "command line", **values)
+
+
+def a_model(chosen: int, epochs: int) -> TrainedModel:
+    return TrainedModel(Path(), "we", 10, 90, 10, epochs, chosen, 0.1, 0.99)
+
+
+def content(run: RunRecord, evidence: Evidence | None = None) -> dict[str, Any]:
+    return report.content(catalog.find("digits"), run, evidence or Evidence(), MADE_WITH)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "chosen", "word", "said"),
+    [
+        (history((0.3, 0.90, 0.3, 0.90), (0.1, 0.97, 0.11, 0.965)), 2, "none", "still falling"),
+        (history((0.1, 0.97, 0.1, 0.965), (0.09, 0.98, 0.101, 0.965)), 2, "slight", "lowest at epoch 1"),
+        (history((0.1, 0.97, 0.1, 0.965), (0.05, 0.99, 0.104, 0.95)), 2, "clear", "4.00 points apart"),
+        (history((0.1, 0.97, 0.1, 0.965), (0.05, 0.97, 0.2, 0.965)), 2, "clear", "fewer epochs would do"),
+        (history((0.1, 0.97, 0.1, 0.965), (0.05, 0.99, 0.2, 0.90)), 1, "none", "lowest at epoch 1"),
+        (history((0.1, 0.97, None, None)), 1, "unknown", "No rows were held out"),
+        (history((0.1, 0.97, 0.1, 0.965)), 1, "none", "lowest at epoch 1"),
+        (
+            history((0.3, 0.97, 0.3, 0.965), (0.2, 0.98, 0.25, 0.975), (0.1, 0.98, 0.2, 0.975)),
+            2,
+            "none",
+            "still falling",
+        ),
+        ((), 1, "unknown", "cannot be read"),
+        (history((0.1, 0.97, 0.1, 0.965)), 7, "unknown", "cannot be read"),
+    ],
+)
+def test_overfitting_in_a_word(epochs: tuple[Epoch, ...], chosen: int, word: str, said: str) -> None:
+    run = a_run(catalog.find("digits"), model=a_model(chosen, len(epochs)))
+    training = content(run, Evidence(history=epochs))["training"]
+    assert training["overfitting"] == word
+    assert said in training["sentence"]
+    assert training["epochs"] == to_json(epochs)
+
+
+@pytest.mark.parametrize("profile", ["default", "tutorial", "fast"])
+@pytest.mark.parametrize("overrides", [{}, {"epochs": 3, "hidden": [100, 50], "activation": "relu", "patience": 2}])
+def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[str, Any]) -> None:
+    dataset = catalog.find("digits")
+    config = training_config(dataset, profile, overrides)
+    words = shlex.split(report.command(dataset, a_run(dataset, profile=profile, config=config.model_dump(mode="json"))))
+    assert words[:5] == ["idxflow", "run", "digits", "--profile", profile]
+    given = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    assert len(given) == len(overrides)
+    assert training_config(dataset, profile, parse_overrides(given)) == config
+
+
+def test_the_command_names_a_manifest_of_ones_own_without_its_folder(tmp_path: Path) -> None:
+    dataset = dataclasses.replace(catalog.find("digits"), name="mine", manifest=tmp_path / "my set.toml")
+    assert report.command(dataset, a_run(dataset)).startswith("idxflow run --dataset-file 'my set.toml' --profile")
+
+
+def test_the_command_of_an_unknown_profile_gives_every_setting() -> None:
+    dataset = catalog.find("digits")
+    assert report.command(dataset, a_run(dataset, profile="gone")).count("--set") == len(a_run(dataset).config)
+
+
+def an_evaluation(confusion: tuple[tuple[int, ...], ...]) -> Evaluation:
+    rows = sum(map(sum, confusion))
+    return Evaluation(Path(), "we", "sp", rows, 1, 0.5, 0.4, 0.6, 1.0, (), confusion, ())
+
+
+def test_confusions_are_counted_and_ordered() -> None:
+    run = a_run(catalog.find("digits"), evaluation=an_evaluation(((5, 2, 0), (0, 0, 7), (1, 0, 0))))
+    test = content(run)["test"]
+    assert [(c["true"], c["predicted"], c["count"], c["share"]) for c in test["confusions"]] == [
+        ("1", "2", 7, 1.0),
+        ("0", "1", 2, 2 / 7),
+        ("2", "0", 1, 1.0),
+    ]
+    assert test["most_confused"] == 7
+
+
+def test_a_model_without_mistakes_has_no_confusions() -> None:
+    test = content(a_run(catalog.find("digits"), evaluation=an_evaluation(((5, 0), (0, 5)))))["test"]
+    assert test["confusions"] == []
+    assert test["most_confused"] == 0
+
+
+def test_confidence_counts_every_row_once() -> None:
+    probability = np.array([[1.0, 0.0], [0.2, 0.8], [0.45, 0.55], [0.04, 0.96], [0.5, 0.5]], np.float32)
+    evidence = Evidence(labels={"test": np.array([0, 0, 1, 1, 1], np.uint8)}, probability=probability)
+    bands = content(a_run(catalog.find("digits"), evaluation=an_evaluation(((1,),))), evidence)["test"]["confidence"]
+    assert [(b["low"], b["high"], b["rows"], b["accuracy"]) for b in bands] == [
+        (0.5, 0.7, 2, 0.5),
+        (0.7, 0.9, 1, 0.0),
+        (0.9, 0.99, 1, 1.0),
+        (0.99, 1.0, 1, 1.0),
+    ]
+
+
+def test_labels_outside_the_classes_are_shown_but_not_counted() -> None:
+    dataset = catalog.find("digits")
+    train = Split(Path(), "train", 11, (8, 8), 10, "tr", {})
+    check = Check("train", "labels", "e", "label", "0 to 9", "0 to 37", "critical", False, (10,))
+    run = a_run(dataset, train=train, validation=Validation(Path(), False, "va", (check,), {}))
+    labels = np.array([*range(10), 37], np.uint8)
+    values = content(run, Evidence(labels={"train": labels}))
+    assert [c["train"] for c in values["data"]["classes"]] == [1] * 10
+    assert values["checks"]["checks"][0]["labels"] == ["label 37"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ann/data/x.gz cannot be read", "…/x.gz cannot be read"),
+        ("at /var/lib/store/tiny/1-archives/x: no", "at store/tiny/1-archives/x: no"),
+        ("~/secret/y.gz", "…/y.gz"),
+        ("file:///srv/data/x.gz", "file://…/x.gz"),
+        ("https://example.org/a/b/c.gz", "https://example.org/a/b/c.gz"),
+        ("and/or, 3/4, T-shirt/top", "and/or, 3/4, T-shirt/top"),
+        ("at /lib/mine/a.toml: and /lib/mine/b/c.toml", "at …/a.toml: and …/c.toml"),
+        ("tabs\tand\nlines", "tabs and lines"),
+        ("\x00\x1b\u202e\udc80", "\ufffd" * 4),
+        ("👩‍🔬 é 中文", "👩‍🔬 é 中文"),
+    ],
+)
+def test_texts_are_made_shareable(text: str, shown: str) -> None:
+    run = a_run(catalog.find("digits"), config={"seed": float("nan")})
+    roots = {"/var/lib/store": "store", "/lib/mine": "…"}
+    clean = sharing.shareable(dataclasses.replace(run, asked_by=text), roots)
+    assert clean.asked_by == shown
+    assert clean.config["seed"] is None
+
+
+def test_long_texts_are_cut() -> None:
+    assert sharing.presentable("x" * 5000) == "x" * sharing.MAX_TEXT + "…"
+
+
+def test_environment_names_neither_user_nor_host() -> None:
+    import getpass
+    import platform
+
+    found = report.environment(("decode", "no_such_step"))
+    assert set(found.code) == {"decode"}
+    assert "tasks.decode" in found.code["decode"]
+    assert found.packages["numpy"] == np.__version__
+    for private in (platform.node(), getpass.getuser(), str(Path.home())):
+        assert private not in str(dataclasses.asdict(found))

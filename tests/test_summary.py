@@ -1,0 +1,183 @@
+"""What the expectations look at: one row per image, measured block by block."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expectations import summary
+from storage import catalog, parquet
+from storage.records import Split
+
+Blocks = list[tuple[np.ndarray, np.ndarray]]
+
+
+def blocks(images: object, labels: object, rows: int = 2) -> Blocks:
+    pixels, classes = np.array(images, np.uint8), np.array(labels, np.uint8)
+    return [(pixels[n : n + rows], classes[n : n + rows]) for n in range(0, len(classes), rows)]
+
+
+def describe(images: object, labels: object, classes: int = 2, known: np.ndarray | None = None) -> summary.Table:
+    made = blocks(images, labels)
+    return summary.images(made, summary.centroids(made, classes), known)
+
+
+FOUR = [[[0, 0], [0, 9]], [[9, 9], [9, 9]], [[0, 3], [0, 0]], [[0, 0], [0, 9]]]
+
+
+def test_each_image_is_measured():
+    table = describe(FOUR, [0, 1, 0, 1])
+    assert {name: values.tolist() for name, values in table.items() if name != "digest"} == {
+        "index": [0, 1, 2, 3],
+        "label": [0, 1, 0, 1],
+        "pixel_min": [0, 9, 0, 0],
+        "pixel_max": [9, 9, 3, 9],
+        "mean": [2.25, 9.0, 0.75, 2.25],
+        "ink": [0.25, 1.0, 0.25, 0.25],
+        "blank": [0, 1, 0, 0],
+        "duplicate": [0, 0, 0, 1],
+        "conflict": [1, 0, 0, 1],
+        "leaked": [0, 0, 0, 0],
+        "centroid_hit": [1, 1, 1, 0],
+    }
+
+
+def test_columns_have_the_types_and_the_order_declared():
+    table = describe(FOUR, [0, 1, 0, 1])
+    assert [(name, values.dtype.type) for name, values in table.items()] == list(summary.IMAGE_COLUMNS.items())
+
+
+def test_equal_images_and_only_those_have_equal_digests():
+    digests = describe(FOUR, [0, 1, 0, 1])["digest"].tolist()
+    assert digests[0] == digests[3]
+    assert len(set(digests)) == 3
+
+
+def test_images_of_another_split_are_leaked():
+    train = describe(FOUR[:2], [0, 1])
+    assert describe(FOUR[2:], [0, 0], known=train["digest"])["leaked"].tolist() == [0, 1]
+
+
+def test_the_same_label_twice_is_no_conflict():
+    table = describe([FOUR[0], FOUR[0], FOUR[1]], [1, 1, 0])
+    assert table["duplicate"].tolist() == [0, 1, 0]
+    assert table["conflict"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_block_boundaries_change_nothing(rows: int):
+    random = np.random.default_rng(1)
+    images, labels = random.integers(0, 256, (50, 5, 4)), random.integers(0, 3, 50)
+    whole, cut = blocks(images, labels, 50), blocks(images, labels, rows)
+    means = summary.centroids(whole, 3)
+    np.testing.assert_array_equal(means.means, summary.centroids(cut, 3).means)
+    one, other = summary.images(whole, means), summary.images(cut, means)
+    for name in summary.IMAGE_COLUMNS:
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_centroids_are_the_means_and_the_nearest_is_found():
+    random = np.random.default_rng(2)
+    images, labels = random.integers(0, 256, (300, 6, 5), dtype=np.uint8), random.integers(0, 4, 300, dtype=np.uint8)
+    flat = images.reshape(300, -1).astype(float)
+    expected = np.stack([flat[labels == n].mean(axis=0) for n in range(4)])
+    found = summary.centroids(blocks(images, labels), 4)
+    np.testing.assert_allclose(found.means, expected, rtol=1e-6)
+    nearest = ((flat[:, None] - expected) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(found.nearest(images.reshape(300, -1)), nearest)
+
+
+def test_a_class_without_rows_is_never_nearest():
+    means = summary.centroids(blocks([[[0]], [[200]]], [0, 2]), 4)
+    assert means.labels.tolist() == [0, 2]
+    assert means.nearest(np.array([[1], [199]], np.uint8)).tolist() == [0, 2]
+
+
+def test_labels_that_are_no_class_do_not_hit():
+    table = describe([[[0]], [[200]], [[200]]], [0, 1, 255])
+    assert table["label"].tolist() == [0, 1, 255]
+    assert table["centroid_hit"].tolist() == [1, 1, 0]
+
+
+def test_a_split_with_no_usable_label_has_no_hits():
+    assert describe([[[0]], [[9]]], [7, 255])["centroid_hit"].tolist() == [0, 0]
+
+
+def test_a_split_without_rows_gives_an_empty_table():
+    table = describe(np.empty((0, 2, 2)), [])
+    assert [(name, len(values), values.dtype.type) for name, values in table.items()] == [
+        (name, 0, kind) for name, kind in summary.IMAGE_COLUMNS.items()
+    ]
+
+
+def test_classes_are_counted():
+    table = summary.class_table(np.array([0, 0, 0, 2, 255, 255]), 3)
+    assert table["rows"].tolist() == [3, 0, 1]
+    assert table["share"].tolist() == pytest.approx([0.5, 0, 1 / 6])
+    assert table["imbalance"].tolist() == [1, np.inf, 3]
+
+
+def test_classes_of_no_rows_are_counted():
+    table = summary.class_table(np.empty(0, np.int64), 2)
+    assert table["rows"].tolist() == [0, 0]
+    assert table["share"].tolist() == [0, 0]
+
+
+def write_split(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> Split:
+    split = Split(folder, name, len(labels), images.shape[1:], 10, "content", {})  # type: ignore[arg-type]
+    with parquet.Writer(split.file, images.shape[1:], tuple("0123456789")) as writer:
+        writer.write(images, labels)
+        writer.close({"image_shape": images.shape[1:], "rows": len(labels), "digest": "content", "sources": {}})
+    return split
+
+
+def test_both_splits_are_measured_against_the_training_split(tmp_path: Path):
+    train = write_split(tmp_path, "train", np.array([[[0]], [[200]]], np.uint8), np.array([0, 1], np.uint8))
+    test = write_split(tmp_path, "test", np.array([[[10]], [[200]]], np.uint8), np.array([1, 1], np.uint8))
+    tables = summary.tables(train, test)
+    assert tables["train"]["centroid_hit"].tolist() == [1, 1]
+    assert tables["train"]["leaked"].tolist() == [0, 0]
+    assert tables["test"]["centroid_hit"].tolist() == [0, 1]
+    assert tables["test"]["leaked"].tolist() == [0, 1]
+
+
+def test_archive_table_puts_declared_beside_found(tmp_path: Path):
+    mnist = catalog.find("mnist")
+    split = write_split(tmp_path, "test", np.zeros((3, 2, 5), np.uint8), np.zeros(3, np.uint8))
+    table = summary.archive_table(mnist, [split], {"test": {"label": np.zeros(3, np.int64)}})
+    assert {name: values[0] for name, values in table.items()} == {
+        "index": 0,
+        "split": "test",
+        "rows_declared": 10_000,
+        "rows_decoded": 3,
+        "rows_found": 3,
+        "shape_declared": "28×28",
+        "shape_found": "2×5",
+        "content_decoded": "content",
+        "content_found": "content",
+        "images_declared": mnist.archive("test-images").payload_sha256,
+        "images_found": "none",
+        "labels_declared": mnist.archive("test-labels").payload_sha256,
+        "labels_found": "none",
+    }
+
+
+def test_memory_does_not_grow_with_the_size_of_images():
+    def large() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        random = np.random.default_rng(0)
+        for _ in range(4):
+            yield random.integers(0, 256, (64, 256, 256), dtype=np.uint8), np.zeros(64, np.uint8)
+
+    tracemalloc.start()
+    try:
+        summary.images(large(), summary.centroids(large(), 1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    block = 64 * 256 * 256
+    # Two blocks while one follows the other; as float32, one alone would be four times its size.
+    assert peak < 3.5 * block
