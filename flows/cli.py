@@ -36,6 +36,8 @@ app = App(
     help_epilogue=EXIT_CODES,
     help_format="markdown",
     version=version("idxflow"),
+    # `main` says it in words.
+    suppress_keyboard_interrupt=False,
 )
 
 Source = Annotated[
@@ -81,10 +83,10 @@ def run(
         dataset: A data set of the catalog (`idxflow datasets`).
     """
     from flows.job import Request
-    from tasks.config import parse_overrides, training_overrides
 
-    overrides = training_overrides(parse_overrides(set_ or []))
-    request = Request(dataset, dataset_file, _profile(profile), overrides, source, store)
+    settings = tuple(set_ or ())
+    # The profile is just a text until `Request.resolve` has checked it.
+    request = Request(dataset, dataset_file, profile, settings=settings, source=source, store=store)  # type: ignore[arg-type]
     return _run_flow("retrain", request, as_json)
 
 
@@ -208,19 +210,11 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
         "dataset_file": request.dataset_file,
     }
     if flow == "retrain":
-        parameters |= {"profile": request.profile, "training": request.training}
+        parameters |= {"profile": request.profile, "training": request.overrides}
     called: Callable[..., Any] = getattr(retrain, flow)
     state = called(**parameters, return_state=True)
     outcome: dict[str, Any] = state.result(raise_on_failure=False)
     return outcome
-
-
-def _profile(name: str) -> Any:
-    from tasks.config import PROFILES
-
-    if name not in PROFILES:
-        raise ConfigError(f"expected --profile to be one of {', '.join(PROFILES)}; found {name!r}")
-    return name
 
 
 def _described(dataset: Dataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -55,8 +56,9 @@ class Console:
 
     def watch(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run `call`, which returns the outcome of a flow, and print how it ended."""
-        with self._bars.console.status("starting Prefect") if self._bars.console.is_terminal else ExitStack():
-            outcome = call()
+        if "PREFECT_API_URL" not in os.environ:
+            self._terminal.print("starting Prefect for this run (the first time takes longest)", style="dim")
+        outcome = call()
         self._bars.stop()
         self._say_end(outcome)
         return outcome

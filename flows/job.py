@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from storage.errors import IdxflowError, ModelRefused
 from storage.ledger import Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
 from storage.store import Store
-from tasks.config import Profile, TrainingConfig, TrainingOverrides, training_config
+from tasks.config import Profile, TrainingConfig, parse_overrides, training_config
 
 R = TypeVar("R")
 
@@ -33,7 +34,10 @@ class Request:
     dataset: str = "digits"
     dataset_file: str | None = None
     profile: Profile = "default"
-    training: TrainingOverrides | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Single training parameters by name; checked by `resolve`."""
+    settings: tuple[str, ...] = ()
+    """The same as `--set` takes them, `name=value`; these win."""
     source: str | None = None
     store: str | None = None
 
@@ -44,8 +48,12 @@ class Request:
             ConfigError: the data set, its manifest or a parameter is wrong.
         """
         dataset = catalog.read(Path(self.dataset_file)) if self.dataset_file else catalog.find(self.dataset)
-        overrides = self.training.model_dump(exclude_none=True) if self.training else {}
-        return dataset, training_config(dataset, self.profile, overrides)
+        return dataset, training_config(dataset, self.profile, self.overrides)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Single training parameters by name."""
+        return {**self.training, **parse_overrides(self.settings)}
 
     def source_for(self, dataset: Dataset) -> str | None:
         """Return where to look first: what was asked for, else `IDXFLOW_SOURCE` unless the data is embedded.

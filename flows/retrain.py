@@ -56,7 +56,8 @@ def retrain(
         store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
     """
-    request = Request(dataset, dataset_file, profile, training, source, store)
+    overrides = training.model_dump(exclude_none=True) if training else {}
+    request = Request(dataset, dataset_file, profile, overrides, source=source, store=store)
     return _carry_out(request, _to_decision)
 
 
@@ -135,7 +136,7 @@ def _scored_champion(job: Job, test_split: Split) -> tuple[Champion, Evaluation 
     champion = current_champion(job.store, job.dataset)
     if champion is None or champion.model is None:
         return (champion, None) if champion else None
-    return champion, evaluate(job.store, job.dataset, champion.model, test_split, whose="champion").record
+    return champion, job.keep(evaluate(job.store, job.dataset, champion.model, test_split, whose="champion"))
 
 
 def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:

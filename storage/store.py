@@ -223,6 +223,8 @@ class Store:
 
     def _why(self, plan: Plan) -> str:
         """Say what differs from the most similar result that is there."""
+        if plan.name:
+            return "one for each run"
         others = [made for made in self._made(plan) if made["subject"] == plan.subject]
         if not others:
             return "first run"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -105,7 +105,7 @@ def training_config(
     return _checked({**PROFILES[profile], **own, **(overrides or {})}, "training parameters")
 
 
-def parse_overrides(texts: list[str]) -> dict[str, Any]:
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     """Read `name=value` texts as given to `--set`; values are JSON, anything else is a text.
 
     Raises:
@@ -123,21 +123,16 @@ def parse_overrides(texts: list[str]) -> dict[str, Any]:
     return values
 
 
-def training_overrides(values: Mapping[str, Any]) -> TrainingOverrides:
-    """Check single training parameters.
-
-    Raises:
-        ConfigError: a value is out of bounds or unknown; names it, its bounds and what was found.
-    """
-    return _checked(values, "training parameters", TrainingOverrides)
-
-
-def _checked(values: Mapping[str, Any], where: str, kind: type[TrainingConfig] = TrainingConfig) -> TrainingConfig:
+def _checked(values: Mapping[str, Any], where: str) -> TrainingConfig:
     try:
-        return kind(**values)
+        return TrainingConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "the combination"
-        known = f"; known are {', '.join(TrainingConfig.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        found = "" if first["type"] == "value_error" else f"; found {first['input']!r}"
-        raise ConfigError(f"{where}: {name}: {first['msg']}{found}{known}") from error
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(TrainingConfig.model_fields)
+            raise ConfigError(f"{where}: expected one of {known}; found {name!r}") from error
+        if first["type"] == "value_error":
+            raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        expected = first["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"{where}: expected {name} to be {expected}; found {first['input']!r}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 def evaluate(
     store: Store, dataset: Dataset, model: TrainedModel, test: Split, whose: str = "candidate"
 ) -> Done[Evaluation]:
-    """Score `model` on all rows of `test`, or find that score. `whose` only names the task run.
+    """Score `model` on all rows of `test`, or find that score. `whose` only names the step.
 
     Raises:
         ConfigError: the model is for other classes or another image size.
@@ -53,6 +54,8 @@ def evaluate(
         libraries=network.versions("tensorflow", "keras", "numpy", "scikit-learn", "scipy"),
     )
     done = store.once(plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), _line)
+    if whose != "candidate":
+        done = replace(done, step=replace(done.step, name=f"evaluate {whose}"))
     log_step(_log, done.step)
     return done
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -111,7 +110,7 @@ WRONG = {
     "epochs 0": (["run", "--set", "epochs=0"], "greater than or equal to 1"),
     "epochs text": (["run", "--set", "epochs=many"], "valid integer"),
     "nan": (["run", "--set", "learning_rate=NaN"], "finite"),
-    "unknown parameter": (["run", "--set", "epoch=1"], "known are hidden"),
+    "unknown parameter": (["run", "--set", "epoch=1"], "expected one of hidden"),
     "no value": (["run", "--set", "epochs"], "--set NAME=VALUE"),
     "unknown profile": (["run", "--profile", "best"], "default, tutorial, fast"),
     "no such manifest": (["run", "--dataset-file", "none.toml"], "expected a manifest in TOML"),
@@ -219,13 +218,22 @@ def test_an_unusable_store_ends_with_1(cli: Cli, tmp_path: Path):
 def test_ctrl_c_is_said_and_the_next_run_goes_on(server: dict[str, str], tmp_path: Path):
     environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store")}
     command = [str(BIN / "idxflow"), "run", "digits", "--set", "epochs=10000"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    checkpoint = tmp_path / "store" / "digits" / "5-models"
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it puts in the background with Ctrl-C ignored, and so these tests, perhaps.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    models = tmp_path / "store" / "digits" / "5-models"
     deadline = time.monotonic() + 90
-    while not list(checkpoint.glob(".*.partial/*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with process:
+        while not list(models.glob(".*.partial/history.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors

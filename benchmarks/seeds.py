@@ -1,0 +1,47 @@
+"""How much the accuracy of a profile depends on chance: the same run over several seeds.
+
+python -m benchmarks.seeds mnist --profile tutorial --source ~/archives
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Run `idxflow run` once for each seed, in a store of its own, and print a table and the band."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("--profile", default="default")
+    parser.add_argument("--source", help="folder or URL of the archives")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 1 on")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="idxflow-seeds-") as store:
+        outcomes = [_run(asked, store, seed) for seed in range(1, asked.seeds + 1)]
+    for name in ("train_accuracy", "test_accuracy"):
+        values = sorted(outcome[name] for outcome in outcomes)
+        print(f"{name:14}  {values[0]:.2%} to {values[-1]:.2%} over {len(values)} seeds")
+
+
+def _run(asked: argparse.Namespace, store: str, seed: int) -> dict[str, Any]:
+    command = [str(Path(sys.executable).with_name("idxflow")), "run", asked.dataset, "--profile", asked.profile,
+               "--set", f"seed={seed}", "--store", store, "--json"]  # fmt: skip
+    if asked.source:
+        command += ["--source", asked.source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    outcome: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": {"sentence": done.stderr}}
+    if outcome["error"]:
+        sys.exit(outcome["error"]["sentence"])
+    train, test, seconds = outcome["train_accuracy"], outcome["test_accuracy"], outcome["seconds"]
+    print(f"seed {seed:3}  training {train:.2%}  test {test:.2%}  {seconds:5.1f} s  {outcome['state']}", flush=True)
+    return outcome
+
+
+if __name__ == "__main__":
+    main()
