@@ -134,5 +134,7 @@ def _checked(values: Mapping[str, Any], where: str) -> TrainingConfig:
             raise ConfigError(f"{where}: expected one of {known}; found {name!r}") from error
         if first["type"] == "value_error":
             raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-        expected = first["msg"].removeprefix("Input should be ")
-        raise ConfigError(f"{where}: expected {name} to be {expected}; found {first['input']!r}") from error
+        plain = "Input should be "
+        said = first["msg"]
+        wrong = f"expected {name} to be {said.removeprefix(plain)}" if said.startswith(plain) else f"{name}: {said}"
+        raise ConfigError(f"{where}: {wrong}; found {first['input']!r}") from error
