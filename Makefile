@@ -46,6 +46,8 @@ $(READY): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV), once; this takes a few minutes"
 	@$(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "The venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@# --no-deps: the lock is complete, and pip before 25 loses a pin where one package asks for an extra and another does not.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
+	@$(BIN)/pip check --quiet --disable-pip-version-check
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)

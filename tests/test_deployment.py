@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -45,7 +48,8 @@ def post(environment: dict[str, str], path: str, body: dict) -> list[dict]:
 def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str]):
     output = prefect(deployed, "deployment", "run", "retrain/digits", "--watch", cwd=Path("/"))
     assert "Completed" in output
-    run = post(deployed, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    finished = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    run = post(deployed, "flow_runs/filter", finished)[0]
     assert run["state"]["name"] == "Completed"
     assert run["state"]["message"].startswith("promoted v1")
     assert run["name"].startswith("digits ")
@@ -80,6 +84,17 @@ def test_mnist_is_on_a_weekly_schedule_in_a_time_zone(deployed: dict[str, str]):
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
 
 
+def test_scheduled_runs_are_really_created(deployed: dict[str, str]):
+    mnist = {d["name"]: d["id"] for d in post(deployed, "deployments/filter", {})}["mnist"]
+    wanted = {"deployments": {"id": {"any_": [mnist]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    deadline = time.monotonic() + 60
+    while not (runs := post(deployed, "flow_runs/filter", wanted)) and time.monotonic() < deadline:
+        time.sleep(1)
+    berlin = {datetime.fromisoformat(run["expected_start_time"]).astimezone(ZoneInfo("Europe/Berlin")) for run in runs}
+    assert berlin
+    assert {(start.isoweekday(), start.hour, start.minute) for start in berlin} == {(7, 3, 0)}
+
+
 def test_parameters_have_bounds_and_descriptions(deployed: dict[str, str]):
     deployment = post(deployed, "deployments/filter", {})[0]
     schema = json.dumps(deployment["parameter_openapi_schema"])
@@ -96,6 +111,13 @@ def test_deploying_again_changes_nothing(deployed: dict[str, str]):
     prefect(deployed, "--no-prompt", "deploy", "--all")
     assert known() == before
     assert set(before) == {"digits", "mnist"}
+
+
+def test_the_server_logs_no_error(deployed: dict[str, str]):
+    # Services of the server that fail do so here, and nowhere that a user looks.
+    log = (Path(deployed["HOME"]) / "server.log").read_text()
+    assert "ERROR" not in log
+    assert "Traceback" not in log
 
 
 def test_the_server_sends_nothing_anywhere(deployed: dict[str, str]):
