@@ -202,6 +202,7 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
 
 def _call(flow: str, request: Request) -> dict[str, Any]:
     from flows import retrain
+    from flows.job import RunFailed
 
     parameters: dict[str, Any] = {
         "dataset": request.dataset,
@@ -213,7 +214,12 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
         parameters |= {"profile": request.profile, "training": request.overrides}
     called: Callable[..., Any] = getattr(retrain, flow)
     state = called(**parameters, return_state=True)
-    outcome: dict[str, Any] = state.result(raise_on_failure=False)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, RunFailed):
+        return result.outcome
+    if isinstance(result, BaseException):
+        raise result
+    outcome: dict[str, Any] = result
     return outcome
 
 

@@ -106,7 +106,7 @@ class _StepHandler(logging.Handler):
         step = getattr(record, "step", None)
         if isinstance(step, Step):
             self._on_step(step)
-        elif record.levelno >= logging.WARNING:
+        elif record.levelno >= logging.WARNING and not getattr(record, "ending", False):
             text = record.getMessage()
             if record.exc_info:
                 text += "\n" + logging.Formatter().formatException(record.exc_info)

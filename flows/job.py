@@ -68,6 +68,14 @@ class Request:
         return source or None
 
 
+class RunFailed(Exception):
+    """How a run ended that failed, in the form that Prefect keeps failures in."""
+
+    def __init__(self, outcome: dict[str, Any]) -> None:
+        super().__init__(outcome["sentence"])
+        self.outcome = outcome
+
+
 @dataclass
 class Job:
     """The state of one run. `record` grows with each hop, so that a failed run can report how far it came."""

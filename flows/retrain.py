@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
 
-from flows.job import Job, Request, prepare, refusal
+from flows.job import Job, Request, RunFailed, prepare, refusal
 from storage.errors import IdxflowError, ValidationFailed
 from storage.records import SPLITS, Done, Evaluation, Report, Split
 from storage.registry import Registry
@@ -85,7 +85,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
     try:
         job = prepare(request, asked_by=runtime.deployment.name or "command line")
     except IdxflowError as error:
-        return Failed(message=str(error), data=refusal(request, error))
+        return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _rename_run(f"{job.dataset.name} {job.record.id}")
     try:
         hops(job)
@@ -153,11 +153,14 @@ def _finish(job: Job) -> State[dict[str, Any]]:
     except Exception as error:
         job.fail(error)
     _rename_run(f"{job.dataset.name} {job.record.id} {job.state}{job.version}")
-    _log.info("%s: %s", job.dataset.name, job.sentence)
     if job.report:
         _log.info("report: %s", job.report.html)
-    end = Failed if job.record.failure else Completed
-    return end(message=job.sentence, data=job.summary())
+    if job.record.failure:
+        # The command line says it itself.
+        _log.error(job.sentence, extra={"ending": True})
+        return Failed(message=job.sentence, data=RunFailed(job.summary()))
+    _log.info("%s: %s", job.dataset.name, job.sentence)
+    return Completed(message=job.sentence, data=job.summary())
 
 
 def _report(job: Job) -> Report | None:

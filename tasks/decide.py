@@ -51,7 +51,7 @@ def current_champion(store: Store, dataset: Dataset) -> Champion | None:
         return Champion(version, None, "its files are damaged")
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="decide", cache_policy=NO_CACHE)
 def decide(
     store: Store,
     dataset: Dataset,
