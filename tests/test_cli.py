@@ -264,3 +264,18 @@ def test_a_manifest_is_written_for_files_one_has(tmp_path: Path, tiny: TinyFacto
     written = catalog.read(tmp_path / "mine.toml")
     assert (written.name, written.image_shape, len(written.classes)) == ("mine", (9, 7), 3)
     assert all(archive.pinned for archive in written.archives)
+
+
+@pytest.mark.flow
+def test_the_same_command_twice_at_once_makes_one_version(server: dict[str, str], tmp_path: Path, tiny: TinyFactory):
+    environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store")}
+    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(tiny().manifest), "--json", "--set", "epochs=3",
+               "--set", "learning_rate=0.1"]  # fmt: skip
+    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [json.loads(process.communicate(timeout=200)[0]) for process in started]
+    assert {one["state"] for one in found} == {"promoted", "unchanged"}
+    assert {one["version"] for one in found} == {1}
+    # All but the report: the run that finds everything decided may be done before the other's report is there.
+    steps = [item for one in found for item in one["steps"].items() if item[0] != "publish"]
+    made = [name for name, step in steps if not step["reused"]]
+    assert len(made) == len(set(made))

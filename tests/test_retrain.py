@@ -1,0 +1,145 @@
+"""The flow itself, called as a function: what ends how, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+from flows import retrain as flows
+from flows.job import RunFailed
+from flows.retrain import retrain, validate_dataset
+from storage.ledger import Ledger
+from storage.registry import Registry
+from storage.store import Store
+from tests.conftest import TinyFactory
+
+pytestmark = pytest.mark.flow
+
+QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temporary server; without heartbeats, because each flow run waits a second for theirs to end."""
+    settings = {
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
+    }
+    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=90):
+        yield
+
+
+@pytest.fixture
+def run(prefect_api: None, store: Store, tiny: TinyFactory):
+    """Run the flow on a tiny data set; returns Prefect's state and the outcome."""
+
+    def call(manifest: Path, **training: Any) -> tuple[Any, dict[str, Any]]:
+        state = retrain(dataset_file=str(manifest), store=str(store.root), training=QUICK | training, return_state=True)
+        return state, outcome(state)
+
+    return call
+
+
+def outcome(state: Any) -> dict[str, Any]:
+    result = state.result(raise_on_failure=False)
+    return result.outcome if isinstance(result, RunFailed) else result
+
+
+def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny().manifest
+    state, first = run(manifest)
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+    assert state.message == first["sentence"] == "promoted v1: the first model above the floors"
+    assert Registry(store, "tiny").champion().number == 1
+
+    state, second = run(manifest)
+    assert second["state"] == "unchanged"
+    assert second["report"] == first["report"]
+    assert all(step["reused"] for step in second["steps"].values())
+
+    _, third = run(manifest, seed=2)
+    assert third["state"] in ("promoted", "kept")
+    assert third["version"] == 2
+    assert third["steps"]["train"]["reason"] == "seed 1 → 2"
+    ledger = Ledger(store, "tiny")
+    assert [r["state"] for r in ledger.read("runs")] == ["promoted", "unchanged", third["state"]]
+    assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
+
+
+def test_the_report_of_a_run_that_was_deleted_is_made_again(run: Any, tiny: TinyFactory):
+    manifest = tiny().manifest
+    _, first = run(manifest)
+    Path(first["report"]).unlink()
+    _, second = run(manifest)
+    assert second["state"] == "unchanged"
+    assert Path(second["report"]).is_file()
+
+
+def test_refused_data_fails_the_run_before_training_with_a_report(run: Any, store: Store, tiny: TinyFactory):
+    labels = (np.arange(120) % 3).astype(np.uint8)
+    labels[7] = 200
+    state, found = run(tiny(arrays={"train-labels": labels}).manifest)
+    assert state.type.value == "FAILED"
+    assert state.message == found["sentence"]
+    assert (found["state"], found["error"]["exit_code"]) == ("refused", 3)
+    assert not list(store.entries("tiny", "train").glob("*"))
+    report = json.loads(Path(found["report"]).with_name("report.json").read_text())
+    assert report["verdict"]["outcome"] == "refused"
+
+
+def test_a_model_below_the_floor_is_never_champion(run: Any, store: Store, tiny: TinyFactory):
+    good = tiny()
+    run(good.manifest)
+    strict = good.manifest.read_text() + "[floors]\naccuracy = 1.0\n"
+    good.manifest.write_text(strict)
+    state, found = run(good.manifest, epochs=1, learning_rate=1e-6)
+    assert state.type.value == "FAILED"
+    assert (found["state"], found["error"]["exit_code"], found["champion"]) == ("refused", 5, 1)
+    assert Registry(store, "tiny").champion().number == 1
+
+
+@pytest.mark.parametrize("broken", ["normalize", "train", "evaluate", "decide", "publish"])
+def test_a_bug_in_a_task_is_a_failed_run_not_a_completed_one(
+    run: Any, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, broken: str
+):
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(flows, broken, fails)
+    state, found = run(tiny().manifest)
+    assert state.type.value == "FAILED"
+    assert found["error"] == {"kind": "RuntimeError", "sentence": "unexpected RuntimeError: a bug", "exit_code": 1}
+    # The report tells what the run found out up to there.
+    assert bool(found["report"]) == (broken != "publish")
+
+
+def test_a_report_that_cannot_be_shown_does_not_hide_why_the_run_failed(
+    run: Any, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(flows, "publish", fails)
+    labels = np.full(120, 200, np.uint8)
+    _, found = run(tiny(arrays={"train-labels": labels}).manifest)
+    assert found["error"]["kind"] == "ValidationFailed"
+
+
+def test_a_wrong_manifest_is_a_failed_run_with_the_sentence(prefect_api: None, tmp_path: Path):
+    state = retrain(dataset_file=str(tmp_path / "none.toml"), return_state=True)
+    assert state.type.value == "FAILED"
+    assert "expected a manifest in TOML" in state.message
+    assert outcome(state)["error"]["exit_code"] == 2
+
+
+def test_validation_alone_stops_before_training(prefect_api: None, store: Store, tiny: TinyFactory):
+    state = validate_dataset(dataset_file=str(tiny().manifest), store=str(store.root), return_state=True)
+    assert outcome(state)["state"] == "valid"
+    assert not store.entries("tiny", "normalize").exists()
