@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from flows.settings import quiet_environment
-from storage.errors import ConfigError, IdxflowError
+from storage.errors import ConfigError, IdxflowError, PrefectFailed
 
 if TYPE_CHECKING:
     from flows.job import Request
@@ -213,7 +213,13 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
     if flow == "retrain":
         parameters |= {"profile": request.profile, "training": request.overrides}
     called: Callable[..., Any] = getattr(retrain, flow)
-    state = called(**parameters, return_state=True)
+    try:
+        state = called(**parameters, return_state=True)
+    except Exception as error:
+        # The flow returns its own failures as states, so this is Prefect's.
+        server = os.environ.get("PREFECT_API_URL")
+        remedy = f"is the server at {server} up? Without PREFECT_API_URL none is needed" if server else "try again"
+        raise PrefectFailed(f"expected Prefect to run the flow; {type(error).__name__}: {error}; {remedy}") from error
     result = state.result(raise_on_failure=False)
     if isinstance(result, RunFailed):
         return result.outcome

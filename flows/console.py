@@ -14,10 +14,9 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from flows.settings import LOGGERS
 from storage.records import Step
 from tasks import progress
-
-LOGGERS = ("flows", "tasks", "storage", "expectations")
 
 
 class Console:

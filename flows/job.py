@@ -61,7 +61,7 @@ class Request:
         In a folder of several data sets, it is the folder named like this one.
         """
         source = self.source or (None if dataset.embedded else os.environ.get(SOURCE_VARIABLE))
-        if source and "://" not in source:
+        if source and ":" not in source.split("/")[0]:
             folder = Path(source).expanduser().resolve()
             own = folder / dataset.name
             return str(own if own.is_dir() else folder)
@@ -94,9 +94,9 @@ class Job:
         number = self.record.decision.version if self.record.decision else None
         return f" v{number}" if number else ""
 
-    def keep(self, done: Done[R], **found: Any) -> R:
-        """Note a step and what it found under the fields of `RunRecord`; return its record."""
-        self.note(steps=(*self.record.steps, done.step), **found)
+    def keep(self, done: Done[R]) -> R:
+        """Note a step that is done, and return its record."""
+        self.note(steps=(*self.record.steps, done.step))
         return done.record
 
     def note(self, **found: Any) -> None:
@@ -120,12 +120,10 @@ class Job:
 
     @property
     def state(self) -> str:
-        """`promoted`, `kept`, `unchanged`, `refused`, `failed`, or `valid` where only validation was asked for."""
-        if self.record.decision:
-            return self.record.decision.outcome
+        """`promoted`, `kept`, `unchanged`, `refused` (data or model), `failed`, or `valid` if no more was asked for."""
         if self.record.failure:
-            return "refused" if self.record.failure.exit_code == 3 else "failed"
-        return "valid"
+            return "refused" if self.record.failure.exit_code in (3, 5) else "failed"
+        return self.record.decision.outcome if self.record.decision else "valid"
 
     @property
     def sentence(self) -> str:

@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
 
 from flows.job import Job, Request, RunFailed, prepare, refusal
+from flows.settings import LOGGERS
 from storage.errors import IdxflowError, ValidationFailed
 from storage.records import SPLITS, Done, Evaluation, Report, Split
 from storage.registry import Registry
@@ -26,8 +27,6 @@ from tasks.normalize import normalize
 from tasks.publish import publish
 from tasks.train import train
 from tasks.validate import validate
-
-LOGGERS = ("flows", "tasks", "storage", "expectations")
 
 R = TypeVar("R")
 
@@ -83,7 +82,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        job = prepare(request, asked_by=runtime.deployment.name or "command line")
+        job = prepare(request, asked_by=_asked_by())
     except IdxflowError as error:
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _rename_run(f"{job.dataset.name} {job.record.id}")
@@ -174,9 +173,19 @@ def _report(job: Job) -> Report | None:
     return job.keep(publish(job.store, job.dataset, job.record))
 
 
+def _asked_by() -> str:
+    deployment = runtime.deployment.name
+    return f"deployment {runtime.flow_run.flow_name}/{deployment}" if deployment else "command line"
+
+
 def _rename_run(name: str) -> None:
     """Give the flow run a name that says more than it could when it was scheduled."""
     run = runtime.flow_run.id
-    if run:
+    if not run:
+        return
+    try:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(run), name=name)
+    except Exception as error:
+        # Only a name: whatever the client raises must not end a run that is done.
+        _log.warning("the flow run keeps its name: %s: %s", type(error).__name__, error)

@@ -11,6 +11,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STORE_VARIABLE = "IDXFLOW_STORE"
 SOURCE_VARIABLE = "IDXFLOW_SOURCE"
+LOGGERS = ("flows", "tasks", "storage", "expectations")
+"""The loggers of idxflow; Prefect sends what they log to its API (`extra_loggers` in pyproject.toml)."""
 
 
 def store_root(given: str | None) -> Path:

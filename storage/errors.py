@@ -10,7 +10,8 @@
     ├── ModelRefused             5  the model is below a floor
     ├── StoreError               1  the store cannot be read or written
     │   └── DamagedEntry            a file of the store is not what its entry says
-    └── TrainingFailed           1  training diverged or cannot start
+    ├── TrainingFailed           1  training diverged or cannot start
+    └── PrefectFailed            1  Prefect itself could not run the flow
 
 Each message is one sentence: what was expected, what was found, where, what to do.
 """
@@ -77,3 +78,7 @@ class DamagedEntry(StoreError):
 
 class TrainingFailed(IdxflowError):
     """Training diverged, or cannot start from this data and configuration."""
+
+
+class PrefectFailed(IdxflowError):
+    """Prefect itself could not run the flow: its server cannot be reached, or does not fit this client."""

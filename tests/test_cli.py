@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TinyFactory, bars
-from tests.servers import BIN, clean_environment, prefect_server
+from tests.servers import BIN, clean_environment, free_port, prefect_server
 
 Cli = Callable[..., subprocess.CompletedProcess]
 
@@ -212,6 +212,16 @@ def test_an_unusable_store_ends_with_1(cli: Cli, tmp_path: Path):
     result = cli("run", "digits", "--json", "--store", str(tmp_path / "file" / "store"))
     assert result.returncode == 1
     assert outcome(result)["error"]["kind"] == "StoreError"
+
+
+def test_a_server_that_does_not_answer_is_said(tmp_path: Path):
+    environment = clean_environment(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
+    command = [str(BIN / "idxflow"), "run", "--store", str(tmp_path / "store"), "--json"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert outcome(result)["error"]["kind"] == "PrefectFailed"
+    assert "Without PREFECT_API_URL none is needed" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.flow

@@ -115,6 +115,7 @@ def test_a_bug_in_a_task_is_a_failed_run_not_a_completed_one(
     monkeypatch.setattr(flows, broken, fails)
     state, found = run(tiny().manifest)
     assert state.type.value == "FAILED"
+    assert found["state"] == "failed"
     assert found["error"] == {"kind": "RuntimeError", "sentence": "unexpected RuntimeError: a bug", "exit_code": 1}
     # The report tells what the run found out up to there.
     assert bool(found["report"]) == (broken != "publish")
