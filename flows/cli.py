@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from flows import registry
 from flows.settings import quiet_environment
 from storage.errors import ConfigError, IdxflowError, PrefectFailed
 
@@ -49,6 +50,7 @@ StoreFolder = Annotated[
     Parameter(help="Folder to keep everything in; default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
 ]
 DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
+ModelVersion = Annotated[str, Parameter(help="`champion`, or the number of a version.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object to standard output.")]
 
 
@@ -148,6 +150,63 @@ def manifest(
 
     print(manifest_of(folder, name), end="")
     return 0
+
+
+@app.command
+def predict(
+    dataset: str,
+    files: Annotated[list[Path], Parameter(negative="")],
+    *,
+    version: ModelVersion = "champion",
+    out: Annotated[Path | None, Parameter(help="Parquet file to write, a row per image.")] = None,
+    resize: Annotated[bool, Parameter(negative="", help="Scale images of another size, with antialiasing.")] = False,
+    invert: Annotated[bool, Parameter(negative="", help="Exchange bright and dark: 255 - x.")] = False,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Classify images by the champion: class, probability and model version of each.
+
+    Files may be IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz (its array `images`, else its first of three
+    dimensions). Pixels are 8-bit grey, 0-255, as in the archives. Exit code 3 if a file cannot be used.
+
+    Examples: `idxflow predict mnist seven.png` · `idxflow predict mnist t10k-images-idx3-ubyte.gz --out all.parquet`
+
+    Args:
+        dataset: The data set whose model answers.
+        files: Files of images.
+    """
+    from flows.predict import Wanted, predict_files
+
+    return predict_files(Wanted(dataset, tuple(files), version, out, resize, invert, store), as_json)
+
+
+@app.command
+def export(
+    dataset: str,
+    *,
+    version: ModelVersion = "champion",
+    format_: Annotated[str, Parameter(name="--format", help="`keras`, `savedmodel` or `onnx`.")] = "keras",
+    out: Annotated[
+        Path | None, Parameter(help="Folder to make; it must not exist. Default: `DATASET-vN-FORMAT` here.")
+    ] = None,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write a model for use without idxflow: raw pixels of 0-255 in, probabilities out.
+
+    Before the folder gets its name, the export is loaded and must give idxflow's own probabilities within 0.00001.
+
+    Args:
+        dataset: The data set whose model is written.
+    """
+    from flows.predict import export_version
+
+    return export_version(dataset, version, format_, out, store, as_json)
+
+
+app.command(registry.app)
+app.command(registry.promote)
+app.command(registry.rollback)
 
 
 def main(tokens: list[str] | None = None) -> None:

@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flows.settings import SOURCE_VARIABLE, store_root
+from flows.settings import SOURCE_VARIABLE
 from storage import catalog
 from storage.catalog import Dataset
 from storage.errors import IdxflowError, ModelRefused
 from storage.ledger import Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
-from storage.store import Store
+from storage.store import Store, store_root
 from tasks.config import Profile, TrainingConfig, parse_overrides, training_config
 
 R = TypeVar("R")
@@ -173,6 +173,7 @@ class Job:
         request = {"asked_by": self.record.asked_by, "profile": self.record.profile, "config": self.record.config}
         report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
         values = {**self.summary(), **request, "report": report, "started": self.record.started}
+        values["decision"] = to_json(self.record.decision) if self.record.decision else None
         values.pop("store")
         Ledger(self.store, self.dataset.name).append("runs", self.record.id, values)
 

@@ -58,6 +58,8 @@ def manifest_of(folder: Path, name: str | None = None) -> str:
         "# What a model must reach on the test split, and what differs from the default training, for example:",
         "# [floors]",
         "# accuracy = 0.9",
+        "# [gate]",
+        '# policy = "better"',
         "# [training]",
         "# learning_rate = 0.01",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,13 +14,16 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
 
+from flows.approval import ask
+from flows.events import announce
 from flows.job import Job, Request, RunFailed, prepare, refusal
 from flows.settings import LOGGERS
 from storage.errors import IdxflowError, ValidationFailed
-from storage.records import SPLITS, Done, Evaluation, Report, Split
+from storage.records import SPLITS, Answer, Done, Report, Split, Step
 from storage.registry import Registry
 from tasks.config import Profile, TrainingOverrides
-from tasks.decide import Champion, current_champion, decide
+from tasks.confirm import confirm
+from tasks.decide import Candidate, Rival, current_champion, decide, question
 from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
@@ -124,18 +128,46 @@ def _to_decision(job: Job) -> None:
     job.note(model=model)
     evaluation = job.keep(evaluate(store, dataset, model, test_split))
     job.note(evaluation=evaluation)
+    job.keep(confirm(store, dataset, model, test_split, evaluation))
+    candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by)
+    answer = _answer(job, candidate) if dataset.gate.policy == "ask" else None
     with Registry(store, dataset.name).deciding():
-        champion = _scored_champion(job, test_split)
-        job.note(champion_evaluation=champion[1] if champion else None)
-        job.note(decision=decide(store, dataset, job.record.id, model, evaluation, champion))
+        champion, step = _scored_champion(job, test_split)
+        if answer and answer.about != _number(champion):
+            _log.warning("%s: the champion changed while an answer was awaited; it does not count", dataset.name)
+            answer = None
+        job.note(champion_evaluation=champion[1] if champion else None, steps=(*job.record.steps, *step))
+        said = answer.answer if answer else None
+        job.note(decision=decide(store, dataset, job.record.id, candidate, champion, said))
 
 
-def _scored_champion(job: Job, test_split: Split) -> tuple[Champion, Evaluation | None] | None:
-    """Score the champion on today's test rows, never trusting its old number."""
+@dataclass(frozen=True)
+class _Answered:
+    """An answer, and which champion it was about."""
+
+    answer: Answer
+    about: int | None
+
+
+def _answer(job: Job, candidate: Candidate) -> _Answered | None:
+    """Ask a person, if there is something to ask. Nothing is locked meanwhile: it may take a day."""
+    champion, _ = _scored_champion(job, candidate.test)
+    asked = question(job.store, job.dataset, candidate, champion)
+    answer = ask(job.dataset.name, asked, job.dataset.gate.ask_hours) if asked else None
+    return _Answered(answer, _number(champion)) if answer else None
+
+
+def _number(champion: Rival | None) -> int | None:
+    return champion[0].version.number if champion else None
+
+
+def _scored_champion(job: Job, test_split: Split) -> tuple[Rival | None, list[Step]]:
+    """Score the champion on today's test rows, never trusting its old number; also return what that took."""
     champion = current_champion(job.store, job.dataset)
     if champion is None or champion.model is None:
-        return (champion, None) if champion else None
-    return champion, job.keep(evaluate(job.store, job.dataset, champion.model, test_split, whose="champion"))
+        return ((champion, None) if champion else None), []
+    done = evaluate(job.store, job.dataset, champion.model, test_split, whose="champion")
+    return (champion, done.record), [done.step]
 
 
 def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
@@ -151,6 +183,8 @@ def _finish(job: Job) -> State[dict[str, Any]]:
         job.append_to_ledger()
     except Exception as error:
         job.fail(error)
+    if job.record.decision:
+        announce(job.dataset.name, job.record.id, job.record.decision)
     _rename_run(f"{job.dataset.name} {job.record.id} {job.state}{job.version}")
     if job.report:
         _log.info("report: %s", job.report.html)

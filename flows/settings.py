@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from storage.store import store_root as store_root
+
 ROOT = Path(__file__).resolve().parent.parent
-STORE_VARIABLE = "IDXFLOW_STORE"
 SOURCE_VARIABLE = "IDXFLOW_SOURCE"
 LOGGERS = ("flows", "tasks", "storage", "expectations")
 """The loggers of idxflow; Prefect sends what they log to its API (`extra_loggers` in pyproject.toml)."""
-
-
-def store_root(given: str | None) -> Path:
-    """Return the store's folder: the one given, else `IDXFLOW_STORE`, else `store` beside the source code."""
-    return Path(given or os.environ.get(STORE_VARIABLE) or ROOT / "store").expanduser().absolute()
 
 
 def quiet_environment() -> dict[str, str]:

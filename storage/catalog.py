@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from storage.errors import ConfigError
@@ -27,6 +27,8 @@ DEFAULT_FILES = {
     "test-images": "t10k-images-idx3-ubyte.gz",
     "test-labels": "t10k-labels-idx1-ubyte.gz",
 }
+Policy = Literal["better", "not_worse", "ask"]
+POLICIES: tuple[Policy, ...] = ("better", "not_worse", "ask")
 MAX_CLASSES = 256
 MAX_SIDE = 4096
 
@@ -102,6 +104,23 @@ class Floors:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """What a model above the floors must show to replace the champion (docs/gate.md)."""
+
+    policy: Policy = "better"
+    """`better`: more right answers than chance explains; `not_worse`: worse by `margin` at most; `ask`: as `better`,
+    and a person decides."""
+    alpha: float = 0.05
+    """How often a model that is no better (`not_worse`: worse by `margin`) may pass; above 0, below 0.5."""
+    margin: float = 0.005
+    """For `not_worse`: how much of the test rows may be lost, as a share."""
+    max_class_loss: float = 0.05
+    """By how much the recall of any class may fall below the champion's, as a share; 1: by any."""
+    ask_hours: float = 24
+    """For `ask`: how long to wait for an answer; then the champion stays."""
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set as its manifest declares it."""
 
@@ -128,6 +147,7 @@ class Dataset:
     """What differs from the default training configuration."""
     limits: Limits = field(default_factory=Limits)
     floors: Floors = field(default_factory=Floors)
+    gate: Gate = field(default_factory=Gate)
 
     def archive(self, role: str) -> ArchiveSpec:
         return self.archives[ROLES.index(role)]
@@ -197,6 +217,7 @@ class _Manifest:
             training=self._table("training"),
             limits=self._shares(Limits, "limits"),
             floors=self._shares(Floors, "floors"),
+            gate=self._gate(),
         )
 
     def _name(self) -> str:
@@ -291,6 +312,25 @@ class _Manifest:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= top:
                 raise self._wrong(f"{table}.{name}", f"a number from 0 to {top}", value)
         return kind(**values)
+
+    def _gate(self) -> Gate:
+        values = self._table("gate")
+        self._only(values, {f.name for f in dataclasses.fields(Gate)}, "gate.")
+        policy = values.get("policy", Gate.policy)
+        if policy not in POLICIES:
+            raise self._wrong("gate.policy", f"one of {', '.join(POLICIES)}", policy)
+        for name, value in values.items():
+            if name != "policy" and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise self._wrong(f"gate.{name}", "a number", value)
+        gate = Gate(**values)
+        if not 0 < gate.alpha < 0.5:
+            raise self._wrong("gate.alpha", "a number above 0 and below 0.5", gate.alpha)
+        if not 0 < gate.ask_hours <= 24 * 365:
+            raise self._wrong("gate.ask_hours", "hours, above 0 and at most a year", gate.ask_hours)
+        for name, value in (("margin", gate.margin), ("max_class_loss", gate.max_class_loss)):
+            if not 0 <= value <= 1:
+                raise self._wrong(f"gate.{name}", "a number from 0 to 1", value)
+        return gate
 
     def _strings(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
         values = self._take(key, list, default)

@@ -11,6 +11,7 @@
     ├── StoreError               1  the store cannot be read or written
     │   └── DamagedEntry            a file of the store is not what its entry says
     ├── TrainingFailed           1  training diverged or cannot start
+    ├── ExportFailed             1  an exported model does not give the model's own predictions
     └── PrefectFailed            1  Prefect itself could not run the flow
 
 Each message is one sentence: what was expected, what was found, where, what to do.
@@ -78,6 +79,10 @@ class DamagedEntry(StoreError):
 
 class TrainingFailed(IdxflowError):
     """Training diverged, or cannot start from this data and configuration."""
+
+
+class ExportFailed(IdxflowError):
+    """An exported model does not give the model's own predictions; nothing was written."""
 
 
 class PrefectFailed(IdxflowError):

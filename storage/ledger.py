@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.errors import StoreError
+from storage.errors import DamagedEntry, StoreError
 from storage.files import create_json
 from storage.store import Store, store_errors
 
@@ -41,10 +41,31 @@ class Ledger:
         return path
 
     def read(self, kind: Kind) -> list[dict[str, Any]]:
-        """Return all records of a kind, oldest first."""
-        return [json.loads(path.read_bytes()) for path in sorted((self._folder / kind).glob("[!.]*.json"))]
+        """Return all records of a kind, oldest first.
+
+        Raises:
+            DamagedEntry: one of them cannot be read.
+        """
+        return [_record(path) for path in self._paths(kind)]
 
     def last(self, kind: Kind) -> dict[str, Any] | None:
-        """Return the newest record of a kind, if there is any."""
-        paths = sorted((self._folder / kind).glob("[!.]*.json"))
-        return json.loads(paths[-1].read_bytes()) if paths else None
+        """Return the newest record of a kind, if there is any.
+
+        Raises:
+            DamagedEntry: it cannot be read.
+        """
+        paths = self._paths(kind)
+        return _record(paths[-1]) if paths else None
+
+    def _paths(self, kind: Kind) -> list[Path]:
+        return sorted((self._folder / kind).glob("[!.]*.json"))
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedEntry(f"{path}: expected a record of the ledger; {error}") from error
+    if not isinstance(values, dict):
+        raise DamagedEntry(f"{path}: expected a record of the ledger; found {type(values).__name__}")
+    return values

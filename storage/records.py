@@ -10,13 +10,13 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Severity = Literal["critical", "warning"]
 SplitName = Literal["train", "test"]
-Outcome = Literal["promoted", "kept", "unchanged", "refused"]
+Outcome = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -191,7 +191,7 @@ class TrainedModel:
 
     @property
     def export(self) -> Path:
-        """For users: takes raw pixels 0–255. Never read back by idxflow."""
+        """For users: takes raw pixels 0–255. No run reads it back."""
         return self.folder / "model.keras"
 
 
@@ -245,6 +245,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """A fresh process loaded the saved model and predicted the same."""
+
+    folder: Path
+    rows: int
+    difference: float
+    """Largest difference of a probability."""
+
+
+@dataclass(frozen=True)
 class Rule:
     """One rule of the decision: what it asks, its limit, what was observed."""
 
@@ -255,8 +265,43 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """How a candidate and the champion compare on the same test rows. Made by `tasks.gate`."""
+
+    rows: int
+    both_right: int
+    only_candidate: int
+    """Rows that the candidate gets right and the champion does not."""
+    only_champion: int
+    both_wrong: int
+    differing: int
+    """Rows with different answers; more than those that tell the models apart where both are wrong in other ways."""
+    net: int
+    """`only_candidate` - `only_champion`."""
+    p_value: float
+    """Of no difference: McNemar, mid-p, two-sided; in (0, 1]."""
+    p_better: float
+    """Of the candidate being no better: McNemar, exact, one-sided; in (0, 1]. This one decides."""
+    difference: float
+    """`net` / `rows`: the gain in the share of rows that are right, in [-1, 1]."""
+    low: float
+    """Lower end of the interval of the difference, in [-1, 1]."""
+    high: float
+    confidence: float
+    """Of the interval: 1 - 2 alpha."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person said about a candidate, where the gate's policy is `ask`."""
+
+    promote: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class Decision:
-    """Why a model replaced the champion, or did not."""
+    """Why a model replaced the champion, or did not. What has a default is not in older records."""
 
     outcome: Outcome
     sentence: str
@@ -267,6 +312,22 @@ class Decision:
     previous: int | None
     """The champion's version before the decision."""
     rules: tuple[Rule, ...]
+    policy: str = ""
+    """Of the gate: `better`, `not_worse` or `ask`."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """The other settings of the gate, by name."""
+    paired: Paired | None = None
+    """None where there was no champion that could be compared."""
+    looks: int = 0
+    """Decisions on this very test split so far, this one included."""
+    weights_digest: str = ""
+    """Of the candidate."""
+    champion_weights_digest: str = ""
+    """Of the champion before; empty where there was none."""
+    train_digest: str = ""
+    """Content digest of the split that the run trained on."""
+    test_digest: str = ""
+    """Content digest of the split that both were scored on."""
 
 
 @dataclass(frozen=True)

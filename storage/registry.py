@@ -5,13 +5,18 @@
 
 A version names a model entry and an evaluation entry of the store by their keys. It is created after
 both are complete; the pointer is moved after the version is. So the pointer always names something whole.
+
+Who was champion when, and why, is in the ledger. A decision is written there first and then the pointer is
+moved, so a process killed between the two leaves a decision that never took effect. No mark is needed to tell:
+each decision notes the champion it found (`previous`), read from the pointer under the same lock. So a decision
+took effect if the next one found the champion it names, and the last one did if the pointer names it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +24,7 @@ from typing import Any
 
 from storage.errors import DamagedEntry, StoreError
 from storage.files import create_json, locked, write_json
+from storage.ledger import Ledger
 from storage.records import from_json, to_json
 from storage.store import Store, store_errors
 
@@ -45,11 +51,101 @@ class Version:
     """When it was registered, ISO 8601, UTC."""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One decision about the champion, as the ledger has it, and whether it was carried out."""
+
+    time: datetime
+    """UTC."""
+    outcome: str
+    """`promoted`, `kept`, `refused`; by hand: `forced`, `rolled back`."""
+    version: int | None
+    """What it was about; None when the candidate was refused a number."""
+    before: int | None
+    """The champion it found."""
+    after: int | None
+    """The champion it decided on."""
+    took_effect: bool
+    """False if the process ended before it had moved the pointer."""
+    run: str
+    asked_by: str | None
+    sentence: str
+    """With the outcome: `promoted v2: net +31 …`."""
+    reason: str
+    """The same without the outcome; what a person gave as the reason where it was by hand."""
+    rules: tuple[Mapping[str, Any], ...]
+    newest: int
+    """By hand: the newest version there was to choose from, else 0."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether there was another champion afterwards."""
+        return self.took_effect and self.before != self.after
+
+    @property
+    def by_hand(self) -> bool:
+        return self.outcome in BY_HAND
+
+
+BY_HAND = ("forced", "rolled back")
+
+
+def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[Turn]:
+    """Return what the ledger's `decisions`, oldest first, did; `champion` is what the pointer names since.
+
+    Raises:
+        DamagedEntry: a decision has no time.
+    """
+    # Each decision noted the champion it found, so it says whether the one before it was carried out.
+    found = [*(d.get("previous") for d in decisions[1:]), champion]
+    return [_turn(decision, then) for decision, then in zip(decisions, found, strict=bool(decisions))]
+
+
+def line(history: Sequence[Turn]) -> list[int]:
+    """Return the champions that led to the present one, oldest first; going back takes off the last.
+
+    Rolling back twice goes back two champions: what was rolled back is not come back to.
+    """
+    champions: list[int] = []
+    for turn in history:
+        if not turn.changed or turn.after is None:
+            continue
+        if turn.outcome == "rolled back" and turn.after in champions:
+            while champions[-1] != turn.after:
+                champions.pop()
+        else:
+            champions.append(turn.after)
+    return champions
+
+
+def _turn(decision: Mapping[str, Any], then: int | None) -> Turn:
+    try:
+        time = datetime.fromisoformat(decision["time"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedEntry(f"expected every decision in the ledger to have a time; found {decision}") from error
+    sentence = str(decision.get("sentence") or "")
+    return Turn(
+        time=time,
+        outcome=str(decision.get("outcome")),
+        version=decision.get("version"),
+        before=decision.get("previous"),
+        after=decision.get("champion"),
+        took_effect=decision.get("champion") == then,
+        run=str(decision.get("run") or ""),
+        asked_by=decision.get("asked_by"),
+        sentence=sentence,
+        reason=str(decision.get("reason") or sentence.split(": ", 1)[-1]),
+        rules=tuple(decision.get("rules") or ()),
+        newest=decision.get("newest") or 0,
+    )
+
+
 class Registry:
     """The versions and the champion of one data set."""
 
     def __init__(self, store: Store, dataset: str) -> None:
         self.dataset = dataset
+        self._ledger = Ledger(store, dataset)
         self._folder = store.dataset(dataset) / "registry"
         self._pointer = self._folder / "champion.json"
 
@@ -75,13 +171,37 @@ class Registry:
         Raises:
             DamagedEntry: the pointer cannot be read, or the version it names is not there.
         """
-        try:
-            number = json.loads(self._pointer.read_bytes())["version"]
-        except FileNotFoundError:
+        number = self._pointed()
+        if number is None:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedEntry(f"{self._pointer}: expected the champion's version number; {error}") from error
+        if not self._path(number).is_file():
+            raise DamagedEntry(f"{self._pointer}: expected a version that is there; found {number}")
         return self.version(number)
+
+    def history(self) -> list[Turn]:
+        """Return every decision, oldest first, with whether it was carried out. Needs no lock.
+
+        Raises:
+            DamagedEntry: the pointer or a decision cannot be read.
+        """
+        while True:
+            champion = self._pointed()
+            decisions = self._ledger.read("decisions")
+            # A decision is in the ledger before the pointer moves: if the pointer stood still, none is missing.
+            if self._pointed() == champion:
+                return turns(decisions, champion)
+
+    def settled_by_hand(self, weights_digest: str) -> tuple[Version, Turn] | None:
+        """Return the version and the decision, if a person decided while a model of these weights could be chosen.
+
+        What a person forced or rolled back is not undone by training the same model again: only models that
+        were not registered then are up to the gate.
+        """
+        by_hand = [turn for turn in self.history() if turn.by_hand and turn.took_effect]
+        if not by_hand:
+            return None
+        known = [v for v in self.versions() if v.number <= by_hand[-1].newest and v.weights_digest == weights_digest]
+        return (known[-1], by_hand[-1]) if known else None
 
     def find(self, model: str, evaluation: str) -> Version | None:
         """Return the version of this model with this evaluation, if it was registered before."""
@@ -106,9 +226,14 @@ class Registry:
                     return version
 
     @contextmanager
-    def deciding(self) -> Iterator[None]:
-        """Keep others from moving the champion while a decision is made and carried out."""
-        with locked(self._folder / "champion.lock"):
+    def deciding(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Keep others from moving the champion while a decision is made and carried out.
+
+        `on_wait` is called once if another process is deciding.
+        """
+        with ExitStack() as stack:
+            with store_errors(self._folder):
+                stack.enter_context(locked(self._folder / "champion.lock", on_wait))
             yield
 
     def promote(self, number: int, run: str) -> None:
@@ -117,6 +242,23 @@ class Registry:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         with store_errors(self._folder):
             write_json(self._pointer, {"version": number, "run": run, "time": time})
+
+    def _pointed(self) -> int | None:
+        try:
+            number = json.loads(self._pointer.read_bytes())["version"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._unreadable(error) from error
+        if type(number) is not int:
+            raise self._unreadable(f"found {number!r}")
+        return number
+
+    def _unreadable(self, why: object) -> DamagedEntry:
+        return DamagedEntry(
+            f"{self._pointer}: expected the champion's version number; {why}; the newest decision in the ledger "
+            'names it as "champion": write {"version": NUMBER} there'
+        )
 
     def _path(self, number: int) -> Path:
         return self._folder / "versions" / f"{number:08d}.json"

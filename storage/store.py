@@ -40,12 +40,20 @@ FOLDERS = {
     "normalize": "4-normalization",
     "train": "5-models",
     "evaluate": "6-evaluations",
+    "confirm": "6-evaluations",
     "publish": "7-reports",
 }
 ENTRY = "entry.json"
 FORMAT = 1
+STORE_VARIABLE = "IDXFLOW_STORE"
 
 _log = logging.getLogger(__name__)
+
+
+def store_root(given: str | Path | None = None) -> Path:
+    """Return the store's folder: the one given, else `IDXFLOW_STORE`, else `store` beside the source code."""
+    beside = Path(__file__).resolve().parent.parent / "store"
+    return Path(given or os.environ.get(STORE_VARIABLE) or beside).expanduser().absolute()
 
 
 class Stored(Protocol):
@@ -156,6 +164,19 @@ class Store:
             DamagedEntry: it is not there, or a file of it is not what it should be.
         """
         return load(self.entries(dataset, step) / key, kind)
+
+    def made_from(self, dataset: str, step: str, key: str) -> dict[str, Any]:
+        """Return what an entry was made from, as `Plan.made_from`, without checking its files.
+
+        Raises:
+            DamagedEntry: its description cannot be read.
+        """
+        path = self.entries(dataset, step) / key / ENTRY
+        try:
+            made: dict[str, Any] = json.loads(path.read_bytes())["made_from"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedEntry(f"{path}: expected what it was made from; {error}") from error
+        return made
 
     def once(
         self,

@@ -1,21 +1,46 @@
-"""Decide whether a new model replaces the champion, and carry it out."""
+"""Decide whether a new model replaces the champion, and carry it out.
+
+The order of the questions: floors, a champion at all, one that can be compared, other answers than its, the paired
+comparison on the same test rows (`gate`), the loss of any class. Each that was asked is a rule of the record.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from storage import arrays, parquet, source
 from storage.catalog import Dataset, Floors
 from storage.errors import DamagedEntry
 from storage.ledger import Ledger
-from storage.records import Decision, Evaluation, Outcome, Rule, TrainedModel, to_json
+from storage.records import Answer, Decision, Evaluation, Outcome, Paired, Rule, Split, TrainedModel, to_json
 from storage.registry import Registry, Version
 from storage.store import Store
+from tasks import artifacts, gate, network
+
+_BY_HAND = ("forced", "rolled back")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that was trained on `train` and scored on `test` in this run."""
+
+    model: TrainedModel
+    evaluation: Evaluation
+    train: Split
+    test: Split
+    asked_by: str = ""
+    """Who or what asked for the run."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +52,14 @@ class Champion:
     """None when it cannot be compared; `obstacle` says why."""
     obstacle: str = ""
 
+    @property
+    def name(self) -> str:
+        return f"v{self.version.number}"
+
+
+Rival = tuple[Champion, Evaluation | None]
+"""The champion and its score on the same test rows; None where it cannot be scored on them."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -35,6 +68,9 @@ class Judgement:
     outcome: Outcome
     reason: str
     rules: tuple[Rule, ...]
+    paired: Paired | None = None
+    ask: bool = False
+    """The policy leaves this one to a person; `outcome` is only what the rules advise."""
 
 
 def current_champion(store: Store, dataset: Dataset) -> Champion | None:
@@ -56,9 +92,9 @@ def decide(
     store: Store,
     dataset: Dataset,
     run: str,
-    model: TrainedModel,
-    evaluation: Evaluation,
-    champion: tuple[Champion, Evaluation | None] | None,
+    candidate: Candidate,
+    champion: Rival | None,
+    answer: Answer | None = None,
 ) -> Decision:
     """Judge the candidate, register it unless a floor refuses it, move the champion's pointer if it is better.
 
@@ -66,49 +102,152 @@ def decide(
 
     Args:
         champion: the model in use and its score on the same test rows; None before the first promotion.
+        answer: what a person said where the policy is `ask`; None, nobody did, keeps the champion.
+
+    Raises:
+        DamagedEntry: the labels or a model's answers cannot be read.
     """
-    judgement = judge(dataset.floors, evaluation, champion)
+    judgement = answered(judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion)), answer)
     registry, ledger = Registry(store, dataset.name), Ledger(store, dataset.name)
-    known = registry.find(model.folder.name, evaluation.folder.name)
-    if known and _already_decided(ledger, known, champion):
-        return _unchanged(known, champion, judgement)
-    version = None if judgement.outcome == "refused" else _register(registry, run, dataset, model, evaluation)
-    decision = _decision(judgement, version, champion)
+    past = ledger.read("decisions")
+    known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
+    facts = _facts(dataset, candidate, champion, judgement, past)
+    settled = registry.settled_by_hand(candidate.model.weights_digest)
+    if settled and champion and answer is None:
+        return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts)
+    if known and answer is None and _already_decided(past, known, champion, facts):
+        return dataclasses.replace(_unchanged(known, champion, judgement), **facts)
+    version = None if judgement.outcome == "refused" else _register(registry, run, dataset, candidate)
+    decision = dataclasses.replace(_decision(judgement, version, champion), **facts)
     # Ledger first: killed between the two, the next run finds that the champion is not what the ledger says,
     # and decides again. The other way round, a promotion would have no reason on record.
-    ledger.append("decisions", run, to_json(decision))
+    ledger.append("decisions", run, to_json(decision) | _circumstances(candidate))
+    artifacts.show_table(artifacts.key("decision", dataset.name), to_json(decision.rules), decision.sentence)
     if decision.outcome == "promoted" and version:
         registry.promote(version.number, run)
     _log.info("decide: %s", decision.sentence)
     return decision
 
 
-def judge(floors: Floors, candidate: Evaluation, champion: tuple[Champion, Evaluation | None] | None) -> Judgement:
-    """Say what should happen to `candidate`, with every rule that was looked at.
+def _circumstances(candidate: Candidate) -> dict[str, Any]:
+    """Return what else the ledger keeps of a decision: who asked, with which code, in which environment."""
+    libraries = network.versions(
+        "tensorflow", "keras", "numpy", "scikit-learn", "scipy", "great-expectations", "prefect"
+    )
+    return {
+        "asked_by": candidate.asked_by,
+        "code": source.digests("tasks.train") | source.digests("tasks.evaluate") | source.digests(__name__),
+        "environment": {"python": platform.python_version(), **libraries},
+    }
 
-    The candidate replaces the champion if it gets more of the same test rows right; a tie keeps the champion.
+
+def compare(dataset: Dataset, candidate: Candidate, champion: Rival | None) -> Paired | None:
+    """Compare the answers of both models on the test rows; None where there is no champion to compare with.
+
+    Raises:
+        DamagedEntry: the labels or a model's answers cannot be read.
     """
-    rules = _floor_rules(floors, candidate)
+    if champion is None or champion[1] is None:
+        return None
+    labels = parquet.labels(candidate.test.file)
+    ours, theirs = _answers(candidate.evaluation), _answers(champion[1])
+    if not len(labels) == len(ours) == len(theirs):
+        raise DamagedEntry(
+            f"{candidate.test.file}: expected a label for each of the {len(ours):,} answers of the candidate and the "
+            f"{len(theirs):,} of the champion; found {len(labels):,}; run again, so that both are scored anew"
+        )
+    return gate.paired(labels, ours, theirs, dataset.gate.alpha)
+
+
+def judge(dataset: Dataset, candidate: Evaluation, champion: Rival | None, paired: Paired | None = None) -> Judgement:
+    """Say what should happen to `candidate` by the floors and the gate of `dataset`, with every rule that was asked.
+
+    Args:
+        paired: both models' answers compared, see `compare`; needed where the champion has a score.
+
+    Raises:
+        ValueError: the champion has a score, and `paired` is missing.
+    """
+    rules, ask = _floor_rules(dataset.floors, candidate), dataset.gate.policy == "ask"
     broken = [rule for rule in rules if not rule.passed]
     if broken:
         said = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)
-        return Judgement("refused", said, rules)
+        return Judgement("refused", said, rules, paired)
     if champion is None:
-        return Judgement("promoted", "the first model above the floors", rules)
+        return Judgement("promoted", "the first model above the floors", rules, ask=ask)
     held, score = champion
     if score is None:
-        reason = f"champion v{held.version.number} cannot be compared: {held.obstacle}"
-        return Judgement("promoted", reason, (*rules, Rule("champion can be compared", "yes", "no", False)))
-    better = candidate.correct > score.correct
-    rule = Rule(
-        f"more test rows right than champion v{held.version.number}",
-        f"more than {score.correct:,} of {score.rows:,}",
-        f"{candidate.correct:,} of {candidate.rows:,}",
-        better,
-    )
-    net = candidate.correct - score.correct
-    reason = f"net {net:+,} of {candidate.rows:,} test rows against v{held.version.number}"
-    return Judgement("promoted" if better else "kept", reason, (*rules, rule))
+        reason = f"champion {held.name} cannot be compared: {held.obstacle}"
+        return Judgement("promoted", reason, (*rules, Rule("champion can be compared", "yes", "no", False)), ask=ask)
+    if paired is None:
+        raise ValueError(f"expected the answers compared with those of champion {held.name}; found none; see compare()")
+    asked, reason = _against(dataset, candidate, (held, score), paired)
+    outcome: Outcome = "promoted" if all(rule.passed for rule in asked) else "kept"
+    return Judgement(outcome, reason, (*rules, *asked), paired, ask and paired.differing > 0)
+
+
+def question(store: Store, dataset: Dataset, candidate: Candidate, champion: Rival | None) -> str | None:
+    """Return what a person is to be asked about the candidate; None where the rules decide, or nothing is new."""
+    judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
+    known = Registry(store, dataset.name).find(candidate.model.folder.name, candidate.evaluation.folder.name)
+    past = Ledger(store, dataset.name).read("decisions")
+    facts = _facts(dataset, candidate, champion, judgement, past)
+    if not judgement.ask or (known and _already_decided(past, known, champion, facts)):
+        return None
+    against = f"champion {champion[0].name}" if champion else "no champion yet"
+    advice = "promote" if judgement.outcome == "promoted" else "keep the champion"
+    return f"a candidate with {candidate.evaluation.accuracy:.2%} on test, {against}: {judgement.reason} ({advice})"
+
+
+def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
+    """Return `judgement` with a person's answer where its policy asks for one; no answer keeps the champion."""
+    if not judgement.ask:
+        return judgement
+    promote = bool(answer and answer.promote)
+    observed, said = "no answer", "no person approved it"
+    if answer:
+        why = f": {answer.reason}" if answer.reason else ""
+        observed = ("yes" if promote else "no") + why
+        said = ("promoted" if promote else "declined") + " by a person" + why
+    rule = Rule("a person approves", "yes", observed, promote)
+    outcome: Outcome = "promoted" if promote else "kept"
+    reason = f"{judgement.reason}; {said}"
+    return dataclasses.replace(judgement, outcome=outcome, reason=reason, rules=(*judgement.rules, rule))
+
+
+def looks(past: list[dict[str, Any]], test_digest: str) -> int:
+    """Return how many of the ledger's decisions were made on the test split of that content digest."""
+    return sum(values.get("test_digest") == test_digest for values in past)
+
+
+def _against(
+    dataset: Dataset, candidate: Evaluation, rival: tuple[Champion, Evaluation], paired: Paired
+) -> tuple[tuple[Rule, ...], str]:
+    """Return the rules about a champion that can be compared, and what they say in one sentence."""
+    held, score = rival
+    settings, rules = dataset.gate, []
+    reason = gate.sentence(settings, paired)
+    if held.version.test_digest != candidate.split_digest:
+        observed = f"changed since {held.name} was registered; scored again on today's {candidate.rows:,} rows"
+        rules.append(Rule("test split", "champion is scored again if it changed", observed, True))
+        reason += f"; the test split changed since {held.name}"
+    rules.append(gate.difference_rule(settings, paired, held.name))
+    if paired.differing:
+        lost = gate.class_rule(settings, candidate, score)
+        rules.append(lost)
+        if not lost.passed:
+            reason += f"; {lost.name} is {lost.observed}, allowed {lost.limit}"
+    return tuple(rules), reason
+
+
+def _answers(evaluation: Evaluation) -> np.ndarray:
+    """Return the class that a model names for each test row, uint8 of shape (rows,)."""
+    width = len(evaluation.per_class)
+    expected: arrays.Expected = {
+        "predicted": (np.uint8, (evaluation.rows,)),
+        "probability": (np.float32, (evaluation.rows, width)),
+    }
+    return arrays.read(evaluation.file, expected)["predicted"]
 
 
 def _floor_rules(floors: Floors, candidate: Evaluation) -> tuple[Rule, ...]:
@@ -129,7 +268,8 @@ def _floor_rules(floors: Floors, candidate: Evaluation) -> tuple[Rule, ...]:
     )
 
 
-def _register(registry: Registry, run: str, dataset: Dataset, model: TrainedModel, evaluation: Evaluation) -> Version:
+def _register(registry: Registry, run: str, dataset: Dataset, candidate: Candidate) -> Version:
+    model, evaluation = candidate.model, candidate.evaluation
     return registry.register(
         model=model.folder.name,
         evaluation=evaluation.folder.name,
@@ -143,30 +283,60 @@ def _register(registry: Registry, run: str, dataset: Dataset, model: TrainedMode
     )
 
 
-def _decision(
-    judgement: Judgement, version: Version | None, champion: tuple[Champion, Evaluation | None] | None
-) -> Decision:
+def _facts(
+    dataset: Dataset,
+    candidate: Candidate,
+    champion: Rival | None,
+    judgement: Judgement,
+    past: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return the fields of a `Decision` that say what it was made from."""
+    settings = dataclasses.asdict(dataset.gate)
+    test = candidate.evaluation.split_digest
+    return {
+        "policy": settings.pop("policy"),
+        "limits": {name: float(value) for name, value in settings.items()},
+        "paired": judgement.paired,
+        "looks": looks(past, test) + 1,
+        "weights_digest": candidate.model.weights_digest,
+        "champion_weights_digest": champion[0].version.weights_digest if champion else "",
+        "train_digest": candidate.train.digest,
+        "test_digest": test,
+    }
+
+
+def _decision(judgement: Judgement, version: Version | None, champion: Rival | None) -> Decision:
     previous = champion[0].version.number if champion else None
     if judgement.outcome == "promoted" and version:
         sentence = f"promoted v{version.number}: {judgement.reason}"
         return Decision("promoted", sentence, version.number, version.number, previous, judgement.rules)
     if judgement.outcome == "kept" and version:
-        sentence = f"kept champion v{previous}: candidate v{version.number}, {judgement.reason}"
+        kept = f"kept champion v{previous}" if previous else "there is no champion yet"
+        sentence = f"{kept}: candidate v{version.number}, {judgement.reason}"
         return Decision("kept", sentence, version.number, previous, previous, judgement.rules)
     kept = f"champion v{previous} stays" if previous else "there is no champion yet"
     return Decision("refused", f"refused: {judgement.reason}; {kept}", None, previous, previous, judgement.rules)
 
 
-def _already_decided(ledger: Ledger, known: Version, champion: tuple[Champion, Evaluation | None] | None) -> bool:
-    """Tell whether this candidate met this champion before, so that nothing is new."""
+def _already_decided(
+    past: list[dict[str, Any]], known: Version, champion: Rival | None, facts: Mapping[str, Any]
+) -> bool:
+    """Tell whether nothing is new: this candidate is the champion, or met it before by the same gate.
+
+    Nor is it when a person has moved the champion since: the same model must not undo a rollback.
+    """
     if champion is None:
         return False
     number = champion[0].version.number
-    past = [d["champion"] for d in ledger.read("decisions") if d["version"] == known.number]
-    return number == known.number or past[-1:] == [number]
+    if number == known.number:
+        return True
+    met = max((n for n, d in enumerate(past) if d.get("version") == known.number), default=None)
+    if met is None or any(past[met].get(name) not in (None, "", {}, facts[name]) for name in ("policy", "limits")):
+        return False
+    return past[met].get("champion") == number or any(d.get("outcome") in _BY_HAND for d in past[met + 1 :])
 
 
-def _unchanged(known: Version, champion: tuple[Champion, Evaluation | None] | None, judgement: Judgement) -> Decision:
+def _unchanged(known: Version, champion: Rival | None, judgement: Judgement) -> Decision:
     number = champion[0].version.number if champion else None
     ending = "the champion" if number == known.number else f"champion v{number} stays"
     return Decision(

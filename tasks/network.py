@@ -139,11 +139,17 @@ def export(path: Path, architecture: Architecture, weights: Weights, found: Stat
         name="idxflow",
     )
     _set(model, weights)
-    with warnings.catch_warnings():
-        # Keras 3.15 copies TensorFlow's variables in a way that NumPy 2 remarks on.
-        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+    with without_copy_warning():
         model.save(path)
     _without_times(path)
+
+
+@contextmanager
+def without_copy_warning() -> Iterator[None]:
+    """Keep quiet about how Keras 3.15 copies TensorFlow's variables when it saves; NumPy 2 remarks on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+        yield
 
 
 def save_weights(path: Path, weights: Weights) -> None:

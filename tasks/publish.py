@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from storage import parquet
 from storage.catalog import Dataset
 from storage.ledger import Kind, Ledger
 from storage.records import Done, Epoch, Report, RunRecord, Split
+from storage.registry import Registry
 from storage.store import Plan, Store
 from tasks import artifacts, figures, report, sharing
 from tasks.figures import Chart, Line
@@ -95,7 +97,20 @@ def _evidence(store: Store, dataset: Dataset, run: RunRecord) -> Evidence:
     probability = _readable(_probability, run.evaluation.file) if run.evaluation else None
     kind: Kind = "runs"
     past = _readable(Ledger(store, dataset.name).read, kind)
-    return Evidence(history or (), labels, probability, tuple(past or ()))
+    by_hand = _readable(lambda name: by_hand_since_last_report(store, name), dataset.name)
+    return Evidence(history or (), labels, probability, tuple(past or ()), by_hand or ())
+
+
+def by_hand_since_last_report(store: Store, dataset: str) -> tuple[str, ...]:
+    """Return what was done to the champion by hand after the last run that published a report, oldest first."""
+    reported = [run["time"] for run in Ledger(store, dataset).read("runs") if run.get("state") != "unchanged"]
+    since = datetime.fromisoformat(reported[-1]) if reported else datetime.min.replace(tzinfo=UTC)
+    turns = Registry(store, dataset).history()
+    return tuple(
+        f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}"
+        for turn in turns
+        if turn.by_hand and turn.took_effect and turn.time > since
+    )
 
 
 def _readable(read: Callable[[S], T], source: S) -> T | None:

@@ -19,7 +19,9 @@
                  diagonal), confusions (most frequent first),
                  mistakes (most confident first), confidence (bands of the answer's probability: low, high, rows,
                  accuracy)
-    decision     sentence, version, champion, previous, champion_accuracy, rules
+    decision     as `storage.records.Decision` (sentence: of the rules; reason: of the decision), champion_accuracy,
+                 comparison (with the champion in sentences; empty where there was none to compare with),
+                 looks_sentence, by_hand (what was done to the champion by hand since the run before)
     past         earlier runs of this data set and this one, oldest first: id, outcome, accuracy
     steps        sentence, seconds, steps (as `storage.records.Step`)
     environment  sentence, python, platform, packages, code, digests, seed, command
@@ -43,7 +45,7 @@ import numpy as np
 
 from storage.catalog import CATALOG, Dataset
 from storage.errors import ConfigError, DataRefused
-from storage.records import Check, ClassScore, Epoch, Evaluation, RunRecord, Split, to_json
+from storage.records import Check, ClassScore, Epoch, Evaluation, Paired, RunRecord, Split, to_json
 from tasks.config import Profile, TrainingConfig, training_config
 from tasks.sharing import presentable
 
@@ -124,6 +126,8 @@ class Evidence:
     """float32, shape (test rows, classes)."""
     past: tuple[Mapping[str, Any], ...] = ()
     """Earlier runs from the ledger, oldest first."""
+    by_hand: tuple[str, ...] = ()
+    """What was done to the champion by hand since the run before this one, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def content(dataset: Dataset, run: RunRecord, evidence: Evidence, made_with: Env
         "checks": _checks(dataset, run, evidence),
         "training": _training(run, evidence),
         "test": _test(dataset, run, evidence),
-        "decision": _decision(run),
+        "decision": _decision(run, evidence),
         "past": _past(run, evidence),
         "steps": _steps(run),
         "environment": _environment(dataset, run, made_with),
@@ -194,7 +198,7 @@ def _verdict(run: RunRecord) -> dict[str, Any]:
     if decision:
         headlines = {
             "promoted": f"Version {decision.version} is the new champion",
-            "kept": f"The champion stays version {decision.champion}",
+            "kept": f"The champion stays version {decision.champion}" if decision.champion else "No model is in use",
             "unchanged": "Nothing changed since the last decision",
             "refused": "The model is below a floor and was refused",
         }
@@ -512,7 +516,7 @@ def _confidence(evidence: Evidence) -> list[dict[str, Any]]:
     return bands
 
 
-def _decision(run: RunRecord) -> dict[str, Any] | None:
+def _decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     decision = run.decision
     if not decision:
         return None
@@ -527,7 +531,33 @@ def _decision(run: RunRecord) -> dict[str, Any] | None:
         "sentence": sentence,
         "reason": _sentence(decision.sentence),
         "champion_accuracy": score.accuracy if score else None,
+        "comparison": _comparison(decision.paired) if decision.paired else "",
+        "looks_sentence": _looks(decision.looks),
+        "by_hand": list(evidence.by_hand),
     }
+
+
+def _comparison(paired: Paired) -> str:
+    return (
+        f"Of {_count(paired.rows, 'test image')} both models get {paired.both_right:,} right, only this one "
+        f"{paired.only_candidate:,}, only the champion {paired.only_champion:,}, neither {paired.both_wrong:,}: "
+        f"net {paired.net:+,}, {100 * paired.difference:+.2f} points, {100 * paired.confidence:.4g}% interval "
+        f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}. Of two equally good models one is so far ahead with "
+        f"p {paired.p_better:.2g} (McNemar, exact, one-sided); they are so far apart with p {paired.p_value:.2g} "
+        "(mid-p, two-sided)."
+    )
+
+
+def _looks(looks: int) -> str:
+    """Return how often a test split has decided; empty for a decision that did not count."""
+    if not looks:
+        return ""
+    if looks == 1:
+        return "It is the first decision on these test images."
+    return (
+        f"It is decision {looks:,} on these test images: the more often they decide, the likelier one of the "
+        "promotions is luck."
+    )
 
 
 def _past(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]] | None:

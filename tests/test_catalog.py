@@ -36,7 +36,14 @@ def test_a_small_manifest_gets_defaults(tmp_path: Path):
     assert dataset.source == tmp_path / "data"
     assert dataset.archive("test-labels").file == "t10k-labels-idx1-ubyte.gz"
     assert dataset.floors == catalog.Floors()
+    assert dataset.gate == catalog.Gate("better", 0.05, 0.005, 0.05)
     assert not dataset.archive("train-images").pinned
+
+
+def test_a_gate_of_ones_own(tmp_path: Path):
+    gate = '[gate]\npolicy = "not_worse"\nalpha = 0.1\nmargin = 0\nmax_class_loss = 1\n'
+    assert read(tmp_path, GOOD + gate).gate == catalog.Gate("not_worse", 0.1, 0, 1)
+    assert read(tmp_path, GOOD + '[gate]\npolicy = "ask"\n').gate == catalog.Gate("ask")
 
 
 def test_mirrors_are_folders_and_single_addresses(tmp_path: Path):
@@ -72,6 +79,16 @@ BAD = {
     "ftp mirror": ('mirrors = ["ftp://a.example/"]\n' + GOOD, "https:// or http://"),
     "mirror without digest": ('mirrors = ["https://a.example/"]\n' + GOOD, "idxflow manifest FOLDER"),
     "share over one": (GOOD + "[limits]\nmax_leaked = 2", "a number from 0 to 1"),
+    "unknown policy": (GOOD + '[gate]\npolicy = "best"', "better, not_worse, ask; found 'best'"),
+    "policy of no kind": (GOOD + "[gate]\npolicy = []", "gate.policy to be one of"),
+    "alpha of zero": (GOOD + "[gate]\nalpha = 0", "gate.alpha to be a number above 0 and below 0.5; found 0"),
+    "alpha of one half": (GOOD + "[gate]\nalpha = 0.5", "above 0 and below 0.5"),
+    "alpha not a number": (GOOD + "[gate]\nalpha = nan", "above 0 and below 0.5"),
+    "alpha as text": (GOOD + '[gate]\nalpha = "0.05"', "gate.alpha to be a number"),
+    "margin true": (GOOD + "[gate]\nmargin = true", "gate.margin to be a number"),
+    "margin in points": (GOOD + "[gate]\nmargin = 5", "gate.margin to be a number from 0 to 1"),
+    "negative class loss": (GOOD + "[gate]\nmax_class_loss = -0.1", "gate.max_class_loss to be a number from 0 to 1"),
+    "unknown gate key": (GOOD + "[gate]\nbeta = 0.1", "found gate.beta"),
     "rows as text": (GOOD + '[rows]\ntrain = "many"', "a number of rows"),
 }
 

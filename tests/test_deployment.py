@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -15,6 +17,9 @@ import pytest
 from tests.servers import BIN, ROOT, prefect_server, running
 
 pytestmark = pytest.mark.flow
+
+_NOW = datetime.now(UTC)
+LAST_DAY = {"since": (_NOW - timedelta(days=1)).isoformat(), "until": (_NOW + timedelta(days=1)).isoformat()}
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +44,38 @@ def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> s
     return result.stdout
 
 
-def post(environment: dict[str, str], path: str, body: dict) -> list[dict]:
+@pytest.fixture
+def promoted_triggers_digits(deployed: dict[str, str]) -> str:
+    """An automation as a user makes it: when a champion is replaced, run a deployment. Returns its id."""
+    digits = {d["name"]: d["id"] for d in post(deployed, "deployments/filter", {})}["digits"]
+    trigger = {
+        "type": "event",
+        "posture": "Reactive",
+        "expect": ["idxflow.model.promoted"],
+        "match": {"prefect.resource.id": "idxflow.model.*"},
+        "threshold": 1,
+        "within": 0,
+    }
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": digits}
+    return post(deployed, "automations/", {"name": "promoted", "trigger": trigger, "actions": [action]})["id"]
+
+
+def until(look: Callable[[], Any], seconds: float = 90) -> Any:
+    """Look again until there is something; what is there then, or a failed test."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(1)
+    return found
+
+
+def post(environment: dict[str, str], path: str, body: dict) -> Any:
     answer = httpx.post(f"{environment['PREFECT_API_URL']}/{path}", json=body, timeout=30)
     answer.raise_for_status()
     return answer.json()
 
 
-def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str]):
+def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str], promoted_triggers_digits: str):
     output = prefect(deployed, "deployment", "run", "retrain/digits", "--watch", cwd=Path("/"))
     assert "Completed" in output
     finished = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
@@ -76,6 +106,23 @@ def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str]):
     assert len(report) < 300_000
 
 
+def test_a_promotion_is_an_event_that_automations_act_on(deployed: dict[str, str]):
+    wanted = {"filter": {"event": {"name": ["idxflow.model.promoted"]}, "occurred": LAST_DAY}}
+    events = until(lambda: post(deployed, "events/filter", wanted)["events"])
+    assert events[0]["resource"]["prefect.resource.id"] == "idxflow.model.digits"
+    assert events[0]["payload"]["sentence"].startswith("promoted v1")
+    assert events[0]["payload"]["rules"]
+
+    def triggered() -> list[dict]:
+        runs = post(deployed, "flow_runs/filter", {})
+        return [run for run in runs if (run["created_by"] or {}).get("type") == "AUTOMATION"]
+
+    # The run that was triggered finds nothing new, so it is no promotion that would trigger another.
+    ended = until(lambda: [run for run in triggered() if run["state"]["type"] == "COMPLETED"])
+    assert len(triggered()) == 1
+    assert ended[0]["state"]["message"].startswith("unchanged since v1")
+
+
 def test_mnist_is_on_a_weekly_schedule_in_a_time_zone(deployed: dict[str, str]):
     deployment = {d["name"]: d for d in post(deployed, "deployments/filter", {})}["mnist"]
     schedule = deployment["schedules"][0]["schedule"]
@@ -87,9 +134,7 @@ def test_mnist_is_on_a_weekly_schedule_in_a_time_zone(deployed: dict[str, str]):
 def test_scheduled_runs_are_really_created(deployed: dict[str, str]):
     mnist = {d["name"]: d["id"] for d in post(deployed, "deployments/filter", {})}["mnist"]
     wanted = {"deployments": {"id": {"any_": [mnist]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-    deadline = time.monotonic() + 60
-    while not (runs := post(deployed, "flow_runs/filter", wanted)) and time.monotonic() < deadline:
-        time.sleep(1)
+    runs = until(lambda: post(deployed, "flow_runs/filter", wanted))
     berlin = {datetime.fromisoformat(run["expected_start_time"]).astimezone(ZoneInfo("Europe/Berlin")) for run in runs}
     assert berlin
     assert {(start.isoweekday(), start.hour, start.minute) for start in berlin} == {(7, 3, 0)}

@@ -38,7 +38,7 @@ from storage.records import (
     to_json,
 )
 from storage.store import Store
-from tasks import artifacts, rendering, report
+from tasks import artifacts, gate, rendering, report
 from tasks.config import TrainingConfig
 from tasks.publish import compose, publish
 from tasks.rendering import html, markdown, metrics
@@ -516,6 +516,26 @@ def test_every_outcome(
     assert page.headings[0] == (1, headline)
     assert "Said why." in page.words()
     assert ("What to do" in page.words()) == (outcome == "refused")
+
+
+def test_the_paired_comparison_is_shown(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    assert run.decision
+    paired = gate.compared((9_400, 153, 147, 300), 350)
+    decision = dataclasses.replace(run.decision, paired=paired, looks=3, policy="better")
+    shown = dataclasses.replace(run, decision=decision)
+    page, text = both(store, dataset, shown)
+    said = (
+        "Of 10,000 test images both models get 9,400 right, only this one 153, only the champion 147, neither 300: "
+        "net +6, +0.06 points, 90% interval -0.23 to +0.35."
+    )
+    for words in (page.words(), text.replace("\\", "")):
+        assert said in words
+        assert "p 0.39 (McNemar, exact, one-sided)" in words
+        assert "It is decision 3 on these test images" in words
+    values = compose(store, dataset, shown)[0]["decision"]
+    assert (values["paired"]["only_candidate"], values["looks"], values["policy"]) == (153, 3, "better")
+    assert "both models get" not in both(store, dataset, run)[0].words()
 
 
 def hostile_run(store: Store, text: str) -> tuple[Dataset, RunRecord]:

@@ -13,7 +13,7 @@ import pytest
 
 from storage.errors import DamagedEntry, StoreError
 from storage.ledger import Ledger
-from storage.registry import Registry
+from storage.registry import Registry, line, turns
 from storage.store import Store
 
 
@@ -22,11 +22,11 @@ def registry(store: Store) -> Registry:
     return Registry(store, "tiny")
 
 
-def register(registry: Registry, name: str = "a"):
+def register(registry: Registry, name: str = "a", weights: str = "w"):
     return registry.register(
         model=f"model-{name}",
         evaluation=f"evaluation-{name}",
-        weights_digest="w",
+        weights_digest=weights,
         test_digest="t",
         test_accuracy=0.9,
         train_accuracy=0.95,
@@ -107,3 +107,118 @@ def test_the_ledger_keeps_order_and_never_changes_a_record(store: Store):
     assert [r["n"] for r in ledger.read("runs")] == [0, 1, 2, 3, 4]
     assert ledger.read("decisions") == []
     assert json.loads(paths[0].read_text())["run"] == "run-0"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_record_is_said(store: Store, text: str):
+    ledger = Ledger(store, "tiny")
+    ledger.append("decisions", "run-1", {}).write_text(text)
+    for read in (ledger.read, ledger.last):
+        with pytest.raises(DamagedEntry, match=r"run-1\.json: expected a record of the ledger"):
+            read("decisions")
+
+
+def decision(outcome: str, before: int | None, after: int | None) -> dict:
+    return {"outcome": outcome, "previous": before, "champion": after, "time": "2026-05-01T09:00:00+00:00"}
+
+
+FIRST, SECOND = decision("promoted", None, 1), decision("promoted", 1, 2)
+BACK = decision("rolled back", 2, 1)
+
+HISTORIES = {
+    "nothing": ([], None, [], []),
+    "all carried out": ([FIRST, SECOND], 2, [True, True], [1, 2]),
+    "refused before any champion": ([decision("refused", None, None)], None, [True], []),
+    "the first killed": ([FIRST], None, [False], []),
+    "the last killed": ([FIRST, SECOND], 1, [True, False], [1]),
+    "killed and decided again": ([FIRST, SECOND, SECOND], 2, [True, False, True], [1, 2]),
+    "killed, then kept": ([FIRST, SECOND, decision("kept", 1, 1)], 1, [True, False, True], [1]),
+    "rolled back": ([FIRST, SECOND, BACK], 1, [True, True, True], [1]),
+    "rollback killed": ([FIRST, SECOND, BACK], 2, [True, True, False], [1, 2]),
+    "rolled back, then on": ([FIRST, SECOND, BACK, decision("promoted", 1, 3)], 3, [True] * 4, [1, 3]),
+    "forced back and forth": ([FIRST, SECOND, decision("forced", 2, 1)], 1, [True] * 3, [1, 2, 1]),
+    "rolled back to the nearer one": (
+        [FIRST, SECOND, decision("forced", 2, 1), decision("promoted", 1, 3), decision("rolled back", 3, 1)],
+        1,
+        [True] * 5,
+        [1, 2, 1],
+    ),
+}
+
+
+@pytest.mark.parametrize(("decisions", "pointer", "carried_out", "led_here"), HISTORIES.values(), ids=HISTORIES)
+def test_history_claims_only_what_was_carried_out(
+    decisions: list[dict], pointer: int | None, carried_out: list[bool], led_here: list[int]
+):
+    history = turns(decisions, pointer)
+    assert [turn.took_effect for turn in history] == carried_out
+    assert line(history) == led_here
+
+
+@pytest.mark.parametrize("time", [None, "yesterday", 7])
+def test_a_decision_without_a_time_is_damage(time: object):
+    with pytest.raises(DamagedEntry, match="to have a time"):
+        turns([FIRST | {"time": time}], 1)
+
+
+def test_history_read_while_others_decide_never_misses_the_decision_behind_the_pointer(
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """A promotion between reading the ledger and reading the pointer would look like one without a record."""
+    ledger, read = Ledger(store, "tiny"), Ledger.read
+    numbers = [register(registry, name).number for name in "ab"]
+    ledger.append("decisions", "run-1", FIRST)
+    registry.promote(1, "run-1")
+
+    def overtaken(self: Ledger, kind: str) -> list[dict]:
+        records = read(self, kind)
+        if registry.champion().number == 1:
+            ledger.append("decisions", "run-2", SECOND)
+            registry.promote(numbers[1], "run-2")
+        return records
+
+    monkeypatch.setattr(Ledger, "read", overtaken)
+    assert [(turn.after, turn.took_effect) for turn in registry.history()] == [(1, True), (2, True)]
+
+
+@pytest.mark.parametrize(
+    ("digest", "after", "version"),
+    [("one", BACK, 1), ("two", BACK, 2), ("three", BACK, None), ("two", decision("kept", 2, 2), None)],
+)
+def test_what_a_person_decided_stands_against_every_model_there_was_then(
+    registry: Registry, store: Store, digest: str, after: dict, version: int | None
+):
+    ledger = Ledger(store, "tiny")
+    for name in ("one", "two"):
+        register(registry, name, name)
+    for record in (FIRST, SECOND, after | {"newest": 2}):
+        ledger.append("decisions", "run", record)
+        registry.promote(record["champion"], "run")
+    register(registry, "three", "three")
+    settled = registry.settled_by_hand(digest)
+    assert (settled[0].number if settled else None) == version
+    assert settled is None or settled[1].outcome == "rolled back"
+
+
+def test_a_pointer_to_a_version_that_is_gone_is_damage(registry: Registry, store: Store):
+    registry.promote(register(registry).number, "r")
+    next((store.dataset("tiny") / "registry" / "versions").iterdir()).unlink()
+    with pytest.raises(DamagedEntry, match="expected a version that is there; found 1"):
+        registry.champion()
+
+
+def test_deciding_waits_and_says_so(registry: Registry):
+    said: list[str] = []
+
+    def second() -> None:
+        with registry.deciding(lambda: said.append("waiting")):
+            said.append("decided")
+
+    with ThreadPoolExecutor(1) as pool:
+        with registry.deciding():
+            waiting = pool.submit(second)
+            while not said:
+                assert not waiting.done()
+            said.append("released")
+        waiting.result(10)
+    assert said == ["waiting", "released", "decided"]

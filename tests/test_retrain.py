@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.flow_runs import resume_flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
@@ -19,6 +26,7 @@ from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
 from tests.conftest import TinyFactory
+from tests.servers import BIN
 
 pytestmark = pytest.mark.flow
 
@@ -71,6 +79,60 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     ledger = Ledger(store, "tiny")
     assert [r["state"] for r in ledger.read("runs")] == ["promoted", "unchanged", third["state"]]
     assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
+
+
+def test_a_rollback_stands_and_the_next_report_says_so(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny(manifest='[gate]\npolicy = "not_worse"\nmargin = 1.0\nmax_class_loss = 1.0').manifest
+    run(manifest, epochs=1, learning_rate=0.001)
+    _, second = run(manifest)
+    assert second["champion"] == 2
+    command = [str(BIN / "idxflow"), "rollback", "tiny", "--reason", "class 1 <worse>", "--store", str(store.root)]
+    subprocess.run(command, check=True, capture_output=True)
+    _, again = run(manifest)
+    assert (again["state"], again["champion"]) == ("unchanged", 1)
+    _, other = run(manifest, seed=3)
+    page = Path(other["report"]).read_text()
+    assert "changed by hand" in page
+    assert "class 1 &lt;worse&gt;" in page
+
+
+def answer(promote: bool, reason: str) -> threading.Thread:
+    """Answer the first flow run that pauses, as the form in the Prefect UI does."""
+
+    def look() -> None:
+        paused = FlowRunFilter(state={"type": {"any_": ["PAUSED"]}})
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with get_client(sync_client=True) as client:
+                found = client.read_flow_runs(flow_run_filter=paused)
+            if found:
+                resume_flow_run(found[0].id, run_input={"promote": promote, "reason": reason})
+                return
+            time.sleep(0.3)
+
+    # Prefect keeps its settings in a context variable, which a new thread does not have.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,))
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("promote", "said"), [(True, "promoted by a person"), (False, "declined by a person")])
+def test_a_person_decides_where_the_policy_is_ask(run: Any, store: Store, tiny: TinyFactory, promote: bool, said: str):
+    manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.02').manifest
+    thread = answer(promote, "looked at it")
+    _, found = run(manifest)
+    thread.join()
+    assert found["state"] == ("promoted" if promote else "kept")
+    assert f"{said}: looked at it" in found["sentence"]
+    assert (Registry(store, "tiny").champion() is not None) == promote
+
+
+def test_no_answer_in_time_keeps_the_champion(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.0003').manifest
+    _, found = run(manifest)
+    assert found["state"] == "kept"
+    assert "no person approved it" in found["sentence"]
+    assert Registry(store, "tiny").champion() is None
 
 
 def test_the_report_of_a_run_that_was_deleted_is_made_again(run: Any, tiny: TinyFactory):

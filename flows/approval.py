@@ -1,0 +1,68 @@
+"""Ask a person in the Prefect UI whether a candidate may replace the champion."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from prefect import pause_flow_run, runtime
+from prefect.flow_runs import resume_flow_run
+from prefect.input import RunInput
+from prefect.settings import PREFECT_API_URL
+from pydantic import Field
+
+from storage.records import Answer
+
+NO_ANSWER = "no answer in time"
+_GRACE_SECONDS = 600
+
+_log = logging.getLogger(__name__)
+
+
+class Approval(RunInput):
+    """What the form in the Prefect UI asks for."""
+
+    promote: bool = Field(False, description="Replace the champion by the candidate.")
+    reason: str = Field("", max_length=500, description="Why. It is kept in the ledger and shown in the report.")
+
+
+def ask(dataset: str, question: str, hours: float) -> Answer | None:
+    """Pause the flow run until somebody answers in the Prefect UI; None when nobody did within `hours`.
+
+    A run with a temporary server of its own cannot be answered by anyone: that is None at once.
+    """
+    if not PREFECT_API_URL.value():
+        _log.warning(
+            "%s: nobody can be asked: this run has a temporary Prefect server; set PREFECT_API_URL to a lasting one",
+            dataset,
+        )
+        return None
+    form = Approval.with_initial_data(description=f"**{dataset}**: {question}\n\nNo answer keeps the champion.")
+    _log.info("%s: waiting up to %g hours for an answer in the Prefect UI: %s", dataset, hours, question)
+    seconds = hours * 3600
+    timer = threading.Timer(seconds, _in_this_context(_give_up, runtime.flow_run.id))
+    timer.daemon = True
+    timer.start()
+    try:
+        given = pause_flow_run(wait_for_input=form, timeout=int(seconds) + _GRACE_SECONDS, poll_interval=2)
+    finally:
+        timer.cancel()
+    if given.reason == NO_ANSWER:
+        _log.warning("%s: no answer within %g hours", dataset, hours)
+        return None
+    return Answer(given.promote, given.reason)
+
+
+def _give_up(run: str) -> None:
+    """Answer in the person's place: a pause that runs out by itself ends the whole run as failed."""
+    resume_flow_run(UUID(run), run_input={"promote": False, "reason": NO_ANSWER})
+
+
+def _in_this_context(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """Prefect keeps its settings in a context variable, which a new thread does not have."""
+    context = contextvars.copy_context()
+    return lambda: context.run(call, *arguments)

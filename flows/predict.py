@@ -1,0 +1,208 @@
+"""What `idxflow predict` and `idxflow export` do and print. TensorFlow is loaded only once the request makes sense."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.errors import ConfigError, IdxflowError
+from storage.records import Failure, to_json
+from storage.registry import Version
+from storage.store import Store, store_root
+from tasks import pictures
+from tasks.predict import Model, Row, find_version, load_champion, write_parquet
+
+if TYPE_CHECKING:
+    from tasks.export import Export
+
+SHOWN_WHOLE = 20
+"""Up to so many rows, all are printed; of more, the counts and the first."""
+SHOWN_FIRST = 10
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `idxflow predict` was asked for."""
+
+    dataset: str
+    files: tuple[Path, ...]
+    version: str = "champion"
+    out: Path | None = None
+    resize: bool = False
+    invert: bool = False
+    store: str | None = None
+
+
+class _Remarks:
+    """Says each remark once, to standard error, and keeps it for JSON."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def __call__(self, remark: str) -> None:
+        remark = _as_text(remark)
+        if remark not in self.said:
+            self.said.append(remark)
+            _warn(f"idxflow: warning: {remark}")
+
+
+def predict_files(wanted: Wanted, as_json: bool) -> int:
+    """Classify the images of files, print or write the answers, and return the exit code."""
+    remarks = _Remarks()
+    try:
+        version = _version(wanted)
+        rows = list(_rows(wanted, version, remarks))
+        if wanted.out:
+            write_parquet(wanted.out, rows)
+    except IdxflowError as error:
+        return _failed(error, as_json)
+    if as_json:
+        _say(json.dumps(_outcome(wanted, version, rows, remarks.said), ensure_ascii=False))
+    else:
+        _show(rows, version, wanted.out)
+    return 0
+
+
+def export_version(
+    dataset: str, version: str, kind: str, out: Path | None, store: str | None, as_json: bool = False
+) -> int:
+    """Export a model, say where it is, and return the exit code."""
+    from tasks.export import check_possible, export
+
+    try:
+        opened = Store(store_root(store))
+        found = find_version(opened, dataset, version)
+        folder = (out or Path(f"{dataset}-v{found.number}-{kind}")).expanduser().absolute()
+        check_possible(kind, folder)
+        done = export(load_champion(dataset, opened, found), kind, folder)  # type: ignore[arg-type]
+    except IdxflowError as error:
+        return _failed(error, as_json)
+    _say(json.dumps(_exported(done), ensure_ascii=False) if as_json else _sentence(done))
+    return 0
+
+
+def _version(wanted: Wanted) -> Version:
+    """Check what can be checked in milliseconds, and return the version that is to answer."""
+    for file in wanted.files:
+        pictures.check_there(file)
+    if wanted.out and wanted.out.is_dir():
+        raise ConfigError(f"expected --out to be a file; {wanted.out} is a folder; add a file name")
+    if wanted.out and wanted.out.resolve() in [file.resolve() for file in wanted.files]:
+        raise ConfigError(f"expected --out to be another file than those read; {wanted.out} is one; choose another")
+    return find_version(Store(store_root(wanted.store)), wanted.dataset, wanted.version)
+
+
+def _rows(wanted: Wanted, version: Version, remarks: _Remarks) -> Iterator[Row]:
+    # Loaded with the first images that can be used: TensorFlow takes seconds, and many a file is refused.
+    model = cache(lambda: load_champion(wanted.dataset, wanted.store, version))
+    wish = pictures.Wish(version.image_shape, wanted.resize, wanted.invert)
+    for file in wanted.files:
+        start, inverted = 0, 0
+        for images in pictures.read(file, wish, remarks):
+            inverted += int(model().looks_inverted(images).sum())
+            yield from _answers(model(), _as_text(str(file)), start, images)
+            start += len(images)
+        _say_if_inverted(file, inverted, start, wanted.invert, remarks)
+
+
+def _answers(model: Model, file: str, start: int, images: np.ndarray) -> Iterator[Row]:
+    found = model.predict(images)
+    answers = zip(found.label.tolist(), found.name, found.probability.tolist(), strict=True)
+    for row, (label, name, probability) in enumerate(answers, start):
+        yield Row(file, row, label, name, probability, found.version)
+
+
+def _say_if_inverted(file: Path, inverted: int, rows: int, after_invert: bool, remarks: _Remarks) -> None:
+    # Most of a file, so that an odd image among thousands is no reason to doubt all.
+    if 2 * inverted <= rows:
+        return
+    which = "the image" if rows == 1 else f"{inverted:,} of {rows:,} images"
+    remedy = "without --invert they would fit" if after_invert else "--invert turns them round"
+    remarks(f"{file}: {which}: bright and dark look exchanged, compared with the training images; {remedy}")
+
+
+def _show(rows: Sequence[Row], version: Version, out: Path | None) -> None:
+    shown = rows if len(rows) <= SHOWN_WHOLE else rows[:SHOWN_FIRST]
+    places = [f"{_printable(row.file)}[{row.row}]" for row in shown]
+    width, wide = max(map(len, places)), max(len(row.name) for row in shown)
+    for place, row in zip(places, shown, strict=True):
+        _say(f"{place:{width}}  {row.name:{wide}}  {row.probability:.4f}  v{row.version}")
+    if len(rows) > len(shown):
+        rest = "" if out else "; --out FILE.parquet or --json gives all"
+        _say(f"… {len(rows) - len(shown):,} more of {len(rows):,}{rest}")
+        _show_counts(rows, version)
+    if out:
+        _say(f"{len(rows):,} rows written to {_printable(str(out))}")
+
+
+def _show_counts(rows: Sequence[Row], version: Version) -> None:
+    counts = Counter(row.label for row in rows)
+    wide = max(map(len, version.classes))
+    for label, name in enumerate(version.classes):
+        _say(f"{name:{wide}}  {counts[label]:>9,}  {counts[label] / len(rows):6.1%}")
+
+
+def _outcome(wanted: Wanted, version: Version, rows: Sequence[Row], remarks: Sequence[str]) -> dict[str, Any]:
+    return {
+        "dataset": version.dataset,
+        "version": version.number,
+        "rows": [
+            {
+                "file": row.file,
+                "row": row.row,
+                "label": row.label,
+                "class": row.name,
+                "probability": row.probability,
+                "version": row.version,
+            }
+            for row in rows
+        ],
+        "remarks": list(remarks),
+        "out": str(wanted.out.absolute()) if wanted.out else None,
+        "error": None,
+    }
+
+
+def _failed(error: IdxflowError, as_json: bool) -> int:
+    _warn(f"idxflow: {error}")
+    if as_json:
+        failure = Failure(type(error).__name__, _as_text(str(error)), error.exit_code)
+        _say(json.dumps({"error": to_json(failure)}, ensure_ascii=False))
+    return error.exit_code
+
+
+def _exported(done: Export) -> dict[str, Any]:
+    return {**to_json(done), "folder": str(done.folder), "error": None}
+
+
+def _sentence(done: Export) -> str:
+    return (
+        f"v{done.version} as {done.format} in {_printable(str(done.folder))}: "
+        f"probabilities of {done.rows} images within {done.difference:.1g} of the model's own"
+    )
+
+
+def _as_text(text: str) -> str:
+    """Write out the bytes of a file name that are not UTF-8: neither JSON nor Parquet can hold them."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _printable(text: str) -> str:
+    """Keep the control characters of a file name out of the terminal."""
+    return text if text.isprintable() else ascii(text)

@@ -1,0 +1,530 @@
+"""The commands about versions and champions: history, show, at, diff; promote and roll back by hand.
+
+They read and write plain files of the store: no TensorFlow, no Prefect, no server.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from functools import wraps
+from typing import Annotated, Any, ParamSpec
+
+from cyclopts import App, Parameter
+
+from flows.settings import store_root
+from storage.errors import ConfigError, DamagedEntry, IdxflowError
+from storage.ledger import Ledger
+from storage.records import Evaluation, Failure, TrainedModel, to_json
+from storage.registry import Registry, Turn, Version, line
+from storage.store import Store
+
+BY_HAND = "by-hand"
+"""What the ledger has for the run of a decision that no run made."""
+MAX_REASON = 1000
+
+StoreFolder = Annotated[
+    str | None, Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]")
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]
+Reason = Annotated[str | None, Parameter(help="Why, in a sentence; required. It is kept in the ledger.")]
+
+P = ParamSpec("P")
+
+app = App(
+    name="registry", help="Say which model is the champion, since when and why, and what differs between versions."
+)
+
+
+def errors_as_json(command: Callable[P, int]) -> Callable[P, int]:
+    """Have `--json` print one JSON value when `command` raises too: `{"error": {kind, sentence, exit_code}}`."""
+
+    @wraps(command)
+    def call(*values: P.args, **options: P.kwargs) -> int:
+        try:
+            return command(*values, **options)
+        except IdxflowError as error:
+            if options.get("as_json"):
+                _print_json({"error": to_json(Failure(type(error).__name__, str(error), error.exit_code))})
+            raise
+
+    return call
+
+
+@app.command
+@errors_as_json
+def history(dataset: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
+    """List every decision about the champion, oldest first: when, what changed, by what, and why.
+
+    Args:
+        dataset: Name of a data set in the store, your own or one of the catalog.
+    """
+    place = _open(dataset, store)
+    asked = _asked(place)
+    turns = [_told(turn, asked) for turn in place.registry.history()]
+    if as_json:
+        return _print_json(turns)
+    for turn in turns:
+        print(_line(turn))
+    if not turns:
+        print(f"{dataset}: no decision yet")
+    return 0
+
+
+@app.command
+@errors_as_json
+def show(dataset: str, version: str = "champion", *, store: StoreFolder = None, as_json: AsJson = False) -> int:
+    """Show all there is to know about a version. Exit code 1 if its files are damaged.
+
+    Args:
+        dataset: Name of a data set in the store.
+        version: A version such as `7` or `v7`, or `champion`.
+    """
+    place = _open(dataset, store)
+    found = _shown(place, _version(place, version))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_shown(found)
+    return 1 if found["damage"] else 0
+
+
+@app.command
+@errors_as_json
+def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
+    """Say which version was the champion at a date or time, and why.
+
+    Example: `idxflow registry at mnist 2026-05-01`
+
+    Args:
+        dataset: Name of a data set in the store.
+        moment: `2026-05-01` (its end, UTC) or `2026-05-01T09:30` (UTC) or `2026-05-01T09:30+02:00`.
+    """
+    place, asked = _open(dataset, store), _moment(moment)
+    turn = next((t for t in reversed(place.registry.history()) if t.changed and t.time <= asked), None)
+    told = _told(turn, _asked(place)) if turn else None
+    if as_json:
+        found = {"dataset": dataset, "at": asked.isoformat(), "version": turn.after if turn else None, "decision": told}
+        return _print_json(found)
+    when = f"{asked:%Y-%m-%d %H:%M:%S} UTC"
+    if turn and told:
+        print(f"{when}: champion v{turn.after}, since {_clock(told['time'])} UTC by {_who(told)}: {turn.sentence}")
+    else:
+        print(f"{when}: no champion yet")
+    return 0
+
+
+@app.command
+@errors_as_json
+def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
+    """Show only what differs between two versions: configuration, data, code, libraries, accuracies.
+
+    Args:
+        dataset: Name of a data set in the store.
+        a: A version, or `champion`.
+        b: Another.
+    """
+    place = _open(dataset, store)
+    first, second = _version(place, a), _version(place, b)
+    found = _differences(_made(place, first), _made(place, second))
+    if as_json:
+        return _print_json({"dataset": dataset, "a": first.number, "b": second.number, "differences": found})
+    for part, changes in found.items():
+        for name, change in changes.items():
+            print(f"{part:14} {name:32} {_brief(change['a'])} → {_brief(change['b'])}")
+    if not found:
+        print(f"v{first.number} and v{second.number} do not differ")
+    return 0
+
+
+@errors_as_json
+def promote(
+    dataset: str,
+    version: str,
+    *,
+    force: Annotated[bool, Parameter(negative="", help="Required: past the gate, on your word.")] = False,
+    reason: Reason = None,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make a version the champion whatever the gate said. Kept in the ledger as forced, with your reason.
+
+    Example: `idxflow promote mnist 7 --force --reason "new scanner"`
+
+    Args:
+        dataset: Name of a data set in the store.
+        version: A version such as `7` or `v7`.
+    """
+    place = _open(dataset, store)
+    wanted = _version(place, version)
+    if not force:
+        raise ConfigError(
+            f"expected --force and --reason to promote v{wanted.number} by hand; found no --force; "
+            f"{_gate(place, wanted)}"
+        )
+    change = Change("forced", _reason(reason, place), lambda history, now: wanted)
+    return _report(_move(place, change), as_json)
+
+
+@errors_as_json
+def rollback(
+    dataset: str,
+    *,
+    to: Annotated[str, Parameter(help="`previous`, or a version that was the champion before.")] = "previous",
+    reason: Reason = None,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make an earlier champion the champion again. Kept in the ledger, with your reason.
+
+    Rolling back twice goes back two champions. A run does not promote again, by itself, what was rolled back.
+    Example: `idxflow rollback mnist --reason "class 8 is worse"`
+
+    Args:
+        dataset: Name of a data set in the store.
+    """
+    place = _open(dataset, store)
+    if to != "previous":
+        _version(place, to)
+    change = Change("rolled back", _reason(reason, place), lambda history, now: _earlier(place, to, history, now))
+    return _report(_move(place, change), as_json)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set of a store."""
+
+    store: Store
+    dataset: str
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store, self.dataset)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.store, self.dataset)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a person asks of the champion."""
+
+    outcome: str
+    """`forced` or `rolled back`."""
+    reason: str
+    choose: Callable[[list[Turn], int | None], Version]
+    """Returns the version that is to be champion, from the history and the present champion; called while deciding."""
+
+
+def _open(dataset: str, store: str | None) -> Place:
+    root = store_root(store)
+    known = sorted({path.parent.name for part in ("registry", "ledger") for path in root.glob(f"*/{part}")})
+    if dataset not in known:
+        there = f"found only {', '.join(known)}" if known else "found none"
+        raise ConfigError(
+            f"expected a data set that was run in the store {root}; {there}, not {dataset!r}; "
+            "run it first, or name another store with --store or IDXFLOW_STORE"
+        )
+    return Place(Store(root), dataset)
+
+
+def _version(place: Place, text: str) -> Version:
+    """Return the version that `7`, `v7` or `champion` names."""
+    if text == "champion":
+        champion = place.registry.champion()
+        if champion is None:
+            raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; `idxflow run` makes one")
+        return champion
+    digits = text.removeprefix("v")
+    known = {version.number: version for version in place.registry.versions()}
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
+        there = f"there are v1 to v{max(known)}" if known else "there is none yet"
+        raise ConfigError(f"expected a version of {place.dataset}, as a number; found {text[:40]!r}; {there}")
+    return known[int(digits)]
+
+
+def _reason(text: str | None, place: Place) -> str:
+    words = " ".join((text or "").split())
+    if not words or not words.isprintable() or len(words) > MAX_REASON:
+        found = f"{len(words):,} characters" if words else "none"
+        raise ConfigError(
+            f"expected --reason with 1 to {MAX_REASON:,} printable characters, for the ledger of {place.dataset}; "
+            f'found {found}; say why in a sentence, such as --reason "class 8 is worse"'
+        )
+    return words
+
+
+def _moment(text: str) -> datetime:
+    """Return the time (UTC) that `text` means; a date means its end, a time without a zone is UTC."""
+    try:
+        try:
+            return datetime.combine(date.fromisoformat(text), time.max, UTC)
+        except ValueError:
+            found = datetime.fromisoformat(text)
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"expected a date or a time such as 2026-05-01 or 2026-05-01T09:30+02:00; found {text[:40]!r}"
+        ) from error
+
+
+def _earlier(place: Place, to: str, history: list[Turn], now: int | None) -> Version:
+    """Return the champion to go back to."""
+    if to != "previous":
+        wanted = _version(place, to)
+        if wanted.number not in {turn.after for turn in history if turn.changed}:
+            raise ConfigError(
+                f"expected a version that was the champion of {place.dataset} before; found v{wanted.number}, which "
+                f'never was; `idxflow promote {place.dataset} {wanted.number} --force --reason "…"` makes it'
+            )
+        return wanted
+    champions = [number for number in line(history) if number != now]
+    if not champions:
+        there = f"v{now} is the first" if now else "there is none"
+        raise ConfigError(f"expected a champion of {place.dataset} before the present one; {there}; nothing was moved")
+    return place.registry.version(champions[-1])
+
+
+def _move(place: Place, change: Change) -> dict[str, Any]:
+    """Move the pointer and put that into the ledger; return the decision."""
+    with place.registry.deciding(lambda: _say_waiting(place)):
+        history = place.registry.history()
+        champion = place.registry.champion()
+        target = change.choose(history, champion.number if champion else None)
+        if champion and target.number == champion.number:
+            raise ConfigError(
+                f"expected another version than the champion of {place.dataset}; v{target.number} is the champion"
+            )
+        _check_whole(place, target)
+        decision = _decision(place, change, target, champion)
+        # Ledger first, as the gate does (`storage.registry`): killed between the two, nothing has changed
+        # for anyone, and the history says so. The other way round, a change would have no reason on record.
+        place.ledger.append("decisions", BY_HAND, decision)
+        place.registry.promote(target.number, BY_HAND)
+    return decision
+
+
+def _say_waiting(place: Place) -> None:
+    print(f"{place.dataset}: another process is deciding about the champion, waiting", file=sys.stderr, flush=True)
+
+
+def _check_whole(place: Place, version: Version) -> None:
+    damage = _damage(place, version)
+    if damage:
+        raise DamagedEntry(
+            f"expected all files of v{version.number} of {place.dataset} to be as they were written; {damage}; "
+            "nothing was moved; choose another version, or run again with its configuration to make them anew"
+        )
+
+
+def _verify(place: Place, version: Version) -> None:
+    """Read every file of the version once.
+
+    Raises:
+        DamagedEntry: a file is missing or changed, or is not of this version.
+    """
+    model = place.store.get(place.dataset, "train", version.model, TrainedModel)
+    score = place.store.get(place.dataset, "evaluate", version.evaluation, Evaluation)
+    for record in (model, score):
+        if record.weights_digest != version.weights_digest:
+            raise DamagedEntry(
+                f"{record.folder}: expected weights {version.weights_digest[:12]}…, as v{version.number} of "
+                f"{place.dataset} has; found {record.weights_digest[:12]}…"
+            )
+
+
+def _decision(place: Place, change: Change, target: Version, champion: Version | None) -> dict[str, Any]:
+    before = f"v{champion.number}" if champion else "no champion"
+    past = _last_about(place, target)
+    return {
+        "outcome": change.outcome,
+        "sentence": f"{change.outcome} {before}→v{target.number}: {change.reason}",
+        "reason": change.reason,
+        "asked_by": "command line",
+        "version": target.number,
+        "champion": target.number,
+        "previous": champion.number if champion else None,
+        # What was known of this version: the rules a forced promotion went past, as they were looked at then.
+        "rules": list(past.rules) if past else [],
+        "newest": max(version.number for version in place.registry.versions()),
+    }
+
+
+def _last_about(place: Place, version: Version) -> Turn | None:
+    """Return the gate's last decision about a version."""
+    return next((t for t in reversed(place.registry.history()) if t.version == version.number and not t.by_hand), None)
+
+
+def _gate(place: Place, version: Version) -> str:
+    """Say what the gate would have needed to promote `version`."""
+    turn = _last_about(place, version)
+    broken = [rule for rule in turn.rules if not rule.get("passed")] if turn else []
+    if turn and broken:
+        said = "; ".join(f"{r.get('name')}: {r.get('limit')}, it was {r.get('observed')}" for r in broken)
+        return f"the gate would have needed {said}"
+    return f"the gate's last word on it: {turn.sentence}" if turn else "the gate has not judged it"
+
+
+def _report(decision: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        return _print_json(decision)
+    print(decision["sentence"])
+    return 0
+
+
+def _told(turn: Turn, asked: Mapping[str, str]) -> dict[str, Any]:
+    """Return a decision as JSON values; `asked` is who asked for each run."""
+    return {
+        "time": turn.time.isoformat(timespec="milliseconds"),
+        "outcome": turn.outcome,
+        "version": turn.version,
+        "before": turn.before,
+        "after": turn.after if turn.took_effect else turn.before,
+        "took_effect": turn.took_effect,
+        "run": turn.run,
+        "asked_by": turn.asked_by or asked.get(turn.run),
+        "reason": turn.reason,
+        "sentence": turn.sentence,
+        "rules": list(turn.rules),
+    }
+
+
+def _asked(place: Place) -> dict[str, str]:
+    """Return who asked for each run, by its id."""
+    return {run["run"]: run["asked_by"] for run in place.ledger.read("runs") if run.get("run") and run.get("asked_by")}
+
+
+def _run(place: Place, run: str) -> dict[str, Any] | None:
+    """Return what the ledger has about a run; None if it was killed before it could write that."""
+    return next((record for record in place.ledger.read("runs") if record.get("run") == run), None)
+
+
+def _line(turn: Mapping[str, Any]) -> str:
+    before, after = _name(turn["before"]), _name(turn["after"])
+    change = f"{before}→{after}" if before != after else f"{after} stays"
+    missed = "" if turn["took_effect"] else " (did not take effect: the process ended before)"
+    return f"{_clock(turn['time'])}  {change:12} {turn['outcome']:12} {_who(turn):44} {turn['reason']}{missed}"
+
+
+def _who(turn: Mapping[str, Any]) -> str:
+    asked = turn["asked_by"] or "unknown"
+    return asked if turn["run"] == BY_HAND else f"run {turn['run']} ({asked})"
+
+
+def _name(number: int | None) -> str:
+    return "none" if number is None else f"v{number}"
+
+
+def _clock(text: str) -> str:
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _shown(place: Place, version: Version) -> dict[str, Any]:
+    turns, asked = place.registry.history(), _asked(place)
+    champion = place.registry.champion()
+    current = champion is not None and champion.number == version.number
+    last = next((t for t in reversed(turns) if t.changed), None)
+    return {
+        "dataset": place.dataset,
+        "version": version.number,
+        "champion": current,
+        "champion_since": last.time.isoformat(timespec="milliseconds") if last and current else None,
+        "registered": version.time,
+        "run": version.run,
+        "asked_by": asked.get(version.run),
+        "test_accuracy": version.test_accuracy,
+        "train_accuracy": version.train_accuracy,
+        "classes": list(version.classes),
+        "image_shape": list(version.image_shape),
+        "model": version.model,
+        "evaluation": version.evaluation,
+        "weights_digest": version.weights_digest,
+        "test_digest": version.test_digest,
+        "damage": _damage(place, version),
+        "decisions": [_told(turn, asked) for turn in turns if turn.version == version.number],
+    }
+
+
+def _damage(place: Place, version: Version) -> str | None:
+    try:
+        _verify(place, version)
+    except DamagedEntry as error:
+        return str(error)
+    return None
+
+
+def _print_shown(found: Mapping[str, Any]) -> None:
+    since = f"champion since {_clock(found['champion_since'])} UTC" if found["champion_since"] else "champion"
+    rows = {
+        "version": f"v{found['version']} of {found['dataset']}, {since if found['champion'] else 'not the champion'}",
+        "registered": f"{_clock(found['registered'])} UTC by run {found['run']} ({found['asked_by'] or 'unknown'})",
+        "accuracy": f"{found['test_accuracy']:.2%} on test, {found['train_accuracy']:.2%} on training",
+        "images": f"{found['image_shape'][0]}×{found['image_shape'][1]}, {len(found['classes'])} classes: "
+        + ", ".join(found["classes"]),
+        "model": found["model"],
+        "evaluation": found["evaluation"],
+        "weights": found["weights_digest"],
+        "test data": found["test_digest"],
+        "files": found["damage"] or "all there, as they were written",
+    }
+    for name, text in rows.items():
+        print(f"{name:12} {text}")
+    for turn in found["decisions"]:
+        print(f"{'decision':12} {_line(turn)}")
+        # A decision by hand repeats the rules it went past; they stand at the gate's own decision.
+        for rule in turn["rules"] if turn["run"] != BY_HAND else ():
+            verdict = "passed" if rule.get("passed") else "failed"
+            print(f"{'':12}   {verdict}: {rule.get('name')}: {rule.get('limit')}; it was {rule.get('observed')}")
+
+
+def _made(place: Place, version: Version) -> dict[str, dict[str, Any]]:
+    """Return what a version was made from and what came of it, by part and name."""
+    train = place.store.made_from(place.dataset, "train", version.model)
+    score = place.store.made_from(place.dataset, "evaluate", version.evaluation)
+    run = _run(place, version.run) or {}
+    return {
+        # The run's own configuration; the entry's where the run was killed before the ledger had it.
+        "training": {"profile": run.get("profile"), **(run.get("config") or train["parameters"])},
+        "data": {**train["inputs"], "test": version.test_digest},
+        "code": _merged(train["code"], score["code"]),
+        "libraries": _merged(train["libraries"], score["libraries"]),
+        "model": {"weights": version.weights_digest, "classes": version.classes, "image size": version.image_shape},
+        "accuracy": {"training": version.train_accuracy, "test": version.test_accuracy},
+    }
+
+
+def _merged(train: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both, with the names that training and scoring have in another state told apart."""
+    apart = {name for name in train.keys() & score.keys() if train[name] != score[name]}
+    return {
+        f"{name} ({step})" if name in apart else name: value
+        for step, values in (("training", train), ("scoring", score))
+        for name, value in values.items()
+    }
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    found = {part: dict(_changes(a[part], b[part])) for part in a}
+    return {part: changes for part, changes in found.items() if changes}
+
+
+def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in sorted(a.keys() | b.keys()):
+        if a.get(name) != b.get(name):
+            yield name, {"a": a.get(name), "b": b.get(name)}
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float) and 0 < value < 1:
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 48 else f"{text[:12]}…"
+
+
+def _print_json(value: Any) -> int:
+    print(json.dumps(value, ensure_ascii=False))
+    return 0

@@ -1,0 +1,114 @@
+"""Have a fresh process load the saved model and predict: what is published must work without its trainer.
+
+Run as a program, this module is that process: `python -m tasks.confirm MODEL_FOLDER SPLIT_FILE OUTPUT`.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from storage import arrays, parquet, source
+from storage.catalog import Dataset
+from storage.errors import ModelRefused
+from storage.records import Confirmation, Done, Evaluation, Split, TrainedModel
+from storage.store import Plan, Store, load
+from tasks import network
+from tasks.evaluate import predict
+from tasks.steps import log_step
+
+ROWS = 64
+TOLERANCE = 1e-5
+"""Largest difference of a probability that is taken for rounding; both processes do the same sums."""
+TIMEOUT_SECONDS = 600
+
+_log = logging.getLogger(__name__)
+
+
+@task(task_run_name="confirm", cache_policy=NO_CACHE)
+def confirm(
+    store: Store, dataset: Dataset, model: TrainedModel, test: Split, evaluation: Evaluation
+) -> Done[Confirmation]:
+    """Compare the predictions of a fresh process with those that `evaluation` was made from, or find that done.
+
+    Raises:
+        ModelRefused: the process cannot load the model, or predicts something else.
+    """
+    plan = Plan(
+        dataset.name,
+        "confirm",
+        inputs={"weights": model.weights_digest, "evaluation": evaluation.folder.name},
+        parameters={"rows": ROWS},
+        code=source.digests(__name__),
+        libraries=network.versions("tensorflow", "keras", "numpy"),
+    )
+    done = store.once(plan, Confirmation, lambda folder: confirm_into(folder, dataset, model, test, evaluation), _line)
+    log_step(_log, done.step)
+    return done
+
+
+def confirm_into(
+    folder: Path, dataset: Dataset, model: TrainedModel, test: Split, evaluation: Evaluation
+) -> Confirmation:
+    """Write the fresh process's probabilities to `<folder>/probability.npz` and compare them.
+
+    Raises:
+        ModelRefused: see `confirm`.
+    """
+    output = folder / "probability.npz"
+    output.unlink(missing_ok=True)
+    command = [sys.executable, "-m", __name__, str(model.folder), str(test.file), str(output)]
+    try:
+        ended = subprocess.run(
+            command, cwd=source.ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _refused(dataset, f"it had not ended after {TIMEOUT_SECONDS} seconds") from error
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines()
+        raise _refused(dataset, said[-1] if said else f"it ended with code {ended.returncode}")
+    rows, classes = fixture_rows(test.rows), len(dataset.classes)
+    fresh = arrays.read(output, {"probability": (np.float32, (len(rows), classes))})["probability"]
+    expected: arrays.Expected = {
+        "predicted": (np.uint8, (test.rows,)),
+        "probability": (np.float32, (test.rows, classes)),
+    }
+    own = arrays.read(evaluation.file, expected)["probability"][rows]
+    difference = float(np.abs(fresh - own).max())
+    if not difference <= TOLERANCE:
+        raise _refused(dataset, f"its probabilities differ by up to {difference:g}, allowed is {TOLERANCE:g}")
+    return Confirmation(folder, len(rows), difference)
+
+
+def fixture_rows(rows: int) -> np.ndarray:
+    """Return the row numbers that are predicted again: at most `ROWS`, evenly over the split."""
+    return np.unique(np.linspace(0, rows - 1, min(ROWS, rows)).astype(int))
+
+
+def main(arguments: list[str]) -> None:
+    """Predict the fixture rows of a split with a model, both found by path, and write the probabilities."""
+    model_folder, split_file, output = map(Path, arguments)
+    rows = parquet.metadata(split_file)["rows"]
+    images = parquet.rows(split_file, fixture_rows(rows).tolist())
+    arrays.write(output, {"probability": predict(load(model_folder, TrainedModel), images)})
+
+
+def _refused(dataset: Dataset, found: str) -> ModelRefused:
+    return ModelRefused(
+        f"{dataset.name}: expected a fresh process to load the saved model and predict what its trainer does; "
+        f"{found}; the champion stays, train again"
+    )
+
+
+def _line(confirmation: Confirmation) -> str:
+    return f"a fresh process predicts the same for {confirmation.rows} rows, to {confirmation.difference:.0e}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

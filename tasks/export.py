@@ -1,0 +1,204 @@
+"""Write a model for use without idxflow: raw pixels of 0-255 in, probabilities out, checked before it has its name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from storage.errors import ConfigError, DamagedEntry, ExportFailed
+from storage.files import flush, make_folder, write_json
+from tasks import network
+from tasks.predict import Model
+
+Format = Literal["keras", "savedmodel", "onnx"]
+FORMATS: tuple[str, ...] = get_args(Format)
+ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
+TOLERANCE = 1e-5
+"""The largest difference of a probability between the export and idxflow's own prediction."""
+CHECKED_ROWS = 32
+
+_LAYERS = {("keras.layers", name) for name in ("InputLayer", "Flatten", "Rescaling", "Dense")}
+
+Answer = Callable[[np.ndarray], np.ndarray]
+"""Probabilities, shape (n, classes), for pixels, float32 of shape (n, height, width)."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that is complete and checked."""
+
+    folder: Path
+    """`model.keras`, `model.onnx`, or the files of a SavedModel; and `model.json`, which says what it is."""
+    format: Format
+    version: int
+    rows: int
+    """How many images were compared."""
+    difference: float
+    """The largest of a probability, at most `TOLERANCE`."""
+
+
+def check_possible(kind: str, folder: Path) -> None:
+    """Make sure, before anything is loaded, that the format can be written and its place is free.
+
+    Raises:
+        ConfigError: it is not a format, packages are missing, or there is something in its place.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"expected --format {', '.join(FORMATS)}; found {kind!r}")
+    missing = [name for name in ONNX_PACKAGES if kind == "onnx" and importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"expected {' and '.join(ONNX_PACKAGES)} for --format onnx; {' and '.join(missing)} cannot be imported; "
+            "idxflow does not bring them: install them beside it, or choose keras or savedmodel"
+        )
+    if folder.exists() or folder.is_symlink():
+        raise ConfigError(f"expected nothing yet at {folder}; it exists; delete it or choose another --out")
+
+
+def export(model: Model, kind: Format, folder: Path) -> Export:
+    """Write `model` into the new folder `folder`, whole and checked or not at all.
+
+    Raises:
+        ConfigError: see `check_possible`; or the folder cannot be written.
+        ExportFailed: the export's predictions differ from the model's own.
+    """
+    folder = folder.expanduser().absolute()
+    check_possible(kind, folder)
+    images = fixture_rows(model)
+    with _beside(folder) as temporary:
+        answer = _WRITERS[kind](model, temporary)
+        difference = _difference(model, images, answer)
+        done = Export(folder, kind, model.version.number, len(images), difference)
+        write_json(temporary / "model.json", _described(model, done))
+        for path in sorted(temporary.rglob("*")):
+            flush(path)
+        os.rename(temporary, folder)
+        flush(folder.parent)
+    return done
+
+
+def fixture_rows(model: Model) -> np.ndarray:
+    """Return images to compare predictions on, always the same for a model: uint8, shape (32, height, width).
+
+    A black and a white one, the mean of the training images, and that mean with more and more noise.
+    """
+    random = np.random.Generator(np.random.PCG64(0))
+    strength = np.linspace(0, 255, CHECKED_ROWS - 2)[:, np.newaxis, np.newaxis]
+    noise = random.uniform(-0.5, 0.5, (CHECKED_ROWS - 2, *model.image_shape))
+    noisy = np.clip(model.mean_image + strength * noise, 0, 255).astype(np.uint8)
+    plain = np.array([0, 255], np.uint8)[:, np.newaxis, np.newaxis]
+    return np.concatenate([np.broadcast_to(plain, (2, *model.image_shape)), noisy])
+
+
+def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
+    expected = model.predict(images).probabilities
+    found = answer(images.astype(np.float32))
+    largest = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    # Not `largest > TOLERANCE`: that is false for NaN.
+    if not largest <= TOLERANCE:
+        raise ExportFailed(
+            f"expected the export of v{model.version.number} to give the model's own probabilities within "
+            f"{TOLERANCE:g} on {len(images)} images; they differ by up to {largest:.2g}; nothing was written"
+        )
+    return largest
+
+
+def _described(model: Model, done: Export) -> dict[str, Any]:
+    version = model.version
+    return {
+        "dataset": version.dataset,
+        "version": version.number,
+        "format": done.format,
+        "classes": list(version.classes),
+        "input": {"shape": [None, *version.image_shape], "type": "float32", "range": [0, 255]},
+        "output": {"shape": [None, len(version.classes)], "type": "float32", "meaning": "probability of each class"},
+        "weights_digest": version.weights_digest,
+        "test_accuracy": version.test_accuracy,
+        "checked": {"images": done.rows, "largest_difference": done.difference},
+    }
+
+
+def _keras(model: Model, folder: Path) -> Answer:
+    """Copy the file that was written when the model was trained; loading the model has verified its digest."""
+    copied = folder / "model.keras"
+    shutil.copyfile(model.record.export, copied)
+    return _answer_of(_reopened(copied))
+
+
+def _savedmodel(model: Model, folder: Path) -> Answer:
+    tf = network.tensorflow()
+    with network.without_copy_warning():
+        _reopened(model.record.export).export(folder, format="tf_saved_model", verbose=False)
+    # The object, not its function alone: the variables live no longer than it.
+    loaded = tf.saved_model.load(folder)
+    return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)).numpy())
+
+
+def _onnx(model: Model, folder: Path) -> Answer:
+    path = folder / "model.onnx"
+    with network.without_copy_warning():
+        _reopened(model.record.export).export(path, format="onnx", verbose=False)
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
+
+
+_WRITERS: dict[Format, Callable[[Model, Path], Answer]] = {"keras": _keras, "savedmodel": _savedmodel, "onnx": _onnx}
+
+
+def _answer_of(made: Any) -> Answer:
+    return lambda pixels: np.asarray(made(pixels, training=False).numpy())
+
+
+def _reopened(path: Path) -> Any:
+    """Make the Keras model that is in a `.keras` file, from the four kinds of layers that idxflow writes and no other.
+
+    Raises:
+        DamagedEntry: the file has something else.
+    """
+    network.tensorflow()
+    import keras
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        kinds = [(layer["module"], layer["class_name"]) for layer in config["config"]["layers"]]
+        if config["class_name"] != "Sequential" or not set(kinds) <= _LAYERS:
+            raise ValueError(f"it is a {config['class_name']} of {kinds}")
+        made = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        made.load_weights(path)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DamagedEntry(f"{path}: expected a Keras model as idxflow writes it; {error}; train it again") from error
+    return made
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Make a folder that will be renamed to `folder`; whatever happens, it does not stay."""
+    try:
+        make_folder(folder.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(
+            f"expected a folder that can be made at {folder}; {error.strerror}; choose another --out"
+        ) from error
+    try:
+        # `mkdtemp` makes it for its owner alone.
+        temporary.chmod(0o755)
+        yield temporary
+    except OSError as error:
+        raise ConfigError(f"expected to write the export at {folder}; {error.strerror}; choose another") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
