@@ -107,7 +107,8 @@ def _refused(dataset: Dataset, found: str) -> ModelRefused:
 
 
 def _line(confirmation: Confirmation) -> str:
-    return f"a fresh process predicts the same for {confirmation.rows} rows, to {confirmation.difference:.0e}"
+    rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
+    return f"a fresh process predicts the same for {confirmation.rows} rows{rounding}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
+from storage.ledger import Ledger
+from storage.store import Store
 from tests.servers import BIN, ROOT, prefect_server, running
 
 pytestmark = pytest.mark.flow
@@ -84,6 +86,9 @@ def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str], promot
     assert run["state"]["message"].startswith("promoted v1")
     assert run["name"].startswith("digits ")
     assert run["name"].endswith("promoted v1")
+    decision = Ledger(Store(Path(deployed["HOME"]) / "store"), "digits").read("decisions")[0]
+    assert run["state"]["message"] == decision["sentence"]
+    assert decision["asked_by"] == "deployment retrain/digits"
 
     tasks = post(deployed, "task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     names = {task["name"] for task in tasks}
@@ -100,6 +105,7 @@ def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str], promot
     assert kinds["report-digits"] == "markdown"
     assert kinds["checks-digits"] == "table"
     assert "progress" in kinds.values()
+    assert kinds["decision-digits"] == "table"
     report = next(a["data"] for a in artifacts if a["key"] == "report-digits")
     assert "Promoted v1" in report
     assert "data:image/" in report
