@@ -246,7 +246,8 @@ class Store:
         """Say what differs from the most similar result that is there."""
         if plan.name:
             return "one for each run"
-        others = [made for made in self._made(plan) if made["subject"] == plan.subject]
+        same = (plan.step, plan.subject)
+        others = [made for made in self._made(plan) if (made["step"], made["subject"]) == same]
         if not others:
             return "first run"
         changes = min((_differences(made["made_from"], plan.made_from) for made in others), key=len)

@@ -93,6 +93,11 @@ def test_the_reason_compares_with_the_most_similar_result(store: Store):
     assert done.step.reason == "seed 1 → 2"
 
 
+def test_steps_that_share_a_folder_are_not_compared(store: Store):
+    once(store, Maker(), dataclasses.replace(PLAN, step="evaluate"))
+    assert once(store, Maker(), dataclasses.replace(PLAN, step="confirm")).step.reason == "first run"
+
+
 def damage(folder: Path, how: str) -> None:
     path = folder / "data.bin"
     path.chmod(0o644)
