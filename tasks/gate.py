@@ -169,9 +169,9 @@ def class_rule(gate: Gate, candidate: Evaluation, champion: Evaluation) -> Rule:
     loss = before[worst.label] - worst.recall
     # Recalls are quotients: 0.95 - 0.9 is a little more than 0.05.
     passed = loss <= gate.max_class_loss + 1e-9
-    limit = f"at most {100 * gate.max_class_loss:.4g} points" if gate.max_class_loss < 1 else "none"
+    limit = f"down by at most {100 * gate.max_class_loss:.4g} points" if gate.max_class_loss < 1 else "none"
     observed = f"{_points(-loss, None if passed else -gate.max_class_loss)} points ({worst.name})"
-    return Rule("loss of recall of any class", limit, observed, passed)
+    return Rule("change of the recall of any class", limit, observed, passed)
 
 
 def sentence(gate: Gate, found: Paired) -> str:

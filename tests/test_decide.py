@@ -118,7 +118,12 @@ def test_floors_refuse(world: World, wrong: Sequence[int], outcome: str, broken:
         ([9], range(8), "promoted", "promoted v2: net +7 of 100, p 0.02"),
         (range(5), range(5, 10), "kept", "kept champion v1: candidate v2, net +0 of 100, p 0.62 > 0.05"),
         (range(5), [], "kept", "kept champion v1: candidate v2, net -5 of 100, p 1 > 0.05"),
-        (EVEN, [], "kept", "net -50 of 100, p 1 > 0.05; loss of recall of any class is -100.00 points (a), allowed"),
+        (
+            EVEN,
+            [],
+            "kept",
+            "net -50 of 100, p 1 > 0.05; change of the recall of any class is -100.00 points (a), allowed",
+        ),
         (range(3), range(3), "kept", "the same answers on all 100 test rows, so there is nothing to choose"),
     ],
 )
@@ -163,8 +168,10 @@ def test_a_class_may_not_be_given_up_for_another(world: World):
     world.having(floors=Floors(0.0)).settle("1", champion)
     kept = world.judged(candidate, champion)
     assert kept.outcome == "kept"
-    assert [rule.name for rule in kept.rules if not rule.passed] == ["loss of recall of any class"]
-    assert kept.reason.endswith("loss of recall of any class is -8.00 points (b), allowed at most 5 points")
+    assert [rule.name for rule in kept.rules if not rule.passed] == ["change of the recall of any class"]
+    assert kept.reason.endswith(
+        "change of the recall of any class is -8.00 points (b), allowed down by at most 5 points"
+    )
     world.having(gate=Gate(max_class_loss=0.08))
     assert world.judged(candidate, champion).outcome == "promoted"
 
