@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from flows import registry
+from flows import registry, upkeep
 from flows.settings import quiet_environment
 from storage.errors import ConfigError, IdxflowError, PrefectFailed
 
@@ -43,7 +43,10 @@ app = App(
 
 Source = Annotated[
     str | None,
-    Parameter(help="Folder or URL to take the archives from, before the mirrors. [env var: IDXFLOW_SOURCE]"),
+    Parameter(
+        help="Folder or URL to take the archives from, before the mirrors. An address with credentials goes into the "
+        "variable. [env var: IDXFLOW_SOURCE]"
+    ),
 ]
 StoreFolder = Annotated[
     str | None,
@@ -207,6 +210,8 @@ def export(
 app.command(registry.app)
 app.command(registry.promote)
 app.command(registry.rollback)
+app.command(upkeep.verify_store, name="verify")
+app.command(upkeep.gc)
 
 
 def main(tokens: list[str] | None = None) -> None:

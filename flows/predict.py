@@ -59,7 +59,8 @@ def predict_files(wanted: Wanted, as_json: bool) -> int:
     remarks = _Remarks()
     try:
         version = _version(wanted)
-        rows = list(_rows(wanted, version, remarks))
+        with Store(store_root(wanted.store)).in_use(wanted.dataset):
+            rows = list(_rows(wanted, version, remarks))
         if wanted.out:
             write_parquet(wanted.out, rows)
     except IdxflowError as error:
@@ -82,7 +83,8 @@ def export_version(
         found = find_version(opened, dataset, version)
         folder = (out or Path(f"{dataset}-v{found.number}-{kind}")).expanduser().absolute()
         check_possible(kind, folder)
-        done = export(load_champion(dataset, opened, found), kind, folder)  # type: ignore[arg-type]
+        with opened.in_use(dataset):
+            done = export(load_champion(dataset, opened, found), kind, folder)  # type: ignore[arg-type]
     except IdxflowError as error:
         return _failed(error, as_json)
     _say(json.dumps(_exported(done), ensure_ascii=False) if as_json else _sentence(done))

@@ -313,6 +313,7 @@ def _say_waiting(place: Place) -> None:
 
 
 def _check_whole(place: Place, version: Version) -> None:
+    place.registry.check_kept(version)
     damage = _damage(place, version)
     if damage:
         raise DamagedEntry(
@@ -444,12 +445,15 @@ def _shown(place: Place, version: Version) -> dict[str, Any]:
         "evaluation": version.evaluation,
         "weights_digest": version.weights_digest,
         "test_digest": version.test_digest,
+        "collected": place.registry.retired(version),
         "damage": _damage(place, version),
         "decisions": [_told(turn, asked) for turn in turns if turn.version == version.number],
     }
 
 
 def _damage(place: Place, version: Version) -> str | None:
+    if place.registry.retired(version):
+        return None
     try:
         _verify(place, version)
     except DamagedEntry as error:
@@ -465,7 +469,7 @@ def _print_shown(found: Mapping[str, Any]) -> None:
         "accuracy": f"{found['test_accuracy']:.2%} on test, {found['train_accuracy']:.2%} on training",
         "images": f"{found['image_shape'][0]}×{found['image_shape'][1]}, {len(found['classes'])} classes: "
         + ", ".join(found["classes"]),
-        "model": found["model"],
+        "model": found["model"] + (" (removed by `idxflow gc`)" if found["collected"] else ""),
         "evaluation": found["evaluation"],
         "weights": found["weights_digest"],
         "test data": found["test_digest"],

@@ -1,4 +1,8 @@
-"""Durable files: written beside their place, flushed to disk, then given their name."""
+"""Durable files: written beside their place, flushed to disk, then given their name.
+
+Each JSON file of the store is sealed: its field `sha256` is the digest of the canonical text of the others. So a
+flipped bit or an edit by hand is noticed in the small files too, which no other file has a digest of.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+MAX_JSON_BYTES = 16 << 20
+"""The largest JSON file that is read. A run's record, the largest there is, has some ten kilobytes."""
 _LOCK_POLL_SECONDS = 0.05
+_SEAL = "sha256"
 
 
 def canonical(values: Any) -> bytes:
@@ -45,9 +52,9 @@ def make_folder(path: Path) -> None:
     flush(path.parent)
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Replace `path` by `values` in one step; a reader sees the old text or the new one, never a part."""
-    write_bytes(path, _text(values))
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace `path` by `values`, sealed, in one step; a reader sees the old text or the new one, never a part."""
+    write_bytes(path, sealed(values))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -61,9 +68,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     flush(path.parent)
 
 
-def create_json(path: Path, values: Any) -> bool:
-    """Write `values` to `path` only if nothing is there; return whether this call wrote it."""
-    temporary = _write_beside(path, _text(values))
+def create_json(path: Path, values: Mapping[str, Any]) -> bool:
+    """Write `values`, sealed, to `path` only if nothing is there; return whether this call wrote it."""
+    temporary = _write_beside(path, sealed(values))
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -74,8 +81,33 @@ def create_json(path: Path, values: Any) -> bool:
     return True
 
 
-def _text(values: Any) -> bytes:
-    return (json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+def sealed(values: Mapping[str, Any]) -> bytes:
+    """Return the JSON text of `values` with its own digest added: the one text that `read_json` accepts."""
+    digest = hashlib.sha256(canonical(values)).hexdigest()
+    return (json.dumps({**values, _SEAL: digest}, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a sealed JSON object, without its digest.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is too large, no JSON object, or not byte for byte what was sealed.
+    """
+    with path.open("rb") as stream:
+        data = stream.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"expected at most {MAX_JSON_BYTES:,} bytes; it is longer")
+    try:
+        values = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("expected a JSON object; it is nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object; found {type(values).__name__}")
+    values.pop(_SEAL, None)
+    if sealed(values) != data:
+        raise ValueError("its contents do not have the SHA-256 written in it")
+    return values
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
@@ -93,19 +125,23 @@ def _write_beside(path: Path, data: bytes) -> Path:
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None] | None = None, shared: bool = False) -> Iterator[None]:
     """Hold the lock `path` while the block runs; the kernel releases it when the process ends.
 
-    `on_wait` is called once if another process or thread holds the lock.
+    Args:
+        path: the lock's file; it is created and stays, empty.
+        on_wait: called once if others hold the lock; it may raise, to give up.
+        shared: others may hold it shared at the same time.
     """
     make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        if not _try_lock(descriptor):
+        if not _try_lock(descriptor, mode):
             if on_wait:
                 on_wait()
             # Polling, not a blocking flock: Python delivers Ctrl-C and time-outs between two tries.
-            while not _try_lock(descriptor):
+            while not _try_lock(descriptor, mode):
                 time.sleep(_LOCK_POLL_SECONDS)
         yield
     finally:
@@ -113,9 +149,9 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
             os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, mode: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -8,24 +8,24 @@ It is the memory of idxflow: Prefect's database can be wiped and no run, decisio
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json
+from storage.files import create_json, read_json
 from storage.store import Store, store_errors
 
 Kind = Literal["runs", "decisions"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Ledger:
     """What happened to one data set, in order."""
 
     def __init__(self, store: Store, dataset: str) -> None:
-        self._folder = store.dataset(dataset) / "ledger"
+        self._folder = store.part(dataset, "ledger")
 
     def append(self, kind: Kind, run: str, values: Mapping[str, Any]) -> Path:
         """Write one record, with the time (UTC) and the run's id added.
@@ -63,9 +63,8 @@ class Ledger:
 
 def _record(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError) as error:
-        raise DamagedEntry(f"{path}: expected a record of the ledger; {error}") from error
-    if not isinstance(values, dict):
-        raise DamagedEntry(f"{path}: expected a record of the ledger; found {type(values).__name__}")
-    return values
+        raise DamagedEntry(
+            f"{path}: expected a record of the ledger; {error}; restore it from a backup or move it out of the ledger"
+        ) from error

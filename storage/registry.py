@@ -1,6 +1,7 @@
 """The registry: numbered model versions, and the one pointer that says which of them is the champion.
 
     <dataset>/registry/versions/00000007.json   created only if absent, never changed
+    <dataset>/registry/retired/00000003.json    its model may be missing from the store: it was collected
     <dataset>/registry/champion.json            replaced in one step, under a lock
 
 A version names a model entry and an evaluation entry of the store by their keys. It is created after
@@ -15,6 +16,7 @@ took effect if the next one found the champion it names, and the last one did if
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, locked, write_json
+from storage.files import create_json, locked, read_json, write_json
 from storage.ledger import Ledger
 from storage.records import from_json, to_json
 from storage.store import Store, store_errors
@@ -145,8 +147,9 @@ class Registry:
 
     def __init__(self, store: Store, dataset: str) -> None:
         self.dataset = dataset
+        self._store = store
         self._ledger = Ledger(store, dataset)
-        self._folder = store.dataset(dataset) / "registry"
+        self._folder = store.part(dataset, "registry")
         self._pointer = self._folder / "champion.json"
 
     def versions(self) -> list[Version]:
@@ -164,6 +167,35 @@ class Registry:
         if not path.is_file():
             raise StoreError(f"expected version {number} of {self.dataset!r} at {path}; there is none")
         return self._read(path)
+
+    def retired(self, version: Version) -> bool:
+        """Whether the model of this version was collected (`storage.retention`) and not trained again since."""
+        entries = (("train", version.model), ("evaluate", version.evaluation))
+        there = all((self._store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
+        return not there and self._retired(version.number).is_file()
+
+    def check_kept(self, version: Version) -> None:
+        """Raise unless the model of a version can be used.
+
+        Raises:
+            StoreError: the model was collected.
+        """
+        if self.retired(version):
+            raise StoreError(
+                f"{self.dataset}: expected a version whose model is in the store; that of version {version.number} was "
+                f"removed by `idxflow gc`; run {version.run} in the ledger says how to train it again"
+            )
+
+    def retire(self, number: int) -> None:
+        """Mark a version before its model is removed; it stays in the registry, with its numbers.
+
+        Raises:
+            StoreError: it is the champion, or it cannot be written.
+        """
+        if number == self._pointed():
+            raise StoreError(f"{self.dataset}: expected a version that can be retired; version {number} is champion")
+        with store_errors(self._folder):
+            create_json(self._retired(number), {"time": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def champion(self) -> Version | None:
         """Return the version in use, or None before the first promotion.
@@ -237,22 +269,36 @@ class Registry:
             yield
 
     def promote(self, number: int, run: str) -> None:
-        """Make `number` the champion. Call it while `deciding`."""
-        self.version(number)
+        """Make `number` the champion. Call it while `deciding`.
+
+        Raises:
+            StoreError: there is no such version, its model was collected, or the pointer cannot be written.
+        """
+        self.check_kept(self.version(number))
         time = datetime.now(UTC).isoformat(timespec="seconds")
         with store_errors(self._folder):
             write_json(self._pointer, {"version": number, "run": run, "time": time})
 
     def _pointed(self) -> int | None:
         try:
-            number = json.loads(self._pointer.read_bytes())["version"]
+            number = self._read_pointer()["version"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(error) from error
         if type(number) is not int:
             raise self._unreadable(f"found {number!r}")
         return number
+
+    def _read_pointer(self) -> dict[str, Any]:
+        try:
+            return read_json(self._pointer)
+        except ValueError:
+            by_hand = self._pointer.read_bytes()
+            # What `_unreadable` tells people to write.
+            if re.fullmatch(rb'\s*\{\s*"version"\s*:\s*\d+\s*\}\s*', by_hand):
+                return dict(json.loads(by_hand))
+            raise
 
     def _unreadable(self, why: object) -> DamagedEntry:
         return DamagedEntry(
@@ -263,8 +309,11 @@ class Registry:
     def _path(self, number: int) -> Path:
         return self._folder / "versions" / f"{number:08d}.json"
 
+    def _retired(self, number: int) -> Path:
+        return self._folder / "retired" / f"{number:08d}.json"
+
     def _read(self, path: Path) -> Version:
         try:
-            return from_json(Version, json.loads(path.read_bytes()))
+            return from_json(Version, read_json(path))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DamagedEntry(f"{path}: expected a version manifest; {error}") from error

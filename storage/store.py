@@ -13,10 +13,13 @@ An entry is a folder named by a key, the digest of what it was made from (`Plan`
 wholly or not at all. Finding it again checks the size and SHA-256 of every file. Making it happens
 under a lock that the kernel frees when its holder ends, so two runs never do the same work, and what a
 killed run left in the partial folder is there for the next one to resume from or clear away.
+
+Whoever uses a data set's entries holds `locks/in-use.lock`, shared; nothing is removed while anyone does.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -24,13 +27,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import canonical, flush, locked, make_folder, sha256_of
+from storage.files import canonical, flush, locked, make_folder, read_json, sealed, sha256_of
 from storage.records import Done, Step, from_json, to_json
 
 FOLDERS = {
@@ -43,8 +46,11 @@ FOLDERS = {
     "confirm": "6-evaluations",
     "publish": "7-reports",
 }
+INBOX = "0-inbox"
+LOCKS = "locks"
+IN_USE = "in-use.lock"
 ENTRY = "entry.json"
-FORMAT = 1
+FORMAT = 2
 STORE_VARIABLE = "IDXFLOW_STORE"
 
 _log = logging.getLogger(__name__)
@@ -122,12 +128,51 @@ class Store:
     def dataset(self, name: str) -> Path:
         return self.root / name
 
+    def datasets(self) -> list[str]:
+        """Return the names of the data sets that have something in the store."""
+        parts = {*FOLDERS.values(), INBOX, "registry", "ledger", "locks"}
+        try:
+            folders = sorted(path for path in self.root.iterdir() if path.is_dir())
+        except FileNotFoundError:
+            return []
+        return [folder.name for folder in folders if any((folder / part).is_dir() for part in parts)]
+
+    def part(self, dataset: str, name: str) -> Path:
+        """Return a folder of a data set, which need not be there yet.
+
+        Raises:
+            StoreError: it is a symbolic link: what the store keeps stays below its root.
+        """
+        folder = self.dataset(dataset)
+        for path in (folder, folder / name):
+            if path.is_symlink():
+                raise StoreError(
+                    f"expected a folder of the store at {path}; it is a symbolic link; "
+                    "move what it points to there, or choose another store with --store"
+                )
+        return folder / name
+
     def inbox(self, dataset: str) -> Path:
         """Where an embedded data set writes its archives before they are fetched."""
-        return self.dataset(dataset) / "0-inbox"
+        return self.part(dataset, INBOX)
 
     def entries(self, dataset: str, step: str) -> Path:
-        return self.dataset(dataset) / FOLDERS[step]
+        return self.part(dataset, FOLDERS[step])
+
+    @contextmanager
+    def in_use(self, dataset: str) -> Iterator[None]:
+        """Keep the entries of a data set from being removed while the block runs.
+
+        A store that cannot be written cannot lose entries either: then there is nothing to hold.
+        """
+        lock = self.part(dataset, LOCKS) / IN_USE
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(lock, lambda: _log.info("%s: waiting for `gc` to end", dataset), shared=True))
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+            yield
 
     def prepare(self) -> None:
         """Create the store's folder.
@@ -173,7 +218,7 @@ class Store:
         """
         path = self.entries(dataset, step) / key / ENTRY
         try:
-            made: dict[str, Any] = json.loads(path.read_bytes())["made_from"]
+            made: dict[str, Any] = read_json(path)["made_from"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedEntry(f"{path}: expected what it was made from; {error}") from error
         return made
@@ -208,12 +253,12 @@ class Store:
 
     @contextmanager
     def _exclusively(self, plan: Plan) -> Iterator[None]:
-        lock = self.dataset(plan.dataset) / "locks" / f"{plan.step}-{plan.key}.lock"
+        lock = self.part(plan.dataset, LOCKS) / f"{plan.step}-{plan.key}.lock"
 
         def say_waiting() -> None:
             _log.info("%s: another run is making it, waiting", plan.label)
 
-        with locked(lock, say_waiting):
+        with self.in_use(plan.dataset), locked(lock, say_waiting):
             yield
 
     def _reuse(self, plan: Plan, kind: type[R]) -> tuple[R | None, str]:
@@ -234,7 +279,7 @@ class Store:
         record = make(partial)
         _seal(partial, plan, record)
         if final.exists():
-            _discard(final)
+            discard(final)
         os.rename(partial, final)
         flush(final.parent)
         return from_json(type(record), to_json(record), final)
@@ -258,7 +303,7 @@ class Store:
         folder = self.entries(plan.dataset, plan.step)
         for path in sorted(folder.glob(f"[!.]*/{ENTRY}"), key=lambda p: -p.stat().st_mtime):
             try:
-                yield json.loads(path.read_bytes())
+                yield read_json(path)
             except (OSError, ValueError):
                 continue
 
@@ -267,27 +312,71 @@ def load(folder: Path, kind: type[R]) -> R:
     """Read the record of the entry in `folder`, after checking the size and SHA-256 of each file.
 
     Raises:
-        DamagedEntry: the entry cannot be read, or a file is missing or changed.
+        DamagedEntry: the entry is not what it should be, or a file is missing or changed.
+        StoreError: it cannot be read now; nothing is said about what it is.
     """
     try:
-        entry = json.loads((folder / ENTRY).read_bytes())
-        for name, expected in entry["files"].items():
-            _check_file(folder / name, expected["bytes"], expected["sha256"])
-        return from_json(kind, entry["record"], folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return from_json(kind, described(folder)["record"], folder)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedEntry(f"{folder / ENTRY}: expected a record of {kind.__name__}; {error}") from error
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """Return `entry.json` of the entry in `folder`, after checking that all of it is there and nothing else.
+
+    Raises:
+        DamagedEntry: the entry is not what it should be, or a file is missing, changed or not listed.
+        StoreError: it cannot be read now; nothing is said about what it is.
+    """
+    try:
+        entry = read_json(folder / ENTRY)
+        files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in entry["files"].items()}
+        _check_identity(folder, entry)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntry(f"{folder / ENTRY} cannot be read ({error})") from error
+    except OSError as error:
+        raise _unreadable(folder / ENTRY, error) from error
+    for name, (size, sha256) in files.items():
+        _check_file(folder / name, size, sha256)
+    others = sorted({path.name for path in folder.iterdir()} - {ENTRY, *files})
+    if others:
+        raise DamagedEntry(f"{folder}: expected the files of {ENTRY}; found {', '.join(others)} as well")
+    return entry
+
+
+def _check_identity(folder: Path, entry: Mapping[str, Any]) -> None:
+    """An entry that was copied to another place, or edited, does not have the key of what it was made from."""
+    if entry["format"] != FORMAT:
+        raise ValueError(f"expected format {FORMAT}; found {entry['format']!r}")
+    plan = Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
+    found = (entry["dataset"], FOLDERS.get(plan.step), plan.folder)
+    expected = (folder.parent.parent.name, folder.parent.name, folder.name)
+    if found != expected:
+        raise ValueError(f"expected the entry of {'/'.join(expected)}; found that of {'/'.join(map(str, found))}")
+    for name in entry["files"]:
+        if name in (ENTRY, "", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"expected the names of files in its folder; found {name!r}")
 
 
 def _check_file(path: Path, size: int, sha256: str) -> None:
     try:
+        if path.is_symlink():
+            raise DamagedEntry(f"{path}: expected a file; found a symbolic link")
         found = path.stat().st_size
         if found != size:
             raise DamagedEntry(f"{path}: expected {size:,} bytes; found {found:,}")
         digest = sha256_of(path)
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise DamagedEntry(f"{path}: expected {size:,} bytes; {error.strerror}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if digest != sha256:
         raise DamagedEntry(f"{path}: expected SHA-256 {sha256[:12]}…; found {digest[:12]}…")
+
+
+def _unreadable(path: Path, error: OSError) -> StoreError:
+    # Not damaged for all we know, so it must not be replaced.
+    return StoreError(f"expected to read {path}; {error.strerror}; check the disk and the permissions, then run again")
 
 
 @contextmanager
@@ -311,22 +400,24 @@ def _seal(folder: Path, plan: Plan, record: Stored) -> None:
         flush(path)
     entry = {
         "format": FORMAT,
+        "dataset": plan.dataset,
         "step": plan.step,
         "subject": plan.subject,
+        "name": plan.name,
         "made_from": plan.made_from,
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files},
         "record": to_json(record),
     }
     path = folder / ENTRY
-    with path.open("w", encoding="utf-8") as stream:
-        json.dump(entry, stream, indent=1, sort_keys=True, ensure_ascii=False)
+    with path.open("wb") as stream:
+        stream.write(sealed(entry))
         stream.flush()
         os.fsync(stream.fileno())
     path.chmod(0o444)
     flush(folder)
 
 
-def _discard(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Take an entry out of its place in one step, then delete it."""
     doomed = folder.with_name(f".{folder.name}.discarded")
     shutil.rmtree(doomed, ignore_errors=True)

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
-from storage.files import flush, make_folder, write_json
+from storage.files import flush, make_folder, write_bytes
 from tasks import network
 from tasks.predict import Model
 
@@ -81,7 +81,8 @@ def export(model: Model, kind: Format, folder: Path) -> Export:
         answer = _WRITERS[kind](model, temporary)
         difference = _difference(model, images, answer)
         done = Export(folder, kind, model.version.number, len(images), difference)
-        write_json(temporary / "model.json", _described(model, done))
+        described = json.dumps(_described(model, done), indent=1, ensure_ascii=False)
+        write_bytes(temporary / "model.json", described.encode())
         for path in sorted(temporary.rglob("*")):
             flush(path)
         os.rename(temporary, folder)

@@ -22,7 +22,7 @@ import numpy as np
 
 from storage import arrays
 from storage.errors import DamagedEntry
-from storage.files import write_json
+from storage.files import read_json, write_json
 from tasks.normalize import Statistics, scale_and_offset
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu")
@@ -190,7 +190,7 @@ def load_architecture(path: Path) -> Architecture:
         DamagedEntry: it is not the description of such a network.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
         made = Architecture(**values | {"hidden": tuple(values["hidden"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedEntry(f"{path}: expected the description of a network; {error}; train again") from error

@@ -163,7 +163,9 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
         raise ConfigError(f"expected the name of a data set, as in `idxflow run NAME`; found {dataset!r}")
     registry = Registry(store, dataset)
     if version not in (None, "champion"):
-        return registry.version(_number(version))
+        found = registry.version(_number(version))
+        registry.check_kept(found)
+        return found
     champion = registry.champion()
     if champion is None:
         raise StoreError(

@@ -1,0 +1,135 @@
+"""The commands that look after the store: check it, and remove what no one will ask for again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from flows.settings import store_root
+from storage import retention, verify
+from storage.errors import ConfigError
+from storage.retention import KEEP_LAST, Collected
+from storage.store import Store
+
+StoreFolder = Annotated[
+    str | None, Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]")
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object to standard output.")]
+
+
+def verify_store(dataset: str | None = None, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
+    """Check every file the store keeps: entries, versions, champions, ledger. Exit code 1 if one is damaged.
+
+    Reads everything and changes nothing; runs may go on meanwhile. What a killed run left unfinished is no damage
+    and is listed as a leftover.
+
+    Args:
+        dataset: Check only this one.
+    """
+    opened = Store(store_root(store))
+    names = _datasets(opened, dataset)
+    verdict = verify.verify(opened, dataset)
+    if as_json:
+        print(verify.as_json(verdict, opened))
+        return 1 if verdict.damage else 0
+    for finding in verdict.findings:
+        print(f"{finding.kind}: {finding.path}: {finding.problem}; {finding.remedy}")
+    print(
+        f"{'DAMAGED' if verdict.damage else 'ok'}: {len(names)} data sets, {verdict.entries:,} entries, "
+        f"{verdict.versions:,} versions, {verdict.records:,} ledger records, {_size(verdict.bytes)} read; "
+        f"{len(verdict.damage)} damaged, {len(verdict.leftovers)} left over"
+    )
+    return 1 if verdict.damage else 0
+
+
+def gc(
+    dataset: str | None = None,
+    *,
+    keep_last: Annotated[
+        int, Parameter(help="How many of the newest versions and runs stay.", validator=Number(gte=1))
+    ] = KEEP_LAST,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only say what would be removed.")] = False,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Remove old results and what killed runs left.
+
+    The champion, every champion before it that `rollback` can return to, the newest versions and runs, and all they
+    were made from stay, and so does the whole ledger. A data set that a run is using is left alone. An interrupted
+    training starts from its beginning afterwards.
+
+    Args:
+        dataset: Collect only this one.
+    """
+    opened = Store(store_root(store))
+    done = [retention.collect(opened, name, keep_last, dry_run) for name in _datasets(opened, dataset)]
+    if as_json:
+        print(json.dumps({"store": str(opened.root), "dry_run": dry_run, "datasets": [_json(c) for c in done]}))
+        return 0
+    for collected in done:
+        _show(collected, dry_run)
+    if not done:
+        print(f"nothing in {opened.root}")
+    return 0
+
+
+def _datasets(store: Store, dataset: str | None) -> Sequence[str]:
+    if not store.root.is_dir():
+        raise ConfigError(
+            f"expected a store at {store.root}; there is none; name another with --store or IDXFLOW_STORE, "
+            "or fill one with `idxflow run`"
+        )
+    names = store.datasets()
+    if dataset is None:
+        return names
+    if dataset not in names:
+        there = ", ".join(names) or "nothing"
+        raise ConfigError(f"expected a data set that is in {store.root}; found no {dataset!r} there, but {there}")
+    return [dataset]
+
+
+def _show(collected: Collected, dry_run: bool) -> None:
+    if collected.busy:
+        print(
+            f"{collected.dataset}: a run is in progress, nothing removed; try again when it has ended", file=sys.stderr
+        )
+        return
+    would = "would remove" if dry_run else "removed"
+    versions = ", ".join(f"v{number}" for number in collected.retired)
+    print(
+        f"{collected.dataset}: {would} {len(collected.entries)} entries{f' (of {versions})' if versions else ''} and "
+        f"{len(collected.leftovers)} leftovers, {_size(collected.bytes)}; {collected.kept} entries stay"
+    )
+    if dry_run:
+        for path in (*collected.entries, *collected.leftovers):
+            print(f"  {path}")
+
+
+def _json(collected: Collected) -> dict[str, Any]:
+    def paths(found: Sequence[Path]) -> list[str]:
+        return [str(path) for path in found]
+
+    return {
+        "dataset": collected.dataset,
+        "busy": collected.busy,
+        "entries": paths(collected.entries),
+        "leftovers": paths(collected.leftovers),
+        "retired": collected.retired,
+        "kept": collected.kept,
+        "bytes": collected.bytes,
+    }
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes as people read it, in units of 1,000."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"

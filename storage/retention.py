@@ -1,0 +1,145 @@
+"""Retention: remove what no one will ask for again. Never the champion, what led to it, or what a run uses.
+
+What stays, of a data set, and all that it was made from:
+
+- the champion and every champion before it that a rollback can return to,
+- the newest versions, as many as asked for,
+- the newest runs, as many, with their reports.
+
+Versions and the ledger are never removed, they are small: of a version whose model is removed the registry keeps
+the numbers, and says so (`Registry.retired`). The mark is written before the model is removed, so a process killed
+in between leaves a version that is still whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.files import locked
+from storage.ledger import Ledger
+from storage.registry import Registry, Version, line
+from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
+from storage.verify import leftovers
+
+KEEP_LAST = 10
+"""How many versions and runs are kept when nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was removed of a data set, or would be."""
+
+    dataset: str
+    busy: bool
+    """A run uses the data set: nothing was removed."""
+    entries: tuple[Path, ...] = ()
+    leftovers: tuple[Path, ...] = ()
+    retired: tuple[int, ...] = ()
+    """The versions whose models are among the entries."""
+    kept: int = 0
+    """Entries that stay."""
+    bytes: int = 0
+
+
+class _Busy(Exception):
+    pass
+
+
+def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: bool = False) -> Collected:
+    """Remove the entries of a data set that are neither kept nor in use, and what dead runs left.
+
+    A run in progress makes this do nothing: what it needs cannot be known before it ends. A training that was
+    interrupted starts from its beginning afterwards.
+
+    Args:
+        store: where.
+        dataset: a data set that is in the store.
+        keep_last: how many of the newest versions and runs stay, at least 1.
+        dry_run: only say what would be removed.
+
+    Raises:
+        DamagedEntry: the registry or the ledger cannot be read, so that what must stay is not known.
+        StoreError: something cannot be removed.
+    """
+
+    def give_up() -> None:
+        raise _Busy
+
+    lock = store.part(dataset, LOCKS) / IN_USE
+    registry = Registry(store, dataset)
+    try:
+        with store_errors(lock), locked(lock, give_up), registry.deciding(give_up):
+            plan = _plan(store, registry, keep_last)
+            if not dry_run:
+                _remove(store, registry, plan)
+            return plan
+    except _Busy:
+        return Collected(dataset, busy=True)
+
+
+def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
+    dataset = registry.dataset
+    versions = _kept_versions(registry, keep_last)
+    names = _kept_names(store, dataset, versions, keep_last)
+    entries = list(_entries(store, dataset))
+    removed = tuple(path for path in entries if path.name not in names)
+    gone = {path.name for path in removed}
+    rubbish = tuple(leftovers(store, dataset))
+    return Collected(
+        dataset,
+        busy=False,
+        entries=removed,
+        leftovers=rubbish,
+        retired=tuple(v.number for v in registry.versions() if {v.model, v.evaluation} & gone),
+        kept=len(entries) - len(removed),
+        bytes=sum(_size(path) for path in (*removed, *rubbish)),
+    )
+
+
+def _kept_versions(registry: Registry, keep_last: int) -> list[Version]:
+    """Return the champion, those that led to it, and the newest versions."""
+    versions, champion = registry.versions(), registry.champion()
+    numbers = {*line(registry.history()), *([champion.number] if champion else [])}
+    return [v for v in versions if v.number in numbers or v in versions[-keep_last:]]
+
+
+def _kept_names(store: Store, dataset: str, versions: list[Version], keep_last: int) -> set[str]:
+    """Return the folder names of all entries that stay: keys, and the runs whose reports do."""
+    runs = Ledger(store, dataset).read("runs")
+    makers = {version.run for version in versions}
+    kept = [run for run in runs if run["run"] in makers] + runs[-keep_last:]
+    names = {key for version in versions for key in (version.model, version.evaluation)}
+    for run in kept:
+        # The report of an unchanged run is that of the last run that decided something.
+        names |= {run["run"], Path(run.get("report") or run["run"]).name}
+        names |= {step["key"] for step in run.get("steps", {}).values()}
+    return names
+
+
+def _entries(store: Store, dataset: str) -> Iterator[Path]:
+    for step in FOLDERS:
+        # Two steps may share a folder.
+        if step == next(first for first in FOLDERS if FOLDERS[first] == FOLDERS[step]):
+            folder = store.entries(dataset, step)
+            yield from sorted(folder.glob("[!.]*")) if folder.is_dir() else ()
+
+
+def _remove(store: Store, registry: Registry, plan: Collected) -> None:
+    for number in plan.retired:
+        registry.retire(number)
+    for path in plan.entries:
+        discard(path)
+    for path in plan.leftovers:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    # No run is there to hold one of them, and the one held here stays.
+    for path in store.part(plan.dataset, LOCKS).glob("*.lock"):
+        if path.name != IN_USE:
+            path.unlink()
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())

@@ -1,0 +1,252 @@
+"""Check all that the store keeps, as `fsck` does for a file system. Reads only; needs the standard library only.
+
+What is damaged is told from what is only left over. Damage is whatever breaks a promise of the store: an entry
+that is not byte for byte what was published, a version without its model, a champion that names nothing, a record
+of the ledger that was changed. A leftover is what a killed run was still working on when it ended: it has no name
+that anything looks for, the next run or `retention` clears it away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from storage.errors import IdxflowError
+from storage.files import locked, read_json
+from storage.ledger import KINDS, Ledger
+from storage.registry import Registry, Version
+from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, described
+
+PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
+_MAKE_AGAIN = "run the same command again, it is made anew"
+_CLEAR = "`idxflow gc` removes it, and the next run that needs the place does"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    path: Path
+    kind: Literal["damage", "leftover"]
+    problem: str
+    """What was expected and what was found."""
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check of the store found, and how much there was to check."""
+
+    entries: int
+    versions: int
+    records: int
+    """Of the ledger: runs and decisions."""
+    bytes: int
+    """Of all files read."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def damage(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.kind == "damage")
+
+    @property
+    def leftovers(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.kind == "leftover")
+
+
+def verify(store: Store, dataset: str | None = None) -> Verdict:
+    """Read and check every entry, version, pointer and ledger record of one data set, or of all.
+
+    Nothing is changed, and runs may go on meanwhile; the unfinished work of a run in progress is no leftover.
+    """
+    checks = [_Check(store, name) for name in ([dataset] if dataset else store.datasets())]
+    for check in checks:
+        check.run()
+    return Verdict(
+        entries=sum(c.entries for c in checks),
+        versions=sum(c.versions for c in checks),
+        records=sum(c.records for c in checks),
+        bytes=sum(c.bytes for c in checks),
+        findings=tuple(sorted((f for c in checks for f in c.findings), key=lambda f: (f.kind, f.path))),
+    )
+
+
+class _Busy(Exception):
+    pass
+
+
+class _Check:
+    """One pass over a data set."""
+
+    def __init__(self, store: Store, dataset: str) -> None:
+        self.store = store
+        self.dataset = dataset
+        self.folder = store.dataset(dataset)
+        self.entries = self.versions = self.records = self.bytes = 0
+        self.findings: list[Finding] = []
+
+    def run(self) -> None:
+        if not self._no_links():
+            return
+        busy = in_use(self.store, self.dataset)
+        # Nothing may be collected between listing and reading.
+        with self.store.in_use(self.dataset):
+            self._entries()
+            self._registry()
+            self._ledger()
+            if not busy:
+                self._leftovers()
+
+    def _damage(self, path: Path, problem: object, remedy: str) -> None:
+        self.findings.append(Finding(path, "damage", _one_line(problem), remedy))
+
+    def _no_links(self) -> bool:
+        links = [path for path in (self.folder, *(self.folder / part for part in PARTS)) if path.is_symlink()]
+        for path in links:
+            self._damage(path, "expected a folder; found a symbolic link", "move what it points to into its place")
+        return not links
+
+    def _entries(self) -> None:
+        for part in dict.fromkeys(FOLDERS.values()):
+            for path in _visible(self.folder / part):
+                self.entries += 1
+                try:
+                    entry = described(path)
+                except IdxflowError as error:
+                    self._damage(path, error, _MAKE_AGAIN)
+                else:
+                    self.bytes += sum(file["bytes"] for file in entry["files"].values())
+
+    def _registry(self) -> None:
+        registry = Registry(self.store, self.dataset)
+        folder = self.folder / "registry"
+        for path in _visible(folder / "versions"):
+            self.versions += 1
+            try:
+                self._version(registry, path)
+            except (IdxflowError, ValueError) as error:
+                self._damage(path, error, "restore it from a backup; its number is in the ledger's decisions")
+        for path in _visible(folder / "retired"):
+            self._sealed(path, "remove it if the version's model is there")
+        try:
+            champion = registry.champion()
+            if champion and registry.retired(champion):
+                self._damage(folder / "champion.json", "the champion's model was collected", "promote another version")
+        except IdxflowError as error:
+            self._damage(folder / "champion.json", error, "`idxflow registry history` says who was champion")
+
+    def _version(self, registry: Registry, path: Path) -> None:
+        version = registry.version(int(path.stem))
+        if (version.dataset, f"{version.number:08d}.json") != (self.dataset, path.name):
+            raise ValueError(f"expected version {path.stem} of {self.dataset}; found {version.number} of another place")
+        self.bytes += path.stat().st_size
+        if not registry.retired(version):
+            self._parts_of(version, path)
+
+    def _parts_of(self, version: Version, path: Path) -> None:
+        for step, key in (("train", version.model), ("evaluate", version.evaluation)):
+            folder = self.store.entries(self.dataset, step) / key
+            if not (folder / ENTRY).is_file():
+                self._damage(path, f"expected its {step} entry at {folder}; there is none", _MAKE_AGAIN)
+        try:
+            record = read_json(self.store.entries(self.dataset, "train") / version.model / ENTRY)["record"]
+        except (OSError, ValueError, KeyError):
+            return
+        if record.get("weights_digest") != version.weights_digest:
+            self._damage(path, "its model has other weights than it was registered with", "restore it from a backup")
+
+    def _ledger(self) -> None:
+        for kind in KINDS:
+            for path in _visible(self.folder / "ledger" / kind):
+                self.records += 1
+                self._sealed(path, "restore it from a backup or move it out of the ledger")
+        registry = self.folder / "registry"
+        try:
+            decisions = Ledger(self.store, self.dataset).read("decisions")
+        except IdxflowError:
+            return
+        if any(d.get("previous") for d in decisions) and not (registry / "champion.json").exists():
+            named = next(d["champion"] for d in reversed(decisions) if d.get("champion"))
+            self._damage(
+                registry / "champion.json",
+                "expected the champion's version; the file is gone",
+                f'write {{"version": {named}}} there: the newest decision names it',
+            )
+        for number in sorted({d[name] for d in decisions for name in ("version", "champion") if d.get(name)}):
+            if not (registry / "versions" / f"{number:08d}.json").is_file():
+                self._damage(
+                    registry / "versions" / f"{number:08d}.json",
+                    "expected the version that a decision names; there is none",
+                    "restore it from a backup",
+                )
+
+    def _sealed(self, path: Path, remedy: str) -> dict[str, Any]:
+        try:
+            values = read_json(path)
+        except (OSError, ValueError) as error:
+            self._damage(path, error, remedy)
+            return {}
+        self.bytes += path.stat().st_size
+        return values
+
+    def _leftovers(self) -> None:
+        for path in leftovers(self.store, self.dataset):
+            self.findings.append(Finding(path, "leftover", "a run ended while it was working on it", _CLEAR))
+
+
+def in_use(store: Store, dataset: str) -> bool:
+    """Whether a process uses the entries of a data set right now; False too where it cannot be asked."""
+    lock = store.part(dataset, LOCKS) / IN_USE
+    if not lock.exists() or not os.access(lock, os.W_OK):
+        return False
+
+    def give_up() -> None:
+        raise _Busy
+
+    try:
+        with locked(lock, give_up):
+            return False
+    except _Busy:
+        return True
+
+
+def leftovers(store: Store, dataset: str) -> list[Path]:
+    """Return what is in a data set's folder and has no name that anything looks for: unfinished, discarded."""
+    folder = store.dataset(dataset)
+    places = [folder, folder / "registry", *(folder / part for part in PARTS)]
+    places += [folder / "registry" / name for name in ("versions", "retired")]
+    places += [folder / "ledger" / kind for kind in KINDS]
+    found = {path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(".")}
+    return sorted(found)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Yield what has a final name in a folder, sorted; nothing where there is no folder."""
+    if folder.is_dir():
+        yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _one_line(problem: object) -> str:
+    return " ".join(str(problem).split())
+
+
+def as_json(verdict: Verdict, store: Store) -> str:
+    """Return the verdict as one JSON object, for machines."""
+    values = {
+        "store": str(store.root),
+        "entries": verdict.entries,
+        "versions": verdict.versions,
+        "records": verdict.records,
+        "bytes": verdict.bytes,
+        "damage": [_finding(finding) for finding in verdict.damage],
+        "leftovers": [_finding(finding) for finding in verdict.leftovers],
+    }
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _finding(finding: Finding) -> dict[str, str]:
+    return {"path": str(finding.path), "problem": finding.problem, "remedy": finding.remedy}
