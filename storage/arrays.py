@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -22,6 +25,15 @@ Expected = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]
 """Type and shape of each array, by name."""
 
 _MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
+_FOREIGN = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
+"""What `zipfile` raises about files that are not what it takes them for."""
+_HEADER = re.compile(r"\{'descr': '([<>|]\w{1,9})', 'fortran_order': (True|False), 'shape': (\([\d, ]{0,99}\)), \}")
+_NPY = b"\x93NUMPY\x01\0"
+_SHOWN = 200
+"""Characters of what was found that a message repeats."""
 
 
 def write(target: Path | IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
@@ -41,10 +53,12 @@ def read(path: Path, expected: Expected) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_names(path, {member.removesuffix(".npy") for member in archive.namelist()}, set(expected))
+            _check_names(path, archive.namelist(), [f"{name}.npy" for name in expected])
             return {name: _member(path, archive, name, *expected[name]) for name in expected}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DamagedEntry(f"{path}: expected arrays in NumPy's npz format; {error}; make the step again") from error
+    except _FOREIGN as error:
+        raise DamagedEntry(
+            f"{path}: expected arrays in NumPy's npz format; {_shown(str(error))}; make the step again"
+        ) from error
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -57,11 +71,12 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
-    if found != expected:
+def _check_names(path: Path, found: list[str], expected: list[str]) -> None:
+    """Compare lists, not sets: no name may be there twice, whatever a reader takes then."""
+    if sorted(found) != sorted(expected):
+        wanted, there = (", ".join(sorted(name.removesuffix(".npy") for name in names)) for names in (expected, found))
         raise DamagedEntry(
-            f"{path}: expected the arrays {', '.join(sorted(expected))}; found {', '.join(sorted(found)) or 'none'}; "
-            "make the step again"
+            f"{path}: expected the arrays {wanted}; found {_shown(there) or 'none'}; make the step again"
         )
 
 
@@ -70,14 +85,17 @@ def _member(
 ) -> np.ndarray:
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
         raise DamagedEntry(f"{path}: expected array {name} stored without compression; make the step again")
+    dtype, sizes = np.dtype(kind), tuple(map(int, shape))
     with archive.open(f"{name}.npy") as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
+        start = stream.read(len(_NPY) + 2)
+        if start[:-2] != _NPY:
             raise ValueError(f"array {name} has another version of the npy format")
-        found_shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        if (found_shape, dtype, fortran and len(shape) > 1) != (shape, np.dtype(kind), False):
+        # A Python literal that is compared, never evaluated (numpy.lib.format, "Format Version 1.0").
+        header = stream.read(int.from_bytes(start[-2:], "little")).decode("latin-1").strip()
+        if header != f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {sizes}, }}":
             raise DamagedEntry(
-                f"{path}: expected array {name} of {np.dtype(kind)} and shape {shape}; "
-                f"found {dtype} and shape {found_shape}; make the step again"
+                f"{path}: expected array {name} of {dtype} and shape {sizes}; found {_described(header)}; "
+                "make the step again"
             )
         size = math.prod(shape) * dtype.itemsize
         data = stream.read(size)
@@ -85,3 +103,15 @@ def _member(
         if len(data) != size or stream.read(1):
             raise ValueError(f"array {name} is not {size:,} bytes long")
     return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _described(header: str) -> str:
+    known = _HEADER.fullmatch(header)
+    if not known:
+        return _shown(header)
+    return f"{np.dtype(known[1])} and shape {known[3]}{' in Fortran order' if known[2] == 'True' else ''}"
+
+
+def _shown(text: str) -> str:
+    """Return what a file says as one short printable line."""
+    return "".join(c if c.isprintable() else "·" for c in text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")

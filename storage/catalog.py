@@ -31,6 +31,11 @@ Policy = Literal["better", "not_worse", "ask"]
 POLICIES: tuple[Policy, ...] = ("better", "not_worse", "ask")
 MAX_CLASSES = 256
 MAX_SIDE = 4096
+MAX_LABEL_COLUMNS = 1024
+MAX_MANIFEST_BYTES = 1 << 20
+
+_SHOWN = 200
+"""Characters of what a user gave that a message repeats."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -134,8 +139,8 @@ class Dataset:
     manifest: Path
     rows: Mapping[SplitName, int] = field(default_factory=dict)
     """Declared rows by split; empty where they may vary."""
-    label_column: int = 0
-    """Which column holds the class, where labels have more than one dimension (QMNIST)."""
+    label_column: int | None = None
+    """Which column holds the class, where labels have more than one dimension (QMNIST); None: they have one."""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
     embedded: bool = False
@@ -166,8 +171,8 @@ def find(name: str) -> Dataset:
     """
     if name not in names():
         raise ConfigError(
-            f"expected a data set of the catalog ({', '.join(names())}); found {name!r}; "
-            "for your own data give its manifest with --dataset-file"
+            f"expected a data set of the catalog ({', '.join(names())}); found {shown(name)}; "
+            "give one of these, or with --dataset-file the manifest of your own data"
         )
     return read(CATALOG / f"{name}.toml")
 
@@ -178,15 +183,54 @@ def read(path: Path) -> Dataset:
     Raises:
         ConfigError: names the file, the key, what was expected and what was found.
     """
-    path = path.expanduser().absolute()
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: expected a manifest in TOML; {reason}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: expected a manifest in TOML; {error}") from error
-    return _Manifest(path, values).dataset()
+        path = path.expanduser().absolute()
+        with path.open("rb") as stream:
+            data = stream.read(MAX_MANIFEST_BYTES + 1)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ValueError(f"found more than {MAX_MANIFEST_BYTES:,} bytes")
+        values = tomllib.loads(data.decode())
+    except (OSError, ValueError, RuntimeError) as error:
+        # A user that is not there; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
+        found = _one_line(getattr(error, "strerror", None) or str(error))
+        raise ConfigError(
+            f"{path}: expected a manifest in TOML; found: {found}; "
+            "correct it, or write a new one with `idxflow manifest FOLDER`"
+        ) from error
+    dataset = _Manifest(path, values).dataset()
+    _check_own_name(dataset)
+    return dataset
+
+
+def shown(value: Any) -> str:
+    """Return what a user gave as one short printable line, for a message."""
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no number of more than 4,300 digits.
+        text = "a number of thousands of digits"
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    printable = "".join(c if c.isprintable() else "·" for c in text[: _SHOWN + 1])
+    return printable if len(text) <= _SHOWN else f"{printable[:_SHOWN]}…"
+
+
+def _check_own_name(dataset: Dataset) -> None:
+    """Keep other data from going into the folder, and against the champion, of a data set of the catalog."""
+    if dataset.manifest.parent == CATALOG or dataset.name not in names():
+        return
+    if _what_it_is(dataset) != _what_it_is(find(dataset.name)):
+        raise ConfigError(
+            f"{dataset.manifest}: expected name to be none of the catalog's, unless classes, image_shape, rows and "
+            f"digests are those of that data set; found {dataset.name!r}; choose another name"
+        )
+
+
+def _what_it_is(dataset: Dataset) -> tuple[Any, ...]:
+    digests = [(spec.sha256, spec.payload_sha256) for spec in dataset.archives]
+    return dataset.classes, dataset.image_shape, dataset.label_column, dict(dataset.rows), digests
 
 
 class _Manifest:
@@ -208,7 +252,7 @@ class _Manifest:
             archives=tuple(self._archive(role, mirrors) for role in ROLES),
             manifest=self._path,
             rows=self._rows(),
-            label_column=self._number("label_column", 0, 0, 1024),
+            label_column=self._label_column(),
             source=self._source(),
             embedded=self._take("embedded", bool, False),
             licence=self._take("licence", str, "not stated"),
@@ -238,6 +282,12 @@ class _Manifest:
             raise self._wrong("image_shape", f"[height, width], each 1 to {MAX_SIDE}", shape)
         return shape[0], shape[1]
 
+    def _label_column(self) -> int | None:
+        column = self._values.get("label_column")
+        if column is not None and (type(column) is not int or not 0 <= column < MAX_LABEL_COLUMNS):
+            raise self._wrong("label_column", f"a number from 0 to {MAX_LABEL_COLUMNS - 1}", column)
+        return column
+
     def _rows(self) -> dict[SplitName, int]:
         rows = self._table("rows")
         self._only(rows, set(SPLITS), "rows.")
@@ -248,7 +298,11 @@ class _Manifest:
 
     def _source(self) -> Path | None:
         source = self._take("source", str, "")
-        return (self._path.parent / Path(source).expanduser()).resolve() if source else None
+        try:
+            return (self._path.parent / Path(source).expanduser()).resolve() if source else None
+        except (OSError, ValueError, RuntimeError) as error:
+            # A NUL, a user that is not there, links in a circle.
+            raise self._wrong("source", f"a folder ({error})", source) from error
 
     def _archive(self, role: str, mirrors: tuple[str, ...]) -> ArchiveSpec:
         archives = self._table("archives")
@@ -279,14 +333,18 @@ class _Manifest:
 
     def _check_mirrors(self, spec: ArchiveSpec, where: str) -> None:
         for url in spec.mirrors:
-            parts = urlsplit(url)
-            if parts.scheme not in ("https", "http") or not parts.hostname:
+            try:
+                parts = urlsplit(url)
+                usable = parts.scheme in ("https", "http") and bool(parts.hostname)
+            except ValueError:
+                usable = False
+            if not usable:
                 # Not the whole address: it may hold a password.
-                raise self._wrong("mirrors", "https:// or http:// addresses", f"{parts.scheme or url[:8]}:…")
+                raise self._wrong("mirrors", "https:// or http:// addresses", f"{url[:8].split(':')[0]}:…")
         if spec.mirrors and not spec.pinned:
             raise ConfigError(
                 f"{self._path}: expected {where}.sha256 or {where}.payload_sha256 because it is fetched over the "
-                f"network; found neither; `idxflow manifest FOLDER` writes both for files you have"
+                f"network; found neither; add one: `idxflow manifest FOLDER` writes them for files you have"
             )
 
     def _size(self, values: Mapping[str, Any], where: str) -> int | None:
@@ -338,12 +396,6 @@ class _Manifest:
             raise self._wrong(key, "a list of printable texts of at most 200 characters", values)
         return tuple(values)
 
-    def _number(self, key: str, default: int, low: int, high: int) -> int:
-        value: int = self._take(key, int, default)
-        if not low <= value <= high:
-            raise self._wrong(key, f"a number from {low} to {high}", value)
-        return value
-
     def _table(self, key: str) -> dict[str, Any]:
         table: dict[str, Any] = self._take(key, dict, {})
         return table
@@ -356,9 +408,12 @@ class _Manifest:
         return value
 
     def _only(self, values: Mapping[str, Any], known: set[str], prefix: str) -> None:
-        for key in values.keys() - known:
-            raise ConfigError(f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {prefix}{key}")
+        for key in sorted(values.keys() - known):
+            raise ConfigError(
+                f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {_one_line(prefix + key)}; "
+                "remove it or correct its spelling"
+            )
 
     def _wrong(self, key: str, expected: str, found: Any) -> ConfigError:
-        shown = "nothing" if found is None else repr(found)
-        return ConfigError(f"{self._path}: expected {key} to be {expected}; found {shown[:200]}")
+        given, remedy = ("nothing", "add it") if found is None else (shown(found), "correct it")
+        return ConfigError(f"{self._path}: expected {key} to be {expected}; found {given}; {remedy}")

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ def make_folder(path: Path) -> None:
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
     flush(path.parent)
+
+
+def listed(folder: Path, suffix: str = "") -> list[Path]:
+    """Return what has a final name in a folder, sorted by name; nothing where there is no folder.
+
+    Raises:
+        OSError: the folder cannot be read. `Path.glob` would call it empty, and what must be kept would be lost.
+    """
+    try:
+        found = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    return sorted(path for path in found if not path.name.startswith(".") and path.name.endswith(suffix))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -99,9 +113,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"expected at most {MAX_JSON_BYTES:,} bytes; it is longer")
     try:
-        values = json.loads(data)
+        return _unsealed(data)
     except RecursionError as error:
         raise ValueError("expected a JSON object; it is nested too deeply") from error
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    values = json.loads(data)
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object; found {type(values).__name__}")
     values.pop(_SEAL, None)
@@ -129,24 +147,50 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None, shared: bool =
     """Hold the lock `path` while the block runs; the kernel releases it when the process ends.
 
     Args:
-        path: the lock's file; it is created and stays, empty.
-        on_wait: called once if others hold the lock; it may raise, to give up.
+        path: the lock's file; it is created, empty, and stays until `retention` removes it.
+        on_wait: called once if others go on holding the lock; it may raise, to give up.
         shared: others may hold it shared at the same time.
     """
     make_folder(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    descriptor = _open_locked(path, mode, on_wait)
     try:
-        if not _try_lock(descriptor, mode):
-            if on_wait:
-                on_wait()
-            # Polling, not a blocking flock: Python delivers Ctrl-C and time-outs between two tries.
-            while not _try_lock(descriptor, mode):
-                time.sleep(_LOCK_POLL_SECONDS)
         yield
     finally:
         with suppress(OSError):
             os.close(descriptor)
+
+
+def _open_locked(path: Path, mode: int, on_wait: Callable[[], None] | None) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _wait_for(descriptor, mode, on_wait)
+            if _is_named(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The file was removed after it was opened: others lock the one that has its name now.
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, mode: int, on_wait: Callable[[], None] | None) -> None:
+    # Polling, not a blocking flock: Python delivers Ctrl-C and time-outs between two tries.
+    for tries in count():
+        if _try_lock(descriptor, mode):
+            return
+        # Not said at once: whoever only asks whether the lock is free holds it for an instant.
+        if tries == 1 and on_wait:
+            on_wait()
+        time.sleep(_LOCK_POLL_SECONDS)
+
+
+def _is_named(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int, mode: int) -> bool:

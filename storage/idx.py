@@ -37,6 +37,10 @@ MAX_PAYLOAD_BYTES = 1 << 40
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 18
+_SHOWN = 20
+_AGAIN = "fetch or copy the file again"
+_FIT = "fetch or copy the file again, or correct its header"
+_ONE_STREAM = "fetch or copy the file again, or unpack it and pack it as one stream: gunzip -c OLD | gzip -n > NEW"
 
 
 @dataclass(frozen=True)
@@ -116,40 +120,35 @@ class Reader:
         zeros, code, dimensions = magic[:2], magic[2], magic[3]
         if zeros != b"\0\0" or code not in TYPES:
             known = ", ".join(f"{c:02x}" for c in TYPES)
-            raise FormatError(
-                f"{self.name}: expected an IDX magic number 0000TTNN with a type TT of {known}; "
-                f"found {magic.hex()} ({_guess(magic)})"
-            )
+            expected = f"an IDX magic number 0000TTNN with a type TT of {known}"
+            guess, remedy = _guess(magic)
+            start = magic + self._input.read(_SHOWN - len(magic))
+            raise _refused(self.name, expected, f"{magic.hex()}{_text(start)} ({guess})", remedy)
         if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise FormatError(
-                f"{self.name}: expected 1 to {MAX_DIMENSIONS} dimensions; the header declares {dimensions}"
-            )
+            raise _refused(self.name, f"1 to {MAX_DIMENSIONS} dimensions", f"{dimensions} in the header", _FIT)
         sizes = self._header_bytes(4 * dimensions, f"{dimensions} dimensions of 4 bytes")
         header = Header(TYPES[code], struct.unpack(f">{dimensions}I", sizes))
         if 0 in header.shape:
-            raise FormatError(f"{self.name}: expected at least one element; the header declares {header.shape}")
+            raise _refused(self.name, "at least one element", f"the shape {header.shape} in the header", _FIT)
         if header.data_bytes > MAX_PAYLOAD_BYTES:
-            raise FormatError(
-                f"{self.name}: expected at most {MAX_PAYLOAD_BYTES:,} bytes of data; the header declares "
-                f"{header.shape} of {header.dtype.name}, {header.data_bytes:,} bytes"
-            )
+            found = f"{header.shape} of {header.dtype.name} in the header, {header.data_bytes:,} bytes"
+            expected = f"at most {MAX_PAYLOAD_BYTES:,} bytes of data"
+            raise _refused(self.name, expected, found, _swapped(header) or _FIT)
         return header
 
     def _header_bytes(self, count: int, what: str) -> bytes:
         data = self._input.read(count)
         if len(data) < count:
-            raise FormatError(f"{self.name}: expected {what}; the file ends after {len(data)} bytes of it")
+            raise _refused(self.name, what, f"the end of the file after {len(data)} bytes of it", _AGAIN)
         self._hash.update(data)
         return data
 
     def _take(self, count: int, done: int) -> bytes:
         data = self._input.read(count)
         if len(data) < count:
-            raise FormatError(
-                f"{self.name}: expected {self.header.data_bytes:,} bytes of data for shape {self.header.shape} "
-                f"of {self.header.dtype.name}; the data ends after {done + len(data):,}"
-                f"{_byte_order_hint(self.header)}"
-            )
+            expected = f"{self.header.data_bytes:,} bytes of data for shape {self.header.shape} of "
+            found = f"the end of the data after {done + len(data):,}"
+            raise _refused(self.name, expected + self.header.dtype.name, found, _swapped(self.header) or _FIT)
         self._hash.update(data)
         return data
 
@@ -192,7 +191,7 @@ class _Plain:
 
     def finish(self, header: Header) -> None:
         if self._stream.read(1):
-            raise FormatError(_too_long(self._name, header))
+            raise _too_long(self._name, header)
 
 
 class _Gzip:
@@ -216,17 +215,14 @@ class _Gzip:
     def finish(self, header: Header) -> None:
         while not self._inflate.eof:
             if self._step(1):
-                raise FormatError(_too_long(self._name, header))
+                raise _too_long(self._name, header)
             if not self._inflate.eof and not self._pending and not self._refill():
-                raise FormatError(
-                    f"{self._name}: expected the end of the gzip stream with its CRC and length; "
-                    "the file is cut before it, fetch it again"
-                )
+                expected = "the end of the gzip stream with its CRC and length"
+                raise _refused(self._name, expected, "the end of the file before it", _AGAIN)
         trailing = len(self._inflate.unused_data) + len(self._stream.read(_CHUNK))
         if trailing:
-            raise FormatError(
-                f"{self._name}: expected one gzip member and nothing after it; found at least {trailing:,} more bytes"
-            )
+            found = f"at least {trailing:,} more bytes"
+            raise _refused(self._name, "one gzip member and nothing after it", found, _ONE_STREAM)
 
     def _refill(self) -> bool:
         self._pending = self._stream.read(_CHUNK)
@@ -236,9 +232,8 @@ class _Gzip:
         try:
             data = self._inflate.decompress(self._pending, limit)
         except zlib.error as error:
-            raise FormatError(
-                f"{self._name}: expected an undamaged gzip stream; zlib says: {error}; fetch it again"
-            ) from error
+            found = f"damage (zlib: {str(error).rpartition(': ')[2]})"
+            raise _refused(self._name, "an undamaged gzip stream", found, _AGAIN) from error
         self._pending = self._inflate.unconsumed_tail
         return data
 
@@ -247,30 +242,42 @@ def _open_input(stream: BinaryIO, name: str) -> _Plain | _Gzip:
     magic = stream.read(2)
     stream.seek(0)
     if not magic:
-        raise FormatError(f"{name}: expected a gzip or IDX file; the file is empty")
+        raise _refused(name, "a gzip or IDX file", "an empty file", _AGAIN)
     return _Gzip(stream, name) if magic == _GZIP_MAGIC else _Plain(stream, name)
 
 
-def _too_long(name: str, header: Header) -> str:
-    return (
-        f"{name}: expected the data to end after {header.data_bytes:,} bytes for shape {header.shape} "
-        f"of {header.dtype.name}; there is more"
-    )
+def _refused(name: str, expected: str, found: str, remedy: str) -> FormatError:
+    return FormatError(f"{name}: expected {expected}; found {found}; {remedy}")
 
 
-def _guess(magic: bytes) -> str:
+def _too_long(name: str, header: Header) -> FormatError:
+    expected = f"the data to end after {header.data_bytes:,} bytes for shape {header.shape} of {header.dtype.name}"
+    return _refused(name, expected, "more", _FIT)
+
+
+def _guess(magic: bytes) -> tuple[str, str]:
+    """Say what a file that is not IDX may be, and what to do then."""
     if magic[:1] in (b"<", b"\n", b" "):
-        return "a web page: the address leads elsewhere, or a log-in page answered"
+        page = "a web page: the address leads elsewhere, or a log-in page answered"
+        return page, "open the address in a browser, and fetch the archive itself"
     if magic[:2] == b"PK":
-        return "a ZIP file"
+        return "a ZIP file", "unpack it, and give the IDX file in it"
     if magic[:2] == _GZIP_MAGIC:
-        return "gzip inside gzip"
+        return "gzip inside gzip", "unpack it once: gunzip -c OLD > NEW"
     if magic[2:] == b"\0\0" and magic[1] in range(1, MAX_DIMENSIONS + 1):
-        return "little-endian"
-    return "not IDX"
+        return "little-endian", "write the header big-endian"
+    return "not IDX", "give the IDX file itself"
 
 
-def _byte_order_hint(header: Header) -> str:
+def _text(start: bytes) -> str:
+    """Return what a file begins with as text, where it is text; control characters never reach a terminal."""
+    if not all(32 <= byte < 127 for byte in start[:4].strip()):
+        return ""
+    return " '" + "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in start) + "'"
+
+
+def _swapped(header: Header) -> str:
+    """Return a remedy for dimensions that were written little-endian, if they look so."""
     swapped = tuple(int.from_bytes(size.to_bytes(4, "big"), "little") for size in header.shape)
     likely = math.prod(swapped) < header.data_bytes >> 8
-    return f"; were the dimensions written little-endian, as {swapped}?" if likely else ""
+    return f"were the dimensions written little-endian, as {swapped}? Write them big-endian" if likely else ""

@@ -1,7 +1,8 @@
-"""The ledger: one small JSON file per run and per decision, appended and never changed.
+"""The ledger: one small JSON file per run, decision and arrival of archives, appended and never changed.
 
     <dataset>/ledger/runs/<time>-<run>.json
     <dataset>/ledger/decisions/<time>-<run>.json
+    <dataset>/ledger/arrivals/<time>-<mark>.json
 
 It is the memory of idxflow: Prefect's database can be wiped and no run, decision or report is lost.
 """
@@ -9,16 +10,17 @@ It is the memory of idxflow: Prefect's database can be wiped and no run, decisio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, read_json
+from storage.files import create_json, listed, read_json
 from storage.store import Store, store_errors
 
-Kind = Literal["runs", "decisions"]
+Kind = Literal["runs", "decisions", "arrivals"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_NAMED_BY = "%Y%m%dT%H%M%S.%fZ"
 
 
 class Ledger:
@@ -33,8 +35,8 @@ class Ledger:
         Raises:
             StoreError: it cannot be written, or this run has written one this very microsecond.
         """
-        now = datetime.now(UTC)
-        path = self._folder / kind / f"{now:%Y%m%dT%H%M%S.%fZ}-{run}.json"
+        now = max(datetime.now(UTC), self._after_newest())
+        path = self._folder / kind / f"{now:{_NAMED_BY}}-{run}.json"
         with store_errors(path):
             if not create_json(path, {**values, "run": run, "time": now.isoformat(timespec="milliseconds")}):
                 raise StoreError(f"{path}: expected no such record yet; it exists")
@@ -57,8 +59,19 @@ class Ledger:
         paths = self._paths(kind)
         return _record(paths[-1]) if paths else None
 
+    def _after_newest(self) -> datetime:
+        """Return the first moment after all records: their names are their order, also when the clock is put back."""
+        names = [path.name for kind in KINDS for path in self._paths(kind)[-1:]]
+        try:
+            newest = datetime.strptime(max(names, default="").split("-")[0], _NAMED_BY)
+        except ValueError:
+            # No record yet, or a file that is none.
+            return datetime.min.replace(tzinfo=UTC)
+        return newest.replace(tzinfo=UTC) + timedelta(microseconds=1)
+
     def _paths(self, kind: Kind) -> list[Path]:
-        return sorted((self._folder / kind).glob("[!.]*.json"))
+        with store_errors(self._folder):
+            return listed(self._folder / kind, ".json")
 
 
 def _record(path: Path) -> dict[str, Any]:

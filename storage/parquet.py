@@ -24,6 +24,8 @@ ROW_GROUP = 8192
 """Rows per row group, and so per block when streaming."""
 
 _METADATA = b"idxflow"
+_MAX_PIXELS = (1 << 31) - 1
+"""Bytes of a fixed-size binary value: Arrow counts them in 32 bits."""
 
 
 class Writer:
@@ -31,10 +33,7 @@ class Writer:
 
     def __init__(self, path: Path, image_shape: tuple[int, int], class_names: tuple[str, ...]) -> None:
         pixels = image_shape[0] * image_shape[1]
-        self._schema = pa.schema(
-            [pa.field("image", pa.binary(pixels), nullable=False), pa.field("label", pa.uint8(), nullable=False)],
-            metadata={b"huggingface": _huggingface(class_names)},
-        )
+        self._schema = _columns(pixels).with_metadata({b"huggingface": _huggingface(class_names)})
         self._writer = pq.ParquetWriter(
             path,
             self._schema,
@@ -87,7 +86,8 @@ def blocks(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for group in range(groups):
         with _opened(path) as file:
             table = file.read_row_group(group, use_threads=False)
-        yield _images(table.column("image").combine_chunks(), shape), table.column("label").combine_chunks().to_numpy()
+            block = _images(table.column("image").combine_chunks(), shape), _labels(table)
+        yield block
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +99,8 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def labels(path: Path) -> np.ndarray:
     """Return the labels alone, uint8 of shape (rows,), without reading any pixels."""
     with _opened(path) as file:
-        column: np.ndarray = file.read(columns=["label"]).column("label").combine_chunks().to_numpy()
-        return column
+        _image_shape(file, path)
+        return _labels(file.read(columns=["label"]))
 
 
 def rows(path: Path, wanted: list[int]) -> np.ndarray:
@@ -122,8 +122,8 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise DamagedEntry(f"{path}: expected the Parquet file of a split; {error}") from error
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise DamagedEntry(f"{path}: expected the Parquet file of a split; {error}; make the step again") from error
 
 
 def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
@@ -132,18 +132,45 @@ def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 def _image_shape(file: pq.ParquetFile, path: Path) -> tuple[int, int]:
-    height, width = _metadata(file)["image_shape"]
-    expected = {"image": pa.binary(height * width), "label": pa.uint8()}
-    found = {field.name: field.type for field in file.schema_arrow}
-    if found != expected:
-        raise DamagedEntry(f"{path}: expected the columns {expected}; found {found}")
+    """Return height and width, once columns and rows are those of a split."""
+    values = _metadata(file)
+    height, width = values["image_shape"]
+    if not (type(height) is type(width) is int and min(height, width) > 0 and height * width <= _MAX_PIXELS):
+        raise ValueError(f"its images are {height} by {width} pixels")
+    expected, found = _columns(height * width), file.schema_arrow
+    # Not only by Arrow's schema, which is one more piece of metadata: no level means that there can be no null.
+    levels = [file.schema.column(number).max_definition_level for number in range(len(file.schema))]
+    if list(found) != list(expected) or levels != [0, 0]:
+        raise DamagedEntry(
+            f"{path}: expected the columns {_named(expected)}; found {_named(found)}; make the step again"
+        )
+    rows = file.metadata.num_rows
+    if rows < 1 or values.get("rows", rows) != rows:
+        raise DamagedEntry(f"{path}: expected {values.get('rows', 'some')} rows; found {rows:,}; make the step again")
     return height, width
 
 
+def _columns(pixels: int) -> pa.Schema:
+    return pa.schema(
+        [pa.field("image", pa.binary(pixels), nullable=False), pa.field("label", pa.uint8(), nullable=False)]
+    )
+
+
+def _named(schema: pa.Schema) -> str:
+    return ", ".join(f"{f.name}: {f.type}{' or null' if f.nullable else ''}" for f in schema) or "none"
+
+
 def _images(column: pa.FixedSizeBinaryArray, shape: tuple[int, int]) -> np.ndarray:
+    if not len(column):
+        return np.empty((0, *shape), np.uint8)
     size = shape[0] * shape[1]
     pixels = np.frombuffer(column.buffers()[1], np.uint8)
     return pixels[column.offset * size : (column.offset + len(column)) * size].reshape(-1, *shape)
+
+
+def _labels(table: pa.Table) -> np.ndarray:
+    column: np.ndarray = table.column("label").combine_chunks().to_numpy()
+    return column
 
 
 def _huggingface(class_names: tuple[str, ...]) -> bytes:

@@ -100,6 +100,8 @@ class Check:
     passed: bool
     rows: tuple[int, ...] = ()
     """The first offending row numbers (at most 20), counted from 0."""
+    setting: str = ""
+    """What of the manifest to change where the data is meant to be so, as `[limits] max_blank`."""
 
 
 @dataclass(frozen=True)
@@ -341,6 +343,34 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class DatasetFacts:
+    """What the manifest of a run's data set says and a report shows, kept so that it can be shown without either."""
+
+    title: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int]
+    """Height and width in pixels."""
+    licence: str = ""
+    homepage: str = ""
+    citation: str = ""
+    manifest: str = ""
+    """File name of the user's own manifest; empty for a data set of the catalog."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Its own training defaults, by name."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a run ran with."""
+
+    python: str
+    platform: str
+    """System, processor and number of cores."""
+    packages: Mapping[str, str]
+    """Version by name."""
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """Everything one run found out, as far as it came: what the report shows and the ledger keeps."""
 
@@ -366,6 +396,8 @@ class RunRecord:
     """Of the champion before the decision, on the same test split."""
     decision: Decision | None = None
     failure: Failure | None = None
+    facts: DatasetFacts | None = None
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True)

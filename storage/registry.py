@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, locked, read_json, write_json
+from storage.files import create_json, listed, locked, read_json, write_json
 from storage.ledger import Ledger
 from storage.records import from_json, to_json
 from storage.store import Store, store_errors
@@ -153,8 +153,14 @@ class Registry:
         self._pointer = self._folder / "champion.json"
 
     def versions(self) -> list[Version]:
-        """Return all versions, oldest first."""
-        return [self._read(path) for path in sorted((self._folder / "versions").glob("[!.]*.json"))]
+        """Return all versions, oldest first.
+
+        Raises:
+            DamagedEntry: one of them cannot be read.
+            StoreError: they cannot be listed.
+        """
+        with store_errors(self._folder):
+            return [self._read(path) for path in listed(self._folder / "versions", ".json")]
 
     def version(self, number: int) -> Version:
         """Return one version.
@@ -164,15 +170,17 @@ class Registry:
             DamagedEntry: it cannot be read.
         """
         path = self._path(number)
-        if not path.is_file():
-            raise StoreError(f"expected version {number} of {self.dataset!r} at {path}; there is none")
-        return self._read(path)
+        with store_errors(path):
+            if not path.is_file():
+                raise StoreError(f"expected version {number} of {self.dataset!r} at {path}; there is none")
+            return self._read(path)
 
     def retired(self, version: Version) -> bool:
         """Whether the model of this version was collected (`storage.retention`) and not trained again since."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
-        there = all((self._store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
-        return not there and self._retired(version.number).is_file()
+        with store_errors(self._folder):
+            there = all((self._store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
+            return not there and self._retired(version.number).is_file()
 
     def check_kept(self, version: Version) -> None:
         """Raise unless the model of a version can be used.
@@ -206,8 +214,9 @@ class Registry:
         number = self._pointed()
         if number is None:
             return None
-        if not self._path(number).is_file():
-            raise DamagedEntry(f"{self._pointer}: expected a version that is there; found {number}")
+        with store_errors(self._pointer):
+            if not self._path(number).is_file():
+                raise DamagedEntry(f"{self._pointer}: expected a version that is there; found {number}")
         return self.version(number)
 
     def history(self) -> list[Turn]:
@@ -247,10 +256,11 @@ class Registry:
         """
         with store_errors(self._folder):
             while True:
+                number = max((v.number for v in self.versions()), default=0) + 1
+                # After that: a listing made while others register may lack one below the newest it has.
                 known = self.find(values["model"], values["evaluation"])
                 if known:
                     return known
-                number = max((v.number for v in self.versions()), default=0) + 1
                 time = datetime.now(UTC).isoformat(timespec="seconds")
                 version = Version(dataset=self.dataset, number=number, time=time, **values)
                 # Another run may have taken the number since: then look again and take the next.

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.files import locked
+from storage.files import listed, locked
 from storage.ledger import Ledger
 from storage.registry import Registry, Version, line
 from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
@@ -123,8 +123,7 @@ def _entries(store: Store, dataset: str) -> Iterator[Path]:
     for step in FOLDERS:
         # Two steps may share a folder.
         if step == next(first for first in FOLDERS if FOLDERS[first] == FOLDERS[step]):
-            folder = store.entries(dataset, step)
-            yield from sorted(folder.glob("[!.]*")) if folder.is_dir() else ()
+            yield from listed(store.entries(dataset, step))
 
 
 def _remove(store: Store, registry: Registry, plan: Collected) -> None:

@@ -141,11 +141,13 @@ class Store:
         """Return a folder of a data set, which need not be there yet.
 
         Raises:
-            StoreError: it is a symbolic link: what the store keeps stays below its root.
+            StoreError: it cannot be read, or it is a symbolic link: what the store keeps stays below its root.
         """
         folder = self.dataset(dataset)
         for path in (folder, folder / name):
-            if path.is_symlink():
+            with store_errors(path):
+                link = path.is_symlink()
+            if link:
                 raise StoreError(
                     f"expected a folder of the store at {path}; it is a symbolic link; "
                     "move what it points to there, or choose another store with --store"
@@ -163,14 +165,15 @@ class Store:
     def in_use(self, dataset: str) -> Iterator[None]:
         """Keep the entries of a data set from being removed while the block runs.
 
-        A store that cannot be written cannot lose entries either: then there is nothing to hold.
+        A store that cannot be written cannot lose entries either: then there is nothing to hold. Neither can one
+        whose disk has no room for the lock: whoever removes entries must hold it, too.
         """
         lock = self.part(dataset, LOCKS) / IN_USE
         with ExitStack() as held:
             try:
                 held.enter_context(locked(lock, lambda: _log.info("%s: waiting for `gc` to end", dataset), shared=True))
             except OSError as error:
-                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
                     raise
             yield
 
@@ -243,10 +246,11 @@ class Store:
         """
         started = time.perf_counter()
         with store_errors(self.root), self._exclusively(plan):
+            damaged = self._folder(plan).exists()
             record, reason = self._reuse(plan, kind)
             reused = record is not None
             if record is None:
-                record = self._make(plan, make)
+                record = self._make(plan, make, damaged)
         step = Step(plan.label, plan.key, describe(record), time.perf_counter() - started, reused, reason)
         _log.debug("%s %s: %s", plan.label, plan.key, reason)
         return Done(record, step)
@@ -269,18 +273,21 @@ class Store:
             return None, f"damaged: {error}"
         return (record, "nothing changed") if record is not None else (None, self._why(plan))
 
-    def _make(self, plan: Plan, make: Callable[[Path], R]) -> R:
+    def _make(self, plan: Plan, make: Callable[[Path], R], damaged: bool) -> R:
         final = self._folder(plan)
         partial = final.with_name(f".{plan.folder}.partial")
-        make_folder(partial)
-        for path in partial.iterdir():
-            # A run killed while it sealed the entry left them read-only.
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        _take_over(partial)
         record = make(partial)
         _seal(partial, plan, record)
-        if final.exists():
+        if damaged:
             discard(final)
-        os.rename(partial, final)
+        try:
+            os.rename(partial, final)
+        except OSError:
+            if not final.exists():
+                raise
+            # Somebody removed the lock this process held, and another has published it: that one stays.
+            return load(final, type(record))
         flush(final.parent)
         return from_json(type(record), to_json(record), final)
 
@@ -321,8 +328,10 @@ def load(folder: Path, kind: type[R]) -> R:
         raise DamagedEntry(f"{folder / ENTRY}: expected a record of {kind.__name__}; {error}") from error
 
 
-def described(folder: Path) -> dict[str, Any]:
+def described(folder: Path, contents: bool = True) -> dict[str, Any]:
     """Return `entry.json` of the entry in `folder`, after checking that all of it is there and nothing else.
+
+    Of the files, the sizes are checked, and the SHA-256 unless `contents` is False.
 
     Raises:
         DamagedEntry: the entry is not what it should be, or a file is missing, changed or not listed.
@@ -337,7 +346,7 @@ def described(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise _unreadable(folder / ENTRY, error) from error
     for name, (size, sha256) in files.items():
-        _check_file(folder / name, size, sha256)
+        _check_file(folder / name, size, sha256 if contents else None)
     others = sorted({path.name for path in folder.iterdir()} - {ENTRY, *files})
     if others:
         raise DamagedEntry(f"{folder}: expected the files of {ENTRY}; found {', '.join(others)} as well")
@@ -358,20 +367,20 @@ def _check_identity(folder: Path, entry: Mapping[str, Any]) -> None:
             raise ValueError(f"expected the names of files in its folder; found {name!r}")
 
 
-def _check_file(path: Path, size: int, sha256: str) -> None:
+def _check_file(path: Path, size: int, sha256: str | None) -> None:
     try:
         if path.is_symlink():
             raise DamagedEntry(f"{path}: expected a file; found a symbolic link")
         found = path.stat().st_size
         if found != size:
             raise DamagedEntry(f"{path}: expected {size:,} bytes; found {found:,}")
-        digest = sha256_of(path)
+        digest = sha256_of(path) if sha256 else None
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DamagedEntry(f"{path}: expected {size:,} bytes; {error.strerror}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     if digest != sha256:
-        raise DamagedEntry(f"{path}: expected SHA-256 {sha256[:12]}…; found {digest[:12]}…")
+        raise DamagedEntry(f"{path}: expected SHA-256 {sha256:.12}…; found {digest:.12}…")
 
 
 def _unreadable(path: Path, error: OSError) -> StoreError:
@@ -417,11 +426,26 @@ def _seal(folder: Path, plan: Plan, record: Stored) -> None:
     flush(folder)
 
 
+def _take_over(partial: Path) -> None:
+    """Make the folder to work in, or go on in the one that a killed run left, without following any link out of it."""
+    if partial.is_symlink():
+        partial.unlink()
+    make_folder(partial)
+    for path in partial.iterdir():
+        if path.is_symlink():
+            path.unlink()
+        else:
+            # A run killed while it sealed the entry left them read-only.
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def discard(folder: Path) -> None:
     """Take an entry out of its place in one step, then delete it."""
     doomed = folder.with_name(f".{folder.name}.discarded")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(folder, doomed)
+    # A power loss in between must not give back the old name to a folder whose files are gone.
+    flush(folder.parent)
     shutil.rmtree(doomed, ignore_errors=True)
 
 

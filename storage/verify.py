@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +20,11 @@ from storage.errors import IdxflowError
 from storage.files import locked, read_json
 from storage.ledger import KINDS, Ledger
 from storage.registry import Registry, Version
-from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, described
+from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, described, store_errors
 
 PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
 _MAKE_AGAIN = "run the same command again, it is made anew"
+_REMOVE_REPORT = "remove its folder: a report is written once, and nothing is made from it"
 _CLEAR = "`idxflow gc` removes it, and the next run that needs the place does"
 
 
@@ -58,14 +60,23 @@ class Verdict:
         return tuple(finding for finding in self.findings if finding.kind == "leftover")
 
 
-def verify(store: Store, dataset: str | None = None) -> Verdict:
+def verify(store: Store, dataset: str | None = None, contents: bool = True) -> Verdict:
     """Read and check every entry, version, pointer and ledger record of one data set, or of all.
 
     Nothing is changed, and runs may go on meanwhile; the unfinished work of a run in progress is no leftover.
+
+    Args:
+        store: what to check.
+        dataset: only this one.
+        contents: False looks at the sizes of an entry's files only, which takes milliseconds however large they are.
+
+    Raises:
+        StoreError: a folder of it cannot be listed.
     """
-    checks = [_Check(store, name) for name in ([dataset] if dataset else store.datasets())]
+    checks = [_Check(store, name, contents) for name in ([dataset] if dataset else store.datasets())]
     for check in checks:
-        check.run()
+        with store_errors(check.folder):
+            check.run()
     return Verdict(
         entries=sum(c.entries for c in checks),
         versions=sum(c.versions for c in checks),
@@ -82,8 +93,9 @@ class _Busy(Exception):
 class _Check:
     """One pass over a data set."""
 
-    def __init__(self, store: Store, dataset: str) -> None:
+    def __init__(self, store: Store, dataset: str, contents: bool) -> None:
         self.store = store
+        self.contents = contents
         self.dataset = dataset
         self.folder = store.dataset(dataset)
         self.entries = self.versions = self.records = self.bytes = 0
@@ -92,14 +104,12 @@ class _Check:
     def run(self) -> None:
         if not self._no_links():
             return
-        busy = in_use(self.store, self.dataset)
         # Nothing may be collected between listing and reading.
         with self.store.in_use(self.dataset):
             self._entries()
             self._registry()
             self._ledger()
-            if not busy:
-                self._leftovers()
+        self._leftovers()
 
     def _damage(self, path: Path, problem: object, remedy: str) -> None:
         self.findings.append(Finding(path, "damage", _one_line(problem), remedy))
@@ -115,9 +125,9 @@ class _Check:
             for path in _visible(self.folder / part):
                 self.entries += 1
                 try:
-                    entry = described(path)
+                    entry = described(path, self.contents)
                 except IdxflowError as error:
-                    self._damage(path, error, _MAKE_AGAIN)
+                    self._damage(path, error, _REMOVE_REPORT if part == FOLDERS["publish"] else _MAKE_AGAIN)
                 else:
                     self.bytes += sum(file["bytes"] for file in entry["files"].values())
 
@@ -194,24 +204,31 @@ class _Check:
         return values
 
     def _leftovers(self) -> None:
-        for path in leftovers(self.store, self.dataset):
+        try:
+            with _unused(self.store, self.dataset):
+                found = leftovers(self.store, self.dataset)
+        except _Busy:
+            return
+        for path in found:
             self.findings.append(Finding(path, "leftover", "a run ended while it was working on it", _CLEAR))
 
 
-def in_use(store: Store, dataset: str) -> bool:
-    """Whether a process uses the entries of a data set right now; False too where it cannot be asked."""
+@contextmanager
+def _unused(store: Store, dataset: str) -> Iterator[None]:
+    """Keep processes from beginning to use a data set's entries while the block runs; it is to be short.
+
+    Raises:
+        _Busy: one uses them. Where that cannot be asked, in a store that cannot be written, none does.
+    """
     lock = store.part(dataset, LOCKS) / IN_USE
-    if not lock.exists() or not os.access(lock, os.W_OK):
-        return False
 
     def give_up() -> None:
         raise _Busy
 
-    try:
-        with locked(lock, give_up):
-            return False
-    except _Busy:
-        return True
+    with ExitStack() as held:
+        if lock.exists() and os.access(lock, os.W_OK):
+            held.enter_context(locked(lock, give_up))
+        yield
 
 
 def leftovers(store: Store, dataset: str) -> list[Path]:

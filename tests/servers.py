@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_LOCAL_STORAGE_PATH,
+    temporary_settings,
+)
+
+from storage.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -25,9 +39,35 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def clean_environment(home: Path, **more: str) -> dict[str, str]:
-    """Return an environment as a new user has it: own HOME and PREFECT_HOME, nothing of idxflow or Prefect set."""
+def migrated_database() -> Path:
+    """Return an empty database of this Prefect; making one takes each new server ten seconds, so one is kept."""
+    folder = Path(tempfile.gettempdir()) / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    made = folder / "prefect.db"
+    with locked(folder / "lock"):
+        if not made.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as home:
+                upgrade = [str(BIN / "prefect"), "server", "database", "upgrade", "--yes"]
+                environment = {**os.environ, "PREFECT_HOME": home}
+                subprocess.run(upgrade, env=environment, capture_output=True, check=True, timeout=200)
+                database = Path(home) / "prefect.db"
+                with sqlite3.connect(database) as connection:
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.close()
+                database.rename(made)
+    return made
+
+
+def clean_environment(home: Path, first_start: bool = False, **more: str) -> dict[str, str]:
+    """Return an environment as a new user has it: own HOME and PREFECT_HOME, nothing of idxflow or Prefect set.
+
+    Prefect's database is empty but made, unless this is to be the very `first_start`.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "IDXFLOW_"))}
+    database = home / "prefect" / "prefect.db"
+    if not first_start and not database.exists():
+        database.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(migrated_database(), database)
     # Rich fits its output to the terminal; without one it would wrap at 80 columns.
     return {**kept, "HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200", "NO_COLOR": "1", **more}
 
@@ -65,6 +105,26 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
     with running(command, environment, ROOT, log) as process:
         wait_until_healthy(url, process, log)
         yield environment
+
+
+@contextmanager
+def prefect_in_this_process(home: Path) -> Iterator[Path]:
+    """Let flows that are called in this process talk to a server of their own; yield the folder of their results.
+
+    Without heartbeats, because each flow run waits a second for theirs to end.
+    """
+    results = home / "results"
+    with prefect_server(home) as environment:
+        settings = {
+            PREFECT_API_URL: environment["PREFECT_API_URL"],
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+            PREFECT_LOCAL_STORAGE_PATH: results,
+        }
+        with temporary_settings(settings):
+            yield results
+            # What is still on its way would not find the server.
+            APILogWorker.instance().drain()
+            EventsWorker.drain_all()
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:

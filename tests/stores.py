@@ -67,6 +67,8 @@ def retrain(store: Store, number: int, promoted: bool = True) -> Version:
             registry.promote(version.number, run)
     record = {
         "state": decision["outcome"],
+        "sentence": f"{decision['outcome']} v{version.number}",
+        "seconds": 1.5,
         "steps": {name: {"key": key} for name, key in steps.items()},
         "report": f"{DATASET}/7-reports/{run}",
     }

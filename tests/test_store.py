@@ -187,3 +187,34 @@ def test_a_full_disk_is_said(store: Store):
 
     with pytest.raises(StoreError, match="No space left"):
         store.once(PLAN, Thing, full, str)
+
+
+def test_what_was_left_is_never_followed_out_of_the_store(store: Store, tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    secret = outside / "secret"
+    secret.write_bytes(b"keep")
+    secret.chmod(0o400)
+    partial = store.entries("tiny", "decode") / f".{PLAN.key}.partial"
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to(outside)
+    once(store, Maker())
+    assert (secret.read_bytes(), secret.stat().st_mode & 0o777) == (b"keep", 0o400)
+
+    other = dataclasses.replace(PLAN, subject="test")
+    partial = store.entries("tiny", "decode") / f".{other.key}.partial"
+    partial.mkdir()
+    (partial / "data.bin").symlink_to(secret)
+    folder = once(store, Maker(), other).record.folder
+    assert (secret.read_bytes(), secret.stat().st_mode & 0o777) == (b"keep", 0o400)
+    assert not (folder / "data.bin").is_symlink()
+
+
+def test_a_link_in_place_of_a_part_of_the_store_is_refused(store: Store, tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    store.dataset("tiny").mkdir()
+    (store.dataset("tiny") / "2-splits").symlink_to(outside)
+    with pytest.raises(StoreError, match="expected a folder of the store at .*2-splits; it is a symbolic link"):
+        once(store, Maker())
+    assert list(outside.iterdir()) == []
