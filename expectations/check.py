@@ -116,6 +116,7 @@ def _check(suite: Suite, wanted: Expectation, result: Any, table: Table) -> Chec
         severity=wanted.severity,
         passed=bool(result.success),
         rows=tuple(offending[:ROWS_NAMED]) if suite.of == "row" else (),
+        setting=wanted.setting,
     )
 
 

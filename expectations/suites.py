@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expectations.summary import IMAGE_COLUMNS
-from storage.catalog import Dataset
+from storage.catalog import Dataset, Limits
 from storage.records import SPLITS, Severity, SplitName
 
 # Limits are shares written in decimal: 1 - 0.059 is a little more than 0.941, the share that then still passes.
@@ -34,6 +34,8 @@ class Expectation:
     """Critical: the data is refused. Warning: it is remarked on."""
     percent: bool = False
     """Whether what is observed is a share, shown in per cent."""
+    setting: str = ""
+    """What of the manifest to change where the data is meant to be so; empty where nothing can make that right."""
 
     @property
     def column(self) -> str:
@@ -57,13 +59,15 @@ def archives(dataset: Dataset) -> Suite:
     wanted = [
         _equal("rows in the file are those that were decoded", "rows_found", "rows_decoded"),
         _equal("content of the file is what was decoded", "content_found", "content_decoded"),
-        _equal("image shape is as declared", "shape_found", "shape_declared"),
+        _equal("image shape is as declared", "shape_found", "shape_declared", "image_shape"),
     ]
     if dataset.rows:
-        wanted.append(_equal("rows are as declared", "rows_found", "rows_declared"))
+        wanted.append(_equal("rows are as declared", "rows_found", "rows_declared", "[rows]"))
     for kind in ("images", "labels"):
         if any(dataset.archive(f"{split}-{kind}").payload_sha256 for split in SPLITS):
-            wanted.append(_equal(f"{kind} are the published bytes", f"{kind}_found", f"{kind}_declared"))
+            wanted.append(
+                _equal(f"{kind} are the published bytes", f"{kind}_found", f"{kind}_declared", "payload_sha256")
+            )
     count = Expectation("both splits are there", "ExpectTableRowCountToEqual", {"value": len(SPLITS)}, str(len(SPLITS)))
     return Suite("archives", "split", (count, *wanted))
 
@@ -83,20 +87,29 @@ def classes(dataset: Dataset, split: SplitName) -> Suite:
         split,
         "class",
         (
-            _at_least("smallest class is large enough", "ExpectColumnMinToBeBetween", "share", least, percent=True),
-            _at_most(
+            Expectation(
+                "smallest class is large enough",
+                "ExpectColumnMinToBeBetween",
+                {"column": "share", "min_value": least},
+                f"at least {percent(least)}",
+                percent=True,
+                setting=_limits("min_class_share"),
+            ),
+            Expectation(
                 "largest class is not nearly all",
                 "ExpectColumnMaxToBeBetween",
-                "share",
-                limits.max_class_share,
+                {"column": "share", "max_value": limits.max_class_share},
+                f"at most {percent(limits.max_class_share)}",
                 percent=True,
+                setting=_limits("max_class_share"),
             ),
-            _at_most(
+            Expectation(
                 "classes are balanced: largest / smallest",
                 "ExpectColumnMaxToBeBetween",
-                "imbalance",
-                limits.max_imbalance,
-                severity="warning",
+                {"column": "imbalance", "max_value": limits.max_imbalance},
+                f"at most {limits.max_imbalance:g}",
+                "warning",
+                setting=_limits("max_imbalance"),
             ),
         ),
     )
@@ -111,11 +124,21 @@ def _complete(dataset: Dataset, split: SplitName) -> tuple[Expectation, ...]:
     columns = list(IMAGE_COLUMNS)
     if split in dataset.rows:
         rows = dataset.rows[split]
-        count = Expectation("rows are as declared", "ExpectTableRowCountToEqual", {"value": rows}, f"{rows:,}")
+        count = Expectation(
+            "rows are as declared",
+            "ExpectTableRowCountToEqual",
+            {"value": rows},
+            f"{rows:,}",
+            setting=f"[rows] {split}",
+        )
     else:
         least = len(dataset.classes)
         count = Expectation(
-            "enough rows for every class", "ExpectTableRowCountToBeBetween", {"min_value": least}, f"at least {least:,}"
+            "enough rows for every class",
+            "ExpectTableRowCountToBeBetween",
+            {"min_value": least},
+            f"at least {least:,}",
+            setting="classes",
         )
     return (
         Expectation(
@@ -132,23 +155,29 @@ def _complete(dataset: Dataset, split: SplitName) -> tuple[Expectation, ...]:
 
 def _labels(dataset: Dataset) -> tuple[Expectation, ...]:
     labels = list(range(len(dataset.classes)))
-    span = f"0 to {labels[-1]}"
+    span, least = f"0 to {labels[-1]}", dataset.limits.least_centroid_hit(len(labels))
     return (
         Expectation(
-            "labels are classes", "ExpectColumnValuesToBeInSet", {"column": "label", "value_set": labels}, span
+            "labels are classes",
+            "ExpectColumnValuesToBeInSet",
+            {"column": "label", "value_set": labels},
+            span,
+            setting="classes",
         ),
         Expectation(
             "every class is present",
             "ExpectColumnDistinctValuesToContainSet",
             {"column": "label", "value_set": labels},
             f"all of {span}",
+            setting="classes",
         ),
-        _at_least(
+        Expectation(
             "labels belong to their images: nearest class mean",
             "ExpectColumnMeanToBeBetween",
-            "centroid_hit",
-            dataset.limits.least_centroid_hit(len(labels)),
+            {"column": "centroid_hit", "min_value": least},
+            f"at least {percent(least)}",
             percent=True,
+            setting=_limits("min_centroid_hit"),
         ),
     )
 
@@ -161,57 +190,50 @@ def _pixels(dataset: Dataset) -> tuple[Expectation, ...]:
             "ExpectColumnMaxToBeBetween",
             {"column": "pixel_max", "min_value": limits.min_pixel_max, "max_value": 255},
             f"{limits.min_pixel_max} to 255",
+            setting=_limits("min_pixel_max"),
         ),
         Expectation(
             "darkest pixel uses the range",
             "ExpectColumnMinToBeBetween",
             {"column": "pixel_min", "min_value": 0, "max_value": limits.max_pixel_min},
             f"0 to {limits.max_pixel_min}",
+            setting=_limits("max_pixel_min"),
         ),
         Expectation(
             "mean pixel is in the usual range",
             "ExpectColumnMeanToBeBetween",
             {"column": "mean", "min_value": limits.min_pixel_mean, "max_value": limits.max_pixel_mean},
             f"{limits.min_pixel_mean:g} to {limits.max_pixel_mean:g}",
+            setting=_limits("min_pixel_mean", "max_pixel_mean"),
         ),
-        _rarely("no image is blank", "blank", limits.max_blank),
+        _rarely("no image is blank", "blank", limits, "max_blank"),
     )
 
 
 def _repeats(dataset: Dataset, split: SplitName) -> tuple[Expectation, ...]:
     limits = dataset.limits
     repeats = (
-        _rarely("no image occurs twice", "duplicate", limits.max_duplicates, "warning"),
-        _rarely("no image has two labels", "conflict", limits.max_conflicts, "warning"),
+        _rarely("no image occurs twice", "duplicate", limits, "max_duplicates", "warning"),
+        _rarely("no image has two labels", "conflict", limits, "max_conflicts", "warning"),
     )
     if split == "train":
         return repeats
-    return (*repeats, _rarely("no test image is in the training split", "leaked", limits.max_leaked))
+    return (*repeats, _rarely("no test image is in the training split", "leaked", limits, "max_leaked"))
 
 
-def _equal(name: str, found: str, declared: str) -> Expectation:
+def _equal(name: str, found: str, declared: str, setting: str = "") -> Expectation:
     arguments = {"column_A": found, "column_B": declared, "ignore_row_if": "either_value_is_missing"}
-    return Expectation(name, "ExpectColumnPairValuesToBeEqual", arguments, "equal")
+    return Expectation(name, "ExpectColumnPairValuesToBeEqual", arguments, "equal", setting=setting)
 
 
-def _rarely(name: str, column: str, share: float, severity: Severity = "critical") -> Expectation:
-    """Expect the 0/1 column to be 1 in at most this share of the rows."""
+def _rarely(name: str, column: str, limits: Limits, key: str, severity: Severity = "critical") -> Expectation:
+    """Expect the 0/1 column to be 1 in at most the share of rows that `key` of the limits allows."""
+    share: float = getattr(limits, key)
     arguments = {"column": column, "value_set": [0], "mostly": max(0.0, 1 - share - _ROUNDING) if share else 1.0}
     limit = f"at most {percent(share)}" if share else "none"
-    return Expectation(name, "ExpectColumnValuesToBeInSet", arguments, limit, severity)
+    return Expectation(name, "ExpectColumnValuesToBeInSet", arguments, limit, severity, setting=_limits(key))
 
 
-def _at_least(name: str, kind: str, column: str, bound: float, percent: bool) -> Expectation:
-    arguments = {"column": column, "min_value": bound}
-    return Expectation(name, kind, arguments, f"at least {_shown(bound, percent)}", percent=percent)
-
-
-def _at_most(
-    name: str, kind: str, column: str, bound: float, percent: bool = False, severity: Severity = "critical"
-) -> Expectation:
-    arguments = {"column": column, "max_value": bound}
-    return Expectation(name, kind, arguments, f"at most {_shown(bound, percent)}", severity, percent)
-
-
-def _shown(bound: float, as_percent: bool) -> str:
-    return percent(bound) if as_percent else f"{bound:g}"
+def _limits(*keys: str) -> str:
+    """Return how a person finds the keys in a manifest."""
+    return f"[limits] {' and '.join(keys)}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
-from storage.catalog import Dataset
+from storage.catalog import Dataset, shown
 from storage.errors import ConfigError
 
 Profile = Literal["default", "tutorial", "fast"]
@@ -61,7 +61,9 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _patience_needs_held_out_rows(self) -> TrainingConfig:
         if self.patience is not None and self.validation_fraction == 0:
-            raise ValueError("patience needs held-out rows: give a validation_fraction above 0")
+            raise ValueError(
+                "expected held-out rows, because patience needs them; found a validation_fraction of 0; raise it"
+            )
         return self
 
     def fitted_rows(self, rows: int) -> int:
@@ -99,7 +101,9 @@ def training_config(
         ConfigError: a value is out of bounds or unknown; names it, its bounds and what was found.
     """
     if profile not in PROFILES:
-        raise ConfigError(f"expected a profile of {', '.join(PROFILES)}; found {profile!r}")
+        raise ConfigError(
+            f"expected a profile of {', '.join(PROFILES)}; found {shown(profile)}; give one of these, or none"
+        )
     own = {} if profile == "tutorial" else dataset.training
     _checked(own, f"{dataset.manifest}: [training]")
     return _checked({**PROFILES[profile], **own, **(overrides or {})}, "training parameters")
@@ -115,10 +119,10 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"expected --set NAME=VALUE, such as --set epochs=5; found {text!r}")
+            raise ConfigError(f"expected --set NAME=VALUE; found {shown(text)}; write it like --set epochs=5")
         try:
             values[name.strip().replace("-", "_")] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[name.strip().replace("-", "_")] = value
     return values
 
@@ -128,13 +132,14 @@ def _checked(values: Mapping[str, Any], where: str) -> TrainingConfig:
         return TrainingConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = shown(".".join(str(part) for part in first["loc"])).strip("'")
         if first["type"] == "extra_forbidden":
             known = ", ".join(TrainingConfig.model_fields)
-            raise ConfigError(f"{where}: expected one of {known}; found {name!r}") from error
+            raise ConfigError(f"{where}: expected one of {known}; found '{name}'; correct its spelling") from error
         if first["type"] == "value_error":
             raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-        plain = "Input should be "
-        said = first["msg"]
-        wrong = f"expected {name} to be {said.removeprefix(plain)}" if said.startswith(plain) else f"{name}: {said}"
-        raise ConfigError(f"{where}: {wrong}; found {first['input']!r}") from error
+        plain, said = "Input should be ", first["msg"]
+        expected = said.removeprefix(plain) if said.startswith(plain) else f"valid: {said}"
+        raise ConfigError(
+            f"{where}: expected {name} to be {expected}; found {shown(first['input'])}; give it such a value"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import idx, parquet, source
-from storage.catalog import Dataset
+from storage.catalog import MAX_LABEL_COLUMNS, Dataset
 from storage.errors import FormatError
 from storage.files import canonical
 from storage.records import Archive, Done, Split, SplitName
 from storage.store import Plan, Store
 from tasks.steps import log_step
+
+_BLOCK_BYTES = 1 << 26
+_LIKE_LABELS = ", which looks like a label file"
 
 _log = logging.getLogger(__name__)
 
@@ -55,15 +59,12 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         label_reader = stack.enter_context(idx.Reader(labels.file, f"{dataset.name}: {labels.file_name}"))
         rows = _agreed_rows(dataset, name, image_reader, label_reader)
         writer = stack.enter_context(parquet.Writer(split.file, dataset.image_shape, dataset.classes))
-        blocks = zip(
-            image_reader.blocks(parquet.ROW_GROUP),
-            _class_labels(dataset, label_reader, parquet.ROW_GROUP),
-            strict=True,
-        )
+        at_once = _rows_at_once(dataset)
+        blocks = zip(image_reader.blocks(at_once), _class_labels(dataset, label_reader, at_once), strict=True)
         for image_block, label_block in blocks:
             writer.write(image_block, label_block)
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
-        digest = hashlib.sha256(canonical([sources, dataset.label_column])).hexdigest()
+        digest = hashlib.sha256(canonical([sources, dataset.label_column or 0])).hexdigest()
         writer.close({"image_shape": dataset.image_shape, "rows": rows, "digest": digest, "sources": sources})
     return Split(folder, name, rows, dataset.image_shape, len(dataset.classes), digest, sources)
 
@@ -77,41 +78,74 @@ def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
     }
 
 
+def _rows_at_once(dataset: Dataset) -> int:
+    """Return the rows of a block: a row group, or fewer where images are large."""
+    return min(parquet.ROW_GROUP, max(1, _BLOCK_BYTES // math.prod(dataset.image_shape)))
+
+
 def _agreed_rows(dataset: Dataset, name: SplitName, images: idx.Reader, labels: idx.Reader) -> int:
     """Return the rows of the split, once both headers and the manifest agree on it."""
-    shape, kind = images.header.shape, images.header.dtype
-    if len(shape) != 3 or shape[1:] != dataset.image_shape:
-        hint = "; this looks like a label file" if len(shape) == 1 else ""
-        raise FormatError(
-            f"{images.name}: expected images of {_times(dataset.image_shape)} pixels, as the manifest declares; "
-            f"the header declares {_times(shape)}{hint}"
-        )
-    if kind != np.uint8:
-        raise FormatError(f"{images.name}: expected pixels of type uint8; the header declares {kind.name}")
+    _check_images(dataset, images)
     _check_labels(dataset, labels)
-    rows = labels.header.shape[0]
-    if rows != shape[0]:
+    rows, found = labels.header.shape[0], images.header.shape[0]
+    if rows != found:
         raise FormatError(
             f"{images.name} and {labels.name}: expected as many labels as images; "
-            f"found {shape[0]:,} images and {rows:,} labels"
+            f"found {found:,} images and {rows:,} labels; give the two files that belong together"
         )
     if dataset.rows.get(name, rows) != rows:
         raise FormatError(
             f"{images.name}: expected {dataset.rows[name]:,} rows for the split {name!r}, as the manifest declares; "
-            f"the header declares {rows:,}; are train and test exchanged?"
+            f"found {rows:,} in the header; give the files of this split (are train and test exchanged?), "
+            f"or correct [rows] {name} in {dataset.manifest}"
         )
     return rows
+
+
+def _check_images(dataset: Dataset, images: idx.Reader) -> None:
+    shape, kind = images.header.shape, images.header.dtype
+    if len(shape) != 3 or shape[1:] != dataset.image_shape:
+        raise FormatError(
+            f"{images.name}: expected images of {_times(dataset.image_shape)} pixels, as the manifest declares; "
+            f"found {_times(shape)} in the header{_LIKE_LABELS if len(shape) == 1 else ''}; "
+            f"give the archive of the images, or correct image_shape in {dataset.manifest}"
+        )
+    if kind != np.uint8:
+        raise FormatError(
+            f"{images.name}: expected pixels of type uint8; found {kind.name} in the header; write the images as uint8"
+        )
 
 
 def _check_labels(dataset: Dataset, labels: idx.Reader) -> None:
     shape, kind = labels.header.shape, labels.header.dtype
     if kind.kind not in "ui":
-        raise FormatError(f"{labels.name}: expected labels of a whole-number type; the header declares {kind.name}")
-    if len(shape) > 2 or (len(shape) == 2 and dataset.label_column >= shape[1]):
-        hint = "; this looks like an image file" if len(shape) == 3 else ""
         raise FormatError(
-            f"{labels.name}: expected one label per row, or rows of at least {dataset.label_column + 1} columns; "
-            f"the header declares {_times(shape)}{hint}"
+            f"{labels.name}: expected labels of a whole-number type; found {kind.name} in the header; "
+            "write the labels as uint8"
+        )
+    if len(shape) > 2:
+        hint = ", which looks like an image file" if len(shape) == 3 else ""
+        raise FormatError(
+            f"{labels.name}: expected one label per row; found {_times(shape)} in the header{hint}; "
+            "give the archive of the labels"
+        )
+    if len(shape) == 2:
+        _check_columns(dataset, labels)
+
+
+def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
+    """Read wider labels, as QMNIST has them, only where the manifest says which column is the class."""
+    found, column = _times(labels.header.shape), dataset.label_column
+    if column is None:
+        raise FormatError(
+            f"{labels.name}: expected one label per row; found {found} in the header, as QMNIST has it; "
+            f"declare in {dataset.manifest} which column is the class, such as label_column = 0"
+        )
+    if not column < labels.header.shape[1] <= MAX_LABEL_COLUMNS:
+        raise FormatError(
+            f"{labels.name}: expected rows of {column + 1:,} to {MAX_LABEL_COLUMNS:,} columns, because the manifest "
+            f"declares label_column = {column}; found {found} in the header; correct label_column in "
+            f"{dataset.manifest}, or give the archive that it is about"
         )
 
 
@@ -124,7 +158,7 @@ def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Any:
         if len(outside):
             raise FormatError(
                 f"{reader.name}: expected labels from 0 to {len(dataset.classes) - 1}; "
-                f"row {start + outside[0]} is {column[outside[0]]}"
+                f"found {column[outside[0]]} at row {start + outside[0]:,}; correct the labels"
             )
         yield column.astype(np.uint8)
         start += len(block)

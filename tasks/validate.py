@@ -97,9 +97,14 @@ def refusal(dataset: Dataset, validation: Validation) -> str:
     critical = sum(c.severity == "critical" for c in validation.checks)
     return (
         f"{dataset.name}: expected {critical} critical checks to hold; {len(failures)} failed: "
-        f"{'; '.join(named)}{rest}; correct the archives or, if the data is meant to be so, "
-        f"the manifest {dataset.manifest}"
+        f"{'; '.join(named)}{rest}; correct the archives{_settings(dataset, failures)}"
     )
+
+
+def _settings(dataset: Dataset, failures: tuple[Check, ...]) -> str:
+    """Name the keys of the manifest that would let this data pass."""
+    keys = ", ".join(dict.fromkeys(f.setting for f in failures if f.setting))
+    return f" or, if the data is meant to be so, change {keys} in the manifest {dataset.manifest}" if keys else ""
 
 
 def table_rows(validation: Validation) -> list[dict[str, str]]:
@@ -113,6 +118,7 @@ def table_rows(validation: Validation) -> list[dict[str, str]]:
             "found": c.observed,
             "first rows": ", ".join(f"{row:,}" for row in c.rows),
             "severity": c.severity,
+            "manifest key": c.setting,
         }
         for c in sorted(validation.checks, key=lambda c: (c.passed, c.severity != "critical"))
     ]

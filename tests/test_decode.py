@@ -71,35 +71,6 @@ def test_a_column_of_wider_labels_is_the_class(store: Store, tiny: TinyFactory):
     np.testing.assert_array_equal(parquet.labels(split.file), np.arange(120) % 3)
 
 
-IMAGES = bars(120, 30, 3, (9, 7))["train-images"]
-REFUSED = {
-    "another image size": ({"train-images": IMAGES[:, :, :6]}, "expected images of 9×7 pixels.*120×9×6"),
-    "same product, other shape": ({"train-images": IMAGES.reshape(120, 7, 9)}, "120×7×9"),
-    "labels as images": ({"train-images": np.zeros(120, np.uint8)}, "looks like a label file"),
-    "images as labels": ({"train-labels": IMAGES}, "looks like an image file"),
-    "one label less": ({"train-labels": np.zeros(119, np.uint8)}, "120 images and 119 labels"),
-    "float pixels": ({"train-images": IMAGES.astype(np.float32)}, "pixels of type uint8.*float32"),
-    "float labels": ({"train-labels": np.zeros(120, np.float32)}, "whole-number type.*float32"),
-    "label -1": ({"train-labels": np.full(120, -1, np.int8)}, "labels from 0 to 2; row 0 is -1"),
-    "label 256": ({"train-labels": np.full(120, 256, np.int16)}, "row 0 is 256"),
-    "label column missing": ({"train-labels": np.zeros((120, 0 + 1), np.int32)}, "rows of at least 4 columns"),
-}
-
-
-@pytest.mark.parametrize(("arrays", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_does_not_fit_is_refused(store: Store, tiny: TinyFactory, arrays: dict, said: str):
-    dataset = tiny(arrays=arrays, manifest="label_column = 3")
-    with pytest.raises(FormatError, match=said):
-        decoded(store, dataset)
-    assert list(store.entries("tiny", "decode").glob("[!.]*")) == []
-
-
-def test_declared_rows_must_be_there(store: Store, tiny: TinyFactory):
-    dataset = tiny(manifest="[rows]\ntrain = 30\ntest = 120")
-    with pytest.raises(FormatError, match="expected 30 rows.*are train and test exchanged"):
-        decoded(store, dataset)
-
-
 def test_a_cut_archive_leaves_no_split(store: Store, tiny: TinyFactory):
     dataset = tiny()
     path = dataset.source / dataset.archive("train-images").file
