@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from tasks.part import Part, Received, SourceFailed, too_large
 
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 _log = logging.getLogger(__name__)
@@ -31,10 +32,24 @@ _log = logging.getLogger(__name__)
 E = TypeVar("E", bound=BaseException)
 
 
-def is_public(address: str) -> bool:
-    """Tell whether an IP address is one of the public internet, not of this machine or its network."""
+Reach = Literal["public", "own", "link-local"]
+
+
+def reach_of(address: str) -> Reach:
+    """Tell whether an IP address is of the public internet, of this machine or its network, or link-local.
+
+    An IPv6 address that stands for an IPv4 one, mapped (RFC 4291, 2.5.5.2) or by NAT64 (RFC 6052, 2.1), is as
+    near as that one.
+
+    Raises:
+        ValueError: it is not an address but a name.
+    """
     ip = ipaddress.ip_address(address)
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_global
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip)
+    if ip.is_link_local:
+        return "link-local"
+    return "public" if ip.is_global else "own"
 
 
 @dataclass(frozen=True)
@@ -58,20 +73,26 @@ class Policy:
     max_redirects: int = 5
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
-    is_public: Callable[[str], bool] = is_public
+    reach_of: Callable[[str], Reach] = reach_of
 
 
 POLICY = Policy()
 
 
 def redacted(url: str) -> str:
-    """Return `url` without what may be secret: user, password, query and fragment."""
+    """Return `url` without what may be secret: user, password, query and fragment.
+
+    Where it is not clear which part is which, nothing of it is returned: a `/` in a password, for one, makes the
+    rest of it look like a path.
+    """
     try:
         parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
+        readable = (parts.hostname is not None and parts.port != 0) or parts.scheme == "file"
     except ValueError:
+        readable = False
+    if not readable:
         return "an address that cannot be read"
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def download(
@@ -81,6 +102,7 @@ def download(
 
     Tries again, after a random wait that grows, what may heal: lost connections, time-outs, 5xx, 429. Follows
     redirects, but never from https to http, to anything but HTTP, or from the internet into this machine's network.
+    Never asks a link-local address (RFC 3927, RFC 4291): clouds keep the credentials of a machine at one.
 
     Args:
         limit: most bytes that are read.
@@ -110,6 +132,8 @@ class _Download:
     """Redirects followed in this try."""
     _proxied: bool = False
     """The request in hand goes to a proxy."""
+    _resumed: bool = False
+    """The body in hand goes on where an earlier one ended."""
     _public_seen: bool = False
     """A server of the public internet has answered."""
 
@@ -135,16 +159,17 @@ class _Download:
         self._policy.sleep(seconds)
 
     def _attempt(self, check: Callable[[Received], None]) -> Received:
-        received = self._receive()
         try:
-            check(received)
-        except SourceFailed:
-            if not received.resumed:
-                raise
-            _log.info("%s: what was resumed is not the archive; once more from its start", redacted(self._url))
-            self._part.clear()
             received = self._receive()
             check(received)
+            return received
+        except SourceFailed as failure:
+            if not (self._resumed and failure.refused):
+                raise
+        _log.info("%s: what was resumed is not the archive; once more from its start", redacted(self._url))
+        self._part.clear()
+        received = self._receive()
+        check(received)
         return received
 
     def _receive(self) -> Received:
@@ -164,6 +189,7 @@ class _Download:
         return self._receive()
 
     def _body(self, response: httpx.Response, start: int) -> Received:
+        self._resumed = start > 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
         if total is not None and total > self._limit:
@@ -208,6 +234,8 @@ class _Download:
 
     def _send(self, request: httpx.Request) -> httpx.Response:
         self._check_time()
+        if self._reach(request.url.host) == "link-local":
+            raise _link_local()
         self._proxied = _proxy_of(request.url) is not None
         request.extensions = {**request.extensions, "trace": self._trace}
         return self._client.send(request, stream=True, follow_redirects=False)
@@ -218,18 +246,20 @@ class _Download:
         if before.scheme == "https" and after.scheme == "http":
             raise SourceFailed("it redirects from https to http, which is not followed")
         # Behind a proxy no address is seen but the proxy's, only the names are.
-        public = self._public_seen or (self._proxied and not self._names_private(before.host))
-        if public and self._names_private(after.host):
+        public = self._public_seen or (self._proxied and self._reach(before.host) == "public")
+        if public and self._reach(after.host) != "public":
             raise _into_private_network()
 
-    def _names_private(self, host: str) -> bool:
+    def _reach(self, host: str) -> Reach:
+        """Tell how far away a host is by its name alone."""
         # An address has other spellings, such as 127.1 or 2130706433.
         with suppress(OSError):
             host = socket.inet_ntoa(socket.inet_aton(host))
         try:
-            return not self._policy.is_public(host)
+            return self._policy.reach_of(host)
         except ValueError:
-            return host == "localhost" or host.endswith(".localhost")
+            name = host.rstrip(".").lower()
+            return "own" if name == "localhost" or name.endswith(".localhost") else "public"
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Look at each connection once it is made and before anything is sent over it."""
@@ -247,11 +277,13 @@ class _Download:
     def _check_peer(self, address: str) -> None:
         if self._proxied:
             return
-        public = self._policy.is_public(address)
+        reach = self._policy.reach_of(address)
+        if reach == "link-local":
+            raise _link_local()
         # The first address is the user's own choice.
-        if self._hop and self._public_seen and not public:
+        if self._hop and self._public_seen and reach != "public":
             raise _into_private_network()
-        self._public_seen |= public
+        self._public_seen |= reach == "public"
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -262,7 +294,7 @@ class _Download:
             self._check_time()
             raise self._failure(error) from None
         except (httpx.InvalidURL, UnicodeError):
-            raise SourceFailed("its address is not valid") from None
+            raise SourceFailed("its address, or the one it redirects to, is not valid") from None
 
     def _check_time(self) -> None:
         if self._policy.clock() >= self._deadline:
@@ -388,6 +420,10 @@ def _retry_after(value: str) -> float | None:
 
 def _into_private_network() -> SourceFailed:
     return SourceFailed("it redirects to an address of this machine's own network, which is not followed")
+
+
+def _link_local() -> SourceFailed:
+    return SourceFailed("its address is link-local, and nothing is fetched from such a one")
 
 
 def _proxy_of(url: httpx.URL) -> str | None:

@@ -16,7 +16,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.catalog import ArchiveSpec, Dataset
-from storage.errors import FormatError, IdxflowError, SourceUnavailable
+from storage.errors import FormatError, IdxflowError, SourceUnavailable, StoreError
 from storage.records import Archive, Done
 from storage.store import Plan, Store
 from tasks.download import POLICY, Policy
@@ -47,13 +47,13 @@ def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None 
         FormatError: likewise, with more bytes than can be right or another size than declared.
         SourceUnavailable: no source could be read.
     """
-    done = find_or_fetch(store, dataset, spec, source)
+    done = find_or_fetch(store, dataset, spec, source, POLICY)
     log_step(_log, done.step)
     return done
 
 
 def find_or_fetch(
-    store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None, policy: Policy = POLICY
+    store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None, policy: Policy
 ) -> Done[Archive]:
     """Do what `fetch` does, as patiently as `policy` says.
 
@@ -92,10 +92,12 @@ def bring(wanted: Wanted, origins: Sequence[Origin], folder: Path) -> Archive:
 
     Raises:
         DigestMismatch, FormatError, SourceUnavailable: see `fetch`.
+        StoreError: there is less room than the archive's declared size.
         OSError: the folder cannot be written.
     """
     part = Part(folder, wanted.spec.file)
     _remove_others(folder, part)
+    _make_sure_it_fits(wanted, folder, part)
     deadline = wanted.policy.clock() + wanted.policy.deadline_seconds
 
     def look(origin: Origin) -> tuple[str, Received]:
@@ -111,6 +113,15 @@ def bring(wanted: Wanted, origins: Sequence[Origin], folder: Path) -> Archive:
     os.replace(part.path, folder / name)
     part.clear()
     return Archive(folder, wanted.spec.role, name, received.size_bytes, received.sha256, source)
+
+
+def _make_sure_it_fits(wanted: Wanted, folder: Path, part: Part) -> None:
+    needed, free = (wanted.spec.bytes or 0) - part.size, shutil.disk_usage(folder).free
+    if free < needed:
+        raise StoreError(
+            f"{wanted.name}: expected {needed:,} bytes free at {folder.parent}; found {free:,}; "
+            "free space there, or choose another with --store"
+        )
 
 
 def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, list[Origin]]:

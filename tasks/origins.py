@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from storage.catalog import ArchiveSpec, Dataset
 from storage.errors import ConfigError, DigestMismatch, FormatError
@@ -26,7 +26,13 @@ DEFAULT_LIMIT = 1 << 32
 EMBEDDED = "scikit-learn (embedded)"
 GZIP_MAGIC = b"\x1f\x8b"
 
-_ADDRESS = re.compile(r"file:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+OPEN_SOURCE = r"^(?!(?:[A-Za-z][A-Za-z0-9+.-]+:|[\s\S]*://)[\s\S]*[@?#])"
+"""What a source may be where everyone sees it: no address with the characters that lead in user, password, query or
+fragment. Also a pattern of JSON Schema, so that Prefect's server refuses it before it keeps it."""
+
+# A folder whose name looks so is written `./a:b`, as in RFC 3986, 4.2. The second form is for what somebody has put
+# quotes or blanks around: shown as a folder that is not there, it would be shown with its password.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:|.*://", re.IGNORECASE | re.DOTALL)
 
 
 class Origin(Protocol):
@@ -136,8 +142,27 @@ def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | 
     return origins + [Web(url) for url in spec.mirrors]
 
 
-def _given(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
-    """Turn what the user gave as source into a place to look."""
+def check_source(source: str) -> None:
+    """Check a source that is given as a parameter of a run, before anything starts.
+
+    Prefect keeps the parameters of all runs and shows them, so an address there carries no credentials.
+
+    Raises:
+        ConfigError: it cannot be a source, or carries what may be secret.
+    """
+    _place(source)
+    if not re.match(OPEN_SOURCE, source):
+        raise ConfigError(
+            "--source: expected an address without user, password, query and fragment (no @, ? or #), because Prefect "
+            f"keeps and shows the parameters of a run; found one of them after {redacted(source)}; give the whole "
+            "address in the environment variable IDXFLOW_SOURCE instead"
+        )
+
+
+def _place(source: str) -> Folder | SplitResult:
+    """Return the folder or the parts of the http(s) address that `source` is."""
+    if "\0" in source:
+        raise ConfigError("--source: expected a folder or an address; found a text with a NUL character")
     if not _ADDRESS.match(source):
         return Folder(Path(source).expanduser().absolute())
     try:
@@ -149,6 +174,14 @@ def _given(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
         return Folder(Path(unquote(parts.path)).absolute())
     if not network:
         raise _unusable(source)
+    return parts
+
+
+def _given(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
+    """Turn what the user gave as source into a place to look."""
+    parts = _place(source)
+    if isinstance(parts, Folder):
+        return parts
     if not spec.pinned:
         raise ConfigError(
             f"{dataset.manifest}: expected archives.{spec.role}.sha256 because {spec.file} would be fetched over the "

@@ -47,10 +47,13 @@ Answer = Callable[[Exchange], None]
 
 @dataclass
 class FaultServer:
-    answers: Mapping[str, Answer]
+    answers: dict[str, Answer]
     tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
-    connections: int = 0
+    opening: Callable[[socket.socket], None] | None = None
+    """What to do with a connection in place of any conversation, such as a handshake that ends half way."""
+    openings: list[bytes] = field(default_factory=list)
+    """The first byte of each connection: 0x16 begins TLS (RFC 8446, 5.1), a letter begins HTTP."""
     host: str = ""
     """Address and port."""
 
@@ -82,7 +85,6 @@ class FaultServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            self.connections += 1
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -91,7 +93,10 @@ class FaultServer:
         # What the client makes of a broken conversation is the client's test; here it just ends.
         with connection, suppress(OSError):
             connection.settimeout(5)
-            if self.tls:
+            self.openings.append(connection.recv(1, socket.MSG_PEEK))
+            if self.opening:
+                self.opening(connection)
+            elif self.tls:
                 with self.tls.wrap_socket(connection, server_side=True) as secure:
                     self._converse(secure)
             else:
@@ -213,6 +218,17 @@ def silent(exchange: Exchange) -> None:
 
 def raw(data: bytes) -> Answer:
     return lambda exchange: exchange.send(data)
+
+
+def headed(*lines: bytes, body: bytes = b"") -> Answer:
+    """A good status line, then these lines of header as they are, then the body."""
+    return raw(b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", body]))
+
+
+def early_hints(exchange: Exchange) -> None:
+    """One interim response (RFC 9110, 15.2) after another, and never a final one."""
+    while not exchange.stopping.wait(0.001):
+        exchange.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
 
 def redirect(to: str, code: int = 302) -> Answer:
