@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from storage import arrays, parquet, source
 from storage.catalog import Dataset
-from storage.errors import DataRefused, TrainingFailed
+from storage.errors import DamagedEntry, DataRefused, TrainingFailed
 from storage.records import Done, Normalization, Split
 from storage.store import Plan, Store
 from tasks.config import TrainingConfig
@@ -130,7 +130,12 @@ def read(file: Path, pixels: int) -> Statistics:
         DamagedEntry: the file does not hold such statistics.
     """
     values = arrays.read(file, {"mean": (np.float64, (pixels,)), "std": (np.float64, ())})
-    return Statistics(values["mean"], float(values["std"]))
+    found = Statistics(values["mean"], float(values["std"]))
+    if not np.isfinite(found.mean).all() or not 0 < found.std < math.inf:
+        raise DamagedEntry(
+            f"{file}: expected finite means and a standard deviation above 0; found others; make the step again"
+        )
+    return found
 
 
 def write(file: Path, found: Statistics) -> str:

@@ -6,7 +6,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def train(
     split: Split,
     normalization: Normalization,
     config: TrainingConfig,
+    again: str = "",
 ) -> Done[TrainedModel]:
     """Train on the training split `split`, or find that training done. A killed one goes on where it was.
+
+    Args:
+        again: any text that was not used before makes this a training of its own, also if nothing else is new.
 
     Raises:
         TrainingFailed: too few rows, too little memory, or the loss is not finite.
@@ -57,7 +62,9 @@ def train(
         dataset.name,
         "train",
         inputs={"train": split.digest, "normalization": normalization.digest},
-        parameters=config.model_dump(mode="json") | {"classes": len(dataset.classes)},
+        parameters=config.model_dump(mode="json")
+        | {"classes": len(dataset.classes)}
+        | ({"again": again} if again else {}),
         code=source.digests(__name__),
         libraries=network.versions("tensorflow", "keras", "numpy"),
     )
@@ -135,8 +142,9 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     _clear(folder, keep=_CHECKPOINT)
     architecture, statistics = training.architecture, read(training.normalization.file, training.architecture.inputs)
     try:
-        fitting = _prepare(training, statistics)
-        record = _record(folder, fitting, fit(fitting, training, folder))
+        with _enough_memory(training):
+            fitting = _prepare(training, statistics)
+            record = _record(folder, fitting, fit(fitting, training, folder))
     except TrainingFailed:
         # It would fail again in the same way: there is nothing to go on with.
         _clear(folder)
@@ -194,16 +202,21 @@ def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
     return course
 
 
-def _prepare(training: Training, statistics: Statistics) -> Fitting:
-    architecture, split = training.architecture, training.split
+@contextmanager
+def _enough_memory(training: Training) -> Iterator[None]:
     try:
-        images, labels = load_rows(training.dataset, split, statistics)
-        return Fitting(architecture, training.config, images, labels, training.fitted)
+        yield
     except MemoryError as error:
+        architecture, split = training.architecture, training.split
         raise TrainingFailed(
             f"{training.dataset.name}: expected memory for {architecture.parameters:,} weights and {split.rows:,} rows "
             f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller hidden layers"
         ) from error
+
+
+def _prepare(training: Training, statistics: Statistics) -> Fitting:
+    images, labels = load_rows(training.dataset, training.split, statistics)
+    return Fitting(training.architecture, training.config, images, labels, training.fitted)
 
 
 def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:

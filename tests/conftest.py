@@ -6,6 +6,7 @@ import gzip
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 # Before Prefect is imported anywhere: nothing of the developer's own Prefect is read or written, and a test that
@@ -27,6 +28,12 @@ from storage.store import Store
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that wait for servers: at the end, one processor would wait for the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("flow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,30 +73,33 @@ def tiny(tmp_path: Path) -> TinyFactory:
     can be replaced: `tiny(arrays={"test-labels": …})`. More manifest lines: `tiny(manifest="[limits]\\n…")`.
     """
 
-    def make(
-        train: int = 120,
-        test: int = 30,
-        classes: int = 3,
-        shape: tuple[int, int] = (9, 7),
-        arrays: dict[str, np.ndarray] | None = None,
-        manifest: str = "",
-        name: str = "tiny",
-    ) -> Dataset:
-        folder = tmp_path / f"{name}-source"
-        folder.mkdir(exist_ok=True)
-        made = bars(train, test, classes, shape) | (arrays or {})
-        for role, array in made.items():
-            (folder / catalog.DEFAULT_FILES[role]).write_bytes(gzip.compress(idx.encode(array), mtime=0))
-        path = tmp_path / f"{name}.toml"
-        names = ", ".join(f'"bar {n}"' for n in range(classes))
-        path.write_text(
-            f'name = "{name}"\nclasses = [{names}]\nimage_shape = [{shape[0]}, {shape[1]}]\n'
-            f'source = "{folder.name}"\n{manifest}',
-            encoding="utf-8",
-        )
-        return catalog.read(path)
+    return partial(write_tiny, tmp_path)
 
-    return make
+
+def write_tiny(
+    folder: Path,
+    train: int = 120,
+    test: int = 30,
+    classes: int = 3,
+    shape: tuple[int, int] = (9, 7),
+    arrays: dict[str, np.ndarray] | None = None,
+    manifest: str = "",
+    name: str = "tiny",
+) -> Dataset:
+    """Write the archives and the manifest of `tiny` into `folder`."""
+    source = folder / f"{name}-source"
+    source.mkdir(exist_ok=True)
+    made = bars(train, test, classes, shape) | (arrays or {})
+    for role, array in made.items():
+        (source / catalog.DEFAULT_FILES[role]).write_bytes(gzip.compress(idx.encode(array), mtime=0))
+    path = folder / f"{name}.toml"
+    names = ", ".join(f'"bar {n}"' for n in range(classes))
+    path.write_text(
+        f'name = "{name}"\nclasses = [{names}]\nimage_shape = [{shape[0]}, {shape[1]}]\n'
+        f'source = "{source.name}"\n{manifest}',
+        encoding="utf-8",
+    )
+    return catalog.read(path)
 
 
 def bars(train: int, test: int, classes: int, shape: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,25 @@ def _longer(path: Path) -> None:
             archive.writestr(name, member + b"\0")
 
 
+def _zip(path: Path, *names: str, header: str = "", flags: int = 0) -> None:
+    """Members of these names, each with the array `a`, or `b` where it is called so; `header` is that of `a`."""
+    buffer = io.BytesIO()
+    arrays.write(buffer, VALUES)
+    with zipfile.ZipFile(buffer) as archive:
+        data = {name: archive.read(f"{name}.npy") for name in "ab"}
+    if header:
+        text = header.encode().ljust(100)
+        data["a"] = b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + data["a"][-24:]
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        warnings.simplefilter("ignore", UserWarning)
+        for name in names:
+            member = zipfile.ZipInfo(name)
+            archive.writestr(member, data["b" if name.startswith("b") else "a"])
+            member.flag_bits |= flags
+
+
+LITERAL = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), %s}"
+
 FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
     "not there": (lambda path: None, "No such file"),
     "empty": (lambda path: path.write_bytes(b""), "npz"),
@@ -78,12 +98,30 @@ FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
     "an array missing": (lambda path: np.savez(path, a=VALUES["a"]), "arrays a, b; found a;"),
     "an array more": (lambda path: np.savez(path, **VALUES, c=VALUES["a"]), "found a, b, c"),
     "another shape": (lambda path: np.savez(path, a=VALUES["a"].T, b=VALUES["b"]), r"shape \(2, 3\); found .*\(3, 2\)"),
-    "another type": (lambda path: np.savez(path, a=VALUES["a"].astype(np.float64), b=VALUES["b"]), "found float64"),
+    "another type": (
+        lambda path: np.savez(path, a=VALUES["a"].astype(np.float64), b=VALUES["b"]),
+        "found float64",
+    ),
     "big-endian": (lambda path: np.savez(path, a=VALUES["a"].astype(">f4"), b=VALUES["b"]), "found >f4"),
     "pickled objects": (_object_array, "found object"),
     "compressed, as a bomb is": (lambda path: np.savez_compressed(path, **VALUES), "without compression"),
     "a header of a terabyte": (_lying_header, r"found float32 and shape \(274877906944,\)"),
     "bytes after the array": (_longer, "not 24 bytes long"),
+    "an array twice": (lambda path: _zip(path, "a.npy", "b.npy", "a.npy"), "found a, a, b;"),
+    "an array under two names": (lambda path: _zip(path, "a", "a.npy", "b.npy"), "found a, a, b;"),
+    "a name without its ending": (lambda path: _zip(path, "a", "b.npy"), "found a, b;"),
+    "a path as a name": (lambda path: _zip(path, "../a.npy", "b.npy"), r"found \.\./a, b;"),
+    "a control character in a name": (lambda path: _zip(path, "a\x1b[2J\n.npy", "b.npy"), r"found a·\[2J·, b;"),
+    "ten thousand names": (
+        lambda path: _zip(path, *(f"{n}.npy" for n in range(10_000))),
+        "found 0, 1, 10, .{180,200}…;",
+    ),
+    "an encrypted member": (lambda path: _zip(path, "a.npy", "b.npy", flags=1), "password"),
+    "a call in the header": (lambda path: _zip(path, "a.npy", "b.npy", header=LITERAL % "'x': print(1)"), "print"),
+    "a nested header": (lambda path: _zip(path, "a.npy", "b.npy", header="(" * 9_000), r"found \(\("),
+    "an unhashable key in the header": (lambda path: _zip(path, "a.npy", "b.npy", header="{[]: 1}"), r"found \{\[\]"),
+    "a header of Python 2": (lambda path: _zip(path, "a.npy", "b.npy", header=LITERAL.replace("3)", "3L)")), "3L"),
+    "an array of no elements": (lambda path: np.savez(path, a=VALUES["a"][:0], b=VALUES["b"]), r"\(0, 3\)"),
 }
 
 

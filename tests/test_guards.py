@@ -1,0 +1,272 @@
+"""Every guard has a test that notices when it is gone: each is switched off in a copy of the source, in turn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("storage", "expectations", "tasks", "flows", "tests", "benchmarks", "pyproject.toml", "prefect.yaml", "docs")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A line that keeps a promise, the same line without it, and the tests that must notice."""
+
+    file: str
+    line: str
+    without: str
+    tests: tuple[str, ...]
+
+
+GUARDS = {
+    "digest of an entry's file": Guard(
+        "storage/store.py",
+        "if digest != sha256:",
+        "if False:",
+        ("tests/test_verify.py::test_damage_is_named[a flipped bit]",),
+    ),
+    "size of an entry's file": Guard(
+        "storage/store.py",
+        "if found != size:",
+        "if False:",
+        ("tests/test_verify.py::test_damage_is_named[a cut file]",),
+    ),
+    "seal of a JSON file": Guard(
+        "storage/files.py",
+        "if sealed(values) != data:",
+        "if False:",
+        ("tests/test_verify.py::test_damage_is_named[an edited version]",),
+    ),
+    "place of an entry": Guard(
+        "storage/store.py",
+        "if found != expected:",
+        "if False:",
+        ("tests/test_verify.py::test_damage_is_named[an entry in another's place]",),
+    ),
+    "file that is not listed": Guard(
+        "storage/store.py",
+        "    if others:",
+        "    if False:",
+        ("tests/test_verify.py::test_damage_is_named[a file too many]",),
+    ),
+    "links out of the store": Guard(
+        "storage/store.py",
+        "                link = path.is_symlink()",
+        "                link = False",
+        ("tests/test_store.py::test_a_link_in_place_of_a_part_of_the_store_is_refused",),
+    ),
+    "put if absent": Guard(
+        "storage/files.py",
+        "os.link(temporary, path)",
+        "os.replace(temporary, path)",
+        ("tests/test_registry.py::test_threads_take_different_numbers",),
+    ),
+    "lock of a step": Guard(
+        "storage/files.py",
+        "fcntl.flock(descriptor, mode | fcntl.LOCK_NB)",
+        "pass",
+        ("tests/test_store.py::test_ten_threads_make_it_once",),
+    ),
+    "retention stays away from what is in use": Guard(
+        "storage/retention.py",
+        "locked(lock, give_up), registry",
+        "locked(lock.with_suffix('.other'), give_up), registry",
+        ("tests/test_retention.py::test_nothing_is_removed_while_a_run_uses_the_data_set",),
+    ),
+    "retention keeps the champion's line": Guard(
+        "storage/retention.py",
+        "numbers = {*line(registry.history()), *([champion.number] if champion else [])}",
+        "numbers = set()",
+        ("tests/test_retention.py::test_the_champion_its_line_and_the_newest_stay",),
+    ),
+    "fsync of a file before it gets its name": Guard(
+        "storage/files.py",
+        "            os.fsync(stream.fileno())\n",
+        "",
+        ("tests/test_power_loss.py",),
+    ),
+    "fsync of a folder": Guard(
+        "storage/files.py",
+        "        os.fsync(descriptor)\n",
+        "        pass\n",
+        ("tests/test_power_loss.py",),
+    ),
+    "ledger before pointer": Guard(
+        "tasks/decide.py",
+        "        registry.promote(version.number, run)\n    _log",
+        "        pass\n    _log",
+        ("tests/test_decide.py::test_every_decision_is_in_the_ledger_with_all_it_was_made_from",),
+    ),
+    "CRC of gzip": Guard(
+        "storage/idx.py",
+        "zlib.decompressobj(wbits=31)",
+        "(lambda z: (z.decompress(stream.read(10)), z)[1])(zlib.decompressobj(wbits=-15)) if False else _NoCrc(stream)",
+        ("tests/test_bad_archives.py::test_the_reader_refuses_it_in_one_sentence",),
+    ),
+    "end of the gzip stream": Guard(
+        "storage/idx.py",
+        "            if not self._inflate.eof and not self._pending and not self._refill():\n                expected",
+        "            if not self._inflate.eof and not self._pending and not self._refill():\n                return\n"
+        "                expected",
+        ("tests/test_bad_archives.py::test_the_reader_refuses_it_in_one_sentence",),
+    ),
+    "nothing after the gzip stream": Guard(
+        "storage/idx.py",
+        "        if trailing:",
+        "        if False:",
+        ("tests/test_bad_archives.py::test_the_reader_refuses_it_in_one_sentence",),
+    ),
+    "no more data than declared": Guard(
+        "storage/idx.py",
+        "            if self._step(1):\n",
+        "            if self._step(1) and False:\n",
+        ("tests/test_bad_archives.py::test_the_reader_refuses_it_in_one_sentence",),
+    ),
+    "checksums of Parquet pages": Guard(
+        "storage/parquet.py",
+        "page_checksum_verification=True",
+        "page_checksum_verification=False",
+        ("tests/test_parquet.py::test_no_flipped_bit_is_read_in_silence",),
+    ),
+    "digest of an archive": Guard(
+        "tasks/origins.py",
+        "    if received.sha256 == spec.sha256:\n        return",
+        "    return",
+        ("tests/fetch/test_folders.py::test_a_folder_with_another_file_is_refused",),
+    ),
+    "most bytes of a download": Guard(
+        "tasks/part.py",
+        "                if done > limit:",
+        "                if False:",
+        ("tests/fetch/test_patience.py::test_a_body_without_end_is_left_at_most_64_kib_after_its_limit",),
+    ),
+    "never from https to http": Guard(
+        "tasks/download.py",
+        'if before.scheme == "https" and after.scheme == "http":',
+        "if False:",
+        ("tests/fetch/test_tls.py::test_a_redirect_from_https_to_http_is_not_followed",),
+    ),
+    "link-local addresses": Guard(
+        "tasks/download.py",
+        'if self._reach(request.url.host) == "link-local":',
+        "if False:",
+        ("tests/fetch/test_redirects.py::test_a_link_local_address_is_never_asked_by_whomever_it_is_given",),
+    ),
+    "redaction of addresses": Guard(
+        "tasks/download.py",
+        'return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))',
+        "return url",
+        ("tests/fetch/test_given.py::test_redacted",),
+    ),
+    "the suite is not empty": Guard(
+        "expectations/check.py",
+        "    if not suite.expectations:",
+        "    if False:",
+        ("tests/test_check.py::test_an_empty_suite_never_passes",),
+    ),
+    "all expectations were evaluated": Guard(
+        "expectations/check.py",
+        "    if sorted(results) != list(range(len(suite.expectations))):",
+        "    if False:",
+        ("tests/test_check.py::test_an_expectation_that_is_lost_on_the_way_is_an_error",),
+    ),
+    "critical checks": Guard(
+        "tasks/validate.py",
+        'passed=all(c.passed or c.severity != "critical" for c in checks)',
+        "passed=True",
+        ("tests/test_bad_data.py",),
+    ),
+    "floors": Guard(
+        "tasks/decide.py",
+        "broken = [rule for rule in rules if not rule.passed]",
+        "broken: list[Rule] = []",
+        ("tests/test_decide.py::test_floors_refuse",),
+    ),
+    "gate": Guard(
+        "tasks/decide.py",
+        'outcome: Outcome = "promoted" if all(rule.passed for rule in asked) else "kept"',
+        'outcome: Outcome = "promoted"',
+        ("tests/test_decide.py::test_a_worse_model_never_replaces_a_better_one",),
+    ),
+    "confirmation by a fresh process": Guard(
+        "tasks/confirm.py",
+        "    if not difference <= TOLERANCE:",
+        "    if False:",
+        ("tests/test_confirm.py::test_other_predictions_than_the_trainer_s_are_refused",),
+    ),
+    "escaping in the report": Guard(
+        "tasks/rendering.py",
+        "        autoescape=True,",
+        "        autoescape=False,",
+        ("tests/test_hostile_report.py::test_a_manifest_of_markup_gives_a_report_of_texts",),
+    ),
+}
+
+# An inflater that knows neither CRC nor length: what a careless reader would use.
+NO_CRC = """
+
+class _NoCrc:
+    def __init__(self, stream):
+        self._inflate, self._tail = zlib.decompressobj(wbits=-15), b""
+        self._skip, self.eof, self.unused_data, self.unconsumed_tail = 10, False, b"", b""
+
+    def decompress(self, data, limit):
+        skipped, self._skip = data[: self._skip], max(0, self._skip - len(data))
+        out = self._inflate.decompress(data[len(skipped) :], limit)
+        self.unconsumed_tail = self._inflate.unconsumed_tail
+        self._tail += self._inflate.unused_data
+        self.eof = self._inflate.eof and len(self._inflate.unused_data) >= 8
+        self.unused_data = self._inflate.unused_data[8:]
+        return out
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def run(folder: Path, *tests: str) -> subprocess.CompletedProcess[str]:
+    """Run tests in the copy; its folder comes first on the path, before the installed project."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=line"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_a_guard_that_is_gone_is_noticed(copy: Path, name: str):
+    guard = GUARDS[name]
+    path = copy / guard.file
+    source = path.read_text(encoding="utf-8")
+    assert source.count(guard.line) == 1, f"{guard.file} has the guard {source.count(guard.line)} times"
+    changed = source.replace(guard.line, guard.without)
+    try:
+        path.write_text(changed + (NO_CRC if "_NoCrc" in guard.without else ""), encoding="utf-8")
+        ended = run(copy, *guard.tests)
+    finally:
+        path.write_text(source, encoding="utf-8")
+    # 1: tests failed; anything else, such as 4 for a test that is not there, proves nothing.
+    assert ended.returncode == 1, ended.stdout[-2000:]
+
+
+def test_with_all_guards_the_same_tests_pass(copy: Path):
+    ended = run(copy, *sorted({test for guard in GUARDS.values() for test in guard.tests}))
+    assert ended.returncode == 0, ended.stdout[-2000:]
