@@ -46,7 +46,7 @@ def confirm(
         inputs={"weights": model.weights_digest, "evaluation": evaluation.folder.name},
         parameters={"rows": ROWS},
         code=source.digests(__name__),
-        libraries=network.versions("tensorflow", "keras", "numpy"),
+        libraries=network.versions("numpy", "scipy"),
     )
     done = store.once(plan, Confirmation, lambda folder: confirm_into(folder, dataset, model, test, evaluation), _line)
     log_step(_log, done.step)

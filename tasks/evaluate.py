@@ -51,7 +51,7 @@ def evaluate(
         },
         parameters={"classes": list(dataset.classes)},
         code=source.digests(__name__),
-        libraries=network.versions("tensorflow", "keras", "numpy", "scikit-learn", "scipy"),
+        libraries=network.versions("numpy", "scikit-learn", "scipy"),
     )
     done = store.once(plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), _line)
     if whose != "candidate":
@@ -124,11 +124,10 @@ class Classifier:
 
     def __init__(self, model: TrainedModel) -> None:
         self.architecture = network.load_architecture(model.architecture)
-        weights = network.load_weights(model.weights, self.architecture)
-        if network.weights_digest(weights) != model.weights_digest:
+        self._weights = network.load_weights(model.weights, self.architecture)
+        if network.weights_digest(self._weights) != model.weights_digest:
             raise DamagedEntry(f"{model.weights}: expected the weights {model.weights_digest[:12]}…; found others")
         self._statistics = normalize.read(model.normalization, self.architecture.inputs)
-        self._network = network.build(self.architecture, weights)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Return float32 of shape (n, classes) for `images`, uint8 of shape (n, height, width)."""
@@ -140,7 +139,7 @@ class Classifier:
         starts = range(0, len(images), SCORED_AT_ONCE)
         blocks = [normalize.apply(images[start : start + SCORED_AT_ONCE], self._statistics) for start in starts]
         none = np.empty((0, self.architecture.classes), np.float32)
-        return np.concatenate([none, *(self._network(block, training=False).numpy() for block in blocks)])
+        return np.concatenate([none, *(network.logits(self.architecture, self._weights, block) for block in blocks)])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

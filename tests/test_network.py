@@ -61,6 +61,16 @@ def test_what_is_saved_is_the_same_network_again(tmp_path: Path, activation: str
     np.testing.assert_array_equal(network.build(found, loaded)(rows).numpy(), expected)
 
 
+@pytest.mark.parametrize("activation", network.ACTIVATIONS)
+def test_numpy_gives_what_keras_gives(activation: str):
+    architecture = Architecture(20, (9, 5), activation, 4)
+    weights = {name: array * 3 for name, array in network.initial_weights(architecture, 4).items()}
+    rows = np.random.default_rng(0).normal(scale=3, size=(500, 20)).astype(np.float32)
+    found = network.logits(architecture, weights, rows)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, network.build(architecture, weights)(rows).numpy(), rtol=2e-5, atol=2e-5)
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
     weights = network.initial_weights(SMALL, 1)
     weights["hidden_2.bias"][1] = np.nan
