@@ -41,6 +41,8 @@ class Candidate:
     test: Split
     asked_by: str = ""
     """Who or what asked for the run."""
+    forced: bool = False
+    """It is to be judged also if nothing is new, or a person decided about this model before."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def decide(
     past = ledger.read("decisions")
     known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     facts = _facts(dataset, candidate, champion, judgement, past)
-    settled = registry.settled_by_hand(candidate.model.weights_digest)
+    settled = None if candidate.forced else registry.settled_by_hand(candidate.model.weights_digest)
     if settled and champion and answer is None:
         return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts)
     if known and answer is None and _already_decided(past, known, champion, facts):

@@ -70,20 +70,27 @@ class Line:
     name: str
     values: Sequence[float | None]
     held_out: bool = False
+    """In the second colour, dashed."""
+    intervals: Sequence[tuple[float, float] | None] = ()
+    """Lower and upper end for each value, drawn as a bar."""
+    points: bool = True
+    """Mark the values themselves where they are few."""
+    joined: bool = True
+    """Join them by a line; else only points."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over the same whole numbers, such as epochs."""
+    """Curves over the same numbers, such as epochs."""
 
     name: str
     """Unique on the page: a prefix for the identifiers in the SVG."""
-    x: Sequence[int]
+    x: Sequence[float]
     x_name: str
     lines: Sequence[Line]
     description: str
     """What a reader who cannot see it should know."""
-    mark: int | None = None
+    mark: float | None = None
     """An `x` to mark."""
     mark_name: str = ""
     percent: bool = False
@@ -222,18 +229,25 @@ def _finite(value: float | None) -> float:
 
 def _draw(axes: Axes, drawing: Chart) -> None:
     places = _thinned(drawing)
-    marker = "o" if len(places) <= _FEW_POINTS else ""
+    few = len(places) <= _FEW_POINTS
     for line in drawing.lines:
+        colour = _HELD_OUT if line.held_out else _TRAINING
+        dashes = (0, (5, 2)) if line.held_out else "-"
         axes.plot(
             [drawing.x[p] for p in places],
             [_finite(line.values[p]) for p in places],
-            color=_HELD_OUT if line.held_out else _TRAINING,
-            linestyle=(0, (5, 2)) if line.held_out else "-",
+            color=colour,
+            linestyle=dashes if line.joined else "none",
             linewidth=1.7,
-            marker=marker,
-            markersize=3.5,
+            marker=("o" if few and line.points else "") if line.joined else "D",
+            markersize=3.5 if line.joined else 6,
+            markerfacecolor=colour if line.joined else "none",
             label=line.name,
         )
+        known = [(drawing.x[p], line.intervals[p]) for p in places] if line.intervals else []
+        bars = [(x, *interval) for x, interval in known if interval is not None]
+        if bars:
+            axes.vlines(*zip(*bars, strict=True), color=colour, alpha=0.45, linewidth=1.2)
     if drawing.mark is not None and drawing.mark in drawing.x:
         dots = (0, (1, 2))
         axes.axvline(drawing.mark, color=_TEXT, alpha=0.55, linewidth=1, linestyle=dots, label=drawing.mark_name)

@@ -1,6 +1,6 @@
 """The two looks of a report: a page that needs nothing but itself, and Markdown for the Prefect UI.
 
-`report` says what is in them. Every text is escaped for where it goes: by Jinja in HTML, by
+`reporting` says what is in them. Every text is escaped for where it goes: by Jinja in HTML, by
 `escaped_markdown` in Markdown. The folder `templates` holds the words around it.
 """
 
@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from storage.errors import IdxflowError
 from tasks import figures
 from tasks.figures import Sheet
 
@@ -29,6 +30,10 @@ MAX_MARKDOWN_BYTES = 300_000
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL_SIDE = 32
+_LONG = 10_000
+"""Characters of a command."""
+_LISTS = ("data", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
+"""The sections that may be missing, as in the report of a run that was cut short."""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$@!]|:(?=//))")
 _MARKDOWN_START = re.compile(r"^(\s*)([-+=])|^(\s*\d+)(\.)(?=\s|$)")
 
@@ -41,12 +46,16 @@ class Pictures:
 
     examples: np.ndarray | None = None
     """Of `data.classes` that have an example, in their order, at most 64."""
+    means: np.ndarray | None = None
+    """The mean image of the same classes."""
     mistakes: np.ndarray | None = None
-    """Of `test.mistakes`, in their order."""
+    """Of `mistakes.shown`, in their order."""
+    disagreements: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of `mistakes.lost.shown`, `mistakes.gained.shown` and `mistakes.otherwise_wrong.shown`, by `lost` and so on."""
     checks: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Of the offending rows, by position in `checks.checks`."""
     charts: Mapping[str, str] = field(default_factory=dict)
-    """SVG by name: `loss`, `accuracy`, `rate`, `seconds`, `past`."""
+    """SVG by name: `loss`, `accuracy`, `rate`, `seconds`, `calibration`, `trend`, `duration`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,9 @@ class Shown:
     """The same, as the templates take it."""
 
     examples: Sheet | None
+    means: Sheet | None
     mistakes: Sheet | None
+    disagreements: Mapping[str, Sheet]
     checks: Mapping[int, Sheet]
     charts: Mapping[str, str]
 
@@ -81,6 +92,7 @@ def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
             "class": score["name"],
             "rows": score["rows"],
             "recall": percent(score["recall"]),
+            "95% interval": f"{percent(score['low'])} to {percent(score['high'])}",
             "precision": percent(score["precision"]),
             "f1": percent(score["f1"]),
         }
@@ -164,20 +176,68 @@ def _points(change: float | None) -> str:
     return f"{change * 100:+.2f}".replace("-", "−") if abs(change) >= 0.00005 else "±0.00"
 
 
+def _brief(value: Any) -> str:
+    """Return one side of a difference: a number for people, a digest or another long text cut."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_brief(inner)}" for name, inner in value.items()) or "none"
+    text = value if isinstance(value, str) else number(value)
+    return text[:12] + "…" if re.fullmatch(r"[0-9a-f]{16,}", text) else text if len(text) <= 80 else text[:79] + "…"
+
+
 def _within(limit: int, template: str, values: dict[str, Any], pictures: Pictures, max_side: int) -> str:
-    text = _render(template, values, pictures, max_side)
-    if len(text.encode()) >= limit:
-        _log.warning("%s: left out the pictures, it was %d bytes", template.removesuffix(".j2"), len(text.encode()))
-        text = _render(template, values, Pictures(), max_side)
-    return text
+    """Render below `limit` bytes: with smaller pictures where they are too many, then with none, at last the result.
+
+    Raises:
+        IdxflowError: even the result alone is larger.
+    """
+    name = template.removesuffix(".j2")
+    for side in (max_side, max_side // 2, max_side // 4):
+        text = _render(template, values, pictures, side)
+        if len(text.encode()) < limit:
+            return text
+        _log.info("%s: %d bytes with pictures of %d pixels a side", name, len(text.encode()), side)
+    _log.warning("%s: left out the pictures, it was %d bytes", name, len(text.encode()))
+    for shown in (values, _result_alone(values)):
+        text = _render(template, shown, Pictures(), max_side)
+        size_bytes = len(text.encode())
+        if size_bytes < limit:
+            return text
+        _log.error(
+            "%s: expected less than %s bytes; found %s without pictures; report.json has it all",
+            name,
+            f"{limit:,}",
+            f"{size_bytes:,}",
+        )
+    raise IdxflowError(
+        f"{name}: expected less than {limit:,} bytes for the result alone; found {size_bytes:,}; report it as a defect"
+    )
+
+
+def _result_alone(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the content without what has no bound: its texts are cut, its lists are not."""
+    changes = {**values["changes"], "differences": []}
+    command = values["lineage"]["command"]
+    command = command if len(command) < _LONG else "(too long for this page, see report.json)"
+    lineage = {**values["lineage"], "command": command, "packages": {}, "libraries": {}, "digests": {}, "code": {}}
+    said = "This page would be too large with everything that the run found out: report.json has it."
+    verdict = {**values["verdict"], "not_reached": [], "advice": [*values["verdict"]["advice"], said]}
+    return {**values, **dict.fromkeys(_LISTS), "changes": changes, "lineage": lineage, "verdict": verdict}
 
 
 def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side: int) -> str:
     def sheet(images: np.ndarray | None) -> Sheet | None:
         return None if images is None else figures.sheet(images, max_side=max_side)
 
+    disagreements = {name: figures.sheet(images, max_side=max_side) for name, images in pictures.disagreements.items()}
     checks = {index: figures.sheet(images, max_side=max_side) for index, images in pictures.checks.items()}
-    shown = Shown(sheet(pictures.examples), sheet(pictures.mistakes), checks, pictures.charts)
+    shown = Shown(
+        sheet(pictures.examples),
+        sheet(pictures.means),
+        sheet(pictures.mistakes),
+        disagreements,
+        checks,
+        pictures.charts,
+    )
     return _engine(template.endswith(".md.j2")).get_template(template).render(**values, pictures=shown)
 
 
@@ -199,6 +259,9 @@ def _engine(for_markdown: bool) -> jinja2.Environment:
         "link": link,
         "moment": _moment,
         "points": _points,
+        "signed": lambda value: f"{value:+,}".replace("-", "−"),
+        "brief": _brief,
+        "measure": lambda value, by: f"{value:.1f}{'°' if by == 'slant' else ''}".replace("-", "−"),
         "count": lambda value: "–" if value is None else f"{value:,}",
         "standalone": lambda svg: Markup(figures.data_uri(figures.standalone(svg))),
         "captioned": _captioned,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from storage.catalog import Dataset
 from storage.records import from_json, to_json
 
 MAX_TEXT = 1000
@@ -25,7 +23,18 @@ def shareable(record: Any, roots: Mapping[str, str]) -> Any:
     Each folder of `roots` becomes its short name, any other folder of the machine `…/`; control characters and lone
     surrogates are replaced, long texts are cut, numbers that are not finite become None. Store folders are left out.
     """
-    return from_json(type(record), _shareable(to_json(record), roots))
+    return from_json(type(record), shareable_values(to_json(record), roots))
+
+
+def shareable_values(value: Any, roots: Mapping[str, str]) -> Any:
+    """Return JSON values treated like `shareable` treats a record."""
+    if isinstance(value, str):
+        return presentable(_without_folders(value, roots))
+    if isinstance(value, Mapping):
+        return {presentable(name): shareable_values(inner, roots) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [shareable_values(inner, roots) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def presentable(text: str) -> str:
@@ -34,33 +43,11 @@ def presentable(text: str) -> str:
     return "".join(_shown(character) for character in kept)
 
 
-def presentable_dataset(dataset: Dataset) -> Dataset:
-    """Return `dataset` with every text that is shown made `presentable`."""
-    return dataclasses.replace(
-        dataset,
-        title=presentable(dataset.title),
-        classes=tuple(presentable(name) for name in dataset.classes),
-        licence=presentable(dataset.licence),
-        homepage=presentable(dataset.homepage),
-        citation=presentable(dataset.citation),
-    )
-
-
 def _shown(character: str) -> str:
     if character in "\n\t":
         return " "
     hidden = character in _BIDI or unicodedata.category(character) in ("Cc", "Cs")
     return "\ufffd" if hidden else character
-
-
-def _shareable(value: Any, roots: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return presentable(_without_folders(value, roots))
-    if isinstance(value, Mapping):
-        return {presentable(name): _shareable(inner, roots) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_shareable(inner, roots) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _without_folders(text: str, roots: Mapping[str, str]) -> str:

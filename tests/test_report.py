@@ -1,4 +1,4 @@
-"""What the report says: over-fitting in words, the command that does it again, confidence, and what is kept private."""
+"""What the report says: over-fitting in words, the command that does it again, confusions, and what is kept private."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from storage import catalog
 from storage.catalog import Dataset
-from storage.records import Check, Epoch, Evaluation, RunRecord, Split, TrainedModel, Validation, to_json
-from tasks import report, sharing
+from storage.records import Check, Epoch, Evaluation, Failure, RunRecord, Split, TrainedModel, Validation, to_json
+from tasks import sharing
 from tasks.config import parse_overrides, training_config
-from tasks.report import Environment, Evidence
-
-MADE_WITH = Environment("3.12.1", "Linux, x86_64, 2 processors", {"numpy": "2.3"}, {"train": {"tasks.train": "ab"}})
+from tasks.reporting import document, records
+from tasks.reporting.evidence import Evidence
+from tasks.reporting.lineage import command
 
 
 def history(*epochs: tuple[float, float, float | None, float | None]) -> tuple[Epoch, ...]:
@@ -27,7 +27,7 @@ def history(*epochs: tuple[float, float, float | None, float | None]) -> tuple[E
 
 def a_run(dataset: Dataset, **changes: Any) -> RunRecord:
     config = changes.pop("config", None) or training_config(dataset).model_dump(mode="json")
-    values: dict[str, Any] = {"profile": "default", "config": config} | changes
+    values: dict[str, Any] = {"profile": "default", "config": config, "facts": records.facts(dataset)} | changes
     return RunRecord("20260502-090013-3f2a", dataset.name, "2026-05-02T09:00:13+00:00", "command line", **values)
 
 
@@ -36,7 +36,7 @@ def a_model(chosen: int, epochs: int) -> TrainedModel:
 
 
 def content(run: RunRecord, evidence: Evidence | None = None) -> dict[str, Any]:
-    return report.content(catalog.find("digits"), run, evidence or Evidence(), MADE_WITH)
+    return document.content(run, evidence or Evidence())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_overfitting_in_a_word(epochs: tuple[Epoch, ...], chosen: int, word: str
 def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[str, Any]) -> None:
     dataset = catalog.find("digits")
     config = training_config(dataset, profile, overrides)
-    words = shlex.split(report.command(dataset, a_run(dataset, profile=profile, config=config.model_dump(mode="json"))))
+    words = shlex.split(command(a_run(dataset, profile=profile, config=config.model_dump(mode="json"))))
     assert words[:5] == ["idxflow", "run", "digits", "--profile", profile]
     given = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
     assert len(given) == len(overrides)
@@ -81,12 +81,12 @@ def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[
 
 def test_the_command_names_a_manifest_of_ones_own_without_its_folder(tmp_path: Path) -> None:
     dataset = dataclasses.replace(catalog.find("digits"), name="mine", manifest=tmp_path / "my set.toml")
-    assert report.command(dataset, a_run(dataset)).startswith("idxflow run --dataset-file 'my set.toml' --profile")
+    assert command(a_run(dataset)).startswith("idxflow run --dataset-file 'my set.toml' --profile")
 
 
 def test_the_command_of_an_unknown_profile_gives_every_setting() -> None:
     dataset = catalog.find("digits")
-    assert report.command(dataset, a_run(dataset, profile="gone")).count("--set") == len(a_run(dataset).config)
+    assert command(a_run(dataset, profile="gone")).count("--set") == len(a_run(dataset).config)
 
 
 def an_evaluation(confusion: tuple[tuple[int, ...], ...]) -> Evaluation:
@@ -111,18 +111,6 @@ def test_a_model_without_mistakes_has_no_confusions() -> None:
     assert test["most_confused"] == 0
 
 
-def test_confidence_counts_every_row_once() -> None:
-    probability = np.array([[1.0, 0.0], [0.2, 0.8], [0.45, 0.55], [0.04, 0.96], [0.5, 0.5]], np.float32)
-    evidence = Evidence(labels={"test": np.array([0, 0, 1, 1, 1], np.uint8)}, probability=probability)
-    bands = content(a_run(catalog.find("digits"), evaluation=an_evaluation(((1,),))), evidence)["test"]["confidence"]
-    assert [(b["low"], b["high"], b["rows"], b["accuracy"]) for b in bands] == [
-        (0.5, 0.7, 2, 0.5),
-        (0.7, 0.9, 1, 0.0),
-        (0.9, 0.99, 1, 1.0),
-        (0.99, 1.0, 1, 1.0),
-    ]
-
-
 def test_labels_outside_the_classes_are_shown_but_not_counted() -> None:
     dataset = catalog.find("digits")
     train = Split(Path(), "train", 11, (8, 8), 10, "tr", {})
@@ -132,6 +120,27 @@ def test_labels_outside_the_classes_are_shown_but_not_counted() -> None:
     values = content(run, Evidence(labels={"train": labels}))
     assert [c["train"] for c in values["data"]["classes"]] == [1] * 10
     assert values["checks"]["checks"][0]["labels"] == ["label 37"]
+
+
+def test_the_advice_names_the_keys_of_the_failed_checks() -> None:
+    def advice(*checks: tuple[str, str, bool]) -> list[str]:
+        made = tuple(Check("train", "n", "e", "", "l", "o", s, ok, (), key) for key, s, ok in checks)  # type: ignore[arg-type]
+        failure = Failure("ValidationFailed", "2 checks failed", 3)
+        validation = Validation(Path(), False, "va", made, {})
+        run = a_run(catalog.find("digits"), validation=validation, failure=failure)
+        said: list[str] = content(run)["verdict"]["advice"]
+        return [line for line in said if "manifest" in line]
+
+    critical = ("[limits] max_blank", "critical", False)
+    assert advice(
+        critical,
+        critical,
+        ("[rows] train", "critical", False),
+        ("[limits] max_repeated", "warning", False),
+        ("[limits] max_imbalance", "critical", True),
+    ) == ["If the data is meant to be so, change [limits] max_blank, [rows] train in the manifest."]
+    # Labels that name no class are wrong whatever a manifest says.
+    assert advice(("", "critical", False)) == []
 
 
 @pytest.mark.parametrize(
@@ -165,9 +174,7 @@ def test_environment_names_neither_user_nor_host() -> None:
     import getpass
     import platform
 
-    found = report.environment(("decode", "no_such_step"))
-    assert set(found.code) == {"decode"}
-    assert "tasks.decode" in found.code["decode"]
+    found = records.environment()
     assert found.packages["numpy"] == np.__version__
     for private in (platform.node(), getpass.getuser(), str(Path.home())):
         assert private not in str(dataclasses.asdict(found))

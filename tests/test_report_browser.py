@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,29 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage import catalog, parquet
-from storage.catalog import Dataset
-from storage.records import (
-    Check,
-    ClassScore,
-    Decision,
-    Epoch,
-    Evaluation,
-    Failure,
-    Mistake,
-    Rule,
-    RunRecord,
-    Split,
-    SplitName,
-    Step,
-    TrainedModel,
-    Validation,
-    to_json,
-)
+from storage import catalog
+from storage.records import Failure, RunRecord
 from storage.store import Store
-from tasks.config import training_config
-from tasks.embedded import digits
 from tasks.publish import publish
+from tests.gallery import real_digits, refused, synthetic, with_a_past
 
 pytestmark = pytest.mark.browser
 
@@ -75,12 +56,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         dataset, title=LONG, classes=names, citation=LONG, homepage=f"https://x.org/{LONG}"
     )
     many = synthetic(store, classes=62, shape=(64, 64))
+    two = synthetic(store, classes=2, shape=(8, 8))
+    with_a_past(store, dataset, complete)
     reports = {
         "complete": (dataset, complete),
         "refused": (dataset, refused(complete)),
         "long-names": (long_names, dataclasses.replace(complete, failure=Failure(LONG, LONG, 1), asked_by=LONG)),
         "many-classes": many,
         "nothing": (dataset, RunRecord("x", "digits", "", "command line", "default", {})),
+        "two-classes": two,
     }
     return {
         name: publish.fn(store, dataset, dataclasses.replace(run, id=name)).record.html
@@ -88,128 +72,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def real_digits(store: Store, dataset: Dataset) -> RunRecord:
-    """Return a complete run over the embedded digits, judged by their nearest class centroid."""
-    arrays = digits()
-    train = written(store, dataset, "train", arrays["train-images"], arrays["train-labels"])
-    test = written(store, dataset, "test", arrays["test-images"], arrays["test-labels"])
-    means = np.stack([arrays["train-images"][arrays["train-labels"] == n].mean(axis=0).ravel() for n in range(10)])
-    distance = ((arrays["test-images"].reshape(-1, 1, 64) - means) ** 2).sum(axis=2)
-    near = np.exp(-(distance - distance.min(axis=1, keepdims=True)) / 100)
-    evaluation = evaluated(store, dataset, test, arrays["test-labels"], near / near.sum(axis=1, keepdims=True))
-    return assembled(store, dataset, train, test, evaluation)
-
-
-def synthetic(store: Store, classes: int, shape: tuple[int, int]) -> tuple[Dataset, RunRecord]:
-    dataset = dataclasses.replace(
-        catalog.find("digits"), classes=tuple(f"c{n}" for n in range(classes)), image_shape=shape
-    )
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (400, *shape), dtype=np.uint8)
-    labels = (np.arange(400) % classes).astype(np.uint8)
-    train, test = (written(store, dataset, name, images, labels) for name in ("train", "test"))
-    evaluation = evaluated(store, dataset, test, labels, random.dirichlet(np.ones(classes), 400))
-    return dataset, assembled(store, dataset, train, test, evaluation)
-
-
-def written(store: Store, dataset: Dataset, name: SplitName, images: np.ndarray, labels: np.ndarray) -> Split:
-    folder = store.root / f"{len(dataset.classes)}" / name
-    folder.mkdir(parents=True)
-    split = Split(folder, name, len(labels), dataset.image_shape, len(dataset.classes), "5" * 64, {})
-    with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
-        writer.write(images, labels)
-        writer.close({"image_shape": dataset.image_shape})
-    return split
-
-
-def evaluated(store: Store, dataset: Dataset, test: Split, labels: np.ndarray, probability: np.ndarray) -> Evaluation:
-    folder = store.root / f"{len(dataset.classes)}" / "evaluation"
-    folder.mkdir()
-    predicted, count = probability.argmax(axis=1).astype(np.uint8), len(dataset.classes)
-    np.savez(folder / "predictions.npz", predicted=predicted, probability=probability.astype(np.float32))
-    confusion = np.zeros((count, count), int)
-    np.add.at(confusion, (labels, predicted), 1)
-    recall = confusion.diagonal() / np.maximum(confusion.sum(axis=1), 1)
-    wrong = np.flatnonzero(predicted != labels)[:25]
-    correct = int((predicted == labels).sum())
-    return Evaluation(
-        folder,
-        "7" * 64,
-        test.digest,
-        len(labels),
-        correct,
-        correct / len(labels),
-        0.87,
-        0.93,
-        0.3456,
-        tuple(
-            ClassScore(n, name, int(confusion[n].sum()), 0.9, float(recall[n]), 0.9)
-            for n, name in enumerate(dataset.classes)
-        ),
-        tuple(tuple(row) for row in confusion.tolist()),
-        tuple(Mistake(int(r), int(labels[r]), int(predicted[r]), float(probability[r].max())) for r in wrong),
-    )
-
-
-def assembled(store: Store, dataset: Dataset, train: Split, test: Split, evaluation: Evaluation) -> RunRecord:
-    folder = store.root / f"{len(dataset.classes)}" / "model"
-    folder.mkdir()
-    model = TrainedModel(folder, "7" * 64, 6460, 1293, 144, 30, 21, 0.05, 0.99)
-    epochs = [Epoch(n, 0.01, 2 / n, 1 - 0.5 / n, 2.2 / n + n / 900, 1 - 0.6 / n, 0.1) for n in range(1, 31)]
-    model.history.write_text("".join(json.dumps(to_json(epoch)) + "\n" for epoch in epochs), encoding="utf-8")
-    check = Check(
-        "test",
-        "images that repeat an earlier one",
-        "e",
-        "digest",
-        "at most 1.00%",
-        "1.39%",
-        "warning",
-        False,
-        tuple(range(0, 100, 7)),
-    )
-    holds = dataclasses.replace(check, name="every label names a class", severity="critical", passed=True, rows=())
-    rule = Rule("more test rows right than champion v3", "more than 326 of 360", "324 of 360", False)
-    decision = Decision("kept", "kept champion v3: candidate v4, net -2 of 360 test rows", 4, 3, 3, (rule,))
-    return RunRecord(
-        "x",
-        "digits",
-        "2026-05-02T09:00:13+00:00",
-        "deployment retrain/digits",
-        "default",
-        training_config(dataset).model_dump(mode="json"),
-        (
-            Step("decode train", "d" * 32, "1,437 images of 8×8", 0.04, True, "nothing changed"),
-            Step("train", "e" * 32, "30 epochs, best 21", 4.2, False, "learning_rate 0.001 → 0.01"),
-        ),
-        (),
-        train,
-        test,
-        Validation(folder, True, "8" * 64, (check, holds), {}),
-        None,
-        model,
-        evaluation,
-        dataclasses.replace(evaluation, accuracy=0.906),
-        decision,
-    )
-
-
-def refused(run: RunRecord) -> RunRecord:
-    bad = Check("train", "every label names a class", "e", "label", "0 to 9", "0 to 37", "critical", False, (4, 11, 77))
-    return dataclasses.replace(
-        run,
-        model=None,
-        evaluation=None,
-        champion_evaluation=None,
-        decision=None,
-        validation=Validation(Path(), False, "8" * 64, (bad,), {}),
-        failure=Failure("ValidationFailed", "digits: expected labels from 0 to 9; row 4 is 37; correct the archive", 3),
-    )
-
-
 OVERFLOWING = """
 () => [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('.skip')
   && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 120))
+"""
+DEAD_LINKS = """
+() => [...document.querySelectorAll('a')].filter(a => a.getAttribute('href').startsWith('#')
+  ? !document.getElementById(a.getAttribute('href').slice(1)) : !/^https?:/.test(a.href)).map(a => a.outerHTML)
 """
 CONTRAST = """
 () => {
@@ -237,8 +106,8 @@ CONTRAST = """
 
 WINDOWS = [
     *itertools.product(["complete", "refused"], [375, 768, 1280], ["light", "dark"]),
-    *itertools.product(["long-names", "many-classes", "nothing"], [375], ["light"]),
-    *itertools.product(["long-names", "many-classes", "nothing"], [1280], ["dark"]),
+    *itertools.product(["long-names", "many-classes", "two-classes", "nothing"], [375], ["light"]),
+    *itertools.product(["long-names", "many-classes", "two-classes", "nothing"], [1280], ["dark"]),
 ]
 
 
@@ -260,6 +129,7 @@ def test_report_in_a_browser(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(OVERFLOWING) == []
     assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(DEAD_LINKS) == []
     assert page.locator("h1").count() == 1
     assert page.locator("h2").count() >= (1 if name == "nothing" else 4)
     context.close()
@@ -272,7 +142,56 @@ def test_pictures_are_drawn(browser: Any, pages: dict[str, Path]) -> None:
     assert sprite.bounding_box()["width"] == 64
     levels = np.asarray(Image.open(io.BytesIO(sprite.screenshot())).convert("L"))
     assert levels.max() - levels.min() > 200, "the sheet of examples is not shown"
-    assert page.locator("figure svg").count() == 4
+    assert page.locator("figure svg").count() == 7
+    page.close()
+
+
+def rows(page: Any, heading: str) -> list[list[str]]:
+    """Return the texts of the table that a heading names."""
+    found = page.locator(f"[role=region][aria-labelledby={heading}] tbody tr")
+    return [[cell.strip() for cell in row.locator("th, td").all_inner_texts()] for row in found.all()]
+
+
+def test_a_person_finds_what_each_section_is_for(browser: Any, pages: dict[str, Path]) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(pages["complete"].as_uri())
+    assert page.locator("main > section").evaluate_all("sections => sections.map(s => s.id)") == [
+        *("verdict", "changes", "data", "checks", "training", "test", "mistakes", "decision", "trend", "timing"),
+        "lineage",
+    ]
+    assert all(p.count(".") >= 1 and p for p in page.locator(".meaning").all_inner_texts())
+    assert page.locator("h1").inner_text() == "The champion stays version 3"
+    assert ["Parameters", "learning_rate", "0.02", "0.01"] in rows(page, "changes-title")
+    assert ["Parameters", "hidden", "100, 50", "50, 50"] in rows(page, "changes-title")
+    assert page.locator("#data .tiles li").count() == 10
+    assert page.locator("#data .sprite").count() == 20
+    tops = page.locator("#data .tiles li").evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
+    assert [tops.count(top) for top in sorted(set(tops))] == [5, 5], "not two rows of five"
+    assert page.locator("#checks .sprite").count() == 15
+    assert page.locator("#training figure svg").count() == 4
+    recalls = [float(row[2].rstrip("%")) for row in rows(page, "per-class")]
+    assert recalls == sorted(recalls)
+    assert page.locator("#test .matrix td").count() == 100
+    assert page.locator("#test .matrix small").count() > 5
+    assert page.locator("#test figure svg").count() == 1
+    assert [row[0].split(":")[0] for row in rows(page, "slices")] == ["Ink"] * 4 + ["Slant"] * 4
+    assert page.locator("#mistakes .s-mistakes li").count() == 25
+    assert page.locator("#mistakes .s-lost li").count() == 8
+    assert page.locator("#mistakes .s-gained li").count() == 6
+    assert [row[0] for row in rows(page, "paired")] == ["This model right", "This model wrong"]
+    assert page.locator("#trend figure svg").count() == 2
+    assert len(rows(page, "timing-title")) == 2
+    assert page.locator("#lineage pre").inner_text().startswith("idxflow run digits --profile default")
+    page.close()
+
+
+def test_details_open_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
+    page = browser.new_page()
+    page.goto(pages["complete"].as_uri())
+    page.locator("#trend summary").focus()
+    page.keyboard.press("Enter")
+    page.locator("#trend details table").wait_for(state="visible")
+    assert len(rows(page, "trend-title")) == 30
     page.close()
 
 

@@ -1,0 +1,1 @@
+"""The report of a run: one module per section, put together by `document.build`."""

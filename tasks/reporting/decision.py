@@ -1,0 +1,60 @@
+"""The decision: the rules that were asked, and the paired test against the champion on the same test images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.records import Paired, RunRecord, to_json
+from tasks.reporting.evidence import Evidence
+from tasks.reporting.words import counted, sentence
+
+
+def decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the decision of a run with its paired test; None if it did not come that far."""
+    found = run.decision
+    if not found:
+        return None
+    score = run.champion_evaluation
+    return {
+        **to_json(found),
+        "sentence": _rules(run),
+        "reason": sentence(found.sentence),
+        # As the ledger keeps them, so that a report made again is the same to the byte.
+        "limits": dict(sorted(found.limits.items())),
+        "champion_accuracy": score.accuracy if score else None,
+        "comparison": _comparison(found.paired) if found.paired else "",
+        "looks_sentence": _looks(found.looks),
+        "by_hand": list(evidence.by_hand),
+    }
+
+
+def _rules(run: RunRecord) -> str:
+    rules = run.decision.rules if run.decision else ()
+    broken = [rule for rule in rules if not rule.passed]
+    if not broken:
+        return f"All {counted(len(rules), 'rule')} hold." if rules else "No rule was asked."
+    said = f"{len(broken)} of {counted(len(rules), 'rule')} not met: {broken[0].name}"
+    return f"{said} and {len(broken) - 1} more." if len(broken) > 1 else f"{said}."
+
+
+def _comparison(paired: Paired) -> str:
+    return (
+        f"Of {counted(paired.rows, 'test image')} both models get {paired.both_right:,} right, only this one "
+        f"{paired.only_candidate:,}, only the champion {paired.only_champion:,}, neither {paired.both_wrong:,}: "
+        f"net {paired.net:+,}, {100 * paired.difference:+.2f} points, {100 * paired.confidence:.4g}% interval "
+        f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}. Of two equally good models one is so far ahead with "
+        f"p {paired.p_better:.2g} (McNemar, exact, one-sided); they are so far apart with p {paired.p_value:.2g} "
+        "(mid-p, two-sided)."
+    )
+
+
+def _looks(looks: int) -> str:
+    """Return how often a test split has decided; empty for a decision that did not count."""
+    if not looks:
+        return ""
+    if looks == 1:
+        return "It is the first decision on these test images."
+    return (
+        f"It is decision {looks:,} on these test images: the more often they decide, the likelier one of the "
+        "promotions is luck."
+    )

@@ -1,0 +1,93 @@
+"""The test: accuracy with its interval, each class, what was taken for what, calibration, ink and slant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from storage.records import ClassScore, Evaluation, RunRecord, to_json
+from tasks.reporting import wilson
+from tasks.reporting.calibration import calibration
+from tasks.reporting.evidence import Evidence
+from tasks.reporting.slices import slices, weakest
+from tasks.reporting.words import class_name, class_names
+
+_MAX_CONFUSIONS = 10
+
+
+def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the score of the run's model on the test split; None if it was not tested."""
+    score = run.evaluation
+    if not score:
+        return None
+    before = {c.label: c for c in run.champion_evaluation.per_class} if run.champion_evaluation else {}
+    found = slices(evidence.measures, evidence.right)
+    return {
+        "sentence": (
+            f"Of {score.rows:,} images the model has never seen it names {score.correct:,} correctly; with 95% "
+            f"confidence its accuracy on more images like these is {score.accuracy_low:.2%} to "
+            f"{score.accuracy_high:.2%}."
+        ),
+        "rows": score.rows,
+        "correct": score.correct,
+        "accuracy": score.accuracy,
+        "low": score.accuracy_low,
+        "high": score.accuracy_high,
+        "loss": score.loss,
+        "per_class": [_class_score(c, before) for c in sorted(score.per_class, key=_by_recall)],
+        "class_names": list(class_names(run)),
+        "confusion": to_json(score.confusion),
+        "confusion_change": _confusion_change(run),
+        "most_confused": _most_confused(score),
+        "confusions": _confusions(run, score),
+        "calibration": calibration(evidence.sure, evidence.right),
+        "slices": found,
+        "slices_sentence": weakest(found),
+    }
+
+
+def _by_recall(score: ClassScore) -> tuple[bool, float, int]:
+    known = score.recall is not None and score.rows > 0
+    return not known, score.recall if known else 0.0, score.label
+
+
+def _class_score(score: ClassScore, before: Mapping[int, ClassScore]) -> dict[str, Any]:
+    change = score.recall - before[score.label].recall if score.label in before else None
+    known = score.recall is not None and score.rows > 0
+    low, high = wilson.interval(round(score.recall * score.rows), score.rows) if known else (None, None)
+    return {**to_json(score), "low": low, "high": high, "change": change}
+
+
+def _confusion_change(run: RunRecord) -> list[list[int]]:
+    """Return how many more rows of each kind there are than with the champion; empty without one to compare with."""
+    ours, theirs = run.evaluation, run.champion_evaluation
+    if not ours or not theirs or len(ours.confusion) != len(theirs.confusion):
+        return []
+    return [
+        [now - before for now, before in zip(row, old, strict=True)]
+        for row, old in zip(ours.confusion, theirs.confusion, strict=True)
+    ]
+
+
+def _confusions(run: RunRecord, score: Evaluation) -> list[dict[str, Any]]:
+    pairs = [
+        (count, true, predicted)
+        for true, counts in enumerate(score.confusion)
+        for predicted, count in enumerate(counts)
+        if count and true != predicted
+    ]
+    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
+    return [
+        {
+            "true": class_name(run, true),
+            "predicted": class_name(run, predicted),
+            "count": count,
+            "share": count / max(sum(score.confusion[true]), 1),
+        }
+        for count, true, predicted in pairs[:_MAX_CONFUSIONS]
+    ]
+
+
+def _most_confused(score: Evaluation) -> int:
+    wrong = (n for true, counts in enumerate(score.confusion) for said, n in enumerate(counts) if said != true)
+    return max(wrong, default=0)

@@ -1,0 +1,227 @@
+"""What a report reads beyond the record of its run. What is damaged or gone is left out with a warning."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from storage import parquet
+from storage.ledger import Ledger
+from storage.records import Epoch, RunRecord, Step
+from storage.registry import Registry, Turn, Version
+from storage.store import Store
+from tasks.history import read_history
+from tasks.reporting import records
+from tasks.reporting.measures import Measures, class_means, measured
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+Made = Mapping[str, Mapping[str, Any]]
+"""`Plan.made_from` of each step, by its name."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that was in use before the run, and what it was made from."""
+
+    number: int
+    run: RunRecord
+    made: Made
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a report reads beyond the record. Empty or None where there is nothing, or it cannot be read."""
+
+    history: tuple[Epoch, ...] = ()
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """uint8, shape (rows,), by split."""
+    probability: np.ndarray | None = None
+    """float32, shape (test rows, classes)."""
+    predicted: np.ndarray | None = None
+    """uint8, shape (test rows,): the class that the model names."""
+    champion_predicted: np.ndarray | None = None
+    measures: Measures | None = None
+    """Of the test images."""
+    means: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """The mean training image of each class that has images, by label, see `measures.class_means`."""
+    past: tuple[Mapping[str, Any], ...] = ()
+    """Runs that were in the ledger before this one, oldest first."""
+    by_hand: tuple[str, ...] = ()
+    """What was done to the champion by hand since the run before this one, oldest first."""
+    made: Made = field(default_factory=dict)
+    champion: Champion | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the code that decided, by module."""
+
+    @property
+    def right(self) -> np.ndarray | None:
+        """Whether each test row was named correctly, bool of shape (rows,)."""
+        labels = self.labels.get("test")
+        if labels is None or self.predicted is None or len(labels) != len(self.predicted):
+            return None
+        found: np.ndarray = labels == self.predicted
+        return found
+
+    @property
+    def sure(self) -> np.ndarray | None:
+        """What the model gave its answers, float32 of shape (test rows,)."""
+        rows = 0 if self.predicted is None else len(self.predicted)
+        if self.probability is None or self.predicted is None or len(self.probability) != rows:
+            return None
+        found: np.ndarray = self.probability[np.arange(rows), self.predicted]
+        return found
+
+
+def gather(store: Store, run: RunRecord) -> Evidence:
+    """Read what the report of `run` shows besides its record."""
+    labels: dict[str, np.ndarray] = {
+        split.name: found
+        for split in (run.train, run.test)
+        if split and (found := readable(parquet.labels, split.file)) is not None
+    }
+    ours = answers(run.evaluation.file if run.evaluation else None)
+    champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
+    ledger = Ledger(store, run.dataset)
+    past = readable(lambda _: ledger.read("runs"), "ledger/runs") or []
+    decisions = readable(lambda _: ledger.read("decisions"), "ledger/decisions") or []
+    return Evidence(
+        history=(readable(_history, run.model.history) or ()) if run.model else (),
+        labels=labels,
+        probability=ours.get("probability"),
+        predicted=ours.get("predicted"),
+        champion_predicted=champion.get("predicted"),
+        measures=_blocks(run.test.file, measured) if run.test and run.evaluation else None,
+        means=_means(run) or {},
+        past=tuple(before(past, run.id)),
+        by_hand=readable(lambda name: by_hand(store, name, run.id), run.dataset) or (),
+        made=made_from(store, run),
+        champion=readable(lambda name: champion_before(store, run), run.dataset),
+        code=_code(decisions, run.id),
+    )
+
+
+def readable(read: Callable[[S], T], source: S) -> T | None:
+    """Return what `read` finds, or None: nothing that is damaged or gone keeps a report from being written."""
+    try:
+        return read(source)
+    except Exception as error:
+        _log.warning("report: left out %s: %s", source, error)
+        return None
+
+
+def made_from(store: Store, run: RunRecord) -> dict[str, dict[str, Any]]:
+    """Return what each step of a run was made from, by its name; the champion's own score is not of the run."""
+    found = {}
+    for step in run.steps:
+        hop = step.name.split()[0] if step.name.strip() else ""
+        if step.key and step.name != "evaluate champion" and (made := _made_from(store, run.dataset, hop, step.key)):
+            found[step.name] = made
+    return found
+
+
+def champion_before(store: Store, run: RunRecord) -> Champion | None:
+    """Return the champion that `run` met, with what it was made from; None before the first promotion.
+
+    Raises:
+        StoreError: the version is not there.
+        DamagedEntry: the registry or the ledger cannot be read.
+    """
+    registry = Registry(store, run.dataset)
+    number = run.decision.previous if run.decision else _champion_at(registry.history(), run.started)
+    if number is None:
+        return None
+    version = registry.version(number)
+    record = records.find(store, run.dataset, version.run) or _record_of(store, version)
+    return Champion(number, record, made_from(store, record))
+
+
+def by_hand(store: Store, dataset: str, run: str) -> tuple[str, ...]:
+    """Return what was done to the champion by hand between the last run that published a report and `run`.
+
+    Raises:
+        DamagedEntry: the registry or the ledger cannot be read.
+    """
+    ledger = Ledger(store, dataset)
+    runs, decisions = ledger.read("runs"), ledger.read("decisions")
+    earlier = [told["time"] for told in before(runs, run) if told.get("state") != "unchanged"]
+    # A run that decided nothing new has no decision in the ledger, but its end.
+    ends = [told["time"] for told in (*runs, *decisions) if told.get("run") == run]
+    since = datetime.fromisoformat(earlier[-1]) if earlier else datetime.min.replace(tzinfo=UTC)
+    until = min(map(datetime.fromisoformat, ends), default=datetime.max.replace(tzinfo=UTC))
+    return tuple(
+        f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}"
+        for turn in Registry(store, dataset).history()
+        if turn.by_hand and turn.took_effect and since < turn.time < until
+    )
+
+
+def before(runs: Sequence[Mapping[str, Any]], run: str) -> Sequence[Mapping[str, Any]]:
+    """Return those of the ledger's `runs` that were there before `run`: all while it is not there itself.
+
+    Their order tells, not their ids: those of one second sort by chance.
+    """
+    ids = [told.get("run") for told in runs]
+    return runs[: ids.index(run)] if run in ids else runs
+
+
+def _made_from(store: Store, dataset: str, hop: str, key: str) -> dict[str, Any] | None:
+    try:
+        return store.made_from(dataset, hop, key)
+    except Exception as error:
+        _log.debug("report: %s %s: %s", hop, key, error)
+        return None
+
+
+def _champion_at(history: list[Turn], started: str) -> int | None:
+    moment = datetime.fromisoformat(started)
+    before = [turn for turn in history if turn.took_effect and turn.time <= moment]
+    return before[-1].after if before else None
+
+
+def _record_of(store: Store, version: Version) -> RunRecord:
+    """Return what is known of the run of a version that was killed before the ledger had it."""
+    keys = {"train": version.model, "evaluate": version.evaluation}
+    config = dict(store.made_from(version.dataset, "train", version.model)["parameters"])
+    config.pop("classes", None)
+    steps = tuple(Step(name, key, "", 0.0, True, "") for name, key in keys.items())
+    return RunRecord(version.run, version.dataset, version.time, "unknown", "unknown", config, steps)
+
+
+def _code(decisions: list[dict[str, Any]], run: str) -> Mapping[str, str]:
+    found = [decision.get("code") for decision in decisions if decision.get("run") == run]
+    return found[-1] if found and isinstance(found[-1], dict) else {}
+
+
+def _history(path: Path) -> tuple[Epoch, ...]:
+    epochs = read_history(path)
+    return tuple(epoch for epoch in epochs if all(v is None or math.isfinite(v) for v in vars(epoch).values()))
+
+
+def answers(path: Path | None) -> dict[str, np.ndarray]:
+    """Return `predicted` and `probability` of an evaluation's file; empty where it cannot be read."""
+    return (readable(_arrays, path) or {}) if path else {}
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: np.asarray(arrays[name]) for name in ("predicted", "probability")}
+
+
+def _blocks(path: Path, read: Callable[[Any], T]) -> T | None:
+    return readable(lambda file: read(parquet.blocks(file)), path)
+
+
+def _means(run: RunRecord) -> dict[int, np.ndarray] | None:
+    train = run.train
+    return _blocks(train.file, lambda blocks: class_means(blocks, train.classes)) if train else None

@@ -1,0 +1,27 @@
+"""Small pieces of text that several sections use."""
+
+from __future__ import annotations
+
+from storage.records import RunRecord
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """Return `text` with a capital letter and a full stop."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
+
+
+def class_names(run: RunRecord) -> tuple[str, ...]:
+    """Return the names of the classes of a run's data set; empty where they are not known."""
+    return run.facts.classes if run.facts else ()
+
+
+def class_name(run: RunRecord, label: int) -> str:
+    """Return the name of a class, or the bare label where there is no such class."""
+    names = class_names(run)
+    return names[label] if 0 <= label < len(names) else f"label {label}"
