@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test check lock canary clean
+.PHONY: help run test check soak fuzz lock canary clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,13 +17,20 @@ run: $(READY) ## Set up what is missing and run the main job (DATASET=digits, SO
 	@$(BIN)/idxflow run $(DATASET) $(RUN_OPTIONS)
 
 test: $(READY) ## Set up what is missing and run all tests (ARGS="-k decode")
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses auto $(ARGS)
 
 check: $(READY) ## Lint, types and import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+soak: $(READY) ## Retrain again and again with a random fault each, then kill at random (ARGS="--runs 200 --seed 1", KILLS=500)
+	@$(BIN)/python -m benchmarks.soak $(or $(ARGS),--runs 200 --seed 1)
+	@IDXFLOW_KILLS=$(or $(KILLS),500) $(BIN)/pytest -q -rP --timeout 7200 tests/test_kills.py -k random
+
+fuzz: $(READY) ## Feed the IDX reader what nobody would write (RUNS=10000000)
+	@$(BIN)/python -m tests.fuzz idx $(or $(RUNS),10000000)
 
 lock: ## Resolve the dependencies anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \

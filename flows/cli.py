@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
-from flows import registry, upkeep
+from flows import doctor, figures, registry, reports, runs, status, upkeep
+from flows.service.up import up
 from flows.settings import quiet_environment
 from storage.errors import ConfigError, IdxflowError, PrefectFailed
 
@@ -29,6 +32,7 @@ EXIT_CODES = """Exit codes:
 - 4: no source could be reached
 - 5: the model is below a floor
 - 130: interrupted
+- 143: terminated
 """
 
 app = App(
@@ -71,6 +75,9 @@ def run(
             allow_leading_hyphen=True,
         ),
     ] = None,
+    force: Annotated[
+        bool, Parameter(negative="", help="Train, evaluate and decide again also if nothing is new.")
+    ] = False,
     source: Source = None,
     store: StoreFolder = None,
     dataset_file: DatasetFile = None,
@@ -91,7 +98,7 @@ def run(
 
     settings = tuple(set_ or ())
     # The profile is just a text until `Request.resolve` has checked it.
-    request = Request(dataset, dataset_file, profile, settings=settings, source=source, store=store)  # type: ignore[arg-type]
+    request = Request(dataset, dataset_file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
     return _run_flow("retrain", request, as_json)
 
 
@@ -207,11 +214,48 @@ def export(
     return export_version(dataset, version, format_, out, store, as_json)
 
 
+@app.command
+def watch(
+    folder: Path,
+    *,
+    dataset: Annotated[str | None, Parameter(help="A data set of the catalog.")] = None,
+    dataset_file: Annotated[Path | None, Parameter(help="Manifest (TOML) of your own data set.")] = None,
+    every: Annotated[float, Parameter(help="Seconds between two looks.", validator=Number(gt=0))] = 5,
+    once: Annotated[
+        bool, Parameter(negative="", help="Announce what is there, if it is new and complete, and end.")
+    ] = False,
+    store: StoreFolder = None,
+) -> int:
+    """Watch a folder; when new archives in it are complete, have them retrained.
+
+    It says so as the Prefect event `idxflow.inbox.complete`; the deployment `retrain/inbox` starts a run for each.
+    A set that is still being copied is waited for; the same set is announced only once.
+
+    Example: `idxflow watch ~/inbox --dataset-file letters.toml`, beside a running `idxflow up`.
+
+    Args:
+        folder: Where the archives arrive, with the names that the manifest gives them.
+    """
+    from flows.watch import Wanted, watch_folder
+
+    return watch_folder(Wanted(folder, dataset, dataset_file, every, once, store))
+
+
 app.command(registry.app)
 app.command(registry.promote)
 app.command(registry.rollback)
+app.command(reports.report)
+app.command(runs.app)
+app.command(figures.figures)
+app.command(status.status)
+app.command(doctor.doctor)
 app.command(upkeep.verify_store, name="verify")
 app.command(upkeep.gc)
+app.command(up)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received. A run ends as with Ctrl-C: what it started, such as Prefect's own server, ends too."""
 
 
 def main(tokens: list[str] | None = None) -> None:
@@ -227,6 +271,9 @@ def _main(tokens: list[str] | None) -> int:
     except IdxflowError as error:
         print(f"idxflow: {error}", file=sys.stderr)
         return error.exit_code
+    except Terminated:
+        print("idxflow: terminated; the same command goes on from where it was", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("idxflow: interrupted; the same command goes on from where it was", file=sys.stderr)
         return 130
@@ -260,8 +307,26 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
         os.environ.setdefault(key, value)
     # Prefect's own console log would repeat each line; warnings and errors are ours to say.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with Console(as_json) as console:
-        return console.watch(lambda: _call(flow, request))
+    received: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        received.append(number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with Console(as_json) as console:
+            outcome = console.watch(lambda: _call(flow, request))
+    except PrefectFailed as error:
+        if received:
+            raise Terminated from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # Interrupted while it waits for its server, Prefect raises something else ("Result is not set").
+    if received and outcome["error"]:
+        raise Terminated
+    return outcome
 
 
 def _call(flow: str, request: Request) -> dict[str, Any]:
@@ -275,7 +340,7 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
         "dataset_file": request.dataset_file,
     }
     if flow == "retrain":
-        parameters |= {"profile": request.profile, "training": request.overrides}
+        parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
     called: Callable[..., Any] = getattr(retrain, flow)
     try:
         state = called(**parameters, return_state=True)

@@ -21,6 +21,8 @@ from storage.ledger import Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
 from storage.store import Store, store_root
 from tasks.config import Profile, TrainingConfig, parse_overrides, training_config
+from tasks.origins import check_source
+from tasks.reporting import records
 
 R = TypeVar("R")
 
@@ -40,6 +42,8 @@ class Request:
     """The same as `--set` takes them, `name=value`; these win."""
     source: str | None = None
     store: str | None = None
+    force: bool = False
+    """Train, evaluate and decide again also if nothing is new."""
 
     def resolve(self) -> tuple[Dataset, TrainingConfig]:
         """Return the data set and the complete training configuration.
@@ -47,6 +51,8 @@ class Request:
         Raises:
             ConfigError: the data set, its manifest or a parameter is wrong.
         """
+        if self.source:
+            check_source(self.source)
         dataset = catalog.read(Path(self.dataset_file)) if self.dataset_file else catalog.find(self.dataset)
         return dataset, training_config(dataset, self.profile, self.overrides)
 
@@ -85,6 +91,8 @@ class Job:
     source: str | None
     config: TrainingConfig
     record: RunRecord
+    again: str = ""
+    """Not empty where a run is forced: it makes the training another one than those before."""
     report: Report | None = None
     started: float = field(default_factory=time.perf_counter)
 
@@ -124,6 +132,14 @@ class Job:
         if self.record.failure:
             return "refused" if self.record.failure.exit_code in (3, 5) else "failed"
         return self.record.decision.outcome if self.record.decision else "valid"
+
+    @property
+    def state_name(self) -> str:
+        """What Prefect shows: `Promoted`, `Kept champion`, `Unchanged`, `Valid`, `Refused: data`, `Refused: model`."""
+        failure = self.record.failure
+        if failure and self.state == "refused":
+            return "Refused: model" if failure.exit_code == ModelRefused.exit_code else "Refused: data"
+        return {"kept": "Kept champion"}.get(self.state, self.state.capitalize())
 
     @property
     def sentence(self) -> str:
@@ -170,10 +186,8 @@ class Job:
 
     def append_to_ledger(self) -> None:
         """Write the run into the ledger."""
-        request = {"asked_by": self.record.asked_by, "profile": self.record.profile, "config": self.record.config}
         report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
-        values = {**self.summary(), **request, "report": report, "started": self.record.started}
-        values["decision"] = to_json(self.record.decision) if self.record.decision else None
+        values = {**self.summary(), **records.for_ledger(self.record), "report": report}
         values.pop("store")
         Ledger(self.store, self.dataset.name).append("runs", self.record.id, values)
 
@@ -204,15 +218,23 @@ def prepare(request: Request, asked_by: str) -> Job:
         asked_by=asked_by,
         profile=request.profile,
         config=config.model_dump(mode="json"),
+        facts=records.facts(dataset),
+        environment=records.environment(),
     )
-    return Job(store, dataset, request.source_for(dataset), config, record)
+    return Job(store, dataset, request.source_for(dataset), config, record, record.id if request.force else "")
 
 
 def refusal(request: Request, error: IdxflowError) -> dict[str, Any]:
     """Return the outcome of a request that could not be started, in the form of `Job.summary`."""
+    failure = to_json(Failure(type(error).__name__, str(error), error.exit_code))
+    return not_started(request, "failed", str(error)) | {"error": failure}
+
+
+def not_started(request: Request, state: str, sentence: str) -> dict[str, Any]:
+    """Return the outcome of a request that no run was made for, in the form of `Job.summary`."""
     return {
-        "state": "failed",
-        "sentence": str(error),
+        "state": state,
+        "sentence": sentence,
         "dataset": request.dataset_file or request.dataset,
         "run": None,
         "version": None,
@@ -224,5 +246,5 @@ def refusal(request: Request, error: IdxflowError) -> dict[str, Any]:
         "seconds": 0.0,
         "store": str(store_root(request.store)),
         "report": None,
-        "error": to_json(Failure(type(error).__name__, str(error), error.exit_code)),
+        "error": None,
     }

@@ -48,7 +48,7 @@ def errors_as_json(command: Callable[P, int]) -> Callable[P, int]:
             return command(*values, **options)
         except IdxflowError as error:
             if options.get("as_json"):
-                _print_json({"error": to_json(Failure(type(error).__name__, str(error), error.exit_code))})
+                print_json({"error": to_json(Failure(type(error).__name__, str(error), error.exit_code))})
             raise
 
     return call
@@ -62,11 +62,11 @@ def history(dataset: str, *, store: StoreFolder = None, as_json: AsJson = False)
     Args:
         dataset: Name of a data set in the store, your own or one of the catalog.
     """
-    place = _open(dataset, store)
+    place = open_place(dataset, store)
     asked = _asked(place)
     turns = [_told(turn, asked) for turn in place.registry.history()]
     if as_json:
-        return _print_json(turns)
+        return print_json(turns)
     for turn in turns:
         print(_line(turn))
     if not turns:
@@ -83,10 +83,10 @@ def show(dataset: str, version: str = "champion", *, store: StoreFolder = None, 
         dataset: Name of a data set in the store.
         version: A version such as `7` or `v7`, or `champion`.
     """
-    place = _open(dataset, store)
+    place = open_place(dataset, store)
     found = _shown(place, _version(place, version))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         _print_shown(found)
     return 1 if found["damage"] else 0
@@ -103,12 +103,12 @@ def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson 
         dataset: Name of a data set in the store.
         moment: `2026-05-01` (its end, UTC) or `2026-05-01T09:30` (UTC) or `2026-05-01T09:30+02:00`.
     """
-    place, asked = _open(dataset, store), _moment(moment)
+    place, asked = open_place(dataset, store), _moment(moment)
     turn = next((t for t in reversed(place.registry.history()) if t.changed and t.time <= asked), None)
     told = _told(turn, _asked(place)) if turn else None
     if as_json:
         found = {"dataset": dataset, "at": asked.isoformat(), "version": turn.after if turn else None, "decision": told}
-        return _print_json(found)
+        return print_json(found)
     when = f"{asked:%Y-%m-%d %H:%M:%S} UTC"
     if turn and told:
         print(f"{when}: champion v{turn.after}, since {_clock(told['time'])} UTC by {_who(told)}: {turn.sentence}")
@@ -127,11 +127,11 @@ def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: As
         a: A version, or `champion`.
         b: Another.
     """
-    place = _open(dataset, store)
+    place = open_place(dataset, store)
     first, second = _version(place, a), _version(place, b)
     found = _differences(_made(place, first), _made(place, second))
     if as_json:
-        return _print_json({"dataset": dataset, "a": first.number, "b": second.number, "differences": found})
+        return print_json({"dataset": dataset, "a": first.number, "b": second.number, "differences": found})
     for part, changes in found.items():
         for name, change in changes.items():
             print(f"{part:14} {name:32} {_brief(change['a'])} → {_brief(change['b'])}")
@@ -158,7 +158,7 @@ def promote(
         dataset: Name of a data set in the store.
         version: A version such as `7` or `v7`.
     """
-    place = _open(dataset, store)
+    place = open_place(dataset, store)
     wanted = _version(place, version)
     if not force:
         raise ConfigError(
@@ -186,7 +186,7 @@ def rollback(
     Args:
         dataset: Name of a data set in the store.
     """
-    place = _open(dataset, store)
+    place = open_place(dataset, store)
     if to != "previous":
         _version(place, to)
     change = Change("rolled back", _reason(reason, place), lambda history, now: _earlier(place, to, history, now))
@@ -220,7 +220,12 @@ class Change:
     """Returns the version that is to be champion, from the history and the present champion; called while deciding."""
 
 
-def _open(dataset: str, store: str | None) -> Place:
+def open_place(dataset: str, store: str | None) -> Place:
+    """Return a data set that the store has runs or versions of.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
     root = store_root(store)
     known = sorted({path.parent.name for part in ("registry", "ledger") for path in root.glob(f"*/{part}")})
     if dataset not in known:
@@ -372,7 +377,7 @@ def _gate(place: Place, version: Version) -> str:
 
 def _report(decision: dict[str, Any], as_json: bool) -> int:
     if as_json:
-        return _print_json(decision)
+        return print_json(decision)
     print(decision["sentence"])
     return 0
 
@@ -529,6 +534,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 48 else f"{text[:12]}…"
 
 
-def _print_json(value: Any) -> int:
+def print_json(value: Any) -> int:
+    """Print one JSON value to standard output; returns the exit code 0."""
     print(json.dumps(value, ensure_ascii=False))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from prefect import flow, runtime
@@ -13,10 +13,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows.approval import ask
 from flows.events import announce
-from flows.job import Job, Request, RunFailed, prepare, refusal
+from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
+from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.settings import LOGGERS
 from storage.errors import IdxflowError, ValidationFailed
 from storage.records import SPLITS, Answer, Done, Report, Split, Step
@@ -28,11 +30,16 @@ from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.normalize import normalize
+from tasks.origins import OPEN_SOURCE
 from tasks.publish import publish
 from tasks.train import train
 from tasks.validate import validate
 
 R = TypeVar("R")
+
+# Prefect's server checks the schema before it keeps what somebody typed in. Were it a check of pydantic's, its error
+# would quote the address.
+Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +49,11 @@ def retrain(
     dataset: str = "digits",
     profile: Profile = "default",
     training: TrainingOverrides | None = None,
-    source: str | None = None,
+    source: Source = None,
     store: str | None = None,
     dataset_file: str | None = None,
+    force: bool = False,
+    catch_up: CatchUp = "latest",
 ) -> State[dict[str, Any]]:
     """Retrain the classifier of one data set and keep the better model.
 
@@ -55,19 +64,25 @@ def retrain(
         dataset: Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.
         profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
         training: Single training parameters that differ from the profile and the data set's own defaults.
-        source: Folder or URL to look for the archives in, before the mirrors. Default: IDXFLOW_SOURCE.
+        source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
+        force: Train, evaluate and decide again also if nothing is new.
+        catch_up: What to do about scheduled times that were missed: latest (one run makes up for all) or all.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
-    request = Request(dataset, dataset_file, profile, overrides, source=source, store=store)
+    request = Request(dataset, dataset_file, profile, overrides, source=source, store=store, force=force)
+    missed = superseded(catch_up)
+    if missed:
+        _log.info("%s: %s", dataset_file or dataset, missed)
+        return Completed(name=SUPERSEDED, message=missed, data=not_started(request, "superseded", missed))
     return _carry_out(request, _to_decision)
 
 
 @flow(name="validate", flow_run_name="{dataset}")
 def validate_dataset(
     dataset: str = "digits",
-    source: str | None = None,
+    source: Source = None,
     store: str | None = None,
     dataset_file: str | None = None,
 ) -> State[dict[str, Any]]:
@@ -75,7 +90,7 @@ def validate_dataset(
 
     Args:
         dataset: Name of a data set of the catalog.
-        source: Folder or URL to look for the archives in, before the mirrors. Default: IDXFLOW_SOURCE.
+        source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
     """
@@ -89,13 +104,14 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
         job = prepare(request, asked_by=_asked_by())
     except IdxflowError as error:
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
-    _rename_run(f"{job.dataset.name} {job.record.id}")
-    try:
-        hops(job)
-        job.refuse_if_below_floor()
-    except Exception as error:
-        job.fail(error)
-    return _finish(job)
+    _describe_run(f"{job.dataset.name} {job.record.id}")
+    with job.store.in_use(job.dataset.name):
+        try:
+            hops(job)
+            job.refuse_if_below_floor()
+        except Exception as error:
+            job.fail(error)
+        return _finish(job)
 
 
 def _to_validation(job: Job) -> tuple[Split, Split]:
@@ -124,14 +140,16 @@ def _to_decision(job: Job) -> None:
     normalization = job.keep(normalize(store, dataset, train_split, job.config))
     job.note(normalization=normalization)
     # Called, not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
-    model = job.keep(train(store, dataset, train_split, normalization, job.config))
+    model = job.keep(train(store, dataset, train_split, normalization, job.config, job.again))
     job.note(model=model)
     evaluation = job.keep(evaluate(store, dataset, model, test_split))
     job.note(evaluation=evaluation)
     job.keep(confirm(store, dataset, model, test_split, evaluation))
-    candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by)
+    candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
     answer = _answer(job, candidate) if dataset.gate.policy == "ask" else None
-    with Registry(store, dataset.name).deciding():
+    with Registry(store, dataset.name).deciding(
+        lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name)
+    ):
         champion, step = _scored_champion(job, test_split)
         if answer and answer.about != _number(champion):
             _log.warning("%s: the champion changed while an answer was awaited; it does not count", dataset.name)
@@ -185,15 +203,15 @@ def _finish(job: Job) -> State[dict[str, Any]]:
         job.fail(error)
     if job.record.decision:
         announce(job.dataset.name, job.record.id, job.record.decision)
-    _rename_run(f"{job.dataset.name} {job.record.id} {job.state}{job.version}")
+    _describe_run(f"{job.dataset.name} {job.record.id} {job.state}{job.version}", job.state)
     if job.report:
         _log.info("report: %s", job.report.html)
     if job.record.failure:
         # The command line says it itself.
         _log.error(job.sentence, extra={"ending": True})
-        return Failed(message=job.sentence, data=RunFailed(job.summary()))
+        return Failed(name=job.state_name, message=job.sentence, data=RunFailed(job.summary()))
     _log.info("%s: %s", job.dataset.name, job.sentence)
-    return Completed(message=job.sentence, data=job.summary())
+    return Completed(name=job.state_name, message=job.sentence, data=job.summary())
 
 
 def _report(job: Job) -> Report | None:
@@ -212,14 +230,14 @@ def _asked_by() -> str:
     return f"deployment {runtime.flow_run.flow_name}/{deployment}" if deployment else "command line"
 
 
-def _rename_run(name: str) -> None:
-    """Give the flow run a name that says more than it could when it was scheduled."""
+def _describe_run(name: str, *tags: str) -> None:
+    """Give the flow run a name that says more than it could when it was scheduled, and tags to filter by."""
     run = runtime.flow_run.id
     if not run:
         return
     try:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(run), name=name)
+            client.update_flow_run(UUID(run), name=name, tags=[*(runtime.flow_run.tags or ()), *tags])
     except Exception as error:
-        # Only a name: whatever the client raises must not end a run that is done.
+        # Only words: whatever the client raises must not end a run that is done.
         _log.warning("the flow run keeps its name: %s: %s", type(error).__name__, error)

@@ -79,10 +79,10 @@ def post(environment: dict[str, str], path: str, body: dict) -> Any:
 
 def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str], promoted_triggers_digits: str):
     output = prefect(deployed, "deployment", "run", "retrain/digits", "--watch", cwd=Path("/"))
-    assert "Completed" in output
+    assert "finished successfully in 'Promoted'" in output
     finished = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
     run = post(deployed, "flow_runs/filter", finished)[0]
-    assert run["state"]["name"] == "Completed"
+    assert run["state"]["name"] == "Promoted"
     assert run["state"]["message"].startswith("promoted v1")
     assert run["name"].startswith("digits ")
     assert run["name"].endswith("promoted v1")

@@ -52,7 +52,7 @@ def test_the_readme_shows_the_two_commands():
 @pytest.mark.parametrize("command", commands("idxflow"))
 def test_idxflow_commands_exist(command: str):
     words = shlex.split(command)[1:]
-    subcommand = [] if words[0].startswith("-") else words[:1]
+    subcommand = [] if words[0].startswith("-") else words[: 2 if words[0] in ("registry", "runs") else 1]
     text = help_of(*subcommand)
     for option in [w.split("=")[0] for w in words if w.startswith("--")]:
         assert option in text
@@ -84,18 +84,18 @@ def test_help_is_shown_as_it_is():
 
 
 def test_every_variable_and_file_that_is_named_exists():
-    source = "".join(p.read_text() for folder in ("flows", "tests", "tasks") for p in (ROOT / folder).glob("*.py"))
+    source = "".join(p.read_text() for folder in ("flows", "tests", "tasks") for p in (ROOT / folder).rglob("*.py"))
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for variable in re.findall(r"`(IDXFLOW_[A-Z_]+)", text):
             assert variable in source
         for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-            assert (ROOT / path).exists(), f"{document.name} links to {path}"
+            assert (document.parent / path).exists(), f"{document.name} links to {path}"
 
 
 def test_the_exit_codes_are_those_of_the_errors():
     from storage import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, 130}
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, 130, 143}
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)} == codes

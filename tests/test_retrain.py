@@ -16,8 +16,6 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.flow_runs import resume_flow_run
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import retrain as flows
 from flows.job import RunFailed
@@ -25,8 +23,9 @@ from flows.retrain import retrain, validate_dataset
 from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
+from storage.verify import verify
 from tests.conftest import TinyFactory
-from tests.servers import BIN
+from tests.servers import BIN, prefect_in_this_process
 
 pytestmark = pytest.mark.flow
 
@@ -35,12 +34,7 @@ QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
 
 @pytest.fixture(scope="module")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A temporary server; without heartbeats, because each flow run waits a second for theirs to end."""
-    settings = {
-        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-        PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("results"),
-    }
-    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=90):
+    with prefect_in_this_process(tmp_path_factory.mktemp("home")):
         yield
 
 
@@ -48,8 +42,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def run(prefect_api: None, store: Store, tiny: TinyFactory):
     """Run the flow on a tiny data set; returns Prefect's state and the outcome."""
 
-    def call(manifest: Path, **training: Any) -> tuple[Any, dict[str, Any]]:
-        state = retrain(dataset_file=str(manifest), store=str(store.root), training=QUICK | training, return_state=True)
+    def call(manifest: Path, force: bool = False, **training: Any) -> tuple[Any, dict[str, Any]]:
+        where = {"dataset_file": str(manifest), "store": str(store.root)}
+        state = retrain(**where, training=QUICK | training, force=force, return_state=True)
         return state, outcome(state)
 
     return call
@@ -63,12 +58,14 @@ def outcome(state: Any) -> dict[str, Any]:
 def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFactory):
     manifest = tiny().manifest
     state, first = run(manifest)
-    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+    assert (state.type.value, state.name) == ("COMPLETED", "Promoted")
     assert state.message == first["sentence"] == "promoted v1: the first model above the floors"
     assert Registry(store, "tiny").champion().number == 1
 
     state, second = run(manifest)
+    assert (state.type.value, state.name) == ("COMPLETED", "Unchanged")
     assert second["state"] == "unchanged"
+    assert second["sentence"].startswith("unchanged since v1")
     assert second["report"] == first["report"]
     assert all(step["reused"] for step in second["steps"].values())
 
@@ -79,6 +76,39 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     ledger = Ledger(store, "tiny")
     assert [r["state"] for r in ledger.read("runs")] == ["promoted", "unchanged", third["state"]]
     assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
+
+
+def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny().manifest
+    _, first = run(manifest)
+    state, forced = run(manifest, force=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Kept champion")
+    steps = forced["steps"]
+    assert {name for name, step in steps.items() if not step["reused"]} >= {"train", "publish"}
+    assert steps["decode train"]["reused"]
+    assert (forced["version"], forced["champion"]) == (2, 1)
+    assert "the same answers" in forced["sentence"]
+    assert forced["report"] != first["report"]
+    versions = Registry(store, "tiny").versions()
+    assert versions[0].weights_digest == versions[1].weights_digest, "the same training gives the same weights"
+    assert verify(store).findings == ()
+
+
+def test_runs_are_named_and_tagged_by_what_was_decided(run: Any, tiny: TinyFactory):
+    _, found = run(tiny().manifest)
+    with get_client(sync_client=True) as client:
+        flow_run = next(r for r in client.read_flow_runs() if found["run"] in r.name)
+    assert flow_run.name == f"tiny {found['run']} promoted v1"
+    assert "promoted" in flow_run.tags
+
+
+def test_refusals_say_what_was_refused_in_the_name_of_the_state(run: Any, tiny: TinyFactory):
+    state, _ = run(tiny(arrays={"test-labels": np.full(30, 9, np.uint8)}).manifest)
+    assert (state.type.value, state.name) == ("FAILED", "Refused: data")
+    state, _ = run(tiny(manifest="[floors]\naccuracy = 1.0\nclass_recall = 1.0").manifest, epochs=1, learning_rate=1e-6)
+    assert (state.type.value, state.name) == ("FAILED", "Refused: model")
+    state, _ = run(tiny().manifest, validation_fraction=0.999)
+    assert (state.type.value, state.name) == ("FAILED", "Failed")
 
 
 def test_a_rollback_stands_and_the_next_report_says_so(run: Any, store: Store, tiny: TinyFactory):

@@ -1,0 +1,270 @@
+"""`idxflow doctor`: why does my run not start? Each finding comes with the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from cyclopts import Parameter
+
+from flows.settings import ROOT, store_root
+from storage.errors import IdxflowError, PrefectFailed
+from storage.store import Store
+from storage.verify import verify
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, StateType
+    from prefect.client.schemas.responses import DeploymentResponse
+
+LEAST_FREE_BYTES = 2_000_000_000
+"""Decoded MNIST, some models and reports, and Prefect's database."""
+LATE = timedelta(minutes=2)
+_IMPORT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look found."""
+
+    verdict: Literal["ok", "warning", "problem"]
+    what: str
+    found: str
+    remedy: str = ""
+    """The command that mends it, or what to do; empty where all is well."""
+
+
+def doctor(
+    *,
+    store: Annotated[
+        str | None,
+        Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
+    ] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")] = False,
+) -> int:
+    """Look for whatever keeps a run from starting or ending well, and say how to mend it. Exit code 1 on a problem.
+
+    Looks at the installed versions, TensorFlow, the disk, the store, the time zones, and, where a Prefect server is
+    there, at its version, the worker, the deployments, their limits, late runs and runs without a sign of life.
+    """
+    findings = []
+    for finding in _looks(Store(store_root(store))):
+        findings.append(finding)
+        if not as_json:
+            print(f"{finding.verdict:<8} {finding.what}: {finding.found}")
+            if finding.remedy:
+                print(f"{'':8} → {finding.remedy}")
+    problems = [finding for finding in findings if finding.verdict == "problem"]
+    if as_json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, ensure_ascii=False))
+    else:
+        print(f"{len(problems)} problems, {sum(f.verdict == 'warning' for f in findings)} warnings")
+    return 1 if problems else 0
+
+
+def _looks(store: Store) -> Iterator[Finding]:
+    yield _versions()
+    yield _tensorflow()
+    yield _disk(store)
+    yield _whole(store)
+    yield _zones()
+    yield from _server()
+
+
+def _versions() -> Finding:
+    from packaging.requirements import Requirement
+
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        declared = [Requirement(line) for line in tomllib.load(stream)["project"]["dependencies"]]
+    wrong = []
+    for requirement in declared:
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is not installed")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+    if wrong:
+        return Finding("problem", "packages", "; ".join(wrong), "make clean && make run: installs the locked versions")
+    return Finding("ok", "packages", f"{len(declared)} in the declared ranges, Prefect {version('prefect')}")
+
+
+def _tensorflow() -> Finding:
+    # In a process of its own: on a processor without AVX the import ends the process.
+    code = "import tensorflow as tf; print(tf.__version__)"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("problem", "TensorFlow", f"not imported within {_IMPORT_SECONDS} s", "free memory or processors")
+    if done.returncode == 0:
+        return Finding("ok", "TensorFlow", f"{done.stdout.split()[-1]} can be imported")
+    said = done.stderr.strip().splitlines()[-1:] or [f"ended by signal {-done.returncode}"]
+    remedy = "fetching and validating work without it; for training, a processor with AVX and `make clean && make run`"
+    return Finding("problem", "TensorFlow", f"cannot be imported: {said[0]}", remedy)
+
+
+def _disk(store: Store) -> Finding:
+    place = next(folder for folder in (store.root, *store.root.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    said = f"{free / 1e9:,.1f} GB free at {place}"
+    if free < LEAST_FREE_BYTES:
+        return Finding("warning", "disk", said, "idxflow gc, or another store with --store")
+    return Finding("ok", "disk", said)
+
+
+def _whole(store: Store) -> Finding:
+    if not store.root.is_dir():
+        return Finding("ok", "store", f"none yet at {store.root}; the first run makes it")
+    try:
+        store.prepare()
+        verdict = verify(store, contents=False)
+    except IdxflowError as error:
+        return Finding("problem", "store", str(error), "chown it to the user that runs the worker, or name another")
+    said = (
+        f"{verdict.entries:,} entries, {verdict.versions:,} versions, {verdict.records:,} ledger records, sizes checked"
+    )
+    if verdict.damage:
+        first = verdict.damage[0]
+        return Finding("problem", "store", f"{len(verdict.damage)} damaged, first {first.path}", "idxflow verify")
+    if verdict.leftovers:
+        return Finding("warning", "store", f"{said}; {len(verdict.leftovers)} left over by dead runs", "idxflow gc")
+    return Finding("ok", "store", said)
+
+
+def _zones() -> Finding:
+    plan = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    zones = {s["timezone"] for d in plan["deployments"] for s in d.get("schedules", ()) if s.get("timezone")}
+    for zone in sorted(zones):
+        try:
+            ZoneInfo(zone)
+        except (ZoneInfoNotFoundError, ValueError):
+            return Finding("problem", "time zones", f"{zone!r} is not known here", "apt-get install tzdata")
+    now = datetime.now().astimezone()
+    return Finding(
+        "ok", "time zones", f"{', '.join(sorted(zones)) or 'none used'}; this machine's clock: {now:%H:%M %Z}"
+    )
+
+
+def _server() -> Iterator[Finding]:
+    from flows.service.client import found
+
+    try:
+        with found() as client:
+            yield _same_version(client)
+            for look in (_worker, _deployments, _limits, _late, _lifeless, _automation):
+                yield look(client)
+    except PrefectFailed as error:
+        # `idxflow run` needs none.
+        yield Finding("warning", "server", str(error), "idxflow up: needed for schedules, deployments and the UI")
+
+
+def _same_version(client: SyncPrefectClient) -> Finding:
+    ours, theirs = client.client_version(), client.api_version()
+    if ours.split(".")[:2] != theirs.split(".")[:2]:
+        said = f"{theirs} at {client.api_url}, but this is {ours}"
+        return Finding("problem", "server", said, "install the same Prefect on both sides")
+    return Finding("ok", "server", f"Prefect {theirs} at {client.api_url}")
+
+
+def _worker(client: SyncPrefectClient) -> Finding:
+    from prefect.exceptions import ObjectNotFound
+
+    pools = sorted({d.work_pool_name for d in _ours(client) if d.work_pool_name}) or ["idxflow"]
+    for pool in pools:
+        try:
+            known = client.read_work_pool(pool)
+        except ObjectNotFound:
+            return Finding("problem", "worker", f"there is no work pool {pool!r}", "idxflow up")
+        if known.is_paused:
+            return Finding("problem", "worker", f"the pool {pool!r} is paused", f"prefect work-pool resume {pool}")
+        if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
+            remedy = f"idxflow up, or prefect worker start --pool {pool} --type process"
+            return Finding("problem", "worker", f"none polls the pool {pool!r}, so nothing starts", remedy)
+    return Finding("ok", "worker", f"polling {', '.join(pools)}")
+
+
+def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    return [d for d in client.read_deployments() if (d.entrypoint or "").startswith("flows.retrain")]
+
+
+def _deployments(client: SyncPrefectClient) -> Finding:
+    ours = _ours(client)
+    if not ours:
+        return Finding("problem", "deployments", "there are none", "idxflow up, or prefect --no-prompt deploy --all")
+    paused = [d.name for d in ours if d.paused]
+    if paused:
+        remedy = f"prefect deployment resume retrain/{paused[0]}"
+        return Finding("warning", "deployments", f"paused, scheduled runs are not made: {', '.join(paused)}", remedy)
+    asleep = [d.name for d in ours if d.schedules and not any(s.active for s in d.schedules)]
+    if asleep:
+        remedy = f"prefect deployment schedule ls retrain/{asleep[0]}, then … schedule resume"
+        return Finding("warning", "deployments", f"all schedules are paused: {', '.join(asleep)}", remedy)
+    return Finding("ok", "deployments", ", ".join(sorted(d.name for d in ours)))
+
+
+def _limits(client: SyncPrefectClient) -> Finding:
+    for deployment in _ours(client):
+        limit = deployment.global_concurrency_limit
+        if limit and limit.active_slots >= limit.limit:
+            said = f"{deployment.name} already runs ({limit.active_slots} of {limit.limit}); a new run is cancelled"
+            return Finding(
+                "warning", "limits", said, "wait for it, or prefect flow-run ls --state RUNNING and cancel it"
+            )
+    return Finding("ok", "limits", "no deployment is at its limit")
+
+
+def _late(client: SyncPrefectClient) -> Finding:
+    from prefect.client.schemas.objects import StateType
+
+    now = datetime.now(UTC)
+    late = [run for run in _runs(client, StateType.SCHEDULED) if now - (run.next_scheduled_start_time or now) > LATE]
+    if late:
+        return Finding("problem", "late runs", f"{len(late)}, first {late[0].name!r}", "start a worker: idxflow up")
+    return Finding("ok", "late runs", "none")
+
+
+def _lifeless(client: SyncPrefectClient) -> Finding:
+    from prefect.client.schemas.objects import StateType
+
+    now = datetime.now(UTC)
+    runs = _runs(client, StateType.RUNNING)
+    old = [run for run in runs if run.start_time and now - run.start_time > timedelta(days=1)]
+    if old:
+        remedy = f"prefect flow-run cancel {old[0].id}, and idxflow up, which ends runs whose process is gone"
+        return Finding("warning", "old runs", f"{len(old)} have been running for more than a day", remedy)
+    return Finding("ok", "old runs", "none has been running for more than a day")
+
+
+def _automation(client: SyncPrefectClient) -> Finding:
+    from flows.service.deployments import AUTOMATION
+
+    known = client.read_automations_by_name(AUTOMATION)
+    if not known:
+        return Finding(
+            "warning", "dead runs", "nothing ends runs whose machine has died", "idxflow up makes the automation"
+        )
+    if not known[0].enabled:
+        remedy = f"prefect automation resume {known[0].id}"
+        return Finding("warning", "dead runs", f"the automation {AUTOMATION!r} is disabled", remedy)
+    return Finding("ok", "dead runs", "ended by an automation")
+
+
+def _runs(client: SyncPrefectClient, kind: StateType) -> list[FlowRun]:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[kind])))
+    return client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_ASC)

@@ -1,0 +1,132 @@
+"""`idxflow report`: where the report of a run is; made again where it is gone."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from flows.output import destination, remark, say, write
+from flows.registry import Place, StoreFolder, errors_as_json, open_place
+from flows.runs import find_run, quiet
+from storage.errors import DamagedEntry, IdxflowError
+from storage.records import Report
+
+if TYPE_CHECKING:
+    from tasks.reporting.document import Document
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The report of a run: published and whole, or made again."""
+
+    run: str
+    published: Report | None
+    again: Document | None
+    """None where the published one is whole."""
+
+    def html(self) -> bytes:
+        if self.again:
+            return self.again.html().encode()
+        return self._published.html.read_bytes()
+
+    def json(self) -> str:
+        return self.again.json() if self.again else self._published.json.read_text(encoding="utf-8")
+
+    @property
+    def _published(self) -> Report:
+        if self.published is None:
+            raise ValueError("expected a report that was published or made again")
+        return self.published
+
+
+@errors_as_json
+def report(
+    dataset: str,
+    run: str = "latest",
+    *,
+    open_: Annotated[bool, Parameter(name="--open", negative="", help="Show it in the browser.")] = False,
+    out: Annotated[Path | None, Parameter(help="Write the page to this .html file as well.")] = None,
+    store: StoreFolder = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print its content, `report.json`.")] = False,
+) -> int:
+    """Print where the report of a run is. If it was removed or is damaged, it is made again from what is left.
+
+    What is in the store stays as it is: a report that is made again goes to --out, else into a new temporary folder.
+
+    Examples: `idxflow report mnist --open` · `idxflow report mnist 20261124-0803 --out report.html`
+
+    Args:
+        dataset: Name of a data set in the store, your own or one of the catalog.
+        run: A run's id or the beginning of one; or `latest`; or `champion`, the run that made the champion.
+    """
+    place = open_place(dataset, store)
+    wanted = _with_report(place, find_run(place, run))
+    file = destination("--out", out, (".html",), place.store) if out else None
+    with place.store.in_use(dataset), quiet():
+        found = _found(place, wanted)
+        # Whoever wants the content alone needs no file.
+        page = _page(place, found, file) if file or open_ or not as_json else None
+        content = found.json() if as_json else None
+    if open_ and page:
+        _show(page)
+    if content is not None:
+        sys.stdout.write(content)
+    else:
+        say(str(page))
+    return 0
+
+
+def _with_report(place: Place, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the run whose report tells of the run `values`: that of the last decision where nothing was new."""
+    named = Path(str(values.get("report") or "")).name
+    if values.get("state") != "unchanged" or named in ("", values.get("run")):
+        return values
+    told: dict[str, Any] = find_run(place, named)
+    remark(f"run {values.get('run')} found nothing new; this is the report of the last decision, run {named}")
+    return told
+
+
+def _found(place: Place, values: dict[str, Any]) -> _Found:
+    from tasks.reporting.document import build
+    from tasks.reporting.records import missing, run_record
+
+    run = str(values["run"])
+    try:
+        return _Found(run, place.store.get(place.dataset, "publish", run, Report), None)
+    except DamagedEntry:
+        was = "is damaged" if (place.store.entries(place.dataset, "publish") / run).exists() else "was removed"
+    record = run_record(place.store, values)
+    gone = missing(record)
+    without = f", without what is gone too: {', '.join(gone)}" if gone else " and all it was made from"
+    remark(f"the report of run {run} {was}; this one is made again from the ledger{without}")
+    return _Found(run, None, build(place.store, record))
+
+
+def _page(place: Place, found: _Found, out: Path | None) -> Path:
+    """Return the page as a file, which is written if it is wanted elsewhere or was made again."""
+    if out is None:
+        if found.published:
+            return found.published.html
+        # Its own folder, which nobody else can write: a name in a shared one could be another's.
+        out = Path(tempfile.mkdtemp(prefix="idxflow-")) / f"{place.dataset}-{found.run}.html"
+    write(out, found.html())
+    return out
+
+
+def _show(page: Path) -> None:
+    import webbrowser
+
+    try:
+        shown = webbrowser.open(page.as_uri())
+    except webbrowser.Error:
+        shown = False
+    if not shown:
+        raise IdxflowError(
+            f"expected a browser to show {page}; none could be started; open the file by hand, "
+            "or name a browser in the variable BROWSER"
+        )

@@ -1,0 +1,47 @@
+"""One `idxflow up` per server and pool on a machine: a lock that the kernel lets go when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+
+class Lock:
+    """An advisory lock on a file that also says who holds it. See flock(2)."""
+
+    def __init__(self, folder: Path, api: str, pool: str) -> None:
+        name = hashlib.sha256(f"{api} {pool}".encode()).hexdigest()[:12]
+        self.path = folder / f"up-{name}.json"
+        self._stream: IO[str] | None = None
+
+    def take(self) -> bool:
+        """Take the lock for the life of this process; False if another process has it."""
+        stream = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            return False
+        self._stream = stream
+        self.say({"pid": os.getpid()})
+        return True
+
+    def say(self, words: dict[str, Any]) -> None:
+        """Write what the holder wants others to know."""
+        if self._stream:
+            self._stream.seek(0)
+            self._stream.truncate()
+            json.dump(words, self._stream)
+            self._stream.flush()
+
+    def read(self) -> dict[str, Any]:
+        """Return what the holder wrote; empty while it is writing."""
+        try:
+            words: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError:
+            return {}
+        return words

@@ -1,0 +1,205 @@
+"""`idxflow status`: is every data set's model fresh and its retraining well? From the ledger; the server is only asked
+when the next run is due."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from flows.settings import store_root
+from storage.errors import ConfigError, PrefectFailed
+from storage.ledger import Ledger
+from storage.registry import Registry
+from storage.store import Store
+
+MAX_AGE_DAYS = 8
+"""A weekly schedule, and a day in which somebody can see to it."""
+GOOD = ("promoted", "kept", "unchanged")
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model in use."""
+
+    version: int
+    test_accuracy: float
+    since: str
+    """ISO 8601, UTC."""
+    days: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as the ledger has it."""
+
+    run: str
+    time: str
+    """When it ended, ISO 8601, UTC."""
+    state: str
+    sentence: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Health:
+    """How one data set is doing."""
+
+    dataset: str
+    champion: Champion | None
+    runs: tuple[Run, ...]
+    """The newest first."""
+    next_run: str | None
+    """ISO 8601, UTC; None if nothing is scheduled, or nobody can say."""
+    problems: tuple[str, ...]
+
+
+def status(
+    dataset: str | None = None,
+    *,
+    max_age: Annotated[
+        float, Parameter(help="Days after which a data set without a good run is stale.", validator=Number(gt=0))
+    ] = MAX_AGE_DAYS,
+    store: Annotated[
+        str | None,
+        Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
+    ] = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")] = False,
+) -> int:
+    """Show the champion, its age, the last runs and the next one, for each data set. Exit code 1 if one needs help.
+
+    That is: no run has ended well for --max-age days, the last run failed or was refused, or there is no champion.
+
+    Args:
+        dataset: Show only this one.
+    """
+    opened = Store(store_root(store))
+    names = opened.datasets()
+    if dataset is not None and dataset not in names:
+        raise ConfigError(f"expected a data set that is in {opened.root}; found no {dataset!r} there, but {names}")
+    now = datetime.now(UTC)
+    scheduled, remark = _scheduled()
+    asked = [dataset] if dataset else names
+    healths = [_health(opened, name, scheduled.get(name), timedelta(days=max_age), now) for name in asked]
+    if as_json:
+        values = {"store": str(opened.root), "schedule": remark, "datasets": [asdict(health) for health in healths]}
+        print(json.dumps(values, ensure_ascii=False))
+    else:
+        _show(opened, healths, remark, now)
+    return 1 if any(health.problems for health in healths) else 0
+
+
+def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now: datetime) -> Health:
+    runs = [_run(values) for values in reversed(Ledger(store, name).read("runs"))]
+    champion = _champion(store, name, now)
+    return Health(
+        name,
+        champion,
+        tuple(runs[:SHOWN]),
+        due.isoformat(timespec="seconds") if due else None,
+        tuple(_problems(runs, champion, limit, now)),
+    )
+
+
+def _problems(runs: Sequence[Run], champion: Champion | None, limit: timedelta, now: datetime) -> list[str]:
+    problems = []
+    if champion is None:
+        problems.append("there is no champion yet; expected one after the first run")
+    if runs and runs[0].state in ("refused", "failed"):
+        problems.append(f"the last run was {runs[0].state}: {runs[0].sentence}")
+    good = next((run for run in runs if run.state in GOOD), None)
+    age = now - datetime.fromisoformat(good.time) if good else None
+    if age and age > limit:
+        problems.append(f"stale: the last good run was {_ago(age)}, expected one at least every {_span(limit)}")
+    return problems
+
+
+def _champion(store: Store, name: str, now: datetime) -> Champion | None:
+    registry = Registry(store, name)
+    version = registry.champion()
+    if version is None:
+        return None
+    turns = (turn for turn in reversed(registry.history()) if turn.changed and turn.after == version.number)
+    turn = next(turns, None)
+    since = turn.time if turn else datetime.fromisoformat(version.time)
+    days = round((now - since) / timedelta(days=1), 3)
+    return Champion(version.number, version.test_accuracy, since.isoformat(timespec="seconds"), days)
+
+
+def _run(values: Mapping[str, Any]) -> Run:
+    return Run(values["run"], values["time"], values["state"], values["sentence"], values["seconds"])
+
+
+def _scheduled() -> tuple[dict[str, datetime], str | None]:
+    """Return when each data set is due next, by name; and why nobody can say, if so."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    from flows.service.client import found
+
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    due: dict[str, datetime] = {}
+    names: dict[Any, Any] = {}
+    try:
+        with found() as client:
+            runs = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
+            names = {d.id: d.parameters.get("dataset") for d in client.read_deployments() if d.parameters}
+    except PrefectFailed as error:
+        return {}, str(error)
+    for run in runs:
+        name = run.parameters.get("dataset") or names.get(run.deployment_id)
+        if isinstance(name, str) and run.next_scheduled_start_time:
+            due.setdefault(name, run.next_scheduled_start_time)
+    return due, None
+
+
+def _show(store: Store, healths: Sequence[Health], remark: str | None, now: datetime) -> None:
+    for health in healths:
+        print(f"{health.dataset}: {'needs help' if health.problems else 'ok'}")
+        for label, said in _lines(health, now):
+            print(f"  {label:<9} {said}")
+    if not healths:
+        print(f"nothing in {store.root} yet; fill it with `idxflow run`")
+    if remark:
+        print(f"the next runs are not known: {remark}")
+
+
+def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:
+    lines = [("problem", problem) for problem in health.problems]
+    champion = health.champion
+    if champion:
+        since = datetime.fromisoformat(champion.since)
+        said = f"v{champion.version}, {champion.test_accuracy:.2%} on test, since {_clock(since)} ({_ago(now - since)})"
+        lines.append(("champion", said))
+    for label, run in zip(("last run", *[""] * SHOWN), health.runs, strict=False):
+        when = datetime.fromisoformat(run.time)
+        lines.append((label, f"{_clock(when)} ({_ago(now - when)}), {run.seconds:.1f} s, {run.sentence}"))
+    if health.next_run:
+        due = datetime.fromisoformat(health.next_run)
+        lines.append(("next run", f"{_clock(due)} ({'late' if due < now else 'in ' + _span(due - now)})"))
+    return lines
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _ago(age: timedelta) -> str:
+    return f"{_span(age)} ago"
+
+
+def _span(span: timedelta) -> str:
+    """Return a time span in its largest whole unit: `4 days`, `3 hours`, `12 minutes`."""
+    minutes = max(0, round(span.total_seconds() / 60))
+    for unit, size in (("day", 1440), ("hour", 60), ("minute", 1)):
+        if minutes >= 2 * size or (minutes >= size and unit == "minute") or (minutes == size and unit == "day"):
+            count = minutes // size
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return "less than a minute"

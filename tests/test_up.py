@@ -1,0 +1,406 @@
+"""`idxflow up`: one command from nothing to scheduled retraining, and what it does when things die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.service import deployments
+from storage.store import Store
+from storage.verify import verify
+from tests.postgres import postgres
+from tests.servers import BIN, ROOT, clean_environment, free_port
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
+
+PASSWORD = "canary-c0rrect-horse"
+
+
+@dataclass
+class Service:
+    """A running `idxflow up` and what reaches it."""
+
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def get(self, path: str) -> Any:
+        return self.ask("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.ask("POST", path, json=body)
+
+    def ask(self, method: str, path: str, **more: Any) -> Any:
+        """Ask the API, again where it says 503, as Prefect's own client does: SQLite has one writer."""
+        url = f"{self.environment['PREFECT_API_URL']}/{path}"
+
+        def tried() -> httpx.Response | None:
+            answer = httpx.request(method, url, timeout=60, **more)
+            return None if answer.status_code == 503 else answer
+
+        answer = until(tried)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return next(d for d in self.post("deployments/filter", {}) if d["name"] == name)
+
+    def slots(self, name: str) -> int:
+        return self.deployment(name)["global_concurrency_limit"]["active_slots"]
+
+    def state(self, run: str) -> tuple[str, str]:
+        state = self.get(f"flow_runs/{run}")["state"]
+        return state["type"], state["message"] or ""
+
+    def has_state(self, run: str, kind: str) -> str | None:
+        """The state's message once the run has that state; a run that ended in another way fails the test."""
+        found, message = self.state(run)
+        assert found in (kind, "SCHEDULED", "PENDING", "RUNNING", "CANCELLING"), (found, message)
+        return (message or "-") if found == kind else None
+
+    def start_long_training(self) -> str:
+        """Start a training that would take minutes; return its flow run once epochs are being logged."""
+        wanted = {"parameters": {"dataset": "digits", "training": {"epochs": 10_000, "patience": 10_000}}}
+        run = self.post(f"deployments/{self.deployment('digits')['id']}/create_flow_run", wanted)["id"]
+        logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        until(lambda: any(" epoch " in line["message"] for line in self.post("logs/filter", logs)))
+        return run
+
+    def pid(self, name: str) -> int:
+        """The process id of the server or worker that was said last."""
+        lines = [line for line in self.said.splitlines() if line.startswith((f"{name} ready", f"{name} started again"))]
+        return int(lines[-1].rpartition(" ")[2])
+
+
+def until(look: Callable[[], Any], seconds: float = 240) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.5)
+    return found
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "idxflow"), "up", *arguments], env=environment, cwd="/", capture_output=True, text=True, timeout=280
+    )
+
+
+@contextmanager
+def going(environment: dict[str, str], output: Path, *arguments: str) -> Iterator[Service]:
+    """Run `idxflow up` from another folder until it says that it is ready; end it with the block if need be."""
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            [str(BIN / "idxflow"), "up", *arguments],
+            env=environment,
+            cwd="/",
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            # Shells start background jobs with SIGINT ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    service = Service(environment, process, output)
+    try:
+        until(lambda: "\nCtrl-C stops" in service.said or process.poll() is not None)
+        assert process.poll() is None, service.said
+        yield service
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a new user, with the server's address."""
+    home = tmp_path_factory.mktemp("home")
+    port = free_port()
+    return clean_environment(
+        home,
+        PREFECT_API_URL=f"http://127.0.0.1:{port}/api",
+        IDXFLOW_STORE=str(home / "store"),
+        IDXFLOW_ZOMBIE_SECONDS="60",
+        PREFECT_WORKER_QUERY_SECONDS="2",
+    )
+
+
+@pytest.fixture(scope="module")
+def service(place: dict[str, str]) -> Iterator[Service]:
+    with going(place, Path(place["HOME"]) / "up.log") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def lost_run(service: Service) -> str:
+    """A run that holds its deployment's only slot, gave one sign of life, and whose machine then lost power."""
+    # Not scheduled, so that the worker does not take it.
+    wanted = {"state": {"type": "FAILED"}, "parameters": {"dataset": "mnist"}}
+    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    for state in ("PENDING", "RUNNING"):
+        service.post(f"flow_runs/{run}/set_state", {"state": {"type": state}})
+    heartbeat = {
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "occurred": datetime.now(UTC).isoformat(),
+        "id": str(uuid.uuid4()),
+        "payload": {},
+        "related": [],
+    }
+    service.post("events", [heartbeat])
+    assert service.slots("mnist") == 1
+    return run
+
+
+def test_a_run_of_a_deployment_is_carried_out(service: Service, lost_run: str):
+    watched = subprocess.run(
+        [str(BIN / "prefect"), "deployment", "run", "retrain/digits", "--watch"],
+        cwd="/", env=service.environment, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert watched.returncode == 0, watched.stdout + watched.stderr
+    assert (Path(service.environment["IDXFLOW_STORE"]) / "digits").is_dir()
+
+
+def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
+    address = service.environment["PREFECT_API_URL"].removesuffix("/api")
+    assert f"the UI is at {address}" in service.said
+    for said in ("prefect deployment run retrain/digits --watch", f"{address}/runs", "prefect flow-run ls"):
+        assert said in service.said
+    assert "<html" in httpx.get(address, follow_redirects=True, timeout=30).text
+
+
+def test_the_server_is_closed(service: Service):
+    settings = service.get("admin/settings")["server"]
+    assert settings["api"]["host"] == "127.0.0.1"
+    assert settings["analytics_enabled"] is False
+    assert settings["ui"]["show_promotional_content"] is False
+    assert set(settings["services"]["db_vacuum"]["enabled"]) == {"events", "flow_runs"}
+    api = service.environment["PREFECT_API_URL"]
+    foreign = httpx.get(f"{api}/health", headers={"Origin": "https://example.com"}, timeout=30)
+    assert "access-control-allow-origin" not in foreign.headers
+    own = httpx.get(f"{api}/health", headers={"Origin": api.removesuffix("/api")}, timeout=30)
+    assert own.headers["access-control-allow-origin"] == api.removesuffix("/api")
+    home = Path(service.environment["PREFECT_HOME"])
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_one_says_what_runs_and_starts_nothing(service: Service):
+    second = command(service.environment)
+    assert second.returncode == 0, second.stderr
+    assert f"is already running, process {service.process.pid}" in second.stdout
+    assert "worker polling the pool idxflow" in second.stdout
+
+
+def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service):
+    run = service.start_long_training()
+    assert service.slots("digits") == 1
+    worker = service.pid("worker")
+    for pid in (worker, int(service.get(f"flow_runs/{run}")["infrastructure_pid"])):
+        os.kill(pid, signal.SIGKILL)
+    message = until(lambda: service.has_state(run, "CRASHED"))
+    assert "its worker ended" in message
+    assert service.slots("digits") == 0
+    until(lambda: service.pid("worker") != worker)
+    assert "the worker was killed by signal 9; starting it again in 1 s" in service.said
+
+
+def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: Service):
+    run = service.start_long_training()
+    process = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
+    subprocess.run([str(BIN / "prefect"), "flow-run", "cancel", run], env=service.environment, check=True, timeout=120)
+    until(lambda: gone(process), seconds=60)
+    until(lambda: service.has_state(run, "CANCELLED"))
+    assert service.slots("digits") == 0
+    verdict = verify(Store(Path(service.environment["IDXFLOW_STORE"])))
+    assert not verdict.damage
+    assert verdict.versions == 1
+
+
+def test_a_run_whose_machine_is_gone_is_ended_by_the_server(service: Service, lost_run: str):
+    message = until(lambda: service.has_state(lost_run, "CRASHED"))
+    assert "no sign of life for 60 s" in message
+    assert service.slots("mnist") == 0
+
+
+def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(service: Service):
+    mnist = service.deployment("mnist")
+    schedule = mnist["schedules"][0]
+    changed = {"schedule": {"cron": "30 4 * * 2", "timezone": "UTC"}, "active": False}
+    service.ask("PATCH", f"deployments/{mnist['id']}/schedules/{schedule['id']}", json=changed)
+    run = service.start_long_training()
+    child = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
+    pids = [service.pid("server"), service.pid("worker"), child]
+
+    service.process.send_signal(signal.SIGINT)
+    assert service.process.wait(45) == 0
+    assert service.said.rstrip().endswith("stopped")
+    assert all(gone(pid) for pid in pids)
+
+    with going(service.environment, service.output.with_name("up-again.log")) as again:
+        assert "schedules kept as they are on the server: mnist" in again.said
+        kept = again.deployment("mnist")["schedules"]
+        assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in kept] == [("30 4 * * 2", False, "weekly")]
+        assert again.state(run) == ("CRASHED", "`idxflow up` was stopped; run it again, it goes on from where it was")
+        _another_one_uses_the_server_and_leaves_it_running(again)
+        # This also deploys to the first pool again.
+        _a_deleted_schedule_stays_deleted_until_the_file_changes(again)
+        _a_server_that_dies_is_started_again(again)
+        _nothing_outlives_it_when_it_is_killed(again)
+
+
+def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -> None:
+    """Deploys from here, as `up` does each time it starts."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    mnist = service.deployment("mnist")
+    api = service.environment["PREFECT_API_URL"]
+    service.ask("DELETE", f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}")
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        assert deployments.deploy(client, "idxflow", service.environment) == ("mnist",)
+        assert service.deployment("mnist")["schedules"] == []
+        changed = Path(service.environment["HOME"]) / "prefect.yaml"
+        changed.write_text((ROOT / "prefect.yaml").read_text().replace("0 3 * * 0", "0 5 * * 0"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(deployments, "PLAN", changed)
+            assert deployments.deploy(client, "idxflow", service.environment) == ()
+    assert [s["schedule"]["cron"] for s in service.deployment("mnist")["schedules"]] == ["0 5 * * 0"]
+
+
+def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None:
+    with going(service.environment, service.output.with_name("other.log"), "--pool", "other") as other:
+        assert "found a Prefect server" in other.said
+        assert other.said.rstrip().endswith("Ctrl-C stops worker")
+        worker = other.pid("worker")
+        other.process.terminate()
+        assert other.process.wait(45) == 0
+        assert gone(worker)
+    assert service.get("health") is True
+    assert not gone(service.pid("worker"))
+
+
+def _a_server_that_dies_is_started_again(service: Service) -> None:
+    run = service.start_long_training()
+    dead = service.pid("server")
+    os.kill(dead, signal.SIGKILL)
+    until(lambda: service.pid("server") != dead)
+    since = datetime.now(UTC).isoformat()
+    # The training went on meanwhile, reports to the new server, and still has its slot.
+    later = {"logs": {"flow_run_id": {"any_": [run]}, "timestamp": {"after_": since}}}
+    until(
+        lambda: reachable(service) and any(" epoch " in line["message"] for line in service.post("logs/filter", later))
+    )
+    assert service.state(run)[0] == "RUNNING"
+    assert service.slots("digits") == 1
+
+
+def reachable(service: Service) -> bool:
+    try:
+        return service.get("health")
+    except httpx.TransportError:
+        return False
+
+
+def _nothing_outlives_it_when_it_is_killed(service: Service) -> None:
+    pids = [service.pid("server"), service.pid("worker")]
+    runs = service.post("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}})
+    pids += [int(run["infrastructure_pid"]) for run in runs]
+    assert len(pids) == 3
+    service.process.kill()
+    service.process.wait(10)
+    until(lambda: all(gone(pid) for pid in pids), seconds=60)
+
+
+def test_a_port_that_something_else_has_is_refused_in_one_sentence(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = command(clean_environment(tmp_path), "--port", str(port))
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert f"free port at http://127.0.0.1:{port}, found something else" in refused.stderr
+
+
+def test_an_open_address_needs_an_auth_string(tmp_path: Path):
+    refused = command(clean_environment(tmp_path), "--host", "0.0.0.0")
+    assert refused.returncode == 2
+    assert "expected --auth with --host 0.0.0.0" in refused.stderr
+
+
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(tmp_path: Path):
+    refused = command(clean_environment(tmp_path), "--database", f"postgresql+asyncpg://u:{PASSWORD}@127.0.0.1/p")
+    assert refused.returncode == 2
+    assert "PGPASSWORD" in refused.stderr
+    assert PASSWORD not in refused.stderr + refused.stdout
+
+
+def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_shown(
+    place: dict[str, str], tmp_path: Path
+):
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    # A store that has everything already, so that the run is short.
+    environment = clean_environment(
+        tmp_path,
+        PREFECT_API_URL=api,
+        IDXFLOW_STORE=place["IDXFLOW_STORE"],
+        PREFECT_WORKER_QUERY_SECONDS="2",
+        PGPASSWORD=PASSWORD,
+    )
+    options = ("--database", "{url}", "--auth", "--csrf")
+    with postgres(PASSWORD) as cluster:
+        arguments = [option.format(url=cluster.url) for option in options]
+        with going(environment, tmp_path / "up.log", *arguments) as service:
+            secret_file = Path(environment["PREFECT_HOME"]) / "idxflow" / "auth-string"
+            assert secret_file.stat().st_mode & 0o777 == 0o600
+            secret = secret_file.read_text().strip()
+            assert httpx.get(f"{api}/admin/settings", timeout=30).status_code == 401
+            user, _, word = secret.partition(":")
+            forged = httpx.post(f"{api}/flow_runs/filter", json={}, auth=(user, word), timeout=30)
+            assert forged.status_code == 403
+            watched = subprocess.run(
+                [str(BIN / "prefect"), "deployment", "run", "retrain/digits", "--watch"],
+                cwd="/", env={**environment, "PREFECT_API_AUTH_STRING": secret}, capture_output=True, text=True,
+                timeout=280,
+            )  # fmt: skip
+            assert watched.returncode == 0, watched.stdout + watched.stderr
+            processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+            logs = "".join(path.read_text() for path in secret_file.parent.glob("*.log"))
+        assert cluster.ask("select count(*) from flow_run where state_type = 'COMPLETED'") == "1"
+    for shown in (processes, logs, service.said, watched.stdout):
+        assert PASSWORD not in shown
+        assert secret not in shown
+        assert word not in shown
+
+
+def test_a_database_that_refuses_is_named_in_one_sentence_without_the_password(tmp_path: Path):
+    url = f"postgresql+asyncpg://prefect@127.0.0.1:{free_port()}/postgres"
+    environment = clean_environment(tmp_path, PGPASSWORD=PASSWORD)
+    refused = command(environment, "--port", str(free_port()), "--database", url)
+    assert refused.returncode == 1
+    assert "expected a Prefect server" in refused.stderr
+    assert "ConnectionRefusedError" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert PASSWORD not in refused.stderr + refused.stdout
