@@ -204,22 +204,31 @@ def _deployments(client: SyncPrefectClient) -> Finding:
     ours = _ours(client)
     if not ours:
         return Finding("problem", "deployments", "there are none", "idxflow up, or prefect --no-prompt deploy --all")
-    paused = [d.name for d in ours if d.paused]
+    paused = [d for d in ours if d.paused]
     if paused:
-        remedy = f"prefect deployment resume retrain/{paused[0]}"
-        return Finding("warning", "deployments", f"paused, scheduled runs are not made: {', '.join(paused)}", remedy)
-    asleep = [d.name for d in ours if d.schedules and not any(s.active for s in d.schedules)]
+        remedy = f"prefect api POST /deployments/{paused[0].id}/resume_deployment"
+        return Finding("warning", "deployments", f"paused, scheduled runs are not made: {_names(paused)}", remedy)
+    asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]
     if asleep:
-        remedy = f"prefect deployment schedule ls retrain/{asleep[0]}, then … schedule resume"
-        return Finding("warning", "deployments", f"all schedules are paused: {', '.join(asleep)}", remedy)
-    return Finding("ok", "deployments", ", ".join(sorted(d.name for d in ours)))
+        first = asleep[0]
+        remedy = f"prefect deployment schedule resume retrain/{first.name} {first.schedules[0].id}"
+        return Finding("warning", "deployments", f"all schedules are paused: {_names(asleep)}", remedy)
+    return Finding("ok", "deployments", _names(ours))
+
+
+def _names(deployments: list[DeploymentResponse]) -> str:
+    return ", ".join(sorted(deployment.name for deployment in deployments))
 
 
 def _limits(client: SyncPrefectClient) -> Finding:
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+
     for deployment in _ours(client):
-        limit = deployment.global_concurrency_limit
+        limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
         if limit and limit.active_slots >= limit.limit:
-            said = f"{deployment.name} already runs ({limit.active_slots} of {limit.limit}); a new run is cancelled"
+            cancels = options and options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
+            fate = "is cancelled" if cancels else "waits"
+            said = f"{deployment.name} already runs ({limit.active_slots} of {limit.limit}); a new run {fate}"
             return Finding(
                 "warning", "limits", said, "wait for it, or prefect flow-run ls --state RUNNING and cancel it"
             )

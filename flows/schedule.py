@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from prefect import runtime
+from prefect import Flow, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -20,11 +20,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
 from prefect.states import Completed, Scheduled
 
 CatchUp = Literal["latest", "all"]
 SUPERSEDED = "Superseded"
-_NOT_STARTED = (StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLED)
+_LIMIT = "Deployment concurrency limit reached"
+"""How Prefect's server words that it cancelled a run because another one holds the deployment's only slot."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +34,9 @@ _log = logging.getLogger(__name__)
 def superseded(catch_up: CatchUp) -> str | None:
     """Return why this run need not be carried out, or None if it must be.
 
-    A run that somebody asked for is always carried out. If this one is superseded, the runs between it and the
-    latest are ended too, and the latest is made due again should the deployment's concurrency limit have
-    cancelled it because of this run.
+    A run that somebody asked for is always carried out. Of the others that were missed, those that the deployment's
+    concurrency limit cancelled because of this run are given their right state: the latest is made due again as
+    soon as this run has ended, and all others end as `Superseded`.
     """
     run = runtime.flow_run.id
     if catch_up == "all" or not run or not runtime.deployment.id:
@@ -49,35 +51,66 @@ def superseded(catch_up: CatchUp) -> str | None:
 
 
 def _make_way(client: SyncPrefectClient, run: FlowRun) -> str | None:
-    later = _later(client, run) if run.auto_scheduled else []
+    if not run.auto_scheduled or not run.expected_start_time:
+        return None
+    others = _others(client, run)
+    later = [other for other in others if _after(other, run.expected_start_time)]
+    latest = later[0] if later else run
+    why = f"superseded by the run scheduled for {latest.expected_start_time:%Y-%m-%d %H:%M:%S} UTC"
+    for other in others:
+        if other is not latest and _was_missed(other, latest):
+            client.set_flow_run_state(other.id, Completed(name=SUPERSEDED, message=why), force=True)
     if not later:
         return None
-    latest = later[0]
-    why = f"superseded by the run scheduled for {latest.expected_start_time:%Y-%m-%d %H:%M:%S} UTC"
-    for other in later[1:]:
-        if _not_started(other):
-            client.set_flow_run_state(other.id, _ended(why), force=True)
-    if latest.state_type == StateType.CANCELLED:
-        client.set_flow_run_state(latest.id, Scheduled(message="the latest missed run"), force=True)
+    _once_ended(latest.id)
     return why
 
 
-def _later(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
-    """Return the runs that the schedule wanted after this one and until now, the latest first."""
+def _others(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
+    """Return the other runs that the schedule wanted until now, the latest first, without those a user cancelled."""
     wanted = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id] if run.deployment_id else []),
-        expected_start_time=FlowRunFilterExpectedStartTime(
-            after_=run.expected_start_time,
-            before_=datetime.now(UTC),  # type: ignore[arg-type]
-        ),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),  # type: ignore[arg-type]
     )
     found = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-    return [other for other in found if other.auto_scheduled and other.id != run.id]
+    return [
+        other
+        for other in found
+        if other.auto_scheduled
+        and other.id != run.id
+        and (other.state_type != StateType.CANCELLED or _turned_away(other))
+    ]
 
 
-def _not_started(run: FlowRun) -> bool:
-    return run.state_type in _NOT_STARTED and run.start_time is None
+def _after(run: FlowRun, moment: datetime) -> bool:
+    return run.expected_start_time is not None and run.expected_start_time > moment
 
 
-def _ended(why: str) -> State[None]:
-    return Completed(name=SUPERSEDED, message=why)
+def _was_missed(run: FlowRun, latest: FlowRun) -> bool:
+    """Return whether a run is still due, or was turned away only when the latest was due, too."""
+    if run.state_type == StateType.SCHEDULED:
+        return True
+    return bool(
+        _turned_away(run)
+        and run.state
+        and latest.expected_start_time
+        and run.state.timestamp >= latest.expected_start_time
+    )
+
+
+def _turned_away(run: FlowRun) -> bool:
+    """Return whether the deployment's concurrency limit has cancelled a run."""
+    return bool(run.state_type == StateType.CANCELLED and run.state and _LIMIT in (run.state.message or ""))
+
+
+def _once_ended(latest: UUID) -> None:
+    """Have the latest run made due again when the present one has ended: until then this one holds the slot."""
+    context = FlowRunContext.get()
+    if not (context and context.flow):
+        return
+
+    @context.flow.on_completion
+    def make_way(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+        with get_client(sync_client=True) as client:
+            if _turned_away(client.read_flow_run(latest)):
+                client.set_flow_run_state(latest, Scheduled(message="the latest missed run"), force=True)

@@ -81,10 +81,12 @@ def status(
     """
     opened = Store(store_root(store))
     names = opened.datasets()
-    if dataset is not None and dataset not in names:
-        raise ConfigError(f"expected a data set that is in {opened.root}; found no {dataset!r} there, but {names}")
     now = datetime.now(UTC)
     scheduled, remark = _scheduled()
+    # One that has never run is known by its schedule alone.
+    names += sorted(set(scheduled) - set(names))
+    if dataset is not None and dataset not in names:
+        raise ConfigError(f"expected a data set that is in {opened.root}; found no {dataset!r} there, but {names}")
     asked = [dataset] if dataset else names
     healths = [_health(opened, name, scheduled.get(name), timedelta(days=max_age), now) for name in asked]
     if as_json:
@@ -109,7 +111,7 @@ def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now
 
 def _problems(runs: Sequence[Run], champion: Champion | None, limit: timedelta, now: datetime) -> list[str]:
     problems = []
-    if champion is None:
+    if champion is None and runs:
         problems.append("there is no champion yet; expected one after the first run")
     if runs and runs[0].state in ("refused", "failed"):
         problems.append(f"the last run was {runs[0].state}: {runs[0].sentence}")
@@ -181,6 +183,8 @@ def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:
     for label, run in zip(("last run", *[""] * SHOWN), health.runs, strict=False):
         when = datetime.fromisoformat(run.time)
         lines.append((label, f"{_clock(when)} ({_ago(now - when)}), {run.seconds:.1f} s, {run.sentence}"))
+    if not health.runs:
+        lines.append(("last run", "none yet"))
     if health.next_run:
         due = datetime.fromisoformat(health.next_run)
         lines.append(("next run", f"{_clock(due)} ({'late' if due < now else 'in ' + _span(due - now)})"))

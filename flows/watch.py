@@ -6,7 +6,7 @@ automation can:
     idxflow.inbox.complete   resource `idxflow.inbox.<dataset>`, payload: dataset, dataset_file, source, files
 
 A set of archives is complete when all four are there, none has changed between two looks, and each can be read to
-its end. Each set is announced once: the ledger remembers the last one, also when the watcher is started again.
+its end. Each set is announced once: the ledger remembers the last one of each folder, for all watchers of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flows.settings import store_root
 from storage import catalog
 from storage.catalog import Dataset
 from storage.errors import ConfigError, FormatError, PrefectFailed
-from storage.files import canonical
+from storage.files import canonical, locked
 from storage.idx import Reader
 from storage.ledger import Ledger
 from storage.store import Store
@@ -86,26 +86,38 @@ def watch_folder(wanted: Wanted) -> int:
 
     Raises:
         ConfigError: the folder or the data set is wrong.
+        FormatError: with `once`, an archive is cut, damaged, or no IDX file.
         PrefectFailed: with `once`, there is no server to tell.
     """
-    once, every = wanted.once, wanted.every
     inbox = _inbox(wanted.folder, wanted.dataset, wanted.dataset_file)
-    ledger = Ledger(Store(store_root(wanted.store)), inbox.dataset.name)
-    if not once:
-        print(f"watching {inbox.folder} for the archives of {inbox.dataset.name}, every {every:g} s; Ctrl-C ends it")
-    watcher = _Watcher(inbox, ledger)
+    watcher = _Watcher(inbox, Store(store_root(wanted.store)))
+    if wanted.once:
+        return _look_once(watcher, min(wanted.every, 1))
+    name = inbox.dataset.name
+    print(f"watching {inbox.folder} for the archives of {name}, every {wanted.every:g} s; Ctrl-C ends it", flush=True)
+    said = ""
     while True:
+        remark = ""
         try:
-            announced = watcher.look()
+            watcher.look()
+        except FormatError as error:
+            # It may be that the copy has only stalled: it is looked at again when a file has changed.
+            remark = f"not complete yet: {error}"
         except PrefectFailed as error:
-            if once:
-                raise
-            # The set stays unannounced and is tried again.
-            print(f"idxflow: {error}", file=sys.stderr, flush=True)
-            announced = False
-        if once and (announced or watcher.settled):
-            return 0
-        time.sleep(every if not once else min(every, 1))
+            remark = f"{error}; tried again every {wanted.every:g} s"
+        if remark not in ("", said):
+            print(f"idxflow: {remark}", file=sys.stderr, flush=True)
+        said = remark
+        time.sleep(wanted.every)
+
+
+def _look_once(watcher: _Watcher, pause: float) -> int:
+    while not watcher.look():
+        if watcher.settled:
+            print(watcher.settled)
+            break
+        time.sleep(pause)
+    return 0
 
 
 def _inbox(folder: Path, dataset: str | None, dataset_file: Path | None) -> Inbox:
@@ -126,35 +138,65 @@ def _inbox(folder: Path, dataset: str | None, dataset_file: Path | None) -> Inbo
 class _Watcher:
     """Looks at an inbox again and again."""
 
-    def __init__(self, inbox: Inbox, ledger: Ledger) -> None:
+    def __init__(self, inbox: Inbox, store: Store) -> None:
         self._inbox = inbox
-        self._ledger = ledger
-        last = ledger.last("arrivals")
-        self._announced = last["fingerprint"] if last else None
+        self._ledger = Ledger(store, inbox.dataset.name)
+        self._lock = store.part(inbox.dataset.name, "locks") / "arrivals.lock"
+        self._announced = self._last_announced()
         self._before: Files | None = None
         self._refused: str | None = None
-        self.settled = False
-        """Whether there is nothing to wait for: no set, the set that was announced, or one that cannot be used."""
+        self._sound: str | None = None
+        self.settled: str | None = None
+        """Why there is nothing to wait for, in one sentence; None while there is."""
 
     def look(self) -> bool:
-        """Look once; return whether a set was announced."""
+        """Look once; return whether a set was announced.
+
+        Raises:
+            FormatError: one of the archives, unchanged since the last look, cannot be read to its end.
+            PrefectFailed: there is no server to tell. The set stays unannounced.
+        """
         files = self._inbox.files()
         before, self._before = self._before, files
-        mark = _fingerprint(self._inbox, files) if files else None
-        self.settled = files is None or mark in (self._announced, self._refused)
-        if files is None or mark is None or self.settled or files != before:
+        mark = _fingerprint(self._inbox, files) if files else ""
+        self.settled = self._nothing_to_do(files, mark)
+        if files is None or self.settled or files != before or mark == self._refused:
             return False
-        try:
-            self._inbox.check(files)
-        except FormatError as error:
-            # It may be that the copy has only stalled: it is looked at again when a file has changed.
-            print(f"not complete yet: {error}", file=sys.stderr, flush=True)
-            self._refused, self.settled = mark, True
-            return False
+        if mark != self._sound:
+            self._check(files, mark)
         if self._inbox.files() != files:
             return False
-        self._announce(files, mark)
+        with locked(self._lock):
+            # Another watcher may have been quicker.
+            self._announced = self._last_announced()
+            if mark == self._announced:
+                return False
+            self._announce(files, mark)
         return True
+
+    def _check(self, files: Files, mark: str) -> None:
+        try:
+            self._inbox.check(files)
+        except OSError:
+            # Taken away or replaced meanwhile: the next look sees that.
+            return
+        except FormatError:
+            self._refused = mark
+            raise
+        self._sound = mark
+
+    def _nothing_to_do(self, files: Files | None, mark: str) -> str | None:
+        name, folder = self._inbox.dataset.name, self._inbox.folder
+        if files is None:
+            return f"{name}: nothing to announce, the four archives are not all in {folder}"
+        if mark == self._announced:
+            return f"{name}: nothing to announce, the archives in {folder} have been announced"
+        return None
+
+    def _last_announced(self) -> str | None:
+        """Return the fingerprint of the set of this folder that was announced last, by whichever watcher."""
+        marks = [a["fingerprint"] for a in self._ledger.read("arrivals") if a["source"] == str(self._inbox.folder)]
+        return marks[-1] if marks else None
 
     def _announce(self, files: Files, mark: str) -> None:
         inbox = self._inbox
@@ -181,8 +223,8 @@ def _emit(dataset: str, payload: dict[str, Any]) -> None:
     Raises:
         PrefectFailed: there is no server, or it does not take the event.
     """
+    import httpx
     from prefect.events import Event, Resource
-    from prefect.exceptions import PrefectHTTPStatusError
 
     from flows.service.client import found
 
@@ -193,7 +235,7 @@ def _emit(dataset: str, payload: dict[str, Any]) -> None:
     with found() as client:
         try:
             client.request("POST", "/events", json=[event.model_dump(mode="json")])
-        except PrefectHTTPStatusError as error:
+        except httpx.HTTPError as error:
             raise PrefectFailed(
-                f"expected the server to take the event {EVENT}; {error.response.status_code}"
+                f"expected the server at {client.api_url} to take the event {EVENT}, found {type(error).__name__}"
             ) from error

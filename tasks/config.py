@@ -74,6 +74,18 @@ class TrainingConfig(BaseModel):
         return int(rows * (1 - self.validation_fraction)) if self.validation_fraction else rows
 
 
+def _described(field: FieldInfo) -> str:
+    """Return a parameter's description with its bounds: forms check them, but do not show them."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    bounds = [
+        f"{said} {getattr(bound, name):,}"
+        for bound in field.metadata
+        for name, said in words.items()
+        if hasattr(bound, name)
+    ]
+    return f"{field.description} ({', '.join(bounds)})" if bounds else str(field.description)
+
+
 if TYPE_CHECKING:
     TrainingOverrides = TrainingConfig
 else:
@@ -84,7 +96,10 @@ else:
         __config__=ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False),
         __doc__="Single training parameters; what is not set stays as profile and data set have it.",
         **{
-            name: (field.annotation | None, FieldInfo.merge_field_infos(field, default=None))
+            name: (
+                field.annotation | None,
+                FieldInfo.merge_field_infos(field, default=None, description=_described(field)),
+            )
             for name, field in TrainingConfig.model_fields.items()
         },
     )

@@ -59,7 +59,7 @@ def write_report(folder: Path, document: Document) -> Report:
 
 def _show(document: Document, place: str) -> None:
     identity, verdict = document.values["run"], document.values["verdict"]
-    name, description = identity["dataset"], f"{identity['id']}: {verdict['headline']}"
+    name, description = identity["dataset"], f"{verdict['headline']}; run {identity['id']}"
     artifacts.show_markdown(artifacts.key("report", name), document.markdown(place), description)
     if rows := document.metrics():
-        artifacts.show_table(artifacts.key("metrics", name), rows, f"{identity['id']}: test results per class")
+        artifacts.show_table(artifacts.key("metrics", name), rows, f"Test results per class; run {identity['id']}")

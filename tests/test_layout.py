@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,10 @@ def test_the_lock_has_hashes_and_names_no_host():
     pinned = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
     assert len(pinned) > 100
     assert all(line.rstrip().endswith("\\") for line in pinned)
+
+
+def test_prefect_s_flush_interval_is_in_whole_seconds():
+    """Prefect 3.8.8 cuts the fraction off: half a second is none, and a server at rest spins."""
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        recorder = tomllib.load(stream)["tool"]["prefect"]["server"]["services"]["task_run_recorder"]
+    assert int(recorder["flush_interval"]) == recorder["flush_interval"] >= 1

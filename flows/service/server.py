@@ -19,7 +19,7 @@ DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_PORT = 4200
 _DRIVERS = ("postgresql+asyncpg", "sqlite+aiosqlite")
-_HEALTH_SECONDS = 5
+_HEALTH_SECONDS = 20
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ class _Up:
             f"ready: the UI is at {self.where.ui}; try, in another terminal:\n"
             f"  export PREFECT_API_URL={self.where.api}{login}\n"
             f"  prefect deployment run retrain/digits --watch\n"
-            f"  open {self.where.ui}/runs to watch it there\n"
+            f"  open {self.where.ui}/v2/runs to watch it there\n"
             f"  prefect flow-run ls --limit 5"
         )
 
