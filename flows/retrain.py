@@ -110,6 +110,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
             hops(job)
             job.refuse_if_below_floor()
         except Exception as error:
+            _raise_if_stopped(error)
             job.fail(error)
         return _finish(job)
 
@@ -200,6 +201,7 @@ def _finish(job: Job) -> State[dict[str, Any]]:
         job.report = _report(job)
         job.append_to_ledger()
     except Exception as error:
+        _raise_if_stopped(error)
         job.fail(error)
     if job.record.decision:
         announce(job.dataset.name, job.record.id, job.record.decision)
@@ -212,6 +214,18 @@ def _finish(job: Job) -> State[dict[str, Any]]:
         return Failed(name=job.state_name, message=job.sentence, data=RunFailed(job.summary()))
     _log.info("%s: %s", job.dataset.name, job.sentence)
     return Completed(name=job.state_name, message=job.sentence, data=job.summary())
+
+
+def _raise_if_stopped(error: BaseException | None) -> None:
+    """Raise the Ctrl-C or termination that led to `error`, if one did.
+
+    Between two states of a task Prefect can meet one with an error of its own ("Task run is not set"), which is no
+    failure of the run.
+    """
+    while error:
+        if not isinstance(error, Exception):
+            raise error
+        error = error.__cause__ or error.__context__
 
 
 def _report(job: Job) -> Report | None:

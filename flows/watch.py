@@ -12,6 +12,7 @@ its end. Each set is announced once: the ledger remembers the last one of each f
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from storage.errors import ConfigError, FormatError, PrefectFailed
 from storage.files import canonical, locked
 from storage.idx import Reader
 from storage.ledger import Ledger
+from storage.records import SPLITS
 from storage.store import Store
 from tasks.origins import Folder
 from tasks.part import SourceFailed
@@ -60,12 +62,21 @@ class Inbox:
         """Read each archive to its end.
 
         Raises:
-            FormatError: one is cut, damaged, or no IDX file.
+            FormatError: one is cut, damaged, or no IDX file; or only one of a pair has been replaced.
         """
-        for name in files:
+        rows = {}
+        for spec, name in zip(self.dataset.archives, files, strict=True):
             with Reader(self.folder / name) as reader:
                 for _ in reader.blocks(_ROWS):
                     pass
+                rows[spec.role] = math.prod(reader.header.shape[:1])
+        for split in SPLITS:
+            images, labels = rows[f"{split}-images"], rows[f"{split}-labels"]
+            if images != labels:
+                raise FormatError(
+                    f"{self.folder}: expected as many {split} labels as images, found {labels:,} labels and "
+                    f"{images:,} images; copy the other file, too"
+                )
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Ledger:
         """Return the first moment after all records: their names are their order, also when the clock is put back."""
         names = [path.name for kind in KINDS for path in self._paths(kind)[-1:]]
         try:
-            newest = datetime.strptime(max(names, default="").split("-")[0], _NAMED_BY)
+            newest = datetime.fromisoformat(max(names, default="").split("-")[0])
         except ValueError:
             # No record yet, or a file that is none.
             return datetime.min.replace(tzinfo=UTC)

@@ -83,7 +83,7 @@ def _described(field: FieldInfo) -> str:
         for name, said in words.items()
         if hasattr(bound, name)
     ]
-    return f"{field.description} ({', '.join(bounds)})" if bounds else str(field.description)
+    return f"{field.description} {', '.join(bounds).capitalize()}." if bounds else str(field.description)
 
 
 if TYPE_CHECKING:

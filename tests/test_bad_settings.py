@@ -204,7 +204,7 @@ def test_the_command_says_it_with_2_and_makes_no_store(tmp_path: Path, arguments
     done = subprocess.run(
         [str(BIN / "idxflow"), *arguments, "--store", str(tmp_path / "new")],
         cwd=tmp_path,
-        env=clean_environment(tmp_path, TMPDIR="/nowhere", KERAS_HOME="/dev/null/keras"),
+        env=clean_environment(tmp_path, first_start=True, TMPDIR="/nowhere", KERAS_HOME="/dev/null/keras"),
         capture_output=True,
         text=True,
     )

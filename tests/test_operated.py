@@ -1,0 +1,573 @@
+"""A deployment in operation, as its user meets it: the Prefect UI in a real browser, the inbox, the commands that say
+how things are, a worker that was away, and a database that is lost. One server is shared and used in this order."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import doctor
+from flows.service.deployments import ensure_automation, ensure_pool
+from storage.ledger import Ledger
+from storage.store import Store
+from tests.conftest import write_tiny
+from tests.servers import BIN, free_port, prefect_server, running
+from tests.test_deployment import LAST_DAY, post, prefect, until
+from tests.test_report_browser import FLAGS
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
+
+ASKED_OUTSIDE = {"sr-client-cfg.amplitude.com"}
+"""What the pages of Prefect's UI ask for on the internet; see the README."""
+PATIENCE_MS = 90_000
+MISSED = 3
+QUICK = "[training]\nepochs = 4\nlearning_rate = 0.1\nhidden = [8]\nbatch_size = 16\n"
+COMMAND = (str(BIN / "prefect"), "worker", "start", "--pool", "idxflow", "--type", "process")
+
+
+class Operated:
+    """A server with the deployments of `prefect.yaml`, and a worker; each can be stopped and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store = Store(home / "store")
+        self.environment: dict[str, str] = {}
+        self._server, self._worker = ExitStack(), ExitStack()
+
+    def start_server(self) -> None:
+        found = self._server.enter_context(prefect_server(self.home))
+        more = {"IDXFLOW_STORE": str(self.store.root), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        # So that the server notices within half a minute that a worker is gone.
+        self.environment = {**found, **more, "PREFECT_WORKER_HEARTBEAT_SECONDS": "5"}
+        with self.client() as client:
+            ensure_pool(client, "idxflow")
+            ensure_automation(client, 90)
+        prefect(self.environment, "--no-prompt", "deploy", "--all")
+
+    def start_worker(self) -> None:
+        command, log = list(COMMAND), self.home / "worker.log"
+        self._worker.enter_context(running(command, self.environment, self.home, log))
+
+    def stop_worker(self) -> None:
+        self._worker.close()
+
+    def stop(self) -> None:
+        self.stop_worker()
+        self._server.close()
+
+    @contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        settings = {PREFECT_API_URL: self.environment["PREFECT_API_URL"]}
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            yield client
+
+    def post(self, path: str, body: Any) -> Any:
+        return post(self.environment, path, body)
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return next(d for d in self.post("deployments/filter", {}) if d["name"] == name)
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """The runs of a deployment, in the order of their scheduled times."""
+        wanted = {"id": {"any_": [self.deployment(name)["id"]]}}
+        return self.post("flow_runs/filter", {"deployments": wanted, "sort": "EXPECTED_START_TIME_ASC"})
+
+    def idxflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "idxflow"), *arguments]
+        return subprocess.run(command, cwd="/", env=self.environment, capture_output=True, text=True, timeout=280)
+
+    def findings(self) -> dict[str, doctor.Finding]:
+        """What `idxflow doctor` finds out about the server."""
+        with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
+            return {finding.what: finding for finding in doctor._server()}
+
+
+@pytest.fixture(scope="module")
+def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    operated = Operated(tmp_path_factory.mktemp("home"))
+    try:
+        operated.start_server()
+        operated.start_worker()
+        yield operated
+    finally:
+        operated.stop()
+
+
+@pytest.fixture(scope="module")
+def run(operated: Operated) -> dict[str, Any]:
+    """The first run of the deployment `digits`, as the server has it."""
+    prefect(operated.environment, "deployment", "run", "retrain/digits", "--watch")
+    return operated.runs("digits")[0]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium")
+    if not path:
+        pytest.skip("needs a browser: no chromium on PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(operated: Operated, run: dict[str, Any], browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """A page that reaches the server and nothing else; at its end, what it looked like is kept."""
+    origin = operated.environment["PREFECT_API_URL"].removesuffix("/api")
+    outside: set[str] = set()
+    errors: list[str] = []
+
+    def refuse(route: Any) -> None:
+        outside.add(urlsplit(route.request.url).hostname)
+        route.abort()
+
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, base_url=origin)
+    context.set_default_timeout(PATIENCE_MS)
+    context.set_default_navigation_timeout(PATIENCE_MS)
+    context.route(lambda url: not url.startswith((origin, "data:", "blob:")), refuse)
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    context.close()
+    assert errors == []
+    assert outside <= ASKED_OUTSIDE
+
+
+def artifact(operated: Operated, run: dict[str, Any], key: str) -> str:
+    """The path of the newest artifact of a run with that key."""
+    found = operated.post("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return f"/v2/artifacts/artifact/{next(a['id'] for a in found if a['key'] == key)}"
+
+
+@pytest.mark.browser
+def test_the_runs_page_names_the_data_set_and_the_decision(page: Any, run: dict[str, Any]):
+    assert re.fullmatch(r"digits \d{8}-\d{6}-[0-9a-f]{4} promoted v1", run["name"])
+    page.goto("/v2/runs")
+    card = page.locator("div", has=page.get_by_role("link", name=run["name"])).filter(has_text="Task runs").last
+    card.get_by_text("Promoted", exact=True).wait_for()
+
+
+@pytest.mark.browser
+def test_the_graph_reads_like_the_walk_of_the_data(page: Any, run: dict[str, Any]):
+    with page.expect_response(lambda answer: answer.url.endswith("/graph-v2")) as answer:
+        page.goto(f"/v2/runs/flow-run/{run['id']}")
+    nodes = [node for _, node in answer.value.json()["nodes"]]
+    labels = [node["label"] for node in sorted(nodes, key=lambda node: node["start_time"])]
+    archives = ("train-images", "train-labels", "test-images", "test-labels")
+    assert sorted(labels[:4]) == sorted(f"fetch-{name}" for name in archives)
+    assert sorted(labels[4:6]) == ["decode-test", "decode-train"]
+    assert labels[6:] == ["validate", "normalize", "train", "evaluate-candidate", "confirm", "decide", "publish"]
+    names = {node["id"]: node["label"] for node in nodes}
+    parents = {node["label"]: {names[parent["id"]] for parent in node["parents"]} for node in nodes}
+    assert parents["train"] >= {"decode-train", "normalize"}
+    assert parents["decide"] >= {"evaluate-candidate"}
+    # The graph is painted, so its bars are looked for: green ones of finished tasks.
+    page.locator("canvas").wait_for()
+    until(lambda: green(page.locator("canvas").screenshot()) > 1000)
+    page.get_by_role("tab", name="Task Runs").click()
+    page.get_by_text("(13 Completed)").wait_for()
+
+
+def green(picture: bytes) -> int:
+    red, green, blue = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=int).transpose(2, 0, 1)
+    return int(((green - red > 80) & (green - blue > 50)).sum())
+
+
+@pytest.mark.browser
+def test_the_log_has_one_line_of_numbers_per_step(page: Any, run: dict[str, Any]):
+    page.set_viewport_size({"width": 1280, "height": 4000})
+    page.goto(f"/v2/runs/flow-run/{run['id']}")
+    page.get_by_role("tab", name="Logs").click()
+    panel = page.get_by_role("tabpanel", name="Logs")
+    panel.get_by_text("fetch train-images:").wait_for()
+    panel.hover()
+    text = ""
+
+    def all_read() -> bool:
+        # Only the lines in sight are in the page.
+        nonlocal text
+        text += panel.inner_text()
+        page.mouse.wheel(0, 800)
+        return "report: /" in text
+
+    until(all_read)
+    for line in (
+        r"fetch train-images: 35,492 bytes from .+, sha256 [0-9a-f]{12}",
+        r"decode train: 1,437 images of 8×8",
+        r"validate: 40 checks on 1,797 rows passed",
+        r"normalize: mean -?0\.\d+, standard deviation 0\.\d+ over 1,293 rows",
+        r"train: 50 epochs, \d\d\.\d\d% on training, \d\d\.\d\d% held out, 6,310 weights",
+        r"evaluate: \d+ of 360 right, \d\d\.\d\d%",
+        r"confirm: a fresh process predicts the same for \d+ rows",
+        r"decide: promoted v1: the first model above the floors",
+        r"publish: digits/7-reports/\S+/report\.html",
+        r"report: /\S+/digits/7-reports/\S+/report\.html",
+    ):
+        assert re.search(line, text), line
+
+
+@pytest.mark.browser
+def test_the_artifacts_are_a_report_with_pictures_and_tables(page: Any, operated: Operated, run: dict[str, Any]):
+    page.goto(f"/v2/runs/flow-run/{run['id']}")
+    page.get_by_role("tab", name="Artifacts").click()
+    for key in ("report-digits", "checks-digits", "metrics-digits", "decision-digits", "train-digits"):
+        page.get_by_text(key, exact=True).wait_for()
+    page.get_by_text("Version 1 is the new champion; run").wait_for()
+
+    page.goto(artifact(operated, run, "report-digits"))
+    page.get_by_role("heading", name="Promoted · Version 1 is the new champion").wait_for()
+    path = re.search(r"digits/7-reports/\S+/report\.html", page.locator("body").inner_text())
+    assert path
+    assert (operated.store.root / path[0]).is_file()
+    widths = "all => all.map(image => Math.min(image.naturalWidth, image.clientWidth))"
+    until(lambda: [width > 100 for width in page.locator("img").evaluate_all(widths)] == [True] * 5)
+
+    page.goto(artifact(operated, run, "checks-digits"))
+    page.get_by_role("cell", name="both splits are there").wait_for()
+    page.goto(artifact(operated, run, "metrics-digits"))
+    page.get_by_role("cell", name=re.compile(r"\d\d\.\d\d%")).first.wait_for()
+    page.goto(artifact(operated, run, "decision-digits"))
+    page.get_by_role("cell", name="at least 90.00%").wait_for()
+    page.goto(artifact(operated, run, "train-digits"))
+    page.get_by_text("Progress: 100%").wait_for()
+    page.get_by_text("Epoch 50 of 50: loss").wait_for()
+
+
+@pytest.mark.browser
+def test_a_deployments_page_has_its_schedule_or_its_trigger(page: Any, operated: Operated):
+    page.goto(f"/v2/deployments/deployment/{operated.deployment('mnist')['id']}")
+    page.get_by_text("At 03:00 AM, only on Sunday").wait_for()
+    page.get_by_text("Next Run").wait_for()
+    page.goto(f"/v2/deployments/deployment/{operated.deployment('inbox')['id']}")
+    page.get_by_text("idxflow: retrain what has arrived in an inbox").wait_for()
+
+
+@pytest.mark.browser
+def test_the_form_has_typed_fields_and_refuses_a_wrong_value(page: Any, operated: Operated):
+    before = len(operated.runs("digits"))
+    page.goto(f"/v2/deployments/deployment/{operated.deployment('digits')['id']}/run")
+    page.get_by_role("tab", name="TrainingOverrides").click()
+    for words in (
+        "Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.",
+        "Passes over the fitted rows, at most. At least 1, at most 10,000.",
+        "Step size of stochastic gradient descent. More than 0, at most 10.",
+        "Train, evaluate and decide again also if nothing is new.",
+        "What to do about scheduled times that were missed: latest (one run makes up for all) or all.",
+    ):
+        page.get_by_text(words, exact=True).wait_for()
+    assert field(page, "force").get_by_role("switch").is_visible()
+    # Drop-down lists.
+    assert page.get_by_label("Select profile").inner_text() == "default"
+    assert page.get_by_label("Select catch_up").inner_text() == "latest"
+    field(page, "Learning Rate").get_by_role("tab", name="float").click()
+    assert field(page, "Learning Rate").locator("input").get_attribute("type") == "number"
+    field(page, "Epochs").get_by_role("tab", name="int").click()
+    epochs = field(page, "Epochs").locator("input")
+    assert [epochs.get_attribute(name) for name in ("type", "min", "max")] == ["number", "1", "10000"]
+    epochs.fill("-1")
+    page.get_by_role("button", name="Submit").click()
+    assert "1" in epochs.evaluate("input => input.validationMessage")
+    assert page.url.endswith("/run")
+    assert len(operated.runs("digits")) == before
+
+
+def field(page: Any, name: str) -> Any:
+    label = page.locator("label", has_text=f"{name} (Optional)")
+    return page.locator("div.group", has=label).last
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"training": {"epochs": -1}}, "less than the minimum of 1"),
+        ({"training": {"learning_rate": 0}}, "less than or equal to the minimum of 0"),
+        ({"training": {"epoch": 5}}, "epoch"),
+        ({"force": "perhaps"}, "not of type 'boolean'"),
+        ({"catch_up": "some"}, "not one of ['latest', 'all']"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_a_run_is_made(
+    operated: Operated, run: dict[str, Any], parameters: dict[str, Any], said: str
+):
+    url = f"{operated.environment['PREFECT_API_URL']}/deployments/{run['deployment_id']}/create_flow_run"
+    answer = httpx.post(url, json={"parameters": parameters, "state": {"type": "SCHEDULED"}}, timeout=120)
+    assert answer.status_code == 409
+    assert said in answer.json()["detail"]
+
+
+def test_prefects_own_command_says_what_is_wrong_with_a_value(operated: Operated, run: dict[str, Any]):
+    command = [str(BIN / "prefect"), "deployment", "run", "retrain/digits", "-p", 'training={"epochs": -1}']
+    refused = subprocess.run(command, env=operated.environment, capture_output=True, text=True, timeout=280)
+    assert refused.returncode == 1
+    said = " ".join((refused.stdout + refused.stderr).split())
+    assert "'training.epochs'" in said
+    assert "-1 is less than the minimum of 1" in said
+
+
+def test_status_shows_the_next_run_also_of_what_has_never_run(operated: Operated, run: dict[str, Any]):
+    until(lambda: operated.runs("mnist"))
+    result = operated.idxflow("status")
+    assert result.returncode == 0, result.stderr
+    assert "digits: ok\n  champion  v1, " in result.stdout
+    assert re.search(
+        r"\nmnist: ok\n  last run  none yet\n  next run  \d{4}-\d\d-\d\d 0[12]:00 UTC \(in ", result.stdout
+    )
+    assert "not known" not in result.stdout
+
+
+def test_the_doctor_finds_all_well(operated: Operated, run: dict[str, Any]):
+    until(lambda: operated.findings()["worker"].verdict == "ok")
+    result = operated.idxflow("doctor", "--json")
+    findings = json.loads(result.stdout)["findings"]
+    assert [finding for finding in findings if finding["verdict"] != "ok"] == []
+    assert result.returncode == 0
+    assert {"TensorFlow", "store", "worker", "limits", "late runs", "dead runs"} <= {f["what"] for f in findings}
+
+
+def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated, run: dict[str, Any]):
+    def remedied(what: str) -> str:
+        """Do what the doctor says; return what it had found."""
+        finding = operated.findings()[what]
+        assert finding.verdict != "ok"
+        program, *arguments = finding.remedy.split()
+        assert program == "prefect"
+        prefect(operated.environment, *arguments)
+        assert operated.findings()[what].verdict == "ok"
+        return finding.found
+
+    api = operated.environment["PREFECT_API_URL"]
+    httpx.patch(f"{api}/work_pools/idxflow", json={"is_paused": True}, timeout=120).raise_for_status()
+    assert remedied("worker") == "the pool 'idxflow' is paused"
+    mnist = operated.deployment("mnist")
+    operated.post(f"deployments/{mnist['id']}/pause_deployment", {})
+    assert remedied("deployments") == "paused, scheduled runs are not made: mnist"
+    schedule = f"{api}/deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}"
+    httpx.patch(schedule, json={"active": False}, timeout=120).raise_for_status()
+    assert remedied("deployments") == "all schedules are paused: mnist"
+
+
+def test_the_doctor_finds_a_full_limit_and_what_becomes_of_a_new_run(operated: Operated, run: dict[str, Any]):
+    for name, fate in (("mnist", "is cancelled"), ("inbox", "waits")):
+        # Not scheduled, so that the worker does not take it.
+        wanted = {"state": {"type": "FAILED"}, "parameters": {"dataset": name}}
+        made = operated.post(f"deployments/{operated.deployment(name)['id']}/create_flow_run", wanted)["id"]
+        for state in ("PENDING", "RUNNING"):
+            operated.post(f"flow_runs/{made}/set_state", {"state": {"type": state}})
+        finding = operated.findings()["limits"]
+        assert (finding.verdict, finding.found) == ("warning", f"{name} already runs (1 of 1); a new run {fate}")
+        operated.post(f"flow_runs/{made}/set_state", {"state": {"type": "CANCELLED"}})
+        assert operated.findings()["limits"].verdict == "ok"
+
+
+@contextmanager
+def watching(environment: dict[str, str], inbox: Path, manifest: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [str(BIN / "idxflow"), "watch", str(inbox), "--dataset-file", str(manifest), "--every", "0.5"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Shells start background jobs with SIGINT ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    try:
+        until(lambda: "watching " in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def interrupted(process: subprocess.Popen[bytes]) -> int:
+    process.send_signal(signal.SIGINT)
+    return process.wait(60)
+
+
+def announced(operated: Operated) -> list[dict[str, Any]]:
+    wanted = {"filter": {"event": {"name": ["idxflow.inbox.complete"]}, "occurred": LAST_DAY}}
+    return operated.post("events/filter", wanted)["events"]
+
+
+def retrained(operated: Operated, count: int) -> dict[str, Any] | None:
+    """The last of so many runs that the inbox's trigger has started, once all have ended."""
+    made = [run for run in operated.runs("inbox") if (run["created_by"] or {}).get("type") == "AUTOMATION"]
+    ended = [run for run in made if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
+    return ended[-1] if len(ended) == count else None
+
+
+def test_archives_that_have_arrived_completely_are_retrained_once(
+    operated: Operated, run: dict[str, Any], tmp_path: Path
+):
+    manifest = write_tiny(tmp_path, manifest=QUICK).manifest
+    first, other = tmp_path / "tiny-source", write_tiny(tmp_path, train=150, name="other").source
+    images, labels = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+    inbox = tmp_path / "inbox"
+    shutil.copytree(first, inbox, ignore=lambda folder, names: {images})
+    arrivals = partial(Ledger(operated.store, "tiny").read, "arrivals")
+    logs = [tmp_path / "one.log", tmp_path / "two.log"]
+
+    def all_say(words: str) -> bool:
+        return all(words in log.read_text() for log in logs)
+
+    with ExitStack() as stack:
+        watchers = [stack.enter_context(watching(operated.environment, inbox, manifest, log)) for log in logs]
+        (inbox / images).write_bytes((first / images).read_bytes()[:100])
+        until(lambda: all_say(f"not complete yet: {images}: "))
+        assert arrivals() == []
+
+        shutil.copy(first / images, inbox)
+        made = until(lambda: retrained(operated, 1))
+        assert made["state"]["name"] == "Promoted", made["state"]
+        assert made["name"].startswith("tiny ")
+        assert made["parameters"] == {"dataset": "tiny", "dataset_file": str(manifest), "source": str(inbox)}
+
+        # A second set replaces the first one, file by file.
+        shutil.copy(other / images, inbox)
+        until(lambda: all_say("expected as many train labels as images, found 120 labels and 150 images"))
+        assert len(arrivals()) == 1
+        shutil.copy(other / labels, inbox)
+        made = until(lambda: retrained(operated, 2))
+        assert made["state"]["name"] in ("Kept champion", "Promoted"), made["state"]
+        assert [interrupted(watcher) for watcher in watchers] == [130, 130]
+    assert all_say("idxflow: interrupted; ")
+    assert "".join(log.read_text() for log in logs).count("tiny: 4 new archives, ") == 2
+    assert len(announced(operated)) == len(arrivals()) == 2
+    _looking_once(operated, inbox, manifest)
+
+
+def _looking_once(operated: Operated, inbox: Path, manifest: Path) -> None:
+    command = ("watch", str(inbox), "--dataset-file", str(manifest), "--once")
+    again = operated.idxflow(*command)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == f"tiny: nothing to announce, the archives in {inbox} have been announced\n"
+    damaged = inbox / "t10k-images-idx3-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    refused = operated.idxflow(*command)
+    assert refused.returncode == 3
+    assert refused.stderr.startswith(f"idxflow: {damaged.name}: expected ")
+    damaged.unlink()
+    missing = operated.idxflow(*command)
+    assert (missing.returncode, missing.stderr) == (0, "")
+    assert "the four archives are not all in" in missing.stdout
+    assert len(announced(operated)) == 2
+
+
+def test_without_a_server_the_watcher_says_so_and_goes_on(operated: Operated, tmp_path: Path):
+    dataset = write_tiny(tmp_path)
+    inbox = tmp_path / "tiny-source"
+    nowhere = {**operated.environment, "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
+    nowhere["IDXFLOW_STORE"] = str(tmp_path / "store")
+    sentence = (
+        f"idxflow: expected a Prefect server at {nowhere['PREFECT_API_URL']}, found none; start one with `idxflow up`"
+    )
+    with watching(nowhere, inbox, dataset.manifest, tmp_path / "log") as watcher:
+        until(lambda: sentence in (tmp_path / "log").read_text())
+        # While it goes on trying, all is said once.
+        with pytest.raises(subprocess.TimeoutExpired):
+            watcher.wait(3)
+        assert interrupted(watcher) == 130
+    assert (tmp_path / "log").read_text().count(sentence) == 1
+    command = [str(BIN / "idxflow"), "watch", str(inbox), "--dataset-file", str(dataset.manifest), "--once"]
+    once = subprocess.run(command, env=nowhere, capture_output=True, text=True, timeout=280)
+    assert (once.returncode, once.stderr) == (1, f"{sentence}\n")
+
+
+def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated, run: dict[str, Any]):
+    operated.stop_worker()
+    known = {run["id"] for run in operated.runs("digits")}
+    latest = miss_some_runs(operated)
+
+    found = until(lambda: away if (away := operated.findings())["worker"].verdict == "problem" else None)
+    assert found["worker"].found == "none polls the pool 'idxflow', so nothing starts"
+    assert found["worker"].remedy == "idxflow up, or prefect worker start --pool idxflow --type process"
+    _a_late_run_is_found(operated)
+
+    operated.start_worker()
+
+    def ended() -> list[dict[str, Any]] | None:
+        found = [run for run in operated.runs("digits") if run["id"] not in known]
+        # Cancelled is not the end here: the run that holds the slot makes way and puts it right.
+        return found if all(run["state"]["type"] == "COMPLETED" for run in found) else None
+
+    found = until(ended, 400)
+    assert Counter(run["state"]["name"] for run in found) == {"Superseded": MISSED - 1, "Unchanged": 1}
+    assert found[-1]["state"]["name"] == "Unchanged"
+    for run in found[:-1]:
+        assert run["state"]["message"] == f"superseded by the run scheduled for {latest:%Y-%m-%d %H:%M:%S} UTC"
+    assert [values["state"] for values in Ledger(operated.store, "digits").read("runs")] == ["promoted", "unchanged"]
+
+
+def miss_some_runs(operated: Operated) -> datetime:
+    """Schedule runs for the next seconds, while there is no worker; return the last one's time, which is over."""
+    start = (datetime.now(UTC) + timedelta(seconds=30)).replace(microsecond=0)
+    rule = f"DTSTART:{start:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;INTERVAL=1;COUNT={MISSED}"
+    schedule = {"active": True, "schedule": {"rrule": rule, "timezone": "UTC"}}
+    before = len(operated.runs("digits"))
+    operated.post(f"deployments/{operated.deployment('digits')['id']}/schedules", [schedule])
+    until(lambda: len(operated.runs("digits")) == before + MISSED)
+    latest = start + timedelta(seconds=MISSED - 1)
+    until(lambda: datetime.now(UTC) > latest)
+    return latest
+
+
+def _a_late_run_is_found(operated: Operated) -> None:
+    long_ago = (datetime.now(UTC) - timedelta(minutes=10)).isoformat()
+    wanted = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": long_ago}}, "name": "long-due"}
+    late = operated.post(f"deployments/{operated.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    finding = operated.findings()["late runs"]
+    assert (finding.verdict, finding.found) == ("problem", "1, first 'long-due'")
+    assert "idxflow up" in finding.remedy
+    httpx.delete(f"{operated.environment['PREFECT_API_URL']}/flow_runs/{late}", timeout=120).raise_for_status()
+    assert operated.findings()["late runs"].verdict == "ok"
+
+
+def test_nothing_is_forgotten_when_prefects_database_is_lost(operated: Operated, run: dict[str, Any]):
+    before = known(operated)
+    operated.stop()
+    for path in (operated.home / "prefect").glob("prefect.db*"):
+        path.unlink()
+    operated.start_server()
+    assert operated.runs("digits") == []
+    assert known(operated) == before
+
+    result = operated.idxflow("run", "digits", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["state"] == "unchanged"
+    operated.start_worker()
+    said = prefect(operated.environment, "deployment", "run", "retrain/digits", "--watch")
+    assert "finished successfully in 'Unchanged'" in said
+
+
+def known(operated: Operated) -> list[Any]:
+    """What the commands say that remember: no relative times, and nothing that only the server knows."""
+    asked = (("registry", "history", "digits"), ("report", "digits"), ("runs", "list", "digits"))
+    answers = [operated.idxflow(*command) for command in asked]
+    assert [answer.returncode for answer in answers] == [0, 0, 0], answers
+    status = json.loads(operated.idxflow("status", "--json").stdout)["datasets"]
+    healths = [(h["dataset"], h["champion"]["version"], h["runs"], h["problems"]) for h in status if h["champion"]]
+    assert [health[0] for health in healths] == ["digits", "tiny"]
+    return [*(answer.stdout for answer in answers), healths]
