@@ -155,9 +155,9 @@ def test_scheduled_runs_are_really_created(deployed: dict[str, str]):
 def test_parameters_have_bounds_and_descriptions(deployed: dict[str, str]):
     deployment = post(deployed, "deployments/filter", {})[0]
     schema = json.dumps(deployment["parameter_openapi_schema"])
-    assert "Passes over the fitted rows, at most." in schema
+    assert "Passes over the fitted rows, at most. At least 1, at most 10,000." in schema
     assert '"minimum": 1' in schema
-    assert "Folder or URL to look for the archives in" in schema
+    assert "Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default)" in schema
 
 
 def test_deploying_again_changes_nothing(deployed: dict[str, str]):
