@@ -290,6 +290,7 @@ def test_too_little_memory_while_training_fails_the_run_in_a_sentence(
 
 
 def test_no_result_that_prefect_keeps_is_a_pickle_or_is_believed(first: Path, copy: Store, results: Path):
+    """It keeps none on disk as it is set up; whatever there is, now or later, must not be run."""
     for path in [path for path in results.rglob("*") if path.is_file()]:
         assert json.loads(path.read_bytes())["metadata"]["serializer"]["type"] == "json"
         shown = json.loads(path.read_bytes())

@@ -178,9 +178,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 SETTINGS = [f"{name}={json.dumps(value)}" for name, value in crashrun.TRAINING.items()]
 
 BOUNDARIES = {
-    "after the validation": ("said:validate", signal.SIGTERM),
+    "after an archive": ("said:fetch", signal.SIGKILL),
+    "after a split": ("said:decode", signal.SIGTERM),
+    "after the validation": ("said:validate", signal.SIGKILL),
+    "after the statistics": ("said:normalize", signal.SIGTERM),
     "in the training": ("5-models/.*.partial/history.jsonl", signal.SIGKILL),
-    "after the decision": ("registry/champion.json", signal.SIGTERM),
+    "after the training": ("said:train", signal.SIGTERM),
+    "after the evaluation": ("said:evaluate", signal.SIGKILL),
+    "after the confirmation": ("said:confirm", signal.SIGTERM),
+    "after the decision": ("registry/champion.json", signal.SIGKILL),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,29 @@ def test_the_doctor_names_damage_and_leftovers_of_the_store(fresh: Store):
     path.write_bytes(b"")
     assert doctor._whole(fresh).found.startswith("1 damaged, first ")
     assert (doctor._whole(fresh).verdict, doctor._whole(fresh).remedy) == ("problem", "idxflow verify")
+
+
+def test_the_doctor_says_that_tensorflow_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('needs a processor with AVX')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = doctor._tensorflow()
+    assert found.verdict == "problem"
+    assert "needs a processor with AVX" in found.found
+    assert "fetching and validating work without it" in found.remedy
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [("3.8.8", "ok"), ("3.8.1", "ok"), ("3.9.1", "problem")])
+def test_the_doctor_compares_the_server_with_the_client(theirs: str, verdict: str):
+    class Server:
+        api_url = "http://127.0.0.1:4200/api"
+
+        def client_version(self) -> str:
+            return "3.8.8"
+
+        def api_version(self) -> str:
+            return theirs
+
+    assert doctor._same_version(Server()).verdict == verdict
 
 
 def test_times_are_utc(fresh: Store):

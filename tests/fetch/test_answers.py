@@ -181,6 +181,14 @@ def test_nothing_reachable_says_what_to_do(store: Store, dataset: Dataset):
     assert e.value.exit_code == 4
 
 
+def test_a_name_that_is_none_is_said(store: Store, dataset: Dataset):
+    # Top-level names ending so are never given to anyone: RFC 6761.
+    with pytest.raises(SourceUnavailable, match="no connection") as e:
+        get(store, dataset, f"http://archives.invalid{PATH}")
+    assert "archives.invalid" in str(e.value)
+    assert e.value.exit_code == 4
+
+
 def test_four_archives_from_the_network_at_once(store: Store, dataset: Dataset):
     bodies = {role: gzip.compress(role.encode() * 5000, mtime=0) for role in catalog.ROLES}
     specs = [
