@@ -47,9 +47,10 @@ def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> s
 
 
 @pytest.fixture
-def promoted_triggers_digits(deployed: dict[str, str]) -> str:
+def promoted_triggers_a_run(deployed: dict[str, str]) -> str:
     """An automation as a user makes it: when a champion is replaced, run a deployment. Returns its id."""
-    digits = {d["name"]: d["id"] for d in post(deployed, "deployments/filter", {})}["digits"]
+    # Not `digits`, which takes no second run while the one that promoted has still to end.
+    inbox = {d["name"]: d["id"] for d in post(deployed, "deployments/filter", {})}["inbox"]
     trigger = {
         "type": "event",
         "posture": "Reactive",
@@ -58,7 +59,7 @@ def promoted_triggers_digits(deployed: dict[str, str]) -> str:
         "threshold": 1,
         "within": 0,
     }
-    action = {"type": "run-deployment", "source": "selected", "deployment_id": digits}
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": inbox}
     return post(deployed, "automations/", {"name": "promoted", "trigger": trigger, "actions": [action]})["id"]
 
 
@@ -83,7 +84,7 @@ def post(environment: dict[str, str], path: str, body: Any) -> Any:
     return answer.json() if answer.content else None
 
 
-def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str], promoted_triggers_digits: str):
+def test_a_deployment_run_says_what_was_decided(deployed: dict[str, str], promoted_triggers_a_run: str):
     output = prefect(deployed, "deployment", "run", "retrain/digits", "--watch", cwd=Path("/"))
     assert "finished successfully in 'Promoted'" in output
     finished = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}

@@ -276,7 +276,7 @@ class _Up:
             f"  export PREFECT_API_URL={self.where.api}{login}\n"
             f"  prefect deployment run retrain/digits --watch\n"
             f"  open {self.where.ui}/v2/runs to watch it there\n"
-            f"  idxflow status"
+            "  idxflow status"
         )
 
     def _keep(self, client: SyncPrefectClient) -> None:
