@@ -66,13 +66,13 @@ GUARDS = {
         "storage/files.py",
         "os.link(temporary, path)",
         "os.replace(temporary, path)",
-        ("tests/test_registry.py::test_threads_take_different_numbers",),
+        ("tests/test_registry.py::test_what_is_there_is_never_replaced",),
     ),
     "lock of a step": Guard(
         "storage/files.py",
         "fcntl.flock(descriptor, mode | fcntl.LOCK_NB)",
         "pass",
-        ("tests/test_store.py::test_ten_threads_make_it_once",),
+        ("tests/test_registry.py::test_deciding_waits_and_says_so",),
     ),
     "retention stays away from what is in use": Guard(
         "storage/retention.py",

@@ -83,6 +83,15 @@ class Operated:
     def post(self, path: str, body: Any) -> Any:
         return post(self.environment, path, body)
 
+    def patch(self, path: str, body: Any) -> None:
+        """Change something; SQLite may be locked for a moment, which the server answers with 503."""
+
+        def accepted() -> bool:
+            answer = httpx.patch(f"{self.environment['PREFECT_API_URL']}/{path}", json=body, timeout=120)
+            return answer.status_code != 503 and bool(answer.raise_for_status())
+
+        until(accepted)
+
     def deployment(self, name: str) -> dict[str, Any]:
         return next(d for d in self.post("deployments/filter", {}) if d["name"] == name)
 
@@ -357,14 +366,12 @@ def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated
         assert operated.findings()[what].verdict == "ok"
         return finding.found
 
-    api = operated.environment["PREFECT_API_URL"]
-    httpx.patch(f"{api}/work_pools/idxflow", json={"is_paused": True}, timeout=120).raise_for_status()
+    operated.patch("work_pools/idxflow", {"is_paused": True})
     assert remedied("worker") == "the pool 'idxflow' is paused"
     mnist = operated.deployment("mnist")
     operated.post(f"deployments/{mnist['id']}/pause_deployment", {})
     assert remedied("deployments") == "paused, scheduled runs are not made: mnist"
-    schedule = f"{api}/deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}"
-    httpx.patch(schedule, json={"active": False}, timeout=120).raise_for_status()
+    operated.patch(f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}", {"active": False})
     assert remedied("deployments") == "all schedules are paused: mnist"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import DamagedEntry, StoreError
+from storage.files import create_json, read_json
 from storage.ledger import Ledger
 from storage.registry import Registry, line, turns
 from storage.store import Store
@@ -45,6 +46,14 @@ def test_the_same_model_keeps_its_number(registry: Registry):
     assert register(registry, "a") == register(registry, "a")
     assert registry.find("model-a", "evaluation-a") == registry.version(1)
     assert registry.find("model-a", "evaluation-b") is None
+
+
+def test_what_is_there_is_never_replaced(tmp_path: Path):
+    path = tmp_path / "00000001.json"
+    assert create_json(path, {"run": "first"})
+    assert not create_json(path, {"run": "second"})
+    assert read_json(path) == {"run": "first"}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_no_champion_before_the_first_promotion(registry: Registry):
