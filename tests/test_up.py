@@ -187,7 +187,7 @@ def test_a_run_of_a_deployment_is_carried_out(service: Service, lost_run: str):
 def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
     address = service.environment["PREFECT_API_URL"].removesuffix("/api")
     assert f"the UI is at {address}" in service.said
-    for said in ("prefect deployment run retrain/digits --watch", f"{address}/v2/runs", "prefect flow-run ls"):
+    for said in ("prefect deployment run retrain/digits --watch", f"{address}/v2/runs", "idxflow status"):
         assert said in service.said
     assert "<html" in httpx.get(address, follow_redirects=True, timeout=30).text
 
