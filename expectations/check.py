@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import warnings
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
 
+from expectations.findings import FINDINGS, NAMED, Absent, Columns, Finding, Mean, Rows, Value
 from expectations.suites import Expectation, Suite, percent
 from expectations.summary import Table
 from storage.errors import IdxflowError
 from storage.records import Check
 
-ROWS_NAMED = 20
-"""How many offending rows are named. Great Expectations itself keeps no more."""
-
 _VALUES_NAMED = 5
+
+_Seen = tuple[Finding, list[int]]
+"""What was found in a part, and which classes are out of bounds in it."""
 
 # Great Expectations keeps the context it made last in a global, and importing its modules from several
 # threads at once fails. A suite takes a few hundredths of a second, so they take turns.
 _turn = threading.Lock()
 
 
-def run(suite: Suite, table: Table) -> tuple[Check, ...]:
-    """Evaluate every expectation of `suite` on `table`, in the order of the suite.
+def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
+    """Evaluate every expectation of `suite` on the table whose rows `parts` has, in the order of the suite.
 
-    Nothing is read from or written to disk or network. Safe to call from several threads.
+    One part is in memory at a time. The outcome is that of all rows at once, wherever they are cut. Nothing is read
+    from or written to disk or network. Safe to call from several threads.
 
     Raises:
-        IdxflowError: the suite is empty, or an expectation could not be evaluated. That is no verdict on the data.
+        IdxflowError: the suite is empty, there is no part, or an expectation could not be evaluated. That is no
+            verdict on the data.
     """
     if not suite.expectations:
         raise IdxflowError(f"{suite.table}: expected a suite of expectations; it is empty and would pass any data")
+    looked = [_look(suite, table) for table in parts]
+    if not looked:
+        raise IdxflowError(f"{suite.table}: expected at least one part of a table; found none to evaluate")
+    return tuple(
+        _check(suite, wanted, seen) for wanted, seen in zip(suite.expectations, zip(*looked, strict=True), strict=True)
+    )
+
+
+def prepare() -> None:
+    """Import Great Expectations, which takes seconds, before it is needed."""
+    with _turn:
+        _great_expectations()
+
+
+def _look(suite: Suite, table: Table) -> list[_Seen]:
+    """Return what is found in one part, in the order of the suite."""
     with _turn:
         results = _evaluate(suite, table)
     if sorted(results) != list(range(len(suite.expectations))):
@@ -43,7 +63,10 @@ def run(suite: Suite, table: Table) -> tuple[Check, ...]:
             f"{suite.table}: expected {len(suite.expectations)} expectations to be evaluated; {len(results)} were; "
             "this is a fault of the suite, not of the data"
         )
-    return tuple(_check(suite, wanted, results[number], table) for number, wanted in enumerate(suite.expectations))
+    return [
+        (_finding(suite, wanted, results[number], table), _outside(wanted, table) if suite.of == "class" else [])
+        for number, wanted in enumerate(suite.expectations)
+    ]
 
 
 def _evaluate(suite: Suite, table: Table) -> dict[int, Any]:
@@ -95,52 +118,69 @@ def _empty_context(gx: Any) -> Any:
     )
 
 
-def _check(suite: Suite, wanted: Expectation, result: Any, table: Table) -> Check:
-    found = result.to_json_dict()["result"]
+def _finding(suite: Suite, wanted: Expectation, result: Any, table: Table) -> Finding:
+    """Return what Great Expectations found in a part, once it is sure that both judge it alike."""
+    found, arguments = result.to_json_dict()["result"], wanted.arguments
     if not found:
         raise IdxflowError(
             f"{suite.table}: expected {wanted.name!r} to be evaluated; Great Expectations says: {_complaint(result)}; "
             "this is a fault of the suite, not of the data"
         )
-    offending = [int(place["index"]) for place in found.get("partial_unexpected_index_list") or ()]
-    observed = _observed(suite, wanted, found)
-    if suite.of == "class" and not result.success:
-        observed += f" ({_list(_outside(wanted, table), 'class', 'classes')})"
+    finding = FINDINGS[wanted.kind].of(found, arguments, table)
+    if finding.holds(arguments) != bool(result.success):
+        raise IdxflowError(
+            f"{suite.table}: expected {wanted.name!r} to be judged as Great Expectations does, which says "
+            f"{'passed' if result.success else 'failed'} of {found}; this is a fault of the suite, not of the data"
+        )
+    return finding
+
+
+def _check(suite: Suite, wanted: Expectation, seen: Sequence[_Seen]) -> Check:
+    finding = reduce(lambda one, later: one.merged(later), (part for part, _ in seen))
+    passed, observed = finding.holds(wanted.arguments), _observed(suite, wanted, finding)
+    if suite.of == "class" and not passed:
+        outside = [label for _, labels in seen for label in labels]
+        observed += f" ({_list(outside, 'class', 'classes')})"
     return Check(
         table=suite.table,
         name=wanted.name,
-        expectation=result.expectation_config.type,
+        expectation=re.sub("(?<!^)(?=[A-Z])", "_", wanted.kind).lower(),
         column=wanted.column,
         limit=wanted.limit,
         observed=observed,
         severity=wanted.severity,
-        passed=bool(result.success),
-        rows=tuple(offending[:ROWS_NAMED]) if suite.of == "row" else (),
+        passed=passed,
+        rows=finding.places if isinstance(finding, Rows) and suite.of == "row" else (),
         setting=wanted.setting,
     )
 
 
-def _observed(suite: Suite, wanted: Expectation, found: Mapping[str, Any]) -> str:
-    if "unexpected_count" in found:
-        return _offenders(suite, found)
-    if "missing_count" in found:
-        missing = found["partial_missing_list"]
-        return f"{_list(missing, 'class', 'classes')} missing" if missing else "all"
-    value = found.get("observed_value")
-    if isinstance(value, list):
-        return f"{len(value)} columns"
+def _observed(suite: Suite, wanted: Expectation, finding: Finding) -> str:
+    match finding:
+        case Rows():
+            return _offenders(suite, finding)
+        case Absent():
+            return f"{_list(finding.values, 'class', 'classes')} missing" if finding.values else "all"
+        case Columns():
+            return f"{len(finding.names)} columns"
+        case Value() | Mean():
+            return _number(finding.value, wanted.percent)
+    raise TypeError(f"expected a finding that can be said in words; found {finding}")
+
+
+def _number(value: float | None, share: bool) -> str:
     if value is None:
         return "nothing"
-    return percent(value) if wanted.percent else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return percent(value) if share else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _offenders(suite: Suite, found: Mapping[str, Any]) -> str:
+def _offenders(suite: Suite, finding: Rows) -> str:
     """Say how many rows break the expectation, and with which values."""
     of = {"row": "rows", "class": "classes", "split": "splits"}[suite.of]
-    count, total = found["unexpected_count"], found["element_count"]
+    count, total = finding.unexpected, finding.rows
     if not count:
         return f"no exception in {total:,} {of}"
-    values = {_text(value): None for value in found["partial_unexpected_list"]}
+    values = {_text(value): None for value in finding.values}
     shown = ", ".join(list(values)[:_VALUES_NAMED]) + (", …" if len(values) > _VALUES_NAMED else "")
     return f"{count:,} of {total:,} {of}, {percent(count / total)}" + ("" if set(values) == {"1"} else f": {shown}")
 
@@ -159,8 +199,8 @@ def _outside(wanted: Expectation, table: Table) -> list[int]:
     return [int(label) for label in table["index"][(values < low) | (values > high)]]
 
 
-def _list(items: list[Any], one: str, several: str) -> str:
-    shown = ", ".join(str(item) for item in items[:ROWS_NAMED]) + (", …" if len(items) > ROWS_NAMED else "")
+def _list(items: Sequence[Any], one: str, several: str) -> str:
+    shown = ", ".join(str(item) for item in items[:NAMED]) + (", …" if len(items) > NAMED else "")
     return f"{one if len(items) == 1 else several} {shown}"
 
 

@@ -3,8 +3,9 @@
 784 pixel columns would cost Great Expectations minutes; these tables cost it milliseconds. Columns of the
 image table are int64 or float64, the two types it does not walk through in Python.
 
-Images are read block by block and turned to float32 in pieces of a few MB, so memory grows by about 100
-bytes per row of a split, whatever the size of its images.
+A split is read twice. The first reading (`survey`) keeps what compares images with each other: 9 bytes per row. The
+second (`images`) measures each image and yields the table in parts, so that millions of its rows are never
+in memory at once. Images are turned to float32 in pieces of a few MB, whatever their size.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ IMAGE_COLUMNS: dict[str, type] = {
     "centroid_hit": np.int64,  # 1: of all class means of the training split, that of the label is nearest
 }
 
-_MEASURED = ("label", "pixel_min", "pixel_max", "mean", "ink", "digest", "blank", "centroid_hit")
-"""The columns that each image has by itself; the others compare it with its split."""
+_MEASURED = ("label", "pixel_min", "pixel_max", "mean", "ink", "blank", "centroid_hit")
+"""The columns that each image has by itself; the others compare it with its split, or with the training split."""
 
 _PIECE_PIXELS = 1 << 20
 """How many pixels are turned to float32 at a time: 4 MB, which stays in a processor's cache."""
@@ -70,51 +71,61 @@ class Centroids:
         return nearest
 
 
-def tables(train: Split, test: Split) -> dict[SplitName, Table]:
-    """Return the image table of both splits, its columns as in `IMAGE_COLUMNS`; the centroids are the training split's.
+@dataclass(frozen=True)
+class Survey:
+    """What the first reading of a split finds out."""
 
-    Raises:
-        DamagedEntry: a Parquet file cannot be read.
-    """
-    means = centroids(parquet.blocks(train.file), train.classes)
-    of_train = images(parquet.blocks(train.file), means)
-    of_test = images(parquet.blocks(test.file), means, known=of_train["digest"])
-    return {"train": of_train, "test": of_test}
+    labels: np.ndarray
+    """uint8, shape (rows,)."""
+    digests: np.ndarray
+    """int64, shape (rows,): BLAKE2b of the pixels, 64 bits."""
+    means: Centroids
 
 
-def centroids(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Centroids:
-    """Return the mean image of each class, from blocks as `storage.parquet.blocks` yields them.
+def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Survey:
+    """Read a split for the first time, from blocks as `storage.parquet.blocks` yields them.
 
-    Labels that are no class are left out. The sums are exact, so the order of the blocks changes nothing.
+    Labels that are no class are left out of the means. The sums are exact, so the order of the blocks changes nothing.
     """
     sums, counts = np.zeros((classes, 1)), np.zeros(classes, np.int64)
+    digests, seen = bytearray(), bytearray()
     for flat, labels in _pieces(blocks):
         # A piece has at most 65,536 rows of at most 255: the sums are whole numbers below 2²⁴, exact in float32.
         member = (labels == np.arange(classes)[:, None]).astype(np.float32)
         sums = sums + (member @ flat.astype(np.float32)).astype(np.float64)
         counts += np.bincount(labels, minlength=256)[:classes]
+        digests += b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in flat)
+        seen += labels.tobytes()
     present = np.flatnonzero(counts)
-    return Centroids(present, (sums[present] / counts[present, None]).astype(np.float32))
+    means = Centroids(present, (sums[present] / counts[present, None]).astype(np.float32))
+    return Survey(np.frombuffer(seen, np.uint8), np.frombuffer(digests, "<i8"), means)
 
 
-def images(blocks: Iterable[tuple[np.ndarray, np.ndarray]], means: Centroids, known: np.ndarray | None = None) -> Table:
-    """Return the image table of one split.
+def images(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    found: Survey,
+    train: Survey | None,
+    part_rows: int,
+) -> Iterator[Table]:
+    """Yield the image table of one split in parts, its columns as in `IMAGE_COLUMNS`: at least one, if without rows.
 
     Args:
-        blocks: as `storage.parquet.blocks` yields them.
-        means: what `centroid_hit` is measured against.
-        known: int64, the digests that `leaked` looks for; without it, nothing is leaked.
+        blocks: as `storage.parquet.blocks` yields them, the same ones as `found` is about.
+        found: what the first reading of the split found out.
+        train: the same of the training split, which `centroid_hit` and `leaked` look at; None: this is the training
+            split, and nothing is leaked.
+        part_rows: a part has at least so many rows, but for the last one.
     """
-    pieces = [_piece(flat, labels, means) for flat, labels in _pieces(blocks)]
-    measured = {
-        name: np.concatenate([np.empty(0, IMAGE_COLUMNS[name]), *(piece[name] for piece in pieces)])
-        for name in _MEASURED
-    }
-    digests = measured["digest"]
-    leaked = np.isin(digests, np.empty(0, np.int64) if known is None else known)
-    table = measured | _repeats(digests, measured["label"])
-    table |= {"index": np.arange(len(digests)), "leaked": leaked.astype(np.int64)}
-    return {name: table[name] for name in IMAGE_COLUMNS}
+    compared = _repeats(found.digests, found.labels)
+    leaked = np.zeros(len(found.digests), bool) if train is None else _among(found.digests, train.digests)
+    compared |= {"digest": found.digests, "leaked": leaked}
+    means, start = (train or found).means, 0
+    for measured in _parts(_pieces(blocks), means, part_rows):
+        stop = start + len(measured["label"])
+        table = measured | {name: values[start:stop] for name, values in compared.items()}
+        table |= {"index": np.arange(start, stop)}
+        yield {name: table[name].astype(kind, copy=False) for name, kind in IMAGE_COLUMNS.items()}
+        start = stop
 
 
 def class_table(labels: np.ndarray, classes: int) -> Table:
@@ -133,22 +144,27 @@ def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
 
 
-def archive_table(dataset: Dataset, splits: Iterable[Split], summaries: Mapping[SplitName, Table]) -> Table:
+def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[SplitName, int]) -> Table:
     """Return one row per split: what the manifest declares beside what decode recorded and the file holds.
 
     What the manifest does not declare is missing (None).
+
+    Args:
+        dataset: what is declared.
+        splits: what decode recorded.
+        rows: how many rows were read of each.
     """
-    found = [_archive_row(dataset, split, parquet.metadata(split.file), summaries[split.name]) for split in splits]
+    found = [_archive_row(dataset, split, parquet.metadata(split.file), rows[split.name]) for split in splits]
     names = found[0].keys()
     return {"index": np.arange(len(found))} | {name: np.array([row[name] for row in found], object) for name in names}
 
 
-def _archive_row(dataset: Dataset, split: Split, footer: Mapping[str, Any], summary: Table) -> dict[str, Any]:
+def _archive_row(dataset: Dataset, split: Split, footer: Mapping[str, Any], rows: int) -> dict[str, Any]:
     row: dict[str, Any] = {
         "split": split.name,
         "rows_declared": dataset.rows.get(split.name),
         "rows_decoded": split.rows,
-        "rows_found": len(summary["label"]),
+        "rows_found": rows,
         "shape_declared": _times(dataset.image_shape),
         "shape_found": _times(footer["image_shape"]),
         "content_decoded": split.digest,
@@ -170,7 +186,29 @@ def _pieces(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[n
             yield flat[start : start + rows], labels[start : start + rows]
 
 
-def _piece(flat: np.ndarray, labels: np.ndarray, means: Centroids) -> dict[str, np.ndarray]:
+def _parts(
+    pieces: Iterable[tuple[np.ndarray, np.ndarray]], means: Centroids, part_rows: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the columns that each image has by itself, in parts: at least one."""
+    part: list[dict[str, np.ndarray]] = []
+    rows = parts = 0
+    for flat, labels in pieces:
+        part.append(_measured(flat, labels, means))
+        rows += len(labels)
+        if rows >= part_rows:
+            yield _joined(part)
+            part, rows, parts = [], 0, parts + 1
+    if part or not parts:
+        yield _joined(part)
+
+
+def _joined(part: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {
+        name: np.concatenate([np.empty(0, IMAGE_COLUMNS[name]), *(piece[name] for piece in part)]) for name in _MEASURED
+    }
+
+
+def _measured(flat: np.ndarray, labels: np.ndarray, means: Centroids) -> dict[str, np.ndarray]:
     pixels = flat.shape[1]
     low, high = flat.min(axis=1), flat.max(axis=1)
     return {
@@ -179,21 +217,33 @@ def _piece(flat: np.ndarray, labels: np.ndarray, means: Centroids) -> dict[str, 
         "pixel_max": high,
         "mean": flat.sum(axis=1, dtype=np.int64) / pixels,
         "ink": np.count_nonzero(flat, axis=1) / pixels,
-        "digest": np.frombuffer(b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in flat), "<i8"),
         "blank": low == high,
         "centroid_hit": means.nearest(flat) == labels,
     }
 
 
-def _repeats(digests: np.ndarray, labels: np.ndarray) -> Table:
-    """Return the columns `duplicate` and `conflict`."""
-    _, first, image = np.unique(digests, return_index=True, return_inverse=True)
-    duplicate = np.ones(len(digests), np.int64)
-    duplicate[first] = 0
-    # Unique pairs of image and label: an image that has two of them has two labels.
-    pairs = np.unique(np.stack([image, labels]), axis=1)
-    labels_of_image = np.bincount(pairs[0], minlength=len(first)) if len(first) else np.empty(0, np.int64)
-    return {"duplicate": duplicate, "conflict": (labels_of_image[image] > 1).astype(np.int64)}
+def _repeats(digests: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the columns `duplicate` and `conflict` as bool: sorted, equal images are neighbours."""
+    order = np.argsort(digests, kind="stable")
+    ordered, labels = digests[order], labels[order]
+    again = ordered[1:] == ordered[:-1]
+    duplicate = np.zeros(len(digests), bool)
+    duplicate[order[1:][again]] = True
+    # An image that has two labels has them next to each other somewhere.
+    twofold = ordered[1:][again & (labels[1:] != labels[:-1])]
+    del order, ordered
+    return {"duplicate": duplicate, "conflict": _among(digests, twofold)}
+
+
+def _among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return which of `digests` are in `known`, as bool: `numpy.isin` takes several times the memory."""
+    if not len(known):
+        return np.zeros(len(digests), bool)
+    ordered = np.sort(known)
+    places = np.searchsorted(ordered, digests)
+    places[places == len(ordered)] = 0
+    found: np.ndarray = ordered[places] == digests
+    return found
 
 
 def _times(shape: Iterable[int]) -> str:

@@ -12,9 +12,9 @@ from uuid import UUID
 from prefect import pause_flow_run, runtime
 from prefect.flow_runs import resume_flow_run
 from prefect.input import RunInput
-from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
+from flows.service import temporary
 from storage.records import Answer
 
 NO_ANSWER = "no answer in time"
@@ -35,7 +35,7 @@ def ask(dataset: str, question: str, hours: float) -> Answer | None:
 
     A run with a temporary server of its own cannot be answered by anyone: that is None at once.
     """
-    if not PREFECT_API_URL.value():
+    if temporary.in_use():
         _log.warning(
             "%s: nobody can be asked: this run has a temporary Prefect server; set PREFECT_API_URL to a lasting one",
             dataset,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from flows import doctor, figures, registry, reports, runs, status, upkeep
+from flows.output import ReaderGone, guarded_streams
 from flows.service.up import up
 from flows.settings import quiet_environment
 from storage.errors import ConfigError, IdxflowError, PrefectFailed
@@ -75,6 +78,13 @@ def run(
             allow_leading_hyphen=True,
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        Parameter(
+            help="What the pixels may take while training, such as `500MB`; more rows come in shards. Default: `2GiB`. "
+            "Short for `--set memory=…`."
+        ),
+    ] = None,
     force: Annotated[
         bool, Parameter(negative="", help="Train, evaluate and decide again also if nothing is new.")
     ] = False,
@@ -96,7 +106,7 @@ def run(
     """
     from flows.job import Request
 
-    settings = tuple(set_ or ())
+    settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
     # The profile is just a text until `Request.resolve` has checked it.
     request = Request(dataset, dataset_file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
     return _run_flow("retrain", request, as_json)
@@ -264,8 +274,14 @@ def main(tokens: list[str] | None = None) -> None:
 
 
 def _main(tokens: list[str] | None) -> int:
+    with guarded_streams():
+        return _ended(tokens)
+
+
+def _ended(tokens: list[str] | None) -> int:
     try:
         code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError:
         return ConfigError.exit_code
     except IdxflowError as error:
@@ -277,9 +293,8 @@ def _main(tokens: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("idxflow: interrupted; the same command goes on from where it was", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output is gone (`idxflow datasets | head`); keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
+        # Of our output (`idxflow datasets | head`): it has what it wanted.
         return 0
     return code if isinstance(code, int) else 0
 
@@ -307,6 +322,9 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
         os.environ.setdefault(key, value)
     # Prefect's own console log would repeat each line; warnings and errors are ours to say.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # Nor are log lines that could not be sent to its server worth a line each.
+    logging.raiseExceptions = False
     received: list[int] = []
 
     def terminate(number: int, frame: object) -> None:
@@ -330,6 +348,23 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
 
 
 def _call(flow: str, request: Request) -> dict[str, Any]:
+    """Call the flow. What it needs is imported while Prefect's server, if it has to be started, starts."""
+    from flows.service import temporary
+
+    with ExitStack() as stack:
+        server = stack.enter_context(temporary.temporary_server()) if temporary.needed() else None
+        from flows.events import send_without_waiting
+        from flows.preload import preloading
+
+        send_without_waiting()
+        if flow == "retrain":
+            stack.enter_context(preloading(request))
+        if server:
+            server.wait()
+        return _called(flow, request)
+
+
+def _called(flow: str, request: Request) -> dict[str, Any]:
     from flows import retrain
     from flows.job import RunFailed
 

@@ -14,7 +14,9 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from flows.output import ReaderGone
 from flows.settings import LOGGERS
+from storage.errors import OutputFailed, PrefectFailed
 from storage.records import Step
 from tasks import progress
 
@@ -36,9 +38,11 @@ class Console:
         )
         self._tasks: dict[str, TaskID] = {}
         self._stack = ExitStack()
+        self._lost: OutputFailed | None = None
+        self._ending: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
-        handler = _StepHandler(self._say_step, self._say_warning)
+        handler = _StepHandler(self._say_step, self._say_warning, self._keep_ending)
         for name in LOGGERS:
             logger = logging.getLogger(name)
             logger.setLevel(logging.INFO)
@@ -54,22 +58,49 @@ class Console:
         self._stack.close()
 
     def watch(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Run `call`, which returns the outcome of a flow, and print how it ended."""
+        """Run `call`, which returns the outcome of a flow, and print how it ended.
+
+        A run that Prefect lost sight of, its server having died, has ended as it says itself.
+
+        Raises:
+            PrefectFailed: Prefect could not run the flow to its end.
+            OutputFailed: a line could not be printed. The run itself went on to its end.
+        """
         if "PREFECT_API_URL" not in os.environ:
-            self._terminal.print("starting Prefect for this run (the first time takes longest)", style="dim")
-        outcome = call()
+            self._print(Text("starting Prefect for this run (the first time takes longest)", style="dim"))
+        try:
+            outcome = call()
+        except PrefectFailed as error:
+            if self._ending is None:
+                raise
+            outcome = self._ending
+            self._say_warning(f"this run is over, but Prefect could not be told and may show it as running: {error}")
         self._bars.stop()
         self._say_end(outcome)
+        if self._lost:
+            raise OutputFailed(f"{self._lost}; the run itself is over: {outcome['sentence']}") from self._lost
         return outcome
+
+    def _print(self, line: Text | str) -> None:
+        """Print a line. That nobody reads it, or that there is no room for it, is no reason to end a run."""
+        try:
+            self._terminal.print(line)
+        except ReaderGone:
+            return
+        except OutputFailed as error:
+            self._lost = error
 
     def _say_step(self, step: Step) -> None:
         how = "reused" if step.reused else step.reason
         line = Text(f"{step.name:<21} {step.summary:<66} {step.seconds:7.2f} s  ")
         line.append(how, style="dim" if step.reused else "cyan")
-        self._terminal.print(line)
+        self._print(line)
+
+    def _keep_ending(self, outcome: dict[str, Any]) -> None:
+        self._ending = outcome
 
     def _say_warning(self, message: str) -> None:
-        self._terminal.print(Text(message, style="yellow"))
+        self._print(Text(message, style="yellow"))
 
     def _say_end(self, outcome: dict[str, Any]) -> None:
         if outcome["error"]:
@@ -77,14 +108,14 @@ class Console:
                 Text(f"idxflow: {outcome['error']['sentence']}", style="red")
             )
         else:
-            self._terminal.print(Text(outcome["sentence"], style="bold green"))
+            self._print(Text(outcome["sentence"], style="bold green"))
         if outcome["test_accuracy"] is not None:
-            self._terminal.print(
+            self._print(
                 f"accuracy {outcome['train_accuracy']:.2%} on training, {outcome['test_accuracy']:.2%} on test, "
                 f"{outcome['epochs']} epochs, {outcome['seconds']:.1f} s"
             )
         if outcome["report"]:
-            self._terminal.print(f"report {outcome['report']}")
+            self._print(f"report {outcome['report']}")
 
     def _advance(self, step: progress.Progress) -> None:
         if step.name not in self._tasks:
@@ -94,18 +125,25 @@ class Console:
 
 
 class _StepHandler(logging.Handler):
-    """Takes the steps out of the log, and the warnings."""
+    """Takes the steps out of the log, the warnings, and how a run ended."""
 
-    def __init__(self, on_step: Callable[[Step], None], on_warning: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        on_step: Callable[[Step], None],
+        on_warning: Callable[[str], None],
+        on_ending: Callable[[dict[str, Any]], None],
+    ) -> None:
         super().__init__(logging.INFO)
-        self._on_step, self._on_warning = on_step, on_warning
+        self._on_step, self._on_warning, self._on_ending = on_step, on_warning, on_ending
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a step or a warning; other lines are for the Prefect UI."""
-        step = getattr(record, "step", None)
+        step, ending = getattr(record, "step", None), getattr(record, "ending", None)
         if isinstance(step, Step):
             self._on_step(step)
-        elif record.levelno >= logging.WARNING and not getattr(record, "ending", False):
+        elif ending:
+            self._on_ending(ending)
+        elif record.levelno >= logging.WARNING:
             text = record.getMessage()
             if record.exc_info:
                 text += "\n" + logging.Formatter().formatException(record.exc_info)

@@ -5,6 +5,8 @@
     idxflow.model.refused    a candidate below a floor
 
 The resource is `idxflow.model.<dataset>`; the payload is the decision as the ledger has it. Nothing new, no event.
+
+Prefect's own events about a run, several for each task, go the same way to the server.
 """
 
 from __future__ import annotations
@@ -12,12 +14,29 @@ from __future__ import annotations
 import logging
 
 from prefect.events import emit_event
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.worker import EventsWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL
 
 from storage.records import Decision, to_json
 
 EVENTS = ("promoted", "kept", "refused")
 
+_RECONNECTIONS = 3
+"""As many as Prefect 3.8 tries without waiting a second before each."""
+
 _log = logging.getLogger(__name__)
+
+
+def send_without_waiting() -> None:
+    """Have this process not wait for a server that is gone.
+
+    Prefect tries to connect ten times for each event, which takes seven seconds, and a process does not end before
+    all have been tried: minutes. An event that could not be sent is kept, and sent with the next one that can be.
+    """
+    url = PREFECT_API_URL.value()
+    if url and not url.startswith(PREFECT_CLOUD_API_URL.value()):
+        EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=_RECONNECTIONS)
 
 
 def announce(dataset: str, run: str, decision: Decision) -> None:

@@ -1,12 +1,15 @@
-"""Files that a command writes where the user says: never over something else, never into the store."""
+"""What a command writes where the user says: files, never over something else or into the store; standard streams."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TextIO, cast
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, OutputFailed
 from storage.files import write_bytes
 from storage.store import Store
 
@@ -96,3 +99,80 @@ def _begins_like(path: Path, suffix: str) -> bool:
     except OSError:
         return False
     return beginning.startswith(BEGINNINGS[suffix])
+
+
+class ReaderGone(Exception):
+    """Whoever read standard output has ended, as `head` does; nobody is left to tell."""
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    """While the block runs, standard output raises `OutputFailed` or `ReaderGone`, and standard error never fails.
+
+    After its first failure a stream leads to nowhere: neither what is still in its buffer nor Python, which flushes
+    it at exit, meets the failure again.
+    """
+    _open_missing()
+    before = sys.stdout, sys.stderr
+    sys.stdout = cast(TextIO, _Guarded(before[0], "standard output"))
+    sys.stderr = cast(TextIO, _Guarded(before[1]))
+    try:
+        yield
+    finally:
+        # Where something else failed, that is what was said.
+        with suppress(OutputFailed, ReaderGone):
+            sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Guarded:
+    """A text stream that answers a failed write with `OutputFailed` or `ReaderGone`; or, without a name, not at all."""
+
+    def __init__(self, stream: TextIO, name: str = "") -> None:
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        # Not as a BrokenPipeError: Rich ends the process with code 1 on that.
+        if self._name and isinstance(error, BrokenPipeError):
+            raise ReaderGone from error
+        if self._name:
+            raise OutputFailed(
+                f"expected {self._name} to take what is printed; {error.strerror}; "
+                "make room there, or lead it elsewhere"
+            ) from error
+
+
+def _open_missing() -> None:
+    """Lead to nowhere which of the three standard streams are closed (`>&-`).
+
+    Else the next file that is opened, such as one of the store, gets the number, and what libraries print to it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -23,6 +23,7 @@ from flows.settings import LOGGERS
 from storage.errors import IdxflowError, ValidationFailed
 from storage.records import SPLITS, Answer, Done, Report, Split, Step
 from storage.registry import Registry
+from tasks import artifacts
 from tasks.config import Profile, TrainingOverrides
 from tasks.confirm import confirm
 from tasks.decide import Candidate, Rival, current_champion, decide, question
@@ -208,12 +209,14 @@ def _finish(job: Job) -> State[dict[str, Any]]:
     _describe_run(f"{job.dataset.name} {job.record.id} {job.state}{job.version}", job.state)
     if job.report:
         _log.info("report: %s", job.report.html)
+    outcome = job.summary()
+    # For the command line, which says it itself, also where Prefect cannot be told any more.
+    ending = {"ending": outcome}
     if job.record.failure:
-        # The command line says it itself.
-        _log.error(job.sentence, extra={"ending": True})
-        return Failed(name=job.state_name, message=job.sentence, data=RunFailed(job.summary()))
-    _log.info("%s: %s", job.dataset.name, job.sentence)
-    return Completed(name=job.state_name, message=job.sentence, data=job.summary())
+        _log.error(job.sentence, extra=ending)
+        return Failed(name=job.state_name, message=job.sentence, data=RunFailed(outcome))
+    _log.info("%s: %s", job.dataset.name, job.sentence, extra=ending)
+    return Completed(name=job.state_name, message=job.sentence, data=outcome)
 
 
 def _raise_if_stopped(error: BaseException | None) -> None:
@@ -247,7 +250,7 @@ def _asked_by() -> str:
 def _describe_run(name: str, *tags: str) -> None:
     """Give the flow run a name that says more than it could when it was scheduled, and tags to filter by."""
     run = runtime.flow_run.id
-    if not run:
+    if not run or not artifacts.reachable():
         return
     try:
         with get_client(sync_client=True) as client:

@@ -12,7 +12,8 @@
     │   └── DamagedEntry            a file of the store is not what its entry says
     ├── TrainingFailed           1  training diverged or cannot start
     ├── ExportFailed             1  an exported model does not give the model's own predictions
-    └── PrefectFailed            1  Prefect itself could not run the flow
+    ├── PrefectFailed            1  Prefect itself could not run the flow
+    └── OutputFailed             1  standard output takes nothing more
 
 Each message is one sentence: what was expected, what was found, where, what to do.
 """
@@ -87,3 +88,7 @@ class ExportFailed(IdxflowError):
 
 class PrefectFailed(IdxflowError):
     """Prefect itself could not run the flow: its server cannot be reached, or does not fit this client."""
+
+
+class OutputFailed(IdxflowError):
+    """What was to be printed could not be written; what the command did apart from that stays done."""

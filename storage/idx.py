@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import numpy as np
+from isal import isal_zlib
 
 from storage.errors import FormatError
 
@@ -36,6 +37,8 @@ MAX_DIMENSIONS = 8
 MAX_PAYLOAD_BYTES = 1 << 40
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_RESERVED_FLAGS = 0xE0
+_PLAIN_ERROR = re.compile(r"^Error -?\d+ ")
 _CHUNK = 1 << 18
 _SHOWN = 20
 _AGAIN = "fetch or copy the file again"
@@ -195,12 +198,13 @@ class _Plain:
 
 
 class _Gzip:
-    """The inflated bytes of a single-member gzip file."""
+    """The inflated bytes of a single-member gzip file. ISA-L inflates three to four times as fast as zlib."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
-        self._inflate = zlib.decompressobj(wbits=31)
+        self._inflate = isal_zlib.decompressobj(wbits=31)
         self._pending = b""
+        self._check_flags()
 
     def read(self, count: int) -> bytes:
         parts, missing = [], count
@@ -224,6 +228,13 @@ class _Gzip:
             found = f"at least {trailing:,} more bytes"
             raise _refused(self._name, "one gzip member and nothing after it", found, _ONE_STREAM)
 
+    def _check_flags(self) -> None:
+        # RFC 1952, 2.3.1.2: a reader must not go on where one of these is set. ISA-L does.
+        start = self._stream.read(4)
+        self._stream.seek(0)
+        if len(start) == 4 and start[3] & _RESERVED_FLAGS:
+            raise _refused(self._name, "an undamaged gzip stream", f"damage (header flags {start[3]:02x})", _AGAIN)
+
     def _refill(self) -> bool:
         self._pending = self._stream.read(_CHUNK)
         return bool(self._pending)
@@ -231,8 +242,8 @@ class _Gzip:
     def _step(self, limit: int) -> bytes:
         try:
             data = self._inflate.decompress(self._pending, limit)
-        except zlib.error as error:
-            found = f"damage (zlib: {str(error).rpartition(': ')[2]})"
+        except isal_zlib.error as error:  # type: ignore[misc]  # its stub says an instance
+            found = f"damage ({_PLAIN_ERROR.sub('', str(error)).lower()})"
             raise _refused(self._name, "an undamaged gzip stream", found, _AGAIN) from error
         self._pending = self._inflate.unconsumed_tail
         return data

@@ -74,20 +74,25 @@ def metadata(path: Path) -> dict[str, Any]:
         return _metadata(file)
 
 
-def blocks(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def blocks(path: Path, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (images, labels) of each row group: uint8 of shape (n, height, width), 0-255, and uint8 of shape (n,).
+
+    Args:
+        start: the first row, from 0 on; row groups before it are not read.
 
     Raises:
         DamagedEntry: a page fails its checksum, or the columns are not those of a split.
     """
     with _opened(path) as file:
-        shape = _image_shape(file, path)
-        groups = file.num_row_groups
-    for group in range(groups):
-        with _opened(path) as file:
-            table = file.read_row_group(group, use_threads=False)
-            block = _images(table.column("image").combine_chunks(), shape), _labels(table)
-        yield block
+        shape, first = _image_shape(file, path), 0
+        for group in range(file.num_row_groups):
+            stop = first + file.metadata.row_group(group).num_rows
+            if stop > start:
+                table = file.read_row_group(group, use_threads=False)
+                images, labels = _images(table.column("image").combine_chunks(), shape), _labels(table)
+                skipped = max(0, start - first)
+                yield images[skipped:], labels[skipped:]
+            first = stop
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +132,10 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(file.metadata.metadata[_METADATA])
+    described = (file.metadata.metadata or {}).get(_METADATA)
+    if described is None:
+        raise ValueError("it has no description of one")
+    values: dict[str, Any] = json.loads(described)
     return values
 
 
@@ -169,8 +177,9 @@ def _images(column: pa.FixedSizeBinaryArray, shape: tuple[int, int]) -> np.ndarr
 
 
 def _labels(table: pa.Table) -> np.ndarray:
-    column: np.ndarray = table.column("label").combine_chunks().to_numpy()
-    return column
+    # Not by `to_numpy`, which imports pandas.
+    column = table.column("label").combine_chunks()
+    return np.frombuffer(column.buffers()[1], np.uint8)[column.offset : column.offset + len(column)]
 
 
 def _huggingface(class_names: tuple[str, ...]) -> bytes:

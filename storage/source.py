@@ -16,8 +16,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("flows", "tasks", "expectations", "storage")
 PLUMBING = frozenset(
-    f"storage.{name}" for name in ("catalog", "errors", "files", "ledger", "records", "registry", "source", "store")
-) | frozenset(f"tasks.{name}" for name in ("artifacts", "config", "progress", "steps"))
+    f"{package}.{name}"
+    for package, names in {
+        "storage": ("ahead", "catalog", "errors", "files", "ledger", "records", "registry", "source", "store"),
+        "tasks": ("artifacts", "config", "progress", "steps"),
+    }.items()
+    for name in names
+)
 
 
 # CPython 3.11 counts the depth of the tree it builds in one place for all threads: two that parse at once can end

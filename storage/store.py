@@ -226,6 +226,14 @@ class Store:
             raise DamagedEntry(f"{path}: expected what it was made from; {error}") from error
         return made
 
+    def made(self, dataset: str, step: str) -> Iterator[dict[str, Any]]:
+        """Yield what is in `entry.json` of each entry of a step, the newest first, without checking anything else."""
+        for path in sorted(self.entries(dataset, step).glob(f"[!.]*/{ENTRY}"), key=lambda p: -p.stat().st_mtime):
+            try:
+                yield read_json(path)
+            except (OSError, ValueError):
+                continue
+
     def once(
         self,
         plan: Plan,
@@ -299,20 +307,12 @@ class Store:
         if plan.name:
             return "one for each run"
         same = (plan.step, plan.subject)
-        others = [made for made in self._made(plan) if (made["step"], made["subject"]) == same]
+        others = [made for made in self.made(plan.dataset, plan.step) if (made["step"], made["subject"]) == same]
         if not others:
             return "first run"
         changes = min((_differences(made["made_from"], plan.made_from) for made in others), key=len)
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         return ", ".join(changes[:3]) + rest if changes else "made again"
-
-    def _made(self, plan: Plan) -> Iterator[dict[str, Any]]:
-        folder = self.entries(plan.dataset, plan.step)
-        for path in sorted(folder.glob(f"[!.]*/{ENTRY}"), key=lambda p: -p.stat().st_mtime):
-            try:
-                yield read_json(path)
-            except (OSError, ValueError):
-                continue
 
 
 def load(folder: Path, kind: type[R]) -> R:

@@ -1,17 +1,24 @@
 """What a run shows in the Prefect UI besides its log.
 
 It is a view of what the store holds. So outside of a run nothing is shown, and a Prefect API that does not answer
-is a warning, not the end of a run.
+is a warning, not the end of a run. Nor may it hold one up: Prefect tries each request again for half a minute, and a
+training asks every second. So once it did not answer, it is left alone for a while.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+QUIET_SECONDS = 300
+"""How long nothing is shown after the Prefect API did not answer."""
+
 _log = logging.getLogger(__name__)
+_silent_until = -math.inf
 
 
 def key(*parts: str) -> str:
@@ -33,6 +40,11 @@ def show_table(name: str, rows: Sequence[Mapping[str, Any]], description: str) -
     _show(create_table_artifact, key=name, table=[dict(row) for row in rows], description=description)
 
 
+def reachable() -> bool:
+    """Tell whether the Prefect API is worth asking: it has not failed to answer just now."""
+    return time.monotonic() >= _silent_until
+
+
 class ProgressBar:
     """A progress artifact that moves while a task runs."""
 
@@ -52,11 +64,13 @@ class ProgressBar:
 def _show(call: Callable[..., Any], **arguments: Any) -> Any:
     from prefect.context import FlowRunContext, TaskRunContext
 
-    if not (FlowRunContext.get() or TaskRunContext.get()):
+    global _silent_until
+    if not (FlowRunContext.get() or TaskRunContext.get()) or not reachable():
         return None
     try:
         return call(**arguments)
     except Exception as error:
         # Whatever the client raises: there are more kinds than it documents.
         _log.warning("not shown in the Prefect UI: %s: %s", type(error).__name__, error)
+        _silent_until = time.monotonic() + QUIET_SECONDS
         return None

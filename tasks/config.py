@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from storage.catalog import Dataset, shown
@@ -14,6 +25,22 @@ from storage.errors import ConfigError
 
 Profile = Literal["default", "tutorial", "fast"]
 Units = Annotated[int, Field(ge=1, le=65536)]
+
+_SIZE = r"^ *[0-9]{1,9}(\.[0-9]{1,9})? *([KMGT]i?)?B *$"
+
+
+def _bytes(size: str) -> int:
+    return int(TypeAdapter(ByteSize).validate_python(size))
+
+
+def _size(value: Any) -> str:
+    if not isinstance(value, str) or not re.match(_SIZE, value) or _bytes(value) < 1:
+        raise ValueError(f"expected a size such as 500MB or 2GiB; found {shown(value)}; write it with its unit")
+    return value.replace(" ", "")
+
+
+# The pattern is for the form in the Prefect UI; its own message would show it to people.
+Memory = Annotated[str, BeforeValidator(_size), Field(json_schema_extra={"pattern": _SIZE})]
 
 PROFILES: dict[Profile, dict[str, Any]] = {
     "default": {},
@@ -56,6 +83,9 @@ class TrainingConfig(BaseModel):
     restore_best: bool = Field(
         True, description="With patience: keep the weights of the best epoch instead of the last one."
     )
+    memory: Memory = Field(
+        "2GiB", description="What the pixels may take while training, such as 500MB or 2GiB; more rows come in shards."
+    )
     seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights and of the order of rows.")
 
     @model_validator(mode="after")
@@ -65,6 +95,11 @@ class TrainingConfig(BaseModel):
                 "expected held-out rows, because patience needs them; found a validation_fraction of 0; raise it"
             )
         return self
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory budget in bytes."""
+        return _bytes(self.memory)
 
     def fitted_rows(self, rows: int) -> int:
         """Return how many of `rows` training rows, from the first on, the weights are fitted to.

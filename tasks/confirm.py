@@ -1,7 +1,4 @@
-"""Have a fresh process load the saved model and predict: what is published must work without its trainer.
-
-Run as a program, this module is that process: `python -m tasks.confirm MODEL_FOLDER SPLIT_FILE OUTPUT`.
-"""
+"""Have a fresh process load the saved model and predict: what is published must work without its trainer."""
 
 from __future__ import annotations
 
@@ -14,16 +11,15 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import arrays, parquet, source
+from storage import arrays, source
 from storage.catalog import Dataset
 from storage.errors import ModelRefused
 from storage.records import Confirmation, Done, Evaluation, Split, TrainedModel
-from storage.store import Plan, Store, load
-from tasks import network
-from tasks.evaluate import predict
+from storage.store import Plan, Store
+from tasks import fresh, network
+from tasks.fresh import ROWS, fixture_rows
 from tasks.steps import log_step
 
-ROWS = 64
 TOLERANCE = 1e-5
 """Largest difference of a probability that is taken for rounding; both processes do the same sums."""
 TIMEOUT_SECONDS = 600
@@ -63,7 +59,7 @@ def confirm_into(
     """
     output = folder / "probability.npz"
     output.unlink(missing_ok=True)
-    command = [sys.executable, "-m", __name__, str(model.folder), str(test.file), str(output)]
+    command = [sys.executable, "-m", fresh.__name__, str(model.folder), str(test.file), str(output)]
     try:
         ended = subprocess.run(
             command, cwd=source.ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
@@ -74,29 +70,16 @@ def confirm_into(
         said = ended.stderr.strip().splitlines()
         raise _refused(dataset, said[-1] if said else f"it ended with code {ended.returncode}")
     rows, classes = fixture_rows(test.rows), len(dataset.classes)
-    fresh = arrays.read(output, {"probability": (np.float32, (len(rows), classes))})["probability"]
+    answered = arrays.read(output, {"probability": (np.float32, (len(rows), classes))})["probability"]
     expected: arrays.Expected = {
         "predicted": (np.uint8, (test.rows,)),
         "probability": (np.float32, (test.rows, classes)),
     }
     own = arrays.read(evaluation.file, expected)["probability"][rows]
-    difference = float(np.abs(fresh - own).max())
+    difference = float(np.abs(answered - own).max())
     if not difference <= TOLERANCE:
         raise _refused(dataset, f"its probabilities differ by up to {difference:g}, allowed is {TOLERANCE:g}")
     return Confirmation(folder, len(rows), difference)
-
-
-def fixture_rows(rows: int) -> np.ndarray:
-    """Return the row numbers that are predicted again: at most `ROWS`, evenly over the split."""
-    return np.unique(np.linspace(0, rows - 1, min(ROWS, rows)).astype(int))
-
-
-def main(arguments: list[str]) -> None:
-    """Predict the fixture rows of a split with a model, both found by path, and write the probabilities."""
-    model_folder, split_file, output = map(Path, arguments)
-    rows = parquet.metadata(split_file)["rows"]
-    images = parquet.rows(split_file, fixture_rows(rows).tolist())
-    arrays.write(output, {"probability": predict(load(model_folder, TrainedModel), images)})
 
 
 def _refused(dataset: Dataset, found: str) -> ModelRefused:
@@ -109,7 +92,3 @@ def _refused(dataset: Dataset, found: str) -> ModelRefused:
 def _line(confirmation: Confirmation) -> str:
     rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
     return f"a fresh process predicts the same for {confirmation.rows} rows{rounding}"
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import idx, parquet, source
+from storage.ahead import ahead
 from storage.catalog import MAX_LABEL_COLUMNS, Dataset
 from storage.errors import FormatError
 from storage.files import canonical
@@ -61,7 +62,8 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         writer = stack.enter_context(parquet.Writer(split.file, dataset.image_shape, dataset.classes))
         at_once = _rows_at_once(dataset)
         blocks = zip(image_reader.blocks(at_once), _class_labels(dataset, label_reader, at_once), strict=True)
-        for image_block, label_block in blocks:
+        # Inflating and hashing in one thread, compressing and writing in this one.
+        for image_block, label_block in stack.enter_context(closing(ahead(blocks))):
             writer.write(image_block, label_block)
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
         digest = hashlib.sha256(canonical([sources, dataset.label_column or 0])).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,19 +11,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage import arrays, parquet, source
+from storage.ahead import ahead
 from storage.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry
 from storage.files import sha256_of
 from storage.records import ClassScore, Done, Evaluation, Mistake, Split, TrainedModel
 from storage.store import Plan, Store
-from tasks import network, normalize
+from tasks import network, wilson
+from tasks.classifier import Classifier, softmax
+from tasks.normalize import check_labels
 from tasks.steps import log_step
 
-CONFIDENCE = 0.95
-"""Of the interval around the accuracy."""
 MOST_MISTAKES = 25
-SCORED_AT_ONCE = 2048
-"""Rows per call: bounds the memory that activations take."""
+
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +68,8 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
     classifier = Classifier(model)
     _check_fit(classifier.architecture, dataset, test)
     labels = parquet.labels(test.file).astype(np.int64)
-    normalize.check_labels(dataset, test, labels)
-    logits = np.concatenate([classifier.logits(images) for images, _ in parquet.blocks(test.file)])
+    check_labels(dataset, test, labels)
+    logits = np.concatenate([classifier.logits(images) for images, _ in ahead(parquet.blocks(test.file))])
     if not len(logits) == len(labels) == test.rows:
         raise DamagedEntry(
             f"{test.file}: expected {test.rows:,} rows, as its entry says; found {len(logits):,}; decode again"
@@ -78,7 +77,7 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
     probability = softmax(logits)
     predicted = logits.argmax(axis=1)
     correct = int((predicted == labels).sum())
-    low, high = interval(correct, test.rows)
+    low, high = wilson.interval(correct, test.rows)
     per_class, confusion = by_class(dataset.classes, labels, predicted)
     evaluation = Evaluation(
         folder,
@@ -99,56 +98,6 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
     return evaluation
 
 
-def predict(model: TrainedModel, images: np.ndarray) -> np.ndarray:
-    """Return the probability of each class for `images`, raw pixels of 0-255.
-
-    Args:
-        images: uint8 of shape (n, height, width).
-
-    Returns:
-        Float32 of shape (n, classes); each row adds up to 1.
-
-    Raises:
-        ConfigError: the images have another number of pixels than those the model was trained on.
-        DamagedEntry: a file of the model is not what its record says.
-    """
-    return softmax(Classifier(model).logits(images))
-
-
-class Classifier:
-    """A trained model, rebuilt from its arrays: no file of it is ever run.
-
-    Raises:
-        DamagedEntry: a file of the model is not what its record says.
-    """
-
-    def __init__(self, model: TrainedModel) -> None:
-        self.architecture = network.load_architecture(model.architecture)
-        self._weights = network.load_weights(model.weights, self.architecture)
-        if network.weights_digest(self._weights) != model.weights_digest:
-            raise DamagedEntry(f"{model.weights}: expected the weights {model.weights_digest[:12]}…; found others")
-        self._statistics = normalize.read(model.normalization, self.architecture.inputs)
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 of shape (n, classes) for `images`, uint8 of shape (n, height, width)."""
-        if images.ndim != 3 or math.prod(images.shape[1:]) != self.architecture.inputs or images.dtype != np.uint8:
-            raise ConfigError(
-                f"expected images of {self.architecture.inputs:,} pixels as uint8, such as the model was trained on; "
-                f"found {images.dtype} of shape {images.shape}"
-            )
-        starts = range(0, len(images), SCORED_AT_ONCE)
-        blocks = [normalize.apply(images[start : start + SCORED_AT_ONCE], self._statistics) for start in starts]
-        none = np.empty((0, self.architecture.classes), np.float32)
-        return np.concatenate([none, *(network.logits(self.architecture, self._weights, block) for block in blocks)])
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities, float32, of logits of shape (n, classes)."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities: np.ndarray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return probabilities
-
-
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean of -log(probability of the label), in nats; finite however small that probability is."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
@@ -156,12 +105,9 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(losses.mean())
 
 
-def interval(correct: int, rows: int) -> tuple[float, float]:
-    """Return the 95% Wilson score interval of the share `correct` / `rows` (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    found = binomtest(correct, rows).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+def prepare() -> None:
+    """Import scikit-learn, which takes seconds, before it is needed."""
+    import sklearn.metrics  # noqa: F401
 
 
 def by_class(

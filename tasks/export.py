@@ -19,7 +19,7 @@ import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
 from storage.files import flush, make_folder, write_bytes
-from tasks import network
+from tasks import network, scaling
 from tasks.predict import Model
 
 Format = Literal["keras", "savedmodel", "onnx"]
@@ -132,16 +132,13 @@ def _described(model: Model, done: Export) -> dict[str, Any]:
 
 
 def _keras(model: Model, folder: Path) -> Answer:
-    """Copy the file that was written when the model was trained; loading the model has verified its digest."""
-    copied = folder / "model.keras"
-    shutil.copyfile(model.record.export, copied)
-    return _answer_of(_reopened(copied))
+    return _answer_of(_made(model, folder / "model.keras"))
 
 
 def _savedmodel(model: Model, folder: Path) -> Answer:
     tf = network.tensorflow()
     with network.without_copy_warning():
-        _reopened(model.record.export).export(folder, format="tf_saved_model", verbose=False)
+        _only_made(model, folder).export(folder, format="tf_saved_model", verbose=False)
     # The object, not its function alone: the variables live no longer than it.
     loaded = tf.saved_model.load(folder)
     return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)).numpy())
@@ -150,7 +147,7 @@ def _savedmodel(model: Model, folder: Path) -> Answer:
 def _onnx(model: Model, folder: Path) -> Answer:
     path = folder / "model.onnx"
     with network.without_copy_warning():
-        _reopened(model.record.export).export(path, format="onnx", verbose=False)
+        _only_made(model, folder).export(path, format="onnx", verbose=False)
     session = importlib.import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
@@ -161,6 +158,26 @@ _WRITERS: dict[Format, Callable[[Model, Path], Answer]] = {"keras": _keras, "sav
 
 def _answer_of(made: Any) -> Answer:
     return lambda pixels: np.asarray(made(pixels, training=False).numpy())
+
+
+def _made(model: Model, path: Path) -> Any:
+    """Write the model's arrays as a `.keras` file, the same to the byte as when it was trained, and load that.
+
+    The file in the store is for people: it is never opened. A Keras model can name code, and more of it than is known.
+    """
+    architecture = model.classifier.architecture
+    weights = network.load_weights(model.record.weights, architecture)
+    found = scaling.read(model.record.normalization, architecture.inputs)
+    network.export(path, architecture, weights, found, model.image_shape)
+    return _reopened(path)
+
+
+def _only_made(model: Model, folder: Path) -> Any:
+    """Return what `_made` loads; its file does not stay."""
+    path = folder / "model.keras"
+    made = _made(model, path)
+    path.unlink()
+    return made
 
 
 def _reopened(path: Path) -> Any:

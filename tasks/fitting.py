@@ -1,45 +1,49 @@
-"""Fit the network to rows: each epoch is one compiled call, the loop over its steps inside."""
+"""Fit the network to rows: each epoch is one compiled call for each window of rows, the loop over its steps inside."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tasks import network
 from tasks.config import TrainingConfig
-
-SCORED_AT_ONCE = 2048
-"""Rows per call when scoring: bounds the memory that activations take."""
+from tasks.rows import Rows
+from tasks.scaling import Statistics, scale_and_offset
 
 
 class Fitting:
-    """A network in training: weights and velocity on the device, beside all rows, normalised.
+    """A network in training: weights and velocity on the device, fed with the pixels of `rows`.
 
     Stochastic gradient descent with momentum, as `keras.optimizers.SGD` does it (Keras 3, `sgd.py`):
     `rate = learning_rate / (1 + decay · t)`, `w -= w · weight_decay · rate`,
     `velocity = momentum · velocity - rate · gradient`, `w += velocity`, for steps t = 0, 1, …
     The loss is the mean categorical cross-entropy of the step's rows.
 
+    Pixels stay bytes until the step that needs them: gathering a quarter of the bytes pays for scaling them anew in
+    every epoch.
+
     Args:
-        images: float32 of shape (rows, pixels), normalised.
-        labels: int32 of shape (rows,), each below the number of classes.
-        fitted: how many rows, from the first on, an epoch passes over.
+        statistics: what pixels are scaled with.
+        rows: what is trained on.
+        fitted: how many of them, from the first on, an epoch passes over.
     """
 
     def __init__(
         self,
         architecture: network.Architecture,
         config: TrainingConfig,
-        images: np.ndarray,
-        labels: np.ndarray,
+        statistics: Statistics,
+        rows: Rows,
         fitted: int,
     ) -> None:
         self._tf = tf = network.tensorflow()
-        self._config, self._fitted = config, fitted
-        self._images, self._labels = tf.constant(images), tf.constant(labels)
+        self._config, self._rows, self._fitted = config, rows, fitted
+        self._pixels = tf.TensorSpec([None, architecture.inputs], tf.uint8)
+        self._scale, self._offset = scale_and_offset(statistics)
         self._model = network.build(architecture, network.initial_weights(architecture, config.seed))
         self._names = tuple(architecture.shapes)
         self._weights = [variable.value for variable in self._model.trainable_variables]
@@ -47,11 +51,9 @@ class Fitting:
         self.calls = 0
         """Compiled calls for epochs so far."""
         self.traces = 0
-        """How often an epoch was compiled."""
-        images_and_labels = (tf.TensorSpec([None, architecture.inputs]), tf.TensorSpec([None], tf.int32))
-        order = (tf.TensorSpec([fitted], tf.int32), tf.TensorSpec([], tf.int64))
-        self._epoch = self._compiled(self._steps, *images_and_labels, *order)
-        self._score = self._compiled(self._scored, *images_and_labels)
+        """How often the steps of a window were compiled: once for each length of a window, of which there are two."""
+        self._passes = {length: self._pass(length) for length in rows.lengths}
+        self._score = self._compiled(self._scored)
 
     @property
     def steps(self) -> int:
@@ -82,38 +84,47 @@ class Fitting:
         Returns mean loss and accuracy over the rows, each measured just before the step that its row is in,
         as Keras reports them.
         """
-        tf = self._tf
-        order = tf.constant(row_order(self._config.seed, number, self._fitted))
-        self.calls += 1
-        loss, correct = self._epoch(self._images, self._labels, order, tf.constant((number - 1) * self.steps, tf.int64))
-        return float(loss) / self._fitted, int(correct) / self._fitted
+        loss, correct, step = 0.0, 0, (number - 1) * self.steps
+        for window in self._rows.windows(number):
+            more_loss, more_correct = self._passes[len(window.order)](
+                window.images, window.labels, self._tf.constant(window.order), self._tf.constant(step, self._tf.int64)
+            )
+            self.calls += 1
+            loss, correct = loss + float(more_loss), correct + int(more_correct)
+            step += math.ceil(len(window.order) / self._config.batch_size)
+        return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:
         """Return mean loss and accuracy of the rows from `start` to before `stop`, with the weights as they are."""
         loss, correct = 0.0, 0
-        for first in range(start, stop, SCORED_AT_ONCE):
-            rows = slice(first, min(first + SCORED_AT_ONCE, stop))
-            more_loss, more_correct = self._score(self._images[rows], self._labels[rows])
+        for images, labels in self._rows.pieces(start, stop):
+            more_loss, more_correct = self._score(images, labels)
             loss, correct = loss + float(more_loss), correct + int(more_correct)
         return loss / (stop - start), correct / (stop - start)
 
-    def _compiled(self, body: Callable[..., Any], *signature: Any) -> Any:
+    def _pass(self, rows: int) -> Any:
+        """Compile the pass over a window of which `rows` rows are taken."""
+        order = (self._tf.TensorSpec([rows], self._tf.int32), self._tf.TensorSpec([], self._tf.int64))
+        return self._compiled(partial(self._steps, rows), *order)
+
+    def _compiled(self, body: Callable[..., Any], *more: Any) -> Any:
         """Trace `body` now, once: what is returned can only be called, never traced again."""
+        signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _steps(self, images: Any, labels: Any, order: Any, first_step: Any) -> tuple[Any, Any]:
+    def _steps(self, rows: int, images: Any, labels: Any, order: Any, first_step: Any) -> tuple[Any, Any]:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
-        full, rest = divmod(self._fitted, size)
+        full, rest = divmod(rows, size)
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
             return some(number, loss, correct, size)
 
         def some(number: Any, loss: Any, correct: Any, count: int) -> tuple[Any, Any, Any]:
-            # Fixed shapes: the step of `size` rows is compiled apart from the last one of an epoch.
-            rows = tf.ensure_shape(order[number * size : number * size + count], [count])
+            # Fixed shapes: the step of `size` rows is compiled apart from the last one of a window.
+            taken = tf.ensure_shape(order[number * size : number * size + count], [count])
             more_loss, more_correct = self._step(
-                tf.gather(images, rows), tf.gather(labels, rows), first_step + tf.cast(number, tf.int64)
+                tf.gather(images, taken), tf.gather(labels, taken), first_step + tf.cast(number, tf.int64)
             )
             return number + 1, loss + more_loss, correct + more_correct
 
@@ -126,7 +137,7 @@ class Fitting:
     def _step(self, images: Any, labels: Any, number: Any) -> tuple[Any, Any]:
         tf, config = self._tf, self._config
         with tf.GradientTape() as tape:
-            logits = self._model(images, training=True)
+            logits = self._model(self._scaled(images), training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self._weights)
@@ -141,9 +152,12 @@ class Fitting:
         return self._sums(labels, logits, losses)
 
     def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        logits = self._model(images, training=False)
+        logits = self._model(self._scaled(images), training=False)
         losses = self._tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         return self._sums(labels, logits, losses)
+
+    def _scaled(self, images: Any) -> Any:
+        return self._tf.cast(images, self._tf.float32) * self._scale + self._offset
 
     def _sums(self, labels: Any, logits: Any, losses: Any) -> tuple[Any, Any]:
         tf = self._tf
@@ -156,14 +170,6 @@ class Fitting:
     def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
         for name, variable in zip(self._names, variables, strict=True):
             variable.assign(values[name])
-
-
-def row_order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """Return the order in which epoch `epoch` (from 1) takes the fitted rows: int32 of shape (rows,).
-
-    It depends on nothing else, so a resumed training goes on exactly as an unbroken one.
-    """
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows).astype(np.int32)
 
 
 def rate_after(config: TrainingConfig, steps: int) -> float:

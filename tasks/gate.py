@@ -21,6 +21,7 @@ import numpy as np
 
 from storage.catalog import Gate
 from storage.records import Evaluation, Paired, Rule
+from tasks import wilson
 
 Table = tuple[int, int, int, int]
 """Rows that both get right, only the candidate, only the champion, neither."""
@@ -55,6 +56,8 @@ def compared(table: Table, differing: int, alpha: float = 0.05) -> Paired:
     both, ours, theirs, neither = table
     rows = sum(table)
     low, high = interval(table, 1 - 2 * alpha)
+    # Where no row tells them apart, as in every unchanged run, the tests say 1, and SciPy need not be imported.
+    apart = ours or theirs
     return Paired(
         rows=rows,
         both_right=both,
@@ -63,8 +66,8 @@ def compared(table: Table, differing: int, alpha: float = 0.05) -> Paired:
         both_wrong=neither,
         differing=differing,
         net=ours - theirs,
-        p_value=float(mid_p(ours, theirs)),
-        p_better=float(exact_p(ours, theirs)),
+        p_value=float(mid_p(ours, theirs)) if apart else 1.0,
+        p_better=float(exact_p(ours, theirs)) if apart else 1.0,
         difference=(ours - theirs) / rows,
         low=low,
         high=high,
@@ -99,16 +102,14 @@ def interval(table: Table, confidence: float) -> tuple[float, float]:
 
     Newcombe's method 10: the two Wilson intervals, put together with the correlation of the two models.
     """
-    from scipy.stats import binomtest
-
     both, ours, theirs, _ = table
     rows = sum(table)
     first, second = (both + ours) / rows, (both + theirs) / rows
-    one = binomtest(both + ours, rows).proportion_ci(confidence, method="wilson")
-    two = binomtest(both + theirs, rows).proportion_ci(confidence, method="wilson")
+    one_low, one_high = wilson.interval(both + ours, rows, confidence)
+    two_low, two_high = wilson.interval(both + theirs, rows, confidence)
     correlation, difference = _correlation(table), (ours - theirs) / rows
-    below = _side(first - one.low, two.high - second, correlation)
-    above = _side(one.high - first, second - two.low, correlation)
+    below = _side(first - one_low, two_high - second, correlation)
+    above = _side(one_high - first, second - two_low, correlation)
     return max(-1.0, difference - below), min(1.0, difference + above)
 
 

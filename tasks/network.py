@@ -23,7 +23,7 @@ import numpy as np
 from storage import arrays
 from storage.errors import DamagedEntry
 from storage.files import read_json, write_json
-from tasks.normalize import Statistics, scale_and_offset
+from tasks.scaling import Statistics, scale_and_offset
 
 MAX_UNITS = 1 << 24
 

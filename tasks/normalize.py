@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import arrays, parquet, source
+from storage import parquet, source
+from storage.ahead import ahead
 from storage.catalog import Dataset
-from storage.errors import DamagedEntry, DataRefused, TrainingFailed
+from storage.errors import DataRefused, TrainingFailed
 from storage.records import Done, Normalization, Split
 from storage.store import Plan, Store
 from tasks.config import TrainingConfig
+from tasks.scaling import Statistics, write
 from tasks.steps import log_step
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean of each pixel (float64, shape (pixels,), in [-1, 1]) and one standard deviation, of scaled pixels."""
-
-    mean: np.ndarray
-    std: float
 
 
 @task(task_run_name="normalize", cache_policy=NO_CACHE)
@@ -92,7 +85,7 @@ def statistics(train: Split, rows: int) -> Statistics:
     """
     sums = np.zeros(math.prod(train.image_shape), np.int64)
     squares, missing = 0, rows
-    for images, _ in parquet.blocks(train.file):
+    for images, _ in ahead(parquet.blocks(train.file)):
         pixels = images[:missing].reshape(-1, len(sums))
         sums += pixels.sum(axis=0, dtype=np.int64)
         # 255 squared still fits 16 bits.
@@ -104,45 +97,6 @@ def statistics(train: Split, rows: int) -> Statistics:
     # Python divides whole numbers of any size to the nearest float64.
     variance = (count * squares - total * total) / (count * count)
     return Statistics(2 * sums / (255 * rows) - 1, 2 / 255 * math.sqrt(variance))
-
-
-def apply(images: np.ndarray, found: Statistics) -> np.ndarray:
-    """Return `images` (uint8, shape (n, height, width)) scaled, centred and divided: float32, shape (n, pixels).
-
-    It is `(((x / 255) - 0.5) * 2 - mean) / std` as one multiplication and one addition (`scale_and_offset`),
-    within 1e-6 of it for a `std` as real images have.
-    """
-    scale, offset = scale_and_offset(found)
-    pixels: np.ndarray = np.multiply(images.reshape(len(images), -1), scale, dtype=np.float32)
-    pixels += offset
-    return pixels
-
-
-def scale_and_offset(found: Statistics) -> tuple[np.float32, np.ndarray]:
-    """Return what turns a pixel of 0-255 into a normalised one, `x * scale + offset[pixel]`, as float32."""
-    return np.float32(2 / (255 * found.std)), ((-1 - found.mean) / found.std).astype(np.float32)
-
-
-def read(file: Path, pixels: int) -> Statistics:
-    """Read the statistics of images of `pixels` pixels.
-
-    Raises:
-        DamagedEntry: the file does not hold such statistics.
-    """
-    values = arrays.read(file, {"mean": (np.float64, (pixels,)), "std": (np.float64, ())})
-    found = Statistics(values["mean"], float(values["std"]))
-    if not np.isfinite(found.mean).all() or not 0 < found.std < math.inf:
-        raise DamagedEntry(
-            f"{file}: expected finite means and a standard deviation above 0; found others; make the step again"
-        )
-    return found
-
-
-def write(file: Path, found: Statistics) -> str:
-    """Write statistics, always to the same bytes, and return the digest of the numbers."""
-    values = {"mean": found.mean, "std": np.asarray(found.std, np.float64)}
-    arrays.write(file, values)
-    return arrays.digest(values)
 
 
 def _write(dataset: Dataset, train: Split, rows: int, folder: Path) -> Normalization:

@@ -19,8 +19,8 @@ from storage.files import write_bytes
 from storage.records import TrainedModel
 from storage.registry import Registry, Version
 from storage.store import Store, store_root
-from tasks import normalize
-from tasks.evaluate import Classifier, softmax
+from tasks import scaling
+from tasks.classifier import Classifier, softmax
 
 CLEAR_CONTRAST = 32
 """Difference of grey values, 0-255, between the border and the centre of an image that cannot be missed."""
@@ -75,7 +75,7 @@ class Model:
     @cached_property
     def mean_image(self) -> np.ndarray:
         """The mean of the training images, float64 of shape (height, width), 0-255."""
-        found = normalize.read(self.record.normalization, self.classifier.architecture.inputs)
+        found = scaling.read(self.record.normalization, self.classifier.architecture.inputs)
         mean: np.ndarray = ((found.mean + 1) * 127.5).reshape(self.image_shape)
         return mean
 

@@ -20,13 +20,14 @@ from storage.catalog import Dataset
 from storage.errors import TrainingFailed
 from storage.records import Done, Epoch, Normalization, Split, TrainedModel
 from storage.store import Plan, Store
-from tasks import artifacts, checkpoint, network
+from tasks import artifacts, checkpoint, network, rows
 from tasks.checkpoint import Checkpoint
 from tasks.config import TrainingConfig
 from tasks.fitting import Fitting, rate_after
 from tasks.history import History, read_history
-from tasks.normalize import Statistics, apply, check_labels, fitted_rows, read
+from tasks.normalize import check_labels, fitted_rows
 from tasks.progress import Progress, advance
+from tasks.scaling import read
 from tasks.steps import log_step
 
 CHECKPOINT_SECONDS = 2.0
@@ -62,8 +63,9 @@ def train(
         dataset.name,
         "train",
         inputs={"train": split.digest, "normalization": normalization.digest},
-        parameters=config.model_dump(mode="json")
+        parameters=config.model_dump(mode="json", exclude={"memory"})
         | {"classes": len(dataset.classes)}
+        | _shards(training)
         | ({"again": again} if again else {}),
         code=source.digests(__name__),
         libraries=network.versions("tensorflow", "keras", "numpy"),
@@ -71,6 +73,12 @@ def train(
     done = store.once(plan, TrainedModel, lambda folder: train_into(folder, training), _line)
     log_step(_log, done.step)
     return done
+
+
+def _shards(training: Training) -> dict[str, int]:
+    """Return the part of the memory budget that changes the weights: none where all rows fit."""
+    at_once = rows.rows_at_once(training.dataset.name, training.split, training.config, training.fitted)
+    return {"rows_at_once": at_once} if at_once < training.split.rows else {}
 
 
 @dataclass(frozen=True)
@@ -140,10 +148,15 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
         TrainingFailed, DataRefused: see `train`.
     """
     _clear(folder, keep=_CHECKPOINT)
-    architecture, statistics = training.architecture, read(training.normalization.file, training.architecture.inputs)
+    architecture, config, split = training.architecture, training.config, training.split
+    statistics = read(training.normalization.file, architecture.inputs)
+    check_labels(training.dataset, split, parquet.labels(split.file))
     try:
-        with _enough_memory(training):
-            fitting = _prepare(training, statistics)
+        with (
+            _enough_memory(training),
+            rows.opened(training.dataset.name, training.split, config, training.fitted, folder) as there,
+        ):
+            fitting = Fitting(architecture, config, statistics, there, training.fitted)
             record = _record(folder, fitting, fit(fitting, training, folder))
     except TrainingFailed:
         # It would fail again in the same way: there is nothing to go on with.
@@ -156,23 +169,6 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     # Last, so that a kill just before still finds it.
     (folder / _CHECKPOINT).unlink(missing_ok=True)
     return record
-
-
-def load_rows(dataset: Dataset, split: Split, statistics: Statistics) -> tuple[np.ndarray, np.ndarray]:
-    """Return all rows of a split: normalised pixels (float32, shape (rows, pixels)) and labels (int32, shape (rows,)).
-
-    Raises:
-        DataRefused: a label is not a class of the data set.
-    """
-    images = np.empty((split.rows, len(statistics.mean)), np.float32)
-    labels = np.empty(split.rows, np.int32)
-    start = 0
-    for image_block, label_block in parquet.blocks(split.file):
-        rows = slice(start, start + len(label_block))
-        images[rows], labels[rows] = apply(image_block, statistics), label_block
-        start = rows.stop
-    check_labels(dataset, split, labels)
-    return images, labels
 
 
 def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
@@ -212,11 +208,6 @@ def _enough_memory(training: Training) -> Iterator[None]:
             f"{training.dataset.name}: expected memory for {architecture.parameters:,} weights and {split.rows:,} rows "
             f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller hidden layers"
         ) from error
-
-
-def _prepare(training: Training, statistics: Statistics) -> Fitting:
-    images, labels = load_rows(training.dataset, training.split, statistics)
-    return Fitting(training.architecture, training.config, images, labels, training.fitted)
 
 
 def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from threadpoolctl import threadpool_limits
 
 from expectations import check, suites, summary
-from storage import source
+from storage import parquet, source
 from storage.catalog import Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
@@ -26,10 +28,14 @@ from tasks import artifacts
 from tasks.steps import log_step
 
 SUMMARY = "summary.parquet"
+PART_ROWS = 1 << 18
+"""Rows that Great Expectations gets at a time, 25 MB of numbers: the usual data sets are one part."""
 
 _CHECKS_NAMED = 5
 _ROWS_NAMED = 20
 _LABEL_COLUMNS = frozenset({"label", "share", "imbalance"})
+
+_COLUMNS = pa.schema({"split": pa.string()} | {n: pa.from_numpy_dtype(t) for n, t in summary.IMAGE_COLUMNS.items()})
 
 _log = logging.getLogger(__name__)
 
@@ -67,16 +73,23 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
 
     That file has a row per image and the columns of `summary.IMAGE_COLUMNS`, after one named `split`.
     """
-    tables = summary.tables(train, test)
-    archives = summary.archive_table(dataset, (train, test), tables)
-    checks = list(check.run(suites.archives(dataset), archives))
+    checks: list[Check] = []
     counts: dict[str, tuple[int, ...]] = {}
-    for name, table in tables.items():
-        classes = summary.class_table(table["label"], len(dataset.classes))
-        checks += check.run(suites.images(dataset, name), table)
-        checks += check.run(suites.classes(dataset, name), classes)
-        counts[name] = tuple(classes["rows"].tolist())
-    _write_summary(folder / SUMMARY, tables)
+    # The matrix products here are small: on a busy machine, threads of a BLAS would mostly wait for each other.
+    with (
+        threadpool_limits(1, "blas"),
+        pq.ParquetWriter(folder / SUMMARY, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        found = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
+        rows = {name: len(survey.labels) for name, survey in found.items()}
+        checks += check.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])
+        for split in (train, test):
+            labels, of_train = found[split.name].labels, None if split is train else found["train"]
+            parts = summary.images(parquet.blocks(split.file), found[split.name], of_train, PART_ROWS)
+            classes = summary.class_table(labels, len(dataset.classes))
+            checks += check.run(suites.images(dataset, split.name), _written(writer, split.name, parts))
+            checks += check.run(suites.classes(dataset, split.name), [classes])
+            counts[split.name] = tuple(classes["rows"].tolist())
     return Validation(
         folder=folder,
         passed=all(c.passed or c.severity != "critical" for c in checks),
@@ -156,8 +169,8 @@ def _line(validation: Validation, rows: int) -> str:
     return f"{checks - warnings} checks on {rows:,} rows passed{remark}"
 
 
-def _write_summary(path: Path, tables: dict[SplitName, summary.Table]) -> None:
-    columns: dict[str, Any] = {"split": np.concatenate([np.full(len(t["index"]), name) for name, t in tables.items()])}
-    for name in summary.IMAGE_COLUMNS:
-        columns[name] = np.concatenate([table[name] for table in tables.values()])
-    pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
+def _written(writer: pq.ParquetWriter, name: SplitName, parts: Iterable[summary.Table]) -> Iterator[summary.Table]:
+    """Yield the parts of a table once they are written."""
+    for part in parts:
+        writer.write_table(pa.table({"split": np.full(len(part["index"]), name), **part}, _COLUMNS))
+        yield part

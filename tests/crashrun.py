@@ -4,7 +4,7 @@
 
 For each line `MANIFEST<tab>STORE<tab>FILE` on standard input: writes the process id of the run, then its exit code.
 The run is the flow's own sequence of hops; a task is called where the flow would have Prefect call it. Only the
-confirmation is left out, which starts a fresh process that imports everything again.
+confirmation is left out, which starts a process of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flows.job import Request  # noqa: E402
 from storage.records import Confirmation, Done, Step  # noqa: E402
 from tasks import train  # noqa: E402
 
-TASKS = ("fetch", "decode", "validate", "normalize", "train", "evaluate", "decide", "publish")
+TASKS = ("fetch", "decode", "validate", "normalize", "train", "evaluate", "confirm", "decide", "publish")
 TRAINING = {"epochs": 40, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
 
 
@@ -48,12 +48,18 @@ def confirmed(store: object, dataset: object, model: Any, *_: object) -> Done[Co
     return Done(Confirmation(model.folder, 0, 0.0), Step("confirm", "", "", 0.0, False, ""))
 
 
+def leave_out_prefect() -> None:
+    """Have the flow call its tasks as plain functions."""
+    for name in TASKS:
+        setattr(retrain, name, Plain(getattr(retrain, name).fn))
+    retrain.wait, retrain.announce = list, lambda *_: None
+
+
 def run(manifest: str, root: str, said: str) -> int:
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
     train.CHECKPOINT_SECONDS = 0.0
-    for name in TASKS:
-        setattr(retrain, name, Plain(getattr(retrain, name).fn))
-    retrain.confirm, retrain.wait, retrain.announce = confirmed, list, lambda *_: None
+    leave_out_prefect()
+    retrain.confirm = confirmed
     request = Request(dataset_file=manifest, store=root, training=TRAINING)
     state = retrain._carry_out(request, retrain._to_decision)
     os.write(2, f"{state.message}\n".encode())

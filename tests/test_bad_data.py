@@ -115,24 +115,20 @@ def real(mnist_dir: Path) -> Arrays:
 
 
 @pytest.fixture(scope="module")
-def real_train(real: Arrays) -> tuple[summary.Centroids, np.ndarray]:
+def real_train(real: Arrays) -> summary.Survey:
     """What the test split is measured against: class means and digests of the training split."""
-    train = [(real["train-images"], real["train-labels"])]
-    means = summary.centroids(train, 10)
-    return means, summary.images(train, means)["digest"]
+    return summary.survey([(real["train-images"], real["train-labels"])], 10)
 
 
-def real_checks(
-    real_train: tuple[summary.Centroids, np.ndarray], images: np.ndarray, labels: np.ndarray
-) -> tuple[Check, ...]:
-    dataset, (means, known) = catalog.find("mnist"), real_train
-    table = summary.images([(images, labels)], means, known)
-    classes = summary.class_table(table["label"], 10)
-    return check.run(suites.images(dataset, "test"), table) + check.run(suites.classes(dataset, "test"), classes)
+def real_checks(real_train: summary.Survey, images: np.ndarray, labels: np.ndarray) -> tuple[Check, ...]:
+    dataset, blocks = catalog.find("mnist"), [(images, labels)]
+    parts = summary.images(blocks, summary.survey(blocks, 10), real_train, len(labels))
+    classes = summary.class_table(labels, 10)
+    return check.run(suites.images(dataset, "test"), parts) + check.run(suites.classes(dataset, "test"), [classes])
 
 
 @pytest.mark.parametrize("what", [*MEANINGLESS, "truncated", "leaked"])
-def test_a_spoiled_mnist_is_refused(what: str, real: Arrays, real_train: tuple[summary.Centroids, np.ndarray]):
+def test_a_spoiled_mnist_is_refused(what: str, real: Arrays, real_train: summary.Survey):
     if what in MEANINGLESS:
         changed, columns = spoiled(what, "test", real), MEANINGLESS[what].test | MEANINGLESS[what].mnist
     elif what == "leaked":

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from expectations import check, suites, summary
+from expectations import check, findings, suites, summary
 from expectations.suites import Expectation, Suite
 from storage import catalog
 from storage.errors import IdxflowError
@@ -25,7 +26,7 @@ MEAN = Expectation("mean", "ExpectColumnMeanToBeBetween", {"column": "value", "m
 
 def one(expectation: Expectation, table: dict[str, Any], of: str = "row") -> Check:
     arrays = {"index": np.arange(len(next(iter(table.values())))), **{n: np.array(v) for n, v in table.items()}}
-    (found,) = check.run(Suite("test", of, (expectation,)), arrays)
+    (found,) = check.run(Suite("test", of, (expectation,)), [arrays])
     return found
 
 
@@ -38,7 +39,7 @@ def named(name: str, **limits: float) -> Expectation:
 
 def test_an_empty_suite_never_passes():
     with pytest.raises(IdxflowError, match="empty and would pass any data"):
-        check.run(Suite("train", "row", ()), {"index": np.arange(3)})
+        check.run(Suite("train", "row", ()), [{"index": np.arange(3)}])
 
 
 def test_an_expectation_about_an_unknown_column_is_an_error_not_a_verdict():
@@ -60,7 +61,7 @@ def test_an_expectation_that_is_lost_on_the_way_is_an_error(monkeypatch: pytest.
     evaluate = check._evaluate
     monkeypatch.setattr(check, "_evaluate", lambda suite, table: dict(list(evaluate(suite, table).items())[:1]))
     with pytest.raises(IdxflowError, match="expected 2 expectations to be evaluated; 1 were"):
-        check.run(Suite("test", "row", (MEAN, MEAN)), {"index": np.arange(2), "value": np.ones(2)})
+        check.run(Suite("test", "row", (MEAN, MEAN)), [{"index": np.arange(2), "value": np.ones(2)}])
 
 
 def test_checks_come_in_the_order_of_the_suite():
@@ -69,7 +70,7 @@ def test_checks_come_in_the_order_of_the_suite():
     )
     mixed = (wanted[0], named("no image is blank"), *wanted[1:])
     table = {"index": np.arange(3), "value": np.full(3, 4.0), "blank": np.zeros(3, np.int64)}
-    found = check.run(Suite("train", "row", mixed), table)
+    found = check.run(Suite("train", "row", mixed), [table])
     assert [c.name for c in found] == [e.name for e in mixed]
     assert [c.passed for c in found if c.column == "value"] == [n <= 4 for n in range(9, -1, -1)]
 
@@ -102,7 +103,7 @@ def test_what_is_found_is_said_in_words(
 
 def test_classes_out_of_bounds_are_named():
     table = summary.class_table(np.array([0] * 50 + [1] * 49 + [2]), 4)
-    found = check.run(suites.classes(replace(catalog.find("mnist"), classes=tuple("abcd")), "test"), table)
+    found = check.run(suites.classes(replace(catalog.find("mnist"), classes=tuple("abcd")), "test"), [table])
     assert [(c.passed, c.observed, c.rows) for c in found] == [
         (False, "0% (classes 2, 3)", ()),
         (True, "50%", ()),
@@ -137,8 +138,91 @@ def test_a_limit_that_is_just_reached_passes_and_one_row_more_does_not(share: fl
 def test_an_empty_table_does_not_pass():
     dataset = replace(catalog.find("mnist"), rows={})
     table = {name: np.empty(0, kind) for name, kind in summary.IMAGE_COLUMNS.items()}
-    failed = {c.name for c in check.run(suites.images(dataset, "test"), table) if not c.passed}
+    failed = {c.name for c in check.run(suites.images(dataset, "test"), [table]) if not c.passed}
     assert {"enough rows for every class", "every class is present"} <= failed
+
+
+def faulty(rows: int, classes: int, seed: int) -> summary.Table:
+    """Return an image table with faults of every kind in it."""
+    random = np.random.default_rng(seed)
+    table: summary.Table = {name: random.integers(0, 2, rows) for name in summary.IMAGE_COLUMNS}
+    table |= {"index": np.arange(rows), "digest": random.integers(-(2**63), 2**63 - 1, rows)}
+    # Most classes are in few rows, some in none; some labels are no class.
+    table["label"] = np.minimum(random.geometric(4 / classes, rows), classes + 2)
+    table |= {"pixel_min": random.integers(0, 90, rows), "pixel_max": random.integers(90, 256, rows)}
+    table |= {"mean": random.uniform(10, 40, rows), "ink": random.uniform(0, 1, rows)}
+    return {name: table[name].astype(kind) for name, kind in summary.IMAGE_COLUMNS.items()}
+
+
+def cut(table: summary.Table, places: list[int]) -> list[summary.Table]:
+    edges = [0, *places, len(table["index"])]
+    return [{name: values[a:b] for name, values in table.items()} for a, b in pairwise(edges)]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [[1], [0, 60, 60, 120], [1, 2, 50, 119]],
+    ids=["first row alone", "empty parts", "uneven parts"],
+)
+@pytest.mark.parametrize(("classes", "seed"), [(10, 1), (60, 3)])
+def test_the_verdict_on_parts_is_that_on_the_whole(places: list[int], classes: int, seed: int):
+    table = faulty(120, classes, seed)
+    table["label"] = np.append(table["label"][:-1], classes - 1)  # the last part alone has this class
+    share = float(table["centroid_hit"].mean())
+    exact = {"max_blank": float(table["blank"].mean()), "max_leaked": float(table["leaked"].mean()) - 1 / 120}
+    seen = set()
+    just_met = {"min_centroid_hit": share, "max_pixel_min": int(table["pixel_min"].min()), **exact}
+    just_missed = {
+        "min_centroid_hit": float(np.nextafter(share, 1)),
+        "max_pixel_mean": float(table["mean"].mean()) - 1e-9,
+    }
+    for limits in (just_met, just_missed):
+        dataset = replace(
+            catalog.find("mnist"), rows={}, classes=tuple(map(str, range(classes))), limits=catalog.Limits(**limits)
+        )
+        suite = suites.images(dataset, "test")
+        whole = check.run(suite, [table])
+        assert check.run(suite, cut(table, places)) == whole
+        seen |= {(c.column, c.passed) for c in whole if c.column in ("centroid_hit", "blank", "pixel_max", "mean")}
+    assert seen >= {(name, passed) for name in ("centroid_hit", "blank") for passed in (True, False)}
+
+
+def test_what_great_expectations_says_of_one_part_is_what_is_said():
+    table = faulty(120, 10, 4)
+    suite = suites.images(replace(catalog.find("mnist"), rows={}), "test")
+    theirs = check._evaluate(suite, table)
+    for number, found in enumerate(check.run(suite, [table])):
+        assert found.passed == theirs[number].success
+        assert found.expectation == theirs[number].expectation_config.type
+
+
+def test_another_judgement_than_that_of_great_expectations_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(findings.Mean, "holds", lambda self, arguments: True)
+    with pytest.raises(IdxflowError, match=r"'mean' to be judged as Great Expectations does, which says failed.*suite"):
+        one(MEAN, {"value": [1.0]})
+
+
+def test_more_missing_classes_than_great_expectations_names_are_all_known():
+    dataset = replace(catalog.find("mnist"), classes=tuple(map(str, range(60))), rows={})
+    (present,) = [e for e in suites.images(dataset, "test").expectations if e.name == "every class is present"]
+    labels = [np.arange(30), np.arange(30, 59)]
+    parts = [{"index": np.arange(len(part)), "label": part} for part in labels]
+    (found,) = check.run(Suite("test", "row", (present,)), parts)
+    assert (found.passed, found.observed) == (False, "class 59 missing")
+
+
+def test_a_column_that_one_part_lacks_is_lacking():
+    columns = Expectation("columns", "ExpectTableColumnsToMatchSet", {"column_set": ["index", "a"]}, "2 columns")
+    both = {"index": np.arange(2), "a": np.arange(2)}
+    for parts in ([both, {"index": np.arange(2)}], [{"index": np.arange(2)}, both]):
+        (found,) = check.run(Suite("test", "row", (columns,)), parts)
+        assert (found.passed, found.observed) == (False, "1 columns")
+    assert check.run(Suite("test", "row", (columns,)), [both, both])[0].passed
+
+
+def test_no_part_never_passes():
+    with pytest.raises(IdxflowError, match="expected at least one part"):
+        check.run(Suite("test", "row", (MEAN,)), [])
 
 
 def test_sixteen_threads_get_their_own_results():
@@ -149,7 +233,7 @@ def test_sixteen_threads_get_their_own_results():
         blank = np.zeros(number + 1, np.int64)
         blank[number] = 1
         table = {"index": np.arange(number + 1), "value": np.full(number + 1, float(number)), "blank": blank}
-        counted, averaged, spotted = check.run(suite, table)
+        counted, averaged, spotted = check.run(suite, [table])
         return [counted.observed, averaged.observed, str(spotted.rows)]
 
     with ThreadPoolExecutor(16) as pool:
@@ -177,7 +261,7 @@ from expectations import check
 from expectations.suites import Expectation, Suite
 suite = Suite("test", "row", (Expectation("n", "ExpectTableRowCountToEqual", {"value": 3}, "3"),))
 found = []
-run = lambda: found.extend(check.run(suite, {"index": np.arange(3)}))
+run = lambda: found.extend(check.run(suite, [{"index": np.arange(3)}]))
 threads = [threading.Thread(target=run) for _ in range(8)]
 [t.start() for t in threads]
 [t.join() for t in threads]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from storage import arrays
+from storage import arrays, source
 from storage.errors import ModelRefused
 from storage.store import Store
 from tasks.confirm import ROWS, confirm, fixture_rows
@@ -58,3 +60,9 @@ def test_fixture_rows_cover_the_split(rows: int):
     found = fixture_rows(rows)
     assert len(found) == min(rows, ROWS)
     assert (found[0], found[-1]) == (0, rows - 1)
+
+
+def test_the_fresh_process_loads_neither_prefect_nor_tensorflow():
+    said = "import sys, tasks.fresh; print(*{'prefect', 'tensorflow', 'keras', 'pydantic'} & sys.modules.keys())"
+    process = subprocess.run([sys.executable, "-c", said], cwd=source.ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == ""

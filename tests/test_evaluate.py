@@ -17,8 +17,9 @@ from storage.errors import ConfigError, DamagedEntry, DataRefused
 from storage.records import Evaluation, TrainedModel
 from storage.store import Store
 from tasks import network
+from tasks.classifier import predict, softmax
 from tasks.config import training_config
-from tasks.evaluate import by_class, cross_entropy, evaluate, interval, predict, softmax, worst_mistakes
+from tasks.evaluate import by_class, cross_entropy, evaluate, worst_mistakes
 from tests.conftest import TinyFactory, bars
 from tests.models import split, trained
 
@@ -107,14 +108,6 @@ def test_class_scores_by_hand():
     assert [s.precision for s in per_class] == [1.0, 0.5, 0.5]
     assert [s.recall for s in per_class] == [pytest.approx(2 / 3), 0.5, 1.0]
     assert [s.f1 for s in per_class] == [pytest.approx(0.8), 0.5, pytest.approx(2 / 3)]
-
-
-@pytest.mark.parametrize(("correct", "rows"), [(9632, 10_000), (0, 30), (30, 30), (1, 1)])
-def test_the_interval_is_wilson_s(correct: int, rows: int):
-    z, share = 1.959963984540054, correct / rows
-    middle, half = share + z * z / (2 * rows), z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    expected = ((middle - half) / (1 + z * z / rows), (middle + half) / (1 + z * z / rows))
-    assert interval(correct, rows) == pytest.approx(expected, abs=1e-12)
 
 
 def test_loss_and_probabilities_stay_finite_for_any_logits():

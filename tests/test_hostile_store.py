@@ -25,8 +25,8 @@ from storage.records import TrainedModel
 from storage.registry import Registry
 from storage.store import ENTRY, Store, load
 from storage.verify import verify
-from tasks import fitting, normalize
-from tasks.evaluate import predict
+from tasks import fitting, scaling
+from tasks.classifier import predict
 from tests.conftest import write_tiny
 from tests.runs import QUICK
 from tests.servers import prefect_in_this_process
@@ -143,7 +143,7 @@ TAMPERED: dict[str, tuple[str, str, Callable[[Path], object]]] = {
     "statistics that are not finite": (
         "4-normalization",
         "normalization.npz",
-        lambda path: normalize.write(path, normalize.Statistics(np.full(63, np.nan), -1.0)),
+        lambda path: scaling.write(path, scaling.Statistics(np.full(63, np.nan), -1.0)),
     ),
     "weights with a pickle in them": (
         "5-models",
@@ -231,13 +231,13 @@ SEALED: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
     "statistics that are not finite": (
         "4-normalization",
         "normalization.npz",
-        lambda path: normalize.write(path, normalize.Statistics(np.full(63, np.nan), 1.0)),
+        lambda path: scaling.write(path, scaling.Statistics(np.full(63, np.nan), 1.0)),
         "expected finite means",
     ),
     "a negative standard deviation": (
         "4-normalization",
         "normalization.npz",
-        lambda path: normalize.write(path, normalize.Statistics(np.zeros(63), -1.0)),
+        lambda path: scaling.write(path, scaling.Statistics(np.zeros(63), -1.0)),
         "standard deviation above 0",
     ),
 }

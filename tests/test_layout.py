@@ -42,7 +42,7 @@ def test_imports_go_one_way(path: Path):
     for library, where in ALLOWED.items():
         assert package in where or library not in imports(path)
     if package == "storage":
-        assert imports(path) <= {*sys.stdlib_module_names, "storage", "numpy", "pyarrow"}
+        assert imports(path) <= {*sys.stdlib_module_names, "storage", "numpy", "pyarrow", "isal"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

@@ -13,7 +13,7 @@ import pytest
 from storage.errors import DamagedEntry
 from tasks import network
 from tasks.network import Architecture
-from tasks.normalize import Statistics, apply
+from tasks.scaling import Statistics, apply
 
 SMALL = Architecture(63, (8, 5), "relu", 3)
 

@@ -11,7 +11,8 @@ from storage import catalog, parquet
 from storage.errors import DamagedEntry, TrainingFailed
 from storage.store import Store
 from tasks.config import TrainingConfig
-from tasks.normalize import Statistics, apply, normalize, read, statistics, write
+from tasks.normalize import normalize, statistics
+from tasks.scaling import Statistics, apply, read, write
 from tests.conftest import TinyFactory, bars
 from tests.models import split
 

@@ -16,10 +16,10 @@ from storage.errors import IdxflowError
 from storage.ledger import Ledger
 from storage.records import Check, Decision, Failure, Rule
 from storage.store import Store
-from tasks import artifacts, gate
+from tasks import artifacts, gate, wilson
 from tasks.publish import compose, publish
 from tasks.reporting import document as report
-from tasks.reporting import trend, wilson
+from tasks.reporting import trend
 from tests.pages import both, check_markdown, check_page, pictured
 from tests.reports import STAGES, a_dataset, a_run, cut_at
 

@@ -12,8 +12,7 @@ import pytest
 from storage.catalog import Dataset
 from storage.records import Environment, RunRecord
 from storage.store import Store
-from tasks.evaluate import interval
-from tasks.reporting import wilson
+from tasks import wilson
 from tasks.reporting.calibration import calibration
 from tasks.reporting.changes import changes
 from tasks.reporting.evaluation import evaluation
@@ -38,15 +37,6 @@ MADE = {
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     return a_dataset(tmp_path)
-
-
-@pytest.mark.parametrize(("correct", "rows"), [(0, 1), (1, 1), (0, 30), (30, 30), (349, 360), (9_632, 10_000)])
-def test_the_interval_is_the_one_that_scipy_finds(correct: int, rows: int) -> None:
-    assert wilson.interval(correct, rows) == pytest.approx(interval(correct, rows), abs=1e-12)
-
-
-def test_the_interval_of_nothing_is_everything() -> None:
-    assert wilson.interval(0, 0) == (0, 1)
 
 
 # --- calibration --------------------------------------------------------------------------------------------------

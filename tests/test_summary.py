@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,24 @@ from storage.records import Split
 
 Blocks = list[tuple[np.ndarray, np.ndarray]]
 
+ROWS = 1000
+"""Rows of a part: more than any table here has."""
+
 
 def blocks(images: object, labels: object, rows: int = 2) -> Blocks:
     pixels, classes = np.array(images, np.uint8), np.array(labels, np.uint8)
     return [(pixels[n : n + rows], classes[n : n + rows]) for n in range(0, len(classes), rows)]
 
 
-def describe(images: object, labels: object, classes: int = 2, known: np.ndarray | None = None) -> summary.Table:
+def describe(images: object, labels: object, classes: int = 2, train: summary.Survey | None = None) -> summary.Table:
     made = blocks(images, labels)
-    return summary.images(made, summary.centroids(made, classes), known)
+    return whole(summary.images(made, summary.survey(made, classes), train, ROWS))
+
+
+def whole(parts: Iterable[summary.Table]) -> summary.Table:
+    """Put the parts of a table together."""
+    tables = list(parts)
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 FOUR = [[[0, 0], [0, 9]], [[9, 9], [9, 9]], [[0, 3], [0, 0]], [[0, 0], [0, 9]]]
@@ -58,8 +67,34 @@ def test_equal_images_and_only_those_have_equal_digests():
 
 
 def test_images_of_another_split_are_leaked():
-    train = describe(FOUR[:2], [0, 1])
-    assert describe(FOUR[2:], [0, 0], known=train["digest"])["leaked"].tolist() == [0, 1]
+    train = summary.survey(blocks(FOUR[:2], [0, 1]), 2)
+    assert describe(FOUR[2:], [0, 0], train=train)["leaked"].tolist() == [0, 1]
+
+
+def test_repeats_are_those_found_one_by_one():
+    random = np.random.default_rng(3)
+    images, labels = random.integers(0, 2, (400, 3, 3)), random.integers(0, 2, 400)
+    of_train, of_test = summary.survey(blocks(images[200:], labels[200:]), 2), blocks(images[:200], labels[:200])
+    table = whole(summary.images(of_test, summary.survey(of_test, 2), of_train, 30))
+    keys = [image.tobytes() for image in images]
+    assert table["duplicate"].tolist() == [int(keys[n] in keys[:n]) for n in range(200)]
+    seen = [{labels[m] for m in range(200) if keys[m] == keys[n]} for n in range(200)]
+    assert table["conflict"].tolist() == [int(len(classes) == 2) for classes in seen]
+    assert table["leaked"].tolist() == [int(keys[n] in keys[200:]) for n in range(200)]
+    for name in ("duplicate", "conflict", "leaked"):
+        assert 20 < table[name].sum() < 200
+
+
+@pytest.mark.parametrize(("part_rows", "sizes"), [(4, [4, 4, 2]), (3, [4, 4, 2]), (10, [10]), (11, [10])])
+def test_the_table_comes_in_parts_of_so_many_rows(part_rows: int, sizes: list[int]):
+    made = blocks(np.arange(10)[:, None, None] % 7, np.arange(10) % 2)
+    found = summary.survey(made, 2)
+    parts = list(summary.images(made, found, None, part_rows))
+    assert [len(part["index"]) for part in parts] == sizes
+    together, at_once = whole(parts), whole(summary.images(made, found, None, ROWS))
+    assert together["index"].tolist() == list(range(10))
+    for name in summary.IMAGE_COLUMNS:
+        np.testing.assert_array_equal(together[name], at_once[name])
 
 
 def test_the_same_label_twice_is_no_conflict():
@@ -72,10 +107,10 @@ def test_the_same_label_twice_is_no_conflict():
 def test_block_boundaries_change_nothing(rows: int):
     random = np.random.default_rng(1)
     images, labels = random.integers(0, 256, (50, 5, 4)), random.integers(0, 3, 50)
-    whole, cut = blocks(images, labels, 50), blocks(images, labels, rows)
-    means = summary.centroids(whole, 3)
-    np.testing.assert_array_equal(means.means, summary.centroids(cut, 3).means)
-    one, other = summary.images(whole, means), summary.images(cut, means)
+    at_once, cut = blocks(images, labels, 50), blocks(images, labels, rows)
+    found = summary.survey(at_once, 3)
+    np.testing.assert_array_equal(found.means.means, summary.survey(cut, 3).means.means)
+    one, other = (whole(summary.images(made, summary.survey(made, 3), None, ROWS)) for made in (at_once, cut))
     for name in summary.IMAGE_COLUMNS:
         np.testing.assert_array_equal(one[name], other[name])
 
@@ -85,14 +120,14 @@ def test_centroids_are_the_means_and_the_nearest_is_found():
     images, labels = random.integers(0, 256, (300, 6, 5), dtype=np.uint8), random.integers(0, 4, 300, dtype=np.uint8)
     flat = images.reshape(300, -1).astype(float)
     expected = np.stack([flat[labels == n].mean(axis=0) for n in range(4)])
-    found = summary.centroids(blocks(images, labels), 4)
+    found = summary.survey(blocks(images, labels), 4).means
     np.testing.assert_allclose(found.means, expected, rtol=1e-6)
     nearest = ((flat[:, None] - expected) ** 2).sum(axis=2).argmin(axis=1)
     np.testing.assert_array_equal(found.nearest(images.reshape(300, -1)), nearest)
 
 
 def test_a_class_without_rows_is_never_nearest():
-    means = summary.centroids(blocks([[[0]], [[200]]], [0, 2]), 4)
+    means = summary.survey(blocks([[[0]], [[200]]], [0, 2]), 4).means
     assert means.labels.tolist() == [0, 2]
     assert means.nearest(np.array([[1], [199]], np.uint8)).tolist() == [0, 2]
 
@@ -138,17 +173,17 @@ def write_split(folder: Path, name: str, images: np.ndarray, labels: np.ndarray)
 def test_both_splits_are_measured_against_the_training_split(tmp_path: Path):
     train = write_split(tmp_path, "train", np.array([[[0]], [[200]]], np.uint8), np.array([0, 1], np.uint8))
     test = write_split(tmp_path, "test", np.array([[[10]], [[200]]], np.uint8), np.array([1, 1], np.uint8))
-    tables = summary.tables(train, test)
-    assert tables["train"]["centroid_hit"].tolist() == [1, 1]
-    assert tables["train"]["leaked"].tolist() == [0, 0]
-    assert tables["test"]["centroid_hit"].tolist() == [0, 1]
-    assert tables["test"]["leaked"].tolist() == [0, 1]
+    of_train, of_test = (summary.survey(parquet.blocks(split.file), 10) for split in (train, test))
+    (table,) = summary.images(parquet.blocks(train.file), of_train, None, ROWS)
+    assert (table["centroid_hit"].tolist(), table["leaked"].tolist()) == ([1, 1], [0, 0])
+    (table,) = summary.images(parquet.blocks(test.file), of_test, of_train, ROWS)
+    assert (table["centroid_hit"].tolist(), table["leaked"].tolist()) == ([0, 1], [0, 1])
 
 
 def test_archive_table_puts_declared_beside_found(tmp_path: Path):
     mnist = catalog.find("mnist")
     split = write_split(tmp_path, "test", np.zeros((3, 2, 5), np.uint8), np.zeros(3, np.uint8))
-    table = summary.archive_table(mnist, [split], {"test": {"label": np.zeros(3, np.int64)}})
+    table = summary.archive_table(mnist, [split], {"test": 3})
     assert {name: values[0] for name, values in table.items()} == {
         "index": 0,
         "split": "test",
@@ -174,7 +209,7 @@ def test_memory_does_not_grow_with_the_size_of_images():
 
     tracemalloc.start()
     try:
-        summary.images(large(), summary.centroids(large(), 1))
+        list(summary.images(large(), summary.survey(large(), 1), None, ROWS))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -19,10 +19,12 @@ from storage.store import Store
 from tasks import checkpoint, network
 from tasks import train as training
 from tasks.config import TrainingConfig
-from tasks.fitting import Fitting, rate_after, row_order
+from tasks.fitting import Fitting, rate_after
 from tasks.history import read_history
-from tasks.normalize import apply, normalize, read
+from tasks.normalize import normalize
 from tasks.progress import Progress, listening
+from tasks.rows import InMemory, row_order
+from tasks.scaling import Statistics, apply, read
 from tasks.train import train
 from tests.conftest import TinyFactory
 from tests.models import split, trained
@@ -31,14 +33,17 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = {"architecture.json", "entry.json", "history.jsonl", "model.keras", "normalization.npz", "weights.npz"}
 
 
+STATISTICS = Statistics(np.linspace(-0.1, 0.1, 12), 0.6)
+
+
 def random_rows(rows: int, pixels: int = 12, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
-    return random.normal(size=(rows, pixels)).astype(np.float32), random.integers(0, classes, rows).astype(np.int32)
+    return random.integers(0, 256, (rows, pixels), np.uint8), random.integers(0, classes, rows).astype(np.uint8)
 
 
 def fitted(config: TrainingConfig, rows: int = 50, epochs: int = 3) -> tuple[Fitting, list[tuple[float, float]]]:
     architecture = network.Architecture(12, config.hidden, config.activation, 3)
-    fitting = Fitting(architecture, config, *random_rows(rows), rows)
+    fitting = Fitting(architecture, config, STATISTICS, InMemory(*random_rows(rows), rows, config.seed), rows)
     return fitting, [fitting.epoch(number) for number in range(1, epochs + 1)]
 
 
@@ -53,8 +58,8 @@ def by_plain_keras(config: TrainingConfig, rows: int = 50, epochs: int = 3):
     rate = keras.optimizers.schedules.InverseTimeDecay(config.learning_rate, 1, config.decay)
     sgd = keras.optimizers.SGD(rate, config.momentum, weight_decay=config.weight_decay or None)
     model.compile(sgd, "categorical_crossentropy", metrics=["accuracy"])
-    images, labels = random_rows(rows)
-    reported = []
+    pixels, labels = random_rows(rows)
+    images, reported = apply(pixels, STATISTICS), []
     for epoch in range(1, epochs + 1):
         order = row_order(config.seed, epoch, rows)
         sums = np.zeros(2)
@@ -104,9 +109,10 @@ def test_each_epoch_takes_each_row_once_in_an_order_of_its_own():
 
 def test_scores_are_over_every_row_also_beyond_one_call():
     config = TrainingConfig(hidden=())
-    images, labels = random_rows(5000)
-    fitting = Fitting(network.Architecture(12, (), "tanh", 3), config, images, labels, 100)
-    logits = images @ fitting.weights["classes.kernel"]
+    pixels, labels = random_rows(5000)
+    there = InMemory(pixels, labels, 100, config.seed)
+    fitting = Fitting(network.Architecture(12, (), "tanh", 3), config, STATISTICS, there, 100)
+    logits = apply(pixels, STATISTICS) @ fitting.weights["classes.kernel"]
     exact = np.log(np.exp(logits).sum(1)) - logits[np.arange(5000), labels]
     loss, accuracy = fitting.score(100, 5000)
     assert loss == pytest.approx(exact[100:].mean(), rel=1e-5)

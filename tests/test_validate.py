@@ -22,6 +22,7 @@ from storage.errors import IdxflowError, ValidationFailed
 from storage.records import Archive, Check, Done, Split, SplitName, Validation
 from storage.store import Store
 from tasks import artifacts, embedded
+from tasks import validate as validation
 from tasks.decode import write_split
 from tasks.validate import SUMMARY, judge, refusal, validate
 from tests.conftest import TinyFactory, bars
@@ -166,6 +167,30 @@ def test_summary_of_every_row_is_kept(store: Store, digits: tuple[Dataset, Split
     table = pq.read_table(validate.fn(store, *digits).record.folder / SUMMARY)
     assert table.column_names == ["split", *summary.IMAGE_COLUMNS]
     assert table.column("split").to_pylist() == ["train"] * 1437 + ["test"] * 360
+
+
+def test_a_table_in_many_parts_gives_the_same_verdict_and_summary(
+    tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    arrays = bars(20_000, 9_000, 3, (9, 7))
+    # Faults whose two halves are in different parts, and one in the last part.
+    arrays["train-images"][19_000] = arrays["train-images"][6]
+    arrays["test-images"][8_990] = arrays["train-images"][9_001]
+    arrays["test-labels"][[5, 8_700]] = 9
+    dataset = tiny(arrays=arrays)
+    splits_made = decoded(dataset, tmp_path)
+    at_once, in_parts = tmp_path / "at once", tmp_path / "in parts"
+    for folder in (at_once, in_parts):
+        folder.mkdir()
+    whole = judge(dataset, *splits_made, at_once)
+    monkeypatch.setattr(validation, "PART_ROWS", 1)
+    parts = judge(dataset, *splits_made, in_parts)
+    assert replace(parts, folder=whole.folder) == whole
+    assert {c.column: c.rows for c in whole.failures} == {"label": (5, 8_700), "leaked": (8_990,)}
+    assert {c.column: c.rows for c in whole.warnings} == {"conflict": (6, 19_000)}
+    assert {c.rows for c in whole.checks if c.column == "duplicate"} == {(19_000,), ()}
+    assert pq.ParquetFile(in_parts / SUMMARY).num_row_groups == 5
+    assert pq.read_table(in_parts / SUMMARY).equals(pq.read_table(at_once / SUMMARY))
 
 
 @pytest.fixture

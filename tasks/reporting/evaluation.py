@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.records import ClassScore, Evaluation, RunRecord, to_json
-from tasks.reporting import wilson
+from tasks import wilson
 from tasks.reporting.calibration import calibration
 from tasks.reporting.evidence import Evidence
 from tasks.reporting.slices import slices, weakest

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.reporting import wilson
+from tasks import wilson
 from tasks.reporting.measures import Measures
 
 _QUARTERS = {

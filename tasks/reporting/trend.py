@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.records import RunRecord
-from tasks.reporting import timing, wilson
+from tasks import wilson
+from tasks.reporting import timing
 from tasks.reporting.evidence import Evidence
 from tasks.reporting.verdict import outcome
 from tasks.reporting.words import counted

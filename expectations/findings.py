@@ -1,0 +1,204 @@
+"""What Great Expectations finds in a part of a table, and how the findings of all parts become those of the whole.
+
+Great Expectations wants a table as one frame in memory; a table of millions of rows is given to it in parts. Counts,
+sums, extremes, absent values and the first offending rows of parts add up exactly to those of the whole, and whether
+they meet the bounds is the same question of the whole as of a part. `check.run` makes sure of that: for each part, the
+answer from here must be that of Great Expectations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from expectations.summary import Table
+
+NAMED = 20
+"""How many offending rows, and values, are kept of a part and of the whole. Great Expectations keeps no more."""
+
+Arguments = Mapping[str, Any]
+
+
+class Finding(Protocol):
+    """What was found about one expectation."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        """Return what Great Expectations found (`result` of its result as JSON) in a part that is `table`."""
+
+    def merged(self, later: Self) -> Self:
+        """Return the finding for these rows and the `later` ones together."""
+
+    def holds(self, arguments: Arguments) -> bool:
+        """Return whether the expectation of these arguments is met."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of an expectation about each row: how many rows break it, and which are the first."""
+
+    rows: int
+    considered: int
+    """Rows that have a value; an expectation about values says nothing of the others."""
+    unexpected: int
+    values: tuple[Any, ...]
+    """The first offending ones."""
+    places: tuple[int, ...]
+    """Their `index`."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        rows = found["element_count"]
+        places = (int(place["index"]) for place in found.get("partial_unexpected_index_list") or ())
+        return cls(
+            rows,
+            rows - found.get("missing_count", 0),
+            found["unexpected_count"],
+            tuple(found["partial_unexpected_list"])[:NAMED],
+            tuple(places)[:NAMED],
+        )
+
+    def merged(self, later: Self) -> Self:
+        return type(self)(
+            self.rows + later.rows,
+            self.considered + later.considered,
+            self.unexpected + later.unexpected,
+            (self.values + later.values)[:NAMED],
+            (self.places + later.places)[:NAMED],
+        )
+
+    def holds(self, arguments: Arguments) -> bool:
+        mostly: float = arguments.get("mostly", 1.0)
+        return not self.considered or (self.considered - self.unexpected) / self.considered >= mostly
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Of an expectation that a column has every value of a set: those it has not, in the order of the set."""
+
+    values: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        # Great Expectations names 20 of them at most, and what all parts lack would be lost among the others.
+        present = set(np.unique(table[arguments["column"]]).tolist())
+        return cls(tuple(value for value in arguments["value_set"] if value not in present))
+
+    def merged(self, later: Self) -> Self:
+        return type(self)(tuple(value for value in self.values if value in set(later.values)))
+
+    def holds(self, arguments: Arguments) -> bool:
+        return not self.values
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Of an expectation about the names of the columns."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        return cls(tuple(found["observed_value"]))
+
+    def merged(self, later: Self) -> Self:
+        """Return the names that all parts have; a name that only some have is no column of the whole."""
+        return type(self)(tuple(name for name in self.names if name in later.names))
+
+    def holds(self, arguments: Arguments) -> bool:
+        return set(self.names) == set(arguments["column_set"])
+
+
+@dataclass(frozen=True)
+class Value:
+    """Of an expectation about one number for all rows: that number, None where there is none."""
+
+    value: float | None
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        return cls(found["observed_value"])
+
+    def merged(self, later: Self) -> Self:
+        known = [value for value in (self.value, later.value) if value is not None]
+        return type(self)(self._together(known) if known else None)
+
+    def holds(self, arguments: Arguments) -> bool:
+        if self.value is None:
+            return False
+        low, high = (arguments.get(name, arguments.get("value")) for name in ("min_value", "max_value"))
+        # Great Expectations gives some numbers as NumPy's, whose comparisons are no plain bool.
+        return bool((low is None or self.value >= low) and (high is None or self.value <= high))
+
+    @staticmethod
+    def _together(values: list[float]) -> float:
+        """Return the number for the rows of all parts, from the numbers of parts."""
+        raise NotImplementedError
+
+
+class Count(Value):
+    """The number of rows."""
+
+    @staticmethod
+    def _together(values: list[float]) -> float:
+        return sum(values)
+
+
+class Least(Value):
+    """The smallest value of a column."""
+
+    @staticmethod
+    def _together(values: list[float]) -> float:
+        return min(values)
+
+
+class Most(Value):
+    """The largest value of a column."""
+
+    @staticmethod
+    def _together(values: list[float]) -> float:
+        return max(values)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a column, kept as the sum and the number of its values: exact for whole numbers."""
+
+    total: Fraction
+    rows: int
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        column = table[arguments["column"]]
+        rows = int(np.count_nonzero(column == column))  # NaN, a missing value, is not equal to itself
+        total = Fraction(found["observed_value"] or 0) * rows
+        return cls(total if column.dtype.kind == "f" else Fraction(round(total)), rows)
+
+    @property
+    def value(self) -> float | None:
+        return float(self.total / self.rows) if self.rows else None
+
+    def merged(self, later: Self) -> Self:
+        return type(self)(self.total + later.total, self.rows + later.rows)
+
+    def holds(self, arguments: Arguments) -> bool:
+        return Value(self.value).holds(arguments)
+
+
+FINDINGS: dict[str, type[Finding]] = {
+    "ExpectColumnDistinctValuesToContainSet": Absent,
+    "ExpectColumnMaxToBeBetween": Most,
+    "ExpectColumnMeanToBeBetween": Mean,
+    "ExpectColumnMinToBeBetween": Least,
+    "ExpectColumnPairValuesToBeEqual": Rows,
+    "ExpectColumnValuesToBeInSet": Rows,
+    "ExpectColumnValuesToNotBeNull": Rows,
+    "ExpectTableColumnsToMatchSet": Columns,
+    "ExpectTableRowCountToBeBetween": Count,
+    "ExpectTableRowCountToEqual": Count,
+}
+"""The expectations whose findings in parts are known to add up, by their class in Great Expectations."""
