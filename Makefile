@@ -1,11 +1,12 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak fuzz lock canary clean
+.PHONY: help run test check soak fuzz bench lock canary clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH := .venv-bench
 DATASET ?= digits
 # Asked for on the command line: make run DATASET=mnist SOURCE=~/archives PROFILE=fast
 RUN_OPTIONS := $(if $(SOURCE),--source $(SOURCE)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(STORE),--store $(STORE))
@@ -32,9 +33,16 @@ soak: $(READY) ## Retrain again and again with a random fault each, then kill at
 fuzz: $(READY) ## Feed the IDX reader what nobody would write (RUNS=10000000)
 	@$(BIN)/python -m tests.fuzz idx $(or $(RUNS),10000000)
 
-lock: ## Resolve the dependencies anew into requirements.lock (needs uv)
+bench: $(BENCH)/.ready ## Compare speed with other libraries, 20 minutes (MNIST=folder, ARGS="--only training --quick", TORCH=torch==2.13.0)
+	@$(if $(TORCH),$(BENCH)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)")
+	@$(if $(MNIST),IDXFLOW_MNIST_DIR="$(MNIST)") $(BENCH)/bin/python -m benchmarks $(ARGS)
+
+lock: ## Resolve the dependencies anew into the two lock files (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements.lock
+	@# What both have is at the same version in both.
+	uv pip compile pyproject.toml --group bench --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements-bench.lock
 
 canary: ## Weekly job: install the newest allowed releases without the lock, then run the tests
 	$(PYTHON) -m venv --clear .venv-canary
@@ -43,18 +51,25 @@ canary: ## Weekly job: install the newest allowed releases without the lock, the
 	.venv-canary/bin/pytest $(ARGS)
 
 clean: ## Remove the environment and all caches, but not the store
-	rm -rf $(VENV) .venv-canary *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) .venv-canary *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is touched last, so an interrupted set-up is done again.
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-		{ echo "idxflow needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V). Choose another: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Setting up $(VENV), once; this takes a few minutes"
-	@$(PYTHON) -m venv --clear $(VENV) || \
-		{ echo "The venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@# --no-deps: the lock is complete, and pip before 25 loses a pin where one package asks for an extra and another does not.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
-	@$(BIN)/pip check --quiet --disable-pip-version-check
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $(READY)
+	$(call set_up,$(VENV),requirements.lock)
+
+$(BENCH)/.ready: requirements-bench.lock pyproject.toml
+	$(call set_up,$(BENCH),requirements-bench.lock)
+
+# --no-deps: the lock is complete, and pip before 25 loses a pin where one package asks for an extra and another does not.
+define set_up
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	{ echo "idxflow needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V). Choose another: make PYTHON=python3.12" >&2; exit 1; }
+@echo "Setting up $(1), once; this takes a few minutes"
+@$(PYTHON) -m venv --clear $(1) || \
+	{ echo "The venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
+@$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement $(2)
+@$(1)/bin/pip check --quiet --disable-pip-version-check
+@$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+@touch $(1)/.ready
+endef

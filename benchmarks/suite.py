@@ -1,0 +1,118 @@
+"""What is compared with what."""
+
+from __future__ import annotations
+
+from benchmarks.measure import Comparison, Variant
+from benchmarks.starting import ASKED
+
+ONE_OR_TWO = (1, 2)
+
+JOB = Comparison(
+    "job", "The whole job",
+    "From the four archives in a folder to a scored model, 50 epochs, as commands. `idxflow run` begins with an empty "
+    "store, starts Prefect for itself, checks, validates, trains, scores, confirms, decides and reports; the script "
+    "only trains and scores.",
+    "job",
+    (
+        Variant("idxflow run", "profile `tutorial`, empty store, own Prefect server"),
+        Variant("tutorial script", "the same recipe as a plain Keras script, without its progress bar"),
+    ),
+    "tutorial script", most_rounds=3,
+)  # fmt: skip
+RERUN = Comparison(
+    "rerun", "Running again with nothing new",
+    "`idxflow run` with an empty store, then the same command again, on a Prefect server that runs already.",
+    "job",
+    (Variant("unchanged run", "verifies and reuses every step", rows=("first run", "unchanged run")),),
+    "first run", most_rounds=3,
+)  # fmt: skip
+TRAINING = Comparison(
+    "training", "One epoch of training",
+    "54,000 rows in random order, batches of 64, 784-50-50-10 with tanh, momentum, falling rate; loss and accuracy "
+    "of the fitted rows, and the accuracy of the 6,000 held out. Median of the epochs after the first.",
+    "training",
+    (
+        Variant("idxflow", "the step `train`, one compiled call per epoch"),
+        Variant("idxflow in a run", "the same within `idxflow run`, Prefect beside it"),
+        Variant("model.fit", "Keras on TensorFlow, as the tutorial calls it", ONE_OR_TWO),
+        Variant("steps_per_execution", "the same with `steps_per_execution=100`", ONE_OR_TWO),
+        Variant("torch", "a loop over batches, fused SGD", ONE_OR_TWO),
+        Variant("jax, lax.scan", "one compiled call per epoch", ONE_OR_TWO),
+        Variant("jax, a call per step", "one compiled call per step", ONE_OR_TWO),
+        Variant("scikit-learn", "`MLPClassifier.partial_fit`", ONE_OR_TWO),
+        Variant("numpy by hand", "forward and backward pass written out", ONE_OR_TWO),
+        Variant("BLAS floor", "the matrix products alone, by NumPy's OpenBLAS", ONE_OR_TWO),
+    ),
+    "idxflow",
+)  # fmt: skip
+DECODING = Comparison(
+    "decoding", "Decoding the training archives",
+    "60,000 images and labels from the two gzip archives to uint8 arrays in memory; files in the system's cache. "
+    "`gunzip …` only decompress the same bytes in memory.",
+    "decoding",
+    (
+        Variant("idxflow to arrays", "`storage.idx.read`: header, length, CRC and digest checked"),
+        Variant("idxflow to Parquet", "the step `decode`: the same, and written as Parquet"),
+        Variant("gzip + frombuffer", "`gzip.open` and `numpy.frombuffer`, nothing checked but the CRC"),
+        Variant("like torchvision", "unpacked to a file first, then read from it"),
+        Variant("idx2numpy", "from an open gzip stream"),
+        Variant("python-mnist", "to lists, as it does by default", rounds=2),
+        Variant("python-mnist, numpy", "with `return_type=\"numpy\"`", rounds=2),
+        Variant("gunzip zlib", "`zlib.decompress`, size known"),
+        Variant("gunzip isal", "ISA-L"),
+        Variant("gunzip zlib-ng", "zlib-ng"),
+        Variant("gunzip libdeflate", "libdeflate"),
+    ),
+    "idxflow to arrays",
+)  # fmt: skip
+READING = Comparison(
+    "reading", "Reading the decoded split back",
+    "60,000 images and labels from a file to uint8 arrays; files in the system's cache.",
+    "reading",
+    (
+        Variant("idxflow", "`storage.parquet.read`: page checksums and columns checked"),
+        Variant("idxflow, in blocks", "`storage.parquet.blocks`, as the steps read"),
+        Variant("pyarrow", "the same file, `read_table`, no checksums", ONE_OR_TWO),
+        Variant("pandas", "the same file, `read_parquet`, pixels joined", ONE_OR_TWO),
+        Variant("Parquet with lists", "pixels as a list column, zstd, pyarrow", ONE_OR_TWO),
+        Variant("npz", "`numpy.savez_compressed`", (1,)),
+        Variant("npz, not compressed", "`numpy.savez`: 47 MB on disk", (1,)),
+    ),
+    "idxflow",
+)  # fmt: skip
+STATISTICS = Comparison(
+    "statistics", "Statistics of the training pixels",
+    "Mean of each pixel and one standard deviation, from our Parquet file of 60,000 images.",
+    "reading",
+    (
+        Variant("statistics idxflow", "exact sums in whole numbers, block by block"),
+        Variant("statistics numpy float32", "all scaled at once, `mean` and `std`", ONE_OR_TWO),
+        Variant("statistics numpy float64", "the same in float64, as the tutorial", ONE_OR_TWO),
+        Variant("statistics StandardScaler", "scikit-learn, variances combined", ONE_OR_TWO),
+        Variant("statistics keras Normalization", "the layer, `adapt`", ONE_OR_TWO),
+    ),
+    "statistics idxflow",
+)  # fmt: skip
+VALIDATION = Comparison(
+    "validation", "Validation of both splits",
+    "All 70,000 images and labels, from Parquet to a verdict.",
+    "validating",
+    (
+        Variant("idxflow", "a summary row per image, all suites by Great Expectations"),
+        Variant("numpy by hand", "nine of the same facts as asserts, no report of rows"),
+        Variant("pixels in Great Expectations", "a column per pixel, 1,000 images only", rounds=1),
+    ),
+    "idxflow",
+)  # fmt: skip
+STARTING = Comparison(
+    "starting", "Start-up",
+    "Whole processes, from start to end.",
+    "starting",
+    tuple(Variant(name, "") for name in ASKED),
+    "idxflow --help",
+)  # fmt: skip
+
+COMPARISONS = {
+    comparison.name: comparison
+    for comparison in (STARTING, DECODING, READING, STATISTICS, VALIDATION, TRAINING, JOB, RERUN)
+}
