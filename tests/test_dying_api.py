@@ -1,0 +1,144 @@
+"""The Prefect server is killed in the middle of runs: they go on without it, end in bounded time, and harm nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.settings import quiet_environment
+from storage.registry import Registry
+from storage.store import Store
+from storage.verify import verify
+from tests.conftest import write_tiny
+from tests.servers import BIN, ROOT, clean_environment, free_port, running, wait_until_healthy
+
+pytestmark = pytest.mark.flow
+
+# So that the test need not wait as long as a user would: see `max_retries` in pyproject.toml.
+FEW_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "1"}
+EPOCHS = 600
+BOUND_SECONDS = 120
+"""After the server's death: training, evaluation, report, and a few requests that nobody answers."""
+
+
+class World:
+    """A server that can be killed, and runs that use it."""
+
+    def __init__(self, home: Path) -> None:
+        port = free_port()
+        self.home, self.url = home, f"http://127.0.0.1:{port}/api"
+        self.environment = clean_environment(home, PREFECT_API_URL=self.url, **FEW_RETRIES)
+        self.serve = [str(BIN / "prefect"), "server", "start", "--port", str(port)]
+        self.manifest = write_tiny(home).manifest
+
+    def command(self, name: str, epochs: int) -> list[str]:
+        training = [f"epochs={epochs}", "learning_rate=0.1", "hidden=[8]"]
+        words = [word for one in training for word in ("--set", one)]
+        place = ["--dataset-file", str(self.manifest), "--store", str(self.home / name)]
+        return [str(BIN / "idxflow"), "run", *place, *words, "--json"]
+
+    def begin(self, name: str, epochs: int) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(name, epochs),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def until(self, process: subprocess.Popen, found: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 90
+        while not found():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def again(self, name: str, epochs: int) -> tuple[int, dict[str, Any], str]:
+        command = self.command(name, epochs)
+        ended = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=BOUND_SECONDS)
+        return ended.returncode, json.loads(ended.stdout), ended.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str, float]]:
+    """How two runs ended whose server was killed: one between its steps, and one while it trained."""
+    log = world.home / "server.log"
+    with running(world.serve, world.environment, ROOT, log) as server:
+        wait_until_healthy(world.url, server, log)
+        training = world.begin("training", EPOCHS)
+        models = world.home / "training" / "tiny" / "5-models"
+        world.until(training, lambda: bool(list(models.glob(".*.partial/history.jsonl"))))
+        # So that it still trains when the other one has come as far as it is to come.
+        training.send_signal(signal.SIGSTOP)
+        between = world.begin("between", 2)
+        splits = world.home / "between" / "tiny" / "2-splits"
+        world.until(between, lambda: bool(list(splits.glob("[!.]*/entry.json"))))
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    training.send_signal(signal.SIGCONT)
+    died = time.monotonic()
+    found = {}
+    for name, process in (("between", between), ("training", training)):
+        out, errors = process.communicate(timeout=BOUND_SECONDS)
+        found[name] = (process.returncode, json.loads(out), errors, time.monotonic() - died)
+    return found
+
+
+@pytest.mark.parametrize("name", ["between", "training"])
+def test_a_run_goes_on_and_ends_as_what_it_is(world: World, ended: dict[str, Any], name: str):
+    """Its exit code is of what it did: there is a champion, though Prefect does not know it."""
+    code, outcome, _, _ = ended[name]
+    assert (code, outcome["state"], outcome["champion"], outcome["error"]) == (0, "promoted", 1, None)
+    store = Store(world.home / name)
+    verdict = verify(store)
+    assert (verdict.damage, verdict.leftovers) == ((), ())
+    assert Registry(store, "tiny").champion().number == 1
+    assert Path(outcome["report"]).is_file()
+    if name == "training":
+        assert outcome["epochs"] == EPOCHS
+
+
+@pytest.mark.parametrize("name", ["between", "training"])
+def test_it_is_said_once_and_in_words(world: World, ended: dict[str, Any], name: str):
+    errors = ended[name][2]
+    said = [line for line in errors.splitlines() if "Prefect could not be told" in line]
+    assert len(said) == 1
+    assert "may show it as running" in said[0]
+    assert f"is the server at {world.url} up? Without PREFECT_API_URL none is needed" in said[0]
+    for noise in ("Traceback", "Error logging to API", "failed to process item", "Still processing"):
+        assert noise not in errors
+    assert errors.count("not shown in the Prefect UI") <= 1
+
+
+def test_the_same_command_finds_all_of_it(world: World, ended: dict[str, Any]):
+    """With the server still dead it ends at once with 1; with a new one, and without any, nothing is done twice."""
+    code, outcome, errors = world.again("between", 2)
+    assert (code, outcome["error"]["kind"]) == (1, "PrefectFailed")
+    assert "Without PREFECT_API_URL none is needed" in errors
+    assert "Traceback" not in errors
+    log = world.home / "server.log"
+    with running(world.serve, world.environment, ROOT, log) as server:
+        wait_until_healthy(world.url, server, log)
+        code, outcome, _ = world.again("between", 2)
+    assert (code, outcome["state"], outcome["version"]) == (0, "unchanged", 1)
+    assert all(step["reused"] for step in outcome["steps"].values())
+    assert not verify(Store(world.home / "between")).damage
+
+
+def test_prefect_may_wait_for_a_server_that_starts_again_but_not_for_minutes():
+    """It waits 2, 4, 8, … seconds for each request; a run that ends makes four."""
+    retries = int(quiet_environment()["PREFECT_CLIENT_MAX_RETRIES"])
+    assert 10 < sum(2**n for n in range(1, retries + 1)) <= 30
