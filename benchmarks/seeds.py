@@ -1,15 +1,19 @@
 """How much the accuracy of a profile depends on chance: the same run over several seeds.
 
-python -m benchmarks.seeds mnist --profile tutorial --source ~/archives
+python -m benchmarks.seeds mnist --profile tutorial --source ~/archives --at-once 2
+
+A training keeps one processor busy, so as many runs as there are processors go side by side, each a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,10 @@ def main() -> None:
     parser.add_argument("--profile", default="default")
     parser.add_argument("--source", help="folder or URL of the archives")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 1 on")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="how many side by side")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="idxflow-seeds-") as store:
-        outcomes = [_run(asked, store, seed) for seed in range(1, asked.seeds + 1)]
+    with tempfile.TemporaryDirectory(prefix="idxflow-seeds-") as store, ThreadPoolExecutor(asked.at_once) as pool:
+        outcomes = list(pool.map(lambda seed: _run(asked, store, seed), range(1, asked.seeds + 1)))
     for name in ("train_accuracy", "test_accuracy"):
         values = sorted(outcome[name] for outcome in outcomes)
         print(f"{name:14}  {values[0]:.2%} to {values[-1]:.2%} over {len(values)} seeds")

@@ -111,8 +111,22 @@ STARTING = Comparison(
     tuple(Variant(name, "") for name in ASKED),
     "idxflow --help",
 )  # fmt: skip
+SPLITS = Comparison(
+    "splits", "Both splits on two processors",
+    "Both splits of MNIST to Parquet; within each, inflating runs beside compressing anyway.",
+    "cores",
+    (Variant("splits in turn", ""), Variant("splits side by side", "as a run decodes them")),
+    "splits in turn",
+)  # fmt: skip
+SEEDS = Comparison(
+    "seeds", "Several seeds on two processors",
+    "`python -m benchmarks.seeds digits --seeds 4`: whole runs, each with a Prefect server of its own.",
+    "cores",
+    (Variant("seeds in turn", "`--at-once 1`"), Variant("seeds, two at once", "`--at-once 2`")),
+    "seeds in turn", most_rounds=2,
+)  # fmt: skip
 
 COMPARISONS = {
     comparison.name: comparison
-    for comparison in (STARTING, DECODING, READING, STATISTICS, VALIDATION, TRAINING, JOB, RERUN)
+    for comparison in (STARTING, DECODING, READING, STATISTICS, VALIDATION, TRAINING, JOB, RERUN, SPLITS, SEEDS)
 }

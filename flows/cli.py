@@ -19,7 +19,7 @@ from cyclopts.validators import Number
 from flows import doctor, figures, registry, reports, runs, status, upkeep
 from flows.output import ReaderGone, guarded_streams
 from flows.service.up import up
-from flows.settings import quiet_environment
+from flows.settings import collect_less, quiet_environment
 from storage.errors import ConfigError, IdxflowError, PrefectFailed
 
 if TYPE_CHECKING:
@@ -318,6 +318,7 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
 def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     from flows.console import Console
 
+    collect_less()
     for key, value in quiet_environment().items():
         os.environ.setdefault(key, value)
     # Prefect's own console log would repeat each line; warnings and errors are ours to say.
@@ -353,18 +354,19 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
 
     with ExitStack() as stack:
         server = stack.enter_context(temporary.temporary_server()) if temporary.needed() else None
+        from flows import retrain
         from flows.events import send_without_waiting
-        from flows.preload import preloading
+        from flows.preload import preload
 
         send_without_waiting()
-        if flow == "retrain":
-            stack.enter_context(preloading(request))
         if server:
+            if flow == "retrain":
+                preload(request, server.answers)
             server.wait()
-        return _called(flow, request)
+        return _called(getattr(retrain, flow), request)
 
 
-def _called(flow: str, request: Request) -> dict[str, Any]:
+def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
     from flows import retrain
     from flows.job import RunFailed
 
@@ -374,11 +376,10 @@ def _called(flow: str, request: Request) -> dict[str, Any]:
         "store": request.store,
         "dataset_file": request.dataset_file,
     }
-    if flow == "retrain":
+    if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
-    called: Callable[..., Any] = getattr(retrain, flow)
     try:
-        state = called(**parameters, return_state=True)
+        state = flow(**parameters, return_state=True)
     except Exception as error:
         # The flow returns its own failures as states, so this is Prefect's.
         server = os.environ.get("PREFECT_API_URL")

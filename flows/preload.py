@@ -1,35 +1,33 @@
-"""Import what a first run needs while it waits: Great Expectations, TensorFlow and scikit-learn take seconds each.
+"""Import what a first run needs while its Prefect server starts: Great Expectations and TensorFlow take seconds each.
 
-While Prefect starts its server, this process waits; while it trains, it calculates outside of Python. Another thread
-imports meanwhile, and nothing that the run will not need.
+The server is another process, so the two keep a processor busy each. Not in another thread: two threads that import
+at the same time can wait for each other's modules for ever, which Python ends with an error.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from expectations import check
 from flows.job import Request
 from storage.store import Store, store_root
 from tasks import network
-from tasks.evaluate import prepare as prepare_scores
 
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def preloading(request: Request) -> Iterator[None]:
-    """Import in another thread, while the block runs, what the run of `request` is sure to need."""
-    over = threading.Event()
-    threading.Thread(target=_load, args=(needed(request), over), name="preload").start()
-    try:
-        yield
-    finally:
-        over.set()
+def preload(request: Request, is_over: Callable[[], bool]) -> None:
+    """Import one after the other what the run of `request` is sure to need, until `is_over`."""
+    for load in needed(request):
+        if is_over():
+            return
+        try:
+            load()
+        except Exception as error:
+            # The hop that needs it says so better.
+            _log.debug("cannot import ahead: %s", error)
 
 
 def needed(request: Request) -> list[Callable[[], Any]]:
@@ -46,16 +44,5 @@ def needed(request: Request) -> list[Callable[[], Any]]:
     validated = any(store.made(dataset.name, "validate"))
     imports: list[Callable[[], Any]] = [] if validated else [check.prepare]
     if request.force or not trained:
-        imports += [network.tensorflow, prepare_scores]
+        imports.append(network.tensorflow)
     return imports
-
-
-def _load(imports: list[Callable[[], Any]], over: threading.Event) -> None:
-    for load in imports:
-        if over.is_set():
-            return
-        try:
-            load()
-        except Exception as error:
-            # The hop that needs it says so better.
-            _log.debug("cannot import ahead: %s", error)

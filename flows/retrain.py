@@ -19,7 +19,7 @@ from flows.approval import ask
 from flows.events import announce
 from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
-from flows.settings import LOGGERS
+from flows.settings import LOGGERS, collect_less
 from storage.errors import IdxflowError, ValidationFailed
 from storage.records import SPLITS, Answer, Done, Report, Split, Step
 from storage.registry import Registry
@@ -99,6 +99,7 @@ def validate_dataset(
 
 
 def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[str, Any]]:
+    collect_less()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
     try:

@@ -115,8 +115,8 @@ class Reader:
 
     def read(self) -> np.ndarray:
         """Return all rows in the machine's byte order."""
-        parts = [block.astype(block.dtype.newbyteorder("=")) for block in self.blocks(8192)]
-        return np.concatenate(parts)
+        whole = np.concatenate(list(self.blocks(8192)))
+        return whole.astype(whole.dtype.newbyteorder("="), copy=False)
 
     def _read_header(self) -> Header:
         magic = self._header_bytes(4, "the 4-byte magic number")

@@ -2,7 +2,7 @@
 
 It is a view of what the store holds. So outside of a run nothing is shown, and a Prefect API that does not answer
 is a warning, not the end of a run. Nor may it hold one up: Prefect tries each request again for half a minute, and a
-training asks every second. So once it did not answer, it is left alone for a while.
+training asks every second. So once it could not be reached, it is left alone for a while.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import httpx
+
 QUIET_SECONDS = 300
-"""How long nothing is shown after the Prefect API did not answer."""
+"""How long nothing is shown after the Prefect API could not be reached."""
 
 _log = logging.getLogger(__name__)
 _silent_until = -math.inf
@@ -41,7 +43,7 @@ def show_table(name: str, rows: Sequence[Mapping[str, Any]], description: str) -
 
 
 def reachable() -> bool:
-    """Tell whether the Prefect API is worth asking: it has not failed to answer just now."""
+    """Tell whether the Prefect API is worth asking: it could be reached the last time."""
     return time.monotonic() >= _silent_until
 
 
@@ -72,5 +74,7 @@ def _show(call: Callable[..., Any], **arguments: Any) -> Any:
     except Exception as error:
         # Whatever the client raises: there are more kinds than it documents.
         _log.warning("not shown in the Prefect UI: %s: %s", type(error).__name__, error)
-        _silent_until = time.monotonic() + QUIET_SECONDS
+        # A server that answers, if only that it is busy, is there, and is asked again.
+        if not isinstance(error, httpx.HTTPStatusError):
+            _silent_until = time.monotonic() + QUIET_SECONDS
         return None

@@ -105,11 +105,6 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(losses.mean())
 
 
-def prepare() -> None:
-    """Import scikit-learn, which takes seconds, before it is needed."""
-    import sklearn.metrics  # noqa: F401
-
-
 def by_class(
     names: tuple[str, ...], labels: np.ndarray, predicted: np.ndarray
 ) -> tuple[tuple[ClassScore, ...], tuple[tuple[int, ...], ...]]:

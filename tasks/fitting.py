@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,14 +83,15 @@ class Fitting:
         Returns mean loss and accuracy over the rows, each measured just before the step that its row is in,
         as Keras reports them.
         """
-        loss, correct, step = 0.0, 0, (number - 1) * self.steps
+        loss, correct, done = 0.0, 0, (number - 1) * self.steps
         for window in self._rows.windows(number):
+            steps = math.ceil(len(window.order) / self._config.batch_size)
+            rates = rate_after(self._config, np.arange(done, done + steps)).astype(np.float32)
             more_loss, more_correct = self._passes[len(window.order)](
-                window.images, window.labels, self._tf.constant(window.order), self._tf.constant(step, self._tf.int64)
+                window.images, window.labels, self._tf.constant(window.order), self._tf.constant(rates)
             )
             self.calls += 1
-            loss, correct = loss + float(more_loss), correct + int(more_correct)
-            step += math.ceil(len(window.order) / self._config.batch_size)
+            loss, correct, done = loss + float(more_loss), correct + int(more_correct), done + steps
         return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:
@@ -104,44 +104,41 @@ class Fitting:
 
     def _pass(self, rows: int) -> Any:
         """Compile the pass over a window of which `rows` rows are taken."""
-        order = (self._tf.TensorSpec([rows], self._tf.int32), self._tf.TensorSpec([], self._tf.int64))
-        return self._compiled(partial(self._steps, rows), *order)
+        order = self._tf.TensorSpec([rows], self._tf.int32)
+        rates = self._tf.TensorSpec([math.ceil(rows / self._config.batch_size)], self._tf.float32)
+        return self._compiled(self._steps, order, rates)
 
     def _compiled(self, body: Callable[..., Any], *more: Any) -> Any:
         """Trace `body` now, once: what is returned can only be called, never traced again."""
         signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _steps(self, rows: int, images: Any, labels: Any, order: Any, first_step: Any) -> tuple[Any, Any]:
+    def _steps(self, images: Any, labels: Any, order: Any, rates: Any) -> tuple[Any, Any]:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
-        full, rest = divmod(rows, size)
+        full, rest = divmod(order.shape[0], size)
+        # Fixed shapes: the step of `size` rows is compiled apart from the last one of a window.
+        batches, last = tf.reshape(order[: full * size], [full, size]), order[full * size :]
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
-            return some(number, loss, correct, size)
-
-        def some(number: Any, loss: Any, correct: Any, count: int) -> tuple[Any, Any, Any]:
-            # Fixed shapes: the step of `size` rows is compiled apart from the last one of a window.
-            taken = tf.ensure_shape(order[number * size : number * size + count], [count])
-            more_loss, more_correct = self._step(
-                tf.gather(images, taken), tf.gather(labels, taken), first_step + tf.cast(number, tf.int64)
-            )
+            more_loss, more_correct = self._step(images, labels, batches[number], rates[number])
             return number + 1, loss + more_loss, correct + more_correct
 
         state = (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64))
-        done, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
+        _, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
         if rest:
-            _, loss, correct = some(done, loss, correct, rest)
+            more_loss, more_correct = self._step(images, labels, last, rates[full])
+            loss, correct = loss + more_loss, correct + more_correct
         return loss, correct
 
-    def _step(self, images: Any, labels: Any, number: Any) -> tuple[Any, Any]:
+    def _step(self, images: Any, labels: Any, taken: Any, rate: Any) -> tuple[Any, Any]:
         tf, config = self._tf, self._config
+        images, labels = self._scaled(tf.gather(images, taken)), tf.gather(labels, taken)
         with tf.GradientTape() as tape:
-            logits = self._model(self._scaled(images), training=True)
+            logits = self._model(images, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self._weights)
-        rate = tf.cast(config.learning_rate / (1 + config.decay * tf.cast(number, tf.float64)), tf.float32)
         for weight, velocity, gradient in zip(self._weights, self._velocity, gradients, strict=True):
             if config.weight_decay:
                 weight.assign_sub(weight * config.weight_decay * rate)
@@ -162,7 +159,7 @@ class Fitting:
     def _sums(self, labels: Any, logits: Any, losses: Any) -> tuple[Any, Any]:
         tf = self._tf
         hits = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
-        return tf.reduce_sum(tf.cast(losses, tf.float64)), tf.math.count_nonzero(hits)
+        return tf.reduce_sum(tf.cast(losses, tf.float64)), tf.reduce_sum(tf.cast(hits, tf.int64))
 
     def _named(self, variables: list[Any]) -> dict[str, np.ndarray]:
         return {name: variable.numpy() for name, variable in zip(self._names, variables, strict=True)}
@@ -172,6 +169,6 @@ class Fitting:
             variable.assign(values[name])
 
 
-def rate_after(config: TrainingConfig, steps: int) -> float:
-    """Return the learning rate once `steps` steps are done."""
+def rate_after(config: TrainingConfig, steps: Any) -> Any:
+    """Return the learning rate once `steps` steps are done; of an array of steps, an array of rates."""
     return config.learning_rate / (1 + config.decay * steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import tempfile
@@ -16,6 +17,8 @@ os.environ |= {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     "DO_NOT_TRACK": "1",
 }
+# With all libraries imported there are a million objects, which the default would look through again and again.
+gc.set_threshold(50_000, 10, 10)
 for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "IDXFLOW_STORE", "IDXFLOW_SOURCE"):
     os.environ.pop(name, None)
 
@@ -30,10 +33,29 @@ MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
 
 
+LONGEST = (
+    "test_operated", "test_up", "test_cli", "test_kills", "test_train", "test_retrain", "test_crash_matrix",
+    "test_evaluate", "test_bad_runs", "test_fuzz", "test_reports_cli", "test_report_browser", "test_validate",
+    "test_guards", "test_deployment", "test_secrets", "test_bad_data", "test_docs", "test_registry_cli",
+)  # fmt: skip
+"""Files by how long they take."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that wait for servers: at the end, one processor would wait for the last of them."""
-    slow = {item.path for item in items if item.get_closest_marker("flow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Begin with the files that take longest: at the end, all processors would wait for the last of them."""
+    flows = {item.path for item in items if item.get_closest_marker("flow")}
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST) + (item.path not in flows)
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, for when the others wait for servers, disks and time-outs."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import decoding, goals, job, reading, starting, suite, training, validating
+from benchmarks import cores, decoding, goals, job, reading, starting, suite, training, validating
 from benchmarks.goals import GOALS, judge
 from benchmarks.machine import Machine, describe
 from benchmarks.measure import Bench, Comparison, Outcome, Results, Row, Variant, compare, ratio, spread
@@ -21,7 +21,7 @@ from storage import idx
 from tests.conftest import bars
 
 MODULES = {
-    "decoding": decoding, "job": job, "reading": reading, "starting": starting, "training": training,
+    "cores": cores, "decoding": decoding, "job": job, "reading": reading, "starting": starting, "training": training,
     "validating": validating,
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parent.parent

@@ -78,31 +78,6 @@ def test_run_again_change_and_damage_on_digits(cli: Cli, tmp_path: Path):
     assert f"unchanged since v{changed['version']}" in mended.stdout
 
 
-@pytest.mark.flow
-def test_json_holds_everything_a_script_needs(cli: Cli, tiny: TinyFactory):
-    dataset = tiny()
-    found = outcome(
-        cli(
-            "run",
-            "--dataset-file",
-            str(dataset.manifest),
-            "--set",
-            "epochs=3",
-            "--set",
-            "learning_rate=0.1",
-            "--set",
-            "hidden=[8]",
-            "--json",
-        )
-    )
-    assert found["state"] == "promoted", found
-    assert (found["version"], found["champion"], found["epochs"], found["error"]) == (1, 1, 3, None)
-    assert found["dataset"] == "tiny"
-    assert 0 < found["train_accuracy"] <= 1
-    assert set(found["steps"]["train"]) >= {"seconds", "reused", "reason"}
-    assert Path(found["report"]).is_file()
-
-
 WRONG = {
     "no such data set": (["run", "nope"], "expected a data set of the catalog"),
     "unknown option": (["run", "--frobnicate"], "Unknown option"),
@@ -251,14 +226,6 @@ def test_ctrl_c_is_said_and_the_next_run_goes_on(server: dict[str, str], tmp_pat
     assert outcome(after)["state"] == "promoted"
 
 
-@pytest.mark.flow
-def test_without_any_server_it_runs_all_the_same(tmp_path: Path, tiny: TinyFactory):
-    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(tiny().manifest), "--set", "epochs=2", "--json"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert outcome(result)["run"], result.stderr
-
-
 def test_a_manifest_is_written_for_files_one_has(tmp_path: Path, tiny: TinyFactory):
     dataset = tiny()
     result = subprocess.run(
@@ -274,18 +241,3 @@ def test_a_manifest_is_written_for_files_one_has(tmp_path: Path, tiny: TinyFacto
     written = catalog.read(tmp_path / "mine.toml")
     assert (written.name, written.image_shape, len(written.classes)) == ("mine", (9, 7), 3)
     assert all(archive.pinned for archive in written.archives)
-
-
-@pytest.mark.flow
-def test_the_same_command_twice_at_once_makes_one_version(server: dict[str, str], tmp_path: Path, tiny: TinyFactory):
-    environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store")}
-    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(tiny().manifest), "--json", "--set", "epochs=3",
-               "--set", "learning_rate=0.1"]  # fmt: skip
-    started = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = [json.loads(process.communicate(timeout=200)[0]) for process in started]
-    assert {one["state"] for one in found} == {"promoted", "unchanged"}
-    assert {one["version"] for one in found} == {1}
-    # All but the report: the run that finds everything decided may be done before the other's report is there.
-    steps = [item for one in found for item in one["steps"].items() if item[0] != "publish"]
-    made = [name for name, step in steps if not step["reused"]]
-    assert len(made) == len(set(made))

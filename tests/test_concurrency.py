@@ -262,7 +262,7 @@ def test_threads_share_no_temporary_name_and_change_nothing_of_their_process(sto
 
 
 @pytest.mark.flow
-def test_three_real_runs_at_once_and_a_reader_of_the_history(store: Store, tmp_path: Path):
+def test_three_real_runs_at_once_two_of_them_the_same_and_a_reader_of_the_history(store: Store, tmp_path: Path):
     def idxflow(*arguments: str) -> list[str]:
         return [str(BIN / "idxflow"), *arguments, "--store", str(store.root)]
 
@@ -287,6 +287,8 @@ def test_three_real_runs_at_once_and_a_reader_of_the_history(store: Store, tmp_p
     registered = [version.number for version in Registry(store, "digits").versions()]
     assert registered == [1, 2]
     assert outcomes[0]["version"] == outcomes[1]["version"] != outcomes[2]["version"]
+    decided, found = sorted((outcome["state"] for outcome in outcomes[:2]), key=lambda state: state == "unchanged")
+    assert (decided in ("promoted", "kept"), found) == (True, "unchanged")
     made = Counter((name, s["key"]) for o in outcomes for name, s in o["steps"].items() if not s["reused"])
     assert {name: count for name, count in made.items() if count > 1} == {}
     assert (checked.returncode, json.loads(checked.stdout)["leftovers"]) == (0, [])

@@ -247,7 +247,9 @@ def test_the_artifacts_are_a_report_with_pictures_and_tables(page: Any, operated
 
     page.goto(artifact(operated, run, "report-digits"))
     page.get_by_role("heading", name="Promoted · Version 1 is the new champion").wait_for()
-    path = re.search(r"digits/7-reports/\S+/report\.html", page.locator("body").inner_text())
+    where = page.get_by_text(re.compile(r"digits/7-reports/\S+/report\.html")).first
+    where.wait_for()
+    path = re.search(r"digits/7-reports/\S+/report\.html", where.inner_text())
     assert path
     assert (operated.store.root / path[0]).is_file()
     widths = "all => all.map(image => Math.min(image.naturalWidth, image.clientWidth))"

@@ -82,7 +82,7 @@ def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: T
         request = Request(dataset_file=manifest, training=QUICK | training, store=str(store.root), force=force)
         return [f"{load.__module__}.{load.__name__}" for load in needed(request)]
 
-    training = [f"{network.__name__}.tensorflow", "tasks.evaluate.prepare"]
+    training = [f"{network.__name__}.tensorflow"]
     assert imported() == ["expectations.check.prepare", *training]
     whole_run(store, Path(manifest))
     assert imported() == []

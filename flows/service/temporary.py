@@ -42,8 +42,20 @@ class TemporaryServer:
             *(sys.executable, "-m", "uvicorn", "--factory", f"{__name__}:{application.__name__}"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"),
         )
-        self._service = Service(Command("Prefect server", arguments, os.environ, Path.cwd(), log))
+        # This process is kept quiet; what the server says of its death is wanted.
+        loud = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_")}
+        self._service = Service(Command("Prefect server", arguments, loud, Path.cwd(), log))
         self._service.start()
+
+    def answers(self) -> bool:
+        """Return whether it is up."""
+        import httpx
+
+        try:
+            answer = httpx.get(f"{self.api}/health", timeout=_START_SECONDS)
+        except httpx.TransportError:
+            return False
+        return answer.status_code == httpx.codes.OK
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -51,17 +63,13 @@ class TemporaryServer:
         Raises:
             PrefectFailed: it ended instead, or does not answer in three minutes.
         """
-        import httpx
-
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
             if self._service.pid is None:
                 raise PrefectFailed(f"expected a Prefect server for this run; the {self._service.epitaph()}; try again")
-            try:
-                if httpx.get(f"{self.api}/health", timeout=_START_SECONDS).status_code == httpx.codes.OK:
-                    return
-            except httpx.TransportError:
-                time.sleep(_LOOK_SECONDS)
+            if self.answers():
+                return
+            time.sleep(_LOOK_SECONDS)
         raise PrefectFailed(
             f"expected a Prefect server for this run to answer within {_START_SECONDS} s; it did not; try again"
         )
