@@ -23,6 +23,7 @@ from typing import BinaryIO, Self
 import numpy as np
 from isal import isal_zlib
 
+from storage.ahead import ahead
 from storage.errors import FormatError
 
 TYPES: dict[int, np.dtype] = {
@@ -107,10 +108,11 @@ class Reader:
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         """Yield the data as read-only arrays of at most `rows` rows, in the file's (big-endian) type."""
         total, *rest = self.header.shape
-        for start in range(0, total, rows):
-            count = min(rows, total - start)
-            data = self._take(count * self.header.row_bytes, start * self.header.row_bytes)
-            yield np.frombuffer(data, self.header.dtype).reshape(count, *rest)
+        taken = self._taken(rows)
+        # Another thread inflates while this one hashes; with a single block there is nothing to do meanwhile.
+        for data in ahead(taken) if total > rows else taken:
+            self._hash.update(data)
+            yield np.frombuffer(data, self.header.dtype).reshape(-1, *rest)
         self._input.finish(self.header)
 
     def read(self) -> np.ndarray:
@@ -146,13 +148,18 @@ class Reader:
         self._hash.update(data)
         return data
 
+    def _taken(self, rows: int) -> Iterator[bytes]:
+        """Yield the bytes of at most `rows` rows at a time."""
+        size, step = self.header.data_bytes, rows * self.header.row_bytes
+        for done in range(0, size, step):
+            yield self._take(min(step, size - done), done)
+
     def _take(self, count: int, done: int) -> bytes:
         data = self._input.read(count)
         if len(data) < count:
             expected = f"{self.header.data_bytes:,} bytes of data for shape {self.header.shape} of "
             found = f"the end of the data after {done + len(data):,}"
             raise _refused(self.name, expected + self.header.dtype.name, found, _swapped(self.header) or _FIT)
-        self._hash.update(data)
         return data
 
 
