@@ -81,8 +81,8 @@ def run(
     memory: Annotated[
         str | None,
         Parameter(
-            help="What the pixels may take while training, such as `500MB`; more rows come in shards. Default: `2GiB`. "
-            "Short for `--set memory=…`."
+            help="What the pixels may take while training, such as `2GiB`; more rows come in shards. "
+            "Default: `512MiB`. Short for `--set memory=…`."
         ),
     ] = None,
     force: Annotated[

@@ -84,7 +84,7 @@ class TrainingConfig(BaseModel):
         True, description="With patience: keep the weights of the best epoch instead of the last one."
     )
     memory: Memory = Field(
-        "2GiB", description="What the pixels may take while training, such as 500MB or 2GiB; more rows come in shards."
+        "512MiB", description="What the pixels may take while training, such as 2GiB; more rows come in shards."
     )
     seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights and of the order of rows.")
 

@@ -28,6 +28,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from flows.service.processes import end_with_parent
 from storage.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,14 @@ def running(command: list[str], environment: Mapping[str, str], cwd: Path, log: 
     """Run a service while the block lasts, in its own process group, so that its children end with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=cwd,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Also where the tests are killed.
+            preexec_fn=end_with_parent(),
         )
         try:
             yield process

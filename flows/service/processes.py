@@ -70,7 +70,7 @@ class Service:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent(),
+                preexec_fn=end_with_parent(),
             )
         self._started = self._now()
 
@@ -130,7 +130,7 @@ class Service:
         process.wait()
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """Return what has the kernel send SIGTERM to the new process when this one dies, where it can (Linux: prctl(2))."""
     if not sys.platform.startswith("linux"):
         return None
