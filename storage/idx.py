@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -85,6 +86,8 @@ class Reader:
         self.name = name or path.name
         self._stream = path.open("rb")
         try:
+            self._is_small = self._stream.seek(0, os.SEEK_END) <= _CHUNK
+            self._stream.seek(0)
             self._input = _open_input(self._stream, self.name)
             self._hash = hashlib.sha256()
             self.header = self._read_header()
@@ -107,10 +110,9 @@ class Reader:
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         """Yield the data as read-only arrays of at most `rows` rows, in the file's (big-endian) type."""
-        total, *rest = self.header.shape
-        taken = self._taken(rows)
-        # Another thread inflates while this one hashes; with a single block there is nothing to do meanwhile.
-        for data in ahead(taken) if total > rows else taken:
+        taken, rest = self._taken(rows), self.header.shape[1:]
+        # Another thread inflates while this one hashes; a small file is not worth starting one.
+        for data in taken if self._is_small else ahead(taken):
             self._hash.update(data)
             yield np.frombuffer(data, self.header.dtype).reshape(-1, *rest)
         self._input.finish(self.header)
