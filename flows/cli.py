@@ -326,25 +326,29 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     # Nor are log lines that could not be sent to its server worth a line each.
     logging.raiseExceptions = False
-    received: list[int] = []
+    received: list[type[KeyboardInterrupt]] = []
 
-    def terminate(number: int, frame: object) -> None:
-        received.append(number)
-        raise Terminated
+    def stop(number: int, frame: object) -> None:
+        received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise received[-1]
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
+    # Where Ctrl-C is to be ignored, as in the background of a shell, it is.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         with Console(as_json) as console:
             outcome = console.watch(lambda: _call(flow, request))
-    except PrefectFailed as error:
+    except Exception as error:
+        # A library may make another error of an interruption: Prefect "Result is not set", pydantic one of its own.
         if received:
-            raise Terminated from error
+            raise received[0] from error
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-    # Interrupted while it waits for its server, Prefect raises something else ("Result is not set").
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if received and outcome["error"]:
-        raise Terminated
+        raise received[0]
     return outcome
 
 
