@@ -214,7 +214,8 @@ def prepare(request: Request, asked_by: str) -> Job:
     record = RunRecord(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         dataset=dataset.name,
-        started=now.isoformat(timespec="seconds"),
+        # As exact as the ledger, whose decisions were before it or after.
+        started=now.isoformat(timespec="milliseconds"),
         asked_by=asked_by,
         profile=request.profile,
         config=config.model_dump(mode="json"),

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from flows.job import Request, prepare
 from storage.ledger import Ledger
 from storage.records import RunRecord, Step
 from storage.store import Store
@@ -91,6 +93,14 @@ def test_what_changed_since_the_champion_of_then(story: Story) -> None:
     assert [one[1] for one in told("kept")] == ["epochs", "learning_rate", "seed"]
     refused = {one[:2] for one in told("refused")}
     assert refused == {("data", "train content"), ("data", "train-labels archive")}
+
+
+def test_a_run_that_begins_in_the_second_of_a_decision_began_after_it(story: Story, store: Store) -> None:
+    decided = Ledger(store, "tiny").append("decisions", "run", {})
+    manifest = str(story.store.root.with_name("tiny.toml"))
+    begun = prepare(Request(dataset_file=manifest, store=str(store.root)), "a test").record
+    told = json.loads(decided.read_text(encoding="utf-8"))["time"]
+    assert datetime.fromisoformat(told) <= datetime.fromisoformat(begun.started)
 
 
 def test_the_model_and_the_champion_disagree_on_what_the_paired_test_counts(story: Story) -> None:
