@@ -28,9 +28,16 @@ import pytest
 from storage import catalog, idx
 from storage.catalog import Dataset
 from storage.store import Store
+from tests import commands
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if started := commands.listen():
+        config.add_cleanup(started.wait)
+        config.add_cleanup(started.terminate)
 
 
 LONGEST = (
@@ -73,6 +80,24 @@ def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "store")
     store.prepare()
     return store
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment that reaches a Prefect server, which many tests share: its start takes longer than their runs."""
+    from tests.servers import prefect_server
+
+    with prefect_server(tmp_path_factory.mktemp("server")) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def results(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of results of flows that are called in this process: they talk to the shared server."""
+    from tests.servers import used_in_this_process
+
+    with used_in_this_process(server, tmp_path_factory.mktemp("results")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

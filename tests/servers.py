@@ -33,6 +33,8 @@ from storage.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+KEPT = Path(tempfile.gettempdir())
+"""Not asked for later: some tests have their own folder for temporary files."""
 START_SECONDS = 90
 GRACE_SECONDS = 3
 """Before force is used. What a server has been told is in its database by then."""
@@ -46,7 +48,7 @@ def free_port() -> int:
 
 def migrated_database() -> Path:
     """Return an empty database of this Prefect; making one takes each new server ten seconds, so one is kept."""
-    folder = Path(tempfile.gettempdir()) / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}"
+    folder = KEPT / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}"
     folder.mkdir(mode=0o700, exist_ok=True)
     made = folder / "prefect.db"
     with locked(folder / "lock"):
@@ -120,8 +122,8 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def prefect_in_this_process(home: Path) -> Iterator[Path]:
-    """Let flows that are called in this process talk to a server of their own; yield the folder of their results.
+def used_in_this_process(server: Mapping[str, str], home: Path) -> Iterator[Path]:
+    """Let flows that are called in this process talk to a server; yield the folder in `home` for their results.
 
     Without heartbeats, because each flow run waits a second for theirs to end.
     """
@@ -129,18 +131,17 @@ def prefect_in_this_process(home: Path) -> Iterator[Path]:
     # Each of Prefect's clients reads all authorities that it trusts, which takes 20 ms, and http needs none of them.
     bundle = Path(certifi.where()).read_text(encoding="utf-8")
     authorities.write_text("".join(bundle.partition("-----END CERTIFICATE-----\n")[:2]), encoding="utf-8")
-    with prefect_server(home) as environment:
-        settings = {
-            PREFECT_API_URL: environment["PREFECT_API_URL"],
-            PREFECT_API_SSL_CERT_FILE: str(authorities),
-            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
-            PREFECT_LOCAL_STORAGE_PATH: results,
-        }
-        with temporary_settings(settings):
-            yield results
-            # What is still on its way would not find the server.
-            APILogWorker.instance().drain()
-            EventsWorker.drain_all()
+    settings = {
+        PREFECT_API_URL: server["PREFECT_API_URL"],
+        PREFECT_API_SSL_CERT_FILE: str(authorities),
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_LOCAL_STORAGE_PATH: results,
+    }
+    with temporary_settings(settings):
+        yield results
+        # What is still on its way would not find the server.
+        APILogWorker.instance().drain()
+        EventsWorker.drain_all()
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:

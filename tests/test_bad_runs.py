@@ -7,7 +7,7 @@ it was, and there is no new model, score or version.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ from tests.badfiles import (
     fingerprint,
     spoiled,
 )
-from tests.servers import prefect_in_this_process
 
 pytestmark = pytest.mark.flow
 
@@ -50,14 +49,12 @@ ARCHIVES = {
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A store with a champion of the good data, and a temporary Prefect server."""
+def store(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with a champion of the good data."""
     store = Store(tmp_path_factory.mktemp("store"))
-    with prefect_in_this_process(tmp_path_factory.mktemp("home")):
-        badfiles.write(tmp_path_factory.mktemp("good"))
-        found = run(store, dataset_file=str(tmp_path_factory.getbasetemp() / "good0" / "bars.toml"))
-        assert found["state"] == "promoted", found["sentence"]
-        yield store
+    found = run(store, dataset_file=str(badfiles.write(tmp_path_factory.mktemp("good")).manifest))
+    assert found["state"] == "promoted", found["sentence"]
+    return store
 
 
 def run(store: Store, **parameters: Any) -> dict[str, Any]:

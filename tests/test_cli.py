@@ -12,32 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory, bars
-from tests.servers import BIN, clean_environment, free_port, prefect_server
+from tests.servers import BIN, clean_environment, free_port
 
 Cli = Callable[..., subprocess.CompletedProcess]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory):
-    """One server for this module: starting one takes longer than most runs."""
-    with prefect_server(tmp_path_factory.mktemp("home")) as environment:
-        yield environment
 
 
 @pytest.fixture
 def cli(server: dict[str, str], tmp_path: Path) -> Cli:
     """Call `idxflow` with a store of its own, from a folder that is not the project's."""
 
-    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [str(BIN / "idxflow"), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env={**server, "IDXFLOW_STORE": str(tmp_path / "cli-store"), **environment},
-        )
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        return idxflow(*arguments, env={**server, "IDXFLOW_STORE": str(tmp_path / "cli-store")}, cwd=tmp_path)
 
     return call
 
@@ -202,28 +189,17 @@ def test_a_server_that_does_not_answer_is_said(tmp_path: Path):
 @pytest.mark.flow
 def test_ctrl_c_is_said_and_the_next_run_goes_on(server: dict[str, str], tmp_path: Path):
     environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store")}
-    command = [str(BIN / "idxflow"), "run", "digits", "--set", "epochs=10000"]
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what it puts in the background with Ctrl-C ignored, and so these tests, perhaps.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
     models = tmp_path / "store" / "digits" / "5-models"
     deadline = time.monotonic() + 90
-    with process:
+    with Command("run", "digits", "--set", "epochs=10000", env=environment) as process:
         while not list(models.glob(".*.partial/history.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+        code, errors = process.wait(60), process.errors
+    assert code == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    after = subprocess.run([*command[:3], "--json"], env=environment, capture_output=True, text=True, timeout=120)
-    assert outcome(after)["state"] == "promoted"
+    assert outcome(idxflow("run", "digits", "--json", env=environment))["state"] == "promoted"
 
 
 def test_a_manifest_is_written_for_files_one_has(tmp_path: Path, tiny: TinyFactory):

@@ -24,8 +24,9 @@ from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
+from tests.commands import Command, idxflow
 from tests.rivals import SHARED
-from tests.servers import BIN, ROOT, prefect_server
+from tests.servers import ROOT
 from tests.stores import DATASET, Thing, fingerprint, retrain
 
 Start = Callable[..., subprocess.Popen]
@@ -262,23 +263,18 @@ def test_threads_share_no_temporary_name_and_change_nothing_of_their_process(sto
 
 
 @pytest.mark.flow
-def test_three_real_runs_at_once_two_of_them_the_same_and_a_reader_of_the_history(store: Store, tmp_path: Path):
-    def idxflow(*arguments: str) -> list[str]:
-        return [str(BIN / "idxflow"), *arguments, "--store", str(store.root)]
-
-    command = idxflow("run", "digits", "--json", "--set", "epochs=5")
-    with prefect_server(tmp_path) as environment, ExitStack() as stack:
-        started = [
-            stack.enter_context(ending([*command, "--set", f"seed={seed}"], env=environment)) for seed in (1, 1, 2)
-        ]
+def test_three_real_runs_at_once_two_of_them_the_same_and_a_reader_of_the_history(server: dict[str, str], store: Store):
+    environment = {**server, "IDXFLOW_STORE": str(store.root)}
+    command = ("run", "digits", "--json", "--set", "epochs=5", "--set")
+    with ExitStack() as stack:
+        started = [stack.enter_context(Command(*command, f"seed={seed}", env=environment)) for seed in (1, 1, 2)]
         histories = []
         while any(process.poll() is None for process in started):
             time.sleep(0.5)
             if (store.dataset("digits") / "registry").is_dir():
-                read = idxflow("registry", "history", "digits", "--json")
-                histories.append(subprocess.run(read, env=environment, capture_output=True, text=True, timeout=SECONDS))
+                histories.append(idxflow("registry", "history", "digits", "--json", env=environment))
         outcomes = [json.loads(process.communicate()[0]) for process in started]
-        checked = subprocess.run(idxflow("verify", "--json"), env=environment, capture_output=True, text=True)
+        checked = idxflow("verify", "--json", env=environment)
     assert [outcome["error"] for outcome in outcomes] == [None] * 3
     assert [read.stderr for read in histories if read.returncode] == []
     turns = [json.loads(read.stdout) for read in histories]

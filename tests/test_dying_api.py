@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from flows.settings import quiet_environment
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
+from tests.commands import Command, idxflow
 from tests.conftest import write_tiny
 from tests.servers import BIN, ROOT, clean_environment, free_port, running, wait_until_healthy
 
@@ -35,7 +36,8 @@ class World:
     def __init__(self, home: Path) -> None:
         port = free_port()
         self.home, self.url = home, f"http://127.0.0.1:{port}/api"
-        self.environment = clean_environment(home, PREFECT_API_URL=self.url, **FEW_RETRIES)
+        self.nowhere = clean_environment(home, **FEW_RETRIES)
+        self.environment = {**self.nowhere, "PREFECT_API_URL": self.url}
         self.serve = [str(BIN / "prefect"), "server", "start", "--port", str(port)]
         self.manifest = write_tiny(home).manifest
 
@@ -43,27 +45,20 @@ class World:
         training = [f"epochs={epochs}", "learning_rate=0.1", "hidden=[8]"]
         words = [word for one in training for word in ("--set", one)]
         place = ["--dataset-file", str(self.manifest), "--store", str(self.home / name)]
-        return [str(BIN / "idxflow"), "run", *place, *words, "--json"]
+        return ["run", *place, *words, "--json"]
 
-    def begin(self, name: str, epochs: int) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.command(name, epochs),
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def begin(self, name: str, epochs: int) -> Command:
+        return Command(*self.command(name, epochs), env=self.environment)
 
-    def until(self, process: subprocess.Popen, found: Callable[[], bool]) -> None:
+    def until(self, process: Command, found: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 90
         while not found():
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None, process.errors
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def again(self, name: str, epochs: int) -> tuple[int, dict[str, Any], str]:
-        command = self.command(name, epochs)
-        ended = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=BOUND_SECONDS)
+    def again(self, environment: dict[str, str]) -> tuple[int, dict[str, Any], str]:
+        ended = idxflow(*self.command("between", 2), env=environment, timeout=BOUND_SECONDS)
         return ended.returncode, json.loads(ended.stdout), ended.stderr
 
 
@@ -76,25 +71,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str, float]]:
     """How two runs ended whose server was killed: one between its steps, and one while it trained."""
     log = world.home / "server.log"
-    with running(world.serve, world.environment, ROOT, log) as server:
+    with ExitStack() as stack:
+        server = stack.enter_context(running(world.serve, world.environment, ROOT, log))
         wait_until_healthy(world.url, server, log)
-        training = world.begin("training", EPOCHS)
+        training = stack.enter_context(world.begin("training", EPOCHS))
         models = world.home / "training" / "tiny" / "5-models"
         world.until(training, lambda: bool(list(models.glob(".*.partial/history.jsonl"))))
         # So that it still trains when the other one has come as far as it is to come.
         training.send_signal(signal.SIGSTOP)
-        between = world.begin("between", 2)
+        between = stack.enter_context(world.begin("between", 2))
         splits = world.home / "between" / "tiny" / "2-splits"
         world.until(between, lambda: bool(list(splits.glob("[!.]*/entry.json"))))
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    training.send_signal(signal.SIGCONT)
-    died = time.monotonic()
-    found = {}
-    for name, process in (("between", between), ("training", training)):
-        out, errors = process.communicate(timeout=BOUND_SECONDS)
-        found[name] = (process.returncode, json.loads(out), errors, time.monotonic() - died)
-    return found
+        training.send_signal(signal.SIGCONT)
+        died = time.monotonic()
+        found = {}
+        for name, process in (("between", between), ("training", training)):
+            out, errors = process.communicate(timeout=BOUND_SECONDS)
+            found[name] = (process.wait(), json.loads(out), errors, time.monotonic() - died)
+        return found
 
 
 @pytest.mark.parametrize("name", ["between", "training"])
@@ -123,18 +119,16 @@ def test_it_is_said_once_and_in_words(world: World, ended: dict[str, Any], name:
     assert errors.count("not shown in the Prefect UI") <= 1
 
 
-def test_the_same_command_finds_all_of_it(world: World, ended: dict[str, Any]):
-    """With the server still dead it ends at once with 1; with a new one, and without any, nothing is done twice."""
-    code, outcome, errors = world.again("between", 2)
+def test_the_same_command_finds_all_of_it(world: World, ended: dict[str, Any], server: dict[str, str]):
+    """With the server still dead it ends at once with 1; with another, and without any, nothing is done twice."""
+    code, outcome, errors = world.again(world.environment)
     assert (code, outcome["error"]["kind"]) == (1, "PrefectFailed")
     assert "Without PREFECT_API_URL none is needed" in errors
     assert "Traceback" not in errors
-    log = world.home / "server.log"
-    with running(world.serve, world.environment, ROOT, log) as server:
-        wait_until_healthy(world.url, server, log)
-        code, outcome, _ = world.again("between", 2)
-    assert (code, outcome["state"], outcome["version"]) == (0, "unchanged", 1)
-    assert all(step["reused"] for step in outcome["steps"].values())
+    for environment in (server, world.nowhere):
+        code, outcome, _ = world.again(environment)
+        assert (code, outcome["state"], outcome["version"]) == (0, "unchanged", 1)
+        assert all(step["reused"] for step in outcome["steps"].values())
     assert not verify(Store(world.home / "between")).damage
 
 

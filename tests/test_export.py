@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from tasks import export as exports
 from tasks import network
 from tasks.export import CHECKED_ROWS, TOLERANCE, export, fixture_rows
 from tasks.predict import Model, load_champion
-from tests.servers import BIN, clean_environment
+from tests.commands import idxflow
+from tests.servers import clean_environment
 from tests.test_predict import SHAPE, blobs, blobs_dataset, registered
 
 IMAGES = blobs()["test-images"]
@@ -127,16 +129,13 @@ def test_onnx_without_its_packages_is_said(ready: Path, tmp_path: Path, monkeypa
 def test_as_a_user_types_it(ready: Path, tmp_path: Path):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(ready))
 
-    def idxflow(*arguments: str) -> subprocess.CompletedProcess:
-        command = [str(BIN / "idxflow"), "export", "tiny", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
-
-    first = idxflow()
+    export_tiny = partial(idxflow, "export", "tiny", env=environment, cwd=tmp_path)
+    first = export_tiny()
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith(f"v1 as keras in {tmp_path / 'tiny-v1-keras'}: probabilities of 32 images within ")
-    again = idxflow("--json")
+    again = export_tiny("--json")
     assert (again.returncode, json.loads(again.stdout)["error"]["kind"]) == (2, "ConfigError")
-    other = idxflow("--version", "1", "--format", "savedmodel", "--out", "served", "--json")
+    other = export_tiny("--version", "1", "--format", "savedmodel", "--out", "served", "--json")
     assert json.loads(other.stdout)["folder"] == str(tmp_path / "served"), other.stderr
     assert other.stderr == ""
 

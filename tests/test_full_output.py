@@ -19,7 +19,7 @@ from storage.store import Store
 from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.runs import carried_out
-from tests.servers import BIN, clean_environment, prefect_in_this_process
+from tests.servers import BIN, clean_environment
 
 FULL = "/dev/full"
 SENTENCE = "idxflow: expected standard output to take what is printed; No space left on device; make room there"
@@ -132,24 +132,22 @@ def test_what_a_command_did_stays_done(world: Path, errors: Path, monkeypatch: p
 
 
 @pytest.mark.flow
-def test_a_run_goes_on_to_its_end(tmp_path: Path, errors: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_goes_on_to_its_end(results: Path, tmp_path: Path, errors: Path, monkeypatch: pytest.MonkeyPatch):
     """Its lines are no reason to end it: what it made is kept, and the next one finds it."""
-    monkeypatch.setenv("PREFECT_API_URL", "set by the fixture below")
     write_tiny(tmp_path)
     arguments = ["run", "--dataset-file", str(tmp_path / "tiny.toml"), "--store", str(tmp_path / "store")]
     training = [word for setting in ("epochs=4", "learning_rate=0.1", "batch_size=16") for word in ("--set", setting)]
-    with prefect_in_this_process(tmp_path):
-        assert on_full_disk(arguments + training, errors, monkeypatch) == 1
-        said = errors.read_text()
-        assert "No space left on device" in said
-        assert "the run itself is over: promoted v1" in said
-        assert "Traceback" not in said
-        with (tmp_path / "out").open("w") as stream:
-            monkeypatch.setattr(sys, "stdout", stream)
-            assert _main([*arguments, *training, "--json"]) == 0
-        assert json.loads((tmp_path / "out").read_text())["state"] == "unchanged"
-        assert on_full_disk([*arguments, *training, "--json"], errors, monkeypatch) == 1
-        assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
+    assert on_full_disk(arguments + training, errors, monkeypatch) == 1
+    said = errors.read_text()
+    assert "No space left on device" in said
+    assert "the run itself is over: promoted v1" in said
+    assert "Traceback" not in said
+    with (tmp_path / "out").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert _main([*arguments, *training, "--json"]) == 0
+    assert json.loads((tmp_path / "out").read_text())["state"] == "unchanged"
+    assert on_full_disk([*arguments, *training, "--json"], errors, monkeypatch) == 1
+    assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
 
 
 def call(home: Path, *arguments: str, out: TextIO | int, err: TextIO | int) -> subprocess.CompletedProcess:

@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,10 @@ from tasks import fitting, scaling
 from tasks.classifier import predict
 from tests.conftest import write_tiny
 from tests.runs import QUICK
-from tests.servers import prefect_in_this_process
 
 pytestmark = pytest.mark.flow
 
 STEPS = {"2-splits": "decode train", "4-normalization": "normalize", "5-models": "train", "6-evaluations": "evaluate"}
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where Prefect keeps results, while a server runs."""
-    with prefect_in_this_process(tmp_path_factory.mktemp("home")) as folder:
-        yield folder
 
 
 @pytest.fixture(scope="module")

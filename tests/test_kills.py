@@ -27,9 +27,9 @@ from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
 from tests import crashrun
+from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory
 from tests.crashes import in_memory
-from tests.servers import BIN, prefect_server
 
 KILLS = int(os.environ.get("IDXFLOW_KILLS", "20"))
 KILLS_FOR_EACH_STORE = 5
@@ -169,12 +169,6 @@ def test_killed_at_random_and_gone_on_with_it_ends_the_same(runner: Runner, fold
     assert len(met) > 1
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with prefect_server(tmp_path_factory.mktemp("home")) as environment:
-        yield environment
-
-
 SETTINGS = [f"{name}={json.dumps(value)}" for name, value in crashrun.TRAINING.items()]
 
 BOUNDARIES = {
@@ -197,7 +191,7 @@ def test_the_command_ended_at_each_step_is_gone_on_with(
 ):
     """The real command, ended at one step after the other: each time it is gone on with from there."""
     manifest, store = tiny().manifest, Store(folder / "store")
-    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(manifest), "--store", str(store.root)]
+    command = ["run", "--dataset-file", str(manifest), "--store", str(store.root)]
     command += [part for setting in SETTINGS for part in ("--set", setting)]
     for name, (moment, number) in BOUNDARIES.items():
         code, said = ended_at(moment, number, command, server, store)
@@ -208,7 +202,7 @@ def test_the_command_ended_at_each_step_is_gone_on_with(
         else:
             assert code == -number, name
         check(store)
-    last = subprocess.run([*command, "--json"], env=server, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    last = idxflow(*command, "--json", env=server)
     assert last.returncode == 0, last.stderr
     assert json.loads(last.stdout)["champion"] == 1
     assert end(store).weights_digest == unbroken(runner, manifest, Store(folder / "whole")).weights_digest
@@ -222,17 +216,15 @@ def ended_at(
     moment: str, number: int, command: list[str], environment: dict[str, str], store: Store
 ) -> tuple[int, str]:
     """Run a command and send it a signal at a moment; return its exit code and what it said of the end."""
-    said, errors = (store.root.with_name(name) for name in ("said", "errors"))
-    with said.open("w") as output, errors.open("w") as error:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=error)
-    wait_for(lambda: reached(moment, said, store) or process.poll() is not None)
-    process.send_signal(number)
-    return process.wait(60), errors.read_text()
+    with Command(*command, env=environment) as process:
+        wait_for(lambda: reached(moment, process.said, store) or process.poll() is not None)
+        process.send_signal(number)
+        return process.wait(60), process.errors
 
 
-def reached(moment: str, said: Path, store: Store) -> bool:
+def reached(moment: str, said: str, store: Store) -> bool:
     if moment.startswith("said:"):
-        return f"\n{moment.removeprefix('said:')}" in said.read_text()
+        return f"\n{moment.removeprefix('said:')}" in said
     return any(store.dataset("tiny").glob(moment))
 
 

@@ -29,6 +29,7 @@ from flows import doctor
 from flows.service.deployments import ensure_automation, ensure_pool
 from storage.ledger import Ledger
 from storage.store import Store
+from tests.commands import idxflow
 from tests.conftest import write_tiny
 from tests.servers import BIN, free_port, prefect_server, running
 from tests.test_deployment import LAST_DAY, post, prefect, until
@@ -101,8 +102,7 @@ class Operated:
         return self.post("flow_runs/filter", {"deployments": wanted, "sort": "EXPECTED_START_TIME_ASC"})
 
     def idxflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(BIN / "idxflow"), *arguments]
-        return subprocess.run(command, cwd="/", env=self.environment, capture_output=True, text=True, timeout=280)
+        return idxflow(*arguments, env=self.environment, cwd=Path("/"))
 
     def findings(self) -> dict[str, doctor.Finding]:
         """What `idxflow doctor` finds out about the server."""

@@ -24,6 +24,7 @@ from storage.ledger import Ledger
 from storage.records import RunRecord
 from storage.store import LOCKS, Store
 from tasks.drawing import columns_for, draw
+from tests.commands import idxflow
 from tests.conftest import bars, write_tiny
 from tests.pages import check_page
 from tests.reports import HOSTILE
@@ -291,9 +292,7 @@ def test_open_without_a_browser_is_said_in_a_sentence(filled: Any, runs: dict[st
 
 def typed(home: Path, store: Store, words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
-    environment = clean_environment(home, IDXFLOW_STORE=str(store.root), **more)
-    command = [sys.executable, "-m", "flows.cli", *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return idxflow(*words, env=clean_environment(home, IDXFLOW_STORE=str(store.root), **more))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

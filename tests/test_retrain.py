@@ -7,7 +7,6 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,15 @@ from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
-from tests.servers import BIN, prefect_in_this_process
+from tests.servers import BIN
 
 pytestmark = pytest.mark.flow
 
 QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
 
 
-@pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_in_this_process(tmp_path_factory.mktemp("home")):
-        yield
-
-
 @pytest.fixture
-def run(prefect_api: None, store: Store, tiny: TinyFactory):
+def run(results: Path, store: Store, tiny: TinyFactory):
     """Run the flow on a tiny data set; returns Prefect's state and the outcome."""
 
     def call(manifest: Path, force: bool = False, **training: Any) -> tuple[Any, dict[str, Any]]:
@@ -225,14 +218,14 @@ def test_a_report_that_cannot_be_shown_does_not_hide_why_the_run_failed(
     assert found["error"]["kind"] == "ValidationFailed"
 
 
-def test_a_wrong_manifest_is_a_failed_run_with_the_sentence(prefect_api: None, tmp_path: Path):
+def test_a_wrong_manifest_is_a_failed_run_with_the_sentence(results: Path, tmp_path: Path):
     state = retrain(dataset_file=str(tmp_path / "none.toml"), return_state=True)
     assert state.type.value == "FAILED"
     assert "expected a manifest in TOML" in state.message
     assert outcome(state)["error"]["exit_code"] == 2
 
 
-def test_validation_alone_stops_before_training(prefect_api: None, store: Store, tiny: TinyFactory):
+def test_validation_alone_stops_before_training(results: Path, store: Store, tiny: TinyFactory):
     state = validate_dataset(dataset_file=str(tiny().manifest), store=str(store.root), return_state=True)
     assert outcome(state)["state"] == "valid"
     assert not store.entries("tiny", "normalize").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from storage.store import Store
 from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.runs import QUICK, carried_out
-from tests.servers import prefect_in_this_process
 from tests.test_hostile_store import reseal, run
 
 pytestmark = pytest.mark.flow
@@ -33,12 +32,11 @@ ROWS = 120
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a manifest and the store of one run, while a server runs."""
+def first(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a manifest and the store of one run."""
     folder = tmp_path_factory.mktemp("first")
-    with prefect_in_this_process(tmp_path_factory.mktemp("home")):
-        assert run(write_tiny(folder).manifest, folder / "store")["state"] == "promoted"
-        yield folder
+    assert run(write_tiny(folder).manifest, folder / "store")["state"] == "promoted"
+    return folder
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ from tests.faultserver import (
 )
 from tests.fetch.certificates import authority
 from tests.fetch.helpers import SECRET, Published, publish
-from tests.servers import prefect_in_this_process
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("results")]
 
 HURRIED = Policy(
     connect_seconds=5,
@@ -48,12 +47,6 @@ HURRIED = Policy(
     max_wait_seconds=1,
 )
 BROKEN = "/t10k-images-idx3-ubyte.gz"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with prefect_in_this_process(tmp_path_factory.mktemp("home")):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from flows.retrain import validate_dataset
 from storage.catalog import Dataset
 from storage.errors import SourceUnavailable
 from storage.store import Store
+from tests.commands import idxflow
 from tests.conftest import write_tiny
 from tests.faultserver import FaultServer, cut, good, in_turn, redirect, status
 from tests.fetch.helpers import BODY, PATH, SECRET, SPEC, get, publish
@@ -73,10 +74,8 @@ class Place:
 
     def cli(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Call `idxflow` in a process of its own, and keep what it says."""
-        command = [str(BIN / "idxflow"), *arguments, "--dataset-file", str(self.manifest)]
-        result = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, timeout=240, env={**self.prefect, **environment}
-        )
+        place = ("--dataset-file", str(self.manifest))
+        result = idxflow(*arguments, *place, env={**self.prefect, **environment}, cwd=self.folder)
         (self.folder / f"{len(list(self.folder.iterdir()))}.said").write_text(result.stdout + result.stderr)
         return result
 

@@ -1,0 +1,97 @@
+"""Calls of `idxflow`, each in a fork of a process that has imported what takes seconds: TensorFlow and the like.
+
+    python tests/commandrun.py SOCKET
+
+For each connection: a line of JSON with `arguments`, `environment` and `cwd`, and three descriptors to become the
+standard streams, are answered with the process id, then, when the command has ended, its exit code. A command whose
+caller is gone is killed. `tests.commands` is the other side.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Not the folder of this file: its modules have names of others'.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+LARGEST_REQUEST = 1 << 20
+
+
+@cache
+def load() -> None:
+    """Import what a run of `idxflow` imports of others, as it does itself."""
+    import sklearn.metrics  # noqa: F401
+
+    from expectations import check
+    from tasks import network
+
+    check.prepare()
+    network.tensorflow()
+    # Collecting all of this again in every command would also copy it.
+    gc.freeze()
+
+
+def serve(listener: socket.socket) -> dict[str, Any]:
+    """Accept connections for ever; return, in a process of its own, what a command is called with."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        connection, _ = listener.accept()
+        load()
+        if os.fork() == 0:
+            listener.close()
+            return attend(connection)
+        connection.close()
+
+
+def attend(connection: socket.socket) -> dict[str, Any]:
+    """Start the command in a child, where this returns; tell the caller how it ends, and end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    data, streams, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
+    while not data.endswith(b"\n"):
+        data += connection.recv(LARGEST_REQUEST)
+    process = os.fork()
+    if process == 0:
+        connection.close()
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        request: dict[str, Any] = json.loads(data)
+        return request
+    for stream in streams:
+        os.close(stream)
+    end = os.pidfd_open(process)
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(f"{process}\n".encode())
+        if end not in select.select([end, connection], [], [])[0]:
+            os.kill(process, signal.SIGKILL)
+        connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n".encode())
+    os._exit(0)
+
+
+def become(request: dict[str, Any]) -> None:
+    """Be the process that the caller would have started."""
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.argv = ["idxflow", *request["arguments"]]
+    # As a terminal starts it: a shell's background has Ctrl-C ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if __name__ == "__main__":
+    # The listening socket, as standard input.
+    with socket.socket(fileno=os.dup(0)) as listening:
+        become(serve(listening))
+    from flows.cli import main
+
+    main()
