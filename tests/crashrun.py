@@ -48,11 +48,12 @@ def confirmed(store: object, dataset: object, model: Any, *_: object) -> Done[Co
     return Done(Confirmation(model.folder, 0, 0.0), Step("confirm", "", "", 0.0, False, ""))
 
 
-def leave_out_prefect() -> None:
+def leave_out_prefect(change: Callable[[object, str, Any], None] = setattr) -> None:
     """Have the flow call its tasks as plain functions."""
     for name in TASKS:
-        setattr(retrain, name, Plain(getattr(retrain, name).fn))
-    retrain.wait, retrain.announce = list, lambda *_: None
+        change(retrain, name, Plain(getattr(retrain, name).fn))
+    change(retrain, "wait", list)
+    change(retrain, "announce", lambda *_: None)
 
 
 def run(manifest: str, root: str, said: str) -> int:
