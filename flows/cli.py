@@ -365,7 +365,7 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
         send_without_waiting()
         if server:
             if flow == "retrain":
-                preload(request, server.answers)
+                preload(request, server.is_decided)
             server.wait()
         return _called(getattr(retrain, flow), request)
 

@@ -57,6 +57,10 @@ class TemporaryServer:
             return False
         return answer.status_code == httpx.codes.OK
 
+    def is_decided(self) -> bool:
+        """Return whether it is up, or has ended instead."""
+        return self._service.pid is None or self.answers()
+
     def wait(self) -> None:
         """Wait until it answers.
 
