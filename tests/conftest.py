@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import gzip
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Before Prefect is imported anywhere: nothing of the developer's own Prefect is read or written, and a test that
 # calls a task without `.fn` fails at once instead of starting a server behind everyone's back.
@@ -32,6 +34,15 @@ from tests import commands
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
+BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 LONGEST = (
     "test_operated", "test_up", "test_cli", "test_kills", "test_train", "test_retrain", "test_crash_matrix",
     "test_evaluate", "test_bad_runs", "test_fuzz", "test_reports_cli", "test_report_browser", "test_validate",
-    "test_guards", "test_deployment", "test_secrets", "test_bad_data", "test_docs", "test_registry_cli",
+    "test_guards", "test_secrets", "test_bad_data", "test_docs", "test_registry_cli",
 )  # fmt: skip
 """Files by how long they take."""
 
@@ -98,6 +109,19 @@ def results(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
     with used_in_this_process(server, tmp_path_factory.mktemp("results")) as folder:
         yield folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that reaches this machine and nothing else."""
+    path = shutil.which("chromium")
+    if not path:
+        pytest.skip("needs a browser: no chromium on PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def commands(program: str) -> list[str]:
     return sorted(line.removeprefix(".venv/bin/").split(" > ")[0].split(" | ")[0] for line in found)
 
 
+@cache
 def help_of(*words: str) -> str:
     environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
     result = subprocess.run(

@@ -68,9 +68,10 @@ for size in sizes:
 """
 
 
-def in_namespace(code: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run Python code where it may mount file systems, and nobody else sees them."""
-    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-I", "-S", "-B", "-c", code, *arguments]
+def in_namespace(code: str, *arguments: str, alone: bool = True) -> subprocess.CompletedProcess:
+    """Run Python code where it may mount file systems, and nobody else sees them; `alone`, it has no other packages."""
+    python = [sys.executable, *(["-I", "-S", "-B"] if alone else [])]
+    command = ["unshare", "--map-root-user", "--mount", *python, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -103,6 +104,51 @@ def test_a_full_disk_is_said_and_more_space_is_all_that_it_takes(mount: Path, op
         assert one["said"].count("\n") == one["code"]
         assert one["again"] == [0, ""], one
         assert (one["findings"], one["champion again"]) == ([], 1), one
+
+
+SHARDS = """
+import json, os, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from flows import retrain
+from flows.job import Request
+from storage.store import Store
+from storage.verify import verify
+from tests import crashrun
+
+manifest, mount = sys.argv[2:]
+store = Store(Path(mount, "store"))
+training = {"epochs": 2, "hidden": [8], "learning_rate": 0.1, "memory": "1MiB"}
+request = Request(dataset_file=manifest, store=str(store.root), training=training)
+crashrun.leave_out_prefect()
+
+def size(bytes):
+    subprocess.run(["mount", "-o", f"remount,size={bytes}", mount], check=True)
+
+def run(hops):
+    state = retrain._carry_out(request, hops)
+    print(json.dumps([state.name, state.message, [str(finding) for finding in verify(store).damage]]), flush=True)
+
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mount], check=True)
+run(retrain._to_validation)
+place = os.statvfs(mount)
+# Enough for all but the pixels once more.
+size((place.f_blocks - place.f_bavail) * place.f_frsize + 400_000)
+run(retrain._to_decision)
+size("64m")
+run(retrain._to_decision)
+"""
+
+
+def test_shards_that_do_not_fit_on_the_disk_are_said_and_more_space_is_all_that_it_takes(
+    mount: Path, tmp_path: Path, tiny: TinyFactory
+):
+    manifest = tiny(train=9_000, manifest="[floors]\naccuracy = 0.5\n").manifest
+    done = in_namespace(SHARDS, str(crashchild.ROOT), str(manifest), str(mount), alone=False)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one[0] for one in found] == ["Valid", "Failed", "Promoted"], done.stderr
+    assert "No space left on device" in found[1][1]
+    assert [one[2] for one in found] == [[], [], []]
 
 
 READ_ONLY = """
