@@ -359,10 +359,8 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
     with ExitStack() as stack:
         server = stack.enter_context(temporary.temporary_server()) if temporary.needed() else None
         from flows import retrain
-        from flows.events import send_without_waiting
         from flows.preload import preload
 
-        send_without_waiting()
         if server:
             if flow == "retrain":
                 preload(request, server.is_decided)

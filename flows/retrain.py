@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.approval import ask
-from flows.events import announce
+from flows.events import announce, send_without_waiting
 from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.settings import LOGGERS, collect_less
@@ -100,6 +100,7 @@ def validate_dataset(
 
 def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[str, Any]]:
     collect_less()
+    send_without_waiting()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
     try:

@@ -136,7 +136,7 @@ class Fitting:
         images, labels = self._scaled(tf.gather(images, taken)), tf.gather(labels, taken)
         with tf.GradientTape() as tape:
             logits = self._model(images, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            losses = self._losses(labels, logits)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self._weights)
         for weight, velocity, gradient in zip(self._weights, self._velocity, gradients, strict=True):
@@ -150,8 +150,13 @@ class Fitting:
 
     def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
         logits = self._model(self._scaled(images), training=False)
-        losses = self._tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        return self._sums(labels, logits, losses)
+        return self._sums(labels, logits, self._losses(labels, logits))
+
+    def _losses(self, labels: Any, logits: Any) -> Any:
+        # Not by way of `tf.nn`, which makes a dozen operations of this one that are deterministic on a GPU, too. That
+        # doubles the time that the steps take to compile.
+        with self._tf.device("CPU:0"):
+            return self._tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels).loss
 
     def _scaled(self, images: Any) -> Any:
         return self._tf.cast(images, self._tf.float32) * self._scale + self._offset

@@ -60,8 +60,9 @@ def is_up(where: Address, auth: str | None = None) -> bool:
 
     credentials = httpx.BasicAuth(*auth.split(":", 1)) if auth else None
     try:
-        health = httpx.get(f"{where.api}/health", timeout=_HEALTH_SECONDS)
-        version = httpx.get(f"{where.api}/admin/version", timeout=_HEALTH_SECONDS, auth=credentials)
+        with httpx.Client(timeout=_HEALTH_SECONDS) as client:
+            health = client.get(f"{where.api}/health")
+            version = client.get(f"{where.api}/admin/version", auth=credentials)
     except httpx.ConnectError:
         return False
     except (httpx.HTTPError, ValueError) as error:

@@ -13,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ class TemporaryServer:
     """The server, from the moment it is started."""
 
     def __init__(self, port: int, log: Path) -> None:
-        self.api = f"http://127.0.0.1:{port}/api"
+        self._port, self.api = port, f"http://127.0.0.1:{port}/api"
         arguments = (
             *(sys.executable, "-m", "uvicorn", "--factory", f"{__name__}:{application.__name__}"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"),
@@ -49,13 +51,15 @@ class TemporaryServer:
 
     def answers(self) -> bool:
         """Return whether it is up."""
-        import httpx
-
+        # Not httpx, which reads all certificates for each request: this is asked again and again.
+        connection = HTTPConnection("127.0.0.1", self._port, timeout=_START_SECONDS)
         try:
-            answer = httpx.get(f"{self.api}/health", timeout=_START_SECONDS)
-        except httpx.TransportError:
+            connection.request("GET", "/api/health")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, HTTPException):
             return False
-        return answer.status_code == httpx.codes.OK
+        finally:
+            connection.close()
 
     def is_decided(self) -> bool:
         """Return whether it is up, or has ended instead."""
