@@ -18,7 +18,7 @@ from flows import doctor
 from flows.service.deployments import ensure_automation, ensure_pool
 from storage.store import Store
 from tests.commands import idxflow
-from tests.servers import BIN, ROOT, prefect_server, running
+from tests.servers import BIN, HTTP, ROOT, prefect_server, running
 
 _NOW = datetime.now(UTC)
 LAST_DAY = {"since": (_NOW - timedelta(days=1)).isoformat(), "until": (_NOW + timedelta(days=1)).isoformat()}
@@ -68,13 +68,13 @@ class Operated:
         """Change something; SQLite may be locked for a moment, which the server answers with 503."""
 
         def accepted() -> bool:
-            answer = httpx.patch(f"{self.environment['PREFECT_API_URL']}/{path}", json=body, timeout=120)
+            answer = HTTP.patch(f"{self.environment['PREFECT_API_URL']}/{path}", json=body, timeout=120)
             return answer.status_code != 503 and bool(answer.raise_for_status())
 
         until(accepted)
 
     def delete(self, path: str) -> None:
-        httpx.delete(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=120).raise_for_status()
+        HTTP.delete(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=120).raise_for_status()
 
     def deployment(self, name: str) -> dict[str, Any]:
         return next(d for d in self.post("deployments/filter", {}) if d["name"] == name)
@@ -114,7 +114,7 @@ def post(environment: dict[str, str], path: str, body: Any) -> Any:
     """Ask the API, again where it says 503, as Prefect's own client does: SQLite has one writer."""
 
     def tried() -> httpx.Response | None:
-        answer = httpx.post(f"{environment['PREFECT_API_URL']}/{path}", json=body, timeout=60)
+        answer = HTTP.post(f"{environment['PREFECT_API_URL']}/{path}", json=body, timeout=60)
         return None if answer.status_code == 503 else answer
 
     answer = until(tried)

@@ -33,6 +33,8 @@ from storage.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
+"""For requests of tests. Making a client takes longer than a request, and servers come and go at the same address."""
 KEPT = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
 START_SECONDS = 90
@@ -148,7 +150,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+            if HTTP.get(f"{url}/health", timeout=2).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.2)

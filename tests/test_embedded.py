@@ -7,7 +7,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from storage import catalog, idx
 from tasks import embedded
@@ -32,6 +31,9 @@ def test_every_digit_is_in_exactly_one_split_with_its_label(tmp_path: Path):
         for split in ("train", "test")
     ]
     assert [len(r) for r in rows] == [DIGITS.rows["train"], DIGITS.rows["test"]]
+    # Not above, where all tests would wait for it to be imported.
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     there = np.column_stack([bunch.data.astype(np.uint8), bunch.target.astype(np.uint8)])
     np.testing.assert_array_equal(np.unique(np.vstack(rows), axis=0), np.unique(there, axis=0))

@@ -20,7 +20,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +27,7 @@ from PIL import Image
 from storage.ledger import Ledger
 from tests.conftest import write_tiny
 from tests.operated import LAST_DAY, Operated, prefect, until
-from tests.servers import BIN, free_port
+from tests.servers import BIN, HTTP, free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
@@ -185,7 +184,7 @@ def test_deploying_again_changes_nothing(operated: Operated):
 
 
 def test_the_server_sends_nothing_anywhere(operated: Operated):
-    settings = httpx.get(f"{operated.environment['PREFECT_API_URL']}/admin/settings", timeout=30).json()
+    settings = HTTP.get(f"{operated.environment['PREFECT_API_URL']}/admin/settings", timeout=30).json()
     assert settings["server"]["analytics_enabled"] is False
 
 
@@ -347,7 +346,7 @@ def test_a_wrong_value_is_refused_before_a_run_is_made(
     operated: Operated, run: dict[str, Any], parameters: dict[str, Any], said: str
 ):
     url = f"{operated.environment['PREFECT_API_URL']}/deployments/{run['deployment_id']}/create_flow_run"
-    answer = httpx.post(url, json={"parameters": parameters, "state": {"type": "SCHEDULED"}}, timeout=120)
+    answer = HTTP.post(url, json={"parameters": parameters, "state": {"type": "SCHEDULED"}}, timeout=120)
     assert answer.status_code == 409
     assert said in answer.json()["detail"]
 

@@ -22,7 +22,7 @@ from flows.service import deployments
 from storage.store import Store
 from storage.verify import verify
 from tests.postgres import postgres
-from tests.servers import BIN, ROOT, clean_environment, free_port
+from tests.servers import BIN, HTTP, ROOT, clean_environment, free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 
@@ -52,7 +52,7 @@ class Service:
         url = f"{self.environment['PREFECT_API_URL']}/{path}"
 
         def tried() -> httpx.Response | None:
-            answer = httpx.request(method, url, timeout=60, **more)
+            answer = HTTP.request(method, url, timeout=60, **more)
             return None if answer.status_code == 503 else answer
 
         answer = until(tried)
@@ -189,7 +189,7 @@ def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
     assert f"the UI is at {address}" in service.said
     for said in ("prefect deployment run retrain/digits --watch", f"{address}/v2/runs", "idxflow status"):
         assert said in service.said
-    assert "<html" in httpx.get(address, follow_redirects=True, timeout=30).text
+    assert "<html" in HTTP.get(address, follow_redirects=True, timeout=30).text
 
 
 def test_the_server_is_closed(service: Service):
@@ -199,9 +199,9 @@ def test_the_server_is_closed(service: Service):
     assert settings["ui"]["show_promotional_content"] is False
     assert set(settings["services"]["db_vacuum"]["enabled"]) == {"events", "flow_runs"}
     api = service.environment["PREFECT_API_URL"]
-    foreign = httpx.get(f"{api}/health", headers={"Origin": "https://example.com"}, timeout=30)
+    foreign = HTTP.get(f"{api}/health", headers={"Origin": "https://example.com"}, timeout=30)
     assert "access-control-allow-origin" not in foreign.headers
-    own = httpx.get(f"{api}/health", headers={"Origin": api.removesuffix("/api")}, timeout=30)
+    own = HTTP.get(f"{api}/health", headers={"Origin": api.removesuffix("/api")}, timeout=30)
     assert own.headers["access-control-allow-origin"] == api.removesuffix("/api")
     home = Path(service.environment["PREFECT_HOME"])
     assert home.stat().st_mode & 0o777 == 0o700
@@ -376,9 +376,9 @@ def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_sho
             secret_file = Path(environment["PREFECT_HOME"]) / "idxflow" / "auth-string"
             assert secret_file.stat().st_mode & 0o777 == 0o600
             secret = secret_file.read_text().strip()
-            assert httpx.get(f"{api}/admin/settings", timeout=30).status_code == 401
+            assert HTTP.get(f"{api}/admin/settings", timeout=30).status_code == 401
             user, _, word = secret.partition(":")
-            forged = httpx.post(f"{api}/flow_runs/filter", json={}, auth=(user, word), timeout=30)
+            forged = HTTP.post(f"{api}/flow_runs/filter", json={}, auth=(user, word), timeout=30)
             assert forged.status_code == 403
             watched = subprocess.run(
                 [str(BIN / "prefect"), "deployment", "run", "retrain/digits", "--watch"],

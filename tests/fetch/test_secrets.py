@@ -30,7 +30,7 @@ from tests.commands import idxflow
 from tests.conftest import write_tiny
 from tests.faultserver import FaultServer, cut, good, in_turn, redirect, status
 from tests.fetch.helpers import BODY, PATH, SECRET, SPEC, get, publish
-from tests.servers import BIN, ROOT, prefect_server, running
+from tests.servers import BIN, HTTP, ROOT, prefect_server, running
 
 
 def test_a_secret_in_an_address_is_sent_to_its_server_and_said_nowhere(
@@ -80,13 +80,13 @@ class Place:
         return result
 
     def api(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(f"{self.prefect['PREFECT_API_URL']}/{path}", json=body, timeout=30)
+        return HTTP.post(f"{self.prefect['PREFECT_API_URL']}/{path}", json=body, timeout=30)
 
     def end_of(self, run: str, seconds: float = 200) -> dict[str, Any]:
         """Wait for a flow run to end; return its state."""
         deadline = time.monotonic() + seconds
         while True:
-            state = httpx.get(f"{self.prefect['PREFECT_API_URL']}/flow_runs/{run}", timeout=30).json()["state"]
+            state = HTTP.get(f"{self.prefect['PREFECT_API_URL']}/flow_runs/{run}", timeout=30).json()["state"]
             if state["type"] not in ("SCHEDULED", "PENDING", "RUNNING") or time.monotonic() > deadline:
                 return state
             time.sleep(0.5)
