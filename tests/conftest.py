@@ -52,9 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "test_operated", "test_up", "test_cli", "test_kills", "test_train", "test_retrain", "test_crash_matrix",
-    "test_evaluate", "test_bad_runs", "test_fuzz", "test_reports_cli", "test_report_browser", "test_validate",
-    "test_guards", "test_secrets", "test_bad_data", "test_docs", "test_registry_cli",
+    "test_up", "test_operated", "test_cli", "test_fuzz", "test_retrain", "test_kills", "test_bad_runs",
+    "test_crash_matrix", "test_dying_api", "test_guards", "test_validate", "test_evaluate", "test_report_browser",
+    "test_temporary_server", "test_train", "test_power_loss", "test_secrets", "test_flow", "test_concurrency",
+    "test_bit_rot", "test_hostile_store", "test_hostile_models", "test_check", "test_schema_damage", "test_bad_data",
+    "test_reports_cli",
 )  # fmt: skip
 """Files by how long they take."""
 
