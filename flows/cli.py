@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from flows import doctor, figures, registry, reports, runs, status, upkeep
+from flows.interruption import Terminated, interruptible
 from flows.output import ReaderGone, guarded_streams
 from flows.service.up import up
 from flows.settings import collect_less, quiet_environment
@@ -264,10 +265,6 @@ app.command(upkeep.gc)
 app.command(up)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM was received. A run ends as with Ctrl-C: what it started, such as Prefect's own server, ends too."""
-
-
 def main(tokens: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     sys.exit(_main(tokens))
@@ -326,30 +323,11 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     # Nor are log lines that could not be sent to its server worth a line each.
     logging.raiseExceptions = False
-    received: list[type[KeyboardInterrupt]] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-        raise received[-1]
-
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
-    # Where Ctrl-C is to be ignored, as in the background of a shell, it is.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
-    try:
-        with Console(as_json) as console:
-            outcome = console.watch(lambda: _call(flow, request))
-    except Exception as error:
-        # A library may make another error of an interruption: Prefect "Result is not set", pydantic one of its own.
-        if received:
-            raise received[0] from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received and outcome["error"]:
-        raise received[0]
-    return outcome
+    with interruptible() as interruptions, Console(as_json) as console:
+        outcome = console.watch(lambda: _call(flow, request))
+        if interruptions and outcome["error"]:
+            raise interruptions[0]
+        return outcome
 
 
 def _call(flow: str, request: Request) -> dict[str, Any]:

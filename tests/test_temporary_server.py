@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sqlite3
@@ -15,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
-from flows.job import Request
 from tests.conftest import TinyFactory
 from tests.servers import BIN, clean_environment
 
@@ -105,30 +102,3 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
     names += ["fetch-test-labels", "fetch-train-images", "fetch-train-labels", "normalize", "publish", "train"]
     assert tasks == [(name, "COMPLETED") for name in [*names, "validate"]]
     assert lines > len(tasks)
-
-
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, cli.Terminated), (signal.SIGINT, KeyboardInterrupt)])
-def test_what_a_library_makes_of_an_interruption_is_an_interruption(
-    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, expected: type[BaseException]
-):
-    def call(*_: object) -> dict:
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(SECONDS)
-        except KeyboardInterrupt as error:
-            raise ValueError("made of it") from error
-        return {}
-
-    monkeypatch.setattr(cli, "_call", call)
-    monkeypatch.setattr(cli, "quiet_environment", dict)
-    monkeypatch.setattr(logging, "raiseExceptions", True)
-    for name in ("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "PREFECT_LOGGING_INTERNAL_LEVEL"):
-        monkeypatch.setenv(name, "CRITICAL")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(expected) as raised:
-            cli._watch("retrain", Request(), as_json=True)
-        assert raised.type is expected
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)

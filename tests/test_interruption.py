@@ -1,0 +1,89 @@
+"""Ctrl-C and SIGTERM end a run, also where the exception that they raise is changed or lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from flows.interruption import Terminated, interruptible
+
+SECONDS = 60
+
+
+def changed(number: int) -> None:
+    """As a library does it."""
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(SECONDS)
+    except KeyboardInterrupt as error:
+        raise ValueError("made of it") from error
+
+
+def lost(number: int) -> None:
+    """As it happens by chance: the signal arrives while an object is being finalized."""
+
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    Dying()
+    time.sleep(SECONDS)
+
+
+class TerminationSignal(BaseException):
+    """Like that of Prefect, whose handler is in place of ours while a flow runs."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+
+
+def lost_by_prefect(number: int) -> None:
+    def handler(received: int, _: object) -> None:
+        signal.signal(number, ours)
+        raise TerminationSignal(received)
+
+    ours = signal.signal(number, handler)
+    lost(number)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_not_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("happens", [changed, lost, lost_by_prefect])
+def test_the_block_ends_as_interrupted(
+    happens: Callable[[int], None], number: signal.Signals, expected: type[BaseException]
+):
+    with pytest.raises(expected) as raised, interruptible():
+        happens(number)
+    assert raised.type is expected
+
+
+def test_other_errors_stay_what_they_are_and_other_ignored_ones_are_said():
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.unraisablehook", said.append)
+
+        class Dying:
+            def __del__(self) -> None:
+                raise ValueError("ignored")
+
+        def fails() -> None:
+            with interruptible() as interruptions:
+                Dying()
+                assert interruptions == []
+                raise OSError("other")
+
+        with pytest.raises(OSError, match="^other$"):
+            fails()
+    assert [str(ignored.exc_value) for ignored in said] == ["ignored"]
