@@ -106,7 +106,7 @@ def until(look: Callable[[], Any], seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < deadline, "not within the time"
-        time.sleep(1)
+        time.sleep(0.5)
     return found
 
 

@@ -6,9 +6,8 @@ import os
 import signal
 import socket
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ import pytest
 from flows.service import deployments
 from storage.store import Store
 from storage.verify import verify
+from tests.operated import until
 from tests.postgres import postgres
 from tests.servers import BIN, HTTP, ROOT, clean_environment, free_port
 
@@ -87,14 +87,6 @@ class Service:
         """The process id of the server or worker that was said last."""
         lines = [line for line in self.said.splitlines() if line.startswith((f"{name} ready", f"{name} started again"))]
         return int(lines[-1].rpartition(" ")[2])
-
-
-def until(look: Callable[[], Any], seconds: float = 240) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.5)
-    return found
 
 
 def gone(pid: int) -> bool:
