@@ -23,8 +23,8 @@ _VALUES_NAMED = 5
 _Seen = tuple[Finding, list[int]]
 """What was found in a part, and which classes are out of bounds in it."""
 
-# Great Expectations keeps the context it made last in a global, and importing its modules from several
-# threads at once fails. A suite takes a few hundredths of a second, so they take turns.
+# Threads share one context, and importing the modules of Great Expectations from several of them at once fails. A
+# suite takes a hundredth of a second, so they take turns.
 _turn = threading.Lock()
 
 
@@ -74,13 +74,7 @@ def _evaluate(suite: Suite, table: Table) -> dict[int, Any]:
     gx = _great_expectations()
     import pandas as pd
 
-    batch = (
-        _empty_context(gx)
-        .data_sources.add_pandas("memory")
-        .add_dataframe_asset("table")
-        .add_batch_definition_whole_dataframe("whole")
-        .get_batch(batch_parameters={"dataframe": pd.DataFrame(table)})
-    )
+    batch = _whole_table().get_batch(batch_parameters={"dataframe": pd.DataFrame(table)})
     wanted = [
         getattr(gx.expectations, e.kind)(**e.arguments, severity=e.severity, meta={"number": number})
         for number, e in enumerate(suite.expectations)
@@ -104,11 +98,12 @@ def _great_expectations() -> Any:
     return gx
 
 
-def _empty_context(gx: Any) -> Any:
-    """Return a new context that lives in memory: a shared one confuses the tables of two threads."""
+@cache
+def _whole_table() -> Any:
+    """Return what makes a batch of a table, in a context that lives in memory. Making it takes longer than a suite."""
     from great_expectations.data_context.types import base
 
-    return gx.get_context(
+    context = _great_expectations().get_context(
         mode="ephemeral",
         cloud_mode=False,
         project_config=base.DataContextConfig(
@@ -116,6 +111,8 @@ def _empty_context(gx: Any) -> Any:
             progress_bars=base.ProgressBarsConfig(globally=False),
         ),
     )
+    asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
+    return asset.add_batch_definition_whole_dataframe("whole")
 
 
 def _finding(suite: Suite, wanted: Expectation, result: Any, table: Table) -> Finding:
