@@ -15,6 +15,7 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from flows.service import temporary
+from storage.files import WAITING
 from storage.records import Answer
 
 NO_ANSWER = "no answer in time"
@@ -42,7 +43,8 @@ def ask(dataset: str, question: str, hours: float) -> Answer | None:
         )
         return None
     form = Approval.with_initial_data(description=f"**{dataset}**: {question}\n\nNo answer keeps the champion.")
-    _log.info("%s: waiting up to %g hours for an answer in the Prefect UI: %s", dataset, hours, question)
+    said = "%s: waiting up to %g hours for an answer in the Prefect UI: %s"
+    _log.info(said, dataset, hours, question, extra=WAITING)
     seconds = hours * 3600
     timer = threading.Timer(seconds, _in_this_context(_give_up, runtime.flow_run.id))
     timer.daemon = True

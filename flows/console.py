@@ -42,7 +42,7 @@ class Console:
         self._ending: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
-        handler = _StepHandler(self._say_step, self._say_warning, self._keep_ending)
+        handler = _StepHandler(self._say_step, self._say_wait, self._say_warning, self._keep_ending)
         for name in LOGGERS:
             logger = logging.getLogger(name)
             logger.setLevel(logging.INFO)
@@ -99,6 +99,9 @@ class Console:
     def _keep_ending(self, outcome: dict[str, Any]) -> None:
         self._ending = outcome
 
+    def _say_wait(self, message: str) -> None:
+        self._print(Text(message, style="dim"))
+
     def _say_warning(self, message: str) -> None:
         self._print(Text(message, style="yellow"))
 
@@ -125,24 +128,27 @@ class Console:
 
 
 class _StepHandler(logging.Handler):
-    """Takes the steps out of the log, the warnings, and how a run ended."""
+    """Takes the steps out of the log, what the run waits for, the warnings, and how it ended."""
 
     def __init__(
         self,
         on_step: Callable[[Step], None],
+        on_wait: Callable[[str], None],
         on_warning: Callable[[str], None],
         on_ending: Callable[[dict[str, Any]], None],
     ) -> None:
         super().__init__(logging.INFO)
-        self._on_step, self._on_warning, self._on_ending = on_step, on_warning, on_ending
+        self._on_step, self._on_wait, self._on_warning, self._on_ending = on_step, on_wait, on_warning, on_ending
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a step or a warning; other lines are for the Prefect UI."""
+        """Show a step, what the run waits for, or a warning; other lines are for the Prefect UI."""
         step, ending = getattr(record, "step", None), getattr(record, "ending", None)
         if isinstance(step, Step):
             self._on_step(step)
         elif ending:
             self._on_ending(ending)
+        elif getattr(record, "waiting", False):
+            self._on_wait(record.getMessage())
         elif record.levelno >= logging.WARNING:
             text = record.getMessage()
             if record.exc_info:

@@ -20,7 +20,9 @@ from flows.events import announce, send_without_waiting
 from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.settings import LOGGERS, collect_less
+from storage import stopping
 from storage.errors import IdxflowError, ValidationFailed
+from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Report, Split, Step
 from storage.registry import Registry
 from tasks import artifacts
@@ -108,7 +110,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
     except IdxflowError as error:
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _describe_run(f"{job.dataset.name} {job.record.id}")
-    with job.store.in_use(job.dataset.name):
+    with stopping.stoppable(), job.store.in_use(job.dataset.name):
         try:
             hops(job)
             job.refuse_if_below_floor()
@@ -152,7 +154,7 @@ def _to_decision(job: Job) -> None:
     candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
     answer = _answer(job, candidate) if dataset.gate.policy == "ask" else None
     with Registry(store, dataset.name).deciding(
-        lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name)
+        lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name, extra=WAITING)
     ):
         champion, step = _scored_champion(job, test_split)
         if answer and answer.about != _number(champion):

@@ -11,15 +11,18 @@ import hashlib
 import json
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from storage import stopping
+
 MAX_JSON_BYTES = 16 << 20
 """The largest JSON file that is read. A run's record, the largest there is, has some ten kilobytes."""
+WAITING = {"waiting": True}
+"""`extra` of a log line that says what a run waits for: the command line shows such a line at once."""
 _LOCK_POLL_SECONDS = 0.05
 _SEAL = "sha256"
 
@@ -150,6 +153,9 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None, shared: bool =
         path: the lock's file; it is created, empty, and stays until `retention` removes it.
         on_wait: called once if others go on holding the lock; it may raise, to give up.
         shared: others may hold it shared at the same time.
+
+    Raises:
+        Stopped: the run that waits is being ended.
     """
     make_folder(path.parent)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -183,7 +189,7 @@ def _wait_for(descriptor: int, mode: int, on_wait: Callable[[], None] | None) ->
         # Not said at once: whoever only asks whether the lock is free holds it for an instant.
         if tries == 1 and on_wait:
             on_wait()
-        time.sleep(_LOCK_POLL_SECONDS)
+        stopping.sleep(_LOCK_POLL_SECONDS)
 
 
 def _is_named(path: Path, descriptor: int) -> bool:

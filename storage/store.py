@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import canonical, flush, locked, make_folder, read_json, sealed, sha256_of
+from storage.files import WAITING, canonical, flush, locked, make_folder, read_json, sealed, sha256_of
 from storage.records import Done, Step, from_json, to_json
 
 FOLDERS = {
@@ -169,9 +169,13 @@ class Store:
         whose disk has no room for the lock: whoever removes entries must hold it, too.
         """
         lock = self.part(dataset, LOCKS) / IN_USE
+
+        def say_waiting() -> None:
+            _log.info("%s: `gc` is at work, waiting", dataset, extra=WAITING)
+
         with ExitStack() as held:
             try:
-                held.enter_context(locked(lock, lambda: _log.info("%s: waiting for `gc` to end", dataset), shared=True))
+                held.enter_context(locked(lock, say_waiting, shared=True))
             except OSError as error:
                 if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -268,7 +272,7 @@ class Store:
         lock = self.part(plan.dataset, LOCKS) / f"{plan.step}-{plan.key}.lock"
 
         def say_waiting() -> None:
-            _log.info("%s: another run is making it, waiting", plan.label)
+            _log.info("%s: another run is making it, waiting", plan.label, extra=WAITING)
 
         with self.in_use(plan.dataset), locked(lock, say_waiting):
             yield

@@ -13,7 +13,7 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import idx, parquet, source
+from storage import idx, parquet, source, stopping
 from storage.ahead import ahead
 from storage.catalog import MAX_LABEL_COLUMNS, Dataset
 from storage.errors import FormatError
@@ -53,6 +53,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
 
     Raises:
         FormatError: see `decode`.
+        Stopped: the run is being ended.
     """
     split = Split(folder, name, 0, dataset.image_shape, len(dataset.classes), "", {})
     with ExitStack() as stack:
@@ -64,6 +65,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         blocks = zip(image_reader.blocks(at_once), _class_labels(dataset, label_reader, at_once), strict=True)
         # Inflating and hashing in one thread, compressing and writing in this one.
         for image_block, label_block in stack.enter_context(closing(ahead(blocks))):
+            stopping.check()
             writer.write(image_block, label_block)
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
         digest = hashlib.sha256(canonical([sources, dataset.label_column or 0])).hexdigest()

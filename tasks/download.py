@@ -22,6 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
+from storage import stopping
 from tasks.part import Part, Received, SourceFailed, too_large
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -71,7 +72,7 @@ class Policy:
     max_wait_seconds: float = 60.0
     """Longest wait before any try, also where a server asks for more (`Retry-After`)."""
     max_redirects: int = 5
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = stopping.sleep
     clock: Callable[[], float] = time.monotonic
     reach_of: Callable[[str], Reach] = reach_of
 
@@ -112,8 +113,9 @@ def download(
     Raises:
         SourceFailed: the archive is not to be had here.
         OSError: the file cannot be written.
+        Stopped: the run is being ended.
     """
-    with _Watch(deadline - policy.clock()) as watch, _unlogged(), _client(policy) as client:
+    with _watching(deadline - policy.clock()) as watch, _unlogged(), _client(policy) as client:
         return _Download(url, part, limit, policy, deadline, client, watch).run(check)
 
 
@@ -297,6 +299,7 @@ class _Download:
             raise SourceFailed("its address, or the one it redirects to, is not valid") from None
 
     def _check_time(self) -> None:
+        stopping.check()
         if self._policy.clock() >= self._deadline:
             raise SourceFailed(f"not finished within {self._policy.deadline_seconds:g} s") from None
 
@@ -319,31 +322,39 @@ class _Download:
 
 
 class _Watch:
-    """Ends all connections of a download at its deadline, also those that wait for a slow header."""
+    """The connections of a download, to be ended from another thread."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(max(seconds, 0), self._cut)
-        self._timer.daemon = True
-
-    def __enter__(self) -> _Watch:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        self._timer.join()
-        for connection in self._sockets:
-            connection.close()
 
     def add(self, connection: socket.socket) -> None:
         # A duplicate: TLS takes the original over, and an end of either is an end of both.
         self._sockets.append(connection.dup())
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
         for connection in list(self._sockets):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for connection in self._sockets:
+            connection.close()
+
+
+@contextmanager
+def _watching(seconds: float) -> Iterator[_Watch]:
+    """End all connections after so many seconds, or when the run is ended: also those that wait for an answer."""
+    watch = _Watch()
+    timer = threading.Timer(max(seconds, 0), watch.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        with stopping.calling(watch.cut):
+            yield watch
+    finally:
+        timer.cancel()
+        timer.join()
+        watch.close()
 
 
 _downloading: ContextVar[bool] = ContextVar("idxflow_downloading", default=False)

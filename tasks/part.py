@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage import stopping
 from storage.errors import DataRefused, FormatError
 from tasks.progress import Progress, advance
 
@@ -92,6 +93,7 @@ class Part:
 
         Raises:
             SourceFailed: there are more than `limit` bytes; none beyond are written.
+            Stopped: the run is being ended; what came so far stays.
             OSError: the file cannot be written.
         """
         digest, done, told = hashlib.sha256(), 0, -_PROGRESS_SECONDS
@@ -100,6 +102,7 @@ class Part:
                 digest.update(kept)
                 done += len(kept)
             for block in blocks:
+                stopping.check()
                 done += len(block)
                 if done > limit:
                     raise too_large(limit)

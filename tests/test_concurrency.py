@@ -129,7 +129,7 @@ def test_retention_removes_neither_the_champion_nor_what_a_run_uses(store: Store
 WAITING = {
     "making": "decode shared: another run is making it, waiting",
     "deciding": "waiting for the other decision",
-    "collecting": "waiting for `gc` to end",
+    "collecting": "`gc` is at work, waiting",
 }
 
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from flows.service import deployments
+from storage.files import locked
 from storage.store import Store
 from storage.verify import verify
 from tests.operated import until
@@ -77,10 +78,20 @@ class Service:
 
     def start_long_training(self) -> str:
         """Start a training that would take minutes; return its flow run once epochs are being logged."""
-        wanted = {"parameters": {"dataset": "digits", "training": {"epochs": 10_000, "patience": 10_000}}}
+        return self._start({"training": {"epochs": 10_000, "patience": 10_000}}, " epoch ")
+
+    @contextmanager
+    def waiting_run(self) -> Iterator[str]:
+        """Start a run that waits for others, which takes no processor; yield its flow run once it says so."""
+        with locked(Path(self.environment["IDXFLOW_STORE"], "digits", "locks", "in-use.lock")):
+            yield self._start({}, "`gc` is at work, waiting")
+
+    def _start(self, parameters: dict[str, Any], words: str) -> str:
+        """Run the deployment `digits`; return its flow run once a line of its log has these words."""
+        wanted = {"parameters": {"dataset": "digits", **parameters}}
         run = self.post(f"deployments/{self.deployment('digits')['id']}/create_flow_run", wanted)["id"]
         logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
-        until(lambda: any(" epoch " in line["message"] for line in self.post("logs/filter", logs)))
+        until(lambda: any(words in line["message"] for line in self.post("logs/filter", logs)))
         return run
 
     def pid(self, name: str) -> int:
@@ -207,11 +218,11 @@ def test_a_second_one_says_what_runs_and_starts_nothing(service: Service):
 
 
 def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service):
-    run = service.start_long_training()
-    assert service.slots("digits") == 1
-    worker = service.pid("worker")
-    for pid in (worker, int(service.get(f"flow_runs/{run}")["infrastructure_pid"])):
-        os.kill(pid, signal.SIGKILL)
+    with service.waiting_run() as run:
+        assert service.slots("digits") == 1
+        worker = service.pid("worker")
+        for pid in (worker, int(service.get(f"flow_runs/{run}")["infrastructure_pid"])):
+            os.kill(pid, signal.SIGKILL)
     message = until(lambda: service.has_state(run, "CRASHED"))
     assert "its worker ended" in message
     assert service.slots("digits") == 0
@@ -242,12 +253,11 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(se
     schedule = mnist["schedules"][0]
     changed = {"schedule": {"cron": "30 4 * * 2", "timezone": "UTC"}, "active": False}
     service.ask("PATCH", f"deployments/{mnist['id']}/schedules/{schedule['id']}", json=changed)
-    run = service.start_long_training()
-    child = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
-    pids = [service.pid("server"), service.pid("worker"), child]
-
-    service.process.send_signal(signal.SIGINT)
-    assert service.process.wait(45) == 0
+    with service.waiting_run() as run:
+        child = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
+        pids = [service.pid("server"), service.pid("worker"), child]
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(45) == 0
     assert service.said.rstrip().endswith("stopped")
     assert all(gone(pid) for pid in pids)
 
