@@ -18,10 +18,10 @@ PACKAGES = ("flows", "tasks", "expectations", "storage")
 PLUMBING = frozenset(
     f"{package}.{name}"
     for package, names in {
-        "storage": ("ahead", "catalog", "errors", "files", "ledger", "records", "registry", "source", "store"),
-        "tasks": ("artifacts", "config", "progress", "steps"),
+        "storage": "ahead catalog errors files ledger records registry source stopping store",
+        "tasks": "artifacts config progress steps",
     }.items()
-    for name in names
+    for name in names.split()
 )
 
 
