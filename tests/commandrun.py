@@ -18,6 +18,7 @@ import socket
 import sys
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 LARGEST_REQUEST = 1 << 20
+OURS = ("prefect", "flows", "tasks", "storage", "expectations")
 
 
 @cache
 def load() -> None:
     """Import what a run of `idxflow` imports of others, as it does itself."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
     import sklearn.metrics  # noqa: F401
 
     from expectations import check
@@ -37,8 +41,24 @@ def load() -> None:
 
     check.prepare()
     network.tensorflow()
+    for name in below_prefect():
+        import_module(name)
     # Collecting all of this again in every command would also copy it.
     gc.freeze()
+
+
+def below_prefect() -> list[str]:
+    """Return what Prefect imports of others. Itself it reads its settings then, so that is left to each command."""
+    known, (reading, writing) = set(sys.modules), os.pipe()
+    if os.fork() == 0:
+        import flows.retrain  # noqa: F401
+
+        found = [name for name in sys.modules if name not in known and name.partition(".")[0] not in OURS]
+        os.write(writing, " ".join(found).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as names:
+        return names.read().split()
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:

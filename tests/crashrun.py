@@ -25,6 +25,7 @@ from flows import retrain  # noqa: E402
 from flows.job import Request  # noqa: E402
 from storage.records import Confirmation, Done, Step  # noqa: E402
 from tasks import train  # noqa: E402
+from tests import commandrun  # noqa: E402
 
 TASKS = ("fetch", "decode", "validate", "normalize", "train", "evaluate", "confirm", "decide", "publish")
 TRAINING = {"epochs": 40, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
@@ -68,11 +69,7 @@ def run(manifest: str, root: str, said: str) -> int:
 
 
 def serve() -> None:
-    import great_expectations  # noqa: F401
-    import keras  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    import tensorflow  # noqa: F401
-
+    commandrun.load()
     for line in sys.stdin:
         process = os.fork()
         if process == 0:

@@ -17,7 +17,7 @@ from importlib import import_module
 # Ten seconds of imports that thirty runs need not do again.
 LIBRARIES = (
     "great_expectations", "httpx", "hypothesis", "jinja2", "keras", "matplotlib.backends.backend_agg",
-    "matplotlib.backends.backend_svg", "numpy", "pandas", "prefect", "pyarrow.parquet", "pytest", "scipy.stats",
+    "matplotlib.backends.backend_svg", "numpy", "pandas", "prefect.main", "pyarrow.parquet", "pytest", "scipy.stats",
     "sklearn.datasets", "sklearn.metrics", "tensorflow",
 )  # fmt: skip
 OURS = ("storage", "expectations", "tasks", "flows", "tests")

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from flows.service import deployments
+from flows.service.processes import end_with_parent
 from storage.files import locked
 from storage.store import Store
 from storage.verify import verify
@@ -27,6 +28,7 @@ from tests.servers import BIN, HTTP, ROOT, clean_environment, free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 
+END_WITH_TESTS = end_with_parent()
 PASSWORD = "canary-c0rrect-horse"
 
 
@@ -113,6 +115,12 @@ def command(environment: dict[str, str], *arguments: str) -> subprocess.Complete
     )
 
 
+def in_foreground() -> None:
+    # Shells start background jobs with SIGINT ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    END_WITH_TESTS()
+
+
 @contextmanager
 def going(environment: dict[str, str], output: Path, *arguments: str) -> Iterator[Service]:
     """Run `idxflow up` from another folder until it says that it is ready; end it with the block if need be."""
@@ -123,8 +131,7 @@ def going(environment: dict[str, str], output: Path, *arguments: str) -> Iterato
             cwd="/",
             stdout=stream,
             stderr=subprocess.STDOUT,
-            # Shells start background jobs with SIGINT ignored, and that is inherited.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=in_foreground,
         )
     service = Service(environment, process, output)
     try:
