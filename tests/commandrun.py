@@ -26,22 +26,20 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 LARGEST_REQUEST = 1 << 20
+LATER = ("matplotlib.backends.backend_svg", "matplotlib.figure", "sklearn.metrics")
+"""What the steps import when they need it."""
 OURS = ("prefect", "flows", "tasks", "storage", "expectations")
 
 
 @cache
 def load() -> None:
     """Import what a run of `idxflow` imports of others, as it does itself."""
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure
-    import sklearn.metrics  # noqa: F401
-
     from expectations import check
     from tasks import network
 
     check.prepare()
     network.tensorflow()
-    for name in below_prefect():
+    for name in (*LATER, *below_prefect()):
         import_module(name)
     # Collecting all of this again in every command would also copy it.
     gc.freeze()
