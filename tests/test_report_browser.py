@@ -61,7 +61,9 @@ DEAD_LINKS = """
 CONTRAST = """
 () => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const over = colours => {
+  const known = {};
+  const over = colours => known[colours] ??= painted(colours);
+  const painted = colours => {
     canvas.clearRect(0, 0, 1, 1);
     for (const c of colours) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); }
     return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
