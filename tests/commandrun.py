@@ -28,6 +28,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 LARGEST_REQUEST = 1 << 20
 LATER = ("matplotlib.backends.backend_svg", "matplotlib.figure", "sklearn.metrics")
 """What the steps import when they need it."""
+STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
+"""Those whose results depend on their source, which takes a quarter of a second to read."""
 OURS = ("prefect", "flows", "tasks", "storage", "expectations")
 
 
@@ -35,10 +37,13 @@ OURS = ("prefect", "flows", "tasks", "storage", "expectations")
 def load() -> None:
     """Import what a run of `idxflow` imports of others, as it does itself."""
     from expectations import check
+    from storage import source
     from tasks import network
 
     check.prepare()
     network.tensorflow()
+    for step in STEPS:
+        source.digests(f"tasks.{step}")
     for name in (*LATER, *below_prefect()):
         import_module(name)
     # Collecting all of this again in every command would also copy it.

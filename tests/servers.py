@@ -115,12 +115,28 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     # Without the URL in the server's own environment, its UI looks for it at the default port.
-    environment = clean_environment(home, PREFECT_API_URL=url, PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    environment = clean_environment(
+        home,
+        PREFECT_API_URL=url,
+        PREFECT_API_SSL_CERT_FILE=one_authority(home),
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    )
     command = [str(BIN / "prefect"), "server", "start", "--port", str(port)]
     log = home / "server.log"
     with running(command, environment, ROOT, log) as process:
         wait_until_healthy(url, process, log)
         yield environment
+
+
+def one_authority(folder: Path) -> str:
+    """Write a file of authorities that has only one; return its path.
+
+    Each of Prefect's clients reads all that it trusts, which takes 20 ms, and http needs none of them.
+    """
+    path = folder / "authorities.pem"
+    bundle = Path(certifi.where()).read_text(encoding="utf-8")
+    path.write_text("".join(bundle.partition("-----END CERTIFICATE-----\n")[:2]), encoding="utf-8")
+    return str(path)
 
 
 @contextmanager
@@ -129,13 +145,10 @@ def used_in_this_process(server: Mapping[str, str], home: Path) -> Iterator[Path
 
     Without heartbeats, because each flow run waits a second for theirs to end.
     """
-    results, authorities = home / "results", home / "authorities.pem"
-    # Each of Prefect's clients reads all authorities that it trusts, which takes 20 ms, and http needs none of them.
-    bundle = Path(certifi.where()).read_text(encoding="utf-8")
-    authorities.write_text("".join(bundle.partition("-----END CERTIFICATE-----\n")[:2]), encoding="utf-8")
+    results = home / "results"
     settings = {
         PREFECT_API_URL: server["PREFECT_API_URL"],
-        PREFECT_API_SSL_CERT_FILE: str(authorities),
+        PREFECT_API_SSL_CERT_FILE: server["PREFECT_API_SSL_CERT_FILE"],
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
         PREFECT_LOCAL_STORAGE_PATH: results,
     }

@@ -67,7 +67,7 @@ def test_it_ends_with_the_run_however_that_ends(tmp_path: Path, tiny: TinyFactor
 def test_one_that_cannot_start_is_said_in_one_sentence(tmp_path: Path, tiny: TinyFactory):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     Path(environment["PREFECT_HOME"], "prefect.db").write_bytes(b"no database" * 1000)
-    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(tiny().manifest)]
+    command = [str(BIN / "idxflow"), "validate", "--dataset-file", str(tiny().manifest)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert ended.returncode == 1
     said = ended.stderr.strip().splitlines()
