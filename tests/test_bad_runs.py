@@ -8,6 +8,7 @@ that is tested with one case of each kind.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,12 +53,18 @@ ARCHIVES = {
 
 
 @pytest.fixture(scope="module")
-def store(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def good(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with a champion of the good data."""
     store = Store(tmp_path_factory.mktemp("store"))
     found = run(store, dataset_file=str(badfiles.write(tmp_path_factory.mktemp("good")).manifest))
     assert found["state"] == "promoted", found["sentence"]
     return store
+
+
+@pytest.fixture
+def store(good: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The same for each test."""
+    return Store(shutil.copytree(good.root, tmp_path_factory.mktemp("copy") / "store"))
 
 
 def run(store: Store, **parameters: Any) -> dict[str, Any]:
