@@ -1,11 +1,15 @@
-"""A whole run without Prefect: the real tasks, one after the other, as the flow calls them."""
+"""Whole runs without Prefect: the flow itself, and the real tasks, one after the other, as the flow calls them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.job import Job, Request, prepare
+import pytest
+
+from flows import retrain
+from flows.job import Job, Request, RunFailed, prepare
 from storage.errors import ValidationFailed
 from storage.records import SPLITS, Archive, RunRecord
 from storage.registry import Registry
@@ -19,8 +23,30 @@ from tasks.normalize import normalize
 from tasks.publish import publish
 from tasks.train import train
 from tasks.validate import validate
+from tests.crashrun import leave_out_prefect
 
 QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
+
+
+def hopped(
+    store: Store,
+    dataset: str = "digits",
+    dataset_file: str | None = None,
+    source: str | None = None,
+    to: Callable[[Job], object] = retrain._to_decision,
+    **training: Any,
+) -> dict[str, Any]:
+    """Do what the flow does, without Prefect: each of its hops, and what it makes of how they end; return the outcome.
+
+    The state that it would give Prefect is checked to say the same.
+    """
+    request = Request(dataset, dataset_file, training=QUICK | training, source=source, store=str(store.root))
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_prefect(patch.setattr)
+        state = retrain._carry_out(request, to)
+    outcome: dict[str, Any] = state.data.outcome if isinstance(state.data, RunFailed) else state.data
+    assert (state.type.value, state.message) == ("FAILED" if outcome["error"] else "COMPLETED", outcome["sentence"])
+    return outcome
 
 
 def whole_run(store: Store, manifest: Path, **training: Any) -> Job:

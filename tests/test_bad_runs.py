@@ -1,8 +1,8 @@
 """The whole flow on bad archives, bad data and bad settings: the run fails as it says, and the champion stays.
 
-Every case runs against one store with a champion. After each, everything that was in the store is byte for byte what
-it was, and there is no new model, score or version. How a run ends is up to the flow's own hops; what Prefect makes of
-that is tested with one case of each kind.
+Every case runs against a copy of one store with a champion. After each, everything that was in the store is byte for
+byte what it was, and there is no new model, score or version. How a run ends is up to the flow's own hops; what
+Prefect makes of that is tested with one case of each kind.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import pytest
 
 from expectations import suites
 from expectations.suites import Expectation, Suite
-from flows import retrain as flow
-from flows.job import Request, RunFailed
+from flows.job import RunFailed
 from flows.retrain import retrain
 from storage.registry import Registry
 from storage.store import FOLDERS, Store
@@ -37,11 +36,10 @@ from tests.badfiles import (
     fingerprint,
     spoiled,
 )
-from tests.crashrun import leave_out_prefect
+from tests.runs import QUICK, hopped
 
 pytestmark = pytest.mark.flow
 
-QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
 OF_A_MODEL = tuple(f"bars/{part}/" for part in (*map(FOLDERS.get, ("normalize", "train", "evaluate")), "registry"))
 
 # Compressed or not is the reader's business: tests/test_bad_archives.py has both of each.
@@ -77,30 +75,19 @@ def run(store: Store, **parameters: Any) -> dict[str, Any]:
     return outcome
 
 
-def hops(store: Store, dataset: str = "digits", dataset_file: str | None = None) -> dict[str, Any]:
-    """Do what the flow does, without Prefect."""
-    request = Request(dataset, dataset_file, training=QUICK, store=str(store.root))
-    with pytest.MonkeyPatch.context() as patch:
-        leave_out_prefect(patch.setattr)
-        state = flow._carry_out(request, flow._to_decision)
-    outcome: dict[str, Any] = state.data.outcome if isinstance(state.data, RunFailed) else state.data
-    assert (state.type.value, state.message) == ("FAILED" if outcome["error"] else "COMPLETED", outcome["sentence"])
-    return outcome
-
-
 Refused = Callable[..., str]
 
 
 @pytest.fixture
 def refused(store: Store, tmp_path: Path) -> Refused:
-    """Do the hops (or another `way`) on the good data with changes, which must fail as `kind`; return the sentence."""
+    """Do the hops (or go another `way`) on changed data, which must fail as `kind`; return the sentence."""
 
     def call(
         kind: str,
         exit_code: int,
         changes: Mapping[str, Any] | None = None,
         manifest: str = "",
-        way: Callable[..., dict[str, Any]] = hops,
+        way: Callable[..., dict[str, Any]] = hopped,
         **parameters: Any,
     ) -> str:
         if not parameters.keys() & {"dataset", "dataset_file"}:

@@ -28,7 +28,7 @@ from storage.verify import verify
 from tasks import fitting, scaling
 from tasks.classifier import predict
 from tests.conftest import write_tiny
-from tests.runs import QUICK
+from tests.runs import QUICK, hopped
 
 pytestmark = pytest.mark.flow
 
@@ -194,7 +194,7 @@ def test_what_was_tampered_with_is_noticed_said_and_made_again(
     part, name, tamper = TAMPERED[what]
     tamper(file(copy, part, name))
     assert verify(copy).damage
-    found = run(first / "tiny.toml", copy.root)
+    found = hopped(copy, dataset_file=str(first / "tiny.toml"))
     assert (found["state"], found["champion"]) == ("unchanged", 1)
     again = {name: step["reason"] for name, step in found["steps"].items() if not step["reused"]}
     assert list(again) == [STEPS[part]]
@@ -241,7 +241,7 @@ def test_what_was_sealed_again_is_refused_by_whoever_reads_it(first: Path, copy:
     path = file(copy, part, name)
     tamper(path)
     reseal(path.parent)
-    found = run(first / "tiny.toml", copy.root, seed=2)
+    found = hopped(copy, dataset_file=str(first / "tiny.toml"), seed=2)
     assert (found["state"], found["error"]["kind"], found["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
     assert said in found["sentence"]
     assert Registry(copy, "tiny").champion().number == 1

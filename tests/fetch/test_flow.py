@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 
 import tasks.fetch
 from flows.job import RunFailed
-from flows.retrain import validate_dataset
+from flows.retrain import _to_validation, validate_dataset
 from storage.store import Store
 from tasks.download import Policy
 from tests.conftest import TinyFactory
@@ -33,6 +33,7 @@ from tests.faultserver import (
 )
 from tests.fetch.certificates import authority
 from tests.fetch.helpers import SECRET, Published, publish
+from tests.runs import hopped
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("results")]
 
@@ -95,15 +96,25 @@ def test_a_fault_for_good_fails_the_run_with_its_sentence(published: Published, 
     fault, code, words = FAILS[name]
     answers = {path: good(body) for path, body in published.bodies.items()} | {BROKEN: fault(published.bodies[BROKEN])}
     with FaultServer(answers) as server:
-        state, found = run(published.manifest, store, server.url())
-    assert state.type.value == "FAILED"
-    assert state.message == found["sentence"]
+        found = hopped(store, dataset_file=str(published.manifest), source=server.url(), to=_to_validation)
     assert found["error"]["exit_code"] == code, found["sentence"]
     assert words in found["sentence"]
     assert not list(store.root.rglob("*.parquet"))
     assert sorted(path.name for path in store.root.rglob("*-ubyte.gz")) == [
         path[1:] for path in sorted(published.bodies) if path != BROKEN
     ]
+
+
+@pytest.mark.parametrize("name", ["404", "web page"])
+def test_to_prefect_it_is_a_failed_run_with_the_same_sentence(published: Published, store: Store, name: str):
+    fault, code, words = FAILS[name]
+    answers = {path: good(body) for path, body in published.bodies.items()} | {BROKEN: fault(published.bodies[BROKEN])}
+    with FaultServer(answers) as server:
+        state, found = run(published.manifest, store, server.url())
+    assert state.type.value == "FAILED"
+    assert state.message == found["sentence"]
+    assert found["error"]["exit_code"] == code, found["sentence"]
+    assert words in found["sentence"]
 
 
 # The archives of labels are of a few dozen bytes.
