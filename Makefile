@@ -70,7 +70,7 @@ define set_up
 	{ echo "The venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
 @$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement $(2)
 @# On all processors, where pip takes one. What is for other Pythons does not compile, and nobody imports it.
-@$(1)/bin/python -m compileall -qq -j 0 $(1)/lib || true
+@$(1)/bin/python -m compileall -qq -j 0 -x /tests/ $(1)/lib || true
 @$(1)/bin/pip check --quiet --disable-pip-version-check
 @$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 @touch $(1)/.ready

@@ -13,8 +13,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,9 +40,13 @@ class Plain:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.function(*arguments, **named)
 
-    def submit(self, *arguments: Any) -> SimpleNamespace:
-        done = self.function(*arguments)
-        return SimpleNamespace(result=lambda: done)
+    def submit(self, *arguments: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(self.function(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def confirmed(store: object, dataset: object, model: Any, *_: object) -> Done[Confirmation]:
