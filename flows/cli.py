@@ -20,7 +20,7 @@ from flows import doctor, figures, registry, reports, runs, status, upkeep
 from flows.interruption import Terminated, interruptible
 from flows.output import ReaderGone, guarded_streams
 from flows.service.up import up
-from flows.settings import collect_less, quiet_environment
+from flows.settings import be_quiet, collect_less
 from storage.errors import ConfigError, IdxflowError, PrefectFailed
 
 if TYPE_CHECKING:
@@ -316,11 +316,8 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     from flows.console import Console
 
     collect_less()
-    for key, value in quiet_environment().items():
-        os.environ.setdefault(key, value)
-    # Prefect's own console log would repeat each line; warnings and errors are ours to say.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    # Before Prefect is imported.
+    be_quiet()
     # Nor are log lines that could not be sent to its server worth a line each.
     logging.raiseExceptions = False
     with interruptible() as interruptions, Console(as_json) as console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,14 @@ def quiet_environment() -> dict[str, str]:
         table = tomllib.load(stream)["tool"]["prefect"]
     # Not a setting of Prefect but of the environment: it keeps the SDK from sending anything.
     return {"DO_NOT_TRACK": "1", **dict(_variables("PREFECT", table))}
+
+
+def be_quiet() -> None:
+    """Set that environment, where the user has not, and keep Prefect's own log off the console: ours says it once."""
+    for key, value in quiet_environment().items():
+        os.environ.setdefault(key, value)
+    for name in ("HANDLERS_CONSOLE_LEVEL", "INTERNAL_LEVEL"):
+        os.environ.setdefault(f"PREFECT_LOGGING_{name}", "CRITICAL")
 
 
 def _variables(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import select
 import signal
@@ -26,16 +27,17 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 LARGEST_REQUEST = 1 << 20
-LATER = ("matplotlib.backends.backend_svg", "matplotlib.figure", "sklearn.metrics")
-"""What the steps import when they need it."""
+LATER = ("flows.retrain", "matplotlib.backends.backend_svg", "matplotlib.figure", "sklearn.metrics")
+"""What a run imports when it needs it, Prefect with it."""
 STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
 """Those whose results depend on their source, which takes a quarter of a second to read."""
-OURS = ("prefect", "flows", "tasks", "storage", "expectations")
+RUNS = ("run", "validate")
+"""The commands that run a flow of Prefect, which they keep quiet."""
 
 
 @cache
 def load() -> None:
-    """Import what a run of `idxflow` imports of others, as it does itself."""
+    """Import what a run of `idxflow` imports, as it does itself."""
     from expectations import check
     from storage import source
     from tasks import network
@@ -44,24 +46,10 @@ def load() -> None:
     network.tensorflow()
     for step in STEPS:
         source.digests(f"tasks.{step}")
-    for name in (*LATER, *below_prefect()):
+    for name in LATER:
         import_module(name)
     # Collecting all of this again in every command would also copy it.
     gc.freeze()
-
-
-def below_prefect() -> list[str]:
-    """Return what Prefect imports of others. Itself it reads its settings then, so that is left to each command."""
-    known, (reading, writing) = set(sys.modules), os.pipe()
-    if os.fork() == 0:
-        import flows.retrain  # noqa: F401
-
-        found = [name for name in sys.modules if name not in known and name.partition(".")[0] not in OURS]
-        os.write(writing, " ".join(found).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as names:
-        return names.read().split()
 
 
 def serve(listener: socket.socket) -> dict[str, Any]:
@@ -109,6 +97,22 @@ def become(request: dict[str, Any]) -> None:
     sys.argv = ["idxflow", *request["arguments"]]
     # As a terminal starts it: a shell's background has Ctrl-C ignored, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    read_settings_again()
+
+
+def read_settings_again() -> None:
+    """Have Prefect read its settings, as it does when it is imported."""
+    from prefect.context import refresh_global_settings_context
+    from prefect.logging import configuration
+
+    from flows.settings import LOGGERS, be_quiet
+
+    if sys.argv[1:2] and sys.argv[1] in RUNS:
+        be_quiet()
+    refresh_global_settings_context()
+    for name in LOGGERS:
+        logging.getLogger(name).handlers.clear()
+    configuration.setup_logging(incremental=False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`idxflow` as its users call it, in a process of its own, without the seven seconds that its imports take.
 
-The process is a fork of one that has imported TensorFlow and Great Expectations (`tests.commandrun`); all else is as
-with the installed command. Tests of starting, and of imports, start that one.
+The process is a fork of one that has imported what a run imports (`tests.commandrun`), and reads Prefect's settings
+again; all else is as with the installed command. Tests of starting, and of imports, start that one.
 """
 
 from __future__ import annotations

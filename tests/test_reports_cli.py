@@ -24,12 +24,11 @@ from storage.ledger import Ledger
 from storage.records import RunRecord
 from storage.store import LOCKS, Store
 from tasks.drawing import columns_for, draw
-from tests.commands import idxflow
 from tests.conftest import bars, write_tiny
 from tests.pages import check_page
 from tests.reports import HOSTILE
 from tests.runs import carried_out
-from tests.servers import ROOT, clean_environment
+from tests.servers import BIN, ROOT, clean_environment
 
 MANIFEST = "[floors]\naccuracy = 0.0\n"
 
@@ -291,8 +290,10 @@ def test_open_without_a_browser_is_said_in_a_sentence(filled: Any, runs: dict[st
 
 
 def typed(home: Path, store: Store, words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own."""
-    return idxflow(*words, env=clean_environment(home, IDXFLOW_STORE=str(store.root), **more))
+    """Run the installed command."""
+    environment = clean_environment(home, IDXFLOW_STORE=str(store.root), **more)
+    command = [str(BIN / "idxflow"), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
