@@ -37,12 +37,14 @@ bench: $(BENCH)/.ready ## Compare speed with other libraries, 20 minutes (MNIST=
 	@$(if $(TORCH),$(BENCH)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)")
 	@$(if $(MNIST),IDXFLOW_MNIST_DIR="$(MNIST)") $(BENCH)/bin/python -m benchmarks $(ARGS)
 
-lock: ## Resolve the dependencies anew into the two lock files (needs uv)
+lock: ## Resolve the dependencies anew into the lock files (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements.lock
 	@# What both have is at the same version in both.
 	uv pip compile pyproject.toml --group bench --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements-bench.lock
+	echo pip | uv pip compile - --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements-pip.lock
 
 canary: ## Weekly job: install the newest allowed releases without the lock, then run the tests
 	$(PYTHON) -m venv --clear .venv-canary
@@ -55,23 +57,26 @@ clean: ## Remove the environment and all caches, but not the store
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is touched last, so an interrupted set-up is done again.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-pip.lock pyproject.toml
 	$(call set_up,$(VENV),requirements.lock)
 
-$(BENCH)/.ready: requirements-bench.lock pyproject.toml
+$(BENCH)/.ready: requirements-bench.lock requirements-pip.lock pyproject.toml
 	$(call set_up,$(BENCH),requirements-bench.lock)
 
-# --no-deps: the lock is complete, and pip before 25 loses a pin where one package asks for an extra and another does not.
+# A pip of its own first: those that come with Python 3.11 to 3.13 take much longer to unpack TensorFlow.
+# --no-deps: the lock is complete.
 define set_up
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	{ echo "idxflow needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V). Choose another: make PYTHON=python3.12" >&2; exit 1; }
 @echo "Setting up $(1), once; this takes a few minutes"
 @$(PYTHON) -m venv --clear $(1) || \
 	{ echo "The venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
+@$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-pip.lock
 @$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement $(2)
 @# On all processors, where pip takes one. What is for other Pythons does not compile, and nobody imports it.
 @$(1)/bin/python -m compileall -qq -j 0 -x /tests/ $(1)/lib || true
 @$(1)/bin/pip check --quiet --disable-pip-version-check
-@$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+@# Without the advice of setuptools on editable installs.
+@PYTHONWARNINGS=ignore $(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 @touch $(1)/.ready
 endef
