@@ -17,11 +17,13 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.service import deployments
+from flows.service import deployments, server
 from flows.service.processes import end_with_parent
+from storage.errors import PrefectFailed
 from storage.files import locked
 from storage.store import Store
 from storage.verify import verify
+from tests.faultserver import FaultServer
 from tests.operated import until
 from tests.postgres import postgres
 from tests.servers import BIN, HTTP, ROOT, clean_environment, free_port
@@ -344,12 +346,19 @@ def _nothing_outlives_it_when_it_is_killed(service: Service) -> None:
 
 
 def test_a_port_that_something_else_has_is_refused_in_one_sentence(tmp_path: Path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        refused = command(clean_environment(tmp_path), "--port", str(port))
+    with FaultServer({}) as other:
+        refused = command(clean_environment(tmp_path), "--port", other.host.rpartition(":")[2])
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
-    assert f"free port at http://127.0.0.1:{port}, found something else" in refused.stderr
+    assert f"free port at http://{other.host}, found something else (HTTP 404)" in refused.stderr
+
+
+def test_a_port_where_nothing_is_said_is_something_else_s(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "_HEALTH_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = server.address("127.0.0.1", silent.getsockname()[1], None)
+        with pytest.raises(PrefectFailed, match=r"found something else \(ReadTimeout\)"):
+            server.is_up(where)
 
 
 def test_an_open_address_needs_an_auth_string(tmp_path: Path):
