@@ -63,7 +63,7 @@ $(READY): requirements.lock requirements-pip.lock pyproject.toml
 $(BENCH)/.ready: requirements-bench.lock requirements-pip.lock pyproject.toml
 	$(call set_up,$(BENCH),requirements-bench.lock)
 
-# A pip of its own first: those that come with Python 3.11 to 3.13 take much longer to unpack TensorFlow.
+# A pip of its own first: the one that comes with Python 3.11 takes much longer to unpack TensorFlow.
 # --no-deps: the lock is complete.
 define set_up
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
