@@ -19,6 +19,7 @@ from cyclopts import Parameter
 
 from flows.settings import ROOT, store_root
 from storage.errors import IdxflowError, PrefectFailed
+from storage.ledger import Ledger
 from storage.store import Store
 from storage.verify import verify
 
@@ -77,6 +78,7 @@ def _looks(store: Store) -> Iterator[Finding]:
     yield _tensorflow()
     yield _disk(store)
     yield _whole(store)
+    yield _clock(store)
     yield _zones()
     yield from _server()
 
@@ -142,6 +144,26 @@ def _whole(store: Store) -> Finding:
     if verdict.leftovers:
         return Finding("warning", "store", f"{said}; {len(verdict.leftovers)} left over by dead runs", "idxflow gc")
     return Finding("ok", "store", said)
+
+
+def _clock(store: Store) -> Finding:
+    """Say where the ledgers show that the clock was wrong; a clock that was put right again needs nothing."""
+    now = datetime.now(UTC)
+    try:
+        found = [(name, jump) for name in store.datasets() for jump in Ledger(store, name).recent_jumps(now)]
+    except IdxflowError as error:
+        return Finding("problem", "clock", str(error), "idxflow verify")
+    ahead = [(name, jump) for name, jump in found if jump.ahead]
+    if ahead:
+        name, jump = ahead[0]
+        said = f"the ledger of {name} has times that are still to come: {jump.problem}"
+        return Finding(
+            "warning", "clock", said, "timedatectl: is it right now? then go on, these times stay as they are"
+        )
+    if found:
+        name, jump = found[-1]
+        return Finding("ok", "clock", f"put back before {jump.name} of {name}; order and records stand")
+    return Finding("ok", "clock", f"{now:%Y-%m-%d %H:%M} UTC, after all that the ledgers have")
 
 
 def _zones() -> Finding:

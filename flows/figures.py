@@ -61,7 +61,7 @@ def draw_to(file: Path, images: np.ndarray, captions: list[list[str]]) -> None:
 def _newest(place: Place, split: str) -> Split:
     """Return the split that the newest run decoded which can still be read."""
     gone = 0
-    for values in reversed(place.ledger.read("runs")):
+    for values in place.ledger.newest("runs"):
         key = ((values.get("steps") or {}).get(f"decode {split}") or {}).get("key")
         if not key:
             continue

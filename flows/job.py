@@ -19,6 +19,7 @@ from storage.catalog import Dataset
 from storage.errors import IdxflowError, ModelRefused
 from storage.ledger import Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
+from storage.registry import Registry
 from storage.store import Store, store_root
 from tasks.config import Profile, TrainingConfig, parse_overrides, training_config
 from tasks.origins import check_source
@@ -193,8 +194,11 @@ class Job:
 
     def last_report(self) -> Report | None:
         """Return the report of the run that made the last decision, if it is still there."""
-        for run in reversed(Ledger(self.store, self.dataset.name).read("runs")):
-            if run["report"] and run["state"] in ("promoted", "kept"):
+        ledger = Ledger(self.store, self.dataset.name)
+        for decision in reversed(Registry(self.store, self.dataset.name).decisions()):
+            # One that was killed after it had decided is not there.
+            run = ledger.find("runs", decision["run"]) if decision.get("outcome") in ("promoted", "kept") else None
+            if run and run["report"] and run["state"] in ("promoted", "kept"):
                 report = Report(self.store.root / run["report"])
                 return report if report.html.is_file() else None
         return None

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from functools import wraps
+from itertools import islice
 from typing import Annotated, Any, ParamSpec
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
+from flows.output import remark
 from flows.settings import store_root
 from storage.errors import ConfigError, DamagedEntry, IdxflowError
-from storage.ledger import Ledger
+from storage.ledger import TOLERANCE, Ledger
 from storage.records import Evaluation, Failure, TrainedModel, to_json
 from storage.registry import Registry, Turn, Version, line
 from storage.store import Store
@@ -30,6 +33,7 @@ StoreFolder = Annotated[
     str | None, Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]")
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]
+Limit = Annotated[int, Parameter(help="How many, at most.", validator=Number(gte=1))]
 Reason = Annotated[str | None, Parameter(help="Why, in a sentence; required. It is kept in the ledger.")]
 
 P = ParamSpec("P")
@@ -56,21 +60,21 @@ def errors_as_json(command: Callable[P, int]) -> Callable[P, int]:
 
 @app.command
 @errors_as_json
-def history(dataset: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
-    """List every decision about the champion, oldest first: when, what changed, by what, and why.
+def history(dataset: str, *, limit: Limit = 20, store: StoreFolder = None, as_json: AsJson = False) -> int:
+    """List the decisions about the champion, newest first: when, what changed, by what, and why.
 
     Args:
         dataset: Name of a data set in the store, your own or one of the catalog.
     """
     place = open_place(dataset, store)
-    asked = _asked(place)
-    turns = [_told(turn, asked) for turn in place.registry.history()]
+    turns = [_told(turn, place) for turn in islice(place.registry.newest(), limit)]
     if as_json:
         return print_json(turns)
     for turn in turns:
         print(_line(turn))
     if not turns:
         print(f"{dataset}: no decision yet")
+    remark_older("decisions", len(turns), len(place.ledger.names("decisions")))
     return 0
 
 
@@ -104,16 +108,23 @@ def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson 
         moment: `2026-05-01` (its end, UTC) or `2026-05-01T09:30` (UTC) or `2026-05-01T09:30+02:00`.
     """
     place, asked = open_place(dataset, store), _moment(moment)
-    turn = next((t for t in reversed(place.registry.history()) if t.changed and t.time <= asked), None)
-    told = _told(turn, _asked(place)) if turn else None
+    changes = [turn for turn in place.registry.outline() if turn.changed]
+    found = next((turn for turn in reversed(changes) if turn.time <= asked), None)
+    turn = place.registry.whole(found) if found else None
+    told = _told(turn, place) if turn else None
+    doubt = _doubt(changes, found, asked)
     if as_json:
-        found = {"dataset": dataset, "at": asked.isoformat(), "version": turn.after if turn else None, "decision": told}
-        return print_json(found)
+        version = turn.after if turn else None
+        return print_json(
+            {"dataset": dataset, "at": asked.isoformat(), "version": version, "decision": told, "doubt": doubt}
+        )
     when = f"{asked:%Y-%m-%d %H:%M:%S} UTC"
     if turn and told:
         print(f"{when}: champion v{turn.after}, since {_clock(told['time'])} UTC by {_who(told)}: {turn.sentence}")
     else:
         print(f"{when}: no champion yet")
+    if doubt:
+        remark(doubt)
     return 0
 
 
@@ -245,11 +256,11 @@ def _version(place: Place, text: str) -> Version:
             raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; `idxflow run` makes one")
         return champion
     digits = text.removeprefix("v")
-    known = {version.number: version for version in place.registry.versions()}
+    known = place.registry.numbers()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
         there = f"there are v1 to v{max(known)}" if known else "there is none yet"
         raise ConfigError(f"expected a version of {place.dataset}, as a number; found {text[:40]!r}; {there}")
-    return known[int(digits)]
+    return place.registry.version(int(digits))
 
 
 def _reason(text: str | None, place: Place) -> str:
@@ -297,7 +308,7 @@ def _earlier(place: Place, to: str, history: list[Turn], now: int | None) -> Ver
 def _move(place: Place, change: Change) -> dict[str, Any]:
     """Move the pointer and put that into the ledger; return the decision."""
     with place.registry.deciding(lambda: _say_waiting(place)):
-        history = place.registry.history()
+        history = place.registry.outline()
         champion = place.registry.champion()
         target = change.choose(history, champion.number if champion else None)
         if champion and target.number == champion.number:
@@ -356,13 +367,13 @@ def _decision(place: Place, change: Change, target: Version, champion: Version |
         "previous": champion.number if champion else None,
         # What was known of this version: the rules a forced promotion went past, as they were looked at then.
         "rules": list(past.rules) if past else [],
-        "newest": max(version.number for version in place.registry.versions()),
+        "newest": max(place.registry.numbers()),
     }
 
 
 def _last_about(place: Place, version: Version) -> Turn | None:
     """Return the gate's last decision about a version."""
-    return next((t for t in reversed(place.registry.history()) if t.version == version.number and not t.by_hand), None)
+    return next((turn for turn in reversed(place.registry.about(version.number)) if not turn.by_hand), None)
 
 
 def _gate(place: Place, version: Version) -> str:
@@ -382,8 +393,8 @@ def _report(decision: dict[str, Any], as_json: bool) -> int:
     return 0
 
 
-def _told(turn: Turn, asked: Mapping[str, str]) -> dict[str, Any]:
-    """Return a decision as JSON values; `asked` is who asked for each run."""
+def _told(turn: Turn, place: Place) -> dict[str, Any]:
+    """Return a decision as JSON values."""
     return {
         "time": turn.time.isoformat(timespec="milliseconds"),
         "outcome": turn.outcome,
@@ -392,21 +403,34 @@ def _told(turn: Turn, asked: Mapping[str, str]) -> dict[str, Any]:
         "after": turn.after if turn.took_effect else turn.before,
         "took_effect": turn.took_effect,
         "run": turn.run,
-        "asked_by": turn.asked_by or asked.get(turn.run),
+        "asked_by": turn.asked_by or _asked_by(place, turn.run),
         "reason": turn.reason,
         "sentence": turn.sentence,
         "rules": list(turn.rules),
     }
 
 
-def _asked(place: Place) -> dict[str, str]:
-    """Return who asked for each run, by its id."""
-    return {run["run"]: run["asked_by"] for run in place.ledger.read("runs") if run.get("run") and run.get("asked_by")}
+def _doubt(changes: Sequence[Turn], found: Turn | None, asked: datetime) -> str | None:
+    """Say that a clock was wrong where it matters to which of the `changes`, oldest first, was the last by then.
+
+    The last one with an earlier time is taken to be it. By right clocks, it is also the last before the first one
+    with a later time. (A time that is still to come is certainly wrong.)
+    """
+    now = datetime.now(UTC) + TOLERANCE
+    after = next((n for n, turn in enumerate(changes) if asked < turn.time <= now), len(changes))
+    other = changes[after - 1] if after else None
+    if other == found:
+        return None
+    names = ", ".join(_name(turn.after if turn else None) for turn in (found, other))
+    return (
+        f"the clock was put back between changes of the champion, so which it was then is not sure; of {names}, the "
+        "first is taken; `idxflow registry history` has the order, `idxflow verify` the times that are wrong"
+    )
 
 
-def _run(place: Place, run: str) -> dict[str, Any] | None:
-    """Return what the ledger has about a run; None if it was killed before it could write that."""
-    return next((record for record in place.ledger.read("runs") if record.get("run") == run), None)
+def _asked_by(place: Place, run: str) -> str | None:
+    """Return who asked for a run, if the ledger has it."""
+    return (place.ledger.find("runs", run) or {}).get("asked_by") or None
 
 
 def _line(turn: Mapping[str, Any]) -> str:
@@ -430,10 +454,9 @@ def _clock(text: str) -> str:
 
 
 def _shown(place: Place, version: Version) -> dict[str, Any]:
-    turns, asked = place.registry.history(), _asked(place)
     champion = place.registry.champion()
     current = champion is not None and champion.number == version.number
-    last = next((t for t in reversed(turns) if t.changed), None)
+    last = next((t for t in reversed(place.registry.outline()) if t.changed), None)
     return {
         "dataset": place.dataset,
         "version": version.number,
@@ -441,7 +464,7 @@ def _shown(place: Place, version: Version) -> dict[str, Any]:
         "champion_since": last.time.isoformat(timespec="milliseconds") if last and current else None,
         "registered": version.time,
         "run": version.run,
-        "asked_by": asked.get(version.run),
+        "asked_by": _asked_by(place, version.run),
         "test_accuracy": version.test_accuracy,
         "train_accuracy": version.train_accuracy,
         "classes": list(version.classes),
@@ -452,7 +475,7 @@ def _shown(place: Place, version: Version) -> dict[str, Any]:
         "test_digest": version.test_digest,
         "collected": place.registry.retired(version),
         "damage": _damage(place, version),
-        "decisions": [_told(turn, asked) for turn in turns if turn.version == version.number],
+        "decisions": [_told(turn, place) for turn in place.registry.about(version.number)],
     }
 
 
@@ -494,7 +517,7 @@ def _made(place: Place, version: Version) -> dict[str, dict[str, Any]]:
     """Return what a version was made from and what came of it, by part and name."""
     train = place.store.made_from(place.dataset, "train", version.model)
     score = place.store.made_from(place.dataset, "evaluate", version.evaluation)
-    run = _run(place, version.run) or {}
+    run = place.ledger.find("runs", version.run) or {}
     return {
         # The run's own configuration; the entry's where the run was killed before the ledger had it.
         "training": {"profile": run.get("profile"), **(run.get("config") or train["parameters"])},
@@ -532,6 +555,12 @@ def _brief(value: Any) -> str:
         return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 48 else f"{text[:12]}…"
+
+
+def remark_older(what: str, shown: int, there: int) -> None:
+    """Say how many more there are than are shown, and how to see them; on standard error, it is none of them."""
+    if shown < there:
+        remark(f"{there - shown:,} older {what} are not shown; --limit {there} shows all {there:,}")
 
 
 def print_json(value: Any) -> int:

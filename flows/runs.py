@@ -8,16 +8,17 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
-from cyclopts.validators import Number
 
 from flows.figures import PICTURES, draw_to
 from flows.output import destination, remark, say
-from flows.registry import AsJson, Place, StoreFolder, errors_as_json, open_place, print_json
+from flows.registry import AsJson, Limit, Place, StoreFolder, errors_as_json, open_place, print_json, remark_older
 from storage.errors import ConfigError
+from storage.ledger import run_of
 
 if TYPE_CHECKING:
     from storage.records import RunRecord
@@ -36,7 +37,7 @@ app = App(name="runs", help="List the runs of a data set, and show what differs 
 def list_runs(
     dataset: str,
     *,
-    limit: Annotated[int, Parameter(help="How many, at most.", validator=Number(gte=1))] = 20,
+    limit: Limit = 20,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
@@ -46,13 +47,14 @@ def list_runs(
         dataset: Name of a data set in the store, your own or one of the catalog.
     """
     place = open_place(dataset, store)
-    told = [_told(values) for values in reversed(_runs(place).values())][:limit]
+    told = [_told(values) for values in islice(place.ledger.newest("runs"), limit)]
     if as_json:
         return print_json(told)
     for run in told:
         say(_line(run))
     if not told:
         say(f"{dataset}: no run yet")
+    remark_older("runs", len(told), len(place.ledger.names("runs")))
     return 0
 
 
@@ -102,16 +104,17 @@ def find_run(place: Place, text: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such run, or there are several.
     """
-    runs = _runs(place)
+    runs = [run_of(name) for name in place.ledger.names("runs")]
     if not runs:
         raise ConfigError(
             f"expected a run of {place.dataset} in the ledger; there is none yet; `idxflow run` makes one"
         )
-    wanted = list(runs)[-1] if text == "latest" else _champions(place) if text == "champion" else text
-    matching = [run for run in runs if run == wanted] or [run for run in runs if wanted and run.startswith(wanted)]
-    if len(matching) == 1:
-        return runs[matching[0]]
-    latest = ", ".join(list(runs)[: -LATEST - 1 : -1])
+    wanted = runs[-1] if text == "latest" else _champions(place) if text == "champion" else text
+    matching = [wanted] if wanted in runs else sorted({run for run in runs if wanted and run.startswith(wanted)})
+    found = place.ledger.find("runs", matching[0]) if len(matching) == 1 else None
+    if found:
+        return found
+    latest = ", ".join(runs[: -LATEST - 1 : -1])
     if matching:
         raise ConfigError(
             f"expected the beginning of one run's id; {wanted[:40]!r} begins {len(matching)} of {place.dataset}: "
@@ -132,11 +135,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-def _runs(place: Place) -> dict[str, dict[str, Any]]:
-    """Return the runs of the ledger by id, oldest first."""
-    return {str(values.get("run")): values for values in place.ledger.read("runs")}
 
 
 def _champions(place: Place) -> str:

@@ -4,9 +4,10 @@ when the next run is due."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -14,7 +15,7 @@ from cyclopts.validators import Number
 
 from flows.settings import store_root
 from storage.errors import ConfigError, PrefectFailed
-from storage.ledger import Ledger
+from storage.ledger import TOLERANCE, Ledger
 from storage.registry import Registry
 from storage.store import Store
 
@@ -74,7 +75,8 @@ def status(
 ) -> int:
     """Show the champion, its age, the last runs and the next one, for each data set. Exit code 1 if one needs help.
 
-    That is: no run has ended well for --max-age days, the last run failed or was refused, or there is no champion.
+    That is: no run has ended well for --max-age days, the last run failed or was refused, there is no champion, or the
+    last good run has a time that is still to come, which is no proof of anything.
 
     Args:
         dataset: Show only this one.
@@ -98,28 +100,49 @@ def status(
 
 
 def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now: datetime) -> Health:
-    runs = [_run(values) for values in reversed(Ledger(store, name).read("runs"))]
+    ledger = Ledger(store, name)
+    runs = [_run(values) for values in islice(ledger.newest("runs"), SHOWN)]
+    # Only as far back as the last good one.
+    good = (run for values in ledger.newest("runs") if (run := _run(values)).state in GOOD)
     champion = _champion(store, name, now)
     return Health(
         name,
         champion,
-        tuple(runs[:SHOWN]),
+        tuple(runs),
         due.isoformat(timespec="seconds") if due else None,
-        tuple(_problems(runs, champion, limit, now)),
+        tuple(_problems(runs, good, champion, limit, now)),
     )
 
 
-def _problems(runs: Sequence[Run], champion: Champion | None, limit: timedelta, now: datetime) -> list[str]:
+def _problems(
+    runs: Sequence[Run], good: Iterator[Run], champion: Champion | None, limit: timedelta, now: datetime
+) -> list[str]:
+    """Return what needs help; `good` are the runs that ended well, newest first."""
     problems = []
     if champion is None and runs:
         problems.append("there is no champion yet; expected one after the first run")
     if runs and runs[0].state in ("refused", "failed"):
         problems.append(f"the last run was {runs[0].state}: {runs[0].sentence}")
-    good = next((run for run in runs if run.state in GOOD), None)
-    age = now - datetime.fromisoformat(good.time) if good else None
+    last = next(good, None)
+    if last and _is_ahead(_time(last), now):
+        problems.append(
+            f"the last good run has a time that is still to come, {_clock(_time(last))} ({_ago(now - _time(last))}): "
+            "this clock was wrong then or is now; set it right, and run again"
+        )
+        # What a wrong clock says is no proof that the model is fresh; the one before may be.
+        last = next((run for run in good if not _is_ahead(_time(run), now)), None)
+    age = now - _time(last) if last else None
     if age and age > limit:
         problems.append(f"stale: the last good run was {_ago(age)}, expected one at least every {_span(limit)}")
     return problems
+
+
+def _time(run: Run) -> datetime:
+    return datetime.fromisoformat(run.time)
+
+
+def _is_ahead(time: datetime, now: datetime) -> bool:
+    return time > now + TOLERANCE
 
 
 def _champion(store: Store, name: str, now: datetime) -> Champion | None:
@@ -127,7 +150,7 @@ def _champion(store: Store, name: str, now: datetime) -> Champion | None:
     version = registry.champion()
     if version is None:
         return None
-    turns = (turn for turn in reversed(registry.history()) if turn.changed and turn.after == version.number)
+    turns = (turn for turn in reversed(registry.outline()) if turn.changed and turn.after == version.number)
     turn = next(turns, None)
     since = turn.time if turn else datetime.fromisoformat(version.time)
     days = round((now - since) / timedelta(days=1), 3)
@@ -181,7 +204,7 @@ def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:
         said = f"v{champion.version}, {champion.test_accuracy:.2%} on test, since {_clock(since)} ({_ago(now - since)})"
         lines.append(("champion", said))
     for label, run in zip(("last run", *[""] * SHOWN), health.runs, strict=False):
-        when = datetime.fromisoformat(run.time)
+        when = _time(run)
         lines.append((label, f"{_clock(when)} ({_ago(now - when)}), {run.seconds:.1f} s, {run.sentence}"))
     if not health.runs:
         lines.append(("last run", "none yet"))
@@ -196,7 +219,7 @@ def _clock(moment: datetime) -> str:
 
 
 def _ago(age: timedelta) -> str:
-    return f"{_span(age)} ago"
+    return f"{_span(age)} ago" if age >= -TOLERANCE else f"in {_span(-age)}"
 
 
 def _span(span: timedelta) -> str:

@@ -27,7 +27,7 @@ def verify_store(dataset: str | None = None, *, store: StoreFolder = None, as_js
     """Check every file the store keeps: entries, versions, champions, ledger. Exit code 1 if one is damaged.
 
     Reads everything and changes nothing; runs may go on meanwhile. What a killed run left unfinished is no damage
-    and is listed as a leftover.
+    and is listed as a leftover; neither are times of a clock that was wrong, which are remarks.
 
     Args:
         dataset: Check only this one.
@@ -44,6 +44,7 @@ def verify_store(dataset: str | None = None, *, store: StoreFolder = None, as_js
         f"{'DAMAGED' if verdict.damage else 'ok'}: {len(names)} data sets, {verdict.entries:,} entries, "
         f"{verdict.versions:,} versions, {verdict.records:,} ledger records, {_size(verdict.bytes)} read; "
         f"{len(verdict.damage)} damaged, {len(verdict.leftovers)} left over"
+        + (f", {len(verdict.remarks)} to remark on" if verdict.remarks else "")
     )
     return 1 if verdict.damage else 0
 
@@ -101,7 +102,7 @@ def _show(collected: Collected, dry_run: bool) -> None:
         )
         return
     would = "would remove" if dry_run else "removed"
-    versions = ", ".join(f"v{number}" for number in collected.retired)
+    versions = _ranges(collected.retired)
     print(
         f"{collected.dataset}: {would} {len(collected.entries)} entries{f' (of {versions})' if versions else ''} and "
         f"{len(collected.leftovers)} leftovers, {_size(collected.bytes)}; {collected.kept} entries stay"
@@ -109,6 +110,17 @@ def _show(collected: Collected, dry_run: bool) -> None:
     if dry_run:
         for path in (*collected.entries, *collected.leftovers):
             print(f"  {path}")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return sorted version numbers in short: `v1–v37, v40`."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ", ".join("–".join(f"v{number}" for number in ends) for ends in found)
 
 
 def _json(collected: Collected) -> dict[str, Any]:

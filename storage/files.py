@@ -146,13 +146,16 @@ def _write_beside(path: Path, data: bytes) -> Path:
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None, shared: bool = False) -> Iterator[None]:
+def locked(
+    path: Path, on_wait: Callable[[], None] | None = None, shared: bool = False, passing: bool = False
+) -> Iterator[None]:
     """Hold the lock `path` while the block runs; the kernel releases it when the process ends.
 
     Args:
-        path: the lock's file; it is created, empty, and stays until `retention` removes it.
+        path: the lock's file; it is created, empty.
         on_wait: called once if others go on holding the lock; it may raise, to give up.
         shared: others may hold it shared at the same time.
+        passing: the file is removed at the end; whoever waits for it makes another. Else it stays.
 
     Raises:
         Stopped: the run that waits is being ended.
@@ -163,6 +166,10 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None, shared: bool =
     try:
         yield
     finally:
+        with suppress(OSError):
+            # While it is held: who has opened the file since sees that it lost its name, and opens the next.
+            if passing and _is_named(path, descriptor):
+                path.unlink()
         with suppress(OSError):
             os.close(descriptor)
 

@@ -1,26 +1,43 @@
 """The ledger: one small JSON file per run, decision and arrival of archives, appended and never changed.
 
-    <dataset>/ledger/runs/<time>-<run>.json
-    <dataset>/ledger/decisions/<time>-<run>.json
-    <dataset>/ledger/arrivals/<time>-<mark>.json
+    <dataset>/ledger/runs/<number>-<run>.json
+    <dataset>/ledger/decisions/<number>-<run>.json
+    <dataset>/ledger/arrivals/<number>-<mark>.json
 
-It is the memory of idxflow: Prefect's database can be wiped and no run, decision or report is lost.
+The numbers are the order of all records, of whatever kind: each takes the next one, under a lock. The time in a
+record is what the clock said, right or wrong; no order follows from it (`jumps` finds where it was wrong).
+
+Earlier versions named records by their time, `20261124T080348.123456Z-<run>.json`. These come before all numbered
+ones, in the order of their names.
+
+The ledger is the memory of idxflow: Prefect's database can be wiped and no run, decision or report is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, listed, read_json
-from storage.store import Store, store_errors
+from storage.files import create_json, locked, read_json
+from storage.index import Index
+from storage.store import LOCKS, Store, store_errors
 
 Kind = Literal["runs", "decisions", "arrivals"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_NAMED_BY = "%Y%m%dT%H%M%S.%fZ"
+TOLERANCE = timedelta(minutes=1)
+"""How far two clocks of a machine may differ, or one be set right, without a word."""
+
+_RECENT = 100
+
+Place = tuple[bool, int, str]
+"""Of a record in the order of the ledger."""
 
 
 class Ledger:
@@ -28,19 +45,37 @@ class Ledger:
 
     def __init__(self, store: Store, dataset: str) -> None:
         self._folder = store.part(dataset, "ledger")
+        self._lock = store.part(dataset, LOCKS) / "ledger.lock"
 
     def append(self, kind: Kind, run: str, values: Mapping[str, Any]) -> Path:
         """Write one record, with the time (UTC) and the run's id added.
 
         Raises:
-            StoreError: it cannot be written, or this run has written one this very microsecond.
+            StoreError: it cannot be written.
         """
-        now = max(datetime.now(UTC), self._after_newest())
-        path = self._folder / kind / f"{now:{_NAMED_BY}}-{run}.json"
-        with store_errors(path):
-            if not create_json(path, {**values, "run": run, "time": now.isoformat(timespec="milliseconds")}):
+        folder = self._folder / kind
+        with store_errors(folder), locked(self._lock):
+            path = folder / f"{self._next_number():08d}-{run}.json"
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            if not create_json(path, {**values, "run": run, "time": now}):
                 raise StoreError(f"{path}: expected no such record yet; it exists")
         return path
+
+    def names(self, kind: Kind) -> list[str]:
+        """Return the names of all records of a kind, oldest first. `run_of` and `place` read them; no file is opened.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        return sorted(self._listed(kind), key=place)
+
+    def record(self, kind: Kind, name: str) -> dict[str, Any]:
+        """Return one record by its name.
+
+        Raises:
+            DamagedEntry: it cannot be read.
+        """
+        return _record(self._folder / kind / name)
 
     def read(self, kind: Kind) -> list[dict[str, Any]]:
         """Return all records of a kind, oldest first.
@@ -48,7 +83,17 @@ class Ledger:
         Raises:
             DamagedEntry: one of them cannot be read.
         """
-        return [_record(path) for path in self._paths(kind)]
+        return [self.record(kind, name) for name in self.names(kind)]
+
+    def newest(self, kind: Kind, before: Place | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the records of a kind, newest first, each read when it is asked for; with `before`, those before it.
+
+        Raises:
+            DamagedEntry: one of them cannot be read.
+        """
+        for name in reversed(self.names(kind)):
+            if before is None or place(name) < before:
+                yield self.record(kind, name)
 
     def last(self, kind: Kind) -> dict[str, Any] | None:
         """Return the newest record of a kind, if there is any.
@@ -56,22 +101,109 @@ class Ledger:
         Raises:
             DamagedEntry: it cannot be read.
         """
-        paths = self._paths(kind)
-        return _record(paths[-1]) if paths else None
+        return next(self.newest(kind), None)
 
-    def _after_newest(self) -> datetime:
-        """Return the first moment after all records: their names are their order, also when the clock is put back."""
-        names = [path.name for kind in KINDS for path in self._paths(kind)[-1:]]
-        try:
-            newest = datetime.fromisoformat(max(names, default="").split("-")[0])
-        except ValueError:
-            # No record yet, or a file that is none.
-            return datetime.min.replace(tzinfo=UTC)
-        return newest.replace(tzinfo=UTC) + timedelta(microseconds=1)
+    def find(self, kind: Kind, run: str) -> dict[str, Any] | None:
+        """Return the newest record of a kind that is of this run, if there is any.
 
-    def _paths(self, kind: Kind) -> list[Path]:
+        Raises:
+            DamagedEntry: it cannot be read.
+        """
+        found = [name for name in self.names(kind) if run_of(name) == run]
+        return self.record(kind, found[-1]) if found else None
+
+    def place_of(self, kind: Kind, run: str) -> Place | None:
+        """Return where the first record of a kind is that is of this run, if there is any."""
+        return next((place(name) for name in self.names(kind) if run_of(name) == run), None)
+
+    def recent_jumps(self, now: datetime) -> list[Jump]:
+        """Return where the newest records of all kinds show that a clock was wrong; `verify` looks at all there are.
+
+        Raises:
+            StoreError: the ledger cannot be listed.
+        """
+        there: list[tuple[Place, Kind, str]] = [
+            (place(name), kind, name) for kind in KINDS for name in self.names(kind)
+        ]
+        times: dict[str, datetime] = {}
+        for _, kind, name in sorted(there)[-_RECENT:]:
+            # What is damaged is for `verify` to say.
+            with suppress(DamagedEntry):
+                if time := time_of(self.record(kind, name)):
+                    times[name] = time
+        return jumps(times, now)
+
+    def index(self, kind: Kind, fields: tuple[str, ...]) -> Index:
+        """Return an index of some fields of all records of a kind."""
+        return Index(self._folder / kind, fields, _record)
+
+    def _next_number(self) -> int:
+        return max((place(name)[1] for kind in KINDS for name in self._listed(kind)), default=0) + 1
+
+    def _listed(self, kind: Kind) -> list[str]:
         with store_errors(self._folder):
-            return listed(self._folder / kind, ".json")
+            try:
+                # Names alone: thousands of paths take their time.
+                found = os.listdir(self._folder / kind)  # noqa: PTH208
+            except FileNotFoundError:
+                return []
+        return [name for name in found if name.endswith(".json") and not name.startswith(".")]
+
+
+def place(name: str) -> Place:
+    """Return what sorts a record among all of its ledger, by its name."""
+    number = name.partition("-")[0]
+    return (True, int(number), name) if number.isdecimal() and number.isascii() else (False, 0, name)
+
+
+def run_of(name: str) -> str:
+    """Return the id of the run that a record is of, by its name."""
+    return name.partition("-")[2].removesuffix(".json")
+
+
+def time_of(record: Mapping[str, Any]) -> datetime | None:
+    """Return what the clock said when a record was written; None where it has no time that can be read."""
+    try:
+        found = datetime.fromisoformat(record["time"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Where the ledger shows that the clock was wrong."""
+
+    name: str
+    """Of the record that shows it."""
+    problem: str
+    ahead: bool
+    """Its time is still to come. Else the clock was put back before it, which is over."""
+
+
+def jumps(times: Mapping[str, datetime], now: datetime) -> list[Jump]:
+    """Return where the clock was wrong: times that are still to come, and times before those of earlier records.
+
+    Args:
+        times: of records of one ledger, of all kinds, by name.
+        now: what the clock says.
+    """
+    names = sorted(times, key=place)
+    ahead = [name for name in names if times[name] > now + TOLERANCE]
+    found = []
+    if ahead:
+        newest = max(times[name] for name in ahead)
+        said = f"expected no time later than now, {_clock(now)}; found {len(ahead):,} up to {_clock(newest)}"
+        found.append(Jump(ahead[0], said, True))
+    for before, name in pairwise(names):
+        if times[name] < times[before] - TOLERANCE:
+            said = f"expected a time after {_clock(times[before])}, that of the record before it, {before}"
+            found.append(Jump(name, f"{said}; found {_clock(times[name])}", False))
+    return found
+
+
+def _clock(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _record(path: Path) -> dict[str, Any]:

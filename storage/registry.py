@@ -3,6 +3,7 @@
     <dataset>/registry/versions/00000007.json   created only if absent, never changed
     <dataset>/registry/retired/00000003.json    its model may be missing from the store: it was collected
     <dataset>/registry/champion.json            replaced in one step, under a lock
+    <dataset>/registry/versions.index           made anew from the versions at any time
 
 A version names a model entry and an evaluation entry of the store by their keys. It is created after
 both are complete; the pointer is moved after the version is. So the pointer always names something whole.
@@ -11,24 +12,32 @@ Who was champion when, and why, is in the ledger. A decision is written there fi
 moved, so a process killed between the two leaves a decision that never took effect. No mark is needed to tell:
 each decision notes the champion it found (`previous`), read from the pointer under the same lock. So a decision
 took effect if the next one found the champion it names, and the last one did if the pointer names it.
+
+Versions and decisions are found by what is in them through an index each (`storage.index`), not by reading all.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from storage.errors import DamagedEntry, StoreError
 from storage.files import create_json, listed, locked, read_json, write_json
-from storage.ledger import Ledger
+from storage.index import Index
+from storage.ledger import Ledger, place, run_of
 from storage.records import from_json, to_json
 from storage.store import Store, store_errors
+
+T = TypeVar("T")
+
+_OF_VERSIONS = ("model", "evaluation", "weights_digest")
+_OF_DECISIONS = ("outcome", "version", "previous", "champion", "time", "newest", "test_digest", "policy", "limits")
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ class Turn:
     rules: tuple[Mapping[str, Any], ...]
     newest: int
     """By hand: the newest version there was to choose from, else 0."""
+    record: str = ""
+    """Its name in the ledger."""
 
     @property
     def changed(self) -> bool:
@@ -100,7 +111,7 @@ def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[
     """
     # Each decision noted the champion it found, so it says whether the one before it was carried out.
     found = [*(d.get("previous") for d in decisions[1:]), champion]
-    return [_turn(decision, then) for decision, then in zip(decisions, found, strict=bool(decisions))]
+    return [_turn(d, d.get("champion") == then) for d, then in zip(decisions, found, strict=bool(decisions))]
 
 
 def line(history: Sequence[Turn]) -> list[int]:
@@ -120,7 +131,13 @@ def line(history: Sequence[Turn]) -> list[int]:
     return champions
 
 
-def _turn(decision: Mapping[str, Any], then: int | None) -> Turn:
+def _number(path: Path) -> int:
+    if not (path.stem.isascii() and path.stem.isdecimal()):
+        raise DamagedEntry(f"{path}: expected the number of a version as the name; move it out of the registry")
+    return int(path.stem)
+
+
+def _turn(decision: Mapping[str, Any], took_effect: bool) -> Turn:
     try:
         time = datetime.fromisoformat(decision["time"])
     except (KeyError, TypeError, ValueError) as error:
@@ -132,13 +149,14 @@ def _turn(decision: Mapping[str, Any], then: int | None) -> Turn:
         version=decision.get("version"),
         before=decision.get("previous"),
         after=decision.get("champion"),
-        took_effect=decision.get("champion") == then,
+        took_effect=took_effect,
         run=str(decision.get("run") or ""),
         asked_by=decision.get("asked_by"),
         sentence=sentence,
         reason=str(decision.get("reason") or sentence.split(": ", 1)[-1]),
         rules=tuple(decision.get("rules") or ()),
         newest=decision.get("newest") or 0,
+        record=str(decision.get("name") or ""),
     )
 
 
@@ -151,6 +169,13 @@ class Registry:
         self._ledger = Ledger(store, dataset)
         self._folder = store.part(dataset, "registry")
         self._pointer = self._folder / "champion.json"
+        self._versions = Index(self._folder / "versions", _OF_VERSIONS, lambda path: vars(self._read(path)))
+        self._decisions = self._ledger.index("decisions", _OF_DECISIONS)
+
+    @property
+    def indexes(self) -> tuple[Index, Index]:
+        """Those of the versions and of the decisions."""
+        return self._versions, self._decisions
 
     def versions(self) -> list[Version]:
         """Return all versions, oldest first.
@@ -219,35 +244,100 @@ class Registry:
                 raise DamagedEntry(f"{self._pointer}: expected a version that is there; found {number}")
         return self.version(number)
 
-    def history(self) -> list[Turn]:
-        """Return every decision, oldest first, with whether it was carried out. Needs no lock.
+    def numbers(self) -> list[int]:
+        """Return the numbers of all versions, lowest first.
+
+        Raises:
+            StoreError: they cannot be listed.
+        """
+        with store_errors(self._folder):
+            return [_number(path) for path in listed(self._folder / "versions", ".json")]
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Return what the index has of every decision, oldest first, with `run`, and `name` in the ledger.
+
+        That is: outcome, version, previous, champion, time, newest, test_digest, policy and limits, where known.
+
+        Raises:
+            DamagedEntry: a decision that is not in the index cannot be read.
+        """
+        with store_errors(self._folder):
+            found = self._decisions.records()
+        return [{**found[name], "run": run_of(name), "name": name} for name in sorted(found, key=place)]
+
+    def outline(self) -> list[Turn]:
+        """Return every decision, oldest first, as far as the index has it: without a sentence, rules and who asked.
+
+        Needs no lock.
+
+        Raises:
+            DamagedEntry: the pointer, or a decision that is not in the index, cannot be read.
+        """
+        champion, decisions = self._while_standing(self.decisions)
+        return turns(decisions, champion)
+
+    def newest(self) -> Iterator[Turn]:
+        """Yield every decision, newest first, each read when it is asked for. Needs no lock.
 
         Raises:
             DamagedEntry: the pointer or a decision cannot be read.
         """
-        while True:
-            champion = self._pointed()
-            decisions = self._ledger.read("decisions")
-            # A decision is in the ledger before the pointer moves: if the pointer stood still, none is missing.
-            if self._pointed() == champion:
-                return turns(decisions, champion)
+        then, names = self._while_standing(lambda: self._ledger.names("decisions"))
+        for name in reversed(names):
+            decision = self._named(name)
+            yield _turn(decision, decision.get("champion") == then)
+            then = decision.get("previous")
+
+    def history(self) -> list[Turn]:
+        """Return every decision, oldest first, with whether it was carried out: all of them are read."""
+        return list(self.newest())[::-1]
+
+    def whole(self, turn: Turn) -> Turn:
+        """Return a decision of `outline` with all there is about it.
+
+        Raises:
+            DamagedEntry: it cannot be read.
+        """
+        return _turn(self._named(turn.record), turn.took_effect)
+
+    def about(self, number: int) -> list[Turn]:
+        """Return the decisions about one version, oldest first.
+
+        Raises:
+            DamagedEntry: the pointer or a decision cannot be read.
+        """
+        return [self.whole(turn) for turn in self.outline() if turn.version == number]
 
     def settled_by_hand(self, weights_digest: str) -> tuple[Version, Turn] | None:
         """Return the version and the decision, if a person decided while a model of these weights could be chosen.
 
         What a person forced or rolled back is not undone by training the same model again: only models that
-        were not registered then are up to the gate.
+        were not registered then are up to the gate. The decision is as far as `outline` has it.
         """
-        by_hand = [turn for turn in self.history() if turn.by_hand and turn.took_effect]
+        by_hand = [turn for turn in self.outline() if turn.by_hand and turn.took_effect]
         if not by_hand:
             return None
-        known = [v for v in self.versions() if v.number <= by_hand[-1].newest and v.weights_digest == weights_digest]
-        return (known[-1], by_hand[-1]) if known else None
+        alike = [n for n in self._like(weights_digest=weights_digest) if n <= by_hand[-1].newest]
+        return (self.version(alike[-1]), by_hand[-1]) if alike else None
 
     def find(self, model: str, evaluation: str) -> Version | None:
         """Return the version of this model with this evaluation, if it was registered before."""
-        wanted = (model, evaluation)
-        return next((v for v in self.versions() if (v.model, v.evaluation) == wanted), None)
+        found = self._like(model=model, evaluation=evaluation)
+        return self.version(found[0]) if found else None
+
+    def made_of(self, keys: Set[str]) -> list[int]:
+        """Return the numbers of the versions whose model or evaluation has one of these keys, lowest first."""
+        with store_errors(self._folder):
+            found = self._versions.records()
+        return sorted(_number(Path(n)) for n, of in found.items() if keys & {of["model"], of["evaluation"]})
+
+    def keep_index(self) -> None:
+        """Write down what was found in versions and decisions, so that the next one need not read so many of them.
+
+        Call it while `deciding`.
+        """
+        self._versions.keep()
+        self._decisions.keep()
 
     def register(self, **values: Any) -> Version:
         """Create the next version from the fields of `Version` other than dataset, number and time.
@@ -256,7 +346,7 @@ class Registry:
         """
         with store_errors(self._folder):
             while True:
-                number = max((v.number for v in self.versions()), default=0) + 1
+                number = max(self.numbers(), default=0) + 1
                 # After that: a listing made while others register may lack one below the newest it has.
                 known = self.find(values["model"], values["evaluation"])
                 if known:
@@ -288,6 +378,26 @@ class Registry:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         with store_errors(self._folder):
             write_json(self._pointer, {"version": number, "run": run, "time": time})
+
+    def _while_standing(self, read: Callable[[], T]) -> tuple[int | None, T]:
+        """Return what the pointer names, and what `read` finds while it does.
+
+        A decision is in the ledger before the pointer moves: if the pointer stood still, none is missing.
+        """
+        while True:
+            champion = self._pointed()
+            found = read()
+            if self._pointed() == champion:
+                return champion, found
+
+    def _named(self, name: str) -> dict[str, Any]:
+        return {**self._ledger.record("decisions", name), "name": name}
+
+    def _like(self, **values: str) -> list[int]:
+        """Return the numbers of the versions that have these values, lowest first."""
+        with store_errors(self._folder):
+            found = self._versions.records()
+        return sorted(_number(Path(name)) for name, of in found.items() if values.items() <= of.items())
 
     def _pointed(self) -> int | None:
         try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.files import listed, locked
-from storage.ledger import Ledger
+from storage.ledger import Ledger, run_of
 from storage.registry import Registry, Version, line
 from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
 from storage.verify import leftovers
@@ -74,6 +74,7 @@ def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: boo
         with store_errors(lock), locked(lock, give_up), registry.deciding(give_up):
             plan = _plan(store, registry, keep_last)
             if not dry_run:
+                registry.keep_index()
                 _remove(store, registry, plan)
             return plan
     except _Busy:
@@ -82,7 +83,8 @@ def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: boo
 
 def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
     dataset = registry.dataset
-    versions = _kept_versions(registry, keep_last)
+    numbers = _kept_numbers(registry, keep_last)
+    versions = [registry.version(number) for number in sorted(numbers)]
     names = _kept_names(store, dataset, versions, keep_last)
     entries = list(_entries(store, dataset))
     removed = tuple(path for path in entries if path.name not in names)
@@ -93,24 +95,25 @@ def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
         busy=False,
         entries=removed,
         leftovers=rubbish,
-        retired=tuple(v.number for v in registry.versions() if {v.model, v.evaluation} & gone),
+        retired=tuple(registry.made_of(gone)),
         kept=len(entries) - len(removed),
         bytes=sum(_size(path) for path in (*removed, *rubbish)),
     )
 
 
-def _kept_versions(registry: Registry, keep_last: int) -> list[Version]:
+def _kept_numbers(registry: Registry, keep_last: int) -> set[int]:
     """Return the champion, those that led to it, and the newest versions."""
-    versions, champion = registry.versions(), registry.champion()
-    numbers = {*line(registry.history()), *([champion.number] if champion else [])}
-    return [v for v in versions if v.number in numbers or v in versions[-keep_last:]]
+    there, champion = registry.numbers(), registry.champion()
+    numbers = {*line(registry.outline()), *([champion.number] if champion else [])}
+    return (numbers & {*there}) | {*there[-keep_last:]}
 
 
 def _kept_names(store: Store, dataset: str, versions: list[Version], keep_last: int) -> set[str]:
     """Return the folder names of all entries that stay: keys, and the runs whose reports do."""
-    runs = Ledger(store, dataset).read("runs")
-    makers = {version.run for version in versions}
-    kept = [run for run in runs if run["run"] in makers] + runs[-keep_last:]
+    ledger = Ledger(store, dataset)
+    makers, runs = {version.run for version in versions}, ledger.names("runs")
+    newest = {*runs[-keep_last:]}
+    kept = [ledger.record("runs", name) for name in runs if name in newest or run_of(name) in makers]
     names = {key for version in versions for key in (version.model, version.evaluation)}
     for run in kept:
         # The report of an unchanged run is that of the last run that decided something.
@@ -133,9 +136,9 @@ def _remove(store: Store, registry: Registry, plan: Collected) -> None:
         discard(path)
     for path in plan.leftovers:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    # No run is there to hold one of them, and the one held here stays.
+    # Those that killed runs left; no run is there to hold one of them. The few that are for the whole data set stay.
     for path in store.part(plan.dataset, LOCKS).glob("*.lock"):
-        if path.name != IN_USE:
+        if path.name.partition("-")[0] in FOLDERS:
             path.unlink()
 
 

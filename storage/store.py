@@ -6,7 +6,7 @@
                      …
                      7-reports/<run>/
                      registry/  ledger/       see `registry` and `ledger`
-                     locks/                   empty files; only their locks matter
+                     locks/                   empty files; only their locks matter; one per step while it runs
 
 An entry is a folder named by a key, the digest of what it was made from (`Plan`). It is built in
 `.<key>.partial`, every file flushed to disk, `entry.json` last, and renamed into place: it is there
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import heapq
 import json
 import logging
 import os
@@ -51,6 +52,8 @@ LOCKS = "locks"
 IN_USE = "in-use.lock"
 ENTRY = "entry.json"
 FORMAT = 2
+LOOKED_AT = 64
+"""Entries of a step that are read, at most, to say what changed since the one that is most like a new one."""
 STORE_VARIABLE = "IDXFLOW_STORE"
 
 _log = logging.getLogger(__name__)
@@ -231,10 +234,14 @@ class Store:
         return made
 
     def made(self, dataset: str, step: str) -> Iterator[dict[str, Any]]:
-        """Yield what is in `entry.json` of each entry of a step, the newest first, without checking anything else."""
-        for path in sorted(self.entries(dataset, step).glob(f"[!.]*/{ENTRY}"), key=lambda p: -p.stat().st_mtime):
+        """Yield what is in `entry.json` of the newest entries of a step, newest first, without checking anything else.
+
+        At most `LOOKED_AT` are read, however many there are.
+        """
+        folder = self.entries(dataset, step)
+        for name in _newest(folder):
             try:
-                yield read_json(path)
+                yield read_json(folder / name / ENTRY)
             except (OSError, ValueError):
                 continue
 
@@ -274,7 +281,7 @@ class Store:
         def say_waiting() -> None:
             _log.info("%s: another run is making it, waiting", plan.label, extra=WAITING)
 
-        with self.in_use(plan.dataset), locked(lock, say_waiting):
+        with self.in_use(plan.dataset), locked(lock, say_waiting, passing=True):
             yield
 
     def _reuse(self, plan: Plan, kind: type[R]) -> tuple[R | None, str]:
@@ -313,7 +320,8 @@ class Store:
         same = (plan.step, plan.subject)
         others = [made for made in self.made(plan.dataset, plan.step) if (made["step"], made["subject"]) == same]
         if not others:
-            return "first run"
+            looked_at_all = len(_newest(self.entries(plan.dataset, plan.step))) < LOOKED_AT
+            return "first run" if looked_at_all else "the newest results are of other kinds"
         changes = min((_differences(made["made_from"], plan.made_from) for made in others), key=len)
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         return ", ".join(changes[:3]) + rest if changes else "made again"
@@ -441,6 +449,16 @@ def _take_over(partial: Path) -> None:
         else:
             # A run killed while it sealed the entry left them read-only.
             path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _newest(folder: Path) -> list[str]:
+    """Return the names of the newest entries in a folder, newest first, `LOOKED_AT` at most."""
+    try:
+        with os.scandir(folder) as entries:
+            made = [(e.stat(follow_symlinks=False).st_mtime_ns, e.name) for e in entries if not e.name.startswith(".")]
+    except OSError:
+        return []
+    return [name for _, name in heapq.nlargest(LOOKED_AT, made)]
 
 
 def discard(folder: Path) -> None:

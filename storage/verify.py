@@ -3,7 +3,8 @@
 What is damaged is told from what is only left over. Damage is whatever breaks a promise of the store: an entry
 that is not byte for byte what was published, a version without its model, a champion that names nothing, a record
 of the ledger that was changed. A leftover is what a killed run was still working on when it ended: it has no name
-that anything looks for, the next run or `retention` clears it away.
+that anything looks for, the next run or `retention` clears it away. A remark is about what is whole and yet not as one
+would expect: times of a clock that was wrong.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from storage.errors import IdxflowError
 from storage.files import locked, read_json
-from storage.ledger import KINDS, Ledger
+from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
 from storage.registry import Registry, Version
 from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, described, store_errors
 
 PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
 _MAKE_AGAIN = "run the same command again, it is made anew"
 _REMOVE_REPORT = "remove its folder: a report is written once, and nothing is made from it"
+_REMOVE_INDEX = "remove it: it is made anew from the records beside it"
+_SET_CLOCK = "set the clock right if it is wrong; order and records stand, only these times are not to be believed"
+_CLOCK_IS_RIGHT = "nothing is to be done: the order of the records does not follow from their times"
 _CLEAR = "`idxflow gc` removes it, and the next run that needs the place does"
 
 
@@ -33,7 +38,7 @@ class Finding:
     """One thing that is not as it should be."""
 
     path: Path
-    kind: Literal["damage", "leftover"]
+    kind: Literal["damage", "leftover", "remark"]
     problem: str
     """What was expected and what was found."""
     remedy: str
@@ -59,8 +64,12 @@ class Verdict:
     def leftovers(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.kind == "leftover")
 
+    @property
+    def remarks(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.kind == "remark")
 
-def verify(store: Store, dataset: str | None = None, contents: bool = True) -> Verdict:
+
+def verify(store: Store, dataset: str | None = None, contents: bool = True, now: datetime | None = None) -> Verdict:
     """Read and check every entry, version, pointer and ledger record of one data set, or of all.
 
     Nothing is changed, and runs may go on meanwhile; the unfinished work of a run in progress is no leftover.
@@ -69,11 +78,13 @@ def verify(store: Store, dataset: str | None = None, contents: bool = True) -> V
         store: what to check.
         dataset: only this one.
         contents: False looks at the sizes of an entry's files only, which takes milliseconds however large they are.
+        now: what the clock says, if not what the machine's does.
 
     Raises:
         StoreError: a folder of it cannot be listed.
     """
-    checks = [_Check(store, name, contents) for name in ([dataset] if dataset else store.datasets())]
+    now = now or datetime.now(UTC)
+    checks = [_Check(store, name, contents, now) for name in ([dataset] if dataset else store.datasets())]
     for check in checks:
         with store_errors(check.folder):
             check.run()
@@ -93,8 +104,9 @@ class _Busy(Exception):
 class _Check:
     """One pass over a data set."""
 
-    def __init__(self, store: Store, dataset: str, contents: bool) -> None:
+    def __init__(self, store: Store, dataset: str, contents: bool, now: datetime) -> None:
         self.store = store
+        self.now = now
         self.contents = contents
         self.dataset = dataset
         self.folder = store.dataset(dataset)
@@ -148,6 +160,7 @@ class _Check:
                 self._damage(folder / "champion.json", "the champion's model was collected", "promote another version")
         except IdxflowError as error:
             self._damage(folder / "champion.json", error, "`idxflow registry history` says who was champion")
+        self._indexes(registry)
 
     def _version(self, registry: Registry, path: Path) -> None:
         version = registry.version(int(path.stem))
@@ -170,10 +183,13 @@ class _Check:
             self._damage(path, "its model has other weights than it was registered with", "restore it from a backup")
 
     def _ledger(self) -> None:
+        times: dict[str, tuple[Path, datetime]] = {}
         for kind in KINDS:
             for path in _visible(self.folder / "ledger" / kind):
                 self.records += 1
-                self._sealed(path, "restore it from a backup or move it out of the ledger")
+                if time := self._time(path):
+                    times[path.name] = path, time
+        self._clock(times)
         registry = self.folder / "registry"
         try:
             decisions = Ledger(self.store, self.dataset).read("decisions")
@@ -193,6 +209,31 @@ class _Check:
                     "expected the version that a decision names; there is none",
                     "restore it from a backup",
                 )
+
+    def _time(self, path: Path) -> datetime | None:
+        """Check a record of the ledger and return its time, if it can be read."""
+        record = self._sealed(path, "restore it from a backup or move it out of the ledger")
+        if record and record.get("run") != run_of(path.name):
+            problem = f"expected a record of run {run_of(path.name)}, as it is named; found one of {record.get('run')}"
+            self._damage(path, problem, "give it back the name that it had")
+        return time_of(record)
+
+    def _clock(self, times: dict[str, tuple[Path, datetime]]) -> None:
+        found = jumps({name: time for name, (_, time) in times.items()}, self.now)
+        for jump in found:
+            remedy = _SET_CLOCK if jump.ahead else _CLOCK_IS_RIGHT
+            self.findings.append(Finding(times[jump.name][0], "remark", jump.problem, remedy))
+
+    def _indexes(self, registry: Registry) -> None:
+        for index in registry.indexes:
+            try:
+                wrong = index.differing() if index.file.exists() else []
+            except (OSError, ValueError, KeyError, TypeError, IdxflowError) as error:
+                self._damage(index.file, error, _REMOVE_INDEX)
+                continue
+            if wrong:
+                problem = f"expected what the records say; it says something else of {len(wrong)}, first {wrong[0]}"
+                self._damage(index.file, problem, _REMOVE_INDEX)
 
     def _sealed(self, path: Path, remedy: str) -> dict[str, Any]:
         try:
@@ -261,6 +302,7 @@ def as_json(verdict: Verdict, store: Store) -> str:
         "bytes": verdict.bytes,
         "damage": [_finding(finding) for finding in verdict.damage],
         "leftovers": [_finding(finding) for finding in verdict.leftovers],
+        "remarks": [_finding(finding) for finding in verdict.remarks],
     }
     return json.dumps(values, ensure_ascii=False)
 

@@ -111,9 +111,11 @@ def decide(
     """
     judgement = answered(judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion)), answer)
     registry, ledger = Registry(store, dataset.name), Ledger(store, dataset.name)
-    past = ledger.read("decisions")
+    past = registry.decisions()
     known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     facts = _facts(dataset, candidate, champion, judgement, past)
+    # Now: a run that finds nothing new ends before it writes anything.
+    registry.keep_index()
     settled = None if candidate.forced else registry.settled_by_hand(candidate.model.weights_digest)
     if settled and champion and answer is None:
         return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts)
@@ -191,8 +193,9 @@ def judge(dataset: Dataset, candidate: Evaluation, champion: Rival | None, paire
 def question(store: Store, dataset: Dataset, candidate: Candidate, champion: Rival | None) -> str | None:
     """Return what a person is to be asked about the candidate; None where the rules decide, or nothing is new."""
     judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
-    known = Registry(store, dataset.name).find(candidate.model.folder.name, candidate.evaluation.folder.name)
-    past = Ledger(store, dataset.name).read("decisions")
+    registry = Registry(store, dataset.name)
+    known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
+    past = registry.decisions()
     facts = _facts(dataset, candidate, champion, judgement, past)
     if not judgement.ask or (known and _already_decided(past, known, champion, facts)):
         return None

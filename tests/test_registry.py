@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from storage.errors import DamagedEntry, StoreError
 from storage.files import create_json, read_json
+from storage.index import Index
 from storage.ledger import Ledger
 from storage.registry import Registry, line, turns
 from storage.store import Store
@@ -170,24 +172,26 @@ def test_a_decision_without_a_time_is_damage(time: object):
         turns([FIRST | {"time": time}], 1)
 
 
+@pytest.mark.parametrize(("listing", "history"), [("names", Registry.history), ("records", Registry.outline)])
 def test_history_read_while_others_decide_never_misses_the_decision_behind_the_pointer(
-    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch, listing: str, history: Callable
 ):
     """A promotion between reading the ledger and reading the pointer would look like one without a record."""
-    ledger, read = Ledger(store, "tiny"), Ledger.read
+    owner = Ledger if listing == "names" else Index
+    ledger, read = Ledger(store, "tiny"), getattr(owner, listing)
     numbers = [register(registry, name).number for name in "ab"]
     ledger.append("decisions", "run-1", FIRST)
     registry.promote(1, "run-1")
 
-    def overtaken(self: Ledger, kind: str) -> list[dict]:
-        records = read(self, kind)
+    def overtaken(self: Ledger | Index, *given: str) -> object:
+        records = read(self, *given)
         if registry.champion().number == 1:
             ledger.append("decisions", "run-2", SECOND)
             registry.promote(numbers[1], "run-2")
         return records
 
-    monkeypatch.setattr(Ledger, "read", overtaken)
-    assert [(turn.after, turn.took_effect) for turn in registry.history()] == [(1, True), (2, True)]
+    monkeypatch.setattr(owner, listing, overtaken)
+    assert [(turn.after, turn.took_effect) for turn in history(registry)] == [(1, True), (2, True)]
 
 
 @pytest.mark.parametrize(

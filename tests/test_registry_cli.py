@@ -125,8 +125,8 @@ def assert_agreed(store: Store) -> None:
     assert champion(store) == kept[-1]["champion"]
 
 
-def test_history_has_a_line_per_decision(cli: Cli):
-    lines = cli("registry", "history", "mine").stdout.splitlines()
+def test_history_has_a_line_per_decision_the_newest_first(cli: Cli):
+    lines = cli("registry", "history", "mine").stdout.splitlines()[::-1]
     assert [line.split()[:4] for line in lines] == [
         ["2026-05-01", "09:00:00", "none→v1", "promoted"],
         ["2026-05-10", "23:30:00", "v1→v2", "promoted"],
@@ -136,9 +136,22 @@ def test_history_has_a_line_per_decision(cli: Cli):
     assert "run run-4 (schedule)" in lines[3]
     assert lines[3].endswith("net +4")
     told = value(cli("registry", "history", "mine", "--json"))
-    assert [(t["outcome"], t["before"], t["after"], t["asked_by"]) for t in told] == [
+    assert [(t["outcome"], t["before"], t["after"], t["asked_by"]) for t in told[::-1]] == [
         (outcome, before, after, "schedule") for outcome, _, before, after, _ in HISTORY
     ]
+
+
+def test_history_has_as_many_as_asked_for_and_says_how_to_see_the_rest(cli: Cli):
+    few = cli("registry", "history", "mine", "--limit", "2")
+    assert [line.split()[2] for line in few.stdout.splitlines()] == ["v2→v4", "v2"]
+    assert few.stderr == "idxflow: 2 older decisions are not shown; --limit 4 shows all 4\n"
+    assert [turn["version"] for turn in value(cli("registry", "history", "mine", "--limit", "3", "--json"))] == [
+        4,
+        3,
+        2,
+    ]
+    assert cli("registry", "history", "mine", "--limit", "4").stderr == ""
+    assert cli("registry", "history", "mine", "--limit", "0").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -216,7 +229,7 @@ def test_a_forced_promotion_is_on_record_with_what_it_went_past(cli: Cli, filled
     last = decisions(filled)[-1]
     assert (last["reason"], last["asked_by"], last["rules"][0]["passed"]) == ("new scanner", "command line", False)
     assert_agreed(filled)
-    line = cli("registry", "history", "mine").stdout.splitlines()[-1].split()
+    line = cli("registry", "history", "mine").stdout.splitlines()[0].split()
     assert line[2:] == ["v4→v3", "forced", "command", "line", "new", "scanner"]
 
 
@@ -304,13 +317,13 @@ def test_killed_before_the_pointer_moved_nothing_is_claimed_and_the_same_again_d
     assert subprocess.run([sys.executable, "-c", KILLED, *command], cwd=ROOT, env=environment).returncode == 9
     assert champion(filled) == 4
     assert len(decisions(filled)) == 5
-    assert "did not take effect" in cli("registry", "history", "mine").stdout.splitlines()[-1]
+    assert "did not take effect" in cli("registry", "history", "mine").stdout.splitlines()[0]
     assert value(cli("registry", "at", "mine", "9999-12-31", "--json"))["version"] == 4
     assert Registry(filled, "mine").settled_by_hand("weights-4") is None
 
     assert cli(*command).returncode == 0
     told = value(cli("registry", "history", "mine", "--json"))
-    assert [(t["before"], t["after"], t["took_effect"]) for t in told[-2:]] == [(4, 4, False), (4, 2, True)]
+    assert [(t["before"], t["after"], t["took_effect"]) for t in told[:2]] == [(4, 2, True), (4, 4, False)]
 
 
 def test_processes_at_once_end_where_ledger_and_pointer_agree(filled: Store, tmp_path: Path):

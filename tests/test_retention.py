@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from flows import upkeep
 from flows.cli import _main
 from storage.errors import StoreError
 from storage.ledger import Ledger
@@ -120,13 +121,21 @@ def test_the_champion_cannot_be_retired(filled: Store):
 def test_gc_says_what_it_removed(filled: Store, capsys: pytest.CaptureFixture):
     where = ["--store", str(filled.root)]
     assert _main(["gc", "--keep-last", "2", "--dry-run", *where]) == 0
-    assert capsys.readouterr().out.startswith("tiny: would remove 28 entries (of v4, v5, v6, v7, v8, v9, v10)")
+    assert capsys.readouterr().out.startswith("tiny: would remove 28 entries (of v4–v10)")
     assert _main(["gc", DATASET, "--keep-last", "2", "--json", *where]) == 0
     said = json.loads(capsys.readouterr().out)["datasets"][0]
     assert (len(said["entries"]), said["kept"], said["busy"]) == (28, 20, False)
     with filled.in_use(DATASET):
         assert _main(["gc", *where]) == 0
     assert "a run is in progress" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [((), ""), ((3,), "v3"), ((1, 2), "v1–v2"), ((*range(1, 38), 40), "v1–v37, v40"), ((1, 3, 4, 9), "v1, v3–v4, v9")],
+)
+def test_versions_are_said_as_ranges(numbers: tuple[int, ...], said: str):
+    assert upkeep._ranges(numbers) == said
 
 
 def test_gc_keeps_at_least_one(filled: Store, capsys: pytest.CaptureFixture):

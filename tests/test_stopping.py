@@ -134,9 +134,10 @@ def test_ctrl_c_ends_a_run_that_waits_for_another_one_and_says_so(environment: d
     command = ["validate", "--dataset-file", str(dataset.manifest)]
     assert idxflow(*command, env=environment).returncode == 0
     locks = store.dataset("tiny") / "locks"
+    decoded = next(store.entries("tiny", "decode").iterdir())
     for lock, said in (
         (locks / "in-use.lock", "tiny: `gc` is at work, waiting"),
-        (next(locks.glob("decode-*.lock")), ": another run is making it, waiting"),
+        (locks / f"decode-{decoded.name}.lock", ": another run is making it, waiting"),
     ):
         with locked(lock):
             interrupted(environment, command, lambda process, said=said: said in process.said)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from storage import parquet
-from storage.ledger import Ledger
+from storage.ledger import Ledger, Place, place
 from storage.records import Epoch, RunRecord, Step
-from storage.registry import Registry, Turn, Version
+from storage.registry import Registry, Version
 from storage.store import Store
 from tasks.history import read_history
 from tasks.reporting import records
@@ -23,6 +24,9 @@ from tasks.reporting.measures import Measures, class_means, measured
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+MAX_PAST = 29
+"""Runs before this one that the trend shows."""
 
 Made = Mapping[str, Mapping[str, Any]]
 """`Plan.made_from` of each step, by its name."""
@@ -56,7 +60,7 @@ class Evidence:
     means: Mapping[int, np.ndarray] = field(default_factory=dict)
     """The mean training image of each class that has images, by label, see `measures.class_means`."""
     past: tuple[Mapping[str, Any], ...] = ()
-    """Runs that were in the ledger before this one, oldest first."""
+    """The last runs that were in the ledger before this one, oldest first, as many as the trend shows."""
     by_hand: tuple[str, ...] = ()
     """What was done to the champion by hand since the run before this one, oldest first."""
     made: Made = field(default_factory=dict)
@@ -93,8 +97,6 @@ def gather(store: Store, run: RunRecord) -> Evidence:
     ours = answers(run.evaluation.file if run.evaluation else None)
     champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
     ledger = Ledger(store, run.dataset)
-    past = readable(lambda _: ledger.read("runs"), "ledger/runs") or []
-    decisions = readable(lambda _: ledger.read("decisions"), "ledger/decisions") or []
     return Evidence(
         history=(readable(_history, run.model.history) or ()) if run.model else (),
         labels=labels,
@@ -103,11 +105,11 @@ def gather(store: Store, run: RunRecord) -> Evidence:
         champion_predicted=champion.get("predicted"),
         measures=_blocks(run.test.file, measured) if run.test and run.evaluation else None,
         means=_means(run) or {},
-        past=tuple(before(past, run.id)),
+        past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
         by_hand=readable(lambda name: by_hand(store, name, run.id), run.dataset) or (),
         made=made_from(store, run),
         champion=readable(lambda name: champion_before(store, run), run.dataset),
-        code=_code(decisions, run.id),
+        code=readable(lambda _: _code(ledger, run.id), "ledger/decisions") or {},
     )
 
 
@@ -138,7 +140,7 @@ def champion_before(store: Store, run: RunRecord) -> Champion | None:
         DamagedEntry: the registry or the ledger cannot be read.
     """
     registry = Registry(store, run.dataset)
-    number = run.decision.previous if run.decision else _champion_at(registry.history(), run.started)
+    number = run.decision.previous if run.decision else _champion_met(registry, Ledger(store, run.dataset), run)
     if number is None:
         return None
     version = registry.version(number)
@@ -152,27 +154,31 @@ def by_hand(store: Store, dataset: str, run: str) -> tuple[str, ...]:
     Raises:
         DamagedEntry: the registry or the ledger cannot be read.
     """
-    ledger = Ledger(store, dataset)
-    runs, decisions = ledger.read("runs"), ledger.read("decisions")
-    earlier = [told["time"] for told in before(runs, run) if told.get("state") != "unchanged"]
-    # A run that decided nothing new has no decision in the ledger, but its end.
-    ends = [told["time"] for told in (*runs, *decisions) if told.get("run") == run]
-    since = datetime.fromisoformat(earlier[-1]) if earlier else datetime.min.replace(tzinfo=UTC)
-    until = min(map(datetime.fromisoformat, ends), default=datetime.max.replace(tzinfo=UTC))
-    return tuple(
-        f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}"
-        for turn in Registry(store, dataset).history()
-        if turn.by_hand and turn.took_effect and since < turn.time < until
-    )
+    ledger, registry = Ledger(store, dataset), Registry(store, dataset)
+    # Their order tells, not their times: clocks can be wrong. A run that decided nothing new has no decision.
+    until = ledger.place_of("decisions", run) or ledger.place_of("runs", run)
+    moved = [turn for turn in registry.outline() if turn.by_hand and turn.took_effect]
+    moved = [turn for turn in moved if until is None or place(turn.record) < until]
+    if not moved:
+        return ()
+    since = _last_published(ledger, run)
+    told = [registry.whole(turn) for turn in moved if since is None or place(turn.record) > since]
+    return tuple(f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}" for turn in told)
 
 
-def before(runs: Sequence[Mapping[str, Any]], run: str) -> Sequence[Mapping[str, Any]]:
-    """Return those of the ledger's `runs` that were there before `run`: all while it is not there itself.
+def _last_published(ledger: Ledger, run: str) -> Place | None:
+    """Return where the last run before `run` is in the ledger that published a report, if there is one."""
+    end = ledger.place_of("runs", run)
+    for name in reversed(ledger.names("runs")):
+        if (end is None or place(name) < end) and ledger.record("runs", name).get("state") != "unchanged":
+            return place(name)
+    return None
 
-    Their order tells, not their ids: those of one second sort by chance.
-    """
-    ids = [told.get("run") for told in runs]
-    return runs[: ids.index(run)] if run in ids else runs
+
+def _past(ledger: Ledger, run: str) -> tuple[Mapping[str, Any], ...]:
+    """Return the last records that were in the ledger before `run`, oldest first."""
+    newest = ledger.newest("runs", ledger.place_of("runs", run))
+    return tuple(islice(newest, MAX_PAST))[::-1]
 
 
 def _made_from(store: Store, dataset: str, hop: str, key: str) -> dict[str, Any] | None:
@@ -183,10 +189,16 @@ def _made_from(store: Store, dataset: str, hop: str, key: str) -> dict[str, Any]
         return None
 
 
-def _champion_at(history: list[Turn], started: str) -> int | None:
-    moment = datetime.fromisoformat(started)
-    before = [turn for turn in history if turn.took_effect and turn.time <= moment]
-    return before[-1].after if before else None
+def _champion_met(registry: Registry, ledger: Ledger, run: RunRecord) -> int | None:
+    """Return the champion there was when a run began that did not come to a decision."""
+    end, told = ledger.place_of("runs", run.id), ledger.find("runs", run.id)
+    began = datetime.fromisoformat(run.started)
+    ended = datetime.fromisoformat(told["time"]) if told else datetime.now(UTC)
+    for turn in reversed(registry.outline()):
+        # What was decided while it ran does not count; a time that was still to come then is that of a wrong clock.
+        if turn.took_effect and (end is None or place(turn.record) < end) and not began < turn.time <= ended:
+            return turn.after
+    return None
 
 
 def _record_of(store: Store, version: Version) -> RunRecord:
@@ -198,9 +210,9 @@ def _record_of(store: Store, version: Version) -> RunRecord:
     return RunRecord(version.run, version.dataset, version.time, "unknown", "unknown", config, steps)
 
 
-def _code(decisions: list[dict[str, Any]], run: str) -> Mapping[str, str]:
-    found = [decision.get("code") for decision in decisions if decision.get("run") == run]
-    return found[-1] if found and isinstance(found[-1], dict) else {}
+def _code(ledger: Ledger, run: str) -> Mapping[str, str]:
+    code = (ledger.find("decisions", run) or {}).get("code")
+    return code if isinstance(code, dict) else {}
 
 
 def _history(path: Path) -> tuple[Epoch, ...]:

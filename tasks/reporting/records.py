@@ -104,12 +104,12 @@ def find(store: Store, dataset: str, run: str) -> RunRecord | None:
     Raises:
         DamagedEntry: the ledger cannot be read.
     """
-    found = [values for values in Ledger(store, dataset).read("runs") if values.get("run") == run]
-    return run_record(store, found[-1]) if found else None
+    found = Ledger(store, dataset).find("runs", run)
+    return run_record(store, found) if found else None
 
 
 def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
-    """Return the record of a run from what the ledger has of it (`Ledger.read("runs")`) and the store's entries."""
+    """Return the record of a run from what the ledger has of it (`Ledger.find`) and the store's entries."""
     dataset = str(values.get("dataset") or "")
     steps = in_order(
         Step(name, **{key: told[key] for key in ("key", "summary", "seconds", "reused", "reason")})

@@ -9,12 +9,12 @@ from typing import Any
 from storage.records import RunRecord
 from tasks import wilson
 from tasks.reporting import timing
-from tasks.reporting.evidence import Evidence
+from tasks.reporting.evidence import MAX_PAST, Evidence
 from tasks.reporting.verdict import outcome
 from tasks.reporting.words import counted
 from tasks.sharing import presentable
 
-MAX_RUNS = 30
+MAX_RUNS = MAX_PAST + 1
 
 
 def trend(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
@@ -31,7 +31,7 @@ def trend(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "high": score.accuracy_high if score else None,
         "seconds": timing.total(step.seconds for step in run.steps),
     }
-    runs = [*earlier[-(MAX_RUNS - 1) :], this]
+    runs = [*earlier[-MAX_PAST:], this]
     return {"sentence": _sentence(runs), "runs": runs}
 
 

@@ -1,0 +1,124 @@
+"""An index of a folder of records: what is looked for in them, without reading each of them every time.
+
+    <folder>.index    SHA-256 of the rest, and a JSON object: of each record its file's stamp and the fields looked for
+
+The records alone count. What the index has of a record is taken only while the file has the size, the time and the
+number (inode) that it had then; a record that is not in the index is read. So an index that is missing, damaged, cut
+or old costs time and nothing else, and one is made of any folder. It is replaced in one step, now and then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from storage.files import canonical, write_bytes
+
+_KEEP_EVERY = 64
+"""Records that are read each time before the index is written with them."""
+
+_Stamp = tuple[int, int, int]
+_Line = tuple[_Stamp, dict[str, Any]]
+
+_log = logging.getLogger(__name__)
+
+
+class Index:
+    """Some fields of all records of one folder."""
+
+    def __init__(self, folder: Path, fields: tuple[str, ...], read: Callable[[Path], Mapping[str, Any]]) -> None:
+        """Nothing is read yet. `read` returns a record by its path, and raises where it is damaged."""
+        self.file = folder.with_name(f"{folder.name}.index")
+        self._folder = folder
+        self._fields = fields
+        self._read = read
+        self._lines: dict[str, _Line] | None = None
+        self._unkept = 0
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return the fields of each record there is now, by its file's name, in no order.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        before = self.kept() if self._lines is None else self._lines
+        lines: dict[str, _Line] = {}
+        for name, stamp in self._stamps():
+            line = before.get(name)
+            if line is None or line[0] != stamp:
+                line = stamp, self._of(self._read(self._folder / name))
+                self._unkept += 1
+            lines[name] = line
+        self._lines = lines
+        return {name: values for name, (_, values) in lines.items()}
+
+    def keep(self) -> None:
+        """Write the index, if reading what it lacks begins to take long. Nothing is lost where that fails."""
+        if self._lines and self._unkept >= _KEEP_EVERY:
+            text = canonical({"fields": self._fields, "lines": self._lines})
+            with suppress(OSError):
+                write_bytes(self.file, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+                self._unkept = 0
+
+    def kept(self) -> dict[str, _Line]:
+        """Return what the file has, by record; nothing where it is missing, or not what was written."""
+        try:
+            return self.stored()
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            _log.debug("%s: %s; the records are read instead", self.file, error)
+            return {}
+
+    def stored(self) -> dict[str, _Line]:
+        """Return what the file has, by record; nothing where it was written for other fields.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not byte for byte what was written.
+        """
+        digest, _, text = self.file.read_bytes().partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            raise ValueError("its contents do not have the SHA-256 written in it")
+        found = json.loads(text)
+        if found["fields"] != list(self._fields):
+            return {}
+        return {name: (_stamp(line[0]), line[1]) for name, line in found["lines"].items()}
+
+    def differing(self) -> list[str]:
+        """Return the names of the records that the file says something else of than they say themselves.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not byte for byte what was written.
+        """
+        stamps, wrong = dict(self._stamps()), []
+        for name, (stamp, values) in sorted(self.stored().items()):
+            if stamps.get(name) == stamp and self._of(self._read(self._folder / name)) != values:
+                wrong.append(name)
+        return wrong
+
+    def _of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {field: record[field] for field in self._fields if record.get(field) is not None}
+
+    def _stamps(self) -> Iterator[tuple[str, _Stamp]]:
+        try:
+            entries = os.scandir(self._folder)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name.endswith(".json"):
+                    state = entry.stat(follow_symlinks=False)
+                    yield entry.name, (state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+def _stamp(numbers: list[int]) -> _Stamp:
+    size, changed, inode = numbers
+    return size, changed, inode
