@@ -416,9 +416,9 @@ def _doubt(changes: Sequence[Turn], found: Turn | None, asked: datetime) -> str 
     The last one with an earlier time is taken to be it. By right clocks, it is also the last before the first one
     with a later time. (A time that is still to come is certainly wrong.)
     """
-    now = datetime.now(UTC) + TOLERANCE
-    after = next((n for n, turn in enumerate(changes) if asked < turn.time <= now), len(changes))
-    other = changes[after - 1] if after else None
+    past = [turn for turn in changes if turn.time <= datetime.now(UTC) + TOLERANCE]
+    after = next((n for n, turn in enumerate(past) if turn.time > asked), len(past))
+    other = past[after - 1] if after else None
     if other == found:
         return None
     names = ", ".join(_name(turn.after if turn else None) for turn in (found, other))

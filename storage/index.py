@@ -20,7 +20,7 @@ from typing import Any
 
 from storage.files import canonical, write_bytes
 
-_KEEP_EVERY = 64
+_KEEP_EVERY = 32
 """Records that are read each time before the index is written with them."""
 
 _Stamp = tuple[int, int, int]

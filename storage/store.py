@@ -52,7 +52,7 @@ LOCKS = "locks"
 IN_USE = "in-use.lock"
 ENTRY = "entry.json"
 FORMAT = 2
-LOOKED_AT = 64
+LOOKED_AT = 32
 """Entries of a step that are read, at most, to say what changed since the one that is most like a new one."""
 STORE_VARIABLE = "IDXFLOW_STORE"
 
