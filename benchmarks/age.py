@@ -38,7 +38,7 @@ from storage.verify import verify
 
 DATASET = "digits"
 IDXFLOW = Path(sys.executable).parent / "idxflow"
-REAL = 4
+REAL = 2
 """Runs that the rest is made from; each trains with another seed."""
 _OF_EACH = ("train", "evaluate", "confirm", "publish")
 """Steps whose results are new in each run with another seed."""
@@ -87,6 +87,9 @@ def main(given: Sequence[str]) -> int:
             grow(place.store, runs, min(asked.unchanged, runs))
             if asked.collected:
                 collect(place.store, DATASET)
+        # Both were made by the same code.
+        if damage := verify(few.store).damage:
+            sys.exit(f"expected a store like that of real runs; found {damage[0]}")
         print(_about(few, many, asked))
         print(_table(_measured(few, many, asked.rounds)))
     return 0
@@ -106,7 +109,7 @@ def _well(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess
 
 
 def grow(store: Store, runs: int, unchanged: int = 0) -> None:
-    """Bring a store with real runs to as many as `runs`, and then so many `unchanged` ones; check what came of it."""
+    """Bring a store with real runs to as many as `runs`, and then so many `unchanged` ones."""
     ledger = Ledger(store, DATASET)
     told = ledger.read("runs")
     pattern = told[-1]
@@ -129,10 +132,7 @@ def grow(store: Store, runs: int, unchanged: int = 0) -> None:
         registry.decisions()
         registry.made_of(set())
         registry.keep_index()
-    found = verify(store, contents=False)
-    if found.damage:
-        sys.exit(f"expected a store like that of real runs; found {found.damage[0]}")
-    say(f"{found.records:,} records, {found.entries:,} entries at {store.root}")
+    say(f"{len(ledger.names('runs')):,} runs at {store.root}")
 
 
 @dataclass
@@ -147,6 +147,8 @@ class _Writer:
     began: datetime
     record: int
     """The next number of the ledger."""
+    like: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """The description of the pattern's entry of each step."""
 
     def decided(self, number: int) -> None:
         """Write all that a run leaves which trains another model and keeps the champion."""
@@ -178,7 +180,9 @@ class _Writer:
         """Write the entry of a step under another key, with links to its files; return the key."""
         folder = self.store.entries(DATASET, step)
         name = self.pattern["run"] if step == "publish" else self.pattern["steps"][step]["key"]
-        entry = read_json(folder / name / ENTRY)
+        if step not in self.like:
+            self.like[step] = read_json(folder / name / ENTRY)
+        entry = self.like[step]
         made = entry["made_from"]
         if step in ("train", "publish"):
             made["parameters"] |= {"seed": number} if step == "train" else {"run": run}
@@ -223,8 +227,8 @@ print(sum(path.startswith(root) and not path.endswith((".tmp", ".lock")) for pat
 """
 
 
-Seconds = tuple[float, float]
-"""By the clock, and of the processor: of the process and of all that it started and waited for."""
+Figures = tuple[float, float, int]
+"""Seconds by the clock; of the processor, of the process and of all that it started and waited for; files opened."""
 
 
 @dataclass(frozen=True)
@@ -232,38 +236,30 @@ class _Row:
     """One command on both stores."""
 
     name: str
-    few: tuple[Seconds, ...]
-    """One per round."""
-    many: tuple[Seconds, ...]
-    opened: tuple[int, int]
-    """Files of either store."""
+    few: tuple[Figures, ...]
+    """Of each round."""
+    many: tuple[Figures, ...]
 
 
 def _measured(few: Place, many: Place, rounds: int) -> list[_Row]:
     turns, rows = count(), []
     for name, command in COMMANDS.items():
-        seconds: tuple[list[Seconds], list[Seconds]] = ([], [])
+        figures: tuple[list[Figures], list[Figures]] = ([], [])
         for _ in range(rounds):
             turn = next(turns)
-            for place, found in zip((few, many), seconds, strict=True):
-                found.append(_timed(place, command(turn)))
-        turn = next(turns)
-        opened = _opened(few, command(turn)), _opened(many, command(turn))
-        rows.append(_Row(name, tuple(seconds[0]), tuple(seconds[1]), opened))
-        say(f"  {name}: {min(seconds[0])[0]:.2f} and {min(seconds[1])[0]:.2f} s, {opened[0]} and {opened[1]} files")
+            for place, found in zip((few, many), figures, strict=True):
+                found.append(_one(place, command(turn)))
+        rows.append(_Row(name, tuple(figures[0]), tuple(figures[1])))
+        say(f"  {name}: {figures[0][-1]} and {figures[1][-1]}")
     return rows
 
 
-def _timed(place: Place, arguments: Sequence[str]) -> Seconds:
+def _one(place: Place, arguments: Sequence[str]) -> Figures:
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    _well(place.idxflow(*arguments))
-    passed, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return passed, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def _opened(place: Place, arguments: Sequence[str]) -> int:
     done = _well(place.python("-c", _COUNTED, str(place.store.root), *arguments))
-    return int(done.stderr.split()[-1])
+    passed, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return passed, worked, int(done.stderr.split()[-1])
 
 
 def _about(few: Place, many: Place, asked: argparse.Namespace) -> str:
@@ -296,7 +292,7 @@ def _table(rows: Sequence[_Row]) -> str:
             for kind in (0, 1)
             for figure in _compared([one[kind] for one in row.few], [one[kind] for one in row.many])
         ]
-        opened = " and ".join(f"{number:,}" for number in row.opened)
+        opened = f"{row.few[-1][2]:,} and {row.many[-1][2]:,}"
         lines.append(f"| {' | '.join([row.name, *figures, opened])} |")
     return "\n".join(lines)
 
