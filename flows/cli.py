@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,10 +22,14 @@ from flows.output import ReaderGone, guarded_streams
 from flows.service.up import up
 from flows.settings import be_quiet, collect_less
 from storage.errors import ConfigError, IdxflowError, PrefectFailed
+from storage.files import WAITING
 
 if TYPE_CHECKING:
     from flows.job import Request
+    from flows.service.temporary import TemporaryServer
     from storage.catalog import Dataset
+
+_log = logging.getLogger(__name__)
 
 EXIT_CODES = """Exit codes:
 
@@ -329,10 +333,8 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
 
 def _call(flow: str, request: Request) -> dict[str, Any]:
     """Call the flow. What it needs is imported while Prefect's server, if it has to be started, starts."""
-    from flows.service import temporary
-
     with ExitStack() as stack:
-        server = stack.enter_context(temporary.temporary_server()) if temporary.needed() else None
+        server = stack.enter_context(_server())
         from flows import retrain
         from flows.preload import preload
 
@@ -341,6 +343,23 @@ def _call(flow: str, request: Request) -> dict[str, Any]:
                 preload(request, server.is_decided)
             server.wait()
         return _called(getattr(retrain, flow), request)
+
+
+@contextmanager
+def _server() -> Iterator[TemporaryServer | None]:
+    """Have Prefect use the server it is configured with, else that of `idxflow up`, else one that is yielded."""
+    from flows.service import client, temporary
+
+    if not temporary.needed():
+        yield None
+    elif running := client.server_of_up():
+        _log.info("using the Prefect server of `idxflow up` at %s", running.ui, extra=WAITING)
+        with client.used(running):
+            yield None
+    else:
+        _log.info("starting Prefect for this run (the first time takes longest)", extra=WAITING)
+        with temporary.temporary_server() as server:
+            yield server
 
 
 def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -66,8 +65,6 @@ class Console:
             PrefectFailed: Prefect could not run the flow to its end.
             OutputFailed: a line could not be printed. The run itself went on to its end.
         """
-        if "PREFECT_API_URL" not in os.environ:
-            self._print(Text("starting Prefect for this run (the first time takes longest)", style="dim"))
         try:
             outcome = call()
         except PrefectFailed as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,13 @@ def confirm_into(
     command = [sys.executable, "-m", fresh.__name__, str(model.folder), str(test.file), str(output)]
     try:
         ended = subprocess.run(
-            command, cwd=source.ROOT, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command,
+            cwd=source.ROOT,
+            env=_without_secrets(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise _refused(dataset, f"it had not ended after {TIMEOUT_SECONDS} seconds") from error
@@ -80,6 +87,11 @@ def confirm_into(
     if not difference <= TOLERANCE:
         raise _refused(dataset, f"its probabilities differ by up to {difference:g}, allowed is {TOLERANCE:g}")
     return Confirmation(folder, len(rows), difference)
+
+
+def _without_secrets() -> dict[str, str]:
+    """Return this process's environment without what opens a Prefect server or its database."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PG"))}
 
 
 def _refused(dataset: Dataset, found: str) -> ModelRefused:

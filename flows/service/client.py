@@ -1,39 +1,75 @@
-"""A client of the Prefect server that is there, for commands that only ask."""
+"""A client of the Prefect server that is there."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.service import server
+from flows.service import lock, server
+from flows.service.guard import LOOPBACK
 from storage.errors import PrefectFailed
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+_SECONDS = 5
+
 
 @contextmanager
 def found() -> Iterator[SyncPrefectClient]:
-    """Yield a client of the server Prefect is configured with, else of the one at port 4200 of this machine.
+    """Yield a client of the server Prefect is configured with, else of that of `idxflow up`, else of one at port 4200.
 
     Raises:
         PrefectFailed: none answers there, or it does not accept the auth string.
     """
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    where = server.address(server.LOOPBACK[0], None, PREFECT_API_URL.value())
-    configured = PREFECT_API_AUTH_STRING.value()
-    auth = configured.get_secret_value() if configured else os.environ.get(server.AUTH)
-    made = server.auth_file(PREFECT_HOME.value() / "idxflow")
-    if not auth and where.local and made.is_file():
-        auth = made.read_text(encoding="utf-8").strip()
-    if not server.is_up(where, auth):
+    configured = _configured()
+    where = server.address(LOOPBACK[0], None, configured)
+    if not configured and (running := server_of_up()):
+        where = running
+    if not server.is_up(where, _auth(where)):
         raise PrefectFailed(f"expected a Prefect server at {where.api}, found none; start one with `idxflow up`")
-    with (
-        temporary_settings({PREFECT_API_URL: where.api, PREFECT_API_AUTH_STRING: auth}),
-        get_client(sync_client=True) as client,
-    ):
+    with used(where), get_client(sync_client=True) as client:
         yield client
+
+
+def server_of_up() -> server.Address | None:
+    """Return where the server of a running `idxflow up` with the same Prefect home answers, or None."""
+    for api in lock.ready(_folder()):
+        where = server.address(LOOPBACK[0], None, api)
+        try:
+            if server.is_ours(where, _folder()) and server.is_up(where, _auth(where), _SECONDS):
+                return where
+        except PrefectFailed:
+            continue
+    return None
+
+
+@contextmanager
+def used(where: server.Address) -> Iterator[None]:
+    """Have Prefect use that server in this process while the block runs."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: where.api, PREFECT_API_AUTH_STRING: _auth(where)}):
+        yield
+
+
+def _auth(where: server.Address) -> str | None:
+    return server.known_auth_string(where, _folder())
+
+
+def _folder() -> Path:
+    from prefect.settings import PREFECT_HOME
+
+    home: Path = PREFECT_HOME.value()
+    return home / "idxflow"
+
+
+def _configured() -> str | None:
+    from prefect.settings import PREFECT_API_URL
+
+    url: str | None = PREFECT_API_URL.value()
+    return url

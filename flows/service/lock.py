@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,3 +46,15 @@ class Lock:
         except ValueError:
             return {}
         return words
+
+
+def ready(folder: Path) -> Iterator[str]:
+    """Yield the API of each `idxflow up` that once was ready, the newest first. It may have ended since."""
+    files = [(path.stat().st_mtime, path) for path in folder.glob("up-*.json")]
+    for _, path in sorted(files, reverse=True):
+        try:
+            words = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if words.get("ready") and words.get("api"):
+            yield words["api"]

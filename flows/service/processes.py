@@ -27,13 +27,15 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Command:
-    """What to run: a name for messages, the argument vector, its environment, its folder, a file for its output."""
+    """What to run: a name for messages, the argument vector, its environment, its folder, a file for its output, and
+    the open files that it inherits by number."""
 
     name: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     folder: Path
     log: Path
+    inherited: tuple[int, ...] = ()
 
 
 class Service:
@@ -70,6 +72,7 @@ class Service:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=self.command.inherited,
                 preexec_fn=end_with_parent(),
             )
         self._started = self._now()

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import socket
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from flows.service.application import AUTH, listen
+from flows.service.guard import ANY_ADDRESS, LOOPBACK, split
 from flows.settings import quiet_environment
 from storage.errors import ConfigError, PrefectFailed
 
-AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEFAULT_PORT = 4200
 _DRIVERS = ("postgresql+asyncpg", "sqlite+aiosqlite")
 _HEALTH_SECONDS = 20
+_LISTENING = "0A"
+_SERVER_ONLY = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_", "PREFECT_ORION_", "PG")
+"""What the names of variables begin with that open the server or its database."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Address:
     def local(self) -> bool:
         """Whether a server started here would answer at this URL."""
         parts = urlsplit(self.api)
-        return parts.scheme == "http" and parts.hostname in LOOPBACK and parts.path == "/api"
+        return parts.scheme == "http" and parts.hostname in (*LOOPBACK, self.host) and parts.path == "/api"
 
 
 def address(host: str, port: int | None, configured: str | None) -> Address:
@@ -47,11 +52,12 @@ def address(host: str, port: int | None, configured: str | None) -> Address:
         parts = urlsplit(configured)
         return Address(host, parts.port or (443 if parts.scheme == "https" else 80), configured.rstrip("/"))
     number = port or DEFAULT_PORT
-    return Address(host, number, f"http://127.0.0.1:{number}/api")
+    name = LOOPBACK[0] if host in ANY_ADDRESS else f"[{host}]" if ":" in host else host
+    return Address(host, number, f"http://{name}:{number}/api")
 
 
-def is_up(where: Address, auth: str | None = None) -> bool:
-    """Return whether a Prefect server answers there.
+def is_up(where: Address, auth: str | None = None, seconds: float | None = None) -> bool:
+    """Return whether a Prefect server answers there, in so many seconds.
 
     Raises:
         PrefectFailed: something answers that is no Prefect server, or one that wants another auth string.
@@ -60,7 +66,7 @@ def is_up(where: Address, auth: str | None = None) -> bool:
 
     credentials = httpx.BasicAuth(*auth.split(":", 1)) if auth else None
     try:
-        with httpx.Client(timeout=_HEALTH_SECONDS) as client:
+        with httpx.Client(timeout=seconds or _HEALTH_SECONDS) as client:
             health = client.get(f"{where.api}/health")
             version = client.get(f"{where.api}/admin/version", auth=credentials)
     except httpx.ConnectError:
@@ -77,15 +83,12 @@ def is_up(where: Address, auth: str | None = None) -> bool:
     return True
 
 
-def refuse_if_taken(where: Address) -> None:
-    """Raise PrefectFailed if the port cannot be listened on."""
-    family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((where.host, where.port))
-        except OSError as error:
-            raise PrefectFailed(_taken(where, error.strerror or str(error))) from error
+def listening(where: Address) -> socket.socket:
+    """Return a socket that listens there. Raises PrefectFailed if that cannot be."""
+    try:
+        return listen(where.host, where.port)
+    except OSError as error:
+        raise PrefectFailed(_taken(where, error.strerror or str(error))) from error
 
 
 def _taken(where: Address, found: str) -> str:
@@ -96,26 +99,91 @@ def _taken(where: Address, found: str) -> str:
 
 
 def auth_string(folder: Path) -> str:
-    """Return the auth string of the environment; else the one kept in `folder`, made at random the first time.
+    """Return what a server that is started here asks for, made at random the first time and kept in `folder`.
 
     The file is readable by its owner only. Raises ConfigError where the string is not of the form user:password.
     """
-    given = os.environ.get(AUTH)
-    path = auth_file(folder)
-    if not given and path.exists():
-        given = path.read_text(encoding="utf-8").strip()
-    if not given:
-        given = f"idxflow:{secrets.token_urlsafe(24)}"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-            stream.write(given + "\n")
-    if ":" not in given:
+    known = kept_auth_string(folder)
+    if known is None:
+        known = f"idxflow:{secrets.token_urlsafe(24)}"
+        with os.fdopen(os.open(auth_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(known + "\n")
+    if ":" not in known:
         raise ConfigError(f"expected {AUTH} to be of the form user:password, found no colon in it")
-    return given
+    return known
+
+
+def kept_auth_string(folder: Path) -> str | None:
+    """Return the auth string of the environment, else the one kept in `folder`, else None."""
+    given, path = os.environ.get(AUTH), auth_file(folder)
+    if not given and path.is_file():
+        given = path.read_text(encoding="utf-8").strip()
+    return given or None
 
 
 def auth_file(folder: Path) -> Path:
     """Return where a made auth string is kept."""
     return folder / "auth-string"
+
+
+def known_auth_string(where: Address, folder: Path) -> str | None:
+    """Return the auth string for a server that may be there: the one Prefect is configured with, else the kept one.
+
+    The kept one is told to no other user who listens there, nor to another machine.
+    """
+    from prefect.settings import get_current_settings
+
+    configured = get_current_settings().api.auth_string
+    if configured:
+        return configured.get_secret_value()
+    return kept_auth_string(folder) if where.local and is_ours(where, folder) else None
+
+
+def is_ours(where: Address, folder: Path) -> bool:
+    """Return whether nobody but this user, root, and the owner of `folder` listens on the port.
+
+    True where the system does not tell.
+    """
+    trusted = {os.geteuid(), 0} | ({folder.stat().st_uid} if folder.exists() else set())
+    return _listeners(where.port) <= trusted
+
+
+def _listeners(port: int) -> set[int]:
+    """Return the ids of the users that listen on a port of this machine. See proc(5), `/proc/net/tcp`."""
+    found = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        lines = table.read_text().splitlines()[1:] if table.exists() else []
+        for _, local, _, state, _, _, _, user, *_ in (line.split() for line in lines):
+            if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
+                found.add(int(user))
+    return found
+
+
+def login(auth: str | None, folder: Path) -> str | None:
+    """Return the line of a shell that tells Prefect's own commands the auth string, without saying it."""
+    if auth is None:
+        return None
+    if os.environ.get(CLIENT_AUTH) == auth:
+        return f'export {CLIENT_AUTH}="${CLIENT_AUTH}"'
+    if os.environ.get(AUTH) == auth:
+        return f'export {CLIENT_AUTH}="${AUTH}"'
+    return f'export {CLIENT_AUTH}="$(cat {shlex.quote(str(auth_file(folder)))})"'
+
+
+def opened(auth: bool, csrf: bool) -> Iterator[str]:
+    """Yield what the server is open to, as asked for."""
+    if not auth:
+        yield "--no-auth: every user of this machine can run code as you through this server"
+    if not csrf:
+        yield "--no-csrf: no token is asked for with changes; a request without Origin is believed to be no page's"
+
+
+def checked_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of `--allow-host`. Raises ConfigError if one is no name, or says where to look for it."""
+    for name in names:
+        if not split(name.lower())[1]:
+            raise ConfigError(f"expected --allow-host to be a name such as prefect.example.org, found {name!r}")
+    return tuple(names)
 
 
 def checked_database(url: str | None) -> str | None:
@@ -151,8 +219,10 @@ def shown_database(url: str | None) -> str:
 def server_environment(where: Address, database: str | None, auth: str | None, csrf: bool) -> dict[str, str]:
     """Return the whole environment of the server. What the user has set goes first, except for where it listens."""
     closed = {
-        # A page of another origin must not be able to talk to the API; the UI may be opened by either name.
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{where.ui},http://localhost:{where.port}",
+        # The guard refuses pages of other origins; no answer tells a browser otherwise.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": where.ui,
+        # By whatever name and port the UI was opened, its API is there as well.
+        "PREFECT_UI_API_URL": "/api",
         # Prefect keeps runs for ever otherwise.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         # In memory, the slots of running flows would be forgotten by a restart, and the runs ended for it.
@@ -163,7 +233,6 @@ def server_environment(where: Address, database: str | None, auth: str | None, c
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": str(csrf).lower(),
     }
     chosen = {
-        # Without it the UI looks for the API at the default port.
         "PREFECT_API_URL": where.api,
         "PREFECT_SERVER_API_HOST": where.host,
         "PREFECT_SERVER_API_PORT": str(where.port),
@@ -181,8 +250,7 @@ def client_environment(where: Address, auth: str | None, store: str | None) -> d
         **({"IDXFLOW_STORE": str(Path(store).expanduser().resolve())} if store else {}),
     }
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "5"}
-    # Neither needs what opens the server or its database.
-    inherited = {key: value for key, value in os.environ.items() if key not in (AUTH, DATABASE)}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(_SERVER_ONLY)}
     return {**quiet_environment(), **quick, **inherited, **chosen}
 
 

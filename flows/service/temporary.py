@@ -2,68 +2,71 @@
 
 Prefect can start one itself, but imports its whole server into the run for that, and waits for it before anything
 else. Here the two start at the same time: the server in a process of its own, the run's imports in this one.
+
+It asks for a secret that is made for it and that nobody else is told. It has a port, not a socket in a private folder:
+Prefect's clients make their connections, for requests and for events, from a URL, and have no setting for a socket.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-import sys
+import secrets
+import select
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
 
-from flows.service.processes import Command, Service
+from flows.service import database
+from flows.service.application import AUTH, Plan, listen
+from flows.service.processes import Service
 from storage.errors import PrefectFailed
 
 _VARIABLE = "IDXFLOW_TEMPORARY_SERVER"
+_HOST = "127.0.0.1"
 _START_SECONDS = 180
 """The first start of all makes the database, which takes ten seconds on a quiet machine."""
 _STOP_SECONDS = 5
-_LOOK_SECONDS = 0.05
-
-
-def application() -> Any:
-    """Return the server's application, without its UI and its scheduler; uvicorn calls it."""
-    from prefect.server.api.server import create_app
-
-    return create_app(ephemeral=True, final=True)
 
 
 class TemporaryServer:
     """The server, from the moment it is started."""
 
-    def __init__(self, port: int, log: Path) -> None:
-        self._port, self.api = port, f"http://127.0.0.1:{port}/api"
-        arguments = (
-            *(sys.executable, "-m", "uvicorn", "--factory", f"{__name__}:{application.__name__}"),
-            *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"),
-        )
+    def __init__(self, home: Path, folder: Path, more: Mapping[str, str]) -> None:
+        self._home, self._folder = home, folder
+        listener = listen(_HOST, 0)
+        port = listener.getsockname()[1]
+        self.api, self.secret = f"http://{_HOST}:{port}/api", f"idxflow:{secrets.token_urlsafe(24)}"
         # This process is kept quiet; what the server says of its death is wanted.
         loud = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_")}
-        self._service = Service(Command("Prefect server", arguments, loud, Path.cwd(), log))
+        closed = {AUTH: self.secret, "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true"}
+        log = folder / "server.log"
+        self._service = Service(Plan(_HOST).command({**loud, **closed, **more}, Path.cwd(), log, listener))
         self._service.start()
+        # From now on the server's alone: when it dies, who waits for an answer is told so.
+        listener.close()
+        self._asked = HTTPConnection(_HOST, port, timeout=_START_SECONDS)
+        self._answered = False
 
-    def answers(self) -> bool:
-        """Return whether it is up."""
-        # Not httpx, which reads all certificates for each request: this is asked again and again.
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=_START_SECONDS)
+    def _has_answered(self, seconds: float) -> bool:
+        """Return whether it is up, waiting so long for it. Its port takes the question before it can answer."""
+        if self._answered:
+            return True
         try:
-            connection.request("GET", "/api/health")
-            return connection.getresponse().status == HTTPStatus.OK
+            if not self._asked.sock:
+                self._asked.request("GET", "/api/health")
+            if select.select([self._asked.sock], [], [], seconds)[0]:
+                self._answered = self._asked.getresponse().status == HTTPStatus.OK
+                self._asked.close()
         except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
+            self._asked.close()
+        return self._answered
 
     def is_decided(self) -> bool:
         """Return whether it is up, or has ended instead."""
-        return self._service.pid is None or self.answers()
+        return self._has_answered(0) or self._service.pid is None
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -71,13 +74,10 @@ class TemporaryServer:
         Raises:
             PrefectFailed: it ended instead, or does not answer in three minutes.
         """
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if self._service.pid is None:
-                raise PrefectFailed(f"expected a Prefect server for this run; the {self._service.epitaph()}; try again")
-            if self.answers():
-                return
-            time.sleep(_LOOK_SECONDS)
+        if self._has_answered(_START_SECONDS):
+            return database.keep_empty(self._home, self._folder)
+        if self._service.pid is None:
+            raise PrefectFailed(f"expected a Prefect server for this run; the {self._service.epitaph()}; try again")
         raise PrefectFailed(
             f"expected a Prefect server for this run to answer within {_START_SECONDS} s; it did not; try again"
         )
@@ -110,23 +110,20 @@ def in_use() -> bool:
 @contextmanager
 def temporary_server() -> Iterator[TemporaryServer]:
     """Start a server, and have Prefect use it in this process while the block runs. It may not answer yet."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    with tempfile.TemporaryDirectory(prefix="idxflow-prefect-") as folder:
-        server = TemporaryServer(_free_port(), Path(folder) / "server.log")
+    home = database.private_home()
+    with (
+        tempfile.TemporaryDirectory(prefix="idxflow-prefect-") as name,
+        database.alone(home, Path(name)) as environment,
+    ):
+        server = TemporaryServer(home, Path(name), environment)
         os.environ[_VARIABLE] = "1"
         try:
-            with temporary_settings({PREFECT_API_URL: server.api}):
+            with temporary_settings({PREFECT_API_URL: server.api, PREFECT_API_AUTH_STRING: server.secret}):
                 try:
                     yield server
                 finally:
                     server.stop()
         finally:
             del os.environ[_VARIABLE]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

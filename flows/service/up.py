@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from flows.service import server
+from flows.service import entry, server
+from flows.service.application import AUTH, Plan
+from flows.service.database import hold, private_home
+from flows.service.guard import LOOPBACK
 from flows.service.lock import Lock
 from flows.service.processes import Command, Service
 from flows.settings import ROOT
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 POOL = "idxflow"
+LINKS = "links"
+"""Folder, below that of the logs, of the links that let a browser in."""
 PROCESS = "process"
 START_SECONDS = 240
 STOP_SECONDS = 6
@@ -48,6 +54,7 @@ class Wish:
     auth: bool
     csrf: bool
     store: str | None
+    names: tuple[str, ...] = ()
 
 
 def up(
@@ -59,8 +66,16 @@ def up(
         ),
     ] = None,
     host: Annotated[
-        str, Parameter(help="Address to listen on. One that other machines can reach needs --auth.")
+        str, Parameter(help="Address to listen on. One that other machines can reach excludes --no-auth.")
     ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="",
+            help="Another name that browsers reach the server by, such as that of a proxy in front; may be repeated. "
+            "The addresses of this machine need none.",
+        ),
+    ] = None,
     pool: Annotated[str, Parameter(help="Work pool to deploy to; made, of type process, if there is none.")] = POOL,
     database: Annotated[
         str | None,
@@ -72,12 +87,13 @@ def up(
     auth: Annotated[
         bool,
         Parameter(
-            negative="",
             help="Ask for an auth string: that of PREFECT_SERVER_API_AUTH_STRING (user:password), else one made once "
-            "and kept in a file that only you can read.",
+            "and kept in a file that only you can read. Without it every user of this machine can run code as you.",
         ),
-    ] = False,
-    csrf: Annotated[bool, Parameter(negative="", help="Ask browsers for a token against forged requests.")] = False,
+    ] = True,
+    csrf: Annotated[
+        bool, Parameter(help="Ask for a token with each change, too, against forged requests of pages in a browser.")
+    ] = True,
     store: Annotated[
         str | None,
         Parameter(
@@ -91,11 +107,14 @@ def up(
     is ended as Crashed. Schedules that were changed, paused or deleted in the UI stay so. Ctrl-C or SIGTERM stops
     what was started here and nothing else. With everything running already, it says so and ends.
 
-    Examples: `idxflow up` · `idxflow up --port 4300 --auth` · `idxflow up --database postgresql+asyncpg://me@db/prefect`
+    Examples: `idxflow up` · `idxflow up --port 4300` · `idxflow up --database postgresql+asyncpg://me@db/prefect`
     """
-    wish = Wish(host, port, pool, server.checked_database(database), auth, csrf, store)
-    if host not in server.LOOPBACK and not auth:
-        raise ConfigError(f"expected --auth with --host {host}, which other machines can reach; found none")
+    names = server.checked_names(allow_host or ())
+    wish = Wish(host, port, pool, server.checked_database(database), auth, csrf, store, names)
+    if host not in LOOPBACK and not auth:
+        raise ConfigError(f"expected no --no-auth with --host {host}, which other machines can reach; found one")
+    if AUTH in os.environ and not auth:
+        raise ConfigError(f"expected no --no-auth where {AUTH} is set; found both")
     try:
         with _stop_signals():
             return _Up(wish).run()
@@ -130,21 +149,21 @@ class _Up:
     """The server and worker of one `idxflow up`, and how far they have come."""
 
     def __init__(self, wish: Wish) -> None:
-        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME
+        from prefect.settings import PREFECT_API_URL
 
         self.wish = wish
+        self.chosen = wish.port is None and bool(PREFECT_API_URL.value())
+        """Whether the user says whose server it is."""
         self.where = server.address(wish.host, wish.port, PREFECT_API_URL.value())
-        home = PREFECT_HOME.value()
-        self.folder = home / "idxflow"
-        for folder in (home, self.folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            # Logs, results and the database hold parameters and addresses of data.
-            folder.chmod(0o700)
-        configured = PREFECT_API_AUTH_STRING.value()
-        known = configured.get_secret_value() if configured else os.environ.get(server.AUTH)
-        self.auth = server.auth_string(self.folder) if wish.auth else known
+        self.home = private_home()
+        self.folder = self.home / "idxflow"
+        self.auth = server.known_auth_string(self.where, self.folder)
         self.worker_name = f"idxflow-up {socket.gethostname()}"
         self.lock = Lock(self.folder, self.where.api, wish.pool)
+        self.listener: socket.socket | None = None
+        """Kept open, so that nobody else can have the port while the server is started again."""
+        self.database: IO[bytes] | None = None
+        """Kept open, so that no temporary server uses the database as well."""
         self.server: Service | None = None
         self.worker: Service | None = None
         self.worker_since = datetime.now(UTC)
@@ -155,6 +174,7 @@ class _Up:
         if not self.lock.take():
             return self._say_what_runs()
         try:
+            self._start_server()
             with self._client() as client:
                 self._start(client)
                 self._ready()
@@ -175,7 +195,13 @@ class _Up:
         ready = "is already running" if holder.get("ready") else "is already starting"
         _say(f"`idxflow up` {ready}, process {holder.get('pid', 'unknown')}")
         _say(f"server at {self.where.ui}; worker polling the pool {self.wish.pool}; logs in {self.folder}")
+        if holder.get("links"):
+            _say(self._link())
         return 0
+
+    def _link(self) -> str:
+        link = entry.link(self.folder / LINKS, self.where.ui)
+        return f"in a browser, once, within {entry.SECONDS // 60} minutes:\n  {link}"
 
     @contextmanager
     def _client(self) -> Iterator[SyncPrefectClient]:
@@ -189,7 +215,6 @@ class _Up:
     def _start(self, client: SyncPrefectClient) -> None:
         from flows.service import deployments
 
-        self._start_server()
         self.pool_type = deployments.ensure_pool(client, self.wish.pool)
         deployments.ensure_automation(client, _zombie_seconds())
         environment = server.client_environment(self.where, self.auth, self.wish.store)
@@ -200,6 +225,11 @@ class _Up:
         self._start_worker(client, environment)
 
     def _start_server(self) -> None:
+        if not (self.chosen or server.is_ours(self.where, self.folder)):
+            raise PrefectFailed(
+                f"expected a free port or a server of your own at {self.where.ui}, found another user's; choose "
+                "another with --port, or trust that one by PREFECT_API_URL"
+            )
         if server.is_up(self.where, self.auth):
             _say(f"found a Prefect server at {self.where.ui}; it is left running at the end")
             return
@@ -208,13 +238,17 @@ class _Up:
                 f"expected a Prefect server at {self.where.api} (PREFECT_API_URL), found none; start it there, or give "
                 "--port for one on this machine"
             )
-        server.refuse_if_taken(self.where)
-        asked = self.auth if self.wish.auth or server.AUTH in os.environ else None
-        environment = server.server_environment(self.where, self.wish.database, asked, self.wish.csrf)
+        self.listener = server.listening(self.where)
+        self.database = hold(self.home)
+        self.auth = server.auth_string(self.folder) if self.wish.auth else None
+        environment = server.server_environment(self.where, self.wish.database, self.auth, self.wish.csrf)
         log = self.folder / "server.log"
-        self.server = Service(Command("server", server.prefect("server", "start"), environment, ROOT, log))
+        plan = Plan(self.wish.host, self.wish.names, str(self.folder / LINKS))
+        self.server = Service(plan.command(environment, ROOT, log, self.listener))
         database = server.shown_database(environment.get(server.DATABASE))
         _say(f"starting a Prefect server at {self.where.ui}, database {database}, log {log}")
+        for opened in server.opened(self.wish.auth, self.wish.csrf):
+            _say(opened)
         self.server.start()
         self._await_server(self.server)
         _say(f"server ready, process {self.server.pid}")
@@ -223,7 +257,8 @@ class _Up:
         deadline = time.monotonic() + START_SECONDS
         while service.pid and time.monotonic() < deadline:
             with suppress(PrefectFailed):  # it answers, but not yet in full
-                if server.is_up(self.where, self.auth):
+                # Soon enough to notice that it has died: the port is open all the time.
+                if server.is_up(self.where, self.auth, seconds=1):
                     return
             time.sleep(0.3)
         found = f"none within {START_SECONDS} s" if service.pid else service.epitaph()
@@ -268,16 +303,20 @@ class _Up:
         return {w.name: w.last_heartbeat_time for w in found if w.status == "ONLINE" and w.last_heartbeat_time}
 
     def _ready(self) -> None:
-        self.lock.say({"pid": os.getpid(), "ready": True})
-        secret = self.folder / "auth-string"
-        login = f'\n  export PREFECT_API_AUTH_STRING="$(cat {secret})"' if self.wish.auth and secret.exists() else ""
+        links = bool(self.server and self.auth)
+        self.lock.say({"pid": os.getpid(), "ready": True, "api": self.where.api, "links": links})
+        login = server.login(self.auth, self.folder)
         _say(
             f"ready: the UI is at {self.where.ui}; try, in another terminal:\n"
-            f"  export PREFECT_API_URL={self.where.api}{login}\n"
-            f"  prefect deployment run retrain/digits --watch\n"
-            f"  open {self.where.ui}/v2/runs to watch it there\n"
+            f"  export PREFECT_API_URL={self.where.api}\n"
+            + (f"  {login}\n" if login else "")
+            + "  prefect deployment run retrain/digits --watch\n"
             "  idxflow status"
         )
+        if not links:
+            return
+        # What is not a terminal may be kept, and be read by others.
+        _say(self._link() if sys.stdout.isatty() else "in a browser: `idxflow up` in a terminal prints a link for it")
 
     def _keep(self, client: SyncPrefectClient) -> None:
         """Restart what dies until a signal comes; return at once if nothing was started here."""
@@ -315,6 +354,8 @@ class _Up:
                 self._end_runs()
         if self.server:
             self.server.stop(STOP_SECONDS)
+        if self.listener:
+            self.listener.close()
 
     def _end_runs(self) -> None:
         """End the runs of a worker that was stopped: it does not wait for them, nor say that they have ended."""

@@ -1,0 +1,99 @@
+"""The process of a Prefect server that idxflow starts: Prefect's application behind a guard, on a socket it is given.
+
+`prefect server start` lets nothing be put around its application, and listens only once it has imported it all. Here
+the parent listens from the beginning, so that no other process of this machine can take the port first, neither now
+nor while the server is being started again, and be told the auth string by clients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.service import entry
+from flows.service.guard import Application, Guard, Rules
+from flows.service.processes import Command
+
+AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+_BACKLOG = 2048
+"""Requests that wait while a server starts or is started again; uvicorn's own default."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be served. The command line shows it to everyone; what is secret comes with the environment."""
+
+    host: str
+    names: tuple[str, ...] = ()
+    """Names that the user added to those that this server is called by."""
+    links: str = ""
+    """Folder of the links that let a browser in; empty where there is no UI."""
+
+    @property
+    def temporary(self) -> bool:
+        """Whether it is for one run: without UI and scheduler."""
+        return not self.links
+
+    def command(self, environment: Mapping[str, str], folder: Path, log: Path, listener: socket.socket) -> Command:
+        """Return the command of the process."""
+        # -P: no module of the current folder gets in between.
+        arguments = (sys.executable, "-P", "-m", __name__, str(listener.fileno()), json.dumps(asdict(self)))
+        name = "Prefect server" if self.temporary else "server"
+        return Command(name, arguments, environment, folder, log, (listener.fileno(),))
+
+
+def application(plan: Plan) -> Application:
+    """Return what answers the requests."""
+    from prefect.server.api.server import create_app
+
+    auth = os.environ.get(AUTH)
+    own = {entry.PATH: entry.entrance(Path(plan.links), auth)} if plan.links and auth else {}
+    inner: Any = create_app(ephemeral=plan.temporary, final=True)
+    return Guard(inner, Rules.listening(plan.host, plan.names), own)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there. Raises OSError where something else does, or the host is none of here."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    import uvicorn
+    from prefect.settings import get_current_settings
+
+    listener, plan = socket.socket(fileno=int(sys.argv[1])), Plan(**json.loads(sys.argv[2]))
+    served = application(plan)
+    settings = get_current_settings().server
+    config = uvicorn.Config(
+        served,
+        lifespan="on",
+        log_level="error" if plan.temporary else settings.logging_level.lower(),
+        # Its lines have addresses with their queries.
+        access_log=False,
+        server_header=False,
+        # As `prefect server start` has it.
+        timeout_keep_alive=settings.api.keepalive_timeout,
+        ws_ping_interval=settings.api.websocket_ping_interval,
+        ws_ping_timeout=settings.api.websocket_ping_timeout,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()

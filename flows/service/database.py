@@ -1,0 +1,104 @@
+"""Prefect's SQLite database of this user: used by one server of idxflow at a time, and by a temporary one only alone.
+
+A temporary server that finds it in use takes a database of its own, which ends with it. One that is empty but made is
+kept for that, because making one takes ten seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO
+
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+_NAME = "prefect.db"
+_SQLITE = "sqlite+aiosqlite:///"
+_OPEN_BYTE = 128
+"""Of the file `-shm`: every process that has the database open holds a shared lock on it (DMS in SQLite's wal.c)."""
+_GETLK = "hhqqi"
+
+
+def private_home() -> Path:
+    """Return Prefect's home, made readable by its owner only: database, logs and results hold parameters and paths."""
+    from prefect.settings import PREFECT_HOME
+
+    home: Path = PREFECT_HOME.value()
+    for folder in (home, home / "idxflow"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A home that another user has made is that user's.
+        if folder.stat().st_uid == os.geteuid():
+            folder.chmod(0o700)
+    return home
+
+
+def hold(home: Path) -> IO[bytes] | None:
+    """Return a lock that says a server of idxflow uses the database, until it is closed; None where one does."""
+    stream = (home / "idxflow" / "database.lock").open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        return None
+    return stream
+
+
+def in_use(database: Path) -> bool:
+    """Return whether any process has the SQLite database open, also a server that idxflow did not start (Linux)."""
+    shared = database.with_name(f"{database.name}-shm")
+    if not sys.platform.startswith("linux") or not shared.exists():
+        return False
+    with shared.open("rb") as stream:
+        asked = struct.pack(_GETLK, fcntl.F_WRLCK, os.SEEK_SET, _OPEN_BYTE, 1, 0)
+        kind: int = struct.unpack_from(_GETLK, fcntl.fcntl(stream, fcntl.F_GETLK, asked.ljust(64, b"\0")))[0]
+    return kind != fcntl.F_UNLCK
+
+
+@contextmanager
+def alone(home: Path, folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the environment of a temporary server: none of its own where nobody else uses the configured database.
+
+    Else, a database in `folder`. What is configured and is no file is not looked at.
+    """
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+    url = str(PREFECT_API_DATABASE_CONNECTION_URL.value())
+    if not url.startswith(_SQLITE) or ":memory:" in url:
+        yield {}
+        return
+    held = hold(home)
+    try:
+        taken = held is None or in_use(Path(url.removeprefix(_SQLITE).partition("?")[0]))
+        yield _own(home, folder) if taken else {}
+    finally:
+        if held:
+            held.close()
+
+
+def keep_empty(home: Path, folder: Path) -> None:
+    """Keep the database in `folder`, if there is one that is made but still empty, for the next that needs one."""
+    made, kept = folder / _NAME, _kept(home)
+    if kept.exists() or not made.exists():
+        return
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(partial)) as target:
+        source.backup(target)
+    partial.replace(kept)
+
+
+def _own(home: Path, folder: Path) -> dict[str, str]:
+    if _kept(home).exists():
+        shutil.copyfile(_kept(home), folder / _NAME)
+    # Prefect notes there what it has told the database, and would tell the usual one again.
+    return {DATABASE: f"{_SQLITE}{folder / _NAME}", "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo.toml")}
+
+
+def _kept(home: Path) -> Path:
+    return home / "idxflow" / f"empty-{version('prefect')}.db"
