@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from flows.service.application import Plan, listen
 from flows.service.processes import end_with_parent
 from storage.files import locked
 
@@ -82,7 +83,9 @@ def clean_environment(home: Path, first_start: bool = False, **more: str) -> dic
 
 
 @contextmanager
-def running(command: list[str], environment: Mapping[str, str], cwd: Path, log: Path) -> Iterator[subprocess.Popen]:
+def running(
+    command: Sequence[str], environment: Mapping[str, str], cwd: Path, log: Path, inherited: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen]:
     """Run a service while the block lasts, in its own process group, so that its children end with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -92,6 +95,7 @@ def running(command: list[str], environment: Mapping[str, str], cwd: Path, log: 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=inherited,
             # Also where the tests are killed.
             preexec_fn=end_with_parent(),
         )
@@ -111,19 +115,19 @@ def running(command: list[str], environment: Mapping[str, str], cwd: Path, log: 
 
 @contextmanager
 def prefect_server(home: Path) -> Iterator[dict[str, str]]:
-    """Run `prefect server start` and yield the environment that reaches it."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    # Without the URL in the server's own environment, its UI looks for it at the default port.
+    """Run a server as `idxflow up --no-auth --no-csrf` starts it, and yield the environment that reaches it."""
+    listener = listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
     environment = clean_environment(
         home,
         PREFECT_API_URL=url,
         PREFECT_API_SSL_CERT_FILE=one_authority(home),
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_UI_API_URL="/api",
     )
-    command = [str(BIN / "prefect"), "server", "start", "--port", str(port)]
     log = home / "server.log"
-    with running(command, environment, ROOT, log) as process:
+    command = Plan("127.0.0.1", links=str(home / "links")).command(environment, ROOT, log, listener)
+    with listener, running(command.arguments, environment, ROOT, log, command.inherited) as process:
         wait_until_healthy(url, process, log)
         yield environment
 

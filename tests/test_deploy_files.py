@@ -37,7 +37,7 @@ def test_idxflow_takes_the_command(words: list[str]):
     function, arguments, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert function is up
     given: dict[str, Any] = arguments.arguments
-    assert given.get("auth") is True
+    assert given.get("auth", True) is True
     assert ":" not in str(given.get("database", "")).removeprefix("postgresql+asyncpg://").split("@")[0]
 
 

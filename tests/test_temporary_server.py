@@ -30,7 +30,9 @@ def until(condition: Callable[[], bool], what: str) -> None:
 def servers_of(process: int) -> list[int]:
     """The children of a process that are a server."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [int(child) for child in children if b"uvicorn" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [
+        int(child) for child in children if b"flows.service.application" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 def is_gone(process: int) -> bool:
@@ -102,3 +104,25 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
     names += ["fetch-test-labels", "fetch-train-images", "fetch-train-labels", "normalize", "publish", "train"]
     assert tasks == [(name, "COMPLETED") for name in [*names, "validate"]]
     assert lines > len(tasks)
+
+
+@pytest.mark.flow
+def test_it_shares_its_database_with_no_other_server(tmp_path: Path, tiny: TinyFactory):
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
+    home = Path(environment["PREFECT_HOME"])
+    command = [str(BIN / "idxflow"), "validate", "--dataset-file", str(tiny().manifest)]
+    # As any server does that runs: the database is open.
+    with closing(sqlite3.connect(home / "prefect.db")) as server:
+        server.execute("pragma journal_mode = wal")
+        server.execute("select count(*) from flow_run").fetchone()
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert server.execute("select count(*) from flow_run").fetchone() == (0,)
+    assert home.stat().st_mode & 0o777 == 0o700
+    # One that is empty is kept for the next; it knows of no run, either.
+    (empty,) = (home / "idxflow").glob("empty-*.db")
+    with closing(sqlite3.connect(empty)) as kept:
+        assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS, check=False).returncode == 0
+    with closing(sqlite3.connect(home / "prefect.db")) as database:
+        assert database.execute("select state_name from flow_run").fetchall() == [("Valid",)]

@@ -21,7 +21,7 @@ from flows.service.guard import Application, Message, Receive, Send, answer
 PATH = "/enter"
 SECONDS = 900
 _LONGEST_BODY = 1000
-# Prefect's pages of both versions look there, for base64 of the string's UTF-8.
+# Prefect's pages of both versions look there.
 _SCRIPT = """
 const say = words => { document.querySelector("p").textContent = words };
 const token = location.hash.slice(1);
@@ -31,8 +31,7 @@ async function enter() {
   const answer = await fetch(location.pathname, { method: "POST", headers, body: JSON.stringify({ token }) });
   const found = await answer.json();
   if (!answer.ok) return say(found.detail);
-  const bytes = new TextEncoder().encode(found.auth_string);
-  localStorage.setItem("prefect-password", btoa(String.fromCharCode(...bytes)));
+  localStorage.setItem("prefect-password", btoa(found.auth_string));
   location.replace("/v2/dashboard");
 }
 enter().catch(() => say("The server does not answer; is `idxflow up` still running?"));
@@ -112,7 +111,7 @@ def _digest(inline: str) -> str:
 
 
 def _file(folder: Path, token: str) -> Path:
-    return folder / hashlib.sha256(token.encode()).hexdigest()
+    return folder / hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
 
 def _forget(folder: Path, now: float) -> None:

@@ -108,8 +108,9 @@ def auth_string(folder: Path) -> str:
         known = f"idxflow:{secrets.token_urlsafe(24)}"
         with os.fdopen(os.open(auth_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(known + "\n")
-    if ":" not in known:
-        raise ConfigError(f"expected {AUTH} to be of the form user:password, found no colon in it")
+    if ":" not in known or not known.isascii():
+        found = "no colon in it" if known.isascii() else "a letter that is not ASCII, which Prefect cannot compare"
+        raise ConfigError(f"expected {AUTH} to be of the form user:password, found {found}")
     return known
 
 
