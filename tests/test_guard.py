@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import socket
+import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from flows.service import entry, server
+from flows.service.application import AUTH
 from flows.service.guard import Guard, Rules
+from flows.service.up import up
 from storage.errors import ConfigError
 
 OWN = "127.0.0.1:4200"
@@ -281,3 +284,37 @@ def test_who_listens_is_told_by_the_system(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as own:
         where = server.address("127.0.0.1", own.getsockname()[1], None)
         assert server.is_ours(where, tmp_path)
+
+
+def test_what_options_open_is_said_and_a_secret_that_contradicts_them_is_refused(monkeypatch: pytest.MonkeyPatch):
+    assert list(server.opened(auth=True, csrf=True)) == []
+    assert [line.split(":")[0] for line in server.opened(auth=False, csrf=False)] == ["--no-auth", "--no-csrf"]
+    monkeypatch.setenv(AUTH, "me:secret")
+    with pytest.raises(ConfigError, match=f"expected no --no-auth where {AUTH} is set"):
+        up(auth=False)
+
+
+@pytest.mark.parametrize("given", ["secret", "me:söcret"])
+def test_an_auth_string_that_prefect_cannot_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str):
+    monkeypatch.setenv(AUTH, given)
+    with pytest.raises(ConfigError, match="of the form user:password, found") as refused:
+        server.auth_string(tmp_path)
+    assert given not in str(refused.value)
+
+
+def test_the_line_that_logs_in_says_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(AUTH, raising=False)
+    folder = tmp_path / "a 'home'"
+    folder.mkdir()
+    made = server.auth_string(folder)
+    assert (folder / "auth-string").stat().st_mode & 0o777 == 0o600
+    for variable in (None, AUTH, server.CLIENT_AUTH):
+        if variable:
+            monkeypatch.setenv(variable, made)
+        line = server.login(made, folder)
+        assert line is not None
+        assert made not in line
+        told = subprocess.run(
+            ["bash", "-euc", f'{line}; printf %s "${server.CLIENT_AUTH}"'], capture_output=True, text=True, check=True
+        )
+        assert told.stdout == made
