@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import http
-import ipaddress
 import logging
 import random
 import re
@@ -17,40 +16,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from storage import stopping
 from tasks.part import Part, Received, SourceFailed, too_large
+from tasks.reach import Reach, reach_of, reach_of_host
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 _log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=BaseException)
-
-
-Reach = Literal["public", "own", "link-local"]
-
-
-def reach_of(address: str) -> Reach:
-    """Tell whether an IP address is of the public internet, of this machine or its network, or link-local.
-
-    An IPv6 address that stands for an IPv4 one, mapped (RFC 4291, 2.5.5.2) or by NAT64 (RFC 6052, 2.1), is as
-    near as that one.
-
-    Raises:
-        ValueError: it is not an address but a name.
-    """
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip)
-    if ip.is_link_local:
-        return "link-local"
-    return "public" if ip.is_global else "own"
 
 
 @dataclass(frozen=True)
@@ -103,7 +82,8 @@ def download(
 
     Tries again, after a random wait that grows, what may heal: lost connections, time-outs, 5xx, 429. Follows
     redirects, but never from https to http, to anything but HTTP, or from the internet into this machine's network.
-    Never asks a link-local address (RFC 3927, RFC 4291): clouds keep the credentials of a machine at one.
+    Never asks a link-local address (RFC 3927, RFC 4291) or a cloud's metadata service: there clouds keep the
+    credentials of a machine.
 
     Args:
         limit: most bytes that are read.
@@ -236,8 +216,8 @@ class _Download:
 
     def _send(self, request: httpx.Request) -> httpx.Response:
         self._check_time()
-        if self._reach(request.url.host) == "link-local":
-            raise _link_local()
+        if self._reach(request.url.host) == "forbidden":
+            raise _forbidden()
         self._proxied = _proxy_of(request.url) is not None
         request.extensions = {**request.extensions, "trace": self._trace}
         return self._client.send(request, stream=True, follow_redirects=False)
@@ -253,15 +233,7 @@ class _Download:
             raise _into_private_network()
 
     def _reach(self, host: str) -> Reach:
-        """Tell how far away a host is by its name alone."""
-        # An address has other spellings, such as 127.1 or 2130706433.
-        with suppress(OSError):
-            host = socket.inet_ntoa(socket.inet_aton(host))
-        try:
-            return self._policy.reach_of(host)
-        except ValueError:
-            name = host.rstrip(".").lower()
-            return "own" if name == "localhost" or name.endswith(".localhost") else "public"
+        return reach_of_host(host, self._policy.reach_of)
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Look at each connection once it is made and before anything is sent over it."""
@@ -280,8 +252,8 @@ class _Download:
         if self._proxied:
             return
         reach = self._policy.reach_of(address)
-        if reach == "link-local":
-            raise _link_local()
+        if reach == "forbidden":
+            raise _forbidden()
         # The first address is the user's own choice.
         if self._hop and self._public_seen and reach != "public":
             raise _into_private_network()
@@ -433,8 +405,10 @@ def _into_private_network() -> SourceFailed:
     return SourceFailed("it redirects to an address of this machine's own network, which is not followed")
 
 
-def _link_local() -> SourceFailed:
-    return SourceFailed("its address is link-local, and nothing is fetched from such a one")
+def _forbidden() -> SourceFailed:
+    return SourceFailed(
+        "its address is link-local or that of a cloud's metadata service, and nothing is fetched from such a one"
+    )
 
 
 def _proxy_of(url: httpx.URL) -> str | None:

@@ -161,9 +161,9 @@ GUARDS = {
     ),
     "link-local addresses": Guard(
         "tasks/download.py",
-        'if self._reach(request.url.host) == "link-local":',
+        'if self._reach(request.url.host) == "forbidden":',
         "if False:",
-        ("tests/fetch/test_redirects.py::test_a_link_local_address_is_never_asked_by_whomever_it_is_given",),
+        ("tests/fetch/test_redirects.py::test_a_forbidden_address_is_never_asked_by_whomever_it_is_given",),
     ),
     "redaction of addresses": Guard(
         "tasks/download.py",

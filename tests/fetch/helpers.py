@@ -16,8 +16,9 @@ from storage.catalog import ArchiveSpec, Dataset
 from storage.files import sha256_of
 from storage.records import Archive, Done
 from storage.store import Store
-from tasks.download import Policy, Reach, reach_of
+from tasks.download import Policy
 from tasks.fetch import find_or_fetch
+from tasks.reach import Reach, reach_of
 from tests.faultserver import FaultServer
 
 FILE = "t10k-images-idx3-ubyte.gz"
