@@ -20,7 +20,7 @@ from storage.errors import IdxflowError, ModelRefused
 from storage.ledger import Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
-from storage.store import Store, store_root
+from storage.store import Store, store_path, store_root
 from tasks.config import Profile, TrainingConfig, parse_overrides, training_config
 from tasks.origins import check_source
 from tasks.reporting import records
@@ -249,7 +249,7 @@ def not_started(request: Request, state: str, sentence: str) -> dict[str, Any]:
         "epochs": None,
         "steps": {},
         "seconds": 0.0,
-        "store": str(store_root(request.store)),
+        "store": str(store_path(request.store)),
         "report": None,
         "error": None,
     }

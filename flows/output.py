@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from storage.errors import ConfigError, OutputFailed
-from storage.files import write_bytes
+from storage.files import kind_of, open_regular, write_bytes
 from storage.store import Store
 
 BEGINNINGS = {
@@ -51,7 +51,7 @@ def _check(option: str, file: Path, store: Store, force: bool) -> None:
     if file.resolve().is_relative_to(store.root.resolve()):
         raise ConfigError(f"expected {option} outside of the store, which keeps what runs made; {shown} is in it")
     if file.exists() and not file.is_file():
-        raise ConfigError(f"expected {option} to be a file; {shown} is something else; choose another name")
+        raise ConfigError(f"expected {option} to be a file; {shown} is {kind_of(file)}; choose another name")
     if file.exists() and not force and not _begins_like(file, suffix):
         raise ConfigError(
             f"expected {option} to be a new file, or one that holds {suffix[1:].upper()}; {shown} holds something "
@@ -94,7 +94,7 @@ def printable(text: str) -> str:
 
 def _begins_like(path: Path, suffix: str) -> bool:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             beginning = stream.read(256).lstrip().lower()
     except OSError:
         return False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigError, IdxflowError
+from storage.files import kind_of
 from storage.records import Failure, to_json
 from storage.registry import Version
 from storage.store import Store, store_root
@@ -95,8 +96,8 @@ def _version(wanted: Wanted) -> Version:
     """Check what can be checked in milliseconds, and return the version that is to answer."""
     for file in wanted.files:
         pictures.check_there(file)
-    if wanted.out and wanted.out.is_dir():
-        raise ConfigError(f"expected --out to be a file; {wanted.out} is a folder; add a file name")
+    if wanted.out and wanted.out.exists() and not wanted.out.is_file():
+        raise ConfigError(f"expected --out to be a file; {wanted.out} is {kind_of(wanted.out)}; choose another name")
     if wanted.out and wanted.out.resolve() in [file.resolve() for file in wanted.files]:
         raise ConfigError(f"expected --out to be another file than those read; {wanted.out} is one; choose another")
     return find_version(Store(store_root(wanted.store)), wanted.dataset, wanted.version)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from storage.errors import ConfigError
+from storage.files import open_regular
 from storage.records import SPLITS, SplitName
 
 CATALOG = Path(__file__).resolve().parent / "catalog"
@@ -37,7 +38,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 _SHOWN = 200
 """Characters of what a user gave that a message repeats."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -185,7 +186,7 @@ def read(path: Path) -> Dataset:
     """
     try:
         path = path.expanduser().absolute()
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError(f"found more than {MAX_MANIFEST_BYTES:,} bytes")
@@ -266,7 +267,7 @@ class _Manifest:
 
     def _name(self) -> str:
         name: str = self._take("name", str)
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise self._wrong("name", "a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit", name)
         return name
 

@@ -6,13 +6,16 @@ flipped bit or an edit by hand is noticed in the small files too, which no other
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,68 @@ def canonical(values: Any) -> bytes:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+class NotRegular(OSError):
+    """What has the name of a file is something else: its `strerror` says what."""
+
+
+def kind_of(path: Path) -> str:
+    """Say what is at `path`, links followed, such as `a FIFO (named pipe)`."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return f"a broken link ({error.strerror})" if path.is_symlink() else "nothing"
+    return next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
+
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def check_regular(path: Path) -> None:
+    """Make sure that `path` is a regular file, or a link to one, without opening it.
+
+    A FIFO would make whoever opens it wait for a writer, perhaps for ever; a device may have no end.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is none, or a folder.
+        NotRegular: it is something else.
+        OSError: it cannot be looked at.
+    """
+    _check_mode(path, path.stat().st_mode)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading; anything else is refused at once, also if it takes the file's place meanwhile.
+
+    Raises:
+        OSError: see `check_regular`; or it cannot be opened.
+    """
+    check_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_mode(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise NotRegular(errno.EINVAL, f"{kind_of(path)}, not a regular file", str(path))
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 lower-case hexadecimal digits."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -111,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is too large, no JSON object, or not byte for byte what was sealed.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         data = stream.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"expected at most {MAX_JSON_BYTES:,} bytes; it is longer")

@@ -34,7 +34,19 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import WAITING, canonical, flush, locked, make_folder, read_json, sealed, sha256_of
+from storage.files import (
+    WAITING,
+    NotRegular,
+    canonical,
+    check_regular,
+    flush,
+    kind_of,
+    locked,
+    make_folder,
+    read_json,
+    sealed,
+    sha256_of,
+)
 from storage.records import Done, Step, from_json, to_json
 
 FOLDERS = {
@@ -59,10 +71,26 @@ STORE_VARIABLE = "IDXFLOW_STORE"
 _log = logging.getLogger(__name__)
 
 
-def store_root(given: str | Path | None = None) -> Path:
+def store_path(given: str | Path | None = None) -> Path:
     """Return the store's folder: the one given, else `IDXFLOW_STORE`, else `store` beside the source code."""
     beside = Path(__file__).resolve().parent.parent / "store"
     return Path(given or os.environ.get(STORE_VARIABLE) or beside).expanduser().absolute()
+
+
+def store_root(given: str | Path | None = None) -> Path:
+    """Return `store_path`, once what is there is a folder, or nothing yet.
+
+    Raises:
+        StoreError: it is something else.
+    """
+    root = store_path(given)
+    with store_errors(root):
+        if root.exists() and not root.is_dir():
+            raise StoreError(
+                f"expected a folder for the store at {root}; found {kind_of(root)}; "
+                "choose another with --store or IDXFLOW_STORE"
+            )
+    return root
 
 
 class Stored(Protocol):
@@ -353,7 +381,10 @@ def described(folder: Path, contents: bool = True) -> dict[str, Any]:
         entry = read_json(folder / ENTRY)
         files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in entry["files"].items()}
         _check_identity(folder, entry)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(FileNotFoundError, NotADirectoryError, IsADirectoryError, NotRegular),
+        *(ValueError, KeyError, TypeError, AttributeError),
+    ) as error:
         raise DamagedEntry(f"{folder / ENTRY} cannot be read ({error})") from error
     except OSError as error:
         raise _unreadable(folder / ENTRY, error) from error
@@ -383,11 +414,12 @@ def _check_file(path: Path, size: int, sha256: str | None) -> None:
     try:
         if path.is_symlink():
             raise DamagedEntry(f"{path}: expected a file; found a symbolic link")
+        check_regular(path)
         found = path.stat().st_size
         if found != size:
             raise DamagedEntry(f"{path}: expected {size:,} bytes; found {found:,}")
         digest = sha256_of(path) if sha256 else None
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotRegular) as error:
         raise DamagedEntry(f"{path}: expected {size:,} bytes; {error.strerror}") from error
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -444,7 +476,8 @@ def _take_over(partial: Path) -> None:
         partial.unlink()
     make_folder(partial)
     for path in partial.iterdir():
-        if path.is_symlink():
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            # Not a link's target, and no FIFO: whoever opens one waits for ever.
             path.unlink()
         else:
             # A run killed while it sealed the entry left them read-only.

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
-from storage.files import flush, make_folder, write_bytes
+from storage.files import flush, kind_of, make_folder, write_bytes
 from tasks import network, scaling
 from tasks.predict import Model
 
@@ -64,7 +64,9 @@ def check_possible(kind: str, folder: Path) -> None:
             "idxflow does not bring them: install them beside it, or choose keras or savedmodel"
         )
     if folder.exists() or folder.is_symlink():
-        raise ConfigError(f"expected nothing yet at {folder}; it exists; delete it or choose another --out")
+        raise ConfigError(
+            f"expected nothing yet at {folder}; there is {kind_of(folder)}; delete it or choose another --out"
+        )
 
 
 def export(model: Model, kind: Format, folder: Path) -> Export:

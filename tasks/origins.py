@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from storage.catalog import ArchiveSpec, Dataset
 from storage.errors import ConfigError, DigestMismatch, FormatError
-from storage.files import locked, sha256_of
+from storage.files import kind_of, locked, open_regular, sha256_of
 from storage.store import Store, store_errors
 from tasks import embedded
 from tasks.download import Policy, download, redacted
@@ -69,10 +69,14 @@ class Folder:
         """
         with _reading(self.path):
             if not self.path.is_dir():
-                raise SourceFailed("there is no such folder")
+                there = f"it is {kind_of(self.path)}, not a folder" if self.path.exists() else "there is no such folder"
+                raise SourceFailed(there)
             for name in _file_names(spec):
-                if (self.path / name).is_file():
-                    return self.path / name
+                path = self.path / name
+                if path.is_file():
+                    return path
+                if path.exists():
+                    raise SourceFailed(f"{name} is {kind_of(path)}, not a regular file")
         raise SourceFailed(f"there is no {spec.file}")
 
     def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
@@ -229,7 +233,7 @@ def payload_sha256(path: Path, limit: int) -> str:
     Raises:
         FormatError: the gzip stream is cut, damaged, followed by something or holds more than `limit` bytes.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         if stream.read(2) != GZIP_MAGIC:
             return sha256_of(path)
         stream.seek(0)
@@ -308,7 +312,7 @@ def _copy(path: Path, spec: ArchiveSpec, part: Part) -> Received:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    with _reading(path), path.open("rb") as stream:
+    with _reading(path), open_regular(path) as stream:
         while block := stream.read(BLOCK):
             yield block
 

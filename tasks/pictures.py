@@ -14,11 +14,14 @@ import numpy as np
 
 from storage import idx
 from storage.errors import ConfigError, FormatError
+from storage.files import kind_of, open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
 
 READ_AT_ONCE = 8192
+_BLOCK_BYTES = 1 << 26
+"""What is read at a time has no more bytes than this, however large its images are; one image at least."""
 MAX_NPZ_BYTES = 1 << 32
 """Of all arrays of one `.npz`, inflated."""
 
@@ -47,8 +50,7 @@ def check_there(path: Path) -> None:
         ConfigError: it is not.
     """
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise ConfigError(f"expected a file of images at {path}; there is {found}; correct the path")
+        raise ConfigError(f"expected a file of images at {path}; there is {kind_of(path)}; correct the path")
 
 
 def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
@@ -62,7 +64,7 @@ def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
         FormatError: it is damaged, of no known kind, or its images cannot be taken as they are.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             magic = stream.read(8)
     except OSError as error:
         raise ConfigError(f"expected a file that can be read at {path}; {error.strerror}") from error
@@ -94,7 +96,7 @@ def _idx(path: Path, say: Say) -> Iterator[np.ndarray]:
         if len(reader.header.shape) == 2:
             yield _checked(path, reader.read())
             return
-        for block in reader.blocks(READ_AT_ONCE):
+        for block in reader.blocks(max(1, min(READ_AT_ONCE, _BLOCK_BYTES // reader.header.row_bytes))):
             yield _checked(path, block)
 
 

@@ -300,7 +300,7 @@ def test_as_a_user_types_it(home: Path):
         (["tiny", "."], 2, "there is a folder"),
         (["tiny"], 2, "requires an argument"),
         (["tiny", "file", "--version", "best"], 2, "expected a version as `champion` or a number"),
-        (["tiny", "file", "--out", "."], 2, "is a folder; add a file name"),
+        (["tiny", "file", "--out", "."], 2, "is a folder; choose another name"),
         (["tiny", "file", "--out", "./file"], 2, "another file than those read"),
         (["other", "file"], 1, "run `idxflow run other` first"),
         (["tiny", "file", "--version", "7"], 1, "expected version 7 of 'tiny'"),

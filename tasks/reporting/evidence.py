@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from storage import parquet
+from storage.files import check_regular
 from storage.ledger import Ledger, Place, place
 from storage.records import Epoch, RunRecord, Step
 from storage.registry import Registry, Version
@@ -116,6 +117,8 @@ def gather(store: Store, run: RunRecord) -> Evidence:
 def readable(read: Callable[[S], T], source: S) -> T | None:
     """Return what `read` finds, or None: nothing that is damaged or gone keeps a report from being written."""
     try:
+        if isinstance(source, Path):
+            check_regular(source)
         return read(source)
     except Exception as error:
         _log.warning("report: left out %s: %s", source, error)
