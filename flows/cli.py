@@ -165,7 +165,8 @@ def manifest(
     """Write a manifest for your own four IDX files to standard output, with their digests.
 
     The files are found by their usual names (`train-images…`, `train-labels…`, `t10k-images…` or `test-images…`,
-    `t10k-labels…` or `test-labels…`); sizes, classes and digests are read from them.
+    `t10k-labels…` or `test-labels…`); sizes, classes, the range of the pixels and digests are read
+    from them.
     Example: `idxflow manifest ~/letters > letters.toml`, then `idxflow run --dataset-file letters.toml`.
 
     Args:
