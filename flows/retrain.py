@@ -19,7 +19,7 @@ from flows.approval import ask
 from flows.events import announce, send_without_waiting
 from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
-from flows.settings import LOGGERS, collect_less
+from flows.settings import LOGGERS, collect_less, leave_arithmetic_to_the_processor
 from storage import stopping
 from storage.errors import IdxflowError, ValidationFailed
 from storage.files import WAITING
@@ -45,6 +45,9 @@ R = TypeVar("R")
 Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
 
 _log = logging.getLogger(__name__)
+
+# Every process that trains imports this module, and TensorFlow after it.
+leave_arithmetic_to_the_processor()
 
 
 @flow(name="retrain", flow_run_name="{dataset}")

@@ -15,6 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE_VARIABLE = "IDXFLOW_SOURCE"
 LOGGERS = ("flows", "tasks", "storage", "expectations")
 """The loggers of idxflow; Prefect sends what they log to its API (`extra_loggers` in pyproject.toml)."""
+ARITHMETIC = (
+    *("TF_ENABLE_ONEDNN_OPTS", "TF_DISABLE_MKL", "TF_SET_ONEDNN_FPMATH_MODE", "TF_XLA_FLAGS", "XLA_FLAGS"),
+    *(f"{library}_{name}" for library in ("ONEDNN", "DNNL") for name in ("MAX_CPU_ISA", "DEFAULT_FPMATH_MODE")),
+    *(f"{library}_CPU_ISA_HINTS" for library in ("ONEDNN", "DNNL")),
+)
+"""Variables by which TensorFlow and oneDNN choose among kernels that round differently."""
 
 
 def collect_less() -> None:
@@ -43,6 +49,16 @@ def be_quiet() -> None:
         os.environ.setdefault(key, value)
     for name in ("HANDLERS_CONSOLE_LEVEL", "INTERNAL_LEVEL"):
         os.environ.setdefault(f"PREFECT_LOGGING_{name}", "CRITICAL")
+
+
+def leave_arithmetic_to_the_processor() -> None:
+    """Take out of the environment what would give other weights for the same data, parameters, code and seed.
+
+    Whoever trains calls this before TensorFlow is imported, which reads these variables then. They are taken out, not
+    set: what TensorFlow chooses without them is what the weights in every store were made with.
+    """
+    for name in ARITHMETIC:
+        os.environ.pop(name, None)
 
 
 def _variables(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:
