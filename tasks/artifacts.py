@@ -16,6 +16,8 @@ from typing import Any
 
 import httpx
 
+from tasks.markdown import escaped
+
 QUIET_SECONDS = 300
 """How long nothing is shown after the Prefect API could not be reached."""
 
@@ -36,10 +38,17 @@ def show_markdown(name: str, text: str, description: str) -> None:
 
 
 def show_table(name: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-    """Publish `rows` as the table artifact `name`; values should be texts or rounded numbers."""
+    """Publish `rows` as the table artifact `name`; values should be texts or rounded numbers.
+
+    Prefect's page takes each text of a table for Markdown with HTML in it, as it does a description: the name of a
+    class could load a picture from anywhere. So texts are escaped.
+    """
     from prefect.artifacts import create_table_artifact
 
-    _show(create_table_artifact, key=name, table=[dict(row) for row in rows], description=description)
+    table = [
+        {column: escaped(value) if isinstance(value, str) else value for column, value in row.items()} for row in rows
+    ]
+    _show(create_table_artifact, key=name, table=table, description=description)
 
 
 def reachable() -> bool:
@@ -63,14 +72,14 @@ class ProgressBar:
             _show(update_progress_artifact, artifact_id=self._id, progress=percent, description=description)
 
 
-def _show(call: Callable[..., Any], **arguments: Any) -> Any:
+def _show(call: Callable[..., Any], description: str, **arguments: Any) -> Any:
     from prefect.context import FlowRunContext, TaskRunContext
 
     global _silent_until
     if not (FlowRunContext.get() or TaskRunContext.get()) or not reachable():
         return None
     try:
-        return call(**arguments)
+        return call(description=escaped(description), **arguments)
     except Exception as error:
         # Whatever the client raises: there are more kinds than it documents.
         _log.warning("not shown in the Prefect UI: %s: %s", type(error).__name__, error)

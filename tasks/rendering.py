@@ -23,6 +23,7 @@ from markupsafe import Markup
 from storage.errors import IdxflowError
 from tasks import figures
 from tasks.figures import Sheet
+from tasks.markdown import escaped
 
 MAX_HTML_BYTES = 1_000_000
 MAX_MARKDOWN_BYTES = 300_000
@@ -34,8 +35,6 @@ _LONG = 10_000
 """Characters of a command."""
 _LISTS = ("data", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
 """The sections that may be missing, as in the report of a run that was cut short."""
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#|~$@!]|:(?=//))")
-_MARKDOWN_START = re.compile(r"^(\s*)([-+=])|^(\s*\d+)(\.)(?=\s|$)")
 
 _log = logging.getLogger(__name__)
 
@@ -155,11 +154,7 @@ def link(address: str) -> str:
 
 def escaped_markdown(value: Any) -> Markup:
     """Return a value as text that Markdown takes literally: no markup, no HTML, no links."""
-    if isinstance(value, Markup):
-        return value
-    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
-    text = _MARKDOWN_START.sub(r"\1\3\\\2\4", _MARKDOWN.sub(r"\\\1", text))
-    return Markup(re.sub(r"(?i)(www)\.", r"\1\\.", text))
+    return value if isinstance(value, Markup) else Markup(escaped(str(value)))
 
 
 def _moment(text: str | None) -> str:
