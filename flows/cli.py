@@ -21,7 +21,7 @@ from flows.interruption import Terminated, interruptible
 from flows.output import ReaderGone, guarded_streams
 from flows.service.up import up
 from flows.settings import be_quiet, collect_less
-from storage.errors import ConfigError, IdxflowError, PrefectFailed
+from storage.errors import ConfigError, IdxflowError, PrefectFailed, shortage
 from storage.files import WAITING
 
 if TYPE_CHECKING:
@@ -295,6 +295,12 @@ def _ended(tokens: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("idxflow: interrupted; the same command goes on from where it was", file=sys.stderr)
         return 130
+    except (ImportError, RuntimeError, BlockingIOError) as error:
+        words = shortage(error)
+        if not words:
+            raise
+        print(f"idxflow: {words}", file=sys.stderr)
+        return 1
     except ReaderGone:
         # Of our output (`idxflow datasets | head`): it has what it wanted.
         return 0
@@ -304,10 +310,12 @@ def _ended(tokens: list[str] | None) -> int:
 def _run_flow(flow: str, request: Request, as_json: bool) -> int:
     """Run one of the flows of `flows.retrain` in this process, showing its steps as they end."""
     from flows.job import refusal
+    from storage.store import store_root
 
     try:
         # Wrong usage is said in milliseconds, not after Prefect has started.
         request.resolve()
+        store_root(request.store)
         outcome = _watch(flow, request, as_json)
     except IdxflowError as error:
         outcome = refusal(request, error)

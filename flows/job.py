@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from flows.settings import SOURCE_VARIABLE
 from storage import catalog
 from storage.catalog import Dataset
-from storage.errors import IdxflowError, ModelRefused
+from storage.errors import ConfigError, IdxflowError, ModelRefused, shortage
 from storage.ledger import Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
@@ -26,6 +26,9 @@ from tasks.origins import check_source
 from tasks.reporting import records
 
 R = TypeVar("R")
+
+FIRST_YEAR = 1980
+"""Keras saves models as ZIP, which knows no earlier time."""
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +124,8 @@ class Job:
             failure = Failure(type(error).__name__, str(error), error.exit_code)
         else:
             _log.error("unexpected error", exc_info=error)
-            failure = Failure(type(error).__name__, f"unexpected {type(error).__name__}: {error}", 1)
+            sentence = shortage(error) or f"unexpected {type(error).__name__}: {error}"
+            failure = Failure(type(error).__name__, sentence, 1)
         if self.record.failure:
             _log.error("after that: %s", failure.sentence)
         else:
@@ -208,13 +212,13 @@ def prepare(request: Request, asked_by: str) -> Job:
     """Check everything that was asked for before any work starts.
 
     Raises:
-        ConfigError: the data set, its manifest or a parameter is wrong.
+        ConfigError: the data set, its manifest, a parameter or the machine's clock is wrong.
         StoreError: the store cannot be written.
     """
     dataset, config = request.resolve()
     store = Store(store_root(request.store))
     store.prepare()
-    now = datetime.now(UTC)
+    now = _now()
     record = RunRecord(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         dataset=dataset.name,
@@ -227,6 +231,17 @@ def prepare(request: Request, asked_by: str) -> Job:
         environment=records.environment(),
     )
     return Job(store, dataset, request.source_for(dataset), config, record, record.id if request.force else "")
+
+
+def _now() -> datetime:
+    """Return the time, if it can be right: without a battery, a clock begins in 1970."""
+    now = datetime.now(UTC)
+    if now.year < FIRST_YEAR:
+        raise ConfigError(
+            "expected a clock that is right, because records and archives bear its time; found "
+            f"{now:%Y-%m-%d %H:%M} UTC; set it, for example by timedatectl, then run again"
+        )
+    return now
 
 
 def refusal(request: Request, error: IdxflowError) -> dict[str, Any]:

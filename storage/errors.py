@@ -92,3 +92,20 @@ class PrefectFailed(IdxflowError):
 
 class OutputFailed(IdxflowError):
     """What was to be printed could not be written; what the command did apart from that stays done."""
+
+
+def shortage(error: BaseException) -> str | None:
+    """Return in words what the system has refused a process, if that is what `error` is about."""
+    text = str(error)
+    if isinstance(error, ImportError) and ("failed to map" in text or "annot allocate memory" in text):
+        return (
+            f"expected memory to load a library; {text}; raise the limit of the address space (ulimit -v), or take a "
+            "machine with more memory, then run again"
+        )
+    threads = isinstance(error, RuntimeError) and "can't start new thread" in text
+    if threads or isinstance(error, BlockingIOError):
+        return (
+            f"expected to start a thread or a process; {text}; raise the limit of processes (ulimit -u, TasksMax of a "
+            "systemd unit, pids of a container), then run again"
+        )
+    return None

@@ -115,6 +115,7 @@ COMMANDS = [
     ("report tiny --out {}.html", 2),
     ("runs diff tiny champion latest --figure {}.png", 2),
     ("run digits --store {}", 1),
+    ("validate digits --store {}", 1),
     ("predict tiny {image} --store {}", 1),
     ("verify --store {}", 1),
     ("status --store {}", 1),

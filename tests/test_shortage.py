@@ -1,0 +1,52 @@
+"""What the system refuses a process, a thread or room for a library, is said in a sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage.errors import shortage
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = """
+import resource
+from storage.errors import shortage
+import numpy
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    import tensorflow
+except ImportError as error:
+    print(shortage(error))
+"""
+THREADS = """
+import resource, threading
+from storage.errors import shortage
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+threading.stack_size(1 << 29)
+try:
+    for _ in range(9):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+except RuntimeError as error:
+    print(shortage(error), flush=True)
+import os
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(LIBRARY, "expected memory to load a library; "), (THREADS, "expected to start a thread or a ")]
+)
+def test_it_is_said_what_to_raise(code: str, said: str):
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.stdout.startswith(said), result.stderr
+    assert "then run again" in result.stdout
+
+
+def test_other_errors_are_none():
+    assert shortage(ImportError("No module named 'x'")) is None
+    assert shortage(RuntimeError("x")) is None
