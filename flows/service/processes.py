@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_memory
 from storage.errors import PrefectFailed
 
 MAX_DEATHS = 5
@@ -22,6 +23,8 @@ SETTLED_SECONDS = 60
 _LONGEST_PAUSE = 30
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Refused|NotFound)\b.*: \S")
 _LOG_BYTES = 10_000_000
+_LAST_LINES = 60
+"""What a process says of its death is among its last lines: a trace with what its libraries add to it."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,6 +52,8 @@ class Service:
         self._now = now
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
+        self._counter: Path | None = None
+        self._kills = (0, 0)
         self._log_start = 0
         self._deaths = 0
         self._not_before = 0.0
@@ -57,6 +62,11 @@ class Service:
     def pid(self) -> int | None:
         """Process id, or None where none runs."""
         return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started last."""
+        return self._now() - self._started
 
     def start(self) -> None:
         log = self.command.log
@@ -76,6 +86,8 @@ class Service:
                 preexec_fn=end_with_parent(),
             )
         self._started = self._now()
+        self._counter = counter(self._process.pid)
+        self._kills = (kills_for_memory(self._counter),) * 2
 
     def revive(self) -> str | None:
         """Start the process again if it has died and its pause is over; say so in one sentence, else None.
@@ -84,6 +96,8 @@ class Service:
             PrefectFailed: it died `MAX_DEATHS` times in a row soon after its start.
         """
         if self.pid:
+            # What was counted before the last look: in that one, this very death may be counted already.
+            self._kills = (self._kills[1], kills_for_memory(self._counter))
             return None
         if self._process:
             return self._note_death()
@@ -103,17 +117,22 @@ class Service:
         return f"the {epitaph}; starting it again in {pause} s; see {self.command.log}"
 
     def epitaph(self) -> str:
-        """Return how the process ended, with the last thing it said."""
-        code = self._process.returncode if self._process else None
-        how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+        """Return what ended the process: a signal, or what it said last itself."""
+        process = self._process
+        if process and process.returncode and process.returncode < 0:
+            # Whatever it had said before has not ended it.
+            memory = kills_for_memory(self._counter) > self._kills[0] or in_kernel_log(process.pid)
+            return f"{self.command.name} {by_signal(-process.returncode, memory)}"
         words = self.last_words()
+        how = f"ended with exit code {process.returncode if process else None}"
         return f"{self.command.name} {how}" + (f": {words}" if words else "")
 
     def last_words(self) -> str:
-        """Return the last line of this process's output that names an error, at most 300 characters, else nothing."""
+        """Return the error that the process said last, in at most 300 characters; nothing if it did not end on one."""
         with self.command.log.open("rb") as stream:
             stream.seek(self._log_start)
-            lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+            said = stream.read().decode(errors="replace").splitlines()
+        lines = [line.strip() for line in said if line.strip()][-_LAST_LINES:]
         # What an exception says tells more than what was logged about it.
         raised = [line for line in lines if _EXCEPTION.match(line)]
         logged = [line for line in lines if "ERROR" in line or "error:" in line.lower()]
