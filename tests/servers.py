@@ -21,6 +21,7 @@ import httpx
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_SSL_CERT_FILE,
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -29,7 +30,7 @@ from prefect.settings import (
 )
 
 from flows.service.application import Plan, listen
-from flows.service.processes import end_with_parent
+from flows.service.processes import Service, end_with_parent
 from storage.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,7 @@ HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 """For requests of tests. Making a client takes longer than a request, and servers come and go at the same address."""
 KEPT = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
+SECRET = "idxflow:canary-of-the-tests"
 START_SECONDS = 90
 GRACE_SECONDS = 3
 """Before force is used. What a server has been told is in its database by then."""
@@ -132,6 +134,33 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
         yield environment
 
 
+@contextmanager
+def guarded_server(home: Path) -> Iterator[tuple[Service, dict[str, str]]]:
+    """Run the server that `idxflow up` starts, without the rest of it; yield it and the environment that reaches it."""
+    listener = listen("127.0.0.1", 0)
+    environment = clean_environment(
+        home,
+        PREFECT_API_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/api",
+        PREFECT_API_AUTH_STRING=SECRET,
+        PREFECT_API_SSL_CERT_FILE=one_authority(home),
+        PREFECT_SERVER_API_AUTH_STRING=SECRET,
+        PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED="true",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    )
+    server = Service(Plan("127.0.0.1", (), str(home)).command(environment, ROOT, home / "server.log", listener))
+    server.start()
+    try:
+        yield server, environment
+    finally:
+        server.stop(GRACE_SECONDS)
+        listener.close()
+
+
+def wait_until_answers(environment: Mapping[str, str]) -> None:
+    """Wait for a server whose port takes requests before it can answer them."""
+    HTTP.get(f"{environment['PREFECT_API_URL']}/health", timeout=START_SECONDS).raise_for_status()
+
+
 def one_authority(folder: Path) -> str:
     """Write a file of authorities that has only one; return its path.
 
@@ -153,6 +182,7 @@ def used_in_this_process(server: Mapping[str, str], home: Path) -> Iterator[Path
     settings = {
         PREFECT_API_URL: server["PREFECT_API_URL"],
         PREFECT_API_SSL_CERT_FILE: server["PREFECT_API_SSL_CERT_FILE"],
+        PREFECT_API_AUTH_STRING: server.get("PREFECT_API_AUTH_STRING"),
         PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
         PREFECT_LOCAL_STORAGE_PATH: results,
     }

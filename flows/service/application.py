@@ -52,9 +52,14 @@ def application(plan: Plan) -> Application:
     """Return what answers the requests."""
     from prefect.server.api.server import create_app
 
+    from flows.service import trimming
+    from flows.service.writers import queue_writers
+
+    queue_writers()
     auth = os.environ.get(AUTH)
     own = {entry.PATH: entry.entrance(Path(plan.links), auth)} if plan.links and auth else {}
     inner: Any = create_app(ephemeral=plan.temporary, final=True)
+    inner.api_app.include_router(trimming.router())
     return Guard(inner, Rules.listening(plan.host, plan.names), own)
 
 

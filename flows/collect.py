@@ -1,0 +1,92 @@
+"""Retention on a schedule: remove what nobody will ask for again, from the store and from Prefect's database."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from flows.settings import LOGGERS, store_root
+from storage import retention
+from storage.errors import IdxflowError
+from storage.store import Store
+
+FLOW_RUNS = 200
+EVENT_DAYS = 7.0
+_NOT_FOUND = (404, 405)
+
+_log = logging.getLogger(__name__)
+
+
+@flow(name="collect", flow_run_name="collect")
+def collect(
+    keep_versions: Annotated[int, Field(ge=1)] = retention.KEEP_LAST,
+    keep_flow_runs: Annotated[int, Field(ge=1)] = FLOW_RUNS,
+    event_days: Annotated[float, Field(ge=0)] = EVENT_DAYS,
+    store: str | None = None,
+) -> State[dict[str, Any]]:
+    """Remove old results from the store, and old flow runs and events from Prefect's database.
+
+    What is in use, what has not ended, every champion that a rollback can return to, and the ledger stay.
+
+    Args:
+        keep_versions: How many of the newest versions and runs of each data set stay in the store, as with idxflow gc.
+        keep_flow_runs: How many of the newest ended runs of each deployment stay in Prefect, with their logs.
+        event_days: For how many days Prefect keeps events. Those of a removed run go with it.
+        store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
+    """
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    outcome, problems = _collect_store(Store(store_root(store)), keep_versions)
+    with get_client(sync_client=True) as client:
+        outcome |= _trim(client, keep_flow_runs, event_days)
+    said = (
+        f"removed {outcome['entries']:,} entries ({outcome['bytes'] / 1e6:,.1f} MB) of the store, "
+        f"{outcome['flow_runs']:,} flow runs and {outcome['events']:,} events"
+    )
+    _log.info(said)
+    if problems:
+        return Failed(message="; ".join([*problems, said]), data=outcome)
+    return Completed(message=said, data=outcome)
+
+
+def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
+    """Collect every data set; one that cannot be is said, and does not keep the others from it."""
+    outcome: dict[str, Any] = {"entries": 0, "bytes": 0, "busy": []}
+    problems = []
+    for name in store.datasets() if store.root.is_dir() else ():
+        try:
+            done = retention.collect(store, name, keep)
+        except IdxflowError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if done.busy:
+            _log.info("%s: a run is in progress, nothing removed", name)
+            outcome["busy"].append(name)
+        outcome["entries"] += len(done.entries)
+        outcome["bytes"] += done.bytes
+    return outcome, problems
+
+
+def _trim(client: SyncPrefectClient, keep_flow_runs: int, event_days: float) -> dict[str, Any]:
+    """Have the server forget, bit by bit, so that others get their turn in between."""
+    done = {"flow_runs": 0, "events": 0}
+    wanted = {"keep_flow_runs": keep_flow_runs, "event_days": event_days}
+    more = True
+    while more:
+        try:
+            answer = client.request("POST", "/idxflow/trim", json=wanted).json()  # type: ignore[arg-type]
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code not in _NOT_FOUND:
+                raise
+            _log.warning("the server was not started by idxflow: what it keeps of runs and events is its own affair")
+            break
+        done = {name: done[name] + answer[name] for name in done}
+        more = answer["more"]
+    return done
