@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from cyclopts import Parameter
 
+from flows.service.up import POOL
 from flows.settings import ROOT, store_root
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
@@ -32,6 +34,7 @@ LEAST_FREE_BYTES = 2_000_000_000
 """Decoded MNIST, some models and reports, and Prefect's database."""
 LATE = timedelta(minutes=2)
 _IMPORT_SECONDS = 120
+_QUERY_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def doctor(
     """Look for whatever keeps a run from starting or ending well, and say how to mend it. Exit code 1 on a problem.
 
     Looks at the installed versions, TensorFlow, the disk, the store, the time zones, and, where a Prefect server is
-    there, at its version, the worker, the deployments, their limits, late runs and runs without a sign of life.
+    there, at its version, its database, the worker, the deployments, their limits, late runs and runs without a sign of
+    life.
     """
     findings = []
     for finding in _looks(Store(store_root(store))):
@@ -186,6 +190,11 @@ def _server() -> Iterator[Finding]:
     try:
         with found() as client:
             yield _same_version(client)
+            answers = _database(client)
+            yield answers
+            if answers.verdict == "problem":
+                # All else is asked of it.
+                return
             for look in (_worker, _deployments, _limits, _late, _lifeless, _automation):
                 yield look(client)
     except PrefectFailed as error:
@@ -201,15 +210,48 @@ def _same_version(client: SyncPrefectClient) -> Finding:
     return Finding("ok", "server", f"Prefect {theirs} at {client.api_url}")
 
 
+def _database(client: SyncPrefectClient) -> Finding:
+    """Whether the server answers what it cannot without its database, and whether that is the one it has open."""
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from flows.service import sqlite
+    from flows.service.deployments import read_plan, see
+
+    up = _running_up(client)
+    file = Path(up["database"]) if up.get("database") else None
+    restart = "`idxflow up` restarts the server by itself within seconds" if up else "start the server again"
+    if file and up.get("opened") and sqlite.identity(file) != tuple(up["opened"]):
+        happened = "replaced" if file.exists() else "removed"
+        return Finding("problem", "database", f"{file} was {happened} under the running server", restart)
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _QUERY_SECONDS}):
+            see(client, POOL, read_plan())
+    except Exception as error:
+        # Whatever the client raises: the server said that it is healthy.
+        said = f"the server at {client.api_url} answers its health check, but no query ({type(error).__name__})"
+        trouble = sqlite.trouble(file) if file else None
+        return Finding("problem", "database", said, trouble or "look into the server's log, and start it again")
+    return Finding("ok", "database", "answers queries")
+
+
+def _running_up(client: SyncPrefectClient) -> dict[str, Any]:
+    """Return what a running `idxflow up` says of itself; empty where none looks after this server."""
+    from prefect.settings import PREFECT_HOME
+
+    from flows.service.lock import running
+
+    return running(PREFECT_HOME.value() / "idxflow", str(client.api_url).rstrip("/"))
+
+
 def _worker(client: SyncPrefectClient) -> Finding:
     from prefect.exceptions import ObjectNotFound
 
-    pools = sorted({d.work_pool_name for d in _ours(client) if d.work_pool_name}) or ["idxflow"]
+    pools = sorted({d.work_pool_name for d in _ours(client) if d.work_pool_name}) or [POOL]
     for pool in pools:
         try:
             known = client.read_work_pool(pool)
         except ObjectNotFound:
-            return Finding("problem", "worker", f"there is no work pool {pool!r}", "idxflow up")
+            return Finding("problem", "worker", f"there is no work pool {pool!r}", _put_there(client))
         if known.is_paused:
             return Finding("problem", "worker", f"the pool {pool!r} is paused", f"prefect work-pool resume {pool}")
         if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
@@ -218,14 +260,20 @@ def _worker(client: SyncPrefectClient) -> Finding:
     return Finding("ok", "worker", f"polling {', '.join(pools)}")
 
 
+def _put_there(client: SyncPrefectClient) -> str:
+    if _running_up(client):
+        return "wait: the running `idxflow up` puts it there again within a minute"
+    return "idxflow up, or prefect --no-prompt deploy --all"
+
+
 def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    return [d for d in client.read_deployments() if (d.entrypoint or "").startswith("flows.retrain")]
+    return [d for d in client.read_deployments() if (d.entrypoint or "").startswith("flows.")]
 
 
 def _deployments(client: SyncPrefectClient) -> Finding:
     ours = _ours(client)
     if not ours:
-        return Finding("problem", "deployments", "there are none", "idxflow up, or prefect --no-prompt deploy --all")
+        return Finding("problem", "deployments", "there are none", _put_there(client))
     paused = [d for d in ours if d.paused]
     if paused:
         remedy = f"prefect api POST /deployments/{paused[0].id}/resume_deployment"
@@ -233,7 +281,8 @@ def _deployments(client: SyncPrefectClient) -> Finding:
     asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]
     if asleep:
         first = asleep[0]
-        remedy = f"prefect deployment schedule resume retrain/{first.name} {first.schedules[0].id}"
+        flow = (first.entrypoint or "").rpartition(".")[2]
+        remedy = f"prefect deployment schedule resume {flow}/{first.name} {first.schedules[0].id}"
         return Finding("warning", "deployments", f"all schedules are paused: {_names(asleep)}", remedy)
     return Finding("ok", "deployments", _names(ours))
 
@@ -284,9 +333,7 @@ def _automation(client: SyncPrefectClient) -> Finding:
 
     known = client.read_automations_by_name(AUTOMATION)
     if not known:
-        return Finding(
-            "warning", "dead runs", "nothing ends runs whose machine has died", "idxflow up makes the automation"
-        )
+        return Finding("warning", "dead runs", "nothing ends runs whose machine has died", _put_there(client))
     if not known[0].enabled:
         remedy = f"prefect automation resume {known[0].id}"
         return Finding("warning", "dead runs", f"the automation {AUTOMATION!r} is disabled", remedy)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import VariableCreate, VariableUpdate, WorkPoolCreate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.actions import DeploymentScheduleCreate, VariableCreate, VariableUpdate, WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.objects import DeploymentSchedule, StateType, WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
+from flows.service.memory import Changed, Memory, Remembered
 from flows.service.server import prefect
 from flows.settings import ROOT
 from storage.errors import PrefectFailed
@@ -30,6 +36,7 @@ VARIABLE = "idxflow_schedules"
 AUTOMATION = "idxflow: end flow runs whose process is gone"
 _PROCESS = "process"
 _DEPLOY_SECONDS = 180
+_WAIT_SECONDS = 0.5
 _ENDINGS = (
     "Completed", "Failed", "Cancelled", "Crashed", "TimedOut",
     # The names that idxflow gives its own endings.
@@ -37,64 +44,209 @@ _ENDINGS = (
 )  # fmt: skip
 
 
-def ensure_pool(client: SyncPrefectClient, name: str) -> str:
-    """Create the process work pool unless it is there; return its type."""
+@dataclass(frozen=True)
+class Promise:
+    """What `idxflow up` puts on a server, and sees to that it stays there."""
+
+    pool: str
+    zombie_seconds: int
+    environment: Mapping[str, str]
+    """Of `prefect deploy`."""
+    memory: Memory
+    plan: Mapping[str, Any]
+    """What `prefect.yaml` said when it was read."""
+    meanwhile: Callable[[], object]
+    """Called now and then while `prefect deploy` is at work, which waits for a server that has died."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is there of it."""
+
+    wanted: tuple[str, ...]
+    """The names of all deployments."""
+    pool: WorkPool | None
+    deployments: Mapping[str, DeploymentResponse]
+    automation: Automation | None
+    applied: Mapping[str, str] | None
+    """Digests of the schedules that were last taken from `prefect.yaml`; None on a server that `up` does not know."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Say what is not there."""
+        absent = [name for name in self.wanted if name not in self.deployments]
+        return (
+            *(() if self.pool else ("the work pool",)),
+            *([f"the deployments {', '.join(absent)}"] if absent else ()),
+            *(() if self.automation else ("the automation that ends dead runs",)),
+            *(() if self.applied is not None else ("what is known of schedules",)),
+        )
+
+
+def read_plan() -> dict[str, Any]:
+    """Return what `prefect.yaml` says."""
+    found: dict[str, Any] = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+    return found
+
+
+def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
+    """Look, with few and small requests.
+
+    Raises:
+        Exception: whatever Prefect's client raises where the server does not answer queries.
+    """
+    entrypoints = {d["name"]: d["entrypoint"] for d in plan["deployments"]}
+    found = client.read_deployments(
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=list(entrypoints)))
+    )
+    automations = client.read_automations_by_name(AUTOMATION)
+    variable = client.read_variable_by_name(VARIABLE)
+    return Seen(
+        tuple(entrypoints),
+        _pool(client, pool),
+        {d.name: d for d in found if d.entrypoint == entrypoints[d.name]},
+        automations[0] if automations else None,
+        dict(variable.value) if variable and isinstance(variable.value, dict) else None,
+    )
+
+
+def provide(client: SyncPrefectClient, promise: Promise) -> tuple[str, ...]:
+    """Put on the server what is promised; return the names of deployments whose schedules stay as people left them."""
+    remembered = promise.memory.read()
+    ensure_pool(client, promise.pool, remembered.pool if remembered else {})
+    ensure_automation(client, promise.zombie_seconds, remembered.automation_enabled if remembered else True)
+    kept = deploy(client, promise, remembered)
+    remember(promise.memory, see(client, promise.pool, promise.plan))
+    return kept
+
+
+def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
+    """Put again on the server what is not there any more, and say so; else remember what people have changed."""
+    seen = see(client, promise.pool, promise.plan)
+    if seen.missing:
+        kept = provide(client, promise)
+        as_before = f"; schedules as people had left them: {', '.join(kept)}" if kept else ""
+        return f"the server did not have {', '.join(seen.missing)} any more; put there again{as_before}"
+    remember(promise.memory, seen)
+    return None
+
+
+def remember(memory: Memory, seen: Seen) -> None:
+    """Keep what people have changed, unless something is missing: a lost database must not be remembered."""
+    if seen.missing or not (seen.pool and seen.automation):
+        return
+    applied = seen.applied or {}
+    deployments = {
+        name: Changed(d.paused, _dumped(d.schedules), applied.get(name, "")) for name, d in seen.deployments.items()
+    }
+    pool = {"is_paused": seen.pool.is_paused, "concurrency_limit": seen.pool.concurrency_limit}
+    memory.write(Remembered(deployments, pool, seen.automation.enabled))
+
+
+def _dumped(schedules: list[DeploymentSchedule]) -> list[dict[str, Any]]:
+    kept = {"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
+    # The server's order changes.
+    return sorted((s.model_dump(mode="json", include=kept) for s in schedules), key=json.dumps)
+
+
+def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
     try:
-        return client.read_work_pool(name).type
+        return client.read_work_pool(name)
     except ObjectNotFound:
-        return client.create_work_pool(WorkPoolCreate(name=name, type=_PROCESS)).type
+        return None
 
 
-def deploy(client: SyncPrefectClient, pool: str, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Deploy everything in `prefect.yaml` to a pool; return the names of deployments whose schedules were kept.
+def ensure_pool(client: SyncPrefectClient, name: str, remembered: Mapping[str, Any] | None = None) -> str:
+    """Create the process work pool unless it is there, as it is remembered; return its type."""
+    found = _pool(client, name)
+    wanted = WorkPoolCreate(name=name, type=_PROCESS, **(remembered or {}))
+    return found.type if found else client.create_work_pool(wanted).type
+
+
+def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered | None = None) -> tuple[str, ...]:
+    """Deploy everything in `prefect.yaml` to the pool; return the names of deployments whose schedules were kept.
 
     `prefect deploy` sets schedules to what the file says, also those that a user has changed, paused or deleted on
     the server. Here whoever changed them last wins: the file's schedules are applied to a new deployment, and again
-    only when they differ from those that were applied the last time.
+    only when they differ from those that were applied the last time. A deployment that the server has lost gets back
+    what is remembered of it, by the same rule.
     """
-    plan = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
-    known = {(found.name, found.entrypoint) for found in client.read_deployments()}
-    applied = _applied(client)
-    digests, kept = {}, []
-    for deployment in plan["deployments"]:
+    wanted, seen = copy.deepcopy(dict(promise.plan)), see(client, promise.pool, promise.plan)
+    earlier = remembered.deployments if remembered else {}
+    digests, kept, again = {}, [], {}
+    for deployment in wanted["deployments"]:
         name = deployment["name"]
-        deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": pool}
+        deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": promise.pool}
         digests[name] = _digest(deployment.get("schedules", []))
-        up_to_date = (name, deployment["entrypoint"]) in known and applied.get(name, digests[name]) == digests[name]
+        lost = earlier.get(name) if seen.applied is None or name not in seen.deployments else None
+        applied = lost.applied if lost else (seen.applied or {}).get(name, digests[name])
+        if applied != digests[name] or not (lost or name in seen.deployments):
+            # The file's schedules; whether it is paused the file does not say.
+            if lost:
+                again[name] = replace(lost, schedules=None)
+            continue
         # Without the key, `prefect deploy` leaves the schedules alone.
-        if up_to_date and deployment.pop("schedules", None):
+        from_file = deployment.pop("schedules", None)
+        if lost:
+            again[name] = lost
+        if from_file or (lost and lost.schedules):
             kept.append(name)
-    _deploy(plan, environment)
-    _remember(client, {**applied, **digests})
+    _deploy(wanted, promise)
+    now = see(client, promise.pool, promise.plan)
+    for name, before in again.items():
+        _put_back(client, now.deployments[name], before)
+    _remember(client, {**(seen.applied or {}), **digests})
     return tuple(kept)
 
 
-def _deploy(plan: dict[str, Any], environment: Mapping[str, str]) -> None:
+def _put_back(client: SyncPrefectClient, deployment: DeploymentResponse, before: Changed) -> None:
+    if before.schedules is not None:
+        for schedule in deployment.schedules:
+            client.delete_deployment_schedule(deployment.id, schedule.id)
+        if before.schedules:
+            wanted = [DeploymentScheduleCreate.model_validate(schedule) for schedule in before.schedules]
+            client.create_deployment_schedules(deployment.id, wanted)
+    if before.paused:
+        client.pause_deployment(deployment.id)
+
+
+def _deploy(plan: dict[str, Any], promise: Promise) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / PLAN.name
+        path, said = Path(folder) / PLAN.name, Path(folder) / "said"
         path.write_text(json.dumps(plan), encoding="utf-8")  # JSON is YAML
-        result = subprocess.run(
-            prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DEPLOY_SECONDS,
-            check=False,
-        )
-    if result.returncode:
-        said = " ".join((result.stdout + result.stderr).split())[-400:]
-        raise PrefectFailed(f"expected `prefect deploy --all` to take {PLAN.name}, found: {said}")
+        with said.open("wb") as output:
+            process = subprocess.Popen(
+                prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
+                cwd=ROOT,
+                env=promise.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            code = _ended(process, promise.meanwhile)
+        finally:
+            process.kill()
+            process.wait()
+        if code:
+            words = " ".join(said.read_text(encoding="utf-8", errors="replace").split())[-400:]
+            found = words if code > 0 else f"no end within {_DEPLOY_SECONDS} s"
+            raise PrefectFailed(f"expected `prefect deploy --all` to take {PLAN.name}, found: {found}")
+
+
+def _ended(process: subprocess.Popen[bytes], meanwhile: Callable[[], object]) -> int:
+    """Return the exit code; negative if it does not come to an end."""
+    deadline = time.monotonic() + _DEPLOY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            return process.wait(_WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            meanwhile()
+    return -1
 
 
 def _digest(schedules: object) -> str:
     return hashlib.sha256(json.dumps(schedules, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _applied(client: SyncPrefectClient) -> dict[str, str]:
-    variable = client.read_variable_by_name(VARIABLE)
-    return dict(variable.value) if variable and isinstance(variable.value, dict) else {}
 
 
 def _remember(client: SyncPrefectClient, digests: dict[str, str]) -> None:
@@ -104,17 +256,17 @@ def _remember(client: SyncPrefectClient, digests: dict[str, str]) -> None:
         client.create_variable(VariableCreate(name=VARIABLE, value=digests, tags=["idxflow"]))
 
 
-def ensure_automation(client: SyncPrefectClient, seconds: int) -> None:
+def ensure_automation(client: SyncPrefectClient, seconds: int, enabled: bool = True) -> None:
     """Have the server end a run as Crashed when it has sent heartbeats and then none for so many seconds.
 
-    An automation that a user has disabled stays disabled. After
+    An automation that a user has disabled stays disabled; a new one is made as `enabled` says. After
     https://docs.prefect.io/v3/advanced/detect-zombie-flows, with the names of idxflow's own endings: an event has
     the name of the state, not its type.
     """
     wanted = _automation(seconds)
     found = client.read_automations_by_name(AUTOMATION)
     if not found:
-        client.create_automation(wanted)
+        client.create_automation(wanted.model_copy(update={"enabled": enabled}))
     elif found[0].trigger.model_dump(exclude={"id"}) != wanted.trigger.model_dump(exclude={"id"}):
         client.update_automation(found[0].id, wanted.model_copy(update={"enabled": found[0].enabled}))
 

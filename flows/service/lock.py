@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,3 +59,16 @@ def ready(folder: Path) -> Iterator[str]:
             continue
         if words.get("ready") and words.get("api"):
             yield words["api"]
+
+
+def running(folder: Path, api: str) -> dict[str, Any]:
+    """Return what an `idxflow up` says that looks after this server now; empty if there is none on this machine."""
+    for path in folder.glob("up-*.json"):
+        with suppress(OSError, ValueError), path.open(encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                words: dict[str, Any] = json.load(stream)
+                if words.get("api") == api:
+                    return words
+    return {}

@@ -19,7 +19,7 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from flows.service import database
+from flows.service import database, sqlite
 from flows.service.application import AUTH, Plan, listen
 from flows.service.processes import Service
 from storage.errors import PrefectFailed
@@ -77,7 +77,9 @@ class TemporaryServer:
         if self._has_answered(_START_SECONDS):
             return database.keep_empty(self._home, self._folder)
         if self._service.pid is None:
-            raise PrefectFailed(f"expected a Prefect server for this run; the {self._service.epitaph()}; try again")
+            file = sqlite.configured()
+            remedy = (sqlite.trouble(file) if file else None) or "try again"
+            raise PrefectFailed(f"expected a Prefect server for this run; the {self._service.epitaph()}; {remedy}")
         raise PrefectFailed(
             f"expected a Prefect server for this run to answer within {_START_SECONDS} s; it did not; try again"
         )

@@ -11,23 +11,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from flows.service import entry, server
+from flows.service import entry, server, sqlite
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, private_home
 from flows.service.guard import LOOPBACK
 from flows.service.lock import Lock
+from flows.service.memory import Memory
 from flows.service.processes import Command, Service
 from flows.settings import ROOT
 from storage.errors import ConfigError, PrefectFailed
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+
+    from flows.service.deployments import Promise
 
 POOL = "idxflow"
 LINKS = "links"
@@ -37,6 +41,10 @@ START_SECONDS = 240
 STOP_SECONDS = 6
 """For each of worker and server, before force is used; together well below the 15 s that `up` may take to stop."""
 SWEEP_SECONDS = 10
+LOOK_SECONDS = 15
+"""How often the server is looked at: whether it answers queries and still has what was put there."""
+QUERY_SECONDS = 10
+"""What it may take for one answer, when looked at."""
 ZOMBIE_VARIABLE = "IDXFLOW_ZOMBIE_SECONDS"
 ZOMBIE_SECONDS = 90
 """Three heartbeats of 30 s, the shortest that Prefect allows."""
@@ -168,6 +176,13 @@ class _Up:
         self.worker: Service | None = None
         self.worker_since = datetime.now(UTC)
         self.pool_type = ""
+        self.database_file: Path | None = None
+        """The file of the database of a server that was started here, if it is SQLite."""
+        self.opened: sqlite.Identity | None = None
+        """That file as the server has it open; None while that is not known."""
+        self.promise: Promise | None = None
+        self.said, self.told = "", dict[str, object]()
+        """What was said last of something that lasts, and what was told others."""
 
     def run(self) -> int:
         """Bring everything up and keep it so; return the exit code."""
@@ -215,10 +230,13 @@ class _Up:
     def _start(self, client: SyncPrefectClient) -> None:
         from flows.service import deployments
 
-        self.pool_type = deployments.ensure_pool(client, self.wish.pool)
-        deployments.ensure_automation(client, _zombie_seconds())
         environment = server.client_environment(self.where, self.auth, self.wish.store)
-        kept = deployments.deploy(client, self.wish.pool, environment)
+        memory = Memory(self.folder, self.where.api, self.wish.pool)
+        self.promise = deployments.Promise(
+            self.wish.pool, _zombie_seconds(), environment, memory, deployments.read_plan(), self._revive_all
+        )
+        kept = deployments.provide(client, self.promise)
+        self.pool_type = client.read_work_pool(self.wish.pool).type
         _say(
             "deployed prefect.yaml" + (f"; schedules kept as they are on the server: {', '.join(kept)}" if kept else "")
         )
@@ -245,6 +263,7 @@ class _Up:
         log = self.folder / "server.log"
         plan = Plan(self.wish.host, self.wish.names, str(self.folder / LINKS))
         self.server = Service(plan.command(environment, ROOT, log, self.listener))
+        self.database_file = sqlite.configured(environment.get(server.DATABASE))
         database = server.shown_database(environment.get(server.DATABASE))
         _say(f"starting a Prefect server at {self.where.ui}, database {database}, log {log}")
         for opened in server.opened(self.wish.auth, self.wish.csrf):
@@ -259,10 +278,14 @@ class _Up:
             with suppress(PrefectFailed):  # it answers, but not yet in full
                 # Soon enough to notice that it has died: the port is open all the time.
                 if server.is_up(self.where, self.auth, seconds=1):
+                    self._note_database()
                     return
             time.sleep(0.3)
         found = f"none within {START_SECONDS} s" if service.pid else service.epitaph()
-        raise PrefectFailed(f"expected a Prefect server at {self.where.ui}, found: {found}; see {service.command.log}")
+        raise PrefectFailed(
+            f"expected a Prefect server at {self.where.ui}, found: {found}; "
+            f"{self._trouble() or f'see {service.command.log}'}"
+        )
 
     def _start_worker(self, client: SyncPrefectClient, environment: dict[str, str]) -> None:
         others = [name for name in self._workers(client) if name != self.worker_name]
@@ -303,8 +326,7 @@ class _Up:
         return {w.name: w.last_heartbeat_time for w in found if w.status == "ONLINE" and w.last_heartbeat_time}
 
     def _ready(self) -> None:
-        links = bool(self.server and self.auth)
-        self.lock.say({"pid": os.getpid(), "ready": True, "api": self.where.api, "links": links})
+        self._tell()
         login = server.login(self.auth, self.folder)
         _say(
             f"ready: the UI is at {self.where.ui}; try, in another terminal:\n"
@@ -313,30 +335,124 @@ class _Up:
             + "  prefect deployment run retrain/digits --watch\n"
             "  idxflow status"
         )
-        if not links:
+        if not (self.server and self.auth):
             return
         # What is not a terminal may be kept, and be read by others.
         _say(self._link() if sys.stdout.isatty() else "in a browser: `idxflow up` in a terminal prints a link for it")
 
     def _keep(self, client: SyncPrefectClient) -> None:
         """Restart what dies until a signal comes; return at once if nothing was started here."""
-        services = [service for service in (self.server, self.worker) if service]
-        if not services:
+        if not self._services:
             _say("everything was running already; nothing was started")
             return
-        _say("Ctrl-C stops " + " and ".join(service.command.name for service in services))
-        swept = time.monotonic()
+        _say("Ctrl-C stops " + " and ".join(service.command.name for service in self._services))
+        swept = looked = time.monotonic()
         while True:
-            for service in services:
-                before, happened = service.pid, service.revive()
-                if happened:
-                    _say(happened)
-                if service is self.worker and service.pid != before and service.pid:
-                    self.worker_since = datetime.now(UTC)
-            if self.worker and time.monotonic() - swept > SWEEP_SECONDS:
+            self._revive_all()
+            now = time.monotonic()
+            if now - looked > LOOK_SECONDS:
+                self._look_after()
+                looked = time.monotonic()
+            if self.worker and now - swept > SWEEP_SECONDS:
                 self._sweep(client, "its worker ended")
                 swept = time.monotonic()
             time.sleep(0.5)
+
+    @property
+    def _services(self) -> list[Service]:
+        """What was started here."""
+        return [service for service in (self.server, self.worker) if service]
+
+    def _revive_all(self) -> None:
+        for service in self._services:
+            self._revive(service)
+
+    def _revive(self, service: Service) -> None:
+        """Start a service again if it has died."""
+        before = service.pid
+        try:
+            happened = service.revive()
+        except PrefectFailed as error:
+            trouble = self._trouble() if service is self.server else None
+            raise PrefectFailed(f"{error}; {trouble}") if trouble else error from None
+        if happened:
+            trouble = self._trouble() if service is self.server and not service.pid else None
+            _say(f"{happened}; {trouble}" if trouble else happened)
+        if service.pid != before and service.pid:
+            if service is self.worker:
+                self.worker_since = datetime.now(UTC)
+            else:
+                # Which file it opens is known when it answers.
+                self.opened = None
+
+    def _look_after(self) -> None:
+        """See that the server has its database, answers queries, and has what was put there; mend what is not so."""
+        from flows.service.deployments import look_after
+
+        if self._restart_on_lost_database():
+            return
+        try:
+            with self._impatient(QUERY_SECONDS) as client:
+                done = look_after(client, self.promise) if self.promise else None
+        except PrefectFailed as error:
+            self._say_once(str(error))
+            return
+        except Exception as error:
+            if trouble := self._trouble():
+                self._say_once(trouble)
+            elif not (self.server and self.server.age < START_SECONDS):
+                # One that was started just now may be making its tables.
+                self._say_once(self._unanswered(error))
+            return
+        self.said = ""
+        self._note_database()
+        self._tell()
+        if done:
+            _say(done)
+
+    def _restart_on_lost_database(self) -> bool:
+        """Restart a server whose database was removed or replaced: it would go on with what nobody else can see."""
+        if not (self.database_file and self.opened and self.server and self.server.pid):
+            return False
+        now = sqlite.identity(self.database_file)
+        if now == self.opened:
+            return False
+        happened = "replaced" if now else "removed"
+        _say(f"the database {self.database_file} was {happened} under the running server, which is restarted to use it")
+        self.server.stop(STOP_SECONDS)
+        return True
+
+    def _note_database(self) -> None:
+        """Note which file the server has open."""
+        if self.server and self.server.pid and self.database_file and not self.opened:
+            self.opened = sqlite.identity(self.database_file)
+
+    def _tell(self) -> None:
+        """Say in the lock's file what others want to know, such as `idxflow doctor`."""
+        words: dict[str, object] = {
+            "api": self.where.api,
+            "links": bool(self.server and self.auth),
+            "database": str(self.database_file or ""),
+            "opened": self.opened,
+        }
+        if words != self.told:
+            self.lock.say({"pid": os.getpid(), "ready": True, **words})
+            self.told = words
+
+    def _trouble(self) -> str | None:
+        return sqlite.trouble(self.database_file) if self.database_file else None
+
+    def _unanswered(self, error: Exception) -> str:
+        return (
+            f"the server at {self.where.ui} does not answer queries ({type(error).__name__}); it is asked again, "
+            f"see {self.folder / 'server.log'}"
+        )
+
+    def _say_once(self, line: str) -> None:
+        """Say something that lasts, the first time."""
+        if line != self.said:
+            _say(line)
+            self.said = line
 
     def _sweep(self, client: SyncPrefectClient, why: str) -> None:
         from flows.service.orphans import end_orphans
@@ -357,14 +473,20 @@ class _Up:
         if self.listener:
             self.listener.close()
 
-    def _end_runs(self) -> None:
-        """End the runs of a worker that was stopped: it does not wait for them, nor say that they have ended."""
+    @contextmanager
+    def _impatient(self, seconds: int) -> Iterator[SyncPrefectClient]:
+        """Yield a client that does not wait for a server that does not answer."""
         from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+        settings = {PREFECT_API_REQUEST_TIMEOUT: seconds, PREFECT_CLIENT_MAX_RETRIES: 0}
+        with temporary_settings(settings), self._client() as client:
+            yield client
+
+    def _end_runs(self) -> None:
+        """End the runs of a worker that was stopped: it does not wait for them, nor say that they have ended."""
         from flows.service.orphans import processes
 
-        impatient = {PREFECT_API_REQUEST_TIMEOUT: STOP_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
-        with temporary_settings(impatient), self._client() as client:
+        with self._impatient(STOP_SECONDS) as client:
             left = processes(client, self.wish.pool, self.worker_name)
             for pid in left:
                 with suppress(ProcessLookupError):

@@ -1,0 +1,84 @@
+"""The file of Prefect's SQLite database: which one it is, whether it is still the same, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+LEAST_FREE_BYTES = 10_000_000
+_BUSY_SECONDS = 5
+_MAGIC = b"SQLite format 3\x00"
+
+Identity = tuple[int, int]
+"""Device and inode."""
+
+
+def database_file(url: str) -> Path | None:
+    """Return the file that a connection URL names; None for another kind of database, or one in memory."""
+    parts = urlsplit(url)
+    path = parts.path[1:]
+    return Path(path) if parts.scheme.startswith("sqlite") and path and ":memory:" not in path else None
+
+
+def configured(url: str | None = None) -> Path | None:
+    """Return the file of the database that Prefect is configured with, or that `url` names instead."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+
+    return database_file(url or PREFECT_API_DATABASE_CONNECTION_URL.value())
+
+
+def identity(path: Path) -> Identity | None:
+    """Return what tells a file from another one of the same name; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def trouble(path: Path) -> str | None:
+    """Return what keeps a server from using a database, and what to do about it, in one sentence; None if nothing.
+
+    An empty file and none at all are no trouble: the server makes a database of them.
+    """
+    if path.is_dir():
+        return f"{path} is a folder, expected Prefect's database; {_aside(path)}"
+    if not os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
+        return f"{path.parent}, the folder of Prefect's database, cannot be written to; give it to this user (chown)"
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return f"{path}, Prefect's database, cannot be read and written; give it to this user (chown, chmod 600)"
+    free = shutil.disk_usage(path.parent).free
+    if free < LEAST_FREE_BYTES:
+        return (
+            f"{path}, Prefect's database, has {free / 1e6:,.1f} MB of its disk left; free some, for instance by "
+            "`idxflow gc`"
+        )
+    broken = _broken(path) if path.exists() else None
+    return f"{path}, Prefect's database, is broken ({broken}); {_aside(path)}" if broken else None
+
+
+def _aside(path: Path) -> str:
+    return (
+        f"move it aside (mkdir {path.parent}/broken && mv {path}* {path.parent}/broken) and start again: a new one is "
+        "made, and `idxflow up` puts deployments and schedules there; only the history of runs is lost"
+    )
+
+
+def _broken(path: Path) -> str | None:
+    with path.open("rb") as stream:
+        magic = stream.read(len(_MAGIC))
+    if magic and magic != _MAGIC:
+        return "it is no SQLite database"
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
+            said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        # Such as one that is locked: a server is at work on it.
+        return str(error) if "malformed" in str(error) else None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None if said == "ok" else " ".join(said.split())[:200]

@@ -1,0 +1,226 @@
+"""Prefect's database is removed, replaced or broken under `idxflow up`: what it promised is there again by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.service import sqlite
+from flows.service.deployments import AUTOMATION, VARIABLE
+from tests.commands import idxflow
+from tests.operated import until
+from tests.servers import clean_environment, free_port
+from tests.test_up import Service, command, going
+
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
+
+CRON = "30 4 * * 2"
+RESTORED = "put there again; schedules as people had left them: "
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`idxflow up`, after somebody has changed schedules, paused a deployment, and disabled the automation."""
+    home = tmp_path_factory.mktemp("home")
+    environment = clean_environment(
+        home,
+        PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api",
+        IDXFLOW_STORE=str(home / "store"),
+        PREFECT_WORKER_QUERY_SECONDS="2",
+    )
+    with going(environment, home / "up.log") as service:
+        _as_people_do(service)
+        remembered = Path(environment["PREFECT_HOME"]) / "idxflow"
+        until(lambda: any(CRON in path.read_text() for path in remembered.glob("remembered-*.json")))
+        yield service
+
+
+def _as_people_do(service: Service) -> None:
+    mnist, digits, inbox = (service.deployment(name) for name in ("mnist", "digits", "inbox"))
+    changed = {"schedule": {"cron": CRON, "timezone": "UTC"}, "active": False}
+    service.ask("PATCH", f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}", json=changed)
+    made = {"schedule": {"interval": 3600, "anchor_date": "2020-01-01T00:00:00Z"}, "active": True, "slug": "hourly"}
+    service.post(f"deployments/{digits['id']}/schedules", [made])
+    service.post(f"deployments/{inbox['id']}/pause_deployment", {})
+    service.ask("PATCH", f"automations/{_automations(service)[0]['id']}", json={"enabled": False})
+
+
+def _automations(service: Service) -> list[dict[str, Any]]:
+    return service.post("automations/filter", {"automations": {"name": {"any_": [AUTOMATION]}}})
+
+
+def database(service: Service) -> Path:
+    return Path(service.environment["PREFECT_HOME"]) / "prefect.db"
+
+
+def lose(service: Service) -> None:
+    for path in database(service).parent.glob("prefect.db*"):
+        path.unlink()
+
+
+def restored(service: Service, before: str) -> None:
+    """Wait until all is there again."""
+    until(lambda: RESTORED in service.said.removeprefix(before))
+    # The token against forged requests was in the lost database.
+    vars(service).pop("_headers", None)
+
+
+def assert_all_there(service: Service) -> None:
+    found = {d["name"]: d for d in service.post("deployments/filter", {})}
+    assert set(found) == {"digits", "garbage", "inbox", "mnist"}
+    schedules = {name: [(s["active"], s["slug"], s["schedule"]) for s in d["schedules"]] for name, d in found.items()}
+    assert [(a, slug, s["cron"]) for a, slug, s in schedules["mnist"]] == [(False, "weekly", CRON)]
+    assert [(a, slug, s["interval"]) for a, slug, s in schedules["digits"]] == [(True, "hourly", 3600)]
+    assert {name for name, d in found.items() if d["paused"]} == {"inbox"}
+    assert [a["enabled"] for a in _automations(service)] == [False]
+    assert service.get("work_pools/idxflow")["type"] == "process"
+    assert service.get(f"variables/name/{VARIABLE}")
+
+
+def assert_worker_works(service: Service) -> None:
+    """A run that is refused at once: the data set is not known."""
+    wanted = {"parameters": {"dataset": "no-such-data"}}
+    run = service.post(f"deployments/{service.deployment('digits')['id']}/create_flow_run", wanted)["id"]
+    until(lambda: service.state(run)[0] == "FAILED")
+
+
+def said(service: Service, words: str, before: str) -> Callable[[], bool]:
+    return lambda: words in service.said.removeprefix(before)
+
+
+def test_a_database_that_is_removed_under_the_server_is_filled_again(service: Service):
+    lose(service)
+    restored(service, before="")
+    assert f"the database {database(service)} was removed under the running server" in service.said
+    assert "digits, mnist" in service.said.rpartition(RESTORED)[2]
+    assert_all_there(service)
+    assert_worker_works(service)
+
+
+def test_a_database_that_is_lost_while_the_server_is_killed_is_filled_again(service: Service):
+    before = service.said
+    dead = service.pid("server")
+    with stopped(service):
+        os.kill(dead, signal.SIGKILL)
+        lose(service)
+        database(service).touch()
+    restored(service, before)
+    assert "the server was killed by SIGKILL" in service.said
+    assert service.pid("server") != dead
+    assert_all_there(service)
+
+
+@contextmanager
+def stopped(service: Service) -> Iterator[None]:
+    """Keep `up` from doing anything meanwhile."""
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+
+
+def finding(service: Service, what: str) -> dict[str, str]:
+    """What `idxflow doctor` says of one thing."""
+    result = idxflow("doctor", "--json", env=service.environment, cwd=Path("/"))
+    found = {finding["what"]: finding for finding in json.loads(result.stdout)["findings"]}
+    assert what in found, found
+    return found[what]
+
+
+def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
+    before = service.said
+    with stopped(service):
+        assert finding(service, "database")["verdict"] == "ok"
+        for name in ("digits", "mnist", "inbox", "garbage"):
+            service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
+        gone = finding(service, "deployments")
+        assert (gone["verdict"], gone["found"]) == ("problem", "there are none")
+        assert "within a minute" in gone["remedy"]
+    until(said(service, "did not have the deployments ", before))
+    assert_all_there(service)
+
+
+def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(service: Service):
+    before = service.said
+    with stopped(service):
+        copy = database(service).with_name("copy.db")
+        with sqlite3.connect(database(service)) as connection:
+            connection.execute("VACUUM INTO ?", [str(copy)])
+        connection.close()
+        os.replace(copy, database(service))
+        found = finding(service, "database")
+        assert found["verdict"] == "problem"
+        assert f"{database(service)} was replaced under the running server" in found["found"]
+    until(said(service, "which is restarted to use it", before))
+    until(said(service, "server started again", before))
+    until(lambda: finding(service, "database")["verdict"] == "ok")
+
+    # The tables are gone, while the file and the server stay.
+    with sqlite3.connect(database(service), timeout=60) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("ALTER TABLE deployment RENAME TO elsewhere")
+    connection.close()
+    found = finding(service, "database")
+    assert found["verdict"] == "problem"
+    assert "answers its health check, but no query" in found["found"]
+
+
+GARBAGE = b"not a database at all, but long enough to be read as one" * 100
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(GARBAGE)
+
+
+def _malformed(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4096 : len(data) // 2] = b"\xff" * (len(data) // 2 - 4096)
+    path.write_bytes(data)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [_garbage, _malformed, _folder])
+def test_a_broken_database_is_named_with_what_to_do(spoil: Callable[[Path], None], tmp_path: Path):
+    environment = clean_environment(tmp_path)
+    path = Path(environment["PREFECT_HOME"]) / "prefect.db"
+    spoil(path)
+    refused = command(environment, "--port", str(free_port()))
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert f"{path}" in refused.stderr
+    assert f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken" in refused.stderr
+
+
+def test_an_empty_database_is_no_trouble_and_another_user_s_is(tmp_path: Path):
+    path = tmp_path / "prefect.db"
+    assert sqlite.trouble(path) is None
+    path.touch(mode=0o600)
+    assert sqlite.trouble(path) is None
+    assert "give it to this user" in as_nobody(lambda: sqlite.trouble(path))
+
+
+def as_nobody(look: Callable[[], str | None]) -> str:
+    """What another user is told; where this one may not become another, what nobody may read."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        with suppress(PermissionError):
+            os.setresuid(65534, 65534, 65534)
+        os.write(write, (look() or "nothing").encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read, "rb") as answer:
+        return answer.read().decode()
