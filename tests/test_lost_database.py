@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from flows import doctor
 from flows.service import sqlite
 from flows.service.deployments import AUTOMATION, VARIABLE
 from tests.commands import idxflow
@@ -128,10 +130,15 @@ def stopped(service: Service) -> Iterator[None]:
         service.process.send_signal(signal.SIGCONT)
 
 
-def finding(service: Service, what: str) -> dict[str, str]:
+def finding(service: Service, what: str) -> doctor.Finding:
     """What `idxflow doctor` says of one thing."""
-    result = idxflow("doctor", "--json", env=service.environment, cwd=Path("/"))
-    found = {finding["what"]: finding for finding in json.loads(result.stdout)["findings"]}
+    settings = {
+        PREFECT_API_URL: service.environment["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: service.secret,
+        PREFECT_HOME: Path(service.environment["PREFECT_HOME"]),
+    }
+    with temporary_settings(settings):
+        found = {finding.what: finding for finding in doctor._server()}
     assert what in found, found
     return found[what]
 
@@ -139,12 +146,12 @@ def finding(service: Service, what: str) -> dict[str, str]:
 def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
     before = service.said
     with stopped(service):
-        assert finding(service, "database")["verdict"] == "ok"
+        assert finding(service, "database").verdict == "ok"
         for name in ("digits", "mnist", "inbox", "garbage"):
             service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
         gone = finding(service, "deployments")
-        assert (gone["verdict"], gone["found"]) == ("problem", "there are none")
-        assert "within a minute" in gone["remedy"]
+        assert (gone.verdict, gone.found) == ("problem", "there are none")
+        assert "within a minute" in gone.remedy
     until(said(service, "did not have the deployments ", before))
     assert_all_there(service)
 
@@ -158,11 +165,11 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
         connection.close()
         os.replace(copy, database(service))
         found = finding(service, "database")
-        assert found["verdict"] == "problem"
-        assert f"{database(service)} was replaced under the running server" in found["found"]
+        assert found.verdict == "problem"
+        assert f"{database(service)} was replaced under the running server" in found.found
     until(said(service, "which is restarted to use it", before))
     until(said(service, "server started again", before))
-    until(lambda: finding(service, "database")["verdict"] == "ok")
+    until(lambda: finding(service, "database").verdict == "ok")
 
     # The tables are gone, while the file and the server stay.
     with sqlite3.connect(database(service), timeout=60) as connection:
@@ -170,8 +177,8 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
         connection.execute("ALTER TABLE deployment RENAME TO elsewhere")
     connection.close()
     found = finding(service, "database")
-    assert found["verdict"] == "problem"
-    assert "answers its health check, but no query" in found["found"]
+    assert found.verdict == "problem"
+    assert "answers its health check, but no query" in found.found
 
 
 GARBAGE = b"not a database at all, but long enough to be read as one" * 100
@@ -204,6 +211,16 @@ def test_a_broken_database_is_named_with_what_to_do(spoil: Callable[[Path], None
     assert f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken" in refused.stderr
 
 
+def test_the_server_of_a_single_run_names_it_too(tmp_path: Path):
+    environment = clean_environment(tmp_path)
+    path = Path(environment["PREFECT_HOME"]) / "prefect.db"
+    _garbage(path)
+    refused = idxflow("validate", "digits", "--store", str(tmp_path / "store"), env=environment, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert f"mv {path}* {path.parent}/broken" in refused.stderr
+    assert "try again" not in refused.stderr
+
+
 def test_an_empty_database_is_no_trouble_and_another_user_s_is(tmp_path: Path):
     path = tmp_path / "prefect.db"
     assert sqlite.trouble(path) is None
@@ -224,3 +241,8 @@ def as_nobody(look: Callable[[], str | None]) -> str:
     os.waitpid(child, 0)
     with os.fdopen(read, "rb") as answer:
         return answer.read().decode()
+
+
+def test_a_full_disk_is_said_with_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
+    assert re.search(r"has [\d,.]+ MB of its disk left; free some", sqlite.trouble(tmp_path / "prefect.db") or "")
