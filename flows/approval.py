@@ -61,10 +61,12 @@ def ask(dataset: str, question: str, hours: float) -> Answer | None:
 
 def _give_up(run: str) -> None:
     """Answer in the person's place: a pause that runs out by itself ends the whole run as failed."""
+    # Prefect: no-answer.
     resume_flow_run(UUID(run), run_input={"promote": False, "reason": NO_ANSWER})
 
 
 def _in_this_context(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     """Prefect keeps its settings in a context variable, which a new thread does not have."""
+    # Prefect: settings-in-threads.
     context = contextvars.copy_context()
     return lambda: context.run(call, *arguments)

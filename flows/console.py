@@ -68,6 +68,7 @@ class Console:
         try:
             outcome = call()
         except PrefectFailed as error:
+            # Prefect: untold-ending.
             if self._ending is None:
                 raise
             outcome = self._ending

@@ -276,6 +276,7 @@ def _deployments(client: SyncPrefectClient) -> Finding:
         return Finding("problem", "deployments", "there are none", _put_there(client))
     paused = [d for d in ours if d.paused]
     if paused:
+        # Prefect: resume-deployment. It has no command of its own for this.
         remedy = f"prefect api POST /deployments/{paused[0].id}/resume_deployment"
         return Finding("warning", "deployments", f"paused, scheduled runs are not made: {_names(paused)}", remedy)
     asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]

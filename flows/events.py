@@ -22,8 +22,9 @@ from storage.records import Decision, to_json
 
 EVENTS = ("promoted", "kept", "refused")
 
+# Prefect: reconnections.
 _RECONNECTIONS = 3
-"""As many as Prefect 3.8 tries without waiting a second before each."""
+"""As many as Prefect 3.9 tries without waiting a second before each."""
 
 _log = logging.getLogger(__name__)
 

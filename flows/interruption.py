@@ -43,6 +43,7 @@ def interruptible() -> Iterator[list[type[KeyboardInterrupt]]]:
         with _sent_again():
             yield received
     except Exception as error:
+        # Prefect: lost-interruption.
         if received:
             raise received[0] from error
         raise

@@ -40,8 +40,8 @@ from tasks.validate import validate
 
 R = TypeVar("R")
 
-# Prefect's server checks the schema before it keeps what somebody typed in. Were it a check of pydantic's, its error
-# would quote the address.
+# Prefect: source-pattern. Prefect's server checks the schema before it keeps what somebody typed in. Were it a check of
+# pydantic's, its error would quote the address.
 Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _to_decision(job: Job) -> None:
     store, dataset = job.store, job.dataset
     normalization = job.keep(normalize(store, dataset, train_split, job.config))
     job.note(normalization=normalization)
-    # Called, not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
+    # Prefect: called. Not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
     model = job.keep(train(store, dataset, train_split, normalization, job.config, job.again))
     job.note(model=model)
     evaluation = job.keep(evaluate(store, dataset, model, test_split))
@@ -232,6 +232,7 @@ def _raise_if_stopped(error: BaseException | None) -> None:
     Between two states of a task Prefect can meet one with an error of its own ("Task run is not set"), which is no
     failure of the run.
     """
+    # Prefect: stopped-between-states.
     while error:
         if not isinstance(error, Exception):
             raise error

@@ -25,6 +25,7 @@ from prefect.states import Completed, Scheduled
 
 CatchUp = Literal["latest", "all"]
 SUPERSEDED = "Superseded"
+# Prefect: turned-away. Nothing but the message tells such a run from one that a person cancelled.
 _LIMIT = "Deployment concurrency limit reached"
 """How Prefect's server words that it cancelled a run because another one holds the deployment's only slot."""
 

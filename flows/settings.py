@@ -39,7 +39,7 @@ def quiet_environment() -> dict[str, str]:
     """
     with (ROOT / "pyproject.toml").open("rb") as stream:
         table = tomllib.load(stream)["tool"]["prefect"]
-    # Not a setting of Prefect but of the environment: it keeps the SDK from sending anything.
+    # Prefect: telemetry. Not a setting of Prefect but of the environment: it keeps the SDK from sending anything.
     return {"DO_NOT_TRACK": "1", **dict(_variables("PREFECT", table))}
 
 

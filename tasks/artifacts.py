@@ -18,6 +18,7 @@ import httpx
 
 from tasks.markdown import escaped
 
+# Prefect: left-alone.
 QUIET_SECONDS = 300
 """How long nothing is shown after the Prefect API could not be reached."""
 

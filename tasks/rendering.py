@@ -26,6 +26,7 @@ from tasks.figures import Sheet
 from tasks.markdown import escaped
 
 MAX_HTML_BYTES = 1_000_000
+# Prefect: twice-kept.
 MAX_MARKDOWN_BYTES = 300_000
 """Prefect keeps every artifact twice in its database and refuses events above 1.5 MB."""
 

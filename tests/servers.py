@@ -178,6 +178,7 @@ def used_in_this_process(server: Mapping[str, str], home: Path) -> Iterator[Path
 
     Without heartbeats, because each flow run waits a second for theirs to end.
     """
+    # Prefect: heartbeats-in-tests.
     results = home / "results"
     settings = {
         PREFECT_API_URL: server["PREFECT_API_URL"],

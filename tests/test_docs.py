@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,29 @@ def test_every_variable_and_file_that_is_named_exists():
             assert variable in source
         for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (document.parent / path).exists(), f"{document.name} links to {path}"
+
+
+def marked() -> dict[str, set[str]]:
+    """The files with a comment `# Prefect: name.`, by that name."""
+    files = [ROOT / "pyproject.toml", ROOT / "prefect.yaml"]
+    for folder in ("flows", "tasks", "storage", "expectations", "tests", "deploy"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".toml", "")]
+    found: dict[str, set[str]] = {}
+    for path in files:
+        if path.is_file():
+            for name in re.findall(r"^\s*# Prefect: ([a-z-]+)\.", path.read_text(encoding="utf-8"), re.MULTILINE):
+                found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_each_work_around_for_prefect_is_on_the_page_and_in_the_code():
+    page = (ROOT / "docs" / "maintaining.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \|(.+?)\|(.+?)\|(.+?)\|(.+?)\|$", page, re.MULTILINE)
+    listed = {name: set(re.findall(r"\]\(\.\./([^)]+)\)", where)) for name, _, _, where, _ in rows}
+    assert listed == marked()
+    assert all(cell.strip() for row in rows for cell in row)
+    installed = ".".join(version("prefect").split(".")[:2])
+    assert f"stands on Prefect {installed}." in page, "go through the table again"
 
 
 def test_the_exit_codes_are_those_of_the_errors():

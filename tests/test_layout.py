@@ -166,7 +166,7 @@ def test_the_lock_has_hashes_and_names_no_host():
 
 
 def test_prefect_s_flush_interval_is_in_whole_seconds():
-    """Prefect 3.8.8 cuts the fraction off: half a second is none, and a server at rest spins."""
+    """Prefect 3.9.1 cuts the fraction off: half a second is none, and a server at rest spins."""
     with (ROOT / "pyproject.toml").open("rb") as stream:
         recorder = tomllib.load(stream)["tool"]["prefect"]["server"]["services"]["task_run_recorder"]
     assert int(recorder["flush_interval"]) == recorder["flush_interval"] >= 1

@@ -22,16 +22,33 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from scipy import ndimage
 
 from storage.ledger import Ledger
 from tests.conftest import write_tiny
 from tests.operated import LAST_DAY, Operated, prefect, until
-from tests.servers import BIN, HTTP, free_port
+from tests.servers import BIN, HTTP, ROOT, free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
 PATIENCE_MS = 90_000
+CHIP = (217, 218, 221)
+"""The colour of an artifact in the graph of a run."""
+ENDINGS = {
+    "Promoted": "COMPLETED",
+    "Kept champion": "COMPLETED",
+    "Unchanged": "COMPLETED",
+    "Superseded": "COMPLETED",
+    "Valid": "COMPLETED",
+    "Refused: data": "FAILED",
+    "Refused: model": "FAILED",
+    "Failed": "FAILED",
+    "Crashed": "CRASHED",
+    "Cancelled": "CANCELLED",
+}
+"""The names of the states that runs end in, with their types."""
 MISSED = 3
 QUICK = "[training]\nepochs = 4\nlearning_rate = 0.1\nhidden = [8]\nbatch_size = 16\n"
 
@@ -72,8 +89,8 @@ def run(operated: Operated, promoted_triggers_a_run: str) -> dict[str, Any]:
     return operated.runs("digits")[0]
 
 
-@pytest.fixture(scope="module")
-def context(operated: Operated, browser: Any) -> Iterator[Any]:
+@contextmanager
+def browsing(operated: Operated, browser: Any) -> Iterator[Any]:
     """A user's browser: what one page has loaded, the next one has at hand."""
     origin = operated.environment["PREFECT_API_URL"].removesuffix("/api")
     context = browser.new_context(viewport={"width": 1280, "height": 1000}, base_url=origin)
@@ -83,8 +100,29 @@ def context(operated: Operated, browser: Any) -> Iterator[Any]:
     context.close()
 
 
+@pytest.fixture(scope="module")
+def context(operated: Operated, browser: Any) -> Iterator[Any]:
+    with browsing(operated, browser) as context:
+        yield context
+
+
 @pytest.fixture
-def page(operated: Operated, run: dict[str, Any], context: Any, tmp_path: Path) -> Iterator[Any]:
+def page(run: dict[str, Any], context: Any, tmp_path: Path) -> Iterator[Any]:
+    with watched_page(context, tmp_path / "page.png") as page:
+        yield page
+
+
+@pytest.fixture
+def later(operated: Operated, ended: dict[str, str], browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """A page of a browser whose clock is ahead: the dashboard leaves out what happened in the present minute."""
+    with browsing(operated, browser) as context:
+        context.clock.set_fixed_time(datetime.now(UTC) + timedelta(minutes=1))
+        with watched_page(context, tmp_path / "page.png") as page:
+            yield page
+
+
+@contextmanager
+def watched_page(context: Any, picture: Path) -> Iterator[Any]:
     """A page that reaches the server and nothing else; at its end, what it looked like is kept."""
     asked: set[str | None] = set()
     errors: list[str] = []
@@ -92,7 +130,7 @@ def page(operated: Operated, run: dict[str, Any], context: Any, tmp_path: Path) 
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
     yield page
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    page.screenshot(path=picture, full_page=True)
     page.close()
     assert errors == []
     assert "127.0.0.1" in asked
@@ -222,8 +260,57 @@ def test_the_graph_reads_like_the_walk_of_the_data(page: Any, run: dict[str, Any
 
 
 def green(picture: bytes) -> int:
-    red, green, blue = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=int).transpose(2, 0, 1)
+    red, green, blue = pixels(picture).transpose(2, 0, 1)
     return int(((green - red > 80) & (green - blue > 50)).sum())
+
+
+def pixels(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=int)
+
+
+@pytest.mark.browser
+def test_each_artifact_opens_from_its_task_in_the_graph(page: Any, run: dict[str, Any]):
+    with page.expect_response(lambda answer: answer.url.endswith("/graph-v2")) as answer:
+        page.goto(f"/v2/runs/flow-run/{run['id']}")
+    made = {node["label"]: {a["key"] for a in node["artifacts"]} for _, node in answer.value.json()["nodes"]}
+    expected = {
+        "validate": {"checks-digits"},
+        "train": {"train-digits"},
+        "decide": {"decision-digits"},
+        "publish": {"report-digits", "metrics-digits"},
+    }
+    assert {label: keys for label, keys in made.items() if keys} == expected
+    canvas = page.locator("canvas")
+    canvas.wait_for()
+
+    def at_rest() -> list[tuple[int, int]] | None:
+        found = chips(canvas.screenshot())
+        return found if len(found) == 5 and chips(canvas.screenshot()) == found else None
+
+    places = until(at_rest)
+    opened = {}
+    for x, y in places:
+        canvas.click(position={"x": x, "y": y})
+        details = page.get_by_role("dialog").filter(has_text="Artifact Details")
+        details.get_by_role("link", name="Open artifact").wait_for()
+        text = details.inner_text()
+        opened[next(key for key in set().union(*expected.values()) if key in text)] = text
+        page.keyboard.press("Escape")
+        details.wait_for(state="detached")
+    assert set(opened) == set().union(*expected.values())
+    assert "Version 1 is the new champion" in opened["report-digits"]
+    assert "both splits are there" in opened["checks-digits"]
+
+
+def chips(picture: bytes) -> list[tuple[int, int]]:
+    """Return where artifacts are painted in the graph, as points inside of each."""
+    areas, _ = ndimage.label(np.abs(pixels(picture) - CHIP).max(axis=2) <= 2)
+    boxes = ndimage.find_objects(areas)
+    return [
+        ((across.start + across.stop) // 2, down.start + 2)
+        for down, across in boxes
+        if across.stop - across.start > 50 and 10 < down.stop - down.start < 25
+    ]
 
 
 @pytest.mark.browser
@@ -295,6 +382,111 @@ def test_a_deployments_page_has_its_schedule_or_its_trigger(page: Any, operated:
     page.get_by_text("Next Run").wait_for()
     page.goto(f"/v2/deployments/deployment/{operated.deployment('inbox')['id']}")
     page.get_by_text("idxflow: retrain what has arrived in an inbox").wait_for()
+
+
+@pytest.fixture
+def ended(operated: Operated, run: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """A run of the deployment `digits` for each ending, told as the client of a run does; its name by the ending."""
+    deployment = f"deployments/{operated.deployment('digits')['id']}"
+    made = {}
+    for name, kind in ENDINGS.items():
+        # Not scheduled, so that the worker does not take it.
+        wanted = {"name": f"ended as {name}", "state": {"type": "PENDING"}}
+        made[name] = operated.post(f"{deployment}/create_flow_run", wanted)["id"]
+        for state in ({"type": "RUNNING"}, {"type": kind, "name": name}):
+            operated.post(f"flow_runs/{made[name]}/set_state", {"state": state})
+    yield {name: f"ended as {name}" for name in made}
+    for id_ in made.values():
+        operated.delete(f"flow_runs/{id_}")
+
+
+def shown(page: Any) -> dict[str, str]:
+    """The endings of the runs of `ended` that a page shows, by the names of the runs."""
+    cards = page.evaluate("""() => [...document.querySelectorAll("a")]
+        .filter(link => (link.innerText || "").startsWith("ended as "))
+        .map(link => {
+            let card = link;
+            while (card && !/\\d Task runs?/.test(card.innerText.replace(/\\s+/g, " "))) card = card.parentElement;
+            return [link.innerText, card ? card.innerText.split("\\n") : []];
+        })""")
+    return {run: ", ".join(name for name in ENDINGS if name in lines) for run, lines in cards}
+
+
+@pytest.mark.browser
+def test_pages_show_runs_whatever_the_name_of_their_ending(
+    page: Any, operated: Operated, run: dict[str, Any], ended: dict[str, str]
+):
+    expected = {run: name for name, run in ended.items()}
+    for where in ("runs", f"deployments/deployment/{run['deployment_id']}", f"flows/flow/{run['flow_id']}"):
+        page.goto(f"/v2/{where}")
+        # Ten runs a page, the newest first.
+        until(lambda: shown(page) == expected)
+
+
+@pytest.mark.browser
+def test_the_dashboard_has_runs_under_the_type_of_their_ending(later: Any, ended: dict[str, str]):
+    later.goto("/v2/dashboard")
+    for tab in ("failed-crashed runs", "completed runs", "cancelled runs"):
+        later.get_by_role("tab", name=tab).click()
+        later.get_by_role("button", name="retrain").click()
+        kinds = tab.removesuffix(" runs").upper().split("-")
+        expected = {run: name for name, run in ended.items() if ENDINGS[name] in kinds}
+        found: dict[str, str] = {}
+
+        def all_seen(found: dict[str, str] = found, expected: dict[str, str] = expected) -> bool:
+            # Three runs a page.
+            found.update(shown(later))
+            if not (done := expected.items() <= found.items()):
+                later.get_by_role("button", name="Go to next page").click()
+            return done
+
+        until(all_seen)
+        assert found == expected
+
+
+@pytest.mark.browser
+def test_the_filter_finds_runs_by_the_name_of_their_ending(page: Any, ended: dict[str, str]):
+    page.goto("/v2/runs")
+    for name in ENDINGS:
+        page.get_by_role("button", name="All run states").click()
+        page.get_by_role("menuitem", name=name, exact=True).click()
+        page.keyboard.press("Escape")
+        until(lambda name=name: shown(page) == {ended[name]: name})
+        page.get_by_role("button", name=name, exact=True).click()
+        page.get_by_role("menuitem", name="All run states").click()
+        page.keyboard.press("Escape")
+    # The address that docs/operating.md names.
+    page.goto("/v2/runs?state=Refused:%20data,Refused:%20model")
+    refused = {ended[name]: name for name in ("Refused: data", "Refused: model")}
+    until(lambda: shown(page) == refused)
+
+
+def test_an_automation_by_the_type_of_a_state_takes_refusals_too(operated: Operated, request: pytest.FixtureRequest):
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    by_type = next(
+        block
+        for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        if "trigger" in (block := yaml.safe_load(text))
+    )
+    # What the UI makes of "flow run enters Failed".
+    by_name = {
+        **by_type["trigger"],
+        "expect": ["prefect.flow-run.Failed"],
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+    }
+    for name, trigger in (("by type", by_type["trigger"]), ("by name", by_name)):
+        made = operated.post("automations/", {"name": name, "trigger": trigger, "actions": [{"type": "do-nothing"}]})
+        request.addfinalizer(partial(operated.delete, f"automations/{made['id']}"))
+    request.getfixturevalue("ended")
+    wanted = {"filter": {"event": {"name": ["prefect.automation.triggered"]}, "occurred": LAST_DAY}}
+
+    def triggered() -> Counter[str]:
+        events = operated.post("events/filter", wanted)["events"]
+        return Counter(event["resource"]["prefect.resource.name"] for event in events)
+
+    # Refused for its data, for its model, Failed, Crashed.
+    until(lambda: triggered()["by type"] == 4)
+    assert triggered()["by name"] == 1
 
 
 @pytest.mark.browser

@@ -96,7 +96,7 @@ def keep_empty(home: Path, folder: Path) -> None:
 def _own(home: Path, folder: Path) -> dict[str, str]:
     if _kept(home).exists():
         shutil.copyfile(_kept(home), folder / _NAME)
-    # Prefect notes there what it has told the database, and would tell the usual one again.
+    # Prefect: memo. Prefect notes there what it has told the database, and would tell the usual one again.
     return {DATABASE: f"{_SQLITE}{folder / _NAME}", "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo.toml")}
 
 

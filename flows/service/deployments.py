@@ -37,10 +37,11 @@ AUTOMATION = "idxflow: end flow runs whose process is gone"
 _PROCESS = "process"
 _DEPLOY_SECONDS = 180
 _WAIT_SECONDS = 0.5
+# Prefect: names-in-events. An event is called by the name of a state, and a heartbeat has no type to ask for.
 _ENDINGS = (
     "Completed", "Failed", "Cancelled", "Crashed", "TimedOut",
     # The names that idxflow gives its own endings.
-    "Promoted", "Kept champion", "Unchanged", "Superseded", "Refused*",
+    "Promoted", "Kept champion", "Unchanged", "Superseded", "Valid", "Refused*",
 )  # fmt: skip
 
 
@@ -176,6 +177,7 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
     digests, kept, again = {}, [], {}
     for deployment in wanted["deployments"]:
         name = deployment["name"]
+        # Prefect: pool-of-all. `prefect deploy --all` takes no --pool when it deploys more than one.
         deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": promise.pool}
         digests[name] = _digest(deployment.get("schedules", []))
         lost = earlier.get(name) if seen.applied is None or name not in seen.deployments else None
@@ -185,7 +187,7 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
             if lost:
                 again[name] = replace(lost, schedules=None)
             continue
-        # Without the key, `prefect deploy` leaves the schedules alone.
+        # Prefect: kept-schedules. Without the key, `prefect deploy` leaves the schedules alone.
         from_file = deployment.pop("schedules", None)
         if lost:
             again[name] = lost

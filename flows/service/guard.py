@@ -26,6 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
+# Prefect: guard.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANY_ADDRESS = ("0.0.0.0", "::")
 _NAME = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
@@ -163,7 +164,8 @@ def _closed(send: Send, host: str) -> Send:
     """Return a `send` that adds the headers which keep pages to themselves, where the answer has none of its own."""
     sockets = f" ws://{host} wss://{host}" if split(host.lower())[1] else ""
     added = {
-        # Prefect's UI paints graphs with a library that compiles its shaders, and styles elements one by one.
+        # Prefect: outside-address. No page may ask an address outside, which the UI does whatever its settings say.
+        # It paints graphs with a library that compiles its shaders, and styles elements one by one.
         b"content-security-policy": (
             "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
             f"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:{sockets}; "

@@ -222,14 +222,15 @@ def server_environment(where: Address, database: str | None, auth: str | None, c
     closed = {
         # The guard refuses pages of other origins; no answer tells a browser otherwise.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": where.ui,
-        # By whatever name and port the UI was opened, its API is there as well.
+        # Prefect: address-of-the-ui. By whatever name and port the UI was opened, its API is there as well.
         "PREFECT_UI_API_URL": "/api",
-        # Prefect keeps runs for ever otherwise.
+        # Prefect: vacuum. Prefect keeps runs for ever otherwise.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        # In memory, the slots of running flows would be forgotten by a restart, and the runs ended for it.
+        # Prefect: leases. In memory, a restart would forget the slots of running flows, and the runs be ended for it.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "120",
-        # Seconds that SQLite waits for its one writer; the default of 10 gives "database is locked" on a busy machine.
+        # Prefect: locked. Seconds that SQLite waits for its one writer; after the default of 10, a busy machine gives
+        # "database is locked".
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": str(csrf).lower(),
     }

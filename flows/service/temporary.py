@@ -25,6 +25,7 @@ from flows.service.application import AUTH, Plan, listen
 from flows.service.processes import Service
 from storage.errors import PrefectFailed
 
+# Prefect: temporary-server.
 _VARIABLE = "IDXFLOW_TEMPORARY_SERVER"
 _HOST = "127.0.0.1"
 _START_SECONDS = 180
@@ -95,6 +96,7 @@ class TemporaryServer:
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
 
+        # Prefect: drained. It ends its own server without waiting for what is still to be sent.
         if self._service.pid:
             APILogWorker.instance().drain()
             EventsWorker.drain_all()

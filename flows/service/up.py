@@ -484,6 +484,7 @@ class _Up:
 
     def _end_runs(self) -> None:
         """End the runs of a worker that was stopped: it does not wait for them, nor say that they have ended."""
+        # Prefect: orphans.
         from flows.service.orphans import processes
 
         with self._impatient(STOP_SECONDS) as client:
