@@ -236,16 +236,20 @@ def watch(
     *,
     dataset: Annotated[str | None, Parameter(help="A data set of the catalog.")] = None,
     dataset_file: Annotated[Path | None, Parameter(help="Manifest (TOML) of your own data set.")] = None,
-    every: Annotated[float, Parameter(help="Seconds between two looks.", validator=Number(gt=0))] = 5,
+    every: Annotated[float, Parameter(help="Seconds between two looks.", validator=Number(gte=0.1))] = 5,
     once: Annotated[
         bool, Parameter(negative="", help="Announce what is there, if it is new and complete, and end.")
     ] = False,
+    marker: Annotated[
+        str | None,
+        Parameter(help="Name of a file that the sender writes last: no set is complete before. Default: none."),
+    ] = None,
     store: StoreFolder = None,
 ) -> int:
     """Watch a folder; when new archives in it are complete, have them retrained.
 
-    It says so as the Prefect event `idxflow.inbox.complete`; the deployment `retrain/inbox` starts a run for each.
-    A set that is still being copied is waited for; the same set is announced only once.
+    A complete set is copied into the store, and a run of the deployment `retrain/inbox` is made for it, one after the
+    other; then the folder may change. A set that is still being copied is waited for; the same set is run only once.
 
     Example: `idxflow watch ~/inbox --dataset-file letters.toml`, beside a running `idxflow up`.
 
@@ -254,7 +258,7 @@ def watch(
     """
     from flows.watch import Wanted, watch_folder
 
-    return watch_folder(Wanted(folder, dataset, dataset_file, every, once, store))
+    return watch_folder(Wanted(folder, dataset, dataset_file, every, once, marker, store))
 
 
 app.command(registry.app)

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 
 from flows.settings import SOURCE_VARIABLE
 from storage import catalog
-from storage.catalog import Dataset
+from storage.arrivals import WELL, Arrivals, ArrivedFile
+from storage.catalog import ArchiveSpec, Dataset
 from storage.errors import ConfigError, IdxflowError, ModelRefused, shortage
 from storage.ledger import Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
-from storage.store import Store, store_path, store_root
+from storage.store import Store, store_errors, store_path, store_root
 from tasks.config import Profile, TrainingConfig, parse_overrides, training_config
 from tasks.origins import check_source
 from tasks.reporting import records
@@ -48,6 +49,8 @@ class Request:
     store: str | None = None
     force: bool = False
     """Train, evaluate and decide again also if nothing is new."""
+    arrival: str | None = None
+    """The set of archives of `dataset` that `idxflow watch` has taken; then there is no other source."""
 
     def resolve(self) -> tuple[Dataset, TrainingConfig]:
         """Return the data set and the complete training configuration.
@@ -57,8 +60,17 @@ class Request:
         """
         if self.source:
             check_source(self.source)
-        dataset = catalog.read(Path(self.dataset_file)) if self.dataset_file else catalog.find(self.dataset)
+        dataset = self._dataset()
         return dataset, training_config(dataset, self.profile, self.overrides)
+
+    def _dataset(self) -> Dataset:
+        if self.arrival:
+            return _arrived(self._arrivals, self.arrival, self.dataset)
+        return catalog.read(Path(self.dataset_file)) if self.dataset_file else catalog.find(self.dataset)
+
+    @property
+    def _arrivals(self) -> Arrivals:
+        return Arrivals(Store(store_root(self.store)), self.dataset)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -70,12 +82,41 @@ class Request:
 
         In a folder of several data sets, it is the folder named like this one.
         """
+        if self.arrival:
+            return str(self._arrivals.folder(self.arrival))
         source = self.source or (None if dataset.embedded else os.environ.get(SOURCE_VARIABLE))
         if source and ":" not in source.split("/")[0]:
             folder = Path(source).expanduser().resolve()
             own = folder / dataset.name
             return str(own if own.is_dir() else folder)
         return source or None
+
+
+def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
+    """Return the data set whose archives are those of one set that has arrived, known by their digests.
+
+    Raises:
+        ConfigError: there is no such set, or the manifest that it was taken by is now that of another data set.
+    """
+    found = arrivals.find(arrival)
+    if not found:
+        raise ConfigError(
+            f"expected the set {arrival} of {name} in the ledger of {arrivals.store.root}, which this run keeps "
+            "everything in; there is none; start `idxflow watch` and the worker (`idxflow up`) with the same --store "
+            "or IDXFLOW_STORE"
+        )
+    dataset = catalog.read(Path(found.dataset_file)) if found.dataset_file else catalog.find(found.dataset)
+    if dataset.name != name:
+        raise ConfigError(f"{dataset.manifest}: expected the manifest of {name}; found that of {dataset.name}")
+    archives = tuple(_pinned(spec, found.files[spec.role]) for spec in dataset.archives)
+    return dataclasses.replace(dataset, archives=archives, source=None, embedded=False)
+
+
+def _pinned(spec: ArchiveSpec, file: ArrivedFile) -> ArchiveSpec:
+    """Return `spec` as it is known by its own digests, else by that of the file; it comes from nowhere else."""
+    if spec.pinned:
+        return dataclasses.replace(spec, mirrors=())
+    return dataclasses.replace(spec, bytes=file.bytes, sha256=file.sha256, payload_bytes=None, mirrors=())
 
 
 class RunFailed(Exception):
@@ -97,6 +138,8 @@ class Job:
     record: RunRecord
     again: str = ""
     """Not empty where a run is forced: it makes the training another one than those before."""
+    arrival: str | None = None
+    """The set that is run, where it is one that has arrived."""
     report: Report | None = None
     started: float = field(default_factory=time.perf_counter)
 
@@ -190,11 +233,16 @@ class Job:
         }
 
     def append_to_ledger(self) -> None:
-        """Write the run into the ledger."""
+        """Write the run into the ledger; the snapshot of a set is not needed any more once a run of it ended well."""
         report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
         values = {**self.summary(), **records.for_ledger(self.record), "report": report}
         values.pop("store")
+        if self.arrival:
+            values["arrival"] = self.arrival
         Ledger(self.store, self.dataset.name).append("runs", self.record.id, values)
+        if self.arrival and self.state in WELL:
+            with store_errors(self.store.root):
+                Arrivals(self.store, self.dataset.name).discard(self.arrival)
 
     def last_report(self) -> Report | None:
         """Return the report of the run that made the last decision, if it is still there."""
@@ -230,7 +278,8 @@ def prepare(request: Request, asked_by: str) -> Job:
         facts=records.facts(dataset),
         environment=records.environment(),
     )
-    return Job(store, dataset, request.source_for(dataset), config, record, record.id if request.force else "")
+    again = record.id if request.force else ""
+    return Job(store, dataset, request.source_for(dataset), config, record, again, request.arrival)
 
 
 def _now() -> datetime:

@@ -21,6 +21,8 @@ from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.settings import LOGGERS, collect_less, leave_arithmetic_to_the_processor
 from storage import stopping
+from storage.arrivals import ARRIVAL
+from storage.catalog import NAME_SCHEMA
 from storage.errors import IdxflowError, ValidationFailed
 from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Report, Split, Step
@@ -43,6 +45,9 @@ R = TypeVar("R")
 # Prefect: source-pattern. Prefect's server checks the schema before it keeps what somebody typed in. Were it a check of
 # pydantic's, its error would quote the address.
 Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
+
+DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
+ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +88,31 @@ def retrain(
         _log.info("%s: %s", dataset_file or dataset, missed)
         return Completed(name=SUPERSEDED, message=missed, data=not_started(request, "superseded", missed))
     return _carry_out(request, _to_decision)
+
+
+# The same job, with parameters of its own: those of `retrain` say what is read, and here that is not for the caller.
+@flow(name="retrain", flow_run_name="{dataset}")
+def retrain_arrival(
+    dataset: DatasetName,
+    arrival: ArrivalId,
+    profile: Profile = "default",
+    training: TrainingOverrides | None = None,
+    force: bool = False,
+) -> State[dict[str, Any]]:
+    """Retrain the classifier on a set of archives that has arrived in a folder.
+
+    Does what the other deployments of `retrain` do, on a set that `idxflow watch` has taken into the store of this
+    worker. The store says which manifest and which archives these are; no parameter does.
+
+    Args:
+        dataset: Name of the data set.
+        arrival: The set, as `idxflow watch` has named it, such as 20261128-201530-0c4f1a2b.
+        profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
+        training: Single training parameters that differ from the profile and the data set's own defaults.
+        force: Train, evaluate and decide again also if nothing is new.
+    """
+    overrides = training.model_dump(exclude_none=True) if training else {}
+    return _carry_out(Request(dataset, profile=profile, training=overrides, force=force, arrival=arrival), _to_decision)
 
 
 @flow(name="validate", flow_run_name="{dataset}")

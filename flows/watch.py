@@ -1,82 +1,31 @@
-"""`idxflow watch`: new archives in a folder start a retraining.
+"""`idxflow watch`: new archives in a folder are retrained on.
 
-What is seen is said as a Prefect event; the deployment `retrain/inbox` has a trigger that acts on it, and any
-automation can:
+Each look at the folder does two things, and either goes on whatever becomes of the other:
 
-    idxflow.inbox.complete   resource `idxflow.inbox.<dataset>`, payload: dataset, dataset_file, source, files
+- A set that is complete, and was the same at the look before, is copied into the store and recorded
+  (`storage.arrivals`).
+- Each set that is recorded gets its flow run, in the order in which they came (`flows.announce`).
 
-A set of archives is complete when all four are there, none has changed between two looks, and each can be read to
-its end. Each set is announced once: the ledger remembers the last one of each folder, for all watchers of it.
+A set has been announced when the server has its run. Until a run of it stands in the ledger, each look asks the server
+for that run again, and makes it again if it is gone: the server may have been away, or have lost its database.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
+import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from flows import announce
+from flows.inbox import Inbox, Look
+from flows.interruption import interruptible
 from flows.settings import store_root
 from storage import catalog
-from storage.catalog import Dataset
-from storage.errors import ConfigError, FormatError, PrefectFailed
-from storage.files import canonical, locked
-from storage.idx import Reader
-from storage.ledger import Ledger
-from storage.records import SPLITS
+from storage.arrivals import WELL, Arrival, Arrivals, mark_of, new_id
+from storage.errors import ConfigError, DataRefused, IdxflowError, PrefectFailed, StoreError
 from storage.store import Store
-from tasks.origins import Folder
-from tasks.part import SourceFailed
-
-EVENT = "idxflow.inbox.complete"
-_ROWS = 8192
-
-Files = dict[str, dict[str, Any]]
-"""By file name: its size and when it was changed."""
-
-
-@dataclass(frozen=True)
-class Inbox:
-    """A folder that archives of a data set arrive in."""
-
-    folder: Path
-    dataset: Dataset
-    dataset_file: str | None
-
-    def files(self) -> Files | None:
-        """Return the four archives as they are now; None while one is missing."""
-        found: Files = {}
-        for spec in self.dataset.archives:
-            try:
-                path = Folder(self.folder).find(spec)
-                state = path.stat()
-            except (SourceFailed, OSError):
-                return None
-            found[path.name] = {"bytes": state.st_size, "changed_ns": state.st_mtime_ns}
-        return found
-
-    def check(self, files: Files) -> None:
-        """Read each archive to its end.
-
-        Raises:
-            FormatError: one is cut, damaged, or no IDX file; or only one of a pair has been replaced.
-        """
-        rows = {}
-        for spec, name in zip(self.dataset.archives, files, strict=True):
-            with Reader(self.folder / name) as reader:
-                for _ in reader.blocks(_ROWS):
-                    pass
-                rows[spec.role] = math.prod(reader.header.shape[:1])
-        for split in SPLITS:
-            images, labels = rows[f"{split}-images"], rows[f"{split}-labels"]
-            if images != labels:
-                raise FormatError(
-                    f"{self.folder}: expected as many {split} labels as images, found {labels:,} labels and "
-                    f"{images:,} images; copy the other file, too"
-                )
 
 
 @dataclass(frozen=True)
@@ -89,164 +38,221 @@ class Wanted:
     every: float = 5
     """Seconds between two looks."""
     once: bool = False
+    marker: str | None = None
     store: str | None = None
 
 
 def watch_folder(wanted: Wanted) -> int:
-    """Look again and again, announce each new complete set, and return the exit code; without `once`, never.
+    """Look again and again, have each new complete set retrained on, and return the exit code; without `once`, never.
 
     Raises:
-        ConfigError: the folder or the data set is wrong.
-        FormatError: with `once`, an archive is cut, damaged, or no IDX file.
+        ConfigError: the folder, the data set or the marker is wrong.
+        DataRefused: with `once`, an archive is cut, damaged, no file or no IDX file.
+        SourceUnavailable: with `once`, the folder or an archive cannot be read.
         PrefectFailed: with `once`, there is no server to tell.
+        StoreError: with `once`, the store cannot be written.
     """
-    inbox = _inbox(wanted.folder, wanted.dataset, wanted.dataset_file)
+    inbox = _inbox(wanted)
     watcher = _Watcher(inbox, Store(store_root(wanted.store)))
-    if wanted.once:
-        return _look_once(watcher, min(wanted.every, 1))
-    name = inbox.dataset.name
-    print(f"watching {inbox.folder} for the archives of {name}, every {wanted.every:g} s; Ctrl-C ends it", flush=True)
-    said = ""
-    while True:
-        remark = ""
-        try:
-            watcher.look()
-        except FormatError as error:
-            # It may be that the copy has only stalled: it is looked at again when a file has changed.
-            remark = f"not complete yet: {error}"
-        except PrefectFailed as error:
-            remark = f"{error}; tried again every {wanted.every:g} s"
-        if remark not in ("", said):
-            print(f"idxflow: {remark}", file=sys.stderr, flush=True)
-        said = remark
-        time.sleep(wanted.every)
+    with interruptible():
+        if wanted.once:
+            return _look_once(watcher, min(wanted.every, 1))
+        name = inbox.dataset.name
+        print(
+            f"watching {inbox.folder} for the archives of {name}, every {wanted.every:g} s; Ctrl-C ends it", flush=True
+        )
+        said: set[str] = set()
+        while True:
+            remarks = [_remark(problem, wanted.every) for problem in watcher.look()]
+            for remark in remarks:
+                if remark not in said:
+                    _warn(remark)
+            said = set(remarks)
+            time.sleep(wanted.every)
 
 
 def _look_once(watcher: _Watcher, pause: float) -> int:
-    while not watcher.look():
+    while True:
+        problems = watcher.look()
+        for problem in problems[1:]:
+            _warn(str(problem))
+        if problems:
+            raise problems[0]
         if watcher.settled:
-            print(watcher.settled)
-            break
+            if not watcher.announced:
+                print(watcher.settled)
+            return 0
         time.sleep(pause)
-    return 0
 
 
-def _inbox(folder: Path, dataset: str | None, dataset_file: Path | None) -> Inbox:
-    if (dataset is None) == (dataset_file is None):
+def _remark(problem: IdxflowError, every: float) -> str:
+    # A refused set may be a copy that has only stalled: it is looked at again when a file has changed.
+    refused = isinstance(problem, DataRefused)
+    return f"not complete yet: {problem}" if refused else f"{problem}; tried again every {every:g} s"
+
+
+def _inbox(wanted: Wanted) -> Inbox:
+    if (wanted.dataset is None) == (wanted.dataset_file is None):
         raise ConfigError(
             "expected either --dataset or --dataset-file, to know what the archives are; found "
-            + ("both" if dataset else "neither")
+            + ("both" if wanted.dataset else "neither")
         )
-    place = folder.expanduser().resolve()
+    if wanted.marker in ("", ".", "..") or "/" in (wanted.marker or ""):
+        raise ConfigError(f"expected --marker to be the name of a file in the folder; found {wanted.marker!r}")
+    place = wanted.folder.expanduser().resolve()
     if not place.is_dir():
         raise ConfigError(f"expected a folder at {place}; there is none; make it, or name another")
-    if dataset_file:
-        path = dataset_file.expanduser().resolve()
-        return Inbox(place, catalog.read(path), str(path))
-    return Inbox(place, catalog.find(dataset or ""), None)
+    if wanted.dataset_file:
+        path = wanted.dataset_file.expanduser().resolve()
+        return Inbox(place, catalog.read(path), str(path), wanted.marker)
+    return Inbox(place, catalog.find(wanted.dataset or ""), None, wanted.marker)
 
 
 class _Watcher:
     """Looks at an inbox again and again."""
 
     def __init__(self, inbox: Inbox, store: Store) -> None:
-        self._inbox = inbox
-        self._ledger = Ledger(store, inbox.dataset.name)
-        self._lock = store.part(inbox.dataset.name, "locks") / "arrivals.lock"
-        self._announced = self._last_announced()
-        self._before: Files | None = None
-        self._refused: str | None = None
-        self._sound: str | None = None
+        self._inbox, self._store = inbox, store
+        self._name, self._source = inbox.dataset.name, str(inbox.folder)
+        self._arrivals = Arrivals(store, self._name)
+        self._before: Look | None = None
+        self._known: Look | None = None
+        """What has been taken, by whichever watcher, or was refused."""
+        self._refused: DataRefused | None = None
+        self._waiting: dict[str, Arrival] = {}
+        """The sets that no run has ended for, at the last look."""
+        self._over: set[str] = set()
+        """Of these, the ones whose flow run has ended without a word in the ledger: its process has died."""
+        self.announced = 0
+        """How many flow runs were made."""
         self.settled: str | None = None
-        """Why there is nothing to wait for, in one sentence; None while there is."""
+        """Why there is nothing to wait for in the folder, in one sentence; None while there is."""
 
-    def look(self) -> bool:
-        """Look once; return whether a set was announced.
+    def look(self) -> list[IdxflowError]:
+        """Look once; return what is wrong."""
+        problems = []
+        for step in (self._take, self._announce):
+            try:
+                step()
+            except IdxflowError as error:
+                problems.append(error)
+        return problems
+
+    def _take(self) -> None:
+        """Take what is in the folder, if that is a new set and complete.
 
         Raises:
-            FormatError: one of the archives, unchanged since the last look, cannot be read to its end.
-            PrefectFailed: there is no server to tell. The set stays unannounced.
+            DataRefused: it has been the same for two looks, and is not complete.
+            SourceUnavailable: it cannot be read.
+            StoreError: it cannot be written into the store.
         """
-        files = self._inbox.files()
-        before, self._before = self._before, files
-        mark = _fingerprint(self._inbox, files) if files else ""
-        self.settled = self._nothing_to_do(files, mark)
-        if files is None or self.settled or files != before or mark == self._refused:
-            return False
-        if mark != self._sound:
-            self._check(files, mark)
-        if self._inbox.files() != files:
-            return False
-        with locked(self._lock):
-            # Another watcher may have been quicker.
-            self._announced = self._last_announced()
-            if mark == self._announced:
-                return False
-            self._announce(files, mark)
-        return True
-
-    def _check(self, files: Files, mark: str) -> None:
-        try:
-            self._inbox.check(files)
-        except OSError:
-            # Taken away or replaced meanwhile: the next look sees that.
+        look = self._inbox.look()
+        before, self._before = self._before, look
+        why_not = self._inbox.why_not(look)
+        self.settled = f"{self._name}: nothing to announce, {why_not}" if why_not else None
+        if why_not:
             return
-        except FormatError:
-            self._refused = mark
-            raise
-        self._sound = mark
+        if look == before and look != self._known:
+            self._refused = None
+            try:
+                self._inbox.refuse(look)
+                self._keep(look)
+            except DataRefused as error:
+                self._known, self._refused = look, error
+        if look == self._known:
+            if self._refused:
+                raise self._refused
+            self.settled = f"{self._name}: nothing to announce, the archives in {self._source} have been announced"
 
-    def _nothing_to_do(self, files: Files | None, mark: str) -> str | None:
-        name, folder = self._inbox.dataset.name, self._inbox.folder
-        if files is None:
-            return f"{name}: nothing to announce, the four archives are not all in {folder}"
-        if mark == self._announced:
-            return f"{name}: nothing to announce, the archives in {folder} have been announced"
-        return None
-
-    def _last_announced(self) -> str | None:
-        """Return the fingerprint of the set of this folder that was announced last, by whichever watcher."""
-        marks = [a["fingerprint"] for a in self._ledger.read("arrivals") if a["source"] == str(self._inbox.folder)]
-        return marks[-1] if marks else None
-
-    def _announce(self, files: Files, mark: str) -> None:
+    def _keep(self, look: Look) -> None:
+        """Copy the set into the store and record it, unless it is the one that came last."""
         inbox = self._inbox
-        payload = {
-            "dataset": inbox.dataset.name,
-            "dataset_file": inbox.dataset_file or "",
-            "source": str(inbox.folder),
-            "files": files,
-        }
-        _emit(inbox.dataset.name, payload)
-        self._ledger.append("arrivals", mark[:12], {**payload, "fingerprint": mark})
-        self._announced = mark
-        total = sum(file["bytes"] for file in files.values())
-        print(f"{inbox.dataset.name}: {len(files)} new archives, {total:,} bytes, complete; announced", flush=True)
+        with self._arrivals.alone():
+            last = self._arrivals.last(self._source)
+            if last and all(last.files[role].bytes == entry.bytes for role, entry in look.archives.items()):
+                found = inbox.digests(look)
+                if found is None:
+                    return
+                if mark_of(self._name, found) == last.mark:
+                    self._known = look
+                    return
+            with self._arrivals.partial() as place:
+                _make_sure_it_fits(place, look.bytes)
+                files = inbox.copy(look, place)
+                if files is None:
+                    return
+                inbox.check(files, place)
+                arrival = Arrival(new_id(), self._name, inbox.dataset_file, self._source, files)
+                self._arrivals.add(place, arrival)
+        self._known = look
+        _say(f"{self._name}: {len(files)} new archives, {look.bytes:,} bytes, complete; set {arrival.id}")
+
+    def _announce(self) -> None:
+        """See to it that each set has its flow run, one after the other.
+
+        Raises:
+            PrefectFailed: the server does not make one, or a run is to start first.
+            StoreError: the ledger cannot be read.
+        """
+        waiting = {arrival.id: arrival for arrival in self._arrivals.waiting(self._source)}
+        for arrival in self._waiting.values():
+            if arrival.id not in waiting:
+                self._say_end(arrival)
+        self._waiting = waiting
+        left = [arrival for arrival in waiting.values() if arrival.id not in self._over]
+        if not left:
+            return
+        with announce.connected() as server:
+            for number, arrival in enumerate(left, 1):
+                run = self._announced(server, arrival)
+                if not run.started and number < len(left):
+                    # Of two runs that wait, the server may start either first.
+                    raise PrefectFailed(
+                        f"{self._name}: the set {left[number].id} waits, its run is made when the run {run.name!r} of "
+                        "the set before it has started; `idxflow doctor` says why one does not"
+                    )
+
+    def _announced(self, server: announce.Server, arrival: Arrival) -> announce.Announced:
+        run = server.announce(arrival)
+        if run.is_new:
+            self.announced += 1
+            _say(f"{self._name}: set {arrival.id} announced, its flow run is made")
+            try:
+                server.emit(arrival)
+            except PrefectFailed as error:
+                # It only tells others: the run is made.
+                _warn(f"warning: {error}")
+        if run.ended and not self._arrivals.run_of(arrival.id):
+            self._over.add(arrival.id)
+            _warn(
+                f"{self._name}: expected the run of set {arrival.id} to end with a record in {self._store.root}, found "
+                f"{run.ended}; it is not repeated by itself; run it again with: {announce.again(arrival)}"
+            )
+        return run
+
+    def _say_end(self, arrival: Arrival) -> None:
+        run = self._arrivals.run_of(arrival.id)
+        if not run:
+            # A later set of the folder has been run instead.
+            return
+        if run["state"] in WELL:
+            _say(f"{self._name}: set {arrival.id}: {run['sentence']}")
+        else:
+            _warn(f"set {arrival.id}: {run['sentence']}; once that is mended: {announce.again(arrival)}")
 
 
-def _fingerprint(inbox: Inbox, files: Files) -> str:
-    return hashlib.sha256(canonical([str(inbox.folder), files])).hexdigest()
+def _make_sure_it_fits(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise StoreError(
+            f"expected {needed:,} bytes free at {place.parent}; found {free:,}; free space there, or choose another "
+            "store with --store"
+        )
 
 
-def _emit(dataset: str, payload: dict[str, Any]) -> None:
-    """Send the event, and be sure that the server has it.
+def _say(line: str) -> None:
+    print(line, flush=True)
 
-    Raises:
-        PrefectFailed: there is no server, or it does not take the event.
-    """
-    import httpx
-    from prefect.events import Event, Resource
 
-    from flows.service.client import found
-
-    resource = Resource(
-        {"prefect.resource.id": f"idxflow.inbox.{dataset}", "prefect.resource.name": f"inbox of {dataset}"}
-    )
-    event = Event(event=EVENT, resource=resource, payload=payload)
-    with found() as client:
-        try:
-            client.request("POST", "/events", json=[event.model_dump(mode="json")])
-        except httpx.HTTPError as error:
-            raise PrefectFailed(
-                f"expected the server at {client.api_url} to take the event {EVENT}, found {type(error).__name__}"
-            ) from error
+def _warn(line: str) -> None:
+    print(f"idxflow: {line}", file=sys.stderr, flush=True)

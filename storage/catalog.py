@@ -39,6 +39,8 @@ _SHOWN = 200
 """Characters of what a user gave that a message repeats."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+NAME_SCHEMA = f"^{NAME.pattern}$"
+"""What a data set may be called, as a pattern of JSON Schema."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

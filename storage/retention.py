@@ -4,7 +4,8 @@ What stays, of a data set, and all that it was made from:
 
 - the champion and every champion before it that a rollback can return to,
 - the newest versions, as many as asked for,
-- the newest runs, as many, with their reports.
+- the newest runs, as many, with their reports,
+- the archives that have arrived in a folder and are still to be run (`storage.arrivals`).
 
 Versions and the ledger are never removed, they are small: of a version whose model is removed the registry keeps
 the numbers, and says so (`Registry.retired`). The mark is written before the model is removed, so a process killed
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.arrivals import Arrivals
 from storage.files import listed, locked
 from storage.ledger import Ledger, run_of
 from storage.registry import Registry, Version, line
@@ -89,7 +91,7 @@ def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
     entries = list(_entries(store, dataset))
     removed = tuple(path for path in entries if path.name not in names)
     gone = {path.name for path in removed}
-    rubbish = tuple(leftovers(store, dataset))
+    rubbish = (*leftovers(store, dataset), *Arrivals(store, dataset).surplus())
     return Collected(
         dataset,
         busy=False,

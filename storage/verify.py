@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from storage.arrivals import ARRIVALS, Arrivals
 from storage.errors import IdxflowError
 from storage.files import locked, read_json
 from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
@@ -119,6 +120,7 @@ class _Check:
         # Nothing may be collected between listing and reading.
         with self.store.in_use(self.dataset):
             self._entries()
+            self._arrivals()
             self._registry()
             self._ledger()
         self._leftovers()
@@ -142,6 +144,10 @@ class _Check:
                     self._damage(path, error, _REMOVE_REPORT if part == FOLDERS["publish"] else _MAKE_AGAIN)
                 else:
                     self.bytes += sum(file["bytes"] for file in entry["files"].values())
+
+    def _arrivals(self) -> None:
+        for path, problem in Arrivals(self.store, self.dataset).damage(self.contents):
+            self._damage(path, problem, "copy the set into its folder again, and remove this")
 
     def _registry(self) -> None:
         registry = Registry(self.store, self.dataset)
@@ -276,6 +282,7 @@ def leftovers(store: Store, dataset: str) -> list[Path]:
     """Return what is in a data set's folder and has no name that anything looks for: unfinished, discarded."""
     folder = store.dataset(dataset)
     places = [folder, folder / "registry", *(folder / part for part in PARTS)]
+    places += [folder / INBOX / ARRIVALS]
     places += [folder / "registry" / name for name in ("versions", "retired")]
     places += [folder / "ledger" / kind for kind in KINDS]
     found = {path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(".")}

@@ -71,7 +71,7 @@ class Folder:
             if not self.path.is_dir():
                 there = f"it is {kind_of(self.path)}, not a folder" if self.path.exists() else "there is no such folder"
                 raise SourceFailed(there)
-            for name in _file_names(spec):
+            for name in file_names(spec):
                 path = self.path / name
                 if path.is_file():
                     return path
@@ -326,7 +326,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise SourceFailed(f"{path.name} cannot be read ({error.strerror})") from error
 
 
-def _file_names(spec: ArchiveSpec) -> list[str]:
+def file_names(spec: ArchiveSpec) -> list[str]:
     """Return the names an archive may have in a folder.
 
     As declared, decompressed, and both in the older spelling `train-images.idx3-ubyte`.

@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from storage.arrivals import Arrival, Arrivals, ArrivedFile, copied  # noqa: E402
 from storage.errors import IdxflowError  # noqa: E402
+from storage.files import sha256_of  # noqa: E402
 from storage.ledger import Ledger  # noqa: E402
 from storage.records import Evaluation, TrainedModel  # noqa: E402
 from storage.registry import Registry  # noqa: E402
@@ -34,6 +36,7 @@ from storage.store import Plan, Store  # noqa: E402
 DATASET = "tiny"
 FILES = ("architecture.json", "history.jsonl", "weights.npz")
 MODELS = (1, 2, 3)
+ROLES = ("test-images", "test-labels", "train-images", "train-labels")
 
 
 def train_plan(model: int) -> Plan:
@@ -117,12 +120,35 @@ def tidy(store: Store) -> None:
     collect(store, DATASET, keep_last=1, dry_run=False)
 
 
+def take(store: Store, number: int = 1) -> None:
+    """Take a set of archives into the store in the order in which `flows.watch` does, unless it came last."""
+    arrivals, source = Arrivals(store, DATASET), "/inbox"
+    with arrivals.alone(), arrivals.partial() as place:
+        for role in ROLES:
+            _copy_in(place / role, bytes([96 + number]) * 5000)
+        files = {role: ArrivedFile(role, 5000, sha256_of(place / role)) for role in ROLES}
+        arrival = Arrival(f"20260101-000000-{number:08x}", DATASET, None, source, files)
+        last = arrivals.last(source)
+        if last is None or last.mark != arrival.mark:
+            arrivals.add(place, arrival)
+
+
+def _copy_in(target: Path, data: bytes) -> None:
+    original = os.memfd_create("original")
+    try:
+        os.pwrite(original, data, 0)
+        copied(original, target)
+    finally:
+        os.close(original)
+
+
 COMMANDS: dict[str, Callable[[Store], object]] = {
     "make": make_model,
     "choose-second": lambda store: choose(store, 2),
     "roll-back": lambda store: choose(store, 1, "rolled back"),
     "whole": whole,
     "tidy": tidy,
+    "take-second": lambda store: take(store, 2),
 }
 
 
@@ -176,6 +202,7 @@ STORIES: dict[str, Story] = {
     "the champion is replaced": Story("choose-second", (_models, choose)),
     "the champion is rolled back": Story("roll-back", (_models, choose, lambda store: choose(store, 2))),
     "old versions are removed": Story("tidy", (_three_versions,)),
+    "a second set arrives": Story("take-second", (take,)),
 }
 
 

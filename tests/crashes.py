@@ -219,6 +219,7 @@ def state(store: Store) -> dict[str, object]:
         "champion": champion and champion.number,
         "turns": [(turn.outcome, turn.version) for turn in registry.history() if turn.changed],
         "noted": bool(ledger.read("runs")),
+        "arrivals": [arrival["arrival"] for arrival in ledger.read("arrivals")],
     }
 
 

@@ -64,6 +64,9 @@ class Operated:
     def post(self, path: str, body: Any) -> Any:
         return post(self.environment, path, body)
 
+    def get(self, path: str) -> Any:
+        return HTTP.get(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=60).raise_for_status().json()
+
     def patch(self, path: str, body: Any) -> None:
         """Change something; SQLite may be locked for a moment, which the server answers with 503."""
 
@@ -74,7 +77,11 @@ class Operated:
         until(accepted)
 
     def delete(self, path: str) -> None:
-        HTTP.delete(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=120).raise_for_status()
+        def accepted() -> bool:
+            answer = HTTP.delete(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=120)
+            return answer.status_code != 503 and bool(answer.raise_for_status())
+
+        until(accepted)
 
     def deployment(self, name: str) -> dict[str, Any]:
         return next(d for d in self.post("deployments/filter", {}) if d["name"] == name)

@@ -25,8 +25,11 @@ from flows.service.memory import Memory
 from flows.service.processes import end_with_parent
 from storage.errors import PrefectFailed
 from storage.files import locked
+from storage.ledger import Ledger
 from storage.store import Store
 from storage.verify import verify
+from tests.commands import Command
+from tests.conftest import write_tiny
 from tests.faultserver import FaultServer
 from tests.operated import until
 from tests.postgres import postgres
@@ -35,6 +38,7 @@ from tests.servers import BIN, HTTP, ROOT, clean_environment, free_port
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 
 END_WITH_TESTS = end_with_parent()
+QUICK = "[training]\nepochs = 4\nlearning_rate = 0.1\nhidden = [8]\nbatch_size = 16\n"
 PASSWORD = "canary-c0rrect-horse"
 
 
@@ -187,7 +191,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def service(place: dict[str, str]) -> Iterator[Service]:
+def watcher(place: dict[str, str]) -> Iterator[Command]:
+    """`idxflow watch` of a folder in which there is a set, started before anything else."""
+    manifest = write_tiny(Path(place["HOME"]), manifest=QUICK).manifest
+    words = ("watch", str(manifest.with_name("tiny-source")), "--dataset-file", str(manifest), "--every", "1")
+    with Command(*words, env=place) as watcher:
+        yield watcher
+
+
+@pytest.fixture(scope="module")
+def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
     with going(place, Path(place["HOME"]) / "up.log") as service:
         yield service
 
@@ -211,6 +224,14 @@ def lost_run(service: Service) -> str:
     service.post("events", [heartbeat])
     assert service.slots("mnist") == 1
     return run
+
+
+def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Service, watcher: Command):
+    until(lambda: "promoted v1" in watcher.said or watcher.poll() is not None)
+    assert watcher.poll() is None, watcher.errors
+    assert "idxflow: expected a Prefect server at" in watcher.errors
+    assert len(Ledger(Store(Path(service.environment["IDXFLOW_STORE"])), "tiny").read("runs")) == 1
+    watcher.kill()
 
 
 def test_a_run_of_a_deployment_is_carried_out(service: Service, lost_run: str):
@@ -269,7 +290,7 @@ def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: 
     until(lambda: gone(process), seconds=60)
     until(lambda: service.has_state(run, "CANCELLED"))
     assert service.slots("digits") == 0
-    verdict = verify(Store(Path(service.environment["IDXFLOW_STORE"])))
+    verdict = verify(Store(Path(service.environment["IDXFLOW_STORE"])), "digits")
     assert not verdict.damage
     assert verdict.versions == 1
 
@@ -285,6 +306,7 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(se
     schedule = mnist["schedules"][0]
     changed = {"schedule": {"cron": "30 4 * * 2", "timezone": "UTC"}, "active": False}
     service.ask("PATCH", f"deployments/{mnist['id']}/schedules/{schedule['id']}", json=changed)
+    trigger = _trigger_of_an_earlier_version(service)
     with service.waiting_run() as run:
         child = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
         pids = [service.pid("server"), service.pid("worker"), child]
@@ -297,12 +319,33 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(se
         assert "schedules kept as they are on the server: mnist" in again.said
         kept = again.deployment("mnist")["schedules"]
         assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in kept] == [("30 4 * * 2", False, "weekly")]
+        assert trigger not in [automation["name"] for automation in again.post("automations/filter", {})]
         assert again.state(run) == ("CRASHED", "`idxflow up` was stopped; run it again, it goes on from where it was")
         _another_one_uses_the_server_and_leaves_it_running(again)
         # This also deploys to the first pool again.
         _a_deleted_schedule_stays_deleted_until_the_file_changes(again)
         _a_server_that_dies_is_started_again(again)
         _nothing_outlives_it_when_it_is_killed(again)
+
+
+def _trigger_of_an_earlier_version(service: Service) -> str:
+    """Make the automation that ran what an event named; return its name."""
+    inbox = service.deployment("inbox")["id"]
+    trigger = {
+        "type": "event",
+        "posture": "Reactive",
+        "expect": ["idxflow.inbox.complete"],
+        "threshold": 1,
+        "within": 0,
+    }
+    trigger["match"] = {"prefect.resource.id": "idxflow.inbox.*"}
+    parameters = {"dataset_file": "{{ event.payload.dataset_file }}"}
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": inbox, "parameters": parameters}
+    name = "idxflow: retrain what has arrived in an inbox"
+    made = {"name": name, "trigger": trigger, "actions": [action], "owner_resource": f"prefect.deployment.{inbox}"}
+    service.post("automations/", made)
+    assert name in [automation["name"] for automation in service.post("automations/filter", {})]
+    return name
 
 
 def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -> None:

@@ -1,0 +1,145 @@
+"""Tell the Prefect server of a set of archives that has arrived: make the flow run that retrains on it.
+
+No event starts a run. The run is made here, of the deployment `retrain/inbox`, and its parameters name the data set and
+the set alone: what else there is to know stands in the store, written by whoever watches the folder. So nobody who can
+send an event or a request can choose what is read.
+
+What has been made is said as an event, for the user's own automations:
+
+    idxflow.inbox.complete   resource `idxflow.inbox.<dataset>`, payload: dataset, arrival, source, files, bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from storage.arrivals import Arrival
+from storage.errors import PrefectFailed
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+DEPLOYMENT = "retrain/inbox"
+ENTRYPOINT = "flows.retrain.retrain_arrival"
+EVENT = "idxflow.inbox.complete"
+
+
+@dataclass(frozen=True)
+class Announced:
+    """The flow run of a set, as the server has it."""
+
+    name: str
+    is_new: bool
+    """It was made just now."""
+    started: bool
+    """A worker has taken it up."""
+    ended: str | None
+    """The state that it has ended in, with its message."""
+
+
+class Server:
+    """The Prefect server that has the deployment."""
+
+    def __init__(self, client: SyncPrefectClient, deployment: UUID) -> None:
+        self._client, self._deployment = client, deployment
+
+    def announce(self, arrival: Arrival) -> Announced:
+        """Return the flow run of a set; make it, if the server has none.
+
+        Raises:
+            PrefectFailed: the server does not make one.
+        """
+        from prefect.client.schemas.objects import FlowRun
+
+        wanted = {
+            "name": f"{arrival.dataset} {arrival.id}",
+            "parameters": {"dataset": arrival.dataset, "arrival": arrival.id},
+            # The server makes one run for a key, however often it is asked.
+            "idempotency_key": f"idxflow-arrival-{arrival.dataset}-{arrival.id}",
+            "state": {"type": "SCHEDULED"},
+        }
+        with _answers(f"to make a run of {DEPLOYMENT}"):
+            answer = self._client.request(
+                "POST", "/deployments/{id}/create_flow_run", path_params={"id": str(self._deployment)}, json=wanted
+            )
+        return _announced(FlowRun.model_validate(answer.json()), answer.status_code == HTTPStatus.CREATED)
+
+    def emit(self, arrival: Arrival) -> None:
+        """Say that the set has arrived.
+
+        Raises:
+            PrefectFailed: the server does not take the event.
+        """
+        from prefect.events import Event, Resource
+
+        name = arrival.dataset
+        resource = Resource(
+            {"prefect.resource.id": f"idxflow.inbox.{name}", "prefect.resource.name": f"inbox of {name}"}
+        )
+        files: dict[str, Any] = {
+            file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in arrival.files.values()
+        }
+        payload = {"dataset": name, "arrival": arrival.id, "source": arrival.source, "files": files}
+        event = Event(event=EVENT, resource=resource, payload=payload)
+        with _answers(f"to take the event {EVENT}"):
+            self._client.request("POST", "/events", json=[event.model_dump(mode="json")])
+
+
+@contextmanager
+def connected() -> Iterator[Server]:
+    """Yield the server that has the deployment.
+
+    Raises:
+        PrefectFailed: there is no server, or it does not have the deployment.
+    """
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.service.client import found
+
+    with found() as client:
+        try:
+            with _answers(f"to have the deployment {DEPLOYMENT}"):
+                deployment = client.read_deployment_by_name(DEPLOYMENT)
+        except ObjectNotFound:
+            deployment = None
+        if deployment is None or deployment.entrypoint != ENTRYPOINT:
+            what = "none" if deployment is None else "that of an earlier version"
+            raise PrefectFailed(
+                f"expected the deployment {DEPLOYMENT} at {client.api_url}, found {what}; `idxflow up` makes it"
+            )
+        yield Server(client, deployment.id)
+
+
+def again(arrival: Arrival) -> str:
+    """Return the command that runs a set once more."""
+    return f"prefect deployment run {DEPLOYMENT} --param dataset={arrival.dataset} --param arrival={arrival.id}"
+
+
+def _announced(run: FlowRun, is_new: bool) -> Announced:
+    state = run.state
+    if state is None:
+        return Announced(run.name, is_new, started=False, ended=None)
+    said = f"{state.name}: {state.message}" if state.message else str(state.name)
+    return Announced(run.name, is_new, not state.is_scheduled(), said if state.is_final() else None)
+
+
+@contextmanager
+def _answers(expected: str) -> Iterator[None]:
+    """Turn what goes wrong with a request into a sentence."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        said = f"HTTP {error.response.status_code}: {error.response.text[:200]}"
+        raise PrefectFailed(f"expected the server {expected}, found {said}; `idxflow doctor` says more") from error
+    except httpx.HTTPError as error:
+        raise PrefectFailed(
+            f"expected the server {expected}, found {type(error).__name__}; is it up? `idxflow doctor` says it"
+        ) from error

@@ -1,0 +1,269 @@
+"""A folder that sets of archives arrive in: what is in it now, and copies of it that are whole.
+
+Whoever sends a set may do it slowly, stop half-way, or replace one set by another at any time. So a set is taken only
+when nothing about it has changed between two looks, and what is checked is the copy. A file counts as unchanged while
+it is the same one (device, inode) of the same size and with the same times. That includes the time of the last change
+of any kind (ctime), which no program can set: `cp -p` and `rsync --times` give a new file the old modification time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.arrivals import ArrivedFile, copied
+from storage.catalog import ArchiveSpec, Dataset
+from storage.errors import DigestMismatch, FormatError, IdxflowError, SourceUnavailable
+from storage.files import sha256_of
+from storage.idx import Reader
+from storage.records import SPLITS
+from tasks.origins import file_names, network_limit
+
+_ROWS = 8192
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+}
+_RSYNC_FOLDER = ".~tmp~"
+"""Where `rsync --delay-updates` keeps what it has received, until it has all."""
+_UNFINISHED = re.compile(r"\.(?P<rsync>.+)\.[A-Za-z0-9]{6}|(?P<other>.+)\.(part|partial|filepart|tmp)")
+"""What programs call a file that they are still writing."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something in the folder, at one look."""
+
+    name: str
+    kind: int
+    """As in `stat.S_IFMT`."""
+    bytes: int
+    identity: tuple[int, ...]
+    changed_ns: int
+    """ctime."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was in the folder at one look. Two equal looks are of the same contents."""
+
+    archives: Mapping[str, Entry] = field(default_factory=dict)
+    """By role; those that were there."""
+    unfinished: tuple[Entry, ...] = ()
+    """What looks like an archive that is still being sent."""
+    marker: Entry | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.archives.values())
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """A folder that archives of a data set arrive in."""
+
+    folder: Path
+    dataset: Dataset
+    dataset_file: str | None
+    marker: str | None = None
+    """Name of a file that the sender writes after the four archives."""
+
+    def look(self) -> Look:
+        """Return what is there now.
+
+        Raises:
+            SourceUnavailable: the folder cannot be read.
+        """
+        with self._opened() as folder:
+            names = _names(folder)
+            roles = {spec.role: _first(names, spec) for spec in self.dataset.archives}
+            unfinished = sorted(name for name in names if self._is_unfinished(name))
+            found = {role: _entry(folder, name) for role, name in roles.items() if name}
+            return Look(
+                {role: entry for role, entry in found.items() if entry},
+                tuple(entry for name in unfinished if (entry := _entry(folder, name))),
+                _entry(folder, self.marker) if self.marker in names else None,
+            )
+
+    def why_not(self, look: Look) -> str | None:
+        """Return why there is no set to take, in a clause; None if there may be one."""
+        if len(look.archives) < len(self.dataset.archives):
+            return f"the four archives are not all in {self.folder}"
+        if self.marker and look.marker is None:
+            return f"{self.marker} is not in {self.folder}"
+        if look.marker and look.marker.changed_ns < max(entry.changed_ns for entry in look.archives.values()):
+            return f"{self.marker} in {self.folder} is older than the archives"
+        return None
+
+    def refuse(self, look: Look) -> None:
+        """Refuse what cannot be copied.
+
+        Raises:
+            FormatError: an archive is no file, or too large; or there is one that is not complete.
+        """
+        for spec in self.dataset.archives:
+            entry = look.archives[spec.role]
+            if entry.kind != stat.S_IFREG:
+                kind = _KINDS.get(entry.kind, "something else")
+                raise FormatError(f"{entry.name}: expected a file; found {kind}; copy the archive itself there")
+            limit = max(network_limit(spec), spec.payload_bytes or 0)
+            if entry.bytes > limit:
+                raise FormatError(f"{entry.name}: expected at most {limit:,} bytes; found {entry.bytes:,}")
+        if look.unfinished:
+            raise FormatError(
+                f"{look.unfinished[0].name}: expected whole archives only; found what a transfer has not finished; "
+                "let it end, or remove what is left of it"
+            )
+
+    def copy(self, look: Look, place: Path) -> dict[str, ArrivedFile] | None:
+        """Copy the archives; None where they are not any more as they were at that look.
+
+        Raises:
+            SourceUnavailable: one of them cannot be read.
+            OSError: a copy cannot be written.
+        """
+        for entry in look.archives.values():
+            with self._opened() as folder, _file(folder, entry) as descriptor:
+                if descriptor is None:
+                    return None
+                copied(descriptor, place / entry.name)
+        if self.look() != look:
+            return None
+        return {role: _arrived(place / entry.name) for role, entry in look.archives.items()}
+
+    def digests(self, look: Look) -> dict[str, ArrivedFile] | None:
+        """Return what `copy` does, without copying."""
+        found = {}
+        for role, entry in look.archives.items():
+            with self._opened() as folder, _file(folder, entry) as descriptor:
+                if descriptor is None:
+                    return None
+                found[role] = ArrivedFile(entry.name, entry.bytes, _sha256(descriptor, entry.name))
+        return found if self.look() == look else None
+
+    def check(self, files: Mapping[str, ArrivedFile], place: Path) -> None:
+        """Read each copied archive to its end.
+
+        Raises:
+            FormatError: one is cut, damaged, or no IDX file; or only one of a pair has been replaced.
+            DigestMismatch: one is not what the manifest says has been published.
+        """
+        rows = {spec.role: _rows(spec, files[spec.role], place) for spec in self.dataset.archives}
+        for split in SPLITS:
+            images, labels = rows[f"{split}-images"], rows[f"{split}-labels"]
+            if images != labels:
+                raise FormatError(
+                    f"{self.folder}: expected as many {split} labels as images, found {labels:,} labels and "
+                    f"{images:,} images; copy the other file, too"
+                )
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Open the folder: whatever becomes of its name meanwhile, all is read from the same one."""
+        try:
+            folder = os.open(self.folder, _OPEN | os.O_DIRECTORY)
+        except OSError as error:
+            raise SourceUnavailable(
+                f"expected a folder that can be read at {self.folder}; {error.strerror}; make it again"
+            ) from error
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _is_unfinished(self, name: str) -> bool:
+        if name == _RSYNC_FOLDER:
+            return True
+        found = _UNFINISHED.fullmatch(name)
+        if not found:
+            return False
+        wanted = found["rsync"] or found["other"]
+        return any(wanted in file_names(spec) for spec in self.dataset.archives)
+
+
+def _names(folder: int) -> set[str]:
+    try:
+        # By its descriptor: `Path` would take the name again.
+        return set(os.listdir(folder))
+    except OSError as error:
+        raise SourceUnavailable(
+            f"expected to read the names in the folder; {error.strerror}; look at its disk"
+        ) from error
+
+
+def _first(names: set[str], spec: ArchiveSpec) -> str | None:
+    return next((name for name in file_names(spec) if name in names), None)
+
+
+def _entry(folder: int, name: str) -> Entry | None:
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return _entry_of(name, found)
+
+
+def _entry_of(name: str, found: os.stat_result) -> Entry:
+    identity = (found.st_dev, found.st_ino, found.st_mtime_ns)
+    return Entry(name, stat.S_IFMT(found.st_mode), found.st_size, identity, found.st_ctime_ns)
+
+
+@contextmanager
+def _file(folder: int, entry: Entry) -> Iterator[int | None]:
+    """Open a file, if it is still the one that was seen."""
+    try:
+        # It might be a named pipe by now, which would be waited for.
+        descriptor = os.open(entry.name, _OPEN | os.O_NONBLOCK, dir_fd=folder)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        raise _unreadable(entry.name, error) from error
+    try:
+        yield descriptor if _entry_of(entry.name, os.fstat(descriptor)) == entry else None
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(name: str, error: OSError) -> IdxflowError:
+    return SourceUnavailable(f"{name}: expected a file that can be read; {error.strerror}; correct its permissions")
+
+
+def _arrived(path: Path) -> ArrivedFile:
+    return ArrivedFile(path.name, path.stat().st_size, sha256_of(path))
+
+
+def _sha256(descriptor: int, name: str) -> str:
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def _rows(spec: ArchiveSpec, file: ArrivedFile, place: Path) -> int:
+    with Reader(place / file.name) as reader:
+        for _ in reader.blocks(_ROWS):
+            pass
+        rows, payload = math.prod(reader.header.shape[:1]), reader.payload_sha256
+    if spec.pinned and file.sha256 != spec.sha256 and payload != spec.payload_sha256:
+        wanted = spec.sha256 or spec.payload_sha256
+        raise DigestMismatch(
+            f"{file.name}: expected the published archive, SHA-256 {wanted:.12}…; found {file.sha256:.12}…; copy that "
+            "one, or take the digest out of the manifest"
+        )
+    return rows
