@@ -653,9 +653,7 @@ def retrained(operated: Operated, count: int) -> list[dict[str, Any]] | None:
     return sorted(runs, key=lambda run: run["start_time"] or "") if len(runs) == count else None
 
 
-def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(
-    operated: Operated, run: dict[str, Any], tmp_path: Path
-):
+def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(operated: Operated, tmp_path: Path):
     manifest = write_tiny(tmp_path, manifest=QUICK).manifest
     first, other = tmp_path / "tiny-source", write_tiny(tmp_path, train=150, name="other").source
     images = "train-images-idx3-ubyte.gz"
@@ -681,7 +679,7 @@ def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(
         until(lambda: len(arrivals()) == 1)
         # Before a run of the first set has begun, the second one is copied over it.
         shutil.copytree(other, inbox, dirs_exist_ok=True)
-        runs = until(lambda: retrained(operated, 2))
+        runs = until(lambda: retrained(operated, 2), 480)
         until(lambda: all_say("kept champion") or all_say("promoted v2"))
         assert [interrupted(watcher) for watcher in watchers] == [130, 130]
     assert all_say("idxflow: interrupted; ")
