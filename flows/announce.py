@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DEPLOYMENT = "retrain/inbox"
 ENTRYPOINT = "flows.retrain.retrain_arrival"
 EVENT = "idxflow.inbox.complete"
+_PATIENCE_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,13 @@ def connected() -> Iterator[Server]:
         PrefectFailed: there is no server, or it does not have the deployment.
     """
     from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     from flows.service.client import found
 
-    with found() as client:
+    # Meanwhile nobody looks at the folder; the next look tries again.
+    impatient = {PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(impatient), found() as client:
         try:
             with _answers(f"to have the deployment {DEPLOYMENT}"):
                 deployment = client.read_deployment_by_name(DEPLOYMENT)
