@@ -130,26 +130,24 @@ def stopped(service: Service) -> Iterator[None]:
         service.process.send_signal(signal.SIGCONT)
 
 
-def finding(service: Service, what: str) -> doctor.Finding:
-    """What `idxflow doctor` says of one thing."""
+def findings(service: Service) -> dict[str, doctor.Finding]:
+    """What `idxflow doctor` says of the server."""
     settings = {
         PREFECT_API_URL: service.environment["PREFECT_API_URL"],
         PREFECT_API_AUTH_STRING: service.secret,
         PREFECT_HOME: Path(service.environment["PREFECT_HOME"]),
     }
     with temporary_settings(settings):
-        found = {finding.what: finding for finding in doctor._server()}
-    assert what in found, found
-    return found[what]
+        return {finding.what: finding for finding in doctor._server()}
 
 
 def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
     before = service.said
     with stopped(service):
-        assert finding(service, "database").verdict == "ok"
+        assert findings(service)["database"].verdict == "ok"
         for name in ("digits", "mnist", "inbox", "garbage"):
             service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
-        gone = finding(service, "deployments")
+        gone = findings(service)["deployments"]
         assert (gone.verdict, gone.found) == ("problem", "there are none")
         assert "within a minute" in gone.remedy
     until(said(service, "did not have the deployments ", before))
@@ -164,19 +162,19 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
             connection.execute("VACUUM INTO ?", [str(copy)])
         connection.close()
         os.replace(copy, database(service))
-        found = finding(service, "database")
+        found = findings(service)["database"]
         assert found.verdict == "problem"
         assert f"{database(service)} was replaced under the running server" in found.found
     until(said(service, "which is restarted to use it", before))
     until(said(service, "server started again", before))
-    until(lambda: finding(service, "database").verdict == "ok")
+    until(lambda: (now := findings(service).get("database")) and now.verdict == "ok")
 
     # The tables are gone, while the file and the server stay.
     with sqlite3.connect(database(service), timeout=60) as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
         connection.execute("ALTER TABLE deployment RENAME TO elsewhere")
     connection.close()
-    found = finding(service, "database")
+    found = findings(service)["database"]
     assert found.verdict == "problem"
     assert "answers its health check, but no query" in found.found
 
@@ -233,10 +231,12 @@ def as_nobody(look: Callable[[], str | None]) -> str:
     """What another user is told; where this one may not become another, what nobody may read."""
     read, write = os.pipe()
     if not (child := os.fork()):
-        with suppress(PermissionError):
-            os.setresuid(65534, 65534, 65534)
-        os.write(write, (look() or "nothing").encode())
-        os._exit(0)
+        try:
+            with suppress(PermissionError):
+                os.setresuid(65534, 65534, 65534)
+            os.write(write, (look() or "nothing").encode())
+        finally:
+            os._exit(0)
     os.close(write)
     os.waitpid(child, 0)
     with os.fdopen(read, "rb") as answer:

@@ -45,10 +45,10 @@ def trouble(path: Path) -> str | None:
 
     An empty file and none at all are no trouble: the server makes a database of them.
     """
-    if path.is_dir():
-        return f"{path} is a folder, expected Prefect's database; {_aside(path)}"
     if not os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
         return f"{path.parent}, the folder of Prefect's database, cannot be written to; give it to this user (chown)"
+    if path.is_dir():
+        return f"{path} is a folder, expected Prefect's database; {_aside(path)}"
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         return f"{path}, Prefect's database, cannot be read and written; give it to this user (chown, chmod 600)"
     free = shutil.disk_usage(path.parent).free
