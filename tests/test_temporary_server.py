@@ -17,7 +17,8 @@ import pytest
 from tests.conftest import TinyFactory
 from tests.servers import BIN, clean_environment
 
-SECONDS = 60
+SECONDS = 240
+"""Only what hangs takes so long."""
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
