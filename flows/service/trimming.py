@@ -21,6 +21,7 @@ from prefect.server.schemas.states import TERMINAL_STATES
 from prefect.server.services import db_vacuum
 from sqlalchemy.ext.asyncio import AsyncSession
 
+# Prefect: trimmed.
 PATH = "/idxflow/trim"
 _RUNS_AT_ONCE = 25
 _EVENTS_AT_ONCE = 2_000

@@ -32,6 +32,7 @@ class _Turn:
 _TURN: ContextVar[_Turn | None] = ContextVar("turn", default=None)
 
 
+# Prefect: one-writer.
 class OneWriter(AioSqliteConfiguration):
     """Prefect's way to use SQLite, with a queue in front of the transactions that may write."""
 
