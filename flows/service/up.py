@@ -193,7 +193,7 @@ class _Up:
             with self._client() as client:
                 self._start(client)
                 self._ready()
-                self._keep(client)
+            self._keep()
         except _Stopped:
             _say("stopping")
             self._stop()
@@ -340,7 +340,7 @@ class _Up:
         # What is not a terminal may be kept, and be read by others.
         _say(self._link() if sys.stdout.isatty() else "in a browser: `idxflow up` in a terminal prints a link for it")
 
-    def _keep(self, client: SyncPrefectClient) -> None:
+    def _keep(self) -> None:
         """Restart what dies until a signal comes; return at once if nothing was started here."""
         if not self._services:
             _say("everything was running already; nothing was started")
@@ -349,13 +349,15 @@ class _Up:
         swept = looked = time.monotonic()
         while True:
             self._revive_all()
-            now = time.monotonic()
-            if now - looked > LOOK_SECONDS:
-                self._look_after()
-                looked = time.monotonic()
-            if self.worker and now - swept > SWEEP_SECONDS:
-                self._sweep(client, "its worker ended")
-                swept = time.monotonic()
+            # A server that is gone is not asked: its port takes the question, and nobody would start it meanwhile.
+            if not self.server or self.server.pid:
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    self._look_after()
+                    looked = time.monotonic()
+                elif self.worker and time.monotonic() - swept > SWEEP_SECONDS:
+                    with suppress(Exception), self._impatient(QUERY_SECONDS) as client:
+                        self._sweep(client, "its worker ended")
+                    swept = time.monotonic()
             time.sleep(0.5)
 
     @property
