@@ -40,6 +40,22 @@ def identity(path: Path) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
+def journal(path: Path) -> Path:
+    """Return the file of what was written to a database and is not in its own file yet."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def forget_journal(path: Path, opened: Identity | None) -> None:
+    """Remove the journal of a database that is gone, where it is still the one that was `opened` with it.
+
+    SQLite would apply it to whatever has the database's name now, and break that: see
+    https://www.sqlite.org/howtocorrupt.html, "mispairing database files and hot journals".
+    """
+    if opened and identity(journal(path)) == opened:
+        journal(path).unlink()
+        path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
+
+
 def trouble(path: Path) -> str | None:
     """Return what keeps a server from using a database, and what to do about it, in one sentence; None if nothing.
 

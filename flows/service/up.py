@@ -180,6 +180,7 @@ class _Up:
         """The file of the database of a server that was started here, if it is SQLite."""
         self.opened: sqlite.Identity | None = None
         """That file as the server has it open; None while that is not known."""
+        self.journal: sqlite.Identity | None = None
         self.promise: Promise | None = None
         self.said, self.told = "", dict[str, object]()
         """What was said last of something that lasts, and what was told others."""
@@ -422,12 +423,14 @@ class _Up:
         happened = "replaced" if now else "removed"
         _say(f"the database {self.database_file} was {happened} under the running server, which is restarted to use it")
         self.server.stop(STOP_SECONDS)
+        sqlite.forget_journal(self.database_file, self.journal)
         return True
 
     def _note_database(self) -> None:
         """Note which file the server has open."""
         if self.server and self.server.pid and self.database_file and not self.opened:
             self.opened = sqlite.identity(self.database_file)
+            self.journal = sqlite.identity(sqlite.journal(self.database_file))
 
     def _tell(self) -> None:
         """Say in the lock's file what others want to know, such as `idxflow doctor`."""
