@@ -258,7 +258,7 @@ def test_out_writes_the_page_and_replaces_only_a_page(
     kept = published(filled[0], runs["second"])
     for file, why in {
         "mine.html": "holds something else",
-        "folder.html": "is something else",
+        "folder.html": "is a folder",
         "page.txt": "expected --out to end in .html",
         "none/page.html": "expected a folder to write",
         str(kept / "report.html"): "outside of the store",
