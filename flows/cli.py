@@ -20,7 +20,7 @@ from flows import doctor, figures, registry, reports, runs, status, upkeep
 from flows.interruption import Terminated, interruptible
 from flows.output import ReaderGone, guarded_streams
 from flows.service.up import up
-from flows.settings import be_quiet, collect_less
+from flows.settings import be_quiet, collect_less, send_no_usage
 from storage.errors import ConfigError, IdxflowError, PrefectFailed, shortage
 from storage.files import WAITING
 
@@ -161,6 +161,9 @@ def manifest(
     folder: Path,
     *,
     name: Annotated[str | None, Parameter(help="Name of the data set; default: the folder's name.")] = None,
+    digests: Annotated[
+        bool, Parameter(help="Name size and digest of each archive: no other archives are accepted then.")
+    ] = True,
 ) -> int:
     """Write a manifest for your own four IDX files to standard output, with their digests.
 
@@ -174,7 +177,7 @@ def manifest(
     """
     from flows.manifest import manifest_of
 
-    print(manifest_of(folder, name), end="")
+    print(manifest_of(folder, name, digests), end="")
     return 0
 
 
@@ -280,6 +283,7 @@ def main(tokens: list[str] | None = None) -> None:
 
 
 def _main(tokens: list[str] | None) -> int:
+    send_no_usage()
     with guarded_streams():
         return _ended(tokens)
 
@@ -364,7 +368,8 @@ def _server() -> Iterator[TemporaryServer | None]:
     from flows.service import client, temporary
 
     if not temporary.needed():
-        yield None
+        with client.used_as_configured():
+            yield None
     elif running := client.server_of_up():
         _log.info("using the Prefect server of `idxflow up` at %s", running.ui, extra=WAITING)
         with client.used(running):

@@ -120,7 +120,8 @@ class Inbox:
                 raise FormatError(f"{entry.name}: expected a file; found {kind}; copy the archive itself there")
             limit = max(network_limit(spec), spec.payload_bytes or 0)
             if entry.bytes > limit:
-                raise FormatError(f"{entry.name}: expected at most {limit:,} bytes; found {entry.bytes:,}")
+                remedy = f"; {self._other_sets()}" if spec.pinned else ""
+                raise FormatError(f"{entry.name}: expected at most {limit:,} bytes; found {entry.bytes:,}{remedy}")
         if look.unfinished:
             raise FormatError(
                 f"{look.unfinished[0].name}: expected whole archives only; found what a transfer has not finished; "
@@ -160,7 +161,7 @@ class Inbox:
             FormatError: one is cut, damaged, or no IDX file; or only one of a pair has been replaced.
             DigestMismatch: one is not what the manifest says has been published.
         """
-        rows = {spec.role: _rows(spec, files[spec.role], place) for spec in self.dataset.archives}
+        rows = {spec.role: self._rows(spec, files[spec.role], place) for spec in self.dataset.archives}
         for split in SPLITS:
             images, labels = rows[f"{split}-images"], rows[f"{split}-labels"]
             if images != labels:
@@ -168,6 +169,26 @@ class Inbox:
                     f"{self.folder}: expected as many {split} labels as images, found {labels:,} labels and "
                     f"{images:,} images; copy the other file, too"
                 )
+
+    def _rows(self, spec: ArchiveSpec, file: ArrivedFile, place: Path) -> int:
+        with Reader(place / file.name) as reader:
+            for _ in reader.blocks(_ROWS):
+                pass
+            rows, payload = math.prod(reader.header.shape[:1]), reader.payload_sha256
+        if spec.pinned and file.sha256 != spec.sha256 and payload != spec.payload_sha256:
+            wanted = spec.sha256 or spec.payload_sha256
+            raise DigestMismatch(
+                f"{file.name}: expected the published archive, SHA-256 {wanted:.12}…; found {file.sha256:.12}…; copy "
+                f"that one, or: {self._other_sets()}"
+            )
+        return rows
+
+    def _other_sets(self) -> str:
+        """Say how to have other archives accepted than those that the manifest names by digest."""
+        return (
+            f"{self.dataset.manifest.name} names the digests of its archives, so no other set is ever complete; for "
+            "sets that change, take `bytes` and `sha256` out of it (`idxflow manifest FOLDER --no-digests` writes none)"
+        )
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -253,17 +274,3 @@ def _sha256(descriptor: int, name: str) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(name, error) from error
-
-
-def _rows(spec: ArchiveSpec, file: ArrivedFile, place: Path) -> int:
-    with Reader(place / file.name) as reader:
-        for _ in reader.blocks(_ROWS):
-            pass
-        rows, payload = math.prod(reader.header.shape[:1]), reader.payload_sha256
-    if spec.pinned and file.sha256 != spec.sha256 and payload != spec.payload_sha256:
-        wanted = spec.sha256 or spec.payload_sha256
-        raise DigestMismatch(
-            f"{file.name}: expected the published archive, SHA-256 {wanted:.12}…; found {file.sha256:.12}…; copy that "
-            "one, or take the digest out of the manifest"
-        )
-    return rows

@@ -45,8 +45,10 @@ class _Split:
     """How many rows have each label, from 0 on."""
 
 
-def manifest_of(folder: Path, name: str | None = None) -> str:
+def manifest_of(folder: Path, name: str | None = None, digests: bool = True) -> str:
     """Return the TOML manifest of the four IDX files in `folder`: one that `validate` and `run` can use.
+
+    With `digests`, it accepts these archives and no others.
 
     Raises:
         ConfigError: a file is not there, there are several that it could be, or its name or the given one cannot
@@ -73,16 +75,13 @@ def manifest_of(folder: Path, name: str | None = None) -> str:
         '# licence = "…"',
         '# homepage = "https://…"',
         "",
-        "# With digests, other files are refused. Delete the digests if the files may change between runs.",
+        "# With digests, other files are refused; `idxflow manifest --no-digests` is for files that change."
+        if digests
+        else "# Without digests, whatever has these names is the data.",
     ]
     for role, file in files.items():
-        lines += [
-            f"[archives.{role}]",
-            f"file = {_text(file.name)}",
-            f"bytes = {file.stat().st_size}",
-            f'sha256 = "{sha256_of(file)}"',
-            "",
-        ]
+        named = [f"bytes = {file.stat().st_size}", f'sha256 = "{sha256_of(file)}"'] if digests else []
+        lines += [f"[archives.{role}]", f"file = {_text(file.name)}", *named, ""]
     lines += [
         *_limits(splits, classes),
         "# What a model must reach on the test split, and what differs from the default training, for example:",

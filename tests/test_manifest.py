@@ -120,6 +120,14 @@ def test_labels_that_no_row_has_are_said(tmp_path: Path):
     )
 
 
+def test_without_digests_other_archives_of_these_names_are_the_data(store: Store, tmp_path: Path):
+    folder, manifest = written(tmp_path / "mine", bars(120, 30, 3, (9, 7))), tmp_path / "mine.toml"
+    manifest.write_text(manifest_of(folder, digests=False), encoding="utf-8")
+    assert not any(spec.pinned or spec.bytes for spec in catalog.read(manifest).archives)
+    written(folder, bars(121, 31, 3, (9, 7), seed=2))
+    assert hopped(store, dataset_file=str(manifest))["error"] is None
+
+
 @pytest.mark.parametrize("name", ["ümläut 😀", 'quote " and \\', "tab\tand\x7f", "mnist", "..."])
 def test_a_folder_of_any_name_gives_a_manifest_that_can_be_read(tmp_path: Path, name: str):
     folder = written(tmp_path / name, bars(20, 10, 2, (9, 7)))

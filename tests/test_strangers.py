@@ -264,6 +264,25 @@ def test_a_name_that_is_made_to_lead_here_is_refused(browser: Any, server: dict[
     assert raw.status_code == 421
 
 
+def test_the_owner_s_commands_find_the_secret_themselves(service: Service, place: dict[str, str]):
+    """`PREFECT_API_URL` is exported, as `up` says, and nothing else."""
+    words = [BIN / "idxflow", "validate", "digits"]
+    told = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    wrong = {**place, "PREFECT_API_AUTH_STRING": "somebody:else"}
+    told = subprocess.run(words, env=wrong, cwd="/", capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert "wants an auth string, and found another" in told.stderr
+
+
+def test_another_port_is_no_way_to_a_second_server_on_the_same_database(service: Service, place: dict[str, str]):
+    words = [BIN / "idxflow", "up", "--port", str(free_port())]
+    told = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    api = place["PREFECT_API_URL"]
+    assert f"prefect.db; found that of `idxflow up` at {api}; end that one first" in told.stderr
+
+
 @pytest.fixture(scope="module")
 def link(service: Service, place: dict[str, str]) -> str:
     """What `idxflow up` prints for the browser when it is typed again."""

@@ -268,6 +268,11 @@ def test_what_the_manifest_does_not_name_as_published_is_refused(world: World):
     refused = idxflow(*world.words("--once"), env=world.environment)
     assert refused.returncode == 3
     assert f"{TRAIN}: expected the published archive, SHA-256 000000000000…; found " in refused.stderr
+    assert "names the digests of its archives" in refused.stderr
+    # What the sentence says to do.
+    world.manifest.write_text(world.manifest.read_text().removesuffix(digests))
+    with world.watching():
+        world.taken(1)
 
 
 def test_ten_thousand_other_files_do_not_matter(world: World):

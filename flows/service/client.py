@@ -49,6 +49,25 @@ def server_of_up() -> server.Address | None:
 
 
 @contextmanager
+def used_as_configured() -> Iterator[None]:
+    """Have Prefect use the server it is configured with, if any, with the auth string that is known for it.
+
+    Raises:
+        PrefectFailed: a server of this machine does not accept the auth string.
+    """
+    url = _configured()
+    if not url:
+        yield
+        return
+    where = server.address(LOOPBACK[0], None, url)
+    if where.local:
+        # Whether it is there, the run finds out; its error about a wrong secret would name none.
+        server.is_up(where, _auth(where))
+    with used(where):
+        yield
+
+
+@contextmanager
 def used(where: server.Address) -> Iterator[None]:
     """Have Prefect use that server in this process while the block runs."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings

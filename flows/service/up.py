@@ -20,9 +20,9 @@ from cyclopts.validators import Number
 
 from flows.service import entry, server, sqlite
 from flows.service.application import AUTH, Plan
-from flows.service.database import hold, private_home
+from flows.service.database import hold, in_use, private_home
 from flows.service.guard import LOOPBACK
-from flows.service.lock import Lock
+from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
 from flows.service.processes import Command, Service
 from flows.settings import ROOT
@@ -265,6 +265,7 @@ class _Up:
         plan = Plan(self.wish.host, self.wish.names, str(self.folder / LINKS))
         self.server = Service(plan.command(environment, ROOT, log, self.listener))
         self.database_file = sqlite.configured(environment.get(server.DATABASE))
+        self._refuse_shared_database()
         database = server.shown_database(environment.get(server.DATABASE))
         _say(f"starting a Prefect server at {self.where.ui}, database {database}, log {log}")
         for opened in server.opened(self.wish.auth, self.wish.csrf):
@@ -272,6 +273,17 @@ class _Up:
         self.server.start()
         self._await_server(self.server)
         _say(f"server ready, process {self.server.pid}")
+
+    def _refuse_shared_database(self) -> None:
+        """Raise PrefectFailed where another `idxflow up` uses the SQLite database, and so has the queue of writers."""
+        if self.database or not (self.database_file and in_use(self.database_file)):
+            return
+        others = [api for api in ready(self.folder) if running(self.folder, api)]
+        if others:
+            raise PrefectFailed(
+                f"expected no other server on the database {self.database_file}; found that of `idxflow up` at "
+                f"{others[0]}; end that one first, or choose another PREFECT_HOME or --database"
+            )
 
     def _await_server(self, service: Service) -> None:
         deadline = time.monotonic() + START_SECONDS
