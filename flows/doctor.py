@@ -231,6 +231,9 @@ def _database(client: SyncPrefectClient) -> Finding:
         said = f"the server at {client.api_url} answers its health check, but no query ({type(error).__name__})"
         trouble = sqlite.trouble(file) if file else None
         return Finding("problem", "database", said, trouble or "look into the server's log, and start it again")
+    if file and (full := sqlite.full_disk(file)):
+        said, _, remedy = full.rpartition("; ")
+        return Finding("problem", "database", said, remedy)
     return Finding("ok", "database", "answers queries")
 
 

@@ -267,3 +267,34 @@ def test_a_download_that_does_not_fit_is_refused_before_it_is_asked_for(store: S
     with pytest.raises(StoreError, match=r"expected 1,152,921,504,606,846,976 bytes free at .*; found [\d,]+; free"):
         fetch.fn(store, replace(dataset, source=None), spec)
     assert list(store.entries("tiny", "fetch").glob("[!.]*")) == []
+
+
+PREFECT_HOME = """
+import json, os, subprocess, sys
+from contextlib import suppress
+from pathlib import Path
+from flows.service.server import auth_string
+
+mount, command = sys.argv[1], sys.argv[2:]
+folder, filler = Path(mount, "idxflow"), Path(mount, "filler")
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], check=True)
+with suppress(OSError), filler.open("wb", buffering=0) as stream:
+    while True:
+        stream.write(bytes(4096))
+up = subprocess.run(command, env={**os.environ, "PREFECT_HOME": mount}, capture_output=True, text=True, check=False)
+with suppress(OSError):
+    sys.exit(f"expected no room for {auth_string(folder)}")
+filler.unlink()
+print(json.dumps([up.returncode, up.stderr, auth_string(folder)]))
+"""
+
+
+def test_a_full_disk_under_prefects_folder_is_said_and_leaves_no_empty_secret(mount: Path):
+    up = [str(BIN / "idxflow"), "up", "--port", str(free_port())]
+    done = in_namespace(PREFECT_HOME, str(mount), *up, alone=False)
+    assert done.returncode == 0, done.stderr
+    code, said, secret = json.loads(done.stdout)
+    assert code == 1
+    assert said.startswith(f"idxflow: Prefect's folder cannot be used: No space left on device at {mount}")
+    assert said.count("\n") == 1
+    assert len(secret) > len("idxflow:")

@@ -154,6 +154,13 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
     assert_all_there(service)
 
 
+def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
+    found = findings(service)["database"]
+    assert (found.verdict, found.remedy) == ("problem", "free some, for instance by `idxflow gc`")
+    assert f"{database(service)}, Prefect's database, has less than" in found.found
+
+
 def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(service: Service):
     before = service.said
     with stopped(service):
@@ -245,4 +252,6 @@ def as_nobody(look: Callable[[], str | None]) -> str:
 
 def test_a_full_disk_is_said_with_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
-    assert re.search(r"has [\d,.]+ MB of its disk left; free some", sqlite.trouble(tmp_path / "prefect.db") or "")
+    assert re.search(
+        r"has less than [\d,.]+ MB of its disk left; free some", sqlite.trouble(tmp_path / "prefect.db") or ""
+    )

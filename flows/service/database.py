@@ -6,6 +6,7 @@ kept for that, because making one takes ten seconds.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -18,12 +19,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
+from storage.errors import PrefectFailed
+
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _NAME = "prefect.db"
 _SQLITE = "sqlite+aiosqlite:///"
 _OPEN_BYTE = 128
 """Of the file `-shm`: every process that has the database open holds a shared lock on it (DMS in SQLite's wal.c)."""
 _GETLK = "hhqqi"
+_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def private_home() -> Path:
@@ -59,6 +63,23 @@ def in_use(database: Path) -> bool:
         asked = struct.pack(_GETLK, fcntl.F_WRLCK, os.SEEK_SET, _OPEN_BYTE, 1, 0)
         kind: int = struct.unpack_from(_GETLK, fcntl.fcntl(stream, fcntl.F_GETLK, asked.ljust(64, b"\0")))[0]
     return kind != fcntl.F_UNLCK
+
+
+@contextmanager
+def home_errors() -> Iterator[None]:
+    """Turn what the operating system says about Prefect's home into a sentence."""
+    from prefect.settings import PREFECT_HOME
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNUSABLE:
+            raise
+        path = error.filename or PREFECT_HOME.value()
+        raise PrefectFailed(
+            f"Prefect's folder cannot be used: {error.strerror} at {path}; free space or permissions there, or choose "
+            "another with PREFECT_HOME"
+        ) from error
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from flows.service.memory import Changed, Memory, Remembered
+from flows.service.processes import START_SECONDS
 from flows.service.server import prefect
 from flows.settings import ROOT
 from storage.errors import PrefectFailed
@@ -35,7 +36,6 @@ VARIABLE = "idxflow_schedules"
 """Prefect variable that holds, by deployment, a digest of the schedules that were last taken from `prefect.yaml`."""
 AUTOMATION = "idxflow: end flow runs whose process is gone"
 _PROCESS = "process"
-_DEPLOY_SECONDS = 180
 _WAIT_SECONDS = 0.5
 # Prefect: names-in-events. An event is called by the name of a state, and a heartbeat has no type to ask for.
 _ENDINGS = (
@@ -232,13 +232,13 @@ def _deploy(plan: dict[str, Any], promise: Promise) -> None:
             process.wait()
         if code:
             words = " ".join(said.read_text(encoding="utf-8", errors="replace").split())[-400:]
-            found = words if code > 0 else f"no end within {_DEPLOY_SECONDS} s"
+            found = words if code > 0 else f"no end within {START_SECONDS} s"
             raise PrefectFailed(f"expected `prefect deploy --all` to take {PLAN.name}, found: {found}")
 
 
 def _ended(process: subprocess.Popen[bytes], meanwhile: Callable[[], object]) -> int:
     """Return the exit code; negative if it does not come to an end."""
-    deadline = time.monotonic() + _DEPLOY_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
             return process.wait(_WAIT_SECONDS)

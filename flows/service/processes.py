@@ -17,6 +17,9 @@ from pathlib import Path
 from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_memory
 from storage.errors import PrefectFailed
 
+START_SECONDS = 600
+"""What may pass until a process that was started answers: with a tenth of a processor a server takes four minutes.
+That one has died is noticed at once, so only what hangs takes so long."""
 MAX_DEATHS = 5
 """So many deaths in a row, each within `SETTLED_SECONDS` of the start, are no accident any more."""
 SETTLED_SECONDS = 60

@@ -16,6 +16,7 @@ from flows.service.application import AUTH, listen
 from flows.service.guard import ANY_ADDRESS, LOOPBACK, split
 from flows.settings import quiet_environment
 from storage.errors import ConfigError, PrefectFailed
+from storage.files import locked
 
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -103,14 +104,23 @@ def auth_string(folder: Path) -> str:
 
     The file is readable by its owner only. Raises ConfigError where the string is not of the form user:password.
     """
-    known = kept_auth_string(folder)
-    if known is None:
-        known = f"idxflow:{secrets.token_urlsafe(24)}"
-        with os.fdopen(os.open(auth_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(known + "\n")
+    known = kept_auth_string(folder) or _made_auth_string(auth_file(folder))
     if ":" not in known or not known.isascii():
         found = "no colon in it" if known.isascii() else "a letter that is not ASCII, which Prefect cannot compare"
         raise ConfigError(f"expected {AUTH} to be of the form user:password, found {found}")
+    return known
+
+
+def _made_auth_string(path: Path) -> str:
+    """Make the file in one step: an empty one, as a full disk leaves it, would be no secret and in the way for ever."""
+    partial = path.with_name(f".{path.name}.partial")
+    with locked(path.with_name(f".{path.name}.lock"), passing=True):
+        # Another `idxflow up` may have been first.
+        if not (known := kept_auth_string(path.parent)):
+            known = f"idxflow:{secrets.token_urlsafe(24)}"
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+                stream.write(known + "\n")
+            partial.replace(path)
     return known
 
 

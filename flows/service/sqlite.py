@@ -67,14 +67,20 @@ def trouble(path: Path) -> str | None:
         return f"{path} is a folder, expected Prefect's database; {_aside(path)}"
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         return f"{path}, Prefect's database, cannot be read and written; give it to this user (chown, chmod 600)"
-    free = shutil.disk_usage(path.parent).free
-    if free < LEAST_FREE_BYTES:
-        return (
-            f"{path}, Prefect's database, has {free / 1e6:,.1f} MB of its disk left; free some, for instance by "
-            "`idxflow gc`"
-        )
+    if full := full_disk(path):
+        return full
     broken = _broken(path) if path.exists() else None
     return f"{path}, Prefect's database, is broken ({broken}); {_aside(path)}" if broken else None
+
+
+def full_disk(path: Path) -> str | None:
+    """Return that a database has hardly any disk left, and what to do about it, in one sentence; None where it has."""
+    if shutil.disk_usage(path.parent).free >= LEAST_FREE_BYTES:
+        return None
+    least = f"{LEAST_FREE_BYTES / 1e6:,.0f} MB"
+    return (
+        f"{path}, Prefect's database, has less than {least} of its disk left; free some, for instance by `idxflow gc`"
+    )
 
 
 def _aside(path: Path) -> str:

@@ -15,21 +15,19 @@ import select
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from flows.service import database, sqlite
 from flows.service.application import AUTH, Plan, listen
-from flows.service.processes import Service
+from flows.service.processes import START_SECONDS, Service
 from storage.errors import PrefectFailed
 
 # Prefect: temporary-server.
 _VARIABLE = "IDXFLOW_TEMPORARY_SERVER"
 _HOST = "127.0.0.1"
-_START_SECONDS = 180
-"""The first start of all makes the database, which takes ten seconds on a quiet machine."""
 _STOP_SECONDS = 5
 _LOOK_SECONDS = 0.05
 
@@ -50,7 +48,7 @@ class TemporaryServer:
         self._service.start()
         # From now on the server's alone: when it dies, who waits for an answer is told so.
         listener.close()
-        self._asked = HTTPConnection(_HOST, port, timeout=_START_SECONDS)
+        self._asked = HTTPConnection(_HOST, port, timeout=START_SECONDS)
         self._answered = False
 
     def _has_answered(self, seconds: float) -> bool:
@@ -75,9 +73,9 @@ class TemporaryServer:
         """Wait until it answers.
 
         Raises:
-            PrefectFailed: it ended instead, or does not answer in three minutes.
+            PrefectFailed: it ended instead, or does not answer in ten minutes.
         """
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             if self._has_answered(left):
                 return database.keep_empty(self._home, self._folder)
@@ -88,7 +86,7 @@ class TemporaryServer:
             # One that is dying lets go of its port before it is gone.
             time.sleep(_LOOK_SECONDS)
         raise PrefectFailed(
-            f"expected a Prefect server for this run to answer within {_START_SECONDS} s; it did not; try again"
+            f"expected a Prefect server for this run to answer within {START_SECONDS} s; it did not; try again"
         )
 
     def stop(self) -> None:
@@ -122,12 +120,12 @@ def temporary_server() -> Iterator[TemporaryServer]:
     """Start a server, and have Prefect use it in this process while the block runs. It may not answer yet."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    home = database.private_home()
-    with (
-        tempfile.TemporaryDirectory(prefix="idxflow-prefect-") as name,
-        database.alone(home, Path(name)) as environment,
-    ):
-        server = TemporaryServer(home, Path(name), environment)
+    with ExitStack() as stack:
+        with database.home_errors():
+            home = database.private_home()
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idxflow-prefect-")))
+            environment = stack.enter_context(database.alone(home, folder))
+            server = TemporaryServer(home, folder, environment)
         os.environ[_VARIABLE] = "1"
         try:
             with temporary_settings({PREFECT_API_URL: server.api, PREFECT_API_AUTH_STRING: server.secret}):

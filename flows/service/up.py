@@ -20,11 +20,11 @@ from cyclopts.validators import Number
 
 from flows.service import entry, server, sqlite
 from flows.service.application import AUTH, Plan
-from flows.service.database import hold, in_use, private_home
+from flows.service.database import hold, home_errors, in_use, private_home
 from flows.service.guard import LOOPBACK
 from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
-from flows.service.processes import Command, Service
+from flows.service.processes import START_SECONDS, Command, Service
 from flows.settings import ROOT
 from storage.errors import ConfigError, PrefectFailed
 
@@ -37,7 +37,8 @@ POOL = "idxflow"
 LINKS = "links"
 """Folder, below that of the logs, of the links that let a browser in."""
 PROCESS = "process"
-START_SECONDS = 240
+TABLES_SECONDS = 240
+"""A server that was started so long ago may still be making its tables, and is not complained of."""
 STOP_SECONDS = 6
 """For each of worker and server, before force is used; together well below the 15 s that `up` may take to stop."""
 SWEEP_SECONDS = 10
@@ -124,7 +125,7 @@ def up(
     if AUTH in os.environ and not auth:
         raise ConfigError(f"expected no --no-auth where {AUTH} is set; found both")
     try:
-        with _stop_signals():
+        with _stop_signals(), home_errors():
             return _Up(wish).run()
     except _Stopped:
         # Only before anything was started; afterwards `run` itself ends on it.
@@ -415,11 +416,15 @@ class _Up:
         except Exception as error:
             if trouble := self._trouble():
                 self._say_once(trouble)
-            elif not (self.server and self.server.age < START_SECONDS):
+            elif not (self.server and self.server.age < TABLES_SECONDS):
                 # One that was started just now may be making its tables.
                 self._say_once(self._unanswered(error))
             return
-        self.said = ""
+        # It may answer what is only read.
+        full = sqlite.full_disk(self.database_file) if self.database_file else None
+        if full:
+            self._say_once(full)
+        self.said = full or ""
         self._note_database()
         self._tell()
         if done:
@@ -452,7 +457,10 @@ class _Up:
             "database": str(self.database_file or ""),
             "opened": self.opened,
         }
-        if words != self.told:
+        if words == self.told:
+            return
+        # On a full disk it is said later.
+        with suppress(OSError):
             self.lock.say({"pid": os.getpid(), "ready": True, **words})
             self.told = words
 
