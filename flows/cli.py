@@ -303,7 +303,7 @@ def _ended(tokens: list[str] | None) -> int:
     except KeyboardInterrupt:
         print("idxflow: interrupted; the same command goes on from where it was", file=sys.stderr)
         return 130
-    except (ImportError, RuntimeError, BlockingIOError) as error:
+    except (ImportError, RuntimeError, MemoryError, OSError) as error:
         words = shortage(error)
         if not words:
             raise

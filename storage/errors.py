@@ -20,6 +20,8 @@ Each message is one sentence: what was expected, what was found, where, what to 
 
 from __future__ import annotations
 
+import errno
+
 from storage.records import Step, Validation
 
 
@@ -97,15 +99,15 @@ class OutputFailed(IdxflowError):
 def shortage(error: BaseException) -> str | None:
     """Return in words what the system has refused a process, if that is what `error` is about."""
     text = str(error)
+    more = "raise the limit of the address space (ulimit -v), or take a machine with more memory, then run again"
     if isinstance(error, ImportError) and ("failed to map" in text or "annot allocate memory" in text):
-        return (
-            f"expected memory to load a library; {text}; raise the limit of the address space (ulimit -v), or take a "
-            "machine with more memory, then run again"
-        )
+        return f"expected memory to load a library; {text}; {more}"
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return f"expected memory to go on; the system gave no more; {more}"
     threads = isinstance(error, RuntimeError) and "can't start new thread" in text
     if threads or isinstance(error, BlockingIOError):
         return (
             f"expected to start a thread or a process; {text}; raise the limit of processes (ulimit -u, TasksMax of a "
-            "systemd unit, pids of a container), then run again"
+            "systemd unit, pids of a container) or of the address space (ulimit -v), then run again"
         )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -34,10 +35,24 @@ except RuntimeError as error:
 import os
 os._exit(0)
 """
+MEMORY = """
+import resource
+from storage.errors import shortage
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    bytes(1 << 31)
+except MemoryError as error:
+    print(shortage(error))
+"""
 
 
 @pytest.mark.parametrize(
-    ("code", "said"), [(LIBRARY, "expected memory to load a library; "), (THREADS, "expected to start a thread or a ")]
+    ("code", "said"),
+    [
+        (LIBRARY, "expected memory to load a library; "),
+        (THREADS, "expected to start a thread or a "),
+        (MEMORY, "expected memory to go on; "),
+    ],
 )
 def test_it_is_said_what_to_raise(code: str, said: str):
     result = subprocess.run(
@@ -50,3 +65,5 @@ def test_it_is_said_what_to_raise(code: str, said: str):
 def test_other_errors_are_none():
     assert shortage(ImportError("No module named 'x'")) is None
     assert shortage(RuntimeError("x")) is None
+    assert shortage(FileNotFoundError(errno.ENOENT, "x")) is None
+    assert "expected memory" in (shortage(OSError(errno.ENOMEM, "x")) or "")
