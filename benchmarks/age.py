@@ -250,7 +250,7 @@ def _measured(few: Place, many: Place, rounds: int) -> list[_Row]:
             for place, found in zip((few, many), figures, strict=True):
                 found.append(_one(place, command(turn)))
         rows.append(_Row(name, tuple(figures[0]), tuple(figures[1])))
-        say(f"  {name}: {figures[0][-1]} and {figures[1][-1]}")
+        say(f"  {name}: {figures[0][-1][0]:.2f} s and {figures[1][-1][0]:.2f} s")
     return rows
 
 
