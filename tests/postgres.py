@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,10 +70,11 @@ def postgres(password: str) -> Iterator[Cluster]:
             server = subprocess.Popen([*prefix, binaries / "postgres", *arguments], stdout=log, stderr=log)
         try:
             ready = [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(cluster.port), "-t", "1"]
-            for _ in range(300):
+            while True:
                 if subprocess.run(ready, check=False, timeout=30).returncode == 0:
                     break
                 assert server.poll() is None, (folder / "log").read_text()
+                time.sleep(0.1)
             yield cluster
         finally:
             # "Fast" ends sessions rather than wait for them, "immediate" is for a server that does not answer.

@@ -111,7 +111,7 @@ def hold(store: Store, what: str) -> None:
 
 def _make_slowly(store: Store) -> None:
     def make(folder: Path) -> Thing:
-        say("making", time.monotonic())
+        say("making")
         with (folder / "data.bin").open("wb", buffering=0) as stream:
             stream.write(b"first half, ")
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -156,7 +156,7 @@ def follow(store: Store, what: str) -> None:
     if what == "making":
 
         def make(folder: Path) -> Thing:
-            say("got", time.monotonic())
+            say("got")
             (folder / "data.bin").write_bytes(b"first half, second half")
             (folder / "more.bin").write_bytes(b"more")
             return Thing(folder, "slow")
@@ -165,11 +165,11 @@ def follow(store: Store, what: str) -> None:
     elif what == "deciding":
         registry = Registry(store, DATASET)
         with registry.deciding(lambda: logging.info("waiting for the other decision")):
-            say("got", time.monotonic())
+            say("got")
         retrain(store, 200)
     else:
         with store.in_use(DATASET):
-            say("got", time.monotonic())
+            say("got")
 
 
 def threads(store: Store) -> None:

@@ -40,7 +40,7 @@ HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 KEPT = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
 SECRET = "idxflow:canary-of-the-tests"
-START_SECONDS = 90
+START_SECONDS = 240
 GRACE_SECONDS = 3
 """Before force is used. What a server has been told is in its database by then."""
 

@@ -21,13 +21,13 @@ from tests.commands import Command, idxflow
 from tests.conftest import write_tiny
 from tests.servers import BIN, ROOT, clean_environment, free_port, running, wait_until_healthy
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
 # So that the test need not wait as long as a user would: see `max_retries` in pyproject.toml.
 FEW_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "1"}
 EPOCHS = 600
-BOUND_SECONDS = 120
-"""After the server's death: training, evaluation, report, and a few requests that nobody answers."""
+BOUND_SECONDS = 280
+"""Only what hangs takes so long, also on a busy machine."""
 
 
 class World:
@@ -57,7 +57,7 @@ class World:
         (folder / "up-1.json").write_text(json.dumps({"pid": os.getpid(), "ready": True, "api": self.url}))
 
     def until(self, process: Command, found: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + BOUND_SECONDS
         while not found():
             assert process.poll() is None, process.errors
             assert time.monotonic() < deadline
@@ -74,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str, float]]:
+def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str]]:
     """How two runs ended whose server was killed: one between its steps, and one, of `idxflow up`, while it trained."""
     log = world.home / "server.log"
     with ExitStack() as stack:
@@ -92,18 +92,17 @@ def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str, float]]:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         training.send_signal(signal.SIGCONT)
-        died = time.monotonic()
         found = {}
         for name, process in (("between", between), ("training", training)):
             out, errors = process.communicate(timeout=BOUND_SECONDS)
-            found[name] = (process.wait(), json.loads(out), errors, time.monotonic() - died)
+            found[name] = (process.wait(), json.loads(out), errors)
         return found
 
 
 @pytest.mark.parametrize("name", ["between", "training"])
 def test_a_run_goes_on_and_ends_as_what_it_is(world: World, ended: dict[str, Any], name: str):
     """Its exit code is of what it did: there is a champion, though Prefect does not know it."""
-    code, outcome, _, _ = ended[name]
+    code, outcome, _ = ended[name]
     assert (code, outcome["state"], outcome["champion"], outcome["error"]) == (0, "promoted", 1, None)
     store = Store(world.home / name)
     verdict = verify(store)

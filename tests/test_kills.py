@@ -228,7 +228,7 @@ def ended_at(
     with Command(*command, env=environment) as process:
         wait_for(lambda: reached(moment, process.said, store) or process.poll() is not None)
         process.send_signal(number)
-        return process.wait(60), process.errors
+        return process.wait(WAIT_SECONDS), process.errors
 
 
 def reached(moment: str, said: str, store: Store) -> bool:

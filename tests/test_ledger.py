@@ -82,7 +82,7 @@ def test_many_processes_and_threads_at_once_take_one_number_each(store: Store, l
     ]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: ledger.append("runs", f"thread-{number}", {}), range(20)))
-    assert [process.wait(60) for process in started] == [0, 0, 0]
+    assert [process.wait(240) for process in started] == [0, 0, 0]
     numbers = [place(name)[1] for kind in KINDS for name in ledger.names(kind)]
     assert sorted(numbers) == list(range(1, 81))
     for n in (0, 2):

@@ -98,7 +98,7 @@ def train_until_killed(process: subprocess.Popen) -> None:
     most = bytes_of_process(1, process.pid) + UNSPEAKABLE
     process.stdin.write("go\n")
     process.stdin.flush()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         with suppress(OSError):
             if group is None and bytes_of_process(1, process.pid) > most:
@@ -144,7 +144,7 @@ def assert_unharmed(store: Store, before: dict[str, str]) -> None:
 def test_where_it_still_can_speak_it_says_for_what_there_is_no_memory(first: Path, copy: Store):
     before = published(copy)
     with begin(first, copy, "address space") as process:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 1, errors
     said = [line for line in errors.splitlines() if line.startswith("idxflow: ")]
     assert len(said) == 1, errors

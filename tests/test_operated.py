@@ -616,12 +616,12 @@ def watching(environment: dict[str, str], inbox: Path, manifest: Path, log: Path
         yield process
     finally:
         process.kill()
-        process.wait(30)
+        process.wait(240)
 
 
 def interrupted(process: subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGINT)
-    return process.wait(60)
+    return process.wait(240)
 
 
 def announced(operated: Operated) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def filled(store: Store) -> Store:
 @pytest.fixture
 def cli(filled: Store, tmp_path: Path) -> Cli:
     def call(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([str(BIN / "idxflow"), *arguments], **options(filled, tmp_path), timeout=60)
+        return subprocess.run([str(BIN / "idxflow"), *arguments], **options(filled, tmp_path), timeout=240)
 
     return call
 
@@ -330,7 +330,7 @@ def test_processes_at_once_end_where_ledger_and_pointer_agree(filled: Store, tmp
     asked = [["promote", "mine", str(n), "--force"] for n in (1, 2, 3)] + [["rollback", "mine"]] * 3
     command = str(BIN / "idxflow")
     started = [subprocess.Popen([command, *a, "--reason", "at once"], **options(filled, tmp_path)) for a in asked]
-    said = [process.communicate(timeout=60)[1] for process in started]
+    said = [process.communicate(timeout=240)[1] for process in started]
     codes = [process.returncode for process in started]
     assert set(codes) <= {0, 2}, said
     assert codes.count(0) == len(decisions(filled)) - 4 >= 3
@@ -351,7 +351,7 @@ def test_a_rollback_waits_for_a_run_that_is_deciding(filled: Store, tmp_path: Pa
             "decisions", "run-5", {"outcome": "promoted", "version": 3, "previous": 4, "champion": 3}
         )
         registry.promote(3, "run-5")
-    assert process.communicate(timeout=60)[0] == "rolled back v3→v4: x\n"
+    assert process.communicate(timeout=240)[0] == "rolled back v3→v4: x\n"
     assert_agreed(filled)
 
 
@@ -372,7 +372,7 @@ def test_moving_the_champion_takes_under_a_second_and_no_heavy_library(
     filled: Store, tmp_path: Path, arguments: list[str]
 ):
     result = subprocess.run(
-        [sys.executable, "-c", LIGHT, *arguments], **{**options(filled, tmp_path), "cwd": ROOT}, timeout=60
+        [sys.executable, "-c", LIGHT, *arguments], **{**options(filled, tmp_path), "cwd": ROOT}, timeout=240
     )
     code, seconds, *loaded = result.stderr.split()
     assert code == "0", result.stderr

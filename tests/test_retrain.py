@@ -124,7 +124,7 @@ def answer(promote: bool, reason: str) -> threading.Thread:
 
     def look() -> None:
         paused = FlowRunFilter(state={"type": {"any_": ["PAUSED"]}})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             with get_client(sync_client=True) as client:
                 found = client.read_flow_runs(flow_run_filter=paused)
@@ -141,7 +141,7 @@ def answer(promote: bool, reason: str) -> threading.Thread:
 
 @pytest.mark.parametrize(("promote", "said"), [(True, "promoted by a person"), (False, "declined by a person")])
 def test_a_person_decides_where_the_policy_is_ask(run: Any, store: Store, tiny: TinyFactory, promote: bool, said: str):
-    manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.02').manifest
+    manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.2').manifest
     thread = answer(promote, "looked at it")
     _, found = run(manifest)
     thread.join()

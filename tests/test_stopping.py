@@ -26,14 +26,16 @@ from tests.conftest import TinyFactory
 from tests.faultserver import Exchange, FaultServer, in_turn, ranged, stall, status, trickle
 from tests.fetch.helpers import BODY, PATH, SPEC, get, publish
 
-SECONDS = 30
-"""Longer than any of these may take, shorter than what they wait for."""
-PATIENT = Policy(read_seconds=60, backoff_seconds=60, rate_window_seconds=60)
+SECONDS = 240
+"""Only what hangs takes so long."""
+LONGER = 10 * SECONDS
+"""What they wait for if nothing ends them."""
+PATIENT = Policy(read_seconds=LONGER, backoff_seconds=LONGER, rate_window_seconds=LONGER)
 
 
 def hush(exchange: Exchange) -> None:
     """Never answers."""
-    exchange.stopping.wait(60)
+    exchange.stopping.wait(LONGER)
 
 
 def ended(work: Callable[[], object], started: Callable[[], bool]) -> list[BaseException]:

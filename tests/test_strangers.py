@@ -130,7 +130,7 @@ def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen
             yield process
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(SECONDS)
 
 
 @pytest.mark.parametrize("name", ["run", "validate"])

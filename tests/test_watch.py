@@ -247,7 +247,7 @@ def test_what_is_no_file_is_refused_at_once(
     monkeypatch.chdir(world.inbox)
     put(world.inbox, archives(1))
     change(world.inbox / LABELS)
-    refused = idxflow(*world.words("--once"), env=world.environment, timeout=60)
+    refused = idxflow(*world.words("--once"), env=world.environment)
     sentence = f"idxflow: {LABELS}: expected a file; found {found}; copy the archive itself there\n"
     assert (refused.returncode, refused.stderr) == (3, sentence)
     assert world.sets() == []
@@ -256,7 +256,7 @@ def test_what_is_no_file_is_refused_at_once(
 def test_a_file_that_is_larger_than_it_can_be_is_refused_before_it_is_copied(world: World):
     put(world.inbox, archives(1))
     os.truncate(world.inbox / TRAIN, 1 << 33)
-    refused = idxflow(*world.words("--once"), env=world.environment, timeout=60)
+    refused = idxflow(*world.words("--once"), env=world.environment)
     assert refused.returncode == 3
     assert f"{TRAIN}: expected at most 4,294,967,296 bytes; found 8,589,934,592" in refused.stderr
 
@@ -317,7 +317,7 @@ def test_a_signal_ends_it_in_a_sentence_and_leaves_nothing(world: World):
         with world.watching() as watcher:
             world.taken(1)
             watcher.send_signal(number)
-            assert watcher.wait(60) == code
+            assert watcher.wait(240) == code
             assert watcher.errors.endswith(f"idxflow: {word}; the same command goes on from where it was\n")
     assert verify(world.store).findings == ()
 
