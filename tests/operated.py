@@ -22,6 +22,7 @@ from tests.servers import BIN, HTTP, ROOT, prefect_server, running
 
 _NOW = datetime.now(UTC)
 LAST_DAY = {"since": (_NOW - timedelta(days=1)).isoformat(), "until": (_NOW + timedelta(days=1)).isoformat()}
+WATCH = ("--watch", "--watch-interval", "1")
 COMMAND = (str(BIN / "prefect"), "worker", "start", "--pool", "idxflow", "--type", "process")
 
 

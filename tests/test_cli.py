@@ -187,17 +187,18 @@ def test_a_server_that_does_not_answer_is_said(tmp_path: Path):
 
 
 @pytest.mark.flow
-def test_ctrl_c_is_said_and_the_next_run_goes_on(server: dict[str, str], tmp_path: Path):
+def test_ctrl_c_is_said_and_the_next_run_goes_on(server: dict[str, str], tmp_path: Path, tiny: TinyFactory):
     environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store")}
-    models = tmp_path / "store" / "digits" / "5-models"
-    with Command("run", "digits", "--set", "epochs=10000", env=environment) as process:
+    command = ("run", "--dataset-file", str(tiny().manifest), "--set", "learning_rate=0.1", "--set")
+    models = tmp_path / "store" / "tiny" / "5-models"
+    with Command(*command, "epochs=10000", "--set", "patience=10000", env=environment) as process:
         until(lambda: list(models.glob(".*.partial/history.jsonl")) or process.poll() is not None)
         process.send_signal(signal.SIGINT)
         code, errors = process.wait(240), process.errors
     assert code == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    assert outcome(idxflow("run", "digits", "--json", env=environment))["state"] == "promoted"
+    assert outcome(idxflow(*command, "epochs=4", "--json", env=environment))["state"] == "promoted"
 
 
 def test_a_manifest_is_written_for_files_one_has(tmp_path: Path, tiny: TinyFactory):

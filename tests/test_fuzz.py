@@ -1,4 +1,4 @@
-"""Two million made-up files for the readers of what comes from outside, in search of anything but a refusal."""
+"""Half a million made-up files for the readers of what comes from outside, in search of anything but a refusal."""
 
 from __future__ import annotations
 

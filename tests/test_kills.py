@@ -31,7 +31,7 @@ from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory
 from tests.crashes import in_memory
 
-KILLS = int(os.environ.get("IDXFLOW_KILLS", "20"))
+KILLS = int(os.environ.get("IDXFLOW_KILLS", "10"))
 KILLS_FOR_EACH_STORE = 5
 WAIT_SECONDS = 200
 

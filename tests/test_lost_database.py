@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,6 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 from flows import doctor
 from flows.service import server, sqlite
 from flows.service.deployments import AUTOMATION, VARIABLE
-from tests.commands import idxflow
 from tests.operated import until
 from tests.servers import clean_environment, free_port
 from tests.test_up import Service, command, going
@@ -27,6 +27,12 @@ pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
 CRON = "30 4 * * 2"
 SECONDS = 240
 """Only what hangs takes so long."""
+IDXFLOW = (
+    sys.executable,
+    "-c",
+    "from flows.service import up; up.LOOK_SECONDS = 2; from flows.cli import main; main()",
+)
+"""The command, with less time between two looks at the server."""
 RESTORED = "put there again; schedules as people had left them: "
 
 
@@ -40,7 +46,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         IDXFLOW_STORE=str(home / "store"),
         PREFECT_WORKER_QUERY_SECONDS="2",
     )
-    with going(environment, home / "up.log") as service:
+    with going(environment, home / "up.log", program=IDXFLOW) as service:
         _as_people_do(service)
         remembered = Path(environment["PREFECT_HOME"]) / "idxflow"
         until(lambda: any(CRON in path.read_text() for path in remembered.glob("remembered-*.json")))
@@ -210,25 +216,23 @@ def _folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_garbage, _malformed, _folder])
-def test_a_broken_database_is_named_with_what_to_do(spoil: Callable[[Path], None], tmp_path: Path):
+def test_what_to_do_about_a_broken_database(spoil: Callable[[Path], None], tmp_path: Path):
+    path = Path(clean_environment(tmp_path)["PREFECT_HOME"]) / "prefect.db"
+    assert sqlite.trouble(path) is None
+    spoil(path)
+    assert f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken" in (sqlite.trouble(path) or "")
+
+
+def test_a_broken_database_is_named_with_what_to_do(tmp_path: Path):
+    """As one is named to a single run: tests/test_temporary_server.py."""
     environment = clean_environment(tmp_path)
     path = Path(environment["PREFECT_HOME"]) / "prefect.db"
-    spoil(path)
+    _malformed(path)
     refused = command(environment, "--port", str(free_port()))
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1, refused.stderr
     assert f"{path}" in refused.stderr
     assert f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken" in refused.stderr
-
-
-def test_the_server_of_a_single_run_names_it_too(tmp_path: Path):
-    environment = clean_environment(tmp_path)
-    path = Path(environment["PREFECT_HOME"]) / "prefect.db"
-    _garbage(path)
-    refused = idxflow("validate", "digits", "--store", str(tmp_path / "store"), env=environment, cwd=tmp_path)
-    assert refused.returncode == 1
-    assert f"mv {path}* {path.parent}/broken" in refused.stderr
-    assert "try again" not in refused.stderr
 
 
 def test_an_empty_database_is_no_trouble_and_another_user_s_is(tmp_path: Path):

@@ -18,7 +18,7 @@ from prefect.flow_runs import resume_flow_run
 
 from flows import retrain as flows
 from flows.job import RunFailed
-from flows.retrain import retrain, validate_dataset
+from flows.retrain import retrain, retrain_arrival, validate_dataset
 from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
@@ -223,6 +223,17 @@ def test_a_wrong_manifest_is_a_failed_run_with_the_sentence(results: Path, tmp_p
     assert state.type.value == "FAILED"
     assert "expected a manifest in TOML" in state.message
     assert outcome(state)["error"]["exit_code"] == 2
+
+
+def test_a_set_that_the_store_does_not_have_is_said(results: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IDXFLOW_STORE", str(store.root))
+    state = retrain_arrival("digits", "20260101-000000-00000000", return_state=True)
+    assert state.type.value == "FAILED"
+    assert state.message == (
+        f"expected the set 20260101-000000-00000000 of digits in the ledger of {store.root}, which this run keeps "
+        "everything in; there is none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or "
+        "IDXFLOW_STORE"
+    )
 
 
 def test_validation_alone_stops_before_training(results: Path, store: Store, tiny: TinyFactory):

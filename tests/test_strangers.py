@@ -21,6 +21,7 @@ import pytest
 
 from storage.files import locked
 from tests import stranger
+from tests.commands import idxflow
 from tests.conftest import BROWSER_FLAGS
 from tests.faultserver import FaultServer, good
 from tests.operated import until
@@ -133,17 +134,16 @@ def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen
             process.wait(SECONDS)
 
 
-@pytest.mark.parametrize("name", ["run", "validate"])
-def test_a_command_s_own_server_is_nobody_else_s(home: Path, name: str):
-    (home / name).mkdir()
-    environment = clean_environment(home / name, IDXFLOW_STORE=str(home / name / "store"))
-    with waiting(name, environment) as process:
+def test_a_command_s_own_server_is_nobody_else_s(home: Path):
+    (home / "run").mkdir()
+    environment = clean_environment(home / "run", IDXFLOW_STORE=str(home / "run" / "store"))
+    with waiting("run", environment) as process:
         found = ports(process.pid)
         assert found
         secret = secrets(process.pid)
         folders = [Path(environment["PREFECT_HOME"]), *Path(tempfile.gettempdir()).glob("idxflow-prefect-*")]
         came = attack(found, home / "marker", *folders)
-    nothing_came_of(came, secret, (home / name / "store.log").read_text())
+    nothing_came_of(came, secret, (home / "run" / "store.log").read_text())
 
 
 def test_the_server_of_up_is_nobody_else_s(home: Path, service: Service, place: dict[str, str]):
@@ -268,11 +268,10 @@ def test_a_name_that_is_made_to_lead_here_is_refused(browser: Any, server: dict[
 
 def test_the_owner_s_commands_find_the_secret_themselves(service: Service, place: dict[str, str]):
     """`PREFECT_API_URL` is exported, as `up` says, and nothing else."""
-    words = [BIN / "idxflow", "validate", "digits"]
-    told = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
+    told = idxflow("validate", "digits", env=place)
     assert told.returncode == 0, told.stderr
     wrong = {**place, "PREFECT_API_AUTH_STRING": "somebody:else"}
-    told = subprocess.run(words, env=wrong, cwd="/", capture_output=True, text=True, check=False)
+    told = idxflow("validate", "digits", env=wrong)
     assert told.returncode == 1
     assert "wants an auth string, and found another" in told.stderr
 

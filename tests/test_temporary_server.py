@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
-import subprocess
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory
-from tests.servers import BIN, clean_environment
+from tests.operated import until
+from tests.servers import clean_environment
 
 SECONDS = 240
 """Only what hangs takes so long."""
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"expected within {SECONDS} s: {what}"
-        time.sleep(0.05)
 
 
 def servers_of(process: int) -> list[int]:
@@ -48,30 +39,20 @@ def is_gone(process: int) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_it_ends_with_the_run_however_that_ends(tmp_path: Path, tiny: TinyFactory, number: signal.Signals):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(tiny().manifest)]
-    run = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        # Background shells ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    until(lambda: bool(servers_of(run.pid)), "a server that was started")
-    server = servers_of(run.pid)[0]
-    os.kill(run.pid, number)
-    run.communicate(timeout=SECONDS)
-    assert run.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-    until(lambda: is_gone(server), "the server has ended")
+    with Command("run", "--dataset-file", str(tiny().manifest), env=environment) as run:
+        until(lambda: servers_of(run.pid))
+        server = servers_of(run.pid)[0]
+        run.send_signal(number)
+        assert run.wait(SECONDS) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+        until(lambda: is_gone(server))
 
 
 @pytest.mark.flow
 def test_one_that_cannot_start_is_said_in_one_sentence(tmp_path: Path, tiny: TinyFactory):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    Path(environment["PREFECT_HOME"], "prefect.db").write_bytes(b"no database" * 1000)
-    command = [str(BIN / "idxflow"), "validate", "--dataset-file", str(tiny().manifest)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+    database = Path(environment["PREFECT_HOME"], "prefect.db")
+    database.write_bytes(b"no database" * 1000)
+    ended = idxflow("validate", "--dataset-file", str(tiny().manifest), env=environment)
     assert ended.returncode == 1
     said = ended.stderr.strip().splitlines()
     assert len(said) == 1, ended.stderr
@@ -79,14 +60,16 @@ def test_one_that_cannot_start_is_said_in_one_sentence(tmp_path: Path, tiny: Tin
         "idxflow: expected a Prefect server for this run; the Prefect server ended with exit code "
     )
     assert "file is not a database" in said[0]
+    assert f"mv {database}* {database.parent}/broken" in said[0]
+    assert "try again" not in said[0]
 
 
 @pytest.mark.flow
 def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_needs(tmp_path: Path, tiny: TinyFactory):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    command = [str(BIN / "idxflow"), "run", "--dataset-file", str(tiny().manifest), "--json"]
+    command = ["run", "--dataset-file", str(tiny().manifest), "--json"]
     command += ["--set", "epochs=3", "--set", "learning_rate=0.1", "--set", "hidden=[8]"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    ended = idxflow(*command, env=environment, cwd=tmp_path)
     found = json.loads(ended.stdout)
     assert found["state"] == "promoted", found
     assert found["run"], ended.stderr
@@ -111,12 +94,12 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
 def test_it_shares_its_database_with_no_other_server(tmp_path: Path, tiny: TinyFactory):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     home = Path(environment["PREFECT_HOME"])
-    command = [str(BIN / "idxflow"), "validate", "--dataset-file", str(tiny().manifest)]
+    command = ["validate", "--dataset-file", str(tiny().manifest)]
     # As any server does that runs: the database is open.
     with closing(sqlite3.connect(home / "prefect.db")) as server:
         server.execute("pragma journal_mode = wal")
         server.execute("select count(*) from flow_run").fetchone()
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
+        ended = idxflow(*command, env=environment)
         assert ended.returncode == 0, ended.stderr
         assert server.execute("select count(*) from flow_run").fetchone() == (0,)
     assert home.stat().st_mode & 0o777 == 0o700
@@ -124,6 +107,6 @@ def test_it_shares_its_database_with_no_other_server(tmp_path: Path, tiny: TinyF
     (empty,) = (home / "idxflow").glob("empty-*.db")
     with closing(sqlite3.connect(empty)) as kept:
         assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
-    assert subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS, check=False).returncode == 0
+    assert idxflow(*command, env=environment).returncode == 0
     with closing(sqlite3.connect(home / "prefect.db")) as database:
         assert database.execute("select state_name from flow_run").fetchall() == [("Valid",)]

@@ -31,7 +31,7 @@ from storage.verify import verify
 from tests.commands import Command
 from tests.conftest import write_tiny
 from tests.faultserver import FaultServer
-from tests.operated import until
+from tests.operated import WATCH, until
 from tests.postgres import postgres
 from tests.servers import BIN, HTTP, ROOT, clean_environment, free_port
 
@@ -154,11 +154,13 @@ def in_foreground() -> None:
 
 
 @contextmanager
-def going(environment: dict[str, str], output: Path, *arguments: str) -> Iterator[Service]:
+def going(
+    environment: dict[str, str], output: Path, *arguments: str, program: tuple[str, ...] = (str(BIN / "idxflow"),)
+) -> Iterator[Service]:
     """Run `idxflow up` from another folder until it says that it is ready; end it with the block if need be."""
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            [str(BIN / "idxflow"), "up", *arguments],
+            [*program, "up", *arguments],
             env=environment,
             cwd="/",
             stdout=stream,
@@ -238,7 +240,7 @@ def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Se
 
 def test_a_run_of_a_deployment_is_carried_out(service: Service, lost_run: str):
     watched = subprocess.run(
-        [str(BIN / "prefect"), "deployment", "run", "retrain/digits", "--watch"],
+        [str(BIN / "prefect"), "deployment", "run", "retrain/digits", *WATCH],
         cwd="/", env=service.login, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert watched.returncode == 0, watched.stdout + watched.stderr
@@ -467,7 +469,7 @@ def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_sho
             forged = HTTP.post(f"{api}/flow_runs/filter", json={}, auth=(user, word), timeout=30)
             assert forged.status_code == 403
             watched = subprocess.run(
-                [str(BIN / "prefect"), "deployment", "run", "retrain/digits", "--watch"],
+                [str(BIN / "prefect"), "deployment", "run", "retrain/digits", *WATCH],
                 cwd="/", env={**environment, "PREFECT_API_AUTH_STRING": secret}, capture_output=True, text=True,
                 timeout=280,
             )  # fmt: skip
