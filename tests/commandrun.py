@@ -9,6 +9,7 @@ caller is gone is killed. `tests.commands` is the other side.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import logging
@@ -17,11 +18,12 @@ import select
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Not the folder of this file: its modules have names of others'.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -115,10 +117,22 @@ def read_settings_again() -> None:
     configuration.setup_logging(incremental=False)
 
 
+def end(code: int) -> NoReturn:
+    """End as Python does, but leave what was imported as it is: to take it apart would copy all of it."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     # The listening socket, as standard input.
     with socket.socket(fileno=os.dup(0)) as listening:
         become(serve(listening))
     from flows.cli import main
 
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        end(ended.code)

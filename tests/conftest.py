@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from tests import commands
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
+PACKAGE = r"on Debian, apt-get install ([\w-]+)"
+"""How a test that skips for want of a program says where that is."""
 BROWSER_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -52,11 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "test_up", "test_operated", "test_cli", "test_fuzz", "test_retrain", "test_kills", "test_bad_runs",
-    "test_crash_matrix", "test_dying_api", "test_guards", "test_validate", "test_evaluate", "test_report_browser",
-    "test_temporary_server", "test_train", "test_power_loss", "test_secrets", "test_flow", "test_concurrency",
-    "test_bit_rot", "test_hostile_store", "test_hostile_models", "test_check", "test_schema_damage", "test_bad_data",
-    "test_reports_cli",
+    "test_up", "test_operated", "test_strangers", "test_lost_database", "test_cli", "test_crash_matrix",
+    "test_retrain", "test_kills", "test_registry_cli", "test_power_loss", "test_train", "test_temporary_server",
+    "test_dying_api", "test_bad_runs", "test_guards", "test_fuzz", "test_regular_files", "test_report_browser",
+    "test_publish", "test_flow", "test_evaluate", "test_concurrency", "test_bad_data", "test_burst", "test_secrets",
+    "test_environment", "test_memory_kill", "test_rows", "test_schema_damage", "test_full_disk", "test_bit_rot",
+    "test_report_texts", "test_large", "test_false_clock", "test_report_again", "test_full_output",
+    "test_reports_cli", "test_collect", "test_inbox", "test_hostile_files", "test_check", "test_telemetry",
+    "test_docs", "test_answers", "test_hostile_ui", "test_watch", "test_export",
 )  # fmt: skip
 """Files by how long they take."""
 
@@ -86,6 +92,20 @@ def pytest_runtest_makereport() -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"skipped, and {NO_SKIP}=1 forbids that: {report.longrepr[2]}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say at the end how to have the tests that were skipped for want of a program."""
+    reports = terminalreporter.stats.get("skipped", [])
+    if line := how_to_skip_none([str(report.longrepr) for report in reports]):
+        terminalreporter.section("skipped for want of a program")
+        terminalreporter.line(line)
+
+
+def how_to_skip_none(reasons: list[str]) -> str:
+    """Return the command that installs what the reasons for skipping name; nothing where they name no package."""
+    packages = {name for reason in reasons for name in re.findall(PACKAGE, reason)}
+    return f"to run these tests too, on Debian: apt-get install {' '.join(sorted(packages))}" if packages else ""
 
 
 @pytest.fixture
@@ -118,7 +138,7 @@ def browser() -> Iterator[Any]:
     """A headless Chromium that reaches this machine and nothing else."""
     path = shutil.which("chromium")
     if not path:
-        pytest.skip("needs a browser: no chromium on PATH")
+        pytest.skip("needs a browser, chromium: on Debian, apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=path, args=BROWSER_FLAGS)

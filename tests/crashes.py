@@ -50,7 +50,7 @@ _AT = {"openat", "renameat", "renameat2", "linkat", "unlinkat", "mkdirat", "fchm
 def need_strace() -> None:
     """Skip the test where system calls cannot be injected."""
     if not shutil.which("strace"):
-        pytest.skip("needs strace: apt-get install strace")
+        pytest.skip("needs strace: on Debian, apt-get install strace")
     with subprocess.Popen(["sleep", "9"]) as sleep:
         probe = ["timeout", "1", "strace", "-qq", "-o", "/dev/null", "-p", str(sleep.pid)]
         said = subprocess.run(probe, capture_output=True, text=True, check=False).stderr

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import how_to_skip_none
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +48,19 @@ def help_of(*words: str) -> str:
         check=True,
     )
     return "\n".join(line.rstrip() for line in result.stdout.splitlines())
+
+
+def test_ci_has_all_that_tests_skip_without():
+    reasons = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")]
+    packages = how_to_skip_none(reasons).partition("install ")[2].split()
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert packages == sorted(re.findall(r'needed\+=" ([\w-]+)"', script))
+
+
+def test_what_is_missing_is_named_once_at_the_end():
+    skipped = "Skipped: needs strace: on Debian, apt-get install strace"
+    assert how_to_skip_none([skipped, skipped, "Skipped: needs to be root"]).endswith("apt-get install strace")
+    assert how_to_skip_none(["Skipped: needs to be root"]) == ""
 
 
 def test_the_readme_shows_the_two_commands():

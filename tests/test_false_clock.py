@@ -29,7 +29,7 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     if not shutil.which("faketime"):
-        pytest.skip("expected faketime, which gives a command another clock; found none")
+        pytest.skip("needs faketime: on Debian, apt-get install faketime")
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
 
     def idxflow(*command: str) -> tuple[int, str]:
