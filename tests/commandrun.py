@@ -1,10 +1,10 @@
-"""Calls of `idxflow`, each in a fork of a process that has imported what takes seconds: TensorFlow and the like.
+"""Calls of `idxflow` and `prefect`, each in a fork of a process that has imported what takes seconds: TensorFlow etc.
 
     python tests/commandrun.py SOCKET
 
-For each connection: a line of JSON with `arguments`, `environment` and `cwd`, and three descriptors to become the
-standard streams, are answered with the process id, then, when the command has ended, its exit code. A command whose
-caller is gone is killed. `tests.commands` is the other side.
+For each connection: a line of JSON with `program`, `arguments`, `environment` and `cwd`, and three descriptors to
+become the standard streams, are answered with the process id, then, when the command has ended, its exit code. A
+command whose caller is gone is killed. `tests.commands` is the other side.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
-    sys.argv = ["idxflow", *request["arguments"]]
+    sys.argv = [request["program"], *request["arguments"]]
     # As a terminal starts it: a shell's background has Ctrl-C ignored, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     read_settings_again()
@@ -109,7 +109,7 @@ def read_settings_again() -> None:
 
     from flows.settings import LOGGERS, be_quiet
 
-    if sys.argv[1:2] and sys.argv[1] in RUNS:
+    if sys.argv[0] == "idxflow" and sys.argv[1:2] and sys.argv[1] in RUNS:
         be_quiet()
     refresh_global_settings_context()
     for name in LOGGERS:
@@ -117,22 +117,32 @@ def read_settings_again() -> None:
     configuration.setup_logging(incremental=False)
 
 
-def end(code: int) -> NoReturn:
+def carry_out() -> NoReturn:
+    """Do what the program does."""
+    if sys.argv[0] == "prefect":
+        # Not before: it looks at the environment when it is imported.
+        from prefect.cli import app
+
+        sys.exit(app())
+    from flows.cli import main
+
+    main()
+
+
+def end(code: int | None) -> NoReturn:
     """End as Python does, but leave what was imported as it is: to take it apart would copy all of it."""
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(code)
+    os._exit(code or 0)
 
 
 if __name__ == "__main__":
     # The listening socket, as standard input.
     with socket.socket(fileno=os.dup(0)) as listening:
         become(serve(listening))
-    from flows.cli import main
-
     try:
-        main()
+        carry_out()
     except SystemExit as ended:
         end(ended.code)

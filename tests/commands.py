@@ -1,4 +1,4 @@
-"""`idxflow` as its users call it, in a process of its own, without the seven seconds that its imports take.
+"""`idxflow`, and `prefect`, as their users call them, in a process of its own, without the seconds that imports take.
 
 The process is a fork of one that has imported what a run imports (`tests.commandrun`), and reads Prefect's settings
 again; all else is as with the installed command. Tests of starting, and of imports, start that one.
@@ -45,7 +45,9 @@ def _address() -> str:
 class Command:
     """A call of `idxflow` that has been started; with the block, it ends at the latest."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: str, env: Mapping[str, str], cwd: Path | None = None, program: str = "idxflow"
+    ) -> None:
         self._code: int | None = None
         with ExitStack() as opened:
             self._out = opened.enter_context(tempfile.TemporaryFile())
@@ -54,7 +56,8 @@ class Command:
             self._connection.connect(_address())
             # Without a buffer, what has not been read yet can be waited for.
             self._answers = opened.enter_context(self._connection.makefile("rb", buffering=0))
-            self.pid = self._start({"arguments": arguments, "environment": dict(env), "cwd": str(cwd or Path.cwd())})
+            called = {"program": program, "arguments": arguments, "environment": dict(env)}
+            self.pid = self._start({**called, "cwd": str(cwd or Path.cwd())})
             self._kept = opened.pop_all()
 
     def _start(self, called: Mapping[str, object]) -> int:
@@ -120,9 +123,14 @@ def _content(file: IO[bytes]) -> str:
 
 
 def idxflow(
-    *arguments: str, env: Mapping[str, str], cwd: Path | None = None, timeout: float = 240
+    *arguments: str, env: Mapping[str, str], cwd: Path | None = None, timeout: float = 240, program: str = "idxflow"
 ) -> subprocess.CompletedProcess[str]:
     """Call `idxflow` and wait for its end."""
-    with Command(*arguments, env=env, cwd=cwd) as command:
+    with Command(*arguments, env=env, cwd=cwd, program=program) as command:
         out, errors = command.communicate(timeout)
-    return subprocess.CompletedProcess(["idxflow", *arguments], command.wait(), out, errors)
+    return subprocess.CompletedProcess([program, *arguments], command.wait(), out, errors)
+
+
+def prefect(*arguments: str, env: Mapping[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Call Prefect's own command and wait for its end."""
+    return idxflow(*arguments, env=env, cwd=cwd, program="prefect")

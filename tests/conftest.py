@@ -49,6 +49,7 @@ BROWSER_FLAGS = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.add_cleanup(partial(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True))
     if started := commands.listen():
         config.add_cleanup(started.wait)
         config.add_cleanup(started.terminate)

@@ -176,7 +176,7 @@ class Tracer:
         with self._attached(process, trace, fault) as strace:
             os.kill(process, signal.SIGCONT)
             code = int(self._server.stdout.readline())
-            strace.wait(30)
+            strace.wait(240)
         return Ended(code, self._said.read_text().strip(), tuple(calls(self._log)))
 
     @contextmanager

@@ -43,6 +43,8 @@ class Exchange:
 
 
 Answer = Callable[[Exchange], None]
+HANGING_SECONDS = 600
+"""For so long an answer that never comes is not given, unless the server is stopped before."""
 
 
 @dataclass
@@ -71,7 +73,7 @@ class FaultServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(timeout=240)
 
     def url(self, path: str = "", user: str = "") -> str:
         return f"{'https' if self.tls else 'http'}://{user}{self.host}{path}"
@@ -152,7 +154,7 @@ def stall(body: bytes, after: int, **headers: object) -> Answer:
 
     def answer(exchange: Exchange) -> None:
         good(body[:after], **{"Content_Length": len(body), **headers})(exchange)
-        exchange.stopping.wait(5)
+        exchange.stopping.wait(HANGING_SECONDS)
 
     return answer
 
@@ -213,7 +215,7 @@ def _drip(exchange: Exchange, data: bytes, seconds: float) -> None:
 
 def silent(exchange: Exchange) -> None:
     """Reads the request and never answers."""
-    exchange.stopping.wait(5)
+    exchange.stopping.wait(HANGING_SECONDS)
 
 
 def raw(data: bytes) -> Answer:

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import doctor
 from flows.service.deployments import ensure_automation, ensure_pool
 from storage.store import Store
-from tests.commands import idxflow
+from tests import commands
 from tests.servers import BIN, HTTP, ROOT, prefect_server, running
 
 _NOW = datetime.now(UTC)
@@ -93,7 +93,7 @@ class Operated:
         return self.post("flow_runs/filter", {"deployments": wanted, "sort": "EXPECTED_START_TIME_ASC"})
 
     def idxflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return idxflow(*arguments, env=self.environment, cwd=Path("/"))
+        return commands.idxflow(*arguments, env=self.environment, cwd=Path("/"))
 
     def findings(self) -> dict[str, doctor.Finding]:
         """What `idxflow doctor` finds out about the server."""
@@ -102,9 +102,7 @@ class Operated:
 
 
 def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> str:
-    result = subprocess.run(
-        [str(BIN / "prefect"), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280
-    )
+    result = commands.prefect(*arguments, env=environment, cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

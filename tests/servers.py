@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,6 +40,8 @@ HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 """For requests of tests. Making a client takes longer than a request, and servers come and go at the same address."""
 KEPT = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""From the lowest of these on, the system gives ports by itself; Linux, ip(7)."""
 SECRET = "idxflow:canary-of-the-tests"
 START_SECONDS = 240
 GRACE_SECONDS = 3
@@ -46,9 +49,17 @@ GRACE_SECONDS = 3
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a port that nobody listens on, and that the system gives to nobody by itself.
+
+    One that the system chose (port 0) it may give to the next connection, before the server that it is for has it.
+    """
+    lowest = int(EPHEMERAL.read_text().split()[0]) if EPHEMERAL.exists() else 32_768
+    # Not the generator that others seed.
+    for port in random.SystemRandom().sample(range(lowest // 2, lowest), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def migrated_database() -> Path:

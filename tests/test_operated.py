@@ -9,7 +9,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -31,10 +30,11 @@ from scipy import ndimage
 from storage.arrivals import Arrivals
 from storage.files import sha256_of
 from storage.ledger import Ledger
+from tests import commands
 from tests.commands import Command, idxflow
 from tests.conftest import write_tiny
 from tests.operated import LAST_DAY, WATCH, Operated, prefect, until
-from tests.servers import BIN, HTTP, ROOT, free_port
+from tests.servers import HTTP, ROOT, free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
@@ -530,8 +530,8 @@ def test_a_wrong_value_is_refused_before_a_run_is_made(
 
 
 def test_prefects_own_command_says_what_is_wrong_with_a_value(operated: Operated, run: dict[str, Any]):
-    command = [str(BIN / "prefect"), "deployment", "run", "retrain/digits", "-p", 'training={"epochs": -1}']
-    refused = subprocess.run(command, env=operated.environment, capture_output=True, text=True, timeout=280)
+    words = ("deployment", "run", "retrain/digits", "-p", 'training={"epochs": -1}')
+    refused = commands.prefect(*words, env=operated.environment)
     assert refused.returncode == 1
     said = " ".join((refused.stdout + refused.stderr).split())
     assert "'training.epochs'" in said

@@ -28,7 +28,7 @@ from storage.files import locked
 from storage.ledger import Ledger
 from storage.store import Store
 from storage.verify import verify
-from tests.commands import Command
+from tests.commands import Command, prefect
 from tests.conftest import write_tiny
 from tests.faultserver import FaultServer
 from tests.operated import WATCH, until
@@ -239,10 +239,7 @@ def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Se
 
 
 def test_a_run_of_a_deployment_is_carried_out(service: Service, lost_run: str):
-    watched = subprocess.run(
-        [str(BIN / "prefect"), "deployment", "run", "retrain/digits", *WATCH],
-        cwd="/", env=service.login, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+    watched = prefect("deployment", "run", "retrain/digits", *WATCH, env=service.login)
     assert watched.returncode == 0, watched.stdout + watched.stderr
     assert (Path(service.environment["IDXFLOW_STORE"]) / "digits").is_dir()
 
@@ -290,7 +287,7 @@ def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service
 def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: Service):
     run = service.start_long_training()
     process = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
-    subprocess.run([str(BIN / "prefect"), "flow-run", "cancel", run], env=service.login, check=True, timeout=120)
+    assert prefect("flow-run", "cancel", run, env=service.login).returncode == 0
     until(lambda: gone(process))
     until(lambda: service.has_state(run, "CANCELLED"))
     assert service.slots("digits") == 0

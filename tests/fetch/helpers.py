@@ -33,15 +33,17 @@ SPEC = ArchiveSpec("test-images", FILE, len(BODY), SHA256)
 PAYLOAD_TOO = replace(SPEC, payload_bytes=len(PAYLOAD), payload_sha256=PAYLOAD_SHA256)
 UNPINNED = ArchiveSpec("test-images", FILE)
 QUICK = Policy(
-    connect_seconds=1,
-    read_seconds=2,
-    deadline_seconds=10,
+    connect_seconds=60,
+    read_seconds=60,
+    deadline_seconds=240,
     min_bytes_per_second=1000,
-    rate_window_seconds=0.2,
+    rate_window_seconds=60,
     tries=3,
     sleep=lambda seconds: None,
 )
+"""Waits for nothing between two tries, and, so that a busy machine is no fault, long for a server that answers."""
 IMPATIENT = replace(QUICK, read_seconds=0.15)
+STRICT = replace(QUICK, rate_window_seconds=0.2)
 SECRET = "c4n4ry"
 
 

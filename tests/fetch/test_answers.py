@@ -39,10 +39,15 @@ from tests.fetch.helpers import (
     PAYLOAD_TOO,
     QUICK,
     SHA256,
+    STRICT,
     WRONG,
     get,
     leftovers,
 )
+
+TRICKLE = trickle(BODY)
+POLICIES = {silent: IMPATIENT, TRICKLE: STRICT}
+"""Whose fault is that they take their time."""
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,7 @@ from tests.fetch.helpers import (
         ),
         pytest.param(good(BODY, Content_Length=10**13), FormatError, "10,000,000,000,000 bytes", 1, id="10 TB"),
         pytest.param(endless(), FormatError, f"more bytes where at most {len(BODY):,}", 1, id="endless"),
-        pytest.param(trickle(BODY), SourceUnavailable, "fewer than 1,000 bytes per second", 1, id="trickle"),
+        pytest.param(TRICKLE, SourceUnavailable, "fewer than 1,000 bytes per second", 1, id="trickle"),
     ],
 )
 def test_a_source_that_fails_for_good_publishes_nothing(
@@ -101,7 +106,7 @@ def test_a_source_that_fails_for_good_publishes_nothing(
 ):
     with FaultServer({PATH: answer}) as server:
         with pytest.raises(error) as raised:
-            get(store, dataset, server.url(PATH), policy=IMPATIENT if answer is silent else QUICK)
+            get(store, dataset, server.url(PATH), policy=POLICIES.get(answer, QUICK))
         assert server.asked(PATH) == asked
         sentence = str(raised.value)
         assert words in sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ from tests.runs import hopped
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("results")]
 
 HURRIED = Policy(
-    connect_seconds=5,
-    read_seconds=0.5,
-    deadline_seconds=30,
+    connect_seconds=60,
+    read_seconds=60,
+    deadline_seconds=240,
     min_bytes_per_second=1000,
-    rate_window_seconds=1,
+    rate_window_seconds=60,
     tries=2,
     backoff_seconds=0.01,
     max_wait_seconds=1,
@@ -73,7 +74,7 @@ FAILS: dict[str, tuple[Fault, int, str]] = {
     "403": (lambda body: status(403), 4, "403 Forbidden"),
     "503 for ever": (lambda body: status(503), 4, "503 Service Unavailable"),
     "429 for a day": (lambda body: status(429, Retry_After=86400), 4, "asks to wait 86,400 s"),
-    "silent": (lambda body: silent, 4, "nothing came for 0.5 s"),
+    "silent": (lambda body: silent, 4, "nothing came for 1 s"),
     "trickle": (lambda body: trickle(body), 4, "fewer than 1,000 bytes per second"),
     "reset": (lambda body: reset(body, 500), 4, "broke off"),
     "cut": (lambda body: cut(body, 500), 4, "broke off after 500 bytes"),
@@ -91,8 +92,14 @@ FAILS: dict[str, tuple[Fault, int, str]] = {
 }
 
 
+IMPATIENT = {"silent": {"read_seconds": 1.0}, "trickle": {"rate_window_seconds": 1.0}}
+
+
 @pytest.mark.parametrize("name", FAILS)
-def test_a_fault_for_good_fails_the_run_with_its_sentence(published: Published, store: Store, name: str):
+def test_a_fault_for_good_fails_the_run_with_its_sentence(
+    published: Published, store: Store, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tasks.fetch, "POLICY", replace(HURRIED, **IMPATIENT.get(name, {})))
     fault, code, words = FAILS[name]
     answers = {path: good(body) for path, body in published.bodies.items()} | {BROKEN: fault(published.bodies[BROKEN])}
     with FaultServer(answers) as server:
