@@ -37,6 +37,7 @@ MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
 PACKAGE = r"on Debian, apt-get install ([\w-]+)"
 """How a test that skips for want of a program says where that is."""
+PATIENCE_MS = 240_000
 BROWSER_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -135,16 +136,32 @@ def results(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser() -> Iterator[PatientBrowser]:
     """A headless Chromium that reaches this machine and nothing else."""
     path = shutil.which("chromium")
     if not path:
         pytest.skip("needs a browser, chromium: on Debian, apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
-        yield browser
+        browser = running.chromium.launch(executable_path=path, args=BROWSER_FLAGS, timeout=PATIENCE_MS)
+        yield PatientBrowser(browser)
         browser.close()
+
+
+class PatientBrowser:
+    """A browser whose pages wait for what is to come as long as a busy machine may take."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+        self.browser_type = browser.browser_type
+
+    def new_context(self, **options: Any) -> Any:
+        context = self._browser.new_context(**options)
+        context.set_default_timeout(PATIENCE_MS)
+        return context
+
+    def new_page(self, **options: Any) -> Any:
+        return self.new_context(**options).new_page()
 
 
 @pytest.fixture(scope="session")

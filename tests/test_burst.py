@@ -10,17 +10,25 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
 from benchmarks.burst import DEPLOYMENT, burst
 from flows.service.processes import Service
 from tests.operated import until
 from tests.servers import BIN, guarded_server, wait_until_answers
 
-pytestmark = [pytest.mark.flow]
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
 RUNS = 40
 COMMANDS = 2
+REQUEST_SECONDS = 600
+"""So that none is given up because the machine is busy."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +57,9 @@ def _deploy(client: SyncPrefectClient) -> None:
 
 def test_what_is_asked_for_at_once_is_made_and_nothing_is_locked(served: tuple[Service, dict[str, str]], home: Path):
     _, environment = served
-    done = burst(environment, home / "server.log", RUNS, COMMANDS)
+    patient = {**environment, "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
+    with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
+        done = burst(patient, home / "server.log", RUNS, COMMANDS)
     assert (done.asked, done.accepted, done.refused) == (RUNS + COMMANDS, RUNS + COMMANDS, 0)
     assert (done.existing, done.lost, done.locked) == (RUNS + COMMANDS, 0, 0)
 
@@ -59,7 +69,7 @@ def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_th
 ):
     server, environment = served
     # Else each asker tries again until the server is back.
-    impatient = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_API_REQUEST_TIMEOUT": "60"}
+    impatient = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
     accepted = 0
 
     def kill_at_the_third() -> None:
@@ -70,7 +80,7 @@ def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_th
             until(lambda: server.pid is None)
             server.start()
 
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
         done = burst({**environment, **impatient}, home / "server.log", RUNS, 0, kill_at_the_third)
     assert done.lost == 0
     assert done.refused > 0

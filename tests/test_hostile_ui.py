@@ -22,7 +22,6 @@ FORMULAS = ('=HYPERLINK("https://evil.example")', "+1+cmd|' /C calc'!A0", "@SUM(
 """What a spreadsheet takes for a formula where a cell of a CSV file begins with it."""
 CLASSES = (*MARKUP, *FORMULAS)
 FOLDER = "<svg onload=alert(1)> ![x](https:evil.example)"
-PATIENCE_MS = 120_000
 INJECTED = """() => [...document.querySelectorAll('*')].filter(e =>
     [...e.attributes].some(a => a.name.startsWith('on') || /^\\s*(javascript|data:text|.*evil\\.example)/i.test(
         ['href', 'src', 'action', 'data'].includes(a.name) ? a.value : '')
@@ -74,7 +73,6 @@ def pages(server: dict[str, str]) -> Iterator[tuple[str, str]]:
 def test_the_pages_of_prefect_run_and_load_nothing_of_it(server: dict[str, str], browser: Any):
     at = server["PREFECT_API_URL"].removesuffix("/api")
     page, asked, said, shown = browser.new_page(), [], [], ""
-    page.set_default_timeout(PATIENCE_MS)
     page.on("request", lambda request: asked.append(request.url))
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     for path, text in pages(server):

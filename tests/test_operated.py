@@ -38,7 +38,6 @@ from tests.servers import HTTP, ROOT, free_port
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
 
-PATIENCE_MS = 90_000
 CHIP = (217, 218, 221)
 """The colour of an artifact in the graph of a run; that of the time before its start differs by two."""
 ENDINGS = {
@@ -103,8 +102,6 @@ def context(operated: Operated, browser: Any) -> Iterator[Any]:
     """A user's browser: what one page has loaded, the next one has at hand."""
     origin = operated.environment["PREFECT_API_URL"].removesuffix("/api")
     context = browser.new_context(viewport={"width": 1280, "height": 1000}, base_url=origin)
-    context.set_default_timeout(PATIENCE_MS)
-    context.set_default_navigation_timeout(PATIENCE_MS)
     yield context
     context.close()
 

@@ -22,7 +22,7 @@ import pytest
 from storage.files import locked
 from tests import stranger
 from tests.commands import idxflow
-from tests.conftest import BROWSER_FLAGS
+from tests.conftest import BROWSER_FLAGS, PATIENCE_MS
 from tests.faultserver import FaultServer, good
 from tests.operated import until
 from tests.servers import BIN, HTTP, clean_environment, free_port
@@ -253,10 +253,10 @@ def test_a_name_that_is_made_to_lead_here_is_refused(browser: Any, server: dict[
     port = urlsplit(server["PREFECT_API_URL"]).port
     path = shutil.which("chromium")
     flags = [*BROWSER_FLAGS[:-1], "--host-resolver-rules=MAP evil.example 127.0.0.1"]
-    rebound = browser.browser_type.launch(executable_path=path, args=flags)
+    rebound = browser.browser_type.launch(executable_path=path, args=flags, timeout=PATIENCE_MS)
     try:
         page = rebound.new_page()
-        answer = page.goto(f"http://evil.example:{port}/api/admin/version")
+        answer = page.goto(f"http://evil.example:{port}/api/admin/version", timeout=PATIENCE_MS)
         assert answer.status == 421
         status = "path => fetch(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' })"
         assert page.evaluate(f"{status}.then(answer => answer.status)", "/api/flows/filter") == 421
@@ -300,7 +300,6 @@ def test_a_person_is_let_in_by_a_link_once_and_nothing_is_asked_outside(
     ui = place["PREFECT_API_URL"].removesuffix("/api")
     asked: set[str | None] = set()
     context = browser.new_context()
-    context.set_default_timeout(90_000)
     page = context.new_page()
     page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
     page.goto(link)
