@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,12 +19,11 @@ import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
 from storage.files import flush, kind_of, make_folder, write_bytes
-from tasks import network, scaling
+from tasks import network, onnx_graph, scaling
 from tasks.predict import Model
 
 Format = Literal["keras", "savedmodel", "onnx"]
 FORMATS: tuple[str, ...] = get_args(Format)
-ONNX_PACKAGES = ("tf2onnx", "onnxruntime")
 TOLERANCE = 1e-5
 """The largest difference of a probability between the export and idxflow's own prediction."""
 CHECKED_ROWS = 32
@@ -57,11 +56,10 @@ def check_possible(kind: str, folder: Path) -> None:
     """
     if kind not in FORMATS:
         raise ConfigError(f"expected --format {', '.join(FORMATS)}; found {kind!r}")
-    missing = [name for name in ONNX_PACKAGES if kind == "onnx" and importlib.util.find_spec(name) is None]
-    if missing:
+    if kind == "onnx" and importlib.util.find_spec("onnx") is None:
         raise ConfigError(
-            f"expected {' and '.join(ONNX_PACKAGES)} for --format onnx; {' and '.join(missing)} cannot be imported; "
-            "idxflow does not bring them: install them beside it, or choose keras or savedmodel"
+            f"expected the package onnx for --format onnx; found none; install it (`{sys.executable} -m pip install "
+            "'onnx>=1.23,<2'`, the extra `onnx` of pyproject.toml), or choose keras or savedmodel"
         )
     if folder.exists() or folder.is_symlink():
         raise ConfigError(
@@ -148,11 +146,8 @@ def _savedmodel(model: Model, folder: Path) -> Answer:
 
 def _onnx(model: Model, folder: Path) -> Answer:
     path = folder / "model.onnx"
-    with network.without_copy_warning():
-        _only_made(model, folder).export(path, format="onnx", verbose=False)
-    session = importlib.import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
+    onnx_graph.write(path, *_parts(model))
+    return lambda pixels: onnx_graph.run(path, pixels)
 
 
 _WRITERS: dict[Format, Callable[[Model, Path], Answer]] = {"keras": _keras, "savedmodel": _savedmodel, "onnx": _onnx}
@@ -167,11 +162,14 @@ def _made(model: Model, path: Path) -> Any:
 
     The file in the store is for people: it is never opened. A Keras model can name code, and more of it than is known.
     """
+    network.export(path, *_parts(model))
+    return _reopened(path)
+
+
+def _parts(model: Model) -> tuple[network.Architecture, network.Weights, scaling.Statistics, tuple[int, int]]:
     architecture = model.classifier.architecture
     weights = network.load_weights(model.record.weights, architecture)
-    found = scaling.read(model.record.normalization, architecture.inputs)
-    network.export(path, architecture, weights, found, model.image_shape)
-    return _reopened(path)
+    return architecture, weights, scaling.read(model.record.normalization, architecture.inputs), model.image_shape
 
 
 def _only_made(model: Model, folder: Path) -> Any:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from flows.predict import export_version
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
 from storage.store import Store
 from tasks import export as exports
-from tasks import network
+from tasks import network, onnx_graph, scaling
+from tasks.classifier import softmax
 from tasks.export import CHECKED_ROWS, TOLERANCE, export, fixture_rows
 from tasks.predict import Model, load_champion
+from tasks.scaling import Statistics
 from tests.commands import idxflow
 from tests.servers import clean_environment
 from tests.test_predict import SHAPE, blobs, blobs_dataset, registered
 
+ROOT = Path(__file__).resolve().parent.parent
 IMAGES = blobs()["test-images"]
 
 
@@ -54,7 +59,16 @@ def used_with_tensorflow(folder: Path) -> np.ndarray:
     return answer.numpy()
 
 
-@pytest.mark.parametrize(("kind", "use"), [("keras", used_with_keras), ("savedmodel", used_with_tensorflow)])
+def used_with_onnxruntime(folder: Path) -> np.ndarray:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (answer,) = session.run(["probabilities"], {"pixels": IMAGES.astype(np.float32)})
+    return answer
+
+
+KINDS = {"keras": used_with_keras, "savedmodel": used_with_tensorflow, "onnx": used_with_onnxruntime}
+
+
+@pytest.mark.parametrize(("kind", "use"), KINDS.items())
 def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_path: Path, kind: str, use):
     folder = tmp_path / "new" / "export"
     done = export(model, kind, folder)
@@ -67,6 +81,26 @@ def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_p
     assert described["checked"] == {"images": CHECKED_ROWS, "largest_difference": done.difference}
     assert [path.name for path in folder.parent.iterdir()] == ["export"]
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 4, 3)])
+@pytest.mark.parametrize("activation", network.ACTIVATIONS)
+def test_onnx_of_every_network_gives_its_probabilities_in_the_usual_runtime(
+    tmp_path: Path, activation: str, hidden: tuple[int, ...]
+):
+    architecture = network.Architecture(SHAPE[0] * SHAPE[1], hidden, activation, 3)
+    random = np.random.default_rng(0)
+    # Such that values are on both sides of 0, where activations differ.
+    weights = {n: random.normal(0, 2 / s[0] ** 0.5, s).astype(np.float32) for n, s in architecture.shapes.items()}
+    found = Statistics(IMAGES.reshape(len(IMAGES), -1).mean(axis=0) / 127.5 - 1, 0.3)
+    onnx_graph.write(tmp_path / "model.onnx", architecture, weights, found, SHAPE)
+    expected = softmax(network.logits(architecture, weights, scaling.apply(IMAGES, found)))
+    assert np.ptp(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(used_with_onnxruntime(tmp_path), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(onnx_graph.run(tmp_path / "model.onnx", IMAGES.astype("f4")), expected, atol=TOLERANCE)
+    again = tmp_path / "again.onnx"
+    onnx_graph.write(again, architecture, weights, found, SHAPE)
+    assert again.read_bytes() == (tmp_path / "model.onnx").read_bytes()
 
 
 def test_the_rows_that_are_compared_reach_every_class_and_are_always_the_same(model: Model):
@@ -119,11 +153,26 @@ def test_an_unknown_format_is_said(ready: Path, tmp_path: Path, capsys):
     assert "expected --format keras, savedmodel, onnx; found 'pickle'" in capsys.readouterr().err
 
 
-def test_onnx_without_its_packages_is_said(ready: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in exports.ONNX_PACKAGES else name)
+def test_onnx_without_its_package_is_refused_with_what_to_install(ready: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert export_version("tiny", "champion", "onnx", tmp_path / "x", str(ready)) == 2
-    assert "tf2onnx and onnxruntime cannot be imported" in capsys.readouterr().err
+    (extra,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["onnx"]
+    assert f"-m pip install '{extra}'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnx_export_loads_no_tensorflow(ready: Path, tmp_path: Path):
+    code = (
+        "import sys; from flows.predict import export_version\n"
+        f"assert export_version('tiny', 'champion', 'onnx', None, {str(ready)!r}) == 0\n"
+        "print(sorted({'tensorflow', 'keras', 'prefect'} & set(sys.modules)))\n"
+    )
+    environment = clean_environment(tmp_path, PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert sorted(path.name for path in (tmp_path / "tiny-v1-onnx").iterdir()) == ["model.json", "model.onnx"]
 
 
 def test_as_a_user_types_it(ready: Path, tmp_path: Path):
