@@ -162,14 +162,14 @@ def _labels(dataset: Dataset) -> tuple[Expectation, ...]:
             "ExpectColumnValuesToBeInSet",
             {"column": "label", "value_set": labels},
             span,
-            setting="classes",
+            setting="classes and labels",
         ),
         Expectation(
             "every class is present",
             "ExpectColumnDistinctValuesToContainSet",
             {"column": "label", "value_set": labels},
             f"all of {span}",
-            setting="classes",
+            setting="classes and labels",
         ),
         Expectation(
             "labels belong to their images: nearest class mean",

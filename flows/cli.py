@@ -164,11 +164,18 @@ def manifest(
     digests: Annotated[
         bool, Parameter(help="Name size and digest of each archive: no other archives are accepted then.")
     ] = True,
+    label_column: Annotated[
+        int | None,
+        Parameter(
+            help="Which column of the label files is the class, from 0 on, where they have several (QMNIST).",
+            validator=Number(gte=0),
+        ),
+    ] = None,
 ) -> int:
     """Write a manifest for your own four IDX files to standard output, with their digests.
 
     The files are found by their usual names (`train-images…`, `train-labels…`, `t10k-images…` or `test-images…`,
-    `t10k-labels…` or `test-labels…`); sizes, classes, the range of the pixels and digests are read
+    `t10k-labels…` or `test-labels…`); sizes, classes and their labels, the range of the pixels and digests are read
     from them.
     Example: `idxflow manifest ~/letters > letters.toml`, then `idxflow run --dataset-file letters.toml`.
 
@@ -177,7 +184,7 @@ def manifest(
     """
     from flows.manifest import manifest_of
 
-    print(manifest_of(folder, name, digests), end="")
+    print(manifest_of(folder, name, digests, label_column), end="")
     return 0
 
 

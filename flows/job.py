@@ -86,7 +86,7 @@ class Request:
             return str(self._arrivals.folder(self.arrival))
         source = self.source or (None if dataset.embedded else os.environ.get(SOURCE_VARIABLE))
         if source and ":" not in source.split("/")[0]:
-            folder = Path(source).expanduser().resolve()
+            folder = Path(source).expanduser().absolute()
             own = folder / dataset.name
             return str(own if own.is_dir() else folder)
         return source or None

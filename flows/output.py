@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from storage.errors import ConfigError, OutputFailed
-from storage.files import kind_of, open_regular, write_bytes
+from storage.files import check_local, kind_of, open_regular, write_bytes
 from storage.store import Store
 
 BEGINNINGS = {
@@ -34,6 +34,7 @@ def destination(option: str, path: Path, kinds: Sequence[str], store: Store, for
     Raises:
         ConfigError: it is of another kind, in the store, no file, or there is a file of another kind.
     """
+    check_local(option, path)
     file = path.expanduser().absolute()
     if file.suffix.lower() not in kinds:
         raise ConfigError(f"expected {option} to end in {' or '.join(kinds)}; found {printable(str(path))}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import ConfigError, IdxflowError
-from storage.files import kind_of
+from storage.files import check_local, kind_of
 from storage.records import Failure, to_json
 from storage.registry import Version
 from storage.store import Store, store_root
@@ -81,6 +81,7 @@ def export_version(
 
     try:
         opened = Store(store_root(store))
+        check_local("--out", out or "")
         found = find_version(opened, dataset, version)
         folder = (out or Path(f"{dataset}-v{found.number}-{kind}")).expanduser().absolute()
         check_possible(kind, folder)
@@ -96,6 +97,7 @@ def _version(wanted: Wanted) -> Version:
     """Check what can be checked in milliseconds, and return the version that is to answer."""
     for file in wanted.files:
         pictures.check_there(file)
+    check_local("--out", wanted.out or "")
     if wanted.out and wanted.out.exists() and not wanted.out.is_file():
         raise ConfigError(f"expected --out to be a file; {wanted.out} is {kind_of(wanted.out)}; choose another name")
     if wanted.out and wanted.out.resolve() in [file.resolve() for file in wanted.files]:

@@ -25,6 +25,7 @@ from flows.settings import store_root
 from storage import catalog
 from storage.arrivals import WELL, Arrival, Arrivals, mark_of, new_id
 from storage.errors import ConfigError, DataRefused, IdxflowError, PrefectFailed, StoreError
+from storage.files import kind_of
 from storage.store import Store
 
 
@@ -99,11 +100,13 @@ def _inbox(wanted: Wanted) -> Inbox:
         )
     if wanted.marker in ("", ".", "..") or "/" in (wanted.marker or ""):
         raise ConfigError(f"expected --marker to be the name of a file in the folder; found {wanted.marker!r}")
-    place = wanted.folder.expanduser().resolve()
+    place = wanted.folder.expanduser().absolute()
     if not place.is_dir():
-        raise ConfigError(f"expected a folder at {place}; there is none; make it, or name another")
+        raise ConfigError(f"expected a folder at {place}; found {kind_of(place)}; make the folder, or name another")
+    place = place.resolve()
     if wanted.dataset_file:
-        path = wanted.dataset_file.expanduser().resolve()
+        # Not resolved: that would name what `/dev/stdin` leads to, which has no path.
+        path = wanted.dataset_file.expanduser().absolute()
         return Inbox(place, catalog.read(path), str(path), wanted.marker)
     return Inbox(place, catalog.find(wanted.dataset or ""), None, wanted.marker)
 

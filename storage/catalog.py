@@ -33,6 +33,8 @@ POLICIES: tuple[Policy, ...] = ("better", "not_worse", "ask")
 MAX_CLASSES = 256
 MAX_SIDE = 4096
 MAX_LABEL_COLUMNS = 1024
+MIN_LABEL, MAX_LABEL = -(2**31), 2**31 - 1
+"""What a label file can hold: its widest whole numbers have 32 bits."""
 MAX_MANIFEST_BYTES = 1 << 20
 
 _SHOWN = 200
@@ -144,6 +146,8 @@ class Dataset:
     """Declared rows by split; empty where they may vary."""
     label_column: int | None = None
     """Which column holds the class, where labels have more than one dimension (QMNIST); None: they have one."""
+    labels: tuple[int, ...] = ()
+    """The value that the label files have for each class, in the order of `classes`; empty: 0, 1, 2, …"""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
     embedded: bool = False
@@ -192,10 +196,11 @@ def read(path: Path) -> Dataset:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError(f"found more than {MAX_MANIFEST_BYTES:,} bytes")
-        values = tomllib.loads(data.decode())
+        # Some editors begin a file with a byte order mark.
+        values = tomllib.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RuntimeError) as error:
         # A user that is not there; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
-        found = _one_line(getattr(error, "strerror", None) or str(error))
+        found = one_line(getattr(error, "strerror", None) or str(error))
         raise ConfigError(
             f"{path}: expected a manifest in TOML; found: {found}; "
             "correct it, or write a new one with `idxflow manifest FOLDER`"
@@ -212,10 +217,11 @@ def shown(value: Any) -> str:
     except ValueError:
         # Python writes no number of more than 4,300 digits.
         text = "a number of thousands of digits"
-    return _one_line(text)
+    return one_line(text)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text as one printable line of at most 200 characters, for a message."""
     printable = "".join(c if c.isprintable() else "·" for c in text[: _SHOWN + 1])
     return printable if len(text) <= _SHOWN else f"{printable[:_SHOWN]}…"
 
@@ -233,7 +239,7 @@ def _check_own_name(dataset: Dataset) -> None:
 
 def _what_it_is(dataset: Dataset) -> tuple[Any, ...]:
     digests = [(spec.sha256, spec.payload_sha256) for spec in dataset.archives]
-    return dataset.classes, dataset.image_shape, dataset.label_column, dict(dataset.rows), digests
+    return dataset.classes, dataset.image_shape, dataset.label_column, dataset.labels, dict(dataset.rows), digests
 
 
 class _Manifest:
@@ -256,6 +262,7 @@ class _Manifest:
             manifest=self._path,
             rows=self._rows(),
             label_column=self._label_column(),
+            labels=self._labels(),
             source=self._source(),
             embedded=self._take("embedded", bool, False),
             licence=self._take("licence", str, "not stated"),
@@ -290,6 +297,14 @@ class _Manifest:
         if column is not None and (type(column) is not int or not 0 <= column < MAX_LABEL_COLUMNS):
             raise self._wrong("label_column", f"a number from 0 to {MAX_LABEL_COLUMNS - 1}", column)
         return column
+
+    def _labels(self) -> tuple[int, ...]:
+        labels, classes = self._take("labels", list, []), self._values["classes"]
+        whole = all(type(value) is int and MIN_LABEL <= value <= MAX_LABEL for value in labels)
+        if labels and not (whole and len(set(labels)) == len(labels) == len(classes)):
+            raise self._wrong("labels", f"a list of {len(classes)} different 32-bit integers, one per class", labels)
+        # The usual values are the same data set as none.
+        return () if labels == list(range(len(labels))) else tuple(labels)
 
     def _rows(self) -> dict[SplitName, int]:
         rows = self._table("rows")
@@ -413,7 +428,7 @@ class _Manifest:
     def _only(self, values: Mapping[str, Any], known: set[str], prefix: str) -> None:
         for key in sorted(values.keys() - known):
             raise ConfigError(
-                f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {_one_line(prefix + key)}; "
+                f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {one_line(prefix + key)}; "
                 "remove it or correct its spelling"
             )
 

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from storage import stopping
+from storage.errors import ConfigError
 
 MAX_JSON_BYTES = 16 << 20
 """The largest JSON file that is read. A run's record, the largest there is, has some ten kilobytes."""
@@ -28,6 +30,8 @@ WAITING = {"waiting": True}
 """`extra` of a log line that says what a run waits for: the command line shows such a line at once."""
 _LOCK_POLL_SECONDS = 0.05
 _SEAL = "sha256"
+# `Path` makes one slash of two.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def canonical(values: Any) -> bytes:
@@ -56,6 +60,22 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+
+
+def check_local(what: str, path: str | Path) -> None:
+    """Make sure that a place to write to is a path of this machine.
+
+    An address such as s3://bucket/x is a valid path, too: of a folder `s3:` in the current one.
+
+    Raises:
+        ConfigError: it is an address.
+    """
+    if found := _ADDRESS.match(str(path)):
+        # Not the rest: it may hold a password.
+        raise ConfigError(
+            f"expected {what} to be a path of this machine; found an address, {found[1]}://…; "
+            "give a path instead, such as that of a mounted folder"
+        )
 
 
 def check_regular(path: Path) -> None:

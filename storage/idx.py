@@ -5,7 +5,8 @@ each dimension as a big-endian 32-bit integer, then the elements in row-major or
 (http://yann.lecun.com/exdb/mnist/, section "The IDX file format"; gzip: RFC 1952).
 
 The reader is strict. It checks the header before it allocates anything, never inflates more than the
-header declares, and accepts a file only when its stream ends exactly there, with CRC and length right.
+header declares, and accepts a file only when its data ends exactly there, with CRC and length right. Gzip may have
+several members, as `cat a.gz b.gz` and parallel compressors write it (RFC 1952, 2.2).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from isal import isal_zlib
@@ -39,13 +40,14 @@ MAX_DIMENSIONS = 8
 MAX_PAYLOAD_BYTES = 1 << 40
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_FLAGS_AT = 3
 _RESERVED_FLAGS = 0xE0
 _PLAIN_ERROR = re.compile(r"^Error -?\d+ ")
 _CHUNK = 1 << 18
 _SHOWN = 20
 _AGAIN = "fetch or copy the file again"
 _FIT = "fetch or copy the file again, or correct its header"
-_ONE_STREAM = "fetch or copy the file again, or unpack it and pack it as one stream: gunzip -c OLD | gzip -n > NEW"
+_PACK_AGAIN = "fetch or copy the file again, or unpack it and pack it again: gunzip -c OLD | gzip -n > NEW"
 
 
 @dataclass(frozen=True)
@@ -207,54 +209,64 @@ class _Plain:
 
 
 class _Gzip:
-    """The inflated bytes of a single-member gzip file. ISA-L inflates three to four times as fast as zlib."""
+    """The inflated bytes of a gzip file: of all its members, one after the other (RFC 1952, 2.2).
+
+    ISA-L inflates three to four times as fast as zlib.
+    """
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
-        self._inflate = isal_zlib.decompressobj(wbits=31)
         self._pending = b""
-        self._check_flags()
+        self._begin_member()
 
     def read(self, count: int) -> bytes:
         parts, missing = [], count
-        while missing and not self._inflate.eof:
-            data = self._step(missing)
-            if not data and not self._pending and not self._refill():
+        while missing and self._inflate:
+            data = self._step(self._inflate, missing)
+            if not data and self._is_cut():
                 break
             parts.append(data)
             missing -= len(data)
         return b"".join(parts)
 
     def finish(self, header: Header) -> None:
-        while not self._inflate.eof:
-            if self._step(1):
+        while self._inflate:
+            if self._step(self._inflate, 1):
                 raise _too_long(self._name, header)
-            if not self._inflate.eof and not self._pending and not self._refill():
+            if self._is_cut():
                 expected = "the end of the gzip stream with its CRC and length"
                 raise _refused(self._name, expected, "the end of the file before it", _AGAIN)
-        trailing = len(self._inflate.unused_data) + len(self._stream.read(_CHUNK))
+        trailing = len(self._pending) + len(self._stream.read(_CHUNK))
         if trailing:
             found = f"at least {trailing:,} more bytes"
-            raise _refused(self._name, "one gzip member and nothing after it", found, _ONE_STREAM)
+            raise _refused(self._name, "gzip and nothing after it", found, _PACK_AGAIN)
 
-    def _check_flags(self) -> None:
+    def _begin_member(self) -> None:
+        """Take what is pending for another member if it looks like one; else the gzip stream is over."""
+        if len(self._pending) < _FLAGS_AT + 1:
+            self._pending += self._stream.read(_CHUNK)
+        self._inflate = isal_zlib.decompressobj(wbits=31) if self._pending.startswith(_GZIP_MAGIC) else None
         # RFC 1952, 2.3.1.2: a reader must not go on where one of these is set. ISA-L does.
-        start = self._stream.read(4)
-        self._stream.seek(0)
-        if len(start) == 4 and start[3] & _RESERVED_FLAGS:
-            raise _refused(self._name, "an undamaged gzip stream", f"damage (header flags {start[3]:02x})", _AGAIN)
+        flags = self._pending[_FLAGS_AT : _FLAGS_AT + 1]
+        if self._inflate and flags and flags[0] & _RESERVED_FLAGS:
+            raise _refused(self._name, "an undamaged gzip stream", f"damage (header flags {flags.hex()})", _AGAIN)
 
-    def _refill(self) -> bool:
-        self._pending = self._stream.read(_CHUNK)
-        return bool(self._pending)
+    def _is_cut(self) -> bool:
+        """Return whether the file has ended within a member."""
+        if self._inflate and not self._pending:
+            self._pending = self._stream.read(_CHUNK)
+        return bool(self._inflate) and not self._pending
 
-    def _step(self, limit: int) -> bytes:
+    def _step(self, inflate: Any, limit: int) -> bytes:
         try:
-            data = self._inflate.decompress(self._pending, limit)
+            data: bytes = inflate.decompress(self._pending, limit)
         except isal_zlib.error as error:  # type: ignore[misc]  # its stub says an instance
             found = f"damage ({_PLAIN_ERROR.sub('', str(error)).lower()})"
             raise _refused(self._name, "an undamaged gzip stream", found, _AGAIN) from error
-        self._pending = self._inflate.unconsumed_tail
+        self._pending = inflate.unconsumed_tail
+        if inflate.eof:
+            self._pending = inflate.unused_data
+            self._begin_member()
         return data
 
 

@@ -357,6 +357,8 @@ class DatasetFacts:
     """File name of the user's own manifest; empty for a data set of the catalog."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Its own training defaults, by name."""
+    labels: tuple[int, ...] = ()
+    """The value that the label files have for each class; empty: 0, 1, 2, …"""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from storage.files import (
     WAITING,
     NotRegular,
     canonical,
+    check_local,
     check_regular,
     flush,
     kind_of,
@@ -81,8 +82,10 @@ def store_root(given: str | Path | None = None) -> Path:
     """Return `store_path`, once what is there is a folder, or nothing yet.
 
     Raises:
+        ConfigError: it is an address.
         StoreError: it is something else.
     """
+    check_local("the store (--store or IDXFLOW_STORE)", given or os.environ.get(STORE_VARIABLE) or "")
     root = store_path(given)
     with store_errors(root):
         if root.exists() and not root.is_dir():

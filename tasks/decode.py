@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from storage.store import Plan, Store
 from tasks.steps import log_step
 
 _BLOCK_BYTES = 1 << 26
+_LABELS_NAMED = 12
 _LIKE_LABELS = ", which looks like a label file"
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
             stopping.check()
             writer.write(image_block, label_block)
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
-        digest = hashlib.sha256(canonical([sources, dataset.label_column or 0])).hexdigest()
+        digest = hashlib.sha256(canonical([sources, dataset.label_column or 0, *_values(dataset)])).hexdigest()
         writer.close({"image_shape": dataset.image_shape, "rows": rows, "digest": digest, "sources": sources})
     return Split(folder, name, rows, dataset.image_shape, len(dataset.classes), digest, sources)
 
@@ -79,7 +81,13 @@ def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "rows": dataset.rows.get(name),
         "label_column": dataset.label_column,
+        **({"labels": list(dataset.labels)} if dataset.labels else {}),
     }
+
+
+def _values(dataset: Dataset) -> list[list[int]]:
+    """Return what the digest of a split has of `labels`: nothing where they are not used, as it was before them."""
+    return [list(dataset.labels)] if dataset.labels else []
 
 
 def _rows_at_once(dataset: Dataset) -> int:
@@ -153,23 +161,35 @@ def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
         )
 
 
-def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Any:
-    """Yield blocks of labels as uint8 of shape (n,), with values 0 to 255."""
+def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[np.ndarray]:
+    """Yield blocks of labels as uint8 of shape (n,): the index of the class, or 0 to 255 as in the file.
+
+    What is in the file as it is may be no class: that is for the checks of the data to say, with all rows.
+    """
     start = 0
+    known = np.array(dataset.labels or range(256), np.int64)
+    order = np.argsort(known)
     for block in reader.blocks(rows):
         column = block if block.ndim == 1 else block[:, dataset.label_column]
-        outside = np.flatnonzero((column < 0) | (column > 255))
+        index = order[np.searchsorted(known, column, sorter=order).clip(max=len(known) - 1)]
+        outside = np.flatnonzero(known[index] != column)
         if len(outside):
+            expected = _listed(dataset.labels) if dataset.labels else f"from 0 to {len(dataset.classes) - 1}"
             raise FormatError(
-                f"{reader.name}: expected labels from 0 to {len(dataset.classes) - 1}; "
-                f"found {column[outside[0]]} at row {start + outside[0]:,}; correct the labels"
+                f"{reader.name}: expected labels {expected}; found {column[outside[0]]} at row {start + outside[0]:,}; "
+                f"correct the labels, or declare the value of each class as labels = […] in {dataset.manifest}"
             )
-        yield column.astype(np.uint8)
+        yield index.astype(np.uint8)
         start += len(block)
 
 
 def _line(split: Split) -> str:
     return f"{split.rows:,} images of {_times(split.image_shape)}"
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, values[:_LABELS_NAMED]))
+    return f"{shown}, …" if len(values) > _LABELS_NAMED else shown
 
 
 def _times(shape: tuple[int, ...]) -> str:

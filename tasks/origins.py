@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from storage.catalog import ArchiveSpec, Dataset
@@ -226,7 +226,7 @@ def check_archive(spec: ArchiveSpec, path: Path, received: Received) -> None:
 
 
 def payload_sha256(path: Path, limit: int) -> str:
-    """Return the SHA-256 of what a gzip file of one member holds, or of the file itself if it is not gzip.
+    """Return the SHA-256 of what a gzip file holds, all its members, or of the file itself if it is not gzip.
 
     Memory does not grow with the payload, and no more than `limit` bytes of it (and one block) are inflated.
 
@@ -237,17 +237,12 @@ def payload_sha256(path: Path, limit: int) -> str:
         if stream.read(2) != GZIP_MAGIC:
             return sha256_of(path)
         stream.seek(0)
-        inflate, digest, size = zlib.decompressobj(wbits=31), hashlib.sha256(), 0
-        while not inflate.eof and (block := stream.read(BLOCK)):
-            for data in _inflated(inflate, block):
-                digest.update(data)
-                size += len(data)
-                if size > limit:
-                    raise FormatError(f"it holds more than {limit:,} bytes")
-        if not inflate.eof:
-            raise FormatError("its gzip stream is cut short")
-        if inflate.unused_data or stream.read(1):
-            raise FormatError("there is more after its gzip stream")
+        digest, size = hashlib.sha256(), 0
+        for data in _inflated(stream):
+            digest.update(data)
+            size += len(data)
+            if size > limit:
+                raise FormatError(f"it holds more than {limit:,} bytes")
     return digest.hexdigest()
 
 
@@ -262,17 +257,25 @@ def network_limit(spec: ArchiveSpec) -> int:
     return spec.bytes or DEFAULT_LIMIT
 
 
-def _inflated(inflate: zlib._Decompress, block: bytes) -> Iterator[bytes]:
-    """Yield what `block` inflates to, in pieces of at most `BLOCK` bytes."""
-    while True:
-        try:
-            data = inflate.decompress(block, BLOCK)
-        except zlib.error:
-            raise FormatError("its gzip stream is damaged") from None
-        yield data
-        block = inflate.unconsumed_tail
-        if inflate.eof or (not block and len(data) < BLOCK):
-            return
+def _inflated(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield what the members of a gzip file inflate to, one after the other, in pieces of at most `BLOCK` bytes."""
+    pending = stream.read(BLOCK)
+    while pending:
+        inflate = zlib.decompressobj(wbits=31)
+        while not inflate.eof:
+            pending = pending or stream.read(BLOCK)
+            if not pending:
+                raise FormatError("its gzip stream is cut short")
+            try:
+                yield inflate.decompress(pending, BLOCK)
+            except zlib.error:
+                raise FormatError("its gzip stream is damaged") from None
+            pending = inflate.unconsumed_tail
+        pending = inflate.unused_data or stream.read(BLOCK)
+        if len(pending) < len(GZIP_MAGIC):
+            pending += stream.read(BLOCK)
+        if pending and not pending.startswith(GZIP_MAGIC):
+            raise FormatError("there is more after its gzip stream")
 
 
 def measured(path: Path) -> Received:

@@ -35,7 +35,7 @@ PACKED = gzip.compress(IMAGES, mtime=0)
 IMAGES_FILE = catalog.DEFAULT_FILES["train-images"]
 
 _REMEDY = re.compile(
-    r"(add|change|choose|correct|declare|fetch|free|give|open|raise|remove|unpack|were|write) ", re.IGNORECASE
+    r"(add|change|choose|correct|declare|fetch|free|give|move|open|raise|remove|turn|unpack|were|write) ", re.IGNORECASE
 )
 
 
@@ -113,6 +113,7 @@ def empty_blocks(payload: bytes) -> bytes:
     return b"".join(blocks) + packer.flush(zlib.Z_SYNC_FLUSH) + packer.flush()
 
 
+MEMBERS = gzip.compress(IMAGES[:20], mtime=0) + gzip.compress(IMAGES[20:], mtime=0)
 FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16
 ROWS, HEIGHT, WIDTH = GOOD["train-images"].shape
 PIXELS = IMAGES[16:]
@@ -166,11 +167,14 @@ UNREADABLE |= {
     "gzip: wrong header CRC": (raw_gzip(IMAGES, FHCRC, b"\0\0"), "found damage .incorrect checksum found"),
     "gzip: a name without end": (raw_gzip(IMAGES, FNAME, b"x" * 9)[:40].replace(b"\0", b"\1"), "found "),
     "gzip: 64 KiB of extra field that are not there": (raw_gzip(IMAGES, FEXTRA, b"\xff\xff"), "found the end"),
-    "gzip: garbage after it": (PACKED + b"garbage", "nothing after it; found at least 7 more bytes"),
+    "gzip: garbage after it": (PACKED + b"garbage", "nothing after it; found at least 7 more bytes; .*gunzip -c OLD"),
     "gzip: 512 zeros after it": (PACKED + bytes(512), "nothing after it; found at least 512 more bytes"),
-    "gzip: a second member": (PACKED + gzip.compress(b"more"), "nothing after it; .*gunzip -c OLD"),
-    "gzip: an empty second member": (PACKED + gzip.compress(b""), "nothing after it"),
-    "gzip: data over two members": (gzip.compress(IMAGES[:20]) + gzip.compress(IMAGES[20:]), CUT),
+    "gzip: a second member of more": (PACKED + gzip.compress(b"more"), "expected the data to end .*found more"),
+    "gzip: a second member that is cut": (MEMBERS[:-1], "expected the end of the gzip stream .*found the end of the"),
+    "gzip: a second member cut in its header": (MEMBERS[: len(gzip.compress(IMAGES[:20])) + 9], CUT),
+    "gzip: a second member with reserved flags": (PACKED + raw_gzip(b"", flags=0xE0), "found damage .header flags e0"),
+    "gzip: a second member with a wrong CRC": (PACKED + raw_gzip(b"", crc=1), "found damage .incorrect checksum"),
+    "gzip: garbage after two members": (MEMBERS + b"\x1f", "nothing after it; found at least 1 more bytes"),
     "gzip in gzip": (gzip.compress(PACKED), "gzip inside gzip"),
     "a bomb": (bomb(IMAGES, 64), "expected the data to end .*found more"),
 }
@@ -185,6 +189,11 @@ READABLE: dict[str, bytes] = {
     "64 KiB of extra field": raw_gzip(IMAGES, FEXTRA, b"\xff\xff" + bytes(65535)),
     "a header CRC": raw_gzip(IMAGES, FHCRC, struct.pack("<H", zlib.crc32(raw_gzip(b"", FHCRC)[:10]) & 0xFFFF)),
     "empty deflate blocks": empty_blocks(IMAGES),
+    "members that end in the header and in an image": MEMBERS,
+    "a member for each 7 bytes": b"".join(gzip.compress(IMAGES[n : n + 7]) for n in range(0, len(IMAGES), 7)),
+    "empty members before, in between and after": b"".join(
+        gzip.compress(part) for part in (b"", b"", IMAGES[:99], b"", IMAGES[99:], b"")
+    ),
 }
 """Unusual, and whole: the same images."""
 

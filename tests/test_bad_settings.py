@@ -73,6 +73,11 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "rows as text": (GOOD + '[rows]\ntrain = "many"', "a number of rows"),
     "rows of another split": (GOOD + "[rows]\ndev = 1", "found rows.dev"),
     "column -1": (GOOD + "label_column = -1", "label_column to be a number from 0 to 1023; found -1"),
+    "one label too few": (GOOD + "labels = [1]", "labels to be a list of 2 different 32-bit integers, one per class"),
+    "the same label twice": (GOOD + "labels = [1, 1]", "labels to be a list of 2 different 32-bit integers"),
+    "a label of 33 bits": (GOOD + "labels = [0, 4294967296]", "labels to be a list of 2 different 32-bit integers"),
+    "a label that is a text": (GOOD + 'labels = [0, "1"]', "labels to be a list of 2 different 32-bit integers"),
+    "labels that are a number": (GOOD + "labels = 1", "labels to be a list; found 1"),
     "a column of truth": (GOOD + "label_column = true", "label_column to be a number from 0 to 1023; found True"),
 }
 

@@ -19,6 +19,12 @@ def read(folder: Path, text: str) -> catalog.Dataset:
     return catalog.read(path)
 
 
+def test_a_byte_order_mark_before_a_manifest_is_left_out(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nclasses = ["a", "b"]\nimage_shape = [2, 2]\n', encoding="utf-8-sig")
+    assert catalog.read(path).name == "mine"
+
+
 @pytest.mark.parametrize("name", catalog.names())
 def test_every_data_set_of_the_catalog_is_whole(name: str):
     dataset = catalog.find(name)

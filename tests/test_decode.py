@@ -71,6 +71,28 @@ def test_a_column_of_wider_labels_is_the_class(store: Store, tiny: TinyFactory):
     np.testing.assert_array_equal(parquet.labels(split.file), np.arange(120) % 3)
 
 
+def test_labels_are_the_classes_that_the_manifest_says(store: Store, tiny: TinyFactory):
+    values = np.array([-7, 300, 2], np.int16)
+    shifted = {"train-labels": values[np.arange(120) % 3]}
+    dataset = tiny(arrays=shifted, manifest="labels = [-7, 300, 2]")
+    split = decoded(store, dataset).record
+    np.testing.assert_array_equal(parquet.labels(split.file), np.arange(120) % 3)
+    turned = decoded(store, tiny(arrays=shifted, manifest="labels = [300, -7, 2]"))
+    assert turned.step.reason == "labels [-7, 300, 2] → [300, -7, 2]"
+    assert turned.record.digest != split.digest
+    np.testing.assert_array_equal(parquet.labels(turned.record.file), np.array([1, 0, 2])[np.arange(120) % 3])
+    with pytest.raises(
+        FormatError, match=r"expected labels -7, 301, 2; found 300 at row 1; .* labels = \[…\] in .*toml"
+    ):
+        decoded(store, tiny(arrays=shifted, manifest="labels = [-7, 301, 2]"))
+
+
+def test_the_usual_labels_are_those_of_a_manifest_without_any(store: Store, tiny: TinyFactory):
+    usual, declared = tiny(), tiny(manifest="labels = [0, 1, 2]", name="tiny")
+    assert decoded(store, usual).record == decoded(store, declared).record
+    assert "labels" not in store.made_from("tiny", "decode", decoded(store, usual).record.folder.name)["parameters"]
+
+
 def test_a_cut_archive_leaves_no_split(store: Store, tiny: TinyFactory):
     dataset = tiny()
     path = dataset.source / dataset.archive("train-images").file

@@ -259,7 +259,7 @@ def client_environment(where: Address, auth: str | None, store: str | None) -> d
     chosen = {
         "PREFECT_API_URL": where.api,
         **({CLIENT_AUTH: auth} if auth else {}),
-        **({"IDXFLOW_STORE": str(Path(store).expanduser().resolve())} if store else {}),
+        **({"IDXFLOW_STORE": str(Path(store).expanduser().absolute())} if store else {}),
     }
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "5"}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(_SERVER_ONLY)}

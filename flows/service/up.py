@@ -25,7 +25,7 @@ from flows.service.guard import LOOPBACK
 from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
 from flows.service.processes import START_SECONDS, Command, Service
-from flows.settings import ROOT
+from flows.settings import ROOT, store_root
 from storage.errors import ConfigError, PrefectFailed
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def up(
     Examples: `idxflow up` · `idxflow up --port 4300` · `idxflow up --database postgresql+asyncpg://me@db/prefect`
     """
     names = server.checked_names(allow_host or ())
+    store_root(store)
     wish = Wish(host, port, pool, server.checked_database(database), auth, csrf, store, names)
     if host not in LOOPBACK and not auth:
         raise ConfigError(f"expected no --no-auth with --host {host}, which other machines can reach; found one")

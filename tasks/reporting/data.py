@@ -63,13 +63,23 @@ def _classes(
     ]
 
 
+def _labels(run: RunRecord) -> str:
+    """Say which values the label files have for the classes, where they are not 0, 1, 2, …"""
+    labels = run.facts.labels if run.facts else ()
+    if not labels:
+        return ""
+    consecutive = labels == tuple(range(labels[0], labels[0] + len(labels)))
+    shown = f"{labels[0]} to {labels[-1]}" if consecutive else ", ".join(map(str, labels))
+    return f" (labelled {shown} in the files)"
+
+
 def _sentence(run: RunRecord, splits: Sequence[Split], counts: Sequence[int] | None) -> str:
     if not splits:
         return "The archives are here and complete, but were not decoded."
     purpose = {"train": "to learn from", "test": "to test on"}
     said = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
     height, width = splits[0].image_shape
-    said += f", each {height} × {width} pixels, in {len(class_names(run))} classes"
+    said += f", each {height} × {width} pixels, in {len(class_names(run))} classes{_labels(run)}"
     if not counts or not max(counts):
         return said + "."
     if not min(counts):

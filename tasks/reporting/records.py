@@ -69,6 +69,7 @@ def facts(dataset: Dataset) -> DatasetFacts:
         citation=dataset.citation,
         manifest="" if dataset.manifest.parent == CATALOG else dataset.manifest.name,
         training=dict(dataset.training),
+        labels=dataset.labels,
     )
 
 
@@ -203,7 +204,13 @@ def _known_facts(store: Store, dataset: str, keys: Mapping[str, str]) -> Dataset
     for split in SPLITS:
         try:
             made = store.made_from(dataset, "decode", keys[f"decode {split}"])["parameters"]
-            return DatasetFacts(dataset, tuple(made["classes"]), tuple(made["image_shape"]), manifest=f"{dataset}.toml")
+            return DatasetFacts(
+                dataset,
+                tuple(made["classes"]),
+                tuple(made["image_shape"]),
+                manifest=f"{dataset}.toml",
+                labels=tuple(made.get("labels", ())),
+            )
         except (IdxflowError, KeyError, TypeError):
             continue
     return None

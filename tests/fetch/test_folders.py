@@ -40,6 +40,7 @@ from tests.fetch.helpers import (
     [
         (FILE, BODY, FILE),
         (FILE, OTHER, FILE),
+        (FILE, gzip.compress(PAYLOAD[:999]) + gzip.compress(b"") + gzip.compress(PAYLOAD[999:]), FILE),
         ("t10k-images-idx3-ubyte", PAYLOAD, "t10k-images-idx3-ubyte"),
         ("t10k-images.idx3-ubyte", PAYLOAD, "t10k-images-idx3-ubyte"),
         ("t10k-images.idx3-ubyte.gz", BODY, FILE),
@@ -68,7 +69,9 @@ def test_a_folder_may_have_the_archive_or_its_payload(
         ),
         pytest.param(OTHER[:99] + b"\0" + OTHER[100:], PAYLOAD_TOO, DigestMismatch, "damaged", id="damaged"),
         pytest.param(OTHER + b"\0", PAYLOAD_TOO, DigestMismatch, "more after", id="trailing byte"),
-        pytest.param(OTHER + OTHER, PAYLOAD_TOO, DigestMismatch, "more after", id="twice"),
+        pytest.param(OTHER + OTHER, PAYLOAD_TOO, DigestMismatch, f"holds more than {len(PAYLOAD):,}", id="twice"),
+        pytest.param(OTHER + b"x", PAYLOAD_TOO, DigestMismatch, "more after", id="more after"),
+        pytest.param(OTHER + OTHER[:9], PAYLOAD_TOO, DigestMismatch, "cut short", id="a cut member more"),
         pytest.param(
             gzip.compress(bytes(10**7)), PAYLOAD_TOO, DigestMismatch, f"holds more than {len(PAYLOAD):,}", id="bomb"
         ),
