@@ -333,7 +333,7 @@ MEANINGLESS: dict[str, Meaningless] = {
         lambda x, y: (x, y + 1),
         {"label", "share", "centroid_hit"},
         ({"label", "share"}, {"centroid_hit"}),
-        keys=("classes", *_HIT),
+        keys=("classes and labels", *_HIT),
     ),
     "a class missing": Meaningless(
         lambda x, y: (x[y != 2], y[y != 2]),
