@@ -196,14 +196,17 @@ def predict(
     version: ModelVersion = "champion",
     out: Annotated[Path | None, Parameter(help="Parquet file to write, a row per image.")] = None,
     resize: Annotated[bool, Parameter(negative="", help="Scale images of another size, with antialiasing.")] = False,
-    invert: Annotated[bool, Parameter(negative="", help="Exchange bright and dark: 255 - x.")] = False,
+    scale: Annotated[
+        bool, Parameter(negative="", help="Scale pixels of 0-255 to the range that the model was trained on.")
+    ] = False,
+    invert: Annotated[bool, Parameter(negative="", help="Exchange bright and dark, such as 255 - x.")] = False,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
     """Classify images by the champion: class, probability and model version of each.
 
     Files may be IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz (its array `images`, else its first of three
-    dimensions). Pixels are 8-bit grey, 0-255, as in the archives. Exit code 3 if a file cannot be used.
+    dimensions). Pixels are 8-bit grey, as in the archives. Exit code 3 if a file cannot be used.
 
     Examples: `idxflow predict mnist seven.png` · `idxflow predict mnist t10k-images-idx3-ubyte.gz --out all.parquet`
 
@@ -213,7 +216,7 @@ def predict(
     """
     from flows.predict import Wanted, predict_files
 
-    return predict_files(Wanted(dataset, tuple(files), version, out, resize, invert, store), as_json)
+    return predict_files(Wanted(dataset, tuple(files), version, out, resize, scale, invert, store), as_json)
 
 
 @app.command
@@ -228,7 +231,7 @@ def export(
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """Write a model for use without idxflow: raw pixels of 0-255 in, probabilities out.
+    """Write a model for use without idxflow: raw pixels in, probabilities out.
 
     Before the folder gets its name, the export is loaded and must give idxflow's own probabilities within 0.00001.
 

@@ -1,4 +1,4 @@
-"""What `idxflow predict` and `idxflow export` do and print. TensorFlow is loaded only once the request makes sense."""
+"""What `idxflow predict` and `idxflow export` do and print. Only exports to Keras's formats load TensorFlow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ class Wanted:
     version: str = "champion"
     out: Path | None = None
     resize: bool = False
+    scale: bool = False
     invert: bool = False
     store: str | None = None
 
@@ -106,14 +106,13 @@ def _version(wanted: Wanted) -> Version:
 
 
 def _rows(wanted: Wanted, version: Version, remarks: _Remarks) -> Iterator[Row]:
-    # Loaded with the first images that can be used: TensorFlow takes seconds, and many a file is refused.
-    model = cache(lambda: load_champion(wanted.dataset, wanted.store, version))
-    wish = pictures.Wish(version.image_shape, wanted.resize, wanted.invert)
+    model = load_champion(wanted.dataset, wanted.store, version)
+    wish = pictures.Wish(model.image_shape, model.pixel_range, wanted.resize, wanted.scale, wanted.invert)
     for file in wanted.files:
         start, inverted = 0, 0
         for images in pictures.read(file, wish, remarks):
-            inverted += int(model().looks_inverted(images).sum())
-            yield from _answers(model(), _as_text(str(file)), start, images)
+            inverted += int(model.looks_inverted(images).sum())
+            yield from _answers(model, _as_text(str(file)), start, images)
             start += len(images)
         _say_if_inverted(file, inverted, start, wanted.invert, remarks)
 

@@ -135,6 +135,8 @@ class Normalization:
     std: float
     """One standard deviation over all pixels and rows of the scaled values, in (0, 1]."""
     digest: str
+    pixel_range: tuple[int, int] | None = None
+    """The darkest and the brightest pixel of these rows, 0-255; not in older records."""
 
     @property
     def file(self) -> Path:
@@ -173,6 +175,8 @@ class TrainedModel:
     train_loss: float
     train_accuracy: float
     """Of the chosen weights over all training rows, held-out ones included, as the tutorial counts it."""
+    pixel_range: tuple[int, int] | None = None
+    """The darkest and the brightest pixel of the rows that the statistics are of, 0-255; not in older records."""
 
     @property
     def weights(self) -> Path:
@@ -193,7 +197,7 @@ class TrainedModel:
 
     @property
     def export(self) -> Path:
-        """For users: takes raw pixels 0–255. No run reads it back."""
+        """For users: takes raw pixels. No run reads it back."""
         return self.folder / "model.keras"
 
 

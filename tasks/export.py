@@ -1,4 +1,4 @@
-"""Write a model for use without idxflow: raw pixels of 0-255 in, probabilities out, checked before it has its name."""
+"""Write a model for use without idxflow: raw pixels in, probabilities out, checked before it has its name."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _described(model: Model, done: Export) -> dict[str, Any]:
         "version": version.number,
         "format": done.format,
         "classes": list(version.classes),
-        "input": {"shape": [None, *version.image_shape], "type": "float32", "range": [0, 255]},
+        "input": {"shape": [None, *version.image_shape], "type": "float32", "range": list(model.pixel_range)},
         "output": {"shape": [None, len(version.classes)], "type": "float32", "meaning": "probability of each class"},
         "weights_digest": version.weights_digest,
         "test_accuracy": version.test_accuracy,

@@ -78,25 +78,27 @@ def check_labels(dataset: Dataset, split: Split, labels: np.ndarray) -> None:
 
 
 def statistics(train: Split, rows: int) -> Statistics:
-    """Return mean and standard deviation of the first `rows` rows, scaled as `((x / 255) - 0.5) * 2`.
+    """Return mean and standard deviation of the first `rows` rows, scaled as `((x / 255) - 0.5) * 2`, and their range.
 
     The sums are exact, in whole numbers, so the result depends on no order and no block size. The standard
     deviation is over all pixels of all rows around their one mean, as `numpy.std` of the whole array.
     """
     sums = np.zeros(math.prod(train.image_shape), np.int64)
     squares, missing = 0, rows
+    darkest, brightest = 255, 0
     for images, _ in ahead(parquet.blocks(train.file)):
         pixels = images[:missing].reshape(-1, len(sums))
         sums += pixels.sum(axis=0, dtype=np.int64)
         # 255 squared still fits 16 bits.
         squares += int(np.square(pixels, dtype=np.uint16).sum(dtype=np.int64))
+        darkest, brightest = min(darkest, int(pixels.min())), max(brightest, int(pixels.max()))
         missing -= len(pixels)
         if not missing:
             break
     count, total = rows * len(sums), int(sums.sum())
     # Python divides whole numbers of any size to the nearest float64.
     variance = (count * squares - total * total) / (count * count)
-    return Statistics(2 * sums / (255 * rows) - 1, 2 / 255 * math.sqrt(variance))
+    return Statistics(2 * sums / (255 * rows) - 1, 2 / 255 * math.sqrt(variance), (darkest, brightest))
 
 
 def _write(dataset: Dataset, train: Split, rows: int, folder: Path) -> Normalization:
@@ -108,7 +110,7 @@ def _write(dataset: Dataset, train: Split, rows: int, folder: Path) -> Normaliza
         )
     record = Normalization(folder, rows, float(found.mean.mean()), found.std, "")
     record.file.unlink(missing_ok=True)
-    return Normalization(folder, rows, record.mean_of_means, found.std, write(record.file, found))
+    return Normalization(folder, rows, record.mean_of_means, found.std, write(record.file, found), found.pixel_range)
 
 
 def _line(record: Normalization) -> str:

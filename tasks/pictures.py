@@ -35,7 +35,10 @@ class Wish:
 
     image_shape: tuple[int, int]
     """Height and width in pixels."""
+    pixel_range: tuple[int, int] = (0, 255)
+    """What black and white are in the images that the model was trained on."""
     resize: bool = False
+    scale: bool = False
     invert: bool = False
 
 
@@ -54,7 +57,7 @@ def check_there(path: Path) -> None:
 
 
 def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
-    """Yield the images of a file in blocks, uint8 of shape (n, height, width), 0-255, of the size wished for.
+    """Yield the images of a file in blocks, uint8 of shape (n, height, width), of the size and range wished for.
 
     Args:
         say: called with a remark, once per file and kind, where an image was not taken as it is.
@@ -69,8 +72,7 @@ def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
     except OSError as error:
         raise ConfigError(f"expected a file that can be read at {path}; {error.strerror}") from error
     for images in _reader(path, magic)(path, say):
-        fitted = _fitted(path, images, wish, say)
-        yield 255 - fitted if wish.invert else fitted
+        yield _in_range(path, _fitted(path, images, wish, say), wish, say)
 
 
 def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:
@@ -169,6 +171,7 @@ def _pixels(path: Path, say: Say) -> np.ndarray:
             # Pillow only warns between its limit and twice that.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG", "BMP")) as picture:
+                _check_depth(path, picture)
                 return np.asarray(_grey(path, picture, say))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise FormatError(f"{path}: expected at most {Image.MAX_IMAGE_PIXELS:,} pixels; {error}") from error
@@ -176,15 +179,25 @@ def _pixels(path: Path, say: Say) -> np.ndarray:
         raise FormatError(f"{path}: expected an undamaged PNG, JPEG or BMP; {error}") from error
 
 
+def _check_depth(path: Path, picture: Image.Image) -> None:
+    """Refuse more than 8 bits per channel. Of most such PNG files, Pillow takes the upper 8 bits without a word.
+
+    PNG, third edition, 11.2.1: the header has the bit depth at byte 24 of the file.
+    """
+    with open_regular(path) as stream:
+        start = stream.read(25)
+    depth = start[24] if picture.format == "PNG" else 16 if picture.mode.startswith(("I", "F")) else 8
+    if depth > 8:
+        raise FormatError(
+            f"{path}: expected at most 8 bits per channel; found {depth}; "
+            "convert it to 8-bit grey, such as in ImageMagick: magick OLD -colorspace gray -depth 8 NEW"
+        )
+
+
 def _grey(path: Path, picture: Image.Image, say: Say) -> Image.Image:
     """Return the picture in 8-bit grey, upright as its camera says (EXIF)."""
     from PIL import ImageOps
 
-    if picture.mode.startswith(("I", "F")):
-        raise FormatError(
-            f"{path}: expected 8 bits per pixel; found a picture of more (Pillow's mode {picture.mode}); "
-            "convert it to 8-bit grey"
-        )
     upright = ImageOps.exif_transpose(picture)
     if upright.mode in ("L", "1") and not upright.has_transparency_data:
         return upright.convert("L")
@@ -215,6 +228,19 @@ def _fitted(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
     if found[0] * wanted[1] != found[1] * wanted[0]:
         say(f"{path} has images of {_size(found)}, stretched to {_size(wanted)}: their proportions changed")
     return _resized(images, wanted)
+
+
+def _in_range(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
+    """Scale from 0-255, or exchange bright and dark, as wished; remark on pixels that the model has never seen."""
+    black, white = wish.pixel_range
+    if wish.scale:
+        images = np.rint(black + images * ((white - black) / 255)).astype(np.uint8)
+    elif images.max() > white or images.min() < black:
+        say(
+            f"{path} has pixels from {images.min()} to {images.max()}; those that the model was trained on are from "
+            f"{black} to {white}: the answers mean little; --scale brings 0-255 to that"
+        )
+    return np.clip(black + white - images.astype(np.int16), 0, 255).astype(np.uint8) if wish.invert else images
 
 
 def _resized(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

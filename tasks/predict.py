@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from storage.catalog import Limits
 from storage.errors import ConfigError, DamagedEntry, StoreError
 from storage.files import write_bytes
 from storage.records import TrainedModel
@@ -22,10 +23,10 @@ from storage.store import Store, store_root
 from tasks import scaling
 from tasks.classifier import Classifier, softmax
 
-CLEAR_CONTRAST = 32
-"""Difference of grey values, 0-255, between the border and the centre of an image that cannot be missed."""
-USUAL_CONTRAST = 16
-"""The same for the mean training image, which is smoother; below, border and centre tell nothing about it."""
+INVERTED = -0.25
+"""From this cosine down, around mid-grey, an image is the reverse of the mean training image (`look_inverted`)."""
+LEAST_CONTRAST = 0.1
+"""Of the mean training image around mid-grey, as a share of the pixels' range; below, it tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,17 @@ class Model:
         mean: np.ndarray = ((found.mean + 1) * 127.5).reshape(self.image_shape)
         return mean
 
+    @property
+    def pixel_range(self) -> tuple[int, int]:
+        """The values that black and white have in the data it was trained on, such as 0 and 255.
+
+        As the checks of the data see it (`storage.catalog.Limits`): where the training pixels come nowhere near 0 or
+        255, it is where they end. Models of earlier versions do not know: 0 and 255.
+        """
+        darkest, brightest = self.record.pixel_range or (0, 255)
+        usual = Limits()
+        return 0 if darkest <= usual.max_pixel_min else darkest, 255 if brightest >= usual.min_pixel_max else brightest
+
     def predict(self, images: np.ndarray) -> Predictions:
         """Classify raw images.
 
@@ -110,19 +122,32 @@ class Model:
         )
 
     def looks_inverted(self, images: np.ndarray) -> np.ndarray:
-        """Tell which images (uint8, shape (n, height, width)) are bright where the training images are dark.
+        """Tell which images are bright where the training images are dark: `look_inverted`."""
+        return look_inverted(images, self.mean_image, self.pixel_range)
 
-        Border and centre are compared: in the training images one is clearly brighter, in such an image the other.
 
-        Returns:
-            bool of shape (n,); all False where border and centre of the mean training image are alike.
-        """
-        usual = float(contrast(self.mean_image[np.newaxis])[0])
-        if abs(usual) < USUAL_CONTRAST:
-            return np.zeros(len(images), bool)
-        found = contrast(images)
-        inverted: np.ndarray = (np.abs(found) >= CLEAR_CONTRAST) & (np.sign(found) != np.sign(usual))
-        return inverted
+def look_inverted(images: np.ndarray, mean_image: np.ndarray, pixel_range: tuple[int, int]) -> np.ndarray:
+    """Tell which images are bright where the training images are dark.
+
+    That is the sign of the cosine between an image and the mean training image, both around mid-grey: exchanging bright
+    and dark changes nothing but that sign.
+
+    Args:
+        images: uint8 of shape (n, height, width).
+        mean_image: of the training images, shape (height, width), 0-255.
+        pixel_range: the values of black and white in the training images.
+
+    Returns:
+        bool of shape (n,); False for images of one value, and for all where the mean training image is mid-grey.
+    """
+    middle = sum(pixel_range) / 2
+    usual = mean_image.reshape(-1) - middle
+    if np.sqrt(np.square(usual).mean()) < LEAST_CONTRAST * np.ptp(pixel_range):
+        return np.zeros(len(images), bool)
+    pixels = images.reshape(len(images), -1) - middle
+    lengths = np.linalg.norm(pixels, axis=1) * np.linalg.norm(usual)
+    inverted: np.ndarray = (pixels @ usual <= INVERTED * lengths) & (np.ptp(pixels, axis=1) > 0)
+    return inverted
 
 
 @dataclass(frozen=True)
@@ -173,23 +198,6 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
             "(your own data: `idxflow run --dataset-file`), or name another store"
         )
     return champion
-
-
-def contrast(images: np.ndarray) -> np.ndarray:
-    """Return how much brighter the border is than the centre: float64 of shape (n,), -255 to 255.
-
-    The border is the outermost ring of pixels, the centre the middle half of height and width.
-
-    Args:
-        images: shape (n, height, width), 0-255.
-    """
-    height, width = images.shape[1:]
-    ring = np.zeros((height, width), bool)
-    ring[[0, -1], :] = ring[:, [0, -1]] = True
-    top, left = height // 4, width // 4
-    middle = images[:, top : height - top, left : width - left].mean(axis=(1, 2))
-    difference: np.ndarray = images[:, ring].mean(axis=1) - middle
-    return difference
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:

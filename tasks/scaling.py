@@ -18,6 +18,8 @@ class Statistics:
 
     mean: np.ndarray
     std: float
+    pixel_range: tuple[int, int] | None = None
+    """The darkest and the brightest raw pixel, 0-255; None where they were not measured. The file does not have it."""
 
 
 def apply(images: np.ndarray, found: Statistics) -> np.ndarray:

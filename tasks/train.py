@@ -252,6 +252,7 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
         course.chosen,
         loss,
         accuracy,
+        training.normalization.pixel_range,
     )
 
 

@@ -78,6 +78,7 @@ def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_p
     described = json.loads((folder / "model.json").read_text())
     assert described["classes"] == ["bar 0", "bar 1", "bar 2"]
     assert described["input"]["shape"] == [None, *SHAPE]
+    assert described["input"]["range"] == [0, 255]
     assert described["checked"] == {"images": CHECKED_ROWS, "largest_difference": done.difference}
     assert [path.name for path in folder.parent.iterdir()] == ["export"]
     assert folder.stat().st_mode & 0o777 == 0o755

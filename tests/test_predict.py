@@ -14,9 +14,10 @@ from storage.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry, StoreError
 from storage.registry import Registry, Version
 from storage.store import Store, store_root
+from tasks import embedded, pictures
 from tasks.evaluate import evaluate
-from tasks.predict import contrast, find_version, load_champion
-from tests.conftest import TinyFactory
+from tasks.predict import find_version, load_champion, look_inverted
+from tests.conftest import TinyFactory, write_tiny
 from tests.models import split, trained
 
 SHAPE = (10, 8)
@@ -172,7 +173,7 @@ def test_inverted_images_are_noticed_and_others_are_not(store: Store, dataset: D
     assert not model.looks_inverted(np.full((2, *SHAPE), 255, np.uint8)).any()
 
 
-def test_where_border_and_centre_are_alike_nothing_is_said(store: Store, tiny: TinyFactory):
+def test_where_the_mean_image_is_mid_grey_nothing_is_said(store: Store, tiny: TinyFactory):
     random = np.random.default_rng(1)
     noise = random.integers(0, 256, (120, *SHAPE), dtype=np.uint8)
     registered(store, tiny(shape=SHAPE, arrays=blobs() | {"train-images": noise}), epochs=1)
@@ -180,9 +181,49 @@ def test_where_border_and_centre_are_alike_nothing_is_said(store: Store, tiny: T
     assert not model.looks_inverted(np.concatenate([blobs()["test-images"], 255 - blobs()["test-images"]])).any()
 
 
-def test_contrast_is_border_minus_centre():
-    image = np.full((1, 8, 8), 100, np.uint8)
-    image[0, 2:6, 2:6] = 40
-    assert contrast(image) == pytest.approx(60)
-    for shape in ((1, 1), (2, 3), (1, 9)):
-        assert contrast(np.full((2, *shape), 7, np.uint8)) == pytest.approx([0, 0])
+@pytest.mark.parametrize(("low", "high"), [(0, 16), (0, 1), (0, 255), (100, 255), (70, 80)])
+def test_inverted_images_are_noticed_whatever_the_range_is(store: Store, tmp_path: Path, low: int, high: int):
+    """And `--invert` and `--scale` go by that range."""
+    made = {role: _ranged(array, low, high) if "images" in role else array for role, array in blobs().items()}
+    dataset = write_tiny(tmp_path, shape=SHAPE, arrays=made)
+    registered(store, dataset, epochs=1)
+    model, images = load_champion("tiny", store), made["test-images"]
+    assert model.record.pixel_range == (low, high)
+    assert model.pixel_range == (low, high)
+    assert not model.looks_inverted(images).any()
+    assert model.looks_inverted((low + high - images.astype(int)).astype(np.uint8)).all()
+    np.save(tmp_path / "x.npy", images)
+    wish, said = pictures.Wish(SHAPE, model.pixel_range, invert=True), []
+    (turned,) = pictures.read(tmp_path / "x.npy", wish, said.append)
+    np.testing.assert_array_equal(turned, low + high - images.astype(int))
+    np.save(tmp_path / "full.npy", _ranged(blobs()["test-images"], 0, 255))
+    wish = pictures.Wish(SHAPE, model.pixel_range, scale=True)
+    (scaled,) = pictures.read(tmp_path / "full.npy", wish, said.append)
+    np.testing.assert_allclose(scaled, images, atol=1)
+    assert said == []
+    list(pictures.read(tmp_path / "full.npy", pictures.Wish(SHAPE, model.pixel_range), said.append))
+    assert len(said) == ((low, high) != (0, 255))
+    assert all(f"are from {low} to {high}" in remark and "--scale" in remark for remark in said)
+
+
+def test_all_inverted_test_images_of_real_data_are_noticed_and_none_as_they_are(mnist_dir: Path):
+    """The numbers of the README."""
+    mnist = {role: idx.read(mnist_dir / file) for role, file in catalog.DEFAULT_FILES.items() if "images" in role}
+    for found, white, rows in ((embedded.digits(), 16, 360), (mnist, 255, 10_000)):
+        mean, images = found["train-images"].mean(axis=0), found["test-images"]
+        assert look_inverted(white - images, mean, (0, white)).sum() == rows == len(images)
+        assert look_inverted(images, mean, (0, white)).sum() == 0
+
+
+def test_a_model_of_an_earlier_version_has_the_usual_range(store: Store, dataset: Dataset):
+    registered(store, dataset, epochs=1)
+    model = load_champion("tiny", store)
+    model.record = dataclasses.replace(model.record, pixel_range=None)
+    assert model.pixel_range == (0, 255)
+
+
+def _ranged(images: np.ndarray, low: int, high: int) -> np.ndarray:
+    images = images.copy()
+    # Of every range, both ends are there.
+    images[0, 0, :2] = 0, 255
+    return np.rint(low + images * ((high - low) / 255)).astype(np.uint8)

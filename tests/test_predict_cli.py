@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from PIL import Image
 from flows.cli import _main
 from flows.predict import Wanted, predict_files
 from storage import idx
+from storage.errors import FormatError
 from storage.store import Store
+from tasks import pictures
 from tasks.predict import load_champion
 from tests.servers import BIN, clean_environment
 from tests.test_predict import blobs, blobs_dataset, registered
@@ -158,6 +162,59 @@ def test_resize_scales_with_antialiasing(ask: Ask, home: Path):
     assert "stretched to 10×8" in ask(save("wide.png", np.zeros((10, 30), np.uint8)), resize=True)["remarks"][0]
 
 
+PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""First row, first column and steps of Adam7 (PNG, third edition, 8.2)."""
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Of each colour type."""
+KINDS = [(0, 1), (0, 2), (0, 4), (0, 8), (3, 1), (3, 2), (3, 4), (3, 8), (2, 8), (4, 8), (6, 8)]
+"""Colour type and bit depth of all kinds of PNG that have no more than 8 bits per channel."""
+DEEP = [(0, 16), (2, 16), (4, 16), (6, 16)]
+
+
+def png(name: str, grey: np.ndarray, colour: int, depth: int, interlaced: bool = False) -> str:
+    """Write `grey` (0 to 2^depth - 1) as a PNG of any kind, opaque, by the specification and no library."""
+    samples = np.repeat(grey[:, :, None].astype(np.uint16), CHANNELS[colour], axis=2)
+    if colour in (4, 6):
+        samples[:, :, -1] = 2**depth - 1
+    parts = [samples[y::dy, x::dx] for y, x, dy, dx in PASSES] if interlaced else [samples]
+    rows = [_packed(row.reshape(-1), depth) for part in parts if part.size for row in part]
+    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], depth, colour, 0, 0, interlaced)
+    ramp = np.repeat(np.linspace(0, 255, 2**depth if colour == 3 else 1).astype(np.uint8), 3).tobytes()
+    chunks = [(b"IHDR", header), *([(b"PLTE", ramp)] if colour == 3 else [])]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    written = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    Path(name).write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+    return name
+
+
+def _packed(samples: np.ndarray, depth: int) -> bytes:
+    if depth == 16:
+        return samples.astype(">u2").tobytes()
+    bits = np.unpackbits(samples.astype(np.uint8)[:, None], axis=1)[:, 8 - depth :]
+    return np.packbits(bits.reshape(-1)).tobytes()
+
+
+@pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "interlaced"])
+@pytest.mark.parametrize(("colour", "depth"), KINDS)
+def test_every_kind_of_png_gives_its_grey_values(home: Path, colour: int, depth: int, interlaced: bool):
+    levels = 2**depth - 1
+    grey = (GREY.astype(int) * levels + 127) // 255
+    said: list[str] = []
+    (found,) = pictures.read(
+        Path(png("any.png", grey, colour, depth, interlaced)), pictures.Wish(GREY.shape), said.append
+    )
+    np.testing.assert_allclose(found[0], grey * (255 / levels), atol=1)
+    assert said == []
+
+
+@pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "interlaced"])
+@pytest.mark.parametrize(("colour", "depth"), DEEP)
+def test_no_kind_of_png_is_cut_to_8_bits(home: Path, colour: int, depth: int, interlaced: bool):
+    file = Path(png("deep.png", GREY.astype(int) * 257, colour, depth, interlaced))
+    with pytest.raises(FormatError, match="expected at most 8 bits per channel; found 16"):
+        list(pictures.read(file, pictures.Wish(GREY.shape), print))
+
+
 def deep(name: str) -> str:
     Image.fromarray((GREY.astype(np.uint16)) << 8).save(name)
     return name
@@ -189,7 +246,7 @@ def cut(name: str, **how) -> str:
 
 
 REFUSED = {
-    "16-bit picture": (lambda: deep("deep.png"), "expected 8 bits per pixel"),
+    "16-bit picture": (lambda: deep("deep.png"), "expected at most 8 bits per channel; found 16"),
     "16-bit array": (lambda: array("a.npy", GREY.astype(np.uint16)), "found uint16 from "),
     "floats": (lambda: array("a.npy", IMAGES / 255), "found float64 from 0 to 1; scale to 0-255"),
     "IDX of floats": (lambda: written("f.idx", idx.encode(IMAGES.astype("f4"))), "found float32"),
