@@ -23,7 +23,7 @@ from flows.service.processes import Service
 from tests.operated import until
 from tests.servers import BIN, guarded_server, wait_until_answers
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.flow
 
 RUNS = 40
 COMMANDS = 2

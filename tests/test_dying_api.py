@@ -21,7 +21,7 @@ from tests.commands import Command, idxflow
 from tests.conftest import write_tiny
 from tests.servers import BIN, ROOT, clean_environment, free_port, running, wait_until_healthy
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.flow
 
 # So that the test need not wait as long as a user would: see `max_retries` in pyproject.toml.
 FEW_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "1"}

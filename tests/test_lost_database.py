@@ -22,7 +22,7 @@ from tests.operated import until
 from tests.servers import clean_environment, free_port
 from tests.test_up import Service, command, going
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.flow
 
 CRON = "30 4 * * 2"
 SECONDS = 240

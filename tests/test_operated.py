@@ -36,7 +36,7 @@ from tests.conftest import write_tiny
 from tests.operated import LAST_DAY, WATCH, Operated, prefect, until
 from tests.servers import HTTP, ROOT, free_port
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.flow
 
 CHIP = (217, 218, 221)
 """The colour of an artifact in the graph of a run; that of the time before its start differs by two."""

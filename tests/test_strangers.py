@@ -28,7 +28,7 @@ from tests.operated import until
 from tests.servers import BIN, HTTP, clean_environment, free_port
 from tests.test_up import Service, going
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.flow
 
 SECONDS = 240
 

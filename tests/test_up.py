@@ -35,7 +35,7 @@ from tests.operated import WATCH, until
 from tests.postgres import postgres
 from tests.servers import BIN, HTTP, ROOT, clean_environment, free_port
 
-pytestmark = [pytest.mark.flow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.flow
 
 END_WITH_TESTS = end_with_parent()
 QUICK = "[training]\nepochs = 4\nlearning_rate = 0.1\nhidden = [8]\nbatch_size = 16\n"
