@@ -87,7 +87,10 @@ def _examples(place: Place, split: Split) -> tuple[np.ndarray, list[str], list[s
     classes = _classes(place, split)
     first = {label: labels.index(label) for label in sorted(set(labels)) if label < len(classes)}
     if not first:
-        raise ConfigError(f"expected images of the classes of {place.dataset}; found none in the {split.name} images")
+        raise ConfigError(
+            f"expected images of the classes of {place.dataset}; found none in the {split.name} images; "
+            "correct the labels, or classes in the manifest"
+        )
     images = parquet.rows(split.file, list(first.values()))
     return images, [classes[label] for label in first], [n for label, n in enumerate(classes) if label not in first]
 

@@ -107,7 +107,10 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
         )
     dataset = catalog.read(Path(found.dataset_file)) if found.dataset_file else catalog.find(found.dataset)
     if dataset.name != name:
-        raise ConfigError(f"{dataset.manifest}: expected the manifest of {name}; found that of {dataset.name}")
+        raise ConfigError(
+            f"{dataset.manifest}: expected the manifest of {name}; found that of {dataset.name}; "
+            "put the manifest back that the set was taken by"
+        )
     archives = tuple(_pinned(spec, found.files[spec.role]) for spec in dataset.archives)
     return dataclasses.replace(dataset, archives=archives, source=None, embedded=False)
 

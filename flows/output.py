@@ -37,7 +37,9 @@ def destination(option: str, path: Path, kinds: Sequence[str], store: Store, for
     check_local(option, path)
     file = path.expanduser().absolute()
     if file.suffix.lower() not in kinds:
-        raise ConfigError(f"expected {option} to end in {' or '.join(kinds)}; found {printable(str(path))}")
+        raise ConfigError(
+            f"expected {option} to end in {' or '.join(kinds)}; found {printable(str(path))}; choose such a name"
+        )
     try:
         _check(option, file, store, force)
     except OSError as error:
@@ -50,7 +52,9 @@ def _check(option: str, file: Path, store: Store, force: bool) -> None:
     if not file.parent.is_dir():
         raise ConfigError(f"expected a folder to write {shown} into; there is none; make it, or choose another")
     if file.resolve().is_relative_to(store.root.resolve()):
-        raise ConfigError(f"expected {option} outside of the store, which keeps what runs made; {shown} is in it")
+        raise ConfigError(
+            f"expected {option} outside of the store, which keeps what runs made; found {shown}; choose another place"
+        )
     if file.exists() and not file.is_file():
         raise ConfigError(f"expected {option} to be a file; {shown} is {kind_of(file)}; choose another name")
     if file.exists() and not force and not _begins_like(file, suffix):

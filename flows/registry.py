@@ -258,7 +258,7 @@ def _version(place: Place, text: str) -> Version:
     digits = text.removeprefix("v")
     known = place.registry.numbers()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
-        there = f"there are v1 to v{max(known)}" if known else "there is none yet"
+        there = f"give one of v1 to v{max(known)}" if known else "there is none yet; `idxflow run` makes one"
         raise ConfigError(f"expected a version of {place.dataset}, as a number; found {text[:40]!r}; {there}")
     return place.registry.version(int(digits))
 
@@ -284,7 +284,7 @@ def _moment(text: str) -> datetime:
             return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise ConfigError(
-            f"expected a date or a time such as 2026-05-01 or 2026-05-01T09:30+02:00; found {text[:40]!r}"
+            f"expected a date or a time such as 2026-05-01 or 2026-05-01T09:30+02:00; found {text[:40]!r}; write it so"
         ) from error
 
 
@@ -301,7 +301,10 @@ def _earlier(place: Place, to: str, history: list[Turn], now: int | None) -> Ver
     champions = [number for number in line(history) if number != now]
     if not champions:
         there = f"v{now} is the first" if now else "there is none"
-        raise ConfigError(f"expected a champion of {place.dataset} before the present one; {there}; nothing was moved")
+        raise ConfigError(
+            f"expected a champion of {place.dataset} before the present one; {there}; nothing was moved; "
+            f"`idxflow promote {place.dataset} NUMBER --force --reason …` takes any version"
+        )
     return place.registry.version(champions[-1])
 
 
@@ -313,7 +316,8 @@ def _move(place: Place, change: Change) -> dict[str, Any]:
         target = change.choose(history, champion.number if champion else None)
         if champion and target.number == champion.number:
             raise ConfigError(
-                f"expected another version than the champion of {place.dataset}; v{target.number} is the champion"
+                f"expected another version than the champion of {place.dataset}; v{target.number} is the champion; "
+                "choose another, or leave it"
             )
         _check_whole(place, target)
         decision = _decision(place, change, target, champion)

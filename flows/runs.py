@@ -122,7 +122,7 @@ def find_run(place: Place, text: str) -> dict[str, Any]:
         )
     raise ConfigError(
         f"expected a run of {place.dataset}, by its id, the beginning of one, `latest` or `champion`; "
-        f"found {wanted[:40]!r}; the latest are {latest}"
+        f"found {wanted[:40]!r}; the latest are {latest}: give one of these"
     )
 
 

@@ -88,7 +88,9 @@ def status(
     # One that has never run is known by its schedule alone.
     names += sorted(set(scheduled) - set(names))
     if dataset is not None and dataset not in names:
-        raise ConfigError(f"expected a data set that is in {opened.root}; found no {dataset!r} there, but {names}")
+        raise ConfigError(
+            f"expected a data set that is in {opened.root}; found no {dataset!r} there, but {names}; give one of these"
+        )
     asked = [dataset] if dataset else names
     healths = [_health(opened, name, scheduled.get(name), timedelta(days=max_age), now) for name in asked]
     if as_json:

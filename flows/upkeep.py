@@ -91,7 +91,9 @@ def _datasets(store: Store, dataset: str | None) -> Sequence[str]:
         return names
     if dataset not in names:
         there = ", ".join(names) or "nothing"
-        raise ConfigError(f"expected a data set that is in {store.root}; found no {dataset!r} there, but {there}")
+        raise ConfigError(
+            f"expected a data set that is in {store.root}; found no {dataset!r} there, but {there}; give one of these"
+        )
     return [dataset]
 
 

@@ -96,10 +96,12 @@ def _inbox(wanted: Wanted) -> Inbox:
     if (wanted.dataset is None) == (wanted.dataset_file is None):
         raise ConfigError(
             "expected either --dataset or --dataset-file, to know what the archives are; found "
-            + ("both" if wanted.dataset else "neither")
+            + ("both; leave one out" if wanted.dataset else "neither; give one of them")
         )
     if wanted.marker in ("", ".", "..") or "/" in (wanted.marker or ""):
-        raise ConfigError(f"expected --marker to be the name of a file in the folder; found {wanted.marker!r}")
+        raise ConfigError(
+            f"expected --marker to be the name of a file in the folder; found {wanted.marker!r}; give its name alone"
+        )
     place = wanted.folder.expanduser().absolute()
     if not place.is_dir():
         raise ConfigError(f"expected a folder at {place}; found {kind_of(place)}; make the folder, or name another")

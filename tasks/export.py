@@ -55,7 +55,7 @@ def check_possible(kind: str, folder: Path) -> None:
         ConfigError: it is not a format, packages are missing, or there is something in its place.
     """
     if kind not in FORMATS:
-        raise ConfigError(f"expected --format {', '.join(FORMATS)}; found {kind!r}")
+        raise ConfigError(f"expected --format {', '.join(FORMATS)}; found {kind!r}; choose one of these")
     if kind == "onnx" and importlib.util.find_spec("onnx") is None:
         raise ConfigError(
             f"expected the package onnx for --format onnx; found none; install it (`{sys.executable} -m pip install "

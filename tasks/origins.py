@@ -166,7 +166,7 @@ def check_source(source: str) -> None:
 def _place(source: str) -> Folder | SplitResult:
     """Return the folder or the parts of the http(s) address that `source` is."""
     if "\0" in source:
-        raise ConfigError("--source: expected a folder or an address; found a text with a NUL character")
+        raise ConfigError("--source: expected a folder or an address; found a text with a NUL character; remove it")
     if not _ADDRESS.match(source):
         return Folder(Path(source).expanduser().absolute())
     try:
@@ -197,7 +197,8 @@ def _given(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
 
 def _unusable(source: str) -> ConfigError:
     return ConfigError(
-        f"--source: expected a folder, a file: URL of one, or an http(s) address; found {redacted(source)!r}"
+        f"--source: expected a folder, a file: URL of one, or an http(s) address; found {redacted(source)!r}; "
+        "give one of these"
     )
 
 

@@ -70,7 +70,9 @@ def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
         with open_regular(path) as stream:
             magic = stream.read(8)
     except OSError as error:
-        raise ConfigError(f"expected a file that can be read at {path}; {error.strerror}") from error
+        raise ConfigError(
+            f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
+        ) from error
     for images in _reader(path, magic)(path, say):
         yield _in_range(path, _fitted(path, images, wish, say), wish, say)
 
@@ -90,7 +92,9 @@ def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarr
         if magic.startswith(start):
             return reader
     found = f"one that begins with the bytes {magic[:4].hex()}" if magic else "an empty file"
-    raise FormatError(f"{path}: expected IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz; found {found}")
+    raise FormatError(
+        f"{path}: expected IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz; found {found}; convert it to one of these"
+    )
 
 
 def _idx(path: Path, say: Say) -> Iterator[np.ndarray]:
@@ -107,7 +111,10 @@ def _npy(path: Path, say: Say) -> Iterator[np.ndarray]:
         # Mapped, not read: a header that lies about its size is found out before anything is allocated.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _BROKEN as error:
-        raise FormatError(f"{path}: expected an undamaged .npy file without Python objects; {error}") from error
+        raise FormatError(
+            f"{path}: expected an undamaged .npy file without Python objects; {error}; "
+            "write it again, in NumPy with np.save of an array of uint8"
+        ) from error
     yield from _blocks(_checked(path, array))
 
 
@@ -120,7 +127,10 @@ def _npz(path: Path, say: Say) -> Iterator[np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             array = _images_of(file)
     except (*_BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise FormatError(f"{path}: expected an undamaged .npz file without Python objects; {error}") from error
+        raise FormatError(
+            f"{path}: expected an undamaged .npz file without Python objects; {error}; "
+            "write it again, in NumPy with np.savez(…, images=…)"
+        ) from error
     yield from _blocks(_checked(path, array))
 
 
@@ -148,7 +158,7 @@ def _checked(path: Path, array: np.ndarray) -> np.ndarray:
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise FormatError(
             f"{path}: expected images of shape (n, height, width) or (height, width); found {array.shape}; "
-            "are these labels, or colour images?"
+            "give grey images, not labels or colour ones"
         )
     return array if array.ndim == 3 else array[np.newaxis]
 
@@ -174,9 +184,11 @@ def _pixels(path: Path, say: Say) -> np.ndarray:
                 _check_depth(path, picture)
                 return np.asarray(_grey(path, picture, say))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise FormatError(f"{path}: expected at most {Image.MAX_IMAGE_PIXELS:,} pixels; {error}") from error
+        raise FormatError(
+            f"{path}: expected at most {Image.MAX_IMAGE_PIXELS:,} pixels; {error}; scale it down"
+        ) from error
     except _BROKEN as error:
-        raise FormatError(f"{path}: expected an undamaged PNG, JPEG or BMP; {error}") from error
+        raise FormatError(f"{path}: expected an undamaged PNG, JPEG or BMP; {error}; copy or save it again") from error
 
 
 def _check_depth(path: Path, picture: Image.Image) -> None:

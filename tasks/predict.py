@@ -107,7 +107,8 @@ class Model:
             raise ConfigError(
                 f"expected images as uint8 of shape (n, {height}, {width}), or ({height}, {width}) for one, such as "
                 f"v{self.version.number} of {self.version.dataset} was trained on; "
-                f"found {images.dtype} of shape {images.shape}"
+                f"found {images.dtype} of shape {images.shape}; "
+                "convert them, in NumPy with .astype(np.uint8) and .reshape"
             )
         logits = self.classifier.logits(rows)
         # Of the logits, as when the model was judged: rounding may make two probabilities equal.
@@ -185,7 +186,10 @@ def load_champion(
 def find_version(store: Store, dataset: str, version: int | str | None = None) -> Version:
     """Return the record of the champion or of a version, in milliseconds; arguments as for `load_champion`."""
     if not dataset or Path(dataset).name != dataset or not dataset.isprintable():
-        raise ConfigError(f"expected the name of a data set, as in `idxflow run NAME`; found {dataset!r}")
+        raise ConfigError(
+            f"expected the name of a data set, as in `idxflow run NAME`; found {dataset!r}; "
+            "`idxflow status` lists those there are"
+        )
     registry = Registry(store, dataset)
     if version not in (None, "champion"):
         found = registry.version(_number(version))
@@ -228,7 +232,10 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
 def _number(version: int | str | None) -> int:
     text = str(version).removeprefix("v")
     if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"expected a version as `champion` or a number such as 7; found {version!r}")
+        raise ConfigError(
+            f"expected a version as `champion` or a number such as 7; found {version!r}; "
+            "`idxflow registry history` lists those there are"
+        )
     return int(text)
 
 

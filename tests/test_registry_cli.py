@@ -251,20 +251,20 @@ def test_rolling_back_twice_goes_back_two_champions(cli: Cli, filled: Store):
 WRONG = {
     "unknown data set": (["registry", "history", "nope"], "found only mine, not 'nope'"),
     "path for a data set": (["registry", "history", "../store/mine"], "found only mine"),
-    "unknown version": (["registry", "show", "mine", "9"], "found '9'; there are v1 to v4"),
+    "unknown version": (["registry", "show", "mine", "9"], "found '9'; give one of v1 to v4"),
     "no version": (["registry", "diff", "mine", "1", "best"], "found 'best'"),
-    "huge version": (["registry", "show", "mine", "9" * 5000], "there are v1 to v4"),
+    "huge version": (["registry", "show", "mine", "9" * 5000], "give one of v1 to v4"),
     "no date": (["registry", "at", "mine", "yesterday"], "expected a date or a time"),
     "date out of range": (["registry", "at", "mine", "0001-01-01T00:00+14:00"], "expected a date or a time"),
     "promote without reason": (["promote", "mine", "3", "--force"], "expected --reason"),
     "promote with an empty reason": (["promote", "mine", "3", "--force", "--reason", " \n"], "expected --reason"),
     "promote the champion": (["promote", "mine", "4", "--force", "--reason", "x"], "v4 is the champion"),
-    "promote what is not there": (["promote", "mine", "9", "--force", "--reason", "x"], "there are v1 to v4"),
+    "promote what is not there": (["promote", "mine", "9", "--force", "--reason", "x"], "give one of v1 to v4"),
     "rollback without reason": (["rollback", "mine"], "expected --reason"),
     "rollback with controls": (["rollback", "mine", "--reason", "a\x1b[2J"], "printable"),
     "rollback to the champion": (["rollback", "mine", "--to", "4", "--reason", "x"], "v4 is the champion"),
     "rollback to no champion": (["rollback", "mine", "--to", "3", "--reason", "x"], "never was"),
-    "rollback to nowhere": (["rollback", "mine", "--to", "0", "--reason", "x"], "there are v1 to v4"),
+    "rollback to nowhere": (["rollback", "mine", "--to", "0", "--reason", "x"], "give one of v1 to v4"),
 }
 
 
