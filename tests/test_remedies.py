@@ -25,6 +25,7 @@ from flows import output, retrain
 from flows.cli import _main
 from flows.job import Request
 from flows.manifest import manifest_of
+from flows.service.server import checked_database, checked_names
 from flows.watch import Wanted, _inbox
 from storage import catalog, errors, idx
 from storage.catalog import DEFAULT_FILES
@@ -462,7 +463,7 @@ CASES: dict[str, Case] = {
         lambda here: here.train(learning_rate=10, activation="relu", hidden=[100, 100]),
         "--set learning_rate=1",
         nothing,
-        lambda here: here.train(learning_rate=1, activation="relu", hidden=[100, 100]),
+        lambda here: here.train(learning_rate=1, activation="relu", hidden=[100, 100], epochs=1),
     ),
     # --- sources and stores ---------------------------------------------------------------------------------------
     "an address with a password": Case(
@@ -711,6 +712,24 @@ CASES: dict[str, Case] = {
     "status: no such data set": Case(
         lambda here: here.run("status", "other"), "give one of these", nothing, lambda here: here.run("status", "tiny")
     ),
+    "up: a host that is no name": Case(
+        lambda here: checked_names(["http://x"]),
+        "give such a one",
+        nothing,
+        lambda here: checked_names(["prefect.example.org"]),
+    ),
+    "up: another database": Case(
+        lambda here: checked_database("mysql://db"),
+        "give one that does",
+        nothing,
+        lambda here: checked_database("postgresql+asyncpg://me@db/prefect"),
+    ),
+    "up: a password in the command": Case(
+        lambda here: checked_database("postgresql+asyncpg://me:secret@db/prefect"),
+        "put the whole URL into PREFECT_SERVER_DATABASE_CONNECTION_URL",
+        nothing,
+        lambda here: checked_database(None),
+    ),
     "watch: for no data set": Case(
         lambda here: _inbox(Wanted(here.folder, None, None)),
         "give one of them",
@@ -783,8 +802,6 @@ NOT_YET = {
     "flows.service.deployments:_deploy",
     "flows.service.processes:_note_death",
     "flows.service.server:auth_string",
-    "flows.service.server:checked_database",
-    "flows.service.server:checked_names",
     "flows.service.server:is_up",
     "flows.service.server:listening",
     "storage.ledger:append",

@@ -193,7 +193,9 @@ def checked_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of `--allow-host`. Raises ConfigError if one is no name, or says where to look for it."""
     for name in names:
         if not split(name.lower())[1]:
-            raise ConfigError(f"expected --allow-host to be a name such as prefect.example.org, found {name!r}")
+            raise ConfigError(
+                f"expected --allow-host to be a name such as prefect.example.org, found {name!r}; give such a one"
+            )
     return tuple(names)
 
 
@@ -209,7 +211,8 @@ def checked_database(url: str | None) -> str | None:
     parts = urlsplit(url)
     if parts.scheme not in _DRIVERS:
         raise ConfigError(
-            f"expected --database to begin with {_DRIVERS[0]}:// or {_DRIVERS[1]}://, found {parts.scheme!r}"
+            f"expected --database to begin with {_DRIVERS[0]}:// or {_DRIVERS[1]}://, "
+            f"found {parts.scheme!r}; give one that does"
         )
     if parts.password:
         raise ConfigError(
