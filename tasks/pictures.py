@@ -74,6 +74,9 @@ def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
             f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
         ) from error
     for images in _reader(path, magic)(path, say):
+        if images.ndim == 2:
+            _check_not_flat(path, images, wish)
+            images = images[np.newaxis]
         yield _in_range(path, _fitted(path, images, wish, say), wish, say)
 
 
@@ -144,12 +147,15 @@ def _images_of(file: Any) -> np.ndarray:
 
 
 def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    if array.ndim == 2:
+        yield array
+        return
     for start in range(0, len(array), READ_AT_ONCE):
         yield array[start : start + READ_AT_ONCE]
 
 
 def _checked(path: Path, array: np.ndarray) -> np.ndarray:
-    """Return `array` with three dimensions if it can be images of 8-bit pixels."""
+    """Return `array` if it can be images of 8-bit pixels, or with two dimensions one of them."""
     if array.dtype != np.uint8:
         raise FormatError(
             f"{path}: expected pixels as uint8, 0-255; found {array.dtype.name}{_range(array)}; "
@@ -160,7 +166,7 @@ def _checked(path: Path, array: np.ndarray) -> np.ndarray:
             f"{path}: expected images of shape (n, height, width) or (height, width); found {array.shape}; "
             "give grey images, not labels or colour ones"
         )
-    return array if array.ndim == 3 else array[np.newaxis]
+    return array
 
 
 def _range(array: np.ndarray) -> str:
@@ -222,16 +228,21 @@ def _grey(path: Path, picture: Image.Image, say: Say) -> Image.Image:
     return colours.convert("L")
 
 
+def _check_not_flat(path: Path, image: np.ndarray, wish: Wish) -> None:
+    """Refuse an array of two dimensions that has as many columns as an image has pixels: a row for each image."""
+    height, width = wish.image_shape
+    if image.shape != wish.image_shape and image.shape[1] == height * width:
+        raise FormatError(
+            f"{path}: expected images of {height}×{width}; found {len(image):,} rows of {height * width:,} pixels; "
+            f"give them their shape, in NumPy with .reshape(-1, {height}, {width}), or with [None] if it is one image"
+        )
+
+
 def _fitted(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
     found: tuple[int, ...] = images.shape[1:]
     wanted = wish.image_shape
     if found == wanted:
         return np.ascontiguousarray(images)
-    if len(images) == 1 and found[1] == wanted[0] * wanted[1]:
-        raise FormatError(
-            f"{path}: expected images of {_size(wanted)}; found {found[0]:,} rows of {found[1]:,} pixels; "
-            f"give them their shape, in NumPy with .reshape(-1, {wanted[0]}, {wanted[1]})"
-        )
     if not wish.resize:
         raise FormatError(
             f"{path}: expected images of {_size(wanted)} pixels (height×width); found {_size(found)}; "

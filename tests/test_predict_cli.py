@@ -215,6 +215,17 @@ def test_no_kind_of_png_is_cut_to_8_bits(home: Path, colour: int, depth: int, in
         list(pictures.read(file, pictures.Wish(GREY.shape), print))
 
 
+def test_a_picture_as_wide_as_an_image_has_pixels_is_one_image(ask: Ask, home: Path):
+    """In an array of two dimensions, it is a row for each image, unless a third says otherwise."""
+    large = np.kron(GREY, np.ones((8, 10), np.uint8))
+    assert large.shape[1] == GREY.size
+    np.save("flat.npy", large)
+    np.save("one.npy", large[None])
+    found = ask(save("large.png", large), "one.npy", save("grey.png"), resize=True)
+    assert len({row["label"] for row in found["rows"]}) == 1, found
+    assert "or with [None] if it is one image" in ask("flat.npy", resize=True)["said"]
+
+
 def deep(name: str) -> str:
     Image.fromarray((GREY.astype(np.uint16)) << 8).save(name)
     return name
