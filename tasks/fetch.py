@@ -36,7 +36,8 @@ def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None 
     """Bring one archive of `dataset` into the store, or find it there.
 
     Sources, in order: `source`, the manifest's folder, the embedded data, the manifest's mirrors. Each one that
-    fails is a warning if there is another to try.
+    fails is a warning if there is another to try. An archive without a digest comes from the first of these or not
+    at all, so that all such archives of a data set come from one place.
 
     Args:
         source: a folder, as a path or `file:` URL, or the http(s) address that the file's name is put after.
@@ -45,7 +46,7 @@ def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None 
         ConfigError: `source` is none of these, or is a network address for an archive without a digest.
         DigestMismatch: a source has other bytes than the published ones, and no other source helped.
         FormatError: likewise, with more bytes than can be right or another size than declared.
-        SourceUnavailable: no source could be read.
+        SourceUnavailable: no source could be read, or the one place for an archive without a digest lacks it.
     """
     done = find_or_fetch(store, dataset, spec, source, POLICY)
     log_step(_log, done.step)
@@ -62,12 +63,13 @@ def find_or_fetch(
     by the digest that the file in the folder has now.
     """
     origins = origins_of(store, dataset, spec, source)
+    place = ""
     if not spec.pinned:
-        spec, origins = _pin(dataset, spec, origins)
+        spec, place = _pin(dataset, spec, origins)
     digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
     plan = Plan(dataset.name, "fetch", spec.role, inputs={name: d for name, d in digests.items() if d})
     wanted = Wanted(dataset.name, spec, policy)
-    return store.once(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec))
+    return store.once(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec, place))
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,25 @@ def _make_sure_it_fits(wanted: Wanted, folder: Path, part: Part) -> None:
         )
 
 
-def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, list[Origin]]:
-    """Return `spec` with the digest of the first file found, and the place where that is."""
-
-    def look(origin: Origin) -> tuple[ArchiveSpec, list[Origin]]:
-        if not isinstance(origin, Folder | Inbox):
-            raise SourceFailed("nothing is fetched over the network without a sha256")
-        return _as_found(spec, origin.find(spec)), [origin]
-
-    return _first(Wanted(dataset.name, spec, POLICY), origins, look)
+def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, str]:
+    """Return `spec` with the digest of the file in the only one of `origins`, and where that file is."""
+    wanted = Wanted(dataset.name, spec, POLICY)
+    if not origins:
+        raise _error(wanted, [])
+    (origin,) = origins
+    if not isinstance(origin, Folder | Inbox):
+        raise TypeError(f"expected a folder for an archive without a digest; found {origin.where}")
+    try:
+        path = origin.find(spec)
+        return _as_found(spec, path), EMBEDDED if isinstance(origin, Inbox) else str(path)
+    except SourceFailed as failure:
+        if failure.refused:
+            raise _error(wanted, [(origin, failure)]) from failure
+        raise SourceUnavailable(
+            f"{wanted.name}: expected it in {origin.where}, because all archives without a digest in the manifest come "
+            f"from one place; found at {origin.where}: {failure}; put it there, or give the folder that has them all "
+            f"{_FIX}"
+        ) from failure
 
 
 def _as_found(spec: ArchiveSpec, path: Path) -> ArchiveSpec:
@@ -191,10 +203,10 @@ def _remove_others(folder: Path, part: Part) -> None:
             path.unlink()
 
 
-def _line(spec: ArchiveSpec, archive: Archive) -> str:
+def _line(spec: ArchiveSpec, found_at: str, archive: Archive) -> str:
     other = spec.sha256 and spec.sha256 != archive.sha256
-    note = ", not the published archive but its payload" if other else ""
-    return f"{archive.size_bytes:,} bytes from {_place(archive.source)}, sha256 {archive.sha256[:12]}{note}"
+    note = ", compressed differently than published, same content" if other else ""
+    return f"{archive.size_bytes:,} bytes from {_place(found_at or archive.source)}, sha256 {archive.sha256[:12]}{note}"
 
 
 def _place(source: str) -> str:

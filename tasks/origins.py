@@ -8,12 +8,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
-from storage.catalog import ArchiveSpec, Dataset
+from storage.catalog import DEFAULT_FILES, ArchiveSpec, Dataset, shown
 from storage.errors import ConfigError, DigestMismatch, FormatError
 from storage.files import kind_of, locked, open_regular, sha256_of
 from storage.store import Store, store_errors
@@ -33,6 +34,9 @@ fragment. Also a pattern of JSON Schema, so that Prefect's server refuses it bef
 # A folder whose name looks so is written `./a:b`, as in RFC 3986, 4.2. The second form is for what somebody has put
 # quotes or blanks around: shown as a folder that is not there, it would be shown with its password.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:|.*://", re.IGNORECASE | re.DOTALL)
+
+
+_USUAL = frozenset(file for name in DEFAULT_FILES.values() for file in (name, name.removesuffix(".gz")))
 
 
 class Origin(Protocol):
@@ -77,7 +81,13 @@ class Folder:
                     return path
                 if path.exists():
                     raise SourceFailed(f"{name} is {kind_of(path)}, not a regular file")
-        raise SourceFailed(f"there is no {spec.file}")
+        raise SourceFailed(f"there is no {spec.file}{self._alike(spec)}")
+
+    def _alike(self, spec: ArchiveSpec) -> str:
+        """Name the file that may have been meant, where a name has a slip."""
+        names = sorted(path.name for path in self.path.iterdir() if path.is_file() and path.name not in _USUAL)
+        alike = get_close_matches(spec.file, names, n=1, cutoff=0.9)
+        return f" (is {shown(alike[0])} meant?)" if alike else ""
 
     def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
         """See `Origin`."""
@@ -135,6 +145,9 @@ class Web:
 def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None) -> list[Origin]:
     """Return the places to look for an archive in their order; none of them is opened.
 
+    A digest makes sure that the same file comes from each. An archive without one is looked for in one place only,
+    the first: from another it could be of other data, with labels that do not belong to the images.
+
     Raises:
         ConfigError: the user's `source` cannot be one.
     """
@@ -143,7 +156,7 @@ def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | 
         origins.append(Folder(dataset.source))
     if dataset.embedded:
         origins.append(Inbox(store, dataset))
-    return origins + [Web(url) for url in spec.mirrors]
+    return origins + [Web(url) for url in spec.mirrors] if spec.pinned else origins[:1]
 
 
 def check_source(source: str) -> None:

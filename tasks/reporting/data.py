@@ -18,13 +18,14 @@ def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     facts = run.facts
     if facts is None or not (splits or run.archives):
         return None
+    reused = {step.name.removeprefix("fetch ") for step in run.steps if step.reused}
     counts: dict[str, Sequence[int] | None] = {split.name: _class_counts(run, split, evidence) for split in splits}
     return {
         "sentence": _sentence(run, splits, counts.get("train")),
         "image_shape": list(facts.image_shape),
         "classes": _classes(run, counts, evidence.labels.get("train")),
         "splits": to_json(splits),
-        "archives": to_json(run.archives),
+        "archives": [{**to_json(archive), "reused": archive.role in reused} for archive in run.archives],
         "licence": facts.licence,
         "homepage": facts.homepage,
         "citation": facts.citation,

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from storage.records import RunRecord
@@ -73,7 +74,7 @@ def build(store: Store, record: RunRecord, folders: Mapping[str, str] | None = N
     """
     roots = {str(store.root): "store", **(folders or {}), os.path.expanduser("~"): "~"}  # noqa: PTH111
     evidence = _shareable(gather(store, record), roots)
-    values = content(sharing.shareable(record, roots), evidence)
+    values = content(sharing.shareable(_by_folder(record), roots), evidence)
     return Document(values, pictures(record, values, evidence))
 
 
@@ -106,6 +107,17 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         "verdict": {**verdict(run), "not_reached": missing},
         **sections,
     }
+
+
+def _by_folder(run: RunRecord) -> RunRecord:
+    """Return `run` with the folder instead of the path as source of an archive: its name is said apart."""
+    archives = (
+        dataclasses.replace(archive, source=str(Path(archive.source).parent))
+        if archive.source.startswith("/")
+        else archive
+        for archive in run.archives
+    )
+    return dataclasses.replace(run, archives=tuple(archives))
 
 
 def _shareable(evidence: Evidence, roots: Mapping[str, str]) -> Evidence:

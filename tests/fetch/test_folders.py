@@ -142,4 +142,4 @@ def test_real_mnist_is_accepted_by_digest_or_payload(store: Store, mnist_dir: Pa
         done = fetch.fn(store, dataset, spec, str(mnist_dir))
         assert done.record.sha256 == sha256_of(mnist_dir / spec.file)
         again = done.record.sha256 != spec.sha256
-        assert done.step.summary.endswith("not the published archive but its payload") is again
+        assert done.step.summary.endswith("compressed differently than published, same content") is again

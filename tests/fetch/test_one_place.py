@@ -1,0 +1,122 @@
+"""Without digests, all archives of a data set come from one place: from two, labels may not be of the images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import retrain
+from flows.job import Job
+from storage import catalog
+from storage.catalog import Dataset
+from storage.ledger import Ledger
+from storage.store import Store
+from tasks.reporting import records
+from tasks.reporting.document import build
+from tests.conftest import TinyFactory
+from tests.faultserver import FaultServer, good
+from tests.fetch.helpers import publish
+from tests.runs import hopped
+
+LABELS = catalog.DEFAULT_FILES["test-labels"]
+
+Hops = Callable[[Job], object]
+
+
+@pytest.fixture
+def old(tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """A data set whose manifest names a folder with all four archives, and no digest."""
+    monkeypatch.delenv("IDXFLOW_SOURCE", raising=False)
+    return tiny()
+
+
+@pytest.fixture
+def new(old: Dataset, tmp_path: Path) -> Path:
+    """A folder of the same names, where that of one file has a slip."""
+    assert old.source
+    place = tmp_path / "new"
+    shutil.copytree(old.source, place)
+    (place / LABELS).rename(place / LABELS.replace("labels", "lables"))
+    return place
+
+
+def run(store: Store, dataset: Dataset, source: str | None, to: Hops = retrain._to_validation) -> dict[str, Any]:
+    return hopped(store, dataset_file=str(dataset.manifest), source=source, to=to)
+
+
+@pytest.mark.parametrize("to", [retrain._to_validation, retrain._to_decision], ids=["validate", "run"])
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_given_folder_that_lacks_one_ends_the_run(store: Store, old: Dataset, new: Path, form: str, to: Hops):
+    ended = run(store, old, form.format(new), to)
+    assert ended["error"]["exit_code"] == 4
+    assert f"{LABELS}: expected it in {new}" in ended["sentence"]
+    assert f"there is no {LABELS} (is '{LABELS.replace('labels', 'lables')}' meant?); put it there" in ended["sentence"]
+    assert not list(store.root.rglob("*.parquet"))
+
+
+def test_the_remedies_of_the_error_help(store: Store, old: Dataset, new: Path):
+    assert run(store, old, str(new))["error"]
+    (new / LABELS.replace("labels", "lables")).rename(new / LABELS)
+    assert run(store, old, str(new))["state"] == "valid"
+    (new / LABELS).unlink()
+    assert run(store, old, str(old.source))["state"] == "valid"
+
+
+def test_the_variable_is_a_given_place_too(store: Store, old: Dataset, new: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IDXFLOW_SOURCE", str(new))
+    assert run(store, old, None)["error"]["exit_code"] == 4
+    assert run(store, old, str(old.source))["state"] == "valid"
+
+
+def test_a_given_folder_that_is_not_there_ends_the_run(store: Store, old: Dataset, tmp_path: Path):
+    ended = run(store, old, str(tmp_path / "nothing"))
+    assert ended["error"]["exit_code"] == 4
+    assert "nothing: there is no such folder; " in ended["sentence"]
+
+
+def test_the_same_files_in_the_store_make_up_for_nothing(store: Store, old: Dataset, new: Path):
+    assert run(store, old, None)["state"] == "valid"
+    assert run(store, old, str(new))["error"]["exit_code"] == 4
+
+
+def test_the_manifests_own_folder_must_have_all_too(store: Store, old: Dataset):
+    assert old.source
+    (old.source / LABELS).unlink()
+    assert run(store, old, None)["error"]["exit_code"] == 4
+
+
+def test_each_step_and_the_report_say_from_where_also_where_the_bytes_were_there_before(
+    store: Store, old: Dataset, tmp_path: Path
+):
+    assert old.source
+    same = shutil.copytree(old.source, tmp_path / "same")
+    for place in (old.source, same):
+        run(store, old, str(place))
+        values = next(iter(Ledger(store, old.name).newest("runs")))
+        said = [step["summary"] for name, step in values["steps"].items() if name.startswith("fetch")]
+        assert len(said) == 4
+        assert all(f" bytes from {place}, " in line for line in said), json.dumps(said)
+        record = records.find(store, old.name, values["run"])
+        assert record
+        archives = build(store, record).values["data"]["archives"]
+        assert {archive["source"] for archive in archives} == {f"…/{old.source.name}"}
+        assert {archive["reused"] for archive in archives} == {place is same}
+
+
+def test_with_digests_each_file_may_come_from_another_place(
+    store: Store, old: Dataset, new: Path, caplog: pytest.LogCaptureFixture
+):
+    with FaultServer({}) as server:
+        published = publish(old, [server.url()])
+        server.answers.update({path: good(body) for path, body in published.bodies.items()})
+        ended = hopped(store, dataset_file=str(published.manifest), source=str(new), to=retrain._to_validation)
+    assert ended["state"] == "valid"
+    said = {name: step["summary"] for name, step in ended["steps"].items()}
+    assert f" from {server.host}, " in said["fetch test-labels"]
+    assert f" from {new}, " in said["fetch test-images"]
+    assert f"there is no {LABELS}" in caplog.text
