@@ -107,7 +107,7 @@ def our_statistics() -> Statistics:
     from tasks.normalize import statistics as found
 
     split = decoding.decoded("train")
-    result = found(split, split.rows)
+    result = found(split)
     return result.mean, result.std
 
 

@@ -120,7 +120,7 @@ def statistics(folder: Path, rows: int) -> Callable[[], Any]:
     from tasks import normalize
 
     train = _split(folder, "train")[0]
-    return lambda: normalize.statistics(train, rows)
+    return lambda: normalize.statistics(train)
 
 
 def _split(folder: Path, name: Any) -> tuple[Any, Any]:

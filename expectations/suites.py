@@ -115,6 +115,19 @@ def classes(dataset: Dataset, split: SplitName) -> Suite:
     )
 
 
+def match(dataset: Dataset, split: SplitName) -> Suite:
+    """Return what must hold for the match of labels and images (`summary.match_table`) of a split."""
+    most = dataset.limits.max_label_chance
+    expectation = Expectation(
+        "labels belong to their images: not so by chance",
+        "ExpectColumnMaxToBeBetween",
+        {"column": "by_chance", "max_value": most},
+        f"probability at most {most:g}",
+        setting=_limits("max_label_chance"),
+    )
+    return Suite(split, "split", (expectation,))
+
+
 def percent(share: float) -> str:
     """Return a share for people: 0.0123 is `1.23%`."""
     return f"{100 * share:.4g}%"
@@ -176,6 +189,8 @@ def _labels(dataset: Dataset) -> tuple[Expectation, ...]:
             "ExpectColumnMeanToBeBetween",
             {"column": "centroid_hit", "min_value": least},
             f"at least {percent(least)}",
+            # A figure that is known of the data set is a limit; the usual one says only that classes look alike.
+            "warning" if dataset.limits.min_centroid_hit is None else "critical",
             percent=True,
             setting=_limits("min_centroid_hit"),
         ),

@@ -11,6 +11,7 @@ in memory at once. Images are turned to float32 in pieces of a few MB, whatever 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +36,15 @@ IMAGE_COLUMNS: dict[str, type] = {
     "duplicate": np.int64,  # 1: the image occurs earlier in the same split
     "conflict": np.int64,  # 1: the image occurs in the same split with another label too
     "leaked": np.int64,  # 1: a test image that occurs in the training split
-    "centroid_hit": np.int64,  # 1: of all class means of the training split, that of the label is nearest
+    "nearest": np.int64,  # class whose mean training image is nearest, this one left out; -1: there are no means
+    "centroid_hit": np.int64,  # 1: that class is the label
 }
 
-_MEASURED = ("label", "pixel_min", "pixel_max", "mean", "ink", "blank", "centroid_hit")
+_MEASURED = ("label", "pixel_min", "pixel_max", "mean", "ink", "blank", "nearest", "centroid_hit")
 """The columns that each image has by itself; the others compare it with its split, or with the training split."""
 
+_LEAST_MATCHED = 30
+"""Rows, for the normal distribution to be near."""
 _PIECE_PIXELS = 1 << 20
 """How many pixels are turned to float32 at a time: 4 MB, which stays in a processor's cache."""
 
@@ -53,20 +57,32 @@ class Centroids:
     """int64, shape (n,), ascending: the classes that have images."""
     means: np.ndarray
     """float32, shape (n, pixels), 0-255."""
+    counts: np.ndarray
+    """int64, shape (n,): how many images each mean is of."""
 
-    def nearest(self, images: np.ndarray) -> np.ndarray:
+    def nearest(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """Return the label whose mean is nearest (least squares) to each of `images`; -1 where there are no means.
 
         Args:
             images: uint8, shape (rows, pixels).
+            own: their labels, if the means are of these images: each is then left out of its own mean, which it
+                draws to itself. An image that is alone in its class is not.
 
         Returns:
             int64, shape (rows,).
         """
         if not len(self.labels):
             return np.full(len(images), -1)
+        pixels = images.astype(np.float32)
         # |x - c|² without |x|², which is the same for every c, halved and negated: the largest is the nearest.
-        scores = images.astype(np.float32) @ self.means.T - (self.means**2).sum(axis=1) / 2
+        scores = pixels @ self.means.T - (self.means**2).sum(axis=1) / 2
+        if own is not None:
+            # Without x, the mean of the n images of its class is n / (n - 1) times as far from x.
+            away = np.where(self.counts > 1, self.counts / np.maximum(self.counts - 1, 1), 1).astype(np.float32) ** 2
+            places = np.searchsorted(self.labels, own)
+            known = np.flatnonzero(np.isin(own, self.labels))
+            halves, mine = (pixels[known] ** 2).sum(axis=1) / 2, (known, places[known])
+            scores[mine] = halves - away[places[known]] * (halves - scores[mine])
         nearest: np.ndarray = self.labels[scores.argmax(axis=1)]
         return nearest
 
@@ -97,7 +113,7 @@ def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Sur
         digests += b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in flat)
         seen += labels.tobytes()
     present = np.flatnonzero(counts)
-    means = Centroids(present, (sums[present] / counts[present, None]).astype(np.float32))
+    means = Centroids(present, (sums[present] / counts[present, None]).astype(np.float32), counts[present])
     return Survey(np.frombuffer(seen, np.uint8), np.frombuffer(digests, "<i8"), means)
 
 
@@ -112,7 +128,7 @@ def images(
     Args:
         blocks: as `storage.parquet.blocks` yields them, the same ones as `found` is about.
         found: what the first reading of the split found out.
-        train: the same of the training split, which `centroid_hit` and `leaked` look at; None: this is the training
+        train: the same of the training split, which `nearest` and `leaked` look at; None: this is the training
             split, and nothing is leaked.
         part_rows: a part has at least so many rows, but for the last one.
     """
@@ -120,7 +136,7 @@ def images(
     leaked = np.zeros(len(found.digests), bool) if train is None else _among(found.digests, train.digests)
     compared |= {"digest": found.digests, "leaked": leaked}
     means, start = (train or found).means, 0
-    for measured in _parts(_pieces(blocks), means, part_rows):
+    for measured in _parts(_pieces(blocks), means, train is None, part_rows):
         stop = start + len(measured["label"])
         table = measured | {name: values[start:stop] for name, values in compared.items()}
         table |= {"index": np.arange(start, stop)}
@@ -142,6 +158,44 @@ def class_table(labels: np.ndarray, classes: int) -> Table:
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
     """Return the rows of each class, int64 of shape (classes,); labels that are no class are left out."""
     return np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
+
+
+class Matches:
+    """Counts how often the nearest class mean is that of the label, and how often it would be by chance."""
+
+    def __init__(self) -> None:
+        self._rows, self._hits = 0, 0
+        self._labels, self._nearest = np.zeros(256, np.int64), np.zeros(256, np.int64)
+
+    def add(self, part: Table) -> None:
+        """Count the rows of a part of an image table."""
+        self._rows, self._hits = self._rows + len(part["label"]), self._hits + int(part["centroid_hit"].sum())
+        self._labels += np.bincount(part["label"], minlength=256)
+        self._nearest += np.bincount(part["nearest"][part["nearest"] >= 0], minlength=256)
+
+    @property
+    def by_chance(self) -> float:
+        """The chance of so many hits or more, in [0, 1], if the same labels were dealt out to the images at random.
+
+        The number of hits is then a sum of hypergeometric counts; its distribution is taken as normal. Below 30 rows,
+        where that does not hold, nothing can be told: 0.
+        """
+        rows = self._rows
+        if rows < _LEAST_MATCHED:
+            return 0.0
+        # As Python's numbers, which do not overflow.
+        pairs = [(int(a), int(b)) for a, b in zip(self._labels, self._nearest, strict=True) if a and b]
+        expected = sum(a * b for a, b in pairs) / rows
+        # The counts of a table with fixed margins: variance of one on the diagonal, covariance of two.
+        single = sum(a * b * (rows - a) * (rows - b) - (a * b) ** 2 for a, b in pairs)
+        variance = (single + sum(a * b for a, b in pairs) ** 2) / (rows**2 * (rows - 1))
+        away = (self._hits - expected) / math.sqrt(variance) if variance > 0 else 0.0
+        return math.erfc(away / math.sqrt(2)) / 2
+
+
+def match_table(found: Matches) -> Table:
+    """Return one row: `by_chance`, see `Matches`."""
+    return {"index": np.arange(1), "by_chance": np.array([found.by_chance])}
 
 
 def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[SplitName, int]) -> Table:
@@ -187,13 +241,13 @@ def _pieces(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[n
 
 
 def _parts(
-    pieces: Iterable[tuple[np.ndarray, np.ndarray]], means: Centroids, part_rows: int
+    pieces: Iterable[tuple[np.ndarray, np.ndarray]], means: Centroids, of_them: bool, part_rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns that each image has by itself, in parts: at least one."""
     part: list[dict[str, np.ndarray]] = []
     rows = parts = 0
     for flat, labels in pieces:
-        part.append(_measured(flat, labels, means))
+        part.append(_measured(flat, labels, means, of_them))
         rows += len(labels)
         if rows >= part_rows:
             yield _joined(part)
@@ -208,8 +262,9 @@ def _joined(part: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     }
 
 
-def _measured(flat: np.ndarray, labels: np.ndarray, means: Centroids) -> dict[str, np.ndarray]:
+def _measured(flat: np.ndarray, labels: np.ndarray, means: Centroids, of_them: bool) -> dict[str, np.ndarray]:
     pixels = flat.shape[1]
+    nearest = means.nearest(flat, labels if of_them else None)
     low, high = flat.min(axis=1), flat.max(axis=1)
     return {
         "label": labels,
@@ -218,7 +273,8 @@ def _measured(flat: np.ndarray, labels: np.ndarray, means: Centroids) -> dict[st
         "mean": flat.sum(axis=1, dtype=np.int64) / pixels,
         "ink": np.count_nonzero(flat, axis=1) / pixels,
         "blank": low == high,
-        "centroid_hit": means.nearest(flat) == labels,
+        "nearest": nearest,
+        "centroid_hit": nearest == labels,
     }
 
 

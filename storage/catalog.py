@@ -91,9 +91,12 @@ class Limits:
     """Critical: the mean of all pixels of a split is at least this."""
     max_pixel_mean: float = 255
     """Critical: the mean of all pixels of a split is at most this; far off when pixels were inverted or scaled."""
+    max_label_chance: float = 0.01
+    """Critical: the chance that labels which have nothing to do with their images match them as often as these do, by
+    the nearest class mean. High when labels and images do not belong together: shifted or shuffled labels. 1: off."""
     min_centroid_hit: float | None = None
-    """Critical: share of rows whose nearest class centroid is their label; None: a quarter of the way from chance
-    to certainty. Low when labels and images do not belong together: shifted labels, transposed images."""
+    """Critical where it is given: share of rows whose nearest class mean is that of their label. None: a warning below
+    a quarter of the way from chance to certainty, as with half of the labels shifted, or images hard to tell apart."""
 
     def least_class_share(self, classes: int) -> float:
         """Return the lower limit of a class's share for a data set of `classes` classes."""
@@ -109,8 +112,8 @@ class Floors:
     """What a model must reach on the test split to be used at all."""
 
     accuracy: float = 0.5
-    class_recall: float = 0.0
-    """The worst class's recall."""
+    class_recall: float = 0.1
+    """The worst class's recall: a model that never names one of its classes is of no use for that class."""
 
 
 @dataclass(frozen=True)

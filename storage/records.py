@@ -126,22 +126,31 @@ class Validation:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Statistics of the scaled training pixels, `((x / 255) - 0.5) * 2`, over the first `rows` rows."""
+    """Training rows held out, and statistics of the scaled pixels, `((x / 255) - 0.5) * 2`, of `rows` rows."""
 
     folder: Path
     rows: int
+    """Those that are not held out, or all."""
     mean_of_means: float
     """Mean over all pixels of the scaled values, in [-1, 1]."""
     std: float
     """One standard deviation over all pixels and rows of the scaled values, in (0, 1]."""
     digest: str
+    """Of the statistics."""
     pixel_range: tuple[int, int] | None = None
     """The darkest and the brightest pixel of these rows, 0-255; not in older records."""
+    held_out_rows: int = 0
+    """Not in older records."""
 
     @property
     def file(self) -> Path:
         """`mean` (float64, one per pixel, in [-1, 1]) and `std` (float64 scalar)."""
         return self.folder / "normalization.npz"
+
+    @property
+    def held_out(self) -> Path:
+        """Whether each training row is held out, see `tasks.holdout`; not in older entries."""
+        return self.folder / "held_out.npz"
 
 
 @dataclass(frozen=True)

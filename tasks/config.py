@@ -45,7 +45,7 @@ Memory = Annotated[str, BeforeValidator(_size), Field(json_schema_extra={"patter
 PROFILES: dict[Profile, dict[str, Any]] = {
     "default": {},
     # The published recipe to the letter, whatever the data set's own rates.
-    "tutorial": {"normalize_on": "all"},
+    "tutorial": {"held_out": "tail", "normalize_on": "all"},
     # A quick look: fewer epochs with a rate that gets there.
     "fast": {"epochs": 10, "learning_rate": 0.01},
 }
@@ -71,7 +71,10 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest.")
     epochs: int = Field(50, ge=1, le=10_000, description="Passes over the fitted rows, at most.")
     validation_fraction: float = Field(
-        0.1, ge=0, le=0.9, description="Share of the training rows, the last ones, held out to watch over-fitting."
+        0.1, ge=0, le=0.9, description="Share of the training rows that is held out to watch over-fitting."
+    )
+    held_out: Literal["stratified", "tail"] = Field(
+        "stratified", description="Rows to hold out: a random sample of every class, or the last, as the tutorial does."
     )
     normalize_on: Literal["fitted", "all"] = Field(
         "fitted", description="Statistics from the fitted rows only, or from held-out rows too, as the tutorial does."
@@ -86,7 +89,7 @@ class TrainingConfig(BaseModel):
     memory: Memory = Field(
         "512MiB", description="What the pixels may take while training, such as 2GiB; more rows come in shards."
     )
-    seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights and of the order of rows.")
+    seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights, rows held out and order of rows.")
 
     @model_validator(mode="after")
     def _patience_needs_held_out_rows(self) -> TrainingConfig:
@@ -102,9 +105,9 @@ class TrainingConfig(BaseModel):
         return _bytes(self.memory)
 
     def fitted_rows(self, rows: int) -> int:
-        """Return how many of `rows` training rows, from the first on, the weights are fitted to.
+        """Return how many of `rows` training rows the weights are to be fitted to, as Keras's `validation_split` does.
 
-        As in Keras, the rest, the tail, is held out (keras `validation_split`).
+        `tasks.holdout` says which, and may change the number by a few where rows are drawn.
         """
         return int(rows * (1 - self.validation_fraction)) if self.validation_fraction else rows
 

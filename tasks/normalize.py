@@ -1,10 +1,12 @@
-"""Measure the training pixels: the mean of each, and one standard deviation over all."""
+"""Choose the rows to hold out, and measure the training pixels: the mean of each, one standard deviation over all."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect import task
@@ -16,6 +18,7 @@ from storage.catalog import Dataset
 from storage.errors import DataRefused, TrainingFailed
 from storage.records import Done, Normalization, Split
 from storage.store import Plan, Store
+from tasks import holdout
 from tasks.config import TrainingConfig
 from tasks.scaling import Statistics, write
 from tasks.steps import log_step
@@ -25,43 +28,29 @@ _log = logging.getLogger(__name__)
 
 @task(task_run_name="normalize", cache_policy=NO_CACHE)
 def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConfig) -> Done[Normalization]:
-    """Compute the statistics of the training rows that `config` says, or find them computed.
+    """Choose the rows to hold out and compute the statistics of the rows that `config` says, or find both done.
 
     Raises:
-        TrainingFailed: there is no row to fit, or all pixels have one value.
+        TrainingFailed: no row is left to fit, none to watch, none of a class, or all pixels have one value.
     """
-    fitted = fitted_rows(dataset, train, config)
-    rows = fitted if config.normalize_on == "fitted" else train.rows
+    parameters: dict[str, Any] = {
+        "normalize_on": config.normalize_on,
+        "validation_fraction": config.validation_fraction,
+    }
+    if config.validation_fraction:
+        parameters["held_out"] = config.held_out
+        if config.held_out == "stratified":
+            parameters["seed"] = config.seed
     plan = Plan(
         dataset.name,
         "normalize",
         inputs={"train": train.digest},
-        parameters={"rows": rows},
+        parameters=parameters,
         code=source.digests(__name__),
     )
-    done = store.once(plan, Normalization, lambda folder: _write(dataset, train, rows, folder), _line)
+    done = store.once(plan, Normalization, lambda folder: _write(dataset, train, config, folder), _line)
     log_step(_log, done.step)
     return done
-
-
-def fitted_rows(dataset: Dataset, train: Split, config: TrainingConfig) -> int:
-    """Return how many rows of `train`, from the first on, the weights are fitted to: at least 1.
-
-    Raises:
-        TrainingFailed: the configuration leaves none, or none to watch where it has patience.
-    """
-    fitted = config.fitted_rows(train.rows)
-    if fitted < 1:
-        raise TrainingFailed(
-            f"{dataset.name}: expected at least 1 row to fit weights to; {train.rows:,} training rows with a "
-            f"validation_fraction of {config.validation_fraction:g} leave 0; lower validation_fraction or add rows"
-        )
-    if config.patience is not None and fitted == train.rows:
-        raise TrainingFailed(
-            f"{dataset.name}: expected held-out rows, because patience is {config.patience}; {train.rows:,} training "
-            f"rows with a validation_fraction of {config.validation_fraction:g} hold out 0; raise validation_fraction"
-        )
-    return fitted
 
 
 def check_labels(dataset: Dataset, split: Split, labels: np.ndarray) -> None:
@@ -77,40 +66,50 @@ def check_labels(dataset: Dataset, split: Split, labels: np.ndarray) -> None:
         )
 
 
-def statistics(train: Split, rows: int) -> Statistics:
-    """Return mean and standard deviation of the first `rows` rows, scaled as `((x / 255) - 0.5) * 2`, and their range.
+def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
+    """Return mean and standard deviation of the rows, scaled as `((x / 255) - 0.5) * 2`, and their range.
 
     The sums are exact, in whole numbers, so the result depends on no order and no block size. The standard
     deviation is over all pixels of all rows around their one mean, as `numpy.std` of the whole array.
+
+    Args:
+        left_out: rows that do not count, bool of shape (rows,); None: all count.
     """
     sums = np.zeros(math.prod(train.image_shape), np.int64)
-    squares, missing = 0, rows
+    squares, start, rows = 0, 0, 0
     darkest, brightest = 255, 0
     for images, _ in ahead(parquet.blocks(train.file)):
-        pixels = images[:missing].reshape(-1, len(sums))
+        pixels = images.reshape(len(images), -1)
+        if left_out is not None:
+            pixels = pixels[~left_out[start : start + len(images)]]
         sums += pixels.sum(axis=0, dtype=np.int64)
         # 255 squared still fits 16 bits.
         squares += int(np.square(pixels, dtype=np.uint16).sum(dtype=np.int64))
-        darkest, brightest = min(darkest, int(pixels.min())), max(brightest, int(pixels.max()))
-        missing -= len(pixels)
-        if not missing:
-            break
+        darkest = min(darkest, int(pixels.min(initial=255)))
+        brightest = max(brightest, int(pixels.max(initial=0)))
+        start, rows = start + len(images), rows + len(pixels)
     count, total = rows * len(sums), int(sums.sum())
     # Python divides whole numbers of any size to the nearest float64.
     variance = (count * squares - total * total) / (count * count)
     return Statistics(2 * sums / (255 * rows) - 1, 2 / 255 * math.sqrt(variance), (darkest, brightest))
 
 
-def _write(dataset: Dataset, train: Split, rows: int, folder: Path) -> Normalization:
-    found = statistics(train, rows)
+def _write(dataset: Dataset, train: Split, config: TrainingConfig, folder: Path) -> Normalization:
+    held = holdout.choose(dataset, train, config)
+    held_out_rows = int(held.sum())
+    left_out = held if held_out_rows and config.normalize_on == "fitted" else None
+    rows = train.rows - (held_out_rows if left_out is not None else 0)
+    found = statistics(train, left_out)
     if found.std == 0:
         raise TrainingFailed(
-            f"{dataset.name}: expected pixels that differ; all pixels of the first {rows:,} training rows are "
+            f"{dataset.name}: expected pixels that differ; all pixels of the {rows:,} training rows that count are "
             f"{round((found.mean[0] + 1) / 2 * 255)}, and nothing can be learned from them; check the image archive"
         )
-    record = Normalization(folder, rows, float(found.mean.mean()), found.std, "")
-    record.file.unlink(missing_ok=True)
-    return Normalization(folder, rows, record.mean_of_means, found.std, write(record.file, found), found.pixel_range)
+    record = Normalization(folder, rows, float(found.mean.mean()), found.std, "", found.pixel_range, held_out_rows)
+    for file in (record.file, record.held_out):
+        file.unlink(missing_ok=True)
+    holdout.write(record.held_out, held)
+    return dataclasses.replace(record, digest=write(record.file, found))
 
 
 def _line(record: Normalization) -> str:

@@ -49,7 +49,7 @@ class Window:
 
 
 class Rows(Protocol):
-    """The rows of a training split, the fitted ones first."""
+    """The rows of a training split: the fitted ones, then those held out."""
 
     @property
     def lengths(self) -> set[int]:
@@ -63,15 +63,15 @@ class Rows(Protocol):
         """
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
-        """Yield the rows from `start` to before `stop` in the split's order: tensors as in `Window`."""
+        """Yield the rows from `start` to before `stop`, tensors as in `Window`."""
 
 
 @contextmanager
-def opened(dataset: str, split: Split, config: TrainingConfig, fitted: int, folder: Path) -> Iterator[Rows]:
+def opened(dataset: str, split: Split, config: TrainingConfig, held: np.ndarray, folder: Path) -> Iterator[Rows]:
     """Return the rows of `split`, ready to train on, while the block lasts.
 
     Args:
-        fitted: how many, from the first on, an epoch passes over.
+        held: whether each row is held out, bool of shape (rows,); an epoch passes over the others.
         folder: where there is room for a nameless file of their pixels, if they do not fit in memory.
 
     Raises:
@@ -79,12 +79,13 @@ def opened(dataset: str, split: Split, config: TrainingConfig, fitted: int, fold
         DamagedEntry: the split cannot be read.
         OSError: there is no room for the file.
     """
+    fitted = split.rows - int(held.sum())
     size = rows_at_once(dataset, split, config, fitted)
     if size >= split.rows:
-        yield InMemory(*_all(split), fitted, config.seed)
+        yield InMemory(*_all(split, held), fitted, config.seed)
         return
     with tempfile.TemporaryFile(dir=folder) as file:
-        yield InShards(split, config, Shards(fitted, size, config.seed), file)
+        yield InShards(split, held, Shards(fitted, size, config.seed), file)
 
 
 def rows_at_once(dataset: str, split: Split, config: TrainingConfig, fitted: int) -> int:
@@ -110,7 +111,7 @@ class InMemory:
     """All rows of a split.
 
     Args:
-        images: uint8 of shape (rows, pixels), 0-255.
+        images: uint8 of shape (rows, pixels), 0-255; those held out come last.
         labels: uint8 of shape (rows,).
         fitted: how many of them, from the first on, an epoch passes over.
     """
@@ -129,7 +130,7 @@ class InMemory:
         yield Window(self._images, self._labels, row_order(self._seed, epoch, self._fitted))
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
-        """Yield rows in the split's order: see `Rows`."""
+        """Yield rows in their order: see `Rows`."""
         for first in range(start, stop, SCORED_AT_ONCE):
             rows = slice(first, min(first + SCORED_AT_ONCE, stop))
             yield self._images[rows], self._labels[rows]
@@ -172,13 +173,16 @@ class Shards:
 
 
 class InShards:
-    """The fitted rows of a split, dealt out to shards in a file; one shard is in memory, the next one on its way."""
+    """The rows of a split in a file: the fitted ones dealt out to shards, then those held out.
 
-    def __init__(self, split: Split, config: TrainingConfig, shards: Shards, file: IO[bytes]) -> None:
+    One shard is in memory, the next one on its way.
+    """
+
+    def __init__(self, split: Split, held: np.ndarray, shards: Shards, file: IO[bytes]) -> None:
         self._split, self._shards, self._file = split, shards, file
         self._pixels = math.prod(split.image_shape)
-        self._labels = np.empty(shards.rows, np.uint8)
-        self._deal()
+        self._labels = np.empty(split.rows, np.uint8)
+        self._deal(held)
 
     @property
     def lengths(self) -> set[int]:
@@ -190,31 +194,28 @@ class InShards:
         yield from ahead((self._window(epoch, shard) for shard in self._shards.order(epoch)), most=1)
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
-        """Yield rows in the split's order, read from the split: see `Rows`."""
-        for images, labels in ahead(parquet.blocks(self._split.file, start)):
-            for first in range(0, min(len(labels), stop - start), SCORED_AT_ONCE):
-                rows = slice(first, min(first + SCORED_AT_ONCE, stop - start))
-                yield _tensors(images[rows].reshape(-1, self._pixels), labels[rows])
-            start += len(labels)
-            if start >= stop:
-                return
+        """Yield rows in the order of the file: see `Rows`."""
+        firsts = range(start, stop, SCORED_AT_ONCE)
+        yield from ahead(_tensors(*self._read(first, min(first + SCORED_AT_ONCE, stop))) for first in firsts)
 
-    def _deal(self) -> None:
-        assigned, filled = self._shards.assigned(), np.arange(self._shards.count) * self._shards.size
+    def _deal(self, held: np.ndarray) -> None:
+        """Write each row to its place: a shard's, or, as one more after these, that of the rows held out."""
+        count, size = self._shards.count, self._shards.size
+        places = np.full(self._split.rows, count, np.int32)
+        places[~held] = self._shards.assigned()
+        filled = np.append(np.arange(count) * size, self._shards.rows)
         done, told = 0, -math.inf
         for images, labels in ahead(parquet.blocks(self._split.file)):
-            shards = assigned[done : done + len(labels)]
-            by_shard = np.argsort(shards, kind="stable")
-            ends = np.cumsum(np.bincount(shards, minlength=self._shards.count))
-            for shard, rows in enumerate(np.split(by_shard, ends[:-1])):
-                self._write(int(filled[shard]), images[rows], labels[rows])
-                filled[shard] += len(rows)
-            done += len(shards)
-            if time.monotonic() - told >= _PROGRESS_SECONDS or done == self._shards.rows:
+            here = places[done : done + len(labels)]
+            by_place = np.argsort(here, kind="stable")
+            ends = np.cumsum(np.bincount(here, minlength=count + 1))
+            for place, rows in enumerate(np.split(by_place, ends[:-1])):
+                self._write(int(filled[place]), images[rows], labels[rows])
+                filled[place] += len(rows)
+            done += len(here)
+            if time.monotonic() - told >= _PROGRESS_SECONDS or done == self._split.rows:
                 told = time.monotonic()
-                advance(Progress("shuffle", done, self._shards.rows, "rows"))
-            if done == self._shards.rows:
-                return
+                advance(Progress("shuffle", done, self._split.rows, "rows"))
 
     def _write(self, place: int, images: np.ndarray, labels: np.ndarray) -> None:
         self._labels[place : place + len(labels)] = labels
@@ -222,22 +223,30 @@ class InShards:
         self._file.write(np.ascontiguousarray(images).data)
 
     def _window(self, epoch: int, shard: int) -> Window:
-        start, rows = shard * self._shards.size, self._shards.length(shard)
-        images = np.empty((rows, self._pixels), np.uint8)
+        start = shard * self._shards.size
+        tensors = _tensors(*self._read(start, start + self._shards.length(shard)))
+        return Window(*tensors, self._shards.order_within(epoch, shard))
+
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((stop - start, self._pixels), np.uint8)
         self._file.seek(start * self._pixels)
         if self._file.readinto(images.data) != images.nbytes:  # type: ignore[attr-defined]
-            raise OSError(errno.EIO, f"a shard of {images.nbytes:,} bytes has fewer", "the file of shards")
-        return Window(*_tensors(images, self._labels[start : start + rows]), self._shards.order_within(epoch, shard))
+            raise OSError(errno.EIO, f"rows of {images.nbytes:,} bytes have fewer", "the file of shards")
+        return images, self._labels[start:stop]
 
 
-def _all(split: Split) -> tuple[np.ndarray, np.ndarray]:
+def _all(split: Split, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((split.rows, math.prod(split.image_shape)), np.uint8)
     labels = np.empty(split.rows, np.uint8)
-    start = 0
+    start, filled = 0, [0, split.rows - int(held.sum())]
     for image_block, label_block in ahead(parquet.blocks(split.file)):
-        rows = slice(start, start + len(label_block))
-        images[rows], labels[rows] = image_block.reshape(len(label_block), -1), label_block
-        start = rows.stop
+        here = held[start : start + len(label_block)]
+        for side, chosen in enumerate((~here, here)):
+            rows = slice(filled[side], filled[side] + int(chosen.sum()))
+            images[rows] = image_block.reshape(len(label_block), -1)[chosen]
+            labels[rows] = label_block[chosen]
+            filled[side] = rows.stop
+        start += len(label_block)
     return images, labels
 
 

@@ -20,12 +20,12 @@ from storage.catalog import Dataset
 from storage.errors import TrainingFailed
 from storage.records import Done, Epoch, Normalization, Split, TrainedModel
 from storage.store import Plan, Store
-from tasks import artifacts, checkpoint, network, rows
+from tasks import artifacts, checkpoint, holdout, network, rows
 from tasks.checkpoint import Checkpoint
 from tasks.config import TrainingConfig
 from tasks.fitting import Fitting, rate_after
 from tasks.history import History, read_history
-from tasks.normalize import check_labels, fitted_rows
+from tasks.normalize import check_labels
 from tasks.progress import Progress, advance
 from tasks.scaling import read
 from tasks.steps import log_step
@@ -52,13 +52,14 @@ def train(
     """Train on the training split `split`, or find that training done. A killed one goes on where it was.
 
     Args:
+        normalization: of the same split and configuration.
         again: any text that was not used before makes this a training of its own, also if nothing else is new.
 
     Raises:
-        TrainingFailed: too few rows, too little memory, or the loss is not finite.
+        TrainingFailed: too little memory, or the loss is not finite.
         DataRefused: a label is not a class of the data set.
     """
-    training = Training(dataset, split, normalization, config, fitted_rows(dataset, split, config))
+    training = Training(dataset, split, normalization, config)
     plan = Plan(
         dataset.name,
         "train",
@@ -89,13 +90,16 @@ class Training:
     split: Split
     normalization: Normalization
     config: TrainingConfig
-    fitted: int
-    """Rows that weights are fitted to, from the first on; the rest is held out."""
 
     @property
     def held_out(self) -> int:
         """Rows that weights are not fitted to."""
-        return self.split.rows - self.fitted
+        return self.normalization.held_out_rows
+
+    @property
+    def fitted(self) -> int:
+        """Rows that weights are fitted to."""
+        return self.split.rows - self.held_out
 
     @property
     def architecture(self) -> network.Architecture:
@@ -151,10 +155,11 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     architecture, config, split = training.architecture, training.config, training.split
     statistics = read(training.normalization.file, architecture.inputs)
     check_labels(training.dataset, split, parquet.labels(split.file))
+    held = holdout.read(training.normalization.held_out, split.rows)
     try:
         with (
             _enough_memory(training),
-            rows.opened(training.dataset.name, training.split, config, training.fitted, folder) as there,
+            rows.opened(training.dataset.name, split, config, held, folder) as there,
         ):
             fitting = Fitting(architecture, config, statistics, there, training.fitted)
             record = _record(folder, fitting, fit(fitting, training, folder))

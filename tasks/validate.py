@@ -33,7 +33,7 @@ PART_ROWS = 1 << 18
 
 _CHECKS_NAMED = 5
 _ROWS_NAMED = 20
-_LABEL_COLUMNS = frozenset({"label", "share", "imbalance"})
+_LABEL_COLUMNS = frozenset({"label", "share", "imbalance", "by_chance"})
 
 _COLUMNS = pa.schema({"split": pa.string()} | {n: pa.from_numpy_dtype(t) for n, t in summary.IMAGE_COLUMNS.items()})
 
@@ -87,7 +87,9 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
             labels, of_train = found[split.name].labels, None if split is train else found["train"]
             parts = summary.images(parquet.blocks(split.file), found[split.name], of_train, PART_ROWS)
             classes = summary.class_table(labels, len(dataset.classes))
-            checks += check.run(suites.images(dataset, split.name), _written(writer, split.name, parts))
+            matches = summary.Matches()
+            checks += check.run(suites.images(dataset, split.name), _written(writer, split.name, parts, matches))
+            checks += check.run(suites.match(dataset, split.name), [summary.match_table(matches)])
             checks += check.run(suites.classes(dataset, split.name), [classes])
             counts[split.name] = tuple(classes["rows"].tolist())
     return Validation(
@@ -146,6 +148,7 @@ def _contract(dataset: Dataset) -> dict[str, Any]:
         "payload_sha256": {spec.role: spec.payload_sha256 for spec in dataset.archives},
         **dataclasses.asdict(dataset.limits),
         "min_centroid_hit": dataset.limits.least_centroid_hit(len(dataset.classes)),
+        "known_centroid_hit": dataset.limits.min_centroid_hit is not None,
         "min_class_share": dataset.limits.least_class_share(len(dataset.classes)),
     }
 
@@ -169,8 +172,11 @@ def _line(validation: Validation, rows: int) -> str:
     return f"{checks - warnings} checks on {rows:,} rows passed{remark}"
 
 
-def _written(writer: pq.ParquetWriter, name: SplitName, parts: Iterable[summary.Table]) -> Iterator[summary.Table]:
-    """Yield the parts of a table once they are written."""
+def _written(
+    writer: pq.ParquetWriter, name: SplitName, parts: Iterable[summary.Table], matches: summary.Matches
+) -> Iterator[summary.Table]:
+    """Yield the parts of a table once they are written and counted."""
     for part in parts:
+        matches.add(part)
         writer.write_table(pa.table({"split": np.full(len(part["index"]), name), **part}, _COLUMNS))
         yield part

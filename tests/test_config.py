@@ -18,8 +18,9 @@ def test_the_defaults_are_the_tutorial_s_network_and_rates():
     config = training_config(MNIST)
     assert (config.hidden, config.activation, config.batch_size, config.epochs) == ((50, 50), "tanh", 64, 50)
     assert (config.learning_rate, config.momentum, config.decay, config.weight_decay) == (0.001, 0.9, 1e-7, 0)
-    assert (config.validation_fraction, config.normalize_on, config.patience) == (0.1, "fitted", None)
-    assert training_config(MNIST, "tutorial") == config.model_copy(update={"normalize_on": "all"})
+    assert (config.validation_fraction, config.held_out, config.normalize_on) == (0.1, "stratified", "fitted")
+    assert config.patience is None
+    assert training_config(MNIST, "tutorial") == config.model_copy(update={"held_out": "tail", "normalize_on": "all"})
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_overrides_are_read_as_json_or_text(texts: list[str], values: dict):
         (3, 0.5, 1),
     ],
 )
-def test_the_tail_is_held_out_as_keras_does(rows: int, fraction: float, fitted: int):
+def test_as_many_rows_are_held_out_as_keras_does(rows: int, fraction: float, fitted: int):
     assert TrainingConfig(validation_fraction=fraction).fitted_rows(rows) == fitted
 
 

@@ -81,7 +81,7 @@ images, labels = (Archive(folder, role, dataset.archive(role).file, 0, "", "") f
 found = {}
 def work():
     split = write_split(dataset, "train", images, labels, folder)
-    statistic = statistics(split, split.rows)
+    statistic = statistics(split)
     found.update(rows=split.rows, mean=statistic.mean.tolist(), std=statistic.std)
 above = measured(work).above
 print(json.dumps(found | {"above": above, "metadata": parquet.metadata(folder / "train.parquet")["rows"]}))

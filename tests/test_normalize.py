@@ -11,12 +11,14 @@ from storage import catalog, parquet
 from storage.errors import DamagedEntry, TrainingFailed
 from storage.store import Store
 from tasks.config import TrainingConfig
+from tasks.holdout import tail
 from tasks.normalize import normalize, statistics
 from tasks.scaling import Statistics, apply, read, write
 from tests.conftest import TinyFactory, bars
 from tests.models import split
 
 DEFAULT = TrainingConfig()
+TAIL = TrainingConfig(held_out="tail")
 
 
 def reference(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -29,7 +31,7 @@ def reference(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 def test_statistics_are_those_of_numpy(store: Store, tiny: TinyFactory, rows: int, used: int):
     train = split(store, tiny(train=rows), "train")
     _, mean, std = reference(bars(rows, 30, 3, (9, 7))["train-images"][:used])
-    found = statistics(train, used)
+    found = statistics(train, tail(rows, rows - used))
     np.testing.assert_allclose(found.mean, mean, rtol=0, atol=1e-12)
     assert found.std == pytest.approx(std, abs=1e-12)
 
@@ -37,7 +39,7 @@ def test_statistics_are_those_of_numpy(store: Store, tiny: TinyFactory, rows: in
 def test_statistics_of_the_real_mnist(store: Store, mnist_dir: Path):
     dataset = catalog.find("mnist")
     train = split(store, dataset, "train", mnist_dir)
-    done = normalize.fn(store, dataset, train, DEFAULT)
+    done = normalize.fn(store, dataset, train, TAIL)
     found = read(done.record.file, 784)
     _, mean, std = reference(parquet.read(train.file)[0][:54_000])
     np.testing.assert_allclose(found.mean, mean, rtol=0, atol=1e-9)
@@ -57,7 +59,8 @@ def test_statistics_of_the_real_mnist(store: Store, mnist_dir: Path):
 )
 def test_the_rows_are_those_that_are_fitted_or_all(store: Store, tiny: TinyFactory, parameters: dict, rows: int):
     dataset = tiny()
-    done = normalize.fn(store, dataset, split(store, dataset, "train"), TrainingConfig(**parameters))
+    config = TrainingConfig(**parameters, held_out="tail")
+    done = normalize.fn(store, dataset, split(store, dataset, "train"), config)
     assert done.record.rows == rows
     _, mean, _ = reference(bars(120, 30, 3, (9, 7))["train-images"][:rows])
     np.testing.assert_allclose(read(done.record.file, 63).mean, mean, atol=1e-12)
@@ -69,7 +72,7 @@ def test_only_other_rows_make_it_run_again(store: Store, tiny: TinyFactory):
     first = normalize.fn(store, dataset, train, DEFAULT)
     assert normalize.fn(store, dataset, train, TrainingConfig(epochs=7, hidden=())).step.reused
     again = normalize.fn(store, dataset, train, TrainingConfig(validation_fraction=0.2))
-    assert (again.step.reused, again.step.reason) == (False, "rows 108 → 96")
+    assert (again.step.reused, again.step.reason) == (False, "validation_fraction 0.1 → 0.2")
     assert again.record.digest != first.record.digest
 
 
@@ -92,7 +95,7 @@ def test_applied_it_is_the_formula(tiny: TinyFactory):
 def test_pixels_that_never_differ_are_refused(store: Store, tiny: TinyFactory):
     dataset = tiny(arrays={"train-images": np.full((120, 9, 7), 7, np.uint8)})
     with pytest.raises(
-        TrainingFailed, match=r"tiny: expected pixels that differ; all pixels of the first 108 .* are 7"
+        TrainingFailed, match=r"tiny: expected pixels that differ; all pixels of the 120 training .* are 7"
     ):
         normalize.fn(store, dataset, split(store, dataset, "train"), DEFAULT)
     assert list(store.entries("tiny", "normalize").glob("[!.]*")) == []
@@ -100,13 +103,15 @@ def test_pixels_that_never_differ_are_refused(store: Store, tiny: TinyFactory):
 
 def test_a_fraction_that_leaves_no_row_is_refused(store: Store, tiny: TinyFactory):
     dataset = tiny(train=1)
-    with pytest.raises(TrainingFailed, match=r"at least 1 row .* 1 training rows with a validation_fraction of 0.1"):
-        normalize.fn(store, dataset, split(store, dataset, "train"), DEFAULT)
+    with pytest.raises(
+        TrainingFailed, match=r"at least 1 row .* 1 training rows, of which a validation_fraction of 0.1"
+    ):
+        normalize.fn(store, dataset, split(store, dataset, "train"), TAIL)
 
 
 def test_patience_without_a_held_out_row_is_refused(store: Store, tiny: TinyFactory):
     dataset = tiny()
-    with pytest.raises(TrainingFailed, match=r"held-out rows, because patience is 2; 120 training rows .* hold out 0"):
+    with pytest.raises(TrainingFailed, match=r"held-out rows, because patience is 2; found 120 .*1e-17 holds out 0"):
         normalize.fn(
             store, dataset, split(store, dataset, "train"), TrainingConfig(patience=2, validation_fraction=1e-17)
         )

@@ -317,7 +317,7 @@ def test_the_log_has_one_line_of_numbers_per_step(page: Any, run: dict[str, Any]
     for line in (
         r"fetch train-images: 35,492 bytes from .+, sha256 [0-9a-f]{12}",
         r"decode train: 1,437 images of 8×8",
-        r"validate: 40 checks on 1,797 rows passed",
+        r"validate: 42 checks on 1,797 rows passed",
         r"normalize: mean -?0\.\d+, standard deviation 0\.\d+ over 1,293 rows",
         r"train: 50 epochs, \d\d\.\d\d% on training, \d\d\.\d\d% held out, 6,310 weights",
         r"evaluate: \d+ of 360 right, \d\d\.\d\d%",

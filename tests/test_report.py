@@ -15,8 +15,10 @@ from storage.catalog import Dataset
 from storage.records import Check, Epoch, Evaluation, Failure, RunRecord, Split, TrainedModel, Validation, to_json
 from tasks import sharing
 from tasks.config import parse_overrides, training_config
+from tasks.holdout import drawn, tail
 from tasks.reporting import document, records
 from tasks.reporting.evidence import Evidence
+from tasks.reporting.heldout import LEAST_P, homogeneity_p, means_p
 from tasks.reporting.lineage import command
 
 
@@ -65,6 +67,54 @@ def test_overfitting_in_a_word(epochs: tuple[Epoch, ...], chosen: int, word: str
     assert training["overfitting"] == word
     assert said in training["sentence"]
     assert training["epochs"] == to_json(epochs)
+
+
+def held_out_said(labels: np.ndarray, held: np.ndarray, ink: np.ndarray | None = None) -> dict[str, Any]:
+    run = a_run(catalog.find("digits"), model=a_model(1, 1))
+    evidence = Evidence(history=history((0.1, 0.97, 0.1, 0.96)), labels={"train": labels}, held_out=held)
+    found: dict[str, Any] = content(run, dataclasses.replace(evidence, training_ink=ink))["training"]["held_out"]
+    return found
+
+
+def test_held_out_rows_drawn_from_every_class_are_like_the_fitted_ones() -> None:
+    labels = np.repeat(np.arange(10), 200).astype(np.uint8)
+    random = np.random.default_rng(1)
+    found = held_out_said(labels, drawn(labels, np.arange(2000), 200, 1), random.normal(40, 9, 2000))
+    assert (found["like"], found["without"]) == (True, [])
+    assert found["sentence"].startswith("The held-out rows are like the fitted ones")
+    assert found["classes_p"] > 0.99
+
+
+def test_the_last_rows_of_a_sorted_split_are_not() -> None:
+    found = held_out_said(np.repeat(np.arange(10), 200).astype(np.uint8), tail(2000, 300))
+    assert (found["like"], len(found["without"]), found["classes_p"] < 1e-9) == (False, 8, True)
+    assert (
+        "not like the fitted ones: no row of classes 0, 1, 2, 3, 4, …, other shares of the classes."
+        in (found["sentence"])
+    )
+
+
+def test_held_out_rows_that_are_darker_are_not() -> None:
+    labels = np.tile(np.arange(10), 200).astype(np.uint8)
+    ink = np.random.default_rng(1).normal(40, 9, 2000)
+    ink[1800:] -= 5
+    found = held_out_said(labels, tail(2000, 200), ink)
+    assert not found["like"]
+    assert "not like the fitted ones: another mean brightness of the images." in found["sentence"]
+
+
+def test_without_held_out_rows_nothing_is_said_of_them() -> None:
+    assert held_out_said(np.arange(10, dtype=np.uint8), tail(10, 0)) is None
+
+
+def test_two_samples_of_the_same_are_seldom_said_to_be_unlike() -> None:
+    random = np.random.default_rng(3)
+    counts = [np.stack([random.multinomial(900, [0.1] * 10), random.multinomial(100, [0.1] * 10)]) for _ in range(2000)]
+    classes = np.array([homogeneity_p(one) for one in counts])
+    means = np.array([means_p(random.normal(size=900), random.normal(size=100)) for _ in range(2000)])
+    for found in (classes, means):
+        assert 0.03 < (found < 0.05).mean() < 0.07
+        assert (found < LEAST_P).mean() < 0.005
 
 
 @pytest.mark.parametrize("profile", ["default", "tutorial", "fast"])

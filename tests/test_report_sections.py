@@ -121,7 +121,8 @@ def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (60, 5, 4), dtype=np.uint8), random.integers(0, 3, 60).astype(np.uint8)
     labels[:5] = 200
-    found = class_means([(images[:20], labels[:20]), (images[:0], labels[:0]), (images[20:], labels[20:])], 4)
+    found, ink = class_means([(images[:20], labels[:20]), (images[:0], labels[:0]), (images[20:], labels[20:])], 4)
+    np.testing.assert_allclose(ink, images.reshape(60, -1).mean(axis=1), rtol=1e-6)
     assert list(found) == [0, 1, 2]
     for label, mean in found.items():
         np.testing.assert_allclose(mean, images[labels == label].mean(axis=0))

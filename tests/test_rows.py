@@ -20,6 +20,7 @@ from tasks import network, rows
 from tasks import train as training
 from tasks.config import TrainingConfig
 from tasks.fitting import Fitting
+from tasks.holdout import tail
 from tasks.rows import InMemory, Shards, Window
 from tasks.scaling import Statistics
 from tests.conftest import TinyFactory
@@ -52,7 +53,7 @@ def numbers(window: Window) -> list[int]:
 @pytest.mark.parametrize("fitted", [1000, 900, 897])
 def test_every_epoch_passes_over_every_fitted_row_once(tmp_path: Path, fitted: int):
     there = numbered(tmp_path)
-    with rows.opened("tiny", there, SMALL, fitted, tmp_path) as opened:
+    with rows.opened("tiny", there, SMALL, tail(1000, 1000 - fitted), tmp_path) as opened:
         for epoch in (1, 2):
             windows = [numbers(window) for window in opened.windows(epoch)]
             assert sorted(number for window in windows for number in window) == list(range(fitted))
@@ -66,7 +67,7 @@ def test_every_epoch_passes_over_every_fitted_row_once(tmp_path: Path, fitted: i
 def test_images_and_labels_stay_together(tmp_path: Path):
     there = numbered(tmp_path)
     _, labels = parquet.read(there.file)
-    with rows.opened("tiny", there, SMALL, 900, tmp_path) as opened:
+    with rows.opened("tiny", there, SMALL, tail(1000, 100), tmp_path) as opened:
         for window in opened.windows(1):
             assert window.labels.numpy()[window.order].tolist() == labels[numbers(window)].tolist()
 
@@ -76,7 +77,7 @@ def test_orders_differ_between_epochs_and_seeds_and_are_the_same_again(tmp_path:
 
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         config = SMALL.model_copy(update={"seed": seed})
-        with rows.opened("tiny", there, config, 900, tmp_path) as opened:
+        with rows.opened("tiny", there, config, tail(1000, 100), tmp_path) as opened:
             return tuple(number for window in opened.windows(epoch) for number in numbers(window))
 
     assert len({order(1, 1), order(1, 2), order(2, 1)}) == 3
@@ -109,7 +110,7 @@ def test_training_in_shards_is_training_in_memory_in_that_order(tmp_path: Path):
     # The last shard is whole batches, too: so the steps are the same, whichever shard comes last.
     there, architecture = numbered(tmp_path), network.Architecture(PIXELS, (5,), "tanh", 3)
     images, labels = parquet.read(there.file)
-    with rows.opened("tiny", there, SMALL, 896, tmp_path) as opened:
+    with rows.opened("tiny", there, SMALL, tail(1000, 104), tmp_path) as opened:
         sharded = Fitting(architecture, SMALL, STATISTICS, opened, 896)
         reported = [sharded.epoch(1), sharded.epoch(2), sharded.score(896, 1000), sharded.score(0, 1000)]
         orders = {epoch: [n for window in opened.windows(epoch) for n in numbers(window)] for epoch in (1, 2)}
@@ -186,6 +187,7 @@ from storage.records import Split
 from tasks import network, rows
 from tasks.config import TrainingConfig
 from tasks.fitting import Fitting
+from tasks.holdout import tail
 from tasks.scaling import Statistics
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
@@ -198,7 +200,7 @@ def peak():
 
 network.build(architecture, network.initial_weights(architecture, 1))
 before = peak()
-with rows.opened("large", there, config, count - 20_000, folder) as opened:
+with rows.opened("large", there, config, tail(count, 20_000), folder) as opened:
     fitting = Fitting(architecture, config, Statistics(np.zeros(784), 0.6), opened, count - 20_000)
     fitting.epoch(1), fitting.epoch(2), fitting.score(count - 20_000, count)
 print(peak() - before)

@@ -19,7 +19,11 @@ NAMES = catalog.names()
 def every_suite(dataset: Dataset) -> list[suites.Suite]:
     return [
         suites.archives(dataset),
-        *(make(dataset, split) for split in ("train", "test") for make in (suites.images, suites.classes)),
+        *(
+            make(dataset, split)
+            for split in ("train", "test")
+            for make in (suites.images, suites.match, suites.classes)
+        ),
     ]
 
 
@@ -75,12 +79,13 @@ def test_only_repeats_and_imbalance_are_warnings(name: str):
         ({"min_pixel_max": 16}, "pixel_max", "16 to 255"),
         ({"max_pixel_min": 3}, "pixel_min", "0 to 3"),
         ({"min_pixel_mean": 4, "max_pixel_mean": 6.5}, "mean", "4 to 6.5"),
+        ({"max_label_chance": 0.001}, "by_chance", "probability at most 0.001"),
         ({"min_centroid_hit": 0.7}, "centroid_hit", "at least 70%"),
     ],
 )
 def test_each_limit_of_the_manifest_is_used(change: dict[str, float], column: str, limit: str):
     dataset = replace(catalog.find("mnist"), limits=Limits(**change))  # type: ignore[arg-type]
-    (found,) = [e for s in every_suite(dataset)[-2:] for e in s.expectations if (e.column, e.limit) == (column, limit)]
+    (found,) = [e for s in every_suite(dataset)[-3:] for e in s.expectations if (e.column, e.limit) == (column, limit)]
     assert set(re.findall("[a-z_]{4,}", found.setting.removeprefix("[limits]"))) >= set(change)
 
 
@@ -93,6 +98,12 @@ def test_what_a_failed_check_names_of_the_manifest_can_be_set_there(name: str, t
         assert set(keys) <= known.get(table, {"payload_sha256"} if table == "payload_sha256" else set())
         # The rest holds for any data: that the table is whole, and the file the one that was decoded.
         assert table or expectation.column in ("", "label", "mean", "rows_found", "content_found")
+
+
+def test_a_share_of_nearest_means_is_a_limit_only_where_it_is_known():
+    for limits, severity in ((Limits(), "warning"), (Limits(min_centroid_hit=0.7), "critical")):
+        suite = suites.images(replace(catalog.find("mnist"), limits=limits), "train")
+        assert [e.severity for e in suite.expectations if e.column == "centroid_hit"] == [severity]
 
 
 def test_the_least_share_of_a_class_follows_their_number():

@@ -51,7 +51,9 @@ def test_each_image_is_measured():
         "duplicate": [0, 0, 0, 1],
         "conflict": [1, 0, 0, 1],
         "leaked": [0, 0, 0, 0],
-        "centroid_hit": [1, 1, 1, 0],
+        # Without itself, each image of 0 is further from its own mean than it is from that of 1.
+        "nearest": [1, 0, 0, 0],
+        "centroid_hit": [0, 0, 1, 0],
     }
 
 
@@ -124,6 +126,55 @@ def test_centroids_are_the_means_and_the_nearest_is_found():
     np.testing.assert_allclose(found.means, expected, rtol=1e-6)
     nearest = ((flat[:, None] - expected) ** 2).sum(axis=2).argmin(axis=1)
     np.testing.assert_array_equal(found.nearest(images.reshape(300, -1)), nearest)
+
+
+def test_an_image_is_left_out_of_its_own_mean():
+    """With as many pixels as these, means of a few images are nearest to those very images, whatever their labels."""
+    random = np.random.default_rng(2)
+    images, labels = random.integers(0, 256, (60, 10, 10), dtype=np.uint8), random.integers(0, 3, 60, dtype=np.uint8)
+    flat = images.reshape(60, -1)
+    found = summary.survey(blocks(images, labels), 3).means
+    expected = []
+    for row in range(60):
+        rest = np.arange(60) != row
+        means = [flat[rest & (labels == n)].mean(axis=0) for n in range(3)]
+        expected.append(int(np.argmin([((flat[row] - mean) ** 2).sum() for mean in means])))
+    np.testing.assert_array_equal(found.nearest(flat, labels), expected)
+    assert (found.nearest(flat) == labels).mean() > 0.8
+    assert (np.array(expected) == labels).mean() < 0.4
+
+
+def matched(images: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    made, matches = blocks(images, labels, 50), summary.Matches()
+    for part in summary.images(made, summary.survey(made, classes), None, 50):
+        matches.add(part)
+    return matches.by_chance
+
+
+def test_the_chance_of_a_match_is_that_of_labels_dealt_out_at_random():
+    """Of labels that mean nothing, no more pass a limit than it says."""
+    random = np.random.default_rng(4)
+    images = random.integers(0, 256, (200, 4, 4), dtype=np.uint8)
+    found = np.array([matched(images, random.integers(0, 4, 200), 4) for _ in range(400)])
+    for limit in (0.01, 0.05, 0.2):
+        assert (found <= limit).mean() <= limit + 3 * np.sqrt(limit / 400)
+    assert (found > 0.4).any()
+
+
+def test_classes_hard_to_tell_apart_match_more_often_than_by_chance():
+    random = np.random.default_rng(5)
+    labels = random.integers(0, 5, 3000)
+    means = random.integers(100, 112, (5, 8, 8))
+    images = np.clip(random.normal(means[labels], 60), 0, 255).astype(np.uint8)
+    made = blocks(images, labels, 50)
+    share = whole(summary.images(made, summary.survey(made, 5), None, ROWS))["centroid_hit"].mean()
+    assert 0.22 < share < 0.4
+    assert matched(images, labels, 5) < 1e-6
+    assert matched(images, np.roll(labels, 1), 5) > 0.01
+
+
+def test_so_few_rows_tell_nothing():
+    assert matched(np.array([[[0]], [[200]], [[90]]], np.uint8), np.array([0, 1, 0]), 2) == 0
 
 
 def test_a_class_without_rows_is_never_nearest():

@@ -25,7 +25,6 @@ from tasks.normalize import normalize
 from tasks.progress import Progress, listening
 from tasks.rows import InMemory, row_order
 from tasks.scaling import Statistics, apply, read
-from tasks.train import train
 from tests.conftest import TinyFactory
 from tests.models import split, trained
 
@@ -333,10 +332,9 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_nothing(
 def test_too_few_rows_are_refused(store: Store, tiny: TinyFactory):
     dataset = tiny(train=2)
     rows = split(store, dataset, "train")
-    config = TrainingConfig(validation_fraction=0.9)
-    normalization = normalize.fn(store, dataset, rows, TrainingConfig()).record
-    with pytest.raises(TrainingFailed, match=r"2 training rows with a validation_fraction of 0.9 leave 0"):
-        train.fn(store, dataset, rows, normalization, config)
+    config = TrainingConfig(validation_fraction=0.9, held_out="tail")
+    with pytest.raises(TrainingFailed, match=r"2 training rows, of which a validation_fraction of 0.9 leaves 0"):
+        normalize.fn(store, dataset, rows, config)
 
 
 def test_one_row_can_be_fitted(store: Store, tiny: TinyFactory):

@@ -19,6 +19,7 @@ from storage.ledger import Ledger, Place, place
 from storage.records import Epoch, RunRecord, Step
 from storage.registry import Registry, Version
 from storage.store import Store
+from tasks import holdout
 from tasks.history import read_history
 from tasks.reporting import records
 from tasks.reporting.measures import Measures, class_means, measured
@@ -58,6 +59,10 @@ class Evidence:
     champion_predicted: np.ndarray | None = None
     measures: Measures | None = None
     """Of the test images."""
+    held_out: np.ndarray | None = None
+    """Whether each training row was held out, bool of shape (rows,)."""
+    training_ink: np.ndarray | None = None
+    """Of the training images, see `measures.Measures`."""
     means: Mapping[int, np.ndarray] = field(default_factory=dict)
     """The mean training image of each class that has images, by label, see `measures.class_means`."""
     past: tuple[Mapping[str, Any], ...] = ()
@@ -98,6 +103,7 @@ def gather(store: Store, run: RunRecord) -> Evidence:
     ours = answers(run.evaluation.file if run.evaluation else None)
     champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
     ledger = Ledger(store, run.dataset)
+    means, ink = _of_training(run) or ({}, None)
     return Evidence(
         history=(readable(_history, run.model.history) or ()) if run.model else (),
         labels=labels,
@@ -105,7 +111,9 @@ def gather(store: Store, run: RunRecord) -> Evidence:
         predicted=ours.get("predicted"),
         champion_predicted=champion.get("predicted"),
         measures=_blocks(run.test.file, measured) if run.test and run.evaluation else None,
-        means=_means(run) or {},
+        held_out=_held_out(run),
+        training_ink=ink,
+        means=means,
         past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
         by_hand=readable(lambda name: by_hand(store, name, run.id), run.dataset) or (),
         made=made_from(store, run),
@@ -237,6 +245,17 @@ def _blocks(path: Path, read: Callable[[Any], T]) -> T | None:
     return readable(lambda file: read(parquet.blocks(file)), path)
 
 
-def _means(run: RunRecord) -> dict[int, np.ndarray] | None:
+def _of_training(run: RunRecord) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
+    """Return the mean training image of each class, and the ink of each training image, from one reading."""
     train = run.train
     return _blocks(train.file, lambda blocks: class_means(blocks, train.classes)) if train else None
+
+
+def _held_out(run: RunRecord) -> np.ndarray | None:
+    train, made = run.train, run.normalization
+    if not train or not made or not run.model:
+        return None
+    # Entries of earlier versions have no choice: those held out were the last ones.
+    if not made.held_out.exists():
+        return holdout.tail(train.rows, run.model.validation_rows)
+    return readable(lambda file: holdout.read(file, train.rows), made.held_out)

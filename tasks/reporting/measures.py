@@ -33,22 +33,27 @@ def measured(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Measures:
     return Measures(np.concatenate(ink), np.concatenate(slant))
 
 
-def class_means(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> dict[int, np.ndarray]:
-    """Return the mean image of each class that has images, float64 of shape (height, width), by label.
+def class_means(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """Return the mean image of each class that has images, float64 of shape (height, width), by label; and the ink.
+
+    The ink is that of each image, in their order, as in `Measures` but float32.
 
     Args:
         blocks: as `storage.parquet.blocks` yields them.
         classes: labels from this number on are left out.
     """
     sums: dict[int, np.ndarray] = {}
-    counts = np.zeros(256, np.int64)
+    counts, ink = np.zeros(256, np.int64), [np.empty(0, np.float32)]
     for images, labels in blocks:
         counts += np.bincount(labels, minlength=256)
+        ink.append(images.mean(axis=(1, 2), dtype=np.float32))
         for label in np.unique(labels[labels < classes]).tolist():
             # Whole numbers: a row group has at most some thousand rows of at most 255.
             here = np.add.reduce(images[labels == label], axis=0, dtype=np.uint32)
             sums[label] = sums.get(label, 0) + here.astype(np.int64)
-    return {label: sums[label] / counts[label] for label in sorted(sums)}
+    return {label: sums[label] / counts[label] for label in sorted(sums)}, np.concatenate(ink)
 
 
 def slants(images: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 from storage.records import Epoch, RunRecord, to_json
 from tasks.config import TrainingConfig
 from tasks.reporting.evidence import Evidence
+from tasks.reporting.heldout import held_out
 
 # How far apart accuracy on fitted and on held-out rows may be to be called that.
 _NO_GAP, _SLIGHT_GAP = 0.01, 0.03
@@ -25,6 +26,7 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "sentence": said,
         "overfitting": word,
         "gap": gap,
+        "held_out": held_out(run, evidence),
         **to_json(model),
         "epochs": to_json(evidence.history),
         "configuration": _configuration(run),
