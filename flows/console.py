@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -112,17 +115,24 @@ class Console:
             self._print(Text(outcome["sentence"], style="bold green"))
         if outcome["test_accuracy"] is not None:
             self._print(
-                f"accuracy {outcome['train_accuracy']:.2%} on training, {outcome['test_accuracy']:.2%} on test, "
-                f"{outcome['epochs']} epochs, {outcome['seconds']:.1f} s"
+                f"accuracy {outcome['train_accuracy']:.2%} on all training rows, "
+                f"{outcome['test_accuracy']:.2%} on test, {outcome['epochs']} epochs, {waited():.1f} s in all"
             )
         if outcome["report"]:
-            self._print(f"report {outcome['report']}")
+            about = f" of v{outcome['version']}" if outcome["state"] == "unchanged" else ""
+            self._print(f"report{about} {outcome['report']}")
 
     def _advance(self, step: progress.Progress) -> None:
         if step.name not in self._tasks:
             self._tasks[step.name] = self._bars.add_task(step.name, total=step.total, note="")
         finished = step.total is not None and step.done >= step.total
         self._bars.update(self._tasks[step.name], completed=step.done, note=step.note, visible=not finished)
+
+
+def waited() -> float:
+    """Return the seconds since this process was started, imports and the start of a server included (proc(5))."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 class _StepHandler(logging.Handler):

@@ -247,16 +247,16 @@ class Job:
             with store_errors(self.store.root):
                 Arrivals(self.store, self.dataset.name).discard(self.arrival)
 
-    def last_report(self) -> Report | None:
-        """Return the report of the run that made the last decision, if it is still there."""
-        ledger = Ledger(self.store, self.dataset.name)
-        for decision in reversed(Registry(self.store, self.dataset.name).decisions()):
-            # One that was killed after it had decided is not there.
-            run = ledger.find("runs", decision["run"]) if decision.get("outcome") in ("promoted", "kept") else None
-            if run and run["report"] and run["state"] in ("promoted", "kept"):
-                report = Report(self.store.root / run["report"])
-                return report if report.html.is_file() else None
-        return None
+    def known_report(self) -> Report | None:
+        """Return the report of the run that made the version which this one found again, if it is still there."""
+        number = self.record.decision.version if self.record.decision else None
+        if number is None:
+            return None
+        # One that was killed after it had decided is not there.
+        made_by = Registry(self.store, self.dataset.name).version(number).run
+        run = Ledger(self.store, self.dataset.name).find("runs", made_by)
+        report = Report(self.store.root / run["report"]) if run and run["report"] else None
+        return report if report and report.html.is_file() else None
 
 
 def prepare(request: Request, asked_by: str) -> Job:

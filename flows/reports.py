@@ -82,12 +82,13 @@ def report(
 
 
 def _with_report(place: Place, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the run whose report tells of the run `values`: that of the last decision where nothing was new."""
+    """Return the run whose report tells of the run `values`: that of the version found again where nothing was new."""
     named = Path(str(values.get("report") or "")).name
     if values.get("state") != "unchanged" or named in ("", values.get("run")):
         return values
     told: dict[str, Any] = find_run(place, named)
-    remark(f"run {values.get('run')} found nothing new; this is the report of the last decision, run {named}")
+    version = f"v{values['version']}, " if values.get("version") else ""
+    remark(f"run {values.get('run')} found nothing new; this is the report of {version}run {named}")
     return told
 
 

@@ -36,7 +36,7 @@ from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.normalize import normalize
 from tasks.origins import OPEN_SOURCE
-from tasks.publish import publish
+from tasks.publish import point_to_report, publish
 from tasks.train import train
 from tasks.validate import validate
 
@@ -270,13 +270,13 @@ def _raise_if_stopped(error: BaseException | None) -> None:
 
 
 def _report(job: Job) -> Report | None:
-    """Return a new report, or that of the last decision where nothing is new."""
+    """Return a new report, or that of the version that was found again where nothing is new."""
     if job.state == "valid":
         return None
-    if job.state == "unchanged":
-        last = job.last_report()
-        if last:
-            return last
+    known = job.known_report() if job.state == "unchanged" else None
+    if known:
+        point_to_report(job.dataset.name, job.sentence, job.version.strip(), known)
+        return known
     return job.keep(publish(job.store, job.dataset, job.record))
 
 

@@ -116,6 +116,11 @@ class Validation:
     """Rows per class, by split."""
 
     @property
+    def summary(self) -> Path:
+        """What the checks looked at, a row per image; see `tasks.validate`."""
+        return self.folder / "summary.parquet"
+
+    @property
     def failures(self) -> tuple[Check, ...]:
         return tuple(c for c in self.checks if not c.passed and c.severity == "critical")
 
@@ -186,6 +191,8 @@ class TrainedModel:
     """Of the chosen weights over all training rows, held-out ones included, as the tutorial counts it."""
     pixel_range: tuple[int, int] | None = None
     """The darkest and the brightest pixel of the rows that the statistics are of, 0-255; not in older records."""
+    resumed_after: int = 0
+    """Epochs that an interrupted run had done before; 0 where one run did all, and in older records."""
 
     @property
     def weights(self) -> Path:

@@ -81,7 +81,7 @@ class Turn:
     run: str
     asked_by: str | None
     sentence: str
-    """With the outcome: `promoted v2: net +31 …`."""
+    """With the outcome: `promoted v2: 31 more of …`."""
     reason: str
     """The same without the outcome; what a person gave as the reason where it was by hand."""
     rules: tuple[Mapping[str, Any], ...]

@@ -510,7 +510,7 @@ def discard(folder: Path) -> None:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between two `made_from`, each in words."""
     changes: list[str] = []
-    for part in ("inputs", "parameters", "code", "libraries"):
+    for part in ("parameters", "inputs", "code", "libraries"):
         old, new = before[part], now[part]
         names = sorted(old.keys() | new.keys())
         changes += [_change(part, n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
@@ -519,7 +519,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 def _change(part: str, name: str, old: Any, new: Any) -> str:
     if part == "inputs":
-        return f"{name} changed"
+        return f"new {name}"
     if part == "code":
         return f"code of {name} changed"
     return f"{name} {_brief(old)} → {_brief(new)}"

@@ -176,16 +176,28 @@ def class_rule(gate: Gate, candidate: Evaluation, champion: Evaluation) -> Rule:
 
 
 def sentence(gate: Gate, found: Paired) -> str:
-    """Return what decided, such as `net +31 of 10,000, p 0.004` or `net +21 of 10,000, p 0.22 > 0.05`."""
+    """Return what decided, such as `31 more of 10,000 test images right than the champion, beyond luck (p 0.01)`."""
     passed, rows = replaces(gate, found), f"{found.rows:,}"
     if not found.differing:
         return f"the same answers on all {rows} test rows, so there is nothing to choose"
-    said = f"net {found.net:+,} of {rows}, "
+    if found.net:
+        than = (
+            f"{abs(found.net):,} {'more' if found.net > 0 else 'fewer'} of {rows} test images right than the champion"
+        )
+    else:
+        than = f"as many of {rows} test images right as the champion"
     if gate.policy == "not_worse":
-        sign = "≥" if passed else "<"
         low = _points(found.low, -gate.margin)
-        return f"{said}difference from {low} points {sign} {_points(-gate.margin)}"
-    return said + _p(found, gate.alpha) + ("" if passed else f" > {gate.alpha:.6g}")
+        sure = (
+            f"may be {low.lstrip('-')} points worse"
+            if found.low < 0
+            else f"is at least {low.lstrip('+')} points better"
+        )
+        return f"{than}; it {sure}, and {'' if passed else 'only '}{100 * gate.margin:.2f} points worse are allowed"
+    if found.net <= 0:
+        return than
+    p = _p(found, gate.alpha)
+    return f"{than}, beyond luck ({p})" if passed else f"{than}, which may be luck ({p} > {gate.alpha:.6g})"
 
 
 def _p(found: Paired, alpha: float) -> str:

@@ -16,6 +16,7 @@ from storage.catalog import Dataset
 from storage.records import Done, Report, RunRecord
 from storage.store import Plan, Store
 from tasks import artifacts
+from tasks.markdown import escaped
 from tasks.reporting import records
 from tasks.reporting.document import Document, build
 from tasks.steps import log_step
@@ -40,6 +41,13 @@ def publish(store: Store, dataset: Dataset, run: RunRecord) -> Done[Report]:
     _show(document, place)
     log_step(_log, done.step)
     return done
+
+
+def point_to_report(name: str, sentence: str, version: str, report: Report) -> None:
+    """Show in the Prefect UI, in place of a report, where that of the version is which a run has found again."""
+    place = "/".join(report.html.parts[-4:])
+    text = f"# Nothing new\n\n{escaped(sentence)}\n\nThe report of {version}, in the store: {escaped(place)}\n"
+    artifacts.show_markdown(artifacts.key("report", name), text, f"Nothing new; see the report of {version}")
 
 
 def compose(store: Store, dataset: Dataset, run: RunRecord) -> Document:

@@ -24,6 +24,7 @@ from storage.errors import IdxflowError
 from tasks import figures
 from tasks.figures import Sheet
 from tasks.markdown import escaped
+from tasks.reporting.words import duration
 
 MAX_HTML_BYTES = 1_000_000
 # Prefect: twice-kept.
@@ -116,19 +117,6 @@ def number(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(number(item) for item in value) or "none"
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time span for people."""
-    if seconds is None:
-        return "–"
-    if seconds < 0.005:
-        return "under 0.01 s"
-    if seconds < 60:
-        return f"{seconds:.2f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def size(count: int | None) -> str:

@@ -124,6 +124,8 @@ class Course:
     best: int = 0
     """The epoch with the lowest held-out loss, as Keras's `EarlyStopping` counts; 0 before the first."""
     best_loss: float = math.inf
+    resumed_after: int = 0
+    """Epochs that an interrupted run has done."""
 
     def add(self, epoch: Epoch) -> None:
         """Take note of one more epoch."""
@@ -225,6 +227,7 @@ def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, M
     fitting.set_velocity(state.velocity)
     for epoch in state.epochs:
         course.add(epoch)
+    course.resumed_after = len(course.epochs)
     _log.info("%s: training goes on after epoch %d of %d", training.dataset.name, len(course.epochs), most)
     return course, state.best
 
@@ -258,6 +261,7 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
         loss,
         accuracy,
         training.normalization.pixel_range,
+        course.resumed_after,
     )
 
 
@@ -279,9 +283,9 @@ class _Show:
         self._shown = -math.inf
 
     def __call__(self, epoch: Epoch, is_last: bool) -> None:
-        words = f"loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.2%}"
+        words = f"loss {epoch.loss:.4f}, {epoch.accuracy:.2%} of the fitted rows right"
         if epoch.validation_accuracy is not None:
-            words += f", held out {epoch.validation_loss:.4f} and {epoch.validation_accuracy:.2%}"
+            words += f"; held-out rows {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}"
         advance(Progress("train", epoch.epoch, self._total, "epochs", words))
         now = time.monotonic()
         if is_last or now - self._shown >= SHOW_SECONDS:
@@ -300,8 +304,9 @@ def _clear(folder: Path, keep: str = "") -> None:
 def _line(model: TrainedModel) -> str:
     kept = "" if model.chosen_epoch == model.epochs_run else f", the one after {model.chosen_epoch} kept"
     held_out = read_history(model.history)[model.chosen_epoch - 1].validation_accuracy
-    said = "" if held_out is None else f", {100 * held_out:.2f}% held out"
+    said = "" if held_out is None else f" (held out: {100 * held_out:.2f}%)"
+    resumed = f", the first {model.resumed_after} by an interrupted run" if model.resumed_after else ""
     return (
-        f"{model.epochs_run} epochs{kept}, {100 * model.train_accuracy:.2f}% on training{said}, "
+        f"{model.epochs_run} epochs{resumed}{kept}, {100 * model.train_accuracy:.2f}% of rows right{said}, "
         f"{model.parameters:,} weights"
     )

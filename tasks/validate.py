@@ -27,7 +27,6 @@ from storage.store import Plan, Store
 from tasks import artifacts
 from tasks.steps import log_step
 
-SUMMARY = "summary.parquet"
 PART_ROWS = 1 << 18
 """Rows that Great Expectations gets at a time, 25 MB of numbers: the usual data sets are one part."""
 
@@ -73,12 +72,13 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
 
     That file has a row per image and the columns of `summary.IMAGE_COLUMNS`, after one named `split`.
     """
+    made = Validation(folder, True, "", (), {})
     checks: list[Check] = []
     counts: dict[str, tuple[int, ...]] = {}
     # The matrix products here are small: on a busy machine, threads of a BLAS would mostly wait for each other.
     with (
         threadpool_limits(1, "blas"),
-        pq.ParquetWriter(folder / SUMMARY, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
+        pq.ParquetWriter(made.summary, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
     ):
         found = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
         rows = {name: len(survey.labels) for name, survey in found.items()}
@@ -92,8 +92,8 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
             checks += check.run(suites.match(dataset, split.name), [summary.match_table(matches)])
             checks += check.run(suites.classes(dataset, split.name), [classes])
             counts[split.name] = tuple(classes["rows"].tolist())
-    return Validation(
-        folder=folder,
+    return dataclasses.replace(
+        made,
         passed=all(c.passed or c.severity != "critical" for c in checks),
         digest=hashlib.sha256(canonical([train.digest, test.digest, to_json(checks), counts])).hexdigest(),
         checks=tuple(checks),

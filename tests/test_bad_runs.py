@@ -232,7 +232,7 @@ def test_other_data_under_a_name_of_the_catalog_ends_the_run_with_2(refused: Ref
 
 
 def test_labels_that_say_nothing_make_no_champion_even_where_no_limit_stops_them(store: Store, tmp_path: Path):
-    lax = "[limits]\nmin_centroid_hit = 0\n[floors]\naccuracy = 0.9\n"
+    lax = "[limits]\nmax_label_chance = 1\n[floors]\naccuracy = 0.9\n"
     changes = spoiled("labels shuffled", "train") | spoiled("labels shuffled", "test")
     before = fingerprint(store)
     outcome = run(store, dataset_file=str(badfiles.write(tmp_path, changes, lax).manifest))

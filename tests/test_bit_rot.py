@@ -44,7 +44,7 @@ ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     "fetch": (Archive, ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]),
     "decode": (Split, ["train.parquet"]),
     "validate": (Validation, ["summary.parquet"]),
-    "normalize": (Normalization, ["normalization.npz"]),
+    "normalize": (Normalization, ["normalization.npz", "held_out.npz"]),
     "train": (
         TrainedModel,
         ["weights.npz", "architecture.json", "normalization.npz", "history.jsonl", "model.keras"],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flows.console import waited
 from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory, bars
 from tests.operated import until
@@ -156,10 +158,19 @@ def test_no_source_ends_with_4_and_says_what_to_do(cli: Cli, tmp_path: Path, tin
     assert Path(found["report"]).is_file()
 
 
+def test_the_seconds_are_those_since_the_process_was_started():
+    """A process that is started in between is younger than what has gone by here."""
+    before = waited()
+    code = "from flows.console import waited; print(waited())"
+    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    # The start is known to a hundredth of a second.
+    assert 0 < child <= waited() - before + 0.02
+
+
 @pytest.mark.flow
 def test_a_model_below_a_floor_ends_with_5_and_is_no_champion(cli: Cli, tiny: TinyFactory):
     shuffled = np.random.default_rng(0).permutation(bars(120, 30, 3, (9, 7))["train-labels"])
-    lax = "[limits]\nmin_centroid_hit = 0\n[floors]\naccuracy = 0.9"
+    lax = "[limits]\nmax_label_chance = 1\n[floors]\naccuracy = 0.9"
     dataset = tiny(arrays={"train-labels": shuffled}, manifest=lax)
     result = cli("run", "--dataset-file", str(dataset.manifest), "--set", "epochs=1", "--json")
     found = outcome(result)

@@ -113,16 +113,38 @@ def test_floors_refuse(world: World, wrong: Sequence[int], outcome: str, broken:
 @pytest.mark.parametrize(
     ("wrong", "champion", "outcome", "said"),
     [
-        ([], range(5), "promoted", "promoted v2: net +5 of 100, p 0.031"),
-        ([], range(4), "kept", "kept champion v1: candidate v2, net +4 of 100, p 0.062 > 0.05"),
-        ([9], range(8), "promoted", "promoted v2: net +7 of 100, p 0.02"),
-        (range(5), range(5, 10), "kept", "kept champion v1: candidate v2, net +0 of 100, p 0.62 > 0.05"),
-        (range(5), [], "kept", "kept champion v1: candidate v2, net -5 of 100, p 1 > 0.05"),
+        (
+            [],
+            range(5),
+            "promoted",
+            "promoted v2: 5 more of 100 test images right than the champion, beyond luck (p 0.031)",
+        ),
+        (
+            [],
+            range(4),
+            "kept",
+            "kept champion v1: candidate v2, 4 more of 100 test images right than the champion, "
+            "which may be luck (p 0.062 > 0.05)",
+        ),
+        (
+            [9],
+            range(8),
+            "promoted",
+            "promoted v2: 7 more of 100 test images right than the champion, beyond luck (p 0.02)",
+        ),
+        (
+            range(5),
+            range(5, 10),
+            "kept",
+            "kept champion v1: candidate v2, as many of 100 test images right as the champion",
+        ),
+        (range(5), [], "kept", "kept champion v1: candidate v2, 5 fewer of 100 test images right than the champion"),
         (
             EVEN,
             [],
             "kept",
-            "net -50 of 100, p 1 > 0.05; change of the recall of any class is -100.00 points (a), allowed",
+            "50 fewer of 100 test images right than the champion; "
+            "change of the recall of any class is -100.00 points (a), allowed",
         ),
         (range(3), range(3), "kept", "the same answers on all 100 test rows, so there is nothing to choose"),
     ],
@@ -131,7 +153,7 @@ def test_better_on_the_same_rows_than_chance_explains(
     world: World, wrong: Sequence[int], champion: Sequence[int], outcome: str, said: str
 ):
     assert world.settle("1", champion).sentence == "promoted v1: the first model above the floors"
-    second = world.having(floors=Floors(0.0)).settle("2", wrong, champion)
+    second = world.having(floors=Floors(0.0, 0.0)).settle("2", wrong, champion)
     assert (second.outcome, second.version) == (outcome, 2)
     assert said in second.sentence
     assert world.champion == (2 if outcome == "promoted" else 1)
@@ -147,7 +169,7 @@ def test_a_worse_model_never_replaces_a_better_one(world: World, policy: Any, ba
         "one answer": ODD,
         "noise": random.choice(ROWS, 10, replace=False),
     }[bad]
-    world.having(floors=Floors(0.0), gate=Gate(policy))
+    world.having(floors=Floors(0.0, 0.0), gate=Gate(policy))
     world.settle("1", [1, 2], answer=Answer(True, ""))
     for n in range(2, 5):
         assert world.settle(f"{n}", wrong, champion=[1, 2]).outcome in ("kept", "unchanged")
@@ -165,7 +187,7 @@ def test_not_worse_allows_its_margin_and_no_more(world: World, wrong: list[int],
 def test_a_class_may_not_be_given_up_for_another(world: World):
     """Ten rows of class a gained, four of b lost: better as a whole, and kept."""
     candidate, champion = ODD[:4], EVEN[:20]
-    world.having(floors=Floors(0.0)).settle("1", champion)
+    world.having(floors=Floors(0.0, 0.0)).settle("1", champion)
     kept = world.judged(candidate, champion)
     assert kept.outcome == "kept"
     assert [rule.name for rule in kept.rules if not rule.passed] == ["change of the recall of any class"]
@@ -180,7 +202,10 @@ def test_a_changed_test_split_is_said_and_both_are_scored_on_it(world: World):
     world.settle("1", [])
     world.test = dataclasses.replace(world.test, digest="another-digest")
     second = world.settle("2", [], champion=range(6))
-    assert second.sentence == "promoted v2: net +6 of 100, p 0.016; the test split changed since v1"
+    assert second.sentence == (
+        "promoted v2: 6 more of 100 test images right than the champion, beyond luck (p 0.016); "
+        "the test split changed since v1"
+    )
     rule = next(rule for rule in second.rules if rule.name == "test split")
     assert (rule.passed, rule.observed) == (
         True,
@@ -195,7 +220,12 @@ def test_a_changed_test_split_is_said_and_both_are_scored_on_it(world: World):
 @pytest.mark.parametrize(
     ("answer", "outcome", "said"),
     [
-        (Answer(True, ""), "promoted", "promoted v2: net +1 of 100, p 0.5 > 0.05; promoted by a person"),
+        (
+            Answer(True, ""),
+            "promoted",
+            "promoted v2: 1 more of 100 test images right than the champion, which may be luck (p 0.5 > 0.05); "
+            "promoted by a person",
+        ),
         (Answer(False, "not before Monday"), "kept", "declined by a person: not before Monday"),
         (None, "kept", "p 0.5 > 0.05; no person approved it"),
     ],

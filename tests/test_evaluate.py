@@ -134,7 +134,7 @@ def test_it_is_reused_for_the_same_weights_whoever_asks(store: Store, tiny: Tiny
     again = evaluate.fn(store, dataset, store.get("tiny", "train", model.folder.name, TrainedModel), test, "champion")
     assert (again.step.reused, again.record) == (True, first.record)
     other = evaluate.fn(store, dataset, trained(store, dataset, seed=2).record, test)
-    assert (other.step.reused, other.step.reason) == (False, "weights changed")
+    assert (other.step.reused, other.step.reason) == (False, "new weights")
 
 
 def test_a_model_for_other_classes_is_refused(store: Store, tiny: TinyFactory):

@@ -74,21 +74,51 @@ def test_answers_to_other_rows_are_refused(lengths: tuple[int, int, int]):
 
 BETTER, NOT_WORSE = Gate("better", 0.05), Gate("not_worse", 0.05, margin=0.005)
 DECISIONS = [
-    (BETTER, (9_600, 100, 69, 231), True, "net +31 of 10,000, p 0.01"),
-    (BETTER, (9_600, 100, 79, 221), False, "net +21 of 10,000, p 0.067 > 0.05"),
-    (BETTER, (9_600, 400, 0, 0), True, "net +400 of 10,000, p < 0.0001"),
-    (BETTER, (9_600, 80, 80, 240), False, "net +0 of 10,000, p 0.53 > 0.05"),
-    (BETTER, (9_600, 69, 100, 231), False, "net -31 of 10,000, p 0.99 > 0.05"),
-    (BETTER, (350, 4, 0, 6), False, "net +4 of 360, p 0.062 > 0.05"),
-    (BETTER, (350, 5, 0, 5), True, "net +5 of 360, p 0.031"),
-    (Gate("ask", 0.05), (350, 5, 0, 5), True, "net +5 of 360, p 0.031"),
-    (Gate("better", 0.01), (350, 5, 0, 5), False, "net +5 of 360, p 0.031 > 0.01"),
-    (Gate("better", 0.07), (9_600, 91, 70, 239), True, "net +21 of 10,000, p 0.057"),
-    (NOT_WORSE, (9_600, 80, 80, 240), True, "net +0 of 10,000, difference from -0.21 points ≥ -0.50"),
-    (NOT_WORSE, (9_600, 70, 90, 240), True, "net -20 of 10,000, difference from -0.41 points ≥ -0.50"),
-    (NOT_WORSE, (9_600, 50, 90, 260), False, "net -40 of 10,000, difference from -0.60 points < -0.50"),
-    (NOT_WORSE, (350, 3, 3, 4), False, "net +0 of 360, difference from -1.40 points < -0.50"),
-    (Gate("not_worse", 0.05, 0.0), (350, 9, 0, 1), True, "net +9 of 360"),
+    (
+        BETTER,
+        (9_600, 100, 69, 231),
+        True,
+        "31 more of 10,000 test images right than the champion, beyond luck (p 0.01)",
+    ),
+    (
+        BETTER,
+        (9_600, 100, 79, 221),
+        False,
+        "21 more of 10,000 test images right than the champion, which may be luck (p 0.067 > 0.05)",
+    ),
+    (
+        BETTER,
+        (9_600, 400, 0, 0),
+        True,
+        "400 more of 10,000 test images right than the champion, beyond luck (p < 0.0001)",
+    ),
+    (BETTER, (9_600, 80, 80, 240), False, "as many of 10,000 test images right as the champion"),
+    (BETTER, (9_600, 69, 100, 231), False, "31 fewer of 10,000 test images right than the champion"),
+    (BETTER, (350, 4, 0, 6), False, "which may be luck (p 0.062 > 0.05)"),
+    (BETTER, (350, 5, 0, 5), True, "beyond luck (p 0.031)"),
+    (Gate("ask", 0.05), (350, 5, 0, 5), True, "beyond luck (p 0.031)"),
+    (Gate("better", 0.01), (350, 5, 0, 5), False, "which may be luck (p 0.031 > 0.01)"),
+    (Gate("better", 0.07), (9_600, 91, 70, 239), True, "beyond luck (p 0.057)"),
+    (
+        NOT_WORSE,
+        (9_600, 80, 80, 240),
+        True,
+        "as many of 10,000 test images right as the champion; it may be 0.21 points worse, and 0.50 points",
+    ),
+    (
+        NOT_WORSE,
+        (9_600, 70, 90, 240),
+        True,
+        "20 fewer of 10,000 test images right than the champion; it may be 0.41 points worse, and 0.50",
+    ),
+    (NOT_WORSE, (9_600, 50, 90, 260), False, "it may be 0.60 points worse, and only 0.50 points worse are allowed"),
+    (NOT_WORSE, (350, 3, 3, 4), False, "it may be 1.40 points worse, and only 0.50 points worse are allowed"),
+    (
+        Gate("not_worse", 0.05, 0.0),
+        (350, 9, 0, 1),
+        True,
+        "9 more of 360 test images right than the champion; it is at least ",
+    ),
 ]
 
 

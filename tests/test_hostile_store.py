@@ -241,7 +241,7 @@ def test_what_was_sealed_again_is_refused_by_whoever_reads_it(first: Path, copy:
     path = file(copy, part, name)
     tamper(path)
     reseal(path.parent)
-    found = hopped(copy, dataset_file=str(first / "tiny.toml"), seed=2)
+    found = hopped(copy, dataset_file=str(first / "tiny.toml"), learning_rate=0.2)
     assert (found["state"], found["error"]["kind"], found["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
     assert said in found["sentence"]
     assert Registry(copy, "tiny").champion().number == 1

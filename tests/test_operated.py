@@ -319,7 +319,7 @@ def test_the_log_has_one_line_of_numbers_per_step(page: Any, run: dict[str, Any]
         r"decode train: 1,437 images of 8×8",
         r"validate: 42 checks on 1,797 rows passed",
         r"normalize: mean -?0\.\d+, standard deviation 0\.\d+ over 1,293 rows",
-        r"train: 50 epochs, \d\d\.\d\d% on training, \d\d\.\d\d% held out, 6,310 weights",
+        r"train: 50 epochs, \d\d\.\d\d% of rows right \(held out: \d\d\.\d\d%\), 6,310 weights",
         r"evaluate: \d+ of 360 right, \d\d\.\d\d%",
         r"confirm: a fresh process predicts the same for \d+ rows",
         r"decide: promoted v1: the first model above the floors",

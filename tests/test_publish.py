@@ -220,12 +220,12 @@ def test_the_paired_comparison_is_shown(store: Store, dataset: Dataset) -> None:
     shown = dataclasses.replace(run, decision=decision)
     page, text = both(store, dataset, shown)
     said = (
-        "Of 10,000 test images both models get 9,400 right, only this one 153, only the champion 147, neither 300: "
-        "net +6, +0.06 points, 90% interval -0.23 to +0.35."
+        "Of 10,000 test images both models get 9,400 right, only this one 153, only the champion 147, neither 300. "
+        "So this one gets 6 more right than the champion, +0.06 points (90% interval -0.23 to +0.35)."
     )
     for words in (page.words(), text.replace("\\", "")):
         assert said in words
-        assert "p 0.39 (McNemar, exact, one-sided)" in words
+        assert "with probability 0.39 (McNemar's test, exact, one-sided)" in words
         assert "It is decision 3 on these test images" in words
     values = compose(store, dataset, shown).values["decision"]
     assert (values["paired"]["only_candidate"], values["looks"], values["policy"]) == (153, 3, "better")

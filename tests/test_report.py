@@ -12,14 +12,30 @@ import pytest
 
 from storage import catalog
 from storage.catalog import Dataset
-from storage.records import Check, Epoch, Evaluation, Failure, RunRecord, Split, TrainedModel, Validation, to_json
+from storage.records import (
+    SPLITS,
+    Check,
+    Epoch,
+    Evaluation,
+    Failure,
+    RunRecord,
+    Split,
+    Step,
+    TrainedModel,
+    Validation,
+    to_json,
+)
+from storage.store import Store
 from tasks import sharing
 from tasks.config import parse_overrides, training_config
 from tasks.holdout import drawn, tail
 from tasks.reporting import document, records
-from tasks.reporting.evidence import Evidence
+from tasks.reporting.evidence import Evidence, gather
 from tasks.reporting.heldout import LEAST_P, homogeneity_p, means_p
 from tasks.reporting.lineage import command
+from tasks.validate import validate
+from tests.conftest import bars, write_tiny
+from tests.models import split
 
 
 def history(*epochs: tuple[float, float, float | None, float | None]) -> tuple[Epoch, ...]:
@@ -115,6 +131,79 @@ def test_two_samples_of_the_same_are_seldom_said_to_be_unlike() -> None:
     for found in (classes, means):
         assert 0.03 < (found < 0.05).mean() < 0.07
         assert (found < LEAST_P).mean() < 0.005
+
+
+def test_a_model_that_knows_no_more_than_the_shares_of_the_classes_has_not_learned() -> None:
+    """Ten layers of sigmoids stay at the entropy of the classes: there is no gap, and nothing to speak of."""
+    labels = np.repeat([0, 1], [30, 70]).astype(np.uint8)
+    entropy = -(0.3 * np.log(0.3) + 0.7 * np.log(0.7))
+    run = a_run(catalog.find("digits"), model=a_model(1, 1))
+    for loss, word in ((entropy, "not learned"), (entropy + 1, "not learned"), (0.9 * entropy, "slight")):
+        epochs = history((float(loss), 0.70, float(loss), 0.685))
+        training = content(run, Evidence(history=epochs, labels={"train": labels}))["training"]
+        assert training["overfitting"] == word
+        assert ("The model did not learn" in training["sentence"]) == (word == "not learned")
+    assert (
+        f"{entropy:.4f}"
+        in content(run, Evidence(history=history((9.0, 0.7, 9.0, 0.7)), labels={"train": labels}))["training"][
+            "sentence"
+        ]
+    )
+
+
+def test_a_resumed_training_says_so_with_the_seconds_of_all_its_parts() -> None:
+    epochs = history(*[(0.3 / n, 0.9, 0.31 / n, 0.9) for n in range(1, 6)])
+    model = dataclasses.replace(a_model(5, 5), resumed_after=3)
+    step = Step("train", "k", "5 epochs", 0.25, False, "first run")
+    run = a_run(catalog.find("digits"), model=model, steps=(step,))
+    values = content(run, Evidence(history=epochs))
+    assert values["training"]["seconds_before"] == 0.3
+    said = "The training was resumed after epoch 3, which an interrupted run had come to in 0.30 s of epochs"
+    assert f"{said}; the rest took 0.25 s." in values["training"]["sentence"]
+    reused = dataclasses.replace(run, steps=(dataclasses.replace(step, reused=True),))
+    assert f"{said}." in content(reused, Evidence(history=epochs))["training"]["sentence"]
+    assert (
+        content(a_run(catalog.find("digits"), model=a_model(5, 5)), Evidence(history=epochs))["training"][
+            "seconds_before"
+        ]
+        is None
+    )
+
+
+def tested(right: np.ndarray) -> Evaluation:
+    correct = int(right.sum())
+    return Evaluation(Path(), "we", "te", len(right), correct, correct / len(right), 0.1, 0.9, 0.5, (), ((1,),), ())
+
+
+def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_without_them() -> None:
+    labels = np.zeros(100, np.uint8)
+    predicted, leaked = labels.copy(), np.arange(100) < 20
+    predicted[90:] = 1
+    evidence = Evidence(labels={"test": labels}, predicted=predicted, leaked=leaked)
+    values = content(a_run(catalog.find("digits"), evaluation=tested(predicted == labels)), evidence)
+    assert values["test"]["unseen"]["correct"] == 70
+    assert values["test"]["unseen"]["accuracy"] == 0.875
+    assert (
+        "20 of them are in the training split too. Of the other 80 it names 70 correctly, 87.50%"
+        in (values["test"]["sentence"])
+    )
+    assert values["verdict"]["accuracy"][0]["note"] == "20 of them in the training split too; 87.50% of the other ones"
+
+
+def test_which_test_images_are_in_the_training_split_is_read_from_the_validation(store: Store) -> None:
+    arrays = bars(120, 30, 3, (9, 7))
+    arrays["test-images"][[5, 8]] = arrays["train-images"][[2, 5]]
+    dataset = write_tiny(store.root, arrays=arrays, manifest="[limits]\nmax_leaked = 0.1\n")
+    train, test = (split(store, dataset, name) for name in SPLITS)
+    record = validate.fn(store, dataset, train, test).record
+    run = a_run(dataset, train=train, test=test, validation=record)
+    found = gather(store, run).leaked
+    assert found is not None
+    assert np.flatnonzero(found).tolist() == [5, 8]
+    sound = write_tiny(store.root, name="sound")
+    train, test = (split(store, sound, name) for name in SPLITS)
+    run = a_run(sound, train=train, test=test, validation=validate.fn(store, sound, train, test).record)
+    assert gather(store, run).leaked is None
 
 
 @pytest.mark.parametrize("profile", ["default", "tutorial", "fast"])

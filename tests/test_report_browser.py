@@ -165,6 +165,20 @@ def test_a_person_finds_what_each_section_is_for(browser: Any, pages: dict[str, 
     page.close()
 
 
+def test_on_a_phone_verdicts_are_in_sight_and_what_holds_is_folded(browser: Any, pages: dict[str, Path]) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(pages["complete"].as_uri())
+    badges = page.locator("table.checks:visible .badge, table.rules:visible .badge").all()
+    assert len(badges) >= 2
+    for badge in badges:
+        box = badge.bounding_box()
+        assert box["x"] + box["width"] <= 390 - 16, badge.evaluate("e => e.closest('tr').innerText")
+    assert page.locator("#checks .badge.good:visible").count() == 0
+    page.locator("#checks summary").click()
+    assert page.locator("#checks .badge.good:visible").count() == 1
+    page.close()
+
+
 def test_details_open_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
     page = browser.new_page()
     page.goto(pages["complete"].as_uri())
@@ -191,5 +205,6 @@ def test_print_shows_everything_on_white(browser: Any, pages: dict[str, Path]) -
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
+    assert page.locator("#checks details table").bounding_box()["height"] > 20
     assert page.evaluate(CONTRAST) == []
     page.close()

@@ -15,6 +15,7 @@ from storage.records import Archive, Failure
 from storage.store import Store
 from tasks import rendering
 from tasks.publish import compose, publish
+from tasks.reporting import words
 from tests.pages import Page, both, check_markdown
 from tests.reports import HOSTILE, a_dataset, a_run, cut_at, hostile_run
 
@@ -203,7 +204,7 @@ def test_settings_are_shown_for_people(value: Any, shown: str) -> None:
     ],
 )
 def test_durations_are_shown_for_people(seconds: float | None, shown: str) -> None:
-    assert rendering.duration(seconds) == shown
+    assert words.duration(seconds) == shown
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_a_report_is_made_again_without_the_entries_that_are_gone_too(
     check_page((here / "made.html").read_text(encoding="utf-8"))
 
 
-def test_a_run_with_nothing_new_has_the_report_of_the_last_decision(
+def test_a_run_with_nothing_new_has_the_report_of_the_version_it_found(
     cli: Cli, copied: Store, runs: dict[str, RunRecord]
 ) -> None:
     ledger, second = Ledger(copied, "tiny"), runs["second"]
@@ -242,7 +242,7 @@ def test_a_run_with_nothing_new_has_the_report_of_the_last_decision(
     ledger.append("runs", "20991231-000000-abcd", {**values, "state": "unchanged"})
     said = cli("report", "tiny")
     assert said.out == f"{published(copied, second) / 'report.html'}\n"
-    assert f"this is the report of the last decision, run {second.id}" in said.err
+    assert f"this is the report of v{values['version']}, run {second.id}" in said.err
 
 
 def test_out_writes_the_page_and_replaces_only_a_page(

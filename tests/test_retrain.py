@@ -65,9 +65,11 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     _, third = run(manifest, seed=2)
     assert third["state"] in ("promoted", "kept")
     assert third["version"] == 2
-    assert third["steps"]["train"]["reason"] == "seed 1 → 2"
+    assert third["steps"]["train"]["reason"] == "seed 1 → 2, new normalization"
     ledger = Ledger(store, "tiny")
     assert [r["state"] for r in ledger.read("runs")] == ["promoted", "unchanged", third["state"]]
+    _, again = run(manifest)
+    assert (again["state"], again["version"], again["report"]) == ("unchanged", 1, first["report"])
     assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
 
 

@@ -71,11 +71,11 @@ def test_the_same_plan_gives_the_same_bytes(store: Store, tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"inputs": {"images": "bb"}}, "images changed"),
+        ({"inputs": {"images": "bb"}}, "new images"),
         ({"parameters": {"rate": 0.003}}, "rate 0.001 → 0.003"),
         ({"code": {"m": "2"}}, "code of m changed"),
         ({"libraries": {"numpy": "3"}}, "numpy null → 3"),
-        ({"inputs": {"images": "bb"}, "code": {"m": "2"}}, "images changed, code of m changed"),
+        ({"inputs": {"images": "bb"}, "code": {"m": "2"}}, "new images, code of m changed"),
     ],
 )
 def test_a_changed_plan_is_made_anew_and_says_why(store: Store, change: dict, reason: str):

@@ -129,8 +129,8 @@ def test_a_training_leaves_its_files_record_and_line(store: Store, tiny: TinyFac
     assert history[-1].learning_rate == rate_after(TrainingConfig(learning_rate=0.05), 4 * 7)
     assert history[-1].loss < history[0].loss
     assert done.step.summary == (
-        f"4 epochs, {100 * model.train_accuracy:.2f}% on training, "
-        f"{100 * history[-1].validation_accuracy:.2f}% held out, 539 weights"
+        f"4 epochs, {100 * model.train_accuracy:.2f}% of rows right "
+        f"(held out: {100 * history[-1].validation_accuracy:.2f}%), 539 weights"
     )
 
 
@@ -243,10 +243,13 @@ def test_a_broken_training_goes_on_and_ends_as_an_unbroken_one(
         trained(store, dataset, **parameters)
     heard: list[float] = []
     with listening(lambda progress: heard.append(progress.done)), caplog.at_level(logging.INFO):
-        resumed = trained(store, dataset, **parameters).record
+        done = trained(store, dataset, **parameters)
+    resumed = done.record
+    assert resumed.resumed_after == epoch
+    assert f" epochs, the first {epoch} by an interrupted run" in done.step.summary
     assert f"training goes on after epoch {epoch} of" in caplog.text
     assert heard == list(range(epoch + 1, whole.epochs_run + 1))
-    assert replace(resumed, folder=whole.folder) == whole
+    assert replace(resumed, folder=whole.folder, resumed_after=0) == whole
     timeless = [[replace(e, seconds=0.0) for e in read_history(model.history)] for model in (whole, resumed)]
     assert timeless[0] == timeless[1]
     assert {path.name for path in resumed.folder.iterdir()} == FILES

@@ -24,7 +24,7 @@ from storage.store import Store
 from tasks import artifacts, embedded
 from tasks import validate as validation
 from tasks.decode import write_split
-from tasks.validate import SUMMARY, judge, refusal, validate
+from tasks.validate import judge, refusal, validate
 from tests.conftest import TinyFactory, bars
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +164,7 @@ def test_step_says_how_many_checks_passed(store: Store, digits: tuple[Dataset, S
 
 
 def test_summary_of_every_row_is_kept(store: Store, digits: tuple[Dataset, Split, Split]):
-    table = pq.read_table(validate.fn(store, *digits).record.folder / SUMMARY)
+    table = pq.read_table(validate.fn(store, *digits).record.summary)
     assert table.column_names == ["split", *summary.IMAGE_COLUMNS]
     assert table.column("split").to_pylist() == ["train"] * 1437 + ["test"] * 360
 
@@ -189,8 +189,8 @@ def test_a_table_in_many_parts_gives_the_same_verdict_and_summary(
     assert {c.column: c.rows for c in whole.failures} == {"label": (5, 8_700), "leaked": (8_990,)}
     assert {c.column: c.rows for c in whole.warnings} == {"conflict": (6, 19_000)}
     assert {c.rows for c in whole.checks if c.column == "duplicate"} == {(19_000,), ()}
-    assert pq.ParquetFile(in_parts / SUMMARY).num_row_groups == 5
-    assert pq.read_table(in_parts / SUMMARY).equals(pq.read_table(at_once / SUMMARY))
+    assert pq.ParquetFile(in_parts / "summary.parquet").num_row_groups == 5
+    assert pq.read_table(in_parts / "summary.parquet").equals(pq.read_table(at_once / "summary.parquet"))
 
 
 @pytest.fixture

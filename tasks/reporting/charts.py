@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.figures import Chart, Line
-from tasks.rendering import duration, number, percent
+from tasks.rendering import number, percent
+from tasks.reporting.words import duration
 
 
 def charts(values: Mapping[str, Any]) -> list[Chart]:

@@ -38,13 +38,15 @@ def _rules(run: RunRecord) -> str:
 
 
 def _comparison(paired: Paired) -> str:
+    more = "more" if paired.net > 0 else "fewer"
+    apart = f"{abs(paired.net):,} {more} right than the champion" if paired.net else "as many right as the champion"
     return (
         f"Of {counted(paired.rows, 'test image')} both models get {paired.both_right:,} right, only this one "
-        f"{paired.only_candidate:,}, only the champion {paired.only_champion:,}, neither {paired.both_wrong:,}: "
-        f"net {paired.net:+,}, {100 * paired.difference:+.2f} points, {100 * paired.confidence:.4g}% interval "
-        f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}. Of two equally good models one is so far ahead with "
-        f"p {paired.p_better:.2g} (McNemar, exact, one-sided); they are so far apart with p {paired.p_value:.2g} "
-        "(mid-p, two-sided)."
+        f"{paired.only_candidate:,}, only the champion {paired.only_champion:,}, neither {paired.both_wrong:,}. "
+        f"So this one gets {apart}, {100 * paired.difference:+.2f} points ({100 * paired.confidence:.4g}% interval "
+        f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}). If both were equally good, this one would be at least "
+        f"so far ahead with probability {paired.p_better:.2g} (McNemar's test, exact, one-sided), and the two at least "
+        f"so far apart with {paired.p_value:.2g} (mid-p, two-sided)."
     )
 
 

@@ -104,7 +104,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run": identity,
-        "verdict": {**verdict(run), "not_reached": missing},
+        "verdict": {**verdict(run, evidence), "not_reached": missing},
         **sections,
     }
 

@@ -21,13 +21,10 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     if not score:
         return None
     before = {c.label: c for c in run.champion_evaluation.per_class} if run.champion_evaluation else {}
-    found = slices(evidence.measures, evidence.right)
+    found, others = slices(evidence.measures, evidence.right), unseen(evidence)
     return {
-        "sentence": (
-            f"Of {score.rows:,} images the model has never seen it names {score.correct:,} correctly; with 95% "
-            f"confidence its accuracy on more images like these is {score.accuracy_low:.2%} to "
-            f"{score.accuracy_high:.2%}."
-        ),
+        "sentence": _sentence(score, others),
+        "unseen": others,
         "rows": score.rows,
         "correct": score.correct,
         "accuracy": score.accuracy,
@@ -44,6 +41,27 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "slices": found,
         "slices_sentence": weakest(found),
     }
+
+
+def unseen(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the score on the test images that are not in the training split; None where all or none of them are."""
+    leaked, right = evidence.leaked, evidence.right
+    if leaked is None or right is None or len(leaked) != len(right) or leaked.all():
+        return None
+    rows, correct = int((~leaked).sum()), int(right[~leaked].sum())
+    low, high = wilson.interval(correct, rows)
+    return {"rows": rows, "correct": correct, "accuracy": correct / rows, "low": low, "high": high}
+
+
+def _sentence(score: Evaluation, others: Mapping[str, Any] | None) -> str:
+    said = f"Of {score.rows:,} test images the model names {score.correct:,} correctly"
+    if others:
+        said += (
+            f", but {score.rows - others['rows']:,} of them are in the training split too. Of the other "
+            f"{others['rows']:,} it names {others['correct']:,} correctly, {others['accuracy']:.2%}"
+        )
+    low, high = (others["low"], others["high"]) if others else (score.accuracy_low, score.accuracy_high)
+    return f"{said}; with 95% confidence its accuracy on more images like these is {low:.2%} to {high:.2%}."
 
 
 def _by_recall(score: ClassScore) -> tuple[bool, float, int]:

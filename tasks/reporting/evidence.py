@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from storage import parquet
 from storage.files import check_regular
@@ -57,6 +58,8 @@ class Evidence:
     predicted: np.ndarray | None = None
     """uint8, shape (test rows,): the class that the model names."""
     champion_predicted: np.ndarray | None = None
+    leaked: np.ndarray | None = None
+    """Whether each test image is in the training split too, bool of shape (test rows,); None where none is."""
     measures: Measures | None = None
     """Of the test images."""
     held_out: np.ndarray | None = None
@@ -110,6 +113,7 @@ def gather(store: Store, run: RunRecord) -> Evidence:
         probability=ours.get("probability"),
         predicted=ours.get("predicted"),
         champion_predicted=champion.get("predicted"),
+        leaked=_leaked(run),
         measures=_blocks(run.test.file, measured) if run.test and run.evaluation else None,
         held_out=_held_out(run),
         training_ink=ink,
@@ -249,6 +253,20 @@ def _of_training(run: RunRecord) -> tuple[dict[int, np.ndarray], np.ndarray] | N
     """Return the mean training image of each class, and the ink of each training image, from one reading."""
     train = run.train
     return _blocks(train.file, lambda blocks: class_means(blocks, train.classes)) if train else None
+
+
+def _leaked(run: RunRecord) -> np.ndarray | None:
+    validation = run.validation
+    # A check names rows also where its limit allows them.
+    if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
+        return None
+    return readable(_leaked_rows, validation.summary)
+
+
+def _leaked_rows(path: Path) -> np.ndarray:
+    table = pq.read_table(path, columns=["leaked"], filters=[("split", "=", "test")])
+    found: np.ndarray = table.column("leaked").to_numpy() == 1
+    return found
 
 
 def _held_out(run: RunRecord) -> np.ndarray | None:

@@ -6,14 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from storage.records import Epoch, RunRecord, to_json
 from tasks.config import TrainingConfig
 from tasks.reporting.evidence import Evidence
 from tasks.reporting.heldout import held_out
+from tasks.reporting.timing import total
+from tasks.reporting.words import duration
 
 # How far apart accuracy on fitted and on held-out rows may be to be called that.
 _NO_GAP, _SLIGHT_GAP = 0.01, 0.03
 _LOSS_RISE = 1.05
+_UNLEARNED = 0.98
 
 
 def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
@@ -21,11 +26,13 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     model = run.model
     if not model:
         return None
-    word, gap, said = overfitting(evidence.history, model.chosen_epoch)
+    word, gap, said = overfitting(evidence.history, model.chosen_epoch, _by_shares(run, evidence))
+    before = [epoch.seconds for epoch in evidence.history[: model.resumed_after]]
     return {
-        "sentence": said,
+        "sentence": f"{said} {_resumed(run, before)}".strip(),
         "overfitting": word,
         "gap": gap,
+        "seconds_before": total(before) if before else None,
         "held_out": held_out(run, evidence),
         **to_json(model),
         "epochs": to_json(evidence.history),
@@ -33,15 +40,40 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     }
 
 
-def overfitting(history: Sequence[Epoch], chosen: int) -> tuple[str, float | None, str]:
+def _resumed(run: RunRecord, before: Sequence[float]) -> str:
+    if not before or not run.model:
+        return ""
+    now = sum(step.seconds for step in run.steps if step.name == "train" and not step.reused)
+    said = f"The training was resumed after epoch {run.model.resumed_after}, which an interrupted run had come to in "
+    return f"{said}{duration(total(before))} of epochs" + (f"; the rest took {duration(now)}." if now else ".")
+
+
+def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
+    """Return the loss, in nats, of answers that know nothing but the shares of the classes: their entropy."""
+    labels = evidence.labels.get("train")
+    if labels is None or not len(labels):
+        return None
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None = None) -> tuple[str, float | None, str]:
     """Return a word on the gap between fitted and held-out rows at the chosen epoch, that gap, and a sentence.
 
-    `none` below 1 percentage point of accuracy, `slight` below 3, else `clear`; and `clear` too when the
-    held-out loss has risen by more than 5% above its lowest value until then.
+    `not learned` where the loss on the fitted rows is at least 98% of `by_shares`, the loss of answers that know
+    nothing but the shares of the classes. Else `none` below 1 percentage point of accuracy, `slight` below 3, else
+    `clear`; and `clear` too when the held-out loss has risen by more than 5% above its lowest value until then.
     """
     epoch = next((e for e in history if e.epoch == chosen), None)
     if epoch is None:
         return "unknown", None, "The history of this training cannot be read, so nothing is said about over-fitting."
+    if by_shares and epoch.loss >= _UNLEARNED * by_shares:
+        said = (
+            f"The model did not learn: after epoch {chosen} its loss on the fitted rows is {epoch.loss:.4f}, and to "
+            f"know nothing but the shares of the classes gives {by_shares:.4f}. Try another learning rate or "
+            "activation, or fewer layers."
+        )
+        return "not learned", None, said
     if epoch.validation_accuracy is None or epoch.validation_loss is None:
         said = "No rows were held out, so over-fitting shows only between training and test accuracy."
         return "unknown", None, said

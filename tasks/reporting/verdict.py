@@ -6,6 +6,8 @@ from typing import Any
 
 from storage.errors import DataRefused
 from storage.records import Evaluation, RunRecord
+from tasks.reporting.evaluation import unseen
+from tasks.reporting.evidence import Evidence
 from tasks.reporting.words import sentence
 
 _FAILED = {
@@ -51,9 +53,9 @@ _UNKNOWN = ("an unexpected error", "This is not an error idxflow knows: the log 
 _AGAIN = "Steps that finished are in the store, so the same command goes on where this run stopped."
 
 
-def verdict(run: RunRecord) -> dict[str, Any]:
+def verdict(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     """Return outcome, headline, sentence, advice and failure of a run, and its accuracies."""
-    return {**_outcome(run), "accuracy": _accuracy(run)}
+    return {**_outcome(run), "accuracy": _accuracy(run, evidence)}
 
 
 def outcome(run: RunRecord) -> str:
@@ -110,11 +112,15 @@ def _settings(run: RunRecord) -> list[str]:
     return [f"If the data is meant to be so, change {keys} in the manifest."] if keys else []
 
 
-def _accuracy(run: RunRecord) -> list[dict[str, Any]]:
+def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
     found = []
     if run.evaluation:
-        score = run.evaluation
-        found.append(_measure("Test accuracy", score.accuracy, score, "never seen by the model"))
+        score, others = run.evaluation, unseen(evidence)
+        note = "none of them in the training split" if run.validation else "of the test split"
+        if others:
+            in_both = score.rows - others["rows"]
+            note = f"{in_both:,} of them in the training split too; {others['accuracy']:.2%} of the other ones"
+        found.append(_measure("Test accuracy", score.accuracy, score, note))
     if run.model:
         rows = run.model.fitted_rows + run.model.validation_rows
         held_out = f"{run.model.validation_rows:,} of them held out" if run.model.validation_rows else "all fitted"

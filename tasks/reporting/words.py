@@ -10,6 +10,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float | None) -> str:
+    """Return a time span for people."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.005:
+        return "under 0.01 s"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def sentence(text: str) -> str:
     """Return `text` with a capital letter and a full stop."""
     text = text.strip()

@@ -57,7 +57,7 @@ def test_an_archive_without_digest_is_known_by_its_content(store: Store, tiny: T
     changed = fetch.fn(store, dataset, spec)
     assert changed.record.file.read_bytes() == before + b"more"
     assert changed.record.folder != first.record.folder
-    assert changed.step.reason == "archive changed"
+    assert changed.step.reason == "new archive"
     assert first.record.file.read_bytes() == before
     file.write_bytes(before)
     assert fetch.fn(store, dataset, spec).record.folder == first.record.folder
