@@ -32,7 +32,7 @@ SCHEMA = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """Four runs one after the other: the first, a weak champion replaced, kept, and refused data."""
+    """Runs one after the other: the first, a weak champion replaced, kept, refused data, a test image trained on."""
 
     store: Store
     runs: dict[str, RunRecord]
@@ -48,7 +48,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("story")
     store = Store(folder / "store")
     store.prepare()
-    manifest = write_tiny(folder, test=90, manifest="[floors]\naccuracy = 0.0\n").manifest
+    manifest = write_tiny(folder, test=90, manifest="[floors]\naccuracy = 0.0\nclass_recall = 0.0\n").manifest
     runs = {
         "first": carried_out(store, manifest, epochs=1, learning_rate=1e-6),
         "promoted": carried_out(store, manifest),
@@ -56,13 +56,28 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     }
     wrong = bars(120, 90, 3, (9, 7))["train-labels"]
     wrong[[4, 11]] = 37
-    write_tiny(folder, test=90, manifest="[floors]\naccuracy = 0.0\n", arrays={"train-labels": wrong})
+    write_tiny(
+        folder, test=90, manifest="[floors]\naccuracy = 0.0\nclass_recall = 0.0\n", arrays={"train-labels": wrong}
+    )
     runs["refused"] = carried_out(store, manifest)
+    manifest_text = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n[limits]\nmax_leaked = 0.02\n"
+    write_tiny(folder, test=90, manifest=manifest_text, arrays=leaked())
+    runs["leaked"] = carried_out(store, manifest, held_out="tail")
     yield Story(store, runs)
     shutil.rmtree(folder)
 
 
-RUNS = ("first", "promoted", "kept", "refused")
+RUNS = ("first", "promoted", "kept", "refused", "leaked")
+
+
+def leaked() -> dict[str, np.ndarray]:
+    """Return data with one test image in the training split, whose last rows are without the third class."""
+    arrays = bars(120, 90, 3, (9, 7))
+    last = np.flatnonzero(arrays["train-labels"] < 2)[-12:]
+    order = np.append(np.setdiff1d(np.arange(120), last), last)
+    arrays |= {role: arrays[role][order] for role in ("train-images", "train-labels")}
+    arrays["test-images"][3], arrays["test-labels"][3] = arrays["train-images"][0], arrays["train-labels"][0]
+    return arrays
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -79,7 +94,13 @@ def test_a_report_made_again_from_the_store_says_the_same(story: Story, name: st
 
 def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
     outcomes = {name: story.published(name)["verdict"]["outcome"] for name in RUNS}
-    assert outcomes == {"first": "promoted", "promoted": "promoted", "kept": "kept", "refused": "refused"}
+    assert outcomes == {
+        "first": "promoted",
+        "promoted": "promoted",
+        "kept": "kept",
+        "refused": "refused",
+        "leaked": "kept",
+    }
 
 
 def test_what_changed_since_the_champion_of_then(story: Story) -> None:

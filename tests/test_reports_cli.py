@@ -30,7 +30,7 @@ from tests.reports import HOSTILE
 from tests.runs import carried_out
 from tests.servers import BIN, ROOT, clean_environment
 
-MANIFEST = "[floors]\naccuracy = 0.0\n"
+MANIFEST = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n"
 
 
 @dataclass(frozen=True)
