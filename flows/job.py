@@ -185,12 +185,18 @@ class Job:
         return self.record.decision.outcome if self.record.decision else "valid"
 
     @property
-    def state_name(self) -> str:
-        """What Prefect shows: `Promoted`, `Kept champion`, `Unchanged`, `Valid`, `Refused: data`, `Refused: model`."""
+    def words(self) -> str:
+        """How it ended in a word or two, for the flow run's name: `promoted v2`, `data refused`, `model refused`."""
         failure = self.record.failure
         if failure and self.state == "refused":
-            return "Refused: model" if failure.exit_code == ModelRefused.exit_code else "Refused: data"
-        return {"kept": "Kept champion"}.get(self.state, self.state.capitalize())
+            return "model refused" if failure.exit_code == ModelRefused.exit_code else "data refused"
+        return f"{self.state}{self.version}"
+
+    @property
+    def message(self) -> str:
+        """The end of the run for a reader who sees nothing else of it: that of a state in Prefect."""
+        # All other sentences say it themselves.
+        return f"data refused: {self.sentence}" if self.words == "data refused" else self.sentence
 
     @property
     def sentence(self) -> str:

@@ -86,7 +86,8 @@ def retrain(
     missed = superseded(catch_up)
     if missed:
         _log.info("%s: %s", dataset_file or dataset, missed)
-        return Completed(name=SUPERSEDED, message=missed, data=not_started(request, "superseded", missed))
+        _describe_run(f"{dataset} {SUPERSEDED}", SUPERSEDED)
+        return Completed(message=missed, data=not_started(request, SUPERSEDED, missed))
     return _carry_out(request, _to_decision)
 
 
@@ -141,6 +142,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
     try:
         job = prepare(request, asked_by=_asked_by())
     except IdxflowError as error:
+        _describe_run(f"{request.dataset_file or request.dataset} failed", "failed")
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _describe_run(f"{job.dataset.name} {job.record.id}")
     with stopping.stoppable(), job.store.in_use(job.dataset.name):
@@ -234,7 +236,10 @@ def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
 
 
 def _finish(job: Job) -> State[dict[str, Any]]:
-    """Publish the report, write the ledger, and say in Prefect's terms how the run ended."""
+    """Publish the report, write the ledger, and say in Prefect's terms how the run ended.
+
+    Its states keep Prefect's own names: the pages, filters and automations of its UI go by them.
+    """
     try:
         job.report = _report(job)
         job.append_to_ledger()
@@ -243,7 +248,7 @@ def _finish(job: Job) -> State[dict[str, Any]]:
         job.fail(error)
     if job.record.decision:
         announce(job.dataset.name, job.record.id, job.record.decision)
-    _describe_run(f"{job.dataset.name} {job.record.id} {job.state}{job.version}", job.state)
+    _describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
     if job.report:
         _log.info("report: %s", job.report.html)
     outcome = job.summary()
@@ -251,9 +256,9 @@ def _finish(job: Job) -> State[dict[str, Any]]:
     ending = {"ending": outcome}
     if job.record.failure:
         _log.error(job.sentence, extra=ending)
-        return Failed(name=job.state_name, message=job.sentence, data=RunFailed(outcome))
+        return Failed(message=job.message, data=RunFailed(outcome))
     _log.info("%s: %s", job.dataset.name, job.sentence, extra=ending)
-    return Completed(name=job.state_name, message=job.sentence, data=outcome)
+    return Completed(message=job.message, data=outcome)
 
 
 def _raise_if_stopped(error: BaseException | None) -> None:

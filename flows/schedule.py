@@ -1,7 +1,7 @@
 """What a scheduled run does about the schedule's times that were missed.
 
 After an outage of the worker all missed runs are due at once. Retraining once makes up for all of them, so by
-default only the latest is carried out and the others end as `Superseded`.
+default only the latest is carried out and the others end as superseded: completed, with the word in name and tags.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed, Scheduled
 
 CatchUp = Literal["latest", "all"]
-SUPERSEDED = "Superseded"
+SUPERSEDED = "superseded"
 # Prefect: turned-away. Nothing but the message tells such a run from one that a person cancelled.
-_LIMIT = "Deployment concurrency limit reached"
-"""How Prefect's server words that it cancelled a run because another one holds the deployment's only slot."""
+_NO_SLOT = ("Deployment concurrency limit reached", "Deployment concurrency slot lost during provisioning")
+"""How Prefect's server words that it cancelled a run because another one holds the deployment's only slot: when it came
+due, or when the slot that it had was given away while its process was being started."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def superseded(catch_up: CatchUp) -> str | None:
 
     A run that somebody asked for is always carried out. Of the others that were missed, those that the deployment's
     concurrency limit cancelled because of this run are given their right state: the latest is made due again as
-    soon as this run has ended, and all others end as `Superseded`.
+    soon as this run has ended, and all others end as superseded.
     """
     run = runtime.flow_run.id
     if catch_up == "all" or not run or not runtime.deployment.id:
@@ -60,7 +61,9 @@ def _make_way(client: SyncPrefectClient, run: FlowRun) -> str | None:
     why = f"superseded by the run scheduled for {latest.expected_start_time:%Y-%m-%d %H:%M:%S} UTC"
     for other in others:
         if other is not latest and _was_missed(other, latest):
-            client.set_flow_run_state(other.id, Completed(name=SUPERSEDED, message=why), force=True)
+            name = f"{other.parameters.get('dataset', other.name)} {SUPERSEDED}"
+            client.update_flow_run(other.id, name=name, tags=[*other.tags, SUPERSEDED])
+            client.set_flow_run_state(other.id, Completed(message=why), force=True)
     if not later:
         return None
     _once_ended(latest.id)
@@ -101,7 +104,8 @@ def _was_missed(run: FlowRun, latest: FlowRun) -> bool:
 
 def _turned_away(run: FlowRun) -> bool:
     """Return whether the deployment's concurrency limit has cancelled a run."""
-    return bool(run.state_type == StateType.CANCELLED and run.state and _LIMIT in (run.state.message or ""))
+    message = (run.state.message if run.state else None) or ""
+    return run.state_type == StateType.CANCELLED and message.startswith(_NO_SLOT)
 
 
 def _once_ended(latest: UUID) -> None:

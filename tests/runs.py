@@ -45,7 +45,11 @@ def hopped(
         leave_out_prefect(patch.setattr)
         state = retrain._carry_out(request, to)
     outcome: dict[str, Any] = state.data.outcome if isinstance(state.data, RunFailed) else state.data
-    assert (state.type.value, state.message) == ("FAILED" if outcome["error"] else "COMPLETED", outcome["sentence"])
+    # Prefect's own names: its UI goes by them.
+    kind, name = ("FAILED", "Failed") if outcome["error"] else ("COMPLETED", "Completed")
+    assert (state.type.value, state.name) == (kind, name)
+    refused = outcome["state"] == "refused" and outcome["error"]["exit_code"] == 3
+    assert state.message == ("data refused: " if refused else "") + outcome["sentence"]
     return outcome
 
 

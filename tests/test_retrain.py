@@ -7,8 +7,11 @@ import json
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
+from tests.operated import LAST_DAY, until
 from tests.servers import BIN
 
 pytestmark = pytest.mark.flow
@@ -51,12 +55,12 @@ def outcome(state: Any) -> dict[str, Any]:
 def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFactory):
     manifest = tiny().manifest
     state, first = run(manifest)
-    assert (state.type.value, state.name) == ("COMPLETED", "Promoted")
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
     assert state.message == first["sentence"] == "promoted v1: the first model above the floors"
     assert Registry(store, "tiny").champion().number == 1
 
     state, second = run(manifest)
-    assert (state.type.value, state.name) == ("COMPLETED", "Unchanged")
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
     assert second["state"] == "unchanged"
     assert second["sentence"].startswith("unchanged since v1")
     assert second["report"] == first["report"]
@@ -77,7 +81,7 @@ def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: St
     manifest = tiny().manifest
     _, first = run(manifest)
     state, forced = run(manifest, force=True)
-    assert (state.type.value, state.name) == ("COMPLETED", "Kept champion")
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
     steps = forced["steps"]
     assert {name for name, step in steps.items() if not step["reused"]} >= {"train", "publish"}
     assert steps["decode train"]["reused"]
@@ -97,13 +101,55 @@ def test_runs_are_named_and_tagged_by_what_was_decided(run: Any, tiny: TinyFacto
     assert "promoted" in flow_run.tags
 
 
-def test_refusals_say_what_was_refused_in_the_name_of_the_state(run: Any, tiny: TinyFactory):
-    state, _ = run(tiny(arrays={"test-labels": np.full(30, 9, np.uint8)}).manifest)
-    assert (state.type.value, state.name) == ("FAILED", "Refused: data")
-    state, _ = run(tiny(manifest="[floors]\naccuracy = 1.0\nclass_recall = 1.0").manifest, epochs=1, learning_rate=1e-6)
-    assert (state.type.value, state.name) == ("FAILED", "Refused: model")
-    state, _ = run(tiny().manifest, validation_fraction=0.999)
-    assert (state.type.value, state.name) == ("FAILED", "Failed")
+def test_refusals_say_what_was_refused_and_set_off_what_waits_for_failed_runs(run: Any, tiny: TinyFactory):
+    """Automations as the UI makes them, "flow run enters Failed", and by the tag."""
+    cases: dict[str, dict[str, Any]] = {
+        "data refused": {"arrays": {"test-labels": np.full(30, 9, np.uint8)}},
+        "model refused": {"manifest": "[floors]\naccuracy = 1.0\nclass_recall = 1.0"},
+    }
+    with failures_noted() as noted:
+        for words, case in cases.items():
+            state, found = run(tiny(**case).manifest, epochs=1, learning_rate=1e-6)
+            assert (state.type.value, state.name) == ("FAILED", "Failed")
+            assert words in state.message
+            with get_client(sync_client=True) as client:
+                flow_run = next(r for r in client.read_flow_runs() if str(found["run"]) in r.name)
+            assert flow_run.name == f"tiny {found['run']} {words}"
+            assert "refused" in flow_run.tags
+        state, _ = run(tiny().manifest, validation_fraction=0.999)
+        assert (state.type.value, state.name) == ("FAILED", "Failed")
+        state, _ = run(tiny().manifest)
+        assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+        until(lambda: noted() >= 3)
+        assert noted() == 3
+
+
+@contextmanager
+def failures_noted() -> Iterator[Callable[[], int]]:
+    """Have an automation wait for failed runs, as the UI makes it; yield what counts how often it was set off."""
+    trigger = {
+        "type": "event",
+        "posture": "Reactive",
+        "expect": ["prefect.flow-run.Failed"],
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": 0,
+    }
+    name = f"flow run enters Failed {uuid4()}"
+    wanted = {"filter": {"event": {"name": ["prefect.automation.triggered"]}, "occurred": LAST_DAY}}
+    with get_client(sync_client=True) as client:
+        body = {"name": name, "trigger": trigger, "actions": [{"type": "do-nothing"}]}
+        made = client.request("POST", "/automations/", json=body).json()["id"]
+
+        def count() -> int:
+            events = client.request("POST", "/events/filter", json=wanted).json()["events"]
+            return sum(event["resource"]["prefect.resource.name"] == name for event in events)
+
+        try:
+            yield count
+        finally:
+            client.request("DELETE", "/automations/{id}", path_params={"id": made})
 
 
 def test_a_rollback_stands_and_the_next_report_says_so(run: Any, store: Store, tiny: TinyFactory):

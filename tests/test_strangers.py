@@ -177,7 +177,7 @@ def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(service: S
     shell = ["bash", "-euc", lines[1]]
     typed = subprocess.run(shell, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
     assert typed.returncode == 0, typed.stdout + typed.stderr
-    assert "finished successfully in 'Promoted'" in typed.stdout
+    assert "finished successfully in 'Completed'" in typed.stdout
     assert "digits: ok" in typed.stdout
     # What these lines set is as good for all other commands.
     doctor = ["bash", "-uc", f"{lines[1].partition('  prefect ')[0]}\nidxflow doctor; idxflow up"]

@@ -83,7 +83,7 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
         states = database.execute("select state_name from flow_run").fetchall()
         tasks = database.execute("select name, state_type from task_run order by name").fetchall()
         (lines,) = database.execute("select count(*) from log").fetchone()
-    assert states == [("Promoted",)]
+    assert states == [("Completed",)]
     names = ["confirm", "decide", "decode-test", "decode-train", "evaluate-candidate", "fetch-test-images"]
     names += ["fetch-test-labels", "fetch-train-images", "fetch-train-labels", "normalize", "publish", "train"]
     assert tasks == [(name, "COMPLETED") for name in [*names, "validate"]]
@@ -109,4 +109,4 @@ def test_it_shares_its_database_with_no_other_server(tmp_path: Path, tiny: TinyF
         assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
     assert idxflow(*command, env=environment).returncode == 0
     with closing(sqlite3.connect(home / "prefect.db")) as database:
-        assert database.execute("select state_name from flow_run").fetchall() == [("Valid",)]
+        assert database.execute("select state_name from flow_run").fetchall() == [("Completed",)]
