@@ -274,6 +274,10 @@ def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
 
 
 def _deployments(client: SyncPrefectClient) -> Finding:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    from flows.service.deployments import comes_due
+
     ours = _ours(client)
     if not ours:
         return Finding("problem", "deployments", "there are none", _put_there(client))
@@ -282,13 +286,22 @@ def _deployments(client: SyncPrefectClient) -> Finding:
         # Prefect: resume-deployment. It has no command of its own for this.
         remedy = f"prefect api POST /deployments/{paused[0].id}/resume_deployment"
         return Finding("warning", "deployments", f"paused, scheduled runs are not made: {_names(paused)}", remedy)
+    for deployment, schedule in ((d, s) for d in ours for s in d.schedules if s.active):
+        if isinstance(schedule.schedule, CronSchedule) and not comes_due(schedule.schedule):
+            said = f"a schedule of {deployment.name} never comes due: {schedule.schedule.cron}"
+            remedy = f"prefect deployment schedule delete {_full_name(client, deployment)} {schedule.id}"
+            return Finding("warning", "deployments", said, f"{remedy} -y; then make one for a day that exists")
     asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]
     if asleep:
         first = asleep[0]
-        flow = (first.entrypoint or "").rpartition(".")[2]
-        remedy = f"prefect deployment schedule resume {flow}/{first.name} {first.schedules[0].id}"
+        remedy = f"prefect deployment schedule resume {_full_name(client, first)} {first.schedules[0].id}"
         return Finding("warning", "deployments", f"all schedules are paused: {_names(asleep)}", remedy)
     return Finding("ok", "deployments", _names(ours))
+
+
+def _full_name(client: SyncPrefectClient, deployment: DeploymentResponse) -> str:
+    """Return the name by which Prefect's commands know a deployment."""
+    return f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
 
 
 def _names(deployments: list[DeploymentResponse]) -> str:

@@ -518,7 +518,7 @@ def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated
         """Do what the doctor says; return what it had found."""
         finding = operated.findings()[what]
         assert finding.verdict != "ok"
-        program, *arguments = finding.remedy.split()
+        program, *arguments = finding.remedy.partition(";")[0].split()
         assert program == "prefect"
         prefect(operated.environment, *arguments)
         assert operated.findings()[what].verdict == "ok"
@@ -526,11 +526,14 @@ def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated
 
     operated.patch("work_pools/idxflow", {"is_paused": True})
     assert remedied("worker") == "the pool 'idxflow' is paused"
-    mnist = operated.deployment("mnist")
+    mnist, inbox = operated.deployment("mnist"), operated.deployment("inbox")
     operated.post(f"deployments/{mnist['id']}/pause_deployment", {})
     assert remedied("deployments") == "paused, scheduled runs are not made: mnist"
     operated.patch(f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}", {"active": False})
     assert remedied("deployments") == "all schedules are paused: mnist"
+    never = {"schedule": {"cron": "0 3 31 2 *", "timezone": "UTC"}, "active": True}
+    operated.post(f"deployments/{inbox['id']}/schedules", [never])
+    assert remedied("deployments") == "a schedule of inbox never comes due: 0 3 31 2 *"
 
 
 def test_the_doctor_finds_a_full_limit_and_what_becomes_of_a_new_run(operated: Operated, run: dict[str, Any]):

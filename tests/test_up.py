@@ -361,10 +361,10 @@ def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -
     with temporary_settings(settings), get_client(sync_client=True) as client:
         memory = Memory(Path(service.environment["HOME"]), api, "idxflow")
         promise = deployments.Promise("idxflow", 60, service.login, memory, deployments.read_plan(), lambda: None)
-        assert deployments.deploy(client, promise) == ("mnist", "garbage")
+        assert deployments.deploy(client, promise).kept == ("mnist", "garbage")
         assert service.deployment("mnist")["schedules"] == []
         plan = yaml.safe_load((ROOT / "prefect.yaml").read_text().replace("0 3 * * 0", "0 5 * * 0"))
-        assert deployments.deploy(client, replace(promise, plan=plan)) == ("garbage",)
+        assert deployments.deploy(client, replace(promise, plan=plan)).kept == ("garbage",)
     assert [s["schedule"]["cron"] for s in service.deployment("mnist")["schedules"]] == ["0 5 * * 0"]
 
 

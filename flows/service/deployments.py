@@ -9,40 +9,40 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect._vendor.croniter.croniter import CroniterBadDateError, croniter
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, VariableCreate, VariableUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.objects import DeploymentSchedule, StateType, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
-from flows.service.memory import Changed, Memory, Remembered
+from flows.service.memory import Applied, Changed, Memory, Remembered
 from flows.service.processes import START_SECONDS
 from flows.service.server import prefect
 from flows.settings import ROOT
-from storage.errors import PrefectFailed
+from storage.errors import ConfigError, PrefectFailed
 
 PLAN = ROOT / "prefect.yaml"
 VARIABLE = "idxflow_schedules"
-"""Prefect variable that holds, by deployment, a digest of the schedules that were last taken from `prefect.yaml`."""
+"""Prefect variable that holds, by deployment, what was last taken from `prefect.yaml` (`Applied`)."""
 AUTOMATION = "idxflow: end flow runs whose process is gone"
 _PROCESS = "process"
+_OURS = "flows."
+"""What the entry points of idxflow's flows begin with."""
 _WAIT_SECONDS = 0.5
 # Prefect: names-in-events. An event is called by the name of a state, and a heartbeat has no type to ask for.
-_ENDINGS = (
-    "Completed", "Failed", "Cancelled", "Crashed", "TimedOut",
-    # The names that idxflow gives its own endings.
-    "Promoted", "Kept champion", "Unchanged", "Superseded", "Valid", "Refused*",
-)  # fmt: skip
+_ENDINGS = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,11 @@ class Seen:
     """The names of all deployments."""
     pool: WorkPool | None
     deployments: Mapping[str, DeploymentResponse]
+    dropped: Mapping[str, DeploymentResponse]
+    """Those that came from an earlier `prefect.yaml`, which this one does not have."""
     automation: Automation | None
-    applied: Mapping[str, str] | None
-    """Digests of the schedules that were last taken from `prefect.yaml`; None on a server that `up` does not know."""
+    applied: Mapping[str, Applied] | None
+    """None on a server that `up` does not know."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -84,9 +86,33 @@ class Seen:
         )
 
 
-def read_plan() -> dict[str, Any]:
-    """Return what `prefect.yaml` says."""
-    found: dict[str, Any] = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` did beside deploying."""
+
+    kept: tuple[str, ...]
+    """The names of deployments whose schedules stay as people left them."""
+    removed: tuple[str, ...]
+    """What had come from `prefect.yaml` and is not in it any more, in words."""
+
+
+def read_plan(path: Path = PLAN) -> dict[str, Any]:
+    """Return what `prefect.yaml` says, with a slug for each schedule: what came from the file is known by it.
+
+    Raises:
+        ConfigError: a schedule of it is in a wrong form, or never comes due.
+    """
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for deployment in found["deployments"]:
+        for schedule in deployment.get("schedules") or ():
+            try:
+                schedule.setdefault("slug", f"{path.name} {_digest(schedule)}")
+                _schedule(schedule)
+            except (ValueError, TypeError, AttributeError) as error:
+                said = " ".join(str(error).split())
+                raise ConfigError(
+                    f"{path}: expected schedules that come due for the deployment {deployment['name']}; {said}"
+                ) from error
     return found
 
 
@@ -97,35 +123,37 @@ def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
         Exception: whatever Prefect's client raises where the server does not answer queries.
     """
     entrypoints = {d["name"]: d["entrypoint"] for d in plan["deployments"]}
-    found = client.read_deployments(
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=list(entrypoints)))
-    )
-    automations = client.read_automations_by_name(AUTOMATION)
     variable = client.read_variable_by_name(VARIABLE)
+    known = variable.value if variable and isinstance(variable.value, dict) else None
+    applied = None if known is None else {name: Applied.from_json(values) for name, values in known.items()}
+    names = [*{**entrypoints, **(applied or {})}]
+    found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
+    automations = client.read_automations_by_name(AUTOMATION)
     return Seen(
         tuple(entrypoints),
         _pool(client, pool),
-        {d.name: d for d in found if d.entrypoint == entrypoints[d.name]},
+        {d.name: d for d in found if d.entrypoint == entrypoints.get(d.name)},
+        {d.name: d for d in found if d.name not in entrypoints and (d.entrypoint or "").startswith(_OURS)},
         automations[0] if automations else None,
-        dict(variable.value) if variable and isinstance(variable.value, dict) else None,
+        applied,
     )
 
 
-def provide(client: SyncPrefectClient, promise: Promise) -> tuple[str, ...]:
-    """Put on the server what is promised; return the names of deployments whose schedules stay as people left them."""
+def provide(client: SyncPrefectClient, promise: Promise) -> Deployed:
+    """Put on the server what is promised, and take away what was promised by an earlier `prefect.yaml` alone."""
     remembered = promise.memory.read()
     ensure_pool(client, promise.pool, remembered.pool if remembered else {})
     ensure_automation(client, promise.zombie_seconds, remembered.automation_enabled if remembered else True)
-    kept = deploy(client, promise, remembered)
+    done = deploy(client, promise, remembered)
     remember(promise.memory, see(client, promise.pool, promise.plan))
-    return kept
+    return done
 
 
 def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
     """Put again on the server what is not there any more, and say so; else remember what people have changed."""
     seen = see(client, promise.pool, promise.plan)
     if seen.missing:
-        kept = provide(client, promise)
+        kept = provide(client, promise).kept
         as_before = f"; schedules as people had left them: {', '.join(kept)}" if kept else ""
         return f"the server did not have {', '.join(seen.missing)} any more; put there again{as_before}"
     remember(promise.memory, seen)
@@ -138,7 +166,8 @@ def remember(memory: Memory, seen: Seen) -> None:
         return
     applied = seen.applied or {}
     deployments = {
-        name: Changed(d.paused, _dumped(d.schedules), applied.get(name, "")) for name, d in seen.deployments.items()
+        name: Changed(d.paused, _dumped(d.schedules), applied.get(name, Applied("")))
+        for name, d in seen.deployments.items()
     }
     pool = {"is_paused": seen.pool.is_paused, "concurrency_limit": seen.pool.concurrency_limit}
     memory.write(Remembered(deployments, pool, seen.automation.enabled))
@@ -164,50 +193,119 @@ def ensure_pool(client: SyncPrefectClient, name: str, remembered: Mapping[str, A
     return found.type if found else client.create_work_pool(wanted).type
 
 
-def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered | None = None) -> tuple[str, ...]:
-    """Deploy everything in `prefect.yaml` to the pool; return the names of deployments whose schedules were kept.
+def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered | None = None) -> Deployed:
+    """Deploy everything in `prefect.yaml` to the pool, and remove what came from it and is not in it any more.
 
     `prefect deploy` sets schedules to what the file says, also those that a user has changed, paused or deleted on
-    the server. Here whoever changed them last wins: the file's schedules are applied to a new deployment, and again
-    only when they differ from those that were applied the last time. A deployment that the server has lost gets back
-    what is remembered of it, by the same rule.
+    the server, and removes none. Here whoever changed them last wins: the file's schedules are applied to a new
+    deployment, and again only when they differ from those that were applied the last time. What people have made stays.
+    A deployment that the server has lost gets back what is remembered of it, by the same rule.
     """
     wanted, seen = copy.deepcopy(dict(promise.plan)), see(client, promise.pool, promise.plan)
     earlier = remembered.deployments if remembered else {}
-    digests, kept, again = {}, [], {}
+    changes, applied = dict[str, _Change](), dict[str, Applied]()
     for deployment in wanted["deployments"]:
         name = deployment["name"]
         # Prefect: pool-of-all. `prefect deploy --all` takes no --pool when it deploys more than one.
         deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": promise.pool}
-        digests[name] = _digest(deployment.get("schedules", []))
+        file = deployment.get("schedules") or []
+        now = Applied(_digest(file), tuple(schedule["slug"] for schedule in file))
         lost = earlier.get(name) if seen.applied is None or name not in seen.deployments else None
-        applied = lost.applied if lost else (seen.applied or {}).get(name, digests[name])
-        if applied != digests[name] or not (lost or name in seen.deployments):
-            # The file's schedules; whether it is paused the file does not say.
-            if lost:
-                again[name] = replace(lost, schedules=None)
-            continue
-        # Prefect: kept-schedules. Without the key, `prefect deploy` leaves the schedules alone.
-        from_file = deployment.pop("schedules", None)
-        if lost:
-            again[name] = lost
-        if from_file or (lost and lost.schedules):
-            kept.append(name)
+        if lost or name in seen.deployments:
+            # Prefect: kept-schedules. Without the key, `prefect deploy` leaves the schedules alone.
+            deployment.pop("schedules", None)
+            changes[name] = _Change(file, now, lost.applied if lost else (seen.applied or {}).get(name, now), lost)
+        applied[name] = now
     _deploy(wanted, promise)
-    now = see(client, promise.pool, promise.plan)
-    for name, before in again.items():
-        _put_back(client, now.deployments[name], before)
-    _remember(client, {**(seen.applied or {}), **digests})
-    return tuple(kept)
+    there = see(client, promise.pool, promise.plan).deployments
+    removed = [words for name, change in changes.items() for words in change.make(client, there[name])]
+    for name, deployment in seen.dropped.items():
+        removed.append(_drop(client, deployment, (seen.applied or {})[name]))
+    _remember(client, applied)
+    return Deployed(tuple(name for name, change in changes.items() if change.keeps), tuple(removed))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is to become of the schedules of one deployment."""
+
+    file: list[dict[str, Any]]
+    now: Applied
+    """What `prefect.yaml` has now, and what was applied the last time."""
+    before: Applied
+    lost: Changed | None
+    """How the deployment was, where the server has lost it."""
+
+    @property
+    def changed(self) -> bool:
+        return self.now.digest != self.before.digest
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there are schedules that stay as people left them."""
+        return not self.changed and bool(self.file or (self.lost and self.lost.schedules))
+
+    def make(self, client: SyncPrefectClient, deployment: DeploymentResponse) -> list[str]:
+        """Make the schedules of a deployment what they are to be; say which were removed."""
+        if self.lost:
+            _put_back(client, deployment, self.lost)
+            deployment = client.read_deployment(deployment.id)
+        if not self.changed:
+            return []
+        slugs = {schedule["slug"] for schedule in self.file}
+        theirs = [schedule for schedule in deployment.schedules if self.before.made(schedule.slug)]
+        # One of the same slug is made anew.
+        for schedule in deployment.schedules:
+            if schedule in theirs or schedule.slug in slugs:
+                client.delete_deployment_schedule(deployment.id, schedule.id)
+        if self.file:
+            client.create_deployment_schedules(deployment.id, [_schedule(schedule) for schedule in self.file])
+        gone = [schedule.slug for schedule in theirs if schedule.slug not in slugs]
+        return [f"the schedule {slug} of {deployment.name}" for slug in gone]
+
+
+def _schedule(values: Mapping[str, Any]) -> DeploymentScheduleCreate:
+    """Return a schedule of `prefect.yaml` as the server takes it.
+
+    Raises:
+        ValueError: it is none, or it never comes due.
+    """
+    given = {name: value for name, value in values.items() if value is not None and name != "replaces"}
+    about = {name: given.pop(name) for name in ("active", "max_scheduled_runs", "parameters", "slug") if name in given}
+    kinds = {"cron": CronSchedule, "interval": IntervalSchedule, "rrule": RRuleSchedule}
+    schedule: Any = next((kind(**given) for name, kind in kinds.items() if name in given), None)
+    if isinstance(schedule, CronSchedule) and not comes_due(schedule):
+        raise ValueError(f"{schedule.cron!r} never comes due; choose a day that exists")
+    return DeploymentScheduleCreate(schedule=schedule, **about)
+
+
+def comes_due(schedule: CronSchedule) -> bool:
+    """Return whether a schedule has a time to come within fifty years; 31 February has none."""
+    times: Any = croniter(schedule.cron, datetime.now(UTC), day_or=schedule.day_or)  # type: ignore[no-untyped-call]
+    try:
+        times.get_next()
+    except CroniterBadDateError:
+        return False
+    return True
+
+
+def _drop(client: SyncPrefectClient, deployment: DeploymentResponse, applied: Applied) -> str:
+    """Remove a deployment that is not in `prefect.yaml` any more, or only its schedules where people made others."""
+    theirs = [schedule for schedule in deployment.schedules if applied.made(schedule.slug)]
+    if len(theirs) == len(deployment.schedules):
+        client.delete_deployment(deployment.id)
+        return f"the deployment {deployment.name}"
+    for schedule in theirs:
+        client.delete_deployment_schedule(deployment.id, schedule.id)
+    return f"the schedules of {deployment.name} that came from {PLAN.name}"
 
 
 def _put_back(client: SyncPrefectClient, deployment: DeploymentResponse, before: Changed) -> None:
-    if before.schedules is not None:
-        for schedule in deployment.schedules:
-            client.delete_deployment_schedule(deployment.id, schedule.id)
-        if before.schedules:
-            wanted = [DeploymentScheduleCreate.model_validate(schedule) for schedule in before.schedules]
-            client.create_deployment_schedules(deployment.id, wanted)
+    for schedule in deployment.schedules:
+        client.delete_deployment_schedule(deployment.id, schedule.id)
+    if before.schedules:
+        wanted = [DeploymentScheduleCreate.model_validate(schedule) for schedule in before.schedules]
+        client.create_deployment_schedules(deployment.id, wanted)
     if before.paused:
         client.pause_deployment(deployment.id)
 
@@ -251,19 +349,19 @@ def _digest(schedules: object) -> str:
     return hashlib.sha256(json.dumps(schedules, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _remember(client: SyncPrefectClient, digests: dict[str, str]) -> None:
+def _remember(client: SyncPrefectClient, applied: Mapping[str, Applied]) -> None:
+    value = {name: asdict(one) for name, one in applied.items()}
     if client.read_variable_by_name(VARIABLE):
-        client.update_variable(VariableUpdate(name=VARIABLE, value=digests))
+        client.update_variable(VariableUpdate(name=VARIABLE, value=value))
     else:
-        client.create_variable(VariableCreate(name=VARIABLE, value=digests, tags=["idxflow"]))
+        client.create_variable(VariableCreate(name=VARIABLE, value=value, tags=["idxflow"]))
 
 
 def ensure_automation(client: SyncPrefectClient, seconds: int, enabled: bool = True) -> None:
     """Have the server end a run as Crashed when it has sent heartbeats and then none for so many seconds.
 
     An automation that a user has disabled stays disabled; a new one is made as `enabled` says. After
-    https://docs.prefect.io/v3/advanced/detect-zombie-flows, with the names of idxflow's own endings: an event has
-    the name of the state, not its type.
+    https://docs.prefect.io/v3/advanced/detect-zombie-flows.
     """
     wanted = _automation(seconds)
     found = client.read_automations_by_name(AUTOMATION)

@@ -16,14 +16,32 @@ from storage.files import read_json, write_json
 
 
 @dataclass(frozen=True)
+class Applied:
+    """The schedules of a deployment that were last taken from `prefect.yaml`."""
+
+    digest: str
+    slugs: tuple[str, ...] | None = None
+    """None where an earlier version of idxflow took them, which did not note them."""
+
+    @classmethod
+    def from_json(cls, values: Any) -> Applied:
+        """Return it from what `asdict` has made of it, or from the digest that earlier versions kept."""
+        if isinstance(values, str):
+            return cls(values)
+        return cls(values["digest"], None if values["slugs"] is None else tuple(values["slugs"]))
+
+    def made(self, slug: str | None) -> bool:
+        """Return whether a schedule is one of these. Those that people make in the UI have no slug."""
+        return slug is not None and (self.slugs is None or slug in self.slugs)
+
+
+@dataclass(frozen=True)
 class Changed:
     """How a deployment is, where people may have changed it."""
 
-    paused: bool = False
-    schedules: list[dict[str, Any]] | None = None
-    """None where `prefect.yaml` has the last word."""
-    applied: str = ""
-    """Digest of the schedules that were last taken from `prefect.yaml`."""
+    paused: bool
+    schedules: list[dict[str, Any]]
+    applied: Applied
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,10 @@ class Memory:
             values = read_json(self.path)
         except (OSError, ValueError):
             return None
-        deployments = {name: Changed(**changed) for name, changed in values.pop("deployments").items()}
+        deployments = {
+            name: Changed(changed["paused"], changed["schedules"] or [], Applied.from_json(changed["applied"]))
+            for name, changed in values.pop("deployments").items()
+        }
         return Remembered(deployments, **values)
 
     def write(self, now: Remembered) -> None:

@@ -238,11 +238,13 @@ class _Up:
         self.promise = deployments.Promise(
             self.wish.pool, _zombie_seconds(), environment, memory, deployments.read_plan(), self._revive_all
         )
-        kept = deployments.provide(client, self.promise)
+        done = deployments.provide(client, self.promise)
         self.pool_type = client.read_work_pool(self.wish.pool).type
-        _say(
-            "deployed prefect.yaml" + (f"; schedules kept as they are on the server: {', '.join(kept)}" if kept else "")
+        kept = f"; schedules kept as they are on the server: {', '.join(done.kept)}" if done.kept else ""
+        removed = (
+            f"; removed, because it is not in the file any more: {', '.join(done.removed)}" if done.removed else ""
         )
+        _say(f"deployed prefect.yaml{kept}{removed}")
         self._start_worker(client, environment)
 
     def _start_server(self) -> None:

@@ -1,0 +1,141 @@
+"""What `idxflow up` puts on the server: the schedules of prefect.yaml, beside those that people have made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
+
+from flows.service import deployments
+from flows.service.deployments import PLAN, VARIABLE, Promise, read_plan
+from flows.service.memory import Memory, Remembered
+from storage.errors import ConfigError
+
+YEARLY = "0 0 1 1 *"
+POOL = "of-schedules"
+
+
+@pytest.fixture
+def client(server: dict[str, str], results: Path) -> Iterator[SyncPrefectClient]:
+    """A client of the shared server, which is left as it was."""
+    with get_client(sync_client=True) as client:
+        yield client
+        for deployment in client.read_deployments():
+            if deployment.work_pool_name == POOL:
+                client.delete_deployment(deployment.id)
+        client.delete_variable_by_name(VARIABLE)
+        client.delete_work_pool(POOL)
+
+
+def planned(tmp_path: Path, **schedules: dict[str, str] | None) -> dict[str, Any]:
+    """A plan whose deployments have schedules by slug; one without a slug is named by `-`."""
+    file = tmp_path / PLAN.name
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "name": "idxflow",
+                "deployments": [
+                    {
+                        "name": name,
+                        "entrypoint": "flows.retrain.retrain",
+                        **({"schedules": [_scheduled(*one) for one in wanted.items()]} if wanted is not None else {}),
+                    }
+                    for name, wanted in schedules.items()
+                ],
+            }
+        )
+    )
+    return read_plan(file)
+
+
+def _scheduled(slug: str, cron: str) -> dict[str, str]:
+    return {"cron": cron, **({} if slug == "-" else {"slug": slug})}
+
+
+def there(client: SyncPrefectClient) -> dict[str, set[str]]:
+    """The schedules of the deployments of the pool, by name."""
+    return {
+        deployment.name: {schedule.schedule.cron for schedule in deployment.schedules}
+        for deployment in client.read_deployments()
+        if deployment.work_pool_name == POOL
+    }
+
+
+def make(client: SyncPrefectClient, name: str, cron: str, slug: str | None = None) -> None:
+    """Make a schedule as a person does: in the UI, which gives it no slug, or by the API."""
+    deployment = next(d for d in client.read_deployments() if d.name == name)
+    wanted = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron), slug=slug)
+    client.create_deployment_schedules(deployment.id, [wanted])
+
+
+@pytest.mark.flow
+def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
+    client: SyncPrefectClient, server: dict[str, str], tmp_path: Path
+):
+    first = planned(
+        tmp_path,
+        taken_out={"weekly": "0 0 2 1 *", "-": "0 0 3 1 *"},
+        all_taken_out={"weekly": "0 0 4 1 *"},
+        renamed={"weekly": "0 0 5 1 *"},
+        unchanged={"weekly": "0 0 6 1 *"},
+        removed={"weekly": "0 0 7 1 *"},
+        removed_but_used={"weekly": "0 0 8 1 *"},
+    )
+    memory = Memory(tmp_path, "api", POOL)
+    promise = Promise(POOL, 60, server, memory, first, lambda: None)
+    deployments.ensure_pool(client, POOL)
+    assert deployments.deploy(client, promise) == deployments.Deployed((), ())
+    assert {name: len(crons) for name, crons in there(client).items()} == {
+        **dict.fromkeys(("all_taken_out", "renamed", "unchanged", "removed", "removed_but_used"), 1),
+        "taken_out": 2,
+    }
+    for name in ("taken_out", "all_taken_out", "renamed", "unchanged", "removed_but_used"):
+        make(client, name, "0 0 1 2 *")
+    make(client, "taken_out", "0 0 1 3 *", slug="mine")
+
+    then = planned(
+        tmp_path,
+        taken_out={"-": "0 0 3 1 *"},
+        all_taken_out=None,
+        renamed={"yearly": "0 0 5 1 *"},
+        unchanged={"weekly": "0 0 6 1 *"},
+        new={"weekly": "0 0 9 1 *"},
+    )
+    done = deployments.deploy(client, replace(promise, plan=then), Remembered())
+    assert there(client) == {
+        "taken_out": {"0 0 3 1 *", "0 0 1 2 *", "0 0 1 3 *"},
+        "all_taken_out": {"0 0 1 2 *"},
+        "renamed": {"0 0 5 1 *", "0 0 1 2 *"},
+        "unchanged": {"0 0 6 1 *", "0 0 1 2 *"},
+        "removed_but_used": {"0 0 1 2 *"},
+        "new": {"0 0 9 1 *"},
+    }
+    assert done.kept == ("unchanged",)
+    assert set(done.removed) == {
+        "the schedule weekly of taken_out",
+        "the schedule weekly of all_taken_out",
+        "the schedule weekly of renamed",
+        "the deployment removed",
+        "the schedules of removed_but_used that came from prefect.yaml",
+    }
+
+
+@pytest.mark.parametrize("cron", ["0 3 31 2 *", "0 3 30 2 *", "0 3 31 4,6,9,11 *", "not a cron", "0 25 * * *"])
+def test_a_schedule_that_never_comes_due_is_refused(tmp_path: Path, cron: str):
+    with pytest.raises(ConfigError, match="expected schedules that come due for the deployment mnist; "):
+        planned(tmp_path, digits={"weekly": YEARLY}, mnist={"never": cron})
+
+
+def test_a_leap_day_comes_due(tmp_path: Path):
+    assert planned(tmp_path, mnist={"leap": "0 0 29 2 *"})["deployments"]
+
+
+def test_the_file_that_comes_with_idxflow_is_taken():
+    assert [d["name"] for d in read_plan()["deployments"]] == ["digits", "inbox", "mnist", "garbage"]
