@@ -18,12 +18,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import yaml
 from cyclopts import Parameter
 
+from flows.endings import settle
 from flows.service.up import POOL
 from flows.settings import ROOT, store_root
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
 from storage.store import Store
-from storage.verify import verify
+from storage.verify import for_the_next_run, verify
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -136,6 +137,7 @@ def _whole(store: Store) -> Finding:
         return Finding("ok", "store", f"none yet at {store.root}; the first run makes it")
     try:
         store.prepare()
+        settle(store)
         verdict = verify(store, contents=False)
     except IdxflowError as error:
         return Finding("problem", "store", str(error), "chown it to the user that runs the worker, or name another")
@@ -145,8 +147,12 @@ def _whole(store: Store) -> Finding:
     if verdict.damage:
         first = verdict.damage[0]
         return Finding("problem", "store", f"{len(verdict.damage)} damaged, first {first.path}", "idxflow verify")
-    if verdict.leftovers:
-        return Finding("warning", "store", f"{said}; {len(verdict.leftovers)} left over by dead runs", "idxflow gc")
+    needed = {path for name in store.datasets() for path in for_the_next_run(store, name)}
+    rest = [finding for finding in verdict.leftovers if finding.path not in needed]
+    if needed:
+        said = f"{said}; {len(needed)} unfinished, which the next run goes on from"
+    if rest:
+        return Finding("warning", "store", f"{said}; {len(rest)} left over by dead runs", "idxflow gc")
     return Finding("ok", "store", said)
 
 

@@ -7,7 +7,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +19,11 @@ from storage import catalog
 from storage.arrivals import WELL, Arrivals, ArrivedFile
 from storage.catalog import ArchiveSpec, Dataset
 from storage.errors import ConfigError, IdxflowError, ModelRefused, shortage
-from storage.ledger import Ledger
+from storage.ledger import CUT_OFF, Ledger
 from storage.records import Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
 from storage.store import Store, store_errors, store_path, store_root
+from storage.underway import Trace, begin
 from tasks.config import Profile, TrainingConfig, parse_overrides, training_config
 from tasks.origins import check_source
 from tasks.reporting import records
@@ -144,6 +146,8 @@ class Job:
     arrival: str | None = None
     """The set that is run, where it is one that has arrived."""
     report: Report | None = None
+    trace: Trace | None = None
+    """What says that the run is under way, until its end is recorded."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -177,11 +181,42 @@ class Job:
         else:
             self.note(failure=failure)
 
+    @contextmanager
+    def under_way(self, about: Mapping[str, Any]) -> Iterator[None]:
+        """Have the store tell that this run is under way while the block runs, or died in it."""
+        record = self.record
+        told = {"started": record.started, "asked_by": record.asked_by, "profile": record.profile}
+        about = {**about, **told, "config": to_json(record.config), "arrival": self.arrival}
+        try:
+            self.trace = begin(self.store, self.dataset.name, record.id, about)
+        except OSError as error:
+            # A disk without room for it may have all that the run needs.
+            _log.debug("the run leaves no trace: %s", error)
+        trace = self.trace
+        try:
+            yield
+        finally:
+            if trace:
+                trace.close()
+
+    def stop(self, how: str, sentence: str) -> None:
+        """Record that the run was cut off, unless it had come to its end: `how` is a state of `CUT_OFF`."""
+        if self.trace:
+            if not self.record.failure:
+                self.note(failure=Failure(how.capitalize(), sentence, 1))
+            with suppress(IdxflowError):
+                self.append_to_ledger()
+
     @property
     def state(self) -> str:
-        """`promoted`, `kept`, `unchanged`, `refused` (data or model), `failed`, or `valid` if no more was asked for."""
-        if self.record.failure:
-            return "refused" if self.record.failure.exit_code in (3, 5) else "failed"
+        """`promoted`, `kept`, `unchanged`, `refused` (data or model), `failed`, or `valid` if no more was asked for.
+
+        Of a run that did not come to its end, one of `CUT_OFF`.
+        """
+        failure = self.record.failure
+        if failure:
+            refused = "refused" if failure.exit_code in (3, 5) else "failed"
+            return next((how for how in CUT_OFF if how.capitalize() == failure.kind), refused)
         return self.record.decision.outcome if self.record.decision else "valid"
 
     @property
@@ -249,6 +284,9 @@ class Job:
         if self.arrival:
             values["arrival"] = self.arrival
         Ledger(self.store, self.dataset.name).append("runs", self.record.id, values)
+        if self.trace:
+            self.trace.end()
+            self.trace = None
         if self.arrival and self.state in WELL:
             with store_errors(self.store.root):
                 Arrivals(self.store, self.dataset.name).discard(self.arrival)

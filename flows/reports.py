@@ -101,6 +101,8 @@ def _found(place: Place, values: dict[str, Any]) -> _Found:
         return _Found(run, place.store.get(place.dataset, "publish", run, Report), None)
     except DamagedEntry:
         was = "is damaged" if (place.store.entries(place.dataset, "publish") / run).exists() else "was removed"
+    if not values.get("report"):
+        was = "was never published"
     record = run_record(place.store, values)
     gone = missing(record)
     without = f", without what is gone too: {', '.join(gone)}" if gone else " and all it was made from"

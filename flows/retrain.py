@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 from prefect.futures import PrefectFuture, wait
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.approval import ask
+from flows.endings import present, settle
 from flows.events import announce, send_without_waiting
+from flows.interruption import Terminated
 from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
+from flows.service import temporary
 from flows.settings import LOGGERS, collect_less, leave_arithmetic_to_the_processor
 from storage import stopping
 from storage.arrivals import ARRIVAL
@@ -48,6 +53,8 @@ Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
 ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
+
+_PATIENCE_SECONDS = 3
 
 _log = logging.getLogger(__name__)
 
@@ -131,10 +138,10 @@ def validate_dataset(
         store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
     """
-    return _carry_out(Request(dataset, dataset_file, source=source, store=store), _to_validation)
+    return _carry_out(Request(dataset, dataset_file, source=source, store=store), _to_validation, "validate")
 
 
-def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[str, Any]]:
+def _carry_out(request: Request, hops: Callable[[Job], object], command: str = "run") -> State[dict[str, Any]]:
     collect_less()
     send_without_waiting()
     for name in LOGGERS:
@@ -145,7 +152,8 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
         _describe_run(f"{request.dataset_file or request.dataset} failed", "failed")
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _describe_run(f"{job.dataset.name} {job.record.id}")
-    with stopping.stoppable(), job.store.in_use(job.dataset.name):
+    settle(job.store, job.dataset.name)
+    with _under_way(job, request, command), stopping.stoppable(), job.store.in_use(job.dataset.name):
         try:
             hops(job)
             job.refuse_if_below_floor()
@@ -153,6 +161,53 @@ def _carry_out(request: Request, hops: Callable[[Job], object]) -> State[dict[st
             _raise_if_stopped(error)
             job.fail(error)
         return _finish(job)
+
+
+@contextmanager
+def _under_way(job: Job, request: Request, command: str) -> Iterator[None]:
+    """Have the run leave a trace, by which others record its end if it cannot; if it is stopped, it can."""
+    again = _again(request, command)
+    lasting = runtime.flow_run.id and not temporary.in_use()
+    with job.under_way({**present(), "flow_run": runtime.flow_run.id if lasting else None, "again": again}):
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                how, what = _stopped_by(error)
+                job.stop(how, f"{what}; run it again, it goes on from there: {again}")
+            raise
+
+
+def _again(request: Request, command: str) -> str:
+    """Return what is typed to run the same again."""
+    deployment = runtime.deployment.name
+    if deployment:
+        asked = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
+        parameters = "".join(f" --param {name}={value}" for name, value in asked.items())
+        return f"prefect deployment run {runtime.flow_run.flow_name}/{deployment}{parameters}"
+    what = f"--dataset-file {request.dataset_file}" if request.dataset_file else request.dataset
+    return f"idxflow {command} {what}"
+
+
+def _stopped_by(error: BaseException) -> tuple[str, str]:
+    """Return the state of a run that `error` ends, and what has happened, in words."""
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, Terminated):
+        return "interrupted", "it was stopped by Ctrl-C"
+    if runtime.deployment.id and _is_cancelling():
+        return "cancelled", "it was cancelled"
+    return "terminated", "it was ended by SIGTERM"
+
+
+def _is_cancelling() -> bool:
+    """Return whether a person has cancelled this run, if the server says so at once: there is little time left."""
+    settings = {PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
+    try:
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            kind = client.read_flow_run(UUID(str(runtime.flow_run.id))).state_type
+    except Exception as error:
+        _log.debug("the server does not say why the run is ended: %s", error)
+        return False
+    return kind in (StateType.CANCELLING, StateType.CANCELLED)
 
 
 def _to_validation(job: Job) -> tuple[Split, Split]:
@@ -236,10 +291,7 @@ def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
 
 
 def _finish(job: Job) -> State[dict[str, Any]]:
-    """Publish the report, write the ledger, and say in Prefect's terms how the run ended.
-
-    Its states keep Prefect's own names: the pages, filters and automations of its UI go by them.
-    """
+    """Publish the report, write the ledger, and say in Prefect's terms how the run ended."""
     try:
         job.report = _report(job)
         job.append_to_ledger()
@@ -254,6 +306,7 @@ def _finish(job: Job) -> State[dict[str, Any]]:
     outcome = job.summary()
     # For the command line, which says it itself, also where Prefect cannot be told any more.
     ending = {"ending": outcome}
+    # Prefect: names-in-events. The states keep Prefect's own names: filters and automations of its UI go by them.
     if job.record.failure:
         _log.error(job.sentence, extra=ending)
         return Failed(message=job.message, data=RunFailed(outcome))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from flows.endings import settle
 from flows.figures import PICTURES, draw_to
 from flows.output import destination, remark, say
 from flows.registry import AsJson, Limit, Place, StoreFolder, errors_as_json, open_place, print_json, remark_older
@@ -47,6 +48,7 @@ def list_runs(
         dataset: Name of a data set in the store, your own or one of the catalog.
     """
     place = open_place(dataset, store)
+    settle(place.store, dataset)
     told = [_told(values) for values in islice(place.ledger.newest("runs"), limit)]
     if as_json:
         return print_json(told)
@@ -104,6 +106,7 @@ def find_run(place: Place, text: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such run, or there are several.
     """
+    settle(place.store, place.dataset)
     runs = [run_of(name) for name in place.ledger.names("runs")]
     if not runs:
         raise ConfigError(
@@ -163,7 +166,7 @@ def _line(run: Mapping[str, Any]) -> str:
     version = f"v{run['version']}" if run["version"] else "–"
     accuracy, seconds = run["test_accuracy"], run["seconds"]
     return (
-        f"{_clock(run['time'])}  {run['run']!s:20}  {run['state']!s:9}  {version:4}  "
+        f"{_clock(run['time'])}  {run['run']!s:20}  {run['state']!s:11}  {version:4}  "
         f"{f'{accuracy:.2%}' if isinstance(accuracy, float) else '–':>7}  "
         f"{f'{seconds:,.1f} s' if isinstance(seconds, float) else '–':>10}  {run['asked_by'] or 'unknown'}"
     )

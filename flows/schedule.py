@@ -82,7 +82,7 @@ def _others(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
         for other in found
         if other.auto_scheduled
         and other.id != run.id
-        and (other.state_type != StateType.CANCELLED or _turned_away(other))
+        and (other.state_type != StateType.CANCELLED or turned_away(other))
     ]
 
 
@@ -95,14 +95,14 @@ def _was_missed(run: FlowRun, latest: FlowRun) -> bool:
     if run.state_type == StateType.SCHEDULED:
         return True
     return bool(
-        _turned_away(run)
+        turned_away(run)
         and run.state
         and latest.expected_start_time
         and run.state.timestamp >= latest.expected_start_time
     )
 
 
-def _turned_away(run: FlowRun) -> bool:
+def turned_away(run: FlowRun) -> bool:
     """Return whether the deployment's concurrency limit has cancelled a run."""
     message = (run.state.message if run.state else None) or ""
     return run.state_type == StateType.CANCELLED and message.startswith(_NO_SLOT)
@@ -117,5 +117,5 @@ def _once_ended(latest: UUID) -> None:
     @context.flow.on_completion
     def make_way(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
         with get_client(sync_client=True) as client:
-            if _turned_away(client.read_flow_run(latest)):
+            if turned_away(client.read_flow_run(latest)):
                 client.set_flow_run_state(latest, Scheduled(message="the latest missed run"), force=True)

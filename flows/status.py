@@ -13,15 +13,19 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows.endings import settle
 from flows.settings import store_root
 from storage.errors import ConfigError, PrefectFailed
-from storage.ledger import TOLERANCE, Ledger
+from storage.ledger import CUT_OFF, TOLERANCE, Ledger
 from storage.registry import Registry
 from storage.store import Store
 
 MAX_AGE_DAYS = 8
 """A weekly schedule, and a day in which somebody can see to it."""
 GOOD = ("promoted", "kept", "unchanged")
+BAD = ("refused", "failed", *CUT_OFF)
+LATE = timedelta(minutes=2)
+"""How long after its time a run may begin: workers ask for what is due every few seconds."""
 SHOWN = 5
 
 
@@ -42,10 +46,11 @@ class Run:
 
     run: str
     time: str
-    """When it ended, ISO 8601, UTC."""
+    """When it ended, ISO 8601, UTC; when it began, where nobody knows more."""
     state: str
     sentence: str
-    seconds: float
+    seconds: float | None
+    """None where nobody knows when it ended."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,9 @@ def status(
 ) -> int:
     """Show the champion, its age, the last runs and the next one, for each data set. Exit code 1 if one needs help.
 
-    That is: no run has ended well for --max-age days, the last run failed or was refused, there is no champion, or the
-    last good run has a time that is still to come, which is no proof of anything.
+    That is: no run has ended well for --max-age days, the last run failed, was refused or was cut off, a run is late
+    because no worker takes it, there is no champion, or the last good run has a time that is still to come, which is no
+    proof of anything.
 
     Args:
         dataset: Show only this one.
@@ -102,6 +108,7 @@ def status(
 
 
 def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now: datetime) -> Health:
+    settle(store, name)
     ledger = Ledger(store, name)
     runs = [_run(values) for values in islice(ledger.newest("runs"), SHOWN)]
     # Only as far back as the last good one.
@@ -112,7 +119,7 @@ def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now
         champion,
         tuple(runs),
         due.isoformat(timespec="seconds") if due else None,
-        tuple(_problems(runs, good, champion, limit, now)),
+        (*_problems(runs, good, champion, limit, now), *_late(due, now)),
     )
 
 
@@ -123,7 +130,7 @@ def _problems(
     problems = []
     if champion is None and runs:
         problems.append("there is no champion yet; expected one after the first run")
-    if runs and runs[0].state in ("refused", "failed"):
+    if runs and runs[0].state in BAD:
         problems.append(f"the last run was {runs[0].state}: {runs[0].sentence}")
     last = next(good, None)
     if last and _is_ahead(_time(last), now):
@@ -137,6 +144,11 @@ def _problems(
     if age and age > limit:
         problems.append(f"stale: the last good run was {_ago(age)}, expected one at least every {_span(limit)}")
     return problems
+
+
+def _late(due: datetime | None, now: datetime) -> Iterator[str]:
+    if due and now - due > LATE:
+        yield f"a run has been due since {_clock(due)} and has not begun: no worker takes it; start one: idxflow up"
 
 
 def _time(run: Run) -> datetime:
@@ -160,7 +172,10 @@ def _champion(store: Store, name: str, now: datetime) -> Champion | None:
 
 
 def _run(values: Mapping[str, Any]) -> Run:
-    return Run(values["run"], values["time"], values["state"], values["sentence"], values["seconds"])
+    seconds = values["seconds"]
+    # Of a run whose process is gone, the record has the time when that was noticed.
+    time = values["time"] if seconds is not None else values.get("started") or values["time"]
+    return Run(values["run"], time, values["state"], values["sentence"], seconds)
 
 
 def _scheduled() -> tuple[dict[str, datetime], str | None]:
@@ -207,7 +222,8 @@ def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:
         lines.append(("champion", said))
     for label, run in zip(("last run", *[""] * SHOWN), health.runs, strict=False):
         when = _time(run)
-        lines.append((label, f"{_clock(when)} ({_ago(now - when)}), {run.seconds:.1f} s, {run.sentence}"))
+        took = f"{run.seconds:.1f} s" if run.seconds is not None else run.state
+        lines.append((label, f"{_clock(when)} ({_ago(now - when)}), {took}, {run.sentence}"))
     if not health.runs:
         lines.append(("last run", "none yet"))
     if health.next_run:

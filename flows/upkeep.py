@@ -62,8 +62,8 @@ def gc(
     """Remove old results and what killed runs left.
 
     The champion, every champion before it that `rollback` can return to, the newest versions and runs, and all they
-    were made from stay, and so does the whole ledger. A data set that a run is using is left alone. An interrupted
-    training starts from its beginning afterwards.
+    were made from stay, and so does the whole ledger. A data set that a run is using is left alone. While the last run
+    is one that was cut off, what it left unfinished stays, too: the next one goes on from it.
 
     Args:
         dataset: Collect only this one.
@@ -108,6 +108,7 @@ def _show(collected: Collected, dry_run: bool) -> None:
     print(
         f"{collected.dataset}: {would} {len(collected.entries)} entries{f' (of {versions})' if versions else ''} and "
         f"{len(collected.leftovers)} leftovers, {_size(collected.bytes)}; {collected.kept} entries stay"
+        + (f", and {len(collected.unfinished)} unfinished for the next run" if collected.unfinished else "")
     )
     if dry_run:
         for path in (*collected.entries, *collected.leftovers):
@@ -136,6 +137,7 @@ def _json(collected: Collected) -> dict[str, Any]:
         "leftovers": paths(collected.leftovers),
         "retired": collected.retired,
         "kept": collected.kept,
+        "unfinished": paths(collected.unfinished),
         "bytes": collected.bytes,
     }
 

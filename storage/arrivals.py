@@ -25,7 +25,7 @@ from typing import Any
 
 from storage.errors import DamagedEntry, SourceUnavailable
 from storage.files import canonical, flush, listed, locked, make_folder, read_json, sha256_of, write_json
-from storage.ledger import Ledger, place
+from storage.ledger import CUT_OFF, Ledger, place
 from storage.store import INBOX, LOCKS, Store, discard, store_errors
 
 ARRIVALS = "arrivals"
@@ -161,7 +161,7 @@ class Arrivals:
         return found[::-1]
 
     def run_of(self, arrival: str) -> dict[str, Any] | None:
-        """Return the newest run of a set that has ended, as the ledger has it.
+        """Return the newest run of a set that came to its end, as the ledger has it.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
@@ -171,7 +171,8 @@ class Arrivals:
             # A run of it is newer than itself.
             names = [name for name in reversed(self._ledger.names("runs")) if since is not None and place(name) > since]
             runs = (self._ledger.record("runs", name) for name in names)
-            found = next((run for run in runs if run.get("arrival") == arrival), None)
+            ended = (run for run in runs if run.get("state") not in CUT_OFF)
+            found = next((run for run in ended if run.get("arrival") == arrival), None)
             if found is None:
                 return None
             self._runs[arrival] = found

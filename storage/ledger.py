@@ -3,6 +3,7 @@
     <dataset>/ledger/runs/<number>-<run>.json
     <dataset>/ledger/decisions/<number>-<run>.json
     <dataset>/ledger/arrivals/<number>-<mark>.json
+    <dataset>/ledger/underway/                      see `underway`
 
 The numbers are the order of all records, of whatever kind: each takes the next one, under a lock. The time in a
 record is what the clock said, right or wrong; no order follows from it (`jumps` finds where it was wrong).
@@ -31,6 +32,9 @@ from storage.store import LOCKS, Store, store_errors
 
 Kind = Literal["runs", "decisions", "arrivals"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+CUT_OFF = ("interrupted", "terminated", "cancelled", "crashed")
+"""The states of runs that did not come to their end: by Ctrl-C, by SIGTERM, by a person, or because their process is
+gone. The next run goes on from what they left."""
 TOLERANCE = timedelta(minutes=1)
 """How far two clocks of a machine may differ, or one be set right, without a word."""
 

@@ -5,7 +5,8 @@ What stays, of a data set, and all that it was made from:
 - the champion and every champion before it that a rollback can return to,
 - the newest versions, as many as asked for,
 - the newest runs, as many, with their reports,
-- the archives that have arrived in a folder and are still to be run (`storage.arrivals`).
+- the archives that have arrived in a folder and are still to be run (`storage.arrivals`),
+- while the newest run is one that was cut off, what it and others left unfinished: the next run goes on from it.
 
 Versions and the ledger are never removed, they are small: of a version whose model is removed the registry keeps
 the numbers, and says so (`Registry.retired`). The mark is written before the model is removed, so a process killed
@@ -24,7 +25,7 @@ from storage.files import listed, locked
 from storage.ledger import Ledger, run_of
 from storage.registry import Registry, Version, line
 from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
-from storage.verify import leftovers
+from storage.verify import for_the_next_run, leftovers
 
 KEEP_LAST = 10
 """How many versions and runs are kept when nothing else is said."""
@@ -43,6 +44,8 @@ class Collected:
     """The versions whose models are among the entries."""
     kept: int = 0
     """Entries that stay."""
+    unfinished: tuple[Path, ...] = ()
+    """What stays for the next run to go on from."""
     bytes: int = 0
 
 
@@ -53,8 +56,7 @@ class _Busy(Exception):
 def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: bool = False) -> Collected:
     """Remove the entries of a data set that are neither kept nor in use, and what dead runs left.
 
-    A run in progress makes this do nothing: what it needs cannot be known before it ends. A training that was
-    interrupted starts from its beginning afterwards.
+    A run in progress makes this do nothing: what it needs cannot be known before it ends.
 
     Args:
         store: where.
@@ -91,7 +93,9 @@ def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
     entries = list(_entries(store, dataset))
     removed = tuple(path for path in entries if path.name not in names)
     gone = {path.name for path in removed}
-    rubbish = (*leftovers(store, dataset), *Arrivals(store, dataset).surplus())
+    unfinished = for_the_next_run(store, dataset)
+    left = (path for path in leftovers(store, dataset) if path not in unfinished)
+    rubbish = (*left, *Arrivals(store, dataset).surplus())
     return Collected(
         dataset,
         busy=False,
@@ -99,6 +103,7 @@ def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
         leftovers=rubbish,
         retired=tuple(registry.made_of(gone)),
         kept=len(entries) - len(removed),
+        unfinished=unfinished,
         bytes=sum(_size(path) for path in (*removed, *rubbish)),
     )
 

@@ -24,6 +24,7 @@ from storage.files import locked, read_json
 from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
 from storage.registry import Registry, Version
 from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, described, store_errors
+from storage.underway import UNDER_WAY, was_cut_off
 
 PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
 _MAKE_AGAIN = "run the same command again, it is made anew"
@@ -31,6 +32,7 @@ _REMOVE_REPORT = "remove its folder: a report is written once, and nothing is ma
 _REMOVE_INDEX = "remove it: it is made anew from the records beside it"
 _SET_CLOCK = "set the clock right if it is wrong; order and records stand, only these times are not to be believed"
 _CLOCK_IS_RIGHT = "nothing is to be done: the order of the records does not follow from their times"
+_GO_ON = "run the same again: it goes on from there"
 _CLEAR = "`idxflow gc` removes it, and the next run that needs the place does"
 
 
@@ -256,8 +258,14 @@ class _Check:
                 found = leftovers(self.store, self.dataset)
         except _Busy:
             return
+        try:
+            needed = for_the_next_run(self.store, self.dataset)
+        except IdxflowError:
+            # The record that cannot be read is among what is damaged.
+            needed = ()
         for path in found:
-            self.findings.append(Finding(path, "leftover", "a run ended while it was working on it", _CLEAR))
+            remedy = _GO_ON if path in needed else _CLEAR
+            self.findings.append(Finding(path, "leftover", "a run ended while it was working on it", remedy))
 
 
 @contextmanager
@@ -284,9 +292,21 @@ def leftovers(store: Store, dataset: str) -> list[Path]:
     places = [folder, folder / "registry", *(folder / part for part in PARTS)]
     places += [folder / INBOX / ARRIVALS]
     places += [folder / "registry" / name for name in ("versions", "retired")]
-    places += [folder / "ledger" / kind for kind in KINDS]
+    places += [folder / "ledger" / kind for kind in (*KINDS, UNDER_WAY)]
     found = {path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(".")}
     return sorted(found)
+
+
+def for_the_next_run(store: Store, dataset: str) -> tuple[Path, ...]:
+    """Return what runs left unfinished that the next one goes on from: none, if the newest run came to its end.
+
+    Raises:
+        StoreError: the ledger cannot be read.
+    """
+    if not was_cut_off(store, dataset):
+        return ()
+    steps = {store.dataset(dataset) / part for part in FOLDERS.values()}
+    return tuple(path for path in leftovers(store, dataset) if path.parent in steps and path.suffix == ".partial")
 
 
 def _visible(folder: Path) -> Iterator[Path]:

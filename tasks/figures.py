@@ -265,7 +265,8 @@ def _dress(axes: Axes, drawing: Chart) -> None:
     axes.set_axisbelow(True)
     axes.set_xlabel(drawing.x_name, color=_TEXT, fontsize=9)
     if drawing.from_zero:
-        axes.set_ylim(0, axes.dataLim.y1 * 1.15)
+        # Nothing may have taken any time.
+        axes.set_ylim(0, axes.dataLim.y1 * 1.15 or 1)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

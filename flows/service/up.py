@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated
+from uuid import UUID
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -27,6 +28,7 @@ from flows.service.memory import Memory
 from flows.service.processes import START_SECONDS, Command, Service
 from flows.settings import ROOT, store_root
 from storage.errors import ConfigError, PrefectFailed
+from storage.store import Store
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -184,6 +186,9 @@ class _Up:
         """That file as the server has it open; None while that is not known."""
         self.journal: sqlite.Identity | None = None
         self.promise: Promise | None = None
+        self.store = Store(store_root(wish.store))
+        self.known = set[UUID]()
+        """Runs that have ended, and that need no second look."""
         self.said, self.told = "", dict[str, object]()
         """What was said last of something that lasts, and what was told others."""
 
@@ -483,12 +488,15 @@ class _Up:
             self.said = line
 
     def _sweep(self, client: SyncPrefectClient, why: str) -> None:
+        from flows import endings
         from flows.service.orphans import end_orphans
 
         # A server that is being started again is no reason to end; the next sweep finds what this one did not.
         with suppress(Exception):
             for name in end_orphans(client, self.wish.pool, self.worker_name, self.worker_since, why):
                 _say(f"ended the run {name} as crashed: its process is gone")
+            endings.settle(self.store)
+            endings.unstarted(client, self.store, self.known)
 
     def _stop(self) -> None:
         """Stop the worker, its runs, and the server, whichever were started here. Never raises."""

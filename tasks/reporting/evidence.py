@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from storage import parquet
 from storage.files import check_regular
-from storage.ledger import Ledger, Place, place
+from storage.ledger import CUT_OFF, Ledger, Place, place
 from storage.records import Epoch, RunRecord, Step
 from storage.registry import Registry, Version
 from storage.store import Store
@@ -185,8 +185,10 @@ def _last_published(ledger: Ledger, run: str) -> Place | None:
     """Return where the last run before `run` is in the ledger that published a report, if there is one."""
     end = ledger.place_of("runs", run)
     for name in reversed(ledger.names("runs")):
-        if (end is None or place(name) < end) and ledger.record("runs", name).get("state") != "unchanged":
-            return place(name)
+        if end is None or place(name) < end:
+            record = ledger.record("runs", name)
+            if record.get("state") not in ("unchanged", *CUT_OFF):
+                return place(name)
     return None
 
 

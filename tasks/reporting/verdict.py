@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from storage.errors import DataRefused
+from storage.ledger import CUT_OFF
 from storage.records import Evaluation, RunRecord
 from tasks.reporting.evaluation import unseen
 from tasks.reporting.evidence import Evidence
@@ -49,6 +50,10 @@ _FAILED = {
         "Lower the learning rate with --set learning_rate=…, and look at the checks of the data.",
     ),
 }
+_FAILED |= dict.fromkeys(
+    (how.capitalize() for how in CUT_OFF),
+    ("the run was cut off", "Look at how it ended; nothing is wrong with the data or the model."),
+)
 _UNKNOWN = ("an unexpected error", "This is not an error idxflow knows: the log of the run has the details.")
 _AGAIN = "Steps that finished are in the store, so the same command goes on where this run stopped."
 

@@ -1,0 +1,189 @@
+"""Runs that could not say how they ended: killed, out of memory, gone with their machine, or never started.
+
+A run that begins leaves a trace in the store (`storage.underway`). The next command that looks, or the running
+`idxflow up`, finds that its process is gone, and records the end: in the server's words where one knows the run, else
+in those that the trace allows. A run that ended on the server before it had a process has no trace; `up` records these.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from flows.output import remark
+from flows.service import deaths
+from storage import catalog, underway
+from storage.errors import PrefectFailed, StoreError
+from storage.ledger import Ledger
+from storage.store import Store
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, State
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_RUN = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{4}\b")
+"""Of the name of a flow run that had a process: `digits 20261124-143212-5725 promoted v1`."""
+_LOOK_BACK = timedelta(days=2)
+_LOOKED_AT = 50
+
+
+def present() -> dict[str, Any]:
+    """Return what tells this process from others, and of what it may have died."""
+    counter = deaths.counter(os.getpid())
+    return {
+        "pid": os.getpid(),
+        "boot": _boot(),
+        "host": socket.gethostname(),
+        "memory": [str(counter), deaths.kills_for_memory(counter)] if counter else None,
+    }
+
+
+def settle(store: Store, dataset: str | None = None) -> None:
+    """Record how the runs ended whose process is gone. A store that cannot be written is left as it is, and said."""
+    for name in [dataset] if dataset else store.datasets():
+        try:
+            for trace, values in underway.abandoned(store, name):
+                ledger = Ledger(store, name)
+                # One that was killed between recording its end and removing its trace is there.
+                if ledger.find("runs", values["run"]) is None:
+                    state, sentence = _ending(values)
+                    _record(ledger, name, state, sentence, values)
+                trace.end()
+        except StoreError as error:
+            remark(f"a run of {name} has ended, and that cannot be recorded: {error}")
+
+
+def unstarted(client: SyncPrefectClient, store: Store, known: set[UUID]) -> None:
+    """Record the runs that ended on the server, cancelled, crashed or failed, before they did anything in a store.
+
+    Args:
+        client: reaches the server.
+        store: that of the worker, which would have run them.
+        known: the flow runs that need no second look; added to.
+    """
+    for run in _ended(client):
+        if run.id in known:
+            continue
+        known.add(run.id)
+        dataset = run.parameters.get("dataset")
+        # A name that somebody mistyped is not made a data set of.
+        if not run.state or _RUN.search(run.name) or dataset not in {*store.datasets(), *catalog.names()}:
+            continue
+        due = run.expected_start_time or datetime.now(UTC)
+        ledger, name = Ledger(store, dataset), f"{due:%Y%m%d-%H%M%S}-{run.id.hex[:4]}"
+        if ledger.find("runs", name) is None:
+            said = f"it {_word(run.state)} before it started{_message(run.state)}"
+            values = {"run": name, "started": due.isoformat(timespec="milliseconds"), "asked_by": "deployment"}
+            _record(ledger, dataset, _STATES[run.state.type.value], said, {**run.parameters, **values})
+
+
+_STATES = {"CANCELLED": "cancelled", "CANCELLING": "cancelled", "CRASHED": "crashed", "FAILED": "failed"}
+_KINDS = {"cancelled": "Cancelled", "crashed": "Crashed", "failed": "Failed"}
+
+
+def _ended(client: SyncPrefectClient) -> list[FlowRun]:
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterEndTime,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    from flows.schedule import turned_away
+
+    ours = {d.id: d.parameters for d in client.read_deployments() if (d.entrypoint or "").startswith("flows.retrain.")}
+    kinds = [StateType.CANCELLED, StateType.CRASHED, StateType.FAILED]
+    wanted = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=kinds)),
+        end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - _LOOK_BACK),  # type: ignore[arg-type]
+    )
+    found = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.END_TIME_DESC, limit=_LOOKED_AT)
+    # One that another run of the deployment turned away may still be carried out (`flows.schedule`).
+    return [run for run in found if run.deployment_id in ours and not turned_away(run)]
+
+
+def _ending(values: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how a run ended whose process is gone: a state of the ledger, and what happened, in a sentence."""
+    state = _on_server(values.get("flow_run"))
+    again = values.get("again")
+    remedy = f"; run it again, it goes on from there: {again}" if again else "; run it again, it goes on from there"
+    if state and state.type.value in ("CANCELLED", "CANCELLING"):
+        return "cancelled", f"it was cancelled{_message(state)}{remedy}"
+    told = _message(state) if state and state.type.value == "CRASHED" else ""
+    return "crashed", f"{_of_process(values)}{told}{remedy}"
+
+
+def _of_process(values: Mapping[str, Any]) -> str:
+    """Say what became of a process, as far as this machine can tell."""
+    process = f"its process {values['pid']}" if "pid" in values else "its process"
+    host = values.get("host", socket.gethostname())
+    if host != socket.gethostname():
+        return f"{process} on the machine {host} is gone"
+    if values.get("boot") not in (None, _boot()):
+        return f"{process} ended with the machine, which was started again since"
+    counter, before = values.get("memory") or (None, 0)
+    if deaths.in_kernel_log(values.get("pid", 0)) or (counter and deaths.kills_for_memory(Path(counter)) > before):
+        return f"{process} was killed by the kernel, because memory ran out"
+    return f"{process} was killed, or died without a word"
+
+
+def _on_server(flow_run: str | None) -> State | None:
+    """Return the state of a flow run on a server that knows it, if there is one."""
+    if not flow_run:
+        return None
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.service.client import found
+
+    with suppress(PrefectFailed, ObjectNotFound, OSError), found() as client:
+        return client.read_flow_run(UUID(flow_run)).state
+    return None
+
+
+def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Mapping[str, Any]) -> None:
+    """Write a run that is over into the ledger, in the form of `Job.append_to_ledger`, with all that is known."""
+    unknown = ("version", "champion", "train_accuracy", "test_accuracy", "epochs", "seconds", "report", "test_rows")
+    decision = ledger.find("decisions", values["run"])
+    if decision and decision.get("sentence"):
+        sentence = f"{sentence}; it had decided before: {decision['sentence']}"
+    known = ("started", "asked_by", "profile", "config", "arrival")
+    ledger.append(
+        "runs",
+        values["run"],
+        {
+            **dict.fromkeys(unknown),
+            "version": decision.get("version") if decision else None,
+            "state": state,
+            "sentence": sentence,
+            "dataset": dataset,
+            "steps": {},
+            "error": {"kind": _KINDS[state], "sentence": sentence, "exit_code": 1},
+            **{name: values[name] for name in known if values.get(name) is not None},
+        },
+    )
+
+
+def _word(state: State) -> str:
+    return {"CANCELLED": "was cancelled", "CRASHED": "crashed"}.get(state.type.value, "failed")
+
+
+def _message(state: State) -> str:
+    return f": {' '.join(state.message.split())}" if state.message else ""
+
+
+def _boot() -> str | None:
+    """Return what the kernel calls the time since the machine was started."""
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
