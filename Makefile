@@ -69,13 +69,20 @@ define set_up
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	{ echo "idxflow needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V). Choose another: make PYTHON=python3.12" >&2; exit 1; }
 @echo "Setting up $(1), once; this takes a few minutes"
+@echo "1 of 5: a new environment of $$($(PYTHON) -V)"
 @$(PYTHON) -m venv --clear $(1) || \
 	{ echo "The venv module does not work; on Debian: apt-get install python3-venv" >&2; exit 1; }
+@echo "2 of 5: the pip that installs the rest"
 @$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-pip.lock
-@$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement $(2)
+@echo "3 of 5: $$(grep -c '^[a-z].*==' $(2)) packages of $(2), TensorFlow the largest"
+@# On a terminal with its own bars.
+@$(1)/bin/pip install $$(test -t 1 || echo --quiet) --disable-pip-version-check --no-deps --no-compile --require-hashes \
+	--requirement $(2)
+@echo "4 of 5: compiling them"
 @# On all processors, where pip takes one. What is for other Pythons does not compile, and nobody imports it.
 @$(1)/bin/python -m compileall -qq -j 0 -x /tests/ $(1)/lib || true
 @$(1)/bin/pip check --quiet --disable-pip-version-check
+@echo "5 of 5: idxflow itself"
 @# Without the advice of setuptools on editable installs.
 @PYTHONWARNINGS=ignore $(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 @touch $(1)/.ready

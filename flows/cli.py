@@ -23,8 +23,10 @@ from flows.service.up import up
 from flows.settings import be_quiet, collect_less, send_no_usage
 from storage.errors import ConfigError, IdxflowError, PrefectFailed, shortage
 from storage.files import WAITING
+from storage.words import counted
 
 if TYPE_CHECKING:
+    from flows.console import Console
     from flows.job import Request
     from flows.service.temporary import TemporaryServer
     from storage.catalog import Dataset
@@ -148,10 +150,10 @@ def datasets(*, as_json: AsJson = False) -> int:
     for dataset in known:
         rows = " + ".join(f"{count:,}" for count in dataset.rows.values())
         height, width = dataset.image_shape
-        where = "embedded" if dataset.embedded else f"{len(dataset.archives[0].mirrors)} mirrors"
+        where = "embedded" if dataset.embedded else f"{counted(len(dataset.archives[0].mirrors), 'mirror')}"
         print(
             f"{dataset.name:14} {dataset.title:34} {rows:>15} images of {height}×{width}, "
-            f"{len(dataset.classes)} classes, {dataset.licence}, {where}"
+            f"{counted(len(dataset.classes), 'class', 'classes')}, {dataset.licence}, {where}"
         )
     return 0
 
@@ -352,23 +354,26 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     # Nor are log lines that could not be sent to its server worth a line each.
     logging.raiseExceptions = False
     with interruptible() as interruptions, Console(as_json) as console:
-        outcome = console.watch(lambda: _call(flow, request))
+        outcome = console.watch(lambda: _call(flow, request, console))
         if interruptions and outcome["error"]:
             raise interruptions[0]
         return outcome
 
 
-def _call(flow: str, request: Request) -> dict[str, Any]:
+def _call(flow: str, request: Request, console: Console) -> dict[str, Any]:
     """Call the flow. What it needs is imported while Prefect's server, if it has to be started, starts."""
     with ExitStack() as stack:
-        server = stack.enter_context(_server())
-        from flows import retrain
-        from flows.preload import preload
+        with console.waiting("importing Prefect") as waiting_for:
+            server = stack.enter_context(_server())
+            from flows import retrain
+            from flows.preload import preload
 
-        if server:
-            if flow == "retrain":
-                preload(request, server.is_decided)
-            server.wait()
+            if server:
+                waiting_for("importing what the run needs, while Prefect's server starts")
+                if flow == "retrain":
+                    preload(request, server.is_decided)
+                waiting_for("waiting for Prefect's server")
+                server.wait()
         return _called(getattr(retrain, flow), request)
 
 

@@ -6,34 +6,49 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
 from rich.text import Text
 
 from flows.output import ReaderGone
 from flows.settings import LOGGERS
+from flows.terminal import fitted
 from storage.errors import OutputFailed, PrefectFailed
 from storage.records import Step
+from storage.words import counted
 from tasks import progress
+
+WIDE = 120
+"""Columns of a terminal that take a step in one line; a narrower one gets two."""
 
 
 class Console:
     """Prints steps to standard output, or to standard error when that is kept for JSON."""
 
     def __init__(self, as_json: bool) -> None:
-        self._terminal = Terminal(stderr=as_json, highlight=False, soft_wrap=True)
+        self._terminal = Terminal(stderr=as_json, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            _HowFar(),
             console=Terminal(stderr=True),
             transient=True,
             disable=not sys.stderr.isatty(),
@@ -82,45 +97,65 @@ class Console:
             raise OutputFailed(f"{self._lost}; the run itself is over: {outcome['sentence']}") from self._lost
         return outcome
 
-    def _print(self, line: Text | str) -> None:
-        """Print a line. That nobody reads it, or that there is no room for it, is no reason to end a run."""
+    def _print(self, what: RenderableType, whole: bool = True) -> None:
+        """Print something. That nobody reads it, or that there is no room for it, is no reason to end a run."""
         try:
-            self._terminal.print(line)
+            self._terminal.print(what, soft_wrap=whole)
         except ReaderGone:
             return
         except OutputFailed as error:
             self._lost = error
 
+    def _say(self, line: str, style: str = "") -> None:
+        self._print(_styled(line, style, self._terminal))
+
     def _say_step(self, step: Step) -> None:
-        how = "reused" if step.reused else step.reason
-        line = Text(f"{step.name:<21} {step.summary:<66} {step.seconds:7.2f} s  ")
-        line.append(how, style="dim" if step.reused else "cyan")
-        self._print(line)
+        how = Text("reused", style="dim") if step.reused else Text(step.reason, style="cyan")
+        if not self._terminal.is_terminal or self._terminal.width >= WIDE:
+            self._print(Text.assemble(f"{step.name:<21} {step.summary:<66} {step.seconds:7.2f} s  ", how))
+            return
+        row = Table.grid(padding=(0, 2, 0, 0))
+        row.add_row(Text(f"{step.name:<21}"), Text(f"{step.seconds:7.2f} s"), how)
+        self._print(row, whole=False)
+        self._print(Padding(Text(step.summary, style="dim"), (0, 0, 0, 4), expand=False), whole=False)
 
     def _keep_ending(self, outcome: dict[str, Any]) -> None:
         self._ending = outcome
 
     def _say_wait(self, message: str) -> None:
-        self._print(Text(message, style="dim"))
+        self._say(message, "dim")
 
     def _say_warning(self, message: str) -> None:
-        self._print(Text(message, style="yellow"))
+        self._say(message, "yellow")
 
     def _say_end(self, outcome: dict[str, Any]) -> None:
         if outcome["error"]:
-            Terminal(stderr=True, highlight=False, soft_wrap=True).print(
-                Text(f"idxflow: {outcome['error']['sentence']}", style="red")
-            )
+            errors = Terminal(stderr=True, highlight=False, soft_wrap=True)
+            errors.print(_styled(f"idxflow: {outcome['error']['sentence']}", "red", errors))
         else:
-            self._print(Text(outcome["sentence"], style="bold green"))
+            self._say(outcome["sentence"], "bold green")
         if outcome["test_accuracy"] is not None:
-            self._print(
-                f"accuracy {outcome['train_accuracy']:.2%} on all training rows, "
-                f"{outcome['test_accuracy']:.2%} on test, {outcome['epochs']} epochs, {waited():.1f} s in all"
+            self._say(
+                f"accuracy {outcome['train_accuracy']:.2%} on all training rows, {outcome['test_accuracy']:.2%} on test, "
+                f"{counted(outcome['epochs'], 'epoch')}, {waited():.1f} s in all"
             )
         if outcome["report"]:
             about = f" of v{outcome['version']}" if outcome["state"] == "unchanged" else ""
-            self._print(f"report{about} {outcome['report']}")
+            self._say(f"report{about} {outcome['report']}")
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Have a line move on a terminal while the block runs, which says what is waited for; yield what changes it."""
+        if self._bars.disable:
+            yield lambda _: None
+            return
+        # Of two moving things at once, each would write over the other.
+        self._bars.stop()
+        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        with Progress(*columns, console=Terminal(stderr=True), transient=True) as moving:
+            line = moving.add_task(what, total=None)
+            yield lambda words: moving.update(line, description=words)
+        self._bars.start()
 
     def _advance(self, step: progress.Progress) -> None:
         if step.name not in self._tasks:
@@ -133,6 +168,22 @@ def waited() -> float:
     """Return the seconds since this process was started, imports and the start of a server included (proc(5))."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+class _HowFar(ProgressColumn):
+    """How much is done and how long the rest takes; of what has no known end, how long it has taken."""
+
+    def render(self, task: Task) -> Text:
+        """Return it in words."""
+        if task.total is None:
+            return Text(f"{task.elapsed or 0:.0f} s")
+        left = f" {task.time_remaining:.0f} s left" if task.time_remaining else ""
+        return Text(f"{task.percentage:3.0f}% {task.fields['note']}{left}")
+
+
+def _styled(line: str, style: str, terminal: Terminal) -> Text:
+    """Return a line for a terminal, made to fit it, or for a pipe or a file, as it is."""
+    return Text(fitted(line, terminal.width) if terminal.is_terminal else line, style=style)
 
 
 class _StepHandler(logging.Handler):

@@ -25,6 +25,7 @@ from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
 from storage.store import Store
 from storage.verify import for_the_next_run, verify
+from storage.words import counted
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -71,10 +72,11 @@ def doctor(
             if finding.remedy:
                 print(f"{'':8} → {finding.remedy}")
     problems = [finding for finding in findings if finding.verdict == "problem"]
+    warnings = sum(finding.verdict == "warning" for finding in findings)
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, ensure_ascii=False))
     else:
-        print(f"{len(problems)} problems, {sum(f.verdict == 'warning' for f in findings)} warnings")
+        print(f"{counted(len(problems), 'problem')}, {counted(warnings, 'warning')}")
     return 1 if problems else 0
 
 
@@ -142,7 +144,8 @@ def _whole(store: Store) -> Finding:
     except IdxflowError as error:
         return Finding("problem", "store", str(error), "chown it to the user that runs the worker, or name another")
     said = (
-        f"{verdict.entries:,} entries, {verdict.versions:,} versions, {verdict.records:,} ledger records, sizes checked"
+        f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
+        f"{counted(verdict.records, 'ledger record')}, sizes checked"
     )
     if verdict.damage:
         first = verdict.damage[0]

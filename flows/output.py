@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from flows import terminal
 from storage.errors import ConfigError, OutputFailed
 from storage.files import check_local, kind_of, open_regular, write_bytes
 from storage.store import Store
@@ -132,17 +133,24 @@ def guarded_streams() -> Iterator[None]:
 
 
 class _Guarded:
-    """A text stream that answers a failed write with `OutputFailed` or `ReaderGone`; or, without a name, not at all."""
+    """A text stream that answers a failed write with `OutputFailed` or `ReaderGone`; or, without a name, not at all.
+
+    What goes to a terminal is made to fit it.
+    """
 
     def __init__(self, stream: TextIO, name: str = "") -> None:
         self._stream, self._name = stream, name
+        self._begins = True
+        """Whether what is written next begins a line."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        columns = terminal.width(self._stream) if self._begins and len(text) > 1 else None
+        self._begins = text.endswith("\n")
         try:
-            self._stream.write(text)
+            self._stream.write(terminal.fitted(text, columns) if columns else text)
         except OSError as error:
             self._give_up(error)
         return len(text)

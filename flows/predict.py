@@ -17,6 +17,7 @@ from storage.files import check_local, kind_of
 from storage.records import Failure, to_json
 from storage.registry import Version
 from storage.store import Store, store_root
+from storage.words import counted
 from tasks import pictures
 from tasks.predict import Model, Row, find_version, load_champion, write_parquet
 
@@ -144,7 +145,7 @@ def _show(rows: Sequence[Row], version: Version, out: Path | None) -> None:
         _say(f"… {len(rows) - len(shown):,} more of {len(rows):,}{rest}")
         _show_counts(rows, version)
     if out:
-        _say(f"{len(rows):,} rows written to {_printable(str(out))}")
+        _say(f"{counted(len(rows), 'row')} written to {_printable(str(out))}")
 
 
 def _show_counts(rows: Sequence[Row], version: Version) -> None:
@@ -190,7 +191,7 @@ def _exported(done: Export) -> dict[str, Any]:
 def _sentence(done: Export) -> str:
     return (
         f"v{done.version} as {done.format} in {_printable(str(done.folder))}: "
-        f"probabilities of {done.rows} images within {done.difference:.1g} of the model's own"
+        f"probabilities of {counted(done.rows, 'image')} within {done.difference:.1g} of the model's own"
     )
 
 

@@ -24,6 +24,7 @@ from storage.ledger import TOLERANCE, Ledger
 from storage.records import Evaluation, Failure, TrainedModel, to_json
 from storage.registry import Registry, Turn, Version, line
 from storage.store import Store
+from storage.words import counted
 
 BY_HAND = "by-hand"
 """What the ledger has for the run of a decision that no run made."""
@@ -499,8 +500,8 @@ def _print_shown(found: Mapping[str, Any]) -> None:
         "version": f"v{found['version']} of {found['dataset']}, {since if found['champion'] else 'not the champion'}",
         "registered": f"{_clock(found['registered'])} UTC by run {found['run']} ({found['asked_by'] or 'unknown'})",
         "accuracy": f"{found['test_accuracy']:.2%} on test, {found['train_accuracy']:.2%} on training",
-        "images": f"{found['image_shape'][0]}×{found['image_shape'][1]}, {len(found['classes'])} classes: "
-        + ", ".join(found["classes"]),
+        "images": f"{found['image_shape'][0]}×{found['image_shape'][1]}, "
+        f"{counted(len(found['classes']), 'class', 'classes')}: {', '.join(found['classes'])}",
         "model": found["model"] + (" (removed by `idxflow gc`)" if found["collected"] else ""),
         "evaluation": found["evaluation"],
         "weights": found["weights_digest"],

@@ -16,6 +16,7 @@ from storage import retention, verify
 from storage.errors import ConfigError
 from storage.retention import KEEP_LAST, Collected
 from storage.store import Store
+from storage.words import counted
 
 StoreFolder = Annotated[
     str | None, Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]")
@@ -41,8 +42,9 @@ def verify_store(dataset: str | None = None, *, store: StoreFolder = None, as_js
     for finding in verdict.findings:
         print(f"{finding.kind}: {finding.path}: {finding.problem}; {finding.remedy}")
     print(
-        f"{'DAMAGED' if verdict.damage else 'ok'}: {len(names)} data sets, {verdict.entries:,} entries, "
-        f"{verdict.versions:,} versions, {verdict.records:,} ledger records, {_size(verdict.bytes)} read; "
+        f"{'DAMAGED' if verdict.damage else 'ok'}: {counted(len(names), 'data set')}, "
+        f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
+        f"{counted(verdict.records, 'ledger record')}, {_size(verdict.bytes)} read; "
         f"{len(verdict.damage)} damaged, {len(verdict.leftovers)} left over"
         + (f", {len(verdict.remarks)} to remark on" if verdict.remarks else "")
     )
@@ -104,11 +106,13 @@ def _show(collected: Collected, dry_run: bool) -> None:
         )
         return
     would = "would remove" if dry_run else "removed"
-    versions = _ranges(collected.retired)
+    versions = f" (of {ranges})" if (ranges := _ranges(collected.retired)) else ""
+    entries = counted(len(collected.entries), "entry", "entries") + versions
+    stays = f"{counted(collected.kept, 'entry', 'entries')} {'stays' if collected.kept == 1 else 'stay'}"
+    unfinished = f", and {len(collected.unfinished)} unfinished for the next run" if collected.unfinished else ""
     print(
-        f"{collected.dataset}: {would} {len(collected.entries)} entries{f' (of {versions})' if versions else ''} and "
-        f"{len(collected.leftovers)} leftovers, {_size(collected.bytes)}; {collected.kept} entries stay"
-        + (f", and {len(collected.unfinished)} unfinished for the next run" if collected.unfinished else "")
+        f"{collected.dataset}: {would} {entries} and {counted(len(collected.leftovers), 'leftover')}, "
+        f"{_size(collected.bytes)}; {stays}{unfinished}"
     )
     if dry_run:
         for path in (*collected.entries, *collected.leftovers):
@@ -148,4 +152,4 @@ def _size(count: int) -> str:
     while value >= 1000 and len(units) > 1:
         value /= 1000
         units.pop(0)
-    return f"{value:,.0f} {units[0]}" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
+    return counted(count, "byte") if units[0] == "bytes" else f"{value:,.1f} {units[0]}"

@@ -17,7 +17,8 @@ from storage.catalog import Dataset
 from storage.errors import ModelRefused
 from storage.records import Confirmation, Done, Evaluation, Split, TrainedModel
 from storage.store import Plan, Store
-from tasks import fresh, network
+from storage.words import counted
+from tasks import fresh, network, progress
 from tasks.fresh import ROWS, fixture_rows
 from tasks.steps import log_step
 
@@ -45,7 +46,12 @@ def confirm(
         code=source.digests(__name__),
         libraries=network.versions("numpy", "scipy"),
     )
-    done = store.once(plan, Confirmation, lambda folder: confirm_into(folder, dataset, model, test, evaluation), _line)
+
+    def make(folder: Path) -> Confirmation:
+        with progress.working("confirm"):
+            return confirm_into(folder, dataset, model, test, evaluation)
+
+    done = store.once(plan, Confirmation, make, _line)
     log_step(_log, done.step)
     return done
 
@@ -103,4 +109,4 @@ def _refused(dataset: Dataset, found: str) -> ModelRefused:
 
 def _line(confirmation: Confirmation) -> str:
     rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
-    return f"a fresh process predicts the same for {confirmation.rows} rows{rounding}"
+    return f"a fresh process predicts the same for {counted(confirmation.rows, 'row')}{rounding}"

@@ -21,6 +21,7 @@ from storage.errors import FormatError
 from storage.files import canonical
 from storage.records import Archive, Done, Split, SplitName
 from storage.store import Plan, Store
+from storage.words import counted
 from tasks.steps import log_step
 
 _BLOCK_BYTES = 1 << 26
@@ -184,7 +185,7 @@ def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[n
 
 
 def _line(split: Split) -> str:
-    return f"{split.rows:,} images of {_times(split.image_shape)}"
+    return f"{counted(split.rows, 'image')} of {_times(split.image_shape)}"
 
 
 def _listed(values: tuple[int, ...]) -> str:

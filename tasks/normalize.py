@@ -18,6 +18,7 @@ from storage.catalog import Dataset
 from storage.errors import DataRefused, TrainingFailed
 from storage.records import Done, Normalization, Split
 from storage.store import Plan, Store
+from storage.words import counted
 from tasks import holdout
 from tasks.config import TrainingConfig
 from tasks.scaling import Statistics, write
@@ -113,4 +114,4 @@ def _write(dataset: Dataset, train: Split, config: TrainingConfig, folder: Path)
 
 
 def _line(record: Normalization) -> str:
-    return f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {record.rows:,} rows"
+    return f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {counted(record.rows, 'row')}"

@@ -43,3 +43,13 @@ def advance(progress: Progress) -> None:
     listener = _listener.get()
     if listener:
         listener(progress)
+
+
+@contextmanager
+def working(name: str) -> Iterator[None]:
+    """Tell the listener, if there is one, that work is in progress while the block runs, which may take a while."""
+    advance(Progress(name, 0, None, ""))
+    try:
+        yield
+    finally:
+        advance(Progress(name, 1, 1, ""))

@@ -20,6 +20,7 @@ from storage.catalog import Dataset
 from storage.errors import TrainingFailed
 from storage.records import Done, Epoch, Normalization, Split, TrainedModel
 from storage.store import Plan, Store
+from storage.words import counted
 from tasks import artifacts, checkpoint, holdout, network, rows
 from tasks.checkpoint import Checkpoint
 from tasks.config import TrainingConfig
@@ -307,6 +308,6 @@ def _line(model: TrainedModel) -> str:
     said = "" if held_out is None else f" (held out: {100 * held_out:.2f}%)"
     resumed = f", the first {model.resumed_after} by an interrupted run" if model.resumed_after else ""
     return (
-        f"{model.epochs_run} epochs{resumed}{kept}, {100 * model.train_accuracy:.2f}% of rows right{said}, "
-        f"{model.parameters:,} weights"
+        f"{counted(model.epochs_run, 'epoch')}{resumed}{kept}, {100 * model.train_accuracy:.2f}% of rows right{said}, "
+        f"{counted(model.parameters, 'weight')}"
     )

@@ -24,7 +24,8 @@ from storage.errors import ValidationFailed
 from storage.files import canonical
 from storage.records import Check, Done, Split, SplitName, Validation, to_json
 from storage.store import Plan, Store
-from tasks import artifacts
+from storage.words import counted
+from tasks import artifacts, progress
 from tasks.steps import log_step
 
 PART_ROWS = 1 << 18
@@ -59,7 +60,12 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
         libraries={"great-expectations": version("great-expectations")},
     )
     rows = train.rows + test.rows
-    done = store.once(plan, Validation, lambda folder: judge(dataset, train, test, folder), lambda v: _line(v, rows))
+
+    def make(folder: Path) -> Validation:
+        with progress.working("validate"):
+            return judge(dataset, train, test, folder)
+
+    done = store.once(plan, Validation, make, lambda found: _line(found, rows))
     log_step(_log, done.step)
     artifacts.show_table(artifacts.key("checks", dataset.name), table_rows(done.record), done.step.summary)
     if not done.record.passed:
@@ -168,8 +174,8 @@ def _line(validation: Validation, rows: int) -> str:
     checks, failures, warnings = len(validation.checks), len(validation.failures), len(validation.warnings)
     remark = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
     if failures:
-        return f"{failures} of {checks} checks on {rows:,} rows failed{remark}"
-    return f"{checks - warnings} checks on {rows:,} rows passed{remark}"
+        return f"{failures} of {counted(checks, 'check')} on {counted(rows, 'row')} failed{remark}"
+    return f"{counted(checks - warnings, 'check')} on {counted(rows, 'row')} passed{remark}"
 
 
 def _written(

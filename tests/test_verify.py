@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_is_not_said_to_be_good(filled: Store):
 
 def test_verify_exits_with_1_on_damage_and_says_what(filled: Store, capsys: pytest.CaptureFixture):
     assert _main(["verify", "--store", str(filled.root)]) == 0
-    assert capsys.readouterr().out.startswith("ok: 1 data sets, 12 entries, 3 versions, 6 ledger records")
+    assert capsys.readouterr().out.startswith("ok: 1 data set, 12 entries, 3 versions, 6 ledger records")
     path = part(filled, "5-models") / "data.bin"
     edit(path, lambda data: data[:-1])
     assert _main(["verify", DATASET, "--store", str(filled.root)]) == 1

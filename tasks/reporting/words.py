@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from storage.records import RunRecord
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a count with its noun, in the plural unless it is one."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+from storage.words import counted as counted
 
 
 def duration(seconds: float | None) -> str:
