@@ -134,7 +134,7 @@ def _of_process(values: Mapping[str, Any]) -> str:
     counter, before = values.get("memory") or (None, 0)
     if deaths.in_kernel_log(values.get("pid", 0)) or (counter and deaths.kills_for_memory(Path(counter)) > before):
         return f"{process} was killed by the kernel, because memory ran out"
-    return f"{process} was killed, or died without a word"
+    return f"{process} was killed, or could not record how the run ended"
 
 
 def _on_server(flow_run: str | None) -> State | None:

@@ -51,7 +51,7 @@ def recorded(store: Store) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("number", "state", "sentence", "code"),
     [
-        (signal.SIGKILL, "crashed", "its process {} was killed, or died without a word", -9),
+        (signal.SIGKILL, "crashed", "its process {} was killed, or could not record how the run ended", -9),
         (signal.SIGINT, "interrupted", "it was stopped by Ctrl-C", 130),
         (signal.SIGTERM, "terminated", "it was ended by SIGTERM", 143),
     ],
@@ -88,7 +88,7 @@ def test_a_run_that_is_ended_is_in_the_ledger_and_its_remedy_ends_well(
         ({"boot": "another"}, "ended with the machine, which was started again since"),
         ({"host": "elsewhere"}, "on the machine elsewhere is gone"),
         ({"memory": ["memory.events", 2]}, "was killed by the kernel, because memory ran out"),
-        ({}, "was killed, or died without a word"),
+        ({}, "was killed, or could not record how the run ended"),
     ],
 )
 def test_what_a_process_died_of_is_said_as_far_as_it_is_known(
@@ -132,7 +132,7 @@ def test_a_trace_that_was_damaged_is_still_of_a_run(filled: Store):
     die(filled)
     (path,) = underway.folder(filled, DATASET).iterdir()
     path.write_bytes(path.read_bytes()[:20])
-    assert recorded(filled)["sentence"].startswith("its process was killed, or died without a word")
+    assert recorded(filled)["sentence"].startswith("its process was killed, or could not record how the run ended")
 
 
 def test_a_decision_that_was_made_before_is_said(filled: Store):

@@ -730,6 +730,9 @@ def _a_late_run_is_found(operated: Operated) -> None:
     finding = operated.findings()["late runs"]
     assert (finding.verdict, finding.found) == ("problem", "1, first 'long-due'")
     assert "idxflow up" in finding.remedy
+    asked = operated.idxflow("status", "mnist")
+    assert asked.returncode == 1
+    assert re.search(r"problem +a run has been due since .*: no worker takes it; start one: idxflow up", asked.stdout)
     operated.delete(f"flow_runs/{late}")
     assert operated.findings()["late runs"].verdict == "ok"
 

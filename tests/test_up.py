@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -282,6 +282,25 @@ def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service
     assert service.slots("digits") == 0
     until(lambda: service.pid("worker") != worker)
     assert re.search("the worker was killed by SIGKILL; .*; starting it again in 1 s", service.said)
+    again = "prefect deployment run retrain/digits"
+    sentence = until(lambda: recorded(service, "digits", "crashed"))
+    assert sentence.endswith(f"; run it again, it goes on from there: {again}")
+
+
+def recorded(service: Service, dataset: str, state: str) -> str | None:
+    """What the ledger has of the newest run, once that has this state."""
+    run = Ledger(Store(Path(service.environment["IDXFLOW_STORE"])), dataset).last("runs")
+    return run["sentence"] if run and run["state"] == state else None
+
+
+def test_a_run_that_is_cancelled_before_it_started_is_in_the_ledger(service: Service):
+    later = {"state_details": {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()}}
+    wanted = {"state": {"type": "SCHEDULED", **later}, "parameters": {"dataset": "kmnist"}}
+    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    cancelled = {"state": {"type": "CANCELLED", "message": "not this week"}, "force": True}
+    service.post(f"flow_runs/{run}/set_state", cancelled)
+    said = until(lambda: recorded(service, "kmnist", "cancelled"))
+    assert said == "it was cancelled before it started: not this week"
 
 
 def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: Service):
@@ -291,6 +310,7 @@ def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: 
     until(lambda: gone(process))
     until(lambda: service.has_state(run, "CANCELLED"))
     assert service.slots("digits") == 0
+    assert until(lambda: recorded(service, "digits", "cancelled")).startswith("it was cancelled; run it again")
     verdict = verify(Store(Path(service.environment["IDXFLOW_STORE"])), "digits")
     assert not verdict.damage
     assert verdict.versions == 1
