@@ -76,8 +76,8 @@ define set_up
 @$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-pip.lock
 @echo "3 of 5: $$(grep -c '^[a-z].*==' $(2)) packages of $(2), TensorFlow the largest"
 @# On a terminal with its own bars.
-@$(1)/bin/pip install $$(test -t 1 || echo --quiet) --disable-pip-version-check --no-deps --no-compile --require-hashes \
-	--requirement $(2)
+@test -t 1 && quiet= || quiet=--quiet; \
+	$(1)/bin/pip install $$quiet --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement $(2)
 @echo "4 of 5: compiling them"
 @# On all processors, where pip takes one. What is for other Pythons does not compile, and nobody imports it.
 @$(1)/bin/python -m compileall -qq -j 0 -x /tests/ $(1)/lib || true

@@ -351,7 +351,7 @@ class _Up:
         self._tell()
         login = server.login(self.auth, self.folder)
         _say(
-            f"ready: the UI is at {self.where.ui}; try, in another terminal:\n"
+            f"ready: the UI is at {self.where.ui}; try, from this folder in another terminal:\n"
             f"  export PREFECT_API_URL={self.where.api}\n"
             + (f"  {login}\n" if login else "")
             + "  prefect deployment run retrain/digits --watch\n"
