@@ -81,8 +81,9 @@ def unstarted(client: SyncPrefectClient, store: Store, known: set[UUID]) -> None
         ledger, name = Ledger(store, dataset), f"{due:%Y%m%d-%H%M%S}-{run.id.hex[:4]}"
         if ledger.find("runs", name) is None:
             said = f"it {_word(run.state)} before it started{_message(run.state)}"
+            # Without the set that it was to run: that one still waits for a run.
             values = {"run": name, "started": due.isoformat(timespec="milliseconds"), "asked_by": "deployment"}
-            _record(ledger, dataset, _STATES[run.state.type.value], said, {**run.parameters, **values})
+            _record(ledger, dataset, _STATES[run.state.type.value], said, values)
 
 
 _STATES = {"CANCELLED": "cancelled", "CANCELLING": "cancelled", "CRASHED": "crashed", "FAILED": "failed"}

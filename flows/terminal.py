@@ -22,7 +22,8 @@ _CELL = re.compile(r"( *)(\S+(?: \S+)*)")
 """A column of a line, which two spaces or more end, and the spaces before it."""
 _PROGRAMS = ("idxflow", "prefect")
 _TO_TYPE = re.compile(rf"(?<![\w./~-])({'|'.join(_PROGRAMS)}) (?=(?:--)?[a-z])")
-_JSON = ("{", "[")
+_WHOLE = ("{", "[", "│", "╭", "╰")
+"""What lines of JSON and of boxes begin with."""
 
 
 class Stream(Protocol):
@@ -46,14 +47,14 @@ def width(stream: Stream) -> int | None:
 def fitted(text: str, columns: int) -> str:
     """Return lines as a terminal of so many columns shows them best; what goes on in the next line is indented.
 
-    A word that is longer, such as a path, stays whole, so that it can be copied. JSON and lines with control
-    characters are left as they are.
+    A word that is longer, such as a path, stays whole, so that it can be copied. JSON, the boxes of `--help` and lines
+    with control characters are left as they are.
     """
     return "\n".join(_fitted(line, columns) for line in text.split("\n"))
 
 
 def _fitted(line: str, columns: int) -> str:
-    if not line.isprintable() or line.startswith(_JSON):
+    if not line.isprintable() or line.startswith(_WHOLE):
         return line
     line = callable_from_here(shortened(line))
     if len(line) <= columns:

@@ -157,7 +157,7 @@ def test_what_follows_a_label_is_indented():
     assert terminal.fitted("word " * 30, 60).splitlines()[1].startswith("  word")
 
 
-@pytest.mark.parametrize("line", [json.dumps([LONG]), json.dumps({"a": LONG}), f"\x1b[1m{LONG}"])
+@pytest.mark.parametrize("line", [json.dumps([LONG]), json.dumps({"a": LONG}), f"│ {LONG}", f"\x1b[1m{LONG}"])
 def test_json_and_what_moves_the_cursor_are_left_alone(line: str):
     assert terminal.fitted(line, 60) == line
 
