@@ -99,10 +99,12 @@ def connected() -> Iterator[Server]:
     Raises:
         PrefectFailed: there is no server, or it does not have the deployment.
     """
+    from flows.service import configuration
+    from flows.service.client import found
+
+    configuration.read()
     from prefect.exceptions import ObjectNotFound
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-    from flows.service.client import found
 
     # Meanwhile nobody looks at the folder; the next look tries again.
     impatient = {PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from flows import doctor, figures, registry, reports, runs, status, upkeep
+from flows import doctor, environment, figures, registry, reports, runs, status, upkeep
 from flows.interruption import Terminated, interruptible
 from flows.output import ReaderGone, guarded_streams
+from flows.service import configuration
 from flows.service.up import up
-from flows.settings import be_quiet, collect_less, send_no_usage
+from flows.settings import be_quiet, collect_less
 from storage.errors import ConfigError, IdxflowError, PrefectFailed, shortage
 from storage.files import WAITING
 from storage.words import counted
@@ -295,14 +295,15 @@ def main(tokens: list[str] | None = None) -> None:
 
 
 def _main(tokens: list[str] | None) -> int:
-    send_no_usage()
     with guarded_streams():
         return _ended(tokens)
 
 
 def _ended(tokens: list[str] | None) -> int:
     try:
-        code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+        environment.prepare()
+        with interruptible():
+            code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
         sys.stdout.flush()
     except CycloptsError:
         return ConfigError.exit_code
@@ -351,6 +352,7 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     collect_less()
     # Before Prefect is imported.
     be_quiet()
+    configuration.read()
     # Nor are log lines that could not be sent to its server worth a line each.
     logging.raiseExceptions = False
     with interruptible() as interruptions, Console(as_json) as console:
@@ -382,7 +384,7 @@ def _server() -> Iterator[TemporaryServer | None]:
     """Have Prefect use the server it is configured with, else that of `idxflow up`, else one that is yielded."""
     from flows.service import client, temporary
 
-    if not temporary.needed():
+    if configuration.url():
         with client.used_as_configured():
             yield None
     elif running := client.server_of_up():
@@ -411,8 +413,10 @@ def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
         state = flow(**parameters, return_state=True)
     except Exception as error:
         # The flow returns its own failures as states, so this is Prefect's.
-        server = os.environ.get("PREFECT_API_URL")
-        remedy = f"is the server at {server} up? Without PREFECT_API_URL none is needed" if server else "try again"
+        source = configuration.source()
+        remedy = (
+            f"is the server up that {source} names? Without PREFECT_API_URL none is needed" if source else "try again"
+        )
         raise PrefectFailed(f"expected Prefect to run the flow; {type(error).__name__}: {error}; {remedy}") from error
     result = state.result(raise_on_failure=False)
     if isinstance(result, RunFailed):

@@ -26,6 +26,7 @@ from storage.ledger import Ledger
 from storage.store import Store
 from storage.verify import for_the_next_run, verify
 from storage.words import counted
+from tasks import proxies
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -87,6 +88,7 @@ def _looks(store: Store) -> Iterator[Finding]:
     yield _whole(store)
     yield _clock(store)
     yield _zones()
+    yield _proxies()
     yield from _server()
 
 
@@ -113,8 +115,9 @@ def _tensorflow() -> Finding:
     # In a process of its own: on a processor without AVX the import ends the process.
     code = "import tensorflow as tf; print(tf.__version__)"
     try:
+        # -P: no module of the current folder gets in between.
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return Finding("problem", "TensorFlow", f"not imported within {_IMPORT_SECONDS} s", "free memory or processors")
@@ -130,7 +133,7 @@ def _disk(store: Store) -> Finding:
     free = shutil.disk_usage(place).free
     said = f"{free / 1e9:,.1f} GB free at {place}"
     if free < LEAST_FREE_BYTES:
-        return Finding("warning", "disk", said, "idxflow gc, or another store with --store")
+        return Finding("warning", "disk", said, f"{store.command('gc')}, or another store with --store")
     return Finding("ok", "disk", said)
 
 
@@ -148,14 +151,14 @@ def _whole(store: Store) -> Finding:
         f"{counted(verdict.records, 'ledger record')}, sizes checked"
     )
     if verdict.damage:
-        first = verdict.damage[0]
-        return Finding("problem", "store", f"{len(verdict.damage)} damaged, first {first.path}", "idxflow verify")
+        said = f"{len(verdict.damage)} damaged, first {verdict.damage[0].path}"
+        return Finding("problem", "store", said, store.command("verify"))
     needed = {path for name in store.datasets() for path in for_the_next_run(store, name)}
     rest = [finding for finding in verdict.leftovers if finding.path not in needed]
     if needed:
         said = f"{said}; {len(needed)} unfinished, which the next run goes on from"
     if rest:
-        return Finding("warning", "store", f"{said}; {len(rest)} left over by dead runs", "idxflow gc")
+        return Finding("warning", "store", f"{said}; {len(rest)} left over by dead runs", store.command("gc"))
     return Finding("ok", "store", said)
 
 
@@ -165,7 +168,7 @@ def _clock(store: Store) -> Finding:
     try:
         found = [(name, jump) for name in store.datasets() for jump in Ledger(store, name).recent_jumps(now)]
     except IdxflowError as error:
-        return Finding("problem", "clock", str(error), "idxflow verify")
+        return Finding("problem", "clock", str(error), store.command("verify"))
     ahead = [(name, jump) for name, jump in found if jump.ahead]
     if ahead:
         name, jump = ahead[0]
@@ -193,9 +196,39 @@ def _zones() -> Finding:
     )
 
 
+def _proxies() -> Finding:
+    if said := proxies.unusable():
+        return Finding("problem", "proxies", f"{said}; archives cannot be fetched", proxies.REMEDY)
+    return Finding("ok", "proxies", "none, or of a kind that can be used; this machine is asked without one")
+
+
+def _settings() -> Finding:
+    """Whether Prefect can be used at all: its settings can be read, and its folder written."""
+    from flows.service import configuration
+    from flows.service.database import private_home
+
+    try:
+        configuration.url()
+        home = private_home()
+    except PrefectFailed as error:
+        return Finding("problem", "settings", *_parted(error))
+    return Finding("ok", "settings", f"can be read; Prefect's folder is {home}")
+
+
+def _parted(error: PrefectFailed) -> tuple[str, str]:
+    """Return what was found, and what to do about it."""
+    found, _, remedy = str(error).rpartition("; ")
+    return found, remedy
+
+
 def _server() -> Iterator[Finding]:
+    from flows.service import configuration
     from flows.service.client import found
 
+    settings = _settings()
+    yield settings
+    if settings.verdict == "problem":
+        return
     try:
         with found() as client:
             yield _same_version(client)
@@ -207,8 +240,12 @@ def _server() -> Iterator[Finding]:
             for look in (_worker, _deployments, _limits, _late, _lifeless, _automation):
                 yield look(client)
     except PrefectFailed as error:
-        # `idxflow run` needs none.
-        yield Finding("warning", "server", str(error), "idxflow up: needed for schedules, deployments and the UI")
+        if configuration.source():
+            # Every run would use it.
+            yield Finding("problem", "server", *_parted(error))
+        else:
+            # `idxflow run` needs none.
+            yield Finding("warning", "server", str(error), "idxflow up: needed for schedules, deployments and the UI")
 
 
 def _same_version(client: SyncPrefectClient) -> Finding:

@@ -75,7 +75,7 @@ def _newest(place: Place, split: str) -> Split:
         return found
     there = "removed from the store or are damaged" if gone else "decoded by no run yet"
     raise ConfigError(
-        f"expected decoded {split} images of {place.dataset}; they were {there}; `idxflow run` decodes them"
+        f"expected decoded {split} images of {place.dataset}; they were {there}; {place.remedy} decodes them"
     )
 
 

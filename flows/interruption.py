@@ -37,7 +37,7 @@ def interruptible() -> Iterator[list[type[KeyboardInterrupt]]]:
 
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
     # Where Ctrl-C is to be ignored, as in the background of a shell, it is.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         with _sent_again():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -113,7 +114,9 @@ class ReaderGone(Exception):
 
 @contextmanager
 def guarded_streams() -> Iterator[None]:
-    """While the block runs, standard output raises `OutputFailed` or `ReaderGone`, and standard error never fails.
+    r"""While the block runs, standard output raises `OutputFailed` or `ReaderGone`, and standard error never fails.
+
+    A letter that the encoding of a stream does not have is written as `\uXXXX`, as JSON and TOML read it.
 
     After its first failure a stream leads to nowhere: neither what is still in its buffer nor Python, which flushes
     it at exit, meets the failure again.
@@ -150,7 +153,11 @@ class _Guarded:
         columns = terminal.width(self._stream) if self._begins and len(text) > 1 else None
         self._begins = text.endswith("\n")
         try:
-            self._stream.write(terminal.fitted(text, columns) if columns else text)
+            fitting = terminal.fitted(text, columns) if columns else text
+            try:
+                self._stream.write(fitting)
+            except UnicodeEncodeError:
+                self._stream.write(_escaped(fitting, self._stream.encoding))
         except OSError as error:
             self._give_up(error)
         return len(text)
@@ -174,6 +181,19 @@ class _Guarded:
                 f"expected {self._name} to take what is printed; {error.strerror}; "
                 "make room there, or lead it elsewhere"
             ) from error
+
+
+def _escaped(text: str, encoding: str) -> str:
+    """Return `text` in letters of `encoding` only; all that have any use have those of ASCII."""
+    return "".join(letter if _has(encoding, letter) else json.dumps(letter)[1:-1] for letter in text)
+
+
+def _has(encoding: str, letter: str) -> bool:
+    try:
+        letter.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open_missing() -> None:

@@ -113,7 +113,7 @@ def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson 
     found = next((turn for turn in reversed(changes) if turn.time <= asked), None)
     turn = place.registry.whole(found) if found else None
     told = _told(turn, place) if turn else None
-    doubt = _doubt(changes, found, asked)
+    doubt = _doubt(place, changes, found, asked)
     if as_json:
         version = turn.after if turn else None
         return print_json(
@@ -220,6 +220,14 @@ class Place:
     def ledger(self) -> Ledger:
         return Ledger(self.store, self.dataset)
 
+    @property
+    def remedy(self) -> str:
+        """The command that makes what is not there yet."""
+        from storage import catalog
+
+        known = self.dataset in catalog.names()
+        return f"`{self.store.command(f'run {self.dataset}' if known else 'run --dataset-file …')}`"
+
 
 @dataclass(frozen=True)
 class Change:
@@ -254,7 +262,7 @@ def _version(place: Place, text: str) -> Version:
     if text == "champion":
         champion = place.registry.champion()
         if champion is None:
-            raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; `idxflow run` makes one")
+            raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; {place.remedy} makes one")
         return champion
     digits = text.removeprefix("v")
     known = place.registry.numbers()
@@ -294,9 +302,10 @@ def _earlier(place: Place, to: str, history: list[Turn], now: int | None) -> Ver
     if to != "previous":
         wanted = _version(place, to)
         if wanted.number not in {turn.after for turn in history if turn.changed}:
+            promote = f'promote {place.dataset} {wanted.number} --force --reason "…"'
             raise ConfigError(
                 f"expected a version that was the champion of {place.dataset} before; found v{wanted.number}, which "
-                f'never was; `idxflow promote {place.dataset} {wanted.number} --force --reason "…"` makes it'
+                f"never was; `{place.store.command(promote)}` makes it"
             )
         return wanted
     champions = [number for number in line(history) if number != now]
@@ -415,7 +424,7 @@ def _told(turn: Turn, place: Place) -> dict[str, Any]:
     }
 
 
-def _doubt(changes: Sequence[Turn], found: Turn | None, asked: datetime) -> str | None:
+def _doubt(place: Place, changes: Sequence[Turn], found: Turn | None, asked: datetime) -> str | None:
     """Say that a clock was wrong where it matters to which of the `changes`, oldest first, was the last by then.
 
     The last one with an earlier time is taken to be it. By right clocks, it is also the last before the first one
@@ -429,7 +438,8 @@ def _doubt(changes: Sequence[Turn], found: Turn | None, asked: datetime) -> str 
     names = ", ".join(_name(turn.after if turn else None) for turn in (found, other))
     return (
         f"the clock was put back between changes of the champion, so which it was then is not sure; of {names}, the "
-        "first is taken; `idxflow registry history` has the order, `idxflow verify` the times that are wrong"
+        f"first is taken; `{place.store.command(f'registry history {place.dataset}')}` has the order, "
+        f"`{place.store.command('verify')}` the times that are wrong"
     )
 
 

@@ -110,7 +110,7 @@ def find_run(place: Place, text: str) -> dict[str, Any]:
     runs = [run_of(name) for name in place.ledger.names("runs")]
     if not runs:
         raise ConfigError(
-            f"expected a run of {place.dataset} in the ledger; there is none yet; `idxflow run` makes one"
+            f"expected a run of {place.dataset} in the ledger; there is none yet; {place.remedy} makes one"
         )
     wanted = runs[-1] if text == "latest" else _champions(place) if text == "champion" else text
     matching = [wanted] if wanted in runs else sorted({run for run in runs if wanted and run.startswith(wanted)})
@@ -143,7 +143,7 @@ def quiet() -> Iterator[None]:
 def _champions(place: Place) -> str:
     champion = place.registry.champion()
     if champion is None:
-        raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; `idxflow run` makes one")
+        raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; {place.remedy} makes one")
     return champion.run
 
 

@@ -43,15 +43,6 @@ def quiet_environment() -> dict[str, str]:
     return {"DO_NOT_TRACK": "1", **dict(_variables("PREFECT", table))}
 
 
-def send_no_usage() -> None:
-    """Keep Prefect from sending usage data, in this process and all that it starts, unless the user wants it to.
-
-    In a terminal, importing Prefect is enough for it to send some, and to say so.
-    """
-    # Prefect: telemetry.
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-
-
 def be_quiet() -> None:
     """Set that environment, where the user has not, and keep Prefect's own log off the console: ours says it once."""
     for key, value in quiet_environment().items():

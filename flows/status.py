@@ -180,11 +180,16 @@ def _run(values: Mapping[str, Any]) -> Run:
 
 def _scheduled() -> tuple[dict[str, datetime], str | None]:
     """Return when each data set is due next, by name; and why nobody can say, if so."""
+    from flows.service import configuration
+    from flows.service.client import found
+
+    try:
+        configuration.read()
+    except PrefectFailed as error:
+        return {}, str(error)
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
-
-    from flows.service.client import found
 
     wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
     due: dict[str, datetime] = {}
@@ -208,7 +213,7 @@ def _show(store: Store, healths: Sequence[Health], remark: str | None, now: date
         for label, said in _lines(health, now):
             print(f"  {label:<9} {said}")
     if not healths:
-        print(f"nothing in {store.root} yet; fill it with `idxflow run`")
+        print(f"nothing in {store.root} yet; fill it with `{store.command('run')}`")
     if remark:
         print(f"the next runs are not known: {remark}")
 

@@ -86,7 +86,7 @@ def _datasets(store: Store, dataset: str | None) -> Sequence[str]:
     if not store.root.is_dir():
         raise ConfigError(
             f"expected a store at {store.root}; there is none; name another with --store or IDXFLOW_STORE, "
-            "or fill one with `idxflow run`"
+            f"or fill one with `{store.command('run')}`"
         )
     names = store.datasets()
     if dataset is None:

@@ -25,6 +25,7 @@ import heapq
 import json
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -72,10 +73,13 @@ STORE_VARIABLE = "IDXFLOW_STORE"
 _log = logging.getLogger(__name__)
 
 
+BESIDE = Path(__file__).resolve().parent.parent / "store"
+"""The store of a command that nothing names another to."""
+
+
 def store_path(given: str | Path | None = None) -> Path:
     """Return the store's folder: the one given, else `IDXFLOW_STORE`, else `store` beside the source code."""
-    beside = Path(__file__).resolve().parent.parent / "store"
-    return Path(given or os.environ.get(STORE_VARIABLE) or beside).expanduser().absolute()
+    return Path(given or os.environ.get(STORE_VARIABLE) or BESIDE).expanduser().absolute()
 
 
 def store_root(given: str | Path | None = None) -> Path:
@@ -158,6 +162,14 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
+
+    def command(self, words: str, usual: Path | None = None) -> str:
+        """Return a command of idxflow about this store, as it is to be typed.
+
+        It names the store unless that is the `usual` one, by default that of a command without `--store` here.
+        """
+        option = "" if self.root == (usual or store_path()) else f" --store {shlex.quote(str(self.root))}"
+        return f"idxflow {words}{option}"
 
     def dataset(self, name: str) -> Path:
         return self.root / name

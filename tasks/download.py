@@ -22,6 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from storage import stopping
+from tasks import proxies
 from tasks.part import Part, Received, SourceFailed, too_large
 from tasks.reach import Reach, reach_of, reach_of_host
 
@@ -354,6 +355,8 @@ def _unlogged() -> Iterator[None]:
 @contextmanager
 def _client(policy: Policy) -> Iterator[httpx.Client]:
     """Give a client that takes proxies and certificates from the environment (httpx reads no netrc)."""
+    if said := proxies.unusable():
+        raise SourceFailed(f"no connection, because {said}; {proxies.REMEDY}")
     try:
         client = httpx.Client(
             timeout=httpx.Timeout(policy.read_seconds, connect=policy.connect_seconds),
@@ -412,8 +415,8 @@ def _forbidden() -> SourceFailed:
 
 
 def _proxy_of(url: httpx.URL) -> str | None:
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
+    known = urllib.request.getproxies()
+    proxy = known.get(url.scheme) or known.get("all")
     return proxy if proxy and not urllib.request.proxy_bypass(url.host) else None
 
 

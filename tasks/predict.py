@@ -198,8 +198,8 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
     champion = registry.champion()
     if champion is None:
         raise StoreError(
-            f"expected a champion of {dataset} in {store.root}; there is none yet; run `idxflow run {dataset}` first "
-            "(your own data: `idxflow run --dataset-file`), or name another store"
+            f"expected a champion of {dataset} in {store.root}; there is none yet; run "
+            f"`{store.command(f'run {dataset}')}` first (your own data: `--dataset-file`), or name another store"
         )
     return champion
 

@@ -150,6 +150,49 @@ def test_a_run_goes_on_to_its_end(results: Path, tmp_path: Path, errors: Path, m
     assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
 
 
+def in_letters(encoding: str, arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what the command writes to a standard output that has only the letters of `encoding`."""
+    with (folder / "letters").open("w", encoding=encoding) as output, monkeypatch.context() as here:
+        here.setattr(sys, "stdout", output)
+        # 1 is a finding, such as a clock.
+        assert _main(arguments) in (0, 1)
+    return (folder / "letters").read_text(encoding)
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - NEED_SERVERS - NEED_LIBRARIES - {"promote", "rollback"}))
+def test_a_letter_that_the_terminal_does_not_have_ends_nothing(
+    command: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert in_letters("ascii", words(command, world), tmp_path, monkeypatch)
+    if command in JSON:
+        said = [
+            json.loads(in_letters(encoding, [*words(command, world), "--json"], tmp_path, monkeypatch))
+            for encoding in ("ascii", "utf-8")
+        ]
+        assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "euc_jp"])
+def test_help_is_written_in_any_letters(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for command in ("", *COMMANDS):
+        assert "Usage: idxflow" in in_letters(encoding, [*command.split(), "--help"], tmp_path, monkeypatch)
+
+
+def test_a_name_that_is_no_text_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Bytes of a file name that are no UTF-8 are lone surrogates in Python, which no encoding has."""
+    store = tmp_path / os.fsdecode(b"\xe9")
+    assert "\\udce9" in in_letters("utf-8", ["status", "--store", str(store)], tmp_path, monkeypatch)
+
+
+@pytest.mark.flow
+def test_a_run_is_not_ended_by_its_own_lines(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_tiny(tmp_path)
+    arguments = ["validate", "--dataset-file", str(tmp_path / "tiny.toml"), "--store", str(tmp_path / "store")]
+    said = in_letters("ascii", arguments, tmp_path, monkeypatch)
+    assert "120 images of 9\\u00d77" in said
+    assert "the data is valid" in said
+
+
 def call(home: Path, *arguments: str, out: TextIO | int, err: TextIO | int) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(BIN / "idxflow"), *arguments], stdout=out, stderr=err, text=True, timeout=60, env=clean_environment(home)

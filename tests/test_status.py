@@ -103,12 +103,18 @@ def test_the_doctor_finds_nothing_wrong_without_a_server(fresh: Store, capsys: p
 def test_the_doctor_names_damage_and_leftovers_of_the_store(fresh: Store):
     partial = fresh.dataset(DATASET) / "5-models" / ".abc.partial"
     partial.mkdir()
-    assert (doctor._whole(fresh).verdict, doctor._whole(fresh).remedy) == ("warning", "idxflow gc")
+    assert (doctor._whole(fresh).verdict, doctor._whole(fresh).remedy) == (
+        "warning",
+        f"idxflow gc --store {fresh.root}",
+    )
     path = add(fresh, "train", 1)[1] / "data.bin"
     path.chmod(0o644)
     path.write_bytes(b"")
     assert doctor._whole(fresh).found.startswith("1 damaged, first ")
-    assert (doctor._whole(fresh).verdict, doctor._whole(fresh).remedy) == ("problem", "idxflow verify")
+    assert (doctor._whole(fresh).verdict, doctor._whole(fresh).remedy) == (
+        "problem",
+        f"idxflow verify --store {fresh.root}",
+    )
 
 
 def test_the_doctor_says_that_tensorflow_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

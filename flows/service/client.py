@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.service import lock, server
+from flows.service import configuration, lock, server
 from flows.service.guard import LOOPBACK
 from storage.errors import PrefectFailed
+from tasks import proxies
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -22,16 +23,16 @@ def found() -> Iterator[SyncPrefectClient]:
     """Yield a client of the server Prefect is configured with, else of that of `idxflow up`, else of one at port 4200.
 
     Raises:
-        PrefectFailed: none answers there, or it does not accept the auth string.
+        PrefectFailed: the settings cannot be read, no server answers there, or it does not accept the auth string.
     """
+    configured = configuration.url()
     from prefect.client.orchestration import get_client
 
-    configured = _configured()
     where = server.address(LOOPBACK[0], None, configured)
     if not configured and (running := server_of_up()):
         where = running
-    if not server.is_up(where, _auth(where)):
-        raise PrefectFailed(f"expected a Prefect server at {where.api}, found none; start one with `idxflow up`")
+    if not _is_up(where):
+        raise PrefectFailed(f"expected a Prefect server at {_named(where)}, found none; {_start(where)}")
     with used(where), get_client(sync_client=True) as client:
         yield client
 
@@ -50,19 +51,13 @@ def server_of_up() -> server.Address | None:
 
 @contextmanager
 def used_as_configured() -> Iterator[None]:
-    """Have Prefect use the server it is configured with, if any, with the auth string that is known for it.
+    """Have Prefect use the server it is configured with, with the auth string that is known for it.
 
     Raises:
-        PrefectFailed: a server of this machine does not accept the auth string.
+        PrefectFailed: something answers that cannot be used. Whether anything answers, the run finds out.
     """
-    url = _configured()
-    if not url:
-        yield
-        return
-    where = server.address(LOOPBACK[0], None, url)
-    if where.local:
-        # Whether it is there, the run finds out; its error about a wrong secret would name none.
-        server.is_up(where, _auth(where))
+    where = server.address(LOOPBACK[0], None, configuration.url())
+    _is_up(where)
     with used(where):
         yield
 
@@ -76,6 +71,35 @@ def used(where: server.Address) -> Iterator[None]:
         yield
 
 
+def _is_up(where: server.Address) -> bool:
+    """Return whether a Prefect server answers there.
+
+    Raises:
+        PrefectFailed: something answers that is none, or one that wants another auth string or key.
+    """
+    if not where.local and (trouble := proxies.unusable()):
+        raise PrefectFailed(f"expected a way to the Prefect server at {_named(where)}; {trouble}; {proxies.REMEDY}")
+    try:
+        return server.is_up(where, _auth(where))
+    except server.Unexpected as error:
+        raise PrefectFailed(
+            f"expected a Prefect server at {_named(where)}, found {error.found}; {error.remedy}"
+        ) from error
+
+
+def _named(where: server.Address) -> str:
+    """Return the address with the place that it comes from."""
+    source = configuration.source()
+    return f"{where.shown} ({source})" if source else where.shown
+
+
+def _start(where: server.Address) -> str:
+    if not configuration.source():
+        return "start one with `idxflow up`"
+    start = "start one with `idxflow up`" if where.local else "start it there"
+    return f"{start}, or take that setting away: `idxflow run` needs no server"
+
+
 def _auth(where: server.Address) -> str | None:
     return server.known_auth_string(where, _folder())
 
@@ -85,10 +109,3 @@ def _folder() -> Path:
 
     home: Path = PREFECT_HOME.value()
     return home / "idxflow"
-
-
-def _configured() -> str | None:
-    from prefect.settings import PREFECT_API_URL
-
-    url: str | None = PREFECT_API_URL.value()
-    return url

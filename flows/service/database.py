@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
@@ -31,15 +32,24 @@ _UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def private_home() -> Path:
-    """Return Prefect's home, made readable by its owner only: database, logs and results hold parameters and paths."""
+    """Return Prefect's home, made readable by its owner only: database, logs and results hold parameters and paths.
+
+    Raises:
+        PrefectFailed: it cannot be made, or nothing can be written there.
+    """
     from prefect.settings import PREFECT_HOME
 
     home: Path = PREFECT_HOME.value()
-    for folder in (home, home / "idxflow"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A home that another user has made is that user's.
-        if folder.stat().st_uid == os.geteuid():
-            folder.chmod(0o700)
+    try:
+        for folder in (home, home / "idxflow"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # A home that another user has made is that user's.
+            if folder.stat().st_uid == os.geteuid():
+                folder.chmod(0o700)
+        # Permissions, file systems that are only read, quotas: what counts is whether it works.
+        tempfile.TemporaryFile(dir=home / "idxflow").close()
+    except OSError as error:
+        raise _unusable(error, home) from error
     return home
 
 
@@ -75,11 +85,14 @@ def home_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _UNUSABLE:
             raise
-        path = error.filename or PREFECT_HOME.value()
-        raise PrefectFailed(
-            f"Prefect's folder cannot be used: {error.strerror} at {path}; free space or permissions there, or choose "
-            "another with PREFECT_HOME"
-        ) from error
+        raise _unusable(error, PREFECT_HOME.value()) from error
+
+
+def _unusable(error: OSError, home: Path) -> PrefectFailed:
+    return PrefectFailed(
+        f"Prefect's folder cannot be used: {error.strerror} at {error.filename or home}; free space or permissions "
+        "there, or choose another with PREFECT_HOME"
+    )
 
 
 @contextmanager

@@ -9,20 +9,29 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
+from flows.output import remark
+from flows.service import configuration
 from flows.service.application import AUTH, listen
 from flows.service.guard import ANY_ADDRESS, LOOPBACK, split
 from flows.settings import quiet_environment
 from storage.errors import ConfigError, PrefectFailed
 from storage.files import locked
 
+if TYPE_CHECKING:
+    import httpx
+
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 DEFAULT_PORT = 4200
 _DRIVERS = ("postgresql+asyncpg", "sqlite+aiosqlite")
 _HEALTH_SECONDS = 20
+_SOON_SECONDS = 2
+"""A server that has not answered by then is worth a line that says what is waited for."""
 _LISTENING = "0A"
 _SERVER_ONLY = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_", "PREFECT_ORION_", "PG")
 """What the names of variables begin with that open the server or its database."""
@@ -41,47 +50,121 @@ class Address:
         return self.api.removesuffix("/api")
 
     @property
+    def shown(self) -> str:
+        """The URL for messages: without what may be secret in it."""
+        from tasks.download import redacted
+
+        return redacted(self.api)
+
+    @property
+    def name(self) -> str:
+        """The name or address that clients on this machine ask."""
+        return urlsplit(self.api).hostname or self.host
+
+    @property
     def local(self) -> bool:
         """Whether a server started here would answer at this URL."""
         parts = urlsplit(self.api)
         return parts.scheme == "http" and parts.hostname in (*LOOPBACK, self.host) and parts.path == "/api"
 
 
+class Unexpected(PrefectFailed):
+    """What answers is no Prefect server, or none that can be used; `remedy` is what a client of it can do."""
+
+    def __init__(self, where: Address, found: str, remedy: str) -> None:
+        super().__init__(
+            f"expected a Prefect server or a free port at {where.ui}, found something else ({found}); "
+            "choose another with --port"
+        )
+        self.found, self.remedy = found, remedy
+
+
 def address(host: str, port: int | None, configured: str | None) -> Address:
-    """Return the server's address: `port` if given, else the API URL Prefect is configured with, else port 4200."""
+    """Return the server's address: `port` if given, else the API URL Prefect is configured with, else port 4200.
+
+    A server that is started at a URL of this machine listens on `host`, so it is reached at that: the URL is kept
+    where it leads there.
+    """
     if port is None and configured:
         parts = urlsplit(configured)
-        return Address(host, parts.port or (443 if parts.scheme == "https" else 80), configured.rstrip("/"))
+        number = parts.port or (443 if parts.scheme == "https" else 80)
+        kept = Address(host, number, configured.rstrip("/"))
+        if not kept.local or _leads(parts.hostname, host):
+            return kept
+        return Address(host, number, f"http://{_name(host)}:{number}/api")
     number = port or DEFAULT_PORT
-    name = LOOPBACK[0] if host in ANY_ADDRESS else f"[{host}]" if ":" in host else host
-    return Address(host, number, f"http://{name}:{number}/api")
+    return Address(host, number, f"http://{_name(host)}:{number}/api")
+
+
+def _name(host: str) -> str:
+    """Return the name in a URL that leads to what listens on `host`."""
+    reached = {"0.0.0.0": LOOPBACK[0], "::": "::1"}.get(host, host)
+    return f"[{reached}]" if ":" in reached else reached
+
+
+def _leads(name: str | None, host: str) -> bool:
+    """Return whether a client that asks `name` comes to what listens on `host`; it tries each address of a name."""
+    return name in (host, _name(host)) or (name == "localhost" and host in (LOOPBACK[0], *ANY_ADDRESS))
 
 
 def is_up(where: Address, auth: str | None = None, seconds: float | None = None) -> bool:
-    """Return whether a Prefect server answers there, in so many seconds.
+    """Return whether a Prefect server answers there, in so many seconds; without them, say what is waited for.
 
     Raises:
-        PrefectFailed: something answers that is no Prefect server, or one that wants another auth string.
+        Unexpected: something answers that is no Prefect server.
+        PrefectFailed: the server wants another auth string.
     """
     import httpx
 
-    credentials = httpx.BasicAuth(*auth.split(":", 1)) if auth else None
     try:
-        with httpx.Client(timeout=seconds or _HEALTH_SECONDS) as client:
-            health = client.get(f"{where.api}/health")
-            version = client.get(f"{where.api}/admin/version", auth=credentials)
+        try:
+            answers = _asked(where, auth, seconds or min(_SOON_SECONDS, _HEALTH_SECONDS))
+        except httpx.TimeoutException:
+            if seconds:
+                raise
+            _say_awaited(where.shown)
+            answers = _asked(where, auth, _HEALTH_SECONDS)
     except httpx.ConnectError:
         return False
-    except (httpx.HTTPError, ValueError) as error:
-        raise PrefectFailed(_taken(where, type(error).__name__)) from error
-    if health.status_code == 200 and version.status_code == 401:
+    except httpx.TimeoutException as error:
+        said = f"no answer within {seconds or _HEALTH_SECONDS} s ({type(error).__name__})"
+        raise Unexpected(where, said, "correct the address, or look why nothing answers there") from error
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError) as error:
+        raise Unexpected(where, type(error).__name__, "correct the address") from error
+    _check(where, auth, *answers)
+    return True
+
+
+def _asked(where: Address, auth: str | None, seconds: float) -> tuple[httpx.Response, httpx.Response]:
+    """Return what is answered about the health, and what to a question for which one has to be known."""
+    import httpx
+
+    key = None if auth else configuration.api_key(where.api)
+    with httpx.Client(timeout=seconds, auth=httpx.BasicAuth(*auth.split(":", 1)) if auth else None) as client:
+        if key:
+            client.headers["Authorization"] = f"Bearer {key}"
+        # Without a secret: that is told to no other program which has the port.
+        health = client.get(f"{where.api}/health", auth=None)
+        return health, client.get(f"{where.api}/admin/version")
+
+
+def _check(where: Address, auth: str | None, health: httpx.Response, version: httpx.Response) -> None:
+    codes = (health.status_code, version.status_code)
+    if codes == (200, 401):
         raise PrefectFailed(
             f"the Prefect server at {where.api} wants an auth string, and found {'another' if auth else 'none'}; "
             f"put it into the environment variable {CLIENT_AUTH}"
         )
-    if health.text.strip() != "true" or version.status_code != 200:
-        raise PrefectFailed(_taken(where, f"HTTP {health.status_code}"))
-    return True
+    if codes[0] in (401, 403):
+        raise Unexpected(where, f"HTTP {codes[0]}", "put the key that it wants into PREFECT_API_KEY")
+    if not configuration.is_hosted(where.api) and (health.text.strip() != "true" or codes[1] != 200):
+        api = "correct the address" if where.api.endswith("/api") else "an address of Prefect's API ends in /api"
+        raise Unexpected(where, f"HTTP {codes[0]}", api)
+
+
+@cache
+def _say_awaited(shown: str) -> None:
+    remark(f"waiting for an answer of {shown}, for at most {_HEALTH_SECONDS} s")
 
 
 def listening(where: Address) -> socket.socket:
@@ -89,14 +172,7 @@ def listening(where: Address) -> socket.socket:
     try:
         return listen(where.host, where.port)
     except OSError as error:
-        raise PrefectFailed(_taken(where, error.strerror or str(error))) from error
-
-
-def _taken(where: Address, found: str) -> str:
-    return (
-        f"expected a Prefect server or a free port at {where.ui}, found something else ({found}); "
-        "choose another with --port"
-    )
+        raise Unexpected(where, error.strerror or str(error), "choose another with --port") from error
 
 
 def auth_string(folder: Path) -> str:

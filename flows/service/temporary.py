@@ -101,13 +101,6 @@ class TemporaryServer:
         self._service.stop(_STOP_SECONDS)
 
 
-def needed() -> bool:
-    """Return whether Prefect is configured without a server, and so that a run may start one."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
-
-    return not PREFECT_API_URL.value() and bool(PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value())
-
-
 def in_use() -> bool:
     """Return whether the server of this process ends with it, whoever started it."""
     from prefect.settings import PREFECT_API_URL

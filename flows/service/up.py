@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from uuid import UUID
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from flows.service import entry, server, sqlite
+from flows.service import configuration, entry, server, sqlite
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home
 from flows.service.guard import LOOPBACK
@@ -28,7 +29,8 @@ from flows.service.memory import Memory
 from flows.service.processes import START_SECONDS, Command, Service
 from flows.settings import ROOT, store_root
 from storage.errors import ConfigError, PrefectFailed
-from storage.store import Store
+from storage.store import BESIDE, Store, store_path
+from tasks import proxies
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -52,20 +54,37 @@ ZOMBIE_VARIABLE = "IDXFLOW_ZOMBIE_SECONDS"
 ZOMBIE_SECONDS = 90
 """Three heartbeats of 30 s, the shortest that Prefect allows."""
 _LEAST_ZOMBIE_SECONDS = 60
+_OF_SERVER = ("--host", "--no-auth", "--no-csrf", "--database", "--allow-host")
 
 
 @dataclass(frozen=True)
 class Wish:
     """What the command line asks for."""
 
-    host: str
-    port: int | None
-    pool: str
-    database: str | None
-    auth: bool
-    csrf: bool
-    store: str | None
+    host: str = LOOPBACK[0]
+    port: int | None = None
+    pool: str = POOL
+    database: str | None = None
+    auth: bool = True
+    csrf: bool = True
+    store: str | None = None
     names: tuple[str, ...] = ()
+
+    def effects(self) -> dict[str, object]:
+        """Return, by option, what a server and worker that run already are not changed to."""
+        return {
+            "--host": self.host,
+            "--no-auth": self.auth,
+            "--no-csrf": self.csrf,
+            "--database": self.database,
+            "--allow-host": list(self.names),
+            "--store": str(store_path(self.store)),
+        }
+
+    def ineffective(self, held: Mapping[str, object]) -> list[str]:
+        """Return the options that were asked for and are not what is `held`, by option."""
+        usual = Wish().effects()
+        return [name for name, value in self.effects().items() if value not in (usual[name], held.get(name, value))]
 
 
 def up(
@@ -128,6 +147,7 @@ def up(
     if AUTH in os.environ and not auth:
         raise ConfigError(f"expected no --no-auth where {AUTH} is set; found both")
     try:
+        configuration.read()
         with _stop_signals(), home_errors():
             return _Up(wish).run()
     except _Stopped:
@@ -161,14 +181,15 @@ class _Up:
     """The server and worker of one `idxflow up`, and how far they have come."""
 
     def __init__(self, wish: Wish) -> None:
-        from prefect.settings import PREFECT_API_URL
-
         self.wish = wish
-        self.chosen = wish.port is None and bool(PREFECT_API_URL.value())
+        configured = configuration.url()
+        self.chosen = wish.port is None and bool(configured)
         """Whether the user says whose server it is."""
-        self.where = server.address(wish.host, wish.port, PREFECT_API_URL.value())
+        self.where = server.address(wish.host, wish.port, configured)
         self.home = private_home()
         self.folder = self.home / "idxflow"
+        # Nor is another address of this machine asked through a proxy.
+        proxies.keep_direct(*proxies.LOOPBACK, *([self.where.name] if self.where.local else []))
         self.auth = server.known_auth_string(self.where, self.folder)
         self.worker_name = f"idxflow-up {socket.gethostname()}"
         self.lock = Lock(self.folder, self.where.api, wish.pool)
@@ -218,6 +239,8 @@ class _Up:
         ready = "is already running" if holder.get("ready") else "is already starting"
         _say(f"`idxflow up` {ready}, process {holder.get('pid', 'unknown')}")
         _say(f"server at {self.where.ui}; worker polling the pool {self.wish.pool}; logs in {self.folder}")
+        for option in self.wish.ineffective(holder.get("effects", {})):
+            _say(f"{option} has no effect on what runs already: end that first, with Ctrl-C or kill")
         if holder.get("links"):
             _say(self._link())
         return 0
@@ -260,6 +283,8 @@ class _Up:
             )
         if server.is_up(self.where, self.auth):
             _say(f"found a Prefect server at {self.where.ui}; it is left running at the end")
+            for option in self.wish.ineffective(dict.fromkeys(_OF_SERVER)):
+                _say(f"{option} has no effect on that server")
             return
         if not self.where.local:
             raise PrefectFailed(
@@ -349,18 +374,24 @@ class _Up:
 
     def _ready(self) -> None:
         self._tell()
-        login = server.login(self.auth, self.folder)
-        _say(
-            f"ready: the UI is at {self.where.ui}; try, from this folder in another terminal:\n"
-            f"  export PREFECT_API_URL={self.where.api}\n"
-            + (f"  {login}\n" if login else "")
-            + "  prefect deployment run retrain/digits --watch\n"
-            "  idxflow status"
-        )
+        steps = "".join(f"\n  {step}" for step in self._next_steps())
+        _say(f"ready: the UI is at {self.where.ui}; try, in another terminal:{steps}")
         if not (self.server and self.auth):
             return
         # What is not a terminal may be kept, and be read by others.
         _say(self._link() if sys.stdout.isatty() else "in a browser: `idxflow up` in a terminal prints a link for it")
+
+    def _next_steps(self) -> Iterator[str]:
+        """Yield lines that work in the terminal of somebody who has set nothing: not even this one's variables."""
+        yield f"export PREFECT_API_URL={shlex.quote(self.where.api)}"
+        if login := server.login(self.auth, self.folder):
+            yield login
+        # Prefect's own commands would send these requests to the proxy.
+        yield from proxies.shell_lines()
+        # Prefect: telemetry.
+        yield f"export DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}"
+        yield "prefect deployment run retrain/digits --watch"
+        yield Store(store_root(self.wish.store)).command("status", usual=BESIDE)
 
     def _keep(self) -> None:
         """Restart what dies until a signal comes; return at once if nothing was started here."""
@@ -464,6 +495,7 @@ class _Up:
             "links": bool(self.server and self.auth),
             "database": str(self.database_file or ""),
             "opened": self.opened,
+            "effects": self.wish.effects(),
         }
         if words == self.told:
             return

@@ -1,0 +1,153 @@
+"""Where Prefect's settings come from: the environment, files in the current folder, a profile."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from storage.errors import PrefectFailed
+
+URL = "PREFECT_API_URL"
+_DOTENV, _TOML, _PYPROJECT = ".env", "prefect.toml", "pyproject.toml"
+
+
+@cache
+def read() -> None:
+    """Import Prefect, which reads its settings then.
+
+    Raises:
+        PrefectFailed: it cannot; the sentence names the file or the setting.
+    """
+    # What Prefect says of it itself, in a warning, a log line or a trace, comes as one sentence.
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import prefect.context
+            import prefect.settings  # noqa: F401
+    except Exception as error:
+        raise PrefectFailed(f"expected settings that Prefect can read; {_trouble(error)}; correct it there") from error
+    finally:
+        logging.disable(before)
+
+
+def url() -> str | None:
+    """Return the URL of the API that Prefect is configured with, without a slash at its end, or None.
+
+    Raises:
+        PrefectFailed: its settings cannot be read, or it is no address.
+    """
+    read()
+    from prefect.settings import PREFECT_API_URL
+
+    given = PREFECT_API_URL.value()
+    if not given:
+        return None
+    try:
+        parts = urlsplit(given)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        from tasks.download import redacted
+
+        raise PrefectFailed(
+            f"expected an address such as http://127.0.0.1:4200/api in {source()}; found {redacted(given)}; correct it "
+            "there"
+        )
+    return str(given).rstrip("/")
+
+
+def api_key(api: str) -> str | None:
+    """Return the key that is configured for a hosted API, if that is the one at this URL, or None."""
+    from prefect.settings import get_current_settings
+
+    key = get_current_settings().api.key
+    return key.get_secret_value() if key and url() == api else None
+
+
+def is_hosted(api: str) -> bool:
+    """Return whether it is the API that Prefect's makers host, which has no version to ask for."""
+    from prefect.settings import PREFECT_CLOUD_API_URL
+
+    return api.startswith(PREFECT_CLOUD_API_URL.value())
+
+
+def source() -> str | None:
+    """Name the place that the URL of the API comes from, the first that has one as Prefect looks for it; else None."""
+    from prefect.settings import PREFECT_API_URL
+
+    return next(_sources(), None) if PREFECT_API_URL.value() else None
+
+
+def _sources() -> Iterator[str]:
+    if any(name.upper() == URL for name in os.environ):
+        yield f"{URL} of the environment"
+    for name, look in (
+        (_DOTENV, _in_dotenv),
+        (_TOML, lambda path: _in(path, "api", "url")),
+        (_PYPROJECT, lambda path: _in(path, "tool", "prefect", "api", "url")),
+    ):
+        if Path(name).is_file() and look(Path(name)):
+            yield f"{URL if look is _in_dotenv else 'api.url'} of {Path(name).absolute()}"
+    from prefect.settings import load_profiles
+
+    profiles = load_profiles()
+    active = os.environ.get("PREFECT_PROFILE") or profiles.active_name
+    if active in profiles.names and any(setting.name == URL for setting in profiles[active].settings):
+        yield f"{URL} of the profile {active!r} in {profiles[active].source}"
+
+
+def _in_dotenv(path: Path) -> bool:
+    import dotenv
+
+    return any(name.upper() == URL for name in dotenv.dotenv_values(path))
+
+
+def _in(path: Path, *keys: str) -> bool:
+    found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return bool(found)
+
+
+def _trouble(error: Exception) -> str:
+    """Say what it is that cannot be read, and where."""
+    for path, parse in _files():
+        try:
+            parse(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except UnicodeDecodeError:
+            return f"{path.absolute()} is not UTF-8"
+        except (OSError, tomllib.TOMLDecodeError) as wrong:
+            return f"{path.absolute()}: {wrong.strerror if isinstance(wrong, OSError) else wrong}"
+    return _wrong_value(error)
+
+
+def _files() -> Iterator[tuple[Path, Callable[[str], object]]]:
+    yield Path(_DOTENV), str
+    yield Path(_TOML), tomllib.loads
+    yield Path(_PYPROJECT), tomllib.loads
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    yield Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml"), tomllib.loads
+
+
+def _wrong_value(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    first = error.errors(include_input=False)[0]
+    name = "_".join(str(part) for part in first["loc"])
+    given = [key for key in os.environ if key.upper().startswith("PREFECT_") and key.upper().endswith(name.upper())]
+    where = f"{given[0]} of the environment" if given else f"{name} ({error.title})"
+    return f"{where}: {first['msg']}"

@@ -1,0 +1,46 @@
+"""Where the `idxflow` command begins: whose modules it is made of, and Ctrl-C while they are imported.
+
+Not one of the packages: `PYTHONPATH` may lead to other folders called `flows` or `storage`, and what is in the current
+folder, such as a `random.py` beside the user's archives, is not meant to be imported at all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Import the command and run it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Nothing has been begun, and an exception in the middle of an import is not always passed on.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    import_own_modules()
+    from flows.cli import main as run
+
+    run()
+
+
+def import_own_modules() -> None:
+    """Have this process and all that it starts find idxflow's own packages first, and nothing in the current folder."""
+    sys.path[:] = [str(ROOT), *_elsewhere(sys.path)]
+    given = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *_elsewhere(given.split(os.pathsep) if given else ())])
+    # No script's folder, nor the current one with -c and -m.
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def _elsewhere(entries: Iterable[str]) -> list[str]:
+    """Return the folders that are neither the project's root nor the current one, nor depend on that."""
+    own = {ROOT}
+    # It may have been removed.
+    with suppress(OSError):
+        own.add(Path.cwd())
+    return [entry for entry in entries if Path(entry).is_absolute() and Path(entry).resolve() not in own]
