@@ -413,10 +413,8 @@ def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
         state = flow(**parameters, return_state=True)
     except Exception as error:
         # The flow returns its own failures as states, so this is Prefect's.
-        source = configuration.source()
-        remedy = (
-            f"is the server up that {source} names? Without PREFECT_API_URL none is needed" if source else "try again"
-        )
+        place = configuration.source()
+        remedy = f"is the server at {configuration.url()} up? Without {place} none is needed" if place else "try again"
         raise PrefectFailed(f"expected Prefect to run the flow; {type(error).__name__}: {error}; {remedy}") from error
     result = state.result(raise_on_failure=False)
     if isinstance(result, RunFailed):

@@ -119,7 +119,7 @@ def test_it_is_said_once_and_in_words(world: World, ended: dict[str, Any], name:
     said = [line for line in errors.splitlines() if "Prefect could not be told" in line]
     assert len(said) == 1
     assert "may show it as running" in said[0]
-    remedy = f"is the server at {world.url} up? Without PREFECT_API_URL none is needed"
+    remedy = f"is the server at {world.url} up? Without PREFECT_API_URL of the environment none is needed"
     assert ("try again" if name == "training" else remedy) in said[0]
     for noise in ("Traceback", "Error logging to API", "failed to process item", "Still processing"):
         assert noise not in errors

@@ -669,7 +669,8 @@ def test_without_a_server_the_watcher_says_so_and_goes_on(operated: Operated, tm
     nowhere = {**operated.environment, "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
     nowhere["IDXFLOW_STORE"] = str(tmp_path / "store")
     sentence = (
-        f"idxflow: expected a Prefect server at {nowhere['PREFECT_API_URL']}, found none; start one with `idxflow up`"
+        f"idxflow: expected a Prefect server at {nowhere['PREFECT_API_URL']} (PREFECT_API_URL of the environment), "
+        "found none; start one with `idxflow up`"
     )
     with watching(nowhere, inbox, dataset.manifest) as watcher:
         until(lambda: sentence in watcher.errors)

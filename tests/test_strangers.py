@@ -26,6 +26,7 @@ from tests.conftest import BROWSER_FLAGS, PATIENCE_MS
 from tests.faultserver import FaultServer, good
 from tests.operated import until
 from tests.servers import BIN, HTTP, clean_environment, free_port
+from tests.terminal import typed, user
 from tests.test_up import Service, going
 
 pytestmark = pytest.mark.flow
@@ -169,22 +170,28 @@ def test_a_run_uses_the_server_of_up_and_starts_none(service: Service, place: di
     assert "using the Prefect server of `idxflow up` at" in Path(place["IDXFLOW_STORE"]).with_suffix(".log").read_text()
 
 
-def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(service: Service, place: dict[str, str]):
+def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
+    service: Service, place: dict[str, str], home: Path
+):
     lines = re.search(r"in another terminal:\n((?:  .*\n)+)", service.said)
     assert lines
-    new = {name: value for name, value in place.items() if not name.startswith("PREFECT_API")}
-    new["PATH"] = f"{BIN}:{new['PATH']}"
-    shell = ["bash", "-euc", lines[1]]
-    typed = subprocess.run(shell, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
-    assert typed.returncode == 0, typed.stdout + typed.stderr
-    assert "finished successfully in 'Completed'" in typed.stdout
-    assert "digits: ok" in typed.stdout
+    # In a fresh terminal of somebody who has never used Prefect.
+    new = user(home / "new", PATH=f"{BIN}:{os.environ['PATH']}", TERM="dumb", COLUMNS="200")
+    (home / "new").mkdir()
+    first = typed(["bash", "-euc", lines[1]], new, home)
+    assert first.code == 0, first.said
+    assert "finished successfully in 'Completed'" in first.said
+    assert "digits: ok" in first.said
+    assert "usage data" not in first.said
+    assert first.asked == frozenset()
     # What these lines set is as good for all other commands.
-    doctor = ["bash", "-uc", f"{lines[1].partition('  prefect ')[0]}\nidxflow doctor; idxflow up"]
-    typed = subprocess.run(doctor, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
-    assert "is already running" in typed.stdout, typed.stderr
-    assert "wants an auth string" not in typed.stdout
-    assert typed.stderr == ""
+    doctor = f"{lines[1].partition('  prefect ')[0]}\nexport PREFECT_HOME={place['PREFECT_HOME']}\nidxflow doctor"
+    others = ["bash", "-uc", f"{doctor} --store {place['IDXFLOW_STORE']}; idxflow up --no-auth"]
+    second = subprocess.run(others, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
+    assert "is already running" in second.stdout, second.stderr
+    assert "--no-auth has no effect on what runs already" in second.stdout
+    assert "wants an auth string" not in second.stdout
+    assert second.stderr == ""
 
 
 PAGE = """<!doctype html><iframe name="hidden"></iframe><script>

@@ -94,6 +94,8 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
 def test_it_shares_its_database_with_no_other_server(tmp_path: Path, tiny: TinyFactory):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     home = Path(environment["PREFECT_HOME"])
+    # A profile without an address, as `prefect profile create` leaves it, names no server.
+    (home / "profiles.toml").write_text('active = "work"\n[profiles.work]\n')
     command = ["validate", "--dataset-file", str(tiny().manifest)]
     # As any server does that runs: the database is open.
     with closing(sqlite3.connect(home / "prefect.db")) as server:

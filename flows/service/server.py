@@ -127,7 +127,7 @@ def is_up(where: Address, auth: str | None = None, seconds: float | None = None)
     except httpx.ConnectError:
         return False
     except httpx.TimeoutException as error:
-        said = f"no answer within {seconds or _HEALTH_SECONDS} s ({type(error).__name__})"
+        said = f"no answer within {seconds or _HEALTH_SECONDS} s"
         raise Unexpected(where, said, "correct the address, or look why nothing answers there") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError) as error:
         raise Unexpected(where, type(error).__name__, "correct the address") from error
