@@ -29,6 +29,8 @@ SECONDS = 240
 """Only what hangs takes so long."""
 IDXFLOW = (
     sys.executable,
+    # As the installed command has it: nothing of the current folder is imported.
+    "-P",
     "-c",
     "from flows.service import up; up.LOOK_SECONDS = 2; from flows.cli import main; main()",
 )
