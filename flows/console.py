@@ -137,7 +137,8 @@ class Console:
         if outcome["test_accuracy"] is not None:
             self._say(
                 f"accuracy {outcome['train_accuracy']:.2%} on all training rows, "
-                f"{outcome['test_accuracy']:.2%} on test, {counted(outcome['epochs'], 'epoch')}, {waited():.1f} s in all"
+                f"{outcome['test_accuracy']:.2%} on test, "
+                f"{counted(outcome['epochs'], 'epoch')}, {waited():.1f} s in all"
             )
         if outcome["report"]:
             about = f" of v{outcome['version']}" if outcome["state"] == "unchanged" else ""

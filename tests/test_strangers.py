@@ -175,8 +175,8 @@ def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
 ):
     lines = re.search(r"in another terminal:\n((?:  .*\n)+)", service.said)
     assert lines
-    # In a fresh terminal of somebody who has never used Prefect.
-    new = user(home / "new", PATH=f"{BIN}:{os.environ['PATH']}", TERM="dumb", COLUMNS="200")
+    # In a fresh terminal of somebody who has never used Prefect; `up` knows whether its programs are on the PATH.
+    new = user(home / "new", PATH=place["PATH"], TERM="dumb", COLUMNS="200")
     (home / "new").mkdir()
     first = typed(["bash", "-euc", lines[1]], new, home)
     assert first.code == 0, first.said

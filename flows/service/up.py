@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -383,6 +384,9 @@ class _Up:
 
     def _next_steps(self) -> Iterator[str]:
         """Yield lines that work in the terminal of somebody who has set nothing: not even this one's variables."""
+        programs = Path(sys.executable).parent
+        if Path(shutil.which("idxflow") or "").parent != programs:
+            yield f"export PATH={shlex.quote(str(programs))}:$PATH"
         yield f"export PREFECT_API_URL={shlex.quote(self.where.api)}"
         if login := server.login(self.auth, self.folder):
             yield login
