@@ -48,9 +48,14 @@ def hopped(
     # Prefect's own names: its UI goes by them.
     kind, name = ("FAILED", "Failed") if outcome["error"] else ("COMPLETED", "Completed")
     assert (state.type.value, state.name) == (kind, name)
-    refused = outcome["state"] == "refused" and outcome["error"]["exit_code"] == 3
-    assert state.message == ("data refused: " if refused else "") + outcome["sentence"]
+    assert state.message == message_of(outcome)
     return outcome
+
+
+def message_of(outcome: dict[str, Any]) -> str:
+    """What Prefect shows of the end of a run: its sentence, which says of refused data that it is."""
+    refused = outcome["state"] == "refused" and outcome["error"]["exit_code"] == 3
+    return ("data refused: " if refused else "") + outcome["sentence"]
 
 
 def whole_run(store: Store, manifest: Path, **training: Any) -> Job:

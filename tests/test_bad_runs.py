@@ -36,7 +36,7 @@ from tests.badfiles import (
     fingerprint,
     spoiled,
 )
-from tests.runs import QUICK, hopped
+from tests.runs import QUICK, hopped, message_of
 
 pytestmark = pytest.mark.flow
 
@@ -71,7 +71,7 @@ def run(store: Store, **parameters: Any) -> dict[str, Any]:
     result = state.result(raise_on_failure=False)
     assert isinstance(result, RunFailed) == (state.type.value == "FAILED")
     outcome: dict[str, Any] = result.outcome if isinstance(result, RunFailed) else result
-    assert state.message == outcome["sentence"]
+    assert state.message == message_of(outcome)
     return outcome
 
 

@@ -78,7 +78,7 @@ WRONG = {
     "no value": (["run", "--set", "epochs"], "--set NAME=VALUE"),
     "unknown profile": (["run", "--profile", "best"], "default, tutorial, fast"),
     "no such manifest": (["run", "--dataset-file", "none.toml"], "expected a manifest in TOML"),
-    "manifest of nothing": (["manifest", "."], "expected one file of train-images"),
+    "manifest of nothing": (["manifest", "."], "expected a folder of four IDX files"),
 }
 
 

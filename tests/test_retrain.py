@@ -28,6 +28,7 @@ from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
 from tests.operated import LAST_DAY, until
+from tests.runs import message_of
 from tests.servers import BIN
 
 pytestmark = pytest.mark.flow
@@ -220,7 +221,7 @@ def test_refused_data_fails_the_run_before_training_with_a_report(run: Any, stor
     labels[7] = 200
     state, found = run(tiny(arrays={"train-labels": labels}).manifest)
     assert state.type.value == "FAILED"
-    assert state.message == found["sentence"]
+    assert state.message == message_of(found)
     assert (found["state"], found["error"]["exit_code"]) == ("refused", 3)
     assert not list(store.entries("tiny", "train").glob("*"))
     report = json.loads(Path(found["report"]).with_name("report.json").read_text())

@@ -34,7 +34,7 @@ from tests.faultserver import (
 )
 from tests.fetch.certificates import authority
 from tests.fetch.helpers import SECRET, Published, publish
-from tests.runs import hopped
+from tests.runs import hopped, message_of
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("results")]
 
@@ -119,7 +119,7 @@ def test_to_prefect_it_is_a_failed_run_with_the_same_sentence(published: Publish
     with FaultServer(answers) as server:
         state, found = run(published.manifest, store, server.url())
     assert state.type.value == "FAILED"
-    assert state.message == found["sentence"]
+    assert state.message == message_of(found)
     assert found["error"]["exit_code"] == code, found["sentence"]
     assert words in found["sentence"]
 
