@@ -97,6 +97,7 @@ def test_the_lines_of_a_run_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.chdir(tmp_path)
     outcome = {
         "error": None,
+        "state": "kept",
         "sentence": "kept champion v1: candidate v2, which is better by too little to be told from luck, net +1 of 360",
         "train_accuracy": 0.99,
         "test_accuracy": 0.98,
