@@ -180,30 +180,20 @@ def _run(values: Mapping[str, Any]) -> Run:
 
 def _scheduled() -> tuple[dict[str, datetime], str | None]:
     """Return when each data set is due next, by name; and why nobody can say, if so."""
-    from flows.service import configuration
-    from flows.service.client import found
+    from flows.service.client import asked
 
-    try:
-        configuration.read()
-    except PrefectFailed as error:
-        return {}, str(error)
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])))
+    waiting = {"state": {"type": {"any_": ["SCHEDULED"]}}}
     due: dict[str, datetime] = {}
-    names: dict[Any, Any] = {}
     try:
-        with found() as client:
-            runs = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC)
-            names = {d.id: d.parameters.get("dataset") for d in client.read_deployments() if d.parameters}
+        with asked() as ask:
+            runs = ask("/flow_runs/filter", {"flow_runs": waiting, "sort": "NEXT_SCHEDULED_START_TIME_ASC"})
+            names = {found["id"]: found["parameters"].get("dataset") for found in ask("/deployments/filter", {})}
     except PrefectFailed as error:
         return {}, str(error)
     for run in runs:
-        name = run.parameters.get("dataset") or names.get(run.deployment_id)
-        if isinstance(name, str) and run.next_scheduled_start_time:
-            due.setdefault(name, run.next_scheduled_start_time)
+        name = run["parameters"].get("dataset") or names.get(run["deployment_id"])
+        if isinstance(name, str) and run["next_scheduled_start_time"]:
+            due.setdefault(name, datetime.fromisoformat(run["next_scheduled_start_time"]))
     return due, None
 
 

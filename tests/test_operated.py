@@ -9,6 +9,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -502,6 +504,12 @@ def test_status_shows_the_next_run_also_of_what_has_never_run(operated: Operated
         r"\nmnist: ok\n  last run  none yet\n  next run  \d{4}-\d\d-\d\d 0[12]:00 UTC \(in ", result.stdout
     )
     assert "not known" not in result.stdout
+    # A process of its own, unlike those of other commands here, which fork from one that has Prefect.
+    code = "import sys; from flows.cli import _main; _main(['status']); print('prefect' in sys.modules)"
+    own = [sys.executable, "-P", "-c", code]
+    light = subprocess.run(own, env=operated.environment, capture_output=True, text=True, check=True)
+    assert light.stdout.endswith("False\n")
+    assert "not known" not in light.stdout
 
 
 def test_the_doctor_finds_all_well(operated: Operated, run: dict[str, Any]):

@@ -56,6 +56,26 @@ def test_a_server_that_is_not_there_is_named_with_the_place_of_its_address(tmp_p
     assert NOWHERE not in idxflow("status", env=environment, cwd=tmp_path).stdout
 
 
+URL_AND_MODULES = """
+import sys
+from flows.service import configuration
+print(configuration.url(), "prefect" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("place", [*SOURCES, "nowhere"])
+def test_prefect_is_imported_for_an_address_only_where_a_file_may_hold_one(tmp_path: Path, place: str):
+    environment = clean_environment(tmp_path)
+    file, text = SOURCES.get(place, ("", ""))
+    if file:
+        (tmp_path / file).write_text(text)
+    elif place in SOURCES:
+        environment["PREFECT_API_URL"] = NOWHERE
+    code = [sys.executable, "-P", "-c", URL_AND_MODULES]
+    result = subprocess.run(code, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [NOWHERE if place in SOURCES else "None", str(bool(file))]
+
+
 BROKEN: dict[str, tuple[str, bytes, str]] = {
     "profiles": ("prefect/profiles.toml", b'active = "work', "{}/prefect/profiles.toml: Unterminated string"),
     "toml": ("prefect.toml", b"[api", "{}/prefect.toml: Expected ']'"),

@@ -1,9 +1,14 @@
-"""Where Prefect's settings come from: the environment, files in the current folder, a profile."""
+"""Where Prefect's settings come from: the environment, files in the current folder, a profile.
+
+Where they can come from nowhere but the environment, they are read without Prefect: its import takes longer than most
+commands.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
@@ -45,10 +50,7 @@ def url() -> str | None:
     Raises:
         PrefectFailed: its settings cannot be read, or it is no address.
     """
-    read()
-    from prefect.settings import PREFECT_API_URL
-
-    given = PREFECT_API_URL.value()
+    given = _value(URL)
     if not given:
         return None
     try:
@@ -63,15 +65,49 @@ def url() -> str | None:
             f"expected an address such as http://127.0.0.1:4200/api in {source()}; found {redacted(given)}; correct it "
             "there"
         )
-    return str(given).rstrip("/")
+    return given.rstrip("/")
 
 
 def api_key(api: str) -> str | None:
     """Return the key that is configured for a hosted API, if that is the one at this URL, or None."""
-    from prefect.settings import get_current_settings
+    key = _value("PREFECT_API_KEY")
+    return key if key and url() == api else None
 
-    key = get_current_settings().api.key
-    return key.get_secret_value() if key and url() == api else None
+
+def auth_string() -> str | None:
+    """Return the auth string that Prefect is configured with, or None."""
+    return _value("PREFECT_API_AUTH_STRING")
+
+
+def home() -> Path:
+    """Return the folder in which Prefect keeps what is its own."""
+    return Path(_value("PREFECT_HOME") or "~/.prefect").expanduser()
+
+
+def _value(setting: str) -> str | None:
+    if _only_from_environment():
+        return os.environ.get(setting) or None
+    read()
+    from prefect import settings
+
+    value = getattr(settings, setting).value()
+    value = value.get_secret_value() if hasattr(value, "get_secret_value") else value
+    return str(value) if value else None
+
+
+def _only_from_environment() -> bool:
+    """Return whether no file can hold a setting that is asked for here, and Prefect is not imported anyway."""
+    variables = {name for name in os.environ if name.upper().startswith("PREFECT_")}
+    # Prefect reads variables in small letters, too; what a block of this process has set for a time, it alone knows.
+    if "prefect" in sys.modules or "PREFECT_PROFILE" in variables or any(name != name.upper() for name in variables):
+        return False
+    if any(path.exists() for path, _ in _files() if path.name != _PYPROJECT):
+        return False
+    try:
+        tables = _table(Path(_PYPROJECT), "tool", "prefect") if Path(_PYPROJECT).exists() else {}
+    except (OSError, ValueError):
+        return False
+    return not {"api", "home", "profiles_path"} & tables.keys()
 
 
 def is_hosted(api: str) -> bool:
@@ -83,9 +119,7 @@ def is_hosted(api: str) -> bool:
 
 def source() -> str | None:
     """Name the place that the URL of the API comes from, the first that has one as Prefect looks for it; else None."""
-    from prefect.settings import PREFECT_API_URL
-
-    return next(_sources(), None) if PREFECT_API_URL.value() else None
+    return next(_sources(), None) if _value(URL) else None
 
 
 def _sources() -> Iterator[str]:
@@ -98,6 +132,8 @@ def _sources() -> Iterator[str]:
     ):
         if Path(name).is_file() and look(Path(name)):
             yield f"{URL if look is _in_dotenv else 'api.url'} of {Path(name).absolute()}"
+    if _only_from_environment():
+        return
     from prefect.settings import load_profiles
 
     profiles = load_profiles()
@@ -113,10 +149,16 @@ def _in_dotenv(path: Path) -> bool:
 
 
 def _in(path: Path, *keys: str) -> bool:
+    *tables, key = keys
+    return bool(_table(path, *tables).get(key))
+
+
+def _table(path: Path, *keys: str) -> dict[str, Any]:
+    """Return a table of a TOML file; empty where it has none of that name."""
     found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
-    return bool(found)
+    return found if isinstance(found, dict) else {}
 
 
 def _trouble(error: Exception) -> str:

@@ -137,15 +137,23 @@ def is_up(where: Address, auth: str | None = None, seconds: float | None = None)
 
 def _asked(where: Address, auth: str | None, seconds: float) -> tuple[httpx.Response, httpx.Response]:
     """Return what is answered about the health, and what to a question for which one has to be known."""
+    with session(where, auth, seconds) as client:
+        # Without a secret: that is told to no other program which has the port.
+        health = client.get("/health", auth=None)
+        return health, client.get("/admin/version")
+
+
+def session(where: Address, auth: str | None, seconds: float) -> httpx.Client:
+    """Return an HTTP client that asks the API as one who is known there, and waits so many seconds for an answer."""
     import httpx
 
     key = None if auth else configuration.api_key(where.api)
-    with httpx.Client(timeout=seconds, auth=httpx.BasicAuth(*auth.split(":", 1)) if auth else None) as client:
-        if key:
-            client.headers["Authorization"] = f"Bearer {key}"
-        # Without a secret: that is told to no other program which has the port.
-        health = client.get(f"{where.api}/health", auth=None)
-        return health, client.get(f"{where.api}/admin/version")
+    return httpx.Client(
+        base_url=where.api,
+        timeout=seconds,
+        auth=httpx.BasicAuth(*auth.split(":", 1)) if auth else None,
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+    )
 
 
 def _check(where: Address, auth: str | None, health: httpx.Response, version: httpx.Response) -> None:
@@ -157,7 +165,7 @@ def _check(where: Address, auth: str | None, health: httpx.Response, version: ht
         )
     if codes[0] in (401, 403):
         raise Unexpected(where, f"HTTP {codes[0]}", "put the key that it wants into PREFECT_API_KEY")
-    if not configuration.is_hosted(where.api) and (health.text.strip() != "true" or codes[1] != 200):
+    if (health.text.strip() != "true" or codes[1] != 200) and not configuration.is_hosted(where.api):
         api = "correct the address" if where.api.endswith("/api") else "an address of Prefect's API ends in /api"
         raise Unexpected(where, f"HTTP {codes[0]}", api)
 
@@ -218,11 +226,8 @@ def known_auth_string(where: Address, folder: Path) -> str | None:
 
     The kept one is told to no other user who listens there, nor to another machine.
     """
-    from prefect.settings import get_current_settings
-
-    configured = get_current_settings().api.auth_string
-    if configured:
-        return configured.get_secret_value()
+    if configured := configuration.auth_string():
+        return configured
     return kept_auth_string(folder) if where.local and is_ours(where, folder) else None
 
 
