@@ -678,7 +678,7 @@ def test_without_a_server_the_watcher_says_so_and_goes_on(operated: Operated, tm
     nowhere["IDXFLOW_STORE"] = str(tmp_path / "store")
     sentence = (
         f"idxflow: expected a Prefect server at {nowhere['PREFECT_API_URL']} (PREFECT_API_URL of the environment), "
-        "found none; start one with `idxflow up`"
+        "found none; start one with `idxflow up`, or remove that setting"
     )
     with watching(nowhere, inbox, dataset.manifest) as watcher:
         until(lambda: sentence in watcher.errors)

@@ -145,7 +145,7 @@ def _start(where: server.Address) -> str:
     if not configuration.source():
         return "start one with `idxflow up`"
     start = "start one with `idxflow up`" if where.local else "start it there"
-    return f"{start}, or take that setting away: `idxflow run` needs no server"
+    return f"{start}, or remove that setting"
 
 
 def _auth(where: server.Address) -> str | None:
