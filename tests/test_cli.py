@@ -52,16 +52,16 @@ def test_run_again_change_and_damage_on_digits(cli: Cli, tmp_path: Path):
     assert again["report"] == str(report)
     assert again["test_accuracy"] >= 0.95
 
-    changed = outcome(cli("run", "digits", "--json", "--set", "seed=7"))
+    changed = outcome(cli("run", "digits", "--json", "--set", "learning_rate=0.02"))
     ran = {name for name, step in changed["steps"].items() if not step["reused"]}
     assert {"train", "evaluate", "publish"} <= ran
     assert not {name for name in ran if name.startswith(("fetch", "decode", "validate", "normalize"))}
-    assert changed["steps"]["train"]["reason"] == "seed 1 → 7"
+    assert changed["steps"]["train"]["reason"] == "learning_rate 0.01 → 0.02"
 
     damaged = next((tmp_path / "cli-store" / "digits" / "2-splits").glob("*/test.parquet"))
     damaged.chmod(0o644)
     damaged.write_bytes(damaged.read_bytes()[:-10])
-    mended = cli("run", "digits", "--set", "seed=7")
+    mended = cli("run", "digits", "--set", "learning_rate=0.02")
     assert mended.returncode == 0
     assert "damaged: " in mended.stdout
     assert f"unchanged since v{changed['version']}" in mended.stdout
