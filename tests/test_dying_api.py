@@ -130,7 +130,7 @@ def test_the_same_command_finds_all_of_it(world: World, ended: dict[str, Any], s
     """With the server still dead it ends at once with 1; with another, and without any, nothing is done twice."""
     code, outcome, errors = world.again(world.environment)
     assert (code, outcome["error"]["kind"]) == (1, "PrefectFailed")
-    assert "Without PREFECT_API_URL none is needed" in errors
+    assert "Without PREFECT_API_URL of the environment none is needed" in errors
     assert "Traceback" not in errors
     for environment in (server, world.nowhere):
         code, outcome, _ = world.again(environment)
