@@ -187,7 +187,7 @@ def test_what_a_resume_needs_stays_until_a_run_came_to_its_end(filled: Store, ca
         assert "1 unfinished, which the next run goes on from" in found.found
         assert [f.remedy for f in verify(filled).leftovers] == ["run the same again: it goes on from there"]
     retrain(filled, 2)
-    assert doctor._whole(filled).remedy == "idxflow gc"
+    assert doctor._whole(filled).remedy == filled.command("gc")
     assert retention.collect(filled, DATASET).leftovers == (unfinished,)
 
 
