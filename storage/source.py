@@ -18,7 +18,7 @@ PACKAGES = ("flows", "tasks", "expectations", "storage")
 PLUMBING = frozenset(
     f"{package}.{name}"
     for package, names in {
-        "storage": "ahead catalog errors files index ledger records registry source stopping store",
+        "storage": "ahead catalog errors files index ledger records registry source stopping store words",
         "tasks": "artifacts config progress steps",
     }.items()
     for name in names.split()

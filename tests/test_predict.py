@@ -49,7 +49,7 @@ def blobs_dataset(folder: Path) -> Dataset:
     return catalog.read(manifest)
 
 
-def registered(store: Store, dataset: Dataset, promote: bool = True, **parameters: float) -> Version:
+def registered(store: Store, dataset: Dataset, promote: bool = True, **parameters: float | str) -> Version:
     """Train, evaluate and register a version of `dataset`, and make it the champion."""
     model = trained(store, dataset, **{"epochs": 12, **parameters}).record
     evaluation = evaluate.fn(store, dataset, model, split(store, dataset, "test")).record
@@ -122,7 +122,7 @@ def test_any_version_can_be_asked(store: Store, dataset: Dataset):
 
 
 def test_without_a_champion_it_is_said_what_to_run(store: Store, dataset: Dataset):
-    with pytest.raises(StoreError, match="none yet; run `idxflow run tiny` first"):
+    with pytest.raises(StoreError, match="none yet; run `idxflow run tiny --store .*` first"):
         load_champion("tiny", store)
     registered(store, dataset, promote=False)
     with pytest.raises(StoreError, match="expected a champion of tiny"):
@@ -168,7 +168,7 @@ def test_only_images_as_trained_on_are_taken(store: Store, dataset: Dataset):
 
 
 def test_inverted_images_are_noticed_and_others_are_not(store: Store, dataset: Dataset):
-    registered(store, dataset, epochs=1)
+    registered(store, dataset, epochs=1, held_out="tail")
     model, images = load_champion("tiny", store), blobs()["test-images"]
     np.testing.assert_allclose(model.mean_image, blobs()["train-images"][: model.record.fitted_rows].mean(axis=0))
     assert not model.looks_inverted(images).any()

@@ -128,7 +128,7 @@ def test_progress_is_told_from_the_first_byte_to_the_last(store: Store, dataset:
 
 
 class CountingPart(Part):
-    """A part that counts what is taken from the network for it, and takes no gigabytes where nothing else stops that."""
+    """A part that counts what is taken from the network for it, and refuses gigabytes if nothing else does."""
 
     taken, most = 0, 2_000_000
 
