@@ -289,7 +289,7 @@ def test_ctrl_c_while_modules_are_imported_leaves_no_trace(tmp_path: Path, modul
     (tmp_path / f"{module}.py").write_text(stopping)
     environment = clean_environment(tmp_path, PYTHONPATH=str(tmp_path), IDXFLOW_STORE=str(tmp_path / "store"))
     result = subprocess.run(
-        [BIN / "idxflow", "status"],
+        [BIN / "idxflow", "validate", "digits"],
         env=environment,
         cwd="/",
         capture_output=True,
