@@ -414,7 +414,7 @@ def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
     except Exception as error:
         # The flow returns its own failures as states, so this is Prefect's.
         place = configuration.source()
-        remedy = f"is the server at {configuration.url()} up? Without {place} none is needed" if place else "try again"
+        remedy = f"is the server at {configuration.url()} up? Start it, or remove {place}" if place else "try again"
         raise PrefectFailed(f"expected Prefect to run the flow; {type(error).__name__}: {error}; {remedy}") from error
     result = state.result(raise_on_failure=False)
     if isinstance(result, RunFailed):

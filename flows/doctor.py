@@ -89,7 +89,7 @@ def _looks(store: Store) -> Iterator[Finding]:
     yield _clock(store)
     yield _zones()
     yield _proxies()
-    yield from _server()
+    yield from _server(store)
 
 
 def _versions() -> Finding:
@@ -221,7 +221,7 @@ def _parted(error: PrefectFailed) -> tuple[str, str]:
     return found, remedy
 
 
-def _server() -> Iterator[Finding]:
+def _server(store: Store) -> Iterator[Finding]:
     from flows.service import configuration
     from flows.service.client import found
 
@@ -232,7 +232,7 @@ def _server() -> Iterator[Finding]:
     try:
         with found() as client:
             yield _same_version(client)
-            answers = _database(client)
+            answers = _database(client, store)
             yield answers
             if answers.verdict == "problem":
                 # All else is asked of it.
@@ -256,7 +256,7 @@ def _same_version(client: SyncPrefectClient) -> Finding:
     return Finding("ok", "server", f"Prefect {theirs} at {client.api_url}")
 
 
-def _database(client: SyncPrefectClient) -> Finding:
+def _database(client: SyncPrefectClient, store: Store) -> Finding:
     """Whether the server answers what it cannot without its database, and whether that is the one it has open."""
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
@@ -275,9 +275,9 @@ def _database(client: SyncPrefectClient) -> Finding:
     except Exception as error:
         # Whatever the client raises: the server said that it is healthy.
         said = f"the server at {client.api_url} answers its health check, but no query ({type(error).__name__})"
-        trouble = sqlite.trouble(file) if file else None
+        trouble = sqlite.trouble(file, store.command("gc")) if file else None
         return Finding("problem", "database", said, trouble or "look into the server's log, and start it again")
-    if file and (full := sqlite.full_disk(file)):
+    if file and (full := sqlite.full_disk(file, store.command("gc"))):
         said, _, remedy = full.rpartition("; ")
         return Finding("problem", "database", said, remedy)
     return Finding("ok", "database", "answers queries")

@@ -267,7 +267,7 @@ def _version(place: Place, text: str) -> Version:
     digits = text.removeprefix("v")
     known = place.registry.numbers()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
-        there = f"give one of v1 to v{max(known)}" if known else "there is none yet; `idxflow run` makes one"
+        there = f"give one of v1 to v{max(known)}" if known else f"there is none yet; {place.remedy} makes one"
         raise ConfigError(f"expected a version of {place.dataset}, as a number; found {text[:40]!r}; {there}")
     return place.registry.version(int(digits))
 
@@ -313,7 +313,7 @@ def _earlier(place: Place, to: str, history: list[Turn], now: int | None) -> Ver
         there = f"v{now} is the first" if now else "there is none"
         raise ConfigError(
             f"expected a champion of {place.dataset} before the present one; {there}; nothing was moved; "
-            f"`idxflow promote {place.dataset} NUMBER --force --reason …` takes any version"
+            f"`{place.store.command(f'promote {place.dataset} NUMBER --force --reason …')}` takes any version"
         )
     return place.registry.version(champions[-1])
 
@@ -348,7 +348,7 @@ def _check_whole(place: Place, version: Version) -> None:
     if damage:
         raise DamagedEntry(
             f"expected all files of v{version.number} of {place.dataset} to be as they were written; {damage}; "
-            "nothing was moved; choose another version, or run again with its configuration to make them anew"
+            "nothing was moved; choose another version, restore this one from a backup, or train it again"
         )
 
 

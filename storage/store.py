@@ -359,12 +359,12 @@ class Store:
     def _why(self, plan: Plan) -> str:
         """Say what differs from the most similar result that is there."""
         if plan.name:
-            return "one for each run"
+            return "new for each run"
         same = (plan.step, plan.subject)
         others = [made for made in self.made(plan.dataset, plan.step) if (made["step"], made["subject"]) == same]
         if not others:
             looked_at_all = len(_newest(self.entries(plan.dataset, plan.step))) < LOOKED_AT
-            return "first run" if looked_at_all else "the newest results are of other kinds"
+            return "first run" if looked_at_all else "nothing similar among the newest results"
         changes = min((_differences(made["made_from"], plan.made_from) for made in others), key=len)
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         return ", ".join(changes[:3]) + rest if changes else "made again"

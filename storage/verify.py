@@ -33,7 +33,6 @@ _REMOVE_INDEX = "remove it: it is made anew from the records beside it"
 _SET_CLOCK = "set the clock right if it is wrong; order and records stand, only these times are not to be believed"
 _CLOCK_IS_RIGHT = "nothing is to be done: the order of the records does not follow from their times"
 _GO_ON = "run the same again: it goes on from there"
-_CLEAR = "`idxflow gc` removes it, and the next run that needs the place does"
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,10 @@ class _Check:
             self._registry()
             self._ledger()
         self._leftovers()
+
+    @property
+    def _clear(self) -> str:
+        return f"`{self.store.command('gc')}` removes it; so does the next run that needs the place"
 
     def _damage(self, path: Path, problem: object, remedy: str) -> None:
         self.findings.append(Finding(path, "damage", _one_line(problem), remedy))
@@ -264,7 +267,7 @@ class _Check:
             # The record that cannot be read is among what is damaged.
             needed = ()
         for path in found:
-            remedy = _GO_ON if path in needed else _CLEAR
+            remedy = _GO_ON if path in needed else self._clear
             self.findings.append(Finding(path, "leftover", "a run ended while it was working on it", remedy))
 
 

@@ -41,7 +41,10 @@ class Classifier:
         self.architecture = network.load_architecture(model.architecture)
         self._weights = network.load_weights(model.weights, self.architecture)
         if network.weights_digest(self._weights) != model.weights_digest:
-            raise DamagedEntry(f"{model.weights}: expected the weights {model.weights_digest[:12]}…; found others")
+            raise DamagedEntry(
+                f"{model.weights}: expected the weights {model.weights_digest[:12]}…; found others; "
+                f"remove {model.folder}, and train again"
+            )
         self._statistics = scaling.read(model.normalization, self.architecture.inputs)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -49,7 +52,8 @@ class Classifier:
         if images.ndim != 3 or math.prod(images.shape[1:]) != self.architecture.inputs or images.dtype != np.uint8:
             raise ConfigError(
                 f"expected images of {self.architecture.inputs:,} pixels as uint8, such as the model was trained on; "
-                f"found {images.dtype} of shape {images.shape}"
+                f"found {images.dtype} of shape {images.shape}; convert them in NumPy with .astype(np.uint8) and "
+                ".reshape(-1, height, width)"
             )
         starts = range(0, len(images), SCORED_AT_ONCE)
         blocks = [scaling.apply(images[start : start + SCORED_AT_ONCE], self._statistics) for start in starts]

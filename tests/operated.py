@@ -98,7 +98,7 @@ class Operated:
     def findings(self) -> dict[str, doctor.Finding]:
         """What `idxflow doctor` finds out about the server."""
         with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
-            return {finding.what: finding for finding in doctor._server()}
+            return {finding.what: finding for finding in doctor._server(self.store)}
 
 
 def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> str:

@@ -193,7 +193,7 @@ def test_a_server_that_does_not_answer_is_said(tmp_path: Path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert outcome(result)["error"]["kind"] == "PrefectFailed"
-    assert "Without PREFECT_API_URL of the environment none is needed" in result.stderr
+    assert "up? Start it, or remove PREFECT_API_URL of the environment" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -82,7 +82,7 @@ def versions(store: Store) -> list[int]:
 def test_ten_at_once_with_the_same_inputs_do_each_step_once(store: Store, start: Start):
     logs = [said(process)[1] for process in [start("publish", 7) for _ in range(10)]]
     reasons = Counter(re.findall(r"^(\w+).* [0-9a-f]{32}: (.*)$", "\n".join(logs), re.MULTILINE))
-    first = {step: count for (step, reason), count in reasons.items() if reason in ("first run", "one for each run")}
+    first = {step: count for (step, reason), count in reasons.items() if reason in ("first run", "new for each run")}
     assert first == {"decode": 1, "train": 1, "evaluate": 1, "publish": 1}
     assert sum(reasons.values()) == 4 * 10
     assert versions(store) == [1]

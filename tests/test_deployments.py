@@ -16,7 +16,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from flows.service import deployments
 from flows.service.deployments import PLAN, VARIABLE, Promise, read_plan
 from flows.service.memory import Memory, Remembered
-from storage.errors import ConfigError
+from storage.errors import ConfigError, PrefectFailed
 
 YEARLY = "0 0 1 1 *"
 POOL = "of-schedules"
@@ -91,6 +91,10 @@ def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
     memory = Memory(tmp_path, "api", POOL)
     promise = Promise(POOL, 60, server, memory, first, lambda: None)
     deployments.ensure_pool(client, POOL)
+    wrong = replace(promise, plan={**first, "deployments": [{**first["deployments"][0], "entrypoint": "flows.none.x"}]})
+    with pytest.raises(PrefectFailed, match="to take .*prefect.yaml; found: .*; correct that, then start again"):
+        deployments.deploy(client, wrong)
+    # As it is advised.
     assert deployments.deploy(client, promise) == deployments.Deployed((), ())
     assert {name: len(crons) for name, crons in there(client).items()} == {
         **dict.fromkeys(("all_taken_out", "renamed", "unchanged", "removed", "removed_but_used"), 1),

@@ -119,7 +119,7 @@ def test_it_is_said_once_and_in_words(world: World, ended: dict[str, Any], name:
     said = [line for line in errors.splitlines() if "Prefect could not be told" in line]
     assert len(said) == 1
     assert "may show it as running" in said[0]
-    remedy = f"is the server at {world.url} up? Without PREFECT_API_URL of the environment none is needed"
+    remedy = f"is the server at {world.url} up? Start it, or remove PREFECT_API_URL of the environment"
     assert ("try again" if name == "training" else remedy) in said[0]
     for noise in ("Traceback", "Error logging to API", "failed to process item", "Still processing"):
         assert noise not in errors
@@ -130,7 +130,7 @@ def test_the_same_command_finds_all_of_it(world: World, ended: dict[str, Any], s
     """With the server still dead it ends at once with 1; with another, and without any, nothing is done twice."""
     code, outcome, errors = world.again(world.environment)
     assert (code, outcome["error"]["kind"]) == (1, "PrefectFailed")
-    assert "Without PREFECT_API_URL of the environment none is needed" in errors
+    assert "Start it, or remove PREFECT_API_URL of the environment" in errors
     assert "Traceback" not in errors
     for environment in (server, world.nowhere):
         code, outcome, _ = world.again(environment)

@@ -142,12 +142,18 @@ def test_a_model_for_other_classes_is_refused(store: Store, tiny: TinyFactory):
     four = tiny(classes=4, name="four")
     with pytest.raises(ConfigError, match="four: expected a model for 63 pixels and 4 classes; found .* 3 classes"):
         evaluate.fn(store, four, model, split(store, four, "test"))
+    # As it is advised.
+    assert evaluate.fn(store, four, trained(store, four, epochs=1).record, split(store, four, "test")).record.rows == 30
 
 
 def test_a_test_label_that_is_no_class_is_refused(store: Store, tiny: TinyFactory):
     dataset = tiny(arrays={"test-labels": np.full(30, 3, np.uint8)})
     with pytest.raises(DataRefused, match="labels from 0 to 2; row 0 of the test split is 3"):
         evaluate.fn(store, dataset, trained(store, dataset, epochs=1).record, split(store, dataset, "test"))
+    # As it is advised: the classes are corrected.
+    four = tiny(classes=4, arrays={"test-labels": np.full(30, 3, np.uint8)})
+    model = trained(store, four, epochs=1).record
+    assert evaluate.fn(store, four, model, split(store, four, "test")).record.per_class[3].rows == 30
 
 
 @pytest.mark.parametrize(
@@ -172,6 +178,16 @@ def test_a_changed_file_of_the_model_is_refused(store: Store, tiny: TinyFactory,
     (changed.folder / file).unlink()
     with pytest.raises(DamagedEntry, match=file):
         evaluate.fn(store, dataset, changed, split(store, dataset, "test"))
+
+
+@pytest.mark.parametrize("file", ["architecture.json", "normalization.npz"])
+def test_a_model_whose_file_is_gone_can_be_trained_again(store: Store, tiny: TinyFactory, file: str):
+    dataset = tiny()
+    model, test = trained(store, dataset, epochs=1).record, split(store, dataset, "test")
+    (model.folder / file).unlink()
+    with pytest.raises(DamagedEntry, match=f"{file}: expected a file of a trained model; .*; train again"):
+        evaluate.fn(store, dataset, model, test)
+    assert evaluate.fn(store, dataset, trained(store, dataset, epochs=1).record, test).record.rows == 30
 
 
 def test_finding_results_again_imports_no_heavy_library(store: Store, tiny: TinyFactory):

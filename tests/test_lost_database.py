@@ -18,6 +18,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 from flows import doctor
 from flows.service import server, sqlite
 from flows.service.deployments import AUTOMATION, VARIABLE
+from storage.store import Store
 from tests.operated import until
 from tests.servers import clean_environment, free_port
 from tests.test_up import Service, command, going
@@ -151,7 +152,7 @@ def findings(service: Service) -> dict[str, doctor.Finding]:
         # A busy machine is not what is looked for.
         patch.setattr(doctor, "_QUERY_SECONDS", SECONDS)
         patch.setattr(server, "_HEALTH_SECONDS", SECONDS)
-        return {finding.what: finding for finding in doctor._server()}
+        return {finding.what: finding for finding in doctor._server(Store(Path(service.environment["IDXFLOW_STORE"])))}
 
 
 def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
@@ -170,7 +171,8 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
 def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
     found = findings(service)["database"]
-    assert (found.verdict, found.remedy) == ("problem", "free some, for instance by `idxflow gc`")
+    store = service.environment["IDXFLOW_STORE"]
+    assert (found.verdict, found.remedy) == ("problem", f"free some, for instance with `idxflow gc --store {store}`")
     assert f"{database(service)}, Prefect's database, has less than" in found.found
 
 

@@ -98,13 +98,24 @@ def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str
     assert result.stderr.count("\n") == 1
     assert f"expected settings that Prefect can read; {said.format(tmp_path)}" in result.stderr
     assert json.loads(result.stdout)["error"]["kind"] == "PrefectFailed"
+    # As it is advised: what cannot be read is corrected there.
+    if file:
+        (tmp_path / file).write_text("")
+    else:
+        environment["PREFECT_CLIENT_MAX_RETRIES"] = "3"
+    environment["PREFECT_API_URL"] = NOWHERE
+    again = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"Failed to reach API at {NOWHERE}" in again.stderr
 
 
 def test_status_goes_without_them_and_the_doctor_names_them(tmp_path: Path):
     """What the ledger has is shown all the same."""
     (tmp_path / "prefect.toml").write_text("[api")
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    code = "import sys, flows.doctor as d, flows.status as s\nprint(*d._server())\nprint(s._scheduled())"
+    code = (
+        "import sys, flows.doctor as d, flows.status as s\nfrom storage.store import Store, store_path\n"
+        "print(*d._server(Store(store_path())))\nprint(s._scheduled())"
+    )
     words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
     result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     finding, remark = result.stdout.splitlines()

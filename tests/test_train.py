@@ -359,6 +359,9 @@ def test_too_little_memory_is_said_in_a_sentence(store: Store, tiny: TinyFactory
     monkeypatch.setattr(network, "initial_weights", none_left)
     with pytest.raises(TrainingFailed, match="expected memory for 539 weights and 120 rows of 63 pixels"):
         trained(store, tiny(), hidden=(8,))
+    # As it is advised: there is memory for fewer weights.
+    monkeypatch.undo()
+    assert trained(store, tiny(), hidden=(4,)).record.parameters < 539
 
 
 def test_every_epoch_is_heard_but_only_some_are_logged(

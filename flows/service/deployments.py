@@ -111,7 +111,8 @@ def read_plan(path: Path = PLAN) -> dict[str, Any]:
             except (ValueError, TypeError, AttributeError) as error:
                 said = " ".join(str(error).split())
                 raise ConfigError(
-                    f"{path}: expected schedules that come due for the deployment {deployment['name']}; {said}"
+                    f"{path}: expected schedules that come due for the deployment {deployment['name']}; {said}; "
+                    "correct the schedule there"
                 ) from error
     return found
 
@@ -275,7 +276,7 @@ def _schedule(values: Mapping[str, Any]) -> DeploymentScheduleCreate:
     kinds = {"cron": CronSchedule, "interval": IntervalSchedule, "rrule": RRuleSchedule}
     schedule: Any = next((kind(**given) for name, kind in kinds.items() if name in given), None)
     if isinstance(schedule, CronSchedule) and not comes_due(schedule):
-        raise ValueError(f"{schedule.cron!r} never comes due; choose a day that exists")
+        raise ValueError(f"{schedule.cron!r} never comes due")
     return DeploymentScheduleCreate(schedule=schedule, **about)
 
 
@@ -331,7 +332,9 @@ def _deploy(plan: dict[str, Any], promise: Promise) -> None:
         if code:
             words = " ".join(said.read_text(encoding="utf-8", errors="replace").split())[-400:]
             found = words if code > 0 else f"no end within {START_SECONDS} s"
-            raise PrefectFailed(f"expected `prefect deploy --all` to take {PLAN.name}, found: {found}")
+            raise PrefectFailed(
+                f"expected `prefect deploy --all` to take {PLAN}; found: {found}; correct that, then start again"
+            )
 
 
 def _ended(process: subprocess.Popen[bytes], meanwhile: Callable[[], object]) -> int:

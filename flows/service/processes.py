@@ -112,7 +112,10 @@ class Service:
     def _note_death(self) -> str:
         self._deaths = self._deaths + 1 if self._now() - self._started < SETTLED_SECONDS else 1
         if self._deaths >= MAX_DEATHS:
-            raise PrefectFailed(f"the {self.epitaph()}, {self._deaths} times in a row; see {self.command.log}")
+            raise PrefectFailed(
+                f"the {self.epitaph()}, {self._deaths} times in a row; correct what {self.command.log} names, then "
+                "start again"
+            )
         pause = min(2 ** (self._deaths - 1), _LONGEST_PAUSE)
         epitaph = self.epitaph()
         self._process = None

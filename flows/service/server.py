@@ -191,7 +191,11 @@ def auth_string(folder: Path) -> str:
     known = kept_auth_string(folder) or _made_auth_string(auth_file(folder))
     if ":" not in known or not known.isascii():
         found = "no colon in it" if known.isascii() else "a letter that is not ASCII, which Prefect cannot compare"
-        raise ConfigError(f"expected {AUTH} to be of the form user:password, found {found}")
+        made, take_away = (AUTH, "unset it") if os.environ.get(AUTH) else (auth_file(folder), "remove it")
+        raise ConfigError(
+            f"expected {made} to be of the form user:password, found {found}; correct it, or {take_away}, "
+            "and one is made"
+        )
     return known
 
 

@@ -56,10 +56,13 @@ def forget_journal(path: Path, opened: Identity | None) -> None:
         path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
 
 
-def trouble(path: Path) -> str | None:
+def trouble(path: Path, gc: str = "idxflow gc") -> str | None:
     """Return what keeps a server from using a database, and what to do about it, in one sentence; None if nothing.
 
     An empty file and none at all are no trouble: the server makes a database of them.
+
+    Args:
+        gc: the command that removes old results from the store.
     """
     if not os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
         return f"{path.parent}, the folder of Prefect's database, cannot be written to; give it to this user (chown)"
@@ -67,20 +70,18 @@ def trouble(path: Path) -> str | None:
         return f"{path} is a folder, expected Prefect's database; {_aside(path)}"
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
         return f"{path}, Prefect's database, cannot be read and written; give it to this user (chown, chmod 600)"
-    if full := full_disk(path):
+    if full := full_disk(path, gc):
         return full
     broken = _broken(path) if path.exists() else None
     return f"{path}, Prefect's database, is broken ({broken}); {_aside(path)}" if broken else None
 
 
-def full_disk(path: Path) -> str | None:
-    """Return that a database has hardly any disk left, and what to do about it, in one sentence; None where it has."""
+def full_disk(path: Path, gc: str = "idxflow gc") -> str | None:
+    """Return that a database has hardly any disk left, and what to do, in one sentence; None where it has."""
     if shutil.disk_usage(path.parent).free >= LEAST_FREE_BYTES:
         return None
     least = f"{LEAST_FREE_BYTES / 1e6:,.0f} MB"
-    return (
-        f"{path}, Prefect's database, has less than {least} of its disk left; free some, for instance by `idxflow gc`"
-    )
+    return f"{path}, Prefect's database, has less than {least} of its disk left; free some, for instance with `{gc}`"
 
 
 def _aside(path: Path) -> str:

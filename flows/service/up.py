@@ -464,7 +464,7 @@ class _Up:
                 self._say_once(self._unanswered(error))
             return
         # It may answer what is only read.
-        full = sqlite.full_disk(self.database_file) if self.database_file else None
+        full = sqlite.full_disk(self.database_file, self._gc) if self.database_file else None
         if full:
             self._say_once(full)
         self.said = full or ""
@@ -509,7 +509,11 @@ class _Up:
             self.told = words
 
     def _trouble(self) -> str | None:
-        return sqlite.trouble(self.database_file) if self.database_file else None
+        return sqlite.trouble(self.database_file, self._gc) if self.database_file else None
+
+    @property
+    def _gc(self) -> str:
+        return self.store.command("gc", usual=BESIDE)
 
     def _unanswered(self, error: Exception) -> str:
         return (
