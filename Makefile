@@ -75,9 +75,13 @@ define set_up
 @echo "2 of 5: the pip that installs the rest"
 @$(1)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-pip.lock
 @echo "3 of 5: $$(grep -c '^[a-z].*==' $(2)) packages of $(2), TensorFlow the largest"
-@# On a terminal with its own bars.
-@test -t 1 && quiet= || quiet=--quiet; \
-	$(1)/bin/pip install $$quiet --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement $(2)
+@# On a terminal with a line that moves, in which pip's hundreds become one.
+@set -- $(1)/bin/pip install --disable-pip-version-check --no-deps --no-compile --require-hashes --requirement $(2); \
+	if ! test -t 1; then exec "$$@" --quiet; fi; \
+	{ "$$@" && touch $(1)/.installed; } | while read -r what package rest; do case $$what in \
+		Collecting) number=$$((number + 1)); printf '\r  %d fetched, now %s\033[K' $$number "$$package";; \
+		Installing) printf '\r  unpacking them\033[K';; \
+	esac; done; printf '\r\033[K'; test -e $(1)/.installed
 @echo "4 of 5: compiling them"
 @# On all processors, where pip takes one. What is for other Pythons does not compile, and nobody imports it.
 @$(1)/bin/python -m compileall -qq -j 0 -x /tests/ $(1)/lib || true

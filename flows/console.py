@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,13 +44,15 @@ class Console:
 
     def __init__(self, as_json: bool) -> None:
         self._terminal = Terminal(stderr=as_json, highlight=False)
+        # What prints a line where a bar moves has to be what moves the bar: it takes the bar away first.
+        self._moving = self._terminal if self._terminal.is_terminal else Terminal(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             _HowFar(),
-            console=Terminal(stderr=True),
+            console=self._moving,
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=not self._moving.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._stack = ExitStack()
@@ -153,7 +154,7 @@ class Console:
         # Of two moving things at once, each would write over the other.
         self._bars.stop()
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        with Progress(*columns, console=Terminal(stderr=True), transient=True) as moving:
+        with Progress(*columns, console=self._moving, transient=True) as moving:
             line = moving.add_task(what, total=None)
             yield lambda words: moving.update(line, description=words)
         self._bars.start()

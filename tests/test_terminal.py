@@ -25,6 +25,7 @@ from flows.console import Console
 from flows.output import guarded_streams
 from storage.records import Step
 from storage.store import Store
+from tasks.progress import Progress
 from tests.conftest import write_tiny
 from tests.runs import carried_out
 from tests.servers import BIN, clean_environment
@@ -38,6 +39,31 @@ LONG = "word " * 30
 
 def shown(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
     """Return what a terminal gets of a call, both streams together, without colours."""
+    return _CONTROL.sub("", sent(call, monkeypatch, columns))
+
+
+def seen(sent: str) -> list[str]:
+    """Return what stands on a terminal of endless height after all that was sent there (ECMA-48; no line wraps)."""
+    lines, row, column = [""], 0, 0
+    for control, number, name, other in re.findall(r"(\x1b\[([0-9;?]*)([a-zA-Z]))|([\s\S])", sent):
+        if name == "A":
+            row = max(0, row - int(number or 1))
+        elif name == "K":
+            lines[row] = ""
+        elif control:
+            continue
+        elif other == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif other == "\r":
+            column = 0
+        else:
+            lines[row] = lines[row][:column].ljust(column) + other + lines[row][column + 1 :]
+            column += 1
+    return lines
+
+
+def sent(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     got: list[bytes] = []
@@ -60,7 +86,7 @@ def shown(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: 
         call()
     reader.join()
     os.close(leader)
-    return _CONTROL.sub("", b"".join(got).decode())
+    return b"".join(got).decode()
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +143,37 @@ def test_the_lines_of_a_run_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             log.warning("a file of the store is damaged: %s", damaged)
             console._say_end(outcome)
 
-    said = shown(run, monkeypatch)
-    # A line that moves is written over.
-    lines = [line for line in said.splitlines() if "importing Prefect" not in line]
+    written = sent(run, monkeypatch)
+    assert "importing Prefect" in written
+    lines = [line.rstrip() for line in seen(written)]
     assert [line for line in lines if len(line) > COLUMNS] == []
-    assert "fetch train-images        0.50 s  " in said
+    said = "\n".join(lines)
+    assert "fetch train-images        0.50 s" in said
     assert f"\n    {SUMMARY}\n" in said
     assert "\nreport store/tiny/7-reports/20261124-143212-5725/report.html\n" in said
-    assert "importing Prefect" in said
+    assert "importing Prefect" not in said
     assert ", 1 epoch, " in said
+
+
+def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPatch):
+    names = [f"fetch {number}" for number in range(20)]
+
+    def run() -> None:
+        log = logging.getLogger("tasks.fetch")
+        with guarded_streams(), Console(as_json=False) as console:
+            with console.waiting("importing Prefect"):
+                log.warning("first")
+            for name in names:
+                for done in (0, 40, 100):
+                    console._advance(Progress(name, done, 100, "bytes"))
+                    console._bars.refresh()
+                    log.info("", extra={"step": Step(f"{name} at {done}", "", SUMMARY, 0.5, False, "first run")})
+            log.warning("last")
+
+    lines = [line.rstrip() for line in seen(sent(run, monkeypatch)) if line.strip()]
+    steps = [f"{name} at {done}" for name in names for done in (0, 40, 100)]
+    assert [line.partition("  ")[0] for line in lines if not line.startswith("  ")] == ["first", *steps, "last"]
+    assert lines.count(f"    {SUMMARY}") == len(steps)
 
 
 def test_in_a_pipe_nothing_is_broken_or_shortened(filled: Store, tmp_path: Path):
