@@ -93,7 +93,7 @@ def run(
         ),
     ] = None,
     force: Annotated[
-        bool, Parameter(negative="", help="Train, evaluate and decide again also if nothing is new.")
+        bool, Parameter(negative="", help="Train, evaluate and decide again even if nothing is new.")
     ] = False,
     source: Source = None,
     store: StoreFolder = None,

@@ -50,7 +50,7 @@ class Request:
     source: str | None = None
     store: str | None = None
     force: bool = False
-    """Train, evaluate and decide again also if nothing is new."""
+    """Train, evaluate and decide again even if nothing is new."""
     arrival: str | None = None
     """The set of archives of `dataset` that `idxflow watch` has taken; then there is no other source."""
 

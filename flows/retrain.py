@@ -85,7 +85,7 @@ def retrain(
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
-        force: Train, evaluate and decide again also if nothing is new.
+        force: Train, evaluate and decide again even if nothing is new.
         catch_up: What to do about scheduled times that were missed: latest (one run makes up for all) or all.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
@@ -117,7 +117,7 @@ def retrain_arrival(
         arrival: The set, as `idxflow watch` has named it, such as 20261128-201530-0c4f1a2b.
         profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
         training: Single training parameters that differ from the profile and the data set's own defaults.
-        force: Train, evaluate and decide again also if nothing is new.
+        force: Train, evaluate and decide again even if nothing is new.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
     return _carry_out(Request(dataset, profile=profile, training=overrides, force=force, arrival=arrival), _to_decision)

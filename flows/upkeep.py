@@ -27,8 +27,8 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one J
 def verify_store(dataset: str | None = None, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
     """Check every file the store keeps: entries, versions, champions, ledger. Exit code 1 if one is damaged.
 
-    Reads everything and changes nothing; runs may go on meanwhile. What a killed run left unfinished is no damage
-    and is listed as a leftover; neither are times of a clock that was wrong, which are remarks.
+    Reads everything and changes nothing; runs may go on meanwhile. Unfinished work of a killed run is listed
+    as a leftover, and times from a wrong clock as remarks; neither counts as damage.
 
     Args:
         dataset: Check only this one.
@@ -64,8 +64,8 @@ def gc(
     """Remove old results and what killed runs left.
 
     The champion, every champion before it that `rollback` can return to, the newest versions and runs, and all they
-    were made from stay, and so does the whole ledger. A data set that a run is using is left alone. While the last run
-    is one that was cut off, what it left unfinished stays, too: the next one goes on from it.
+    were made from stay, and so does the whole ledger. A data set that a run is using is left alone. If the last run
+    was cut off, its unfinished work stays, too: the next run continues from it.
 
     Args:
         dataset: Collect only this one.

@@ -442,7 +442,7 @@ def test_the_form_has_typed_fields_and_refuses_a_wrong_value(page: Any, operated
         "Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.",
         "Passes over the fitted rows, at most. At least 1, at most 10,000.",
         "Step size of stochastic gradient descent. More than 0, at most 10.",
-        "Train, evaluate and decide again also if nothing is new.",
+        "Train, evaluate and decide again even if nothing is new.",
         "What to do about scheduled times that were missed: latest (one run makes up for all) or all.",
     ):
         page.get_by_text(words, exact=True).wait_for()
