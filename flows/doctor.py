@@ -245,7 +245,12 @@ def _server(store: Store) -> Iterator[Finding]:
             yield Finding("problem", "server", *_parted(error))
         else:
             # `idxflow run` needs none.
-            yield Finding("warning", "server", str(error), "idxflow up: needed for schedules, deployments and the UI")
+            yield Finding(
+                "warning",
+                "server",
+                str(error),
+                "idxflow up: needed for schedules, deployments and the UI",
+            )
 
 
 def _same_version(client: SyncPrefectClient) -> Finding:

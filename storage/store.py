@@ -29,7 +29,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -339,7 +339,13 @@ class Store:
         final = self._folder(plan)
         partial = final.with_name(f".{plan.folder}.partial")
         _take_over(partial)
-        record = make(partial)
+        try:
+            record = make(partial)
+        except BaseException:
+            # A folder with nothing in it is nothing to resume from.
+            with suppress(OSError):
+                partial.rmdir()
+            raise
         _seal(partial, plan, record)
         if damaged:
             discard(final)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.catalog import ArchiveSpec, Dataset
+from storage.catalog import ROLES, ArchiveSpec, Dataset
 from storage.errors import FormatError, IdxflowError, SourceUnavailable, StoreError
 from storage.records import Archive, Done
 from storage.store import Plan, Store
@@ -69,7 +69,18 @@ def find_or_fetch(
     digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
     plan = Plan(dataset.name, "fetch", spec.role, inputs={name: d for name, d in digests.items() if d})
     wanted = Wanted(dataset.name, spec, policy)
-    return store.once(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec, place))
+    done = store.once(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec, place))
+    if source and done.step.reused and spec.role == ROLES[0]:
+        _warn_of_no_folder(wanted, origins[0])
+    return done
+
+
+def _warn_of_no_folder(wanted: Wanted, given: Origin) -> None:
+    """Say of a folder that is not there that it was not needed: somebody may believe that its files were read."""
+    if isinstance(given, Folder) and not given.path.is_dir():
+        _log.warning(
+            "%s: %s: there is no such folder; the archives are those that are in the store", wanted.dataset, given.where
+        )
 
 
 @dataclass(frozen=True)

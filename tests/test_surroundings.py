@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import environment
 from flows.cli import _main
-from flows.service import server
+from flows.service import client, server
 from flows.service.application import listen
+from storage.errors import PrefectFailed
 from tasks import proxies
 from tests.commands import idxflow
 from tests.faultserver import Exchange, FaultServer, good
@@ -151,6 +153,13 @@ def test_an_address_that_is_no_api_is_named_as_what_it_is(tmp_path: Path):
         refused = said(wrong)
         assert "expected an address such as http://127.0.0.1:4200/api in PREFECT_API_URL of the environment" in refused
         assert "word" not in refused
+
+
+def test_something_else_at_the_usual_port_is_answered_with_another_port():
+    with FaultServer({}) as other, temporary_settings(restore_defaults={PREFECT_API_URL}):
+        where = server.address("127.0.0.1", urlsplit(other.url()).port, None)
+        with pytest.raises(PrefectFailed, match="found HTTP 404; start one at another port with `idxflow up --port`"):
+            client._is_up(where)
 
 
 def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -130,9 +130,8 @@ def _is_up(where: server.Address) -> bool:
     try:
         return server.is_up(where, _auth(where))
     except server.Unexpected as error:
-        raise PrefectFailed(
-            f"expected a Prefect server at {_named(where)}, found {error.found}; {error.remedy}"
-        ) from error
+        remedy = error.remedy if configuration.source() else "start one at another port with `idxflow up --port`"
+        raise PrefectFailed(f"expected a Prefect server at {_named(where)}, found {error.found}; {remedy}") from error
 
 
 def _named(where: server.Address) -> str:

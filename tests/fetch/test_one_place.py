@@ -16,6 +16,7 @@ from storage import catalog
 from storage.catalog import Dataset
 from storage.ledger import Ledger
 from storage.store import Store
+from storage.verify import verify
 from tasks.reporting import records
 from tasks.reporting.document import build
 from tests.conftest import TinyFactory
@@ -120,3 +121,21 @@ def test_with_digests_each_file_may_come_from_another_place(
     assert f" from {server.host}, " in said["fetch test-labels"]
     assert f" from {new}, " in said["fetch test-images"]
     assert f"there is no {LABELS}" in caplog.text
+
+
+def test_a_given_folder_that_is_not_there_is_said_also_where_nothing_is_needed_of_it(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    nowhere = str(tmp_path / "nothing")
+    sentence = "nothing: there is no such folder; the archives are those that are in the store"
+    for source, times in ((None, 0), (nowhere, 1)):
+        caplog.clear()
+        assert hopped(store, dataset="digits", source=source, to=retrain._to_validation)["state"] == "valid"
+        assert caplog.text.count(sentence) == times
+
+
+def test_a_fetch_that_found_nothing_leaves_nothing(store: Store, old: Dataset, new: Path):
+    published = publish(old, ["http://127.0.0.1:9"])
+    ended = hopped(store, dataset_file=str(published.manifest), source=str(new / "x"), to=retrain._to_validation)
+    assert ended["error"]["exit_code"] == 4
+    assert not verify(store).leftovers
