@@ -6,9 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import _main
 from storage.store import Store
@@ -25,12 +27,16 @@ print(hopped(Store(pathlib.Path(sys.argv[1])))["run"])
 """
 
 
-def test_a_run_under_a_wrong_clock_blinds_nobody(
-    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+@pytest.fixture(autouse=True)
+def no_server() -> Iterator[None]:
+    """Not even that of the developer, at the usual port."""
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+        yield
+
+
+def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.CaptureFixture):
     if not shutil.which("faketime"):
         pytest.skip("needs faketime: on Debian, apt-get install faketime")
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
 
     def idxflow(*command: str) -> tuple[int, str]:
         code = _main([*command, "--store", str(store.root)])
@@ -45,7 +51,9 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(
     wrong = ["faketime", "--exclude-monotonic", "-f", "+365d", sys.executable, "-c", RUN, str(store.root)]
     ended = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    (problem,) = problems()
+    found = problems()
+    assert len(found) == 1, found
+    (problem,) = found
     assert "the last good run has a time that is still to come" in problem
 
     right = hopped(store)

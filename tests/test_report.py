@@ -170,7 +170,7 @@ def test_a_resumed_training_says_so_with_the_seconds_of_all_its_parts() -> None:
     )
 
 
-def tested(right: np.ndarray) -> Evaluation:
+def scored(right: np.ndarray) -> Evaluation:
     correct = int(right.sum())
     return Evaluation(Path(), "we", "te", len(right), correct, correct / len(right), 0.1, 0.9, 0.5, (), ((1,),), ())
 
@@ -180,7 +180,7 @@ def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_
     predicted, leaked = labels.copy(), np.arange(100) < 20
     predicted[90:] = 1
     evidence = Evidence(labels={"test": labels}, predicted=predicted, leaked=leaked)
-    values = content(a_run(catalog.find("digits"), evaluation=tested(predicted == labels)), evidence)
+    values = content(a_run(catalog.find("digits"), evaluation=scored(predicted == labels)), evidence)
     assert values["test"]["unseen"]["correct"] == 70
     assert values["test"]["unseen"]["accuracy"] == 0.875
     assert (
