@@ -50,7 +50,7 @@ canary: ## Weekly job: install the newest allowed releases without the lock, the
 	$(PYTHON) -m venv --clear .venv-canary
 	.venv-canary/bin/pip install --quiet "pip>=25.1"
 	.venv-canary/bin/pip install --quiet --editable . --group dev
-	.venv-canary/bin/pytest $(ARGS)
+	.venv-canary/bin/pytest --numprocesses auto $(ARGS)
 
 clean: ## Remove the environment and all caches, but not the store
 	rm -rf $(VENV) $(BENCH) .venv-canary *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
