@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+PACKAGES = ("expectations", "flows", "storage", "tasks")
 INTERRUPTED = 130
 
 
@@ -32,9 +33,21 @@ def import_own_modules() -> None:
     """Have this process and all that it starts find idxflow's own packages first, and nothing in the current folder."""
     sys.path[:] = [str(ROOT), *_elsewhere(sys.path)]
     given = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *_elsewhere(given.split(os.pathsep) if given else ())])
+    others = _elsewhere(given.split(os.pathsep) if given else ())
+    for path in _passed_over(given, others):
+        sys.stderr.write(f"idxflow: PYTHONPATH leads to {path}, which is not imported: idxflow uses its own\n")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *others])
     # No script's folder, nor the current one with -c and -m.
     os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def _passed_over(given: str, others: list[str]) -> list[Path]:
+    """Return what has the name of a package of idxflow's and would be imported in its place."""
+    # What idxflow has started finds the project's root first.
+    if given.split(os.pathsep)[0] == str(ROOT):
+        return []
+    forms = [form for name in PACKAGES for form in (f"{name}/__init__.py", f"{name}.py")]
+    return [path for entry in others for form in forms if (path := Path(entry, form)).exists()]
 
 
 def _elsewhere(entries: Iterable[str]) -> list[str]:

@@ -124,7 +124,7 @@ def connected() -> Iterator[Server]:
 
 def again(arrival: Arrival) -> str:
     """Return the command that runs a set once more."""
-    return f"prefect deployment run {DEPLOYMENT} --param dataset={arrival.dataset} --param arrival={arrival.id}"
+    return f"idxflow prefect deployment run {DEPLOYMENT} --param dataset={arrival.dataset} --param arrival={arrival.id}"
 
 
 def _announced(run: FlowRun, is_new: bool) -> Announced:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -274,6 +275,26 @@ def watch(
     from flows.watch import Wanted, watch_folder
 
     return watch_folder(Wanted(folder, dataset, dataset_file, every, once, marker, store))
+
+
+@app.command(name="prefect", help_flags=[], version_flags=[])
+def prefect_command(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Run a command of Prefect's own against the server of `idxflow up`.
+
+    It passes on the address of that server and its auth string, so nothing has to be exported. Where no server
+    answers, it ends with an error; Prefect by itself would start one that asks nobody for a password.
+
+    Examples: `idxflow prefect deployment run retrain/digits --watch` · `idxflow prefect flow-run ls`
+
+    Args:
+        arguments: What follows `prefect`; `idxflow prefect --help` lists Prefect's commands.
+    """
+    from flows.service import client, server
+
+    environment = client.environment()
+    command = server.prefect(*arguments)
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
 
 
 app.command(registry.app)

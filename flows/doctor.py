@@ -307,9 +307,11 @@ def _worker(client: SyncPrefectClient) -> Finding:
         except ObjectNotFound:
             return Finding("problem", "worker", f"there is no work pool {pool!r}", _put_there(client))
         if known.is_paused:
-            return Finding("problem", "worker", f"the pool {pool!r} is paused", f"prefect work-pool resume {pool}")
+            return Finding(
+                "problem", "worker", f"the pool {pool!r} is paused", f"idxflow prefect work-pool resume {pool}"
+            )
         if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
-            remedy = f"idxflow up, or prefect worker start --pool {pool} --type process"
+            remedy = f"idxflow up, or idxflow prefect worker start --pool {pool} --type process"
             return Finding("problem", "worker", f"none polls the pool {pool!r}, so nothing starts", remedy)
     return Finding("ok", "worker", f"polling {', '.join(pools)}")
 
@@ -317,7 +319,7 @@ def _worker(client: SyncPrefectClient) -> Finding:
 def _put_there(client: SyncPrefectClient) -> str:
     if _running_up(client):
         return "wait: the running `idxflow up` puts it there again within a minute"
-    return "idxflow up, or prefect --no-prompt deploy --all"
+    return "idxflow up"
 
 
 def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
@@ -335,17 +337,17 @@ def _deployments(client: SyncPrefectClient) -> Finding:
     paused = [d for d in ours if d.paused]
     if paused:
         # Prefect: resume-deployment. It has no command of its own for this.
-        remedy = f"prefect api POST /deployments/{paused[0].id}/resume_deployment"
+        remedy = f"idxflow prefect api POST /deployments/{paused[0].id}/resume_deployment"
         return Finding("warning", "deployments", f"paused, scheduled runs are not made: {_names(paused)}", remedy)
     for deployment, schedule in ((d, s) for d in ours for s in d.schedules if s.active):
         if isinstance(schedule.schedule, CronSchedule) and not comes_due(schedule.schedule):
             said = f"a schedule of {deployment.name} never comes due: {schedule.schedule.cron}"
-            remedy = f"prefect deployment schedule delete {_full_name(client, deployment)} {schedule.id}"
+            remedy = f"idxflow prefect deployment schedule delete {_full_name(client, deployment)} {schedule.id}"
             return Finding("warning", "deployments", said, f"{remedy} -y; then make one for a day that exists")
     asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]
     if asleep:
         first = asleep[0]
-        remedy = f"prefect deployment schedule resume {_full_name(client, first)} {first.schedules[0].id}"
+        remedy = f"idxflow prefect deployment schedule resume {_full_name(client, first)} {first.schedules[0].id}"
         return Finding("warning", "deployments", f"all schedules are paused: {_names(asleep)}", remedy)
     return Finding("ok", "deployments", _names(ours))
 
@@ -369,7 +371,7 @@ def _limits(client: SyncPrefectClient) -> Finding:
             fate = "is cancelled" if cancels else "waits"
             said = f"{deployment.name} already runs ({limit.active_slots} of {limit.limit}); a new run {fate}"
             return Finding(
-                "warning", "limits", said, "wait for it, or prefect flow-run ls --state RUNNING and cancel it"
+                "warning", "limits", said, "wait for it, or idxflow prefect flow-run ls --state RUNNING and cancel it"
             )
     return Finding("ok", "limits", "no deployment is at its limit")
 
@@ -391,7 +393,7 @@ def _lifeless(client: SyncPrefectClient) -> Finding:
     runs = _runs(client, StateType.RUNNING)
     old = [run for run in runs if run.start_time and now - run.start_time > timedelta(days=1)]
     if old:
-        remedy = f"prefect flow-run cancel {old[0].id}, and idxflow up, which ends runs whose process is gone"
+        remedy = f"idxflow prefect flow-run cancel {old[0].id}, and idxflow up, which ends runs whose process is gone"
         return Finding("warning", "old runs", f"{len(old)} have been running for more than a day", remedy)
     return Finding("ok", "old runs", "none has been running for more than a day")
 
@@ -403,7 +405,7 @@ def _automation(client: SyncPrefectClient) -> Finding:
     if not known:
         return Finding("warning", "dead runs", "nothing ends runs whose machine has died", _put_there(client))
     if not known[0].enabled:
-        remedy = f"prefect automation resume {known[0].id}"
+        remedy = f"idxflow prefect automation resume {known[0].id}"
         return Finding("warning", "dead runs", f"the automation {AUTOMATION!r} is disabled", remedy)
     return Finding("ok", "dead runs", "ended by an automation")
 

@@ -184,7 +184,7 @@ def _again(request: Request, command: str) -> str:
     if deployment:
         asked = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
         parameters = "".join(f" --param {name}={value}" for name, value in asked.items())
-        return f"prefect deployment run {runtime.flow_run.flow_name}/{deployment}{parameters}"
+        return f"idxflow prefect deployment run {runtime.flow_run.flow_name}/{deployment}{parameters}"
     what = f"--dataset-file {request.dataset_file}" if request.dataset_file else request.dataset
     return f"idxflow {command} {what}"
 

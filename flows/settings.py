@@ -43,10 +43,14 @@ def quiet_environment() -> dict[str, str]:
     return {"DO_NOT_TRACK": "1", **dict(_variables("PREFECT", table))}
 
 
-def be_quiet() -> None:
-    """Set that environment, where the user has not, and keep Prefect's own log off the console: ours says it once."""
+def configure_prefect() -> None:
+    """Set that environment, where the user has not."""
     for key, value in quiet_environment().items():
         os.environ.setdefault(key, value)
+
+
+def be_quiet() -> None:
+    """Keep Prefect's own log off the console: ours says it once."""
     for name in ("HANDLERS_CONSOLE_LEVEL", "INTERNAL_LEVEL"):
         os.environ.setdefault(f"PREFECT_LOGGING_{name}", "CRITICAL")
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -136,15 +136,20 @@ def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen
 
 
 def test_a_command_s_own_server_is_nobody_else_s(home: Path):
-    (home / "run").mkdir()
-    environment = clean_environment(home / "run", IDXFLOW_STORE=str(home / "run" / "store"))
-    with waiting("run", environment) as process:
-        found = ports(process.pid)
-        assert found
-        secret = secrets(process.pid)
-        folders = [Path(environment["PREFECT_HOME"]), *Path(tempfile.gettempdir()).glob("idxflow-prefect-*")]
+    commands = ("run", "validate")
+    with ExitStack() as stack:
+        found, secret, folders = [], set(), [*Path(tempfile.gettempdir()).glob("idxflow-prefect-*")]
+        for name in commands:
+            (home / name).mkdir()
+            environment = clean_environment(home / name, IDXFLOW_STORE=str(home / name / "store"))
+            process = stack.enter_context(waiting(name, environment))
+            assert ports(process.pid)
+            found += ports(process.pid)
+            secret |= secrets(process.pid)
+            folders.append(Path(environment["PREFECT_HOME"]))
+        assert len(secret) == len(commands)
         came = attack(found, home / "marker", *folders)
-    nothing_came_of(came, secret, (home / "run" / "store.log").read_text())
+    nothing_came_of(came, secret, "".join((home / name / "store.log").read_text() for name in commands))
 
 
 def test_the_server_of_up_is_nobody_else_s(home: Path, service: Service, place: dict[str, str]):
@@ -192,6 +197,33 @@ def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
     assert "--no-auth has no effect on what runs already" in second.stdout
     assert "wants an auth string" not in second.stdout
     assert second.stderr == ""
+
+
+def test_what_is_advised_works_for_somebody_who_has_exported_nothing(
+    service: Service, place: dict[str, str], home: Path
+):
+    """Prefect's own command would start a server that asks nobody for a password, on the database of `up`."""
+    exported = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
+    environment = {name: value for name, value in place.items() if name not in exported}
+
+    def said_by_doctor() -> dict[str, str]:
+        found = json.loads(idxflow("doctor", "--json", env=environment).stdout)["findings"]
+        return {finding["what"]: finding["remedy"] for finding in found}
+
+    service.ask("PATCH", "work_pools/idxflow", json={"is_paused": True})
+    advice = said_by_doctor()["worker"]
+    assert advice == "idxflow prefect work-pool resume idxflow"
+    done = subprocess.run(
+        [BIN / "idxflow", *advice.split()[1:]], env=environment, cwd="/", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "temporary server" not in done.stdout + done.stderr
+    assert said_by_doctor()["worker"] is None
+    # Where there is no server, none is started.
+    (home / "empty").mkdir()
+    refused = idxflow("prefect", "deployment", "ls", env=clean_environment(home / "empty"))
+    assert refused.returncode == 1
+    assert "found none; start one with `idxflow up`" in refused.stderr
 
 
 PAGE = """<!doctype html><iframe name="hidden"></iframe><script>

@@ -110,6 +110,24 @@ def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str
     assert f"Failed to reach API at {NOWHERE}" in again.stderr
 
 
+@pytest.mark.parametrize("name", [".env", "prefect.toml", "pyproject.toml", "prefect/profiles.toml"])
+def test_settings_that_are_no_file_are_refused_at_once(tmp_path: Path, name: str):
+    """Whoever reads a FIFO waits for somebody to write into it."""
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    words = [BIN / "idxflow", "prefect", "version"]
+    refused = subprocess.run(
+        words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert refused.returncode == 1
+    assert f"{tmp_path / name} is a FIFO (named pipe), not a regular file; remove it" in refused.stderr
+    (tmp_path / name).unlink()
+    environment["PREFECT_API_URL"] = NOWHERE
+    again = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "(PREFECT_API_URL of the environment), found none" in again.stderr
+
+
 def test_status_goes_without_them_and_the_doctor_names_them(tmp_path: Path):
     """What the ledger has is shown all the same."""
     (tmp_path / "prefect.toml").write_text("[api")
@@ -339,6 +357,12 @@ def test_nothing_in_the_current_folder_is_imported(server: dict[str, str], tmp_p
     result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "the data is valid" in result.stdout, result.stderr
     assert not (tmp_path / "imported").exists()
+    # Once: the processes that it starts say nothing of it.
+    assert [line for line in result.stderr.splitlines() if "PYTHONPATH" in line] == [
+        f"idxflow: PYTHONPATH leads to {tmp_path / 'others' / name / '__init__.py'}, which is not imported: "
+        "idxflow uses its own"
+        for name in ("expectations", "flows", "storage", "tasks")
+    ]
 
 
 def test_all_that_is_started_imports_the_same(tmp_path: Path):

@@ -31,6 +31,7 @@ def found() -> Iterator[SyncPrefectClient]:
         PrefectFailed: the settings cannot be read, no server answers there, or it does not accept the auth string.
     """
     where = _found()
+    configuration.read()
     from prefect.client.orchestration import get_client
 
     with used(where), get_client(sync_client=True) as client:
@@ -64,6 +65,16 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
             raise PrefectFailed(
                 f"expected an answer of the Prefect server at {_named(where)}, found {found}; look into its log"
             ) from error
+
+
+def environment() -> dict[str, str]:
+    """Return the environment in which Prefect's own commands use the same server.
+
+    Raises:
+        PrefectFailed: as `found`.
+    """
+    where = _found()
+    return server.client_environment(where, _auth(where), None)
 
 
 def _token(session: httpx.Client) -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from storage.errors import PrefectFailed
+from storage.files import NotRegular, check_regular
 
 URL = "PREFECT_API_URL"
 _DOTENV, _TOML, _PYPROJECT = ".env", "prefect.toml", "pyproject.toml"
@@ -30,6 +31,7 @@ def read() -> None:
     Raises:
         PrefectFailed: it cannot; the sentence names the file or the setting.
     """
+    _check_files()
     # What Prefect says of it itself, in a warning, a log line or a trace, comes as one sentence.
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -42,6 +44,24 @@ def read() -> None:
         raise PrefectFailed(f"expected settings that Prefect can read; {_trouble(error)}; correct it there") from error
     finally:
         logging.disable(before)
+
+
+def _check_files() -> None:
+    """Make sure that reading the files ends. A folder of such a name, Prefect leaves alone.
+
+    Raises:
+        PrefectFailed: one of them is a FIFO, say, whose reader waits for a writer.
+    """
+    for path, _ in _files():
+        try:
+            check_regular(path)
+        except NotRegular as error:
+            if not path.samefile(os.devnull):
+                raise PrefectFailed(
+                    f"expected Prefect's settings in a file; {path.absolute()} is {error.strerror}; remove it"
+                ) from error
+        except OSError:
+            continue
 
 
 def url() -> str | None:
@@ -101,6 +121,7 @@ def _only_from_environment() -> bool:
     # Prefect reads variables in small letters, too; what a block of this process has set for a time, it alone knows.
     if "prefect" in sys.modules or "PREFECT_PROFILE" in variables or any(name != name.upper() for name in variables):
         return False
+    _check_files()
     if any(path.exists() for path, _ in _files() if path.name != _PYPROJECT):
         return False
     try:
