@@ -87,7 +87,8 @@ def full_disk(path: Path, gc: str = "idxflow gc") -> str | None:
 def _aside(path: Path) -> str:
     return (
         f"move it aside (mkdir {path.parent}/broken && mv {path}* {path.parent}/broken) and start again: a new one is "
-        "made, and `idxflow up` puts deployments and schedules there; only the history of runs is lost"
+        "made, and `idxflow up` puts deployments and schedules there; the history of runs and automations of your own "
+        "are lost"
     )
 
 
