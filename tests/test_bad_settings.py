@@ -161,6 +161,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "a batch in words": ({"batch_size": "many"}, "expected batch_size to be a valid integer"),
     "half a row": ({"batch_size": 1.5}, "expected batch_size to be a valid integer"),
     "an empty layer": ({"hidden": [50, 0]}, "expected hidden.1 to be greater than or equal to 1; found 0; "),
+    "too large a layer": ({"hidden": [65_537]}, "expected hidden.0 to be less than or equal to 65536; found 65537; "),
     "too many layers": ({"hidden": [1] * 17}, "expected hidden to be valid: Tuple should have at most 16 items"),
     "no activation": ({"activation": "tan"}, "found 'tan'; "),
     "all rows held out": ({"validation_fraction": 1}, "to be less than or equal to 0.9; found 1; "),
