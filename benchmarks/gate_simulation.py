@@ -116,7 +116,7 @@ def _equally_good(random: np.random.Generator, number: int) -> None:
             rates = [f"{rate(test, counts):.1%}" for test in (naive, mid_p, exact)]
             rows.append([f"{size:,}", f"{disagreement:.1%}", *rates])
     head = ["Test rows", "Only one right", "One more right answer", "Mid-p test", "`better` (exact test)"]
-    _table(f"{number:,} pairs of equally good models: promoted, at alpha {ALPHA}", head, rows)
+    _table(f"Promoted of {number:,} pairs of equally good models, at alpha {ALPHA}", head, rows)
 
 
 def _limits() -> None:
@@ -125,8 +125,12 @@ def _limits() -> None:
         for alpha in (0.01, 0.05, 0.1):
             share, telling = worst(partial(test, alpha=alpha))
             rows.append([name, f"{alpha}", f"{share:.2%}", f"{telling}"])
-    head = ["Test", "alpha", "Highest rate", "with so many rows that only one has right"]
-    _table("Equally good models promoted at worst, computed for 1 to 400 such rows", head, rows)
+    head = ["Test", "alpha", "Highest rate", "at so many such rows"]
+    _table(
+        "Highest rate of promoting an equally good model, over 1 to 400 rows that only one of the two gets right",
+        head,
+        rows,
+    )
 
 
 def _power(random: np.random.Generator, number: int) -> None:
@@ -137,7 +141,7 @@ def _power(random: np.random.Generator, number: int) -> None:
             rates = [f"{rate(test, counts):.1%}" for test in (naive, exact)]
             rows.append([f"{size:,}", f"+{100 * gain:.1f} points", *rates])
     head = ["Test rows", "Real improvement", "One more right answer", "`better`"]
-    _table(f"{number:,} pairs, the candidate really better: promoted", head, rows)
+    _table(f"Promoted of {number:,} pairs whose candidate is better", head, rows)
 
 
 def _margins(random: np.random.Generator, number: int) -> None:
@@ -149,7 +153,7 @@ def _margins(random: np.random.Generator, number: int) -> None:
             rates = [f"{not_worse(counts, margin):.1%}" for counts in (worse, same)]
             rows.append([f"{size:,}", f"{margin}", *rates])
     head = ["Test rows", "margin", "Worse by the margin", "Equally good"]
-    _table(f"{number:,} pairs: promoted by `not_worse`", head, rows)
+    _table(f"Promoted of {number:,} pairs by `not_worse`", head, rows)
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -105,7 +105,7 @@ def test_every_class_and_mistake_is_pictured(store: Store, dataset: Dataset) -> 
     kinds = ("an example of", "the mean of all training images of")
     assert [f"{kind} class {name}" for name in dataset.classes for kind in kinds] == labels[:6]
     assert run.evaluation
-    assert sum(label.startswith("row") and "taken for" in label for label in labels) == len(run.evaluation.mistakes)
+    assert sum(label.startswith("row") and "predicted" in label for label in labels) == len(run.evaluation.mistakes)
     assert sum("the champion" in label for label in labels) == 13 + 12
 
 
@@ -138,8 +138,8 @@ FAILURES = [
     ("start", "ConfigError", "The configuration cannot be used"),
     ("fetch", "DigestMismatch", "An archive is not the published one"),
     ("fetch", "SourceUnavailable", "No source could be read"),
-    ("decode", "FormatError", "An archive is damaged or of another form"),
-    ("validate", "ValidationFailed", "The data breaks its contract"),
+    ("decode", "FormatError", "An archive is damaged or has another format"),
+    ("validate", "ValidationFailed", "The data failed its checks"),
     ("validate", "TrainingFailed", "Training did not succeed"),
     ("train", "StoreError", "The store cannot be used"),
     ("evaluate", "DamagedEntry", "A file of the store is damaged"),
@@ -174,13 +174,13 @@ def test_refused_data_names_and_pictures_its_rows_first(store: Store, dataset: D
     page, text = both(store, dataset, cut_at(a_run(store, dataset, failing=True), "validate", failure))
     words = page.words()
     assert (
-        words.index("observed 0 to 37; rows 4 · 11")
+        words.index("observed 0 to 37; first rows: 4 · 11")
         < words.index("What to do")
-        < words.index("120 images to learn from")
+        < words.index("120 images for training")
     )
     assert pictured(page)[:2] == ["row 4 of train", "row 11 of train"]
     assert "This run did not reach: training, test, decision" in words
-    assert "observed 0 to 37; rows 4 · 11" in text
+    assert "observed 0 to 37; first rows: 4 · 11" in text
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
@@ -220,13 +220,13 @@ def test_the_paired_comparison_is_shown(store: Store, dataset: Dataset) -> None:
     shown = dataclasses.replace(run, decision=decision)
     page, text = both(store, dataset, shown)
     said = (
-        "Of 10,000 test images both models get 9,400 right, only this one 153, only the champion 147, neither 300. "
-        "So this one gets 6 more right than the champion, +0.06 points (90% interval -0.23 to +0.35)."
+        "Of 10,000 test images, both models get 9,400 right, only this model 153, only the champion 147, and neither "
+        "300. This model gets 6 more right than the champion: +0.06 points of accuracy (90% interval -0.23 to +0.35)."
     )
     for words in (page.words(), text.replace("\\", "")):
         assert said in words
-        assert "with probability 0.39 (McNemar's test, exact, one-sided)" in words
-        assert "It is decision 3 on these test images" in words
+        assert "would have probability 0.39 (McNemar's exact test, one-sided)" in words
+        assert "This is decision 3 on these test images" in words
     values = compose(store, dataset, shown).values["decision"]
     assert (values["paired"]["only_candidate"], values["looks"], values["policy"]) == (153, 3, "better")
     assert "both models get" not in both(store, dataset, run)[0].words()

@@ -60,10 +60,10 @@ def content(run: RunRecord, evidence: Evidence | None = None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("epochs", "chosen", "word", "said"),
     [
-        (history((0.3, 0.90, 0.3, 0.90), (0.1, 0.97, 0.11, 0.965)), 2, "none", "still falling"),
+        (history((0.3, 0.90, 0.3, 0.90), (0.1, 0.97, 0.11, 0.965)), 2, "none", "lowest at the last epoch"),
         (history((0.1, 0.97, 0.1, 0.965), (0.09, 0.98, 0.101, 0.965)), 2, "slight", "lowest at epoch 1"),
         (history((0.1, 0.97, 0.1, 0.965), (0.05, 0.99, 0.104, 0.95)), 2, "clear", "4.00 points apart"),
-        (history((0.1, 0.97, 0.1, 0.965), (0.05, 0.97, 0.2, 0.965)), 2, "clear", "fewer epochs would do"),
+        (history((0.1, 0.97, 0.1, 0.965), (0.05, 0.97, 0.2, 0.965)), 2, "clear", "fewer epochs are enough"),
         (history((0.1, 0.97, 0.1, 0.965), (0.05, 0.99, 0.2, 0.90)), 1, "none", "lowest at epoch 1"),
         (history((0.1, 0.97, None, None)), 1, "unknown", "No rows were held out"),
         (history((0.1, 0.97, 0.1, 0.965)), 1, "none", "lowest at epoch 1"),
@@ -71,7 +71,7 @@ def content(run: RunRecord, evidence: Evidence | None = None) -> dict[str, Any]:
             history((0.3, 0.97, 0.3, 0.965), (0.2, 0.98, 0.25, 0.975), (0.1, 0.98, 0.2, 0.975)),
             2,
             "none",
-            "still falling",
+            "lowest at the last epoch",
         ),
         ((), 1, "unknown", "cannot be read"),
         (history((0.1, 0.97, 0.1, 0.965)), 7, "unknown", "cannot be read"),
@@ -97,7 +97,7 @@ def test_held_out_rows_drawn_from_every_class_are_like_the_fitted_ones() -> None
     random = np.random.default_rng(1)
     found = held_out_said(labels, drawn(labels, np.arange(2000), 200, 1), random.normal(40, 9, 2000))
     assert (found["like"], found["without"]) == (True, [])
-    assert found["sentence"].startswith("The held-out rows are like the fitted ones")
+    assert found["sentence"].startswith("The held-out rows are like the fitted rows")
     assert found["classes_p"] > 0.99
 
 
@@ -105,7 +105,7 @@ def test_the_last_rows_of_a_sorted_split_are_not() -> None:
     found = held_out_said(np.repeat(np.arange(10), 200).astype(np.uint8), tail(2000, 300))
     assert (found["like"], len(found["without"]), found["classes_p"] < 1e-9) == (False, 8, True)
     assert (
-        "not like the fitted ones: no row of classes 0, 1, 2, 3, 4, …, other shares of the classes."
+        "differ from the fitted rows: no row of classes 0, 1, 2, 3, 4, …, different shares of the classes."
         in (found["sentence"])
     )
 
@@ -116,7 +116,7 @@ def test_held_out_rows_that_are_darker_are_not() -> None:
     ink[1800:] -= 5
     found = held_out_said(labels, tail(2000, 200), ink)
     assert not found["like"]
-    assert "not like the fitted ones: another mean brightness of the images." in found["sentence"]
+    assert "differ from the fitted rows: a different mean brightness." in found["sentence"]
 
 
 def test_without_held_out_rows_nothing_is_said_of_them() -> None:
@@ -158,7 +158,7 @@ def test_a_resumed_training_says_so_with_the_seconds_of_all_its_parts() -> None:
     run = a_run(catalog.find("digits"), model=model, steps=(step,))
     values = content(run, Evidence(history=epochs))
     assert values["training"]["seconds_before"] == 0.3
-    said = "The training was resumed after epoch 3, which an interrupted run had come to in 0.30 s of epochs"
+    said = "This training continues an interrupted one, whose 3 epochs took 0.30 s"
     assert f"{said}; the rest took 0.25 s." in values["training"]["sentence"]
     reused = dataclasses.replace(run, steps=(dataclasses.replace(step, reused=True),))
     assert f"{said}." in content(reused, Evidence(history=epochs))["training"]["sentence"]
@@ -184,10 +184,34 @@ def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_
     assert values["test"]["unseen"]["correct"] == 70
     assert values["test"]["unseen"]["accuracy"] == 0.875
     assert (
-        "20 of them are in the training split too. Of the other 80 it names 70 correctly, 87.50%"
+        "20 of them are in the training split too. Of the other 80 it names 70 correctly (87.50%)"
         in (values["test"]["sentence"])
     )
-    assert values["verdict"]["accuracy"][0]["note"] == "20 of them in the training split too; 87.50% of the other ones"
+    assert values["verdict"]["accuracy"][0]["note"] == "20 of them in the training split too; 87.50% of the others"
+
+
+@pytest.mark.parametrize(
+    ("of_check", "leaked", "note", "said"),
+    [
+        ((), None, "none of them in the training split", "(95% interval)"),
+        ((0, 1), np.ones(4, bool), "all of them in the training split too", "says nothing about new images"),
+        ((0, 1), None, "of the test split", "(95% interval)"),
+    ],
+    ids=["none", "all", "unreadable"],
+)
+def test_how_many_test_images_are_in_the_training_split_is_only_said_where_it_is_known(
+    of_check: tuple[int, ...], leaked: np.ndarray | None, note: str, said: str
+) -> None:
+    check = Check("test", "no leak", "e", "leaked", "l", "o", "critical", True, of_check)
+    run = a_run(
+        catalog.find("digits"),
+        validation=Validation(Path(), True, "va", (check,), {}),
+        evaluation=scored(np.array([True, True, True, False])),
+    )
+    evidence = Evidence(labels={"test": np.zeros(4, np.uint8)}, predicted=np.array([0, 0, 0, 1]), leaked=leaked)
+    values = content(run, evidence)
+    assert values["verdict"]["accuracy"][0]["note"] == note
+    assert values["test"]["sentence"].endswith(f"{said}.")
 
 
 def test_which_test_images_are_in_the_training_split_is_read_from_the_validation(store: Store) -> None:

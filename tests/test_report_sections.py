@@ -52,16 +52,16 @@ def test_calibration_by_hand() -> None:
         (2, 0.5, 0.5),
         (4, 0.75, 0.95),
     ]
-    assert "much surer than it is right" in found["sentence"]
+    assert "clearly overconfident" in found["sentence"]
     assert "13.33 points" in found["sentence"]
 
 
 @pytest.mark.parametrize(
     ("sure", "right", "said"),
     [
-        ([1.0, 1.0], [True, True], "about as sure as it is right"),
-        ([0.6, 0.6], [True, True], "much less sure than it is right"),
-        ([0.97, 0.97], [True, True], "somewhat less sure"),
+        ([1.0, 1.0], [True, True], "is well calibrated"),
+        ([0.6, 0.6], [True, True], "clearly underconfident"),
+        ([0.97, 0.97], [True, True], "somewhat underconfident"),
     ],
 )
 def test_calibration_in_words(sure: list[float], right: list[bool], said: str) -> None:
@@ -145,13 +145,23 @@ def test_quarters_count_every_row_once() -> None:
     ]
     assert (found[0]["from"], found[0]["to"], found[0]["accuracy"]) == (0, 24, 0.2)
     assert (found[0]["low"], found[0]["high"]) == wilson.interval(5, 25)
-    assert weakest(found).startswith("The weakest quarter is slant: most to the left, at 0.00%; that is more below")
+    assert weakest(found).startswith("The weakest quarter is slant: furthest left, at 0.00%; its interval is below")
+
+
+def test_no_quarter_is_the_weakest_where_all_do_alike() -> None:
+    found = slices(Measures(np.arange(100.0), np.arange(100.0)), np.ones(100, bool))
+    assert weakest(found) == "All quarters have the same accuracy, 100.00%."
+
+
+def test_the_names_of_quarters_say_nothing_of_a_side_that_no_image_leans_to() -> None:
+    found = slices(Measures(np.arange(100.0), np.linspace(5, 30, 100)), np.ones(100, bool))
+    assert [s["name"] for s in found if s["by"] == "slant"][1:3] == ["second quarter", "third quarter"]
 
 
 def test_quarters_of_equal_values_are_fewer() -> None:
     found = slices(Measures(np.full(8, 3.0), np.full(8, np.nan)), np.ones(8, bool))
     assert [(s["name"], s["rows"]) for s in found] == [("least ink", 8)]
-    assert "may be chance" in weakest(found)
+    assert "differ too little in ink and slant" in weakest(found)
 
 
 def test_no_slices_of_what_cannot_be_read() -> None:
@@ -183,7 +193,7 @@ def test_disagreements_are_told_apart_and_the_surest_come_first(store: Store, da
     first = found["lost"]["shown"][0]
     assert (first["name"], first["predicted_name"], first["champion_name"]) == ("bar 0", "bar 1", "bar 0")
     assert first["probability"] == pytest.approx(0.58)
-    assert found["sentence"].endswith("compared with the champion it wins 1 image and loses 2.")
+    assert found["sentence"].endswith("Compared with the champion, 1 image became right and 2 became wrong.")
 
 
 def test_only_so_many_disagreements_are_shown(store: Store, dataset: Dataset) -> None:
@@ -197,7 +207,7 @@ def test_without_the_champion_s_answers_nothing_is_said_about_them(store: Store,
     found = mistakes(a_run(store, dataset), evidence)
     assert found is not None
     assert found["lost"] is found["gained"] is None
-    assert "no champion's answer" in found["sentence"]
+    assert "no answers of a champion" in found["sentence"]
 
 
 def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store, dataset: Dataset) -> None:
@@ -258,7 +268,7 @@ def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset)
         ("environment", "python", "3.11.1", "3.12.9"),
     ]
     assert found["sentence"] == (
-        "7 differences to what champion v3 was made from: in parameters, data, code, libraries and environment."
+        "7 differences from champion v3: in parameters, data, code, libraries and environment."
     )
 
 
@@ -279,6 +289,6 @@ def test_an_unknown_profile_is_no_difference(store: Store, dataset: Dataset) -> 
 def test_without_a_champion_there_is_nothing_to_compare(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
     assert run.decision
-    assert "champion v1 was made from cannot be read" in changes(run, Evidence())["sentence"]
+    assert "champion v1 was made from can no longer be read" in changes(run, Evidence())["sentence"]
     first = dataclasses.replace(run, decision=dataclasses.replace(run.decision, previous=None))
-    assert "There was no champion before this run" in changes(first, Evidence())["sentence"]
+    assert "No champion (the model in use) existed before this run" in changes(first, Evidence())["sentence"]

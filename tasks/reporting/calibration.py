@@ -1,4 +1,4 @@
-"""Whether the model is right as often as it is sure.
+"""Whether the model is right as often as its probabilities say.
 
 Source: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger 2017: On Calibration of Modern Neural Networks, ICML, PMLR 70,
 1321-1330: bins of equal width over the probability of the answer, 15 of them.
@@ -50,9 +50,9 @@ def calibration(sure: np.ndarray | None, right: np.ndarray | None) -> dict[str, 
 
 
 def _sentence(error: float, surer: bool) -> str:
-    amount = f"what it says and how often it is right are {100 * error:.2f} points apart on average"
+    amount = f"on average, its confidence and its accuracy are {100 * error:.2f} points apart"
     if error < _GOOD:
-        return f"The model is about as sure as it is right: {amount} (expected calibration error)."
-    much = "somewhat" if error < _FAIR else "much"
-    way = f"{much} surer than it is right" if surer else f"{much} less sure than it is right"
-    return f"The model is {way}: {amount} (expected calibration error)."
+        return f"The model is well calibrated: {amount} (expected calibration error)."
+    much = "somewhat" if error < _FAIR else "clearly"
+    way = "overconfident" if surer else "underconfident"
+    return f"The model is {much} {way}: {amount} (expected calibration error)."

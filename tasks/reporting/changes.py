@@ -21,9 +21,9 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     champion = evidence.champion
     if champion is None:
         met = run.decision.previous if run.decision else None
-        said = "There was no champion before this run, so there is nothing to compare it with."
+        said = "No champion (the model in use) existed before this run, so there is nothing to compare it with."
         if met is not None:
-            said = f"What champion v{met} was made from cannot be read any more."
+            said = f"The record of what champion v{met} was made from can no longer be read."
         return {"sentence": said, "champion": None, "run": None, "differences": []}
     found = differences((champion.run, champion.made), (run, evidence.made))
     return {
@@ -120,7 +120,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tup
 
 def _sentence(number: int, found: list[dict[str, Any]]) -> str:
     if not found:
-        return f"Nothing: parameters, data, code and libraries are those that champion v{number} was made from."
+        return f"Nothing: parameters, data, code and libraries are the same as for champion v{number}."
     parts = [part for part in PARTS if any(one["part"] == part for one in found)]
     named = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return f"{counted(len(found), 'difference')} to what champion v{number} was made from: in {named}."
+    return f"{counted(len(found), 'difference')} from champion v{number}: in {named}."

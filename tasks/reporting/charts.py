@@ -52,9 +52,9 @@ def _calibration(calibration: Mapping[str, Any]) -> Chart:
     sure = [100 * one["confidence"] for one in bins]
     lines = [
         Line("observed", [one["accuracy"] for one in bins]),
-        Line("as sure as right", [one["confidence"] for one in bins], held_out=True, points=False),
+        Line("perfectly calibrated", [one["confidence"] for one in bins], held_out=True, points=False),
     ]
-    said = f"Share of right answers by how sure the model is; expected calibration error {percent(calibration['ece'])}"
+    said = f"Share of right answers by confidence; expected calibration error {percent(calibration['ece'])}"
     return Chart("calibration", sure, "probability of the answer, %", lines, said, percent=True)
 
 
@@ -63,11 +63,11 @@ def _trend(runs: Sequence[Mapping[str, Any]]) -> list[Chart]:
     accuracy, seconds = ([values[name] for values in runs] for name in ("accuracy", "seconds"))
     intervals = [(v["low"], v["high"]) if v["low"] is not None else None for v in runs]
     promoted = [v["accuracy"] if v["outcome"] == "promoted" else None for v in runs]
-    said = f"Test accuracy of the last {len(runs)} runs with its interval, this one last at {percent(accuracy[-1])}"
+    said = f"Test accuracy of the last {len(runs)} runs with its interval; this run is last, at {percent(accuracy[-1])}"
     lines = [Line("test accuracy", accuracy, intervals=intervals)]
     if any(value is not None for value in promoted):
         lines.append(Line("promoted", promoted, held_out=True, joined=False))
-    took = f"Seconds of work of the last {len(runs)} runs, this one last at {duration(seconds[-1])}"
+    took = f"Seconds of work of the last {len(runs)} runs; this run is last, at {duration(seconds[-1])}"
     return [
         Chart("trend", x, "run, this one last", lines, said, percent=True),
         Chart("duration", x, "run, this one last", [Line("seconds", seconds)], took, from_zero=True),

@@ -1,4 +1,4 @@
-"""The checks of the data: what was expected, what was found, which rows are at fault."""
+"""The checks of the data: what was expected, what was found, which rows failed."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def _sentence(found: Sequence[Check]) -> str:
     failed = [check for check in found if not check.passed]
     critical = sum(check.severity == "critical" for check in failed)
     warnings = len(failed) - critical
-    remark = f"{counted(warnings, 'warning')} should be looked at" if warnings else ""
+    remark = f"look at {counted(warnings, 'warning')}" if warnings else ""
     if critical:
-        said = f"{critical} of {counted(len(found), 'check')} failed and stopped the run before training"
+        said = f"{critical} of {counted(len(found), 'check')} failed, so nothing was trained on this data"
         return f"{said}; {remark}." if remark else f"{said}."
     if remark:
-        return f"No check that stops a run failed, out of {len(found)}; {remark}."
-    return f"The data is what it should be: all {len(found)} checks hold."
+        return f"No critical check failed; {remark} ({len(found)} checks in all)."
+    return f"All {len(found)} checks passed."

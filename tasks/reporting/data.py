@@ -76,13 +76,15 @@ def _labels(run: RunRecord) -> str:
 
 def _sentence(run: RunRecord, splits: Sequence[Split], counts: Sequence[int] | None) -> str:
     if not splits:
-        return "The archives are here and complete, but were not decoded."
-    purpose = {"train": "to learn from", "test": "to test on"}
+        return "The archives were fetched but not decoded."
+    purpose = {"train": "for training", "test": "for testing"}
     said = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
     height, width = splits[0].image_shape
     said += f", each {height} × {width} pixels, in {len(class_names(run))} classes{_labels(run)}"
     if not counts or not max(counts):
         return said + "."
     if not min(counts):
-        return f"{said}; {sum(not n for n in counts)} of the classes have no training images."
-    return f"{said}; the largest class has {max(counts) / min(counts):.2f} times the training images of the smallest."
+        return f"{said}; classes without training images: {sum(not n for n in counts)}."
+    return (
+        f"{said}; the largest class has {max(counts) / min(counts):.2f} times as many training images as the smallest."
+    )

@@ -1,4 +1,4 @@
-"""The decision: the rules that were asked, and the paired test against the champion on the same test images."""
+"""The decision: the rules that were applied, and the paired test against the champion on the same test images."""
 
 from __future__ import annotations
 
@@ -32,21 +32,20 @@ def _rules(run: RunRecord) -> str:
     rules = run.decision.rules if run.decision else ()
     broken = [rule for rule in rules if not rule.passed]
     if not broken:
-        return f"All {counted(len(rules), 'rule')} hold." if rules else "No rule was asked."
-    said = f"{len(broken)} of {counted(len(rules), 'rule')} not met: {broken[0].name}"
-    return f"{said} and {len(broken) - 1} more." if len(broken) > 1 else f"{said}."
+        return f"All {counted(len(rules), 'rule')} are met." if rules else "No rule was applied."
+    return f"Not met: {len(broken)} of {counted(len(rules), 'rule')} ({'; '.join(rule.name for rule in broken)})."
 
 
 def _comparison(paired: Paired) -> str:
     more = "more" if paired.net > 0 else "fewer"
     apart = f"{abs(paired.net):,} {more} right than the champion" if paired.net else "as many right as the champion"
     return (
-        f"Of {counted(paired.rows, 'test image')} both models get {paired.both_right:,} right, only this one "
-        f"{paired.only_candidate:,}, only the champion {paired.only_champion:,}, neither {paired.both_wrong:,}. "
-        f"So this one gets {apart}, {100 * paired.difference:+.2f} points ({100 * paired.confidence:.4g}% interval "
-        f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}). If both were equally good, this one would be at least "
-        f"so far ahead with probability {paired.p_better:.2g} (McNemar's test, exact, one-sided), and the two at least "
-        f"so far apart with {paired.p_value:.2g} (mid-p, two-sided)."
+        f"Of {counted(paired.rows, 'test image')}, both models get {paired.both_right:,} right, only this model "
+        f"{paired.only_candidate:,}, only the champion {paired.only_champion:,}, and neither {paired.both_wrong:,}. "
+        f"This model gets {apart}: {100 * paired.difference:+.2f} points of accuracy ({100 * paired.confidence:.4g}% "
+        f"interval {100 * paired.low:+.2f} to {100 * paired.high:+.2f}). If both were equally good, a result at least "
+        f"this much in favour of this model would have probability {paired.p_better:.2g} (McNemar's exact test, "
+        f"one-sided). The p-value of any difference is {paired.p_value:.2g} (mid-p, two-sided)."
     )
 
 
@@ -55,8 +54,8 @@ def _looks(looks: int) -> str:
     if not looks:
         return ""
     if looks == 1:
-        return "It is the first decision on these test images."
+        return "This is the first decision on these test images."
     return (
-        f"It is decision {looks:,} on these test images: the more often they decide, the likelier one of the "
-        "promotions is luck."
+        f"This is decision {looks:,} on these test images: the more decisions use them, the more likely it is that a "
+        "promotion is due to chance."
     )

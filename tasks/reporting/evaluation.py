@@ -1,4 +1,4 @@
-"""The test: accuracy with its interval, each class, what was taken for what, calibration, ink and slant."""
+"""The test: accuracy with its interval, each class, the confusions, calibration, ink and slant."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         return None
     before = {c.label: c for c in run.champion_evaluation.per_class} if run.champion_evaluation else {}
     found, others = slices(evidence.measures, evidence.right), unseen(evidence)
+    only_seen = leaked(run, evidence) == score.rows
     return {
-        "sentence": _sentence(score, others),
+        "sentence": _sentence(score, others, only_seen),
         "unseen": others,
         "rows": score.rows,
         "correct": score.correct,
@@ -53,15 +54,26 @@ def unseen(evidence: Evidence) -> dict[str, Any] | None:
     return {"rows": rows, "correct": correct, "accuracy": correct / rows, "low": low, "high": high}
 
 
-def _sentence(score: Evaluation, others: Mapping[str, Any] | None) -> str:
+def leaked(run: RunRecord, evidence: Evidence) -> int | None:
+    """Return how many test images are in the training split too; None where that is not known."""
+    if evidence.leaked is not None:
+        return int(evidence.leaked.sum())
+    checks = [check for check in run.validation.checks if check.column == "leaked"] if run.validation else []
+    # The check names rows wherever there are any, also where its limit allows them.
+    return 0 if checks and not any(check.rows for check in checks) else None
+
+
+def _sentence(score: Evaluation, others: Mapping[str, Any] | None, only_seen: bool) -> str:
     said = f"Of {score.rows:,} test images the model names {score.correct:,} correctly"
     if others:
         said += (
             f", but {score.rows - others['rows']:,} of them are in the training split too. Of the other "
-            f"{others['rows']:,} it names {others['correct']:,} correctly, {others['accuracy']:.2%}"
+            f"{others['rows']:,} it names {others['correct']:,} correctly ({others['accuracy']:.2%})"
         )
+    if only_seen:
+        return f"{said}, but all of them are in the training split too, so this says nothing about new images."
     low, high = (others["low"], others["high"]) if others else (score.accuracy_low, score.accuracy_high)
-    return f"{said}; with 95% confidence its accuracy on more images like these is {low:.2%} to {high:.2%}."
+    return f"{said}; on more images like these, expect an accuracy of {low:.2%} to {high:.2%} (95% interval)."
 
 
 def _by_recall(score: ClassScore) -> tuple[bool, float, int]:

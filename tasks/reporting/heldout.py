@@ -1,4 +1,4 @@
-"""The held-out rows: are they like the fitted ones? If not, what they say of over-fitting is about other data."""
+"""The held-out rows: are they like the fitted ones? If not, they show little about over-fitting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.reporting.evidence import Evidence
 from tasks.reporting.words import class_name
 
 LEAST_P = 0.001
-"""Below this chance, two samples are said to be unlike."""
+"""Below this probability, two samples count as different."""
 
 
 def held_out(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
@@ -77,12 +77,13 @@ def _sentence(without: Sequence[str], classes_p: float, ink_p: float | None) -> 
         named = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
         found.append(f"no row of {'class' if len(without) == 1 else 'classes'} {named}")
     if classes_p < LEAST_P:
-        found.append("other shares of the classes")
+        found.append("different shares of the classes")
     if ink_p is not None and ink_p < LEAST_P:
-        found.append("another mean brightness of the images")
+        found.append("a different mean brightness")
     if not found:
-        return "The held-out rows are like the fitted ones: no more apart in classes and brightness than chance allows."
+        compared = "classes" if ink_p is None else "classes and brightness"
+        return f"The held-out rows are like the fitted rows: {compared} differ no more than chance allows."
     return (
-        f"The held-out rows are not like the fitted ones: {', '.join(found)}. So the gap between the two says little "
+        f"The held-out rows differ from the fitted rows: {', '.join(found)}. So the gap between the two says little "
         "about over-fitting."
     )

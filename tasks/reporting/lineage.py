@@ -1,4 +1,4 @@
-"""The lineage: every digest, the code, the package versions, the seed, and the command that makes it again."""
+"""The lineage: every digest, the code, the package versions, the seed, and the command for this configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lineage(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     if evidence.code:
         code["decide"] = dict(evidence.code)
     return {
-        "sentence": "What this result was made from and with; the command makes it again.",
+        "sentence": "What this run was made from. The command runs this configuration again.",
         "command": command(run),
         "seed": run.config.get("seed"),
         "python": made_with.python if made_with else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from tasks import wilson
 from tasks.reporting.measures import Measures
 
 _QUARTERS = {
-    "ink": ("least ink", "less ink", "more ink", "most ink"),
-    "slant": ("most to the left", "less to the left", "less to the right", "most to the right"),
+    "ink": ("least ink", "second quarter", "third quarter", "most ink"),
+    "slant": ("furthest left", "second quarter", "third quarter", "furthest right"),
 }
 
 
@@ -35,16 +36,22 @@ def slices(measures: Measures | None, right: np.ndarray | None) -> list[dict[str
 
 
 def weakest(found: list[dict[str, Any]]) -> str:
-    """Say which slice does worst, and whether that is more than chance may explain."""
+    """Say which slice does worst, and whether chance may explain it."""
     if not found:
         return "Ink and slant of the test images cannot be read."
+    sides = Counter(slice_["by"] for slice_ in found)
+    found = [slice_ for slice_ in found if sides[slice_["by"]] > 1]
+    if not found:
+        return "The test images differ too little in ink and slant to compare."
     worst = min(found, key=lambda slice_: (slice_["accuracy"], slice_["by"]))
     others = [s for s in found if s["by"] == worst["by"] and s is not worst]
     apart = any(worst["high"] < s["low"] for s in others)
+    if worst["accuracy"] == max(s["accuracy"] for s in found):
+        return f"All quarters have the same accuracy, {worst['accuracy']:.2%}."
     said = f"The weakest quarter is {worst['by']}: {worst['name']}, at {worst['accuracy']:.2%}"
     if apart:
-        return f"{said}; that is more below another quarter than their intervals allow for."
-    return f"{said}; the intervals of the quarters overlap, so that may be chance."
+        return f"{said}; its interval is below that of another quarter, so chance is an unlikely explanation."
+    return f"{said}; its interval overlaps those of the other quarters, so that may be chance."
 
 
 def _quarters(by: str, values: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The time that each hop took, and what was reused."""
+"""The time that each step took, and what was reused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tasks.reporting.words import counted
 
 
 def timing(run: RunRecord) -> dict[str, Any] | None:
-    """Return the steps of a run in the order of the hops; None if it had none."""
+    """Return the steps of a run in their order; None if it had none."""
     if not run.steps:
         return None
     reused = sum(step.reused for step in run.steps)
     seconds = total(step.seconds for step in run.steps)
     return {
-        "sentence": f"{counted(len(run.steps), 'step')}, {reused} of them found finished in the store and reused.",
+        "sentence": f"{counted(len(run.steps), 'step')}, {reused} of them reused from the store.",
         "seconds": seconds,
         "steps": [{**to_json(step), "seconds": round(step.seconds, 3)} for step in in_order(run.steps)],
     }

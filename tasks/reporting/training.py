@@ -44,8 +44,8 @@ def _resumed(run: RunRecord, before: Sequence[float]) -> str:
     if not before or not run.model:
         return ""
     now = sum(step.seconds for step in run.steps if step.name == "train" and not step.reused)
-    said = f"The training was resumed after epoch {run.model.resumed_after}, which an interrupted run had come to in "
-    return f"{said}{duration(total(before))} of epochs" + (f"; the rest took {duration(now)}." if now else ".")
+    said = f"This training continues an interrupted one, whose {run.model.resumed_after:,} epochs took "
+    return f"{said}{duration(total(before))}" + (f"; the rest took {duration(now)}." if now else ".")
 
 
 def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
@@ -66,25 +66,25 @@ def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None =
     """
     epoch = next((e for e in history if e.epoch == chosen), None)
     if epoch is None:
-        return "unknown", None, "The history of this training cannot be read, so nothing is said about over-fitting."
+        return "unknown", None, "The history of this training cannot be read, so over-fitting cannot be judged."
     if by_shares and epoch.loss >= _UNLEARNED * by_shares:
         said = (
-            f"The model did not learn: after epoch {chosen} its loss on the fitted rows is {epoch.loss:.4f}, and to "
-            f"know nothing but the shares of the classes gives {by_shares:.4f}. Try another learning rate or "
-            "activation, or fewer layers."
+            f"The model did not learn: after epoch {chosen} its loss on the fitted rows is {epoch.loss:.4f}, and "
+            f"guessing by the shares of the classes alone gives {by_shares:.4f}. Try another learning rate or "
+            "activation, more epochs, or fewer layers."
         )
         return "not learned", None, said
     if epoch.validation_accuracy is None or epoch.validation_loss is None:
-        said = "No rows were held out, so over-fitting shows only between training and test accuracy."
+        said = "No rows were held out, so only the gap between training and test accuracy can show over-fitting."
         return "unknown", None, said
     gap = epoch.accuracy - epoch.validation_accuracy
     losses = [e.validation_loss for e in history if e.validation_loss is not None and e.epoch <= chosen]
     risen = epoch.validation_loss > _LOSS_RISE * min(losses)
     word = "clear" if risen or gap >= _SLIGHT_GAP else "slight" if gap >= _NO_GAP else "none"
-    said = {"clear": "Clear over-fitting", "slight": "Slight over-fitting", "none": "No over-fitting to speak of"}[word]
+    said = {"clear": "Clear over-fitting", "slight": "Slight over-fitting", "none": "No notable over-fitting"}[word]
     said += (
-        f": at epoch {chosen} the model has {epoch.accuracy:.2%} of the fitted rows right and "
-        f"{epoch.validation_accuracy:.2%} of the held-out ones, {gap * 100:.2f} points apart"
+        f": at epoch {chosen} the model gets {epoch.accuracy:.2%} of the fitted rows and "
+        f"{epoch.validation_accuracy:.2%} of the held-out rows right, {abs(gap) * 100:.2f} points apart"
     )
     return word, gap, f"{said}; {_held_out_trend(history, risen)}."
 
@@ -92,9 +92,9 @@ def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None =
 def _held_out_trend(history: Sequence[Epoch], risen: bool) -> str:
     lowest = min(history, key=lambda e: math.inf if e.validation_loss is None else e.validation_loss)
     if lowest.epoch == history[-1].epoch and len(history) > 1:
-        return "the held-out loss was still falling, so more epochs may help"
+        return "the held-out loss was lowest at the last epoch, so more epochs may help"
     if risen:
-        return f"the held-out loss was lowest at epoch {lowest.epoch} and rose since, so fewer epochs would do"
+        return f"the held-out loss was lowest at epoch {lowest.epoch} and has risen since, so fewer epochs are enough"
     return f"the held-out loss was lowest at epoch {lowest.epoch}"
 
 

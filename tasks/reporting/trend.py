@@ -40,8 +40,8 @@ def _sentence(runs: list[dict[str, Any]]) -> str:
     promoted = sum(values["outcome"] == "promoted" for values in runs)
     said = f"The last {counted(len(runs), 'run')} of this data set promoted {counted(promoted, 'model')}"
     if not known:
-        return f"{said}; none of them was tested."
-    return f"{said}; test accuracy was between {min(known):.2%} and {max(known):.2%}."
+        return f"{said}; none of these runs tested a model."
+    return f"{said}; test accuracy ranged from {min(known):.2%} to {max(known):.2%}."
 
 
 def _earlier(values: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What came of the run, in large letters: promoted, kept, refused or failed, why, and what to do."""
+"""The result of the run, in large letters: promoted, kept, refused or failed, why, and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from storage.errors import DataRefused
 from storage.ledger import CUT_OFF
 from storage.records import Evaluation, RunRecord
-from tasks.reporting.evaluation import unseen
+from tasks.reporting.evaluation import leaked, unseen
 from tasks.reporting.evidence import Evidence
 from tasks.reporting.words import sentence
 
@@ -17,16 +17,16 @@ _FAILED = {
         "Correct the value named above, in the manifest or on the command line, and start the run again.",
     ),
     "FormatError": (
-        "an archive is damaged or of another form",
-        "Put the archive right at its source, or correct what the manifest declares about it, and run again.",
+        "an archive is damaged or has another format",
+        "Replace the archive at its source, or correct what the manifest declares about it.",
     ),
     "DigestMismatch": (
         "an archive is not the published one",
         "Fetch the archive again from a source you trust; pin new digests only if the publisher changed the file.",
     ),
     "ValidationFailed": (
-        "the data breaks its contract",
-        "Look at the failed checks and the rows they name, and correct the data.",
+        "the data failed its checks",
+        "Look at the failed checks and correct the data.",
     ),
     "SourceUnavailable": (
         "no source could be read",
@@ -34,28 +34,29 @@ _FAILED = {
     ),
     "ModelRefused": (
         "the model is below a floor",
-        "Compare the training curves and the worst classes below; change the training parameters, or the [floors] "
-        "of the manifest if they ask for too much.",
+        "Look at the training curves and the worst classes below; change the training parameters, or lower the "
+        "[floors] of the manifest if they are too strict.",
     ),
     "StoreError": (
         "the store cannot be used",
-        "Free space, or give write permission, or choose another store with --store.",
+        "Do what the message above says, or choose another store with --store.",
     ),
     "DamagedEntry": (
         "a file of the store is damaged",
-        "Start the run again: what is damaged is made again. If it comes back, check the disk.",
+        "Start the run again: it replaces damaged results. If damage comes back, check the disk.",
     ),
     "TrainingFailed": (
         "training did not succeed",
-        "Lower the learning rate with --set learning_rate=…, and look at the checks of the data.",
+        "Do what the message above says.",
     ),
 }
 _FAILED |= dict.fromkeys(
     (how.capitalize() for how in CUT_OFF),
-    ("the run was cut off", "Look at how it ended; nothing is wrong with the data or the model."),
+    ("the run was cut off", "Start the run again. That it was cut off says nothing about the data or the model."),
 )
-_UNKNOWN = ("an unexpected error", "This is not an error idxflow knows: the log of the run has the details.")
-_AGAIN = "Steps that finished are in the store, so the same command goes on where this run stopped."
+_UNKNOWN = ("an unexpected error", "Look at the log of the run for the details.")
+_AGAIN = "Finished steps stay in the store; the next run reuses those whose inputs are the same."
+_UNTOUCHED = "This run did not change the champion."
 
 
 def verdict(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _outcome(run: RunRecord) -> dict[str, Any]:
             "advice": [_FAILED["ModelRefused"][1]] if refused else [],
             "failure": None,
         }
-    said = "The run ended before a decision was asked for; the champion was not touched."
+    said = f"The run ended before the decision. {_UNTOUCHED}"
     headline = "No decision was made"
     return {"outcome": "undecided", "headline": headline, "sentence": said, "advice": [], "failure": None}
 
@@ -98,7 +99,7 @@ def _failure(run: RunRecord) -> dict[str, Any]:
     if failure is None:
         raise ValueError("expected a run that failed")
     headline, advice = _FAILED.get(failure.kind, _UNKNOWN)
-    untouched = "The champion was not touched."
+    untouched = _UNTOUCHED
     if run.decision:
         untouched = f"The decision stands: {run.decision.sentence.rstrip('.')}."
     return {
@@ -111,7 +112,7 @@ def _failure(run: RunRecord) -> dict[str, Any]:
 
 
 def _settings(run: RunRecord) -> list[str]:
-    """Return what to change in the manifest if the data is right: the keys that the failed critical checks go by."""
+    """Return what to change in the manifest if the data is right: the keys that set the limits of the failed checks."""
     failures = run.validation.failures if run.validation else ()
     keys = ", ".join(dict.fromkeys(check.setting for check in failures if check.setting))
     return [f"If the data is meant to be so, change {keys} in the manifest."] if keys else []
@@ -121,22 +122,30 @@ def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
     found = []
     if run.evaluation:
         score, others = run.evaluation, unseen(evidence)
-        note = "none of them in the training split" if run.validation else "of the test split"
+        note = _in_training(score.rows, leaked(run, evidence))
         if others:
-            in_both = score.rows - others["rows"]
-            note = f"{in_both:,} of them in the training split too; {others['accuracy']:.2%} of the other ones"
+            note += f"; {others['accuracy']:.2%} of the others"
         found.append(_measure("Test accuracy", score.accuracy, score, note))
     if run.model:
         rows = run.model.fitted_rows + run.model.validation_rows
-        held_out = f"{run.model.validation_rows:,} of them held out" if run.model.validation_rows else "all fitted"
-        measure = _measure("Training accuracy", run.model.train_accuracy, None, held_out)
+        held_out = f"{run.model.validation_rows:,}" if run.model.validation_rows else "none"
+        measure = _measure("Training accuracy", run.model.train_accuracy, None, f"{held_out} of them held out")
         found.append({**measure, "rows": rows})
     if run.champion_evaluation and run.decision and run.decision.previous:
         score = run.champion_evaluation
         before = " before" if run.decision.outcome == "promoted" else ""
         name = f"Champion{before}, v{run.decision.previous}"
-        found.append(_measure(name, score.accuracy, score, "the same ones"))
+        found.append(_measure(name, score.accuracy, score, "the same ones as above"))
     return found
+
+
+def _in_training(rows: int, leaks: int | None) -> str:
+    """Say how many of `rows` test images are in the training split too, where that is known."""
+    if leaks is None:
+        return "of the test split"
+    if leaks in (0, rows):
+        return f"{'all' if leaks else 'none'} of them in the training split{' too' if leaks else ''}"
+    return f"{leaks:,} of them in the training split too"
 
 
 def _measure(name: str, value: float | None, score: Evaluation | None, note: str) -> dict[str, Any]:
