@@ -227,12 +227,12 @@ def page(stages: dict[str, dict[int, Stage]], flows: dict[int, Flow], command: s
         "",
         f"`{command}`, {here.date}: {here.processor}, {here.cores} cores, {here.memory_gib:.0f} GiB, {here.system}, "
         f"Python {here.python}, {', '.join(f'{name} {versions[name]}' for name in PACKAGES)}; "
-        f"{here.load:.1f} processes ran or waited when the measuring ended.",
+        f"{here.load:.1f} is the load average at the end.",
         "",
-        "Synthetic images of 28×28 pixels (`benchmarks/synthetic.py`), so many for training and a sixth as many for "
-        "the test. Each step in its own process; memory is the peak of the resident set during the work, above what it "
-        "was after the imports. An exponent of 1 is linear. Bytes per row are what memory grows by between the two "
-        "largest sizes, for each image of both splits.",
+        "Synthetic images of 28×28 pixels (`benchmarks/synthetic.py`); the columns give the number of training images, "
+        "and there are a sixth as many test images. Each step runs in its own process. Memory is the peak of the "
+        "resident set during the work, minus what it was after the imports. An exponent of 1 is linear. Bytes per row: "
+        "the growth of memory between the two largest sizes, for each image of both splits.",
         "",
         *_step_lines(stages),
     ]
