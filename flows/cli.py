@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,58 +17,45 @@ from cyclopts.validators import Number
 
 from flows import doctor, environment, figures, registry, reports, runs, status, upkeep
 from flows.interruption import Terminated, interruptible
-from flows.output import ReaderGone, guarded_streams
+from flows.options import AsJson, DatasetFile, ModelVersion, Source, StoreFolder
+from flows.output import ReaderGone, guarded_streams, say_json, say_table, say_utf8
 from flows.service import configuration
 from flows.service.up import up
 from flows.settings import be_quiet, collect_less
 from storage.errors import ConfigError, IdxflowError, PrefectFailed, shortage
 from storage.files import WAITING
-from storage.words import counted
+from storage.store import Store, store_root
 
 if TYPE_CHECKING:
     from flows.console import Console
     from flows.job import Request
     from flows.service.temporary import TemporaryServer
-    from storage.catalog import Dataset
 
 _log = logging.getLogger(__name__)
 
-EXIT_CODES = """Exit codes:
-
-- 0: done: promoted, kept or unchanged
-- 1: anything else went wrong
-- 2: wrong usage or configuration
-- 3: the data was refused
-- 4: no source could be reached
-- 5: the model is below a floor
-- 130: interrupted
-- 143: terminated
-"""
+EXIT_CODES = {
+    0: "success",
+    1: "any other error",
+    2: "wrong usage or configuration",
+    3: "data refused",
+    4: "no source available",
+    5: "model below a floor",
+    130: "interrupted (SIGINT)",
+    143: "terminated (SIGTERM)",
+}
+OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "manifest": (3,), "predict": (3,)}
+"""The codes that only some commands end with."""
 
 app = App(
     name="idxflow",
-    help="Retrain an image classifier from IDX archives, keep the better model, report why.",
-    help_epilogue=EXIT_CODES,
+    help="Retrain an image classifier from IDX archives, keep the better model, and report why.",
     help_format="markdown",
+    # A flag that is off needs no default in its help.
+    default_parameter=Parameter(show_default=lambda value: None if value is False else value),
     version=version("idxflow"),
     # `main` says it in words.
     suppress_keyboard_interrupt=False,
 )
-
-Source = Annotated[
-    str | None,
-    Parameter(
-        help="Folder or URL to take the archives from, before the mirrors. An address with credentials goes into the "
-        "variable. [env var: IDXFLOW_SOURCE]"
-    ),
-]
-StoreFolder = Annotated[
-    str | None,
-    Parameter(help="Folder to keep everything in; default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
-]
-DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
-ModelVersion = Annotated[str, Parameter(help="`champion`, or the number of a version.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object to standard output.")]
 
 
 @app.command
@@ -81,7 +67,7 @@ def run(
         list[str] | None,
         Parameter(
             name="--set",
-            help="One training parameter, such as `epochs=5` or `hidden=[100,50]`; may repeat.",
+            help="Set a training parameter, such as `epochs=5` or `hidden=[100,50]`. Can be repeated.",
             negative="",
             allow_leading_hyphen=True,
         ),
@@ -89,12 +75,12 @@ def run(
     memory: Annotated[
         str | None,
         Parameter(
-            help="What the pixels may take while training, such as `2GiB`; more rows come in shards. "
+            help="Memory for pixels during training, such as `2GiB`; larger data is read in shards. "
             "Default: `512MiB`. Short for `--set memory=…`."
         ),
     ] = None,
     force: Annotated[
-        bool, Parameter(negative="", help="Train, evaluate and decide again even if nothing is new.")
+        bool, Parameter(negative="", help="Train, evaluate and decide again even if nothing has changed.")
     ] = False,
     source: Source = None,
     store: StoreFolder = None,
@@ -103,14 +89,14 @@ def run(
 ) -> int:
     """Fetch, decode, validate, train, evaluate, decide, and write a report.
 
-    What is in the store already is verified and reused, so running again is resuming. Each line says what a step
-    did, how long it took, and why it ran or that it was reused.
+    Results that are in the store are verified and reused, so running again resumes an interrupted run. Each line says
+    what a step did, how long it took, and why it ran or that it was reused.
 
     Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
     `idxflow run --dataset-file mine.toml`
 
     Args:
-        dataset: A data set of the catalog (`idxflow datasets`).
+        dataset: A data set of the catalog: see `idxflow datasets`.
     """
     from flows.job import Request
 
@@ -132,7 +118,7 @@ def validate(
     """Fetch, decode and validate a data set, and stop there. Exit code 3 if it is refused.
 
     Args:
-        dataset: A data set of the catalog (`idxflow datasets`).
+        dataset: A data set of the catalog: see `idxflow datasets`.
     """
     from flows.job import Request
 
@@ -142,20 +128,12 @@ def validate(
 @app.command
 def datasets(*, as_json: AsJson = False) -> int:
     """List the data sets of the catalog."""
+    from flows.datasets import described, table
     from storage import catalog
 
-    known = [catalog.find(name) for name in catalog.names()]
     if as_json:
-        print(json.dumps([_described(dataset) for dataset in known], ensure_ascii=False))
-        return 0
-    for dataset in known:
-        rows = " + ".join(f"{count:,}" for count in dataset.rows.values())
-        height, width = dataset.image_shape
-        where = "embedded" if dataset.embedded else f"{counted(len(dataset.archives[0].mirrors), 'mirror')}"
-        print(
-            f"{dataset.name:14} {dataset.title:34} {rows:>15} images of {height}×{width}, "
-            f"{counted(len(dataset.classes), 'class', 'classes')}, {dataset.licence}, {where}"
-        )
+        return say_json([described(catalog.find(name)) for name in catalog.names()])
+    say_table(table())
     return 0
 
 
@@ -163,31 +141,31 @@ def datasets(*, as_json: AsJson = False) -> int:
 def manifest(
     folder: Path,
     *,
-    name: Annotated[str | None, Parameter(help="Name of the data set; default: the folder's name.")] = None,
+    name: Annotated[str | None, Parameter(help="Name of the data set. Default: the folder's name.")] = None,
     digests: Annotated[
-        bool, Parameter(help="Name size and digest of each archive: no other archives are accepted then.")
+        bool, Parameter(help="Include size and SHA-256 of each archive, so that only these are accepted.")
     ] = True,
     label_column: Annotated[
         int | None,
         Parameter(
-            help="Which column of the label files is the class, from 0 on, where they have several (QMNIST).",
+            help="Column with the class, counted from 0, where label files have several columns (QMNIST).",
             validator=Number(gte=0),
         ),
     ] = None,
 ) -> int:
-    """Write a manifest for your own four IDX files to standard output, with their digests.
+    """Write a manifest for your own four IDX files to standard output, in UTF-8.
 
     The files are found by their usual names (`train-images…`, `train-labels…`, `t10k-images…` or `test-images…`,
-    `t10k-labels…` or `test-labels…`); sizes, classes and their labels, the range of the pixels and digests are read
-    from them.
+    `t10k-labels…` or `test-labels…`); image size, classes, labels, pixel range and digests are read from them.
+
     Example: `idxflow manifest ~/letters > letters.toml`, then `idxflow run --dataset-file letters.toml`.
 
     Args:
-        folder: Where the four files are.
+        folder: Folder with the four files.
     """
     from flows.manifest import manifest_of
 
-    print(manifest_of(folder, name, digests, label_column), end="")
+    say_utf8(manifest_of(folder, name, digests, label_column))
     return 0
 
 
@@ -197,25 +175,25 @@ def predict(
     files: Annotated[list[Path], Parameter(negative="")],
     *,
     version: ModelVersion = "champion",
-    out: Annotated[Path | None, Parameter(help="Parquet file to write, a row per image.")] = None,
-    resize: Annotated[bool, Parameter(negative="", help="Scale images of another size, with antialiasing.")] = False,
+    out: Annotated[Path | None, Parameter(help="Parquet file to write, one row per image.")] = None,
+    resize: Annotated[bool, Parameter(negative="", help="Resize images of another size, with antialiasing.")] = False,
     scale: Annotated[
-        bool, Parameter(negative="", help="Scale pixels of 0-255 to the range that the model was trained on.")
+        bool, Parameter(negative="", help="Scale pixels of 0-255 to the pixel range of the training data.")
     ] = False,
-    invert: Annotated[bool, Parameter(negative="", help="Exchange bright and dark, such as 255 - x.")] = False,
+    invert: Annotated[bool, Parameter(negative="", help="Invert the pixels: bright becomes dark.")] = False,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """Classify images by the champion: class, probability and model version of each.
+    """Classify images with the champion: print class, probability and model version of each.
 
-    Files may be IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz (its array `images`, else its first of three
-    dimensions). Pixels are 8-bit grey, as in the archives. Exit code 3 if a file cannot be used.
+    Files can be IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz (the array `images`, or else the first array with
+    three dimensions). Pixels are 8-bit grey, as in the archives. Exit code 3 if a file cannot be used.
 
     Examples: `idxflow predict mnist seven.png` · `idxflow predict mnist t10k-images-idx3-ubyte.gz --out all.parquet`
 
     Args:
-        dataset: The data set whose model answers.
-        files: Files of images.
+        dataset: The data set whose model classifies the images.
+        files: Image files.
     """
     from flows.predict import Wanted, predict_files
 
@@ -229,17 +207,18 @@ def export(
     version: ModelVersion = "champion",
     format_: Annotated[str, Parameter(name="--format", help="`keras`, `savedmodel` or `onnx`.")] = "keras",
     out: Annotated[
-        Path | None, Parameter(help="Folder to make; it must not exist. Default: `DATASET-vN-FORMAT` here.")
+        Path | None,
+        Parameter(help="Folder to create; it must not exist. Default: `DATASET-vN-FORMAT` in the current folder."),
     ] = None,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
     """Write a model for use without idxflow: raw pixels in, probabilities out.
 
-    Before the folder gets its name, the export is loaded and must give idxflow's own probabilities within 0.00001.
+    The export is loaded and checked before it is published: its probabilities must be within 0.00001 of idxflow's own.
 
     Args:
-        dataset: The data set whose model is written.
+        dataset: The data set whose model is exported.
     """
     from flows.predict import export_version
 
@@ -252,25 +231,28 @@ def watch(
     *,
     dataset: Annotated[str | None, Parameter(help="A data set of the catalog.")] = None,
     dataset_file: Annotated[Path | None, Parameter(help="Manifest (TOML) of your own data set.")] = None,
-    every: Annotated[float, Parameter(help="Seconds between two looks.", validator=Number(gte=0.1))] = 5,
+    every: Annotated[float, Parameter(help="Seconds between two checks of the folder.", validator=Number(gte=0.1))] = 5,
     once: Annotated[
-        bool, Parameter(negative="", help="Announce what is there, if it is new and complete, and end.")
+        bool, Parameter(negative="", help="Check once: announce what is new and complete, then exit.")
     ] = False,
     marker: Annotated[
         str | None,
-        Parameter(help="Name of a file that the sender writes last: no set is complete before. Default: none."),
+        Parameter(
+            help="Name of a file that the sender writes last; a set is complete only once it is there. Default: none."
+        ),
     ] = None,
     store: StoreFolder = None,
 ) -> int:
-    """Watch a folder; when new archives in it are complete, have them retrained.
+    """Watch a folder and retrain when new archives in it are complete.
 
-    A complete set is copied into the store, and a run of the deployment `retrain/inbox` is made for it, one after the
-    other; then the folder may change. A set that is still being copied is waited for; the same set is run only once.
+    Each complete set is copied into the store and gets a run of the deployment `retrain/inbox`, one set after the
+    other; from then on the folder may change. Sets that are still being copied are waited for, and the same set is run
+    only once.
 
-    Example: `idxflow watch ~/inbox --dataset-file letters.toml`, beside a running `idxflow up`.
+    Example: `idxflow watch ~/inbox --dataset-file letters.toml`, while `idxflow up` is running.
 
     Args:
-        folder: Where the archives arrive, with the names that the manifest gives them.
+        folder: Folder in which the archives arrive, under the file names of the manifest.
     """
     from flows.watch import Wanted, watch_folder
 
@@ -310,6 +292,21 @@ app.command(upkeep.gc)
 app.command(up)
 
 
+def _list_exit_codes() -> None:
+    """Have the help of each command list the codes that it can end with; of its subcommands, too."""
+    app.help_epilogue = _epilogue(EXIT_CODES)
+    for name in app:
+        if not name.startswith("-"):
+            app[name].help_epilogue = _epilogue((0, 1, 2, *OF_DATA.get(name, ()), 130, 143))
+
+
+def _epilogue(codes: Iterable[int]) -> str:
+    return f"Exit codes: {', '.join(f'{code} {EXIT_CODES[code]}' for code in codes)}."
+
+
+_list_exit_codes()
+
+
 def main(tokens: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     sys.exit(_main(tokens))
@@ -332,10 +329,10 @@ def _ended(tokens: list[str] | None) -> int:
         print(f"idxflow: {error}", file=sys.stderr)
         return error.exit_code
     except Terminated:
-        print("idxflow: terminated; the same command goes on from where it was", file=sys.stderr)
+        print("idxflow: terminated; the same command resumes", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("idxflow: interrupted; the same command goes on from where it was", file=sys.stderr)
+        print("idxflow: interrupted; the same command resumes", file=sys.stderr)
         return 130
     except (ImportError, RuntimeError, MemoryError, OSError) as error:
         words = shortage(error)
@@ -352,7 +349,6 @@ def _ended(tokens: list[str] | None) -> int:
 def _run_flow(flow: str, request: Request, as_json: bool) -> int:
     """Run one of the flows of `flows.retrain` in this process, showing its steps as they end."""
     from flows.job import refusal
-    from storage.store import store_root
 
     try:
         # Wrong usage is said in milliseconds, not after Prefect has started.
@@ -363,7 +359,7 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
         outcome = refusal(request, error)
         print(f"idxflow: {error}", file=sys.stderr)
     if as_json:
-        print(json.dumps(outcome, ensure_ascii=False))
+        say_json(outcome)
     return outcome["error"]["exit_code"] if outcome["error"] else 0
 
 
@@ -387,7 +383,7 @@ def _call(flow: str, request: Request, console: Console) -> dict[str, Any]:
     """Call the flow. What it needs is imported while Prefect's server, if it has to be started, starts."""
     with ExitStack() as stack:
         with console.waiting("importing Prefect") as waiting_for:
-            server = stack.enter_context(_server())
+            server = stack.enter_context(_server(Store(store_root(request.store))))
             from flows import retrain
             from flows.preload import preload
 
@@ -401,8 +397,12 @@ def _call(flow: str, request: Request, console: Console) -> dict[str, Any]:
 
 
 @contextmanager
-def _server() -> Iterator[TemporaryServer | None]:
-    """Have Prefect use the server it is configured with, else that of `idxflow up`, else one that is yielded."""
+def _server(store: Store) -> Iterator[TemporaryServer | None]:
+    """Have Prefect use the server it is configured with, else that of `idxflow up`, else one that is yielded.
+
+    Args:
+        store: what can be collected where that one finds its disk full.
+    """
     from flows.service import client, temporary
 
     if configuration.url():
@@ -414,7 +414,7 @@ def _server() -> Iterator[TemporaryServer | None]:
             yield None
     else:
         _log.info("starting Prefect for this run (the first time takes longest)", extra=WAITING)
-        with temporary.temporary_server() as server:
+        with temporary.temporary_server(store.command("gc")) as server:
             yield server
 
 
@@ -444,20 +444,6 @@ def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
         raise result
     outcome: dict[str, Any] = result
     return outcome
-
-
-def _described(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "title": dataset.title,
-        "rows": dict(dataset.rows),
-        "image_shape": dataset.image_shape,
-        "classes": dataset.classes,
-        "embedded": dataset.embedded,
-        "licence": dataset.licence,
-        "homepage": dataset.homepage,
-        "mirrors": sorted({url.rsplit("/", 1)[0] + "/" for a in dataset.archives for url in a.mirrors}),
-    }
 
 
 if __name__ == "__main__":

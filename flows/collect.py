@@ -85,7 +85,7 @@ def _trim(client: SyncPrefectClient, keep_flow_runs: int, event_days: float) -> 
         except PrefectHTTPStatusError as error:
             if error.response.status_code not in _NOT_FOUND:
                 raise
-            _log.warning("the server was not started by idxflow: what it keeps of runs and events is its own affair")
+            _log.warning("the server was not started by idxflow; its runs and events are left as they are")
             break
         done = {name: done[name] + answer[name] for name in done}
         more = answer["more"]

@@ -1,8 +1,7 @@
-"""`idxflow doctor`: why does my run not start? Each finding comes with the command that mends it."""
+"""`idxflow doctor`: why does my run not start? Each finding comes with the command that fixes it."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,13 +11,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from cyclopts import Parameter
 
 from flows.endings import settle
+from flows.options import AsJson, StoreFolder
+from flows.output import say_json
 from flows.service.up import POOL
 from flows.settings import ROOT, store_root
 from storage.errors import IdxflowError, PrefectFailed
@@ -48,22 +48,19 @@ class Finding:
     what: str
     found: str
     remedy: str = ""
-    """The command that mends it, or what to do; empty where all is well."""
+    """The command that fixes it, or what to do; empty if nothing is wrong."""
 
 
 def doctor(
     *,
-    store: Annotated[
-        str | None,
-        Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
-    ] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")] = False,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
 ) -> int:
-    """Look for whatever keeps a run from starting or ending well, and say how to mend it. Exit code 1 on a problem.
+    """Check everything that a run needs, and say how to fix what is wrong. Exit code 1 on a problem.
 
-    Looks at the installed versions, TensorFlow, the disk, the store, the time zones, and, where a Prefect server is
-    there, at its version, its database, the worker, the deployments, their limits, late runs and runs without a sign of
-    life.
+    Checks the installed versions, TensorFlow, the disk, the store, the clock, time zones and proxies. If a Prefect
+    server is running, also its version and database, the worker, deployments and their limits, late runs, and runs
+    without a heartbeat.
     """
     findings = []
     for finding in _looks(Store(store_root(store))):
@@ -75,7 +72,7 @@ def doctor(
     problems = [finding for finding in findings if finding.verdict == "problem"]
     warnings = sum(finding.verdict == "warning" for finding in findings)
     if as_json:
-        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, ensure_ascii=False))
+        say_json({"findings": [asdict(finding) for finding in findings]})
     else:
         print(f"{counted(len(problems), 'problem')}, {counted(warnings, 'warning')}")
     return 1 if problems else 0
@@ -120,11 +117,13 @@ def _tensorflow() -> Finding:
             [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return Finding("problem", "TensorFlow", f"not imported within {_IMPORT_SECONDS} s", "free memory or processors")
+        return Finding("problem", "TensorFlow", f"not imported within {_IMPORT_SECONDS} s", "free memory or CPU time")
     if done.returncode == 0:
         return Finding("ok", "TensorFlow", f"{done.stdout.split()[-1]} can be imported")
     said = done.stderr.strip().splitlines()[-1:] or [f"ended by signal {-done.returncode}"]
-    remedy = "fetching and validating work without it; for training, a processor with AVX and `make clean && make run`"
+    remedy = (
+        "fetching and validating work without it; for training, use a processor with AVX, then `make clean && make run`"
+    )
     return Finding("problem", "TensorFlow", f"cannot be imported: {said[0]}", remedy)
 
 
@@ -139,13 +138,13 @@ def _disk(store: Store) -> Finding:
 
 def _whole(store: Store) -> Finding:
     if not store.root.is_dir():
-        return Finding("ok", "store", f"none yet at {store.root}; the first run makes it")
+        return Finding("ok", "store", f"none yet at {store.root}; the first run creates it")
     try:
         store.prepare()
         settle(store)
         verdict = verify(store, contents=False)
     except IdxflowError as error:
-        return Finding("problem", "store", str(error), "chown it to the user that runs the worker, or name another")
+        return Finding("problem", "store", str(error), "chown it to the user that runs the worker, or choose another")
     said = (
         f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
         f"{counted(verdict.records, 'ledger record')}, sizes checked"
@@ -156,9 +155,9 @@ def _whole(store: Store) -> Finding:
     needed = {path for name in store.datasets() for path in for_the_next_run(store, name)}
     rest = [finding for finding in verdict.leftovers if finding.path not in needed]
     if needed:
-        said = f"{said}; {len(needed)} unfinished, which the next run goes on from"
+        said = f"{said}; {len(needed)} unfinished, which the next run resumes"
     if rest:
-        return Finding("warning", "store", f"{said}; {len(rest)} left over by dead runs", store.command("gc"))
+        return Finding("warning", "store", f"{said}; {len(rest)} left over by killed runs", store.command("gc"))
     return Finding("ok", "store", said)
 
 
@@ -172,14 +171,12 @@ def _clock(store: Store) -> Finding:
     ahead = [(name, jump) for name, jump in found if jump.ahead]
     if ahead:
         name, jump = ahead[0]
-        said = f"the ledger of {name} has times that are still to come: {jump.problem}"
-        return Finding(
-            "warning", "clock", said, "timedatectl: is it right now? then go on, these times stay as they are"
-        )
+        said = f"the ledger of {name} has times in the future: {jump.problem}"
+        return Finding("warning", "clock", said, "check the clock with timedatectl; if it is right now, ignore this")
     if found:
         name, jump = found[-1]
-        return Finding("ok", "clock", f"put back before {jump.name} of {name}; order and records stand")
-    return Finding("ok", "clock", f"{now:%Y-%m-%d %H:%M} UTC, after all that the ledgers have")
+        return Finding("ok", "clock", f"put back before {jump.name} of {name}; the records are in order")
+    return Finding("ok", "clock", f"{now:%Y-%m-%d %H:%M} UTC, later than every record in the ledgers")
 
 
 def _zones() -> Finding:
@@ -189,7 +186,7 @@ def _zones() -> Finding:
         try:
             ZoneInfo(zone)
         except (ZoneInfoNotFoundError, ValueError):
-            return Finding("problem", "time zones", f"{zone!r} is not known here", "apt-get install tzdata")
+            return Finding("problem", "time zones", f"{zone!r} is unknown on this machine", "apt-get install tzdata")
     now = datetime.now().astimezone()
     return Finding(
         "ok", "time zones", f"{', '.join(sorted(zones)) or 'none used'}; this machine's clock: {now:%H:%M %Z}"
@@ -199,7 +196,7 @@ def _zones() -> Finding:
 def _proxies() -> Finding:
     if said := proxies.unusable():
         return Finding("problem", "proxies", f"{said}; archives cannot be fetched", proxies.REMEDY)
-    return Finding("ok", "proxies", "none, or of a kind that can be used; this machine is asked without one")
+    return Finding("ok", "proxies", "none set that cannot be used; local addresses bypass them")
 
 
 def _settings() -> Finding:
@@ -237,8 +234,10 @@ def _server(store: Store) -> Iterator[Finding]:
             if answers.verdict == "problem":
                 # All else is asked of it.
                 return
-            for look in (_worker, _deployments, _limits, _late, _lifeless, _automation):
-                yield look(client)
+            up = store.command("up")
+            for look in (_worker, _deployments, _late, _lifeless, _automation):
+                yield look(client, up)
+            yield _limits(client)
     except PrefectFailed as error:
         if configuration.source():
             # Every run would use it.
@@ -249,14 +248,14 @@ def _server(store: Store) -> Iterator[Finding]:
                 "warning",
                 "server",
                 str(error),
-                "idxflow up: needed for schedules, deployments and the UI",
+                f"{store.command('up')}: needed for schedules, deployments and the UI",
             )
 
 
 def _same_version(client: SyncPrefectClient) -> Finding:
     ours, theirs = client.client_version(), client.api_version()
     if ours.split(".")[:2] != theirs.split(".")[:2]:
-        said = f"{theirs} at {client.api_url}, but this is {ours}"
+        said = f"{theirs} at {client.api_url}, but {ours} here"
         return Finding("problem", "server", said, "install the same Prefect on both sides")
     return Finding("ok", "server", f"Prefect {theirs} at {client.api_url}")
 
@@ -270,7 +269,7 @@ def _database(client: SyncPrefectClient, store: Store) -> Finding:
 
     up = _running_up(client)
     file = Path(up["database"]) if up.get("database") else None
-    restart = "`idxflow up` restarts the server by itself within seconds" if up else "start the server again"
+    restart = "`idxflow up` restarts the server by itself within seconds" if up else "restart the server"
     if file and up.get("opened") and sqlite.identity(file) != tuple(up["opened"]):
         happened = "replaced" if file.exists() else "removed"
         return Finding("problem", "database", f"{file} was {happened} under the running server", restart)
@@ -279,9 +278,9 @@ def _database(client: SyncPrefectClient, store: Store) -> Finding:
             see(client, POOL, read_plan())
     except Exception as error:
         # Whatever the client raises: the server said that it is healthy.
-        said = f"the server at {client.api_url} answers its health check, but no query ({type(error).__name__})"
+        said = f"the server at {client.api_url} answers its health check, but not queries ({type(error).__name__})"
         trouble = sqlite.trouble(file, store.command("gc")) if file else None
-        return Finding("problem", "database", said, trouble or "look into the server's log, and start it again")
+        return Finding("problem", "database", said, trouble or "read the server's log, then restart it")
     if file and (full := sqlite.full_disk(file, store.command("gc"))):
         said, _, remedy = full.rpartition("; ")
         return Finding("problem", "database", said, remedy)
@@ -297,7 +296,7 @@ def _running_up(client: SyncPrefectClient) -> dict[str, Any]:
     return running(PREFECT_HOME.value() / "idxflow", str(client.api_url).rstrip("/"))
 
 
-def _worker(client: SyncPrefectClient) -> Finding:
+def _worker(client: SyncPrefectClient, up: str) -> Finding:
     from prefect.exceptions import ObjectNotFound
 
     pools = sorted({d.work_pool_name for d in _ours(client) if d.work_pool_name}) or [POOL]
@@ -305,45 +304,45 @@ def _worker(client: SyncPrefectClient) -> Finding:
         try:
             known = client.read_work_pool(pool)
         except ObjectNotFound:
-            return Finding("problem", "worker", f"there is no work pool {pool!r}", _put_there(client))
+            return Finding("problem", "worker", f"no work pool {pool!r}", _put_there(client, up))
         if known.is_paused:
             return Finding(
                 "problem", "worker", f"the pool {pool!r} is paused", f"idxflow prefect work-pool resume {pool}"
             )
         if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
-            remedy = f"idxflow up, or idxflow prefect worker start --pool {pool} --type process"
-            return Finding("problem", "worker", f"none polls the pool {pool!r}, so nothing starts", remedy)
+            remedy = f"{up}, or idxflow prefect worker start --pool {pool} --type process"
+            return Finding("problem", "worker", f"none polls the pool {pool!r}, so no run starts", remedy)
     return Finding("ok", "worker", f"polling {', '.join(pools)}")
 
 
-def _put_there(client: SyncPrefectClient) -> str:
+def _put_there(client: SyncPrefectClient, up: str) -> str:
     if _running_up(client):
-        return "wait: the running `idxflow up` puts it there again within a minute"
-    return "idxflow up"
+        return "wait: the running `idxflow up` restores it within a minute"
+    return up
 
 
 def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
     return [d for d in client.read_deployments() if (d.entrypoint or "").startswith("flows.")]
 
 
-def _deployments(client: SyncPrefectClient) -> Finding:
+def _deployments(client: SyncPrefectClient, up: str) -> Finding:
     from prefect.client.schemas.schedules import CronSchedule
 
     from flows.service.deployments import comes_due
 
     ours = _ours(client)
     if not ours:
-        return Finding("problem", "deployments", "there are none", _put_there(client))
+        return Finding("problem", "deployments", "none", _put_there(client, up))
     paused = [d for d in ours if d.paused]
     if paused:
         # Prefect: resume-deployment. It has no command of its own for this.
         remedy = f"idxflow prefect api POST /deployments/{paused[0].id}/resume_deployment"
-        return Finding("warning", "deployments", f"paused, scheduled runs are not made: {_names(paused)}", remedy)
+        return Finding("warning", "deployments", f"paused, so no runs are scheduled: {_names(paused)}", remedy)
     for deployment, schedule in ((d, s) for d in ours for s in d.schedules if s.active):
         if isinstance(schedule.schedule, CronSchedule) and not comes_due(schedule.schedule):
             said = f"a schedule of {deployment.name} never comes due: {schedule.schedule.cron}"
             remedy = f"idxflow prefect deployment schedule delete {_full_name(client, deployment)} {schedule.id}"
-            return Finding("warning", "deployments", said, f"{remedy} -y; then make one for a day that exists")
+            return Finding("warning", "deployments", said, f"{remedy} -y; then create one for a day that exists")
     asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]
     if asleep:
         first = asleep[0]
@@ -376,34 +375,34 @@ def _limits(client: SyncPrefectClient) -> Finding:
     return Finding("ok", "limits", "no deployment is at its limit")
 
 
-def _late(client: SyncPrefectClient) -> Finding:
+def _late(client: SyncPrefectClient, up: str) -> Finding:
     from prefect.client.schemas.objects import StateType
 
     now = datetime.now(UTC)
     late = [run for run in _runs(client, StateType.SCHEDULED) if now - (run.next_scheduled_start_time or now) > LATE]
     if late:
-        return Finding("problem", "late runs", f"{len(late)}, first {late[0].name!r}", "start a worker: idxflow up")
+        return Finding("problem", "late runs", f"{len(late)}, first {late[0].name!r}", f"start a worker: {up}")
     return Finding("ok", "late runs", "none")
 
 
-def _lifeless(client: SyncPrefectClient) -> Finding:
+def _lifeless(client: SyncPrefectClient, up: str) -> Finding:
     from prefect.client.schemas.objects import StateType
 
     now = datetime.now(UTC)
     runs = _runs(client, StateType.RUNNING)
     old = [run for run in runs if run.start_time and now - run.start_time > timedelta(days=1)]
     if old:
-        remedy = f"idxflow prefect flow-run cancel {old[0].id}, and idxflow up, which ends runs whose process is gone"
+        remedy = f"idxflow prefect flow-run cancel {old[0].id}, and {up}, which ends runs whose process is gone"
         return Finding("warning", "old runs", f"{len(old)} have been running for more than a day", remedy)
     return Finding("ok", "old runs", "none has been running for more than a day")
 
 
-def _automation(client: SyncPrefectClient) -> Finding:
+def _automation(client: SyncPrefectClient, up: str) -> Finding:
     from flows.service.deployments import AUTOMATION
 
     known = client.read_automations_by_name(AUTOMATION)
     if not known:
-        return Finding("warning", "dead runs", "nothing ends runs whose machine has died", _put_there(client))
+        return Finding("warning", "dead runs", "no automation ends runs whose machine died", _put_there(client, up))
     if not known[0].enabled:
         remedy = f"idxflow prefect automation resume {known[0].id}"
         return Finding("warning", "dead runs", f"the automation {AUTOMATION!r} is disabled", remedy)

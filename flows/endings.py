@@ -117,7 +117,7 @@ def _ending(values: Mapping[str, Any]) -> tuple[str, str]:
     """Return how a run ended whose process is gone: a state of the ledger, and what happened, in a sentence."""
     state = _on_server(values.get("flow_run"))
     again = values.get("again")
-    remedy = f"; run it again, it goes on from there: {again}" if again else "; run it again, it goes on from there"
+    remedy = f"; run it again to resume: {again}" if again else "; run it again to resume"
     if state and state.type.value in ("CANCELLED", "CANCELLING"):
         return "cancelled", f"it was cancelled{_message(state)}{remedy}"
     told = _message(state) if state and state.type.value == "CRASHED" else ""
@@ -131,7 +131,7 @@ def _of_process(values: Mapping[str, Any]) -> str:
     if host != socket.gethostname():
         return f"{process} on the machine {host} is gone"
     if values.get("boot") not in (None, _boot()):
-        return f"{process} ended with the machine, which was started again since"
+        return f"{process} ended when its machine restarted"
     counter, before = values.get("memory") or (None, 0)
     if deaths.in_kernel_log(values.get("pid", 0)) or (counter and deaths.kills_for_memory(Path(counter)) > before):
         return f"{process} was killed by the kernel, because memory ran out"

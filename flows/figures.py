@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from flows.options import StoreFolder
 from flows.output import destination, remark, say, write
-from flows.registry import Place, StoreFolder, open_place
+from flows.registry import Place, open_place
 from storage.errors import ConfigError, DamagedEntry
 from storage.records import Split, SplitName
 
@@ -22,18 +23,18 @@ def figures(
     dataset: str,
     *,
     out: Annotated[
-        Path | None, Parameter(help="File to write, .png or .svg; default: `DATASET.png` in this folder.")
+        Path | None, Parameter(help="File to write, .png or .svg. Default: `DATASET.png` in the current folder.")
     ] = None,
-    split: Annotated[SplitName, Parameter(help="Which images.")] = "train",
-    force: Annotated[bool, Parameter(negative="", help="Write over a file of another kind.")] = False,
+    split: Annotated[SplitName, Parameter(help="Split to take the images from.")] = "train",
+    force: Annotated[bool, Parameter(negative="", help="Overwrite a file of another kind.")] = False,
     store: StoreFolder = None,
 ) -> int:
-    """Draw one example of each class, from the images that the newest run decoded.
+    """Draw one example image of each class, from the newest run of a data set.
 
     Example: `idxflow figures mnist --out mnist.svg`
 
     Args:
-        dataset: Name of a data set in the store, your own or one of the catalog.
+        dataset: A data set of the store.
     """
     place = open_place(dataset, store)
     file = destination("--out", out or Path(f"{dataset}.png"), PICTURES, place.store, force)

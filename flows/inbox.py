@@ -125,7 +125,7 @@ class Inbox:
         if look.unfinished:
             raise FormatError(
                 f"{look.unfinished[0].name}: expected whole archives only; found what a transfer has not finished; "
-                "let it end, or remove what is left of it"
+                "wait until it has finished, or remove the partial file"
             )
 
     def copy(self, look: Look, place: Path) -> dict[str, ArrivedFile] | None:
@@ -197,7 +197,7 @@ class Inbox:
             folder = os.open(self.folder, _OPEN | os.O_DIRECTORY)
         except OSError as error:
             raise SourceUnavailable(
-                f"expected a folder that can be read at {self.folder}; {error.strerror}; make it again"
+                f"expected a folder that can be read at {self.folder}; {error.strerror}; create it again"
             ) from error
         try:
             yield folder
@@ -220,7 +220,7 @@ def _names(folder: int) -> set[str]:
         return set(os.listdir(folder))
     except OSError as error:
         raise SourceUnavailable(
-            f"expected to read the names in the folder; {error.strerror}; look at its disk"
+            f"expected to read the names in the folder; {error.strerror}; check its disk"
         ) from error
 
 

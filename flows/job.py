@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flows import datasets
 from flows.settings import SOURCE_VARIABLE
 from storage import catalog
 from storage.arrivals import WELL, Arrivals, ArrivedFile
@@ -68,7 +71,7 @@ class Request:
     def _dataset(self) -> Dataset:
         if self.arrival:
             return _arrived(self._arrivals, self.arrival, self.dataset)
-        return catalog.read(Path(self.dataset_file)) if self.dataset_file else catalog.find(self.dataset)
+        return catalog.read(Path(self.dataset_file)) if self.dataset_file else datasets.named(self.dataset, self.store)
 
     @property
     def _arrivals(self) -> Arrivals:
@@ -78,6 +81,15 @@ class Request:
     def overrides(self) -> dict[str, Any]:
         """Single training parameters by name."""
         return {**self.training, **parse_overrides(self.settings)}
+
+    def command(self, name: str) -> str:
+        """Return the command `name` that asks for the same, as it is to be typed; `--force` would ask for more."""
+        words = [name, *(["--dataset-file", self.dataset_file] if self.dataset_file else [self.dataset])]
+        words += ["--profile", self.profile] if self.profile != "default" else []
+        for key, value in self.overrides.items():
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        words += ["--source", self.source] if self.source else []
+        return Store(store_root(self.store)).command(shlex.join(words))
 
     def source_for(self, dataset: Dataset) -> str | None:
         """Return where to look first: what was asked for, else `IDXFLOW_SOURCE` unless the data is embedded.
@@ -104,7 +116,7 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
     if not found:
         raise ConfigError(
             f"expected the set {arrival} of {name} in the ledger of {arrivals.store.root}, which this run keeps "
-            "everything in; there is none; start `idxflow watch` and the worker (`idxflow up`) with the same --store "
+            "everything in; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store "
             "or IDXFLOW_STORE"
         )
     dataset = catalog.read(Path(found.dataset_file)) if found.dataset_file else catalog.find(found.dataset)

@@ -15,7 +15,7 @@ import numpy as np
 from storage import catalog, idx
 from storage.catalog import MAX_CLASSES, MAX_LABEL_COLUMNS, MAX_SIDE, ROLES, Limits
 from storage.errors import ConfigError, FormatError
-from storage.files import kind_of, sha256_of
+from storage.files import alike, kind_of, sha256_of
 from storage.records import SPLITS
 
 _PATTERNS = {
@@ -72,20 +72,20 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
     if not 2 <= len(labels) <= MAX_CLASSES:
         found = f"only the label {labels[0]}" if len(labels) == 1 else f"{len(labels):,} different ones"
         raise FormatError(
-            f"{folder}: expected labels of 2 to {MAX_CLASSES} classes; found {found}; give files of so many classes"
+            f"{folder}: expected labels of 2 to {MAX_CLASSES} classes; found {found}; give files with that many classes"
         )
     lines = [
         f"name = {_text(name or _name_of(folder))}",
         *_classes(labels, label_column),
         f"image_shape = [{shape[0]}, {shape[1]}]",
-        "# Looked for here first; relative to this file. --source and IDXFLOW_SOURCE come before it.",
+        "# Folder of the archives, relative to this file. --source and IDXFLOW_SOURCE take precedence.",
         f"source = {_text(str(folder))}",
         '# licence = "…"',
         '# homepage = "https://…"',
         "",
         "# With digests, other files are refused; `idxflow manifest --no-digests` is for files that change."
         if digests
-        else "# Without digests, whatever has these names is the data.",
+        else "# Without digests, any files with these names are accepted.",
     ]
     for role, file in files.items():
         named = [f"bytes = {file.stat().st_size}", f'sha256 = "{sha256_of(file)}"'] if digests else []
@@ -105,7 +105,7 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
 
 def _classes(labels: list[int], column: int | None) -> list[str]:
     """Return the lines that say what the classes are called, and which label each has in the files."""
-    lines = ["# The words to show for each class.", f"classes = {json.dumps([str(label) for label in labels])}"]
+    lines = ["# Names of the classes, as shown to people.", f"classes = {json.dumps([str(label) for label in labels])}"]
     if labels != list(range(len(labels))):
         lines += ["# The label that each class has in the files, because they are not 0, 1, 2, …", f"labels = {labels}"]
     if column is not None:
@@ -199,7 +199,7 @@ def _of_other_labels(labels: Collection[int], header: idx.Header) -> str:
         swapped = np.array(list(labels), header.dtype).byteswap()
         if swapped.min() >= 0 and swapped.max() < MAX_CLASSES:
             return "write them big-endian, or as uint8; these look little-endian"
-    return "give the file of the classes, not of other numbers" if len(labels) > MAX_CLASSES else ""
+    return "give the file with the classes, not with other numbers" if len(labels) > MAX_CLASSES else ""
 
 
 def _shape(folder: Path, splits: list[_Split]) -> tuple[int, ...]:
@@ -224,12 +224,12 @@ def _limits(splits: list[_Split], labels: list[int]) -> list[str]:
     declared, proposed = [], []
     if brightest < usual.min_pixel_max:
         declared += [
-            f"# The brightest pixel of a split is {brightest}. If 255 was meant, correct the images, not this.",
+            f"# The brightest pixel of a split is {brightest}. If 255 was meant, correct the images instead.",
             f"min_pixel_max = {brightest}",
         ]
     if darkest > usual.max_pixel_min:
         declared += [
-            f"# The darkest pixel of a split is {darkest}. If 0 was meant, correct the images, not this.",
+            f"# The darkest pixel of a split is {darkest}. If 0 was meant, correct the images instead.",
             f"max_pixel_min = {darkest}",
         ]
     if blank == rows:
@@ -237,7 +237,7 @@ def _limits(splits: list[_Split], labels: list[int]) -> list[str]:
     elif blank:
         share = max(split.images.blank / split.images.rows for split in splits)
         proposed += [
-            f"# {blank:,} of {rows:,} images have one value in all pixels, which is refused unless you say:",
+            f"# {blank:,} of {rows:,} images have one value in all pixels, which is refused unless you set:",
             f"# max_blank = {_rounded_up(share)}",
         ]
     proposed += _absent(splits, labels)
@@ -245,12 +245,12 @@ def _limits(splits: list[_Split], labels: list[int]) -> list[str]:
     least, most = min(shares), max(shares)
     if 0 < least < usual.least_class_share(len(labels)):
         proposed += [
-            "# The smallest class has a small share of a split, which is refused unless you say:",
+            "# The smallest class has a small share of a split, which is refused unless you set:",
             f"# min_class_share = {math.floor(1e4 * least) / 1e4}",
         ]
     if most > usual.max_class_share:
         proposed += [
-            "# The largest class is nearly all of a split, which is refused unless you say:",
+            "# The largest class is nearly all of a split, which is refused unless you set:",
             f"# max_class_share = {_rounded_up(most)}",
         ]
     head = "[limits]" if declared else "# [limits]"
@@ -277,7 +277,7 @@ def _files(folder: Path) -> dict[str, Path]:
         ConfigError: it is no folder; a file is not there, or is not one; or there are several that it could be.
     """
     if not folder.is_dir():
-        raise _no_set(folder, kind_of(folder), "correct the path")
+        raise _no_set(folder, f"{kind_of(folder)}{alike(folder)}", "correct the path")
     found = {role: _files_of(folder, role) for role in ROLES}
     missing = [role for role, files in found.items() if not files]
     if missing:

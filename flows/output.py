@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -52,7 +52,9 @@ def destination(option: str, path: Path, kinds: Sequence[str], store: Store, for
 def _check(option: str, file: Path, store: Store, force: bool) -> None:
     suffix, shown = file.suffix.lower(), printable(str(file))
     if not file.parent.is_dir():
-        raise ConfigError(f"expected a folder to write {shown} into; there is none; make it, or choose another")
+        raise ConfigError(
+            f"expected a folder to write {shown} into; found {kind_of(file.parent)}; make it, or choose another"
+        )
     if file.resolve().is_relative_to(store.root.resolve()):
         raise ConfigError(
             f"expected {option} outside of the store, which keeps what runs made; found {shown}; choose another place"
@@ -87,6 +89,27 @@ def _unwritable(path: Path, error: OSError) -> ConfigError:
 def say(line: str) -> None:
     """Print a line to standard output."""
     sys.stdout.write(printable(line) + "\n")
+
+
+def say_table(rows: Iterable[Sequence[str]]) -> None:
+    """Print a table to standard output, in one layout for all its rows (`terminal.laid_out`)."""
+    for line in terminal.laid_out([*rows], terminal.width(sys.stdout)):
+        say(line)
+
+
+def say_json(value: Any) -> int:
+    """Print one JSON value to standard output; returns the exit code 0."""
+    say_utf8(f"{json.dumps(value, ensure_ascii=False)}\n")
+    return 0
+
+
+def say_utf8(text: str) -> None:
+    """Print a text of a format that is UTF-8 in any locale: JSON (RFC 8259, 8.1) or TOML (1.0.0, "Spec")."""
+    stream: Any = sys.stdout
+    if (stream.encoding or "utf-8").lower() not in ("utf-8", "utf8"):
+        stream.flush()
+        stream.reconfigure(encoding="utf-8")
+    stream.write(text)
 
 
 def remark(line: str) -> None:
@@ -178,8 +201,7 @@ class _Guarded:
             raise ReaderGone from error
         if self._name:
             raise OutputFailed(
-                f"expected {self._name} to take what is printed; {error.strerror}; "
-                "make room there, or lead it elsewhere"
+                f"expected to write to {self._name}; {error.strerror}; free space there, or redirect it elsewhere"
             ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flows.output import say_json
 from storage.errors import ConfigError, IdxflowError
 from storage.files import check_local, kind_of
 from storage.records import Failure, to_json
@@ -68,7 +68,7 @@ def predict_files(wanted: Wanted, as_json: bool) -> int:
     except IdxflowError as error:
         return _failed(error, as_json)
     if as_json:
-        _say(json.dumps(_outcome(wanted, version, rows, remarks.said), ensure_ascii=False))
+        say_json(_outcome(wanted, version, rows, remarks.said))
     else:
         _show(rows, version, wanted.out)
     return 0
@@ -90,7 +90,9 @@ def export_version(
             done = export(load_champion(dataset, opened, found), kind, folder)  # type: ignore[arg-type]
     except IdxflowError as error:
         return _failed(error, as_json)
-    _say(json.dumps(_exported(done), ensure_ascii=False) if as_json else _sentence(done))
+    if as_json:
+        return say_json(_exported(done))
+    _say(_sentence(done))
     return 0
 
 
@@ -102,7 +104,9 @@ def _version(wanted: Wanted) -> Version:
     if wanted.out and wanted.out.exists() and not wanted.out.is_file():
         raise ConfigError(f"expected --out to be a file; {wanted.out} is {kind_of(wanted.out)}; choose another name")
     if wanted.out and wanted.out.resolve() in [file.resolve() for file in wanted.files]:
-        raise ConfigError(f"expected --out to be another file than those read; {wanted.out} is one; choose another")
+        raise ConfigError(
+            f"expected --out to differ from the files to read; found {wanted.out} in both; choose another"
+        )
     return find_version(Store(store_root(wanted.store)), wanted.dataset, wanted.version)
 
 
@@ -130,8 +134,8 @@ def _say_if_inverted(file: Path, inverted: int, rows: int, after_invert: bool, r
     if 2 * inverted <= rows:
         return
     which = "the image" if rows == 1 else f"{inverted:,} of {rows:,} images"
-    remedy = "without --invert they would fit" if after_invert else "--invert turns them round"
-    remarks(f"{file}: {which}: bright and dark look exchanged, compared with the training images; {remedy}")
+    remedy = "without --invert they would match" if after_invert else "--invert inverts them"
+    remarks(f"{file}: {which}: bright and dark look inverted, compared with the training images; {remedy}")
 
 
 def _show(rows: Sequence[Row], version: Version, out: Path | None) -> None:
@@ -141,7 +145,7 @@ def _show(rows: Sequence[Row], version: Version, out: Path | None) -> None:
     for place, row in zip(places, shown, strict=True):
         _say(f"{place:{width}}  {row.name:{wide}}  {row.probability:.4f}  v{row.version}")
     if len(rows) > len(shown):
-        rest = "" if out else "; --out FILE.parquet or --json gives all"
+        rest = "" if out else "; --out FILE.parquet or --json for all"
         _say(f"… {len(rows) - len(shown):,} more of {len(rows):,}{rest}")
         _show_counts(rows, version)
     if out:
@@ -180,7 +184,7 @@ def _failed(error: IdxflowError, as_json: bool) -> int:
     _warn(f"idxflow: {error}")
     if as_json:
         failure = Failure(type(error).__name__, _as_text(str(error)), error.exit_code)
-        _say(json.dumps({"error": to_json(failure)}, ensure_ascii=False))
+        say_json({"error": to_json(failure)})
     return error.exit_code
 
 

@@ -5,7 +5,6 @@ They read and write plain files of the store: no TensorFlow, no Prefect, no serv
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,33 +14,25 @@ from itertools import islice
 from typing import Annotated, Any, ParamSpec
 
 from cyclopts import App, Parameter
-from cyclopts.validators import Number
 
-from flows.output import remark
+from flows import datasets
+from flows.options import AsJson, Limit, Reason, StoreFolder
+from flows.output import remark, say_json, say_table
 from flows.settings import store_root
 from storage.errors import ConfigError, DamagedEntry, IdxflowError
 from storage.ledger import TOLERANCE, Ledger
 from storage.records import Evaluation, Failure, TrainedModel, to_json
 from storage.registry import Registry, Turn, Version, line
 from storage.store import Store
-from storage.words import counted
+from storage.words import counted, meant, written
 
 BY_HAND = "by-hand"
 """What the ledger has for the run of a decision that no run made."""
 MAX_REASON = 1000
 
-StoreFolder = Annotated[
-    str | None, Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]")
-]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]
-Limit = Annotated[int, Parameter(help="How many, at most.", validator=Number(gte=1))]
-Reason = Annotated[str | None, Parameter(help="Why, in a sentence; required. It is kept in the ledger.")]
-
 P = ParamSpec("P")
 
-app = App(
-    name="registry", help="Say which model is the champion, since when and why, and what differs between versions."
-)
+app = App(name="registry", help="Show which model is the champion, since when and why, and compare versions.")
 
 
 def errors_as_json(command: Callable[P, int]) -> Callable[P, int]:
@@ -53,7 +44,7 @@ def errors_as_json(command: Callable[P, int]) -> Callable[P, int]:
             return command(*values, **options)
         except IdxflowError as error:
             if options.get("as_json"):
-                print_json({"error": to_json(Failure(type(error).__name__, str(error), error.exit_code))})
+                say_json({"error": to_json(Failure(type(error).__name__, str(error), error.exit_code))})
             raise
 
     return call
@@ -62,17 +53,16 @@ def errors_as_json(command: Callable[P, int]) -> Callable[P, int]:
 @app.command
 @errors_as_json
 def history(dataset: str, *, limit: Limit = 20, store: StoreFolder = None, as_json: AsJson = False) -> int:
-    """List the decisions about the champion, newest first: when, what changed, by what, and why.
+    """List the decisions about the champion, newest first: when, what changed, who asked, and why.
 
     Args:
-        dataset: Name of a data set in the store, your own or one of the catalog.
+        dataset: A data set of the store.
     """
     place = open_place(dataset, store)
     turns = [_told(turn, place) for turn in islice(place.registry.newest(), limit)]
     if as_json:
-        return print_json(turns)
-    for turn in turns:
-        print(_line(turn))
+        return say_json(turns)
+    say_table(map(_cells, turns))
     if not turns:
         print(f"{dataset}: no decision yet")
     remark_older("decisions", len(turns), len(place.ledger.names("decisions")))
@@ -82,16 +72,16 @@ def history(dataset: str, *, limit: Limit = 20, store: StoreFolder = None, as_js
 @app.command
 @errors_as_json
 def show(dataset: str, version: str = "champion", *, store: StoreFolder = None, as_json: AsJson = False) -> int:
-    """Show all there is to know about a version. Exit code 1 if its files are damaged.
+    """Show everything about a version. Exit code 1 if its files are damaged.
 
     Args:
-        dataset: Name of a data set in the store.
+        dataset: A data set of the store.
         version: A version such as `7` or `v7`, or `champion`.
     """
     place = open_place(dataset, store)
     found = _shown(place, _version(place, version))
     if as_json:
-        print_json(found)
+        say_json(found)
     else:
         _print_shown(found)
     return 1 if found["damage"] else 0
@@ -100,15 +90,20 @@ def show(dataset: str, version: str = "champion", *, store: StoreFolder = None, 
 @app.command
 @errors_as_json
 def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
-    """Say which version was the champion at a date or time, and why.
+    """Show which version was the champion at a date or time, and why.
 
     Example: `idxflow registry at mnist 2026-05-01`
 
     Args:
-        dataset: Name of a data set in the store.
-        moment: `2026-05-01` (its end, UTC) or `2026-05-01T09:30` (UTC) or `2026-05-01T09:30+02:00`.
+        dataset: A data set of the store.
+        moment: A time such as `2026-05-01T09:30` (UTC) or `2026-05-01T09:30+02:00`, or a date, which means the end of
+            that day (UTC), or now if it is today.
     """
-    place, asked = open_place(dataset, store), _moment(moment)
+    place, now = open_place(dataset, store), datetime.now(UTC)
+    asked = _moment(moment)
+    # Nobody knows the rest of today. A time in the future is answered for clocks that were wrong.
+    so_far = asked.date() == now.date() and asked > now
+    asked = now if so_far else asked
     changes = [turn for turn in place.registry.outline() if turn.changed]
     found = next((turn for turn in reversed(changes) if turn.time <= asked), None)
     turn = place.registry.whole(found) if found else None
@@ -116,37 +111,41 @@ def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson 
     doubt = _doubt(place, changes, found, asked)
     if as_json:
         version = turn.after if turn else None
-        return print_json(
+        return say_json(
             {"dataset": dataset, "at": asked.isoformat(), "version": version, "decision": told, "doubt": doubt}
         )
-    when = f"{asked:%Y-%m-%d %H:%M:%S} UTC"
+    when = f"{asked:%Y-%m-%d %H:%M:%S} UTC" + (" (now)" if so_far else "")
     if turn and told:
         print(f"{when}: champion v{turn.after}, since {_clock(told['time'])} UTC by {_who(told)}: {turn.sentence}")
     else:
         print(f"{when}: no champion yet")
     if doubt:
         remark(doubt)
+    elif asked > now:
+        remark(f"{when} is in the future: this is the champion as of now")
     return 0
 
 
 @app.command
 @errors_as_json
 def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
-    """Show only what differs between two versions: configuration, data, code, libraries, accuracies.
+    """Show the differences between two versions: configuration, data, code, libraries, accuracy.
 
     Args:
-        dataset: Name of a data set in the store.
-        a: A version, or `champion`.
-        b: Another.
+        dataset: A data set of the store.
+        a: A version such as `7` or `v7`, or `champion`.
+        b: The version to compare with.
     """
     place = open_place(dataset, store)
     first, second = _version(place, a), _version(place, b)
     found = _differences(_made(place, first), _made(place, second))
     if as_json:
-        return print_json({"dataset": dataset, "a": first.number, "b": second.number, "differences": found})
-    for part, changes in found.items():
-        for name, change in changes.items():
-            print(f"{part:14} {name:32} {_brief(change['a'])} → {_brief(change['b'])}")
+        return say_json({"dataset": dataset, "a": first.number, "b": second.number, "differences": found})
+    say_table(
+        (f"{part:14} {name:32}", f"{_brief(part, change['a'])} → {_brief(part, change['b'])}")
+        for part, changes in found.items()
+        for name, change in changes.items()
+    )
     if not found:
         print(f"v{first.number} and v{second.number} do not differ")
     return 0
@@ -157,17 +156,17 @@ def promote(
     dataset: str,
     version: str,
     *,
-    force: Annotated[bool, Parameter(negative="", help="Required: past the gate, on your word.")] = False,
+    force: Annotated[bool, Parameter(negative="", help="Required: confirms that you override the gate.")] = False,
     reason: Reason = None,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """Make a version the champion whatever the gate said. Kept in the ledger as forced, with your reason.
+    """Make a version the champion, overriding the gate. The ledger records it as forced, with your reason.
 
     Example: `idxflow promote mnist 7 --force --reason "new scanner"`
 
     Args:
-        dataset: Name of a data set in the store.
+        dataset: A data set of the store.
         version: A version such as `7` or `v7`.
     """
     place = open_place(dataset, store)
@@ -175,7 +174,7 @@ def promote(
     if not force:
         raise ConfigError(
             f"expected --force and --reason to promote v{wanted.number} by hand; found no --force; "
-            f"{_gate(place, wanted)}"
+            f"add it to override the gate: {_gate(place, wanted)}"
         )
     change = Change("forced", _reason(reason, place), lambda history, now: wanted)
     return _report(_move(place, change), as_json)
@@ -185,18 +184,19 @@ def promote(
 def rollback(
     dataset: str,
     *,
-    to: Annotated[str, Parameter(help="`previous`, or a version that was the champion before.")] = "previous",
+    to: Annotated[str, Parameter(help="`previous`, or a version that was champion before.")] = "previous",
     reason: Reason = None,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """Make an earlier champion the champion again. Kept in the ledger, with your reason.
+    """Make an earlier champion the champion again. The ledger records it, with your reason.
 
-    Rolling back twice goes back two champions. A run does not promote again, by itself, what was rolled back.
+    Rolling back twice goes back two champions. Later runs do not promote a version that was rolled back.
+
     Example: `idxflow rollback mnist --reason "class 8 is worse"`
 
     Args:
-        dataset: Name of a data set in the store.
+        dataset: A data set of the store.
     """
     place = open_place(dataset, store)
     if to != "previous":
@@ -223,10 +223,7 @@ class Place:
     @property
     def remedy(self) -> str:
         """The command that makes what is not there yet."""
-        from storage import catalog
-
-        known = self.dataset in catalog.names()
-        return f"`{self.store.command(f'run {self.dataset}' if known else 'run --dataset-file …')}`"
+        return f"`{datasets.run_command(self.store, self.dataset)}`"
 
 
 @dataclass(frozen=True)
@@ -247,14 +244,10 @@ def open_place(dataset: str, store: str | None) -> Place:
         ConfigError: there is none of this name.
     """
     root = store_root(store)
-    known = sorted({path.parent.name for part in ("registry", "ledger") for path in root.glob(f"*/{part}")})
-    if dataset not in known:
-        there = f"found only {', '.join(known)}" if known else "found none"
-        raise ConfigError(
-            f"expected a data set that was run in the store {root}; {there}, not {dataset!r}; "
-            "run it first, or name another store with --store or IDXFLOW_STORE"
-        )
-    return Place(Store(root), dataset)
+    known = {path.parent.name for part in ("registry", "ledger") for path in root.glob(f"*/{part}")}
+    opened = Store(root)
+    datasets.check_known(opened, dataset, known)
+    return Place(opened, dataset)
 
 
 def _version(place: Place, text: str) -> Version:
@@ -262,13 +255,17 @@ def _version(place: Place, text: str) -> Version:
     if text == "champion":
         champion = place.registry.champion()
         if champion is None:
-            raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; {place.remedy} makes one")
+            raise ConfigError(f"expected a champion of {place.dataset}; found none yet; run it: {place.remedy}")
         return champion
     digits = text.removeprefix("v")
     known = place.registry.numbers()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
-        there = f"give one of v1 to v{max(known)}" if known else f"there is none yet; {place.remedy} makes one"
-        raise ConfigError(f"expected a version of {place.dataset}, as a number; found {text[:40]!r}; {there}")
+        there = f"give one of v1 to v{max(known)}" if known else f"it has no version yet: {place.remedy}"
+        known_names = ("champion", *(f"v{number}" for number in known))
+        raise ConfigError(
+            f"expected a version of {place.dataset}, a number or `champion`; found {text[:40]!r}"
+            f"{meant(text, known_names, alike=0.75)}; {there}"
+        )
     return place.registry.version(int(digits))
 
 
@@ -293,7 +290,8 @@ def _moment(text: str) -> datetime:
             return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise ConfigError(
-            f"expected a date or a time such as 2026-05-01 or 2026-05-01T09:30+02:00; found {text[:40]!r}; write it so"
+            f"expected a date or a time such as 2026-05-01 or 2026-05-01T09:30+02:00; found {text[:40]!r}; "
+            "use one of these forms"
         ) from error
 
 
@@ -305,15 +303,16 @@ def _earlier(place: Place, to: str, history: list[Turn], now: int | None) -> Ver
             promote = f'promote {place.dataset} {wanted.number} --force --reason "…"'
             raise ConfigError(
                 f"expected a version that was the champion of {place.dataset} before; found v{wanted.number}, which "
-                f"never was; `{place.store.command(promote)}` makes it"
+                f"never was; to make it the champion: `{place.store.command(promote)}`"
             )
         return wanted
     champions = [number for number in line(history) if number != now]
     if not champions:
-        there = f"v{now} is the first" if now else "there is none"
+        found = f"none before v{now}" if now else "no champion yet"
         raise ConfigError(
-            f"expected a champion of {place.dataset} before the present one; {there}; nothing was moved; "
-            f"`{place.store.command(f'promote {place.dataset} NUMBER --force --reason …')}` takes any version"
+            f"expected an earlier champion of {place.dataset} to go back to; found {found}; nothing was changed; to "
+            f"make any other version the champion: "
+            f"`{place.store.command(f'promote {place.dataset} NUMBER --force --reason …')}`"
         )
     return place.registry.version(champions[-1])
 
@@ -326,8 +325,8 @@ def _move(place: Place, change: Change) -> dict[str, Any]:
         target = change.choose(history, champion.number if champion else None)
         if champion and target.number == champion.number:
             raise ConfigError(
-                f"expected another version than the champion of {place.dataset}; v{target.number} is the champion; "
-                "choose another, or leave it"
+                f"expected a version that is not the champion of {place.dataset}; found v{target.number}, which is; "
+                "choose another, or do nothing"
             )
         _check_whole(place, target)
         decision = _decision(place, change, target, champion)
@@ -395,14 +394,14 @@ def _gate(place: Place, version: Version) -> str:
     turn = _last_about(place, version)
     broken = [rule for rule in turn.rules if not rule.get("passed")] if turn else []
     if turn and broken:
-        said = "; ".join(f"{r.get('name')}: {r.get('limit')}, it was {r.get('observed')}" for r in broken)
-        return f"the gate would have needed {said}"
-    return f"the gate's last word on it: {turn.sentence}" if turn else "the gate has not judged it"
+        said = "; ".join(f"{r.get('name')}: expected {r.get('limit')}, found {r.get('observed')}" for r in broken)
+        return f"it failed {said}"
+    return f"its last decision was: {turn.sentence}" if turn else "the gate has made no decision on this version"
 
 
 def _report(decision: dict[str, Any], as_json: bool) -> int:
     if as_json:
-        return print_json(decision)
+        return say_json(decision)
     print(decision["sentence"])
     return 0
 
@@ -435,11 +434,11 @@ def _doubt(place: Place, changes: Sequence[Turn], found: Turn | None, asked: dat
     other = past[after - 1] if after else None
     if other == found:
         return None
-    names = ", ".join(_name(turn.after if turn else None) for turn in (found, other))
+    names = " or ".join(_name(turn.after if turn else None) for turn in (found, other))
     return (
-        f"the clock was put back between changes of the champion, so which it was then is not sure; of {names}, the "
-        f"first is taken; `{place.store.command(f'registry history {place.dataset}')}` has the order, "
-        f"`{place.store.command('verify')}` the times that are wrong"
+        f"the clock was put back between changes of the champion, so the answer is uncertain: {names}, of which the "
+        f"first is shown; `{place.store.command(f'registry history {place.dataset}')}` shows the order, "
+        f"`{place.store.command('verify')}` the wrong times"
     )
 
 
@@ -449,10 +448,15 @@ def _asked_by(place: Place, run: str) -> str | None:
 
 
 def _line(turn: Mapping[str, Any]) -> str:
+    return "  ".join(_cells(turn))
+
+
+def _cells(turn: Mapping[str, Any]) -> tuple[str, ...]:
     before, after = _name(turn["before"]), _name(turn["after"])
     change = f"{before}→{after}" if before != after else f"{after} stays"
-    missed = "" if turn["took_effect"] else " (did not take effect: the process ended before)"
-    return f"{_clock(turn['time'])}  {change:12} {turn['outcome']:12} {_who(turn):44} {turn['reason']}{missed}"
+    missed = "" if turn["took_effect"] else " (did not take effect: the process ended first)"
+    what = f"{_clock(turn['time'])}  {change:12} {turn['outcome']:12}"
+    return what, f"{_who(turn):44}", f"{turn['reason']}{missed}"
 
 
 def _who(turn: Mapping[str, Any]) -> str:
@@ -516,7 +520,7 @@ def _print_shown(found: Mapping[str, Any]) -> None:
         "evaluation": found["evaluation"],
         "weights": found["weights_digest"],
         "test data": found["test_digest"],
-        "files": found["damage"] or "all there, as they were written",
+        "files": found["damage"] or "complete and undamaged",
     }
     for name, text in rows.items():
         print(f"{name:12} {text}")
@@ -525,7 +529,7 @@ def _print_shown(found: Mapping[str, Any]) -> None:
         # A decision by hand repeats the rules it went past; they stand at the gate's own decision.
         for rule in turn["rules"] if turn["run"] != BY_HAND else ():
             verdict = "passed" if rule.get("passed") else "failed"
-            print(f"{'':12}   {verdict}: {rule.get('name')}: {rule.get('limit')}; it was {rule.get('observed')}")
+            print(f"{'':12}   {verdict}: {rule.get('name')}: {rule.get('limit')}; found {rule.get('observed')}")
 
 
 def _made(place: Place, version: Version) -> dict[str, dict[str, Any]]:
@@ -565,10 +569,10 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, 
             yield name, {"a": a.get(name), "b": b.get(name)}
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, float) and 0 < value < 1:
-        return f"{value:.6g}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _brief(part: str, value: Any) -> str:
+    if part == "accuracy":
+        return f"{value:.2%}"
+    text = f"{value:.6g}" if isinstance(value, float) else written(value)
     return text if len(text) <= 48 else f"{text[:12]}…"
 
 
@@ -576,9 +580,3 @@ def remark_older(what: str, shown: int, there: int) -> None:
     """Say how many more there are than are shown, and how to see them; on standard error, it is none of them."""
     if shown < there:
         remark(f"{there - shown:,} older {what} are not shown; --limit {there} shows all {there:,}")
-
-
-def print_json(value: Any) -> int:
-    """Print one JSON value to standard output; returns the exit code 0."""
-    print(json.dumps(value, ensure_ascii=False))
-    return 0

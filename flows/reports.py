@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from flows.output import destination, remark, say, write
-from flows.registry import Place, StoreFolder, errors_as_json, open_place
+from flows.options import StoreFolder
+from flows.output import destination, remark, say, say_utf8, write
+from flows.registry import Place, errors_as_json, open_place
 from flows.runs import find_run, quiet
 from storage.errors import DamagedEntry, IdxflowError
 from storage.records import Report
@@ -49,20 +49,22 @@ def report(
     dataset: str,
     run: str = "latest",
     *,
-    open_: Annotated[bool, Parameter(name="--open", negative="", help="Show it in the browser.")] = False,
-    out: Annotated[Path | None, Parameter(help="Write the page to this .html file as well.")] = None,
+    open_: Annotated[bool, Parameter(name="--open", negative="", help="Open it in a browser.")] = False,
+    out: Annotated[Path | None, Parameter(help="Also write the page to this .html file.")] = None,
     store: StoreFolder = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print its content, `report.json`.")] = False,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="Print its content as JSON, `report.json`.")
+    ] = False,
 ) -> int:
-    """Print where the report of a run is. If it was removed or is damaged, it is made again from what is left.
+    """Print the path of a run's report. A report that was removed or damaged is made again from what is left.
 
-    What is in the store stays as it is: a report that is made again goes to --out, else into a new temporary folder.
+    The store is not changed: a report that is made again goes to --out, or else into a new temporary folder.
 
     Examples: `idxflow report mnist --open` · `idxflow report mnist 20261124-0803 --out report.html`
 
     Args:
-        dataset: Name of a data set in the store, your own or one of the catalog.
-        run: A run's id or the beginning of one; or `latest`; or `champion`, the run that made the champion.
+        dataset: A data set of the store.
+        run: A run's id or the beginning of one, `latest`, or `champion` for the run that made the champion.
     """
     place = open_place(dataset, store)
     wanted = _with_report(place, find_run(place, run))
@@ -75,7 +77,7 @@ def report(
     if open_ and page:
         _show(page)
     if content is not None:
-        sys.stdout.write(content)
+        say_utf8(content)
     else:
         say(str(page))
     return 0
@@ -105,8 +107,8 @@ def _found(place: Place, values: dict[str, Any]) -> _Found:
         was = "was never published"
     record = run_record(place.store, values)
     gone = missing(record)
-    without = f", without what is gone too: {', '.join(gone)}" if gone else " and all it was made from"
-    remark(f"the report of run {run} {was}; this one is made again from the ledger{without}")
+    without = f", without what is also gone: {', '.join(gone)}" if gone else " and the results in the store"
+    remark(f"the report of run {run} {was}; this one was made again from the ledger{without}")
     return _Found(run, None, build(place.store, record))
 
 
@@ -130,6 +132,6 @@ def _show(page: Path) -> None:
         shown = False
     if not shown:
         raise IdxflowError(
-            f"expected a browser to show {page}; none could be started; open the file by hand, "
-            "or name a browser in the variable BROWSER"
+            f"expected a browser to show {page}; found none that starts; open the file yourself, "
+            "or set the environment variable BROWSER"
         )

@@ -174,7 +174,7 @@ def _under_way(job: Job, request: Request, command: str) -> Iterator[None]:
         except BaseException as error:
             if not isinstance(error, Exception):
                 how, what = _stopped_by(error)
-                job.stop(how, f"{what}; run it again, it goes on from there: {again}")
+                job.stop(how, f"{what}; run it again to resume: {again}")
             raise
 
 
@@ -185,8 +185,7 @@ def _again(request: Request, command: str) -> str:
         asked = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
         parameters = "".join(f" --param {name}={value}" for name, value in asked.items())
         return f"idxflow prefect deployment run {runtime.flow_run.flow_name}/{deployment}{parameters}"
-    what = f"--dataset-file {request.dataset_file}" if request.dataset_file else request.dataset
-    return f"idxflow {command} {what}"
+    return request.command(command)
 
 
 def _stopped_by(error: BaseException) -> tuple[str, str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,10 +15,12 @@ from cyclopts import App, Parameter
 
 from flows.endings import settle
 from flows.figures import PICTURES, draw_to
-from flows.output import destination, remark, say
-from flows.registry import AsJson, Limit, Place, StoreFolder, errors_as_json, open_place, print_json, remark_older
+from flows.options import AsJson, Limit, StoreFolder
+from flows.output import destination, remark, say, say_json, say_table
+from flows.registry import Place, errors_as_json, open_place, remark_older
 from storage.errors import ConfigError
 from storage.ledger import run_of
+from storage.words import meant, written
 
 if TYPE_CHECKING:
     from storage.records import RunRecord
@@ -30,7 +31,7 @@ SHOWN = 10
 """Flipped images of each kind that are listed; JSON has all."""
 _FLIPPED = {"right_to_wrong": "right→wrong", "wrong_to_right": "wrong→right"}
 
-app = App(name="runs", help="List the runs of a data set, and show what differs between two of them.")
+app = App(name="runs", help="List the runs of a data set, or compare two of them.")
 
 
 @app.command(name="list")
@@ -42,18 +43,17 @@ def list_runs(
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """List the runs of a data set, newest first: when, how it ended, version, accuracy, time, by whom.
+    """List the runs of a data set, newest first: time, id, outcome, version, test accuracy, duration, who asked.
 
     Args:
-        dataset: Name of a data set in the store, your own or one of the catalog.
+        dataset: A data set of the store.
     """
     place = open_place(dataset, store)
     settle(place.store, dataset)
     told = [_told(values) for values in islice(place.ledger.newest("runs"), limit)]
     if as_json:
-        return print_json(told)
-    for run in told:
-        say(_line(run))
+        return say_json(told)
+    say_table(map(_cells, told))
     if not told:
         say(f"{dataset}: no run yet")
     remark_older("runs", len(told), len(place.ledger.names("runs")))
@@ -67,20 +67,18 @@ def diff(
     a: str,
     b: str,
     *,
-    figure: Annotated[
-        Path | None, Parameter(help="Draw up to 25 of the images that flipped, to a .png or .svg file.")
-    ] = None,
+    figure: Annotated[Path | None, Parameter(help="Draw up to 25 flipped images to a .png or .svg file.")] = None,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show only what differs between two runs: what they were made from, their scores, and which images flipped.
+    """Show the differences between two runs: inputs, scores, and test images whose answer flipped.
 
-    Where both were tested on the same images, their answers are compared image by image (McNemar), B against A.
+    If both used the same test images, their answers are also compared image by image (McNemar test, B against A).
 
     Args:
-        dataset: Name of a data set in the store.
-        a: A run's id or the beginning of one, or `latest`, or `champion`.
-        b: Another.
+        dataset: A data set of the store.
+        a: A run's id or the beginning of one, `latest` or `champion`.
+        b: The run to compare with.
     """
     from tasks.reporting.comparison import compare
     from tasks.reporting.records import run_record
@@ -93,7 +91,7 @@ def diff(
         found = compare(place.store, *records)
         drawn = _draw(file, records, found["flips"]) if file else False
     if as_json:
-        return print_json(found)
+        return say_json(found)
     _show(found)
     if file:
         say(f"picture        {figure}" if drawn else "picture        none: no image is known to have flipped")
@@ -109,9 +107,7 @@ def find_run(place: Place, text: str) -> dict[str, Any]:
     settle(place.store, place.dataset)
     runs = [run_of(name) for name in place.ledger.names("runs")]
     if not runs:
-        raise ConfigError(
-            f"expected a run of {place.dataset} in the ledger; there is none yet; {place.remedy} makes one"
-        )
+        raise ConfigError(f"expected a run of {place.dataset} in the ledger; found none yet; run it: {place.remedy}")
     wanted = runs[-1] if text == "latest" else _champions(place) if text == "champion" else text
     matching = [wanted] if wanted in runs else sorted({run for run in runs if wanted and run.startswith(wanted)})
     found = place.ledger.find("runs", matching[0]) if len(matching) == 1 else None
@@ -125,8 +121,13 @@ def find_run(place: Place, text: str) -> dict[str, Any]:
         )
     raise ConfigError(
         f"expected a run of {place.dataset}, by its id, the beginning of one, `latest` or `champion`; "
-        f"found {wanted[:40]!r}; the latest are {latest}: give one of these"
+        f"found {wanted[:40]!r}{_meant(wanted, runs)}; give one of these, the latest: {latest}"
     )
+
+
+def _meant(text: str, runs: Sequence[str]) -> str:
+    # The ids of a day are alike themselves.
+    return meant(text, ("latest", "champion")) or meant(text, {run[: len(text)] for run in runs}, alike=0.85)
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def quiet() -> Iterator[None]:
 def _champions(place: Place) -> str:
     champion = place.registry.champion()
     if champion is None:
-        raise ConfigError(f"expected a champion of {place.dataset}; there is none yet; {place.remedy} makes one")
+        raise ConfigError(f"expected a champion of {place.dataset}; found none yet; run it: {place.remedy}")
     return champion.run
 
 
@@ -162,13 +163,13 @@ def _told(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _line(run: Mapping[str, Any]) -> str:
+def _cells(run: Mapping[str, Any]) -> tuple[str, str]:
     version = f"v{run['version']}" if run["version"] else "–"
     accuracy, seconds = run["test_accuracy"], run["seconds"]
     return (
-        f"{_clock(run['time'])}  {run['run']!s:20}  {run['state']!s:11}  {version:4}  "
-        f"{f'{accuracy:.2%}' if isinstance(accuracy, float) else '–':>7}  "
-        f"{f'{seconds:,.1f} s' if isinstance(seconds, float) else '–':>10}  {run['asked_by'] or 'unknown'}"
+        f"{_clock(run['time'])}  {run['run']!s:20}  {run['state']!s:11}",
+        f"{version:4}  {f'{accuracy:.2%}' if isinstance(accuracy, float) else '–':>7}  "
+        f"{f'{seconds:,.1f} s' if isinstance(seconds, float) else '–':>10}  {run['asked_by'] or 'unknown'}",
     )
 
 
@@ -191,23 +192,25 @@ def _draw(file: Path, records: tuple[RunRecord, RunRecord], flips: dict[str, Any
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    lines = [*_differing(found), *_compared(found)]
+    rows = [*_differing(found)]
+    say_table(rows)
+    lines = [*_compared(found)]
     for line in lines:
         say(line)
-    if not lines:
+    if not rows and not lines:
         say(f"runs {found['a']} and {found['b']} do not differ" + (" in what is left" if found["missing"] else ""))
     for sentence in found["missing"]:
         remark(sentence)
 
 
-def _differing(found: Mapping[str, Any]) -> Iterator[str]:
+def _differing(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for one in found["differences"]:
-        yield f"{one['part']:14} {one['name']:32} {_brief(one['a'])} → {_brief(one['b'])}"
+        yield f"{one['part']:14} {one['name']:32}", f"{_brief(one['a'])} → {_brief(one['b'])}"
     for name, change in found["accuracy"].items():
-        yield f"{'accuracy':14} {name:32} {_percent(change['a'])} → {_percent(change['b'])}"
+        yield f"{'accuracy':14} {name:32}", f"{_percent(change['a'])} → {_percent(change['b'])}"
     for score in found["classes"] or ():
         name = f"{score['class'][:20]} ({score['rows']:,} images)"
-        yield f"{'recall':14} {name:32} {_percent(score['a'])} → {_percent(score['b'])}"
+        yield f"{'recall':14} {name:32}", f"{_percent(score['a'])} → {_percent(score['b'])}"
 
 
 def _compared(found: Mapping[str, Any]) -> Iterator[str]:
@@ -235,5 +238,5 @@ def _percent(share: float | None) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = written(value)
     return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{16,}", text) else text if len(text) <= 60 else f"{text[:59]}…"

@@ -48,7 +48,7 @@ def superseded(catch_up: CatchUp) -> str | None:
             return _make_way(client, client.read_flow_run(UUID(run)))
     except Exception as error:
         # Whatever the client raises: running once too often is better than not at all.
-        _log.warning("missed runs are not looked for: %s: %s", type(error).__name__, error)
+        _log.warning("missed runs cannot be looked up: %s: %s", type(error).__name__, error)
         return None
 
 

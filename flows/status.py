@@ -3,7 +3,6 @@ when the next run is due."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,9 +12,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows import datasets
 from flows.endings import settle
+from flows.options import AsJson, StoreFolder
+from flows.output import say_json
 from flows.settings import store_root
-from storage.errors import ConfigError, PrefectFailed
+from storage.errors import PrefectFailed
 from storage.ledger import CUT_OFF, TOLERANCE, Ledger
 from storage.registry import Registry
 from storage.store import Store
@@ -70,22 +72,19 @@ def status(
     dataset: str | None = None,
     *,
     max_age: Annotated[
-        float, Parameter(help="Days after which a data set without a good run is stale.", validator=Number(gt=0))
+        float, Parameter(help="Days without a successful run after which a data set is stale.", validator=Number(gt=0))
     ] = MAX_AGE_DAYS,
-    store: Annotated[
-        str | None,
-        Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
-    ] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")] = False,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
 ) -> int:
-    """Show the champion, its age, the last runs and the next one, for each data set. Exit code 1 if one needs help.
+    """Show the champion, its age, the last runs and the next run of each data set. Exit code 1 if one needs attention.
 
-    That is: no run has ended well for --max-age days, the last run failed, was refused or was cut off, a run is late
-    because no worker takes it, there is no champion, or the last good run has a time that is still to come, which is no
-    proof of anything.
+    A data set needs attention if no run has succeeded for --max-age days, if the last run failed, was refused or was
+    cut off, if a run is late because no worker takes it, if there is no champion, or if the last good run has a time in
+    the future, so that its age is unknown.
 
     Args:
-        dataset: Show only this one.
+        dataset: Show only this data set.
     """
     opened = Store(store_root(store))
     names = opened.datasets()
@@ -93,15 +92,13 @@ def status(
     scheduled, remark = _scheduled()
     # One that has never run is known by its schedule alone.
     names += sorted(set(scheduled) - set(names))
-    if dataset is not None and dataset not in names:
-        raise ConfigError(
-            f"expected a data set that is in {opened.root}; found no {dataset!r} there, but {names}; give one of these"
-        )
+    if dataset is not None:
+        datasets.check_known(opened, dataset, names)
     asked = [dataset] if dataset else names
     healths = [_health(opened, name, scheduled.get(name), timedelta(days=max_age), now) for name in asked]
     if as_json:
         values = {"store": str(opened.root), "schedule": remark, "datasets": [asdict(health) for health in healths]}
-        print(json.dumps(values, ensure_ascii=False))
+        say_json(values)
     else:
         _show(opened, healths, remark, now)
     return 1 if any(health.problems for health in healths) else 0
@@ -119,7 +116,7 @@ def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now
         champion,
         tuple(runs),
         due.isoformat(timespec="seconds") if due else None,
-        (*_problems(runs, good, champion, limit, now), *_late(due, now)),
+        (*_problems(runs, good, champion, limit, now), *_late(due, now, store.command("up"))),
     )
 
 
@@ -135,7 +132,7 @@ def _problems(
     last = next(good, None)
     if last and _is_ahead(_time(last), now):
         problems.append(
-            f"the last good run has a time that is still to come, {_clock(_time(last))} ({_ago(now - _time(last))}): "
+            f"the last good run has a time in the future, {_clock(_time(last))} ({_ago(now - _time(last))}): "
             "this clock was wrong then or is now; set it right, and run again"
         )
         # What a wrong clock says is no proof that the model is fresh; the one before may be.
@@ -146,9 +143,9 @@ def _problems(
     return problems
 
 
-def _late(due: datetime | None, now: datetime) -> Iterator[str]:
+def _late(due: datetime | None, now: datetime, up: str) -> Iterator[str]:
     if due and now - due > LATE:
-        yield f"a run has been due since {_clock(due)} and has not begun: no worker takes it; start one: idxflow up"
+        yield f"a run has been due since {_clock(due)} and has not begun: no worker takes it; start one: {up}"
 
 
 def _time(run: Run) -> datetime:
@@ -199,13 +196,13 @@ def _scheduled() -> tuple[dict[str, datetime], str | None]:
 
 def _show(store: Store, healths: Sequence[Health], remark: str | None, now: datetime) -> None:
     for health in healths:
-        print(f"{health.dataset}: {'needs help' if health.problems else 'ok'}")
+        print(f"{health.dataset}: {'needs attention' if health.problems else 'ok'}")
         for label, said in _lines(health, now):
             print(f"  {label:<9} {said}")
     if not healths:
-        print(f"nothing in {store.root} yet; fill it with `{store.command('run')}`")
+        print(f"nothing in {store.root} yet; start with `{store.command('run')}`")
     if remark:
-        print(f"the next runs are not known: {remark}")
+        print(f"the next runs are unknown: {remark}")
 
 
 def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -72,6 +73,18 @@ def _fitted(line: str, columns: int) -> str:
             before + cell, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         )
     return "\n".join(lines)
+
+
+def laid_out(rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
+    """Return the lines of a table whose rows are of cells: a line per row where all fit, else a line per cell.
+
+    Args:
+        columns: of the terminal; None, there is none: a line per row.
+    """
+    lines = ["  ".join(cells).rstrip() for cells in rows]
+    if columns is None or all(len(callable_from_here(shortened(line))) <= columns for line in lines):
+        return lines
+    return [cell.rstrip() if n == 0 else f"    {cell.strip()}" for cells in rows for n, cell in enumerate(cells)]
 
 
 def shortened(text: str) -> str:

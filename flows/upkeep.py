@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,27 +10,26 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows import datasets
+from flows.options import AsJson, StoreFolder
+from flows.output import say_json
 from flows.settings import store_root
 from storage import retention, verify
 from storage.errors import ConfigError
+from storage.files import kind_of
 from storage.retention import KEEP_LAST, Collected
 from storage.store import Store
 from storage.words import counted
 
-StoreFolder = Annotated[
-    str | None, Parameter(help="The store's folder; default: `store` beside the source code. [env var: IDXFLOW_STORE]")
-]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object to standard output.")]
-
 
 def verify_store(dataset: str | None = None, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
-    """Check every file the store keeps: entries, versions, champions, ledger. Exit code 1 if one is damaged.
+    """Check every file of the store: entries, versions, champions, ledger. Exit code 1 if one is damaged.
 
-    Reads everything and changes nothing; runs may go on meanwhile. Unfinished work of a killed run is listed
-    as a leftover, and times from a wrong clock as remarks; neither counts as damage.
+    Reads everything and changes nothing; runs can continue meanwhile. Unfinished work of a killed run is listed as
+    left over, and times from a wrong clock as remarks; neither counts as damage.
 
     Args:
-        dataset: Check only this one.
+        dataset: Check only this data set.
     """
     opened = Store(store_root(store))
     names = _datasets(opened, dataset)
@@ -55,26 +53,25 @@ def gc(
     dataset: str | None = None,
     *,
     keep_last: Annotated[
-        int, Parameter(help="How many of the newest versions and runs stay.", validator=Number(gte=1))
+        int, Parameter(help="Number of newest versions and runs to keep.", validator=Number(gte=1))
     ] = KEEP_LAST,
-    dry_run: Annotated[bool, Parameter(negative="", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only show what would be removed.")] = False,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """Remove old results and what killed runs left.
+    """Remove old results and leftovers of killed runs.
 
-    The champion, every champion before it that `rollback` can return to, the newest versions and runs, and all they
-    were made from stay, and so does the whole ledger. A data set that a run is using is left alone. If the last run
-    was cut off, its unfinished work stays, too: the next run continues from it.
+    Keeps the champion, every earlier champion that `rollback` can return to, the newest versions and runs, all that
+    they were made from, and the whole ledger. A data set that a run is using is skipped. If the last run was cut off,
+    its unfinished work is kept, too: the next run continues from it.
 
     Args:
-        dataset: Collect only this one.
+        dataset: Clean up only this data set.
     """
     opened = Store(store_root(store))
     done = [retention.collect(opened, name, keep_last, dry_run) for name in _datasets(opened, dataset)]
     if as_json:
-        print(json.dumps({"store": str(opened.root), "dry_run": dry_run, "datasets": [_json(c) for c in done]}))
-        return 0
+        return say_json({"store": str(opened.root), "dry_run": dry_run, "datasets": [_json(c) for c in done]})
     for collected in done:
         _show(collected, dry_run)
     if not done:
@@ -85,17 +82,13 @@ def gc(
 def _datasets(store: Store, dataset: str | None) -> Sequence[str]:
     if not store.root.is_dir():
         raise ConfigError(
-            f"expected a store at {store.root}; there is none; name another with --store or IDXFLOW_STORE, "
-            f"or fill one with `{store.command('run')}`"
+            f"expected a store at {store.root}; found {kind_of(store.root)}; name another with --store or "
+            f"IDXFLOW_STORE, or fill this one: `{store.command('run')}`"
         )
     names = store.datasets()
     if dataset is None:
         return names
-    if dataset not in names:
-        there = ", ".join(names) or "nothing"
-        raise ConfigError(
-            f"expected a data set that is in {store.root}; found no {dataset!r} there, but {there}; give one of these"
-        )
+    datasets.check_known(store, dataset, names)
     return [dataset]
 
 

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import announce
+from flows import announce, datasets
 from flows.inbox import Inbox, Look
 from flows.interruption import interruptible
 from flows.settings import store_root
@@ -110,7 +110,7 @@ def _inbox(wanted: Wanted) -> Inbox:
         # Not resolved: that would name what `/dev/stdin` leads to, which has no path.
         path = wanted.dataset_file.expanduser().absolute()
         return Inbox(place, catalog.read(path), str(path), wanted.marker)
-    return Inbox(place, catalog.find(wanted.dataset or ""), None, wanted.marker)
+    return Inbox(place, datasets.named(wanted.dataset or "", wanted.store), None, wanted.marker)
 
 
 class _Watcher:
@@ -243,7 +243,7 @@ class _Watcher:
         if run["state"] in WELL:
             _say(f"{self._name}: set {arrival.id}: {run['sentence']}")
         else:
-            _warn(f"set {arrival.id}: {run['sentence']}; once that is mended: {announce.again(arrival)}")
+            _warn(f"set {arrival.id}: {run['sentence']}; once that is fixed, run it again: {announce.again(arrival)}")
 
 
 def _make_sure_it_fits(place: Path, needed: int) -> None:

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from storage.errors import ConfigError
-from storage.files import open_regular
+from storage.files import alike, kind_of, open_regular
 from storage.records import SPLITS, SplitName
+from storage.words import meant
 
 CATALOG = Path(__file__).resolve().parent / "catalog"
 ROLES = tuple(f"{split}-{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -181,8 +182,8 @@ def find(name: str) -> Dataset:
     """
     if name not in names():
         raise ConfigError(
-            f"expected a data set of the catalog ({', '.join(names())}); found {shown(name)}; "
-            "give one of these, or with --dataset-file the manifest of your own data"
+            f"expected a data set of the catalog ({', '.join(names())}); found {shown(name)}{meant(name, names())}; "
+            "give one of these, or the manifest of your own data: --dataset-file FILE"
         )
     return read(CATALOG / f"{name}.toml")
 
@@ -203,10 +204,11 @@ def read(path: Path) -> Dataset:
         values = tomllib.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RuntimeError) as error:
         # A user that is not there; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
-        found = one_line(getattr(error, "strerror", None) or str(error))
+        missing = isinstance(error, FileNotFoundError)
+        found = f"{kind_of(path)}{alike(path)}" if missing else getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"{path}: expected a manifest in TOML; found: {found}; "
-            "correct it, or write a new one with `idxflow manifest FOLDER`"
+            f"{path}: expected a manifest in TOML; found {one_line(found)}; "
+            f"correct {'the path' if missing else 'it'}, or write a new one with `idxflow manifest FOLDER`"
         ) from error
     dataset = _Manifest(path, values).dataset()
     _check_own_name(dataset)
@@ -397,7 +399,7 @@ class _Manifest:
         self._only(values, {f.name for f in dataclasses.fields(Gate)}, "gate.")
         policy = values.get("policy", Gate.policy)
         if policy not in POLICIES:
-            raise self._wrong("gate.policy", f"one of {', '.join(POLICIES)}", policy)
+            raise self._wrong("gate.policy", f"one of {', '.join(POLICIES)}", policy, meant(policy, POLICIES))
         for name, value in values.items():
             if name != "policy" and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise self._wrong(f"gate.{name}", "a number", value)
@@ -431,10 +433,10 @@ class _Manifest:
     def _only(self, values: Mapping[str, Any], known: set[str], prefix: str) -> None:
         for key in sorted(values.keys() - known):
             raise ConfigError(
-                f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {one_line(prefix + key)}; "
-                "remove it or correct its spelling"
+                f"{self._path}: expected only the keys {', '.join(sorted(known))}; found {one_line(prefix + key)}"
+                f"{meant(key, known)}; remove it or correct its spelling"
             )
 
-    def _wrong(self, key: str, expected: str, found: Any) -> ConfigError:
+    def _wrong(self, key: str, expected: str, found: Any, hint: str = "") -> ConfigError:
         given, remedy = ("nothing", "add it") if found is None else (shown(found), "correct it")
-        return ConfigError(f"{self._path}: expected {key} to be {expected}; found {given}; {remedy}")
+        return ConfigError(f"{self._path}: expected {key} to be {expected}; found {given}{hint}; {remedy}")

@@ -23,6 +23,7 @@ from typing import Any
 
 from storage import stopping
 from storage.errors import ConfigError
+from storage.words import meant
 
 MAX_JSON_BYTES = 16 << 20
 """The largest JSON file that is read. A run's record, the largest there is, has some ten kilobytes."""
@@ -50,6 +51,15 @@ def kind_of(path: Path) -> str:
     except OSError as error:
         return f"a broken link ({error.strerror})" if path.is_symlink() else "nothing"
     return next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
+
+
+def alike(path: Path) -> str:
+    """Name what is beside a path at which there is nothing and may have been meant, as `storage.words.meant` does."""
+    try:
+        beside = [] if path.exists() else [found.name for found in path.parent.iterdir()]
+    except OSError:
+        beside = []
+    return meant(path.name, (name for name in beside if name.isprintable()))
 
 
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (

@@ -197,7 +197,10 @@ class Registry:
         path = self._path(number)
         with store_errors(path):
             if not path.is_file():
-                raise StoreError(f"expected version {number} of {self.dataset!r} at {path}; there is none")
+                raise StoreError(
+                    f"expected version {number} of {self.dataset!r} at {path}; found none; "
+                    f"`{self._store.command(f'registry history {self.dataset}')}` lists the versions"
+                )
             return self._read(path)
 
     def retired(self, version: Version) -> bool:

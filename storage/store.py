@@ -22,7 +22,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import heapq
-import json
 import logging
 import os
 import shlex
@@ -50,6 +49,7 @@ from storage.files import (
     sha256_of,
 )
 from storage.records import Done, Step, from_json, to_json
+from storage.words import written
 
 FOLDERS = {
     "fetch": "1-archives",
@@ -544,5 +544,5 @@ def _change(part: str, name: str, old: Any, new: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    text = written(value)
     return text if len(text) <= 40 else f"{text[:37]}…"

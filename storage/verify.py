@@ -32,7 +32,7 @@ _REMOVE_REPORT = "remove its folder: a report is written once, and nothing is ma
 _REMOVE_INDEX = "remove it: it is made anew from the records beside it"
 _SET_CLOCK = "set the clock right if it is wrong; order and records stand, only these times are not to be believed"
 _CLOCK_IS_RIGHT = "nothing is to be done: the order of the records does not follow from their times"
-_GO_ON = "run the same again: it goes on from there"
+_GO_ON = "run the same command again to resume"
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,8 @@ class _Check:
             if champion and registry.retired(champion):
                 self._damage(folder / "champion.json", "the champion's model was collected", "promote another version")
         except IdxflowError as error:
-            self._damage(folder / "champion.json", error, "`idxflow registry history` says who was champion")
+            history = self.store.command(f"registry history {self.dataset}")
+            self._damage(folder / "champion.json", error, f"`{history}` shows which version was the champion")
         self._indexes(registry)
 
     def _version(self, registry: Registry, path: Path) -> None:
@@ -185,7 +186,7 @@ class _Check:
         for step, key in (("train", version.model), ("evaluate", version.evaluation)):
             folder = self.store.entries(self.dataset, step) / key
             if not (folder / ENTRY).is_file():
-                self._damage(path, f"expected its {step} entry at {folder}; there is none", _MAKE_AGAIN)
+                self._damage(path, f"expected its {step} entry at {folder}; found none", _MAKE_AGAIN)
         try:
             record = read_json(self.store.entries(self.dataset, "train") / version.model / ENTRY)["record"]
         except (OSError, ValueError, KeyError):
@@ -217,7 +218,7 @@ class _Check:
             if not (registry / "versions" / f"{number:08d}.json").is_file():
                 self._damage(
                     registry / "versions" / f"{number:08d}.json",
-                    "expected the version that a decision names; there is none",
+                    "expected the version that a decision names; found none",
                     "restore it from a backup",
                 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from storage.catalog import Dataset, shown
 from storage.errors import ConfigError
+from storage.words import meant
 
 Profile = Literal["default", "tutorial", "fast"]
 Units = Annotated[int, Field(ge=1, le=65536)]
@@ -35,7 +36,9 @@ def _bytes(size: str) -> int:
 
 def _size(value: Any) -> str:
     if not isinstance(value, str) or not re.match(_SIZE, value) or _bytes(value) < 1:
-        raise ValueError(f"expected a size such as 500MB or 2GiB; found {shown(value)}; write it with its unit")
+        raise ValueError(
+            f"expected memory to be a size such as 500MB or 2GiB; found {shown(value)}; write it with its unit"
+        )
     return value.replace(" ", "")
 
 
@@ -112,16 +115,33 @@ class TrainingConfig(BaseModel):
         return int(rows * (1 - self.validation_fraction)) if self.validation_fraction else rows
 
 
+def _bounds(metadata: Sequence[Any]) -> str:
+    """Return the bounds of a parameter in words, such as `at least 1 and at most 10,000`; empty if there are none."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    found = [(said, getattr(bound, name)) for bound in metadata for name, said in words.items() if hasattr(bound, name)]
+    return " and ".join(f"{said} {limit:,}" for said, limit in found)
+
+
 def _described(field: FieldInfo) -> str:
     """Return a parameter's description with its bounds: forms check them, but do not show them."""
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    bounds = [
-        f"{said} {getattr(bound, name):,}"
-        for bound in field.metadata
-        for name, said in words.items()
-        if hasattr(bound, name)
-    ]
-    return f"{field.description} {', '.join(bounds).capitalize()}." if bounds else str(field.description)
+    bounds = _bounds(field.metadata)
+    return f"{field.description} {bounds.capitalize()}." if bounds else str(field.description)
+
+
+def _expected(name: str) -> str:
+    """Return what a parameter can be, such as `a whole number, at least 1 and at most 10,000`."""
+    field = TrainingConfig.model_fields[name]
+    if name == "hidden":
+        (units,) = {*get_args(field.annotation)} - {...}
+        most = next(limit.max_length for limit in field.metadata if hasattr(limit, "max_length"))
+        return f"a list of at most {most} whole numbers, each {_bounds(units.__metadata__[0].metadata)}"
+    if get_origin(field.annotation) is Literal:
+        return f"one of {', '.join(get_args(field.annotation))}"
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    kind = next(words for kind, words in kinds.items() if kind in (field.annotation, *get_args(field.annotation)))
+    unset = " or null" if field.default is None else ""
+    bounds = _bounds(field.metadata)
+    return f"{kind}{unset}, {bounds}" if bounds else f"{kind}{unset}"
 
 
 if TYPE_CHECKING:
@@ -155,7 +175,8 @@ def training_config(
     """
     if profile not in PROFILES:
         raise ConfigError(
-            f"expected a profile of {', '.join(PROFILES)}; found {shown(profile)}; give one of these, or none"
+            f"expected a profile of {', '.join(PROFILES)}; found {shown(profile)}{meant(profile, PROFILES)}; "
+            "give one of these, or none"
         )
     own = {} if profile == "tutorial" else dataset.training
     _checked(own, f"{dataset.manifest}: [training]")
@@ -185,14 +206,16 @@ def _checked(values: Mapping[str, Any], where: str) -> TrainingConfig:
         return TrainingConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = shown(".".join(str(part) for part in first["loc"])).strip("'")
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(TrainingConfig.model_fields)
-            raise ConfigError(f"{where}: expected one of {known}; found '{name}'; correct its spelling") from error
         if first["type"] == "value_error":
             raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-        plain, said = "Input should be ", first["msg"]
-        expected = said.removeprefix(plain) if said.startswith(plain) else f"valid: {said}"
+        name, known = str(first["loc"][0]), TrainingConfig.model_fields
+        if name not in known:
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(known)}; found {shown(name)}{meant(name, known)}; "
+                "correct its spelling"
+            ) from error
+        found = values[name]
+        choices = get_args(known[name].annotation) if get_origin(known[name].annotation) is Literal else ()
         raise ConfigError(
-            f"{where}: expected {name} to be {expected}; found {shown(first['input'])}; give it such a value"
+            f"{where}: expected {name} to be {_expected(name)}; found {shown(found)}{meant(found, choices)}; correct it"
         ) from error

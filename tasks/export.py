@@ -19,6 +19,7 @@ import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
 from storage.files import flush, kind_of, make_folder, write_bytes
+from storage.words import meant
 from tasks import network, onnx_graph, scaling
 from tasks.predict import Model
 
@@ -55,16 +56,17 @@ def check_possible(kind: str, folder: Path) -> None:
         ConfigError: it is not a format, packages are missing, or there is something in its place.
     """
     if kind not in FORMATS:
-        raise ConfigError(f"expected --format {', '.join(FORMATS)}; found {kind!r}; choose one of these")
+        raise ConfigError(
+            f"expected --format to be one of {', '.join(FORMATS)}; found {kind!r}{meant(kind, FORMATS)}; "
+            "choose one of these"
+        )
     if kind == "onnx" and importlib.util.find_spec("onnx") is None:
         raise ConfigError(
             f"expected the package onnx for --format onnx; found none; install it (`{sys.executable} -m pip install "
             "'onnx>=1.23,<2'`, the extra `onnx` of pyproject.toml), or choose keras or savedmodel"
         )
     if folder.exists() or folder.is_symlink():
-        raise ConfigError(
-            f"expected nothing yet at {folder}; there is {kind_of(folder)}; delete it or choose another --out"
-        )
+        raise ConfigError(f"expected nothing at {folder}; found {kind_of(folder)}; delete it or choose another --out")
 
 
 def export(model: Model, kind: Format, folder: Path) -> Export:

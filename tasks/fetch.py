@@ -78,9 +78,7 @@ def find_or_fetch(
 def _warn_of_no_folder(wanted: Wanted, given: Origin) -> None:
     """Say of a folder that is not there that it was not needed: somebody may believe that its files were read."""
     if isinstance(given, Folder) and not given.path.is_dir():
-        _log.warning(
-            "%s: %s: there is no such folder; the archives are those that are in the store", wanted.dataset, given.where
-        )
+        _log.warning("%s: %s: no such folder; using the archives that are in the store", wanted.dataset, given.where)
 
 
 @dataclass(frozen=True)
@@ -188,8 +186,14 @@ def _error(wanted: Wanted, failures: Sequence[tuple[Origin, SourceFailed]]) -> I
         places = "its source" if len(failures) == 1 else f"one of {len(failures)} sources"
         return SourceUnavailable(f"{wanted.name}: expected it at {places}; {found}; give another {_FIX}")
     own = any(failure.refused and isinstance(origin, Folder) for origin, failure in failures)
-    meant = "; if the file found is meant, `idxflow manifest FOLDER` writes its digests" if own else ""
-    return refused(f"{wanted.name}: expected {_published(wanted.spec)}; {found}; give that one {_FIX}{meant}")
+    meant = (
+        "; to train on the file found instead, name its data set if the catalog has it (`idxflow datasets`), or write "
+        "its manifest with `idxflow manifest FOLDER` and give that with --dataset-file"
+    )
+    return refused(
+        f"{wanted.name}: expected {_published(wanted.spec)}; {found}; give a place that has the expected file {_FIX}"
+        f"{meant if own else ''}"
+    )
 
 
 def _published(spec: ArchiveSpec) -> str:
@@ -216,7 +220,7 @@ def _remove_others(folder: Path, part: Part) -> None:
 
 def _line(spec: ArchiveSpec, found_at: str, archive: Archive) -> str:
     other = spec.sha256 and spec.sha256 != archive.sha256
-    note = ", compressed differently than published, same content" if other else ""
+    note = ", compressed again, same content as published" if other else ""
     return f"{archive.size_bytes:,} bytes from {_place(found_at or archive.source)}, sha256 {archive.sha256[:12]}{note}"
 
 

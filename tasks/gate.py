@@ -170,9 +170,10 @@ def class_rule(gate: Gate, candidate: Evaluation, champion: Evaluation) -> Rule:
     loss = before[worst.label] - worst.recall
     # Recalls are quotients: 0.95 - 0.9 is a little more than 0.05.
     passed = loss <= gate.max_class_loss + 1e-9
-    limit = f"down by at most {100 * gate.max_class_loss:.4g} points" if gate.max_class_loss < 1 else "none"
-    observed = f"{_points(-loss, None if passed else -gate.max_class_loss)} points ({worst.name})"
-    return Rule("change of the recall of any class", limit, observed, passed)
+    limit = f"at most {100 * gate.max_class_loss:.4g} points" if gate.max_class_loss < 1 else "no limit"
+    drop = _points(-loss, None if passed else -gate.max_class_loss).removeprefix("-")
+    observed = f"{drop} points (class {worst.name})" if loss > 0 else "none"
+    return Rule("largest drop in class recall", limit, observed, passed)
 
 
 def sentence(gate: Gate, found: Paired) -> str:

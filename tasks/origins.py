@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
-from storage.catalog import DEFAULT_FILES, ArchiveSpec, Dataset, shown
+from storage import catalog, idx
+from storage.catalog import DEFAULT_FILES, ArchiveSpec, Dataset
 from storage.errors import ConfigError, DigestMismatch, FormatError
 from storage.files import kind_of, locked, open_regular, sha256_of
 from storage.store import Store, store_errors
+from storage.words import meant
 from tasks import embedded
 from tasks.download import Policy, download, redacted
 from tasks.part import BLOCK, Part, Received, SourceFailed, too_large
 
 DEFAULT_LIMIT = 1 << 32
 """Most bytes of an archive, or of its payload, whose size the manifest does not state."""
+INSPECTED = 1 << 28
+"""Most bytes of a wrong archive's payload that are read to say what it is."""
 EMBEDDED = "scikit-learn (embedded)"
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -84,10 +88,10 @@ class Folder:
         raise SourceFailed(f"there is no {spec.file}{self._alike(spec)}")
 
     def _alike(self, spec: ArchiveSpec) -> str:
-        """Name the file that may have been meant, where a name has a slip."""
+        """Name the file that may have been meant, where a name was mistyped."""
         names = sorted(path.name for path in self.path.iterdir() if path.is_file() and path.name not in _USUAL)
-        alike = get_close_matches(spec.file, names, n=1, cutoff=0.9)
-        return f" (is {shown(alike[0])} meant?)" if alike else ""
+        # The usual names are alike themselves.
+        return catalog.one_line(meant(spec.file, names, alike=0.9))
 
     def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
         """See `Origin`."""
@@ -231,12 +235,41 @@ def check_archive(spec: ArchiveSpec, path: Path, received: Received) -> None:
         except FormatError as error:
             problem = str(error)
     short = spec.bytes is not None and received.size_bytes < spec.bytes
-    hint = problem or _hint(path, received) or ("is it cut short?" if short else "")
+    hint = _published_as(path, received) or problem or _hint(path, received)
+    if not hint and short:
+        hint = "a complete file, but another one" if _is_whole(path) else "is it cut short?"
     raise SourceFailed(
         f"found {received.sha256[:12]}…, {received.size_bytes:,} bytes" + (f" ({hint})" if hint else ""),
         refused=DigestMismatch,
         heals=short and not received.framed,
     )
+
+
+def _published_as(path: Path, received: Received) -> str:
+    """Say which other archive of the catalog this file is, compressed again or not; empty if none."""
+    found = {received.sha256}
+    with suppress(FormatError):
+        found.add(payload_sha256(path, INSPECTED))
+    for dataset in map(catalog.find, catalog.names()):
+        for spec in dataset.archives:
+            if found & {spec.sha256, spec.payload_sha256}:
+                return f"it is {spec.file} of {dataset.name}"
+    return ""
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file is a complete gzip or IDX file, whatever it holds."""
+    try:
+        with open_regular(path) as stream:
+            is_gzip = stream.read(2) == GZIP_MAGIC
+        if is_gzip:
+            payload_sha256(path, INSPECTED)
+        else:
+            with idx.Reader(path, path.name) as reader:
+                deque(reader.blocks(max(1, BLOCK // max(1, reader.header.row_bytes))), maxlen=0)
+    except (FormatError, OSError):
+        return False
+    return True
 
 
 def payload_sha256(path: Path, limit: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from storage import idx
 from storage.errors import ConfigError, FormatError
-from storage.files import kind_of, open_regular
+from storage.files import alike, kind_of, open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +53,7 @@ def check_there(path: Path) -> None:
         ConfigError: it is not.
     """
     if not path.is_file():
-        raise ConfigError(f"expected a file of images at {path}; there is {kind_of(path)}; correct the path")
+        raise ConfigError(f"expected an image file at {path}; found {kind_of(path)}{alike(path)}; correct the path")
 
 
 def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from storage import catalog
 from storage.catalog import Limits
 from storage.errors import ConfigError, DamagedEntry, StoreError
 from storage.files import write_bytes
 from storage.records import TrainedModel
 from storage.registry import Registry, Version
 from storage.store import Store, store_root
+from storage.words import meant
 from tasks import scaling
 from tasks.classifier import Classifier, softmax
 
@@ -188,7 +190,7 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
     if not dataset or Path(dataset).name != dataset or not dataset.isprintable():
         raise ConfigError(
             f"expected the name of a data set, as in `idxflow run NAME`; found {dataset!r}; "
-            "`idxflow status` lists those there are"
+            f"`{store.command('status')}` lists the names"
         )
     registry = Registry(store, dataset)
     if version not in (None, "champion"):
@@ -197,9 +199,10 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
         return found
     champion = registry.champion()
     if champion is None:
+        run = f"run {dataset}" if dataset in catalog.names() else "run --dataset-file FILE"
         raise StoreError(
-            f"expected a champion of {dataset} in {store.root}; there is none yet; run "
-            f"`{store.command(f'run {dataset}')}` first (your own data: `--dataset-file`), or name another store"
+            f"expected a champion of {dataset} in {store.root}; found none yet{meant(dataset, store.datasets())}; run "
+            f"`{store.command(run)}` first, or name another store"
         )
     return champion
 
@@ -234,7 +237,7 @@ def _number(version: int | str | None) -> int:
     if not text.isascii() or not text.isdigit():
         raise ConfigError(
             f"expected a version as `champion` or a number such as 7; found {version!r}; "
-            "`idxflow registry history` lists those there are"
+            "`idxflow registry history DATASET` lists them"
         )
     return int(text)
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-REMEDY = "name one of http:// or https://, or unset it"
+REMEDY = "set it to an http:// or https:// proxy, or unset it"
 _NAMES = ("http_proxy", "https_proxy", "all_proxy")
 _EXCEPTIONS = ("NO_PROXY", "no_proxy")
 _ASIDE = "IDXFLOW_SET_ASIDE_"
@@ -57,8 +57,8 @@ def unusable() -> str | None:
     names = _set_aside()
     if not names:
         return None
-    what = "name proxies" if names[1:] else "names a proxy"
-    return f"{' and '.join(names)} of the environment {what} that cannot be used"
+    what = "are set to proxies" if names[1:] else "is set to a proxy"
+    return f"{' and '.join(names)} {what} that cannot be used"
 
 
 def _set_aside() -> list[str]:

@@ -95,6 +95,15 @@ def test_prefect_commands_name_what_is_deployed(command: str):
         assert f"name: {command.split('--pool ')[1].split()[0]}\n" in deployments
 
 
+@pytest.mark.parametrize(
+    ("words", "codes"),
+    [("run", "0 1 2 3 4 5 130 143"), ("validate", "0 1 2 3 4 130 143"), ("registry show", "0 1 2 130 143")],
+)
+def test_help_lists_the_exit_codes_of_its_command(words: str, codes: str):
+    listed = " ".join(help_of(*words.split()).split()).partition("Exit codes: ")[2]
+    assert re.findall(r"(?:^|, )(\d+) ", listed) == codes.split()
+
+
 def test_help_is_shown_as_it_is():
     shown = re.search(r"```text\nUsage: idxflow COMMAND\n.*?```", README, re.DOTALL)
     assert shown

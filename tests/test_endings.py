@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from flows import doctor, endings, status
 from flows.cli import _main
+from flows.job import Request
 from storage import retention, underway
 from storage.files import locked
 from storage.ledger import Ledger
@@ -70,7 +72,7 @@ def test_a_run_that_is_ended_is_in_the_ledger_and_its_remedy_ends_well(
         command.send_signal(number)
         assert command.wait(120) == code, command.errors
     again = f"idxflow validate --dataset-file {manifest}"
-    expected = f"{sentence.format(command.pid)}; run it again, it goes on from there: {again}"
+    expected = f"{sentence.format(command.pid)}; run it again to resume: {again}"
     listed = idxflow("runs", "list", "tiny", "--json", env=environment)
     (run,) = json.loads(listed.stdout)
     assert (run["state"], run["sentence"], run["asked_by"]) == (state, expected, "command line")
@@ -85,7 +87,7 @@ def test_a_run_that_is_ended_is_in_the_ledger_and_its_remedy_ends_well(
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({"boot": "another"}, "ended with the machine, which was started again since"),
+        ({"boot": "another"}, "ended when its machine restarted"),
         ({"host": "elsewhere"}, "on the machine elsewhere is gone"),
         ({"memory": ["memory.events", 2]}, "was killed by the kernel, because memory ran out"),
         ({}, "was killed, or could not record how the run ended"),
@@ -100,8 +102,20 @@ def test_what_a_process_died_of_is_said_as_far_as_it_is_known(
     if "memory" in about:
         about = {"memory": [str(counter), 2]}
     die(filled, **about)
-    record, remedy = recorded(filled), "run it again, it goes on from there: idxflow run tiny"
+    record, remedy = recorded(filled), "run it again to resume: idxflow run tiny"
     assert (record["state"], record["sentence"]) == ("crashed", f"its process {os.getpid()} {said}; {remedy}")
+
+
+def test_the_command_that_resumes_a_run_asks_for_the_same(tmp_path: Path):
+    manifest, store = str(tmp_path / "my own.toml"), tmp_path / "store"
+    asked = Request("tiny", manifest, "fast", {"epochs": 2}, ("hidden=[5, 5]",), "in box", str(store))
+    program, command, *words = shlex.split(asked.command("run"))
+    assert (program, command, words[-2:]) == ("idxflow", "run", ["--store", str(store)])
+    assert words[:-2] == [
+        *("--dataset-file", manifest, "--profile", "fast"),
+        *("--set", "epochs=2", "--set", "hidden=[5, 5]", "--source", "in box"),
+    ]
+    assert Request("mnist").command("validate") == "idxflow validate mnist"
 
 
 def test_a_run_that_is_under_way_is_left_alone(filled: Store):
@@ -184,8 +198,8 @@ def test_what_a_resume_needs_stays_until_a_run_came_to_its_end(filled: Store, ca
         assert (unfinished / "checkpoint.npz").is_file()
         found = doctor._whole(filled)
         assert (found.verdict, found.remedy) == ("ok", "")
-        assert "1 unfinished, which the next run goes on from" in found.found
-        assert [f.remedy for f in verify(filled).leftovers] == ["run the same again: it goes on from there"]
+        assert "1 unfinished, which the next run resumes" in found.found
+        assert [f.remedy for f in verify(filled).leftovers] == ["run the same command again to resume"]
     retrain(filled, 2)
     assert doctor._whole(filled).remedy == filled.command("gc")
     assert retention.collect(filled, DATASET).leftovers == (unfinished,)

@@ -142,7 +142,7 @@ def test_a_keras_file_with_other_layers_is_not_loaded(model: Model, tmp_path: Pa
 
 def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
     (tmp_path / "export").mkdir()
-    with pytest.raises(ConfigError, match=r"expected nothing yet at .*export; there is a"):
+    with pytest.raises(ConfigError, match=r"expected nothing at .*export; found a"):
         export(model, "keras", tmp_path / "export")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"expected a folder that can be made at .*file/export"):
@@ -151,7 +151,7 @@ def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
 
 def test_an_unknown_format_is_said(ready: Path, tmp_path: Path, capsys):
     assert export_version("tiny", "champion", "pickle", tmp_path / "x", str(ready)) == 2
-    assert "expected --format keras, savedmodel, onnx; found 'pickle'" in capsys.readouterr().err
+    assert "expected --format to be one of keras, savedmodel, onnx; found 'pickle'" in capsys.readouterr().err
 
 
 def test_onnx_without_its_package_is_refused_with_what_to_install(ready: Path, tmp_path: Path, monkeypatch, capsys):

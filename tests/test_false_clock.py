@@ -54,7 +54,7 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.Ca
     found = problems()
     assert len(found) == 1, found
     (problem,) = found
-    assert "the last good run has a time that is still to come" in problem
+    assert "the last good run has a time in the future" in problem
 
     right = hopped(store)
     assert problems() == []

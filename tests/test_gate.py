@@ -162,11 +162,11 @@ def scores(*recalls: float | None) -> Evaluation:
 @pytest.mark.parametrize(
     ("candidate", "champion", "limit", "passed", "observed"),
     [
-        ((1.0, 0.9), (0.9, 0.95), 0.05, True, "-5.00 points (class 1)"),
-        ((1.0, 0.85), (0.9, 0.95), 0.05, False, "-10.00 points (class 1)"),
-        ((1.0, 0.0), (0.9, 1.0), 1.0, True, "-100.00 points (class 1)"),
-        ((0.95, 0.9), (0.9, 0.85), 0.0, True, "+5.00 points (class 0)"),
-        ((None, 0.9), (None, 0.9), 0.0, True, "points (class 1)"),
+        ((1.0, 0.9), (0.9, 0.95), 0.05, True, "5.00 points (class class 1)"),
+        ((1.0, 0.85), (0.9, 0.95), 0.05, False, "10.00 points (class class 1)"),
+        ((1.0, 0.0), (0.9, 1.0), 1.0, True, "100.00 points (class class 1)"),
+        ((0.95, 0.9), (0.9, 0.85), 0.0, True, "none"),
+        ((None, 0.9), (None, 0.9), 0.0, True, "none"),
     ],
 )
 def test_loss_of_a_class(candidate: tuple, champion: tuple, limit: float, passed: bool, observed: str):

@@ -217,7 +217,7 @@ def test_the_command_ended_at_each_step_is_gone_on_with(
     assert verify(store).damage == ()
 
 
-ENDED = "idxflow: terminated; the same command goes on from where it was\n"
+ENDED = "idxflow: terminated; the same command resumes\n"
 
 
 def ended_at(

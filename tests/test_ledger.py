@@ -123,7 +123,7 @@ def test_a_run_from_the_future_neither_proves_freshness_nor_stamps_those_after_i
         retrain(store, 2)
     code, said = status(store, capsys)
     assert code == 1
-    assert re.search(r"problem +the last good run has a time that is still to come, 20\d\d-.* \(in 36[45] days\)", said)
+    assert re.search(r"problem +the last good run has a time in the future, 20\d\d-.* \(in 36[45] days\)", said)
     assert "stale" not in said, "the run before it is fresh"
     with clock_ahead(timedelta(days=9)):
         assert "stale: the last good run was 9 days ago" in status(store, capsys)[1]
@@ -134,14 +134,14 @@ def test_a_run_from_the_future_neither_proves_freshness_nor_stamps_those_after_i
         code, said = status(store, capsys)
     assert code == 1
     assert "stale: the last good run was 9 days ago, expected one at least every 8 days" in said
-    assert "still to come" not in said
+    assert "in the future" not in said
 
 
 def test_only_runs_from_the_future_are_a_problem(store: Store, capsys: pytest.CaptureFixture):
     with clock_ahead(YEAR):
         retrain(store, 1)
     code, said = status(store, capsys)
-    assert (code, "still to come" in said) == (1, True)
+    assert (code, "in the future" in said) == (1, True)
 
 
 def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: pytest.CaptureFixture):
@@ -174,7 +174,7 @@ def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
         found = doctor._clock(store)
     assert (found.verdict, found.found) == (
         "ok",
-        "put back before 00000005-run-3.json of tiny; order and records stand",
+        "put back before 00000005-run-3.json of tiny; the records are in order",
     )
 
 

@@ -162,7 +162,7 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
         for name in ("digits", "mnist", "inbox", "garbage"):
             service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
         gone = findings(service)["deployments"]
-        assert (gone.verdict, gone.found) == ("problem", "there are none")
+        assert (gone.verdict, gone.found) == ("problem", "none")
         assert "within a minute" in gone.remedy
     until(said(service, "did not have the deployments ", before))
     assert_all_there(service)
@@ -198,7 +198,7 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
     connection.close()
     found = findings(service)["database"]
     assert found.verdict == "problem"
-    assert "answers its health check, but no query" in found.found
+    assert "answers its health check, but not queries" in found.found
 
 
 GARBAGE = b"not a database at all, but long enough to be read as one" * 100
@@ -222,9 +222,11 @@ def _folder(path: Path) -> None:
 @pytest.mark.parametrize("spoil", [_garbage, _malformed, _folder])
 def test_what_to_do_about_a_broken_database(spoil: Callable[[Path], None], tmp_path: Path):
     path = Path(clean_environment(tmp_path)["PREFECT_HOME"]) / "prefect.db"
-    assert sqlite.trouble(path) is None
+    assert sqlite.trouble(path, "idxflow gc") is None
     spoil(path)
-    assert f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken" in (sqlite.trouble(path) or "")
+    assert f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken" in (
+        sqlite.trouble(path, "idxflow gc") or ""
+    )
 
 
 def test_a_broken_database_is_named_with_what_to_do(tmp_path: Path):
@@ -241,10 +243,10 @@ def test_a_broken_database_is_named_with_what_to_do(tmp_path: Path):
 
 def test_an_empty_database_is_no_trouble_and_another_user_s_is(tmp_path: Path):
     path = tmp_path / "prefect.db"
-    assert sqlite.trouble(path) is None
+    assert sqlite.trouble(path, "idxflow gc") is None
     path.touch(mode=0o600)
-    assert sqlite.trouble(path) is None
-    assert "give it to this user" in as_nobody(lambda: sqlite.trouble(path))
+    assert sqlite.trouble(path, "idxflow gc") is None
+    assert "give it to this user" in as_nobody(lambda: sqlite.trouble(path, "idxflow gc"))
 
 
 def as_nobody(look: Callable[[], str | None]) -> str:
@@ -266,5 +268,6 @@ def as_nobody(look: Callable[[], str | None]) -> str:
 def test_a_full_disk_is_said_with_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
     assert re.search(
-        r"has less than [\d,.]+ MB of its disk left; free some", sqlite.trouble(tmp_path / "prefect.db") or ""
+        r"has less than [\d,.]+ MB of its disk left; free some",
+        sqlite.trouble(tmp_path / "prefect.db", "idxflow gc") or "",
     )

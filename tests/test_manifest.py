@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from storage.store import Store
 from tests.badfiles import assert_says
 from tests.conftest import bars
 from tests.runs import hopped, whole_run
+from tests.servers import BIN, clean_environment
 
 Arrays = dict[str, np.ndarray]
 
@@ -45,6 +47,17 @@ def planes() -> Arrays:
         made[f"{split}-images"] = np.broadcast_to(value[:, None, None], (len(value), 4, 4)).copy()
         made[f"{split}-labels"] = np.minimum(value // 85, 2).astype(np.uint8)
     return made
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_it_is_utf_8_in_every_locale(tmp_path: Path, encoding: str):
+    """TOML is. Through the installed command, as its output goes into a file."""
+    folder, path = written(tmp_path / "Häuser", bars(30, 30, 3, (9, 7))), tmp_path / "mine.toml"
+    with path.open("wb") as out:
+        environment = clean_environment(tmp_path, PYTHONIOENCODING=encoding)
+        subprocess.run([str(BIN / "idxflow"), "manifest", str(folder)], stdout=out, env=environment, check=True)
+    assert 'Häuser"' in path.read_text(encoding="utf-8")
+    assert catalog.read(path).source == folder
 
 
 SETS = {
@@ -193,7 +206,7 @@ def test_what_may_be_a_fault_of_the_data_is_only_proposed(store: Store, tmp_path
     text = manifest_of(written(tmp_path / "mine", made))
     manifest.write_text(text, encoding="utf-8")
     assert (
-        "# 3 of 430 images have one value in all pixels, which is refused unless you say:\n# max_blank = 0.0075" in text
+        "# 3 of 430 images have one value in all pixels, which is refused unless you set:\n# max_blank = 0.0075" in text
     )
     assert "# min_class_share = 0.0025" in text
     assert hopped(store, dataset_file=str(manifest))["error"]["exit_code"] == 3

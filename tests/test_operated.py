@@ -536,7 +536,7 @@ def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated
     assert remedied("worker") == "the pool 'idxflow' is paused"
     mnist, inbox = operated.deployment("mnist"), operated.deployment("inbox")
     operated.post(f"deployments/{mnist['id']}/pause_deployment", {})
-    assert remedied("deployments") == "paused, scheduled runs are not made: mnist"
+    assert remedied("deployments") == "paused, so no runs are scheduled: mnist"
     operated.patch(f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}", {"active": False})
     assert remedied("deployments") == "all schedules are paused: mnist"
     never = {"schedule": {"cron": "0 3 31 2 *", "timezone": "UTC"}, "active": True}
@@ -695,8 +695,9 @@ def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated
     operated.stop_worker()
     known = {run["id"] for run in operated.runs("digits")}
     found = until(lambda: away if (away := operated.findings())["worker"].verdict == "problem" else None)
-    assert found["worker"].found == "none polls the pool 'idxflow', so nothing starts"
-    assert found["worker"].remedy == "idxflow up, or prefect worker start --pool idxflow --type process"
+    assert found["worker"].found == "none polls the pool 'idxflow', so no run starts"
+    up = operated.store.command("up")
+    assert found["worker"].remedy == f"{up}, or idxflow prefect worker start --pool idxflow --type process"
     _a_late_run_is_found(operated)
 
     latest = miss_some_runs(operated)

@@ -128,15 +128,15 @@ def test_inverted_images_are_said_and_invert_turns_them_round(ask: Ask, home: Pa
     np.save("inverted.npy", 255 - IMAGES)
     plain = ask(save("inverted.png", 255 - GREY), "inverted.npy")
     assert plain["remarks"] == [
-        "inverted.png: the image: bright and dark look exchanged, compared with the training images; "
-        "--invert turns them round",
-        "inverted.npy: 30 of 30 images: bright and dark look exchanged, compared with the training images; "
-        "--invert turns them round",
+        "inverted.png: the image: bright and dark look inverted, compared with the training images; "
+        "--invert inverts them",
+        "inverted.npy: 30 of 30 images: bright and dark look inverted, compared with the training images; "
+        "--invert inverts them",
     ]
     turned = ask("inverted.npy", invert=True)
     assert turned["remarks"] == []
     assert [row["label"] for row in turned["rows"]] == load_champion("tiny").predict(IMAGES).label.tolist()
-    assert "without --invert they would fit" in ask(save("grey.png"), invert=True)["remarks"][0]
+    assert "without --invert they would match" in ask(save("grey.png"), invert=True)["remarks"][0]
 
 
 def test_one_odd_image_among_many_is_no_reason_to_doubt_all(ask: Ask, home: Path):
@@ -364,7 +364,7 @@ def test_as_a_user_types_it(home: Path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["tiny", "none.png"], 2, "there is nothing; correct the path"),
+        (["tiny", "none.png"], 2, "found nothing; correct the path"),
         (["tiny", "."], 2, "there is a folder"),
         (["tiny"], 2, "requires an argument"),
         (["tiny", "file", "--version", "best"], 2, "expected a version as `champion` or a number"),

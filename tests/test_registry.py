@@ -69,7 +69,7 @@ def test_the_champion_is_what_was_promoted_last(registry: Registry):
 
 
 def test_a_version_that_is_not_there_cannot_be_promoted(registry: Registry):
-    with pytest.raises(StoreError, match="there is none"):
+    with pytest.raises(StoreError, match="found none"):
         registry.promote(1, "r")
     assert registry.champion() is None
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,17 @@ def test_at_says_why(cli: Cli):
     )
 
 
+def test_of_today_only_what_has_passed_is_said(cli: Cli):
+    before = datetime.now(UTC)
+    for moment in (before.date().isoformat(), f"{before.date()}T23:59:59.999999"):
+        told = value(cli("registry", "at", "mine", moment, "--json"))
+        if datetime.now(UTC).date() == before.date():
+            assert (told["version"], before <= datetime.fromisoformat(told["at"]) <= datetime.now(UTC)) == (4, True)
+    later = cli("registry", "at", "mine", "9999-01-01")
+    assert later.stdout.startswith("9999-01-01 23:59:59 UTC: champion v4, ")
+    assert later.stderr == "idxflow: 9999-01-01 23:59:59 UTC is in the future: this is the champion as of now\n"
+
+
 def test_diff_shows_only_what_differs(cli: Cli):
     found = value(cli("registry", "diff", "mine", "1", "v2", "--json"))
     assert found["differences"] == {
@@ -192,7 +204,9 @@ def test_diff_shows_only_what_differs(cli: Cli):
         "model": {"weights": {"a": "weights-1", "b": "weights-2"}},
         "accuracy": {"test": {"a": 0.91, "b": 0.92}},
     }
-    assert "keras" not in cli("registry", "diff", "mine", "1", "2").stdout
+    lines = cli("registry", "diff", "mine", "1", "2").stdout
+    assert "keras" not in lines
+    assert "91.00% → 92.00%" in lines
     assert "3.1 → 3.2" in cli("registry", "diff", "mine", "2", "champion").stdout
     assert cli("registry", "diff", "mine", "2", "2").stdout == "v2 and v2 do not differ\n"
 
@@ -204,7 +218,7 @@ def test_show_tells_everything_of_a_version(cli: Cli, filled: Store):
     assert found["decisions"][0]["rules"][0]["limit"] == "p at most 0.05"
     shown = cli("registry", "show", "mine", "3").stdout
     assert "v3 of mine, not the champion" in shown
-    assert "failed: better: p at most 0.05; it was p 0.4" in shown
+    assert "failed: better: p at most 0.05; found p 0.4" in shown
 
     damage(filled, 4)
     damaged = cli("registry", "show", "mine", "--json")
@@ -221,7 +235,7 @@ def damage(store: Store, number: int) -> None:
 def test_a_forced_promotion_is_on_record_with_what_it_went_past(cli: Cli, filled: Store):
     refused = cli("promote", "mine", "3", "--reason", "new scanner")
     assert refused.returncode == 2
-    assert "the gate would have needed better: p at most 0.05, it was p 0.4" in refused.stderr
+    assert "add it to override the gate: it failed better: expected p at most 0.05, found p 0.4" in refused.stderr
     assert champion(filled) == 4
 
     made_it = value(cli("promote", "mine", "v3", "--force", "--reason", "new\n scanner", "--json"))
@@ -239,7 +253,7 @@ def test_rolling_back_twice_goes_back_two_champions(cli: Cli, filled: Store):
     assert champion(filled) == 1
     third = cli("rollback", "mine", "--reason", "more")
     assert third.returncode == 2
-    assert "v1 is the first; nothing was moved" in third.stderr
+    assert "found none before v1; nothing was changed" in third.stderr
     assert value(cli("rollback", "mine", "--to", "4", "--reason", "was fine", "--json"))["champion"] == 4
     assert [d["outcome"] for d in decisions(filled)[4:]] == ["rolled back"] * 3
     assert_agreed(filled)
@@ -249,8 +263,8 @@ def test_rolling_back_twice_goes_back_two_champions(cli: Cli, filled: Store):
 
 
 WRONG = {
-    "unknown data set": (["registry", "history", "nope"], "found only mine, not 'nope'"),
-    "path for a data set": (["registry", "history", "../store/mine"], "found only mine"),
+    "unknown data set": (["registry", "history", "nope"], "(mine); found 'nope'; give one of these"),
+    "path for a data set": (["registry", "history", "../store/mine"], "(mine); found '../store/mine'"),
     "unknown version": (["registry", "show", "mine", "9"], "found '9'; give one of v1 to v4"),
     "no version": (["registry", "diff", "mine", "1", "best"], "found 'best'"),
     "huge version": (["registry", "show", "mine", "9" * 5000], "give one of v1 to v4"),
@@ -258,11 +272,11 @@ WRONG = {
     "date out of range": (["registry", "at", "mine", "0001-01-01T00:00+14:00"], "expected a date or a time"),
     "promote without reason": (["promote", "mine", "3", "--force"], "expected --reason"),
     "promote with an empty reason": (["promote", "mine", "3", "--force", "--reason", " \n"], "expected --reason"),
-    "promote the champion": (["promote", "mine", "4", "--force", "--reason", "x"], "v4 is the champion"),
+    "promote the champion": (["promote", "mine", "4", "--force", "--reason", "x"], "found v4, which is; choose"),
     "promote what is not there": (["promote", "mine", "9", "--force", "--reason", "x"], "give one of v1 to v4"),
     "rollback without reason": (["rollback", "mine"], "expected --reason"),
     "rollback with controls": (["rollback", "mine", "--reason", "a\x1b[2J"], "printable"),
-    "rollback to the champion": (["rollback", "mine", "--to", "4", "--reason", "x"], "v4 is the champion"),
+    "rollback to the champion": (["rollback", "mine", "--to", "4", "--reason", "x"], "found v4, which is; choose"),
     "rollback to no champion": (["rollback", "mine", "--to", "3", "--reason", "x"], "never was"),
     "rollback to nowhere": (["rollback", "mine", "--to", "0", "--reason", "x"], "give one of v1 to v4"),
 }

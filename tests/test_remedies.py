@@ -294,7 +294,7 @@ CASES: dict[str, Case] = {
         lambda here: (here.mine / "train-images\udcff").rename(here.mine / "train-images.gz"),
     ),
     "manifest: one class": Case(
-        changed(train_labels=LABELS * 0, test_labels=GOOD["test-labels"] * 0), "give files of so many classes", good
+        changed(train_labels=LABELS * 0, test_labels=GOOD["test-labels"] * 0), "give files with that many classes", good
     ),
     "manifest: other rows": Case(changed(train_labels=LABELS[:-1]), "give the two files that belong together", good),
     "manifest: other sizes": Case(
@@ -321,7 +321,7 @@ CASES: dict[str, Case] = {
     ),
     "manifest: numbers of rows": Case(
         changed(train_labels=np.arange(300, dtype=">i2"), train_images=np.zeros((300, 9, 7), np.uint8)),
-        "give the file of the classes",
+        "give the file with the classes",
         good,
     ),
     "manifest: float labels": Case(
@@ -393,7 +393,7 @@ CASES: dict[str, Case] = {
     ),
     "a digest of another file": Case(
         decoded(f'[archives.train-images]\nsha256 = "{"0" * 64}"\n'),
-        "`idxflow manifest FOLDER` writes its digests",
+        "its manifest with `idxflow manifest FOLDER` and give that with --dataset-file",
         lambda here: here.manifest(text=manifest_of(here.mine)),
     ),
     "a source that lacks a file": Case(
@@ -476,7 +476,7 @@ CASES: dict[str, Case] = {
     ),
     "a setting out of bounds": Case(
         lambda here: Request(settings=("epochs=0",)).resolve(),
-        "give it such a value",
+        "correct it",
         nothing,
         lambda here: Request(settings=("epochs=1",)).resolve(),
     ),
@@ -635,13 +635,13 @@ CASES: dict[str, Case] = {
     ),
     "predict: no name": Case(
         lambda here: here.run("predict", "a/b", str(here.save("x.png", ONE))),
-        "`idxflow status` lists those there are",
+        "lists the names",
         nothing,
         lambda here: here.run("status"),
     ),
     "predict: no version": Case(
         lambda here: here.run("predict", "tiny", str(here.save("x.png", ONE)), "--version", "best"),
-        "`idxflow registry history` lists those there are",
+        "`idxflow registry history DATASET` lists them",
         nothing,
         lambda here: here.run("registry", "history", "tiny"),
     ),
@@ -780,7 +780,7 @@ CASES: dict[str, Case] = {
     ),
     "registry: no champion yet": Case(
         lambda here: (here.set(), here.manifest(), here.validate(), shown(here)),
-        "`idxflow run --dataset-file … --store",
+        "`idxflow run --dataset-file FILE --store",
         lambda here: here.train(epochs=1),
         lambda here: shown(here),
     ),
@@ -798,19 +798,25 @@ CASES: dict[str, Case] = {
     ),
     "registry: no time": Case(
         lambda here: here.run("registry", "at", "tiny", "yesterday"),
-        "write it so",
+        "use one of these forms",
         nothing,
         lambda here: here.run("registry", "at", "tiny", "2026-05-01"),
     ),
     "verify: no such data set": Case(
         lambda here: here.run("verify", "other"), "give one of these", nothing, lambda here: here.run("verify", "tiny")
     ),
+    "run: one's own data set by its name": Case(
+        lambda here: here.run("run", "tiny"),
+        "give its manifest: --dataset-file FILE",
+        lambda here: blobs_dataset(here.folder),
+        lambda here: Request(dataset_file=str(here.folder / "tiny.toml"), store=str(here.ready)).resolve(),
+    ),
     "status: no such data set": Case(
         lambda here: here.run("status", "other"), "give one of these", nothing, lambda here: here.run("status", "tiny")
     ),
     "up: a host that is no name": Case(
         lambda here: checked_names(["http://x"]),
-        "give such a one",
+        "give a host name",
         nothing,
         lambda here: checked_names(["prefect.example.org"]),
     ),

@@ -171,7 +171,7 @@ def test_an_unknown_run_is_refused_in_a_sentence_with_the_latest(
     for words in (["report", "tiny", text], ["runs", "diff", "tiny", "latest", text]):
         said = cli(*words)
         assert (said.code, said.out) == (2, "")
-        assert f"the latest are {', '.join(run.id for run in reversed(runs.values()))}" in said.err
+        assert f"the latest: {', '.join(run.id for run in reversed(runs.values()))}" in said.err
         assert said.err.count("\n") == 1
         assert said.err.strip().isprintable()
         assert len(said.err) < 500
@@ -182,7 +182,7 @@ def test_a_data_set_that_was_never_run_is_refused_in_a_sentence(cli: Cli, words:
     for name in ("mnist", "../tiny", "\x1b[31m", "."):
         said = cli(*words, name)
         assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
-        assert "expected a data set that was run in the store" in said.err
+        assert "expected a data set of the store" in said.err
 
 
 def test_errors_are_one_json_object_with_json(cli: Cli) -> None:
@@ -213,7 +213,7 @@ def test_a_report_that_is_gone_or_damaged_is_made_again_elsewhere(
     said = cli("report", "tiny", runs["second"].id)
     made = Path(said.out.strip())
     assert (said.code, said.err.count("\n")) == (0, 1)
-    assert f"the report of run {runs['second'].id} {fate}; this one is made again from the ledger" in said.err
+    assert f"the report of run {runs['second'].id} {fate}; this one was made again from the ledger" in said.err
     assert made.parent.parent == tmp_path
     assert made.parent.stat().st_mode & 0o077 == 0
     assert made.read_text(encoding="utf-8") == text
@@ -230,7 +230,7 @@ def test_a_report_is_made_again_without_the_entries_that_are_gone_too(
     said = cli("report", "tiny", runs["second"].id, "--out", "made.html")
     assert (said.code, said.out, said.err.count("\n")) == (0, f"{here / 'made.html'}\n", 1)
     gone = "fetch train-images, fetch train-labels, fetch test-images, fetch test-labels, train"
-    assert f"without what is gone too: {gone}\n" in said.err
+    assert f"without what is also gone: {gone}\n" in said.err
     check_page((here / "made.html").read_text(encoding="utf-8"))
 
 

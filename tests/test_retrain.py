@@ -280,7 +280,7 @@ def test_a_set_that_the_store_does_not_have_is_said(results: Path, store: Store,
     assert state.type.value == "FAILED"
     assert state.message == (
         f"expected the set 20260101-000000-00000000 of digits in the ledger of {store.root}, which this run keeps "
-        "everything in; there is none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or "
+        "everything in; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or "
         "IDXFLOW_STORE"
     )
 

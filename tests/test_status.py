@@ -39,7 +39,7 @@ def test_a_fresh_data_set_is_ok(fresh: Store, capsys: pytest.CaptureFixture):
     assert "champion  v1, 90.00% on test, since " in said
     assert "last run  " in said
     assert "kept v2" in said
-    assert "the next runs are not known: expected a Prefect server at" in said
+    assert "the next runs are unknown: expected a Prefect server at" in said
 
 
 def test_json_says_the_same(fresh: Store, capsys: pytest.CaptureFixture):

@@ -235,7 +235,7 @@ def test_a_proxy_that_cannot_be_used_keeps_only_archives_away(server: dict[str, 
     assert idxflow("validate", "digits", env=environment).returncode == 0
     result = idxflow("validate", "mnist", "--source", "http://archive.invalid/mnist", env=environment)
     assert result.returncode == 4
-    assert "ALL_PROXY of the environment names a proxy that cannot be used; name one of http://" in result.stderr
+    assert "ALL_PROXY is set to a proxy that cannot be used; set it to an http://" in result.stderr
     assert "word" not in result.stderr
 
 

@@ -196,6 +196,15 @@ def test_columns_stay_together():
     assert terminal.fitted(line, 100) == line
 
 
+def test_a_table_has_one_layout():
+    rows = [("digits  Digits", "10 classes"), ("mnist   MNIST", "10 classes, CC BY-SA 3.0")]
+    whole = ["digits  Digits  10 classes", "mnist   MNIST  10 classes, CC BY-SA 3.0"]
+    assert terminal.laid_out(rows, None) == terminal.laid_out(rows, len(whole[1])) == whole
+    assert terminal.laid_out(rows, len(whole[1]) - 1) == [
+        "digits  Digits", "    10 classes", "mnist   MNIST", "    10 classes, CC BY-SA 3.0",
+    ]  # fmt: skip
+
+
 def test_what_follows_a_label_is_indented():
     line = "warning  server: expected a Prefect server at http://127.0.0.1:4200/api, found none; start one of your own"
     assert terminal.fitted(line, 60).splitlines() == [

@@ -291,7 +291,7 @@ def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service
     assert re.search("the worker was killed by SIGKILL; .*; starting it again in 1 s", service.said)
     again = "prefect deployment run retrain/digits"
     sentence = until(lambda: recorded(service, "digits", "crashed"))
-    assert sentence.endswith(f"; run it again, it goes on from there: {again}")
+    assert sentence.endswith(f"; run it again to resume: {again}")
 
 
 def recorded(service: Service, dataset: str, state: str) -> str | None:
@@ -348,7 +348,7 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(se
         kept = again.deployment("mnist")["schedules"]
         assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in kept] == [("30 4 * * 2", False, "weekly")]
         assert trigger not in [automation["name"] for automation in again.post("automations/filter", {})]
-        assert again.state(run) == ("CRASHED", "`idxflow up` was stopped; run it again, it goes on from where it was")
+        assert again.state(run) == ("CRASHED", "`idxflow up` was stopped; run it again to resume")
         _another_one_uses_the_server_and_leaves_it_running(again)
         # This also deploys to the first pool again.
         _a_deleted_schedule_stays_deleted_until_the_file_changes(again)

@@ -179,9 +179,9 @@ def test_verify_speaks_json(filled: Store, capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize("command", ["verify", "gc"])
 def test_no_store_and_no_such_data_set_are_wrong_usage(store: Store, command: str, capsys: pytest.CaptureFixture):
     assert _main([command, "--store", str(store.root / "none")]) == 2
-    assert "there is none" in capsys.readouterr().err
+    assert "found nothing" in capsys.readouterr().err
     assert _main([command, "mnist", "--store", str(store.root)]) == 2
-    assert "found no 'mnist' there" in capsys.readouterr().err
+    assert "run it first: `idxflow run mnist" in capsys.readouterr().err
 
 
 def test_verify_needs_neither_tensorflow_nor_prefect_nor_numpy(filled: Store):

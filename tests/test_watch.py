@@ -288,7 +288,9 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_on(world: World):
     with world.watching() as watcher:
         world.taken(1)
         shutil.rmtree(world.inbox)
-        gone = f"idxflow: expected a folder that can be read at {world.inbox}; No such file or directory; make it again"
+        gone = (
+            f"idxflow: expected a folder that can be read at {world.inbox}; No such file or directory; create it again"
+        )
         until(lambda: gone in watcher.errors)
         world.inbox.mkdir()
         put(world.inbox, archives(2))
@@ -296,7 +298,7 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_on(world: World):
         # A link in its place is another folder.
         world.inbox.rename(world.inbox.with_name("moved"))
         world.inbox.symlink_to("moved")
-        until(lambda: "; Not a directory; make it again" in watcher.errors)
+        until(lambda: "; Not a directory; create it again" in watcher.errors)
 
 
 def test_two_watchers_of_a_folder_take_each_set_once(world: World):
@@ -318,7 +320,7 @@ def test_a_signal_ends_it_in_a_sentence_and_leaves_nothing(world: World):
             world.taken(1)
             watcher.send_signal(number)
             assert watcher.wait(240) == code
-            assert watcher.errors.endswith(f"idxflow: {word}; the same command goes on from where it was\n")
+            assert watcher.errors.endswith(f"idxflow: {word}; the same command resumes\n")
     assert verify(world.store).findings == ()
 
 

@@ -63,7 +63,7 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
         except (httpx.HTTPError, ValueError) as error:
             found = str(error) or type(error).__name__
             raise PrefectFailed(
-                f"expected an answer of the Prefect server at {_named(where)}, found {found}; look into its log"
+                f"expected an answer of the Prefect server at {_named(where)}, found {found}; see its log"
             ) from error
 
 

@@ -385,9 +385,7 @@ def _automation(seconds: int) -> AutomationCore:
         threshold=1,
         within=timedelta(seconds=seconds),
     )
-    message = (
-        f"no sign of life for {seconds} s: its process or its machine is gone; run it again, it goes on from there"
-    )
+    message = f"no sign of life for {seconds} s: its process or its machine is gone; run it again to resume"
     return AutomationCore(
         name=AUTOMATION,
         description="Made by `idxflow up`. Without it a run whose machine has died stays Running for ever.",

@@ -39,7 +39,7 @@ def end_orphans(client: SyncPrefectClient, pool: str, worker: str, before: datet
     ended = []
     for run in _unfinished(client, pool, worker):
         if run.state and run.state.timestamp < before and not _alive(run):
-            message = f"{why}; run it again, it goes on from where it was"
+            message = f"{why}; run it again to resume"
             cancelling = run.state.type == StateType.CANCELLING
             client.set_flow_run_state(run.id, Cancelled() if cancelling else Crashed(message=message))
             ended.append(run.name)

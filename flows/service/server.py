@@ -128,7 +128,7 @@ def is_up(where: Address, auth: str | None = None, seconds: float | None = None)
         return False
     except httpx.TimeoutException as error:
         said = f"no answer within {seconds or _HEALTH_SECONDS} s"
-        raise Unexpected(where, said, "correct the address, or look why nothing answers there") from error
+        raise Unexpected(where, said, "correct the address, or find out why nothing answers there") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError) as error:
         raise Unexpected(where, type(error).__name__, "correct the address") from error
     _check(where, auth, *answers)
@@ -279,7 +279,7 @@ def checked_names(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if not split(name.lower())[1]:
             raise ConfigError(
-                f"expected --allow-host to be a name such as prefect.example.org, found {name!r}; give such a one"
+                f"expected --allow-host to be a name such as prefect.example.org, found {name!r}; give a host name"
             )
     return tuple(names)
 

@@ -56,7 +56,7 @@ def forget_journal(path: Path, opened: Identity | None) -> None:
         path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
 
 
-def trouble(path: Path, gc: str = "idxflow gc") -> str | None:
+def trouble(path: Path, gc: str) -> str | None:
     """Return what keeps a server from using a database, and what to do about it, in one sentence; None if nothing.
 
     An empty file and none at all are no trouble: the server makes a database of them.
@@ -76,7 +76,7 @@ def trouble(path: Path, gc: str = "idxflow gc") -> str | None:
     return f"{path}, Prefect's database, is broken ({broken}); {_aside(path)}" if broken else None
 
 
-def full_disk(path: Path, gc: str = "idxflow gc") -> str | None:
+def full_disk(path: Path, gc: str) -> str | None:
     """Return that a database has hardly any disk left, and what to do, in one sentence; None where it has."""
     if shutil.disk_usage(path.parent).free >= LEAST_FREE_BYTES:
         return None

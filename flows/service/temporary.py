@@ -35,8 +35,8 @@ _LOOK_SECONDS = 0.05
 class TemporaryServer:
     """The server, from the moment it is started."""
 
-    def __init__(self, home: Path, folder: Path, more: Mapping[str, str]) -> None:
-        self._home, self._folder = home, folder
+    def __init__(self, home: Path, folder: Path, more: Mapping[str, str], gc: str) -> None:
+        self._home, self._folder, self._gc = home, folder, gc
         listener = listen(_HOST, 0)
         port = listener.getsockname()[1]
         self.api, self.secret = f"http://{_HOST}:{port}/api", f"idxflow:{secrets.token_urlsafe(24)}"
@@ -81,7 +81,7 @@ class TemporaryServer:
                 return database.keep_empty(self._home, self._folder)
             if self._service.pid is None:
                 file = sqlite.configured()
-                remedy = (sqlite.trouble(file) if file else None) or "try again"
+                remedy = (sqlite.trouble(file, self._gc) if file else None) or "try again"
                 raise PrefectFailed(f"expected a Prefect server for this run; the {self._service.epitaph()}; {remedy}")
             # One that is dying lets go of its port before it is gone.
             time.sleep(_LOOK_SECONDS)
@@ -109,8 +109,12 @@ def in_use() -> bool:
 
 
 @contextmanager
-def temporary_server() -> Iterator[TemporaryServer]:
-    """Start a server, and have Prefect use it in this process while the block runs. It may not answer yet."""
+def temporary_server(gc: str) -> Iterator[TemporaryServer]:
+    """Start a server, and have Prefect use it in this process while the block runs. It may not answer yet.
+
+    Args:
+        gc: the command that removes old results from the store, for one who has no space left.
+    """
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     with ExitStack() as stack:
@@ -118,7 +122,7 @@ def temporary_server() -> Iterator[TemporaryServer]:
             home = database.private_home()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idxflow-prefect-")))
             environment = stack.enter_context(database.alone(home, folder))
-            server = TemporaryServer(home, folder, environment)
+            server = TemporaryServer(home, folder, environment, gc)
         os.environ[_VARIABLE] = "1"
         try:
             with temporary_settings({PREFECT_API_URL: server.api, PREFECT_API_AUTH_STRING: server.secret}):

@@ -21,6 +21,7 @@ from uuid import UUID
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows.options import StoreFolder
 from flows.service import configuration, entry, server, sqlite
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home
@@ -93,21 +94,22 @@ def up(
     port: Annotated[
         int | None,
         Parameter(
-            help="Port of the server; default: that of PREFECT_API_URL, else 4200.", validator=Number(gte=1, lte=65535)
+            help="Port of the server. Default: that of PREFECT_API_URL, else 4200.",
+            validator=Number(gte=1, lte=65535),
         ),
     ] = None,
     host: Annotated[
-        str, Parameter(help="Address to listen on. One that other machines can reach excludes --no-auth.")
+        str, Parameter(help="Address to listen on. --no-auth is not allowed if other machines can reach it.")
     ] = "127.0.0.1",
     allow_host: Annotated[
         list[str] | None,
         Parameter(
             negative="",
-            help="Another name that browsers reach the server by, such as that of a proxy in front; may be repeated. "
-            "The addresses of this machine need none.",
+            help="Additional host name under which browsers reach the server, such as that of a reverse proxy. Can be "
+            "repeated. Not needed for the addresses of this machine.",
         ),
     ] = None,
-    pool: Annotated[str, Parameter(help="Work pool to deploy to; made, of type process, if there is none.")] = POOL,
+    pool: Annotated[str, Parameter(help="Work pool to deploy to; created with type process if missing.")] = POOL,
     database: Annotated[
         str | None,
         Parameter(
@@ -118,25 +120,21 @@ def up(
     auth: Annotated[
         bool,
         Parameter(
-            help="Ask for an auth string: that of PREFECT_SERVER_API_AUTH_STRING (user:password), else one made once "
-            "and kept in a file that only you can read. Without it every user of this machine can run code as you.",
+            help="Require an auth string: that of PREFECT_SERVER_API_AUTH_STRING (user:password), or else one that is "
+            "generated once and kept in a file only you can read. Without it, every user of this machine can run code "
+            "as you.",
         ),
     ] = True,
     csrf: Annotated[
-        bool, Parameter(help="Ask for a token with each change, too, against forged requests of pages in a browser.")
+        bool, Parameter(help="Require a token for every change, against cross-site request forgery.")
     ] = True,
-    store: Annotated[
-        str | None,
-        Parameter(
-            help="Folder the runs keep everything in; default: `store` beside the source. [env var: IDXFLOW_STORE]"
-        ),
-    ] = None,
+    store: StoreFolder = None,
 ) -> int:
     """Start a Prefect server and a worker, deploy everything, and keep them running until Ctrl-C.
 
-    A server that already runs is used and left running. What dies is started again, and a run whose process is gone
-    is ended as Crashed. Schedules that were changed, paused or deleted in the UI stay so. Ctrl-C or SIGTERM stops
-    what was started here and nothing else. With everything running already, it says so and ends.
+    Uses a server that is already running, and leaves it running at the end. Restarts a server or worker that dies, and
+    marks runs whose process is gone as Crashed. Keeps schedules that were changed, paused or deleted in the UI. Ctrl-C
+    or SIGTERM stops only what this command started. If everything is running already, it says so and exits.
 
     Examples: `idxflow up` · `idxflow up --port 4300` · `idxflow up --database postgresql+asyncpg://me@db/prefect`
     """
@@ -144,9 +142,9 @@ def up(
     store_root(store)
     wish = Wish(host, port, pool, server.checked_database(database), auth, csrf, store, names)
     if host not in LOOPBACK and not auth:
-        raise ConfigError(f"expected no --no-auth with --host {host}, which other machines can reach; found one")
+        raise ConfigError(f"expected no --no-auth with --host {host}, which other machines can reach; drop one of them")
     if AUTH in os.environ and not auth:
-        raise ConfigError(f"expected no --no-auth where {AUTH} is set; found both")
+        raise ConfigError(f"expected no --no-auth where {AUTH} is set; drop one of them")
     try:
         configuration.read()
         with _stop_signals(), home_errors():

@@ -16,6 +16,7 @@ from storage.catalog import ArchiveSpec, Dataset
 from storage.errors import DigestMismatch, FormatError, IdxflowError, SourceUnavailable, StoreError
 from storage.files import sha256_of
 from storage.store import Store
+from tasks import embedded
 from tasks.fetch import fetch
 from tasks.origins import payload_sha256
 from tests.fetch.helpers import (
@@ -99,6 +100,23 @@ def test_a_folder_with_another_file_is_refused(
     assert leftovers(store) == []
 
 
+def test_an_archive_of_another_data_set_is_named(store: Store, dataset: Dataset, tmp_path: Path):
+    """Of the catalog by its digest; of others, that it is complete: nobody is to look for what is cut off."""
+    digits = catalog.find("digits")
+    embedded.write(digits, tmp_path / "digits")
+    place, archive = tmp_path / "digits", digits.archive("test-images")
+    longer = replace(SPEC, bytes=10**6)
+    with pytest.raises(DigestMismatch, match=r"\(it is t10k-images-idx3-ubyte.gz of digits\); give a place that"):
+        get(store, dataset, spec=longer, source=str(place))
+    assert archive.file == FILE
+    for data in (OTHER, PAYLOAD):
+        with pytest.raises(DigestMismatch, match=r"\(a complete file, but another one\)"):
+            get(store, dataset, spec=longer, source=str(folder(tmp_path, data)))
+    for data in (OTHER[:-1], PAYLOAD[:-1], b""):
+        with pytest.raises(DigestMismatch, match=r"\(is it cut short\?\)"):
+            get(store, dataset, spec=longer, source=str(folder(tmp_path, data)))
+
+
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: (p.mkdir(), (p / FILE).mkdir())])
 def test_a_missing_file_is_a_warning_where_the_next_source_has_it(
     store: Store, dataset: Dataset, tmp_path: Path, make, caplog: pytest.LogCaptureFixture
@@ -142,4 +160,4 @@ def test_real_mnist_is_accepted_by_digest_or_payload(store: Store, mnist_dir: Pa
         done = fetch.fn(store, dataset, spec, str(mnist_dir))
         assert done.record.sha256 == sha256_of(mnist_dir / spec.file)
         again = done.record.sha256 != spec.sha256
-        assert done.step.summary.endswith("compressed differently than published, same content") is again
+        assert done.step.summary.endswith("compressed again, same content as published") is again

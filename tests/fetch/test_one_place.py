@@ -56,7 +56,9 @@ def test_a_given_folder_that_lacks_one_ends_the_run(store: Store, old: Dataset, 
     ended = run(store, old, form.format(new), to)
     assert ended["error"]["exit_code"] == 4
     assert f"{LABELS}: expected it in {new}" in ended["sentence"]
-    assert f"there is no {LABELS} (is '{LABELS.replace('labels', 'lables')}' meant?); put it there" in ended["sentence"]
+    assert (
+        f"there is no {LABELS} (did you mean {LABELS.replace('labels', 'lables')}?); put it there" in ended["sentence"]
+    )
     assert not list(store.root.rglob("*.parquet"))
 
 
@@ -127,7 +129,7 @@ def test_a_given_folder_that_is_not_there_is_said_also_where_nothing_is_needed_o
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     nowhere = str(tmp_path / "nothing")
-    sentence = "nothing: there is no such folder; the archives are those that are in the store"
+    sentence = "nothing: no such folder; using the archives that are in the store"
     for source, times in ((None, 0), (nowhere, 1)):
         caplog.clear()
         assert hopped(store, dataset="digits", source=source, to=retrain._to_validation)["state"] == "valid"

@@ -1,0 +1,90 @@
+"""Data sets by the names that users type: those of the catalog, those of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from storage import catalog
+from storage.catalog import Dataset, shown
+from storage.errors import ConfigError
+from storage.ledger import Ledger
+from storage.store import Store, store_errors, store_root
+from storage.words import counted, meant
+
+
+def named(name: str, store: str | None) -> Dataset:
+    """Return the data set of the catalog that has this name.
+
+    Raises:
+        ConfigError: there is none; one of the user's own needs its manifest, even if it has been run in the store.
+    """
+    if name not in catalog.names():
+        opened = Store(store_root(store))
+        with store_errors(opened.root):
+            is_own = name in opened.datasets()
+        if is_own:
+            raise ConfigError(
+                f"expected a data set of the catalog ({', '.join(catalog.names())}), or a manifest; found {name!r}, "
+                f"which is in the store {opened.root} but not in the catalog; give its manifest"
+                f"{_last_manifest(opened, name)}: --dataset-file FILE"
+            )
+    return catalog.find(name)
+
+
+def check_known(store: Store, name: str, known: Collection[str]) -> None:
+    """Make sure that a data set is one of those that are `known` in the store.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name in known:
+        return
+    there = f" ({', '.join(sorted(known))})" if known else ""
+    found = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none there"
+    first = f"run it first: `{run_command(store, name)}`" if name in catalog.names() else ""
+    remedy = first or ("give one of these" if known else f"run one first: `{store.command('run')}`")
+    raise ConfigError(
+        f"expected a data set of the store {store.root}{there}; found {found}; {remedy}, or name another store with "
+        "--store or IDXFLOW_STORE"
+    )
+
+
+def run_command(store: Store, name: str) -> str:
+    """Return the command that runs a data set: by its name where the catalog has it, else by its manifest."""
+    return store.command(f"run {name}" if name in catalog.names() else "run --dataset-file FILE")
+
+
+def table() -> Iterator[tuple[str, str]]:
+    """Yield what `idxflow datasets` shows of each data set of the catalog: name and title, and the rest."""
+    for dataset in map(catalog.find, catalog.names()):
+        rows = " + ".join(f"{count:,}" for count in dataset.rows.values())
+        height, width = dataset.image_shape
+        where = "embedded" if dataset.embedded else counted(len(dataset.archives[0].mirrors), "mirror")
+        yield (
+            f"{dataset.name:14} {dataset.title:34}",
+            f"{rows:>15} images of {height}×{width}, {counted(len(dataset.classes), 'class', 'classes')}, "
+            f"{dataset.licence}, {where}",
+        )
+
+
+def described(dataset: Dataset) -> dict[str, Any]:
+    """Return what `idxflow datasets --json` has of a data set."""
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "rows": dict(dataset.rows),
+        "image_shape": dataset.image_shape,
+        "classes": dataset.classes,
+        "embedded": dataset.embedded,
+        "licence": dataset.licence,
+        "homepage": dataset.homepage,
+        "mirrors": sorted({url.rsplit("/", 1)[0] + "/" for a in dataset.archives for url in a.mirrors}),
+    }
+
+
+def _last_manifest(store: Store, name: str) -> str:
+    """Return ` (last run with letters.toml)` where the ledger knows it."""
+    last = Ledger(store, name).last("runs")
+    manifest = ((last or {}).get("facts") or {}).get("manifest")
+    return f" (last run with {catalog.one_line(str(manifest))})" if manifest else ""

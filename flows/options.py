@@ -1,0 +1,25 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+Source = Annotated[
+    str | None,
+    Parameter(
+        help="Folder or URL of the archives, tried before the mirrors. Put a URL with credentials into the "
+        "environment variable instead. [env var: IDXFLOW_SOURCE]"
+    ),
+]
+StoreFolder = Annotated[
+    str | None,
+    Parameter(help="Folder of the store. Default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
+]
+DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
+ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]
+Limit = Annotated[int, Parameter(help="Maximum number of lines.", validator=Number(gte=1))]
+Reason = Annotated[str | None, Parameter(help="Why, in one sentence. Required; recorded in the ledger.")]
