@@ -199,7 +199,7 @@ def read(path: Path) -> Dataset:
         with open_regular(path) as stream:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
         if len(data) > MAX_MANIFEST_BYTES:
-            raise ValueError(f"found more than {MAX_MANIFEST_BYTES:,} bytes")
+            raise ValueError(f"more than {MAX_MANIFEST_BYTES:,} bytes")
         # Some editors begin a file with a byte order mark.
         values = tomllib.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RuntimeError) as error:
