@@ -273,8 +273,8 @@ def prefect_command(*arguments: Annotated[str, Parameter(allow_leading_hyphen=Tr
     """
     from flows.service import client, server
 
-    environment = client.environment()
     command = server.prefect(*arguments)
+    environment = os.environ if "--help" in arguments else client.environment()
     sys.stdout.flush()
     os.execve(command[0], command, environment)
 

@@ -145,7 +145,7 @@ def difference_rule(gate: Gate, found: Paired, champion: str) -> Rule:
     if not found.differing:
         name = f"answers differ from champion {champion}'s"
         return Rule(name, "on at least 1 test row", f"the same on all {found.rows:,}", passed)
-    counts = f"net {found.net:+,} of {found.rows:,} (only the candidate right {found.only_candidate:,}, "
+    counts = f"{_lead(found)} right (only the candidate {found.only_candidate:,}, "
     counts += f"only the champion {found.only_champion:,})"
     if gate.policy == "not_worse":
         limit = f"difference at least {_points(-gate.margin)} points, by the {100 * found.confidence:.4g}% interval"
@@ -153,7 +153,7 @@ def difference_rule(gate: Gate, found: Paired, champion: str) -> Rule:
         return Rule(
             f"not worse than champion {champion} on the same rows", limit, f"{counts}, from {low} points", passed
         )
-    limit = f"net above 0 and p at most {gate.alpha:.6g} (McNemar, exact, one-sided)"
+    limit = f"more test images right, p at most {gate.alpha:.6g} (McNemar's exact test, one-sided)"
     return Rule(
         f"better than champion {champion} on the same rows", limit, f"{counts}, {_p(found, gate.alpha)}", passed
     )
@@ -181,12 +181,7 @@ def sentence(gate: Gate, found: Paired) -> str:
     passed, rows = replaces(gate, found), f"{found.rows:,}"
     if not found.differing:
         return f"the same answers on all {rows} test rows, so there is nothing to choose"
-    if found.net:
-        than = (
-            f"{abs(found.net):,} {'more' if found.net > 0 else 'fewer'} of {rows} test images right than the champion"
-        )
-    else:
-        than = f"as many of {rows} test images right as the champion"
+    than = f"{_lead(found)} right {'than' if found.net else 'as'} the champion"
     if gate.policy == "not_worse":
         low = _points(found.low, -gate.margin)
         sure = (
@@ -199,6 +194,12 @@ def sentence(gate: Gate, found: Paired) -> str:
         return than
     p = _p(found, gate.alpha)
     return f"{than}, beyond luck ({p})" if passed else f"{than}, which may be luck ({p} > {gate.alpha:.6g})"
+
+
+def _lead(found: Paired) -> str:
+    """Return how many images the candidate gets right beside the champion, such as `31 more of 10,000 test images`."""
+    much = f"{abs(found.net):,} {'more' if found.net > 0 else 'fewer'}" if found.net else "as many"
+    return f"{much} of {found.rows:,} test images"
 
 
 def _p(found: Paired, alpha: float) -> str:

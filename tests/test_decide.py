@@ -281,8 +281,8 @@ def test_every_decision_is_in_the_ledger_with_all_it_was_made_from(world: World)
     second = kept[1]
     assert second["rules"][-2] == {
         "name": "better than champion v1 on the same rows",
-        "limit": "net above 0 and p at most 0.05 (McNemar, exact, one-sided)",
-        "observed": "net +4 of 100 (only the candidate right 4, only the champion 0), p 0.062",
+        "limit": "more test images right, p at most 0.05 (McNemar's exact test, one-sided)",
+        "observed": "4 more of 100 test images right (only the candidate 4, only the champion 0), p 0.062",
         "passed": False,
     }
     limits = {"alpha": 0.05, "margin": 0.005, "max_class_loss": 0.05, "ask_hours": 24}

@@ -70,7 +70,8 @@ def test_the_readme_shows_the_two_commands():
 @pytest.mark.parametrize("command", commands("idxflow"))
 def test_idxflow_commands_exist(command: str):
     words = shlex.split(command)[1:]
-    subcommand = [] if words[0].startswith("-") else words[: 2 if words[0] in ("registry", "runs") else 1]
+    named = {"registry": 2, "runs": 2, "prefect": 3}
+    subcommand = [] if words[0].startswith("-") else words[: named.get(words[0], 1)]
     text = help_of(*subcommand)
     for option in [w.split("=")[0] for w in words if w.startswith("--")]:
         assert option in text

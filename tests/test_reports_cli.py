@@ -374,7 +374,7 @@ def test_a_difference_is_told_in_lines(cli: Cli, runs: dict[str, RunRecord]) -> 
     assert "parameters epochs 1 → 2" in words
     assert any(line.startswith("accuracy test") for line in words)
     assert any(line.startswith("recall bar") for line in words)
-    assert any(line.startswith("paired test net +") for line in words)
+    assert any(line.startswith("paired test of ") for line in words)
     assert any(line.startswith("wrong→right") for line in words)
     assert any(line.startswith("row ") and "answered bar" in line for line in words)
     assert "libraries" not in said.out
