@@ -45,14 +45,14 @@ class Console:
     def __init__(self, as_json: bool) -> None:
         self._terminal = Terminal(stderr=as_json, highlight=False)
         # What prints a line where a bar moves has to be what moves the bar: it takes the bar away first.
-        self._moving = self._terminal if self._terminal.is_terminal else Terminal(stderr=True)
+        self._moving = self._terminal if looked_at(self._terminal) else Terminal(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             _HowFar(),
             console=self._moving,
             transient=True,
-            disable=not self._moving.is_terminal,
+            disable=not looked_at(self._moving),
         )
         self._tasks: dict[str, TaskID] = {}
         self._stack = ExitStack()
@@ -108,11 +108,11 @@ class Console:
             self._lost = error
 
     def _say(self, line: str, style: str = "") -> None:
-        self._print(_styled(line, style, self._terminal))
+        self._print(styled(line, self._terminal, style))
 
     def _say_step(self, step: Step) -> None:
         how = Text("reused", style="dim") if step.reused else Text(step.reason, style="cyan")
-        if not self._terminal.is_terminal or self._terminal.width >= WIDE:
+        if not looked_at(self._terminal) or self._terminal.width >= WIDE:
             self._print(Text.assemble(f"{step.name:<21} {step.summary:<66} {step.seconds:7.2f} s  ", how))
             return
         row = Table.grid(padding=(0, 2, 0, 0))
@@ -132,7 +132,7 @@ class Console:
     def _say_end(self, outcome: dict[str, Any]) -> None:
         if outcome["error"]:
             errors = Terminal(stderr=True, highlight=False, soft_wrap=True)
-            errors.print(_styled(f"idxflow: {outcome['error']['sentence']}", "red", errors))
+            errors.print(styled(f"idxflow: {outcome['error']['sentence']}", errors, "red"))
         else:
             self._say(outcome["sentence"], "bold green")
         if outcome["test_accuracy"] is not None:
@@ -153,10 +153,8 @@ class Console:
             return
         # Of two moving things at once, each would write over the other.
         self._bars.stop()
-        columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-        with Progress(*columns, console=self._moving, transient=True) as moving:
-            line = moving.add_task(what, total=None)
-            yield lambda words: moving.update(line, description=words)
+        with moving(self._moving, what) as change:
+            yield change
         self._bars.start()
 
     def _advance(self, step: progress.Progress) -> None:
@@ -164,6 +162,23 @@ class Console:
             self._tasks[step.name] = self._bars.add_task(step.name, total=step.total, note="")
         finished = step.total is not None and step.done >= step.total
         self._bars.update(self._tasks[step.name], completed=step.done, note=step.note, visible=not finished)
+
+
+@contextmanager
+def moving(terminal: Terminal, what: str) -> Iterator[Callable[[str], None]]:
+    """Have a line move while the block runs, which says what is waited for; yield what changes it.
+
+    Where nobody looks, in a pipe or a file, nothing moves. What is printed meanwhile has to go through `terminal`.
+    """
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=terminal, transient=True, disable=not looked_at(terminal)) as line:
+        task = line.add_task(what, total=None)
+        yield lambda words: line.update(task, description=words)
+
+
+def looked_at(terminal: Terminal) -> bool:
+    """Return whether what is printed appears on a screen: FORCE_COLOR makes a pipe look like one to Rich."""
+    return terminal.is_terminal and terminal.file.isatty()
 
 
 def waited() -> float:
@@ -183,9 +198,9 @@ class _HowFar(ProgressColumn):
         return Text(f"{task.percentage:3.0f}% {task.fields['note']}{left}")
 
 
-def _styled(line: str, style: str, terminal: Terminal) -> Text:
+def styled(line: str, terminal: Terminal, style: str = "") -> Text:
     """Return a line for a terminal, made to fit it, or for a pipe or a file, as it is."""
-    return Text(fitted(line, terminal.width) if terminal.is_terminal else line, style=style)
+    return Text(fitted(line, terminal.width) if looked_at(terminal) else line, style=style)
 
 
 class _StepHandler(logging.Handler):

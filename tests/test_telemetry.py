@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,14 +11,12 @@ import pytest
 
 from tests.conftest import write_tiny
 from tests.faultserver import FaultServer
-from tests.servers import BIN
-from tests.terminal import typed, user
+from tests.operated import until
+from tests.servers import BIN, free_port, migrated_database
+from tests.terminal import opened, seen, typed, user
 
 COMMANDS = {
-    "status": 0,
     "doctor": 0,
-    # With a server of its own.
-    "validate --dataset-file FOLDER/tiny.toml": 0,
     # Prefect is imported before it is seen that something else has the port, or that there is no server.
     "up --port PORT": 1,
     "watch FOLDER/tiny-source --once --dataset-file FOLDER/tiny.toml": 1,
@@ -34,8 +34,40 @@ def test_a_command_in_a_terminal_keeps_to_itself(words: str, tmp_path: Path):
     assert ended.code == COMMANDS[words], ended.said
     assert "usage data" not in ended.said
     assert ended.asked == frozenset()
-    # A flow run is noted in that folder all the same, and stays there.
-    assert words.startswith("validate") or not (tmp_path / ".prefect" / ".sdk_telemetry").exists()
+    # What a flow run notes in that folder stays there.
+    assert not (tmp_path / ".prefect" / ".sdk_telemetry").exists()
+
+
+@pytest.mark.flow
+def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
+    """A run with a server of its own, then `up` until Ctrl-C, and what its user types meanwhile."""
+    database = tmp_path / ".prefect" / "prefect.db"
+    database.parent.mkdir(mode=0o700)
+    shutil.copyfile(migrated_database(), database)
+    environment = user(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"), PREFECT_WORKER_QUERY_SECONDS="2")
+    ran = typed([BIN / "idxflow", "run", "digits"], environment, tmp_path)
+    assert ran.code == 0, ran.said
+    assert "promoted v1" in ran.said
+    with opened([BIN / "idxflow", "up", "--port", str(free_port())], environment, tmp_path) as up:
+        until(lambda: "\nCtrl-C stops server and worker" in up.sent or not up.running)
+        steps = re.search(r"try, in another terminal:\n((?:  .*\n)+)", up.sent)
+        assert steps, up.sent
+        worker = "prefect worker start --pool idxflow --type process --run-once"
+        told = typed(["sh", "-e", "-c", f"{steps[1]}\n{worker}"], environment, tmp_path)
+        assert told.code == 0, told.said
+        assert "finished successfully in 'Completed'" in told.said
+        assert "Worker 'ProcessWorker" in told.said
+        up.interrupt()
+        stopped = up.ended()
+    assert stopped.code == 0, stopped.said
+    assert stopped.said.endswith("stopped\n")
+    for ended in (ran, told, stopped):
+        assert "usage data" not in ended.said
+        assert ended.asked == frozenset()
+    # What moves while that starts is gone afterwards.
+    for waited_for in ("waiting for the server", "deploying prefect.yaml", "waiting for the worker"):
+        assert waited_for in stopped.said
+        assert not any(waited_for in line for line in seen(stopped.said))
 
 
 def test_what_is_said_and_asked_would_be_seen(tmp_path: Path):

@@ -29,6 +29,7 @@ from tasks.progress import Progress
 from tests.conftest import write_tiny
 from tests.runs import carried_out
 from tests.servers import BIN, clean_environment
+from tests.terminal import seen
 
 COLUMNS = 80
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
@@ -40,27 +41,6 @@ LONG = "word " * 30
 def shown(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
     """Return what a terminal gets of a call, both streams together, without colours."""
     return _CONTROL.sub("", sent(call, monkeypatch, columns))
-
-
-def seen(sent: str) -> list[str]:
-    """Return what stands on a terminal of endless height after all that was sent there (ECMA-48; no line wraps)."""
-    lines, row, column = [""], 0, 0
-    for control, number, name, other in re.findall(r"(\x1b\[([0-9;?]*)([a-zA-Z]))|([\s\S])", sent):
-        if name == "A":
-            row = max(0, row - int(number or 1))
-        elif name == "K":
-            lines[row] = ""
-        elif control:
-            continue
-        elif other == "\n":
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif other == "\r":
-            column = 0
-        else:
-            lines[row] = lines[row][:column].ljust(column) + other + lines[row][column + 1 :]
-            column += 1
-    return lines
 
 
 def sent(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
@@ -185,6 +165,20 @@ def test_in_a_pipe_nothing_is_broken_or_shortened(filled: Store, tmp_path: Path)
         [str(BIN / "idxflow"), "datasets"], env=environment, capture_output=True, text=True, check=True
     )
     assert len(listed.stdout.splitlines()) == 4
+
+
+def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with (tmp_path / "log").open("w+", encoding="utf-8") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        with guarded_streams(), Console(as_json=False) as console, console.waiting("importing Prefect"):
+            console._advance(Progress("fetch", 40, 100, "bytes"))
+            console._say_step(FETCHED)
+    (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert f"{SUMMARY}    " in line
+    assert {found[-1] for found in _CONTROL.findall(line)} <= {"m"}
 
 
 def test_columns_stay_together():

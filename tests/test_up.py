@@ -253,6 +253,8 @@ def test_a_run_of_a_deployment_is_carried_out(service: Service, lost_run: str):
 
 def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
     address = service.environment["PREFECT_API_URL"].removesuffix("/api")
+    # No line moves where nobody looks.
+    assert "\x1b" not in service.said
     assert f"the UI is at {address}" in service.said
     assert "<html" in HTTP.get(address, follow_redirects=True, timeout=30).text
 

@@ -10,9 +10,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated
@@ -36,6 +38,7 @@ from tasks import proxies
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from rich.console import Console as Screen
 
     from flows.service.deployments import Promise
 
@@ -265,7 +268,8 @@ class _Up:
         self.promise = deployments.Promise(
             self.wish.pool, _zombie_seconds(), environment, memory, deployments.read_plan(), self._revive_all
         )
-        done = deployments.provide(client, self.promise)
+        with _waiting("deploying prefect.yaml"):
+            done = deployments.provide(client, self.promise)
         self.pool_type = client.read_work_pool(self.wish.pool).type
         kept = f"; schedules kept as they are on the server: {', '.join(done.kept)}" if done.kept else ""
         removed = (
@@ -303,8 +307,12 @@ class _Up:
         _say(f"starting a Prefect server at {self.where.ui}, database {database}, log {log}")
         for opened in server.opened(self.wish.auth, self.wish.csrf):
             _say(opened)
+        new = bool(self.database_file and not self.database_file.exists())
         self.server.start()
-        self._await_server(self.server)
+        with _waiting("making the database of the server, once" if new else "waiting for the server"):
+            # What the next steps need is imported meanwhile.
+            import_module("flows.service.deployments")
+            self._await_server(self.server)
         _say(f"server ready, process {self.server.pid}")
 
     def _refuse_shared_database(self) -> None:
@@ -352,7 +360,8 @@ class _Up:
         self.worker_since = datetime.now(UTC)
         self.worker.start()
         _say(f"starting a worker for the pool {self.wish.pool}, log {log}")
-        self._await_worker(client, self.worker)
+        with _waiting("waiting for the worker"):
+            self._await_worker(client, self.worker)
         _say(f"worker ready, process {self.worker.pid}")
 
     def _await_worker(self, client: SyncPrefectClient, service: Service) -> None:
@@ -583,4 +592,20 @@ def _zombie_seconds() -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    from flows.console import styled
+
+    _screen().print(styled(line, _screen()), soft_wrap=True)
+
+
+def _waiting(what: str) -> AbstractContextManager[object]:
+    from flows.console import moving
+
+    return moving(_screen(), what)
+
+
+@cache
+def _screen() -> Screen:
+    """Return what prints lines: it takes the one that moves away first."""
+    from rich.console import Console
+
+    return Console(highlight=False)
