@@ -28,8 +28,10 @@ FORMATS: tuple[str, ...] = get_args(Format)
 TOLERANCE = 1e-5
 """The largest difference of a probability between the export and idxflow's own prediction."""
 CHECKED_ROWS = 32
+_BLOCK_PIXELS = 1 << 24
+"""As floats, 64 MiB; an export takes a few times as much while it answers."""
 
-_LAYERS = {("keras.layers", name) for name in ("InputLayer", "Flatten", "Rescaling", "Dense")}
+_LAYERS = {("keras.layers", name) for name in ("InputLayer", "Flatten", "EinsumDense", "Dense")}
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """Probabilities, shape (n, classes), for pixels, float32 of shape (n, height, width)."""
@@ -98,16 +100,18 @@ def fixture_rows(model: Model) -> np.ndarray:
     A black and a white one, the mean of the training images, and that mean with more and more noise.
     """
     random = np.random.Generator(np.random.PCG64(0))
-    strength = np.linspace(0, 255, CHECKED_ROWS - 2)[:, np.newaxis, np.newaxis]
-    noise = random.uniform(-0.5, 0.5, (CHECKED_ROWS - 2, *model.image_shape))
-    noisy = np.clip(model.mean_image + strength * noise, 0, 255).astype(np.uint8)
-    plain = np.array([0, 255], np.uint8)[:, np.newaxis, np.newaxis]
-    return np.concatenate([np.broadcast_to(plain, (2, *model.image_shape)), noisy])
+    images = np.empty((CHECKED_ROWS, *model.image_shape), np.uint8)
+    images[0], images[1] = 0, 255
+    # One after the other: as floats, all of them together take eight times as much.
+    for number, strength in enumerate(np.linspace(0, 255, CHECKED_ROWS - 2), start=2):
+        noise = random.uniform(-0.5, 0.5, model.image_shape)
+        images[number] = np.clip(model.mean_image + strength * noise, 0, 255)
+    return images
 
 
 def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
     expected = model.predict(images).probabilities
-    found = answer(images.astype(np.float32))
+    found = np.concatenate([answer(block.astype(np.float32)) for block in _blocks(images)])
     largest = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
     # Not `largest > TOLERANCE`: that is false for NaN.
     if not largest <= TOLERANCE:
@@ -116,6 +120,12 @@ def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
             f"{TOLERANCE:g} on {len(images)} images; they differ by up to {largest:.2g}; nothing was written"
         )
     return largest
+
+
+def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut images into parts of at most `_BLOCK_PIXELS` pixels, and at least one image."""
+    rows = max(1, _BLOCK_PIXELS // images[0].size)
+    return (images[start : start + rows] for start in range(0, len(images), rows))
 
 
 def _described(model: Model, done: Export) -> dict[str, Any]:

@@ -181,17 +181,27 @@ def export(path: Path, architecture: Architecture, weights: Weights, found: Stat
     tensorflow()
     import keras
 
-    scale, offset = scale_and_offset(found)
     model = keras.Sequential(
         [
             keras.Input(shape, dtype="float32", name="pixels"),
             keras.layers.Flatten(dtype="float32", name="flatten"),
-            keras.layers.Rescaling(float(scale), [float(v) for v in offset], dtype="float32", name="normalize"),
+            # A number per pixel belongs to the weights: as text, in the configuration, it takes thirty times as much.
+            keras.layers.EinsumDense(
+                "ab,b->ab",
+                architecture.inputs,
+                bias_axes="b",
+                kernel_initializer="zeros",
+                trainable=False,
+                dtype="float32",
+                name="normalize",
+            ),
             *_dense(architecture, "softmax"),
         ],
         name="idxflow",
     )
     _set(model, weights)
+    scale, offset = scale_and_offset(found)
+    model.get_layer("normalize").set_weights([np.full(offset.shape, scale), offset])
     with without_copy_warning():
         model.save(path)
     _without_times(path)

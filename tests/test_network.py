@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,25 @@ def test_the_export_takes_raw_pixels_and_is_the_same_bytes_each_time(tmp_path: P
     theirs = keras.saving.load_model(tmp_path / "a.keras").predict(images, verbose=0)
     ours = keras.ops.softmax(network.build(SMALL, weights)(apply(images, found))).numpy()
     np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def test_what_an_export_has_per_pixel_are_arrays_and_the_very_normalization(tmp_path: Path):
+    shape = (512, 512)
+    large = Architecture(512 * 512, (), "tanh", 2)
+    found = Statistics(np.random.default_rng(0).uniform(-1, 1, large.inputs), 0.0472)
+    path = tmp_path / "large.keras"
+    network.export(path, large, network.initial_weights(large, 1), found, shape)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("config.json").file_size < 10_000
+    # A scale, an offset and two weights for each pixel.
+    assert path.stat().st_size < 1.1 * 4 * 4 * large.inputs
+
+    import keras
+
+    images = np.random.default_rng(1).integers(0, 256, (3, *shape), dtype=np.uint8)
+    normalize = keras.saving.load_model(path).get_layer("normalize")
+    assert not normalize.trainable
+    assert np.array_equal(normalize(images.reshape(3, -1).astype(np.float32)), apply(images, found))
 
 
 def test_loading_tensorflow_is_quiet_but_hides_no_other_message():
