@@ -49,15 +49,18 @@ GRACE_SECONDS = 3
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that the system gives to nobody by itself.
+    """Return a port that nobody listens on, that the system gives to nobody by itself, and that no other tests get.
 
     One that the system chose (port 0) it may give to the next connection, before the server that it is for has it.
     """
     lowest = int(EPHEMERAL.read_text().split()[0]) if EPHEMERAL.exists() else 32_768
     # Not the generator that others seed.
     for port in random.SystemRandom().sample(range(lowest // 2, lowest), 100):
-        with socket.socket() as probe, suppress(OSError):
+        with socket.socket(socket.AF_UNIX) as claim, socket.socket() as probe, suppress(OSError):
+            # As long as this process lives; a name that needs no file (abstract, unix(7)).
+            claim.bind(f"\0idxflow-tests-port-{port}")
             probe.bind(("127.0.0.1", port))
+            claim.detach()
             return port
     raise AssertionError("no port is free")
 

@@ -138,7 +138,7 @@ def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen
 def test_a_command_s_own_server_is_nobody_else_s(home: Path):
     commands = ("run", "validate")
     with ExitStack() as stack:
-        found, secret, folders = [], set(), [*Path(tempfile.gettempdir()).glob("idxflow-prefect-*")]
+        found, secret, folders = [], set(), []
         for name in commands:
             (home / name).mkdir()
             environment = clean_environment(home / name, IDXFLOW_STORE=str(home / name / "store"))
@@ -148,6 +148,7 @@ def test_a_command_s_own_server_is_nobody_else_s(home: Path):
             secret |= secrets(process.pid)
             folders.append(Path(environment["PREFECT_HOME"]))
         assert len(secret) == len(commands)
+        folders += Path(tempfile.gettempdir()).glob("idxflow-prefect-*")
         came = attack(found, home / "marker", *folders)
     nothing_came_of(came, secret, "".join((home / name / "store.log").read_text() for name in commands))
 

@@ -39,7 +39,8 @@ pytestmark = pytest.mark.flow
 
 END_WITH_TESTS = end_with_parent()
 QUICK = "[training]\nepochs = 4\nlearning_rate = 0.1\nhidden = [8]\nbatch_size = 16\n"
-PASSWORD = "canary-c0rrect-horse"
+PASSWORD = f"canary-{uuid.uuid4().hex}"
+"""Looked for in all processes of the machine, where other tests may run, too."""
 
 
 @dataclass
