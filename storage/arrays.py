@@ -18,7 +18,7 @@ from typing import IO
 
 import numpy as np
 
-from storage.errors import DamagedEntry
+from storage.errors import DamagedEntry, made_again
 from storage.files import canonical
 
 Expected = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]
@@ -57,7 +57,7 @@ def read(path: Path, expected: Expected) -> dict[str, np.ndarray]:
             return {name: _member(path, archive, name, *expected[name]) for name in expected}
     except _FOREIGN as error:
         raise DamagedEntry(
-            f"{path}: expected arrays in NumPy's npz format; {_shown(str(error))}; make the step again"
+            f"{path}: expected arrays in NumPy's npz format; {_shown(str(error))}; {made_again(path)}"
         ) from error
 
 
@@ -75,16 +75,14 @@ def _check_names(path: Path, found: list[str], expected: list[str]) -> None:
     """Compare lists, not sets: no name may be there twice, whatever a reader takes then."""
     if sorted(found) != sorted(expected):
         wanted, there = (", ".join(sorted(name.removesuffix(".npy") for name in names)) for names in (expected, found))
-        raise DamagedEntry(
-            f"{path}: expected the arrays {wanted}; found {_shown(there) or 'none'}; make the step again"
-        )
+        raise DamagedEntry(f"{path}: expected the arrays {wanted}; found {_shown(there) or 'none'}; {made_again(path)}")
 
 
 def _member(
     path: Path, archive: zipfile.ZipFile, name: str, kind: type[np.generic], shape: tuple[int, ...]
 ) -> np.ndarray:
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
-        raise DamagedEntry(f"{path}: expected array {name} stored without compression; make the step again")
+        raise DamagedEntry(f"{path}: expected array {name} stored without compression; {made_again(path)}")
     dtype, sizes = np.dtype(kind), tuple(map(int, shape))
     with archive.open(f"{name}.npy") as stream:
         start = stream.read(len(_NPY) + 2)
@@ -95,7 +93,7 @@ def _member(
         if header != f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {sizes}, }}":
             raise DamagedEntry(
                 f"{path}: expected array {name} of {dtype} and shape {sizes}; found {_described(header)}; "
-                "make the step again"
+                f"{made_again(path)}"
             )
         size = math.prod(shape) * dtype.itemsize
         data = stream.read(size)

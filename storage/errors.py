@@ -21,6 +21,7 @@ Each message is one sentence: what was expected, what was found, where, what to 
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 from storage.records import Step, Validation
 
@@ -94,6 +95,14 @@ class PrefectFailed(IdxflowError):
 
 class OutputFailed(IdxflowError):
     """What was to be printed could not be written; what the command did apart from that stays done."""
+
+
+def made_again(file: Path) -> str:
+    """Return what to do about a file of a store entry that its own description does not give away as damaged.
+
+    As long as the entry is there, a run uses it again.
+    """
+    return f"remove {file.parent}, then run again"
 
 
 def shortage(error: BaseException) -> str | None:

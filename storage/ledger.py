@@ -62,7 +62,7 @@ class Ledger:
             path = folder / f"{self._next_number():08d}-{run}.json"
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             if not create_json(path, {**values, "run": run, "time": now}):
-                raise StoreError(f"{path}: expected no such record yet; it exists")
+                raise StoreError(f"{path}: expected no such record yet; it exists; run again")
         return path
 
     def names(self, kind: Kind) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.errors import DamagedEntry
+from storage.errors import DamagedEntry, made_again
 
 ROW_GROUP = 8192
 """Rows per row group, and so per block when streaming."""
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise DamagedEntry(f"{path}: expected the Parquet file of a split; {error}; make the step again") from error
+        raise DamagedEntry(f"{path}: expected the Parquet file of a split; {error}; {made_again(path)}") from error
 
 
 def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
@@ -150,11 +150,11 @@ def _image_shape(file: pq.ParquetFile, path: Path) -> tuple[int, int]:
     levels = [file.schema.column(number).max_definition_level for number in range(len(file.schema))]
     if list(found) != list(expected) or levels != [0, 0]:
         raise DamagedEntry(
-            f"{path}: expected the columns {_named(expected)}; found {_named(found)}; make the step again"
+            f"{path}: expected the columns {_named(expected)}; found {_named(found)}; {made_again(path)}"
         )
     rows = file.metadata.num_rows
     if rows < 1 or values.get("rows", rows) != rows:
-        raise DamagedEntry(f"{path}: expected {values.get('rows', 'some')} rows; found {rows:,}; make the step again")
+        raise DamagedEntry(f"{path}: expected {values.get('rows', 'some')} rows; found {rows:,}; {made_again(path)}")
     return height, width
 
 

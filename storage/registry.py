@@ -141,7 +141,10 @@ def _turn(decision: Mapping[str, Any], took_effect: bool) -> Turn:
     try:
         time = datetime.fromisoformat(decision["time"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedEntry(f"expected every decision in the ledger to have a time; found {decision}") from error
+        raise DamagedEntry(
+            f"expected every decision in the ledger to have a time; found {decision}; restore the record from a backup "
+            "or move it out of the ledger"
+        ) from error
     sentence = str(decision.get("sentence") or "")
     return Turn(
         time=time,
@@ -229,7 +232,9 @@ class Registry:
             StoreError: it is the champion, or it cannot be written.
         """
         if number == self._pointed():
-            raise StoreError(f"{self.dataset}: expected a version that can be retired; version {number} is champion")
+            raise StoreError(
+                f"{self.dataset}: expected a version that can be retired; version {number} is champion; run again"
+            )
         with store_errors(self._folder):
             create_json(self._retired(number), {"time": datetime.now(UTC).isoformat(timespec="seconds")})
 
@@ -244,7 +249,10 @@ class Registry:
             return None
         with store_errors(self._pointer):
             if not self._path(number).is_file():
-                raise DamagedEntry(f"{self._pointer}: expected a version that is there; found {number}")
+                raise DamagedEntry(
+                    f"{self._pointer}: expected a version that is there; found {number}; restore "
+                    f'{self._path(number)} from a backup, or write {{"version": NUMBER}} of another one there'
+                )
         return self.version(number)
 
     def numbers(self) -> list[int]:
@@ -439,4 +447,4 @@ class Registry:
         try:
             return from_json(Version, read_json(path))
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise DamagedEntry(f"{path}: expected a version manifest; {error}") from error
+            raise DamagedEntry(f"{path}: expected a version manifest; {error}; restore it from a backup") from error

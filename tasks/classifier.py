@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from storage.errors import ConfigError, DamagedEntry
+from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.records import TrainedModel
 from tasks import network, scaling
 
@@ -43,7 +43,7 @@ class Classifier:
         if network.weights_digest(self._weights) != model.weights_digest:
             raise DamagedEntry(
                 f"{model.weights}: expected the weights {model.weights_digest[:12]}…; found others; "
-                f"remove {model.folder}, and train again"
+                f"{made_again(model.weights)}"
             )
         self._statistics = scaling.read(model.normalization, self.architecture.inputs)
 

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from storage import arrays, parquet, source
 from storage.ahead import ahead
 from storage.catalog import Dataset
-from storage.errors import ConfigError, DamagedEntry
+from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.files import sha256_of
 from storage.records import ClassScore, Done, Evaluation, Mistake, Split, TrainedModel
 from storage.store import Plan, Store
@@ -72,7 +72,8 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
     logits = np.concatenate([classifier.logits(images) for images, _ in ahead(parquet.blocks(test.file))])
     if not len(logits) == len(labels) == test.rows:
         raise DamagedEntry(
-            f"{test.file}: expected {test.rows:,} rows, as its entry says; found {len(logits):,}; decode again"
+            f"{test.file}: expected {test.rows:,} rows, as its entry says; found {len(logits):,}; "
+            f"{made_again(test.file)}"
         )
     probability = softmax(logits)
     predicted = logits.argmax(axis=1)
@@ -146,7 +147,9 @@ def _digest(file: Path) -> str:
     try:
         return sha256_of(file)
     except OSError as error:
-        raise DamagedEntry(f"{file}: expected a file of a trained model; {error.strerror}; train again") from error
+        raise DamagedEntry(
+            f"{file}: expected a file of a trained model; {error.strerror}; {made_again(file)}"
+        ) from error
 
 
 def _line(evaluation: Evaluation) -> str:

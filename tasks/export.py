@@ -117,7 +117,8 @@ def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
     if not largest <= TOLERANCE:
         raise ExportFailed(
             f"expected the export of v{model.version.number} to give the model's own probabilities within "
-            f"{TOLERANCE:g} on {len(images)} images; they differ by up to {largest:.2g}; nothing was written"
+            f"{TOLERANCE:g} on {len(images)} images; they differ by up to {largest:.2g}; nothing was written; "
+            "choose another --format"
         )
     return largest
 
@@ -210,7 +211,7 @@ def _reopened(path: Path) -> Any:
         made = keras.saving.deserialize_keras_object(config, safe_mode=True)
         made.load_weights(path)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise DamagedEntry(f"{path}: expected a Keras model as idxflow writes it; {error}; train it again") from error
+        raise DamagedEntry(f"{path}: expected a Keras model as idxflow writes it; {error}; export it again") from error
     return made
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from storage.errors import DamagedEntry
+from storage.errors import DamagedEntry, made_again
 from storage.records import Epoch, from_json, to_json
 
 
@@ -63,4 +63,4 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DamagedEntry(f"{path}: expected one epoch per line; {error}; train again") from error
+        raise DamagedEntry(f"{path}: expected one epoch per line; {error}; {made_again(path)}") from error

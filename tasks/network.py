@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from storage import arrays
-from storage.errors import DamagedEntry
+from storage.errors import DamagedEntry, made_again
 from storage.files import read_json, write_json
 from tasks.scaling import Statistics, scale_and_offset
 
@@ -229,7 +229,7 @@ def load_weights(path: Path, architecture: Architecture) -> dict[str, np.ndarray
     weights = arrays.read(path, {name: (np.float32, shape) for name, shape in architecture.shapes.items()})
     for name, values in weights.items():
         if not np.isfinite(values).all():
-            raise DamagedEntry(f"{path}: expected finite weights; {name} has others; train again")
+            raise DamagedEntry(f"{path}: expected finite weights; {name} has others; {made_again(path)}")
     return weights
 
 
@@ -256,10 +256,10 @@ def load_architecture(path: Path) -> Architecture:
         values = read_json(path)
         made = Architecture(**values | {"hidden": tuple(values["hidden"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedEntry(f"{path}: expected the description of a network; {error}; train again") from error
+        raise DamagedEntry(f"{path}: expected the description of a network; {error}; {made_again(path)}") from error
     sizes = (made.inputs, *made.hidden, made.classes)
     if made.activation not in ACTIVATIONS or not all(type(n) is int and 0 < n <= MAX_UNITS for n in sizes):
-        raise DamagedEntry(f"{path}: expected sizes above 0 and a known activation; found {values}; train again")
+        raise DamagedEntry(f"{path}: expected sizes above 0 and a known activation; found {values}; {made_again(path)}")
     return made
 
 

@@ -249,5 +249,6 @@ def _check_version(version: Version, record: TrainedModel, classifier: Classifie
     if found != expected:
         raise DamagedEntry(
             f"v{version.number} of {version.dataset}: expected weights {expected[0][:12]}… for {expected[1]:,} pixels "
-            f"and {expected[2]} classes; found {found[0][:12]}… for {found[1]:,} and {found[2]}; train it again"
+            f"and {expected[2]} classes; found {found[0][:12]}… for {found[1]:,} and {found[2]}; "
+            "restore its record in the registry from a backup"
         )

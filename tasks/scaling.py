@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from storage import arrays
-from storage.errors import DamagedEntry
+from storage.errors import DamagedEntry, made_again
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read(file: Path, pixels: int) -> Statistics:
     found = Statistics(values["mean"], float(values["std"]))
     if not np.isfinite(found.mean).all() or not 0 < found.std < math.inf:
         raise DamagedEntry(
-            f"{file}: expected finite means and a standard deviation above 0; found others; make the step again"
+            f"{file}: expected finite means and a standard deviation above 0; found others; {made_again(file)}"
         )
     return found
 

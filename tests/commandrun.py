@@ -93,8 +93,11 @@ def attend(connection: socket.socket) -> dict[str, Any]:
 
 def become(request: dict[str, Any]) -> None:
     """Be the process that the caller would have started."""
+    from tests import refusals
+
     os.environ.clear()
     os.environ.update(request["environment"])
+    refusals.note_if_asked()
     os.chdir(request["cwd"])
     sys.argv = [request["program"], *request["arguments"]]
     # As a terminal starts it: a shell's background has Ctrl-C ignored, and that is inherited.

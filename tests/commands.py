@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from flows.service.processes import end_with_parent
-from tests import commandrun
+from tests import commandrun, refusals
 
 _SOCKET = "IDXFLOW_TESTS_COMMANDS"
 """Where calls are taken, for the processes that share the tests among them."""
@@ -56,7 +56,8 @@ class Command:
             self._connection.connect(_address())
             # Without a buffer, what has not been read yet can be waited for.
             self._answers = opened.enter_context(self._connection.makefile("rb", buffering=0))
-            called = {"program": program, "arguments": arguments, "environment": dict(env)}
+            environment = {**env, **refusals.environment()}
+            called = {"program": program, "arguments": arguments, "environment": environment}
             self.pid = self._start({**called, "cwd": str(cwd or Path.cwd())})
             self._kept = opened.pop_all()
 

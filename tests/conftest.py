@@ -31,7 +31,7 @@ import pytest
 from storage import catalog, idx
 from storage.catalog import Dataset
 from storage.store import Store
-from tests import commands
+from tests import commands, refusals
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
@@ -162,6 +162,20 @@ class PatientBrowser:
 
     def new_page(self, **options: Any) -> Any:
         return self.new_context(**options).new_page()
+
+
+@pytest.fixture(autouse=True)
+def places_of_remedies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have a test meet all refusals whose remedies it is marked to show."""
+    marks = list(request.node.iter_markers("remedies"))
+    if not marks:
+        yield
+        return
+    notes = tmp_path_factory.mktemp("refusals") / "notes"
+    with refusals.noting(notes):
+        yield
+    missed = {place for mark in marks for place in mark.args} - refusals.met(notes)
+    assert not missed, f"the test does not come to these refusals: {missed}"
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ from prefect.settings import (
 from flows.service.application import Plan, listen
 from flows.service.processes import Service, end_with_parent
 from storage.files import locked
+from tests import refusals
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -95,7 +96,8 @@ def clean_environment(home: Path, first_start: bool = False, **more: str) -> dic
         database.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(migrated_database(), database)
     # Rich fits its output to the terminal; without one it would wrap at 80 columns.
-    return {**kept, "HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200", "NO_COLOR": "1", **more}
+    own = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200", "NO_COLOR": "1"}
+    return {**kept, **refusals.python_environment(), **own, **more}
 
 
 @contextmanager

@@ -37,14 +37,26 @@ def named(name: str, **limits: float) -> Expectation:
     return found
 
 
+@pytest.mark.remedies("expectations.check:run")
 def test_an_empty_suite_never_passes():
     with pytest.raises(IdxflowError, match="empty and would pass any data"):
         check.run(Suite("train", "row", ()), [{"index": np.arange(3)}])
+    assert one(MEAN, {"value": [2.0]}).passed
 
 
+@pytest.mark.remedies("expectations.check:run:2")
+def test_no_part_of_a_table_never_passes():
+    with pytest.raises(IdxflowError, match="at least one part of a table"):
+        check.run(Suite("test", "row", (MEAN,)), [])
+    assert one(MEAN, {"value": [2.0]}).passed
+
+
+@pytest.mark.remedies("expectations.check:_finding")
 def test_an_expectation_about_an_unknown_column_is_an_error_not_a_verdict():
     with pytest.raises(IdxflowError, match=r"test: expected 'mean' to be evaluated.*\"value\".*not of the data"):
         one(MEAN, {"other": [1.0]})
+    # The suite is at fault: with the column that there is, it has a verdict.
+    assert not one(replace(MEAN, arguments={**MEAN.arguments, "column": "other"}), {"other": [1.0]}).passed
 
 
 def test_an_unknown_expectation_is_an_error():
@@ -57,11 +69,14 @@ def test_an_unknown_argument_is_an_error():
         one(replace(MEAN, arguments={"column": "value", "minimum": 2}), {"value": [1.0]})
 
 
+@pytest.mark.remedies("expectations.check:_look")
 def test_an_expectation_that_is_lost_on_the_way_is_an_error(monkeypatch: pytest.MonkeyPatch):
     evaluate = check._evaluate
     monkeypatch.setattr(check, "_evaluate", lambda suite, table: dict(list(evaluate(suite, table).items())[:1]))
     with pytest.raises(IdxflowError, match="expected 2 expectations to be evaluated; 1 were"):
         check.run(Suite("test", "row", (MEAN, MEAN)), [{"index": np.arange(2), "value": np.ones(2)}])
+    monkeypatch.undo()
+    check.run(Suite("test", "row", (MEAN, replace(MEAN, name="other"))), [{"index": np.arange(2), "value": np.ones(2)}])
 
 
 def test_checks_come_in_the_order_of_the_suite():
@@ -196,10 +211,13 @@ def test_what_great_expectations_says_of_one_part_is_what_is_said():
         assert found.expectation == theirs[number].expectation_config.type
 
 
+@pytest.mark.remedies("expectations.check:_finding:2")
 def test_another_judgement_than_that_of_great_expectations_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(findings.Mean, "holds", lambda self, arguments: True)
     with pytest.raises(IdxflowError, match=r"'mean' to be judged as Great Expectations does, which says failed.*suite"):
         one(MEAN, {"value": [1.0]})
+    monkeypatch.undo()
+    assert not one(MEAN, {"value": [1.0]}).passed
 
 
 def test_more_missing_classes_than_great_expectations_names_are_all_known():

@@ -46,6 +46,7 @@ def test_other_predictions_than_the_trainer_s_are_refused(store: Store, made: tu
         confirm.fn(store, dataset, model, test, elsewhere)
 
 
+@pytest.mark.remedies("tasks.confirm:_refused")
 def test_a_model_that_cannot_be_loaded_is_refused_in_one_sentence(store: Store, made: tuple):
     dataset, model, test, evaluation = made
     model.weights.chmod(0o644)
@@ -53,6 +54,9 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_sentence(store: Store, 
     with pytest.raises(ModelRefused, match=r"weights\.npz.*the champion stays") as caught:
         confirm.fn(store, dataset, model, test, evaluation)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("train again")
+    again = models.trained(store, dataset).record
+    assert confirm.fn(store, dataset, again, test, evaluation).record.difference == 0
 
 
 @pytest.mark.parametrize("rows", [1, 2, ROWS, ROWS + 1, 10_000])

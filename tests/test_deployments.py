@@ -76,6 +76,7 @@ def make(client: SyncPrefectClient, name: str, cron: str, slug: str | None = Non
 
 
 @pytest.mark.flow
+@pytest.mark.remedies("flows.service.deployments:_deploy")
 def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
     client: SyncPrefectClient, server: dict[str, str], tmp_path: Path
 ):

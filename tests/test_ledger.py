@@ -162,6 +162,7 @@ def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: p
         assert [finding.path.name for finding in verify(store).remarks] == ["00000005-run-3.json"]
 
 
+@pytest.mark.remedies("flows.doctor:_clock:2")
 def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
     retrain(store, 1)
     assert doctor._clock(store).verdict == "ok"

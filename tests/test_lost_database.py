@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +16,12 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from flows import doctor
+from flows import announce, doctor
+from flows.announce import connected
 from flows.service import server, sqlite
+from flows.service.client import asked
 from flows.service.deployments import AUTOMATION, VARIABLE
+from storage.errors import PrefectFailed
 from storage.store import Store
 from tests.operated import until
 from tests.servers import clean_environment, free_port
@@ -141,8 +145,9 @@ def stopped(service: Service) -> Iterator[None]:
         service.process.send_signal(signal.SIGCONT)
 
 
-def findings(service: Service) -> dict[str, doctor.Finding]:
-    """What `idxflow doctor` says of the server."""
+@contextmanager
+def configured(service: Service) -> Iterator[None]:
+    """Have this process use that server."""
     settings = {
         PREFECT_API_URL: service.environment["PREFECT_API_URL"],
         PREFECT_API_AUTH_STRING: service.secret,
@@ -152,30 +157,51 @@ def findings(service: Service) -> dict[str, doctor.Finding]:
         # A busy machine is not what is looked for.
         patch.setattr(doctor, "_QUERY_SECONDS", SECONDS)
         patch.setattr(server, "_HEALTH_SECONDS", SECONDS)
+        patch.setattr(announce, "_PATIENCE_SECONDS", SECONDS)
+        yield
+
+
+def findings(service: Service) -> dict[str, doctor.Finding]:
+    """What `idxflow doctor` says of the server."""
+    with configured(service):
         return {finding.what: finding for finding in doctor._server(Store(Path(service.environment["IDXFLOW_STORE"])))}
 
 
+@pytest.mark.remedies("flows.doctor:_deployments", "flows.doctor:_automation", "flows.announce:connected")
 def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
     before = service.said
     with stopped(service):
         assert findings(service)["database"].verdict == "ok"
         for name in ("digits", "mnist", "inbox", "garbage"):
             service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
+        service.ask("DELETE", f"automations/{_automations(service)[0]['id']}")
+        dead = findings(service)["dead runs"]
+        assert dead.found == "nothing ends runs whose machine has died"
+        assert "within a minute" in dead.remedy
         gone = findings(service)["deployments"]
         assert (gone.verdict, gone.found) == ("problem", "none")
         assert "within a minute" in gone.remedy
+        with configured(service), pytest.raises(PrefectFailed, match="found none; `idxflow up` makes it"), connected():
+            pass
     until(said(service, "did not have the deployments ", before))
+    assert findings(service)["deployments"].remedy != gone.remedy
+    with configured(service), connected():
+        pass
     assert_all_there(service)
 
 
+@pytest.mark.remedies("flows.doctor:_database:3")
 def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
     found = findings(service)["database"]
     store = service.environment["IDXFLOW_STORE"]
     assert (found.verdict, found.remedy) == ("problem", f"free some, for instance with `idxflow gc --store {store}`")
     assert f"{database(service)}, Prefect's database, has less than" in found.found
+    monkeypatch.undo()
+    assert findings(service)["database"].verdict == "ok"
 
 
+@pytest.mark.remedies("flows.doctor:_database", "flows.doctor:_database:2", "flows.service.client:asked")
 def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(service: Service):
     before = service.said
     with stopped(service):
@@ -191,14 +217,34 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
     until(said(service, "server started again", before))
     until(lambda: (now := findings(service).get("database")) and now.verdict == "ok")
 
-    # The tables are gone, while the file and the server stay.
-    with sqlite3.connect(database(service), timeout=60) as connection:
-        connection.execute("PRAGMA foreign_keys = OFF")
-        connection.execute("ALTER TABLE deployment RENAME TO elsewhere")
-    connection.close()
+    # A table is gone, while the file and the server stay.
+    renamed(service, "deployment", "elsewhere")
     found = findings(service)["database"]
     assert found.verdict == "problem"
     assert "answers its health check, but not queries" in found.found
+    with pytest.raises(PrefectFailed, match="found .*500 Internal Server Error.*; see its log") as caught:
+        ask_for_deployments(service)
+    # As both advise.
+    log = database(service).parent / "idxflow" / "server.log"
+    assert str(log) in str(caught.value)
+    assert "no such table: deployment" in log.read_text()
+    renamed(service, "elsewhere", "deployment")
+    assert ask_for_deployments(service)
+    assert findings(service)["database"].verdict == "ok"
+
+
+def renamed(service: Service, before: str, now: str) -> None:
+    with sqlite3.connect(database(service), timeout=60) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        # Of other tables, nothing follows the name.
+        connection.execute("PRAGMA legacy_alter_table = ON")
+        connection.execute(f"ALTER TABLE {before} RENAME TO {now}")
+    connection.close()
+
+
+def ask_for_deployments(service: Service) -> list[dict[str, Any]]:
+    with configured(service), asked() as ask:
+        return ask("/deployments/filter", {})
 
 
 GARBAGE = b"not a database at all, but long enough to be read as one" * 100
@@ -229,6 +275,7 @@ def test_what_to_do_about_a_broken_database(spoil: Callable[[Path], None], tmp_p
     )
 
 
+@pytest.mark.remedies("flows.service.up:_await_server")
 def test_a_broken_database_is_named_with_what_to_do(tmp_path: Path):
     """As one is named to a single run: tests/test_temporary_server.py."""
     environment = clean_environment(tmp_path)
@@ -238,7 +285,12 @@ def test_a_broken_database_is_named_with_what_to_do(tmp_path: Path):
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1, refused.stderr
     assert f"{path}" in refused.stderr
-    assert f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken" in refused.stderr
+    told = f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken"
+    assert told in refused.stderr
+    subprocess.run(["bash", "-c", told], check=True)
+    # The next thing that is wrong is said once the server is there.
+    again = command({**environment, "IDXFLOW_ZOMBIE_SECONDS": "soon"}, "--port", str(free_port()))
+    assert "expected IDXFLOW_ZOMBIE_SECONDS to be a number of seconds" in again.stderr
 
 
 def test_an_empty_database_is_no_trouble_and_another_user_s_is(tmp_path: Path):

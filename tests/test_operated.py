@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from flows.service.deployments import AUTOMATION
 from storage.arrivals import Arrivals
 from storage.files import sha256_of
 from storage.ledger import Ledger
@@ -521,6 +522,8 @@ def test_the_doctor_finds_all_well(operated: Operated, run: dict[str, Any]):
     assert {"TensorFlow", "store", "worker", "limits", "late runs", "dead runs"} <= {f["what"] for f in findings}
 
 
+@pytest.mark.remedies("flows.doctor:_worker:2", "flows.doctor:_deployments:2", "flows.doctor:_deployments:3")
+@pytest.mark.remedies("flows.doctor:_deployments:4", "flows.doctor:_automation:2")
 def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated, run: dict[str, Any]):
     def remedied(what: str) -> str:
         """Do what the doctor says; return what it had found."""
@@ -542,8 +545,12 @@ def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated
     never = {"schedule": {"cron": "0 3 31 2 *", "timezone": "UTC"}, "active": True}
     operated.post(f"deployments/{inbox['id']}/schedules", [never])
     assert remedied("deployments") == "a schedule of inbox never comes due: 0 3 31 2 *"
+    (automation,) = operated.post("automations/filter", {"automations": {"name": {"any_": [AUTOMATION]}}})
+    operated.patch(f"automations/{automation['id']}", {"enabled": False})
+    assert remedied("dead runs") == f"the automation {AUTOMATION!r} is disabled"
 
 
+@pytest.mark.remedies("flows.doctor:_limits")
 def test_the_doctor_finds_a_full_limit_and_what_becomes_of_a_new_run(operated: Operated, run: dict[str, Any]):
     for name, fate in (("mnist", "is cancelled"), ("inbox", "waits")):
         # Not scheduled, so that the worker does not take it.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, read_json
+from storage.files import create_json, read_json, sealed
 from storage.index import Index
 from storage.ledger import Ledger
 from storage.registry import Registry, line, turns
@@ -68,18 +68,37 @@ def test_the_champion_is_what_was_promoted_last(registry: Registry):
     assert registry.champion() == registry.version(2)
 
 
+@pytest.mark.remedies("storage.registry:version")
 def test_a_version_that_is_not_there_cannot_be_promoted(registry: Registry):
-    with pytest.raises(StoreError, match="found none"):
-        registry.promote(1, "r")
+    there = register(registry).number
+    with pytest.raises(StoreError, match="found none; `idxflow registry history tiny .*` lists the versions"):
+        registry.promote(there + 1, "r")
     assert registry.champion() is None
+    registry.promote(there, "r")
+    assert registry.champion()
 
 
+@pytest.mark.remedies("storage.registry:_read")
+def test_a_version_that_cannot_be_read_is_restored(registry: Registry, store: Store):
+    number = register(registry).number
+    (path,) = (store.dataset("tiny") / "registry" / "versions").iterdir()
+    backup = path.read_bytes()
+    path.write_bytes(backup[:-9])
+    with pytest.raises(DamagedEntry, match=r"expected a version manifest; .*; restore it from a backup"):
+        registry.version(number)
+    path.write_bytes(backup)
+    assert registry.version(number).number == number
+
+
+@pytest.mark.remedies("storage.registry:_unreadable")
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"number": 1}'])
 def test_a_damaged_pointer_is_said(registry: Registry, store: Store, text: str):
     registry.promote(register(registry).number, "r")
     (store.dataset("tiny") / "registry" / "champion.json").write_text(text)
-    with pytest.raises(DamagedEntry, match=r"champion\.json: expected"):
+    with pytest.raises(DamagedEntry, match=r'champion\.json: expected .*write \{"version": NUMBER\} there'):
         registry.champion()
+    (store.dataset("tiny") / "registry" / "champion.json").write_text('{"version": 1}')
+    assert registry.champion().number == 1
 
 
 def test_threads_take_different_numbers(registry: Registry):
@@ -120,13 +139,17 @@ def test_the_ledger_keeps_order_and_never_changes_a_record(store: Store):
     assert json.loads(paths[0].read_text())["run"] == "run-0"
 
 
+@pytest.mark.remedies("storage.ledger:_record")
 @pytest.mark.parametrize("text", ["", "{", "[]"])
-def test_a_damaged_record_is_said(store: Store, text: str):
+def test_a_damaged_record_is_said(store: Store, text: str, tmp_path: Path):
     ledger = Ledger(store, "tiny")
-    ledger.append("decisions", "run-1", {}).write_text(text)
+    record = ledger.append("decisions", "run-1", {})
+    record.write_text(text)
     for read in (ledger.read, ledger.last):
         with pytest.raises(DamagedEntry, match=r"run-1\.json: expected a record of the ledger"):
             read("decisions")
+    record.rename(tmp_path / "moved")
+    assert ledger.read("decisions") == []
 
 
 def decision(outcome: str, before: int | None, after: int | None) -> dict:
@@ -166,10 +189,19 @@ def test_history_claims_only_what_was_carried_out(
     assert line(history) == led_here
 
 
+@pytest.mark.remedies("storage.registry:_turn")
 @pytest.mark.parametrize("time", [None, "yesterday", 7])
-def test_a_decision_without_a_time_is_damage(time: object):
-    with pytest.raises(DamagedEntry, match="to have a time"):
-        turns([FIRST | {"time": time}], 1)
+def test_a_decision_without_a_time_is_damage(registry: Registry, store: Store, tmp_path: Path, time: object):
+    ledger = Ledger(store, "tiny")
+    registry.promote(register(registry).number, "run")
+    ledger.append("decisions", "run", FIRST)
+    other = ledger.append("decisions", "run", SECOND)
+    values = read_json(other)
+    other.write_bytes(sealed({**values, "time": time}))
+    with pytest.raises(DamagedEntry, match="to have a time; .* move it out of the ledger"):
+        registry.history()
+    other.rename(tmp_path / "moved")
+    assert registry.history()
 
 
 @pytest.mark.parametrize(("listing", "history"), [("names", Registry.history), ("records", Registry.outline)])
@@ -213,11 +245,20 @@ def test_what_a_person_decided_stands_against_every_model_there_was_then(
     assert settled is None or settled[1].outcome == "rolled back"
 
 
+@pytest.mark.remedies("storage.registry:champion")
 def test_a_pointer_to_a_version_that_is_gone_is_damage(registry: Registry, store: Store):
-    registry.promote(register(registry).number, "r")
-    next((store.dataset("tiny") / "registry" / "versions").iterdir()).unlink()
-    with pytest.raises(DamagedEntry, match="expected a version that is there; found 1"):
+    for name in "ab":
+        registry.promote(register(registry, name).number, "r")
+    path = store.dataset("tiny") / "registry" / "versions" / "00000002.json"
+    backup = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DamagedEntry, match=f"found 2; restore {path} from a backup, or write .* of another one there"):
         registry.champion()
+    path.write_bytes(backup)
+    assert registry.champion().number == 2
+    path.unlink()
+    (store.dataset("tiny") / "registry" / "champion.json").write_text('{"version": 1}')
+    assert registry.champion().number == 1
 
 
 def test_deciding_waits_and_says_so(registry: Registry):

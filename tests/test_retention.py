@@ -102,6 +102,7 @@ def test_the_data_that_a_kept_run_reused_stays(store: Store):
     assert (store.dataset(DATASET) / "2-splits" / shared).is_dir()
 
 
+@pytest.mark.remedies("storage.registry:check_kept")
 def test_a_collected_version_cannot_become_champion_until_it_is_trained_again(filled: Store):
     collect(filled, DATASET, keep_last=1)
     registry = Registry(filled, DATASET)
@@ -113,9 +114,11 @@ def test_a_collected_version_cannot_become_champion_until_it_is_trained_again(fi
     assert len(registry.versions()) == 12, "it keeps the number it had"
 
 
+@pytest.mark.remedies("storage.registry:retire")
 def test_the_champion_cannot_be_retired(filled: Store):
-    with pytest.raises(StoreError, match="version 3 is champion"):
+    with pytest.raises(StoreError, match="version 3 is champion; run again"):
         Registry(filled, DATASET).retire(3)
+    assert collect(filled, DATASET, keep_last=1).retired
 
 
 def test_gc_says_what_it_removed(filled: Store, capsys: pytest.CaptureFixture):

@@ -228,6 +228,7 @@ def test_refused_data_fails_the_run_before_training_with_a_report(run: Any, stor
     assert report["verdict"]["outcome"] == "refused"
 
 
+@pytest.mark.remedies("flows.job:refuse_if_below_floor")
 def test_a_model_below_the_floor_is_never_champion(run: Any, store: Store, tiny: TinyFactory):
     good = tiny()
     run(good.manifest)
@@ -237,6 +238,10 @@ def test_a_model_below_the_floor_is_never_champion(run: Any, store: Store, tiny:
     assert state.type.value == "FAILED"
     assert (found["state"], found["error"]["exit_code"], found["champion"]) == ("refused", 5, 1)
     assert Registry(store, "tiny").champion().number == 1
+    # With lower floors it is compared with the champion.
+    good.manifest.write_text(strict.replace("1.0", "0.0") + "class_recall = 0.0\n")
+    _, found = run(good.manifest, epochs=1, learning_rate=1e-6)
+    assert (found["state"], found["error"]) == ("kept", None)
 
 
 @pytest.mark.parametrize("broken", ["normalize", "train", "evaluate", "decide", "publish"])

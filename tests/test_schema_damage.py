@@ -1,7 +1,7 @@
 """Splits whose Parquet file has another schema or other rows, sealed as if they were good, met by whole runs.
 
-No digest gives them away, so whoever reads the file must. The sentence names the file, and "make the step again" is
-what to do: delete the entry's folder. Rows that only were written differently are the same rows.
+No digest gives them away, so whoever reads the file must. The sentence names the file, and says what to
+do: delete the entry's folder. Rows that only were written differently are the same rows.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def test_another_schema_or_count_is_refused_by_training(first: Path, copy: Store
         carried_out(copy, first / "tiny.toml", seed=2)
     assert str(split(copy)) in str(refused.value)
     assert said in str(refused.value)
-    assert str(refused.value).endswith("make the step again")
+    assert str(refused.value).endswith(f"remove {split(copy).parent}, then run again")
     assert Registry(copy, "tiny").champion().number == 1
 
 
@@ -151,7 +151,7 @@ def test_and_ends_the_run_in_a_sentence(first: Path, copy: Store, what: str):
     sentence = found["error"]["sentence"]
     assert str(path) in sentence
     assert said in sentence
-    assert sentence.endswith("make the step again")
+    assert sentence.endswith(f"remove {path.parent}, then run again")
     assert "\n" not in sentence
     assert "train" not in found["steps"]
     assert_unharmed(copy)

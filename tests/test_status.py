@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -15,7 +14,7 @@ from flows.cli import _main
 from storage.ledger import Ledger
 from storage.store import Store
 from tests.servers import free_port
-from tests.stores import DATASET, add, retrain
+from tests.stores import DATASET, retrain
 
 
 @pytest.fixture(autouse=True)
@@ -104,44 +103,26 @@ def test_the_doctor_finds_nothing_wrong_without_a_server(fresh: Store, capsys: p
     assert findings["store"]["found"].startswith("8 entries, 2 versions, 4 ledger records")
 
 
-def test_the_doctor_names_damage_and_leftovers_of_the_store(fresh: Store):
-    partial = fresh.dataset(DATASET) / "5-models" / ".abc.partial"
-    partial.mkdir()
-    assert (doctor._whole(fresh).verdict, doctor._whole(fresh).remedy) == (
-        "warning",
-        f"idxflow gc --store {fresh.root}",
-    )
-    path = add(fresh, "train", 1)[1] / "data.bin"
-    path.chmod(0o644)
-    path.write_bytes(b"")
-    assert doctor._whole(fresh).found.startswith("1 damaged, first ")
-    assert (doctor._whole(fresh).verdict, doctor._whole(fresh).remedy) == (
-        "problem",
-        f"idxflow verify --store {fresh.root}",
-    )
+class Server:
+    """What a client says of a server of another version, and of itself."""
+
+    api_url = "http://127.0.0.1:4200/api"
+
+    def __init__(self, theirs: str) -> None:
+        self.theirs = theirs
+
+    def client_version(self) -> str:
+        return "3.8.8"
+
+    def api_version(self) -> str:
+        return self.theirs
 
 
-def test_the_doctor_says_that_tensorflow_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "tensorflow.py").write_text("raise ImportError('needs a processor with AVX')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = doctor._tensorflow()
-    assert found.verdict == "problem"
-    assert "needs a processor with AVX" in found.found
-    assert "fetching and validating work without it" in found.remedy
-
-
-@pytest.mark.parametrize(("theirs", "verdict"), [("3.8.8", "ok"), ("3.8.1", "ok"), ("3.9.1", "problem")])
-def test_the_doctor_compares_the_server_with_the_client(theirs: str, verdict: str):
-    class Server:
-        api_url = "http://127.0.0.1:4200/api"
-
-        def client_version(self) -> str:
-            return "3.8.8"
-
-        def api_version(self) -> str:
-            return theirs
-
-    assert doctor._same_version(Server()).verdict == verdict
+@pytest.mark.remedies("flows.doctor:_same_version")
+def test_the_doctor_compares_the_server_with_the_client():
+    # One that is installed in the same version is taken.
+    for theirs, verdict in (("3.9.1", "problem"), ("3.8.8", "ok"), ("3.8.1", "ok")):
+        assert doctor._same_version(Server(theirs)).verdict == verdict
 
 
 def test_times_are_utc(fresh: Store):

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from storage.errors import DamagedEntry, StoreError
+from storage.files import read_json, sealed
 from storage.store import ENTRY, Plan, Store
 
 PLAN = Plan("tiny", "decode", "train", inputs={"images": "aa"}, parameters={"rate": 0.001}, code={"m": "1"})
@@ -99,23 +101,36 @@ def test_steps_that_share_a_folder_are_not_compared(store: Store):
 
 
 def damage(folder: Path, how: str) -> None:
-    path = folder / "data.bin"
-    path.chmod(0o644)
-    match how:
-        case "bit":
-            path.write_bytes(b"y" + b"x" * 99)
-        case "cut":
-            path.write_bytes(b"x" * 50)
-        case "gone":
-            path.unlink()
-        case "entry":
-            (folder / ENTRY).chmod(0o644)
-            (folder / ENTRY).write_text("{")
-        case "no entry":
-            (folder / ENTRY).unlink()
+    path, entry = folder / "data.bin", folder / ENTRY
+    for file in (path, entry):
+        file.chmod(0o644)
+    damages: dict[str, Callable[[], object]] = {
+        "bit": lambda: path.write_bytes(b"y" + b"x" * 99),
+        "cut": lambda: path.write_bytes(b"x" * 50),
+        "gone": path.unlink,
+        "link": lambda: path.rename(folder.parent / "elsewhere") and path.symlink_to(folder.parent / "elsewhere"),
+        "another file": (folder / "more.bin").touch,
+        "entry": lambda: entry.write_text("{"),
+        "no entry": entry.unlink,
+        "another record": lambda: entry.write_bytes(sealed(read_json(entry) | {"record": {}})),
+    }
+    damages[how]()
 
 
-@pytest.mark.parametrize("how", ["bit", "cut", "gone", "entry", "no entry"])
+DAMAGED = [
+    pytest.param("bit", marks=pytest.mark.remedies("storage.store:_check_file:4")),
+    pytest.param("cut", marks=pytest.mark.remedies("storage.store:_check_file:2")),
+    pytest.param("gone", marks=pytest.mark.remedies("storage.store:_check_file:3")),
+    pytest.param("entry", marks=pytest.mark.remedies("storage.store:described")),
+    pytest.param("no entry", marks=pytest.mark.remedies("storage.store:described")),
+    pytest.param("link", marks=pytest.mark.remedies("storage.store:_check_file")),
+    pytest.param("another file", marks=pytest.mark.remedies("storage.store:described:2")),
+    pytest.param("another record", marks=pytest.mark.remedies("storage.store:load")),
+]
+"""And the places that notice it. A run names no remedy: it makes the entry again."""
+
+
+@pytest.mark.parametrize("how", DAMAGED)
 def test_damage_is_noticed_said_and_mended(store: Store, how: str, caplog: pytest.LogCaptureFixture):
     folder = once(store, Maker()).record.folder
     damage(folder, how)
@@ -208,6 +223,15 @@ def test_what_was_left_is_never_followed_out_of_the_store(store: Store, tmp_path
     folder = once(store, Maker(), other).record.folder
     assert (secret.read_bytes(), secret.stat().st_mode & 0o777) == (b"keep", 0o400)
     assert not (folder / "data.bin").is_symlink()
+
+
+@pytest.mark.remedies("storage.store:made_from")
+def test_what_an_entry_was_made_from_is_known_again_once_it_is_made_again(store: Store):
+    damage(once(store, Maker()).record.folder, "entry")
+    with pytest.raises(DamagedEntry, match="expected what it was made from"):
+        store.made_from("tiny", "decode", PLAN.key)
+    once(store, Maker())
+    assert store.made_from("tiny", "decode", PLAN.key) == PLAN.made_from
 
 
 def test_a_link_in_place_of_a_part_of_the_store_is_refused(store: Store, tmp_path: Path):

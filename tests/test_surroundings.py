@@ -86,6 +86,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 }
 
 
+@pytest.mark.remedies("flows.service.configuration:read")
 @pytest.mark.parametrize("case", BROKEN)
 def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str):
     file, content, said = BROKEN[case]
@@ -151,6 +152,7 @@ def keyed(exchange: Exchange) -> None:
     exchange.send(body)
 
 
+@pytest.mark.remedies("flows.service.client:_is_up:2", "flows.service.configuration:url")
 def test_an_address_that_is_no_api_is_named_as_what_it_is(tmp_path: Path):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     answers = {"/api/health": keyed, "/api/admin/version": keyed, "/other/api/health": good(b"<html>")}
@@ -171,6 +173,8 @@ def test_an_address_that_is_no_api_is_named_as_what_it_is(tmp_path: Path):
         refused = said(wrong)
         assert "expected an address such as http://127.0.0.1:4200/api in PREFECT_API_URL of the environment" in refused
         assert "word" not in refused
+    corrected = idxflow("status", env={**environment, "PREFECT_API_URL": NOWHERE}).stdout
+    assert f"expected a Prefect server at {NOWHERE}" in corrected
 
 
 def test_something_else_at_the_usual_port_is_answered_with_another_port():
@@ -294,6 +298,7 @@ def test_a_user_whom_the_system_does_not_know_has_a_home(monkeypatch: pytest.Mon
     assert Path.home() == Path("/")
 
 
+@pytest.mark.remedies("flows.service.database:_unusable")
 @pytest.mark.parametrize("home", ["/proc/nobody", "file"])
 def test_a_home_that_cannot_be_written_is_named_and_another_helps(tmp_path: Path, home: str):
     (tmp_path / "file").write_text("")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -48,6 +50,7 @@ def test_it_ends_with_the_run_however_that_ends(tmp_path: Path, tiny: TinyFactor
 
 
 @pytest.mark.flow
+@pytest.mark.remedies("flows.service.temporary:wait")
 def test_one_that_cannot_start_is_said_in_one_sentence(tmp_path: Path, tiny: TinyFactory):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     database = Path(environment["PREFECT_HOME"], "prefect.db")
@@ -62,6 +65,10 @@ def test_one_that_cannot_start_is_said_in_one_sentence(tmp_path: Path, tiny: Tin
     assert "file is not a database" in said[0]
     assert f"mv {database}* {database.parent}/broken" in said[0]
     assert "try again" not in said[0]
+    told = re.search(f"mkdir .* && mv {database}\\S* {database.parent}/broken", said[0])
+    assert told
+    subprocess.run(["bash", "-c", told[0]], check=True)
+    assert idxflow("validate", "--dataset-file", str(tiny().manifest), env=environment).returncode == 0
 
 
 @pytest.mark.flow

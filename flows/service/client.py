@@ -63,7 +63,7 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
         except (httpx.HTTPError, ValueError) as error:
             found = str(error) or type(error).__name__
             raise PrefectFailed(
-                f"expected an answer of the Prefect server at {_named(where)}, found {found}; see its log"
+                f"expected an answer of the Prefect server at {_named(where)}, found {found}; see its log{_log(where)}"
             ) from error
 
 
@@ -75,6 +75,12 @@ def environment() -> dict[str, str]:
     """
     where = _found()
     return server.client_environment(where, _auth(where), None)
+
+
+def _log(where: server.Address) -> str:
+    """Return where the log of a server that `idxflow up` started here is, to be added to a sentence."""
+    running = lock.running(_folder(), where.api)
+    return f", {_folder() / server.LOG}" if running.get("database") else ""
 
 
 def _token(session: httpx.Client) -> dict[str, str]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 DEFAULT_PORT = 4200
+LOG = "server.log"
+"""In the folder of `idxflow up`."""
 _DRIVERS = ("postgresql+asyncpg", "sqlite+aiosqlite")
 _HEALTH_SECONDS = 20
 _SOON_SECONDS = 2

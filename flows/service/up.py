@@ -298,7 +298,7 @@ class _Up:
         self.database = hold(self.home)
         self.auth = server.auth_string(self.folder) if self.wish.auth else None
         environment = server.server_environment(self.where, self.wish.database, self.auth, self.wish.csrf)
-        log = self.folder / "server.log"
+        log = self.folder / server.LOG
         plan = Plan(self.wish.host, self.wish.names, str(self.folder / LINKS))
         self.server = Service(plan.command(environment, ROOT, log, self.listener))
         self.database_file = sqlite.configured(environment.get(server.DATABASE))
@@ -525,7 +525,7 @@ class _Up:
     def _unanswered(self, error: Exception) -> str:
         return (
             f"the server at {self.where.ui} does not answer queries ({type(error).__name__}); it is asked again, "
-            f"see {self.folder / 'server.log'}"
+            f"see {self.folder / server.LOG}"
         )
 
     def _say_once(self, line: str) -> None:
