@@ -167,7 +167,7 @@ def _clock(store: Store) -> Finding:
     try:
         found = [(name, jump) for name in store.datasets() for jump in Ledger(store, name).recent_jumps(now)]
     except IdxflowError as error:
-        return Finding("problem", "clock", str(error), store.command("verify"))
+        return Finding("problem", "clock", *_parted(error))
     ahead = [(name, jump) for name, jump in found if jump.ahead]
     if ahead:
         name, jump = ahead[0]
@@ -212,7 +212,7 @@ def _settings() -> Finding:
     return Finding("ok", "settings", f"can be read; Prefect's folder is {home}")
 
 
-def _parted(error: PrefectFailed) -> tuple[str, str]:
+def _parted(error: IdxflowError) -> tuple[str, str]:
     """Return what was found, and what to do about it."""
     found, _, remedy = str(error).rpartition("; ")
     return found, remedy

@@ -170,7 +170,7 @@ class _Watcher:
             self.settled = f"{self._name}: nothing to announce, the archives in {self._source} have been announced"
 
     def _keep(self, look: Look) -> None:
-        """Copy the set into the store and record it, unless it is the one that came last."""
+        """Copy the set into the store and record it, unless it is the one that came last and is there."""
         inbox = self._inbox
         with self._arrivals.alone():
             last = self._arrivals.last(self._source)
@@ -178,7 +178,7 @@ class _Watcher:
                 found = inbox.digests(look)
                 if found is None:
                     return
-                if mark_of(self._name, found) == last.mark:
+                if mark_of(self._name, found) == last.mark and not self._arrivals.is_lost(last):
                     self._known = look
                     return
             with self._arrivals.partial() as place:
@@ -187,7 +187,8 @@ class _Watcher:
                 if files is None:
                     return
                 inbox.check(files, place)
-                arrival = Arrival(new_id(), self._name, inbox.dataset_file, self._source, files)
+                is_back = last and files == last.files and self._arrivals.is_lost(last)
+                arrival = last if is_back else Arrival(new_id(), self._name, inbox.dataset_file, self._source, files)
                 self._arrivals.add(place, arrival)
         self._known = look
         _say(f"{self._name}: {len(files)} new archives, {look.bytes:,} bytes, complete; set {arrival.id}")

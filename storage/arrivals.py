@@ -120,14 +120,23 @@ class Arrivals:
             shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, partial: Path, arrival: Arrival) -> None:
-        """Make the snapshot in `partial` that of a new set, for good, and record the set."""
+        """Make the snapshot in `partial` that of a set, for good, and record the set if it is a new one."""
         write_json(partial / _RECORD, arrival.to_json())
         for path in partial.iterdir():
             path.chmod(0o444)
         flush(partial)
         os.rename(partial, self.folder(arrival.id))
         flush(self._folder)
-        self._record(arrival)
+        if not self.find(arrival.id):
+            self._record(arrival)
+
+    def is_lost(self, arrival: Arrival) -> bool:
+        """Return whether a set that is still to be run has no snapshot, as when a damaged one was removed.
+
+        Raises:
+            DamagedEntry: a record of the ledger cannot be read.
+        """
+        return not self.folder(arrival.id).exists() and not self.run_of(arrival.id)
 
     def find(self, arrival: str) -> Arrival | None:
         """Return a set by its id.

@@ -3,10 +3,12 @@ tests/test_lost_database.py."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import zoneinfo
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -15,6 +17,7 @@ from flows import doctor
 from flows.cli import _main
 from flows.doctor import Finding
 from storage.store import Store
+from tasks import proxies
 from tests.servers import free_port
 from tests.stores import DATASET, add, retrain
 
@@ -62,16 +65,13 @@ def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.remedies("flows.doctor:_whole")
-def test_a_store_that_cannot_be_used(tmp_path: Path):
-    store = Store(tmp_path / "store")
-    store.prepare()
+def test_a_store_that_may_not_be_written(store: Store):
     retrain(store, 1)
-    store.dataset(DATASET).rename(tmp_path / "elsewhere")
-    store.dataset(DATASET).symlink_to(tmp_path / "elsewhere")
-    advised(doctor._whole(store), "or name another")
-    other = Store(tmp_path / "other")
-    retrain(other, 1)
-    assert doctor._whole(other).verdict == "ok"
+    with pytest.MonkeyPatch.context() as of_another_user:
+        # Root may write everywhere, so that this is what the system says.
+        of_another_user.setattr(os, "access", lambda path, mode: path != store.root)
+        advised(doctor._whole(store), "chown it to the user that runs the worker")
+    assert doctor._whole(store).verdict == "ok"
 
 
 @pytest.mark.remedies("flows.doctor:_whole:2")
@@ -104,9 +104,7 @@ def test_a_ledger_that_cannot_be_listed(store: Store, tmp_path: Path):
     runs = store.dataset(DATASET) / "ledger" / "runs"
     runs.rename(tmp_path / "backup")
     runs.touch()
-    found = doctor._clock(store)
-    assert found.verdict == "problem"
-    assert _main(found.remedy.split()[1:]) == 1
+    advised(doctor._clock(store), "free space or permissions there")
     runs.unlink()
     (tmp_path / "backup").rename(runs)
     assert doctor._clock(store).verdict == "ok"
@@ -128,23 +126,26 @@ def test_a_machine_without_time_zones(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.remedies("flows.doctor:_proxies")
-def test_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
-    advised(doctor._proxies(), "or unset it")
-    monkeypatch.delenv("ALL_PROXY")
+def test_a_proxy_that_cannot_be_used():
+    with patch.dict(os.environ, {"ALL_PROXY": "socks5://127.0.0.1:9"}):
+        proxies.keep_direct(*proxies.LOOPBACK)
+        advised(doctor._proxies(), "or unset it")
     assert doctor._proxies().verdict == "ok"
 
 
 @pytest.mark.remedies("flows.doctor:_settings", "flows.doctor:_server")
-def test_settings_that_name_no_server(store: Store):
+def test_settings_that_name_no_server(store: Store, monkeypatch: pytest.MonkeyPatch):
     with temporary_settings({PREFECT_API_URL: "ftp://127.0.0.1/api"}):
         (found,) = doctor._server(store)
         advised(found, "correct it there")
-    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api"}):
+    nowhere = f"http://127.0.0.1:{free_port()}/api"
+    monkeypatch.setenv("PREFECT_API_URL", nowhere)
+    with temporary_settings({PREFECT_API_URL: nowhere}):
         settings, found = doctor._server(store)
         assert settings.verdict == "ok"
         advised(found, "or remove that setting")
         assert found.verdict == "problem"
     # Then it keeps nobody from anything.
+    monkeypatch.delenv("PREFECT_API_URL")
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert "problem" not in [found.verdict for found in doctor._server(store)]

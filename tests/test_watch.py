@@ -17,6 +17,7 @@ import pytest
 from storage import idx
 from storage.arrivals import Arrival, Arrivals
 from storage.catalog import DEFAULT_FILES
+from storage.files import read_json, sealed
 from storage.ledger import Ledger
 from storage.retention import collect
 from storage.store import Store
@@ -352,7 +353,8 @@ def test_a_snapshot_stays_until_a_run_has_ended_well(world: World):
     assert left() == [False, False, True]
 
 
-def test_a_damaged_snapshot_is_found(world: World):
+@pytest.mark.remedies("storage.arrivals:damage", "storage.arrivals:_described")
+def test_a_damaged_snapshot_is_found_and_the_set_taken_again(world: World):
     put(world.inbox, archives(1))
     with world.watching():
         arrival = world.taken(1)
@@ -362,3 +364,18 @@ def test_a_damaged_snapshot_is_found(world: World):
     (found,) = verify(world.store).damage
     assert (found.path, found.problem) == (path.parent, f"{TRAIN} is not what arrived")
     assert verify(world.store, contents=False).damage == ()
+    record = path.with_name("arrival.json")
+    record.chmod(0o644)
+    record.write_bytes(sealed({**read_json(record), "arrival": "20260101-000000-00000000"}))
+    (found,) = verify(world.store).damage
+    assert "describes 20260101-000000-00000000" in found.problem
+    # What it says to do, for a set that no run has had yet.
+    assert found.remedy == "copy the set into its folder again, and remove this"
+    with world.watching():
+        shutil.rmtree(path.parent)
+        put(world.inbox, archives(1))
+        until(path.exists)
+        until(lambda: not list(path.parent.parent.glob(".*.partial")))
+    assert world.contents(arrival) == archives(1)
+    assert len(world.sets()) == 1
+    assert verify(world.store).damage == ()
