@@ -187,8 +187,10 @@ class _Watcher:
                 if files is None:
                     return
                 inbox.check(files, place)
-                is_back = last and files == last.files and self._arrivals.is_lost(last)
-                arrival = last if is_back else Arrival(new_id(), self._name, inbox.dataset_file, self._source, files)
+                if last and files == last.files and self._arrivals.is_lost(last):
+                    arrival = last
+                else:
+                    arrival = Arrival(new_id(), self._name, inbox.dataset_file, self._source, files)
                 self._arrivals.add(place, arrival)
         self._known = look
         _say(f"{self._name}: {len(files)} new archives, {look.bytes:,} bytes, complete; set {arrival.id}")
