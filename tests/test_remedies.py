@@ -10,7 +10,6 @@ import ctypes
 import dataclasses
 import errno
 import gzip
-import io
 import itertools
 import json
 import os
@@ -805,7 +804,7 @@ CASES: dict[str, Case] = {
     ),
     "predict in Python: other weights than the model's": Case(
         lambda here: (exchange_weights(here), classifier.predict(here.record(2), ONE[None])),
-        ", and train again",
+        ", then run again",
         lambda here: (shutil.rmtree(here.record(2).folder), here.train_again()),
         lambda here: classifier.predict(here.record(2), ONE[None]),
     ),
@@ -1309,13 +1308,10 @@ CASES: dict[str, Case] = {
         lambda here: _show(here.folder / "page.html"),
     ),
     "output that is full": Case(
-        lambda here: (
-            here.patch.setattr(sys, "stdout", Path("/dev/full").open("w")),  # noqa: SIM115
-            here.run("datasets", store=False),
-        ),
+        lambda here: printed_into(here, "/dev/full"),
         "or lead it elsewhere",
-        lambda here: here.patch.setattr(sys, "stdout", io.StringIO()),
-        lambda here: here.run("datasets", store=False),
+        nothing,
+        lambda here: printed_into(here, "out"),
     ),
     "a clock that starts in 1970": Case(
         lambda here: (here.patch.setattr(job, "datetime", clock(1970)), job._now()),
@@ -1654,6 +1650,12 @@ def asked(here: Here, *words: str) -> None:
 def suppressed(act: Callable[[], object]) -> None:
     with suppress(IdxflowError):
         act()
+
+
+def printed_into(here: Here, file: str) -> None:
+    with Path(file).open("w") as output, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", output)
+        here.run("datasets", store=False)
 
 
 def clock(year: int) -> type[datetime]:
