@@ -61,7 +61,8 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
             session.headers.update(_token(session))
             yield ask
         except (httpx.HTTPError, ValueError) as error:
-            found = str(error) or type(error).__name__
+            # Of a status, the next line is about HTTP in general.
+            found = str(error).partition("\n")[0] or type(error).__name__
             raise PrefectFailed(
                 f"expected an answer of the Prefect server at {_named(where)}, found {found}; see its log{_log(where)}"
             ) from error
