@@ -111,6 +111,7 @@ def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str
     assert f"Failed to reach API at {NOWHERE}" in again.stderr
 
 
+@pytest.mark.remedies("flows.service.configuration:_check_files")
 @pytest.mark.parametrize("name", [".env", "prefect.toml", "pyproject.toml", "prefect/profiles.toml"])
 def test_settings_that_are_no_file_are_refused_at_once(tmp_path: Path, name: str):
     """Whoever reads a FIFO waits for somebody to write into it."""
