@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -1375,12 +1374,6 @@ CASES: dict[str, Case] = {
         nothing,
         lambda here: scored(here, blobs_dataset(here.folder)),
     ),
-    "layers that are too large": Case(
-        lambda here: short_of_memory(lambda: here.train(hidden=[65_536, 65_536])),
-        "choose smaller hidden layers",
-        nothing,
-        lambda here: here.train(epochs=1),
-    ),
     # --- servers --------------------------------------------------------------------------------------------------
     "up: open without an auth string": Case(
         lambda here: up(here, "--host", "0.0.0.0", "--no-auth"),
@@ -1571,17 +1564,6 @@ def labels_checked(here: Here) -> None:
     check_labels(catalog.read(here.folder / "mine.toml"), here.decode().record, LABELS + 1)
 
 
-def short_of_memory(act: Callable[[], object]) -> None:
-    """Act where no more than one GB of memory can be had."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 1_000_000_000, before[1]))
-    try:
-        act()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
 def linked(here: Here) -> None:
     assert here.own
     (here.ready / "tiny").rename(here.folder / "elsewhere")
@@ -1710,6 +1692,7 @@ def announced(here: Here, answer: Answer) -> None:
 NOT_YET = {
     # Packages, processors and memory that a machine does not have.
     "flows.doctor:_tensorflow",
+    "tasks.train:_enough_memory",
     # A server that does not answer for ten minutes.
     "flows.service.temporary:wait:2",
     # What ends with a whole `idxflow up`, or with another user's.
