@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +20,13 @@ from cyclopts.validators import Number
 from flows import doctor, environment, figures, registry, reports, runs, status, upkeep
 from flows.interruption import Terminated, interruptible
 from flows.options import AsJson, DatasetFile, ModelVersion, Source, StoreFolder
-from flows.output import ReaderGone, guarded_streams, say_json, say_table, say_utf8
+from flows.output import ReaderGone, guarded_streams, remark, say_json, say_table, say_utf8
 from flows.service import configuration
 from flows.service.up import up
 from flows.settings import be_quiet, collect_less
 from storage.errors import ConfigError, IdxflowError, PrefectFailed, shortage
 from storage.files import WAITING
+from storage.records import Failure, to_json
 from storage.store import Store, store_root
 
 if TYPE_CHECKING:
@@ -314,36 +317,64 @@ def main(tokens: list[str] | None = None) -> None:
 
 def _main(tokens: list[str] | None) -> int:
     with guarded_streams():
-        return _ended(tokens)
+        return _ended(sys.argv[1:] if tokens is None else tokens)
 
 
-def _ended(tokens: list[str] | None) -> int:
+def _ended(tokens: list[str]) -> int:
     try:
         environment.prepare()
         with interruptible():
-            code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+            _refuse_empty(tokens)
+            code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
-    except CycloptsError:
-        return ConfigError.exit_code
-    except IdxflowError as error:
-        print(f"idxflow: {error}", file=sys.stderr)
-        return error.exit_code
-    except Terminated:
-        print("idxflow: terminated; the same command resumes", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        print("idxflow: interrupted; the same command resumes", file=sys.stderr)
-        return 130
-    except (ImportError, RuntimeError, MemoryError, OSError) as error:
-        words = shortage(error)
-        if not words:
-            raise
-        print(f"idxflow: {words}", file=sys.stderr)
-        return 1
     except ReaderGone:
         # Of our output (`idxflow datasets | head`): it has what it wanted.
         return 0
+    except (Exception, KeyboardInterrupt) as error:
+        failure = _failure(error)
+        if not failure:
+            raise
+        return _say_failure(failure, as_json="--json" in tokens)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(tokens: list[str]) -> None:
+    """Refuse empty options: `--store "$STORE"`, where that is not set, must not act on the default store.
+
+    Raises:
+        ConfigError: an option has an empty value.
+    """
+    for before, token in pairwise(("", *tokens)):
+        option = before if not token else token.rstrip("=") if re.fullmatch("--[a-z-]+=", token) else ""
+        if option.startswith("--"):
+            raise ConfigError(
+                f"expected a value for {option}; found an empty one, such as a variable that is not set leaves; "
+                "give a value, or leave the option out"
+            )
+
+
+def _failure(error: BaseException) -> Failure | None:
+    """Return why a command did not do what it was asked; None for an error that nobody expected."""
+    kind = type(error).__name__
+    if isinstance(error, IdxflowError):
+        return Failure(kind, str(error), error.exit_code)
+    if isinstance(error, CycloptsError):
+        help_of = " ".join(("idxflow", *(error.command_chain or ()), "--help"))
+        return Failure(ConfigError.__name__, f"{error} See `{help_of}`.", ConfigError.exit_code)
+    if isinstance(error, Terminated):
+        return Failure(kind, "terminated; the same command resumes", 128 + signal.SIGTERM)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("Interrupted", "interrupted; the same command resumes", 128 + signal.SIGINT)
+    words = shortage(error)
+    return Failure(kind, words, IdxflowError.exit_code) if words else None
+
+
+def _say_failure(failure: Failure, as_json: bool) -> int:
+    """Say in a sentence why a command failed, with `--json` as an object on standard output, too."""
+    if as_json:
+        say_json({"error": to_json(failure)})
+    remark(failure.sentence)
+    return failure.exit_code
 
 
 def _run_flow(flow: str, request: Request, as_json: bool) -> int:
@@ -357,7 +388,7 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
         outcome = _watch(flow, request, as_json)
     except IdxflowError as error:
         outcome = refusal(request, error)
-        print(f"idxflow: {error}", file=sys.stderr)
+        remark(str(error))
     if as_json:
         say_json(outcome)
     return outcome["error"]["exit_code"] if outcome["error"] else 0

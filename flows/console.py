@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from flows.output import ReaderGone
+from flows.output import ReaderGone, printable
 from flows.settings import LOGGERS
 from flows.terminal import fitted
 from storage.errors import OutputFailed, PrefectFailed
@@ -111,14 +111,15 @@ class Console:
         self._print(styled(line, self._terminal, style))
 
     def _say_step(self, step: Step) -> None:
-        how = Text("reused", style="dim") if step.reused else Text(step.reason, style="cyan")
+        how = Text("reused", style="dim") if step.reused else Text(printable(step.reason), style="cyan")
+        summary = printable(step.summary)
         if not looked_at(self._terminal) or self._terminal.width >= WIDE:
-            self._print(Text.assemble(f"{step.name:<21} {step.summary:<66} {step.seconds:7.2f} s  ", how))
+            self._print(Text.assemble(f"{step.name:<21} {summary:<66} {step.seconds:7.2f} s  ", how))
             return
         row = Table.grid(padding=(0, 2, 0, 0))
         row.add_row(Text(f"{step.name:<21}"), Text(f"{step.seconds:7.2f} s"), how)
         self._print(row, whole=False)
-        self._print(Padding(Text(step.summary, style="dim"), (0, 0, 0, 4), expand=False), whole=False)
+        self._print(Padding(Text(summary, style="dim"), (0, 0, 0, 4), expand=False), whole=False)
 
     def _keep_ending(self, outcome: dict[str, Any]) -> None:
         self._ending = outcome
@@ -200,6 +201,7 @@ class _HowFar(ProgressColumn):
 
 def styled(line: str, terminal: Terminal, style: str = "") -> Text:
     """Return a line for a terminal, made to fit it, or for a pipe or a file, as it is."""
+    line = printable(line)
     return Text(fitted(line, terminal.width) if looked_at(terminal) else line, style=style)
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flows.output import say_json
-from storage.errors import ConfigError, IdxflowError
+from storage.errors import ConfigError
 from storage.files import check_local, kind_of
-from storage.records import Failure, to_json
+from storage.records import to_json
 from storage.registry import Version
 from storage.store import Store, store_root
 from storage.words import counted
@@ -57,16 +57,17 @@ class _Remarks:
 
 
 def predict_files(wanted: Wanted, as_json: bool) -> int:
-    """Classify the images of files, print or write the answers, and return the exit code."""
+    """Classify the images of files, print or write the answers, and return 0.
+
+    Raises:
+        IdxflowError: there is no such version, a file cannot be used, or the answers cannot be written.
+    """
     remarks = _Remarks()
-    try:
-        version = _version(wanted)
-        with Store(store_root(wanted.store)).in_use(wanted.dataset):
-            rows = list(_rows(wanted, version, remarks))
-        if wanted.out:
-            write_parquet(wanted.out, rows)
-    except IdxflowError as error:
-        return _failed(error, as_json)
+    version = _version(wanted)
+    with Store(store_root(wanted.store)).in_use(wanted.dataset):
+        rows = list(_rows(wanted, version, remarks))
+    if wanted.out:
+        write_parquet(wanted.out, rows)
     if as_json:
         say_json(_outcome(wanted, version, rows, remarks.said))
     else:
@@ -77,19 +78,20 @@ def predict_files(wanted: Wanted, as_json: bool) -> int:
 def export_version(
     dataset: str, version: str, kind: str, out: Path | None, store: str | None, as_json: bool = False
 ) -> int:
-    """Export a model, say where it is, and return the exit code."""
+    """Export a model, say where it is, and return 0.
+
+    Raises:
+        IdxflowError: there is no such version, its format or place is not possible, or it answers otherwise.
+    """
     from tasks.export import check_possible, export
 
-    try:
-        opened = Store(store_root(store))
-        check_local("--out", out or "")
-        found = find_version(opened, dataset, version)
-        folder = (out or Path(f"{dataset}-v{found.number}-{kind}")).expanduser().absolute()
-        check_possible(kind, folder)
-        with opened.in_use(dataset):
-            done = export(load_champion(dataset, opened, found), kind, folder)  # type: ignore[arg-type]
-    except IdxflowError as error:
-        return _failed(error, as_json)
+    opened = Store(store_root(store))
+    check_local("--out", out or "")
+    found = find_version(opened, dataset, version)
+    folder = (out or Path(f"{dataset}-v{found.number}-{kind}")).expanduser().absolute()
+    check_possible(kind, folder)
+    with opened.in_use(dataset):
+        done = export(load_champion(dataset, opened, found), kind, folder)  # type: ignore[arg-type]
     if as_json:
         return say_json(_exported(done))
     _say(_sentence(done))
@@ -178,14 +180,6 @@ def _outcome(wanted: Wanted, version: Version, rows: Sequence[Row], remarks: Seq
         "out": str(wanted.out.absolute()) if wanted.out else None,
         "error": None,
     }
-
-
-def _failed(error: IdxflowError, as_json: bool) -> int:
-    _warn(f"idxflow: {error}")
-    if as_json:
-        failure = Failure(type(error).__name__, _as_text(str(error)), error.exit_code)
-        say_json({"error": to_json(failure)})
-    return error.exit_code
 
 
 def _exported(done: Export) -> dict[str, Any]:

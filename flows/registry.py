@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from functools import wraps
 from itertools import islice
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -19,9 +18,9 @@ from flows import datasets
 from flows.options import AsJson, Limit, Reason, StoreFolder
 from flows.output import remark, say_json, say_table
 from flows.settings import store_root
-from storage.errors import ConfigError, DamagedEntry, IdxflowError
+from storage.errors import ConfigError, DamagedEntry
 from storage.ledger import TOLERANCE, Ledger
-from storage.records import Evaluation, Failure, TrainedModel, to_json
+from storage.records import Evaluation, TrainedModel
 from storage.registry import Registry, Turn, Version, line
 from storage.store import Store
 from storage.words import counted, meant, written
@@ -30,28 +29,10 @@ BY_HAND = "by-hand"
 """What the ledger has for the run of a decision that no run made."""
 MAX_REASON = 1000
 
-P = ParamSpec("P")
-
 app = App(name="registry", help="Show which model is the champion, since when and why, and compare versions.")
 
 
-def errors_as_json(command: Callable[P, int]) -> Callable[P, int]:
-    """Have `--json` print one JSON value when `command` raises too: `{"error": {kind, sentence, exit_code}}`."""
-
-    @wraps(command)
-    def call(*values: P.args, **options: P.kwargs) -> int:
-        try:
-            return command(*values, **options)
-        except IdxflowError as error:
-            if options.get("as_json"):
-                say_json({"error": to_json(Failure(type(error).__name__, str(error), error.exit_code))})
-            raise
-
-    return call
-
-
 @app.command
-@errors_as_json
 def history(dataset: str, *, limit: Limit = 20, store: StoreFolder = None, as_json: AsJson = False) -> int:
     """List the decisions about the champion, newest first: when, what changed, who asked, and why.
 
@@ -70,7 +51,6 @@ def history(dataset: str, *, limit: Limit = 20, store: StoreFolder = None, as_js
 
 
 @app.command
-@errors_as_json
 def show(dataset: str, version: str = "champion", *, store: StoreFolder = None, as_json: AsJson = False) -> int:
     """Show everything about a version. Exit code 1 if its files are damaged.
 
@@ -88,7 +68,6 @@ def show(dataset: str, version: str = "champion", *, store: StoreFolder = None, 
 
 
 @app.command
-@errors_as_json
 def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
     """Show which version was the champion at a date or time, and why.
 
@@ -127,7 +106,6 @@ def at(dataset: str, moment: str, *, store: StoreFolder = None, as_json: AsJson 
 
 
 @app.command
-@errors_as_json
 def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: AsJson = False) -> int:
     """Show the differences between two versions: configuration, data, code, libraries, accuracy.
 
@@ -151,7 +129,6 @@ def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: As
     return 0
 
 
-@errors_as_json
 def promote(
     dataset: str,
     version: str,
@@ -180,7 +157,6 @@ def promote(
     return _report(_move(place, change), as_json)
 
 
-@errors_as_json
 def rollback(
     dataset: str,
     *,

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from flows.options import StoreFolder
 from flows.output import destination, remark, say, say_utf8, write
-from flows.registry import Place, errors_as_json, open_place
+from flows.registry import Place, open_place
 from flows.runs import find_run, quiet
 from storage.errors import DamagedEntry, IdxflowError
 from storage.records import Report
@@ -44,7 +44,6 @@ class _Found:
         return self.published
 
 
-@errors_as_json
 def report(
     dataset: str,
     run: str = "latest",

@@ -17,7 +17,7 @@ from flows.endings import settle
 from flows.figures import PICTURES, draw_to
 from flows.options import AsJson, Limit, StoreFolder
 from flows.output import destination, remark, say, say_json, say_table
-from flows.registry import Place, errors_as_json, open_place, remark_older
+from flows.registry import Place, open_place, remark_older
 from storage.errors import ConfigError
 from storage.ledger import run_of
 from storage.words import meant, written
@@ -35,7 +35,6 @@ app = App(name="runs", help="List the runs of a data set, or compare two of them
 
 
 @app.command(name="list")
-@errors_as_json
 def list_runs(
     dataset: str,
     *,
@@ -61,7 +60,6 @@ def list_runs(
 
 
 @app.command
-@errors_as_json
 def diff(
     dataset: str,
     a: str,

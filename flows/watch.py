@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import announce, datasets
+from flows import announce, datasets, output
 from flows.inbox import Inbox, Look
 from flows.interruption import interruptible
 from flows.settings import store_root
@@ -259,8 +259,9 @@ def _make_sure_it_fits(place: Path, needed: int) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    output.say(line)
+    sys.stdout.flush()
 
 
 def _warn(line: str) -> None:
-    print(f"idxflow: {line}", file=sys.stderr, flush=True)
+    output.remark(line)

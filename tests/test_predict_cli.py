@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from flows.cli import _main
-from flows.predict import Wanted, predict_files
 from storage import idx
 from storage.errors import FormatError
 from storage.store import Store
@@ -56,7 +55,8 @@ def ask(home: Path, capsys) -> Ask:
     """Predict files and return the JSON outcome, with the exit code and what was said added."""
 
     def call(*files: str, **options) -> dict:
-        code = predict_files(Wanted("tiny", tuple(map(Path, files)), **options), as_json=True)
+        chosen = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
+        code = _main(["predict", "tiny", *files, *chosen, "--json"])
         printed = capsys.readouterr()
         return {**json.loads(printed.out), "code": code, "said": printed.err}
 
@@ -282,7 +282,7 @@ REFUSED = {
 @pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_taken_is_said_in_one_sentence(home: Path, capsys, make: Callable[[], str], said: str):
     file, out = Path(make()), Path("out.parquet")
-    code = predict_files(Wanted("tiny", (file,), out=out), as_json=False)
+    code = _main(["predict", "tiny", str(file), "--out", str(out)])
     printed = capsys.readouterr()
     assert code == 3
     assert said in printed.err
@@ -296,14 +296,14 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(home: Path, capsys, make: 
 def test_pictures_that_unpack_to_too_much_are_refused(home: Path, monkeypatch, capsys, limit: int):
     # 80 pixels: between the limit and twice that Pillow alone would only warn.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    assert predict_files(Wanted("tiny", (Path(save("bomb.png")),)), as_json=False) == 3
+    assert _main(["predict", "tiny", save("bomb.png")]) == 3
     assert f"expected at most {limit} pixels" in capsys.readouterr().err
 
 
 def test_arrays_that_unpack_to_too_much_are_refused(home: Path, monkeypatch, capsys):
     monkeypatch.setattr("tasks.pictures.MAX_NPZ_BYTES", 1000)
     file = Path(arrays_file("bomb.npz", images=IMAGES))
-    assert predict_files(Wanted("tiny", (file,)), as_json=False) == 3
+    assert _main(["predict", "tiny", str(file)]) == 3
     assert "more than 1,000" in capsys.readouterr().err
 
 
@@ -321,7 +321,7 @@ def test_all_rows_are_in_the_parquet_file(ask: Ask, home: Path):
 
 def test_many_rows_are_counted_and_the_first_are_shown(home: Path, capsys):
     np.save("many.npy", IMAGES)
-    assert predict_files(Wanted("tiny", (Path("many.npy"),), out=Path("new/out.parquet")), as_json=False) == 0
+    assert _main(["predict", "tiny", "many.npy", "--out", "new/out.parquet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:10]] == [f"many.npy[{n}]" for n in range(10)]
     assert lines[10] == "… 20 more of 30"
@@ -340,7 +340,7 @@ def test_a_file_name_that_is_no_text_is_written_out(ask: Ask, home: Path):
 
 def test_control_characters_stay_out_of_the_terminal(home: Path, capsys):
     Path(save("grey.png")).rename("\x1b[2Jgrey.png")
-    assert predict_files(Wanted("tiny", (Path("\x1b[2Jgrey.png"),)), as_json=False) == 0
+    assert _main(["predict", "tiny", "\x1b[2Jgrey.png"]) == 0
     assert r"\x1b[2Jgrey.png'[0]" in capsys.readouterr().out
 
 
