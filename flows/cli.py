@@ -365,8 +365,15 @@ def _failure(error: BaseException) -> Failure | None:
         return Failure(kind, "terminated; the same command resumes", 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt):
         return Failure("Interrupted", "interrupted; the same command resumes", 128 + signal.SIGINT)
-    words = shortage(error)
+    words = shortage(error) or _obstacle(error)
     return Failure(kind, words, IdxflowError.exit_code) if words else None
+
+
+def _obstacle(error: BaseException) -> str | None:
+    """Return in words which file or folder the system has refused, if that is what `error` is about."""
+    if not isinstance(error, OSError) or not isinstance(error.filename, str | bytes):
+        return None
+    return f"expected to use {os.fsdecode(error.filename)}; {error.strerror}; correct that, or choose another place"
 
 
 def _say_failure(failure: Failure, as_json: bool) -> int:

@@ -87,7 +87,7 @@ def store_root(given: str | Path | None = None) -> Path:
 
     Raises:
         ConfigError: it is an address.
-        StoreError: it is something else.
+        StoreError: it is something else, or cannot be read.
     """
     check_local("the store (--store or IDXFLOW_STORE)", given or os.environ.get(STORE_VARIABLE) or "")
     root = store_path(given)
@@ -97,6 +97,9 @@ def store_root(given: str | Path | None = None) -> Path:
                 f"expected a folder for the store at {root}; found {kind_of(root)}; "
                 "choose another with --store or IDXFLOW_STORE"
             )
+        if root.is_dir():
+            # What cannot be listed would look like a store that has nothing.
+            os.scandir(root).close()
     return root
 
 

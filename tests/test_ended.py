@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,50 @@ def test_an_interruption_is_json_too(
     monkeypatch.setattr("flows.upkeep.retention.collect", interrupted)
     said = failed(capsys, ["gc", "--json"], code)
     assert said == f"{'interrupted' if number == signal.SIGINT else 'terminated'}; the same command resumes"
+
+
+NOBODY = 65534
+
+
+@contextmanager
+def by_another_user() -> Iterator[None]:
+    """Have no right to what belongs to this user only. Root has one to everything; others lose it with the mode."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "verify", "gc", "registry history tiny", "runs list tiny", "report tiny"]
+)
+def test_a_store_that_may_not_be_listed_is_not_taken_for_an_empty_one(command: str, capsys: pytest.CaptureFixture):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "store"
+        root.mkdir()
+        Path(folder).chmod(0o755)
+        root.chmod(0o300)
+        with by_another_user():
+            said = failed(capsys, [*command.split(), "--store", str(root), "--json"], 1)
+        root.chmod(0o755)
+    assert f"the store cannot be used: Permission denied at {root}" in said
+
+
+@pytest.mark.parametrize("refused", ["train-images-idx3-ubyte", "."])
+def test_archives_that_may_not_be_read_are_named(refused: str, capsys: pytest.CaptureFixture):
+    with tempfile.TemporaryDirectory() as folder:
+        for role in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+            (Path(folder) / f"{role}-ubyte").touch()
+        Path(folder).chmod(0o755)
+        place = Path(folder) / refused
+        place.chmod(0o300)
+        with by_another_user():
+            assert _main(["manifest", folder]) == 1
+        place.chmod(0o755)
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert errors == f"idxflow: expected to use {place}; Permission denied; correct that, or choose another place\n"
