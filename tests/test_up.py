@@ -23,6 +23,7 @@ import yaml
 from flows.service import deployments, server
 from flows.service.memory import Memory
 from flows.service.processes import end_with_parent
+from flows.service.up import Wish
 from storage.errors import PrefectFailed
 from storage.files import locked
 from storage.ledger import Ledger
@@ -520,3 +521,15 @@ def test_a_database_that_refuses_is_named_in_one_sentence_without_the_password(t
     assert "ConnectionRefusedError" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert PASSWORD not in refused.stderr + refused.stdout
+
+
+def test_another_store_or_pool_is_not_taken_for_that_of_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("IDXFLOW_STORE", raising=False)
+    running = Wish(store=str(tmp_path / "one")).effects()
+    # With nothing asked for, whatever runs is what is wanted.
+    assert Wish().ineffective(running) == []
+    assert Wish(pool="other").ineffective(running) == ["--pool"]
+    monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path / "one"))
+    assert Wish().ineffective(running) == []
+    monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path / "two"))
+    assert Wish().ineffective(running) == ["--store or IDXFLOW_STORE"]

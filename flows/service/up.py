@@ -59,6 +59,7 @@ ZOMBIE_VARIABLE = "IDXFLOW_ZOMBIE_SECONDS"
 ZOMBIE_SECONDS = 90
 """Three heartbeats of 30 s, the shortest that Prefect allows."""
 _LEAST_ZOMBIE_SECONDS = 60
+_STORE = "--store or IDXFLOW_STORE"
 _OF_SERVER = ("--host", "--no-auth", "--no-csrf", "--database", "--allow-host")
 
 
@@ -83,12 +84,14 @@ class Wish:
             "--no-csrf": self.csrf,
             "--database": self.database,
             "--allow-host": list(self.names),
-            "--store": str(store_path(self.store)),
+            "--pool": self.pool,
+            _STORE: str(store_path(self.store)),
         }
 
     def ineffective(self, held: Mapping[str, object]) -> list[str]:
         """Return the options that were asked for and are not what is `held`, by option."""
-        usual = Wish().effects()
+        # A store that the environment names is asked for, too.
+        usual = {**Wish().effects(), _STORE: str(store_path(BESIDE))}
         return [name for name, value in self.effects().items() if value not in (usual[name], held.get(name, value))]
 
 
@@ -240,8 +243,10 @@ class _Up:
         holder = self.lock.read()
         ready = "is already running" if holder.get("ready") else "is already starting"
         _say(f"`idxflow up` {ready}, process {holder.get('pid', 'unknown')}")
-        _say(f"server at {self.where.ui}; worker polling the pool {self.wish.pool}; logs in {self.folder}")
-        for option in self.wish.ineffective(holder.get("effects", {})):
+        effects = holder.get("effects", {})
+        pool = effects.get("--pool", self.wish.pool)
+        _say(f"server at {self.where.ui}; worker polling the pool {pool}; logs in {self.folder}")
+        for option in self.wish.ineffective(effects):
             _say(f"{option} has no effect on what runs already: end that first, with Ctrl-C or kill")
         if holder.get("links"):
             _say(self._link())
