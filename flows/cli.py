@@ -324,7 +324,8 @@ def _ended(tokens: list[str]) -> int:
     try:
         environment.prepare()
         with interruptible():
-            _refuse_empty(tokens)
+            if tokens[:1] != ["prefect"]:
+                _refuse_empty(tokens)
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except ReaderGone:
