@@ -44,7 +44,7 @@ EXIT_CODES = {
     4: "no source available",
     5: "model below a floor",
     130: "interrupted (SIGINT)",
-    143: "terminated (SIGTERM)",
+    143: "terminated (SIGTERM, SIGHUP)",
 }
 OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "manifest": (3,), "predict": (3,)}
 """The codes that only some commands end with."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run, whatever becomes of the exception that they raise."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run, whatever becomes of the exception that they raise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ _AGAIN_SECONDS = 0.05
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM was received. A run ends as with Ctrl-C: what it started, such as Prefect's own server, ends too."""
+    """SIGTERM was received, or SIGHUP, because the terminal was closed; its argument is which.
+
+    A run ends as with Ctrl-C: what it started, such as Prefect's own server, ends too.
+    """
+
+
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Unraisable(Protocol):
@@ -23,22 +29,21 @@ class _Unraisable(Protocol):
 
 
 @contextmanager
-def interruptible() -> Iterator[list[type[KeyboardInterrupt]]]:
-    """Have Ctrl-C raise KeyboardInterrupt in the block, and SIGTERM `Terminated`; yield a list of those that came.
+def interruptible() -> Iterator[list[KeyboardInterrupt]]:
+    """Have Ctrl-C raise KeyboardInterrupt in the block, SIGTERM and SIGHUP `Terminated`; yield those that came.
 
     A library may make another error of one: Prefect "Result is not set", pydantic one of its own. Then the block
     still ends as interrupted, if it ends with an error.
     """
-    received: list[type[KeyboardInterrupt]] = []
+    received: list[KeyboardInterrupt] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        received.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated(signal.Signals(number)))
         raise received[-1]
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
-    # Where Ctrl-C is to be ignored, as in the background of a shell, it is.
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
+    # What is to be ignored, as Ctrl-C in the background of a shell or SIGHUP after nohup, is.
+    wanted = [number for number in _HANDLED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in wanted}
     try:
         with _sent_again():
             yield received
@@ -77,5 +82,5 @@ def _sent_again() -> Iterator[None]:
 def _signal_of(error: BaseException | None) -> int | None:
     """Return the signal that raised `error` here or in Prefect, which has a handler of its own while a flow runs."""
     if isinstance(error, KeyboardInterrupt):
-        return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        return error.args[0] if isinstance(error, Terminated) else signal.SIGINT
     return getattr(error, "signal", None) if type(error).__name__ == "TerminationSignal" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,7 +195,8 @@ def _stopped_by(error: BaseException) -> tuple[str, str]:
         return "interrupted", "it was stopped by Ctrl-C"
     if runtime.deployment.id and _is_cancelling():
         return "cancelled", "it was cancelled"
-    return "terminated", "it was ended by SIGTERM"
+    hung_up = isinstance(error, Terminated) and error.args == (signal.SIGHUP,)
+    return "terminated", "its terminal was closed" if hung_up else "it was ended by SIGTERM"
 
 
 def _is_cancelling() -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 # Before Prefect is imported anywhere: nothing of the developer's own Prefect is read or written, and a test that
 # calls a task without `.fn` fails at once instead of starting a server behind everyone's back.
 os.environ |= {
-    "PREFECT_HOME": tempfile.mkdtemp(prefix="idxflow-prefect-"),
+    "PREFECT_HOME": tempfile.mkdtemp(prefix="idxflow-tests-"),
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     "DO_NOT_TRACK": "1",
 }

@@ -59,7 +59,10 @@ def ctrl_c_is_not_ignored() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated), (signal.SIGINT, KeyboardInterrupt)],
+)
 @pytest.mark.parametrize("happens", [changed, lost, lost_by_prefect])
 def test_the_block_ends_as_interrupted(
     happens: Callable[[int], None], number: signal.Signals, expected: type[BaseException]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from flows.service import temporary
+from tests import refusals
 from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory
 from tests.operated import until
-from tests.servers import clean_environment
+from tests.servers import BIN, clean_environment
 
 SECONDS = 240
 """Only what hangs takes so long."""
@@ -47,6 +53,52 @@ def test_it_ends_with_the_run_however_that_ends(tmp_path: Path, tiny: TinyFactor
         run.send_signal(number)
         assert run.wait(SECONDS) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
         until(lambda: is_gone(server))
+
+
+def test_a_run_removes_what_killed_ones_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = (
+        "import os, signal, tempfile\nfrom flows.service import temporary\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "with temporary._folder() as folder:\n    (folder / 'made').touch()\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", killed], check=False)
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "idxflow-prefect-link").symlink_to(left)
+    with temporary._folder() as young:
+        # It may be that of a run that is just starting.
+        assert left.exists()
+    os.utime(left, (0, 0))
+    with temporary._folder() as used:
+        assert not left.exists()
+        os.utime(used, (0, 0))
+        with temporary._folder():
+            assert used.exists()
+    assert not young.exists()
+    assert not used.exists()
+
+
+@pytest.mark.flow
+@pytest.mark.remedies("flows.service.temporary:_has_answered")
+def test_a_machine_that_cannot_reach_itself_is_named_at_once(tmp_path: Path, tiny: TinyFactory):
+    if os.getuid() != 0:
+        pytest.skip("needs to be root, to be in a network of its own")
+    if not shutil.which("ip"):
+        pytest.skip("needs ip: on Debian, apt-get install iproute2")
+    dataset = tiny()
+    (dataset.source / dataset.archive("test-labels").file).unlink()
+    command = f"{BIN / 'idxflow'} validate --dataset-file {dataset.manifest}"
+    # As it is advised, the second time; then the run gets as far as its archives.
+    line = f"{command}; echo ended with $?; ip link set lo up; {command}; echo ended with $?"
+    environment = {
+        **clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store")),
+        **refusals.python_environment(),
+    }
+    ended = subprocess.run(
+        ["unshare", "--net", "bash", "-c", line], env=environment, capture_output=True, text=True, check=False
+    )
+    assert re.findall(r"ended with (\d+)", ended.stdout) == ["1", "4"], ended.stderr
+    assert "Network is unreachable; switch the loopback interface on: ip link set lo up" in ended.stderr
 
 
 @pytest.mark.flow

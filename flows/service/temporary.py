@@ -9,13 +9,17 @@ Prefect's clients make their connections, for requests and for events, from a UR
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
 import select
+import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -30,6 +34,9 @@ _VARIABLE = "IDXFLOW_TEMPORARY_SERVER"
 _HOST = "127.0.0.1"
 _STOP_SECONDS = 5
 _LOOK_SECONDS = 0.05
+_PREFIX = "idxflow-prefect-"
+_YOUNG_SECONDS = 60
+_NO_LOOPBACK = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
 
 class TemporaryServer:
@@ -52,7 +59,11 @@ class TemporaryServer:
         self._answered = False
 
     def _has_answered(self, seconds: float) -> bool:
-        """Return whether it is up, waiting so long for it. Its port takes the question before it can answer."""
+        """Return whether it is up, waiting so long for it. Its port takes the question before it can answer.
+
+        Raises:
+            PrefectFailed: this machine cannot reach itself.
+        """
         if self._answered:
             return True
         try:
@@ -61,8 +72,13 @@ class TemporaryServer:
             if select.select([self._asked.sock], [], [], seconds)[0]:
                 self._answered = self._asked.getresponse().status == HTTPStatus.OK
                 self._asked.close()
-        except (OSError, HTTPException):
+        except (OSError, HTTPException) as error:
             self._asked.close()
+            if isinstance(error, OSError) and error.errno in _NO_LOOPBACK:
+                raise PrefectFailed(
+                    f"expected to reach this machine's own address, {_HOST}; {error.strerror}; "
+                    "switch the loopback interface on: ip link set lo up"
+                ) from error
         return self._answered
 
     def is_decided(self) -> bool:
@@ -73,7 +89,7 @@ class TemporaryServer:
         """Wait until it answers.
 
         Raises:
-            PrefectFailed: it ended instead, or does not answer in ten minutes.
+            PrefectFailed: it ended instead, does not answer in ten minutes, or cannot be reached.
         """
         deadline = time.monotonic() + START_SECONDS
         while (left := deadline - time.monotonic()) > 0:
@@ -101,6 +117,36 @@ class TemporaryServer:
         self._service.stop(_STOP_SECONDS)
 
 
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a private folder that is removed at the end, and remove those that killed runs left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        _remove_if_abandoned(left)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            # The kernel releases it, however this process ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    with suppress(OSError):
+        found = folder.lstat()
+        # Another user may have put anything there, and a run may just be starting.
+        is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        if not is_own or time.time() - found.st_mtime < _YOUNG_SECONDS:
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)
+
+
 def in_use() -> bool:
     """Return whether the server of this process ends with it, whoever started it."""
     from prefect.settings import PREFECT_API_URL
@@ -120,7 +166,7 @@ def temporary_server(gc: str) -> Iterator[TemporaryServer]:
     with ExitStack() as stack:
         with database.home_errors():
             home = database.private_home()
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idxflow-prefect-")))
+            folder = stack.enter_context(_folder())
             environment = stack.enter_context(database.alone(home, folder))
             server = TemporaryServer(home, folder, environment, gc)
         os.environ[_VARIABLE] = "1"
