@@ -316,6 +316,7 @@ def main(tokens: list[str] | None = None) -> None:
 
 
 def _main(tokens: list[str] | None) -> int:
+    collect_less()
     with guarded_streams():
         return _ended(sys.argv[1:] if tokens is None else tokens)
 
@@ -405,7 +406,6 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
 def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     from flows.console import Console
 
-    collect_less()
     # Before Prefect is imported.
     be_quiet()
     configuration.read()

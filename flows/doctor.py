@@ -110,7 +110,8 @@ def _versions() -> Finding:
 
 def _tensorflow() -> Finding:
     # In a process of its own: on a processor without AVX the import ends the process.
-    code = "import tensorflow as tf; print(tf.__version__)"
+    # Nor is garbage looked for meanwhile: see `collect_less`.
+    code = "import gc; gc.disable(); import tensorflow as tf; print(tf.__version__)"
     try:
         # -P: no module of the current folder gets in between.
         done = subprocess.run(

@@ -24,7 +24,7 @@ ARITHMETIC = (
 
 
 def collect_less() -> None:
-    """Have Python look for garbage less often: a run imports libraries for seconds, and that leaves none.
+    """Have Python look for garbage less often: commands import libraries for seconds, and that leaves none.
 
     Importing TensorFlow and Great Expectations takes a sixth less time so.
     """

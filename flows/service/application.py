@@ -19,6 +19,7 @@ from typing import Any
 from flows.service import entry
 from flows.service.guard import Application, Guard, Rules
 from flows.service.processes import Command
+from flows.settings import collect_less
 
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 _BACKLOG = 2048
@@ -79,6 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main() -> None:
     """Serve until SIGTERM."""
+    collect_less()
     import uvicorn
     from prefect.settings import get_current_settings
 
