@@ -40,55 +40,113 @@ RUNS = ("run", "validate")
 @cache
 def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
+    import yaml
+
     from expectations import check
+    from flows.settings import collect_less
     from storage import source
     from tasks import network
 
+    collect_less()
     check.prepare()
     network.tensorflow()
     for step in STEPS:
         source.digests(f"tasks.{step}")
     for name in LATER:
         import_module(name)
+    # Prefect reads how it logs from a file of YAML, in every command: the parser in C takes a tenth of the time.
+    yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
     gc.freeze()
 
 
-def serve(listener: socket.socket) -> dict[str, Any]:
-    """Accept connections for ever; return, in a process of its own, what a command is called with."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        connection, _ = listener.accept()
+class Commands:
+    """Starts what callers ask for, and tells them how it ends."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._running: dict[int, tuple[int, socket.socket]] = {}
+        """By the descriptors of the processes: their ids, and where their callers wait."""
+
+    def serve(self) -> dict[str, Any]:
+        """Serve for ever; return, in a process of its own, what a command is called with."""
+        while True:
+            callers = [connection for _, connection in self._running.values()]
+            ready = select.select([self._listener, *self._running, *callers], [], [])[0]
+            for end in list(self._running):
+                self._attend(end, ready)
+            if self._listener in ready and (request := self._accept()):
+                return request
+
+    def _attend(self, end: int, ready: list[Any]) -> None:
+        process, connection = self._running[end]
+        if end in ready:
+            answer(connection, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+            connection.close()
+            os.close(end)
+            del self._running[end]
+        elif connection in ready:
+            # Its caller is gone.
+            os.kill(process, signal.SIGKILL)
+
+    def _accept(self) -> dict[str, Any] | None:
+        """Start a command; return its request in the new process, and nothing in this one."""
+        connection, _ = self._listener.accept()
         load()
-        if os.fork() == 0:
-            listener.close()
-            return attend(connection)
+        try:
+            request, streams = called(connection)
+        except EOFError:
+            connection.close()
+            return None
+        process = os.fork()
+        if process == 0:
+            self._leave(connection)
+            for number, stream in enumerate(streams):
+                os.dup2(stream, number)
+                os.close(stream)
+            return request
+        for stream in streams:
+            os.close(stream)
+        self._running[os.pidfd_open(process)] = process, connection
+        answer(connection, process)
+        return None
+
+    def _leave(self, connection: socket.socket) -> None:
+        """Let go, in a new process, of all that is not its own."""
+        end_with_server()
+        for end, (_, other) in self._running.items():
+            os.close(end)
+            other.close()
         connection.close()
+        self._listener.close()
 
 
-def attend(connection: socket.socket) -> dict[str, Any]:
-    """Start the command in a child, where this returns; tell the caller how it ends, and end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def called(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Return a request, and the descriptors of its standard streams.
+
+    Raises:
+        EOFError: the caller is gone before it has sent all of it.
+    """
     data, streams, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
     while not data.endswith(b"\n"):
-        data += connection.recv(LARGEST_REQUEST)
-    process = os.fork()
-    if process == 0:
-        connection.close()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        request: dict[str, Any] = json.loads(data)
-        return request
-    for stream in streams:
-        os.close(stream)
-    end = os.pidfd_open(process)
+        if not (more := connection.recv(LARGEST_REQUEST)):
+            raise EOFError
+        data += more
+    return json.loads(data), list(streams)
+
+
+def answer(connection: socket.socket, number: int) -> None:
+    """Send a number to a caller, who may be gone."""
     with suppress(BrokenPipeError, ConnectionResetError):
-        connection.sendall(f"{process}\n".encode())
-        if end not in select.select([end, connection], [], [])[0]:
-            os.kill(process, signal.SIGKILL)
-        connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n".encode())
-    os._exit(0)
+        connection.sendall(f"{number}\n".encode())
+
+
+def end_with_server() -> None:
+    """Have this command end when the process that it was forked of does."""
+    from flows.service.processes import end_with_parent
+
+    if arrange := end_with_parent():
+        arrange()
 
 
 def become(request: dict[str, Any]) -> None:
@@ -144,7 +202,7 @@ def end(code: int | None) -> NoReturn:
 if __name__ == "__main__":
     # The listening socket, as standard input.
     with socket.socket(fileno=os.dup(0)) as listening:
-        become(serve(listening))
+        become(Commands(listening).serve())
     try:
         carry_out()
     except SystemExit as ended:
