@@ -57,14 +57,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "test_up", "test_operated", "test_strangers", "test_lost_database", "test_cli", "test_crash_matrix",
-    "test_retrain", "test_kills", "test_registry_cli", "test_power_loss", "test_train", "test_temporary_server",
-    "test_dying_api", "test_bad_runs", "test_guards", "test_fuzz", "test_regular_files", "test_report_browser",
-    "test_publish", "test_flow", "test_evaluate", "test_concurrency", "test_bad_data", "test_burst", "test_secrets",
-    "test_environment", "test_memory_kill", "test_rows", "test_schema_damage", "test_full_disk", "test_bit_rot",
-    "test_report_texts", "test_large", "test_false_clock", "test_report_again", "test_full_output",
-    "test_reports_cli", "test_collect", "test_inbox", "test_hostile_files", "test_check", "test_telemetry",
-    "test_docs", "test_answers", "test_hostile_ui", "test_watch", "test_export",
+    "test_up", "test_operated", "test_strangers", "test_lost_database", "test_crash_matrix", "test_kills", "test_cli",
+    "test_registry_cli", "test_retrain", "test_dying_api", "test_telemetry", "test_temporary_server",
+    "test_environment", "test_stopping", "test_fuzz", "test_evaluate", "test_power_loss", "test_train",
+    "test_secrets", "test_bad_runs", "test_guards", "test_regular_files", "test_report_browser", "test_publish",
+    "test_flow", "test_surroundings", "test_concurrency", "test_remedies", "test_endings", "test_bad_data",
+    "test_burst", "test_memory_kill", "test_store_machine", "test_rows", "test_schema_damage", "test_full_disk",
+    "test_bit_rot", "test_report_texts", "test_large", "test_false_clock", "test_report_again", "test_full_output",
+    "test_reports_cli", "test_collect", "test_inbox", "test_unchanged", "test_deployments", "test_terminal",
+    "test_hostile_files", "test_check", "test_docs", "test_answers", "test_hostile_ui", "test_watch", "test_export",
 )  # fmt: skip
 """Files by how long they take."""
 
