@@ -19,7 +19,7 @@ import pytest
 from flows.service import temporary
 from tests import refusals
 from tests.commands import Command, idxflow
-from tests.conftest import TinyFactory
+from tests.conftest import TinyFactory, write_tiny
 from tests.operated import until
 from tests.servers import BIN, clean_environment
 
@@ -123,12 +123,39 @@ def test_one_that_cannot_start_is_said_in_one_sentence(tmp_path: Path, tiny: Tin
     assert idxflow("validate", "--dataset-file", str(tiny().manifest), env=environment).returncode == 0
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of runs that have a data set, `tiny.toml`, in their HOME."""
+    home = tmp_path_factory.mktemp("home")
+    write_tiny(home)
+    return clean_environment(home, IDXFLOW_STORE=str(home / "store"))
+
+
 @pytest.mark.flow
-def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_needs(tmp_path: Path, tiny: TinyFactory):
-    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    command = ["run", "--dataset-file", str(tiny().manifest), "--json"]
+def test_it_shares_its_database_with_no_other_server(place: dict[str, str]):
+    home = Path(place["PREFECT_HOME"])
+    # A profile without an address, as `prefect profile create` leaves it, names no server.
+    (home / "profiles.toml").write_text('active = "work"\n[profiles.work]\n')
+    # As any server does that runs: the database is open.
+    with closing(sqlite3.connect(home / "prefect.db")) as server:
+        server.execute("pragma journal_mode = wal")
+        server.execute("select count(*) from flow_run").fetchone()
+        ended = idxflow("validate", "--dataset-file", "tiny.toml", env=place, cwd=Path(place["HOME"]))
+        assert ended.returncode == 0, ended.stderr
+        assert server.execute("select count(*) from flow_run").fetchone() == (0,)
+    assert home.stat().st_mode & 0o777 == 0o700
+    # One that is empty is kept for the next; it knows of no run, either.
+    (empty,) = (home / "idxflow").glob("empty-*.db")
+    with closing(sqlite3.connect(empty)) as kept:
+        assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
+
+
+@pytest.mark.flow
+def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_needs(place: dict[str, str]):
+    """The same database, once no other server has it open."""
+    command = ["run", "--dataset-file", "tiny.toml", "--json"]
     command += ["--set", "epochs=3", "--set", "learning_rate=0.1", "--set", "hidden=[8]"]
-    ended = idxflow(*command, env=environment, cwd=tmp_path)
+    ended = idxflow(*command, env=place, cwd=Path(place["HOME"]))
     found = json.loads(ended.stdout)
     assert found["state"] == "promoted", found
     assert found["run"], ended.stderr
@@ -138,7 +165,7 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
     assert set(found["steps"]["train"]) >= {"seconds", "reused", "reason"}
     assert Path(found["report"]).is_file()
 
-    with closing(sqlite3.connect(Path(environment["PREFECT_HOME"], "prefect.db"))) as database:
+    with closing(sqlite3.connect(Path(place["PREFECT_HOME"], "prefect.db"))) as database:
         states = database.execute("select state_name from flow_run").fetchall()
         tasks = database.execute("select name, state_type from task_run order by name").fetchall()
         (lines,) = database.execute("select count(*) from log").fetchone()
@@ -147,27 +174,3 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
     names += ["fetch-test-labels", "fetch-train-images", "fetch-train-labels", "normalize", "publish", "train"]
     assert tasks == [(name, "COMPLETED") for name in [*names, "validate"]]
     assert lines > len(tasks)
-
-
-@pytest.mark.flow
-def test_it_shares_its_database_with_no_other_server(tmp_path: Path, tiny: TinyFactory):
-    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    home = Path(environment["PREFECT_HOME"])
-    # A profile without an address, as `prefect profile create` leaves it, names no server.
-    (home / "profiles.toml").write_text('active = "work"\n[profiles.work]\n')
-    command = ["validate", "--dataset-file", str(tiny().manifest)]
-    # As any server does that runs: the database is open.
-    with closing(sqlite3.connect(home / "prefect.db")) as server:
-        server.execute("pragma journal_mode = wal")
-        server.execute("select count(*) from flow_run").fetchone()
-        ended = idxflow(*command, env=environment)
-        assert ended.returncode == 0, ended.stderr
-        assert server.execute("select count(*) from flow_run").fetchone() == (0,)
-    assert home.stat().st_mode & 0o777 == 0o700
-    # One that is empty is kept for the next; it knows of no run, either.
-    (empty,) = (home / "idxflow").glob("empty-*.db")
-    with closing(sqlite3.connect(empty)) as kept:
-        assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
-    assert idxflow(*command, env=environment).returncode == 0
-    with closing(sqlite3.connect(home / "prefect.db")) as database:
-        assert database.execute("select state_name from flow_run").fetchall() == [("Completed",)]
