@@ -294,7 +294,7 @@ def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service
     assert service.slots("digits") == 0
     until(lambda: service.pid("worker") != worker)
     assert re.search("the worker was killed by SIGKILL; .*; starting it again in 1 s", service.said)
-    again = "prefect deployment run retrain/digits"
+    again = "idxflow prefect deployment run retrain/digits"
     sentence = until(lambda: recorded(service, "digits", "crashed"))
     assert sentence.endswith(f"; run it again to resume: {again}")
 
