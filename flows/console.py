@@ -228,7 +228,6 @@ class _StepHandler(logging.Handler):
         elif getattr(record, "waiting", False):
             self._on_wait(record.getMessage())
         elif record.levelno >= logging.WARNING:
-            text = record.getMessage()
-            if record.exc_info:
-                text += "\n" + logging.Formatter().formatException(record.exc_info)
-            self._on_warning(text)
+            trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+            for line in (record.getMessage(), *trace.splitlines()):
+                self._on_warning(line)

@@ -63,27 +63,32 @@ def pages(server: dict[str, str]) -> Iterator[tuple[str, str]]:
     yield "/runs", run["name"]
     yield f"/runs/flow-run/{run['id']}", run["name"]
     yield "/artifacts", "metrics-hostile"
+    yield "/dashboard", "retrain"
+    task = found("task_runs", flow_runs={"id": {"any_": [run["id"]]}})[0]
+    yield f"/runs/task-run/{task['id']}", task["name"]
     shown = {"metrics": "95% interval", "checks": "manifest key", "report": MARKUP[0]}
     for artifact in found("artifacts", artifacts={"flow_run_id": {"any_": [run["id"]]}}):
         kind = artifact["key"].removesuffix("-hostile")
         yield f"/artifacts/artifact/{artifact['id']}", shown.get(kind, artifact["key"])
 
 
+@pytest.mark.parametrize("interface", ["", "/v2"])
 @pytest.mark.usefixtures("run")
-def test_the_pages_of_prefect_run_and_load_nothing_of_it(server: dict[str, str], browser: Any):
+def test_the_pages_of_prefect_run_and_load_nothing_of_it(interface: str, server: dict[str, str], browser: Any):
+    """Those of both its interfaces, which have a page each for all that is shown."""
     at = server["PREFECT_API_URL"].removesuffix("/api")
     page, asked, said, shown = browser.new_page(), [], [], ""
     page.on("request", lambda request: asked.append(request.url))
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     for path, text in pages(server):
-        page.goto(f"{at}{path}")
+        page.goto(f"{at}{interface}{path}")
         page.wait_for_function("text => document.body.innerText.includes(text)", arg=text)
         shown += page.inner_text("body")
         assert page.evaluate(INJECTED) == [], path
     page.close()
     assert said == []
     assert [url for url in asked if "evil.example" in url or url == f"{at}/x"] == []
-    assert all(name in shown for name in (*MARKUP[:2], *FORMULAS))
+    assert [name for name in (*MARKUP[:2], *FORMULAS) if name not in shown] == []
 
 
 @pytest.mark.usefixtures("run")

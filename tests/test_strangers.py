@@ -219,7 +219,7 @@ def test_what_is_advised_works_for_somebody_who_has_exported_nothing(
     )
     assert done.returncode == 0, done.stderr
     assert "temporary server" not in done.stdout + done.stderr
-    assert said_by_doctor()["worker"] is None
+    assert not said_by_doctor()["worker"]
     # Where there is no server, none is started.
     (home / "empty").mkdir()
     refused = idxflow("prefect", "deployment", "ls", env=clean_environment(home / "empty"))

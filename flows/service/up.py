@@ -249,12 +249,12 @@ class _Up:
         for option in self.wish.ineffective(effects):
             _say(f"{option} has no effect on what runs already: end that first, with Ctrl-C or kill")
         if holder.get("links"):
-            _say(self._link())
+            self._say_link()
         return 0
 
-    def _link(self) -> str:
-        link = entry.link(self.folder / LINKS, self.where.ui)
-        return f"in a browser, once, within {entry.SECONDS // 60} minutes:\n  {link}"
+    def _say_link(self) -> None:
+        _say(f"in a browser, once, within {entry.SECONDS // 60} minutes:")
+        _say(f"  {entry.link(self.folder / LINKS, self.where.ui)}")
 
     @contextmanager
     def _client(self) -> Iterator[SyncPrefectClient]:
@@ -387,12 +387,16 @@ class _Up:
 
     def _ready(self) -> None:
         self._tell()
-        steps = "".join(f"\n  {step}" for step in self._next_steps())
-        _say(f"ready: the UI is at {self.where.ui}; try, in another terminal:{steps}")
+        _say(f"ready: the UI is at {self.where.ui}; try, in another terminal:")
+        for step in self._next_steps():
+            _say(f"  {step}")
         if not (self.server and self.auth):
             return
         # What is not a terminal may be kept, and be read by others.
-        _say(self._link() if sys.stdout.isatty() else "in a browser: `idxflow up` in a terminal prints a link for it")
+        if sys.stdout.isatty():
+            self._say_link()
+        else:
+            _say("in a browser: `idxflow up` in a terminal prints a link for it")
 
     def _next_steps(self) -> Iterator[str]:
         """Yield lines that work in the terminal of somebody who has set nothing: not even this one's variables."""
