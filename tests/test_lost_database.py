@@ -176,7 +176,7 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
             service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
         service.ask("DELETE", f"automations/{_automations(service)[0]['id']}")
         dead = findings(service)["dead runs"]
-        assert dead.found == "nothing ends runs whose machine has died"
+        assert dead.found == "no automation ends runs whose machine died"
         assert "within a minute" in dead.remedy
         gone = findings(service)["deployments"]
         assert (gone.verdict, gone.found) == ("problem", "none")

@@ -141,7 +141,7 @@ def test_what_is_trained_in_shards_is_another_training_and_says_so(store: Store,
     trained(store, dataset, epochs=2, batch_size=16)
     done = trained(store, dataset, epochs=2, batch_size=16, memory="30KB")
     assert not done.step.reused
-    assert done.step.reason == "rows_at_once null → 96"
+    assert done.step.reason == "rows_at_once none → 96"
     assert done.record.train_accuracy > 0.4
     assert trained(store, dataset, epochs=2, batch_size=16, memory="30.5KB").step.reused
 
