@@ -76,7 +76,7 @@ def test_the_same_plan_gives_the_same_bytes(store: Store, tmp_path: Path):
         ({"inputs": {"images": "bb"}}, "new images"),
         ({"parameters": {"rate": 0.003}}, "rate 0.001 → 0.003"),
         ({"code": {"m": "2"}}, "code of m changed"),
-        ({"libraries": {"numpy": "3"}}, "numpy null → 3"),
+        ({"libraries": {"numpy": "3"}}, "numpy none → 3"),
         ({"inputs": {"images": "bb"}, "code": {"m": "2"}}, "new images, code of m changed"),
     ],
 )
