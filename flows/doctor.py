@@ -405,7 +405,7 @@ def _automation(client: SyncPrefectClient, up: str) -> Finding:
     if not known:
         return Finding("warning", "dead runs", "no automation ends runs whose machine died", _put_there(client, up))
     if not known[0].enabled:
-        remedy = f"idxflow prefect automation resume {known[0].id}"
+        remedy = f"idxflow prefect automation resume --id {known[0].id}"
         return Finding("warning", "dead runs", f"the automation {AUTOMATION!r} is disabled", remedy)
     return Finding("ok", "dead runs", "ended by an automation")
 

@@ -107,7 +107,9 @@ def find_run(place: Place, text: str) -> dict[str, Any]:
     if not runs:
         raise ConfigError(f"expected a run of {place.dataset} in the ledger; found none yet; run it: {place.remedy}")
     wanted = runs[-1] if text == "latest" else _champions(place) if text == "champion" else text
-    matching = [wanted] if wanted in runs else sorted({run for run in runs if wanted and run.startswith(wanted)})
+    matching = (
+        [wanted] if wanted in runs else [*dict.fromkeys(run for run in runs if wanted and run.startswith(wanted))]
+    )
     found = place.ledger.find("runs", matching[0]) if len(matching) == 1 else None
     if found:
         return found

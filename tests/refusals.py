@@ -50,17 +50,17 @@ def refusals() -> tuple[Refusal, ...]:
 def _refusals(file: Path, module: str, node: ast.AST, function: str) -> Iterator[Refusal]:
     for child in ast.iter_child_nodes(node):
         inner = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
-        if isinstance(child, ast.Call) and _advises(child):
+        if isinstance(child, ast.Call) and _advises(child, module):
             yield Refusal(file, f"{module}:{inner}", range(child.lineno, (child.end_lineno or child.lineno) + 1))
         yield from _refusals(file, module, child, inner)
 
 
-def _advises(call: ast.Call) -> bool:
+def _advises(call: ast.Call, module: str) -> bool:
     """Whether it makes an error, or a finding of `idxflow doctor` that is not that all is well."""
     if not (isinstance(call.func, ast.Name) and call.args):
         return False
     verdict = call.args[0].value if isinstance(call.args[0], ast.Constant) else None
-    return call.func.id in _KINDS or (call.func.id == "Finding" and verdict != "ok")
+    return call.func.id in _KINDS or (module == "flows.doctor" and call.func.id == "Finding" and verdict != "ok")
 
 
 def _numbered(found: Iterator[Refusal]) -> Iterator[Refusal]:

@@ -70,6 +70,7 @@ def test_a_failure_is_a_sentence_and_an_object_of_json(command: str, store: Stor
     assert said.endswith(f" {command.split()[-1]} --help`.")
 
 
+@pytest.mark.remedies("flows.cli:_refuse_empty")
 @pytest.mark.parametrize("option", ["--store", "--store=", "--dataset-file", "--source", "--memory"])
 def test_an_empty_value_is_not_taken_for_the_default(option: str, store: Store, capsys: pytest.CaptureFixture):
     words = ["run", "nothing", "--json", option, *([] if option.endswith("=") else [""])]

@@ -146,7 +146,7 @@ LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
         ({"test-labels": LITTLE.astype("<i2").view(">i2")}, "0 to 512, or more; write them big-endian"),
         (
             {"test-labels": np.arange(300, dtype=">i2"), "test-images": np.zeros((300, 9, 7), np.uint8)},
-            "of the classes",
+            "give the file with the classes",
         ),
     ],
 )

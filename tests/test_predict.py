@@ -122,7 +122,7 @@ def test_any_version_can_be_asked(store: Store, dataset: Dataset):
 
 
 def test_without_a_champion_it_is_said_what_to_run(store: Store, dataset: Dataset):
-    with pytest.raises(StoreError, match="none yet; run `idxflow run tiny --store .*` first"):
+    with pytest.raises(StoreError, match="none yet; run `idxflow run --dataset-file FILE --store .*` first"):
         load_champion("tiny", store)
     registered(store, dataset, promote=False)
     with pytest.raises(StoreError, match="expected a champion of tiny"):
