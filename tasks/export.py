@@ -230,6 +230,8 @@ def _beside(folder: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
     except OSError as error:
-        raise ConfigError(f"expected to write the export at {folder}; {error.strerror}; choose another") from error
+        raise ConfigError(
+            f"expected to write the export at {folder}; {error.strerror}; free space there, or choose another --out"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -214,7 +214,8 @@ def _enough_memory(training: Training) -> Iterator[None]:
         architecture, split = training.architecture, training.split
         raise TrainingFailed(
             f"{training.dataset.name}: expected memory for {architecture.parameters:,} weights and {split.rows:,} rows "
-            f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller hidden layers"
+            f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller hidden layers "
+            "or, for the rows, a lower --memory"
         ) from error
 
 

@@ -52,6 +52,18 @@ def test_a_tensorflow_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytes
     assert doctor._tensorflow().verdict == "ok"
 
 
+@pytest.mark.remedies("flows.doctor:_tensorflow")
+def test_a_machine_on_which_tensorflow_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = tmp_path / "tensorflow.py"
+    module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.MonkeyPatch.context() as soon:
+        soon.setattr(doctor, "_IMPORT_SECONDS", 1)
+        advised(doctor._tensorflow(), "free memory or CPU time")
+    module.write_text("__version__ = '2.21'")
+    assert doctor._tensorflow().verdict == "ok"
+
+
 @pytest.mark.remedies("flows.doctor:_disk")
 def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full, other = Store(tmp_path / "full"), Store(tmp_path / "other")

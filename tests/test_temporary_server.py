@@ -15,8 +15,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_HOME, temporary_settings
 
 from flows.service import temporary
+from flows.service.temporary import temporary_server
+from storage.errors import PrefectFailed
 from tests import refusals
 from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory, write_tiny
@@ -150,9 +153,26 @@ def test_it_shares_its_database_with_no_other_server(place: dict[str, str]):
         assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
 
 
+def given_up(home: Path, folder: Path) -> None:
+    """Wait in vain for a server that gets nothing done, as on a machine that is too busy."""
+    (folder / "sitecustomize.py").write_text("import time\ntime.sleep(600)")
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_HOME: home}):
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setattr(temporary, "START_SECONDS", 0.1)
+        with (
+            temporary_server("idxflow gc") as server,
+            pytest.raises(PrefectFailed, match="within 0.1 s; it did not; free CPU time or memory, then run again"),
+        ):
+            server.wait()
+
+
 @pytest.mark.flow
-def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_needs(place: dict[str, str]):
+@pytest.mark.remedies("flows.service.temporary:wait:2")
+def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_needs(
+    place: dict[str, str], tmp_path: Path
+):
     """The same database, once no other server has it open."""
+    given_up(Path(place["PREFECT_HOME"]), tmp_path)
     command = ["run", "--dataset-file", "tiny.toml", "--json"]
     command += ["--set", "epochs=3", "--set", "learning_rate=0.1", "--set", "hidden=[8]"]
     ended = idxflow(*command, env=place, cwd=Path(place["HOME"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tasks.rows import InMemory, row_order
 from tasks.scaling import Statistics, apply, read
 from tests.conftest import TinyFactory
 from tests.models import split, trained
+from tests.test_memory_kill import bytes_of_process
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"architecture.json", "entry.json", "history.jsonl", "model.keras", "normalization.npz", "weights.npz"}
@@ -352,16 +354,18 @@ def test_a_label_that_is_no_class_is_refused(store: Store, tiny: TinyFactory):
         trained(store, tiny(arrays={"train-labels": labels}))
 
 
-def test_too_little_memory_is_said_in_a_sentence(store: Store, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch):
-    def none_left(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(network, "initial_weights", none_left)
-    with pytest.raises(TrainingFailed, match="expected memory for 539 weights and 120 rows of 63 pixels"):
-        trained(store, tiny(), hidden=(8,))
-    # As it is advised: there is memory for fewer weights.
-    monkeypatch.undo()
-    assert trained(store, tiny(), hidden=(4,)).record.parameters < 539
+@pytest.mark.remedies("tasks.train:_enough_memory")
+def test_too_little_memory_is_said_in_a_sentence(store: Store, tiny: TinyFactory):
+    dataset, (soft, hard) = tiny(), resource.getrlimit(resource.RLIMIT_AS)
+    # Some gigabytes more than now, where the drawing of the weights alone takes 34.
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_of_process(0) + (4 << 30), hard))
+    try:
+        with pytest.raises(TrainingFailed, match=r"expected memory for 4,299\S+ weights and 120 rows of 63 pixels"):
+            trained(store, dataset, hidden=(65_536, 65_536))
+        # As it is advised: there is memory for fewer weights.
+        assert trained(store, dataset, hidden=(8,)).record.parameters == 539
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def test_every_epoch_is_heard_but_only_some_are_logged(

@@ -102,7 +102,8 @@ class TemporaryServer:
             # One that is dying lets go of its port before it is gone.
             time.sleep(_LOOK_SECONDS)
         raise PrefectFailed(
-            f"expected a Prefect server for this run to answer within {START_SECONDS} s; it did not; try again"
+            f"expected a Prefect server for this run to answer within {START_SECONDS} s; it did not; free CPU time or "
+            "memory, then run again"
         )
 
     def stop(self) -> None:
@@ -110,6 +111,7 @@ class TemporaryServer:
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
 
+        self._asked.close()
         # Prefect: drained. It ends its own server without waiting for what is still to be sent.
         if self._service.pid:
             APILogWorker.instance().drain()
