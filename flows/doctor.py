@@ -236,8 +236,9 @@ def _server(store: Store) -> Iterator[Finding]:
                 # All else is asked of it.
                 return
             up = store.command("up")
-            for look in (_worker, _deployments, _late, _lifeless, _automation):
+            for look in (_worker, _deployments, _late, _automation):
                 yield look(client, up)
+            yield _lifeless(client)
             yield _limits(client)
     except PrefectFailed as error:
         if configuration.source():
@@ -311,9 +312,14 @@ def _worker(client: SyncPrefectClient, up: str) -> Finding:
                 "problem", "worker", f"the pool {pool!r} is paused", f"idxflow prefect work-pool resume {pool}"
             )
         if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
-            remedy = f"{up}, or idxflow prefect worker start --pool {pool} --type process"
-            return Finding("problem", "worker", f"none polls the pool {pool!r}, so no run starts", remedy)
+            said = f"none polls the pool {pool!r}, so no run starts"
+            return Finding("problem", "worker", said, _start_one(up, pool))
     return Finding("ok", "worker", f"polling {', '.join(pools)}")
+
+
+def _start_one(up: str, pool: str) -> str:
+    """Return how to start a worker."""
+    return f"{up}, or idxflow prefect worker start --pool {pool} --type process"
 
 
 def _put_there(client: SyncPrefectClient, up: str) -> str:
@@ -382,18 +388,20 @@ def _late(client: SyncPrefectClient, up: str) -> Finding:
     now = datetime.now(UTC)
     late = [run for run in _runs(client, StateType.SCHEDULED) if now - (run.next_scheduled_start_time or now) > LATE]
     if late:
-        return Finding("problem", "late runs", f"{len(late)}, first {late[0].name!r}", f"start a worker: {up}")
+        remedy = f"start a worker: {_start_one(up, late[0].work_pool_name or POOL)}"
+        return Finding("problem", "late runs", f"{len(late)}, first {late[0].name!r}", remedy)
     return Finding("ok", "late runs", "none")
 
 
-def _lifeless(client: SyncPrefectClient, up: str) -> Finding:
+def _lifeless(client: SyncPrefectClient) -> Finding:
     from prefect.client.schemas.objects import StateType
 
     now = datetime.now(UTC)
     runs = _runs(client, StateType.RUNNING)
     old = [run for run in runs if run.start_time and now - run.start_time > timedelta(days=1)]
     if old:
-        remedy = f"idxflow prefect flow-run cancel {old[0].id}, and {up}, which ends runs whose process is gone"
+        # Prefect's default for a run that nobody ends: server.services.cancellation_cleanup.cancelling_timeout_seconds.
+        remedy = f"idxflow prefect flow-run cancel {old[0].id}; if its process is gone, that takes five minutes"
         return Finding("warning", "old runs", f"{len(old)} have been running for more than a day", remedy)
     return Finding("ok", "old runs", "none has been running for more than a day")
 

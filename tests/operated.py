@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,7 +36,9 @@ class Operated:
         self._server, self._worker = ExitStack(), ExitStack()
 
     def start_server(self) -> None:
-        found = self._server.enter_context(prefect_server(self.home))
+        # A run that cannot be cancelled is waited for five minutes otherwise.
+        patience = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "5"}
+        found = self._server.enter_context(prefect_server(self.home, **patience))
         more = {"IDXFLOW_STORE": str(self.store.root), "PREFECT_WORKER_QUERY_SECONDS": "2"}
         # So that the server notices within half a minute that a worker is gone.
         self.environment = {**found, **more, "PREFECT_WORKER_HEARTBEAT_SECONDS": "5"}
@@ -45,9 +47,8 @@ class Operated:
             ensure_automation(client, 90)
         prefect(self.environment, "--no-prompt", "deploy", "--all")
 
-    def start_worker(self) -> None:
-        command, log = list(COMMAND), self.home / "worker.log"
-        self._worker.enter_context(running(command, self.environment, self.home, log))
+    def start_worker(self, command: Sequence[str] = COMMAND) -> None:
+        self._worker.enter_context(running(command, self.environment, self.home, self.home / "worker.log"))
 
     def stop_worker(self) -> None:
         self._worker.close()

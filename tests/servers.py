@@ -132,8 +132,13 @@ def running(
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[dict[str, str]]:
-    """Run a server as `idxflow up --no-auth --no-csrf` starts it, and yield the environment that reaches it."""
+def prefect_server(home: Path, **more: str) -> Iterator[dict[str, str]]:
+    """Run a server as `idxflow up --no-auth --no-csrf` starts it, and yield the environment that reaches it.
+
+    Args:
+        home: its HOME.
+        more: variables of its environment.
+    """
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
     environment = clean_environment(
@@ -142,6 +147,7 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
         PREFECT_API_SSL_CERT_FILE=one_authority(home),
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
         PREFECT_UI_API_URL="/api",
+        **more,
     )
     log = home / "server.log"
     command = Plan("127.0.0.1", links=str(home / "links")).command(environment, ROOT, log, listener)

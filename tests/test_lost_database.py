@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows import announce, doctor
 from flows.announce import connected
@@ -25,7 +24,7 @@ from storage.errors import PrefectFailed
 from storage.store import Store
 from tests.operated import until
 from tests.servers import clean_environment, free_port
-from tests.test_up import Service, command, going
+from tests.test_up import Service, command, configured, going
 
 pytestmark = pytest.mark.flow
 
@@ -136,25 +135,22 @@ def test_a_database_that_is_lost_while_the_server_is_killed_is_filled_again(serv
 
 
 @contextmanager
-def stopped(service: Service) -> Iterator[None]:
-    """Keep `up` from doing anything meanwhile."""
-    service.process.send_signal(signal.SIGSTOP)
+def stopped(service: Service, *more: int) -> Iterator[None]:
+    """Keep `up`, and more processes, from doing anything meanwhile."""
+    processes = (service.process.pid, *more)
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
     try:
         yield
     finally:
-        service.process.send_signal(signal.SIGCONT)
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
 
 
 @contextmanager
-def configured(service: Service) -> Iterator[None]:
-    """Have this process use that server."""
-    settings = {
-        PREFECT_API_URL: service.environment["PREFECT_API_URL"],
-        PREFECT_API_AUTH_STRING: service.secret,
-        PREFECT_HOME: Path(service.environment["PREFECT_HOME"]),
-    }
-    with temporary_settings(settings), pytest.MonkeyPatch.context() as patch:
-        # A busy machine is not what is looked for.
+def patiently_configured(service: Service) -> Iterator[None]:
+    """Have this process use that server; a busy machine is not what is looked for."""
+    with configured(service), pytest.MonkeyPatch.context() as patch:
         patch.setattr(doctor, "_QUERY_SECONDS", SECONDS)
         patch.setattr(server, "_HEALTH_SECONDS", SECONDS)
         patch.setattr(announce, "_PATIENCE_SECONDS", SECONDS)
@@ -163,29 +159,41 @@ def configured(service: Service) -> Iterator[None]:
 
 def findings(service: Service) -> dict[str, doctor.Finding]:
     """What `idxflow doctor` says of the server."""
-    with configured(service):
+    with patiently_configured(service):
         return {finding.what: finding for finding in doctor._server(Store(Path(service.environment["IDXFLOW_STORE"])))}
 
 
-@pytest.mark.remedies("flows.doctor:_deployments", "flows.doctor:_automation", "flows.announce:connected")
+@pytest.mark.remedies("flows.doctor:_worker", "flows.doctor:_deployments", "flows.doctor:_automation")
+@pytest.mark.remedies("flows.announce:connected")
 def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
     before = service.said
-    with stopped(service):
+    # The worker would make the pool again, too.
+    with stopped(service, service.pid("worker")):
         assert findings(service)["database"].verdict == "ok"
         for name in ("digits", "mnist", "inbox", "garbage"):
             service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
         service.ask("DELETE", f"automations/{_automations(service)[0]['id']}")
+        service.ask("DELETE", "work_pools/idxflow")
+        pool = findings(service)["worker"]
+        assert (pool.verdict, pool.found) == ("problem", "no work pool 'idxflow'")
+        assert "within a minute" in pool.remedy
         dead = findings(service)["dead runs"]
         assert dead.found == "no automation ends runs whose machine died"
         assert "within a minute" in dead.remedy
         gone = findings(service)["deployments"]
         assert (gone.verdict, gone.found) == ("problem", "none")
         assert "within a minute" in gone.remedy
-        with configured(service), pytest.raises(PrefectFailed, match="found none; `idxflow up` makes it"), connected():
+        with (
+            patiently_configured(service),
+            pytest.raises(PrefectFailed, match="found none; `idxflow up` makes it"),
+            connected(),
+        ):
             pass
     until(said(service, "did not have the deployments ", before))
-    assert findings(service)["deployments"].remedy != gone.remedy
-    with configured(service), connected():
+    again = findings(service)
+    assert again["deployments"].remedy != gone.remedy
+    assert again["worker"].found != pool.found
+    with patiently_configured(service), connected():
         pass
     assert_all_there(service)
 
@@ -243,7 +251,7 @@ def renamed(service: Service, before: str, now: str) -> None:
 
 
 def ask_for_deployments(service: Service) -> list[dict[str, Any]]:
-    with configured(service), asked() as ask:
+    with patiently_configured(service), asked() as ask:
         return ask("/deployments/filter", {})
 
 

@@ -27,15 +27,18 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from flows import doctor
+from flows.doctor import Finding
 from flows.service.deployments import AUTOMATION
 from storage.arrivals import Arrivals
 from storage.files import sha256_of
 from storage.ledger import Ledger
 from tests import commands
+from tests.clocks import clock_ahead
 from tests.commands import Command, idxflow
 from tests.conftest import write_tiny
 from tests.operated import LAST_DAY, WATCH, Operated, prefect, until
-from tests.servers import HTTP, free_port
+from tests.servers import BIN, HTTP, free_port
 
 pytestmark = pytest.mark.flow
 
@@ -698,17 +701,22 @@ def test_without_a_server_the_watcher_says_so_and_goes_on(operated: Operated, tm
     assert (once.returncode, once.stderr) == (1, f"{sentence}\n")
 
 
+@pytest.mark.remedies("flows.doctor:_worker:3", "flows.doctor:_late", "flows.doctor:_lifeless")
 def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated, run: dict[str, Any]):
     operated.stop_worker()
     known = {run["id"] for run in operated.runs("digits")}
     found = until(lambda: away if (away := operated.findings())["worker"].verdict == "problem" else None)
     assert found["worker"].found == "none polls the pool 'idxflow', so no run starts"
     up = operated.store.command("up")
-    assert found["worker"].remedy == f"{up}, or idxflow prefect worker start --pool idxflow --type process"
+    start = "idxflow prefect worker start --pool idxflow --type process"
+    assert found["worker"].remedy == f"{up}, or {start}"
     _a_late_run_is_found(operated)
+    _a_run_without_end_is_found(operated)
 
     latest = miss_some_runs(operated)
-    operated.start_worker()
+    late = due_at_once(operated)
+    assert (late.verdict, late.remedy) == ("problem", f"start a worker: {up}, or {start}")
+    operated.start_worker([str(BIN / "idxflow"), *start.split()[1:]])
 
     def ended() -> list[dict[str, Any]] | None:
         found = [run for run in operated.runs("digits") if run["id"] not in known]
@@ -725,6 +733,15 @@ def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated
         assert run["state"]["message"] == f"superseded by the run scheduled for {latest:%Y-%m-%d %H:%M:%S} UTC"
     states = [values["state"] for values in Ledger(operated.store, "digits").read("runs")]
     assert states == ["promoted", "unchanged"]
+    assert due_at_once(operated).verdict == "ok"
+    assert operated.findings()["worker"].verdict == "ok"
+
+
+def due_at_once(operated: Operated) -> Finding:
+    """What the doctor finds of late runs where one is late a second after its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor, "LATE", timedelta(seconds=1))
+        return operated.findings()["late runs"]
 
 
 def miss_some_runs(operated: Operated) -> datetime:
@@ -746,12 +763,28 @@ def _a_late_run_is_found(operated: Operated) -> None:
     late = operated.post(f"deployments/{operated.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
     finding = operated.findings()["late runs"]
     assert (finding.verdict, finding.found) == ("problem", "1, first 'long-due'")
-    assert "idxflow up" in finding.remedy
     asked = operated.idxflow("status", "mnist")
     assert asked.returncode == 1
     assert re.search(r"problem +a run has been due since .*: no worker takes it; start one: idxflow up", asked.stdout)
     operated.delete(f"flow_runs/{late}")
     assert operated.findings()["late runs"].verdict == "ok"
+
+
+def _a_run_without_end_is_found(operated: Operated) -> None:
+    """One of the day before yesterday, by the clock, whose process is gone."""
+    wanted = {"state": {"type": "FAILED"}, "parameters": {"dataset": "mnist"}}
+    made = operated.post(f"deployments/{operated.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    for state in ("PENDING", "RUNNING"):
+        operated.post(f"flow_runs/{made}/set_state", {"state": {"type": state}})
+    with clock_ahead(timedelta(days=2)):
+        finding = operated.findings()["old runs"]
+        assert (finding.verdict, finding.found) == ("warning", "1 have been running for more than a day")
+        told, _, rest = finding.remedy.partition("; ")
+        assert rest == "if its process is gone, that takes five minutes"
+        prefect(operated.environment, *told.split()[2:])
+        until(lambda: operated.get(f"flow_runs/{made}")["state"]["type"] == "CANCELLED")
+        assert operated.findings()["old runs"].verdict == "ok"
+    assert operated.findings()["limits"].verdict == "ok"
 
 
 def test_nothing_is_forgotten_when_prefects_database_is_lost(operated: Operated, run: dict[str, Any]):

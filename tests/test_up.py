@@ -19,17 +19,20 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from flows import doctor
 from flows.service import deployments, server
 from flows.service.memory import Memory
 from flows.service.processes import end_with_parent
-from flows.service.up import Wish
+from flows.service.up import Wish, _Up
 from storage.errors import PrefectFailed
 from storage.files import locked
 from storage.ledger import Ledger
 from storage.store import Store
 from storage.verify import verify
-from tests.commands import Command, prefect
+from tests.commands import Command, idxflow, prefect
 from tests.conftest import write_tiny
 from tests.faultserver import FaultServer
 from tests.operated import WATCH, until
@@ -244,6 +247,23 @@ def lost_run(service: Service) -> str:
     return run
 
 
+@pytest.mark.remedies("flows.doctor:_server:2")
+def test_the_doctor_names_the_command_where_there_is_no_server(
+    place: dict[str, str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    # Nor one of the developer.
+    monkeypatch.setattr(server, "DEFAULT_PORT", free_port())
+    store = Store(Path(place["IDXFLOW_STORE"]))
+    with temporary_settings({PREFECT_HOME: Path(place["PREFECT_HOME"])}):
+        _, finding = doctor._server(store)
+        assert (finding.verdict, finding.what) == ("warning", "server")
+        assert finding.remedy == f"{store.command('up')}: needed for schedules, deployments and the UI"
+        request.getfixturevalue("service")
+        found = {finding.what: finding for finding in doctor._server(store)}
+    assert found["server"].verdict == "ok"
+    assert f" at {place['PREFECT_API_URL']}" in found["server"].found
+
+
 # Its server waits for that run's next sign of life while the other tests do their work.
 @pytest.mark.usefixtures("lost_run")
 def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Service, watcher: Command):
@@ -281,6 +301,21 @@ def test_a_second_one_says_what_runs_and_starts_nothing(service: Service):
     assert second.returncode == 0, second.stderr
     assert f"is already running, process {service.process.pid}" in second.stdout
     assert "worker polling the pool idxflow" in second.stdout
+
+
+@pytest.mark.remedies("flows.service.up:_refuse_shared_database")
+def test_a_second_server_on_the_same_database_is_refused(service: Service, tmp_path: Path):
+    words = ("up", "--port", str(free_port()))
+    refused = idxflow(*words, env=service.environment)
+    assert refused.returncode == 1
+    address = service.environment["PREFECT_API_URL"]
+    assert (
+        f"found that of `idxflow up` at {address}; end that one first, or choose another PREFECT_HOME" in refused.stderr
+    )
+    with Command(*words, env={**service.environment, "PREFECT_HOME": str(tmp_path)}) as other:
+        until(lambda: "starting a Prefect server at " in other.said or other.poll() is not None)
+        other.send_signal(signal.SIGTERM)
+        assert other.wait(240) == 0, other.errors
 
 
 def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service):
@@ -334,6 +369,7 @@ def test_a_run_whose_machine_is_gone_is_ended_by_the_server(service: Service, lo
     assert service.slots("mnist") == 0
 
 
+@pytest.mark.remedies("flows.service.up:_await_worker")
 def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(service: Service):
     mnist = service.deployment("mnist")
     schedule = mnist["schedules"][0]
@@ -383,14 +419,10 @@ def _trigger_of_an_earlier_version(service: Service) -> str:
 
 def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -> None:
     """Deploys from here, as `up` does each time it starts."""
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-
     mnist = service.deployment("mnist")
     api = service.environment["PREFECT_API_URL"]
     service.ask("DELETE", f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}")
-    settings = {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: service.secret}
-    with temporary_settings(settings), get_client(sync_client=True) as client:
+    with configured(service), get_client(sync_client=True) as client:
         memory = Memory(Path(service.environment["HOME"]), api, "idxflow")
         promise = deployments.Promise("idxflow", 60, service.login, memory, deployments.read_plan(), lambda: None)
         assert deployments.deploy(client, promise).kept == ("mnist", "garbage")
@@ -401,6 +433,7 @@ def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -
 
 
 def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None:
+    _a_worker_that_cannot_start_is_named_with_its_log(service)
     with going(service.environment, service.output.with_name("other.log"), "--pool", "other") as other:
         assert "found a Prefect server" in other.said
         assert other.said.rstrip().endswith("Ctrl-C stops worker")
@@ -410,6 +443,35 @@ def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None
         assert gone(worker)
     assert service.get("health") is True
     assert not gone(service.pid("worker"))
+
+
+def _a_worker_that_cannot_start_is_named_with_its_log(service: Service) -> None:
+    """As with a file of settings for logging that is damaged; without that, the next one starts."""
+    logging = service.output.with_name("logging.yml")
+    logging.write_text("{")
+    with configured(service):
+        other = _Up(Wish(pool="other"))
+        with other._client() as client:
+            other.pool_type = deployments.ensure_pool(client, "other")
+            with pytest.raises(
+                PrefectFailed, match="expected a worker in the pool other, found: worker ended"
+            ) as caught:
+                other._start_worker(client, {**service.login, "PREFECT_LOGGING_SETTINGS_PATH": str(logging)})
+    log = Path(service.environment["PREFECT_HOME"]) / "idxflow" / "worker.log"
+    assert str(caught.value).endswith(f"; see {log}")
+    assert "yaml.parser.ParserError" in log.read_text()
+
+
+@contextmanager
+def configured(service: Service) -> Iterator[None]:
+    """Have this process use that server."""
+    settings = {
+        PREFECT_API_URL: service.environment["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: service.secret,
+        PREFECT_HOME: Path(service.environment["PREFECT_HOME"]),
+    }
+    with temporary_settings(settings):
+        yield
 
 
 def _a_server_that_dies_is_started_again(service: Service) -> None:
@@ -446,7 +508,7 @@ def _nothing_outlives_it_when_it_is_killed(service: Service) -> None:
 
 def test_a_port_that_something_else_has_is_refused_in_one_sentence(tmp_path: Path):
     with FaultServer({}) as other:
-        refused = command(clean_environment(tmp_path), "--port", other.host.rpartition(":")[2])
+        refused = command(clean_environment(tmp_path), "--port", port_of(other))
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert f"free port at http://{other.host}, found something else (HTTP 404)" in refused.stderr
@@ -458,6 +520,33 @@ def test_a_port_where_nothing_is_said_is_something_else_s(monkeypatch: pytest.Mo
         where = server.address("127.0.0.1", silent.getsockname()[1], None)
         with pytest.raises(PrefectFailed, match=r"found something else \(no answer within 0.1 s\)"):
             server.is_up(where)
+
+
+@pytest.mark.remedies("flows.service.up:_start_server")
+def test_a_server_of_another_user_is_used_only_where_it_is_named(tmp_path: Path):
+    if os.getuid() != 0:
+        pytest.skip("needs to be root, to listen as another user")
+    with FaultServer({}) as theirs, FaultServer({}) as ours:
+        # Whose it is, the system says by the owner of the socket: proc(5), `/proc/net/tcp`.
+        os.fchown(theirs._listener.fileno(), 65534, -1)
+        environment, named = clean_environment(tmp_path), {"PREFECT_API_URL": theirs.url("/api")}
+        refused, *further = (
+            idxflow("up", *words, env=environment | more)
+            for words, more in (
+                (("--port", port_of(theirs)), {}),
+                (("--port", port_of(ours)), {}),
+                ((), named),
+            )
+        )
+    assert refused.returncode == 1
+    advice = "found another user's; choose another with --port, or trust that one by PREFECT_API_URL"
+    assert advice in refused.stderr
+    for next_one in further:
+        assert "found something else (HTTP 404)" in next_one.stderr
+
+
+def port_of(server: FaultServer) -> str:
+    return server.host.rpartition(":")[2]
 
 
 def test_an_open_address_needs_an_auth_string(tmp_path: Path):
