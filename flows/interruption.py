@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
@@ -45,7 +45,7 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
     wanted = [number for number in _HANDLED if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in wanted}
     try:
-        with _sent_again():
+        with sent_again(_signal_of):
             yield received
     except Exception as error:
         # Prefect: lost-interruption.
@@ -58,12 +58,16 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
 
 
 @contextmanager
-def _sent_again() -> Iterator[None]:
-    """Send a signal again that arrived while an object was being finalized, where Python ignores what is raised."""
+def sent_again(signal_of: Callable[[BaseException | None], int | None]) -> Iterator[None]:
+    """Send a signal again whose exception is lost: Python ignores what is raised in a finalizer, or just after a fork.
+
+    Args:
+        signal_of: returns the signal that raised an exception, None where it was none.
+    """
     hook, timers = sys.unraisablehook, list[threading.Timer]()
 
     def look(ignored: _Unraisable) -> None:
-        if number := _signal_of(ignored.exc_value):
+        if number := signal_of(ignored.exc_value):
             # Not at once, which would be in the same place.
             timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
             timers[-1].start()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from flows.interruption import Terminated, interruptible
+from flows.service.up import _stop_signals, _Stopped
 
 SECONDS = 60
 
@@ -70,6 +71,12 @@ def test_the_block_ends_as_interrupted(
     with pytest.raises(expected) as raised, interruptible():
         happens(number)
     assert raised.type is expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_up_stops_also_where_the_exception_is_lost(number: signal.Signals):
+    with pytest.raises(_Stopped), _stop_signals():
+        lost(number)
 
 
 def test_other_errors_stay_what_they_are_and_other_ignored_ones_are_said():

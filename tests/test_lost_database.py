@@ -189,7 +189,7 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
             connected(),
         ):
             pass
-    until(said(service, "did not have the deployments ", before))
+    until(said(service, "did not have the work pool, the deployments ", before))
     again = findings(service)
     assert again["deployments"].remedy != gone.remedy
     assert again["worker"].found != pool.found

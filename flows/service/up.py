@@ -23,6 +23,7 @@ from uuid import UUID
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows.interruption import sent_again
 from flows.options import StoreFolder
 from flows.service import configuration, entry, server, sqlite
 from flows.service.application import AUTH, Plan
@@ -161,22 +162,31 @@ def up(
 
 
 class _Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP was received."""
+    """SIGINT, SIGTERM or SIGHUP was received; its argument is which."""
 
 
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for again in caught:
-            # Stopping takes its bounded time; a second Ctrl-C must not leave half of it running.
-            signal.signal(again, signal.SIG_IGN)
-        raise _Stopped
+    received: list[_Stopped] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # Stopping takes its bounded time; a second Ctrl-C must not leave half of it running.
+        if not received:
+            received.append(_Stopped(number))
+            raise received[0]
+
+    def lost(error: BaseException | None) -> int | None:
+        if not isinstance(error, _Stopped):
+            return None
+        received.clear()
+        return int(error.args[0])
 
     # A signal that is ignored, as SIGHUP is after `nohup`, stays so.
     caught = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in caught}
     try:
-        yield
+        with sent_again(lost):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
