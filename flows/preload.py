@@ -26,7 +26,7 @@ def preload(request: Request, is_over: Callable[[], bool]) -> None:
         try:
             load()
         except Exception as error:
-            # The hop that needs it says so better.
+            # The step that needs it reports the error itself.
             _log.debug("cannot import ahead: %s", error)
 
 

@@ -61,15 +61,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 LONGEST = (
-    "test_up", "test_operated", "test_strangers", "test_lost_database", "test_crash_matrix", "test_kills", "test_cli",
-    "test_registry_cli", "test_retrain", "test_dying_api", "test_telemetry", "test_temporary_server",
-    "test_environment", "test_stopping", "test_fuzz", "test_evaluate", "test_power_loss", "test_train",
-    "test_secrets", "test_bad_runs", "test_guards", "test_regular_files", "test_report_browser", "test_publish",
-    "test_flow", "test_surroundings", "test_concurrency", "test_remedies", "test_endings", "test_bad_data",
-    "test_burst", "test_memory_kill", "test_store_machine", "test_rows", "test_schema_damage", "test_full_disk",
-    "test_bit_rot", "test_report_texts", "test_large", "test_false_clock", "test_report_again", "test_full_output",
-    "test_reports_cli", "test_collect", "test_inbox", "test_unchanged", "test_deployments", "test_terminal",
-    "test_hostile_files", "test_check", "test_docs", "test_answers", "test_hostile_ui", "test_watch", "test_export",
+    "test_up", "test_operated", "test_surroundings", "test_strangers", "test_lost_database",
+    "test_temporary_server", "test_kills", "test_crash_matrix", "test_train", "test_retrain", "test_bad_data",
+    "test_guards", "test_telemetry", "test_bad_runs", "test_bit_rot", "test_cli", "test_watch", "test_burst",
+    "test_large", "test_environment", "test_remedies", "test_full_disk", "test_report_browser", "test_dying_api",
+    "test_false_clock", "test_age", "test_export", "test_concurrency", "test_memory_kill", "test_hostile_models",
+    "test_manifest", "test_reports_cli", "test_rows", "test_unchanged", "test_full_output", "test_registry_cli",
+    "test_endings", "test_power_loss", "test_schema_damage", "test_check", "test_publish", "test_flow",
+    "test_collect", "test_hostile_ui", "test_store_machine", "test_hostile_store", "test_docs", "test_report_again",
+    "test_deployments", "test_inbox", "test_stopping", "test_report_texts", "test_hostile_report",
+    "test_hostile_files", "test_secrets", "test_one_place", "test_predict", "test_validate", "test_evaluate",
+    "test_layout", "test_clock", "test_network",
 )  # fmt: skip
 """Files by how long they take."""
 
@@ -87,8 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are processors, for when the others wait for servers, disks and time-outs."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Two for each processor: about half of the time, a test waits for a server, a disk or a time-out."""
+    return 2 * len(os.sched_getaffinity(0))
 
 
 @pytest.hookimpl(wrapper=True)
