@@ -1,4 +1,4 @@
-"""Where the `idxflow` command begins: whose modules it is made of, and Ctrl-C while they are imported.
+"""Where the `idxflow` command begins: whose modules it is made of, and signals that end it while they are imported.
 
 Not one of the packages: `PYTHONPATH` may lead to other folders called `flows` or `storage`, and what is in the current
 folder, such as a `random.py` beside the user's archives, is not meant to be imported at all.
@@ -15,14 +15,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("expectations", "flows", "storage", "tasks")
-INTERRUPTED = 130
+ENDING = {
+    signal.SIGINT: (signal.default_int_handler, 130),
+    signal.SIGTERM: (signal.SIG_DFL, 143),
+    signal.SIGHUP: (signal.SIG_DFL, 143),
+}
+"""For each signal: what Python does on it unless it was ignored, and the exit code of `idxflow` (docs/commands.md)."""
 
 
 def main() -> None:
     """Import the command and run it."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Nothing has been begun, and an exception in the middle of an import is not always passed on.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    for number, (usual, _) in ENDING.items():
+        if signal.getsignal(number) is usual:
+            # Nothing has been begun, and an exception in the middle of an import is not always passed on.
+            signal.signal(number, lambda number, _: os._exit(ENDING[signal.Signals(number)][1]))
     import_own_modules()
     from flows.cli import main as run
 

@@ -333,7 +333,7 @@ def _ended(tokens: list[str]) -> int:
         # Of our output (`idxflow datasets | head`): it has what it wanted.
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        failure = _failure(error)
+        failure = _failure(error, tokens[0] if tokens else "")
         if not failure:
             raise
         return _say_failure(failure, as_json="--json" in tokens)
@@ -341,32 +341,39 @@ def _ended(tokens: list[str]) -> int:
 
 
 def _refuse_empty(tokens: list[str]) -> None:
-    """Refuse empty options: `--store "$STORE"`, where that is not set, must not act on the default store.
+    """Refuse empty values: `--store "$STORE"`, where that is not set, must not act on the default store.
+
+    Nor must `manifest "$FOLDER"` act on the current folder, which is what an empty path means.
 
     Raises:
-        ConfigError: an option has an empty value.
+        ConfigError: an option or an argument has an empty value.
     """
     for before, token in pairwise(("", *tokens)):
-        option = before if not token else token.rstrip("=") if re.fullmatch("--[a-z-]+=", token) else ""
-        if option.startswith("--"):
+        empty = before if not token else token.rstrip("=") if re.fullmatch("--[a-z-]+=", token) else None
+        if empty is not None:
+            is_option = empty.startswith("--")
+            what, remedy = (empty, ", or leave the option out") if is_option else ("each argument", "")
             raise ConfigError(
-                f"expected a value for {option}; found an empty one, such as a variable that is not set leaves; "
-                "give a value, or leave the option out"
+                f"expected a value for {what}; found an empty one, such as a variable that is not set leaves; "
+                f"give a value{remedy}"
             )
 
 
-def _failure(error: BaseException) -> Failure | None:
+def _failure(error: BaseException, command: str) -> Failure | None:
     """Return why a command did not do what it was asked; None for an error that nobody expected."""
     kind = type(error).__name__
+    # Rolling back twice goes back two champions.
+    history = "`idxflow registry history DATASET` shows whether the champion was changed"
+    then = history if command == "rollback" else "the same command resumes"
     if isinstance(error, IdxflowError):
         return Failure(kind, str(error), error.exit_code)
     if isinstance(error, CycloptsError):
         help_of = " ".join(("idxflow", *(error.command_chain or ()), "--help"))
         return Failure(ConfigError.__name__, f"{error} See `{help_of}`.", ConfigError.exit_code)
     if isinstance(error, Terminated):
-        return Failure(kind, "terminated; the same command resumes", 128 + signal.SIGTERM)
+        return Failure(kind, f"terminated; {then}", 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt):
-        return Failure("Interrupted", "interrupted; the same command resumes", 128 + signal.SIGINT)
+        return Failure("Interrupted", f"interrupted; {then}", 128 + signal.SIGINT)
     words = shortage(error) or _obstacle(error)
     return Failure(kind, words, IdxflowError.exit_code) if words else None
 

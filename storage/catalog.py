@@ -36,6 +36,10 @@ MAX_SIDE = 4096
 MAX_LABEL_COLUMNS = 1024
 MIN_LABEL, MAX_LABEL = -(2**31), 2**31 - 1
 """What a label file can hold: its widest whole numbers have 32 bits."""
+MAX_ROWS = 2**32 - 1
+"""What the header of an IDX file can declare: a dimension has 32 bits."""
+MAX_BYTES = 1 << 40
+"""No archive is larger, packed or not; `storage.idx` reads no more."""
 MAX_MANIFEST_BYTES = 1 << 20
 
 _SHOWN = 200
@@ -315,8 +319,8 @@ class _Manifest:
         rows = self._table("rows")
         self._only(rows, set(SPLITS), "rows.")
         for split, count in rows.items():
-            if type(count) is not int or count < 1:
-                raise self._wrong(f"rows.{split}", "a number of rows", count)
+            if type(count) is not int or not 1 <= count <= MAX_ROWS:
+                raise self._wrong(f"rows.{split}", f"a number of rows from 1 to {MAX_ROWS:,}", count)
         return {split: rows[split] for split in SPLITS if split in rows}
 
     def _source(self) -> Path | None:
@@ -372,8 +376,8 @@ class _Manifest:
 
     def _size(self, values: Mapping[str, Any], where: str) -> int | None:
         size = values.get(where.rsplit(".", 1)[1])
-        if size is not None and (type(size) is not int or size < 1):
-            raise self._wrong(where, "a number of bytes", size)
+        if size is not None and (type(size) is not int or not 1 <= size <= MAX_BYTES):
+            raise self._wrong(where, f"a number of bytes from 1 to {MAX_BYTES:,}", size)
         return size
 
     def _digest(self, values: Mapping[str, Any], where: str) -> str | None:

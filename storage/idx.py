@@ -42,6 +42,19 @@ MAX_PAYLOAD_BYTES = 1 << 40
 _GZIP_MAGIC = b"\x1f\x8b"
 _FLAGS_AT = 3
 _RESERVED_FLAGS = 0xE0
+_TAR_MAGIC = b"ustar"
+_TAR_MAGIC_AT = 257
+_UNPACK = "unpack it, and give the IDX file in it"
+_OTHERS = {
+    b"PK": ("a ZIP file", _UNPACK),
+    b"7z\xbc\xaf'\x1c": ("a 7z archive", _UNPACK),
+    b"Rar!": ("a RAR archive", _UNPACK),
+    b"\xfd7zXZ\0": ("xz", "unpack it: xz -dc OLD > NEW"),
+    b"BZh": ("bzip2", "unpack it: bzip2 -dc OLD > NEW"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", "unpack it: zstd -dc OLD > NEW"),
+    _GZIP_MAGIC: ("gzip inside gzip", "unpack it once: gunzip -c OLD > NEW"),
+}
+"""What files of other formats begin with: what they are, and what to do."""
 _PLAIN_ERROR = re.compile(r"^Error -?\d+ ")
 _CHUNK = 1 << 18
 _SHOWN = 20
@@ -130,9 +143,9 @@ class Reader:
         if zeros != b"\0\0" or code not in TYPES:
             known = ", ".join(f"{c:02x}" for c in TYPES)
             expected = f"an IDX magic number 0000TTNN with a type TT of {known}"
-            guess, remedy = _guess(magic)
-            start = magic + self._input.read(_SHOWN - len(magic))
-            raise _refused(self.name, expected, f"{magic.hex()}{_text(start)} ({guess})", remedy)
+            start = magic + self._input.read(_TAR_MAGIC_AT + len(_TAR_MAGIC) - len(magic))
+            guess, remedy = _guess(start)
+            raise _refused(self.name, expected, f"{magic.hex()}{_text(start[:_SHOWN])} ({guess})", remedy)
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise _refused(self.name, f"1 to {MAX_DIMENSIONS} dimensions", f"{dimensions} in the header", _FIT)
         sizes = self._header_bytes(4 * dimensions, f"{dimensions} dimensions of 4 bytes")
@@ -287,16 +300,17 @@ def _too_long(name: str, header: Header) -> FormatError:
     return _refused(name, expected, "more", _FIT)
 
 
-def _guess(magic: bytes) -> tuple[str, str]:
-    """Say what a file that is not IDX may be, and what to do then."""
-    if magic[:1] in (b"<", b"\n", b" "):
+def _guess(start: bytes) -> tuple[str, str]:
+    """Say what a file that is not IDX may be, by what it begins with, and what to do then."""
+    if start[_TAR_MAGIC_AT:] == _TAR_MAGIC:
+        return "a tar archive", _UNPACK
+    for beginning, other in _OTHERS.items():
+        if start.startswith(beginning):
+            return other
+    if start[:1] in (b"<", b"\n", b" "):
         page = "a web page: the address leads elsewhere, or a log-in page answered"
         return page, "open the address in a browser, and fetch the archive itself"
-    if magic[:2] == b"PK":
-        return "a ZIP file", "unpack it, and give the IDX file in it"
-    if magic[:2] == _GZIP_MAGIC:
-        return "gzip inside gzip", "unpack it once: gunzip -c OLD > NEW"
-    if magic[2:] == b"\0\0" and magic[1] in range(1, MAX_DIMENSIONS + 1):
+    if start[2:4] == b"\0\0" and start[1] in range(1, MAX_DIMENSIONS + 1):
         return "little-endian", "write the header big-endian"
     return "not IDX", "give the IDX file itself"
 

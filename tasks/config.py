@@ -15,10 +15,13 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from storage.catalog import Dataset, shown
 from storage.errors import ConfigError
@@ -93,6 +96,15 @@ class TrainingConfig(BaseModel):
         "512MiB", description="What the pixels may take while training, such as 2GiB; more rows come in shards."
     )
     seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights, rows held out and order of rows.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic takes true for 1.
+        values = value if isinstance(value, list | tuple) else (value,)
+        if cls.model_fields[str(info.field_name)].annotation is not bool and any(type(v) is bool for v in values):
+            raise PydanticCustomError("no_truth", "expected a value other than true and false")
+        return value
 
     @model_validator(mode="after")
     def _patience_needs_held_out_rows(self) -> TrainingConfig:

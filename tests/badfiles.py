@@ -7,9 +7,13 @@ collections of bad files (https://github.com/apache/parquet-testing), and files 
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import lzma
 import re
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,6 +117,16 @@ def empty_blocks(payload: bytes) -> bytes:
     return b"".join(blocks) + packer.flush(zlib.Z_SYNC_FLUSH) + packer.flush()
 
 
+def tar(payload: bytes) -> bytes:
+    """Return a tar archive of one file."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("train-images-idx3-ubyte")
+        member.size = len(payload)
+        archive.addfile(member, io.BytesIO(payload))
+    return packed.getvalue()
+
+
 MEMBERS = gzip.compress(IMAGES[:20], mtime=0) + gzip.compress(IMAGES[20:], mtime=0)
 FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16
 ROWS, HEIGHT, WIDTH = GOOD["train-images"].shape
@@ -124,6 +138,12 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "a web page": (b"<!DOCTYPE html><title>Log in</title>", r"'<!DOCTYPE html><titl' \(a web page"),
     "a web page after white space": (b"\n\n<html>\x1b[31m</html>", r"0a0a3c68 '··<html>·\[31m</html>' .a web page"),
     "a zip file": (b"PK\x03\x04" + bytes(40), "a ZIP file"),
+    "a tar file": (tar(IMAGES), "a tar archive"),
+    "xz": (lzma.compress(IMAGES), "xz"),
+    "bzip2": (bz2.compress(IMAGES), "bzip2"),
+    "a 7z file": (b"7z\xbc\xaf'\x1c\0\x04" + bytes(40), "a 7z archive"),
+    "a RAR file": (b"Rar!\x1a\x07\x01\0" + bytes(40), "a RAR archive"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(40), "Zstandard"),
     "text": (b"label,pixel0\n7,0\n", "'label,pixel0·7,0·' .not IDX"),
     "3 bytes": (IMAGES[:3], "found the end of the file after 3 bytes of it"),
     "7 bytes": (IMAGES[:7], "expected 3 dimensions of 4 bytes; found the end of the file after 3 bytes"),

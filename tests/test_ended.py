@@ -79,6 +79,15 @@ def test_an_empty_value_is_not_taken_for_the_default(option: str, store: Store, 
     assert "empty" not in failed(capsys, ["run", "nothing", "--json"], 2)
 
 
+@pytest.mark.parametrize("words", [["manifest"], ["watch"], ["predict", "tiny"], ["run"], ["runs", "list"]])
+def test_an_empty_path_is_not_taken_for_the_current_folder(
+    words: list[str], store: Store, capsys: pytest.CaptureFixture
+):
+    assert "expected a value for each argument; found an empty one" in failed(capsys, [*words, "", "--json"], 2)
+    # And what is advised gets further.
+    assert "empty" not in failed(capsys, [*words, "nothing", "--frobnicate", "--json"], 2)
+
+
 def test_what_would_act_on_a_terminal_is_not_printed(store: Store, capsys: pytest.CaptureFixture):
     bad = "\x1b[31m\n\x7f"
     for words in (
@@ -102,7 +111,13 @@ def test_an_interruption_is_json_too(
 
     monkeypatch.setattr("flows.upkeep.retention.collect", interrupted)
     said = failed(capsys, ["gc", "--json"], code)
-    assert said == f"{'interrupted' if number == signal.SIGINT else 'terminated'}; the same command resumes"
+    how = "interrupted" if number == signal.SIGINT else "terminated"
+    assert said == f"{how}; the same command resumes"
+    # That would go back another champion, where the first call has gone back one.
+    monkeypatch.setattr("flows.registry._report", interrupted)
+    monkeypatch.setattr("flows.registry._move", lambda *_: {})
+    said = failed(capsys, ["rollback", "tiny", "--reason", "none", "--json"], code)
+    assert said == f"{how}; `idxflow registry history DATASET` shows whether the champion was changed"
 
 
 NOBODY = 65534

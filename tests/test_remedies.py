@@ -6,12 +6,14 @@ the tests of those that need a server, a broken disk or a whole run are marked `
 
 from __future__ import annotations
 
+import bz2
 import ctypes
 import dataclasses
 import errno
 import gzip
 import itertools
 import json
+import lzma
 import os
 import re
 import shutil
@@ -569,6 +571,8 @@ CASES: dict[str, Case] = {
         lambda here: zipfile.ZipFile(here.folder / "x").extractall(here.folder),
         lambda here: idx.read(here.folder / "inner"),
     ),
+    "xz": Case(of_file(lzma.compress(FILE)), "unpack it: xz -dc OLD > NEW", lambda here: here.write("x", FILE)),
+    "bzip2": Case(of_file(bz2.compress(FILE)), "unpack it: bzip2 -dc OLD > NEW", lambda here: here.write("x", FILE)),
     "a little-endian magic number": Case(
         of_file(FILE[3::-1] + FILE[4:]), "write the header big-endian", lambda here: here.write("x", FILE)
     ),

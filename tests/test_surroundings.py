@@ -111,6 +111,32 @@ def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str
     assert f"Failed to reach API at {NOWHERE}" in again.stderr
 
 
+@pytest.mark.remedies("flows.service.configuration:_check_profile")
+@pytest.mark.parametrize("place", ["PREFECT_PROFILE of the environment", "`active` in {}/prefect/profiles.toml"])
+def test_a_profile_that_does_not_exist_is_one_sentence(tmp_path: Path, place: str):
+    (tmp_path / "prefect").mkdir()
+    profiles = tmp_path / "prefect" / "profiles.toml"
+    profiles.write_text('[profiles.work]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n')
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
+    if "active" in place:
+        profiles.write_text(f'active = "wrok"\n{profiles.read_text()}')
+    else:
+        environment["PREFECT_PROFILE"] = "wrok"
+    words = [BIN / "idxflow", "doctor"]
+    result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = (
+        f"expected {place.format(tmp_path)} to name a profile of Prefect's (cloud, ephemeral, local, test, work); "
+        "found 'wrok' (did you mean work?)"
+    )
+    assert f"problem  settings: {said}\n" in result.stdout
+    assert "WARNING" not in result.stderr
+    # As it is advised: it is removed.
+    profiles.write_text(profiles.read_text().replace("wrok", "work"))
+    environment.pop("PREFECT_PROFILE", None)
+    again = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "ok       settings: " in again.stdout
+
+
 @pytest.mark.remedies("flows.service.configuration:_check_files")
 @pytest.mark.parametrize("name", [".env", "prefect.toml", "pyproject.toml", "prefect/profiles.toml"])
 def test_settings_that_are_no_file_are_refused_at_once(tmp_path: Path, name: str):
@@ -369,6 +395,17 @@ def test_nothing_in_the_current_folder_is_imported(server: dict[str, str], tmp_p
         "idxflow uses its own"
         for name in ("expectations", "flows", "storage", "tasks")
     ]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_a_signal_while_the_command_is_imported_ends_it_quietly(number: int, code: int):
+    sent = (
+        "import os, sys, idxflow_start\n"
+        f"sys.addaudithook(lambda event, of: of[:1] == ('flows.cli',) and os.kill(os.getpid(), {int(number)}))\n"
+        "sys.argv = ['idxflow', 'datasets']; idxflow_start.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", sent], cwd=ROOT, capture_output=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (code, b"", b"")
 
 
 def test_all_that_is_started_imports_the_same(tmp_path: Path):

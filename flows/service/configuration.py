@@ -12,15 +12,20 @@ import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from storage.catalog import shown
 from storage.errors import PrefectFailed
 from storage.files import NotRegular, check_regular
+from storage.words import meant
 
 URL = "PREFECT_API_URL"
+_PROFILE = "PREFECT_PROFILE"
 _DOTENV, _TOML, _PYPROJECT = ".env", "prefect.toml", "pyproject.toml"
 
 
@@ -29,14 +34,14 @@ def read() -> None:
     """Import Prefect, which reads its settings then.
 
     Raises:
-        PrefectFailed: it cannot; the sentence names the file or the setting.
+        PrefectFailed: it cannot, or the profile does not exist; the sentence names the file or the setting.
     """
     _check_files()
     # What Prefect says of it itself, in a warning, a log line or a trace, comes as one sentence.
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             import prefect.context
             import prefect.settings  # noqa: F401
@@ -44,6 +49,26 @@ def read() -> None:
         raise PrefectFailed(f"expected settings that Prefect can read; {_trouble(error)}; correct it there") from error
     finally:
         logging.disable(before)
+    _check_profile()
+
+
+def _check_profile() -> None:
+    """Make sure that the profile exists whose settings are to be used: Prefect would use other ones.
+
+    Raises:
+        PrefectFailed: it does not.
+    """
+    from prefect.settings import get_current_settings, load_profiles
+
+    profiles = load_profiles()
+    active = os.environ.get(_PROFILE) or profiles.active_name
+    if active not in (None, *profiles.names):
+        file = get_current_settings().profiles_path
+        place = f"{_PROFILE} of the environment" if os.environ.get(_PROFILE) else f"`active` in {file}"
+        raise PrefectFailed(
+            f"expected {place} to name a profile of Prefect's ({', '.join(sorted(profiles.names))}); found "
+            f"{shown(active)}{meant(active, profiles.names)}; correct it there, or remove it"
+        )
 
 
 def _check_files() -> None:
@@ -119,7 +144,7 @@ def _only_from_environment() -> bool:
     """Return whether no file can hold a setting that is asked for here, and Prefect is not imported anyway."""
     variables = {name for name in os.environ if name.upper().startswith("PREFECT_")}
     # Prefect reads variables in small letters, too; what a block of this process has set for a time, it alone knows.
-    if "prefect" in sys.modules or "PREFECT_PROFILE" in variables or any(name != name.upper() for name in variables):
+    if "prefect" in sys.modules or _PROFILE in variables or any(name != name.upper() for name in variables):
         return False
     _check_files()
     if any(path.exists() for path, _ in _files() if path.name != _PYPROJECT):
@@ -158,7 +183,7 @@ def _sources() -> Iterator[str]:
     from prefect.settings import load_profiles
 
     profiles = load_profiles()
-    active = os.environ.get("PREFECT_PROFILE") or profiles.active_name
+    active = os.environ.get(_PROFILE) or profiles.active_name
     if active in profiles.names and any(setting.name == URL for setting in profiles[active].settings):
         yield f"{URL} of the profile {active!r} in {profiles[active].source}"
 
