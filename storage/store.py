@@ -462,11 +462,13 @@ def store_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = error.filename or where
-        raise StoreError(
-            f"the store cannot be used: {error.strerror} at {path}; "
-            "free space or permissions there, or choose another with --store"
-        ) from error
+        path = Path(str(error.filename or where))
+        remedy = "free space or permissions there, or choose another with --store"
+        if isinstance(error, NotADirectoryError):
+            # The nearest one that is there is what is in the way.
+            path = next(place for place in (path, *path.parents) if place.exists())
+            remedy = "move that away, where a folder belongs: `idxflow verify` names each such place"
+        raise StoreError(f"the store cannot be used: {error.strerror} at {path}; {remedy}") from error
 
 
 def _seal(folder: Path, plan: Plan, record: Stored) -> None:

@@ -20,13 +20,16 @@ from typing import Any, Literal
 
 from storage.arrivals import ARRIVALS, Arrivals
 from storage.errors import IdxflowError
-from storage.files import locked, read_json
+from storage.files import kind_of, locked, read_json
 from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
 from storage.registry import Registry, Version
 from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, described, store_errors
 from storage.underway import UNDER_WAY, was_cut_off
 
 PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
+INNER = ("registry/versions", "registry/retired", *(f"ledger/{kind}" for kind in (*KINDS, UNDER_WAY)))
+_MOVE_LINKED = "move what it points to into its place"
+_MOVE_AWAY = "move it away, and restore the folder from a backup if it held anything"
 _MAKE_AGAIN = "run the same command again, it is made anew"
 _REMOVE_REPORT = "remove its folder: a report is written once, and nothing is made from it"
 _REMOVE_INDEX = "remove it: it is made anew from the records beside it"
@@ -116,7 +119,7 @@ class _Check:
         self.findings: list[Finding] = []
 
     def run(self) -> None:
-        if not self._no_links():
+        if not self._only_folders():
             return
         # Nothing may be collected between listing and reading.
         with self.store.in_use(self.dataset):
@@ -133,11 +136,14 @@ class _Check:
     def _damage(self, path: Path, problem: object, remedy: str) -> None:
         self.findings.append(Finding(path, "damage", _one_line(problem), remedy))
 
-    def _no_links(self) -> bool:
-        links = [path for path in (self.folder, *(self.folder / part for part in PARTS)) if path.is_symlink()]
-        for path in links:
-            self._damage(path, "expected a folder; found a symbolic link", "move what it points to into its place")
-        return not links
+    def _only_folders(self) -> bool:
+        """Note what is in the place of a folder; return whether nothing is."""
+        others = [path for part in ("", *PARTS) if not _is_folder(path := self.folder / part)]
+        others += [path for part in INNER if _is_folder((path := self.folder / part).parent) and not _is_folder(path)]
+        for path in others:
+            found = "a symbolic link" if path.is_symlink() else kind_of(path)
+            self._damage(path, f"expected a folder; found {found}", _MOVE_LINKED if path.is_symlink() else _MOVE_AWAY)
+        return not others
 
     def _entries(self) -> None:
         for part in dict.fromkeys(FOLDERS.values()):
@@ -311,6 +317,11 @@ def for_the_next_run(store: Store, dataset: str) -> tuple[Path, ...]:
         return ()
     steps = {store.dataset(dataset) / part for part in FOLDERS.values()}
     return tuple(path for path in leftovers(store, dataset) if path.parent in steps and path.suffix == ".partial")
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is a folder, or free for one."""
+    return not path.is_symlink() and (path.is_dir() or not path.exists())
 
 
 def _visible(folder: Path) -> Iterator[Path]:

@@ -93,6 +93,14 @@ DAMAGE: dict[str, tuple[str, Callable[[Store], object], str]] = {
         lambda s: (part(s, "5-models").parent.rename(s.root / ".away"), link(s, "5-models", s.root / ".away")),
         "symbolic link",
     ),
+    **{
+        f"a file instead of {name}": (
+            name,
+            lambda s, name=name: (shutil.rmtree(s.dataset(DATASET) / name), (s.dataset(DATASET) / name).touch()),
+            "expected a folder; found a file",
+        )
+        for name in ("5-models", "registry", "registry/versions", "ledger", "ledger/runs", "ledger/decisions")
+    },
     "a link instead of a file": (
         "2-splits",
         lambda s: ((p := part(s, "2-splits") / "data.bin").rename(s.root / ".file"), p.symlink_to(s.root / ".file")),
