@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -366,7 +367,10 @@ def _failure(error: BaseException, command: str) -> Failure | None:
     history = "`idxflow registry history DATASET` shows whether the champion was changed"
     then = history if command == "rollback" else "the same command resumes"
     if isinstance(error, IdxflowError):
-        return Failure(kind, str(error), error.exit_code)
+        # What could not be opened for want of a descriptor is not damaged.
+        starved = getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE)
+        words = shortage(error.__cause__) if starved and error.__cause__ else None
+        return Failure(kind, words or str(error), error.exit_code)
     if isinstance(error, CycloptsError):
         help_of = " ".join(("idxflow", *(error.command_chain or ()), "--help"))
         return Failure(ConfigError.__name__, f"{error} See `{help_of}`.", ConfigError.exit_code)

@@ -113,6 +113,8 @@ def shortage(error: BaseException) -> str | None:
         return f"expected memory to load a library; {text}; {more}"
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return f"expected memory to go on; the system gave no more; {more}"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"expected to open one more file; {text}; raise the limit of open files (ulimit -n), then run again"
     threads = isinstance(error, RuntimeError) and "can't start new thread" in text
     if threads or isinstance(error, BlockingIOError):
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,19 @@ except MemoryError as error:
     print(shortage(error))
 """
 
+FILES = """
+import resource, sys
+from pathlib import Path
+from flows.cli import main
+Path("store/tiny/ledger/decisions").mkdir(parents=True)
+Path("store/tiny/ledger/decisions/00000001-x.json").write_text("{}")
+sys.stderr = sys.stdout
+import flows.upkeep, storage.retention
+unused = open("/dev/null")
+resource.setrlimit(resource.RLIMIT_NOFILE, (unused.fileno(),) * 2)
+main(["registry", "history", "tiny", "--store", "store"])
+"""
+
 
 @pytest.mark.parametrize(
     ("code", "said"),
@@ -52,11 +66,19 @@ except MemoryError as error:
         (LIBRARY, "expected memory to load a library; "),
         (THREADS, "expected to start a thread or a "),
         (MEMORY, "expected memory to go on; "),
+        (FILES, "idxflow: expected to open one more file; "),
     ],
 )
-def test_it_is_said_what_to_raise(code: str, said: str):
+def test_it_is_said_what_to_raise(tmp_path: Path, code: str, said: str):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert result.stdout.startswith(said), result.stderr
     assert "then run again" in result.stdout
