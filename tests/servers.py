@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -98,6 +99,16 @@ def clean_environment(home: Path, first_start: bool = False, **more: str) -> dic
     # Rich fits its output to the terminal; without one it would wrap at 80 columns.
     own = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200", "NO_COLOR": "1"}
     return {**kept, **refusals.python_environment(), **own, **more}
+
+
+def is_starting(home: Path) -> bool:
+    """Return whether a server holds the lock of those that start on the database in Prefect's `home`."""
+    with (home / "idxflow" / "start.lock").open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from tests.commands import idxflow
 from tests.conftest import BROWSER_FLAGS, PATIENCE_MS
 from tests.faultserver import FaultServer, good
 from tests.operated import until
-from tests.servers import BIN, HTTP, clean_environment, free_port
+from tests.servers import BIN, HTTP, clean_environment, free_port, is_starting
 from tests.terminal import typed, user
 from tests.test_up import Service, going
 
@@ -144,6 +144,8 @@ def test_a_command_s_own_server_is_nobody_else_s(home: Path):
             environment = clean_environment(home / name, IDXFLOW_STORE=str(home / name / "store"))
             process = stack.enter_context(waiting(name, environment))
             assert ports(process.pid)
+            # It keeps no other server from starting, as that of `idxflow up`, while it waits.
+            assert not is_starting(Path(environment["PREFECT_HOME"]))
             found += ports(process.pid)
             secret |= secrets(process.pid)
             folders.append(Path(environment["PREFECT_HOME"]))

@@ -11,20 +11,21 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_HOME, temporary_settings
 
 from flows.service import temporary
-from flows.service.temporary import temporary_server
+from flows.service.temporary import TemporaryServer, temporary_server
 from storage.errors import PrefectFailed
 from tests import refusals
 from tests.commands import Command, idxflow
 from tests.conftest import TinyFactory, write_tiny
 from tests.operated import until
-from tests.servers import BIN, clean_environment
+from tests.servers import BIN, clean_environment, is_starting
 
 SECONDS = 240
 """Only what hangs takes so long."""
@@ -153,17 +154,22 @@ def test_it_shares_its_database_with_no_other_server(place: dict[str, str]):
         assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
 
 
-def given_up(home: Path, folder: Path) -> None:
-    """Wait in vain for a server that gets nothing done, as on a machine that is too busy."""
+@contextmanager
+def server_without_an_answer(home: Path, folder: Path) -> Iterator[TemporaryServer]:
+    """Start one that gets nothing done, as on a machine that is too busy."""
     (folder / "sitecustomize.py").write_text("import time\ntime.sleep(600)")
     with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_HOME: home}):
         patch.setenv("PYTHONPATH", str(folder))
         patch.setattr(temporary, "START_SECONDS", 0.1)
-        with (
-            temporary_server("idxflow gc") as server,
-            pytest.raises(PrefectFailed, match="within 0.1 s; it did not; free CPU time or memory, then run again"),
-        ):
-            server.wait()
+        with temporary_server("idxflow gc") as server:
+            yield server
+
+
+def test_no_other_server_starts_on_its_database_until_it_answers(tmp_path: Path):
+    """Both would make the tables of a new one, and both would fail."""
+    with server_without_an_answer(tmp_path / "prefect", tmp_path):
+        assert is_starting(tmp_path / "prefect")
+    assert not is_starting(tmp_path / "prefect")
 
 
 @pytest.mark.flow
@@ -172,7 +178,11 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
     place: dict[str, str], tmp_path: Path
 ):
     """The same database, once no other server has it open."""
-    given_up(Path(place["PREFECT_HOME"]), tmp_path)
+    with (
+        server_without_an_answer(Path(place["PREFECT_HOME"]), tmp_path) as server,
+        pytest.raises(PrefectFailed, match=r"within 0\.1 s; it did not; free CPU time or memory, then run again"),
+    ):
+        server.wait()
     command = ["run", "--dataset-file", "tiny.toml", "--json"]
     command += ["--set", "epochs=3", "--set", "learning_rate=0.1", "--set", "hidden=[8]"]
     ended = idxflow(*command, env=place, cwd=Path(place["HOME"]))

@@ -15,12 +15,13 @@ import struct
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 from storage.errors import PrefectFailed
+from storage.files import locked
 
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _NAME = "prefect.db"
@@ -62,6 +63,11 @@ def hold(home: Path) -> IO[bytes] | None:
         stream.close()
         return None
     return stream
+
+
+def starting(home: Path) -> AbstractContextManager[None]:
+    """Hold a lock while a server starts on the configured database: two that create its tables at once both fail."""
+    return locked(home / "idxflow" / "start.lock")
 
 
 def in_use(database: Path) -> bool:

@@ -51,6 +51,9 @@ class TemporaryServer:
         loud = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_")}
         closed = {AUTH: self.secret, "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true"}
         log = folder / "server.log"
+        self._starting = ExitStack()
+        if database.DATABASE not in more:
+            self._starting.enter_context(database.starting(home))
         self._service = Service(Plan(_HOST).command({**loud, **closed, **more}, Path.cwd(), log, listener))
         self._service.start()
         # From now on the server's alone: when it dies, who waits for an answer is told so.
@@ -94,6 +97,7 @@ class TemporaryServer:
         deadline = time.monotonic() + START_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             if self._has_answered(left):
+                self._starting.close()
                 return database.keep_empty(self._home, self._folder)
             if self._service.pid is None:
                 file = sqlite.configured()
@@ -112,6 +116,7 @@ class TemporaryServer:
         from prefect.logging.handlers import APILogWorker
 
         self._asked.close()
+        self._starting.close()
         # Prefect: drained. It ends its own server without waiting for what is still to be sent.
         if self._service.pid:
             APILogWorker.instance().drain()

@@ -27,7 +27,7 @@ from flows.interruption import sent_again
 from flows.options import StoreFolder
 from flows.service import configuration, entry, server, sqlite
 from flows.service.application import AUTH, Plan
-from flows.service.database import hold, home_errors, in_use, private_home
+from flows.service.database import hold, home_errors, in_use, private_home, starting
 from flows.service.guard import LOOPBACK
 from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
@@ -323,8 +323,9 @@ class _Up:
         for opened in server.opened(self.wish.auth, self.wish.csrf):
             _say(opened)
         new = bool(self.database_file and not self.database_file.exists())
-        self.server.start()
-        with _waiting("making the database of the server, once" if new else "waiting for the server"):
+        making = "making the database of the server, once" if new else "waiting for the server"
+        with _waiting(making), starting(self.home):
+            self.server.start()
             # What the next steps need is imported meanwhile.
             import_module("flows.service.deployments")
             self._await_server(self.server)
