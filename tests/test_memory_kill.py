@@ -24,6 +24,7 @@ from storage.store import Store
 from storage.verify import verify
 from tasks import network, train
 from tests.conftest import write_tiny
+from tests.memory import bytes_of_process
 from tests.runs import carried_out
 from tests.servers import ROOT, clean_environment
 
@@ -35,11 +36,6 @@ UNSPEAKABLE = 100_000_000
 """The same where the kernel kills: more than an idle process needs, less than training does."""
 CGROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 LIMITS = "memory.limit_in_bytes", "memory.max"
-
-
-def bytes_of_process(column: int, pid: int | str = "self") -> int:
-    """Return what a process has: its address space (0), or what of it is in memory (1); Linux, proc(5)."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[column]) * resource.getpagesize()
 
 
 def child(manifest: Path, store: Path) -> None:

@@ -27,8 +27,8 @@ from tasks.progress import Progress, listening
 from tasks.rows import InMemory, row_order
 from tasks.scaling import Statistics, apply, read
 from tests.conftest import TinyFactory
+from tests.memory import bytes_of_process
 from tests.models import split, trained
-from tests.test_memory_kill import bytes_of_process
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"architecture.json", "entry.json", "history.jsonl", "model.keras", "normalization.npz", "weights.npz"}
@@ -267,6 +267,7 @@ from storage import catalog
 from storage.store import Store
 from tasks import train as training
 from tasks.progress import listening
+from tests.memory import bytes_of_process
 from tests.models import trained
 training.CHECKPOINT_SECONDS = 0.0
 with listening(lambda progress: progress.done == 3 and os.kill(os.getpid(), signal.SIGKILL)):
