@@ -116,7 +116,7 @@ def test_a_ledger_that_cannot_be_listed(store: Store, tmp_path: Path):
     runs = store.dataset(DATASET) / "ledger" / "runs"
     runs.rename(tmp_path / "backup")
     runs.touch()
-    advised(doctor._clock(store), "free space or permissions there")
+    advised(doctor._clock(store), "move that away, where a folder belongs")
     runs.unlink()
     (tmp_path / "backup").rename(runs)
     assert doctor._clock(store).verdict == "ok"
