@@ -236,7 +236,9 @@ def _version(place: Place, text: str) -> Version:
     digits = text.removeprefix("v")
     known = place.registry.numbers()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
-        there = f"give one of v1 to v{max(known)}" if known else f"it has no version yet: {place.remedy}"
+        newest = max(known, default=0)
+        choice = "give v1, the only one" if newest == 1 else f"give one of v1 to v{newest}"
+        there = choice if known else f"it has no version yet: {place.remedy}"
         known_names = ("champion", *(f"v{number}" for number in known))
         raise ConfigError(
             f"expected a version of {place.dataset}, a number or `champion`; found {text[:40]!r}"
