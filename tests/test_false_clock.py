@@ -19,7 +19,7 @@ from tests.runs import hopped
 from tests.servers import ROOT, free_port
 
 # The flow's own hops, without a server: Prefect's spins under a clock that is not its own.
-# Nor with Python's sleep, which ends on EINVAL under faketime: whoever waits, on a busy machine, would fail.
+# Python's own sleep fails with EINVAL under faketime, so a run that has to wait, as on a busy machine, would fail.
 RUN = """
 import pathlib, select, sys, time
 time.sleep = lambda seconds: select.select([], [], [], seconds)

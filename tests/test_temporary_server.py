@@ -157,7 +157,7 @@ def test_it_shares_its_database_with_no_other_server(place: dict[str, str]):
 @contextmanager
 def server_without_an_answer(home: Path, folder: Path) -> Iterator[TemporaryServer]:
     """Start one that gets nothing done, as on a machine that is too busy."""
-    (folder / "sitecustomize.py").write_text("import time\ntime.sleep(600)")
+    (folder / "sitecustomize.py").write_text("import signal\nsignal.pause()")
     with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_HOME: home}):
         patch.setenv("PYTHONPATH", str(folder))
         patch.setattr(temporary, "START_SECONDS", 0.1)

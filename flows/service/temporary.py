@@ -75,6 +75,8 @@ class TemporaryServer:
             if select.select([self._asked.sock], [], [], seconds)[0]:
                 self._answered = self._asked.getresponse().status == HTTPStatus.OK
                 self._asked.close()
+                if self._answered:
+                    self._starting.close()
         except (OSError, HTTPException) as error:
             self._asked.close()
             if isinstance(error, OSError) and error.errno in _NO_LOOPBACK:
@@ -97,7 +99,6 @@ class TemporaryServer:
         deadline = time.monotonic() + START_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             if self._has_answered(left):
-                self._starting.close()
                 return database.keep_empty(self._home, self._folder)
             if self._service.pid is None:
                 file = sqlite.configured()
