@@ -10,6 +10,7 @@ command whose caller is gone is killed. `tests.commands` is the other side.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 import json
 import logging
@@ -104,6 +105,8 @@ class Commands:
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
                 os.close(stream)
+            # A command that hangs is asked where (`Command.wait`).
+            faulthandler.register(signal.SIGUSR2)
             return request
         for stream in streams:
             os.close(stream)

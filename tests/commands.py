@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,10 +88,12 @@ class Command:
         """Wait for the end; return the exit code.
 
         Raises:
-            TimeoutError: it has not ended within so many seconds.
+            TimeoutError: it has not ended within so many seconds; what it said, and where its threads are.
         """
         if self._code is None and not select.select([self._connection], [], [], timeout)[0]:
-            raise TimeoutError(f"still running after {timeout} s")
+            self.send_signal(signal.SIGUSR2)
+            time.sleep(1)
+            raise TimeoutError(f"still running after {timeout} s; it said {self.said!r}\n{self.errors}")
         code = self.poll()
         assert code is not None
         return code

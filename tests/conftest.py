@@ -87,12 +87,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Two for each processor: about half of the time, a test waits for a server, a disk or a time-out."""
-    return 2 * len(os.sched_getaffinity(0))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
     """With `IDXFLOW_NO_SKIP=1`, as in CI, a skipped test is a failed one."""
