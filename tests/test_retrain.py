@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.events.worker import EventsWorker
 from prefect.flow_runs import resume_flow_run
 
 from flows import retrain as flows
@@ -27,7 +28,7 @@ from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
-from tests.operated import LAST_DAY, until
+from tests.operated import LAST_DAY, post, until
 from tests.runs import message_of
 from tests.servers import BIN
 
@@ -53,7 +54,7 @@ def outcome(state: Any) -> dict[str, Any]:
     return result.outcome if isinstance(result, RunFailed) else result
 
 
-def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFactory):
+def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFactory, server: dict[str, str]):
     manifest = tiny().manifest
     state, first = run(manifest)
     assert (state.type.value, state.name) == ("COMPLETED", "Completed")
@@ -76,6 +77,18 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     _, again = run(manifest)
     assert (again["state"], again["version"], again["report"]) == ("unchanged", 1, first["report"])
     assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
+    runs = {found["run"] for found in (first, second, third, again)}
+    events = until(lambda: found if len(found := decided(server, runs)) > 1 else None)
+    assert sorted(events) == sorted([("promoted", first["run"]), (third["state"], third["run"])])
+
+
+def decided(server: dict[str, str], runs: set[str]) -> list[tuple[str, str]]:
+    """Return the events about models that the server has of these runs."""
+    EventsWorker.drain_all()
+    resource = {"id": ["idxflow.model.tiny"]}
+    found = post(server, "events/filter", {"filter": {"resource": resource, "occurred": LAST_DAY}, "limit": 50})
+    about = [(event["event"].rpartition(".")[2], event["payload"]["run"]) for event in found["events"]]
+    return [(outcome, run) for outcome, run in about if run in runs]
 
 
 def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: Store, tiny: TinyFactory):

@@ -122,19 +122,18 @@ def test_a_profile_that_does_not_exist_is_one_sentence(tmp_path: Path, place: st
         profiles.write_text(f'active = "wrok"\n{profiles.read_text()}')
     else:
         environment["PREFECT_PROFILE"] = "wrok"
-    words = [BIN / "idxflow", "doctor"]
-    result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     said = (
         f"expected {place.format(tmp_path)} to name a profile of Prefect's (cloud, ephemeral, local, test, work); "
         "found 'wrok' (did you mean work?)"
     )
-    assert f"problem  settings: {said}\n" in result.stdout
+    result = doctor_and_status(tmp_path, environment)
+    assert result.stdout.startswith("Finding(verdict='problem', what='settings'")
+    assert said in result.stdout
     assert "WARNING" not in result.stderr
     # As it is advised: it is removed.
     profiles.write_text(profiles.read_text().replace("wrok", "work"))
     environment.pop("PREFECT_PROFILE", None)
-    again = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "ok       settings: " in again.stdout
+    assert doctor_and_status(tmp_path, environment).stdout.startswith("Finding(verdict='ok', what='settings'")
 
 
 @pytest.mark.remedies("flows.service.configuration:_check_files")
@@ -160,16 +159,21 @@ def test_status_goes_without_them_and_the_doctor_names_them(tmp_path: Path):
     """What the ledger has is shown all the same."""
     (tmp_path / "prefect.toml").write_text("[api")
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
-    code = (
-        "import sys, flows.doctor as d, flows.status as s\nfrom storage.store import Store, store_path\n"
-        "print(*d._server(Store(store_path())))\nprint(s._scheduled())"
-    )
-    words = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
-    result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    finding, remark = result.stdout.splitlines()
+    finding, remark = doctor_and_status(tmp_path, environment).stdout.splitlines()
     assert finding.startswith("Finding(verdict='problem', what='settings'")
     assert "prefect.toml" in finding
     assert "prefect.toml" in remark
+
+
+def doctor_and_status(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Print what `idxflow doctor` finds of the settings, and what `idxflow status` says of them, on a line each."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport flows.doctor as d, flows.status as s\n"
+        "from storage.store import Store, store_path\n"
+        "print(next(iter(d._server(Store(store_path())))))\nprint(s._scheduled())"
+    )
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=True)
 
 
 def keyed(exchange: Exchange) -> None:
