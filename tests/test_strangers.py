@@ -22,7 +22,7 @@ import pytest
 from storage.files import locked
 from tests import stranger
 from tests.commands import idxflow
-from tests.conftest import BROWSER_FLAGS, PATIENCE_MS
+from tests.conftest import BROWSER_FLAGS, PATIENCE_MS, browser_program
 from tests.faultserver import FaultServer, good
 from tests.operated import until
 from tests.servers import BIN, HTTP, clean_environment, free_port, is_starting
@@ -293,9 +293,8 @@ def test_a_page_of_another_port_changes_and_reads_nothing(browser: Any, server: 
 def test_a_name_that_is_made_to_lead_here_is_refused(browser: Any, server: dict[str, str]):
     """DNS rebinding: for the browser, the page and the server are of one origin."""
     port = urlsplit(server["PREFECT_API_URL"]).port
-    path = shutil.which("chromium")
     flags = [*BROWSER_FLAGS[:-1], "--host-resolver-rules=MAP evil.example 127.0.0.1"]
-    rebound = browser.browser_type.launch(executable_path=path, args=flags, timeout=PATIENCE_MS)
+    rebound = browser.browser_type.launch(executable_path=browser_program(), args=flags, timeout=PATIENCE_MS)
     try:
         page = rebound.new_page()
         answer = page.goto(f"http://evil.example:{port}/api/admin/version", timeout=PATIENCE_MS)

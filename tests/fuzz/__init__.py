@@ -29,4 +29,9 @@ def fuzz(
     with tempfile.TemporaryDirectory(prefix="idxflow-fuzz-") as folder:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "TMPDIR": folder}
         command = [sys.executable, "-m", "tests.fuzz.worker", target, folder, f"-runs={runs}", *options]
-        return subprocess.run(command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        # A small process in between: what libFuzzer takes for its memory begins at that of the process which starts it
+        # (ru_maxrss, getrusage(2)).
+        between = ["/bin/sh", "-c", '"$@"; exit $?', "sh"]
+        return subprocess.run(
+            [*between, *command], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True, check=False
+        )
