@@ -107,7 +107,7 @@ def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str
     else:
         environment["PREFECT_CLIENT_MAX_RETRIES"] = "3"
     environment["PREFECT_API_URL"] = NOWHERE
-    again = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = idxflow("validate", "digits", "--json", env=environment, cwd=tmp_path)
     assert f"Failed to reach API at {NOWHERE}" in again.stderr
 
 
@@ -151,7 +151,7 @@ def test_settings_that_are_no_file_are_refused_at_once(tmp_path: Path, name: str
     assert f"{tmp_path / name} is a FIFO (named pipe), not a regular file; remove it" in refused.stderr
     (tmp_path / name).unlink()
     environment["PREFECT_API_URL"] = NOWHERE
-    again = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = idxflow("prefect", "version", env=environment, cwd=tmp_path)
     assert "(PREFECT_API_URL of the environment), found none" in again.stderr
 
 
