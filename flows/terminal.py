@@ -23,6 +23,8 @@ _CELL = re.compile(r"( *)(\S+(?: \S+)*)")
 """A column of a line, which two spaces or more end, and the spaces before it."""
 _PROGRAMS = ("idxflow", "prefect")
 _TO_TYPE = re.compile(rf"(?<![\w./~-])({'|'.join(_PROGRAMS)}) (?=(?:--)?[a-z])")
+_COMMAND = re.compile(rf" +(?:export \S|(?:\S*/)?(?:{'|'.join(_PROGRAMS)}) )")
+"""How a line begins that is a command, to be copied."""
 _WHOLE = ("{", "[", "│", "╭", "╰")
 """What lines of JSON and of boxes begin with."""
 
@@ -48,8 +50,8 @@ def width(stream: Stream) -> int | None:
 def fitted(text: str, columns: int) -> str:
     """Return lines as a terminal of so many columns shows them best; what goes on in the next line is indented.
 
-    A word that is longer, such as a path, stays whole, so that it can be copied. JSON, the boxes of `--help` and lines
-    with control characters are left as they are.
+    A word that is longer, such as a path, stays whole, so that it can be copied, and so does a line that is a command.
+    JSON, the boxes of `--help` and lines with control characters are left as they are.
     """
     return "\n".join(_fitted(line, columns) for line in text.split("\n"))
 
@@ -58,7 +60,7 @@ def _fitted(line: str, columns: int) -> str:
     if not line.isprintable() or line.startswith(_WHOLE):
         return line
     line = callable_from_here(shortened(line))
-    if len(line) <= columns:
+    if len(line) <= columns or _COMMAND.match(line):
         return line
     column, leading = _COLUMN.match(line), len(line) - len(line.lstrip())
     indent = column.end() if column and column.end() <= columns // 2 else leading or 2

@@ -181,6 +181,12 @@ def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.Mon
     assert {found[-1] for found in _CONTROL.findall(line)} <= {"m"}
 
 
+@pytest.mark.parametrize("command", ["idxflow status --store", "/opt/my/bin/prefect deployment run", "export PATH="])
+def test_a_command_to_be_copied_stays_a_line(command: str):
+    line = f"  {command} {'x' * 60} --more"
+    assert terminal.fitted(line, 60) == terminal.callable_from_here(line)
+
+
 def test_columns_stay_together():
     line = "2026-11-28 23:40:25  20261128-234025-1a84  kept         v2     96.94%       6.8 s  command line"
     assert terminal.fitted(line, 80) == (
