@@ -92,6 +92,7 @@ class Command:
         """
         if self._code is None and not select.select([self._connection], [], [], timeout)[0]:
             self.send_signal(signal.SIGUSR2)
+            # Until it has written them.
             time.sleep(1)
             raise TimeoutError(f"still running after {timeout} s; it said {self.said!r}\n{self.errors}")
         code = self.poll()
