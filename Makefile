@@ -28,7 +28,7 @@ check: $(READY) ## Lint, types and import rules
 
 soak: $(READY) ## Retrain again and again with a random fault each, then kill at random (ARGS="--runs 200 --seed 1", KILLS=500)
 	@$(BIN)/python -m benchmarks.soak $(or $(ARGS),--runs 200 --seed 1)
-	@IDXFLOW_KILLS=$(or $(KILLS),500) $(BIN)/pytest -q -rP --timeout 7200 tests/test_kills.py -k random
+	@IDXFLOW_KILLS=$(or $(KILLS),500) $(BIN)/pytest -q -rP --timeout 7200 tests/faults/test_kills.py -k random
 
 fuzz: $(READY) ## Feed the IDX reader what nobody would write (RUNS=10000000)
 	@$(BIN)/python -m tests.fuzz idx $(or $(RUNS),10000000)

@@ -30,7 +30,7 @@ def main() -> None:
             # Nothing has been begun, and an exception in the middle of an import is not always passed on.
             signal.signal(number, lambda number, _: os._exit(ENDING[signal.Signals(number)][1]))
     import_own_modules()
-    from flows.cli import main as run
+    from flows.commands.cli import main as run
 
     run()
 

@@ -216,7 +216,7 @@ import sys
 from pathlib import Path
 root, opened = sys.argv[1], set()
 sys.addaudithook(lambda event, values: opened.add(str(values[0])) if event == "open" else None)
-from flows.cli import main
+from flows.commands.cli import main
 sys.argv = ["idxflow", *sys.argv[2:]]
 try:
     main()

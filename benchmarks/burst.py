@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from tests.postgres import postgres
-from tests.servers import BIN, clean_environment, free_port
+from tests.support.postgres import postgres
+from tests.support.servers import BIN, clean_environment, free_port
 
 DEPLOYMENT = "retrain/digits"
 START_SECONDS = 300

@@ -39,7 +39,7 @@ def both(read: Callable[[Path], Any]) -> Arrays:
 
 def ours() -> Arrays:
     """Our strict reader: header, length, CRC and digest are checked."""
-    from storage import idx
+    from storage.formats import idx
 
     return both(idx.read)
 
@@ -75,7 +75,7 @@ def store() -> Any:
 
 def mnist() -> Any:
     """Return the manifest of the data set."""
-    from storage import catalog
+    from storage.datasets import catalog
 
     return catalog.find("mnist")
 

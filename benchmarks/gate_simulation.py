@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from storage.catalog import Gate
-from tasks import gate
+from storage.datasets.catalog import Gate
+from tasks.gate import criteria
 
 Test = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Takes the rows that only the candidate, and only the champion, gets right; says whether it promotes."""
@@ -39,12 +39,12 @@ def naive(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 def exact(ours: np.ndarray, theirs: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
     """Promote as the policy `better` does."""
-    return np.asarray((ours > theirs) & (gate.exact_p(ours, theirs) <= alpha))
+    return np.asarray((ours > theirs) & (criteria.exact_p(ours, theirs) <= alpha))
 
 
 def mid_p(ours: np.ndarray, theirs: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
     """Promote by the less strict test, for comparison."""
-    return np.asarray((ours > theirs) & (gate.one_sided_mid_p(ours, theirs) <= alpha))
+    return np.asarray((ours > theirs) & (criteria.one_sided_mid_p(ours, theirs) <= alpha))
 
 
 def pairs(random: np.random.Generator, shape: tuple[int, int], disagreement: float, gain: float = 0.0) -> np.ndarray:
@@ -90,8 +90,8 @@ def not_worse(counts: np.ndarray, margin: float) -> float:
     """Return how many of the pairs the policy `not_worse` promotes, as a share."""
     settings, known = Gate("not_worse", ALPHA, margin), {}
     for both, ours, theirs, neither in np.unique(counts, axis=0).tolist():
-        found = gate.compared((both, ours, theirs, neither), ours + theirs, ALPHA)
-        known[both, ours, theirs] = gate.replaces(settings, found)
+        found = criteria.compared((both, ours, theirs, neither), ours + theirs, ALPHA)
+        known[both, ours, theirs] = criteria.replaces(settings, found)
     return float(np.mean([known[both, ours, theirs] for both, ours, theirs, _ in counts.tolist()]))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from storage.store import Store
-from tests.servers import guarded_server, used_in_this_process, wait_until_answers
+from tests.support.servers import guarded_server, used_in_this_process, wait_until_answers
 
 RECORDS = {"ledger", "registry"}
 """Folders of a data set whose files stay for good."""
@@ -42,7 +42,7 @@ def _bytes(files: Iterable[Path]) -> int:
 def retrain_again(folder: Path, seed: int) -> None:
     """Retrain in this process, which has imported everything already."""
     from flows.retrain import retrain
-    from tasks.config import TrainingOverrides
+    from storage.datasets.training import TrainingOverrides
 
     state = retrain(
         dataset="digits",

@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.subjects import FILES, MNIST_VARIABLE
 from expectations import summary
-from storage import idx
-from storage.catalog import Limits
-from tasks import embedded
+from storage.datasets.catalog import Limits
+from storage.formats import idx
+from tasks.sources import embedded
 
 Split = tuple[np.ndarray, np.ndarray]
 """Images, uint8 of shape (rows, side, side), and labels, uint8."""

@@ -21,7 +21,7 @@ from benchmarks.subjects import Measured
 
 def ours() -> Measured:
     """Our reader, with page checksums verified and the columns checked."""
-    from storage import parquet
+    from storage.formats import parquet
 
     file = decoding.decoded("train").file
     return arrays("idxflow", lambda: parquet.read(file))
@@ -29,7 +29,7 @@ def ours() -> Measured:
 
 def our_blocks() -> Measured:
     """The same in blocks, as the steps read it: never more than one block in memory."""
-    from storage import parquet
+    from storage.formats import parquet
 
     file = decoding.decoded("train").file
 

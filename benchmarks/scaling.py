@@ -84,7 +84,7 @@ def images(rows: int) -> int:
 
 def decode(folder: Path, rows: int) -> Callable[[], Any]:
     """Return the work of decoding both splits."""
-    from storage import catalog
+    from storage.datasets import catalog
     from storage.records import SPLITS, Archive
     from tasks.decode import write_split
 
@@ -99,7 +99,7 @@ def decode(folder: Path, rows: int) -> Callable[[], Any]:
 def validate(folder: Path, rows: int) -> Callable[[], Any]:
     """Return the work of validating both splits; a check that fails is an error."""
     from expectations import check, suites, summary
-    from storage import catalog
+    from storage.datasets import catalog
     from tasks.validate import judge
 
     dataset = catalog.read(folder / f"{synthetic.NAME}.toml")
@@ -125,7 +125,7 @@ def statistics(folder: Path, rows: int) -> Callable[[], Any]:
 
 def _split(folder: Path, name: Any) -> tuple[Any, Any]:
     """Return the record of a decoded split, and its labels."""
-    from storage import parquet
+    from storage.formats import parquet
     from storage.records import Split
 
     file = Split(folder, name, 0, (0, 0), 0, "", {}).file

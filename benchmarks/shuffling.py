@@ -23,14 +23,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.subjects import FILES, MNIST_VARIABLE
-from storage import catalog, idx, parquet
+from storage.datasets import catalog
+from storage.datasets.training import TrainingConfig
+from storage.formats import idx, parquet
 from storage.records import Split
-from tasks import holdout, network, rows
-from tasks.config import TrainingConfig
-from tasks.fitting import Fitting
+from tasks.model import holdout, network, training_rows
+from tasks.model.fitting import Fitting
+from tasks.model.scaling import apply
+from tasks.model.training_rows import Rows, Shards
 from tasks.normalize import statistics
-from tasks.rows import Rows, Shards
-from tasks.scaling import apply
 
 SHARE = 16
 """Of the rows, a sixteenth is in memory at once."""
@@ -110,13 +111,13 @@ def _trained(split: Split, kind: type[Shards] | None, seed: int, epochs: int, da
 @contextmanager
 def _opened(split: Split, config: TrainingConfig, kind: type[Shards] | None, held: np.ndarray) -> Iterator[Rows]:
     if kind is None:
-        with rows.opened("mnist", split, config, held, split.folder) as there:
+        with training_rows.opened("mnist", split, config, held, split.folder) as there:
             yield there
         return
     fitted = split.rows - int(held.sum())
     size = split.rows // SHARE // config.batch_size * config.batch_size
     with tempfile.TemporaryFile(dir=split.folder) as file:
-        yield rows.InShards(split, held, kind(fitted, size, config.seed), file)
+        yield training_rows.InShards(split, held, kind(fitted, size, config.seed), file)
 
 
 def _mixed(there: Rows, batch: int) -> float:

@@ -34,7 +34,7 @@ from storage.errors import IdxflowError
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import Verdict, verify
-from tests.servers import BIN, prefect_server
+from tests.support.servers import BIN, prefect_server
 
 DATASET = "digits"
 RUN_SECONDS = 300

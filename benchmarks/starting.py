@@ -20,7 +20,7 @@ ASKED = {
     **{
         f"import {module}": [sys.executable, "-c", f"import {module}"]
         for module in (
-            "flows.cli", "flows.retrain", "storage.store", "numpy", "pyarrow", "pandas", "sklearn", "prefect",
+            "flows.commands.cli", "flows.retrain", "storage.store", "numpy", "pyarrow", "pandas", "sklearn", "prefect",
             "great_expectations", "tensorflow", "keras", "jax", "torch",
         )
     },

@@ -51,7 +51,7 @@ DECODING = Comparison(
     "`gunzip …` only decompress the same bytes in memory.",
     "decoding",
     (
-        Variant("idxflow to arrays", "`storage.idx.read`: header, length, CRC and digest checked"),
+        Variant("idxflow to arrays", "`storage.formats.idx.read`: header, length, CRC and digest checked"),
         Variant("idxflow to Parquet", "the step `decode`: the same, and written as Parquet"),
         Variant("gzip + frombuffer", "`gzip.open` and `numpy.frombuffer`, nothing checked but the CRC"),
         Variant("like torchvision", "unpacked to a file first, then read from it"),
@@ -70,8 +70,8 @@ READING = Comparison(
     "60,000 images and labels from a file to uint8 arrays; files in the system's cache.",
     "reading",
     (
-        Variant("idxflow", "`storage.parquet.read`: page checksums and columns checked"),
-        Variant("idxflow, in blocks", "`storage.parquet.blocks`, as the steps read"),
+        Variant("idxflow", "`storage.formats.parquet.read`: page checksums and columns checked"),
+        Variant("idxflow, in blocks", "`storage.formats.parquet.blocks`, as the steps read"),
         Variant("pyarrow", "the same file, `read_table`, no checksums", ONE_OR_TWO),
         Variant("pandas", "the same file, `read_parquet`, pixels joined", ONE_OR_TWO),
         Variant("Parquet with lists", "pixels as a list column, zstd, pyarrow", ONE_OR_TWO),

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.manifest import manifest_of
-from storage.catalog import DEFAULT_FILES, MAX_SIDE
-from storage.idx import Header
+from flows.commands.manifest import manifest_of
+from storage.datasets.catalog import DEFAULT_FILES, MAX_SIDE
+from storage.formats.idx import Header
 
 NAME = "synthetic"
 CLASSES = 10

@@ -59,7 +59,7 @@ def initial(random: np.random.Generator) -> list[np.ndarray]:
 
 def idxflow_alone() -> Measured:
     """Our training as the step of a run does it, without the run around it: its own figures for each epoch."""
-    from tasks.config import training_config
+    from storage.datasets.training import training_config
     from tasks.normalize import normalize
     from tasks.train import train
 
@@ -81,7 +81,7 @@ def idxflow_in_a_run() -> Measured:
 
 def from_history(name: str, path: Path) -> Measured:
     """Return the figures that a training of ours recorded."""
-    from tasks.history import read_history
+    from tasks.model.history import read_history
 
     history = read_history(path)
     return measured(name, [epoch.seconds for epoch in history], history[-1].validation_accuracy or 0)

@@ -100,7 +100,7 @@ def _suite(frame: Any, columns: list[str]) -> Callable[[], None]:
 
 
 def _read(name: Any) -> tuple[np.ndarray, np.ndarray]:
-    from storage import parquet
+    from storage.formats import parquet
 
     images, labels = parquet.read(decoding.decoded(name).file)
     return images.reshape(len(images), -1), labels

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expectations.summary import IMAGE_COLUMNS
-from storage.catalog import Dataset, Limits
+from storage.datasets.catalog import Dataset, Limits
 from storage.records import SPLITS, Severity, SplitName
 
 # Limits are shares written in decimal: 1 - 0.059 is a little more than 0.941, the share that then still passes.

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from storage import parquet
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
+from storage.formats import parquet
 from storage.records import Split, SplitName
 
 Table = dict[str, np.ndarray]
@@ -99,7 +99,7 @@ class Survey:
 
 
 def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Survey:
-    """Read a split for the first time, from blocks as `storage.parquet.blocks` yields them.
+    """Read a split for the first time, from blocks as `storage.formats.parquet.blocks` yields them.
 
     Labels that are no class are left out of the means. The sums are exact, so the order of the blocks changes nothing.
     """
@@ -126,7 +126,7 @@ def images(
     """Yield the image table of one split in parts, its columns as in `IMAGE_COLUMNS`: at least one, if without rows.
 
     Args:
-        blocks: as `storage.parquet.blocks` yields them, the same ones as `found` is about.
+        blocks: as `storage.formats.parquet.blocks` yields them, the same ones as `found` is about.
         found: what the first reading of the split found out.
         train: the same of the training split, which `nearest` and `leaked` look at; None: this is the training
             split, and nothing is leaked.

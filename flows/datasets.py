@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from storage import catalog
-from storage.catalog import Dataset, shown
+from storage.datasets import catalog
+from storage.datasets.catalog import Dataset, shown
 from storage.errors import ConfigError
 from storage.ledger import Ledger
 from storage.store import Store, store_errors, store_root

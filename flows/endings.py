@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.output import remark
+from flows.commands.output import remark
 from flows.service import deaths
-from storage import catalog, underway
+from storage import underway
+from storage.datasets import catalog
 from storage.errors import PrefectFailed, StoreError
 from storage.ledger import Ledger
 from storage.store import Store

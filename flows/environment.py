@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from storage.errors import ConfigError
-from tasks.proxies import LOOPBACK, keep_direct
+from tasks.sources.proxies import LOOPBACK, keep_direct
 
 
 def prepare() -> None:

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.arrivals import ArrivedFile, copied
-from storage.catalog import ArchiveSpec, Dataset
+from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.errors import DigestMismatch, FormatError, IdxflowError, SourceUnavailable
 from storage.files import sha256_of
-from storage.idx import Reader
+from storage.formats.idx import Reader
 from storage.records import SPLITS
-from tasks.origins import file_names, network_limit
+from tasks.sources.origins import file_names, network_limit
 
 _ROWS = 8192
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from expectations import check
-from flows.job import Request
+from flows.run import Request
 from storage.store import Store, store_root
-from tasks import network
+from tasks.model import network
 
 _log = logging.getLogger(__name__)
 

@@ -22,28 +22,28 @@ from flows.approval import ask
 from flows.endings import present, settle
 from flows.events import announce, send_without_waiting
 from flows.interruption import Terminated
-from flows.job import Job, Request, RunFailed, not_started, prepare, refusal
+from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
 from flows.settings import LOGGERS, collect_less, leave_arithmetic_to_the_processor
-from storage import stopping
 from storage.arrivals import ARRIVAL
-from storage.catalog import NAME_SCHEMA
+from storage.datasets.catalog import NAME_SCHEMA
+from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import IdxflowError, ValidationFailed
 from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Report, Split, Step
 from storage.registry import Registry
-from tasks import artifacts
-from tasks.config import Profile, TrainingOverrides
+from storage.runtime import cancellation
 from tasks.confirm import confirm
 from tasks.decide import Candidate, Rival, current_champion, decide, question
 from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.normalize import normalize
-from tasks.origins import OPEN_SOURCE
 from tasks.publish import point_to_report, publish
+from tasks.sources.origins import OPEN_SOURCE
 from tasks.train import train
+from tasks.ui import artifacts
 from tasks.validate import validate
 
 R = TypeVar("R")
@@ -154,7 +154,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object], command: str = "
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _describe_run(f"{job.dataset.name} {job.record.id}")
     settle(job.store, job.dataset.name)
-    with _under_way(job, request, command), stopping.stoppable(), job.store.in_use(job.dataset.name):
+    with _under_way(job, request, command), cancellation.stoppable(), job.store.in_use(job.dataset.name):
         try:
             hops(job)
             job.refuse_if_below_floor()

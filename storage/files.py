@@ -21,8 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from storage import stopping
 from storage.errors import ConfigError
+from storage.runtime import cancellation
 from storage.words import meant
 
 MAX_JSON_BYTES = 16 << 20
@@ -288,7 +288,7 @@ def _wait_for(descriptor: int, mode: int, on_wait: Callable[[], None] | None) ->
         # Not said at once: whoever only asks whether the lock is free holds it for an instant.
         if tries == 1 and on_wait:
             on_wait()
-        stopping.sleep(_LOCK_POLL_SECONDS)
+        cancellation.sleep(_LOCK_POLL_SECONDS)
 
 
 def _is_named(path: Path, descriptor: int) -> bool:

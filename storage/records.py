@@ -154,7 +154,7 @@ class Normalization:
 
     @property
     def held_out(self) -> Path:
-        """Whether each training row is held out, see `tasks.holdout`; not in older entries."""
+        """Whether each training row is held out, see `tasks.model.holdout`; not in older entries."""
         return self.folder / "held_out.npz"
 
 
@@ -288,7 +288,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Paired:
-    """How a candidate and the champion compare on the same test rows. Made by `tasks.gate`."""
+    """How a candidate and the champion compare on the same test rows. Made by `tasks.gate.criteria`."""
 
     rows: int
     both_right: int

@@ -127,7 +127,7 @@ class Plan:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Everything else the result depends on, as JSON values."""
     code: Mapping[str, str] = field(default_factory=dict)
-    """Digest of each module the step runs, by name: `storage.source.digests`."""
+    """Digest of each module the step runs, by name: `storage.runtime.code_digests.digests`."""
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Version of each library that shapes the result."""
     name: str = ""

@@ -12,15 +12,17 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import arrays, source
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import ModelRefused
+from storage.formats import arrays
 from storage.records import Confirmation, Done, Evaluation, Split, TrainedModel
+from storage.runtime import code_digests
 from storage.store import Plan, Store
 from storage.words import counted
-from tasks import fresh, network, progress
-from tasks.fresh import ROWS, fixture_rows
-from tasks.steps import log_step
+from tasks.model import confirm_worker, network
+from tasks.model.confirm_worker import ROWS, fixture_rows
+from tasks.ui import progress
+from tasks.ui.steps import log_step
 
 TOLERANCE = 1e-5
 """Largest difference of a probability that is taken for rounding; both processes do the same sums."""
@@ -43,7 +45,7 @@ def confirm(
         "confirm",
         inputs={"weights": model.weights_digest, "evaluation": evaluation.folder.name},
         parameters={"rows": ROWS},
-        code=source.digests(__name__),
+        code=code_digests.digests(__name__),
         libraries=network.versions("numpy", "scipy"),
     )
 
@@ -66,11 +68,11 @@ def confirm_into(
     """
     output = folder / "probability.npz"
     output.unlink(missing_ok=True)
-    command = [sys.executable, "-m", fresh.__name__, str(model.folder), str(test.file), str(output)]
+    command = [sys.executable, "-m", confirm_worker.__name__, str(model.folder), str(test.file), str(output)]
     try:
         ended = subprocess.run(
             command,
-            cwd=source.ROOT,
+            cwd=code_digests.ROOT,
             env=_without_secrets(),
             capture_output=True,
             text=True,

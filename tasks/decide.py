@@ -17,14 +17,17 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import arrays, parquet, source
-from storage.catalog import Dataset, Floors
+from storage.datasets.catalog import Dataset, Floors
 from storage.errors import DamagedEntry
+from storage.formats import arrays, parquet
 from storage.ledger import Ledger
 from storage.records import Answer, Decision, Evaluation, Outcome, Paired, Rule, Split, TrainedModel, to_json
 from storage.registry import Registry, Version
+from storage.runtime import code_digests
 from storage.store import Store
-from tasks import artifacts, gate, network
+from tasks.gate import criteria
+from tasks.model import network
+from tasks.ui import artifacts
 
 _BY_HAND = ("forced", "rolled back")
 
@@ -140,7 +143,9 @@ def _circumstances(candidate: Candidate) -> dict[str, Any]:
     )
     return {
         "asked_by": candidate.asked_by,
-        "code": source.digests("tasks.train") | source.digests("tasks.evaluate") | source.digests(__name__),
+        "code": code_digests.digests("tasks.train")
+        | code_digests.digests("tasks.evaluate")
+        | code_digests.digests(__name__),
         "environment": {"python": platform.python_version(), **libraries},
     }
 
@@ -160,7 +165,7 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Rival | None) -> P
             f"{candidate.test.file}: expected a label for each of the {len(ours):,} answers of the candidate and the "
             f"{len(theirs):,} of the champion; found {len(labels):,}; run again, so that both are scored anew"
         )
-    return gate.paired(labels, ours, theirs, dataset.gate.alpha)
+    return criteria.paired(labels, ours, theirs, dataset.gate.alpha)
 
 
 def judge(dataset: Dataset, candidate: Evaluation, champion: Rival | None, paired: Paired | None = None) -> Judgement:
@@ -231,14 +236,14 @@ def _against(
     """Return the rules about a champion that can be compared, and what they say in one sentence."""
     held, score = rival
     settings, rules = dataset.gate, []
-    reason = gate.sentence(settings, paired)
+    reason = criteria.sentence(settings, paired)
     if held.version.test_digest != candidate.split_digest:
         observed = f"changed since {held.name} was registered; scored again on today's {candidate.rows:,} rows"
         rules.append(Rule("test split", "champion is scored again if it changed", observed, True))
         reason += f"; the test split changed since {held.name}"
-    rules.append(gate.difference_rule(settings, paired, held.name))
+    rules.append(criteria.difference_rule(settings, paired, held.name))
     if paired.differing:
-        lost = gate.class_rule(settings, candidate, score)
+        lost = criteria.class_rule(settings, candidate, score)
         rules.append(lost)
         if not lost.passed:
             reason += f"; {lost.name} is {lost.observed}, allowed {lost.limit}"

@@ -14,15 +14,16 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import idx, parquet, source, stopping
-from storage.ahead import ahead
-from storage.catalog import MAX_LABEL_COLUMNS, Dataset
+from storage.datasets.catalog import MAX_LABEL_COLUMNS, Dataset
 from storage.errors import FormatError
 from storage.files import canonical
+from storage.formats import idx, parquet
 from storage.records import Archive, Done, Split, SplitName
+from storage.runtime import cancellation, code_digests
+from storage.runtime.prefetch import ahead
 from storage.store import Plan, Store
 from storage.words import counted
-from tasks.steps import log_step
+from tasks.ui.steps import log_step
 
 _BLOCK_BYTES = 1 << 26
 _LABELS_NAMED = 12
@@ -44,7 +45,7 @@ def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, lab
         name,
         inputs={images.role: images.sha256, labels.role: labels.sha256},
         parameters=_declared(dataset, name),
-        code=source.digests(__name__),
+        code=code_digests.digests(__name__),
     )
     done = store.once(plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), _line)
     log_step(_log, done.step)
@@ -68,7 +69,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         blocks = zip(image_reader.blocks(at_once), _class_labels(dataset, label_reader, at_once), strict=True)
         # Inflating and hashing in one thread, compressing and writing in this one.
         for image_block, label_block in stack.enter_context(closing(ahead(blocks))):
-            stopping.check()
+            cancellation.check()
             writer.write(image_block, label_block)
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
         digest = hashlib.sha256(canonical([sources, dataset.label_column or 0, *_values(dataset)])).hexdigest()

@@ -10,17 +10,19 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import arrays, parquet, source
-from storage.ahead import ahead
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.files import sha256_of
+from storage.formats import arrays, parquet
 from storage.records import ClassScore, Done, Evaluation, Mistake, Split, TrainedModel
+from storage.runtime import code_digests
+from storage.runtime.prefetch import ahead
 from storage.store import Plan, Store
-from tasks import network, wilson
-from tasks.classifier import Classifier, softmax
+from tasks.gate import wilson
+from tasks.model import network
+from tasks.model.classifier import Classifier, softmax
 from tasks.normalize import check_labels
-from tasks.steps import log_step
+from tasks.ui.steps import log_step
 
 MOST_MISTAKES = 25
 
@@ -49,7 +51,7 @@ def evaluate(
             "test": test.digest,
         },
         parameters={"classes": list(dataset.classes)},
-        code=source.digests(__name__),
+        code=code_digests.digests(__name__),
         libraries=network.versions("numpy", "scikit-learn", "scipy"),
     )
     done = store.once(plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), _line)

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.catalog import ROLES, ArchiveSpec, Dataset
+from storage.datasets.catalog import ROLES, ArchiveSpec, Dataset
 from storage.errors import FormatError, IdxflowError, SourceUnavailable, StoreError
 from storage.records import Archive, Done
 from storage.store import Plan, Store
-from tasks.download import POLICY, Policy
-from tasks.origins import EMBEDDED, GZIP_MAGIC, Folder, Inbox, Origin, measured, origins_of
-from tasks.part import Part, Received, SourceFailed
-from tasks.steps import log_step
+from tasks.sources.download import POLICY, Policy
+from tasks.sources.origins import EMBEDDED, GZIP_MAGIC, Folder, Inbox, Origin, measured, origins_of
+from tasks.sources.partial_file import Part, Received, SourceFailed
+from tasks.ui.steps import log_step
 
 _FIX = "with --source FOLDER or URL, or IDXFLOW_SOURCE"
 

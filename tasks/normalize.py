@@ -12,17 +12,18 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import parquet, source
-from storage.ahead import ahead
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
+from storage.datasets.training import TrainingConfig
 from storage.errors import DataRefused, TrainingFailed
+from storage.formats import parquet
 from storage.records import Done, Normalization, Split
+from storage.runtime import code_digests
+from storage.runtime.prefetch import ahead
 from storage.store import Plan, Store
 from storage.words import counted
-from tasks import holdout
-from tasks.config import TrainingConfig
-from tasks.scaling import Statistics, write
-from tasks.steps import log_step
+from tasks.model import holdout
+from tasks.model.scaling import Statistics, write
+from tasks.ui.steps import log_step
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConf
         "normalize",
         inputs={"train": train.digest},
         parameters=parameters,
-        code=source.digests(__name__),
+        code=code_digests.digests(__name__),
     )
     done = store.once(plan, Normalization, lambda folder: _write(dataset, train, config, folder), _line)
     log_step(_log, done.step)

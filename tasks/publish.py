@@ -12,14 +12,14 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.records import Done, Report, RunRecord
 from storage.store import Plan, Store
-from tasks import artifacts
-from tasks.markdown import escaped
-from tasks.reporting import records
-from tasks.reporting.document import Document, build
-from tasks.steps import log_step
+from tasks.report import past_runs
+from tasks.report.document import Document, build
+from tasks.ui import artifacts
+from tasks.ui.markdown import escaped
+from tasks.ui.steps import log_step
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def point_to_report(name: str, sentence: str, version: str, report: Report) -> N
 
 def compose(store: Store, dataset: Dataset, run: RunRecord) -> Document:
     """Return the report of a run of `dataset`; what the run does not know of it and of this process is added."""
-    facts, environment = run.facts or records.facts(dataset), run.environment or records.environment()
+    facts, environment = run.facts or past_runs.facts(dataset), run.environment or past_runs.environment()
     run = dataclasses.replace(run, facts=facts, environment=environment)
     return build(store, run, {str(dataset.manifest.parent): "…"})
 

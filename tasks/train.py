@@ -15,21 +15,23 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage import parquet, source
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
+from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
+from storage.formats import parquet
 from storage.records import Done, Epoch, Normalization, Split, TrainedModel
+from storage.runtime import code_digests
 from storage.store import Plan, Store
 from storage.words import counted
-from tasks import artifacts, checkpoint, holdout, network, rows
-from tasks.checkpoint import Checkpoint
-from tasks.config import TrainingConfig
-from tasks.fitting import Fitting, rate_after
-from tasks.history import History, read_history
+from tasks.model import checkpoint, holdout, network, training_rows
+from tasks.model.checkpoint import Checkpoint
+from tasks.model.fitting import Fitting, rate_after
+from tasks.model.history import History, read_history
+from tasks.model.scaling import read
 from tasks.normalize import check_labels
-from tasks.progress import Progress, advance
-from tasks.scaling import read
-from tasks.steps import log_step
+from tasks.ui import artifacts
+from tasks.ui.progress import Progress, advance
+from tasks.ui.steps import log_step
 
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints: what a kill can cost."""
@@ -69,7 +71,7 @@ def train(
         | {"classes": len(dataset.classes)}
         | _shards(training)
         | ({"again": again} if again else {}),
-        code=source.digests(__name__),
+        code=code_digests.digests(__name__),
         libraries=network.versions("tensorflow", "keras", "numpy"),
     )
     done = store.once(plan, TrainedModel, lambda folder: train_into(folder, training), _line)
@@ -79,7 +81,7 @@ def train(
 
 def _shards(training: Training) -> dict[str, int]:
     """Return the part of the memory budget that changes the weights: none where all rows fit."""
-    at_once = rows.rows_at_once(training.dataset.name, training.split, training.config, training.fitted)
+    at_once = training_rows.rows_at_once(training.dataset.name, training.split, training.config, training.fitted)
     return {"rows_at_once": at_once} if at_once < training.split.rows else {}
 
 
@@ -162,7 +164,7 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     try:
         with (
             _enough_memory(training),
-            rows.opened(training.dataset.name, split, config, held, folder) as there,
+            training_rows.opened(training.dataset.name, split, config, held, folder) as there,
         ):
             fitting = Fitting(architecture, config, statistics, there, training.fitted)
             record = _record(folder, fitting, fit(fitting, training, folder))

@@ -18,15 +18,16 @@ from prefect.cache_policies import NO_CACHE
 from threadpoolctl import threadpool_limits
 
 from expectations import check, suites, summary
-from storage import parquet, source
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
+from storage.formats import parquet
 from storage.records import Check, Done, Split, SplitName, Validation, to_json
+from storage.runtime import code_digests
 from storage.store import Plan, Store
 from storage.words import counted
-from tasks import artifacts, progress
-from tasks.steps import log_step
+from tasks.ui import artifacts, progress
+from tasks.ui.steps import log_step
 
 PART_ROWS = 1 << 18
 """Rows that Great Expectations gets at a time, 25 MB of numbers: the usual data sets are one part."""
@@ -56,7 +57,7 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
         "validate",
         inputs={"train": train.digest, "test": test.digest},
         parameters=_contract(dataset),
-        code=source.digests(__name__),
+        code=code_digests.digests(__name__),
         libraries={"great-expectations": version("great-expectations")},
     )
     rows = train.rows + test.rows

@@ -29,10 +29,11 @@ for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "IDXFLOW_STORE", "IDXFLOW_SOU
 import numpy as np
 import pytest
 
-from storage import catalog, idx
-from storage.catalog import Dataset
+from storage.datasets import catalog
+from storage.datasets.catalog import Dataset
+from storage.formats import idx
 from storage.store import Store
-from tests import commands, refusals
+from tests.support import commands, refusals
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
@@ -66,12 +67,12 @@ LONGEST = (
     "test_guards", "test_telemetry", "test_bad_runs", "test_bit_rot", "test_cli", "test_watch", "test_burst",
     "test_large", "test_environment", "test_remedies", "test_full_disk", "test_report_browser", "test_dying_api",
     "test_false_clock", "test_age", "test_export", "test_concurrency", "test_memory_kill", "test_hostile_models",
-    "test_manifest", "test_reports_cli", "test_rows", "test_unchanged", "test_full_output", "test_registry_cli",
-    "test_endings", "test_power_loss", "test_schema_damage", "test_check", "test_publish", "test_flow",
-    "test_collect", "test_hostile_ui", "test_store_machine", "test_hostile_store", "test_docs", "test_report_again",
-    "test_deployments", "test_inbox", "test_stopping", "test_report_texts", "test_hostile_report",
-    "test_hostile_files", "test_secrets", "test_one_place", "test_predict", "test_validate", "test_evaluate",
-    "test_layout", "test_clock", "test_network",
+    "test_manifest", "test_reports_cli", "test_training_rows", "test_unchanged", "test_full_output",
+    "test_registry_cli", "test_endings", "test_power_loss", "test_schema_damage", "test_check", "test_publish",
+    "test_flow", "test_collect", "test_hostile_ui", "test_store_machine", "test_hostile_store", "test_docs",
+    "test_report_again", "test_deployments", "test_inbox", "test_cancellation", "test_report_texts",
+    "test_hostile_report", "test_hostile_files", "test_secrets", "test_one_place", "test_predict", "test_validate",
+    "test_evaluate", "test_layout", "test_clock", "test_network",
 )  # fmt: skip
 """Files by how long they take."""
 
@@ -127,7 +128,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment that reaches a Prefect server, which many tests share: its start takes longer than their runs."""
-    from tests.servers import prefect_server
+    from tests.support.servers import prefect_server
 
     with prefect_server(tmp_path_factory.mktemp("server")) as environment:
         yield environment
@@ -136,7 +137,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 @pytest.fixture(scope="module")
 def results(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of results of flows that are called in this process: they talk to the shared server."""
-    from tests.servers import used_in_this_process
+    from tests.support.servers import used_in_this_process
 
     with used_in_this_process(server, tmp_path_factory.mktemp("results")) as folder:
         yield folder

@@ -11,7 +11,7 @@ from uuid import uuid4
 from flows.service import configuration, lock, server
 from flows.service.guard import LOOPBACK
 from storage.errors import PrefectFailed
-from tasks import proxies
+from tasks.sources import proxies
 
 if TYPE_CHECKING:
     import httpx

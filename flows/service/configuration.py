@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from storage.catalog import shown
+from storage.datasets.catalog import shown
 from storage.errors import PrefectFailed
 from storage.files import NotRegular, check_regular
 from storage.words import meant
@@ -104,7 +104,7 @@ def url() -> str | None:
     except ValueError:
         valid = False
     if not valid:
-        from tasks.download import redacted
+        from tasks.sources.download import redacted
 
         raise PrefectFailed(
             f"expected an address such as http://127.0.0.1:4200/api in {source()}; found {redacted(given)}; correct it "

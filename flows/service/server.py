@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from flows.output import remark
+from flows.commands.output import remark
 from flows.service import configuration
 from flows.service.application import AUTH, listen
 from flows.service.guard import ANY_ADDRESS, LOOPBACK, split
@@ -54,7 +54,7 @@ class Address:
     @property
     def shown(self) -> str:
         """The URL for messages: without what may be secret in it."""
-        from tasks.download import redacted
+        from tasks.sources.download import redacted
 
         return redacted(self.api)
 

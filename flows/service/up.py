@@ -23,8 +23,8 @@ from uuid import UUID
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows.commands.options import StoreFolder
 from flows.interruption import sent_again
-from flows.options import StoreFolder
 from flows.service import configuration, entry, server, sqlite
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home, starting
@@ -35,7 +35,7 @@ from flows.service.processes import START_SECONDS, Command, Service
 from flows.settings import ROOT, store_root
 from storage.errors import ConfigError, PrefectFailed
 from storage.store import BESIDE, Store, store_path
-from tasks import proxies
+from tasks.sources import proxies
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -612,13 +612,13 @@ def _zombie_seconds() -> int:
 
 
 def _say(line: str) -> None:
-    from flows.console import styled
+    from flows.commands.console import styled
 
     _screen().print(styled(line, _screen()), soft_wrap=True)
 
 
 def _waiting(what: str) -> AbstractContextManager[object]:
-    from flows.console import moving
+    from flows.commands.console import moving
 
     return moving(_screen(), what)
 

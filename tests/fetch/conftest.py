@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from tests.conftest import TinyFactory
 
 

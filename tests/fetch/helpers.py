@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from storage import idx
-from storage.catalog import ArchiveSpec, Dataset
+from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.files import sha256_of
+from storage.formats import idx
 from storage.records import Archive, Done
 from storage.store import Store
-from tasks.download import Policy
 from tasks.fetch import find_or_fetch
-from tasks.reach import Reach, reach_of
-from tests.faultserver import FaultServer
+from tasks.sources.download import Policy
+from tasks.sources.reach import Reach, reach_of
+from tests.support.faultserver import FaultServer
 
 FILE = "t10k-images-idx3-ubyte.gz"
 PATH = f"/{FILE}"

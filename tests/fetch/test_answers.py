@@ -9,26 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from storage import catalog
-from storage.catalog import ArchiveSpec, Dataset
+from storage.datasets import catalog
+from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.errors import DigestMismatch, FormatError, IdxflowError, SourceUnavailable
 from storage.store import Store
-from tests.faultserver import (
-    Answer,
-    FaultServer,
-    chunked,
-    cut,
-    endless,
-    good,
-    headed,
-    in_turn,
-    raw,
-    redirect,
-    reset,
-    silent,
-    status,
-    trickle,
-)
 from tests.fetch.helpers import (
     BODY,
     FILE,
@@ -43,6 +27,22 @@ from tests.fetch.helpers import (
     WRONG,
     get,
     leftovers,
+)
+from tests.support.faultserver import (
+    Answer,
+    FaultServer,
+    chunked,
+    cut,
+    endless,
+    good,
+    headed,
+    in_turn,
+    raw,
+    redirect,
+    reset,
+    silent,
+    status,
+    trickle,
 )
 
 TRICKLE = trickle(BODY)

@@ -11,12 +11,14 @@ import pytest
 from prefect.client.schemas.objects import State
 
 import tasks.fetch
-from flows.job import RunFailed
 from flows.retrain import _to_validation, validate_dataset
+from flows.run import RunFailed
 from storage.store import Store
-from tasks.download import Policy
+from tasks.sources.download import Policy
 from tests.conftest import TinyFactory
-from tests.faultserver import (
+from tests.fetch.certificates import authority
+from tests.fetch.helpers import SECRET, Published, publish
+from tests.support.faultserver import (
     Answer,
     FaultServer,
     cut,
@@ -32,9 +34,7 @@ from tests.faultserver import (
     status,
     trickle,
 )
-from tests.fetch.certificates import authority
-from tests.fetch.helpers import SECRET, Published, publish
-from tests.runs import hopped, message_of
+from tests.support.runs import hopped, message_of
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("results")]
 

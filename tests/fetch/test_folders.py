@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from storage import catalog
-from storage.catalog import ArchiveSpec, Dataset
+from storage.datasets import catalog
+from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.errors import DigestMismatch, FormatError, IdxflowError, SourceUnavailable, StoreError
 from storage.files import sha256_of
 from storage.store import Store
-from tasks import embedded
 from tasks.fetch import fetch
-from tasks.origins import payload_sha256
+from tasks.sources import embedded
+from tasks.sources.origins import payload_sha256
 from tests.fetch.helpers import (
     BODY,
     FILE,

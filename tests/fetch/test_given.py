@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog import ArchiveSpec, Dataset
+from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.errors import ConfigError, SourceUnavailable
 from storage.store import Store
-from tasks.download import redacted
-from tasks.origins import check_source
-from tests.faultserver import FaultServer, good
+from tasks.sources.download import redacted
+from tasks.sources.origins import check_source
 from tests.fetch.helpers import BODY, FILE, PATH, SECRET, SHA256, SPEC, UNPINNED, folder, get, leftovers
+from tests.support.faultserver import FaultServer, good
 
 
 def test_no_source_at_all(store: Store, dataset: Dataset):

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from flows import retrain
-from flows.job import Job
-from storage import catalog
-from storage.catalog import Dataset
+from flows.run import Job
+from storage.datasets import catalog
+from storage.datasets.catalog import Dataset
 from storage.ledger import Ledger
 from storage.store import Store
 from storage.verify import verify
-from tasks.reporting import records
-from tasks.reporting.document import build
+from tasks.report import past_runs
+from tasks.report.document import build
 from tests.conftest import TinyFactory
-from tests.faultserver import FaultServer, good
 from tests.fetch.helpers import publish
-from tests.runs import hopped
+from tests.support.faultserver import FaultServer, good
+from tests.support.runs import hopped
 
 LABELS = catalog.DEFAULT_FILES["test-labels"]
 
@@ -104,7 +104,7 @@ def test_each_step_and_the_report_say_from_where_also_where_the_bytes_were_there
         said = [step["summary"] for name, step in values["steps"].items() if name.startswith("fetch")]
         assert len(said) == 4
         assert all(f" bytes from {place}, " in line for line in said), json.dumps(said)
-        record = records.find(store, old.name, values["run"])
+        record = past_runs.find(store, old.name, values["run"])
         assert record
         archives = build(store, record).values["data"]["archives"]
         assert {archive["source"] for archive in archives} == {f"…/{old.source.name}"}

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog import ArchiveSpec, Dataset
+from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.errors import IdxflowError, SourceUnavailable
 from storage.store import Store
-from tasks.download import download
-from tasks.origins import DEFAULT_LIMIT, network_limit
-from tasks.part import Part, Received, SourceFailed
-from tasks.progress import Progress, listening
-from tests.faultserver import (
+from tasks.sources.download import download
+from tasks.sources.origins import DEFAULT_LIMIT, network_limit
+from tasks.sources.partial_file import Part, Received, SourceFailed
+from tasks.ui.progress import Progress, listening
+from tests.fetch.helpers import BODY, FILE, PATH, PAYLOAD, PAYLOAD_TOO, QUICK, SPEC, get
+from tests.support.faultserver import (
     Answer,
     FaultServer,
     early_hints,
@@ -31,7 +32,6 @@ from tests.faultserver import (
     status,
     trickle,
 )
-from tests.fetch.helpers import BODY, FILE, PATH, PAYLOAD, PAYLOAD_TOO, QUICK, SPEC, get
 
 
 def test_waits_grow_at_random_and_a_server_may_ask_for_longer(store: Store, dataset: Dataset):

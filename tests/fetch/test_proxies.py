@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import SourceUnavailable
 from storage.store import Store
-from tests.faultserver import FaultServer, good, redirect
 from tests.fetch.helpers import BODY, PATH, QUICK, SECRET, SHA256, get, outside
+from tests.support.faultserver import FaultServer, good, redirect
 
 
 def test_a_proxy_is_used_named_and_its_password_kept(

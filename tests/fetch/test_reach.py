@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 import httpx
 import pytest
 
-from tasks.reach import reach_of, reach_of_host
+from tasks.sources.reach import reach_of, reach_of_host
 
 METADATA = [
     "169.254.169.254",  # AWS, Azure, DigitalOcean, Google Cloud, Hetzner, IBM, OpenStack, Oracle Cloud, Vultr

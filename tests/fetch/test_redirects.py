@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import SourceUnavailable
 from storage.store import Store
-from tasks.reach import Reach, reach_of
-from tests.faultserver import FaultServer, good, redirect
+from tasks.sources.reach import Reach, reach_of
 from tests.fetch.helpers import BODY, PATH, QUICK, SHA256, get, leftovers, outside
+from tests.support.faultserver import FaultServer, good, redirect
 
 
 def test_a_password_is_not_sent_to_another_host(store: Store, dataset: Dataset):

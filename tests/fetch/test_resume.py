@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import DigestMismatch, SourceUnavailable
 from storage.store import Store
-from tests.faultserver import Answer, FaultServer, cut, good, in_turn, ranged, redirect, status
 from tests.fetch.helpers import BODY, FILE, PATH, QUICK, SHA256, WRONG, get, leftovers
+from tests.support.faultserver import Answer, FaultServer, cut, good, in_turn, ranged, redirect, status
 
 
 @pytest.mark.parametrize(

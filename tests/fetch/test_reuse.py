@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from storage import catalog
-from storage.catalog import ArchiveSpec, Dataset
+from storage.datasets import catalog
+from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.errors import SourceUnavailable
 from storage.records import Archive, Done
 from storage.store import Store
-from tasks import embedded
 from tasks.fetch import fetch
-from tasks.origins import payload_sha256
+from tasks.sources import embedded
+from tasks.sources.origins import payload_sha256
 from tests.conftest import TinyFactory
-from tests.faultserver import FaultServer, good
 from tests.fetch.helpers import BODY, FILE, PATH, SHA256, SPEC, WRONG, folder, get
+from tests.support.faultserver import FaultServer, good
 
 
 def test_what_is_there_is_reused_without_any_source(store: Store, dataset: Dataset, tmp_path: Path):

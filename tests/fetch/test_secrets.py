@@ -23,14 +23,14 @@ from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
 from flows.retrain import validate_dataset
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import SourceUnavailable
 from storage.store import Store
-from tests.commands import idxflow
 from tests.conftest import write_tiny
-from tests.faultserver import FaultServer, cut, good, in_turn, redirect, status
 from tests.fetch.helpers import BODY, PATH, SECRET, SPEC, get, publish
-from tests.servers import BIN, HTTP, ROOT, prefect_server, running
+from tests.support.commands import idxflow
+from tests.support.faultserver import FaultServer, cut, good, in_turn, redirect, status
+from tests.support.servers import BIN, HTTP, ROOT, prefect_server, running
 
 
 def test_a_secret_in_an_address_is_sent_to_its_server_and_said_nowhere(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from storage.catalog import Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import SourceUnavailable
 from storage.store import Store
-from tasks.download import Policy
-from tests.faultserver import FaultServer, cut, good, in_turn, redirect
+from tasks.sources.download import Policy
 from tests.fetch.certificates import DAY, Authority, authority, oldest_allowed
 from tests.fetch.helpers import BODY, PATH, QUICK, SHA256, get, leftovers
+from tests.support.faultserver import FaultServer, cut, good, in_turn, redirect
 
 TLS_RECORD = b"\x16"
 HALF_A_HANDSHAKE = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from storage import idx
 from storage.errors import FormatError
+from storage.formats import idx
 
 WORDS = (b"\x1f\x8b\x08", b"\0\0\x08\x01", b"\0\0\x08\x03", b"\0\0\x0d\x02", b"\xff\xff\xff\xff", b"\x80\0\0\0", b"PK")
 OPTIONS = ("-max_len=512",)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage import catalog
+from storage.datasets import catalog
 from storage.errors import ConfigError
 
 WORDS = tuple(

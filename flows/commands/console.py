@@ -1,0 +1,233 @@
+"""What the command line shows while a flow runs: a line per step, a bar for long work, the end in words."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console as Terminal
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from flows.commands.output import ReaderGone, printable
+from flows.commands.terminal import fitted
+from flows.settings import LOGGERS
+from storage.errors import OutputFailed, PrefectFailed
+from storage.records import Step
+from storage.words import counted
+from tasks.ui import progress
+
+WIDE = 120
+"""Columns of a terminal that take a step in one line; a narrower one gets two."""
+
+
+class Console:
+    """Prints steps to standard output, or to standard error when that is kept for JSON."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._terminal = Terminal(stderr=as_json, highlight=False)
+        # What prints a line where a bar moves has to be what moves the bar: it takes the bar away first.
+        self._moving = self._terminal if looked_at(self._terminal) else Terminal(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _HowFar(),
+            console=self._moving,
+            transient=True,
+            disable=not looked_at(self._moving),
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._stack = ExitStack()
+        self._lost: OutputFailed | None = None
+        self._ending: dict[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        handler = _StepHandler(self._say_step, self._say_wait, self._say_warning, self._keep_ending)
+        for name in LOGGERS:
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.INFO)
+            logger.addHandler(handler)
+            self._stack.callback(logger.removeHandler, handler)
+        self._stack.enter_context(progress.listening(self._advance))
+        self._stack.enter_context(self._bars)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def watch(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run `call`, which returns the outcome of a flow, and print how it ended.
+
+        A run that Prefect lost sight of, its server having died, has ended as it says itself.
+
+        Raises:
+            PrefectFailed: Prefect could not run the flow to its end.
+            OutputFailed: a line could not be printed. The run itself went on to its end.
+        """
+        try:
+            outcome = call()
+        except PrefectFailed as error:
+            # Prefect: untold-ending.
+            if self._ending is None:
+                raise
+            outcome = self._ending
+            self._say_warning(f"this run is over, but Prefect could not be told and may show it as running: {error}")
+        self._bars.stop()
+        self._say_end(outcome)
+        if self._lost:
+            raise OutputFailed(f"{self._lost}; the run itself is over: {outcome['sentence']}") from self._lost
+        return outcome
+
+    def _print(self, what: RenderableType, whole: bool = True) -> None:
+        """Print something. That nobody reads it, or that there is no room for it, is no reason to end a run."""
+        try:
+            self._terminal.print(what, soft_wrap=whole)
+        except ReaderGone:
+            return
+        except OutputFailed as error:
+            self._lost = error
+
+    def _say(self, line: str, style: str = "") -> None:
+        self._print(styled(line, self._terminal, style))
+
+    def _say_step(self, step: Step) -> None:
+        how = Text("reused", style="dim") if step.reused else Text(printable(step.reason), style="cyan")
+        summary = printable(step.summary)
+        if not looked_at(self._terminal) or self._terminal.width >= WIDE:
+            self._print(Text.assemble(f"{step.name:<21} {summary:<66} {step.seconds:7.2f} s  ", how))
+            return
+        row = Table.grid(padding=(0, 2, 0, 0))
+        row.add_row(Text(f"{step.name:<21}"), Text(f"{step.seconds:7.2f} s"), how)
+        self._print(row, whole=False)
+        self._print(Padding(Text(summary, style="dim"), (0, 0, 0, 4), expand=False), whole=False)
+
+    def _keep_ending(self, outcome: dict[str, Any]) -> None:
+        self._ending = outcome
+
+    def _say_wait(self, message: str) -> None:
+        self._say(message, "dim")
+
+    def _say_warning(self, message: str) -> None:
+        self._say(message, "yellow")
+
+    def _say_end(self, outcome: dict[str, Any]) -> None:
+        if outcome["error"]:
+            errors = Terminal(stderr=True, highlight=False, soft_wrap=True)
+            errors.print(styled(f"idxflow: {outcome['error']['sentence']}", errors, "red"))
+        else:
+            self._say(outcome["sentence"], "bold green")
+        if outcome["test_accuracy"] is not None:
+            self._say(
+                f"accuracy {outcome['train_accuracy']:.2%} on all training rows, "
+                f"{outcome['test_accuracy']:.2%} on test, "
+                f"{counted(outcome['epochs'], 'epoch')}, {waited():.1f} s in all"
+            )
+        if outcome["report"]:
+            about = f" of v{outcome['version']}" if outcome["state"] == "unchanged" else ""
+            self._say(f"report{about} {outcome['report']}")
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Have a line move on a terminal while the block runs, which says what is waited for; yield what changes it."""
+        if self._bars.disable:
+            yield lambda _: None
+            return
+        # Of two moving things at once, each would write over the other.
+        self._bars.stop()
+        with moving(self._moving, what) as change:
+            yield change
+        self._bars.start()
+
+    def _advance(self, step: progress.Progress) -> None:
+        if step.name not in self._tasks:
+            self._tasks[step.name] = self._bars.add_task(step.name, total=step.total, note="")
+        finished = step.total is not None and step.done >= step.total
+        self._bars.update(self._tasks[step.name], completed=step.done, note=step.note, visible=not finished)
+
+
+@contextmanager
+def moving(terminal: Terminal, what: str) -> Iterator[Callable[[str], None]]:
+    """Have a line move while the block runs, which says what is waited for; yield what changes it.
+
+    Where nobody looks, in a pipe or a file, nothing moves. What is printed meanwhile has to go through `terminal`.
+    """
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=terminal, transient=True, disable=not looked_at(terminal)) as line:
+        task = line.add_task(what, total=None)
+        yield lambda words: line.update(task, description=words)
+
+
+def looked_at(terminal: Terminal) -> bool:
+    """Return whether what is printed appears on a screen: FORCE_COLOR makes a pipe look like one to Rich."""
+    return terminal.is_terminal and terminal.file.isatty()
+
+
+def waited() -> float:
+    """Return the seconds since this process was started, imports and the start of a server included (proc(5))."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+class _HowFar(ProgressColumn):
+    """How much is done and how long the rest takes; of what has no known end, how long it has taken."""
+
+    def render(self, task: Task) -> Text:
+        """Return it in words."""
+        if task.total is None:
+            return Text(f"{task.elapsed or 0:.0f} s")
+        left = f" {task.time_remaining:.0f} s left" if task.time_remaining else ""
+        return Text(f"{task.percentage:3.0f}% {task.fields['note']}{left}")
+
+
+def styled(line: str, terminal: Terminal, style: str = "") -> Text:
+    """Return a line for a terminal, made to fit it, or for a pipe or a file, as it is."""
+    line = printable(line)
+    return Text(fitted(line, terminal.width) if looked_at(terminal) else line, style=style)
+
+
+class _StepHandler(logging.Handler):
+    """Takes the steps out of the log, what the run waits for, the warnings, and how it ended."""
+
+    def __init__(
+        self,
+        on_step: Callable[[Step], None],
+        on_wait: Callable[[str], None],
+        on_warning: Callable[[str], None],
+        on_ending: Callable[[dict[str, Any]], None],
+    ) -> None:
+        super().__init__(logging.INFO)
+        self._on_step, self._on_wait, self._on_warning, self._on_ending = on_step, on_wait, on_warning, on_ending
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a step, what the run waits for, or a warning; other lines are for the Prefect UI."""
+        step, ending = getattr(record, "step", None), getattr(record, "ending", None)
+        if isinstance(step, Step):
+            self._on_step(step)
+        elif ending:
+            self._on_ending(ending)
+        elif getattr(record, "waiting", False):
+            self._on_wait(record.getMessage())
+        elif record.levelno >= logging.WARNING:
+            trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+            for line in (record.getMessage(), *trace.splitlines()):
+                self._on_warning(line)

@@ -1,0 +1,378 @@
+"""One run through the hops: what it was asked for, what it has found out so far, how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import shlex
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flows import datasets
+from flows.settings import SOURCE_VARIABLE
+from storage.arrivals import WELL, Arrivals, ArrivedFile
+from storage.datasets import catalog
+from storage.datasets.catalog import ArchiveSpec, Dataset
+from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
+from storage.errors import ConfigError, IdxflowError, ModelRefused, shortage
+from storage.ledger import CUT_OFF, Ledger
+from storage.records import Done, Failure, Report, RunRecord, to_json
+from storage.registry import Registry
+from storage.store import Store, store_errors, store_path, store_root
+from storage.underway import Trace, begin
+from tasks.report import past_runs
+from tasks.sources.origins import check_source
+
+R = TypeVar("R")
+
+FIRST_YEAR = 1980
+"""Keras saves models as ZIP, which knows no earlier time."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run was asked for, as typed in: on the command line, in a deployment, in the Prefect UI."""
+
+    dataset: str = "digits"
+    dataset_file: str | None = None
+    profile: Profile = "default"
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Single training parameters by name; checked by `resolve`."""
+    settings: tuple[str, ...] = ()
+    """The same as `--set` takes them, `name=value`; these win."""
+    source: str | None = None
+    store: str | None = None
+    force: bool = False
+    """Train, evaluate and decide again even if nothing is new."""
+    arrival: str | None = None
+    """The set of archives of `dataset` that `idxflow watch` has taken; then there is no other source."""
+
+    def resolve(self) -> tuple[Dataset, TrainingConfig]:
+        """Return the data set and the complete training configuration.
+
+        Raises:
+            ConfigError: the data set, its manifest or a parameter is wrong.
+        """
+        if self.source:
+            check_source(self.source)
+        dataset = self._dataset()
+        return dataset, training_config(dataset, self.profile, self.overrides)
+
+    def _dataset(self) -> Dataset:
+        if self.arrival:
+            return _arrived(self._arrivals, self.arrival, self.dataset)
+        return catalog.read(Path(self.dataset_file)) if self.dataset_file else datasets.named(self.dataset, self.store)
+
+    @property
+    def _arrivals(self) -> Arrivals:
+        return Arrivals(Store(store_root(self.store)), self.dataset)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Single training parameters by name."""
+        return {**self.training, **parse_overrides(self.settings)}
+
+    def command(self, name: str) -> str:
+        """Return the command `name` that asks for the same, as it is to be typed; `--force` would ask for more."""
+        words = [name, *(["--dataset-file", self.dataset_file] if self.dataset_file else [self.dataset])]
+        words += ["--profile", self.profile] if self.profile != "default" else []
+        for key, value in self.overrides.items():
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+        words += ["--source", self.source] if self.source else []
+        return Store(store_root(self.store)).command(shlex.join(words))
+
+    def source_for(self, dataset: Dataset) -> str | None:
+        """Return where to look first: what was asked for, else `IDXFLOW_SOURCE` unless the data is embedded.
+
+        In a folder of several data sets, it is the folder named like this one.
+        """
+        if self.arrival:
+            return str(self._arrivals.folder(self.arrival))
+        source = self.source or (None if dataset.embedded else os.environ.get(SOURCE_VARIABLE))
+        if source and ":" not in source.split("/")[0]:
+            folder = Path(source).expanduser().absolute()
+            own = folder / dataset.name
+            return str(own if own.is_dir() else folder)
+        return source or None
+
+
+def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
+    """Return the data set whose archives are those of one set that has arrived, known by their digests.
+
+    Raises:
+        ConfigError: there is no such set, or the manifest that it was taken by is now that of another data set.
+    """
+    found = arrivals.find(arrival)
+    if not found:
+        raise ConfigError(
+            f"expected the set {arrival} of {name} in the ledger of {arrivals.store.root}, which this run keeps "
+            "everything in; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store "
+            "or IDXFLOW_STORE"
+        )
+    dataset = catalog.read(Path(found.dataset_file)) if found.dataset_file else catalog.find(found.dataset)
+    if dataset.name != name:
+        raise ConfigError(
+            f"{dataset.manifest}: expected the manifest of {name}; found that of {dataset.name}; "
+            "put the manifest back that the set was taken by"
+        )
+    archives = tuple(_pinned(spec, found.files[spec.role]) for spec in dataset.archives)
+    return dataclasses.replace(dataset, archives=archives, source=None, embedded=False)
+
+
+def _pinned(spec: ArchiveSpec, file: ArrivedFile) -> ArchiveSpec:
+    """Return `spec` as it is known by its own digests, else by that of the file; it comes from nowhere else."""
+    if spec.pinned:
+        return dataclasses.replace(spec, mirrors=())
+    return dataclasses.replace(spec, bytes=file.bytes, sha256=file.sha256, payload_bytes=None, mirrors=())
+
+
+class RunFailed(Exception):
+    """How a run ended that failed, in the form that Prefect keeps failures in."""
+
+    def __init__(self, outcome: dict[str, Any]) -> None:
+        super().__init__(outcome["sentence"])
+        self.outcome = outcome
+
+
+@dataclass
+class Job:
+    """The state of one run. `record` grows with each hop, so that a failed run can report how far it came."""
+
+    store: Store
+    dataset: Dataset
+    source: str | None
+    config: TrainingConfig
+    record: RunRecord
+    again: str = ""
+    """Not empty where a run is forced: it makes the training another one than those before."""
+    arrival: str | None = None
+    """The set that is run, where it is one that has arrived."""
+    report: Report | None = None
+    trace: Trace | None = None
+    """What says that the run is under way, until its end is recorded."""
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def version(self) -> str:
+        """` v7` where the decision is about version 7, else nothing."""
+        number = self.record.decision.version if self.record.decision else None
+        return f" v{number}" if number else ""
+
+    def keep(self, done: Done[R]) -> R:
+        """Note a step that is done, and return its record."""
+        self.note(steps=(*self.record.steps, done.step))
+        return done.record
+
+    def note(self, **found: Any) -> None:
+        """Set fields of the run's record."""
+        self.record = dataclasses.replace(self.record, **found)
+
+    def fail(self, error: Exception) -> None:
+        """Note why the run stopped; what went wrong after that is only logged.
+
+        Errors that idxflow does not raise on purpose are logged with their trace.
+        """
+        if isinstance(error, IdxflowError):
+            failure = Failure(type(error).__name__, str(error), error.exit_code)
+        else:
+            _log.error("unexpected error", exc_info=error)
+            sentence = shortage(error) or f"unexpected {type(error).__name__}: {error}"
+            failure = Failure(type(error).__name__, sentence, 1)
+        if self.record.failure:
+            _log.error("after that: %s", failure.sentence)
+        else:
+            self.note(failure=failure)
+
+    @contextmanager
+    def under_way(self, about: Mapping[str, Any]) -> Iterator[None]:
+        """Have the store tell that this run is under way while the block runs, or died in it."""
+        record = self.record
+        told = {"started": record.started, "asked_by": record.asked_by, "profile": record.profile}
+        about = {**about, **told, "config": to_json(record.config), "arrival": self.arrival}
+        try:
+            self.trace = begin(self.store, self.dataset.name, record.id, about)
+        except OSError as error:
+            # A disk without room for it may have all that the run needs.
+            _log.debug("the run leaves no trace: %s", error)
+        trace = self.trace
+        try:
+            yield
+        finally:
+            if trace:
+                trace.close()
+
+    def stop(self, how: str, sentence: str) -> None:
+        """Record that the run was cut off, unless it had come to its end: `how` is a state of `CUT_OFF`."""
+        if self.trace:
+            if not self.record.failure:
+                self.note(failure=Failure(how.capitalize(), sentence, 1))
+            with suppress(IdxflowError):
+                self.append_to_ledger()
+
+    @property
+    def state(self) -> str:
+        """`promoted`, `kept`, `unchanged`, `refused` (data or model), `failed`, or `valid` if no more was asked for.
+
+        Of a run that did not come to its end, one of `CUT_OFF`.
+        """
+        failure = self.record.failure
+        if failure:
+            refused = "refused" if failure.exit_code in (3, 5) else "failed"
+            return next((how for how in CUT_OFF if how.capitalize() == failure.kind), refused)
+        return self.record.decision.outcome if self.record.decision else "valid"
+
+    @property
+    def words(self) -> str:
+        """How it ended in a word or two, for the flow run's name: `promoted v2`, `data refused`, `model refused`."""
+        failure = self.record.failure
+        if failure and self.state == "refused":
+            return "model refused" if failure.exit_code == ModelRefused.exit_code else "data refused"
+        return f"{self.state}{self.version}"
+
+    @property
+    def message(self) -> str:
+        """The end of the run for a reader who sees nothing else of it: that of a state in Prefect."""
+        # All other sentences say it themselves.
+        return f"data refused: {self.sentence}" if self.words == "data refused" else self.sentence
+
+    @property
+    def sentence(self) -> str:
+        """The end of the run in one sentence."""
+        record = self.record
+        if record.failure:
+            return record.failure.sentence
+        return record.decision.sentence if record.decision else "the data is valid"
+
+    def refuse_if_below_floor(self) -> None:
+        """Note a refused decision as the run's failure."""
+        decision = self.record.decision
+        if decision and decision.outcome == "refused":
+            self.fail(ModelRefused(f"{self.dataset.name}: model {decision.sentence}"))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome as JSON values: what `--json` prints and the ledger keeps."""
+        record, decision = self.record, self.record.decision
+        return {
+            "state": self.state,
+            "sentence": self.sentence,
+            "dataset": self.dataset.name,
+            "run": record.id,
+            "version": decision.version if decision else None,
+            "champion": decision.champion if decision else None,
+            "train_accuracy": record.model.train_accuracy if record.model else None,
+            "test_accuracy": record.evaluation.accuracy if record.evaluation else None,
+            "epochs": record.model.epochs_run if record.model else None,
+            "steps": {
+                s.name: {
+                    "seconds": round(s.seconds, 3),
+                    "reused": s.reused,
+                    "reason": s.reason,
+                    "summary": s.summary,
+                    "key": s.key,
+                }
+                for s in record.steps
+            },
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "store": str(self.store.root),
+            "report": str(self.report.html) if self.report else None,
+            "error": to_json(record.failure) if record.failure else None,
+        }
+
+    def append_to_ledger(self) -> None:
+        """Write the run into the ledger; the snapshot of a set is not needed any more once a run of it ended well."""
+        report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
+        values = {**self.summary(), **past_runs.for_ledger(self.record), "report": report}
+        values.pop("store")
+        if self.arrival:
+            values["arrival"] = self.arrival
+        Ledger(self.store, self.dataset.name).append("runs", self.record.id, values)
+        if self.trace:
+            self.trace.end()
+            self.trace = None
+        if self.arrival and self.state in WELL:
+            with store_errors(self.store.root):
+                Arrivals(self.store, self.dataset.name).discard(self.arrival)
+
+    def known_report(self) -> Report | None:
+        """Return the report of the run that made the version which this one found again, if it is still there."""
+        number = self.record.decision.version if self.record.decision else None
+        if number is None:
+            return None
+        # One that was killed after it had decided is not there.
+        made_by = Registry(self.store, self.dataset.name).version(number).run
+        run = Ledger(self.store, self.dataset.name).find("runs", made_by)
+        report = Report(self.store.root / run["report"]) if run and run["report"] else None
+        return report if report and report.html.is_file() else None
+
+
+def prepare(request: Request, asked_by: str) -> Job:
+    """Check everything that was asked for before any work starts.
+
+    Raises:
+        ConfigError: the data set, its manifest, a parameter or the machine's clock is wrong.
+        StoreError: the store cannot be written.
+    """
+    dataset, config = request.resolve()
+    store = Store(store_root(request.store))
+    store.prepare()
+    now = _now()
+    record = RunRecord(
+        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        dataset=dataset.name,
+        # As exact as the ledger, whose decisions were before it or after.
+        started=now.isoformat(timespec="milliseconds"),
+        asked_by=asked_by,
+        profile=request.profile,
+        config=config.model_dump(mode="json"),
+        facts=past_runs.facts(dataset),
+        environment=past_runs.environment(),
+    )
+    again = record.id if request.force else ""
+    return Job(store, dataset, request.source_for(dataset), config, record, again, request.arrival)
+
+
+def _now() -> datetime:
+    """Return the time, if it can be right: without a battery, a clock begins in 1970."""
+    now = datetime.now(UTC)
+    if now.year < FIRST_YEAR:
+        raise ConfigError(
+            "expected a clock that is right, because records and archives bear its time; found "
+            f"{now:%Y-%m-%d %H:%M} UTC; set it, for example by timedatectl, then run again"
+        )
+    return now
+
+
+def refusal(request: Request, error: IdxflowError) -> dict[str, Any]:
+    """Return the outcome of a request that could not be started, in the form of `Job.summary`."""
+    failure = to_json(Failure(type(error).__name__, str(error), error.exit_code))
+    return not_started(request, "failed", str(error)) | {"error": failure}
+
+
+def not_started(request: Request, state: str, sentence: str) -> dict[str, Any]:
+    """Return the outcome of a request that no run was made for, in the form of `Job.summary`."""
+    return {
+        "state": state,
+        "sentence": sentence,
+        "dataset": request.dataset_file or request.dataset,
+        "run": None,
+        "version": None,
+        "champion": None,
+        "train_accuracy": None,
+        "test_accuracy": None,
+        "epochs": None,
+        "steps": {},
+        "seconds": 0.0,
+        "store": str(store_path(request.store)),
+        "report": None,
+        "error": None,
+    }

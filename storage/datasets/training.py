@@ -1,0 +1,233 @@
+"""How a model is trained: one validated, frozen configuration, made of profile, data set and overrides."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from storage.datasets.catalog import Dataset, shown
+from storage.errors import ConfigError
+from storage.words import meant
+
+Profile = Literal["default", "tutorial", "fast"]
+Units = Annotated[int, Field(ge=1, le=65536)]
+
+_SIZE = r"^ *[0-9]{1,9}(\.[0-9]{1,9})? *([KMGT]i?)?B *$"
+
+
+def _bytes(size: str) -> int:
+    return int(TypeAdapter(ByteSize).validate_python(size))
+
+
+def _size(value: Any) -> str:
+    if not isinstance(value, str) or not re.match(_SIZE, value) or _bytes(value) < 1:
+        raise ValueError(
+            f"expected memory to be a size such as 500MB or 2GiB; found {shown(value)}; write it with its unit"
+        )
+    return value.replace(" ", "")
+
+
+# The pattern is for the form in the Prefect UI; its own message would show it to people.
+Memory = Annotated[str, BeforeValidator(_size), Field(json_schema_extra={"pattern": _SIZE})]
+
+PROFILES: dict[Profile, dict[str, Any]] = {
+    "default": {},
+    # The published recipe to the letter, whatever the data set's own rates.
+    "tutorial": {"held_out": "tail", "normalize_on": "all"},
+    # A quick look: fewer epochs with a rate that gets there.
+    "fast": {"epochs": 10, "learning_rate": 0.01},
+}
+
+
+class TrainingConfig(BaseModel):
+    """Architecture, optimizer, schedule and seed of one training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    hidden: tuple[Units, ...] = Field(
+        (50, 50), max_length=16, description="Units of each hidden layer, any number of layers; empty: a linear model."
+    )
+    activation: Literal["tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu"] = Field(
+        "tanh", description="Activation of the hidden layers."
+    )
+    learning_rate: float = Field(0.001, gt=0, le=10, description="Step size of stochastic gradient descent.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
+    decay: float = Field(
+        1e-7, ge=0, le=1, description="Inverse-time decay: the rate at step t is learning_rate / (1 + decay·t)."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Share of each weight removed per step, times the rate.")
+    batch_size: int = Field(64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest.")
+    epochs: int = Field(50, ge=1, le=10_000, description="Passes over the fitted rows, at most.")
+    validation_fraction: float = Field(
+        0.1, ge=0, le=0.9, description="Share of the training rows that is held out to watch over-fitting."
+    )
+    held_out: Literal["stratified", "tail"] = Field(
+        "stratified", description="Rows to hold out: a random sample of every class, or the last, as the tutorial does."
+    )
+    normalize_on: Literal["fitted", "all"] = Field(
+        "fitted", description="Statistics from the fitted rows only, or from held-out rows too, as the tutorial does."
+    )
+    patience: int | None = Field(
+        None, ge=1, le=10_000, description="Stop after this many epochs without improvement on the held-out rows."
+    )
+    min_delta: float = Field(0.0, ge=0, le=10, description="Smallest drop of the held-out loss that is improvement.")
+    restore_best: bool = Field(
+        True, description="With patience: keep the weights of the best epoch instead of the last one."
+    )
+    memory: Memory = Field(
+        "512MiB", description="What the pixels may take while training, such as 2GiB; more rows come in shards."
+    )
+    seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights, rows held out and order of rows.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic takes true for 1.
+        values = value if isinstance(value, list | tuple) else (value,)
+        if cls.model_fields[str(info.field_name)].annotation is not bool and any(type(v) is bool for v in values):
+            raise PydanticCustomError("no_truth", "expected a value other than true and false")
+        return value
+
+    @model_validator(mode="after")
+    def _patience_needs_held_out_rows(self) -> TrainingConfig:
+        if self.patience is not None and self.validation_fraction == 0:
+            raise ValueError(
+                "expected held-out rows, because patience needs them; found a validation_fraction of 0; raise it"
+            )
+        return self
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory budget in bytes."""
+        return _bytes(self.memory)
+
+    def fitted_rows(self, rows: int) -> int:
+        """Return how many of `rows` training rows the weights are to be fitted to, as Keras's `validation_split` does.
+
+        `tasks.model.holdout` says which, and may change the number by a few where rows are drawn.
+        """
+        return int(rows * (1 - self.validation_fraction)) if self.validation_fraction else rows
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    """Return the bounds of a parameter in words, such as `at least 1 and at most 10,000`; empty if there are none."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    found = [(said, getattr(bound, name)) for bound in metadata for name, said in words.items() if hasattr(bound, name)]
+    return " and ".join(f"{said} {limit:,}" for said, limit in found)
+
+
+def _described(field: FieldInfo) -> str:
+    """Return a parameter's description with its bounds: forms check them, but do not show them."""
+    bounds = _bounds(field.metadata)
+    return f"{field.description} {bounds.capitalize()}." if bounds else str(field.description)
+
+
+def _expected(name: str) -> str:
+    """Return what a parameter can be, such as `a whole number, at least 1 and at most 10,000`."""
+    field = TrainingConfig.model_fields[name]
+    if name == "hidden":
+        (units,) = {*get_args(field.annotation)} - {...}
+        most = next(limit.max_length for limit in field.metadata if hasattr(limit, "max_length"))
+        return f"a list of at most {most} whole numbers, each {_bounds(units.__metadata__[0].metadata)}"
+    if get_origin(field.annotation) is Literal:
+        return f"one of {', '.join(get_args(field.annotation))}"
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    kind = next(words for kind, words in kinds.items() if kind in (field.annotation, *get_args(field.annotation)))
+    unset = " or null" if field.default is None else ""
+    bounds = _bounds(field.metadata)
+    return f"{kind}{unset}, {bounds}" if bounds else f"{kind}{unset}"
+
+
+if TYPE_CHECKING:
+    TrainingOverrides = TrainingConfig
+else:
+    # The same fields and bounds, each optional and none set: in a form in the Prefect UI, a field that is left
+    # alone must not override what the profile and the data set say.
+    TrainingOverrides = create_model(
+        "TrainingOverrides",
+        __config__=ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False),
+        __doc__="Single training parameters; what is not set stays as profile and data set have it.",
+        **{
+            name: (
+                field.annotation | None,
+                FieldInfo.merge_field_infos(field, default=None, description=_described(field)),
+            )
+            for name, field in TrainingConfig.model_fields.items()
+        },
+    )
+
+
+def training_config(
+    dataset: Dataset, profile: Profile = "default", overrides: Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """Combine profile, the data set's own defaults and the user's overrides; the later one wins.
+
+    The profile `tutorial` is the published recipe and takes nothing from the data set.
+
+    Raises:
+        ConfigError: a value is out of bounds or unknown; names it, its bounds and what was found.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(
+            f"expected a profile of {', '.join(PROFILES)}; found {shown(profile)}{meant(profile, PROFILES)}; "
+            "give one of these, or none"
+        )
+    own = {} if profile == "tutorial" else dataset.training
+    _checked(own, f"{dataset.manifest}: [training]")
+    return _checked({**PROFILES[profile], **own, **(overrides or {})}, "training parameters")
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Read `name=value` texts as given to `--set`; values are JSON, anything else is a text.
+
+    Raises:
+        ConfigError: a text has no `=`.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"expected --set NAME=VALUE; found {shown(text)}; write it like --set epochs=5")
+        try:
+            values[name.strip().replace("-", "_")] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[name.strip().replace("-", "_")] = value
+    return values
+
+
+def _checked(values: Mapping[str, Any], where: str) -> TrainingConfig:
+    try:
+        return TrainingConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":
+            raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        name, known = str(first["loc"][0]), TrainingConfig.model_fields
+        if name not in known:
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(known)}; found {shown(name)}{meant(name, known)}; "
+                "correct its spelling"
+            ) from error
+        found = values[name]
+        choices = get_args(known[name].annotation) if get_origin(known[name].annotation) is Literal else ()
+        raise ConfigError(
+            f"{where}: expected {name} to be {_expected(name)}; found {shown(found)}{meant(found, choices)}; correct it"
+        ) from error

@@ -1,0 +1,218 @@
+"""Compare two models on the same test rows, and say whether one may replace the other. Pure: reads and writes nothing.
+
+Only rows that one of the two gets right and the other wrong tell them apart. Of two equally good models each is as
+likely as the other to be the one that is right there, so that count is binomial with one half (McNemar 1947).
+
+- Who decides `better`: the exact one-sided test. Its chance of promoting a model that is no better is at most alpha for
+  every number of such rows. The mid-p test is less strict and passes alpha when they are few
+  (`benchmarks/gate_simulation.py` measures both), so it only describes.
+- Who decides `not_worse`: the lower end of the interval of the difference, at confidence 1 - 2 alpha.
+
+Sources: McNemar 1947, Psychometrika 12, 153-157. Mid-p: Fagerland, Lydersen, Laake 2013, BMC Medical Research
+Methodology 13, 91. Interval: Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from storage.datasets.catalog import Gate
+from storage.records import Evaluation, Paired, Rule
+from tasks.gate import wilson
+
+Table = tuple[int, int, int, int]
+"""Rows that both get right, only the candidate, only the champion, neither."""
+
+_LEAST_P = 1e-4
+
+
+def paired(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, alpha: float = 0.05) -> Paired:
+    """Compare the answers of two models, row by row.
+
+    Args:
+        labels: the true classes, integers of shape (rows,), at least one.
+        candidate: the classes that the candidate names, of the same shape.
+        champion: the classes that the champion names, of the same shape.
+        alpha: the interval has confidence 1 - 2 alpha; above 0, below 0.5.
+
+    Raises:
+        ValueError: the three are not of one length, or are empty.
+    """
+    if not len(labels) == len(candidate) == len(champion) or not len(labels):
+        raise ValueError(
+            f"expected the answers of both models to the same test rows, at least one; found {len(labels)} labels, "
+            f"{len(candidate)} and {len(champion)} answers; score both models again"
+        )
+    ours, theirs = candidate == labels, champion == labels
+    table = tuple(int(np.sum(rows)) for rows in (ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs))
+    return compared((table[0], table[1], table[2], table[3]), int(np.sum(candidate != champion)), alpha)
+
+
+def compared(table: Table, differing: int, alpha: float = 0.05) -> Paired:
+    """Return what the counts say; `differing` are the rows to which the models give different answers, right or not."""
+    both, ours, theirs, neither = table
+    rows = sum(table)
+    low, high = interval(table, 1 - 2 * alpha)
+    # Where no row tells them apart, as in every unchanged run, the tests say 1, and SciPy need not be imported.
+    apart = ours or theirs
+    return Paired(
+        rows=rows,
+        both_right=both,
+        only_candidate=ours,
+        only_champion=theirs,
+        both_wrong=neither,
+        differing=differing,
+        net=ours - theirs,
+        p_value=float(mid_p(ours, theirs)) if apart else 1.0,
+        p_better=float(exact_p(ours, theirs)) if apart else 1.0,
+        difference=(ours - theirs) / rows,
+        low=low,
+        high=high,
+        confidence=1 - 2 * alpha,
+    )
+
+
+def exact_p(ours: Any, theirs: Any) -> Any:
+    """Return the chance of at least `ours` of `ours + theirs` if both were equally likely: McNemar, exact, one-sided.
+
+    Takes counts or integer arrays of counts; returns the same shape, in (0, 1].
+    """
+    from scipy.stats import binom
+
+    return binom.sf(np.asarray(ours) - 1, np.asarray(ours) + theirs, 0.5)
+
+
+def one_sided_mid_p(ours: Any, theirs: Any) -> Any:
+    """Return `exact_p` less half the chance of the very count that was found (Fagerland et al. 2013)."""
+    from scipy.stats import binom
+
+    return exact_p(ours, theirs) - binom.pmf(ours, np.asarray(ours) + theirs, 0.5) / 2
+
+
+def mid_p(ours: Any, theirs: Any) -> Any:
+    """Return the two-sided mid-p: twice the smaller one-sided one, 1 where the counts are equal."""
+    return np.minimum(1.0, 2 * np.minimum(one_sided_mid_p(ours, theirs), one_sided_mid_p(theirs, ours)))
+
+
+def interval(table: Table, confidence: float) -> tuple[float, float]:
+    """Return the interval of (share right, candidate) - (share right, champion), in [-1, 1].
+
+    Newcombe's method 10: the two Wilson intervals, put together with the correlation of the two models.
+    """
+    both, ours, theirs, _ = table
+    rows = sum(table)
+    first, second = (both + ours) / rows, (both + theirs) / rows
+    one_low, one_high = wilson.interval(both + ours, rows, confidence)
+    two_low, two_high = wilson.interval(both + theirs, rows, confidence)
+    correlation, difference = _correlation(table), (ours - theirs) / rows
+    below = _side(first - one_low, two_high - second, correlation)
+    above = _side(one_high - first, second - two_low, correlation)
+    return max(-1.0, difference - below), min(1.0, difference + above)
+
+
+def _side(first: float, second: float, correlation: float) -> float:
+    return math.sqrt(max(0.0, first**2 - 2 * correlation * first * second + second**2))
+
+
+def _correlation(table: Table) -> float:
+    """Return phi of the two models' being right, corrected for continuity if positive (Newcombe 1998, method 10)."""
+    both, ours, theirs, neither = table
+    scale = (both + ours) * (theirs + neither) * (both + theirs) * (ours + neither)
+    product = float(both * neither - ours * theirs)
+    if product > 0:
+        product = max(0.0, product - sum(table) / 2)
+    return product / math.sqrt(scale) if scale else 0.0
+
+
+def replaces(gate: Gate, found: Paired) -> bool:
+    """Tell whether the paired comparison lets the candidate replace the champion, by the policy of `gate`.
+
+    Two models that give the same answers are one as good as the other; then the champion stays, whatever the policy.
+    """
+    if not found.differing:
+        return False
+    if gate.policy == "not_worse":
+        return found.low >= -gate.margin
+    return found.net > 0 and found.p_better <= gate.alpha
+
+
+def difference_rule(gate: Gate, found: Paired, champion: str) -> Rule:
+    """Return the rule that `replaces` asks, in words; `champion` is its name, such as `v6`."""
+    passed = replaces(gate, found)
+    if not found.differing:
+        name = f"answers differ from champion {champion}'s"
+        return Rule(name, "on at least 1 test row", f"the same on all {found.rows:,}", passed)
+    counts = f"{_lead(found)} right (only the candidate {found.only_candidate:,}, "
+    counts += f"only the champion {found.only_champion:,})"
+    if gate.policy == "not_worse":
+        limit = f"difference at least {_points(-gate.margin)} points, by the {100 * found.confidence:.4g}% interval"
+        low = _points(found.low, -gate.margin)
+        return Rule(
+            f"not worse than champion {champion} on the same rows", limit, f"{counts}, from {low} points", passed
+        )
+    limit = f"more test images right, p at most {gate.alpha:.6g} (McNemar's exact test, one-sided)"
+    return Rule(
+        f"better than champion {champion} on the same rows", limit, f"{counts}, {_p(found, gate.alpha)}", passed
+    )
+
+
+def class_rule(gate: Gate, candidate: Evaluation, champion: Evaluation) -> Rule:
+    """Return the rule about the class whose recall falls most against the champion's on the same rows.
+
+    A limit of 1 can never be passed: the rule is off, and still says what was found.
+    """
+    before = {score.label: score.recall for score in champion.per_class if score.rows}
+    shared = [score for score in candidate.per_class if score.rows and score.label in before]
+    worst = max(shared, key=lambda score: before[score.label] - score.recall)
+    loss = before[worst.label] - worst.recall
+    # Recalls are quotients: 0.95 - 0.9 is a little more than 0.05.
+    passed = loss <= gate.max_class_loss + 1e-9
+    limit = f"at most {100 * gate.max_class_loss:.4g} points" if gate.max_class_loss < 1 else "no limit"
+    drop = _points(-loss, None if passed else -gate.max_class_loss).removeprefix("-")
+    observed = f"{drop} points (class {worst.name})" if loss > 0 else "none"
+    return Rule("largest drop in class recall", limit, observed, passed)
+
+
+def sentence(gate: Gate, found: Paired) -> str:
+    """Return what decided, such as `31 more of 10,000 test images right than the champion, beyond luck (p 0.01)`."""
+    passed, rows = replaces(gate, found), f"{found.rows:,}"
+    if not found.differing:
+        return f"the same answers on all {rows} test rows, so there is nothing to choose"
+    than = f"{_lead(found)} right {'than' if found.net else 'as'} the champion"
+    if gate.policy == "not_worse":
+        low = _points(found.low, -gate.margin)
+        sure = (
+            f"may be {low.lstrip('-')} points worse"
+            if found.low < 0
+            else f"is at least {low.lstrip('+')} points better"
+        )
+        return f"{than}; it {sure}, and {'' if passed else 'only '}{100 * gate.margin:.2f} points worse are allowed"
+    if found.net <= 0:
+        return than
+    p = _p(found, gate.alpha)
+    return f"{than}, beyond luck ({p})" if passed else f"{than}, which may be luck ({p} > {gate.alpha:.6g})"
+
+
+def _lead(found: Paired) -> str:
+    """Return how many images the candidate gets right beside the champion, such as `31 more of 10,000 test images`."""
+    much = f"{abs(found.net):,} {'more' if found.net > 0 else 'fewer'}" if found.net else "as many"
+    return f"{much} of {found.rows:,} test images"
+
+
+def _p(found: Paired, alpha: float) -> str:
+    """Return p with as many digits as it takes to stay on its side of `alpha`."""
+    if found.p_better < _LEAST_P <= alpha:
+        return f"p < {_LEAST_P:.4f}"
+    texts = (f"{found.p_better:.{digits}g}" for digits in range(2, 18))
+    return "p " + next(t for t in texts if (float(t) <= alpha) == (found.p_better <= alpha))
+
+
+def _points(share: float, limit: float | None = None) -> str:
+    """Return a share as signed percentage points, with the digits it takes to stay on its side of `limit`."""
+    texts = [f"{100 * share:+.{digits}f}" for digits in range(2, 14)]
+    if limit is None:
+        return texts[0]
+    return next((t for t in texts if (float(t) >= 100 * limit) == (share >= limit)), texts[-1])

@@ -1,0 +1,96 @@
+"""What an interrupted training left, so that it goes on from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage.errors import DamagedEntry
+from storage.files import write_bytes
+from storage.formats import arrays
+from storage.records import Epoch
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Epoch))
+
+Named = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after its last whole epoch."""
+
+    epochs: tuple[Epoch, ...]
+    weights: Named
+    velocity: Named
+    best: Named
+    """The weights to keep, where those need not be the last ones; else empty."""
+
+
+def save(path: Path, state: Checkpoint, most_epochs: int) -> None:
+    """Replace the checkpoint in one step; a kill leaves the old one or the new one."""
+    values = {"epochs": _table(state.epochs, most_epochs)}
+    for part, named in _parts(state).items():
+        values |= {f"{part}.{name}": array for name, array in named.items()}
+    buffer = io.BytesIO()
+    arrays.write(buffer, values)
+    write_bytes(path, buffer.getvalue())
+
+
+def load(path: Path, shapes: Mapping[str, tuple[int, ...]], most_epochs: int, with_best: bool) -> Checkpoint | None:
+    """Return the checkpoint, or None if there is none or it is not whole.
+
+    Args:
+        shapes: of each array of weights, by name.
+        most_epochs: how many epochs the training has at most.
+        with_best: whether it keeps the best weights beside the last ones.
+    """
+    if not path.exists():
+        return None
+    parts = ("weights", "velocity", "best") if with_best else ("weights", "velocity")
+    expected = {f"{part}.{name}": (np.float32, shape) for part in parts for name, shape in shapes.items()}
+    try:
+        values = arrays.read(path, {"epochs": (np.float64, (most_epochs, len(_COLUMNS))), **expected})
+    except DamagedEntry as error:
+        _log.warning("the checkpoint is not used, training starts anew: %s", error)
+        return None
+    named = {part: {name: values[f"{part}.{name}"] for name in shapes} for part in parts}
+    return Checkpoint(_epochs(values["epochs"]), named["weights"], named["velocity"], named.get("best", {}))
+
+
+def _parts(state: Checkpoint) -> dict[str, Named]:
+    return {"weights": state.weights, "velocity": state.velocity, "best": state.best}
+
+
+def _table(epochs: tuple[Epoch, ...], rows: int) -> np.ndarray:
+    """Return epochs as float64 numbers: a row of zeros is an epoch to come, NaN is None."""
+    table = np.zeros((rows, len(_COLUMNS)))
+    for row, epoch in zip(table, epochs, strict=False):
+        row[:] = [math.nan if value is None else value for value in dataclasses.astuple(epoch)]
+    return table
+
+
+def _epochs(table: np.ndarray) -> tuple[Epoch, ...]:
+    rows = [dict(zip(_COLUMNS, map(float, row), strict=True)) for row in table if row[0]]
+    return tuple(_epoch(row) for row in rows)
+
+
+def _epoch(row: dict[str, float]) -> Epoch:
+    held_out = {n: None if math.isnan(row[n]) else row[n] for n in ("validation_loss", "validation_accuracy")}
+    return Epoch(
+        int(row["epoch"]),
+        row["learning_rate"],
+        row["loss"],
+        row["accuracy"],
+        held_out["validation_loss"],
+        held_out["validation_accuracy"],
+        row["seconds"],
+    )

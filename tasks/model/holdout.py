@@ -1,0 +1,145 @@
+"""Which training rows are held out, to watch over-fitting: drawn from every class in proportion, or the last ones.
+
+Drawn rows are as good a sample of the split as any, whatever its order; the last rows of a split that is sorted by
+class are of one class only. Copies of an image stay together: on both sides, they would tell the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from storage.datasets.catalog import Dataset
+from storage.datasets.training import TrainingConfig
+from storage.errors import TrainingFailed
+from storage.formats import arrays, parquet
+from storage.records import Split
+from storage.runtime.prefetch import ahead
+
+_LABELS = 256
+
+
+def choose(dataset: Dataset, train: Split, config: TrainingConfig) -> np.ndarray:
+    """Return whether each row of `train` is held out, bool of shape (rows,).
+
+    Raises:
+        TrainingFailed: no row is left to fit, none to watch where `config` has patience, or none of a class.
+        DamagedEntry: the split cannot be read.
+    """
+    wanted = train.rows - config.fitted_rows(train.rows)
+    if config.held_out == "tail":
+        labels, held = parquet.labels(train.file), tail(train.rows, wanted)
+    elif wanted:
+        labels, digests = _surveyed(train)
+        held = drawn(labels, digests, wanted, config.seed)
+    else:
+        labels, held = parquet.labels(train.file), tail(train.rows, 0)
+    _check(dataset, config, labels, held)
+    return held
+
+
+def tail(rows: int, wanted: int) -> np.ndarray:
+    """Return the choice of the last `wanted` of `rows` rows, as Keras's `validation_split` makes it."""
+    return np.arange(rows) >= rows - wanted
+
+
+def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np.ndarray:
+    """Return a random choice of about `wanted` rows, of each class in proportion.
+
+    Rows with equal digests are all chosen or none. Of every class at least one row is fitted and, where it has two
+    different images, at least one is held out; so there may be a few rows more or fewer than wanted.
+
+    Args:
+        labels: uint8 of shape (rows,).
+        digests: int64 of shape (rows,), of the images.
+        wanted: at least 1, at most all rows.
+
+    Returns:
+        bool of shape (rows,): whether each row is held out.
+    """
+    order = np.argsort(digests, kind="stable")
+    ordered = digests[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    sizes = np.diff(starts, append=len(labels))
+    # An image that has several labels counts for that of its first row.
+    kinds = labels[order[starts]]
+    # The numbers after the seed keep this stream apart from those of weights, shards and orders.
+    images = np.random.Generator(np.random.PCG64([seed, 0, 0, 2])).permutation(len(starts))
+    by_class = images[np.argsort(kinds[images], kind="stable")]
+    ends = np.cumsum(np.bincount(kinds, minlength=_LABELS))
+    chosen = np.zeros(len(starts), bool)
+    for quota, those in zip(_quotas(labels, wanted), np.split(by_class, ends[:-1]), strict=True):
+        chosen[_taken(those, sizes[those], quota)] = True
+    held = np.empty(len(labels), bool)
+    held[order] = np.repeat(chosen, sizes)
+    for label in np.setdiff1d(labels, labels[~held]):
+        held[digests == digests[labels == label][0]] = False
+    return held
+
+
+def _quotas(labels: np.ndarray, wanted: int) -> np.ndarray:
+    """Return how many rows to hold out of each label: in proportion, by largest remainders; 1 at least."""
+    counts = np.bincount(labels, minlength=_LABELS)
+    quotas, rests = np.divmod(wanted * counts, len(labels))
+    quotas[np.argsort(-rests, kind="stable")[: wanted - quotas.sum()]] += 1
+    return np.maximum(quotas, counts > 0)
+
+
+def _taken(images: np.ndarray, sizes: np.ndarray, quota: int) -> np.ndarray:
+    """Return which of a class's `images` to hold out: up to `quota` rows in all, at least one image, never all."""
+    images, sizes = images[:-1], sizes[:-1]
+    if not len(images):
+        return images
+    small = sizes <= quota
+    if not small.any():
+        return images[[sizes.argmin()]]
+    return images[small][np.cumsum(sizes[small]) <= quota]
+
+
+def _surveyed(train: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label of each row, uint8, and the digest of its image, int64: BLAKE2b, 64 bits."""
+    labels, digests = bytearray(), bytearray()
+    for block, of_block in ahead(parquet.blocks(train.file)):
+        rows = block.reshape(len(block), -1)
+        digests += b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
+        labels += of_block.tobytes()
+    return np.frombuffer(labels, np.uint8), np.frombuffer(digests, "<i8")
+
+
+def _check(dataset: Dataset, config: TrainingConfig, labels: np.ndarray, held: np.ndarray) -> None:
+    rows, fraction = len(labels), config.validation_fraction
+    if held.all():
+        raise TrainingFailed(
+            f"{dataset.name}: expected at least 1 row to fit weights to; found {rows:,} training rows, of which a "
+            f"validation_fraction of {fraction:g} leaves 0; lower validation_fraction or add rows"
+        )
+    if config.patience is not None and not held.any():
+        raise TrainingFailed(
+            f"{dataset.name}: expected held-out rows, because patience is {config.patience}; found {rows:,} training "
+            f"rows, of which a validation_fraction of {fraction:g} holds out 0; raise validation_fraction or add rows"
+        )
+    missing = np.setdiff1d(labels, labels[~held])
+    if len(missing):
+        names = [dataset.classes[label] if label < len(dataset.classes) else f"label {label}" for label in missing]
+        raise TrainingFailed(
+            f"{dataset.name}: expected rows of every class to fit weights to; found all rows of "
+            f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''} held out, because these are the last ones of the "
+            "split; hold out rows of every class, with --set held_out=stratified"
+        )
+
+
+def write(file: Path, held: np.ndarray) -> None:
+    """Write a choice, always to the same bytes: one bit a row."""
+    arrays.write(file, {"held_out": np.packbits(held)})
+
+
+def read(file: Path, rows: int) -> np.ndarray:
+    """Read the choice for a split of `rows` rows, bool of shape (rows,).
+
+    Raises:
+        DamagedEntry: the file does not hold one.
+    """
+    packed = arrays.read(file, {"held_out": (np.uint8, ((rows + 7) // 8,))})["held_out"]
+    return np.unpackbits(packed, count=rows).astype(bool)

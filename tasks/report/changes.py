@@ -1,0 +1,126 @@
+"""What changed since the champion: parameters, data, code, libraries, environment; only what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from storage.records import Environment, RunRecord, Split, to_json
+from tasks.report.evidence import Evidence, Made
+from tasks.report.phrases import counted
+
+PARTS = ("parameters", "data", "contract", "code", "libraries", "environment")
+_ABOUT_DATA = ("decode", "validate")
+
+
+def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
+    """Return the champion before the run, and each difference to what that was made from as old and new.
+
+    Only steps that both runs came to are compared. Values are texts, numbers, lists or null where there is none.
+    """
+    champion = evidence.champion
+    if champion is None:
+        met = run.decision.previous if run.decision else None
+        said = "No champion (the model in use) existed before this run, so there is nothing to compare it with."
+        if met is not None:
+            said = f"The record of what champion v{met} was made from can no longer be read."
+        return {"sentence": said, "champion": None, "run": None, "differences": []}
+    found = differences((champion.run, champion.made), (run, evidence.made))
+    return {
+        "sentence": _sentence(champion.number, found),
+        "champion": champion.number,
+        "run": champion.run.id,
+        "differences": found,
+    }
+
+
+def differences(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> list[dict[str, Any]]:
+    """Return what differs between what two runs were made from: `part`, one of `PARTS`, `name`, `old` and `new`.
+
+    Only steps that both runs came to, and that can be read of both, are compared.
+    """
+    both = sorted(old[1].keys() & new[1].keys())
+    first, second = ((run, {name: made[name] for name in both}) for run, made in (old, new))
+    return [
+        {"part": part, "name": name, "old": before, "new": now}
+        for part, values in _parts(first, second).items()
+        for name, before, now in _differences(*values)
+    ]
+
+
+def _parts(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> dict[str, tuple[Any, Any]]:
+    first, second = (
+        {
+            "parameters": _parameters(run),
+            "data": _data(run, made),
+            "contract": _contract(made),
+            "code": _merged(made, "code"),
+            "libraries": _merged(made, "libraries"),
+            "environment": _environment(run.environment),
+        }
+        for run, made in (old, new)
+    )
+    # A run that came less far, or of an older version, says nothing about what it does not know.
+    for part in ("data", "environment"):
+        known = first[part].keys() & second[part].keys()
+        first[part], second[part] = ({name: values[part][name] for name in known} for values in (first, second))
+    if None in (first["parameters"]["profile"], second["parameters"]["profile"]):
+        first["parameters"]["profile"] = second["parameters"]["profile"] = None
+    return {part: (first[part], second[part]) for part in PARTS}
+
+
+def _parameters(run: RunRecord) -> dict[str, Any]:
+    return {"profile": run.profile if run.profile != "unknown" else None, **to_json(run.config)}
+
+
+def _data(run: RunRecord, made: Made) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for split in (run.train, run.test):
+        if split:
+            found |= _split(split)
+    for step, origin in made.items():
+        if step.startswith("decode"):
+            found |= {f"{role} archive": digest for role, digest in origin.get("inputs", {}).items()}
+    return found
+
+
+def _split(split: Split) -> dict[str, Any]:
+    size = "×".join(str(side) for side in split.image_shape)
+    named = {"rows": split.rows, "image size": size, "classes": split.classes, "content": split.digest}
+    return {f"{split.name} {name}": value for name, value in named.items()}
+
+
+def _contract(made: Made) -> dict[str, Any]:
+    """Return what the manifest allows of the data: the parameters of the steps about it."""
+    found: dict[str, Any] = {}
+    for step, origin in made.items():
+        if step.startswith(_ABOUT_DATA):
+            found |= origin.get("parameters", {})
+    return found
+
+
+def _merged(made: Made, part: str) -> dict[str, Any]:
+    """Return the values of all steps by name; where steps have several, all of them."""
+    found: dict[str, set[str]] = {}
+    for origin in made.values():
+        for name, value in origin.get(part, {}).items():
+            found.setdefault(name, set()).add(str(value))
+    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+
+
+def _environment(environment: Environment | None) -> dict[str, Any]:
+    return {"python": environment.python, "platform": environment.platform} if environment else {}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def _sentence(number: int, found: list[dict[str, Any]]) -> str:
+    if not found:
+        return f"Nothing: parameters, data, code and libraries are the same as for champion v{number}."
+    parts = [part for part in PARTS if any(one["part"] == part for one in found)]
+    named = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"{counted(len(found), 'difference')} from champion v{number}: in {named}."

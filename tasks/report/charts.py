@@ -1,0 +1,74 @@
+"""The charts of a report, as values to be drawn by `figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.report.figures import Chart, Line
+from tasks.report.phrases import duration
+from tasks.report.rendering import number, percent
+
+
+def charts(values: Mapping[str, Any]) -> list[Chart]:
+    """Return every chart that the content of a report has values for."""
+    found = _training(values["training"]) if values["training"] else []
+    if values["test"] and values["test"]["calibration"]:
+        found.append(_calibration(values["test"]["calibration"]))
+    if values["trend"]:
+        found += _trend(values["trend"]["runs"])
+    return found
+
+
+def _training(training: Mapping[str, Any]) -> list[Chart]:
+    epochs = training["epochs"]
+    if not epochs:
+        return []
+    x, chosen = [e["epoch"] for e in epochs], training["chosen_epoch"]
+    held_out = any(e["validation_loss"] is not None for e in epochs)
+    last = epochs[-1]
+
+    def column(key: str, name: str, is_held_out: bool = False) -> Line:
+        return Line(name, [e[key] for e in epochs], is_held_out)
+
+    def pair(key: str) -> list[Line]:
+        return [column(key, "fitted rows"), *([column(f"validation_{key}", "held-out rows", True)] if held_out else [])]
+
+    kept = f"epoch {chosen}, kept"
+    loss = f"Loss by epoch; on the fitted rows it ends at {number(last['loss'])}"
+    accuracy = f"Accuracy by epoch; on the fitted rows it ends at {percent(last['accuracy'])}"
+    rate = f"Learning rate by epoch, from {number(epochs[0]['learning_rate'])} to {number(last['learning_rate'])}"
+    seconds = f"Seconds per epoch, {duration(sum(e['seconds'] for e in epochs))} in all"
+    return [
+        Chart("loss", x, "epoch", pair("loss"), loss, chosen, kept),
+        Chart("accuracy", x, "epoch", pair("accuracy"), accuracy, chosen, kept, percent=True),
+        Chart("rate", x, "epoch", [column("learning_rate", "learning rate")], rate, from_zero=True),
+        Chart("seconds", x, "epoch", [column("seconds", "seconds")], seconds, from_zero=True),
+    ]
+
+
+def _calibration(calibration: Mapping[str, Any]) -> Chart:
+    bins = calibration["bins"]
+    sure = [100 * one["confidence"] for one in bins]
+    lines = [
+        Line("observed", [one["accuracy"] for one in bins]),
+        Line("perfectly calibrated", [one["confidence"] for one in bins], held_out=True, points=False),
+    ]
+    said = f"Share of right answers by confidence; expected calibration error {percent(calibration['ece'])}"
+    return Chart("calibration", sure, "probability of the answer, %", lines, said, percent=True)
+
+
+def _trend(runs: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    x = range(1, len(runs) + 1)
+    accuracy, seconds = ([values[name] for values in runs] for name in ("accuracy", "seconds"))
+    intervals = [(v["low"], v["high"]) if v["low"] is not None else None for v in runs]
+    promoted = [v["accuracy"] if v["outcome"] == "promoted" else None for v in runs]
+    said = f"Test accuracy of the last {len(runs)} runs with its interval; this run is last, at {percent(accuracy[-1])}"
+    lines = [Line("test accuracy", accuracy, intervals=intervals)]
+    if any(value is not None for value in promoted):
+        lines.append(Line("promoted", promoted, held_out=True, joined=False))
+    took = f"Seconds of work of the last {len(runs)} runs; this run is last, at {duration(seconds[-1])}"
+    return [
+        Chart("trend", x, "run, this one last", lines, said, percent=True),
+        Chart("duration", x, "run, this one last", [Line("seconds", seconds)], took, from_zero=True),
+    ]

@@ -1,0 +1,44 @@
+"""The checks of the data: what was expected, what was found, which rows failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from storage.records import Check, RunRecord, to_json
+from tasks.report.evidence import Evidence
+from tasks.report.phrases import class_name, counted
+
+
+def checks(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return every check with the labels of its rows, failing and critical ones first; None if none was made."""
+    validation = run.validation
+    if not validation:
+        return None
+    ordered = sorted(validation.checks, key=lambda check: (check.passed, check.severity != "critical"))
+    return {
+        "sentence": _sentence(validation.checks),
+        "passed": validation.passed,
+        "checks": [{**to_json(check), "labels": _labels(run, check, evidence)} for check in ordered],
+    }
+
+
+def _labels(run: RunRecord, check: Check, evidence: Evidence) -> list[str]:
+    """Return what the offending rows are labelled as; empty where that is not known of all."""
+    labels = evidence.labels.get(check.table)
+    if labels is None or any(not 0 <= row < len(labels) for row in check.rows):
+        return []
+    return [class_name(run, int(labels[row])) for row in check.rows]
+
+
+def _sentence(found: Sequence[Check]) -> str:
+    failed = [check for check in found if not check.passed]
+    critical = sum(check.severity == "critical" for check in failed)
+    warnings = len(failed) - critical
+    remark = f"look at {counted(warnings, 'warning')}" if warnings else ""
+    if critical:
+        said = f"{critical} of {counted(len(found), 'check')} failed, so nothing was trained on this data"
+        return f"{said}; {remark}." if remark else f"{said}."
+    if remark:
+        return f"No critical check failed; {remark} ({len(found)} checks in all)."
+    return f"All {len(found)} checks passed."

@@ -1,0 +1,151 @@
+"""Two runs beside each other: what they were made from, how they score, and which test images they answer otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage.formats import parquet
+from storage.records import Evaluation, Paired, RunRecord
+from storage.store import Store
+from tasks.gate import criteria
+from tasks.report import past_runs, sanitize
+from tasks.report.changes import differences
+from tasks.report.evidence import answers, made_from, readable
+from tasks.report.phrases import class_name
+
+KINDS = ("right_to_wrong", "wrong_to_right")
+MOST_PICTURED = 25
+"""Images of a picture."""
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Of both models to the same test images: integers of shape (rows,)."""
+
+    labels: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+
+
+def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
+    """Return what differs between two runs of a data set, as JSON values.
+
+    `differences` (part, name, a, b), `accuracy` (by split, only where they differ), `classes` (recall, only where it
+    differs), `paired` (b against a on the same test images, see `storage.records.Paired`), `flips` (images that one of
+    the two has right, by `KINDS`), and `missing`, sentences on what cannot be compared. Parts that cannot be compared
+    are null.
+    """
+    found, reason = _answers(a, b)
+    changed = differences((a, made_from(store, a)), (b, made_from(store, b)))
+    values = {
+        "dataset": a.dataset,
+        "a": a.id,
+        "b": b.id,
+        "differences": [{"part": d["part"], "name": d["name"], "a": d["old"], "b": d["new"]} for d in changed],
+        "accuracy": _accuracies(a, b),
+        "classes": _classes(a.evaluation, b.evaluation),
+        "paired": _paired(criteria.paired(found.labels, found.b, found.a)) if found else None,
+        "flips": _flips(b, found) if found else None,
+        "missing": [*_missing((a, b)), *([reason] if reason else [])],
+    }
+    shown: dict[str, Any] = sanitize.shareable_values(values, {str(store.root): "store"})
+    return shown
+
+
+def pictured(flips: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return up to 25 of the flipped images, of both kinds where there are both, in the order of `KINDS`."""
+    lost, gained = (flips[kind]["rows"] for kind in KINDS)
+    first = lost[: max((MOST_PICTURED + 1) // 2, MOST_PICTURED - len(gained))]
+    return [*first, *gained[: MOST_PICTURED - len(first)]]
+
+
+def images(a: RunRecord, b: RunRecord, rows: list[int]) -> np.ndarray:
+    """Return test images of two runs that were tested on the same ones, uint8 of shape (rows, height, width)."""
+    test = b.test or a.test
+    if test is None:
+        raise ValueError("expected runs whose test images are in the store")
+    return parquet.rows(test.file, rows)
+
+
+def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
+    """Return the answers of both runs to the same images, or why there are none to compare."""
+    first, second, test = a.evaluation, b.evaluation, b.test or a.test
+    if first is None or second is None:
+        return None, "without the answers of both models they cannot be compared image by image"
+    if first.split_digest != second.split_digest:
+        return None, "the runs were tested on different images, so their answers are not compared image by image"
+    if test is None:
+        return None, "without the test images the answers cannot be compared"
+    labels = readable(parquet.labels, test.file)
+    ours, theirs = (answers(score.file).get("predicted") for score in (first, second))
+    if labels is None or ours is None or theirs is None or not len(labels) == len(ours) == len(theirs):
+        return None, "the answers of the models do not fit the test images, so they are not compared"
+    return _Answers(labels, ours, theirs), ""
+
+
+def _accuracies(a: RunRecord, b: RunRecord) -> dict[str, dict[str, float | None]]:
+    found = {
+        "training": [run.model.train_accuracy if run.model else None for run in (a, b)],
+        "test": [run.evaluation.accuracy if run.evaluation else None for run in (a, b)],
+    }
+    return {name: {"a": first, "b": second} for name, (first, second) in found.items() if first != second}
+
+
+def _classes(a: Evaluation | None, b: Evaluation | None) -> list[dict[str, Any]] | None:
+    if a is None or b is None:
+        return None
+    before = {score.name: score for score in a.per_class}
+    return [
+        {"class": now.name, "rows": now.rows, "a": before[now.name].recall, "b": now.recall}
+        for now in b.per_class
+        if now.name in before and before[now.name].recall != now.recall
+    ]
+
+
+def _paired(found: Paired) -> dict[str, Any]:
+    return {
+        "rows": found.rows,
+        "both_right": found.both_right,
+        "only_a": found.only_champion,
+        "only_b": found.only_candidate,
+        "both_wrong": found.both_wrong,
+        "differing": found.differing,
+        "net": found.net,
+        "p_value": found.p_value,
+        "p_better": found.p_better,
+        "difference": found.difference,
+        "low": found.low,
+        "high": found.high,
+        "confidence": found.confidence,
+    }
+
+
+def _flips(run: RunRecord, found: _Answers) -> dict[str, Any]:
+    before, now = found.a == found.labels, found.b == found.labels
+
+    def among(rows: np.ndarray) -> dict[str, Any]:
+        there = np.flatnonzero(rows).tolist()
+        return {"count": len(there), "rows": [_flip(run, found, row) for row in there]}
+
+    return {"right_to_wrong": among(before & ~now), "wrong_to_right": among(~before & now)}
+
+
+def _flip(run: RunRecord, found: _Answers, row: int) -> dict[str, Any]:
+    named = {"label": found.labels, "a": found.a, "b": found.b}
+    return {"row": row, **{name: class_name(run, int(values[row])) for name, values in named.items()}}
+
+
+def _missing(runs: Sequence[RunRecord]) -> list[str]:
+    """Say of each run what cannot be read any more, and how it ended where that was early."""
+    found = []
+    for run in dict.fromkeys(run.id for run in runs):
+        record = next(r for r in runs if r.id == run)
+        if gone := past_runs.missing(record):
+            found.append(f"run {run}: removed from the store or damaged: {', '.join(gone)}")
+        if record.failure and not record.evaluation:
+            found.append(f"run {run} ended before its model was tested")
+    return found

@@ -1,0 +1,90 @@
+"""The data: how much there is of each class, what it looks like, where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from storage.records import RunRecord, Split, to_json
+from tasks.report.evidence import Evidence
+from tasks.report.phrases import class_names
+
+
+def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the splits, classes and archives of a run; None if it fetched nothing."""
+    splits = [split for split in (run.train, run.test) if split]
+    facts = run.facts
+    if facts is None or not (splits or run.archives):
+        return None
+    reused = {step.name.removeprefix("fetch ") for step in run.steps if step.reused}
+    counts: dict[str, Sequence[int] | None] = {split.name: _class_counts(run, split, evidence) for split in splits}
+    return {
+        "sentence": _sentence(run, splits, counts.get("train")),
+        "image_shape": list(facts.image_shape),
+        "classes": _classes(run, counts, evidence.labels.get("train")),
+        "splits": to_json(splits),
+        "archives": [{**to_json(archive), "reused": archive.role in reused} for archive in run.archives],
+        "licence": facts.licence,
+        "homepage": facts.homepage,
+        "citation": facts.citation,
+    }
+
+
+def _class_counts(run: RunRecord, split: Split, evidence: Evidence) -> Sequence[int] | None:
+    """Return rows per class: as validation counted them, else as the labels say."""
+    if run.validation and split.name in run.validation.class_counts:
+        return run.validation.class_counts[split.name]
+    labels = evidence.labels.get(split.name)
+    return None if labels is None else np.bincount(labels, minlength=split.classes)[: split.classes].tolist()
+
+
+def _classes(
+    run: RunRecord, counts: Mapping[str, Sequence[int] | None], labels: np.ndarray | None
+) -> list[dict[str, Any]]:
+    first: dict[int, int] = {}
+    if labels is not None:
+        found, rows = np.unique(labels, return_index=True)
+        first = dict(zip(found.tolist(), rows.tolist(), strict=True))
+
+    def rows_of(split: str, label: int) -> int | None:
+        known = counts.get(split)
+        return known[label] if known is not None and label < len(known) else None
+
+    return [
+        {
+            "label": label,
+            "name": name,
+            "train": rows_of("train", label),
+            "test": rows_of("test", label),
+            "example": first.get(label),
+        }
+        for label, name in enumerate(class_names(run))
+    ]
+
+
+def _labels(run: RunRecord) -> str:
+    """Say which values the label files have for the classes, where they are not 0, 1, 2, …"""
+    labels = run.facts.labels if run.facts else ()
+    if not labels:
+        return ""
+    consecutive = labels == tuple(range(labels[0], labels[0] + len(labels)))
+    shown = f"{labels[0]} to {labels[-1]}" if consecutive else ", ".join(map(str, labels))
+    return f" (labelled {shown} in the files)"
+
+
+def _sentence(run: RunRecord, splits: Sequence[Split], counts: Sequence[int] | None) -> str:
+    if not splits:
+        return "The archives were fetched but not decoded."
+    purpose = {"train": "for training", "test": "for testing"}
+    said = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
+    height, width = splits[0].image_shape
+    said += f", each {height} × {width} pixels, in {len(class_names(run))} classes{_labels(run)}"
+    if not counts or not max(counts):
+        return said + "."
+    if not min(counts):
+        return f"{said}; classes without training images: {sum(not n for n in counts)}."
+    return (
+        f"{said}; the largest class has {max(counts) / min(counts):.2f} times as many training images as the smallest."
+    )

@@ -1,0 +1,61 @@
+"""The decision: the rules that were applied, and the paired test against the champion on the same test images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.records import Paired, RunRecord, to_json
+from tasks.report.evidence import Evidence
+from tasks.report.phrases import counted, sentence
+
+
+def decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the decision of a run with its paired test; None if it did not come that far."""
+    found = run.decision
+    if not found:
+        return None
+    score = run.champion_evaluation
+    return {
+        **to_json(found),
+        "sentence": _rules(run),
+        "reason": sentence(found.sentence),
+        # As the ledger keeps them, so that a report made again is the same to the byte.
+        "limits": dict(sorted(found.limits.items())),
+        "champion_accuracy": score.accuracy if score else None,
+        "comparison": _comparison(found.paired) if found.paired else "",
+        "looks_sentence": _looks(found.looks),
+        "by_hand": list(evidence.by_hand),
+    }
+
+
+def _rules(run: RunRecord) -> str:
+    rules = run.decision.rules if run.decision else ()
+    broken = [rule for rule in rules if not rule.passed]
+    if not broken:
+        return f"All {counted(len(rules), 'rule')} are met." if rules else "No rule was applied."
+    return f"Not met: {len(broken)} of {counted(len(rules), 'rule')} ({'; '.join(rule.name for rule in broken)})."
+
+
+def _comparison(paired: Paired) -> str:
+    more = "more" if paired.net > 0 else "fewer"
+    apart = f"{abs(paired.net):,} {more} right than the champion" if paired.net else "as many right as the champion"
+    return (
+        f"Of {counted(paired.rows, 'test image')}, both models get {paired.both_right:,} right, only this model "
+        f"{paired.only_candidate:,}, only the champion {paired.only_champion:,}, and neither {paired.both_wrong:,}. "
+        f"This model gets {apart}: {100 * paired.difference:+.2f} points of accuracy ({100 * paired.confidence:.4g}% "
+        f"interval {100 * paired.low:+.2f} to {100 * paired.high:+.2f}). If both were equally good, a result at least "
+        f"this much in favour of this model would have probability {paired.p_better:.2g} (McNemar's exact test, "
+        f"one-sided). The p-value of any difference is {paired.p_value:.2g} (mid-p, two-sided)."
+    )
+
+
+def _looks(looks: int) -> str:
+    """Return how often a test split has decided; empty for a decision that did not count."""
+    if not looks:
+        return ""
+    if looks == 1:
+        return "This is the first decision on these test images."
+    return (
+        f"This is decision {looks:,} on these test images: the more decisions use them, the more likely it is that a "
+        "promotion is due to chance."
+    )

@@ -1,0 +1,134 @@
+"""The whole report of a run: its content as plain values, and its three looks. `docs/report.md` describes the content.
+
+`build` needs nothing but the store and the record of a run, which `records.find` makes again from the ledger. It
+imports neither TensorFlow nor Keras, so the report of any run can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.records import RunRecord
+from storage.store import Store
+from tasks.report import rendering, sanitize
+from tasks.report.changes import changes
+from tasks.report.checks import checks
+from tasks.report.data import data
+from tasks.report.decision import decision
+from tasks.report.evaluation import evaluation
+from tasks.report.evidence import Champion, Evidence, gather
+from tasks.report.images import pictures
+from tasks.report.lineage import lineage
+from tasks.report.mistakes import mistakes
+from tasks.report.rendering import Pictures
+from tasks.report.timing import timing
+from tasks.report.training import training
+from tasks.report.trend import trend
+from tasks.report.verdict import verdict
+
+SCHEMA = 2
+"""Of `report.json`; raised when a field changes its meaning or goes away."""
+_REACHED = ("data", "checks", "training", "test", "decision")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report: what it says, and what it shows."""
+
+    values: dict[str, Any]
+    """The content, JSON values only: `docs/report.md`."""
+    pictures: Pictures
+
+    def html(self) -> str:
+        """Return the page: one file that loads nothing, below `rendering.MAX_HTML_BYTES`."""
+        return rendering.html(self.values, self.pictures)
+
+    def json(self) -> str:
+        """Return the content as the text of `report.json`."""
+        return json.dumps(self.values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def markdown(self, place: str = "") -> str:
+        """Return it in short, as Markdown below `rendering.MAX_MARKDOWN_BYTES`; `place` says where the HTML is."""
+        return rendering.markdown(self.values, self.pictures, place)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the scores per class as rows of texts and counts, worst recall first; empty without a test."""
+        return rendering.metrics(self.values)
+
+
+def build(store: Store, record: RunRecord, folders: Mapping[str, str] | None = None) -> Document:
+    """Return the report of the run `record`, from it and the entries, registry and ledger of `store`.
+
+    What is damaged or gone is left out, with a warning in the log. The same record and store give the same document,
+    while nothing is taken out of the store.
+
+    Args:
+        record: of the run, as the flow has it, or `records.find(store, dataset, run)`.
+        folders: names for folders of the machine that texts may mention, besides the store and the home folder.
+    """
+    roots = {str(store.root): "store", **(folders or {}), os.path.expanduser("~"): "~"}  # noqa: PTH111
+    evidence = _shareable(gather(store, record), roots)
+    values = content(sanitize.shareable(_by_folder(record), roots), evidence)
+    return Document(values, pictures(record, values, evidence))
+
+
+def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
+    """Return what the report of `run` says; every text of it should have gone through `sharing` before."""
+    sections = {
+        "changes": changes(run, evidence),
+        "data": data(run, evidence),
+        "checks": checks(run, evidence),
+        "training": training(run, evidence),
+        "test": evaluation(run, evidence),
+        "mistakes": mistakes(run, evidence),
+        "decision": decision(run, evidence),
+        "trend": trend(run, evidence),
+        "timing": timing(run),
+        "lineage": lineage(run, evidence),
+    }
+    identity = {
+        "id": run.id,
+        "dataset": run.dataset,
+        "title": run.facts.title if run.facts else run.dataset,
+        "started": run.started,
+        "asked_by": run.asked_by,
+        "profile": run.profile,
+    }
+    missing = [name for name in _REACHED if sections[name] is None]
+    return {
+        "schema": SCHEMA,
+        "run": identity,
+        "verdict": {**verdict(run, evidence), "not_reached": missing},
+        **sections,
+    }
+
+
+def _by_folder(run: RunRecord) -> RunRecord:
+    """Return `run` with the folder instead of the path as source of an archive: its name is said apart."""
+    archives = (
+        dataclasses.replace(archive, source=str(Path(archive.source).parent))
+        if archive.source.startswith("/")
+        else archive
+        for archive in run.archives
+    )
+    return dataclasses.replace(run, archives=tuple(archives))
+
+
+def _shareable(evidence: Evidence, roots: Mapping[str, str]) -> Evidence:
+    """Return `evidence` with every text that is shown made fit to be shown to anyone."""
+    champion = evidence.champion
+    if champion:
+        run, made = sanitize.shareable(champion.run, roots), sanitize.shareable_values(champion.made, roots)
+        champion = Champion(champion.number, run, made)
+    return dataclasses.replace(
+        evidence,
+        champion=champion,
+        made=sanitize.shareable_values(evidence.made, roots),
+        by_hand=tuple(sanitize.shareable_values(evidence.by_hand, roots)),
+    )

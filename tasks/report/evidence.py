@@ -1,0 +1,281 @@
+"""What a report reads beyond the record of its run. What is damaged or gone is left out with a warning."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from storage.files import check_regular
+from storage.formats import parquet
+from storage.ledger import CUT_OFF, Ledger, Place, place
+from storage.records import Epoch, RunRecord, Step
+from storage.registry import Registry, Version
+from storage.store import Store
+from tasks.model import holdout
+from tasks.model.history import read_history
+from tasks.report import past_runs
+from tasks.report.measures import Measures, class_means, measured
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+MAX_PAST = 29
+"""Runs before this one that the trend shows."""
+
+Made = Mapping[str, Mapping[str, Any]]
+"""`Plan.made_from` of each step, by its name."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that was in use before the run, and what it was made from."""
+
+    number: int
+    run: RunRecord
+    made: Made
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a report reads beyond the record. Empty or None where there is nothing, or it cannot be read."""
+
+    history: tuple[Epoch, ...] = ()
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """uint8, shape (rows,), by split."""
+    probability: np.ndarray | None = None
+    """float32, shape (test rows, classes)."""
+    predicted: np.ndarray | None = None
+    """uint8, shape (test rows,): the class that the model names."""
+    champion_predicted: np.ndarray | None = None
+    leaked: np.ndarray | None = None
+    """Whether each test image is in the training split too, bool of shape (test rows,); None where none is."""
+    measures: Measures | None = None
+    """Of the test images."""
+    held_out: np.ndarray | None = None
+    """Whether each training row was held out, bool of shape (rows,)."""
+    training_ink: np.ndarray | None = None
+    """Of the training images, see `measures.Measures`."""
+    means: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """The mean training image of each class that has images, by label, see `measures.class_means`."""
+    past: tuple[Mapping[str, Any], ...] = ()
+    """The last runs that were in the ledger before this one, oldest first, as many as the trend shows."""
+    by_hand: tuple[str, ...] = ()
+    """What was done to the champion by hand since the run before this one, oldest first."""
+    made: Made = field(default_factory=dict)
+    champion: Champion | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the code that decided, by module."""
+
+    @property
+    def right(self) -> np.ndarray | None:
+        """Whether each test row was named correctly, bool of shape (rows,)."""
+        labels = self.labels.get("test")
+        if labels is None or self.predicted is None or len(labels) != len(self.predicted):
+            return None
+        found: np.ndarray = labels == self.predicted
+        return found
+
+    @property
+    def sure(self) -> np.ndarray | None:
+        """What the model gave its answers, float32 of shape (test rows,)."""
+        rows = 0 if self.predicted is None else len(self.predicted)
+        if self.probability is None or self.predicted is None or len(self.probability) != rows:
+            return None
+        found: np.ndarray = self.probability[np.arange(rows), self.predicted]
+        return found
+
+
+def gather(store: Store, run: RunRecord) -> Evidence:
+    """Read what the report of `run` shows besides its record."""
+    labels: dict[str, np.ndarray] = {
+        split.name: found
+        for split in (run.train, run.test)
+        if split and (found := readable(parquet.labels, split.file)) is not None
+    }
+    ours = answers(run.evaluation.file if run.evaluation else None)
+    champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
+    ledger = Ledger(store, run.dataset)
+    means, ink = _of_training(run) or ({}, None)
+    return Evidence(
+        history=(readable(_history, run.model.history) or ()) if run.model else (),
+        labels=labels,
+        probability=ours.get("probability"),
+        predicted=ours.get("predicted"),
+        champion_predicted=champion.get("predicted"),
+        leaked=_leaked(run),
+        measures=_blocks(run.test.file, measured) if run.test and run.evaluation else None,
+        held_out=_held_out(run),
+        training_ink=ink,
+        means=means,
+        past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
+        by_hand=readable(lambda name: by_hand(store, name, run.id), run.dataset) or (),
+        made=made_from(store, run),
+        champion=readable(lambda name: champion_before(store, run), run.dataset),
+        code=readable(lambda _: _code(ledger, run.id), "ledger/decisions") or {},
+    )
+
+
+def readable(read: Callable[[S], T], source: S) -> T | None:
+    """Return what `read` finds, or None: nothing that is damaged or gone keeps a report from being written."""
+    try:
+        if isinstance(source, Path):
+            check_regular(source)
+        return read(source)
+    except Exception as error:
+        _log.warning("report: left out %s: %s", source, error)
+        return None
+
+
+def made_from(store: Store, run: RunRecord) -> dict[str, dict[str, Any]]:
+    """Return what each step of a run was made from, by its name; the champion's own score is not of the run."""
+    found = {}
+    for step in run.steps:
+        hop = step.name.split()[0] if step.name.strip() else ""
+        if step.key and step.name != "evaluate champion" and (made := _made_from(store, run.dataset, hop, step.key)):
+            found[step.name] = made
+    return found
+
+
+def champion_before(store: Store, run: RunRecord) -> Champion | None:
+    """Return the champion that `run` met, with what it was made from; None before the first promotion.
+
+    Raises:
+        StoreError: the version is not there.
+        DamagedEntry: the registry or the ledger cannot be read.
+    """
+    registry = Registry(store, run.dataset)
+    number = run.decision.previous if run.decision else _champion_met(registry, Ledger(store, run.dataset), run)
+    if number is None:
+        return None
+    version = registry.version(number)
+    record = past_runs.find(store, run.dataset, version.run) or _record_of(store, version)
+    return Champion(number, record, made_from(store, record))
+
+
+def by_hand(store: Store, dataset: str, run: str) -> tuple[str, ...]:
+    """Return what was done to the champion by hand between the last run that published a report and `run`.
+
+    Raises:
+        DamagedEntry: the registry or the ledger cannot be read.
+    """
+    ledger, registry = Ledger(store, dataset), Registry(store, dataset)
+    # Their order tells, not their times: clocks can be wrong. A run that decided nothing new has no decision.
+    until = ledger.place_of("decisions", run) or ledger.place_of("runs", run)
+    moved = [turn for turn in registry.outline() if turn.by_hand and turn.took_effect]
+    moved = [turn for turn in moved if until is None or place(turn.record) < until]
+    if not moved:
+        return ()
+    since = _last_published(ledger, run)
+    told = [registry.whole(turn) for turn in moved if since is None or place(turn.record) > since]
+    return tuple(f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}" for turn in told)
+
+
+def _last_published(ledger: Ledger, run: str) -> Place | None:
+    """Return where the last run before `run` is in the ledger that published a report, if there is one."""
+    end = ledger.place_of("runs", run)
+    for name in reversed(ledger.names("runs")):
+        if end is None or place(name) < end:
+            record = ledger.record("runs", name)
+            if record.get("state") not in ("unchanged", *CUT_OFF):
+                return place(name)
+    return None
+
+
+def _past(ledger: Ledger, run: str) -> tuple[Mapping[str, Any], ...]:
+    """Return the last records that were in the ledger before `run`, oldest first."""
+    newest = ledger.newest("runs", ledger.place_of("runs", run))
+    return tuple(islice(newest, MAX_PAST))[::-1]
+
+
+def _made_from(store: Store, dataset: str, hop: str, key: str) -> dict[str, Any] | None:
+    try:
+        return store.made_from(dataset, hop, key)
+    except Exception as error:
+        _log.debug("report: %s %s: %s", hop, key, error)
+        return None
+
+
+def _champion_met(registry: Registry, ledger: Ledger, run: RunRecord) -> int | None:
+    """Return the champion there was when a run began that did not come to a decision."""
+    end, told = ledger.place_of("runs", run.id), ledger.find("runs", run.id)
+    began = datetime.fromisoformat(run.started)
+    ended = datetime.fromisoformat(told["time"]) if told else datetime.now(UTC)
+    for turn in reversed(registry.outline()):
+        # What was decided while it ran does not count; a time that was still to come then is that of a wrong clock.
+        if turn.took_effect and (end is None or place(turn.record) < end) and not began < turn.time <= ended:
+            return turn.after
+    return None
+
+
+def _record_of(store: Store, version: Version) -> RunRecord:
+    """Return what is known of the run of a version that was killed before the ledger had it."""
+    keys = {"train": version.model, "evaluate": version.evaluation}
+    config = dict(store.made_from(version.dataset, "train", version.model)["parameters"])
+    config.pop("classes", None)
+    steps = tuple(Step(name, key, "", 0.0, True, "") for name, key in keys.items())
+    return RunRecord(version.run, version.dataset, version.time, "unknown", "unknown", config, steps)
+
+
+def _code(ledger: Ledger, run: str) -> Mapping[str, str]:
+    code = (ledger.find("decisions", run) or {}).get("code")
+    return code if isinstance(code, dict) else {}
+
+
+def _history(path: Path) -> tuple[Epoch, ...]:
+    epochs = read_history(path)
+    return tuple(epoch for epoch in epochs if all(v is None or math.isfinite(v) for v in vars(epoch).values()))
+
+
+def answers(path: Path | None) -> dict[str, np.ndarray]:
+    """Return `predicted` and `probability` of an evaluation's file; empty where it cannot be read."""
+    return (readable(_arrays, path) or {}) if path else {}
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: np.asarray(arrays[name]) for name in ("predicted", "probability")}
+
+
+def _blocks(path: Path, read: Callable[[Any], T]) -> T | None:
+    return readable(lambda file: read(parquet.blocks(file)), path)
+
+
+def _of_training(run: RunRecord) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
+    """Return the mean training image of each class, and the ink of each training image, from one reading."""
+    train = run.train
+    return _blocks(train.file, lambda blocks: class_means(blocks, train.classes)) if train else None
+
+
+def _leaked(run: RunRecord) -> np.ndarray | None:
+    validation = run.validation
+    # A check names rows also where its limit allows them.
+    if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
+        return None
+    return readable(_leaked_rows, validation.summary)
+
+
+def _leaked_rows(path: Path) -> np.ndarray:
+    table = pq.read_table(path, columns=["leaked"], filters=[("split", "=", "test")])
+    found: np.ndarray = table.column("leaked").to_numpy() == 1
+    return found
+
+
+def _held_out(run: RunRecord) -> np.ndarray | None:
+    train, made = run.train, run.normalization
+    if not train or not made or not run.model:
+        return None
+    # Entries of earlier versions have no choice: those held out were the last ones.
+    if not made.held_out.exists():
+        return holdout.tail(train.rows, run.model.validation_rows)
+    return readable(lambda file: holdout.read(file, train.rows), made.held_out)

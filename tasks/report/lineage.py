@@ -1,0 +1,79 @@
+"""The lineage: every digest, the code, the package versions, the seed, and the command for this configuration."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from pydantic import ValidationError
+
+from storage.datasets.training import PROFILES, TrainingConfig
+from storage.records import RunRecord, to_json
+from tasks.report.evidence import Evidence
+
+
+def lineage(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
+    """Return what a run's result was made from and with."""
+    made_with, code = run.environment, {}
+    for name, made in evidence.made.items():
+        if made.get("code"):
+            code[name] = dict(made["code"])
+    if evidence.code:
+        code["decide"] = dict(evidence.code)
+    return {
+        "sentence": "What this run was made from. The command runs this configuration again.",
+        "command": command(run),
+        "seed": run.config.get("seed"),
+        "python": made_with.python if made_with else None,
+        "platform": made_with.platform if made_with else None,
+        "packages": dict(sorted(made_with.packages.items())) if made_with else {},
+        "libraries": {name: dict(made["libraries"]) for name, made in evidence.made.items() if made.get("libraries")},
+        "digests": _digests(run),
+        "code": code,
+    }
+
+
+def command(run: RunRecord) -> str:
+    """Return the command line that trains with this run's configuration on this data set."""
+    manifest = run.facts.manifest if run.facts else ""
+    words = ["idxflow", "run", *(["--dataset-file", manifest] if manifest else [run.dataset])]
+    words += ["--profile", run.profile]
+    for name, value in _overrides(run).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += ["--set", f"{name}={text}"]
+    return shlex.join(words)
+
+
+def _overrides(run: RunRecord) -> dict[str, Any]:
+    config, usual = to_json(run.config), _usual(run)
+    order = [*TrainingConfig.model_fields, *sorted(config.keys() - TrainingConfig.model_fields.keys())]
+    return {
+        name: config[name] for name in order if name in config and (name not in usual or usual[name] != config[name])
+    }
+
+
+def _usual(run: RunRecord) -> dict[str, Any]:
+    """Return the configuration that the profile and the data set give by themselves; empty where it is not known."""
+    if run.profile not in PROFILES or run.facts is None:
+        return {}
+    own = {} if run.profile == "tutorial" else run.facts.training
+    try:
+        return TrainingConfig(**{**PROFILES[run.profile], **own}).model_dump(mode="json")
+    except ValidationError:
+        return {}
+
+
+def _digests(run: RunRecord) -> dict[str, str]:
+    found = {archive.role: archive.sha256 for archive in run.archives}
+    for split in (run.train, run.test):
+        if split:
+            found |= {f"{role} payload": digest for role, digest in sorted(split.sources.items())}
+            found[f"{split.name} split"] = split.digest
+    named = {"validation": run.validation, "normalization": run.normalization}
+    found |= {name: record.digest for name, record in named.items() if record}
+    if run.model:
+        found["weights"] = run.model.weights_digest
+    if run.decision and run.decision.champion_weights_digest:
+        found["champion's weights"] = run.decision.champion_weights_digest
+    return found

@@ -1,0 +1,86 @@
+"""The images that the model gets wrong with the most confidence, and those on which it and the champion disagree."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from storage.records import RunRecord, to_json
+from tasks.report.evidence import Evidence
+from tasks.report.phrases import class_name, counted
+
+MOST = 25
+"""Images of each kind of disagreement."""
+
+
+def mistakes(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the most confident mistakes and the disagreements with the champion; None if nothing was tested.
+
+    `lost` are rows that the champion has right and the model wrong, `gained` the other way round, `otherwise_wrong`
+    rows that both have wrong, each in its own way; the ones that the model is surest of come first. All three are
+    null where there is no champion's answer to compare with.
+    """
+    score = run.evaluation
+    if not score:
+        return None
+    named = [
+        {
+            **to_json(m),
+            "name": class_name(run, m.label),
+            "predicted_name": class_name(run, m.predicted),
+            "true_probability": _at(evidence.probability, m.row, m.label),
+        }
+        for m in score.mistakes
+    ]
+    found = _disagreements(run, evidence)
+    wrong = score.rows - score.correct
+    return {"sentence": _sentence(wrong, found), "count": wrong, "shown": named, **found}
+
+
+def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, Any] | None]:
+    labels, ours, theirs = evidence.labels.get("test"), evidence.predicted, evidence.champion_predicted
+    if labels is None or ours is None or theirs is None or not len(labels) == len(ours) == len(theirs):
+        return {"lost": None, "gained": None, "otherwise_wrong": None}
+    sure = evidence.sure
+    right, before = ours == labels, theirs == labels
+
+    def among(rows: np.ndarray) -> dict[str, Any]:
+        there = np.flatnonzero(rows)
+        if sure is not None:
+            there = there[np.argsort(-sure[there], kind="stable")]
+        shown = [
+            {
+                "row": row,
+                "label": int(labels[row]),
+                "name": class_name(run, int(labels[row])),
+                "predicted_name": class_name(run, int(ours[row])),
+                "champion_name": class_name(run, int(theirs[row])),
+                "probability": _at(evidence.probability, row, int(ours[row])),
+            }
+            for row in there[:MOST].tolist()
+        ]
+        return {"count": len(there), "shown": shown}
+
+    return {
+        "lost": among(~right & before),
+        "gained": among(right & ~before),
+        "otherwise_wrong": among(~right & ~before & (ours != theirs)),
+    }
+
+
+def _at(probability: np.ndarray | None, row: int, label: int) -> float | None:
+    known = probability is not None and row < probability.shape[0] and label < probability.shape[1]
+    value = float(probability[row, label]) if known and probability is not None else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _sentence(wrong: int, found: dict[str, Any]) -> str:
+    said = f"The model gets {counted(wrong, 'test image')} wrong" if wrong else "The model gets every test image right"
+    if found["lost"] is None:
+        return f"{said}; there are no answers of a champion to compare with."
+    lost, gained = found["lost"]["count"], found["gained"]["count"]
+    if not lost and not gained:
+        return f"{said}, the same ones as the champion." if wrong else f"{said}, as does the champion."
+    return f"{said}. Compared with the champion, {counted(gained, 'image')} became right and {lost:,} became wrong."

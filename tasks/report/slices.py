@@ -1,0 +1,83 @@
+"""Accuracy on the test images with little and with much ink, and on those that lean to the left and to the right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from tasks.gate import wilson
+from tasks.report.measures import Measures
+
+_QUARTERS = {
+    "ink": ("least ink", "second quarter", "third quarter", "most ink"),
+    "slant": ("furthest left", "second quarter", "third quarter", "furthest right"),
+}
+
+
+def slices(measures: Measures | None, right: np.ndarray | None) -> list[dict[str, Any]]:
+    """Return rows, right answers and accuracy with its interval of each quarter of the test images.
+
+    Args:
+        measures: of the test images.
+        right: bool, shape (rows,): whether the model named the image correctly.
+
+    Returns:
+        By ink and then by slant, the lowest quarter first. Images that cannot be measured are in no slice; where
+        many images have one value, there are fewer quarters.
+    """
+    if measures is None or right is None or len(right) != len(measures.ink) or not len(right):
+        return []
+    found = []
+    for name, values in (("ink", measures.ink), ("slant", measures.slant)):
+        found += _quarters(name, values, right)
+    return found
+
+
+def weakest(found: list[dict[str, Any]]) -> str:
+    """Say which slice does worst, and whether chance may explain it."""
+    if not found:
+        return "Ink and slant of the test images cannot be read."
+    sides = Counter(slice_["by"] for slice_ in found)
+    found = [slice_ for slice_ in found if sides[slice_["by"]] > 1]
+    if not found:
+        return "The test images differ too little in ink and slant to compare."
+    worst = min(found, key=lambda slice_: (slice_["accuracy"], slice_["by"]))
+    others = [s for s in found if s["by"] == worst["by"] and s is not worst]
+    apart = any(worst["high"] < s["low"] for s in others)
+    if worst["accuracy"] == max(s["accuracy"] for s in found):
+        return f"All quarters have the same accuracy, {worst['accuracy']:.2%}."
+    said = f"The weakest quarter is {worst['by']}: {worst['name']}, at {worst['accuracy']:.2%}"
+    if apart:
+        return f"{said}; its interval is below that of another quarter, so chance is an unlikely explanation."
+    return f"{said}; its interval overlaps those of the other quarters, so that may be chance."
+
+
+def _quarters(by: str, values: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    known = np.isfinite(values)
+    values, right = values[known], right[known]
+    if not len(values):
+        return []
+    edges = np.quantile(values, (0.25, 0.5, 0.75))
+    quarter = np.searchsorted(edges, values, side="left")
+    found = []
+    for number, name in enumerate(_QUARTERS[by]):
+        within = quarter == number
+        if rows := int(within.sum()):
+            correct = int(right[within].sum())
+            low, high = wilson.interval(correct, rows)
+            found.append(
+                {
+                    "by": by,
+                    "name": name,
+                    "from": float(values[within].min()),
+                    "to": float(values[within].max()),
+                    "rows": rows,
+                    "correct": correct,
+                    "accuracy": correct / rows,
+                    "low": low,
+                    "high": high,
+                }
+            )
+    return found

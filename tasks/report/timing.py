@@ -1,0 +1,28 @@
+"""The time that each step took, and what was reused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from storage.records import RunRecord, to_json
+from tasks.report.past_runs import in_order
+from tasks.report.phrases import counted
+
+
+def timing(run: RunRecord) -> dict[str, Any] | None:
+    """Return the steps of a run in their order; None if it had none."""
+    if not run.steps:
+        return None
+    reused = sum(step.reused for step in run.steps)
+    seconds = total(step.seconds for step in run.steps)
+    return {
+        "sentence": f"{counted(len(run.steps), 'step')}, {reused} of them reused from the store.",
+        "seconds": seconds,
+        "steps": [{**to_json(step), "seconds": round(step.seconds, 3)} for step in in_order(run.steps)],
+    }
+
+
+def total(seconds: Iterable[float]) -> float:
+    """Return the sum of what steps took, each to the millisecond, as the ledger keeps them."""
+    return round(sum(round(one, 3) for one in seconds), 3)

@@ -1,0 +1,113 @@
+"""Training: loss and accuracy by epoch, which epoch was kept, and a word on over-fitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from storage.datasets.training import TrainingConfig
+from storage.records import Epoch, RunRecord, to_json
+from tasks.report.evidence import Evidence
+from tasks.report.heldout import held_out
+from tasks.report.phrases import duration
+from tasks.report.timing import total
+
+# How far apart accuracy on fitted and on held-out rows may be to be called that.
+_NO_GAP, _SLIGHT_GAP = 0.01, 0.03
+_LOSS_RISE = 1.05
+_UNLEARNED = 0.98
+
+
+def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the epochs, the numbers of the model, and its configuration; None if nothing was trained."""
+    model = run.model
+    if not model:
+        return None
+    word, gap, said = overfitting(evidence.history, model.chosen_epoch, _by_shares(run, evidence))
+    before = [epoch.seconds for epoch in evidence.history[: model.resumed_after]]
+    return {
+        "sentence": f"{said} {_resumed(run, before)}".strip(),
+        "overfitting": word,
+        "gap": gap,
+        "seconds_before": total(before) if before else None,
+        "held_out": held_out(run, evidence),
+        **to_json(model),
+        "epochs": to_json(evidence.history),
+        "configuration": _configuration(run),
+    }
+
+
+def _resumed(run: RunRecord, before: Sequence[float]) -> str:
+    if not before or not run.model:
+        return ""
+    now = sum(step.seconds for step in run.steps if step.name == "train" and not step.reused)
+    said = f"This training continues an interrupted one, whose {run.model.resumed_after:,} epochs took "
+    return f"{said}{duration(total(before))}" + (f"; the rest took {duration(now)}." if now else ".")
+
+
+def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
+    """Return the loss, in nats, of answers that know nothing but the shares of the classes: their entropy."""
+    labels = evidence.labels.get("train")
+    if labels is None or not len(labels):
+        return None
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None = None) -> tuple[str, float | None, str]:
+    """Return a word on the gap between fitted and held-out rows at the chosen epoch, that gap, and a sentence.
+
+    `not learned` where the loss on the fitted rows is at least 98% of `by_shares`, the loss of answers that know
+    nothing but the shares of the classes. Else `none` below 1 percentage point of accuracy, `slight` below 3, else
+    `clear`; and `clear` too when the held-out loss has risen by more than 5% above its lowest value until then.
+    """
+    epoch = next((e for e in history if e.epoch == chosen), None)
+    if epoch is None:
+        return "unknown", None, "The history of this training cannot be read, so over-fitting cannot be judged."
+    if by_shares and epoch.loss >= _UNLEARNED * by_shares:
+        said = (
+            f"The model did not learn: after epoch {chosen} its loss on the fitted rows is {epoch.loss:.4f}, and "
+            f"guessing by the shares of the classes alone gives {by_shares:.4f}. Try another learning rate or "
+            "activation, more epochs, or fewer layers."
+        )
+        return "not learned", None, said
+    if epoch.validation_accuracy is None or epoch.validation_loss is None:
+        said = "No rows were held out, so only the gap between training and test accuracy can show over-fitting."
+        return "unknown", None, said
+    gap = epoch.accuracy - epoch.validation_accuracy
+    losses = [e.validation_loss for e in history if e.validation_loss is not None and e.epoch <= chosen]
+    risen = epoch.validation_loss > _LOSS_RISE * min(losses)
+    word = "clear" if risen or gap >= _SLIGHT_GAP else "slight" if gap >= _NO_GAP else "none"
+    said = {"clear": "Clear over-fitting", "slight": "Slight over-fitting", "none": "No notable over-fitting"}[word]
+    said += (
+        f": at epoch {chosen} the model gets {epoch.accuracy:.2%} of the fitted rows and "
+        f"{epoch.validation_accuracy:.2%} of the held-out rows right, {abs(gap) * 100:.2f} points apart"
+    )
+    return word, gap, f"{said}; {_held_out_trend(history, risen)}."
+
+
+def _held_out_trend(history: Sequence[Epoch], risen: bool) -> str:
+    lowest = min(history, key=lambda e: math.inf if e.validation_loss is None else e.validation_loss)
+    if lowest.epoch == history[-1].epoch and len(history) > 1:
+        return "the held-out loss was lowest at the last epoch, so more epochs may help"
+    if risen:
+        return f"the held-out loss was lowest at epoch {lowest.epoch} and has risen since, so fewer epochs are enough"
+    return f"the held-out loss was lowest at epoch {lowest.epoch}"
+
+
+def _configuration(run: RunRecord) -> list[dict[str, Any]]:
+    fields = TrainingConfig.model_fields
+    config = to_json(run.config)
+    names = [*(name for name in fields if name in config), *sorted(config.keys() - fields.keys())]
+    return [
+        {
+            "name": name,
+            "value": config[name],
+            "default": to_json(fields[name].default) if name in fields else None,
+            "meaning": (fields[name].description or "") if name in fields else "",
+        }
+        for name in names
+    ]

@@ -1,0 +1,71 @@
+"""The trend: accuracy, duration and decision of the last runs, this one last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from storage.records import RunRecord
+from tasks.gate import wilson
+from tasks.report import timing
+from tasks.report.evidence import MAX_PAST, Evidence
+from tasks.report.phrases import counted
+from tasks.report.sanitize import presentable
+from tasks.report.verdict import outcome
+
+MAX_RUNS = MAX_PAST + 1
+
+
+def trend(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
+    """Return the last runs of the data set up to this one, oldest first; None if this is the first."""
+    earlier = [found for values in evidence.past if (found := _earlier(values))]
+    if not earlier:
+        return None
+    score = run.evaluation
+    this = {
+        "id": run.id,
+        "outcome": outcome(run),
+        "accuracy": score.accuracy if score else None,
+        "low": score.accuracy_low if score else None,
+        "high": score.accuracy_high if score else None,
+        "seconds": timing.total(step.seconds for step in run.steps),
+    }
+    runs = [*earlier[-MAX_PAST:], this]
+    return {"sentence": _sentence(runs), "runs": runs}
+
+
+def _sentence(runs: list[dict[str, Any]]) -> str:
+    known = [values["accuracy"] for values in runs if values["accuracy"] is not None]
+    promoted = sum(values["outcome"] == "promoted" for values in runs)
+    said = f"The last {counted(len(runs), 'run')} of this data set promoted {counted(promoted, 'model')}"
+    if not known:
+        return f"{said}; none of these runs tested a model."
+    return f"{said}; test accuracy ranged from {min(known):.2%} to {max(known):.2%}."
+
+
+def _earlier(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read what the trend needs from a record of the ledger, which another version may have written."""
+    identity, accuracy = values.get("run"), values.get("test_accuracy")
+    if not isinstance(identity, str):
+        return None
+    rows = values.get("test_rows")
+    known = isinstance(accuracy, float) and math.isfinite(accuracy)
+    low, high = None, None
+    if known and accuracy is not None and isinstance(rows, int) and rows > 0:
+        low, high = wilson.interval(round(accuracy * rows), rows)
+    return {
+        "id": presentable(identity),
+        "outcome": presentable(str(values.get("state") or "undecided")),
+        "accuracy": accuracy if known else None,
+        "low": low,
+        "high": high,
+        "seconds": _seconds(values.get("steps")),
+    }
+
+
+def _seconds(steps: Any) -> float | None:
+    try:
+        return timing.total(float(told["seconds"]) for name, told in steps.items() if name != "publish") or None
+    except (AttributeError, TypeError, KeyError, ValueError):
+        return None

@@ -1,0 +1,160 @@
+"""The result of the run, in large letters: promoted, kept, refused or failed, why, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.errors import DataRefused
+from storage.ledger import CUT_OFF
+from storage.records import Evaluation, RunRecord
+from tasks.report.evaluation import leaked, unseen
+from tasks.report.evidence import Evidence
+from tasks.report.phrases import sentence
+
+_FAILED = {
+    "ConfigError": (
+        "the configuration cannot be used",
+        "Correct the value named above, in the manifest or on the command line, and start the run again.",
+    ),
+    "FormatError": (
+        "an archive is damaged or has another format",
+        "Replace the archive at its source, or correct what the manifest declares about it.",
+    ),
+    "DigestMismatch": (
+        "an archive is not the published one",
+        "Fetch the archive again from a source you trust; pin new digests only if the publisher changed the file.",
+    ),
+    "ValidationFailed": (
+        "the data failed its checks",
+        "Look at the failed checks and correct the data.",
+    ),
+    "SourceUnavailable": (
+        "no source could be read",
+        "Check the network, or give a folder that holds the archives with --source.",
+    ),
+    "ModelRefused": (
+        "the model is below a floor",
+        "Look at the training curves and the worst classes below; change the training parameters, or lower the "
+        "[floors] of the manifest if they are too strict.",
+    ),
+    "StoreError": (
+        "the store cannot be used",
+        "Do what the message above says, or choose another store with --store.",
+    ),
+    "DamagedEntry": (
+        "a file of the store is damaged",
+        "Start the run again: it replaces damaged results. If damage comes back, check the disk.",
+    ),
+    "TrainingFailed": (
+        "training did not succeed",
+        "Do what the message above says.",
+    ),
+}
+_FAILED |= dict.fromkeys(
+    (how.capitalize() for how in CUT_OFF),
+    ("the run was cut off", "Start the run again. That it was cut off says nothing about the data or the model."),
+)
+_UNKNOWN = ("an unexpected error", "Look at the log of the run for the details.")
+_AGAIN = "Finished steps stay in the store; the next run reuses those whose inputs are the same."
+_UNTOUCHED = "This run did not change the champion."
+
+
+def verdict(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
+    """Return outcome, headline, sentence, advice and failure of a run, and its accuracies."""
+    return {**_outcome(run), "accuracy": _accuracy(run, evidence)}
+
+
+def outcome(run: RunRecord) -> str:
+    """Return `promoted`, `kept`, `unchanged`, `refused`, `failed` or `undecided`."""
+    found: str = _outcome(run)["outcome"]
+    return found
+
+
+def _outcome(run: RunRecord) -> dict[str, Any]:
+    decision, failure = run.decision, run.failure
+    refused = decision is not None and decision.outcome == "refused"
+    if failure and not refused:
+        return _failure(run)
+    if decision:
+        headlines = {
+            "promoted": f"Version {decision.version} is the new champion",
+            "kept": f"The champion stays version {decision.champion}" if decision.champion else "No model is in use",
+            "unchanged": "Nothing changed since the last decision",
+            "refused": "The model is below a floor and was refused",
+        }
+        return {
+            "outcome": decision.outcome,
+            "headline": headlines.get(decision.outcome, decision.outcome),
+            "sentence": sentence(decision.sentence),
+            "advice": [_FAILED["ModelRefused"][1]] if refused else [],
+            "failure": None,
+        }
+    said = f"The run ended before the decision. {_UNTOUCHED}"
+    headline = "No decision was made"
+    return {"outcome": "undecided", "headline": headline, "sentence": said, "advice": [], "failure": None}
+
+
+def _failure(run: RunRecord) -> dict[str, Any]:
+    failure = run.failure
+    if failure is None:
+        raise ValueError("expected a run that failed")
+    headline, advice = _FAILED.get(failure.kind, _UNKNOWN)
+    untouched = _UNTOUCHED
+    if run.decision:
+        untouched = f"The decision stands: {run.decision.sentence.rstrip('.')}."
+    return {
+        "outcome": "refused" if failure.exit_code == DataRefused.exit_code else "failed",
+        "headline": sentence(headline).rstrip("."),
+        "sentence": failure.sentence,
+        "advice": [advice, *_settings(run), _AGAIN, untouched],
+        "failure": {"kind": failure.kind, "exit_code": failure.exit_code},
+    }
+
+
+def _settings(run: RunRecord) -> list[str]:
+    """Return what to change in the manifest if the data is right: the keys that set the limits of the failed checks."""
+    failures = run.validation.failures if run.validation else ()
+    keys = ", ".join(dict.fromkeys(check.setting for check in failures if check.setting))
+    return [f"If the data is meant to be so, change {keys} in the manifest."] if keys else []
+
+
+def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
+    found = []
+    if run.evaluation:
+        score, others = run.evaluation, unseen(evidence)
+        note = _in_training(score.rows, leaked(run, evidence))
+        if others:
+            note += f"; {others['accuracy']:.2%} of the others"
+        found.append(_measure("Test accuracy", score.accuracy, score, note))
+    if run.model:
+        rows = run.model.fitted_rows + run.model.validation_rows
+        held_out = f"{run.model.validation_rows:,}" if run.model.validation_rows else "none"
+        measure = _measure("Training accuracy", run.model.train_accuracy, None, f"{held_out} of them held out")
+        found.append({**measure, "rows": rows})
+    if run.champion_evaluation and run.decision and run.decision.previous:
+        score = run.champion_evaluation
+        before = " before" if run.decision.outcome == "promoted" else ""
+        name = f"Champion{before}, v{run.decision.previous}"
+        found.append(_measure(name, score.accuracy, score, "the same ones as above"))
+    return found
+
+
+def _in_training(rows: int, leaks: int | None) -> str:
+    """Say how many of `rows` test images are in the training split too, where that is known."""
+    if leaks is None:
+        return "of the test split"
+    if leaks in (0, rows):
+        return f"{'all' if leaks else 'none'} of them in the training split{' too' if leaks else ''}"
+    return f"{leaks:,} of them in the training split too"
+
+
+def _measure(name: str, value: float | None, score: Evaluation | None, note: str) -> dict[str, Any]:
+    interval: dict[str, float | int | None] = {"low": None, "high": None, "correct": None, "rows": None}
+    if score:
+        interval = {
+            "low": score.accuracy_low,
+            "high": score.accuracy_high,
+            "correct": score.correct,
+            "rows": score.rows,
+        }
+    return {"name": name, "value": value, "note": note, **interval}

@@ -1,0 +1,238 @@
+"""Write a model for use without idxflow: raw pixels in, probabilities out, checked before it has its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from storage.errors import ConfigError, DamagedEntry, ExportFailed
+from storage.files import flush, kind_of, make_folder, write_bytes
+from storage.words import meant
+from tasks.model import network, scaling
+from tasks.serving import onnx_graph
+from tasks.serving.predict import Model
+
+Format = Literal["keras", "savedmodel", "onnx"]
+FORMATS: tuple[str, ...] = get_args(Format)
+TOLERANCE = 1e-5
+"""The largest difference of a probability between the export and idxflow's own prediction."""
+CHECKED_ROWS = 32
+_BLOCK_PIXELS = 1 << 24
+"""As floats, 64 MiB; an export takes a few times as much while it answers."""
+
+_LAYERS = {("keras.layers", name) for name in ("InputLayer", "Flatten", "EinsumDense", "Dense")}
+
+Answer = Callable[[np.ndarray], np.ndarray]
+"""Probabilities, shape (n, classes), for pixels, float32 of shape (n, height, width)."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that is complete and checked."""
+
+    folder: Path
+    """`model.keras`, `model.onnx`, or the files of a SavedModel; and `model.json`, which says what it is."""
+    format: Format
+    version: int
+    rows: int
+    """How many images were compared."""
+    difference: float
+    """The largest of a probability, at most `TOLERANCE`."""
+
+
+def check_possible(kind: str, folder: Path) -> None:
+    """Make sure, before anything is loaded, that the format can be written and its place is free.
+
+    Raises:
+        ConfigError: it is not a format, packages are missing, or there is something in its place.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(
+            f"expected --format to be one of {', '.join(FORMATS)}; found {kind!r}{meant(kind, FORMATS)}; "
+            "choose one of these"
+        )
+    if kind == "onnx" and importlib.util.find_spec("onnx") is None:
+        raise ConfigError(
+            f"expected the package onnx for --format onnx; found none; install it (`{sys.executable} -m pip install "
+            "'onnx>=1.23,<2'`, the extra `onnx` of pyproject.toml), or choose keras or savedmodel"
+        )
+    if folder.exists() or folder.is_symlink():
+        raise ConfigError(f"expected nothing at {folder}; found {kind_of(folder)}; delete it or choose another --out")
+
+
+def export(model: Model, kind: Format, folder: Path) -> Export:
+    """Write `model` into the new folder `folder`, whole and checked or not at all.
+
+    Raises:
+        ConfigError: see `check_possible`; or the folder cannot be written.
+        ExportFailed: the export's predictions differ from the model's own.
+    """
+    folder = folder.expanduser().absolute()
+    check_possible(kind, folder)
+    images = fixture_rows(model)
+    with _beside(folder) as temporary:
+        answer = _WRITERS[kind](model, temporary)
+        difference = _difference(model, images, answer)
+        done = Export(folder, kind, model.version.number, len(images), difference)
+        described = json.dumps(_described(model, done), indent=1, ensure_ascii=False)
+        write_bytes(temporary / "model.json", described.encode())
+        for path in sorted(temporary.rglob("*")):
+            flush(path)
+        os.rename(temporary, folder)
+        flush(folder.parent)
+    return done
+
+
+def fixture_rows(model: Model) -> np.ndarray:
+    """Return images to compare predictions on, always the same for a model: uint8, shape (32, height, width).
+
+    A black and a white one, the mean of the training images, and that mean with more and more noise.
+    """
+    random = np.random.Generator(np.random.PCG64(0))
+    images = np.empty((CHECKED_ROWS, *model.image_shape), np.uint8)
+    images[0], images[1] = 0, 255
+    # One after the other: as floats, all of them together take eight times as much.
+    for number, strength in enumerate(np.linspace(0, 255, CHECKED_ROWS - 2), start=2):
+        noise = random.uniform(-0.5, 0.5, model.image_shape)
+        images[number] = np.clip(model.mean_image + strength * noise, 0, 255)
+    return images
+
+
+def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
+    expected = model.predict(images).probabilities
+    found = np.concatenate([answer(block.astype(np.float32)) for block in _blocks(images)])
+    largest = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    # Not `largest > TOLERANCE`: that is false for NaN.
+    if not largest <= TOLERANCE:
+        raise ExportFailed(
+            f"expected the export of v{model.version.number} to give the model's own probabilities within "
+            f"{TOLERANCE:g} on {len(images)} images; they differ by up to {largest:.2g}; nothing was written; "
+            "choose another --format"
+        )
+    return largest
+
+
+def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut images into parts of at most `_BLOCK_PIXELS` pixels, and at least one image."""
+    rows = max(1, _BLOCK_PIXELS // images[0].size)
+    return (images[start : start + rows] for start in range(0, len(images), rows))
+
+
+def _described(model: Model, done: Export) -> dict[str, Any]:
+    version = model.version
+    return {
+        "dataset": version.dataset,
+        "version": version.number,
+        "format": done.format,
+        "classes": list(version.classes),
+        "input": {"shape": [None, *version.image_shape], "type": "float32", "range": list(model.pixel_range)},
+        "output": {"shape": [None, len(version.classes)], "type": "float32", "meaning": "probability of each class"},
+        "weights_digest": version.weights_digest,
+        "test_accuracy": version.test_accuracy,
+        "checked": {"images": done.rows, "largest_difference": done.difference},
+    }
+
+
+def _keras(model: Model, folder: Path) -> Answer:
+    return _answer_of(_made(model, folder / "model.keras"))
+
+
+def _savedmodel(model: Model, folder: Path) -> Answer:
+    tf = network.tensorflow()
+    with network.without_copy_warning():
+        _only_made(model, folder).export(folder, format="tf_saved_model", verbose=False)
+    # The object, not its function alone: the variables live no longer than it.
+    loaded = tf.saved_model.load(folder)
+    return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)).numpy())
+
+
+def _onnx(model: Model, folder: Path) -> Answer:
+    path = folder / "model.onnx"
+    onnx_graph.write(path, *_parts(model))
+    return lambda pixels: onnx_graph.run(path, pixels)
+
+
+_WRITERS: dict[Format, Callable[[Model, Path], Answer]] = {"keras": _keras, "savedmodel": _savedmodel, "onnx": _onnx}
+
+
+def _answer_of(made: Any) -> Answer:
+    return lambda pixels: np.asarray(made(pixels, training=False).numpy())
+
+
+def _made(model: Model, path: Path) -> Any:
+    """Write the model's arrays as a `.keras` file, the same to the byte as when it was trained, and load that.
+
+    The file in the store is for people: it is never opened. A Keras model can name code, and more of it than is known.
+    """
+    network.export(path, *_parts(model))
+    return _reopened(path)
+
+
+def _parts(model: Model) -> tuple[network.Architecture, network.Weights, scaling.Statistics, tuple[int, int]]:
+    architecture = model.classifier.architecture
+    weights = network.load_weights(model.record.weights, architecture)
+    return architecture, weights, scaling.read(model.record.normalization, architecture.inputs), model.image_shape
+
+
+def _only_made(model: Model, folder: Path) -> Any:
+    """Return what `_made` loads; its file does not stay."""
+    path = folder / "model.keras"
+    made = _made(model, path)
+    path.unlink()
+    return made
+
+
+def _reopened(path: Path) -> Any:
+    """Make the Keras model that is in a `.keras` file, from the four kinds of layers that idxflow writes and no other.
+
+    Raises:
+        DamagedEntry: the file has something else.
+    """
+    network.tensorflow()
+    import keras
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        kinds = [(layer["module"], layer["class_name"]) for layer in config["config"]["layers"]]
+        if config["class_name"] != "Sequential" or not set(kinds) <= _LAYERS:
+            raise ValueError(f"it is a {config['class_name']} of {kinds}")
+        made = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        made.load_weights(path)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DamagedEntry(f"{path}: expected a Keras model as idxflow writes it; {error}; export it again") from error
+    return made
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Make a folder that will be renamed to `folder`; whatever happens, it does not stay."""
+    try:
+        make_folder(folder.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(
+            f"expected a folder that can be made at {folder}; {error.strerror}; choose another --out"
+        ) from error
+    try:
+        # `mkdtemp` makes it for its owner alone.
+        temporary.chmod(0o755)
+        yield temporary
+    except OSError as error:
+        raise ConfigError(
+            f"expected to write the export at {folder}; {error.strerror}; free space there, or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,278 @@
+"""Read images from files as people have them: IDX, PNG, JPEG, BMP, NumPy. Nothing in a file is ever run."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.errors import ConfigError, FormatError
+from storage.files import alike, kind_of, open_regular
+from storage.formats import idx
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+READ_AT_ONCE = 8192
+_BLOCK_BYTES = 1 << 26
+"""What is read at a time has no more bytes than this, however large its images are; one image at least."""
+MAX_NPZ_BYTES = 1 << 32
+"""Of all arrays of one `.npz`, inflated."""
+
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, MemoryError, OverflowError)
+"""What Pillow and NumPy raise for damaged files; neither promises less."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How images should come: their size, and what may be done to them."""
+
+    image_shape: tuple[int, int]
+    """Height and width in pixels."""
+    pixel_range: tuple[int, int] = (0, 255)
+    """What black and white are in the images that the model was trained on."""
+    resize: bool = False
+    scale: bool = False
+    invert: bool = False
+
+
+Say = Callable[[str], None]
+"""Takes a remark about what was done to an image."""
+
+
+def check_there(path: Path) -> None:
+    """Make sure that `path` is a file.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not path.is_file():
+        raise ConfigError(f"expected an image file at {path}; found {kind_of(path)}{alike(path)}; correct the path")
+
+
+def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
+    """Yield the images of a file in blocks, uint8 of shape (n, height, width), of the size and range wished for.
+
+    Args:
+        say: called with a remark, once per file and kind, where an image was not taken as it is.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+        FormatError: it is damaged, of no known kind, or its images cannot be taken as they are.
+    """
+    try:
+        with open_regular(path) as stream:
+            magic = stream.read(8)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
+        ) from error
+    for images in _reader(path, magic)(path, say):
+        if images.ndim == 2:
+            _check_not_flat(path, images, wish)
+            images = images[np.newaxis]
+        yield _in_range(path, _fitted(path, images, wish, say), wish, say)
+
+
+def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:
+    """Choose by what the file begins with; names lie."""
+    readers: dict[bytes, Callable[[Path, Say], Iterator[np.ndarray]]] = {
+        b"\x89PNG": _picture,
+        b"\xff\xd8\xff": _picture,
+        b"BM": _picture,
+        b"\x93NUMPY": _npy,
+        b"PK": _npz,
+        b"\x1f\x8b": _idx,
+        b"\0\0": _idx,
+    }
+    for start, reader in readers.items():
+        if magic.startswith(start):
+            return reader
+    found = f"one that begins with the bytes {magic[:4].hex()}" if magic else "an empty file"
+    raise FormatError(
+        f"{path}: expected IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz; found {found}; convert it to one of these"
+    )
+
+
+def _idx(path: Path, say: Say) -> Iterator[np.ndarray]:
+    with idx.Reader(path, str(path)) as reader:
+        if len(reader.header.shape) == 2:
+            yield _checked(path, reader.read())
+            return
+        for block in reader.blocks(max(1, min(READ_AT_ONCE, _BLOCK_BYTES // reader.header.row_bytes))):
+            yield _checked(path, block)
+
+
+def _npy(path: Path, say: Say) -> Iterator[np.ndarray]:
+    try:
+        # Mapped, not read: a header that lies about its size is found out before anything is allocated.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _BROKEN as error:
+        raise FormatError(
+            f"{path}: expected an undamaged .npy file without Python objects; {error}; "
+            "write it again, in NumPy with np.save of an array of uint8"
+        ) from error
+    yield from _blocks(_checked(path, array))
+
+
+def _npz(path: Path, say: Say) -> Iterator[np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_NPZ_BYTES:
+            raise ValueError(f"it holds {size:,} bytes, more than {MAX_NPZ_BYTES:,}")
+        with np.load(path, allow_pickle=False) as file:
+            array = _images_of(file)
+    except (*_BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise FormatError(
+            f"{path}: expected an undamaged .npz file without Python objects; {error}; "
+            "write it again, in NumPy with np.savez(…, images=…)"
+        ) from error
+    yield from _blocks(_checked(path, array))
+
+
+def _images_of(file: Any) -> np.ndarray:
+    """Return the array `images`, else the first of three dimensions."""
+    for name in ["images"] if "images" in file.files else file.files:
+        array: np.ndarray = file[name]
+        if array.ndim == 3 or name == "images":
+            return array
+    raise ValueError(f"expected an array named images or one of 3 dimensions; found {', '.join(file.files) or 'none'}")
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    if array.ndim == 2:
+        yield array
+        return
+    for start in range(0, len(array), READ_AT_ONCE):
+        yield array[start : start + READ_AT_ONCE]
+
+
+def _checked(path: Path, array: np.ndarray) -> np.ndarray:
+    """Return `array` if it can be images of 8-bit pixels, or with two dimensions one of them."""
+    if array.dtype != np.uint8:
+        raise FormatError(
+            f"{path}: expected pixels as uint8, 0-255; found {array.dtype.name}{_range(array)}; "
+            "scale to 0-255 and convert, in NumPy with .astype(np.uint8)"
+        )
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise FormatError(
+            f"{path}: expected images of shape (n, height, width) or (height, width); found {array.shape}; "
+            "give grey images, not labels or colour ones"
+        )
+    return array
+
+
+def _range(array: np.ndarray) -> str:
+    if not array.size or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        return ""
+    return f" from {array.min():g} to {array.max():g}"
+
+
+def _picture(path: Path, say: Say) -> Iterator[np.ndarray]:
+    yield _pixels(path, say)[np.newaxis]
+
+
+def _pixels(path: Path, say: Say) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns between its limit and twice that.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG", "BMP")) as picture:
+                _check_depth(path, picture)
+                return np.asarray(_grey(path, picture, say))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise FormatError(
+            f"{path}: expected at most {Image.MAX_IMAGE_PIXELS:,} pixels; {error}; scale it down"
+        ) from error
+    except _BROKEN as error:
+        raise FormatError(f"{path}: expected an undamaged PNG, JPEG or BMP; {error}; copy or save it again") from error
+
+
+def _check_depth(path: Path, picture: Image.Image) -> None:
+    """Refuse more than 8 bits per channel. Of most such PNG files, Pillow takes the upper 8 bits without a word.
+
+    PNG, third edition, 11.2.1: the header has the bit depth at byte 24 of the file.
+    """
+    with open_regular(path) as stream:
+        start = stream.read(25)
+    depth = start[24] if picture.format == "PNG" else 16 if picture.mode.startswith(("I", "F")) else 8
+    if depth > 8:
+        raise FormatError(
+            f"{path}: expected at most 8 bits per channel; found {depth}; "
+            "convert it to 8-bit grey, such as in ImageMagick: magick OLD -colorspace gray -depth 8 NEW"
+        )
+
+
+def _grey(path: Path, picture: Image.Image, say: Say) -> Image.Image:
+    """Return the picture in 8-bit grey, upright as its camera says (EXIF)."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode in ("L", "1") and not upright.has_transparency_data:
+        return upright.convert("L")
+    if upright.has_transparency_data and np.asarray(upright.convert("RGBA").getchannel("A")).min() < 255:
+        raise FormatError(f"{path}: expected an opaque picture; it has transparent pixels; put it on a background")
+    colours = upright.convert("RGB")
+    red, green, blue = (np.asarray(channel) for channel in colours.split())
+    if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+        say(f"{path} is a colour image; its grey values are used (ITU-R 601: 0.299 red, 0.587 green, 0.114 blue)")
+    return colours.convert("L")
+
+
+def _check_not_flat(path: Path, image: np.ndarray, wish: Wish) -> None:
+    """Refuse an array of two dimensions that has as many columns as an image has pixels: a row for each image."""
+    height, width = wish.image_shape
+    if image.shape != wish.image_shape and image.shape[1] == height * width:
+        raise FormatError(
+            f"{path}: expected images of {height}×{width}; found {len(image):,} rows of {height * width:,} pixels; "
+            f"give them their shape, in NumPy with .reshape(-1, {height}, {width}), or with [None] if it is one image"
+        )
+
+
+def _fitted(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
+    found: tuple[int, ...] = images.shape[1:]
+    wanted = wish.image_shape
+    if found == wanted:
+        return np.ascontiguousarray(images)
+    if not wish.resize:
+        raise FormatError(
+            f"{path}: expected images of {_size(wanted)} pixels (height×width); found {_size(found)}; "
+            "--resize scales them"
+        )
+    if found[0] * wanted[1] != found[1] * wanted[0]:
+        say(f"{path} has images of {_size(found)}, stretched to {_size(wanted)}: their proportions changed")
+    return _resized(images, wanted)
+
+
+def _in_range(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
+    """Scale from 0-255, or exchange bright and dark, as wished; remark on pixels that the model has never seen."""
+    black, white = wish.pixel_range
+    if wish.scale:
+        images = np.rint(black + images * ((white - black) / 255)).astype(np.uint8)
+    elif images.max() > white or images.min() < black:
+        say(
+            f"{path} has pixels from {images.min()} to {images.max()}; those that the model was trained on are from "
+            f"{black} to {white}: the answers mean little; --scale brings 0-255 to that"
+        )
+    return np.clip(black + white - images.astype(np.int16), 0, 255).astype(np.uint8) if wish.invert else images
+
+
+def _resized(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Scale with Pillow's Lanczos filter, which averages over all pixels that fall into one (antialiasing)."""
+    from PIL import Image
+
+    size = (shape[1], shape[0])
+    return np.stack([np.asarray(Image.fromarray(i).resize(size, Image.Resampling.LANCZOS)) for i in images])
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}×{shape[1]}"

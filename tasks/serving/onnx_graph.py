@@ -1,0 +1,94 @@
+"""Write a trained network as ONNX, from its arrays alone: no TensorFlow is loaded for it.
+
+The operators are those of opset 20, the first with the exact Gelu; ONNX Runtime runs it from 1.17 on
+(https://onnx.ai/onnx/operators/).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.model.network import Architecture, Weights
+from tasks.model.scaling import Statistics, scale_and_offset
+
+OPSET = 20
+_IR_VERSION = 9
+"""Of the file format: the one that came with opset 20. Newer ones older runtimes refuse."""
+
+_OPERATORS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "elu": "Elu", "selu": "Selu", "gelu": "Gelu"}
+"""The operator of each activation that is one; with ONNX's defaults each is the function of `tasks.model.network`."""
+
+
+def write(path: Path, architecture: Architecture, weights: Weights, found: Statistics, shape: tuple[int, int]) -> None:
+    """Write an ONNX file: `pixels` (float32, shape (n, height, width), raw) in, `probabilities` (n, classes) out.
+
+    The normalisation is in it. Equal models give equal bytes.
+    """
+    from onnx import TensorProto, checker, helper
+
+    graph = _Graph()
+    scale, offset = scale_and_offset(found)
+    rows = graph.add("Flatten", ["pixels"], "flat")
+    rows = graph.add("Mul", [rows, graph.array("scale", np.asarray(scale))], "scaled")
+    rows = graph.add("Add", [rows, graph.array("offset", offset)], "normalized")
+    for name, _, _ in architecture.layers:
+        arrays = [graph.array(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("kernel", "bias")]
+        rows = graph.add("Gemm", [rows, *arrays], name)
+        if name != "classes":
+            rows = graph.activate(rows, architecture.activation)
+    graph.add("Softmax", [rows], "probabilities")
+    made = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "idxflow",
+            [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", *shape])],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", architecture.classes])],
+            graph.arrays,
+        ),
+        producer_name="idxflow",
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    checker.check_model(made, full_check=True)
+    path.write_bytes(made.SerializeToString(deterministic=True))
+
+
+def run(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Return the probabilities that the file of `write` gives, by ONNX's own reference implementation.
+
+    Args:
+        pixels: float32 of shape (n, height, width).
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    (answer,) = ReferenceEvaluator(str(path)).run(None, {"pixels": pixels})
+    return np.asarray(answer)
+
+
+class _Graph:
+    """The operators and arrays of a graph, in order; each operator has one output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.arrays: list[Any] = []
+
+    def add(self, operator: str, inputs: list[str], output: str) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}:{operator}"))
+        return output
+
+    def array(self, name: str, values: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        self.arrays.append(numpy_helper.from_array(values, name))
+        return name
+
+    def activate(self, rows: str, activation: str) -> str:
+        if activation == "silu":
+            # An operator of its own only from opset 24 on.
+            return self.add("Mul", [rows, self.add("Sigmoid", [rows], f"{rows}.sigmoid")], f"{rows}.silu")
+        return self.add(_OPERATORS[activation], [rows], f"{rows}.{activation}")

@@ -1,0 +1,397 @@
+"""Where an archive may come from, and how it is known to be the right one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
+
+from storage.datasets import catalog
+from storage.datasets.catalog import DEFAULT_FILES, ArchiveSpec, Dataset
+from storage.errors import ConfigError, DigestMismatch, FormatError
+from storage.files import kind_of, locked, open_regular, sha256_of
+from storage.formats import idx
+from storage.store import Store, store_errors
+from storage.words import meant
+from tasks.sources import embedded
+from tasks.sources.download import Policy, download, redacted
+from tasks.sources.partial_file import BLOCK, Part, Received, SourceFailed, too_large
+
+DEFAULT_LIMIT = 1 << 32
+"""Most bytes of an archive, or of its payload, whose size the manifest does not state."""
+INSPECTED = 1 << 28
+"""Most bytes of a wrong archive's payload that are read to say what it is."""
+EMBEDDED = "scikit-learn (embedded)"
+GZIP_MAGIC = b"\x1f\x8b"
+
+OPEN_SOURCE = r"^(?!(?:[A-Za-z][A-Za-z0-9+.-]+:|[\s\S]*://)[\s\S]*[@?#])"
+"""What a source may be where everyone sees it: no address with the characters that lead in user, password, query or
+fragment. Also a pattern of JSON Schema, so that Prefect's server refuses it before it keeps it."""
+
+# A folder whose name looks so is written `./a:b`, as in RFC 3986, 4.2. The second form is for what somebody has put
+# quotes or blanks around: shown as a folder that is not there, it would be shown with its password.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:|.*://", re.IGNORECASE | re.DOTALL)
+
+
+_USUAL = frozenset(file for name in DEFAULT_FILES.values() for file in (name, name.removesuffix(".gz")))
+
+
+class Origin(Protocol):
+    """A place where the archive may be."""
+
+    @property
+    def where(self) -> str:
+        """Its name for people, without secrets."""
+
+    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+        """Write the archive into `part`; return where exactly it was, without secrets.
+
+        Raises:
+            SourceFailed: it is not here, or not the one that is wanted.
+        """
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of archives, compressed or not."""
+
+    path: Path
+
+    @property
+    def where(self) -> str:
+        """See `Origin`."""
+        return str(self.path)
+
+    def find(self, spec: ArchiveSpec) -> Path:
+        """Return the archive's file.
+
+        Raises:
+            SourceFailed: there is none that can be read.
+        """
+        with _reading(self.path):
+            if not self.path.is_dir():
+                there = f"it is {kind_of(self.path)}, not a folder" if self.path.exists() else "there is no such folder"
+                raise SourceFailed(there)
+            for name in file_names(spec):
+                path = self.path / name
+                if path.is_file():
+                    return path
+                if path.exists():
+                    raise SourceFailed(f"{name} is {kind_of(path)}, not a regular file")
+        raise SourceFailed(f"there is no {spec.file}{self._alike(spec)}")
+
+    def _alike(self, spec: ArchiveSpec) -> str:
+        """Name the file that may have been meant, where a name was mistyped."""
+        names = sorted(path.name for path in self.path.iterdir() if path.is_file() and path.name not in _USUAL)
+        # The usual names are alike themselves.
+        return catalog.one_line(meant(spec.file, names, alike=0.9))
+
+    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+        """See `Origin`."""
+        path = self.find(spec)
+        return str(path), _copy(path, spec, part)
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """Data that a library carries, written as archives into the store's inbox on the way in."""
+
+    store: Store
+    dataset: Dataset
+
+    @property
+    def where(self) -> str:
+        """See `Origin`."""
+        return EMBEDDED
+
+    def find(self, spec: ArchiveSpec) -> Path:
+        """Return the archive's file, written now if it is not there as it should be."""
+        inbox = self.store.inbox(self.dataset.name)
+        lock = self.store.dataset(self.dataset.name) / "locks" / "inbox.lock"
+        # All archives are written by whoever comes first.
+        with store_errors(self.store.root), locked(lock):
+            path = inbox / spec.file
+            if path.is_file() and not _is_wanted(spec, path):
+                path.unlink()
+            embedded.write(self.dataset, inbox)
+        return path
+
+    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+        """See `Origin`."""
+        return EMBEDDED, _copy(self.find(spec), spec, part)
+
+
+@dataclass(frozen=True)
+class Web:
+    """One http(s) address."""
+
+    url: str
+
+    @property
+    def where(self) -> str:
+        """See `Origin`."""
+        return redacted(self.url)
+
+    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+        """See `Origin`."""
+        check = partial(check_archive, spec, part.path)
+        received = download(self.url, part, network_limit(spec), check, policy, deadline)
+        return self.where, received
+
+
+def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None) -> list[Origin]:
+    """Return the places to look for an archive in their order; none of them is opened.
+
+    A digest makes sure that the same file comes from each. An archive without one is looked for in one place only,
+    the first: from another it could be of other data, with labels that do not belong to the images.
+
+    Raises:
+        ConfigError: the user's `source` cannot be one.
+    """
+    origins: list[Origin] = [_given(dataset, spec, source)] if source else []
+    if dataset.source:
+        origins.append(Folder(dataset.source))
+    if dataset.embedded:
+        origins.append(Inbox(store, dataset))
+    return origins + [Web(url) for url in spec.mirrors] if spec.pinned else origins[:1]
+
+
+def check_source(source: str) -> None:
+    """Check a source that is given as a parameter of a run, before anything starts.
+
+    Prefect keeps the parameters of all runs and shows them, so an address there carries no credentials.
+
+    Raises:
+        ConfigError: it cannot be a source, or carries what may be secret.
+    """
+    _place(source)
+    if not re.match(OPEN_SOURCE, source):
+        raise ConfigError(
+            "--source: expected an address without user, password, query and fragment (no @, ? or #), because Prefect "
+            f"keeps and shows the parameters of a run; found one of them after {redacted(source)}; give the whole "
+            "address in the environment variable IDXFLOW_SOURCE instead"
+        )
+
+
+def _place(source: str) -> Folder | SplitResult:
+    """Return the folder or the parts of the http(s) address that `source` is."""
+    if "\0" in source:
+        raise ConfigError("--source: expected a folder or an address; found a text with a NUL character; remove it")
+    if not _ADDRESS.match(source):
+        return Folder(Path(source).expanduser().absolute())
+    try:
+        parts = urlsplit(source)
+        network = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise _unusable(source) from None
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Folder(Path(unquote(parts.path)).absolute())
+    if not network:
+        raise _unusable(source)
+    return parts
+
+
+def _given(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
+    """Turn what the user gave as source into a place to look."""
+    parts = _place(source)
+    if isinstance(parts, Folder):
+        return parts
+    if not spec.pinned:
+        raise ConfigError(
+            f"{dataset.manifest}: expected archives.{spec.role}.sha256 because {spec.file} would be fetched over the "
+            f"network from {redacted(source)}; found none; add it, or give a folder as --source"
+        )
+    path = f"{parts.path.rstrip('/')}/{quote(spec.file)}"
+    return Web(urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")))
+
+
+def _unusable(source: str) -> ConfigError:
+    return ConfigError(
+        f"--source: expected a folder, a file: URL of one, or an http(s) address; found {redacted(source)!r}; "
+        "give one of these"
+    )
+
+
+def check_archive(spec: ArchiveSpec, path: Path, received: Received) -> None:
+    """Accept what came in at `path` if its SHA-256 is the published one, or that of its payload is.
+
+    Raises:
+        SourceFailed: neither is; says what was found.
+    """
+    if received.sha256 == spec.sha256:
+        return
+    problem = ""
+    if spec.payload_sha256:
+        try:
+            if payload_sha256(path, spec.payload_bytes or DEFAULT_LIMIT) == spec.payload_sha256:
+                return
+        except FormatError as error:
+            problem = str(error)
+    short = spec.bytes is not None and received.size_bytes < spec.bytes
+    hint = _published_as(path, received) or problem or _hint(path, received)
+    if not hint and short:
+        hint = "a complete file, but another one" if _is_whole(path) else "is it cut short?"
+    raise SourceFailed(
+        f"found {received.sha256[:12]}…, {received.size_bytes:,} bytes" + (f" ({hint})" if hint else ""),
+        refused=DigestMismatch,
+        heals=short and not received.framed,
+    )
+
+
+def _published_as(path: Path, received: Received) -> str:
+    """Say which other archive of the catalog this file is, compressed again or not; empty if none."""
+    found = {received.sha256}
+    with suppress(FormatError):
+        found.add(payload_sha256(path, INSPECTED))
+    for dataset in map(catalog.find, catalog.names()):
+        for spec in dataset.archives:
+            if found & {spec.sha256, spec.payload_sha256}:
+                return f"it is {spec.file} of {dataset.name}"
+    return ""
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file is a complete gzip or IDX file, whatever it holds."""
+    try:
+        with open_regular(path) as stream:
+            is_gzip = stream.read(2) == GZIP_MAGIC
+        if is_gzip:
+            payload_sha256(path, INSPECTED)
+        else:
+            with idx.Reader(path, path.name) as reader:
+                deque(reader.blocks(max(1, BLOCK // max(1, reader.header.row_bytes))), maxlen=0)
+    except (FormatError, OSError):
+        return False
+    return True
+
+
+def payload_sha256(path: Path, limit: int) -> str:
+    """Return the SHA-256 of what a gzip file holds, all its members, or of the file itself if it is not gzip.
+
+    Memory does not grow with the payload, and no more than `limit` bytes of it (and one block) are inflated.
+
+    Raises:
+        FormatError: the gzip stream is cut, damaged, followed by something or holds more than `limit` bytes.
+    """
+    with open_regular(path) as stream:
+        if stream.read(2) != GZIP_MAGIC:
+            return sha256_of(path)
+        stream.seek(0)
+        digest, size = hashlib.sha256(), 0
+        for data in _inflated(stream):
+            digest.update(data)
+            size += len(data)
+            if size > limit:
+                raise FormatError(f"it holds more than {limit:,} bytes")
+    return digest.hexdigest()
+
+
+def network_limit(spec: ArchiveSpec) -> int:
+    """Return the most bytes that are read over the network.
+
+    That is the published size; where the payload's digest allows that it was compressed again, twice that and 1 MiB.
+    """
+    if spec.payload_sha256:
+        known = 2 * spec.bytes if spec.bytes else spec.payload_bytes
+        return known + (1 << 20) if known else DEFAULT_LIMIT
+    return spec.bytes or DEFAULT_LIMIT
+
+
+def _inflated(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield what the members of a gzip file inflate to, one after the other, in pieces of at most `BLOCK` bytes."""
+    pending = stream.read(BLOCK)
+    while pending:
+        inflate = zlib.decompressobj(wbits=31)
+        while not inflate.eof:
+            pending = pending or stream.read(BLOCK)
+            if not pending:
+                raise FormatError("its gzip stream is cut short")
+            try:
+                yield inflate.decompress(pending, BLOCK)
+            except zlib.error:
+                raise FormatError("its gzip stream is damaged") from None
+            pending = inflate.unconsumed_tail
+        pending = inflate.unused_data or stream.read(BLOCK)
+        if len(pending) < len(GZIP_MAGIC):
+            pending += stream.read(BLOCK)
+        if pending and not pending.startswith(GZIP_MAGIC):
+            raise FormatError("there is more after its gzip stream")
+
+
+def measured(path: Path) -> Received:
+    """Return size and SHA-256 of a local file.
+
+    Raises:
+        SourceFailed: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    for block in _blocks(path):
+        digest.update(block)
+        size += len(block)
+    return Received(size, digest.hexdigest())
+
+
+def _is_wanted(spec: ArchiveSpec, path: Path) -> bool:
+    if not spec.pinned:
+        return True
+    try:
+        check_archive(spec, path, measured(path))
+    except SourceFailed:
+        return False
+    return True
+
+
+def _copy(path: Path, spec: ArchiveSpec, part: Part) -> Received:
+    """Copy a local file into `part`, and check the copy."""
+    limit = max(network_limit(spec), spec.payload_bytes or 0)
+    with _reading(path):
+        size = path.stat().st_size
+    if size > limit:
+        raise too_large(limit, size)
+    part.clear()
+    received = part.fill(_blocks(path), limit, size)
+    check_archive(spec, part.path, received)
+    return received
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with _reading(path), open_regular(path) as stream:
+        while block := stream.read(BLOCK):
+            yield block
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Make what goes wrong while a source is read the source's failure, not the store's."""
+    try:
+        yield
+    except OSError as error:
+        raise SourceFailed(f"{path.name} cannot be read ({error.strerror})") from error
+
+
+def file_names(spec: ArchiveSpec) -> list[str]:
+    """Return the names an archive may have in a folder.
+
+    As declared, decompressed, and both in the older spelling `train-images.idx3-ubyte`.
+    """
+    names = [spec.file, spec.file.removesuffix(".gz")]
+    names += [re.sub(r"-(?=idx\d-)", ".", name) for name in names]
+    return list(dict.fromkeys(names))
+
+
+def _hint(path: Path, received: Received) -> str:
+    with path.open("rb") as stream:
+        start = stream.read(512).lstrip(b"\xef\xbb\xbf \r\n\t")
+    if start.startswith(b"<"):
+        return "a web page; does the address lead elsewhere, or to a log-in?"
+    if received.encoding not in ("", "identity"):
+        return f"the server encoded it: Content-Encoding {received.encoding[:20]}"
+    return ""

@@ -1,0 +1,263 @@
+"""`idxflow manifest`: what it writes can be used as it is, whatever valid set it has read."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows import retrain
+from flows.commands.manifest import manifest_of
+from storage.datasets import catalog
+from storage.datasets.catalog import DEFAULT_FILES, Limits
+from storage.errors import ConfigError, FormatError, IdxflowError
+from storage.formats import idx
+from storage.store import Store
+from tests.conftest import bars
+from tests.support.badfiles import assert_says
+from tests.support.runs import hopped, whole_run
+from tests.support.servers import BIN, clean_environment
+
+Arrays = dict[str, np.ndarray]
+
+
+def written(folder: Path, arrays: Arrays) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for role, array in arrays.items():
+        (folder / DEFAULT_FILES[role]).write_bytes(gzip.compress(idx.encode(array), mtime=0))
+    return folder
+
+
+def of(change: Callable[[np.ndarray], np.ndarray], arrays: Arrays | None = None) -> Arrays:
+    """Return a learnable set with all images changed."""
+    made = arrays or bars(120, 30, 3, (9, 7))
+    return {role: change(array).astype(np.uint8) if "images" in role else array for role, array in made.items()}
+
+
+def planes() -> Arrays:
+    """Images of one value each, which tells their class: below 85, below 170, above. No value is in both splits."""
+    values = {"train": np.arange(0, 256, 2, np.uint8), "test": np.arange(1, 256, 10, np.uint8)}
+    made = {}
+    for split, value in values.items():
+        made[f"{split}-images"] = np.broadcast_to(value[:, None, None], (len(value), 4, 4)).copy()
+        made[f"{split}-labels"] = np.minimum(value // 85, 2).astype(np.uint8)
+    return made
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_it_is_utf_8_in_every_locale(tmp_path: Path, encoding: str):
+    """TOML is. Through the installed command, as its output goes into a file."""
+    folder, path = written(tmp_path / "Häuser", bars(30, 30, 3, (9, 7))), tmp_path / "mine.toml"
+    with path.open("wb") as out:
+        environment = clean_environment(tmp_path, PYTHONIOENCODING=encoding)
+        subprocess.run([str(BIN / "idxflow"), "manifest", str(folder)], stdout=out, env=environment, check=True)
+    assert 'Häuser"' in path.read_text(encoding="utf-8")
+    assert catalog.read(path).source == folder
+
+
+SETS = {
+    "0 to 255": (of(lambda images: images), Limits()),
+    "0 to 16": (of(lambda images: images // 16 + images // 255), Limits(min_pixel_max=16)),
+    # The noise keeps images apart that would be equal otherwise.
+    "0 to 1": (of(lambda images: np.where(images > 150, 1, images % 2)), Limits(min_pixel_max=1)),
+    "inverted, from 100 on": (of(lambda images: 255 - images * (155 / 255)), Limits(max_pixel_min=100)),
+    "70 to 80": (of(lambda images: 70 + images * (10 / 255)), Limits(min_pixel_max=80, max_pixel_min=70)),
+    "planes": (planes(), Limits(max_blank=1)),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_of_any_range_is_valid_and_trained_with_the_manifest_that_is_written(store: Store, tmp_path, name: str):
+    arrays, limits = SETS[name]
+    manifest = tmp_path / "mine.toml"
+    manifest.write_text(manifest_of(written(tmp_path / "mine", arrays)), encoding="utf-8")
+    assert catalog.read(manifest).limits == limits
+    outcome = hopped(store, dataset_file=str(manifest), epochs=2)
+    assert outcome["error"] is None or outcome["error"]["exit_code"] == 5
+    assert outcome["test_accuracy"] is not None
+
+
+def numbered(*values: int, kind: str = "u1") -> Arrays:
+    """Return a learnable set whose classes have other labels than 0, 1 and 2."""
+    known, made = np.array(values, kind), bars(120, 30, 3, (9, 7))
+    return {role: known[array] if "labels" in role else array for role, array in made.items()}
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [numbered(1, 2, 3), numbered(0, 2, 200), numbered(-1, 0, 1, kind="i1"), numbered(70_000, 5, -3, kind=">i4")],
+    ids=["from 1", "with gaps", "below 0", "of 32 bits"],
+)
+def test_a_set_of_any_labels_is_valid_and_the_report_says_which(store: Store, tmp_path: Path, arrays: Arrays):
+    manifest = tmp_path / "mine.toml"
+    manifest.write_text(manifest_of(written(tmp_path / "mine", arrays)), encoding="utf-8")
+    values = sorted(set(arrays["train-labels"].tolist()))
+    dataset = catalog.read(manifest)
+    assert (dataset.labels, dataset.classes) == (tuple(values), tuple(map(str, values)))
+    job = whole_run(store, manifest, epochs=8)
+    assert job.record.evaluation.accuracy > 0.9
+    shown = "1 to 3" if values == [1, 2, 3] else "-1 to 1" if values == [-1, 0, 1] else ", ".join(map(str, values))
+    assert f"in 3 classes (labelled {shown} in the files)" in job.report.html.read_text(encoding="utf-8")
+
+
+def test_a_column_of_wider_labels_is_the_class_where_it_is_chosen(store: Store, tmp_path: Path):
+    wide = {
+        role: np.pad(array[:, None].astype(">i4"), ((0, 0), (0, 7)), constant_values=9) if "labels" in role else array
+        for role, array in bars(120, 30, 3, (9, 7)).items()
+    }
+    folder, manifest = written(tmp_path / "mine", wide), tmp_path / "mine.toml"
+    with pytest.raises(FormatError, match=r"train-labels.*found int32 of shape \(120, 8\).*: --label-column 0$"):
+        manifest_of(folder)
+    manifest.write_text(manifest_of(folder, label_column=0), encoding="utf-8")
+    assert hopped(store, dataset_file=str(manifest))["error"] is None
+    with pytest.raises(FormatError, match="choose another --label-column than 8, below 8"):
+        manifest_of(folder, label_column=8)
+
+
+LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train-images": np.zeros((120, 9, 7), ">f4")}, "write the pixels as 0-255"),
+        ({"train-images": np.full((120, 9, 7), np.nan, ">f8")}, "write the pixels as 0-255"),
+        ({"test-images": np.zeros((30, 9, 8), np.uint8)}, "one size in both splits"),
+        ({"test-images": np.zeros((29, 9, 7), np.uint8)}, "as many labels as images"),
+        ({"train-images": np.zeros((120, 63), np.uint8)}, "give each image its height and width"),
+        (
+            {"train-images": np.zeros((120, 9, 7, 3), np.uint8)},
+            r"\(120, 9, 7, 3\) in the header; turn colour images into grey",
+        ),
+        ({"train-images": np.zeros(120, np.uint8)}, "give the archive of the images"),
+        ({"train-images": np.zeros((1, 4097, 1), np.uint8), "train-labels": np.ones(1, np.uint8)}, "at most 4096"),
+        ({"test-labels": np.zeros((30, 2), np.uint8)}, "t10k-labels.*--label-column 0"),
+        ({"test-labels": np.zeros((30, 9, 7), np.uint8)}, "give the archive of the labels"),
+        ({"test-labels": np.full(30, np.nan, ">f4")}, "found float32 .* write them as whole numbers"),
+        (
+            {"test-labels": LITTLE.astype("<i4").view(">i4")},
+            "0 to 33,554,432, or more; write them big-endian",
+        ),
+        ({"test-labels": LITTLE.astype("<i2").view(">i2")}, "0 to 512, or more; write them big-endian"),
+        (
+            {"test-labels": np.arange(300, dtype=">i2"), "test-images": np.zeros((300, 9, 7), np.uint8)},
+            "give the file with the classes",
+        ),
+    ],
+)
+def test_what_no_manifest_could_describe_is_said_at_once(tmp_path: Path, change: Arrays, said: str):
+    folder = written(tmp_path / "mine", bars(120, 30, 3, (9, 7)) | change)
+    with pytest.raises(FormatError, match=said) as caught:
+        manifest_of(folder)
+    assert_says(caught.value)
+
+
+def test_however_many_labels_there_are_little_memory_is_taken(tmp_path: Path):
+    folder = written(tmp_path / "mine", bars(120, 30, 3, (9, 7)))
+    rows = 1 << 25
+    labels = idx.Header(np.dtype(">i4"), (rows,)).encode() + bytes(4 * rows)
+    (folder / DEFAULT_FILES["train-labels"]).write_bytes(gzip.compress(labels, 1))
+    del labels
+    tracemalloc.start()
+    with pytest.raises(FormatError, match=f"found 120 images and {rows:,} labels"):
+        manifest_of(folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < rows
+
+
+def test_one_class_is_none_to_tell_apart(tmp_path: Path):
+    made = bars(20, 10, 2, (9, 7)) | {"train-labels": np.zeros(20, np.uint8), "test-labels": np.zeros(10, np.uint8)}
+    with pytest.raises(FormatError, match="found only the label 0"):
+        manifest_of(written(tmp_path / "mine", made))
+
+
+def test_a_folder_of_other_files_is_described_and_what_to_do(tmp_path: Path):
+    mine = tmp_path / "mine"
+    for name in ("a.png", "b.png", "labels.csv"):
+        mine.mkdir(exist_ok=True)
+        (mine / name).write_bytes(b"x")
+    with pytest.raises(
+        ConfigError, match=r"four IDX files .*found none for train-images, .*among a.png, b.png, labels.csv"
+    ):
+        manifest_of(mine)
+    written(mine / "inner", bars(20, 10, 2, (9, 7)))
+    with pytest.raises(ConfigError, match=f"give {mine / 'inner'}, which has them"):
+        manifest_of(mine)
+    assert manifest_of(mine / "inner")
+    with pytest.raises(ConfigError, match="four IDX files .*found a file; correct the path"):
+        manifest_of(mine / "labels.csv")
+    (mine / "inner" / "train-images.idx").write_bytes(b"x")
+    (mine / "inner" / "other-train-images.gz").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="expected one file of train-images; found 3: .*; move the others"):
+        manifest_of(mine / "inner")
+
+
+def test_what_may_be_a_fault_of_the_data_is_only_proposed(store: Store, tmp_path: Path):
+    made = bars(400, 30, 3, (9, 7))
+    made["train-images"][:3] = 7
+    made["train-labels"][3:] = np.where(made["train-labels"][3:] == 2, 1, made["train-labels"][3:])
+    manifest = tmp_path / "mine.toml"
+    text = manifest_of(written(tmp_path / "mine", made))
+    manifest.write_text(text, encoding="utf-8")
+    assert (
+        "# 3 of 430 images have one value in all pixels, which is refused unless you set:\n# max_blank = 0.0075" in text
+    )
+    assert "# min_class_share = 0.0025" in text
+    assert hopped(store, dataset_file=str(manifest))["error"]["exit_code"] == 3
+    proposed = text.replace("# [limits]", "[limits]")
+    for key in ("max_blank", "min_class_share"):
+        proposed = proposed.replace(f"# {key}", key)
+    manifest.write_text(proposed, encoding="utf-8")
+    limits = catalog.read(manifest).limits
+    assert (limits.max_blank, limits.min_class_share) == (0.0075, 0.0025)
+
+
+def test_a_class_that_a_split_has_no_row_of_is_named_and_taking_it_out_leads_on(store: Store, tmp_path: Path):
+    made, manifest = bars(120, 30, 3, (9, 7)), tmp_path / "mine.toml"
+    kept = made["test-labels"] != 1
+    made |= {"test-images": made["test-images"][kept], "test-labels": made["test-labels"][kept]}
+    text = manifest_of(written(tmp_path / "mine", made))
+    assert "# The test split has no row with a label of [1], which is refused: add such rows to it, or take" in text
+    kept = made["train-labels"] != 1
+    made |= {"train-images": made["train-images"][kept], "train-labels": made["train-labels"][kept]}
+    manifest.write_text(manifest_of(written(tmp_path / "mine", made)), encoding="utf-8")
+    assert catalog.read(manifest).labels == (0, 2)
+    assert hopped(store, dataset_file=str(manifest), to=retrain._to_validation)["error"] is None
+
+
+def test_without_digests_other_archives_of_these_names_are_the_data(store: Store, tmp_path: Path):
+    folder, manifest = written(tmp_path / "mine", bars(120, 30, 3, (9, 7))), tmp_path / "mine.toml"
+    manifest.write_text(manifest_of(folder, digests=False), encoding="utf-8")
+    assert not any(spec.pinned or spec.bytes for spec in catalog.read(manifest).archives)
+    written(folder, bars(121, 31, 3, (9, 7), seed=2))
+    assert hopped(store, dataset_file=str(manifest))["error"] is None
+
+
+@pytest.mark.parametrize("name", ["ümläut 😀", 'quote " and \\', "tab\tand\x7f", "mnist", "..."])
+def test_a_folder_of_any_name_gives_a_manifest_that_can_be_read(tmp_path: Path, name: str):
+    folder = written(tmp_path / name, bars(20, 10, 2, (9, 7)))
+    manifest = tmp_path / "any.toml"
+    manifest.write_text(manifest_of(folder), encoding="utf-8")
+    dataset = catalog.read(manifest)
+    assert dataset.source == folder
+    assert dataset.name not in catalog.names()
+
+
+def test_a_name_that_no_manifest_can_hold_is_said(tmp_path: Path):
+    folder = written(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), bars(20, 10, 2, (9, 7)))
+    with pytest.raises(ConfigError, match="in UTF-8"):
+        manifest_of(folder)
+
+
+@pytest.mark.parametrize("name", ["My Data", "mnist", "", "a" * 65])
+def test_a_name_that_the_next_command_would_refuse_is_refused(tmp_path: Path, name: str):
+    folder = written(tmp_path / "mine", bars(20, 10, 2, (9, 7)))
+    with pytest.raises(IdxflowError, match="--name: expected"):
+        manifest_of(folder, name)

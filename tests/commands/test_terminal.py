@@ -1,0 +1,259 @@
+"""What a terminal of 80 columns shows: no line is broken by it, and what stands there can be typed and opened."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.commands import terminal
+from flows.commands.cli import _main
+from flows.commands.console import Console
+from flows.commands.output import guarded_streams
+from storage.records import Step
+from storage.store import Store
+from tasks.ui.progress import Progress
+from tests.conftest import write_tiny
+from tests.support.runs import carried_out
+from tests.support.servers import BIN, clean_environment
+from tests.support.terminal import seen
+
+COLUMNS = 80
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
+SUMMARY = "35,492 bytes from scikit-learn (embedded), sha256 bd62a23194ac"
+FETCHED = Step("fetch train-images", "", SUMMARY, 0.5, False, "")
+LONG = "word " * 30
+
+
+def shown(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
+    """Return what a terminal gets of a call, both streams together, without colours."""
+    return _CONTROL.sub("", sent(call, monkeypatch, columns))
+
+
+def sent(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    got: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while data := os.read(leader, 65536):
+                got.append(data)
+        except OSError:
+            # All who could write have ended.
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with monkeypatch.context() as patch, os.fdopen(follower, "w", encoding="utf-8") as stream:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        patch.delenv("COLUMNS", raising=False)
+        patch.setenv("TERM", "xterm")
+        call()
+    reader.join()
+    os.close(leader)
+    return b"".join(got).decode()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with two runs, the second with another seed."""
+    folder = tmp_path_factory.mktemp("terminal")
+    store = Store(folder / "store")
+    store.prepare()
+    manifest = write_tiny(folder).manifest
+    for seed in (1, 2):
+        carried_out(store, manifest, seed=seed)
+    return store
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "datasets", "status", "verify", "gc --dry-run", "runs list tiny", "runs diff tiny latest champion",
+        "registry history tiny", "registry show tiny champion", "registry diff tiny 1 champion",
+        "registry at tiny 2100-01-01", "report tiny", "run no-such-data", "predict tiny no-such-file",
+    ],
+)  # fmt: skip
+def test_the_lines_of_each_command_fit(filled: Store, monkeypatch: pytest.MonkeyPatch, words: str):
+    # As for one who works where the store is.
+    monkeypatch.chdir(filled.root.parent)
+    monkeypatch.setenv("IDXFLOW_STORE", str(filled.root))
+    lines = shown(lambda: _main(words.split()), monkeypatch).splitlines()
+    assert any(lines)
+    assert [line for line in lines if len(line) > COLUMNS] == []
+    assert str(filled.root) not in "".join(lines)
+
+
+def test_the_lines_of_a_run_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    outcome = {
+        "error": None,
+        "state": "kept",
+        "sentence": "kept champion v1: candidate v2, which is better by too little to be told from luck, net +1 of 360",
+        "train_accuracy": 0.99,
+        "test_accuracy": 0.98,
+        "epochs": 1,
+        "seconds": 1.0,
+        "report": str(tmp_path / "store" / "tiny" / "7-reports" / "20261124-143212-5725" / "report.html"),
+    }
+    why = "learning_rate 0.01 → 0.02, batch_size 64 → 8, momentum 0.9 → 0.8"
+    trained = Step("train", "", "1 epoch, 99.58% on training", 100.0, False, why)
+    damaged = tmp_path / "store" / "a" / "very" / ("long" * 10) / "path"
+
+    def run() -> None:
+        log = logging.getLogger("tasks.train")
+        with guarded_streams(), Console(as_json=False) as console, console.waiting("importing Prefect"):
+            for step in (FETCHED, trained):
+                log.info("", extra={"step": step})
+            log.warning("a file of the store is damaged: %s", damaged)
+            console._say_end(outcome)
+
+    written = sent(run, monkeypatch)
+    assert "importing Prefect" in written
+    lines = [line.rstrip() for line in seen(written)]
+    assert [line for line in lines if len(line) > COLUMNS] == []
+    said = "\n".join(lines)
+    assert "fetch train-images        0.50 s" in said
+    assert f"\n    {SUMMARY}\n" in said
+    assert "\nreport store/tiny/7-reports/20261124-143212-5725/report.html\n" in said
+    assert "importing Prefect" not in said
+    assert ", 1 epoch, " in said
+
+
+def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPatch):
+    names = [f"fetch {number}" for number in range(20)]
+
+    def run() -> None:
+        log = logging.getLogger("tasks.fetch")
+        with guarded_streams(), Console(as_json=False) as console:
+            with console.waiting("importing Prefect"):
+                log.warning("first")
+            for name in names:
+                for done in (0, 40, 100):
+                    console._advance(Progress(name, done, 100, "bytes"))
+                    console._bars.refresh()
+                    log.info("", extra={"step": Step(f"{name} at {done}", "", SUMMARY, 0.5, False, "first run")})
+            log.warning("last")
+
+    lines = [line.rstrip() for line in seen(sent(run, monkeypatch)) if line.strip()]
+    steps = [f"{name} at {done}" for name in names for done in (0, 40, 100)]
+    assert [line.partition("  ")[0] for line in lines if not line.startswith("  ")] == ["first", *steps, "last"]
+    assert lines.count(f"    {SUMMARY}") == len(steps)
+
+
+def test_in_a_pipe_nothing_is_broken_or_shortened(filled: Store, tmp_path: Path):
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(filled.root), COLUMNS="60")
+    command = [str(BIN / "idxflow"), "report", "tiny"]
+    done = subprocess.run(command, env=environment, cwd=filled.root, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_absolute()
+    listed = subprocess.run(
+        [str(BIN / "idxflow"), "datasets"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert len(listed.stdout.splitlines()) == 4
+
+
+def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with (tmp_path / "log").open("w+", encoding="utf-8") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        with guarded_streams(), Console(as_json=False) as console, console.waiting("importing Prefect"):
+            console._advance(Progress("fetch", 40, 100, "bytes"))
+            console._say_step(FETCHED)
+    (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert f"{SUMMARY}    " in line
+    assert {found[-1] for found in _CONTROL.findall(line)} <= {"m"}
+
+
+@pytest.mark.parametrize("command", ["idxflow status --store", "/opt/my/bin/prefect deployment run", "export PATH="])
+def test_a_command_to_be_copied_stays_a_line(command: str):
+    line = f"  {command} {'x' * 60} --more"
+    assert terminal.fitted(line, 60) == terminal.callable_from_here(line)
+
+
+def test_columns_stay_together():
+    line = "2026-11-28 23:40:25  20261128-234025-1a84  kept         v2     96.94%       6.8 s  command line"
+    assert terminal.fitted(line, 80) == (
+        "2026-11-28 23:40:25  20261128-234025-1a84  kept         v2     96.94%\n"
+        "                     6.8 s  command line"
+    )
+    assert terminal.fitted(line, 100) == line
+
+
+def test_a_table_has_one_layout():
+    rows = [("digits  Digits", "10 classes"), ("mnist   MNIST", "10 classes, CC BY-SA 3.0")]
+    whole = ["digits  Digits  10 classes", "mnist   MNIST  10 classes, CC BY-SA 3.0"]
+    assert terminal.laid_out(rows, None) == terminal.laid_out(rows, len(whole[1])) == whole
+    assert terminal.laid_out(rows, len(whole[1]) - 1) == [
+        "digits  Digits", "    10 classes", "mnist   MNIST", "    10 classes, CC BY-SA 3.0",
+    ]  # fmt: skip
+
+
+def test_what_follows_a_label_is_indented():
+    line = "warning  server: expected a Prefect server at http://127.0.0.1:4200/api, found none; start one of your own"
+    assert terminal.fitted(line, 60).splitlines() == [
+        "warning  server: expected a Prefect server at",
+        "         http://127.0.0.1:4200/api, found none; start one of",
+        "         your own",
+    ]
+    assert terminal.fitted("word " * 30, 60).splitlines()[1].startswith("  word")
+
+
+@pytest.mark.parametrize("line", [json.dumps([LONG]), json.dumps({"a": LONG}), f"│ {LONG}", f"\x1b[1m{LONG}"])
+def test_json_and_what_moves_the_cursor_are_left_alone(line: str):
+    assert terminal.fitted(line, 60) == line
+
+
+def test_a_path_stays_whole_so_that_it_can_be_copied():
+    path = "/srv/" + "a/" * 60
+    assert path in terminal.fitted(f"expected a folder at {path}; found none", 60).splitlines()[1]
+
+
+def test_paths_are_written_from_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    assert terminal.shortened(f"in {here}/store/digits, {here}/store; {home}/.prefect") == (
+        "in store/digits, ./store; ~/.prefect"
+    )
+    for other in (f"{here}2/store", f"x{here}/store", str(here), f"https://example.org{home}/a"):
+        assert terminal.shortened(other) == other
+
+
+def test_programs_that_are_not_on_the_path_are_named_as_they_can_be_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    beside = Path(sys.executable).parent
+    monkeypatch.chdir(beside.parent.parent)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    terminal._called.cache_clear()
+    try:
+        line = "start it with `{0} up`: {0} gc, {1} --no-prompt deploy; {2} 0.1, Prefect and {2}.toml"
+        programs = ("idxflow", "prefect", "idxflow")
+        folder = f"{beside.parent.name}/bin"
+        found = terminal.callable_from_here(line.format(*programs))
+        assert found == line.format(f"{folder}/idxflow", f"{folder}/prefect", "idxflow")
+        called = re.findall(r"`(\S+) up`", found)[0]
+        assert shutil.which(str(Path.cwd() / called))
+        terminal._called.cache_clear()
+        monkeypatch.setenv("PATH", str(beside))
+        assert terminal.callable_from_here(line.format(*programs)) == line.format(*programs)
+    finally:
+        terminal._called.cache_clear()

@@ -1,0 +1,302 @@
+"""A full disk, a store that cannot be written or read, and other places a store can be in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storage.errors import StoreError
+from storage.records import TrainedModel
+from storage.registry import Registry
+from storage.store import Store
+from storage.verify import verify
+from tasks.fetch import fetch
+from tests.conftest import TinyFactory
+from tests.support import crashchild
+from tests.support.crashchild import DATASET, train_plan, whole
+from tests.support.crashes import in_memory, published, state
+from tests.support.servers import BIN, free_port
+
+NOBODY = 65534
+
+GROWING = """
+import json, os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from storage.registry import Registry
+from storage.retention import collect
+from storage.store import Store
+from storage.verify import verify
+from tests.support import crashchild
+
+mount, option, sizes = sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+store = Store(Path(mount, "store"))
+
+def command():
+    read, write = os.pipe()
+    process = os.fork()
+    if not process:
+        os.dup2(write, 2)
+        os._exit(crashchild.main("whole", str(store.root)))
+    os.close(write)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return code, os.read(read, 9999).decode()
+
+def champion():
+    found = Registry(store, "tiny").champion()
+    return found and found.number
+
+for size in sizes:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=1m,{option}={size}", "tmpfs", mount], check=True)
+    code, said = command()
+    found = {"size": size, "code": code, "said": said, "damage": [str(f) for f in verify(store).damage]}
+    found["champion"] = champion()
+    subprocess.run(["mount", "-o", "remount,size=1m,nr_inodes=999", mount], check=True)
+    found["again"] = command()
+    collect(store, "tiny")
+    found |= {"findings": [str(f) for f in verify(store).findings], "champion again": champion()}
+    print(json.dumps(found), flush=True)
+    subprocess.run(["umount", mount], check=True)
+"""
+
+
+def in_namespace(code: str, *arguments: str, alone: bool = True) -> subprocess.CompletedProcess:
+    """Run Python code where it may mount file systems, and nobody else sees them; `alone`, it has no other packages."""
+    python = [sys.executable, *(["-I", "-S", "-B"] if alone else [])]
+    command = ["unshare", "--map-root-user", "--mount", *python, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Path:
+    """A folder to mount on, where that is possible."""
+    probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("needs user namespaces that may mount: unshare (util-linux), kernel.unprivileged_userns_clone=1")
+    (tmp_path / "mount").mkdir()
+    return tmp_path / "mount"
+
+
+@pytest.mark.parametrize(
+    ("option", "sizes"),
+    [("size", [4096 * pages for pages in range(1, 34)]), ("nr_inodes", list(range(2, 40, 2)))],
+    ids=["space", "inodes"],
+)
+def test_a_full_disk_is_said_and_more_space_is_all_that_it_takes(mount: Path, option: str, sizes: list[int]):
+    """The whole path of the store on disks of growing sizes, from hopeless to sufficient."""
+    done = in_namespace(GROWING, str(crashchild.ROOT), str(mount), option, json.dumps(sizes))
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["size"] for one in found] == sizes, done.stderr
+    assert {one["code"] for one in found} == {0, 1}
+    for one in found:
+        assert one["damage"] == [], one
+        assert one["champion"] in (None, 1)
+        assert one["code"] == 1 or one["champion"] == 1
+        assert one["code"] == 0 or "StoreError: the store cannot be used: No space left on device" in one["said"], one
+        assert one["said"].count("\n") == one["code"]
+        assert one["again"] == [0, ""], one
+        assert (one["findings"], one["champion again"]) == ([], 1), one
+
+
+SHARDS = """
+import json, os, subprocess, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from flows import retrain
+from flows.run import Request
+from storage.store import Store
+from storage.verify import verify
+from tests.support import crashrun
+
+manifest, mount = sys.argv[2:]
+store = Store(Path(mount, "store"))
+training = {"epochs": 2, "hidden": [8], "learning_rate": 0.1, "memory": "1MiB"}
+request = Request(dataset_file=manifest, store=str(store.root), training=training)
+crashrun.leave_out_prefect()
+
+def size(bytes):
+    subprocess.run(["mount", "-o", f"remount,size={bytes}", mount], check=True)
+
+def run(hops):
+    state = retrain._carry_out(request, hops)
+    print(json.dumps([state.name, state.message, [str(finding) for finding in verify(store).damage]]), flush=True)
+
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mount], check=True)
+run(retrain._to_validation)
+place = os.statvfs(mount)
+# Enough for all but the pixels once more.
+size((place.f_blocks - place.f_bavail) * place.f_frsize + 400_000)
+run(retrain._to_decision)
+size("64m")
+run(retrain._to_decision)
+"""
+
+
+def test_shards_that_do_not_fit_on_the_disk_are_said_and_more_space_is_all_that_it_takes(
+    mount: Path, tmp_path: Path, tiny: TinyFactory
+):
+    manifest = tiny(train=9_000, manifest="[floors]\naccuracy = 0.5\n").manifest
+    done = in_namespace(SHARDS, str(crashchild.ROOT), str(manifest), str(mount), alone=False)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one[0] for one in found] == ["Completed", "Failed", "Completed"], done.stderr
+    assert "No space left on device" in found[1][1]
+    assert [one[2] for one in found] == [[], [], []]
+
+
+READ_ONLY = """
+import os, subprocess, sys
+mount, store, command = sys.argv[1], sys.argv[2], sys.argv[3:]
+subprocess.run(["mount", "--bind", store, mount], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", mount], check=True)
+os.execv(command[0], command)
+"""
+
+
+def test_a_read_only_store_can_be_read_and_verified(mount: Path, store: Store):
+    whole(store)
+    for command in (["verify"], ["registry", "history", DATASET], ["registry", "show", DATASET, "1"]):
+        done = in_namespace(
+            READ_ONLY,
+            str(mount),
+            str(store.root),
+            sys.executable,
+            str(BIN / "idxflow"),
+            *command,
+            "--store",
+            str(mount),
+        )
+        assert done.returncode == 0, done.stderr
+    child = [sys.executable, "-I", "-S", "-B", crashchild.__file__, "whole", str(mount)]
+    done = in_namespace(READ_ONLY, str(mount), str(store.root), *child)
+    assert done.returncode == 1
+    assert done.stderr.startswith("StoreError: ")
+    assert "Read-only file system" in done.stderr or "permission denied" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter."""
+    with in_memory() as path:
+        path.chmod(0o755)
+        yield path
+
+
+def as_nobody(command: str, store: Store) -> subprocess.CompletedProcess:
+    """Run a command without any privileges; root may write everywhere."""
+    start = (
+        f"import runpy, sys; sys.path.insert(0, {str(crashchild.ROOT)!r}); from tests.support.crashchild import main; "
+    )
+    drop = "import os; os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534)); "
+    code = f"{start}{drop}sys.exit(main({command!r}, {str(store.root)!r}))"
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("closed", [".", DATASET, f"{DATASET}/5-models", f"{DATASET}/registry", f"{DATASET}/locks"])
+def test_a_folder_that_may_not_be_written_is_named(open_folder: Path, closed: str):
+    store = Store(open_folder / "store")
+    store.prepare()
+    whole(store)
+    before = published(store)
+    for path in (store.root, *store.root.rglob("*")):
+        if os.getuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+    (store.root / closed).chmod(0o555)
+    if os.getuid() == 0:
+        os.chown(store.root / closed, 0, 0)
+    done = as_nobody("choose-second", store)
+    (store.root / closed).chmod(0o755)
+    if done.returncode:
+        assert done.returncode == 1
+        assert done.stderr.startswith("StoreError: ")
+        assert str(store.root / closed) in done.stderr
+        assert "ermission denied" in done.stderr
+    assert (done.returncode != 0) == (closed in (".", f"{DATASET}/registry"))
+    assert before.items() <= published(store).items()
+
+
+def test_a_store_behind_a_link_is_a_store(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    linked, direct = Store(tmp_path / "link" / "store"), Store(tmp_path / "disk" / "store")
+    linked.prepare()
+    whole(linked)
+    assert state(linked) == state(direct)
+    assert verify(linked).findings == verify(direct).findings == ()
+    whole(direct)
+    assert len(Registry(direct, DATASET).versions()) == 1
+
+
+def test_a_path_that_is_too_long_is_said(tmp_path: Path):
+    store = Store(tmp_path.joinpath(*["a" * 200] * 30))
+    with pytest.raises(StoreError, match="File name too long"):
+        store.prepare()
+
+
+def test_what_is_published_is_read_only_and_an_edit_is_noticed(store: Store):
+    whole(store)
+    entry = store.entries(DATASET, "train") / train_plan(1).key
+    assert {path.stat().st_mode & 0o777 for path in entry.iterdir()} == {0o444}
+    files = [*published(store), f"{DATASET}/registry/champion.json"]
+    assert len(files) > 8
+    for name in files:
+        path = store.root / name
+        good, mode = path.read_bytes(), path.stat().st_mode
+        path.chmod(0o644)
+        for place in (0, len(good) // 2, len(good) - 1):
+            path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            assert verify(store).damage, f"{name}: byte {place}"
+        path.write_bytes(good)
+        path.chmod(mode)
+    assert verify(store).findings == ()
+    assert store.find(train_plan(1), TrainedModel)
+
+
+def test_a_download_that_does_not_fit_is_refused_before_it_is_asked_for(store: Store, tiny: TinyFactory):
+    dataset = tiny()
+    closed = f"http://127.0.0.1:{free_port()}"
+    spec = replace(dataset.archives[0], bytes=1 << 60, sha256="0" * 64, mirrors=(f"{closed}/archive.gz",))
+    with pytest.raises(StoreError, match=r"expected 1,152,921,504,606,846,976 bytes free at .*; found [\d,]+; free"):
+        fetch.fn(store, replace(dataset, source=None), spec)
+    assert list(store.entries("tiny", "fetch").glob("[!.]*")) == []
+
+
+PREFECT_HOME = """
+import json, os, subprocess, sys
+from contextlib import suppress
+from pathlib import Path
+from flows.service.server import auth_string
+
+mount, command = sys.argv[1], sys.argv[2:]
+folder, filler = Path(mount, "idxflow"), Path(mount, "filler")
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mount], check=True)
+with suppress(OSError), filler.open("wb", buffering=0) as stream:
+    while True:
+        stream.write(bytes(4096))
+up = subprocess.run(command, env={**os.environ, "PREFECT_HOME": mount}, capture_output=True, text=True, check=False)
+with suppress(OSError):
+    sys.exit(f"expected no room for {auth_string(folder)}")
+filler.unlink()
+print(json.dumps([up.returncode, up.stderr, auth_string(folder)]))
+"""
+
+
+def test_a_full_disk_under_prefects_folder_is_said_and_leaves_no_empty_secret(mount: Path):
+    up = [str(BIN / "idxflow"), "up", "--port", str(free_port())]
+    done = in_namespace(PREFECT_HOME, str(mount), *up, alone=False)
+    assert done.returncode == 0, done.stderr
+    code, said, secret = json.loads(done.stdout)
+    assert code == 1
+    assert said.startswith(f"idxflow: Prefect's folder cannot be used: No space left on device at {mount}")
+    assert said.count("\n") == 1
+    assert len(secret) > len("idxflow:")

@@ -1,0 +1,243 @@
+"""Killed anywhere, a run is gone on with by the same command, and ends as if nothing had been.
+
+`IDXFLOW_KILLS=500` asks for more random kills than the tests need; `kills` is what a soak calls.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from storage.registry import Registry
+from storage.retention import collect
+from storage.store import Store
+from storage.verify import verify
+from tests.conftest import TinyFactory
+from tests.support import crashrun
+from tests.support.commands import Command, idxflow
+from tests.support.crashes import in_memory
+
+KILLS = int(os.environ.get("IDXFLOW_KILLS", "10"))
+KILLS_FOR_EACH_STORE = 5
+WAIT_SECONDS = 200
+
+
+@dataclass(frozen=True)
+class End:
+    """What an unbroken run ends with, and how long it took."""
+
+    weights_digest: str
+    turns: list[tuple[str, int | None]]
+    names: int
+    """Files and folders it left."""
+    seconds: float
+
+
+class Runner:
+    """Starts runs, one at a time, from a process that has imported everything (`tests.support.crashrun`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.said = folder / "said"
+        self._server = subprocess.Popen(
+            [sys.executable, crashrun.__file__],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate()
+
+    def start(self, manifest: Path, store: Store) -> int:
+        """Return the process id of a new run."""
+        assert self._server.stdin
+        assert self._server.stdout
+        print(manifest, store.root, self.said, sep="\t", file=self._server.stdin, flush=True)
+        return int(self._server.stdout.readline())
+
+    def ended(self) -> int:
+        """Wait for the run; return its exit code."""
+        assert self._server.stdout
+        return int(self._server.stdout.readline())
+
+
+def names(store: Store) -> int:
+    """Return how many files and folders there are, whatever comes and goes meanwhile."""
+    return sum(len(folders) + len(files) for _, folders, files in os.walk(store.root))
+
+
+def unbroken(runner: Runner, manifest: Path, store: Store) -> End:
+    started = time.monotonic()
+    runner.start(manifest, store)
+    assert runner.ended() == 0, runner.said.read_text()
+    return end(store, time.monotonic() - started)
+
+
+def end(store: Store, seconds: float = 0.0) -> End:
+    registry = Registry(store, "tiny")
+    champion = registry.champion()
+    assert champion
+    turns = [(turn.outcome, turn.version) for turn in registry.history() if turn.changed]
+    return End(champion.weights_digest, turns, names(store), seconds)
+
+
+def check(store: Store) -> None:
+    assert verify(store).damage == ()
+    champion = Registry(store, "tiny").champion() if store.root.exists() else None
+    assert champion is None or champion.number == 1
+
+
+def kills(runner: Runner, folder: Path, manifest: Path, count: int, seed: int = 0) -> Counter[str]:
+    """Kill `count` runs at random; return how many were killed after which step had ended.
+
+    Half of them at a random time, half as soon as the store has a random number of files and folders, which meets
+    the moments between two writes. Every store is killed several times, unless the run ends first, then gone on with
+    to the end.
+    """
+    chance = random.Random(seed)
+    met: Counter[str] = Counter()
+    whole = unbroken(runner, manifest, Store(folder / "whole"))
+    while met.total() < count:
+        store = Store(folder / "store")
+        for _ in range(min(KILLS_FOR_EACH_STORE, count - met.total())):
+            moment = _moment(chance, store, whole, by_time=chance.random() < 0.5)
+            killed = _killed(runner, runner.start(manifest, store), moment)
+            check(store)
+            if not killed:
+                break
+            met[_last_step(runner.said)] += 1
+        done = unbroken(runner, manifest, store)
+        assert (done.weights_digest, done.turns) == (whole.weights_digest, whole.turns)
+        assert verify(store).damage == ()
+        assert collect(store, "tiny").busy is False
+        assert verify(store).findings == ()
+        shutil.rmtree(store.root)
+    return met
+
+
+def _moment(chance: random.Random, store: Store, whole: End, by_time: bool) -> Callable[[], bool]:
+    there = names(store)
+    # What is there is only looked through, which takes about a third of the time.
+    done = min(1, there / whole.names)
+    until = time.monotonic() + chance.uniform(0, whole.seconds * (1 - done * 2 / 3))
+    wanted = chance.randint(there, max(there, whole.names))
+    return lambda: time.monotonic() >= until if by_time else names(store) >= wanted
+
+
+def _killed(runner: Runner, process: int, moment: Callable[[], bool]) -> bool:
+    """Kill a run at its moment; return whether it had not ended before."""
+    status = Path("/proc", str(process), "stat")
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while not moment() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            time.sleep(0.001)
+        os.kill(process, signal.SIGKILL)
+    code = runner.ended()
+    assert code in (0, -signal.SIGKILL), runner.said.read_text()
+    return code != 0
+
+
+def _last_step(said: Path) -> str:
+    """Return the last step that the run said was done."""
+    lines = [line.split(" - ", 1)[1] for line in said.read_text().splitlines() if " | tasks." in line]
+    done = [line.split(":", 1)[0].split()[0] for line in lines if line.rstrip().endswith(")")]
+    return done[-1] if done else "nothing"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with in_memory() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    with in_memory() as folder, Runner(folder) as started:
+        yield started
+
+
+@pytest.mark.timeout(500 + 40 * KILLS)
+def test_killed_at_random_and_gone_on_with_it_ends_the_same(runner: Runner, folder: Path, tiny: TinyFactory):
+    met = kills(runner, folder, tiny().manifest, KILLS)
+    sys.stdout.write(f"{KILLS} kills, by the last step that was done: {dict(met)}\n")
+    assert sum(met.values()) == KILLS
+    assert len(met) > 1
+
+
+SETTINGS = [f"{name}={json.dumps(value)}" for name, value in crashrun.TRAINING.items()]
+
+BOUNDARIES = {
+    "after an archive": ("said:fetch", signal.SIGKILL),
+    "after a split": ("said:decode", signal.SIGTERM),
+    "after the validation": ("said:validate", signal.SIGKILL),
+    "after the statistics": ("said:normalize", signal.SIGTERM),
+    "in the training": ("5-models/.*.partial/history.jsonl", signal.SIGKILL),
+    "after the training": ("said:train", signal.SIGTERM),
+    "after the evaluation": ("said:evaluate", signal.SIGKILL),
+    "after the confirmation": ("said:confirm", signal.SIGTERM),
+    "after the decision": ("registry/champion.json", signal.SIGKILL),
+}
+
+
+@pytest.mark.flow
+def test_the_command_ended_at_each_step_is_gone_on_with(
+    server: dict[str, str], runner: Runner, folder: Path, tiny: TinyFactory
+):
+    """The real command, ended at one step after the other: each time it is gone on with from there."""
+    manifest, store = tiny().manifest, Store(folder / "store")
+    command = ["run", "--dataset-file", str(manifest), "--store", str(store.root)]
+    command += [part for setting in SETTINGS for part in ("--set", setting)]
+    for name, (moment, number) in BOUNDARIES.items():
+        code, said = ended_at(moment, number, command, server, store)
+        if number == signal.SIGTERM:
+            assert code == 143, (name, said)
+            assert said.endswith(ENDED)
+            assert "Traceback" not in said
+        else:
+            assert code == -number, name
+        check(store)
+    last = idxflow(*command, "--json", env=server)
+    assert last.returncode == 0, last.stderr
+    assert json.loads(last.stdout)["champion"] == 1
+    assert end(store).weights_digest == unbroken(runner, manifest, Store(folder / "whole")).weights_digest
+    assert verify(store).damage == ()
+
+
+ENDED = "idxflow: terminated; the same command resumes\n"
+
+
+def ended_at(
+    moment: str, number: int, command: list[str], environment: dict[str, str], store: Store
+) -> tuple[int, str]:
+    """Run a command and send it a signal at a moment; return its exit code and what it said of the end."""
+    with Command(*command, env=environment) as process:
+        wait_for(lambda: reached(moment, process.said, store) or process.poll() is not None)
+        process.send_signal(number)
+        return process.wait(WAIT_SECONDS), process.errors
+
+
+def reached(moment: str, said: str, store: Store) -> bool:
+    if moment.startswith("said:"):
+        return f"\n{moment.removeprefix('said:')}" in said
+    return any(store.dataset("tiny").glob(moment))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,101 @@
+"""An address where something is to be written is refused in every way in: nothing is made in a folder named `s3:`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.collect import collect
+from flows.commands import output
+from flows.commands.cli import _main
+from flows.run import Request, prepare
+from storage.errors import ConfigError
+from storage.store import Store, store_root
+from tasks.serving.predict import load_champion
+
+ADDRESSES = ["s3://bucket/x", "gs://key:secret@bucket", "file:///srv/store", "https://host/x", "hdfs:/x"]
+CALLS: dict[str, list[str]] = {
+    "run": ["run", "--json"],
+    "validate": ["validate"],
+    "predict": ["predict", "digits", "x.png"],
+    "export": ["export", "digits"],
+    "figures": ["figures", "digits"],
+    "report": ["report", "digits"],
+    "runs": ["runs", "list", "digits"],
+    "registry": ["registry", "history", "digits"],
+    "promote": ["promote", "digits", "1", "--force", "--reason", "x"],
+    "rollback": ["rollback", "digits", "--reason", "x"],
+    "status": ["status"],
+    "doctor": ["doctor"],
+    "verify": ["verify"],
+    "gc": ["gc"],
+    "watch": ["watch", ".", "--dataset", "mnist", "--once"],
+    "up": ["up"],
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "x.png").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(code: int, said: str, here: Path) -> None:
+    assert code == 2, said
+    assert "to be a path of this machine; found an address" in said
+    assert "secret" not in said
+    assert [path.name for path in here.iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize("by", ["flag", "variable"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_an_address_as_the_store_is_refused_by_every_command(here: Path, monkeypatch, capsys, call: list[str], by: str):
+    if by == "variable":
+        monkeypatch.setenv("IDXFLOW_STORE", ADDRESSES[1])
+    code = _main([*call, *(["--store", ADDRESSES[1]] if by == "flag" else [])])
+    refused(code, capsys.readouterr().err, here)
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize(
+    "call",
+    [store_root, lambda store: prepare(Request(store=store), "a test"), lambda store: load_champion("digits", store)],
+    ids=["the store", "a run", "Python"],
+)
+def test_any_address_is_refused_also_as_a_parameter_of_a_deployment(here: Path, address: str, call: Callable):
+    with pytest.raises(ConfigError) as caught:
+        call(address)
+    refused(caught.value.exit_code, str(caught.value), here)
+
+
+def test_the_scheduled_removal_refuses_it_too(here: Path):
+    with pytest.raises(ConfigError) as caught:
+        collect.fn(store=ADDRESSES[0])
+    refused(caught.value.exit_code, str(caught.value), here)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["predict", "digits", "x.png", "--out", "s3://bucket/x.parquet"],
+        ["export", "digits", "--out", "s3://bucket/x"],
+    ],
+    ids=lambda call: call[0],
+)
+def test_an_address_to_write_to_is_refused(here: Path, monkeypatch, capsys, tmp_path_factory, call: list[str]):
+    monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path_factory.mktemp("store")))
+    refused(_main(call), capsys.readouterr().err, here)
+
+
+def test_an_address_for_a_picture_or_a_report_is_refused(here: Path):
+    with pytest.raises(ConfigError) as caught:
+        output.destination("--out", Path("s3://bucket/x.png"), (".png",), Store(here / "store"), force=False)
+    refused(caught.value.exit_code, str(caught.value), here)
+
+
+def test_a_path_with_a_colon_is_a_path(here: Path):
+    for name in ("a:b", "C:/x", "store 12:30", "./s3:/x"):
+        assert store_root(name) == here / name

@@ -1,0 +1,164 @@
+"""Too little memory for real: limits that the process meets in words, and the kernel's kill, which leaves it none.
+
+The child takes the real hops without Prefect; the limit is set when training begins, so that all before it is done.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from storage.errors import IdxflowError
+from storage.files import sha256_of
+from storage.registry import Registry
+from storage.store import Store
+from storage.verify import verify
+from tasks import train
+from tasks.model import network
+from tests.conftest import write_tiny
+from tests.support.memory import bytes_of_process
+from tests.support.runs import carried_out
+from tests.support.servers import ROOT, clean_environment
+
+WIDE = [3000, 3000]
+"""9.2 million weights: 37 MB, and as much again for each of what training keeps beside them."""
+SPEAKABLE = 50_000_000
+"""Bytes that are free when training begins: the rows and the arrays of the weights do not fit."""
+UNSPEAKABLE = 100_000_000
+"""The same where the kernel kills: more than an idle process needs, less than training does."""
+CGROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+LIMITS = "memory.limit_in_bytes", "memory.max"
+
+
+def child(manifest: Path, store: Path) -> None:
+    """Run as a program: train a wide network with what the parent grants; say it like the command line."""
+    network.tensorflow()
+    original = train.train_into
+
+    def limited(folder: Path, training: train.Training) -> object:
+        if os.environ["LIMIT"] == "address space":
+            resource.setrlimit(resource.RLIMIT_AS, (bytes_of_process(0) + SPEAKABLE,) * 2)
+        else:
+            sys.stdout.write("training\n")
+            sys.stdout.flush()
+            sys.stdin.readline()
+        return original(folder, training)
+
+    train.train_into = limited  # type: ignore[assignment]
+    try:
+        carried_out(Store(store), manifest, hidden=WIDE)
+    except IdxflowError as error:
+        sys.stderr.write(f"idxflow: {type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a manifest and the store of one run that had memory."""
+    folder = tmp_path_factory.mktemp("first")
+    carried_out(Store(folder / "store"), write_tiny(folder).manifest)
+    return folder
+
+
+@pytest.fixture
+def copy(first: Path, tmp_path: Path) -> Store:
+    shutil.copytree(first / "store", tmp_path / "store")
+    return Store(tmp_path / "store")
+
+
+def begin(first: Path, store: Store, limit: str) -> subprocess.Popen:
+    program = "import sys; from pathlib import Path; from tests.faults.test_memory_kill import child; "
+    program += "child(*map(Path, sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(first / "tiny.toml"), str(store.root)],
+        cwd=ROOT,
+        env={**clean_environment(store.root.parent), "LIMIT": limit, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train_until_killed(process: subprocess.Popen) -> None:
+    """Let the process train in a control group too small for that, or kill it at that size where there is no leave."""
+    group = control_group(process.pid)
+    most = bytes_of_process(1, process.pid) + UNSPEAKABLE
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError):
+            if group is None and bytes_of_process(1, process.pid) > most:
+                process.kill()
+        time.sleep(0.01)
+    if group:
+        group.rmdir()
+
+
+def control_group(pid: int) -> Path | None:
+    """Put `pid` into a control group that may take `UNSPEAKABLE` bytes more; None where that is not allowed."""
+    for place, limit in zip(CGROUPS, LIMITS, strict=True):
+        group = place / f"idxflow-tests-{pid}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            for name, value in ((limit, UNSPEAKABLE), ("cgroup.procs", pid)):
+                # Only if it is there: elsewhere than in a control group it would become a file.
+                with (group / name).open("r+") as stream:
+                    stream.write(str(value))
+            return group
+        except OSError:
+            group.rmdir()
+    return None
+
+
+def published(store: Store) -> dict[str, str]:
+    """Return the digest of every file that has its final name."""
+    files = [path for path in store.root.rglob("*") if path.is_file()]
+    final = [path for path in files if not any(part.startswith(".") for part in path.relative_to(store.root).parts)]
+    return {str(path.relative_to(store.root)): sha256_of(path) for path in final if path.suffix != ".lock"}
+
+
+def assert_unharmed(store: Store, before: dict[str, str]) -> None:
+    after = published(store)
+    assert {name: after.get(name) for name in before} == before
+    assert not verify(store).damage
+    assert Registry(store, "tiny").champion().number == 1
+
+
+def test_where_it_still_can_speak_it_says_for_what_there_is_no_memory(first: Path, copy: Store):
+    before = published(copy)
+    with begin(first, copy, "address space") as process:
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors
+    said = [line for line in errors.splitlines() if line.startswith("idxflow: ")]
+    assert len(said) == 1, errors
+    assert said[0].startswith("idxflow: TrainingFailed: tiny: expected memory for 9,204,003 weights and 120 rows")
+    assert "hidden layers" in said[0]
+    assert_unharmed(copy, before)
+    assert carried_out(copy, first / "tiny.toml", seed=2).model
+
+
+def test_the_kernels_kill_harms_nothing_and_the_next_run_succeeds(first: Path, copy: Store):
+    before = published(copy)
+    with begin(first, copy, "kernel") as process:
+        assert process.stdout.readline() == "training\n"
+        train_until_killed(process)
+    assert process.returncode == -signal.SIGKILL
+    assert_unharmed(copy, before)
+    record = carried_out(copy, first / "tiny.toml", seed=2)
+    assert record.model
+    assert record.failure is None
+    assert not verify(copy).damage

@@ -1,0 +1,373 @@
+"""Other users of the machine, and pages in a browser: neither can use a Prefect server that idxflow starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from storage.files import locked
+from tests.conftest import BROWSER_FLAGS, PATIENCE_MS, browser_program
+from tests.service.test_up import Service, going
+from tests.support import stranger
+from tests.support.commands import idxflow
+from tests.support.faultserver import FaultServer, good
+from tests.support.operated import until
+from tests.support.servers import BIN, HTTP, clean_environment, free_port, is_starting
+from tests.support.terminal import typed, user
+
+pytestmark = pytest.mark.flow
+
+SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A home that others can enter, as most are."""
+    if os.getuid() != 0:
+        pytest.skip("needs to be root, to be another user as well")
+    folder = Path(tempfile.mkdtemp(prefix="idxflow-strangers-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def place(home: Path) -> dict[str, str]:
+    (home / "up").mkdir()
+    return clean_environment(
+        home / "up",
+        IDXFLOW_STORE=str(home / "up" / "store"),
+        PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api",
+        PREFECT_WORKER_QUERY_SECONDS="2",
+    )
+
+
+@pytest.fixture(scope="module")
+def service(place: dict[str, str], home: Path) -> Iterator[Service]:
+    with going(place, home / "up.log") as service:
+        yield service
+
+
+def children(process: int) -> list[int]:
+    """All processes that a process has started, and that these have."""
+    found = []
+    for tasks in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in tasks.read_text().split():
+            found += [int(child), *children(int(child))]
+    return found
+
+
+def ports(process: int) -> list[int]:
+    """The ports that a process and its children listen on."""
+    held = set()
+    for one in (process, *children(process)):
+        for file in Path(f"/proc/{one}/fd").iterdir():
+            try:
+                held.add(str(file.readlink()))
+            except FileNotFoundError:
+                continue
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in held:
+                found.add(int(words[1].rpartition(":")[2], 16))
+    return sorted(found)
+
+
+def attack(ports: list[int], marker: Path, *folders: Path) -> dict[str, Any]:
+    asked = {"ports": ports, "folders": [str(folder) for folder in folders], "marker": str(marker)}
+    command = [sys.executable, "-I", stranger.__file__, json.dumps(asked)]
+    ended = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["user"] == pwd.getpwnam("nobody").pw_uid
+    return found
+
+
+def secrets(process: int) -> set[str]:
+    """What is secret in the environments of a process and its children."""
+    found = set()
+    for one in (process, *children(process)):
+        words = Path(f"/proc/{one}/environ").read_bytes().decode("latin-1").split("\0")
+        found |= {word.partition("=")[2] for word in words if "AUTH_STRING=" in word}
+    return found
+
+
+def nothing_came_of(found: dict[str, Any], secret: set[str], said: str) -> None:
+    assert found["worked"] == []
+    assert not [path for path in found["read"] if "prefect" in path]
+    shown = "".join([found["commands"], *found["read"].values(), said])
+    assert secret
+    for one in secret:
+        assert one.partition(":")[2] not in shown
+
+
+@contextmanager
+def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A command that has started all it starts, and waits for another run, as it may for hours."""
+    store = Path(environment["IDXFLOW_STORE"])
+    with locked(store / "digits" / "locks" / "in-use.lock"):
+        log = store.with_suffix(".log")
+        with log.open("wb") as output:
+            command = [str(BIN / "idxflow"), name, "digits"]
+            process = subprocess.Popen(command, env=environment, cwd="/", stdout=output, stderr=subprocess.STDOUT)
+        try:
+            until(lambda: b"waiting" in log.read_bytes() or process.poll() is not None)
+            assert process.poll() is None, log.read_text()
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(SECONDS)
+
+
+def test_a_command_s_own_server_is_nobody_else_s(home: Path):
+    commands = ("run", "validate")
+    with ExitStack() as stack:
+        found, secret, folders = [], set(), []
+        for name in commands:
+            (home / name).mkdir()
+            environment = clean_environment(home / name, IDXFLOW_STORE=str(home / name / "store"))
+            process = stack.enter_context(waiting(name, environment))
+            assert ports(process.pid)
+            # It keeps no other server from starting, as that of `idxflow up`, while it waits.
+            assert not is_starting(Path(environment["PREFECT_HOME"]))
+            found += ports(process.pid)
+            secret |= secrets(process.pid)
+            folders.append(Path(environment["PREFECT_HOME"]))
+        assert len(secret) == len(commands)
+        folders += Path(tempfile.gettempdir()).glob("idxflow-prefect-*")
+        came = attack(found, home / "marker", *folders)
+    nothing_came_of(came, secret, "".join((home / name / "store.log").read_text() for name in commands))
+
+
+def test_the_server_of_up_is_nobody_else_s(home: Path, service: Service, place: dict[str, str]):
+    prefect = Path(place["PREFECT_HOME"])
+    came = attack(ports(service.process.pid), home / "marker", prefect)
+    logs = "".join(path.read_text() for path in (prefect / "idxflow").glob("*.log"))
+    nothing_came_of(came, secrets(service.process.pid), service.said + logs)
+    # Not even while it is being started again is its port free.
+    os.kill(service.pid("server"), signal.SIGKILL)
+    assert not stranger.can_listen(urlsplit(place["PREFECT_API_URL"]).port or 0)
+    until(lambda: "server started again" in service.said)
+    assert not (home / "marker").exists()
+
+
+def test_a_run_uses_the_server_of_up_and_starts_none(service: Service, place: dict[str, str]):
+    environment = {name: value for name, value in place.items() if name != "PREFECT_API_URL"}
+    # Schedules may make runs meanwhile, but none of this flow.
+    of_this_flow = {"flows": {"name": {"any_": ["validate"]}}}
+    before = len(service.post("flow_runs/filter", of_this_flow))
+    with waiting("validate", environment) as process:
+        assert ports(process.pid) == []
+        assert len(service.post("flow_runs/filter", of_this_flow)) == before + 1
+    assert "using the Prefect server of `idxflow up` at" in Path(place["IDXFLOW_STORE"]).with_suffix(".log").read_text()
+
+
+def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
+    service: Service, place: dict[str, str], home: Path
+):
+    lines = re.search(r"in another terminal:\n((?:  .*\n)+)", service.said)
+    assert lines
+    # In a fresh terminal of somebody who has never used Prefect; `up` knows whether its programs are on the PATH.
+    new = user(home / "new", PATH=place["PATH"], TERM="dumb", COLUMNS="200")
+    (home / "new").mkdir()
+    first = typed(["bash", "-euc", lines[1]], new, home)
+    assert first.code == 0, first.said
+    assert "finished successfully in 'Completed'" in first.said
+    assert "digits: ok" in first.said
+    assert "usage data" not in first.said
+    assert first.asked == frozenset()
+    # What these lines set is as good for all other commands.
+    doctor = f"{lines[1].partition('  prefect ')[0]}\nexport PREFECT_HOME={place['PREFECT_HOME']}\nidxflow doctor"
+    others = ["bash", "-uc", f"{doctor} --store {place['IDXFLOW_STORE']}; idxflow up --no-auth"]
+    second = subprocess.run(others, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
+    assert "is already running" in second.stdout, second.stderr
+    assert "--no-auth has no effect on what runs already" in second.stdout
+    assert "wants an auth string" not in second.stdout
+    assert second.stderr == ""
+
+
+def test_what_is_advised_works_for_somebody_who_has_exported_nothing(
+    service: Service, place: dict[str, str], home: Path
+):
+    """Prefect's own command would start a server that asks nobody for a password, on the database of `up`."""
+    exported = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
+    environment = {name: value for name, value in place.items() if name not in exported}
+
+    def said_by_doctor() -> dict[str, str]:
+        found = json.loads(idxflow("doctor", "--json", env=environment).stdout)["findings"]
+        return {finding["what"]: finding["remedy"] for finding in found}
+
+    service.ask("PATCH", "work_pools/idxflow", json={"is_paused": True})
+    advice = said_by_doctor()["worker"]
+    assert advice == "idxflow prefect work-pool resume idxflow"
+    done = subprocess.run(
+        [BIN / "idxflow", *advice.split()[1:]], env=environment, cwd="/", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "temporary server" not in done.stdout + done.stderr
+    assert not said_by_doctor()["worker"]
+    # Where there is no server, none is started.
+    (home / "empty").mkdir()
+    refused = idxflow("prefect", "deployment", "ls", env=clean_environment(home / "empty"))
+    assert refused.returncode == 1
+    assert "found none; start one with `idxflow up`" in refused.stderr
+
+
+PAGE = """<!doctype html><iframe name="hidden"></iframe><script>
+const pool = name => JSON.stringify({ name, type: "process" });
+async function attack(api) {
+  const tries = {};
+  const ask = async (how, path, more) => {
+    try {
+      const answer = await fetch(api + path, more);
+      tries[how] = answer.type === "opaque" ? "sent" : answer.status;
+    } catch (error) { tries[how] = "refused"; }
+  };
+  for (const mode of ["cors", "no-cors"]) {
+    const post = { method: "POST", mode };
+    await ask(mode + " without a type", "/work_pools/", { ...post, body: new Blob([pool(mode + "-blob")]) });
+    await ask(mode + " as text", "/work_pools/", { ...post, body: pool(mode + "-text") });
+    await ask(mode + " read", "/admin/version", { mode });
+  }
+  const headers = { "Content-Type": "application/json" };
+  await ask("as JSON", "/work_pools/", { method: "POST", headers, body: pool("json") });
+  await ask("delete", "/work_pools/idxflow", { method: "DELETE" });
+  navigator.sendBeacon(api + "/work_pools/", new Blob([pool("beacon")]));
+  const form = document.createElement("form");
+  Object.assign(form, { method: "POST", action: api + "/work_pools/", enctype: "text/plain", target: "hidden" });
+  const begun = '{"name":"form","type":"process","description":"';
+  const field = Object.assign(document.createElement("input"), { name: begun, value: '"}' });
+  form.append(field); document.body.append(form); form.submit();
+  const event = { event: "idxflow.inbox.complete", occurred: new Date().toISOString(), id: crypto.randomUUID(),
+    resource: { "prefect.resource.id": "idxflow.inbox.page" }, payload: {} };
+  for (const protocols of [[], ["prefect"]])
+    tries["websocket " + protocols] = await new Promise(done => {
+      const socket = new WebSocket(api.replace("http", "ws") + "/events/in", protocols);
+      socket.onopen = () => {
+        socket.send(JSON.stringify({ type: "auth", token: null })); socket.send(JSON.stringify(event)); done("open");
+      };
+      socket.onerror = () => done("refused");
+    });
+  return tries;
+}
+</script>"""
+
+
+@pytest.mark.browser
+def test_a_page_of_another_port_changes_and_reads_nothing(browser: Any, server: dict[str, str]):
+    """Of a server that asks nobody who he is: what the guard does by itself."""
+    api = server["PREFECT_API_URL"]
+    with FaultServer({"/": good(PAGE.encode(), Content_Type="text/html")}) as other:
+        page = browser.new_page()
+        page.goto(other.url("/"))
+        tries = page.evaluate("api => attack(api)", api)
+        page.wait_for_function("() => frames.length")
+        # The form is sent when its frame has loaded.
+        until(lambda: page.frames[1].url.startswith(("http://127", "chrome-error")))
+        page.close()
+    assert set(tries.values()) == {"refused"}, tries
+    pools = HTTP.post(f"{api}/work_pools/filter", json={}, timeout=60).json()
+    assert not {pool["name"] for pool in pools} & {"cors-blob", "cors-text", "no-cors-blob", "no-cors-text", "json"}
+    assert not [pool for pool in pools if pool["name"] in ("beacon", "form")]
+    wanted = {"filter": {"event": {"name": ["idxflow.inbox.complete"]}, "resource": {"id": ["idxflow.inbox.page"]}}}
+    assert HTTP.post(f"{api}/events/filter", json=wanted, timeout=60).json()["events"] == []
+
+
+@pytest.mark.browser
+def test_a_name_that_is_made_to_lead_here_is_refused(browser: Any, server: dict[str, str]):
+    """DNS rebinding: for the browser, the page and the server are of one origin."""
+    port = urlsplit(server["PREFECT_API_URL"]).port
+    flags = [*BROWSER_FLAGS[:-1], "--host-resolver-rules=MAP evil.example 127.0.0.1"]
+    rebound = browser.browser_type.launch(executable_path=browser_program(), args=flags, timeout=PATIENCE_MS)
+    try:
+        page = rebound.new_page()
+        answer = page.goto(f"http://evil.example:{port}/api/admin/version", timeout=PATIENCE_MS)
+        assert answer.status == 421
+        status = "path => fetch(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: '{}' })"
+        assert page.evaluate(f"{status}.then(answer => answer.status)", "/api/flows/filter") == 421
+    finally:
+        rebound.close()
+    raw = HTTP.get(f"http://127.0.0.1:{port}/api/health", headers={"Host": f"evil.example:{port}"}, timeout=60)
+    assert raw.status_code == 421
+
+
+def test_the_owner_s_commands_find_the_secret_themselves(service: Service, place: dict[str, str]):
+    """`PREFECT_API_URL` is exported, as `up` says, and nothing else."""
+    told = idxflow("validate", "digits", env=place)
+    assert told.returncode == 0, told.stderr
+    wrong = {**place, "PREFECT_API_AUTH_STRING": "somebody:else"}
+    told = idxflow("validate", "digits", env=wrong)
+    assert told.returncode == 1
+    assert "wants an auth string, and found another" in told.stderr
+
+
+def test_another_port_is_no_way_to_a_second_server_on_the_same_database(service: Service, place: dict[str, str]):
+    words = [BIN / "idxflow", "up", "--port", str(free_port())]
+    told = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    api = place["PREFECT_API_URL"]
+    assert f"prefect.db; found that of `idxflow up` at {api}; end that one first" in told.stderr
+
+
+@pytest.fixture(scope="module")
+def link(service: Service, place: dict[str, str]) -> str:
+    """What `idxflow up` prints for the browser when it is typed again."""
+    again = subprocess.run([BIN / "idxflow", "up"], env=place, cwd="/", capture_output=True, text=True, check=True)
+    found = re.search(r"http://\S+/enter#\S+", again.stdout)
+    assert found, again.stdout
+    return found[0]
+
+
+@pytest.mark.browser
+def test_a_person_is_let_in_by_a_link_once_and_nothing_is_asked_outside(
+    browser: Any, service: Service, place: dict[str, str], link: str
+):
+    ui = place["PREFECT_API_URL"].removesuffix("/api")
+    asked: set[str | None] = set()
+    context = browser.new_context()
+    page = context.new_page()
+    page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+    page.goto(link)
+    page.wait_for_url("**/v2/dashboard")
+    page.get_by_text("Logout").wait_for()
+    page.goto(f"{ui}/v2/runs")
+    page.get_by_role("link", name=re.compile("digits")).first.wait_for()
+    # A change, which needs a token.
+    page.goto(f"{ui}/v2/variables")
+    page.get_by_role("button", name="Add Variable").first.click()
+    page.get_by_label("Name").first.fill("by_hand")
+    page.locator(".cm-content").first.fill("1")
+    page.get_by_role("button", name="Create").click()
+    page.get_by_text("Variable created").wait_for()
+    # The older pages know him as well.
+    page.goto(f"{ui}/runs")
+    page.get_by_text("Switch to V2 UI").wait_for()
+    assert asked - {None} == {"127.0.0.1"}
+    context.close()
+    logs = "".join(path.read_text() for path in (Path(place["PREFECT_HOME"]) / "idxflow").glob("*.log"))
+    assert link.partition("#")[2] not in logs + service.said
+
+
+@pytest.mark.browser
+def test_a_link_that_was_used_says_so(browser: Any, link: str):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(link)
+    page.get_by_text("This link was used before, or is older than 15 minutes.").wait_for()
+    context.close()

@@ -1,0 +1,309 @@
+"""The flow itself, called as a function: what ends how, and what is left behind."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.events.worker import EventsWorker
+from prefect.flow_runs import resume_flow_run
+
+from flows import retrain as flows
+from flows.retrain import retrain, retrain_arrival, validate_dataset
+from flows.run import RunFailed
+from storage.ledger import Ledger
+from storage.registry import Registry
+from storage.store import Store
+from storage.verify import verify
+from tests.conftest import TinyFactory
+from tests.support.operated import LAST_DAY, post, until
+from tests.support.runs import message_of
+from tests.support.servers import BIN
+
+pytestmark = pytest.mark.flow
+
+QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
+
+
+@pytest.fixture
+def run(results: Path, store: Store, tiny: TinyFactory):
+    """Run the flow on a tiny data set; returns Prefect's state and the outcome."""
+
+    def call(manifest: Path, force: bool = False, **training: Any) -> tuple[Any, dict[str, Any]]:
+        where = {"dataset_file": str(manifest), "store": str(store.root)}
+        state = retrain(**where, training=QUICK | training, force=force, return_state=True)
+        return state, outcome(state)
+
+    return call
+
+
+def outcome(state: Any) -> dict[str, Any]:
+    result = state.result(raise_on_failure=False)
+    return result.outcome if isinstance(result, RunFailed) else result
+
+
+def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFactory, server: dict[str, str]):
+    manifest = tiny().manifest
+    state, first = run(manifest)
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+    assert state.message == first["sentence"] == "promoted v1: the first model above the floors"
+    assert Registry(store, "tiny").champion().number == 1
+
+    state, second = run(manifest)
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+    assert second["state"] == "unchanged"
+    assert second["sentence"].startswith("unchanged since v1")
+    assert second["report"] == first["report"]
+    assert all(step["reused"] for step in second["steps"].values())
+
+    _, third = run(manifest, seed=2)
+    assert third["state"] in ("promoted", "kept")
+    assert third["version"] == 2
+    assert third["steps"]["train"]["reason"] == "seed 1 → 2, new normalization"
+    ledger = Ledger(store, "tiny")
+    assert [r["state"] for r in ledger.read("runs")] == ["promoted", "unchanged", third["state"]]
+    _, again = run(manifest)
+    assert (again["state"], again["version"], again["report"]) == ("unchanged", 1, first["report"])
+    assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
+    runs = {found["run"] for found in (first, second, third, again)}
+    events = until(lambda: found if len(found := decided(server, runs)) > 1 else None)
+    assert sorted(events) == sorted([("promoted", first["run"]), (third["state"], third["run"])])
+
+
+def decided(server: dict[str, str], runs: set[str]) -> list[tuple[str, str]]:
+    """Return the events about models that the server has of these runs."""
+    EventsWorker.drain_all()
+    resource = {"id": ["idxflow.model.tiny"]}
+    found = post(server, "events/filter", {"filter": {"resource": resource, "occurred": LAST_DAY}, "limit": 50})
+    about = [(event["event"].rpartition(".")[2], event["payload"]["run"]) for event in found["events"]]
+    return [(outcome, run) for outcome, run in about if run in runs]
+
+
+def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny().manifest
+    _, first = run(manifest)
+    state, forced = run(manifest, force=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+    steps = forced["steps"]
+    assert {name for name, step in steps.items() if not step["reused"]} >= {"train", "publish"}
+    assert steps["decode train"]["reused"]
+    assert (forced["version"], forced["champion"]) == (2, 1)
+    assert "the same answers" in forced["sentence"]
+    assert forced["report"] != first["report"]
+    versions = Registry(store, "tiny").versions()
+    assert versions[0].weights_digest == versions[1].weights_digest, "the same training gives the same weights"
+    assert verify(store).findings == ()
+
+
+def test_runs_are_named_and_tagged_by_what_was_decided(run: Any, tiny: TinyFactory):
+    _, found = run(tiny().manifest)
+    with get_client(sync_client=True) as client:
+        flow_run = next(r for r in client.read_flow_runs() if found["run"] in r.name)
+    assert flow_run.name == f"tiny {found['run']} promoted v1"
+    assert "promoted" in flow_run.tags
+
+
+def test_refusals_say_what_was_refused_and_set_off_what_waits_for_failed_runs(run: Any, tiny: TinyFactory):
+    """Automations as the UI makes them, "flow run enters Failed", and by the tag."""
+    cases: dict[str, dict[str, Any]] = {
+        "data refused": {"arrays": {"test-labels": np.full(30, 9, np.uint8)}},
+        "model refused": {"manifest": "[floors]\naccuracy = 1.0\nclass_recall = 1.0"},
+    }
+    with failures_noted() as noted:
+        for words, case in cases.items():
+            state, found = run(tiny(**case).manifest, epochs=1, learning_rate=1e-6)
+            assert (state.type.value, state.name) == ("FAILED", "Failed")
+            assert words in state.message
+            with get_client(sync_client=True) as client:
+                flow_run = next(r for r in client.read_flow_runs() if str(found["run"]) in r.name)
+            assert flow_run.name == f"tiny {found['run']} {words}"
+            assert "refused" in flow_run.tags
+        state, _ = run(tiny().manifest, validation_fraction=0.999)
+        assert (state.type.value, state.name) == ("FAILED", "Failed")
+        state, _ = run(tiny().manifest)
+        assert (state.type.value, state.name) == ("COMPLETED", "Completed")
+        until(lambda: noted() >= 3)
+        assert noted() == 3
+
+
+@contextmanager
+def failures_noted() -> Iterator[Callable[[], int]]:
+    """Have an automation wait for failed runs, as the UI makes it; yield what counts how often it was set off."""
+    trigger = {
+        "type": "event",
+        "posture": "Reactive",
+        "expect": ["prefect.flow-run.Failed"],
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": 0,
+    }
+    name = f"flow run enters Failed {uuid4()}"
+    wanted = {"filter": {"event": {"name": ["prefect.automation.triggered"]}, "occurred": LAST_DAY}}
+    with get_client(sync_client=True) as client:
+        body = {"name": name, "trigger": trigger, "actions": [{"type": "do-nothing"}]}
+        made = client.request("POST", "/automations/", json=body).json()["id"]
+
+        def count() -> int:
+            events = client.request("POST", "/events/filter", json=wanted).json()["events"]
+            return sum(event["resource"]["prefect.resource.name"] == name for event in events)
+
+        try:
+            yield count
+        finally:
+            client.request("DELETE", "/automations/{id}", path_params={"id": made})
+
+
+def test_a_rollback_stands_and_the_next_report_says_so(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny(manifest='[gate]\npolicy = "not_worse"\nmargin = 1.0\nmax_class_loss = 1.0').manifest
+    run(manifest, epochs=1, learning_rate=0.001)
+    _, second = run(manifest)
+    assert second["champion"] == 2
+    command = [str(BIN / "idxflow"), "rollback", "tiny", "--reason", "class 1 <worse>", "--store", str(store.root)]
+    subprocess.run(command, check=True, capture_output=True)
+    _, again = run(manifest)
+    assert (again["state"], again["champion"]) == ("unchanged", 1)
+    _, other = run(manifest, seed=3)
+    page = Path(other["report"]).read_text()
+    assert "changed by hand" in page
+    assert "class 1 &lt;worse&gt;" in page
+
+
+def answer(promote: bool, reason: str) -> threading.Thread:
+    """Answer the first flow run that pauses, as the form in the Prefect UI does."""
+
+    def look() -> None:
+        paused = FlowRunFilter(state={"type": {"any_": ["PAUSED"]}})
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            with get_client(sync_client=True) as client:
+                found = client.read_flow_runs(flow_run_filter=paused)
+            if found:
+                resume_flow_run(found[0].id, run_input={"promote": promote, "reason": reason})
+                return
+            time.sleep(0.3)
+
+    # Prefect keeps its settings in a context variable, which a new thread does not have.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,))
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("promote", "said"), [(True, "promoted by a person"), (False, "declined by a person")])
+def test_a_person_decides_where_the_policy_is_ask(run: Any, store: Store, tiny: TinyFactory, promote: bool, said: str):
+    manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.2').manifest
+    thread = answer(promote, "looked at it")
+    _, found = run(manifest)
+    thread.join()
+    assert found["state"] == ("promoted" if promote else "kept")
+    assert f"{said}: looked at it" in found["sentence"]
+    assert (Registry(store, "tiny").champion() is not None) == promote
+
+
+def test_no_answer_in_time_keeps_the_champion(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.0003').manifest
+    _, found = run(manifest)
+    assert found["state"] == "kept"
+    assert "no person approved it" in found["sentence"]
+    assert Registry(store, "tiny").champion() is None
+
+
+def test_the_report_of_a_run_that_was_deleted_is_made_again(run: Any, tiny: TinyFactory):
+    manifest = tiny().manifest
+    _, first = run(manifest)
+    Path(first["report"]).unlink()
+    _, second = run(manifest)
+    assert second["state"] == "unchanged"
+    assert Path(second["report"]).is_file()
+
+
+def test_refused_data_fails_the_run_before_training_with_a_report(run: Any, store: Store, tiny: TinyFactory):
+    labels = (np.arange(120) % 3).astype(np.uint8)
+    labels[7] = 200
+    state, found = run(tiny(arrays={"train-labels": labels}).manifest)
+    assert state.type.value == "FAILED"
+    assert state.message == message_of(found)
+    assert (found["state"], found["error"]["exit_code"]) == ("refused", 3)
+    assert not list(store.entries("tiny", "train").glob("*"))
+    report = json.loads(Path(found["report"]).with_name("report.json").read_text())
+    assert report["verdict"]["outcome"] == "refused"
+
+
+@pytest.mark.remedies("flows.run:refuse_if_below_floor")
+def test_a_model_below_the_floor_is_never_champion(run: Any, store: Store, tiny: TinyFactory):
+    good = tiny()
+    run(good.manifest)
+    strict = good.manifest.read_text() + "[floors]\naccuracy = 1.0\n"
+    good.manifest.write_text(strict)
+    state, found = run(good.manifest, epochs=1, learning_rate=1e-6)
+    assert state.type.value == "FAILED"
+    assert (found["state"], found["error"]["exit_code"], found["champion"]) == ("refused", 5, 1)
+    assert Registry(store, "tiny").champion().number == 1
+    # With lower floors it is compared with the champion.
+    good.manifest.write_text(strict.replace("1.0", "0.0") + "class_recall = 0.0\n")
+    _, found = run(good.manifest, epochs=1, learning_rate=1e-6)
+    assert (found["state"], found["error"]) == ("kept", None)
+
+
+@pytest.mark.parametrize("broken", ["normalize", "train", "evaluate", "decide", "publish"])
+def test_a_bug_in_a_task_is_a_failed_run_not_a_completed_one(
+    run: Any, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, broken: str
+):
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(flows, broken, fails)
+    state, found = run(tiny().manifest)
+    assert state.type.value == "FAILED"
+    assert found["state"] == "failed"
+    assert found["error"] == {"kind": "RuntimeError", "sentence": "unexpected RuntimeError: a bug", "exit_code": 1}
+    # The report tells what the run found out up to there.
+    assert bool(found["report"]) == (broken != "publish")
+
+
+def test_a_report_that_cannot_be_shown_does_not_hide_why_the_run_failed(
+    run: Any, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(flows, "publish", fails)
+    labels = np.full(120, 200, np.uint8)
+    _, found = run(tiny(arrays={"train-labels": labels}).manifest)
+    assert found["error"]["kind"] == "ValidationFailed"
+
+
+def test_a_wrong_manifest_is_a_failed_run_with_the_sentence(results: Path, tmp_path: Path):
+    state = retrain(dataset_file=str(tmp_path / "none.toml"), return_state=True)
+    assert state.type.value == "FAILED"
+    assert "expected a manifest in TOML" in state.message
+    assert outcome(state)["error"]["exit_code"] == 2
+
+
+def test_a_set_that_the_store_does_not_have_is_said(results: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IDXFLOW_STORE", str(store.root))
+    state = retrain_arrival("digits", "20260101-000000-00000000", return_state=True)
+    assert state.type.value == "FAILED"
+    assert state.message == (
+        f"expected the set 20260101-000000-00000000 of digits in the ledger of {store.root}, which this run keeps "
+        "everything in; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or "
+        "IDXFLOW_STORE"
+    )
+
+
+def test_validation_alone_stops_before_training(results: Path, store: Store, tiny: TinyFactory):
+    state = validate_dataset(dataset_file=str(tiny().manifest), store=str(store.root), return_state=True)
+    assert outcome(state)["state"] == "valid"
+    assert not store.entries("tiny", "normalize").exists()

@@ -1,0 +1,91 @@
+"""What a run does not do, counted: an unchanged one reads no source, decodes nothing and imports no heavy library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.preload import needed
+from flows.run import Request
+from storage.runtime import code_digests
+from storage.store import Store
+from tasks.model import network
+from tests.conftest import TinyFactory
+from tests.support.runs import QUICK, whole_run
+
+HEAVY = {"tensorflow", "keras", "great_expectations", "pandas", "sklearn", "scipy", "matplotlib"}
+
+# The flow in a process of its own; says which libraries it loaded, which files it opened, how each step ended.
+COUNTED = """
+import json, logging, sys
+
+opened = []
+sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "open" else None)
+
+from flows import retrain
+from flows.run import Request
+from storage.formats import idx
+from tests.support.crashrun import leave_out_prefect
+
+leave_out_prefect()
+begun, readers, make = len(opened), [], idx.Reader.__init__
+idx.Reader.__init__ = lambda self, *given: (readers.append(str(given[0])), make(self, *given))[1]
+ended = retrain._carry_out(Request("digits", training={"epochs": 2}, store=sys.argv[1]), retrain._to_decision).data
+print(json.dumps({
+    "modules": sorted({name.split(".")[0] for name in sys.modules}),
+    "opened": opened[begun:],
+    "decoded": readers,
+    "made": [name for name, step in ended["steps"].items() if not step["reused"]],
+    "state": ended["state"],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """The first run of `digits`, and the same again."""
+    store = tmp_path_factory.mktemp("unchanged") / "store"
+    command = [sys.executable, "-c", COUNTED, str(store)]
+    found = {}
+    for name in ("first", "again"):
+        ended = subprocess.run(command, cwd=code_digests.ROOT, capture_output=True, text=True, check=True)
+        found[name] = json.loads(ended.stdout)
+    return found
+
+
+def test_the_unchanged_run_imports_no_heavy_library(runs: dict[str, dict]):
+    assert set(runs["first"]["modules"]) >= HEAVY - {"matplotlib"}
+    assert not set(runs["again"]["modules"]) & HEAVY
+
+
+def test_the_unchanged_run_makes_nothing(runs: dict[str, dict]):
+    assert (runs["first"]["state"], len(runs["first"]["made"])) == ("promoted", 12)
+    assert (runs["again"]["state"], runs["again"]["made"]) == ("unchanged", [])
+
+
+def test_the_unchanged_run_decodes_no_archive_and_opens_none_of_its_source(runs: dict[str, dict]):
+    """It reads what the store keeps, to see that it is whole; nothing else."""
+    assert len(runs["first"]["decoded"]) == 4
+    assert any("0-inbox" in path for path in runs["first"]["opened"])
+    assert runs["again"]["decoded"] == []
+    assert not [path for path in runs["again"]["opened"] if "0-inbox" in path or "sklearn" in path]
+
+
+def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: TinyFactory):
+    manifest = str(tiny().manifest)
+
+    def imported(force: bool = False, **training: object) -> list[str]:
+        request = Request(dataset_file=manifest, training=QUICK | training, store=str(store.root), force=force)
+        return [f"{load.__module__}.{load.__name__}" for load in needed(request)]
+
+    training = [f"{network.__name__}.tensorflow"]
+    assert imported() == ["expectations.check.prepare", *training]
+    whole_run(store, Path(manifest))
+    assert imported() == []
+    assert imported(memory="1GiB") == []
+    assert imported(seed=5) == training
+    assert imported(force=True) == training

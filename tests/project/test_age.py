@@ -1,0 +1,127 @@
+"""What a run and the commands read of the past, counted: as much on a store of many runs as on one of few."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flows.commands.cli import _main
+from storage.registry import Registry
+from storage.store import Store
+from tests.conftest import TinyFactory
+from tests.support.runs import whole_run
+from tests.support.servers import free_port
+from tests.support.stores import DATASET, retrain
+
+FEW, MANY = 40, 120
+SPARE = 4
+"""Files that may be opened more where there is more: the indexes, for one."""
+
+
+class _Opened:
+    """Counts the files below a folder that are opened to be read."""
+
+    root: Path | None = None
+    paths: frozenset[str] = frozenset()
+
+    @classmethod
+    def note(cls, event: str, values: tuple) -> None:
+        if event == "open" and cls.root and isinstance(values[0], str) and values[0].startswith(f"{cls.root}/"):
+            cls.paths |= {values[0]}
+
+
+sys.addaudithook(_Opened.note)
+
+
+@contextmanager
+def opened(store: Store) -> Iterator[Callable[[], int]]:
+    """Count the files of a store that are opened while the block runs, each once."""
+    _Opened.root, _Opened.paths = store.root, frozenset()
+    try:
+        yield lambda: len({path for path in _Opened.paths if path.endswith((".json", ".index"))})
+    finally:
+        _Opened.root = None
+
+
+def grown(root: Path, runs: int) -> Store:
+    store = Store(root)
+    with pytest.MonkeyPatch.context() as patch:
+        # Nothing is to survive a power loss here.
+        patch.setattr(os, "fsync", lambda _: None)
+        for number in range(1, runs + 1):
+            retrain(store, number, promoted=number == 1)
+        registry = Registry(store, DATASET)
+        registry.decisions()
+        registry.made_of(set())
+        registry.keep_index()
+    return store
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+    """A store of few runs and one of many, with the index that runs leave."""
+    folder = tmp_path_factory.mktemp("age")
+    return grown(folder / "few", FEW), grown(folder / "many", MANY)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["runs", "list", DATASET],
+        ["registry", "history", DATASET],
+        ["registry", "show", DATASET],
+        ["registry", "show", DATASET, "17"],
+        ["registry", "at", DATASET, "2999-01-01"],
+        ["gc", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_reads_no_more_of_a_long_past(
+    stores: tuple[Store, Store], command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    counted = []
+    for store in stores:
+        with opened(store) as count:
+            # The entries are those of no real run: `show` says so.
+            assert _main([*command, "--store", str(store.root)]) in (0, 1)
+            counted.append(count())
+    assert counted[0] <= counted[1] <= counted[0] + SPARE, capsys.readouterr()
+    assert counted[0]
+
+
+def test_a_run_reads_no_more_of_a_long_past(stores: tuple[Store, Store], tiny: TinyFactory):
+    manifest, counted = tiny().manifest, []
+    for store in stores:
+        runs = []
+        # Another model, and the same again.
+        for _ in range(2):
+            with opened(store) as count:
+                runs.append((whole_run(store, manifest).state, count()))
+        counted.append(runs)
+    few, many = counted
+    assert [state for state, _ in few] == [state for state, _ in many]
+    assert few[-1][0] == "unchanged"
+    for (_, of_few), (_, of_many) in zip(few, many, strict=True):
+        assert of_many <= of_few + SPARE
+
+
+def test_a_store_without_an_index_gets_one_by_the_next_run(tiny: TinyFactory, store: Store):
+    for number in range(1, FEW + 1):
+        retrain(store, number, promoted=False)
+    files = [index.file for index in Registry(store, DATASET).indexes]
+    assert not any(file.exists() for file in files)
+    whole_run(store, tiny().manifest)
+    assert all(file.is_file() for file in files)
+
+
+def test_a_run_leaves_no_lock_of_a_step(tiny: TinyFactory, store: Store):
+    whole_run(store, tiny().manifest)
+    locks = {path.name for path in (store.dataset(DATASET) / "locks").iterdir()}
+    assert locks <= {"in-use.lock", "inbox.lock", "ledger.lock"}

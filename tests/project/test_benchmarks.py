@@ -1,0 +1,277 @@
+"""The comparison of speed: rounds, ratios, goals, the page, and one real measurement."""
+
+from __future__ import annotations
+
+import gzip
+import platform
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import cores, decoding, goals, job, reading, starting, suite, training, validating
+from benchmarks.goals import GOALS, judge
+from benchmarks.machine import Machine, describe
+from benchmarks.measure import Bench, Comparison, Outcome, Results, Row, Variant, compare, ratio, spread
+from benchmarks.page import BUSY, QUICK, page, table
+from benchmarks.subjects import FILES
+from storage.formats import idx
+from tests.conftest import bars
+
+MODULES = {
+    "cores": cores, "decoding": decoding, "job": job, "reading": reading, "starting": starting, "training": training,
+    "validating": validating,
+}  # fmt: skip
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = Machine("Some CPU", 2, 24.0, "Linux x86_64", "3.11.2", "openblas", (("numpy", "2.4"),), "2026-01-01", 0.1)
+TWO = Comparison("two", "Two ways", "The same work.", "none", (Variant("a", "one"), Variant("b", "other")), "a")
+JOB_GOAL = next(goal for goal in GOALS if goal.key == "job")
+
+
+class Clockwork:
+    """Stands in for processes: answers with the next of the given seconds of a variant, and notes who was asked."""
+
+    def __init__(self, **seconds: list[float | Outcome]) -> None:
+        self.left = seconds
+        self.asked: list[tuple[str, int | None]] = []
+
+    def __call__(self, module: str, variant: str, threads: int | None) -> Outcome:
+        self.asked.append((variant, threads))
+        found = self.left[variant].pop(0)
+        return found if isinstance(found, Outcome) else Outcome({variant: found}, "done")
+
+
+def results(ours: tuple[float, ...], theirs: tuple[float, ...]) -> Results:
+    return Results({"job": (Row("idxflow run", "ours", ours), Row("tutorial script", "theirs", theirs))})
+
+
+def test_ratios_are_taken_within_rounds():
+    """Of the medians it would be 2: a round that is slow for all must not count as slow for one."""
+    found = ratio((1.0, 4.0, 10.0), (1.0, 16.0, 2.0))
+    assert found
+    assert (found.median, found.low, found.high) == (1.0, 0.25, 5.0)
+
+
+def test_a_round_in_which_one_failed_has_no_ratio():
+    found = ratio((1.0, None, 3.0), (2.0, 4.0, None))
+    assert found
+    assert (found.low, found.high) == (0.5, 0.5)
+    assert ratio((None,), (1.0,)) is None
+    assert spread(()) is None
+
+
+def test_rounds_go_through_all_variants_in_turn():
+    run = Clockwork(a=[1.0, 3.0], b=[2.0, 4.0])
+    rows = compare(TWO, 2, run)
+    assert [name for name, _ in run.asked] == ["a", "b", "a", "b"]
+    assert [(row.name, row.seconds, row.said) for row in rows] == [("a", (1.0, 3.0), "done"), ("b", (2.0, 4.0), "done")]
+
+
+def test_the_faster_number_of_threads_is_kept():
+    one = Comparison("one", "", "", "none", (Variant("a", "", (1, 2)),), "a")
+    run = Clockwork(a=[2.0, 1.5, 1.6])
+    (row,) = compare(one, 1, run)
+    assert run.asked == [("a", 1), ("a", 2), ("a", 2)]
+    assert (row.threads, row.seconds) == (2, (1.6,))
+
+
+def test_what_is_not_installed_is_asked_once_and_said():
+    run = Clockwork(a=[1.0, 1.0], b=[Outcome(missing="torch")])
+    rows = compare(TWO, 2, run)
+    assert rows[1].missing == "torch"
+    text = page(Results({"two": rows}), [TWO], MACHINE, "c")
+    assert "| b | other | not installed: torch |" in text
+
+
+def test_a_failure_costs_its_round_and_names_no_file_of_this_machine():
+    run = Clockwork(a=[1.0, 1.0], b=[Outcome(failed="OSError: /home/someone/x"), 2.0])
+    rows = compare(TWO, 2, run)
+    assert rows[1].seconds == (None, 2.0)
+    text = page(Results({"two": rows}), [TWO], MACHINE, "c")
+    assert "failed in some rounds" in text
+    assert "/home" not in text
+
+
+def test_a_goal_that_is_met_says_so_and_no_reason(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(goals.WHY, "job", "Prefect takes its time.")
+    text = page(results((3.0, 3.3), (10.0, 10.0)), [suite.JOB], MACHINE, "python -m benchmarks")
+    assert "| whole job / tutorial script | ≤ 0.35 | 0.315 (0.300–0.330) | met | tutorial script |" in text
+    assert "Prefect takes its time." not in text
+
+
+def test_a_goal_that_is_missed_says_by_how_much_and_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(goals.WHY, "job", "Prefect takes its time.")
+    text = page(results((7.0, 7.0), (10.0, 10.0)), [suite.JOB], MACHINE, "python -m benchmarks")
+    assert "| 0.700 (0.700–0.700) | missed by 100% | tutorial script | Prefect takes its time. |" in text
+
+
+def test_a_goal_is_judged_against_the_fastest_of_its_rivals():
+    goal = next(goal for goal in GOALS if goal.key == "jax")
+    rows = (Row("idxflow", "", (1.0,)), Row("jax, lax.scan", "", (4.0,)), Row("jax, a call per step", "", (2.0,)))
+    judged = judge(goal, Results({"training": rows}))
+    assert judged.found
+    assert (judged.against, judged.found.median, judged.met) == ("jax, a call per step", 0.5, True)
+
+
+def test_a_goal_whose_rival_is_missing_is_not_called_met():
+    judged = judge(JOB_GOAL, Results({"job": (Row("idxflow run", "", (1.0,)),)}))
+    assert (judged.met, judged.found) == (None, None)
+    text = page(Results({"job": (Row("idxflow run", "", (1.0,)),)}), [suite.JOB], MACHINE, "c")
+    assert "not measured" in text
+
+
+def test_a_goal_in_seconds_has_a_unit():
+    rows = (Row("first run", "", (20.0,)), Row("unchanged run", "", (3.0,)))
+    text = page(Results({"rerun": rows}), [suite.RERUN], MACHINE, "c")
+    assert "| unchanged run, warm server | ≤ 4 s | 3.00 s (3.00–3.00) | met |" in text
+
+
+def test_the_page_says_what_it_was_made_with():
+    text = page(results((1.0,), (1.0,)), [suite.JOB], MACHINE, "python -m benchmarks --quick", quick=True)
+    for words in ("Some CPU, 2 cores, 24 GiB", "Python 3.11.2", "numpy 2.4", "`python -m benchmarks --quick`", QUICK):
+        assert words in text
+    assert BUSY not in text
+
+
+def test_shortened_work_is_not_judged():
+    text = page(results((7.0,), (10.0,)), [suite.JOB], MACHINE, "c", quick=True)
+    assert "| 0.700 (0.700–0.700) | not judged | tutorial script |" in text
+    assert "missed" not in text
+
+
+def test_columns_without_content_are_left_out():
+    assert table(("a", "b", "c"), [("1", "", "x|y")]).splitlines() == ["| a | c |", "| --- | --- |", "| 1 | x&#124;y |"]
+
+
+def test_the_description_of_the_machine_names_neither_host_nor_folder():
+    text = repr(describe())
+    assert str(Path.home()) not in text
+    assert str(ROOT) not in text
+    assert platform.node() not in re.findall(r"[\w.-]+", text)
+
+
+@pytest.mark.parametrize("comparison", suite.COMPARISONS.values(), ids=lambda c: c.name)
+def test_every_variant_of_the_suite_can_be_asked_for(comparison: Comparison):
+    assert {variant.name for variant in comparison.variants} <= set(MODULES[comparison.module].VARIANTS)
+    measured = [row for variant in comparison.variants for row in variant.measures]
+    assert len(measured) == len(set(measured))
+    assert comparison.base in measured
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.key)
+def test_every_goal_is_about_rows_that_are_measured(goal: goals.Goal):
+    variants = suite.COMPARISONS[goal.comparison].variants
+    assert {goal.row, *goal.against} <= {row for variant in variants for row in variant.measures}
+
+
+def test_reasons_belong_to_goals():
+    assert set(goals.WHY) <= {goal.key for goal in GOALS}
+
+
+def test_the_documentation_names_every_comparison():
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert set(suite.COMPARISONS) <= set(re.findall(r"`([a-z]+)`", text))
+
+
+def archives(folder: Path) -> Path:
+    arrays = bars(60, 20, 10, (28, 28))
+    for role, name in FILES.items():
+        (folder / name).write_bytes(gzip.compress(idx.encode(arrays[role]), mtime=0))
+    return folder
+
+
+def test_a_variant_is_measured_in_a_process_of_its_own(tmp_path: Path):
+    bench = Bench(archives(tmp_path), tmp_path, quick=True)
+    outcome = bench.run("decoding", "gzip + frombuffer", 1)
+    assert not outcome.failed
+    assert 0 < outcome.seconds["gzip + frombuffer"] < 60
+    assert outcome.said == "the same arrays"
+
+
+def test_a_variant_that_ends_badly_is_an_outcome_too(tmp_path: Path):
+    outcome = Bench(tmp_path, tmp_path, quick=True).run("decoding", "gzip + frombuffer", 1)
+    assert "FileNotFoundError" in outcome.failed
+
+
+def test_settings_of_the_shell_do_not_reach_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    environment = Bench(tmp_path, tmp_path).environment(2)
+    assert "PREFECT_API_URL" not in environment
+    assert environment["OMP_NUM_THREADS"] == environment["OPENBLAS_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in Bench(tmp_path, tmp_path).environment(None)
+
+
+def test_a_wrong_decoder_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IDXFLOW_MNIST_DIR", str(archives(tmp_path)))
+    images, labels = decoding.both(idx.read)
+    with pytest.raises(ValueError, match="other arrays"):
+        decoding.arrays("wrong", lambda: (255 - images, labels))
+
+
+def test_the_network_by_hand_descends_its_gradient():
+    """The mean loss falls by the rate times the squared gradient, which the first step leaves in the velocity."""
+    random = np.random.default_rng(0)
+    rows, wanted = random.normal(size=(64, 784)).astype(np.float32), random.integers(0, 10, 64)
+    network, rate = training.ByHand(), 1e-3
+    before, _ = network.step(rows, wanted, rate)
+    squared = sum(float(((velocity / rate) ** 2).sum()) for velocity in network.velocity)
+    first = network.velocity[0].copy()
+    after, _ = network.step(rows, wanted, 0.0)
+    assert np.allclose(network.velocity[0], 0.9 * first)
+    assert (before - after) / 64 == pytest.approx(rate * squared, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "training,cooking"], "there is no 'cooking'"),
+        (["--rounds", "0"], "whole number above 0"),
+    ],
+)
+def test_a_wrong_wish_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert said in capsys.readouterr().err
+
+
+def test_missing_archives_are_said(tmp_path: Path):
+    with pytest.raises(SystemExit, match="train-images-idx3-ubyte.gz"):
+        command.main(["--mnist", str(tmp_path)])
+
+
+def test_help_names_every_comparison(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in suite.COMPARISONS)
+
+
+def test_a_part_is_printed_and_the_committed_page_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    kept = tmp_path / "results.md"
+    monkeypatch.setattr(command, "PAGE", kept)
+    monkeypatch.setattr(Bench, "run", lambda self, module, variant, threads: Outcome({variant: 0.25}))
+    assert command.main(["--mnist", str(archives(tmp_path)), "--only", "starting", "--rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "| `idxflow --help` | ≤ 0.5 s | 0.250 s (0.250–0.250) | met |" in printed
+    assert "`python -m benchmarks --only starting --rounds 1`" in printed
+    assert str(tmp_path) not in printed
+    assert not kept.exists()
+
+
+def test_the_lock_of_the_comparison_has_hashes_names_no_host_and_agrees_with_the_other():
+    def pins(name: str) -> set[str]:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "://" not in text
+        found = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
+        assert all(line.rstrip().endswith("\\") for line in found)
+        return {line.rstrip(" \\") for line in found}
+
+    ours, bench = pins("requirements.lock"), pins("requirements-bench.lock")
+    names = {pin.split("==")[0] for pin in ours}
+    assert {pin for pin in bench if pin.split("==")[0] in names} <= ours
+    assert {"jax", "idx2numpy", "python-mnist"} <= {pin.split("==")[0] for pin in bench}

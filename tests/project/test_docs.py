@@ -1,0 +1,153 @@
+"""The documentation names only what exists, and shows help as it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import how_to_skip_none
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def shell_lines(text: str) -> list[str]:
+    blocks = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [re.split(r"\s+#", line)[0].rstrip(" \\") for line in lines]
+
+
+def commands(program: str) -> list[str]:
+    found = {
+        line.split("=", 1)[1].split(" ", 1)[1] if re.match(r"[A-Z_]+=\S+ ", line) else line
+        for document in DOCUMENTS
+        for line in shell_lines(document.read_text(encoding="utf-8"))
+        if re.match(rf"([A-Z_]+=\S+ )*(\.venv/bin/)?{program} ", line)
+    }
+    return sorted(line.removeprefix(".venv/bin/").split(" > ")[0].split(" | ")[0] for line in found)
+
+
+@cache
+def help_of(*words: str) -> str:
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "flows.commands.cli", *words, "--help"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "\n".join(line.rstrip() for line in result.stdout.splitlines())
+
+
+def test_ci_has_all_that_tests_skip_without():
+    reasons = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    packages = how_to_skip_none(reasons).partition("install ")[2].split()
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert packages == sorted(re.findall(r'needed\+=" ([\w-]+)"', script))
+
+
+def test_what_is_missing_is_named_once_at_the_end():
+    skipped = "Skipped: needs strace: on Debian, apt-get install strace"
+    assert how_to_skip_none([skipped, skipped, "Skipped: needs to be root"]).endswith("apt-get install strace")
+    assert how_to_skip_none(["Skipped: needs to be root"]) == ""
+
+
+def test_the_readme_shows_the_two_commands():
+    assert {"make run", "make test"} <= set(shell_lines(README))
+
+
+@pytest.mark.parametrize("command", commands("idxflow"))
+def test_idxflow_commands_exist(command: str):
+    words = shlex.split(command)[1:]
+    named = {"registry": 2, "runs": 2, "prefect": 3}
+    subcommand = [] if words[0].startswith("-") else words[: named.get(words[0], 1)]
+    text = help_of(*subcommand)
+    for option in [w.split("=")[0] for w in words if w.startswith("--")]:
+        assert option in text
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_make_targets_exist(command: str):
+    makefile = (ROOT / "Makefile").read_text()
+    for word in shlex.split(command)[1:]:
+        if "=" in word:
+            assert f"$({word.split('=')[0]})" in makefile
+        else:
+            assert re.search(rf"^{word}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", commands("prefect"))
+def test_prefect_commands_name_what_is_deployed(command: str):
+    deployments = (ROOT / "prefect.yaml").read_text()
+    for name in re.findall(r"retrain/([a-z-]+)", command):
+        assert f"- name: {name}\n" in deployments
+    if "--pool" in command:
+        assert f"name: {command.split('--pool ')[1].split()[0]}\n" in deployments
+
+
+@pytest.mark.parametrize(
+    ("words", "codes"),
+    [("run", "0 1 2 3 4 5 130 143"), ("validate", "0 1 2 3 4 130 143"), ("registry show", "0 1 2 130 143")],
+)
+def test_help_lists_the_exit_codes_of_its_command(words: str, codes: str):
+    listed = " ".join(help_of(*words.split()).split()).partition("Exit codes: ")[2]
+    assert re.findall(r"(?:^|, )(\d+) ", listed) == codes.split()
+
+
+def test_help_is_shown_as_it_is():
+    shown = re.search(r"```text\nUsage: idxflow COMMAND\n.*?```", README, re.DOTALL)
+    assert shown
+    assert shown.group().removeprefix("```text\n").removesuffix("\n```") == help_of().strip()
+
+
+def test_every_variable_and_file_that_is_named_exists():
+    source = "".join(p.read_text() for folder in ("flows", "tests", "tasks") for p in (ROOT / folder).rglob("*.py"))
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for variable in re.findall(r"`(IDXFLOW_[A-Z_]+)", text):
+            assert variable in source
+        for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (document.parent / path).exists(), f"{document.name} links to {path}"
+
+
+def marked() -> dict[str, set[str]]:
+    """The files with a comment `# Prefect: name.`, by that name."""
+    files = [ROOT / "pyproject.toml", ROOT / "prefect.yaml"]
+    for folder in ("flows", "tasks", "storage", "expectations", "tests", "deploy"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".toml", "")]
+    found: dict[str, set[str]] = {}
+    for path in files:
+        if path.is_file():
+            for name in re.findall(r"^\s*# Prefect: ([a-z-]+)\.", path.read_text(encoding="utf-8"), re.MULTILINE):
+                found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_each_work_around_for_prefect_is_on_the_page_and_in_the_code():
+    page = (ROOT / "docs" / "maintaining.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \|(.+?)\|(.+?)\|(.+?)\|(.+?)\|$", page, re.MULTILINE)
+    listed = {name: set(re.findall(r"\]\(\.\./([^)]+)\)", where)) for name, _, _, where, _ in rows}
+    assert listed == marked()
+    assert all(cell.strip() for row in rows for cell in row)
+    installed = ".".join(version("prefect").split(".")[:2])
+    assert f"stands on Prefect {installed}." in page, "go through the table again"
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    from storage import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, 130, 143}
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes

@@ -1,0 +1,173 @@
+"""Rules about the tree itself: what may be imported where, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("flows", "tasks", "expectations", "storage")
+ALLOWED = {
+    "prefect": {"flows", "tasks"},
+    "great_expectations": {"expectations"},
+    "tensorflow": {"tasks"},
+    "keras": {"tasks"},
+}
+HEAVY = {"tensorflow", "keras", "great_expectations", "sklearn", "scipy", "matplotlib", "pandas"}
+MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path, top_level: bool = False) -> set[str]:
+    tree = ast.parse((ROOT / path).read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_one_way(path: Path):
+    package = path.parts[0]
+    above = set(PACKAGES[: PACKAGES.index(package)])
+    assert not imports(path) & above
+    for library, where in ALLOWED.items():
+        assert package in where or library not in imports(path)
+    if package == "storage":
+        models = {"pydantic", "pydantic_core"} if path.parts[1] == "datasets" else set()
+        assert imports(path) <= {*sys.stdlib_module_names, "storage", "numpy", "pyarrow", "isal", *models}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path):
+    assert not imports(path, top_level=True) & HEAVY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_no_module_shadows_another(path: Path):
+    assert path.stem == "__init__" or path.stem not in {*sys.stdlib_module_names, *PACKAGES, "utils", "common"}
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("flows.commands.cli", {"prefect", "numpy", "pyarrow", *HEAVY}),
+        ("flows.retrain", HEAVY),
+        ("storage.store", {"prefect", "pyarrow", "numpy", *HEAVY}),
+    ],
+)
+def test_importing_stays_light(module: str, forbidden: set[str]):
+    code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(loaded.stdout.split()) & forbidden
+
+
+def test_every_folder_is_a_package_of_this_tree():
+    for package in PACKAGES:
+        assert (ROOT / package / "__init__.py").is_file()
+        assert Path(__import__(package).__file__).is_relative_to(ROOT)
+
+
+RUN_CODE = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "h5py", "runpy"}
+"""Modules that run what a file says when they read it, or read what may be code."""
+CALLS = {"eval", "exec", "compile", "__import__", "load_model", "load_module", "exec_module", "model_from_json"}
+CALLS |= {"enable_unsafe_deserialization", "system", "popen", "literal_eval", "from_string", "unsafe_load", "full_load"}
+HARMLESS = {("re", "compile"), ("platform", "system")}
+FLAGS = {"allow_pickle": False, "shell": False, "safe_mode": True, "autoescape": True, "verify": True}
+"""Arguments that may only have this value, where they are given."""
+
+
+def dangers(tree: ast.AST) -> list[str]:
+    """Return what in a module unpickles, evaluates, loads a foreign model or starts a shell."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in RUN_CODE]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module] if (node.module or "").split(".")[0] in RUN_CODE else []
+            found += [alias.name for alias in node.names if alias.name in CALLS]
+        elif isinstance(node, ast.Call):
+            found += _called(node)
+    return found
+
+
+def _called(node: ast.Call) -> list[str]:
+    words = ast.unparse(node.func).split(".")
+    module, name = ".".join(words[:-1]), words[-1]
+    found = [name] if name in CALLS and (module, name) not in HARMLESS else []
+    found += [f"{module}.load"] if name == "load" and module in ("yaml", "torch", "numpy", "np") else []
+    for keyword in node.keywords:
+        value = keyword.value.value if isinstance(keyword.value, ast.Constant) else ...
+        if keyword.arg in FLAGS and value is not FLAGS[keyword.arg]:
+            found.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
+    if (module, name, "allow_pickle") in {("np", "load", k.arg) for k in node.keywords}:
+        found.remove("np.load")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_nothing_unpickles_or_runs_foreign_data(path: Path):
+    assert dangers(ast.parse((ROOT / path).read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "import cloudpickle as c",
+        "from pickle import loads",
+        "import h5py",
+        "keras.models.load_model(path)",
+        "from keras.models import load_model",
+        "keras.config.enable_unsafe_deserialization()",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=trusted)",
+        "yaml.load(text)",
+        "torch.load(path)",
+        "subprocess.run(command, shell=True)",
+        "os.system(command)",
+        "eval(text)",
+        "exec(text)",
+        "compile(text, '', 'exec')",
+        "__import__(name)",
+        "jinja2.Environment(autoescape=False)",
+        "engine.from_string(text)",
+        "httpx.get(url, verify=False)",
+    ],
+)
+def test_what_runs_foreign_data_is_seen(code: str):
+    assert dangers(ast.parse(code))
+
+
+def test_what_only_looks_like_it_is_not():
+    assert not dangers(
+        ast.parse(
+            "re.compile(x); platform.system(); np.load(p, allow_pickle=False); json.load(f); store.load(folder, kind)"
+        )
+    )
+
+
+def test_the_lock_has_hashes_and_names_no_host():
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text
+    for block in text.split("\n\n")[-1].split("\n    # via")[0:1]:
+        assert "--hash=sha256:" in block
+    pinned = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
+    assert len(pinned) > 100
+    assert all(line.rstrip().endswith("\\") for line in pinned)
+
+
+def test_prefect_s_flush_interval_is_in_whole_seconds():
+    """Prefect 3.9.1 cuts the fraction off: half a second is none, and a server at rest spins."""
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        recorder = tomllib.load(stream)["tool"]["prefect"]["server"]["services"]["task_run_recorder"]
+    assert int(recorder["flush_interval"]) == recorder["flush_interval"] >= 1

@@ -1,0 +1,81 @@
+"""No command sends usage data, nor says that it does: in a terminal, importing Prefect is enough for that."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_tiny
+from tests.support.faultserver import FaultServer
+from tests.support.operated import until
+from tests.support.servers import BIN, free_port, migrated_database
+from tests.support.terminal import opened, seen, typed, user
+
+COMMANDS = {
+    "doctor": 0,
+    # Prefect is imported before it is seen that something else has the port, or that there is no server.
+    "up --port PORT": 1,
+    "watch FOLDER/tiny-source --once --dataset-file FOLDER/tiny.toml": 1,
+}
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_in_a_terminal_keeps_to_itself(words: str, tmp_path: Path):
+    write_tiny(tmp_path)
+    with FaultServer({}) as taken:
+        said = words.replace("PORT", taken.host.partition(":")[2]).replace("FOLDER", str(tmp_path))
+        command = [BIN / "idxflow", *said.split(), "--store", str(tmp_path / "store")]
+        ended = typed(command, user(tmp_path), tmp_path)
+    assert ended.code == COMMANDS[words], ended.said
+    assert "usage data" not in ended.said
+    assert ended.asked == frozenset()
+    # What a flow run notes in that folder stays there.
+    assert not (tmp_path / ".prefect" / ".sdk_telemetry").exists()
+
+
+@pytest.mark.flow
+def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
+    """A run with a server of its own, then `up` until Ctrl-C, and what its user types meanwhile."""
+    database = tmp_path / ".prefect" / "prefect.db"
+    database.parent.mkdir(mode=0o700)
+    shutil.copyfile(migrated_database(), database)
+    environment = user(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"), PREFECT_WORKER_QUERY_SECONDS="2")
+    ran = typed([BIN / "idxflow", "run", "digits"], environment, tmp_path)
+    assert ran.code == 0, ran.said
+    assert "promoted v1" in ran.said
+    with opened([BIN / "idxflow", "up", "--port", str(free_port())], environment, tmp_path) as up:
+        until(lambda: "\nCtrl-C stops server and worker" in up.sent or not up.running)
+        steps = re.search(r"try, in another terminal:\n((?:  .*\n)+)", up.sent)
+        assert steps, up.sent
+        worker = "prefect worker start --pool idxflow --type process --run-once"
+        told = typed(["sh", "-e", "-c", f"{steps[1]}\n{worker}"], environment, tmp_path)
+        assert told.code == 0, told.said
+        assert "finished successfully in 'Completed'" in told.said
+        assert "Worker 'ProcessWorker" in told.said
+        up.interrupt()
+        stopped = up.ended()
+    assert stopped.code == 0, stopped.said
+    assert stopped.said.endswith("stopped\n")
+    for ended in (ran, told, stopped):
+        assert "usage data" not in ended.said
+        assert ended.asked == frozenset()
+    # What moves while that starts is gone afterwards.
+    for waited_for in ("waiting for the server", "deploying prefect.yaml", "waiting for the worker"):
+        assert waited_for in stopped.said
+        assert not any(waited_for in line for line in seen(stopped.said))
+
+
+def test_what_is_said_and_asked_would_be_seen(tmp_path: Path):
+    code = (
+        "import prefect, urllib.request\n"
+        "try: urllib.request.urlopen('http://192.0.2.1:9', timeout=0.1)\n"
+        "except OSError: pass\n"
+    )
+    ended = typed([sys.executable, "-c", code], user(tmp_path), tmp_path)
+    assert "usage data" in ended.said
+    assert "192.0.2.1 9" in ended.asked

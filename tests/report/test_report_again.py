@@ -1,0 +1,267 @@
+"""Reports of real runs: as documented, and made again from the store alone, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.run import Request, prepare
+from storage.ledger import Ledger
+from storage.records import RunRecord, Step
+from storage.store import Store
+from tasks.report import past_runs
+from tasks.report.document import build
+from tests.conftest import bars, write_tiny
+from tests.support.pages import check_page
+from tests.support.runs import carried_out
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """Runs one after the other: the first, a weak champion replaced, kept, refused data, a test image trained on."""
+
+    store: Store
+    runs: dict[str, RunRecord]
+
+    def published(self, name: str) -> dict[str, Any]:
+        path = self.store.entries("tiny", "publish") / self.runs[name].id / "report.json"
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return values
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("story")
+    store = Store(folder / "store")
+    store.prepare()
+    manifest = write_tiny(folder, test=90, manifest="[floors]\naccuracy = 0.0\nclass_recall = 0.0\n").manifest
+    runs = {
+        "first": carried_out(store, manifest, epochs=1, learning_rate=1e-6),
+        "promoted": carried_out(store, manifest),
+        "kept": carried_out(store, manifest, epochs=1, learning_rate=1e-5, seed=7),
+    }
+    wrong = bars(120, 90, 3, (9, 7))["train-labels"]
+    wrong[[4, 11]] = 37
+    write_tiny(
+        folder, test=90, manifest="[floors]\naccuracy = 0.0\nclass_recall = 0.0\n", arrays={"train-labels": wrong}
+    )
+    runs["refused"] = carried_out(store, manifest)
+    manifest_text = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n[limits]\nmax_leaked = 0.02\n"
+    write_tiny(folder, test=90, manifest=manifest_text, arrays=leaked())
+    runs["leaked"] = carried_out(store, manifest, held_out="tail")
+    yield Story(store, runs)
+    shutil.rmtree(folder)
+
+
+RUNS = ("first", "promoted", "kept", "refused", "leaked")
+
+
+def leaked() -> dict[str, np.ndarray]:
+    """Return data with one test image in the training split, whose last rows are without the third class."""
+    arrays = bars(120, 90, 3, (9, 7))
+    last = np.flatnonzero(arrays["train-labels"] < 2)[-12:]
+    order = np.append(np.setdiff1d(np.arange(120), last), last)
+    arrays |= {role: arrays[role][order] for role in ("train-images", "train-labels")}
+    arrays["test-images"][3], arrays["test-labels"][3] = arrays["train-images"][0], arrays["train-labels"][0]
+    return arrays
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_report_made_again_from_the_store_says_the_same(story: Story, name: str) -> None:
+    found = past_runs.find(story.store, "tiny", story.runs[name].id)
+    assert found
+    document = build(story.store, found)
+    assert json.loads(document.json()) == story.published(name)
+    folder = story.store.entries("tiny", "publish") / found.id
+    page = document.html()
+    assert page == (folder / "report.html").read_text(encoding="utf-8")
+    check_page(page)
+
+
+def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
+    outcomes = {name: story.published(name)["verdict"]["outcome"] for name in RUNS}
+    assert outcomes == {
+        "first": "promoted",
+        "promoted": "promoted",
+        "kept": "kept",
+        "refused": "refused",
+        "leaked": "kept",
+    }
+
+
+def test_what_changed_since_the_champion_of_then(story: Story) -> None:
+    def told(name: str) -> list[tuple[str, str, Any, Any]]:
+        found = story.published(name)["changes"]["differences"]
+        return [(one["part"], one["name"], one["old"], one["new"]) for one in found]
+
+    assert story.published("first")["changes"]["champion"] is None
+    assert told("promoted") == [("parameters", "epochs", 1, 2), ("parameters", "learning_rate", 1e-6, 0.1)]
+    assert story.published("kept")["changes"]["champion"] == 2
+    assert [one[1] for one in told("kept")] == ["epochs", "learning_rate", "seed"]
+    refused = {one[:2] for one in told("refused")}
+    assert refused == {("data", "train content"), ("data", "train-labels archive")}
+
+
+def test_a_run_that_begins_in_the_second_of_a_decision_began_after_it(story: Story, store: Store) -> None:
+    decided = Ledger(store, "tiny").append("decisions", "run", {})
+    manifest = str(story.store.root.with_name("tiny.toml"))
+    begun = prepare(Request(dataset_file=manifest, store=str(store.root)), "a test").record
+    told = json.loads(decided.read_text(encoding="utf-8"))["time"]
+    assert datetime.fromisoformat(told) <= datetime.fromisoformat(begun.started)
+
+
+def test_the_model_and_the_champion_disagree_on_what_the_paired_test_counts(story: Story) -> None:
+    for name in ("promoted", "kept"):
+        values = story.published(name)
+        paired, mistakes = values["decision"]["paired"], values["mistakes"]
+        assert paired["only_candidate"] == mistakes["gained"]["count"]
+        assert paired["only_champion"] == mistakes["lost"]["count"]
+        assert paired["net"] != 0
+        assert sum(b["rows"] for b in values["test"]["calibration"]["bins"]) == 90
+        assert sum(s["rows"] for s in values["test"]["slices"] if s["by"] == "ink") == 90
+        changed = np.array(values["test"]["confusion_change"])
+        assert changed.sum() == 0
+        assert changed.diagonal().sum() == paired["net"]
+
+
+def test_the_lineage_names_every_step_s_code_and_libraries(story: Story) -> None:
+    lineage = story.published("kept")["lineage"]
+    assert {"decode train", "validate", "normalize", "train", "evaluate", "decide"} <= lineage["code"].keys()
+    assert "tensorflow" in lineage["libraries"]["train"]
+    assert lineage["packages"]["prefect"]
+    assert {"train-images", "test-labels payload", "train split", "weights"} <= lineage["digests"].keys()
+    assert lineage["command"] == (
+        "idxflow run --dataset-file tiny.toml --profile default --set 'hidden=[8]' --set learning_rate=1e-05 "
+        "--set batch_size=16 --set epochs=1 --set seed=7"
+    )
+
+
+def test_making_a_report_again_imports_no_heavy_library(story: Story) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from storage.store import Store
+from tasks.report import past_runs
+from tasks.report.document import build
+store = Store(Path({str(story.store.root)!r}))
+document = build(store, past_runs.find(store, "tiny", {story.runs["kept"].id!r}))
+assert len(document.html()) > 10_000 and document.values["test"]
+heavy = {{"tensorflow", "keras", "great_expectations", "prefect", "sklearn", "scipy"}}
+print(*{{name.split(".")[0] for name in sys.modules}} & heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_a_report_is_made_again_with_what_is_left(story: Story, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shutil.copytree(story.store.root, root)
+    store = Store(root)
+    for step in ("train", "fetch"):
+        shutil.rmtree(store.entries("tiny", step))
+    found = past_runs.find(store, "tiny", story.runs["kept"].id)
+    assert found
+    values = build(store, found).values
+    assert (values["training"], values["data"]["archives"]) == (None, [])
+    assert values["test"] == story.published("kept")["test"]
+
+
+def test_a_run_that_the_ledger_does_not_know_has_no_record(story: Story) -> None:
+    assert past_runs.find(story.store, "tiny", "20000101-000000-0000") is None
+
+
+def test_a_ledger_record_of_another_version_is_read_as_far_as_it_goes(story: Story, caplog: Any) -> None:
+    values = Ledger(story.store, "tiny").read("runs")[2]
+    old = {name: value for name, value in values.items() if name not in ("facts", "environment")}
+    old["decision"] = {"outcome": "kept", "unheard": 1}
+    run = past_runs.run_record(story.store, old)
+    assert run.facts
+    assert (run.facts.classes, run.facts.title) == (("bar 0", "bar 1", "bar 2"), "tiny")
+    assert (run.environment, run.decision) == (None, None)
+    assert "left out Decision" in caplog.text
+    check_page(build(story.store, run).html())
+
+
+def test_steps_are_shown_in_the_order_of_the_hops() -> None:
+    names = [
+        *(f"fetch {role}" for role in ("train-images", "train-labels", "test-images", "test-labels")),
+        *("decode train", "decode test", "validate", "normalize", "train", "evaluate", "confirm", "evaluate champion"),
+        "unheard of",
+    ]
+    steps = [Step(name, "k", "", 0.1, False, "") for name in names]
+    assert [step.name for step in past_runs.in_order(sorted(steps, key=lambda step: step.name))] == names
+
+
+# --- the documented schema ------------------------------------------------------------------------------------------
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "whole number": (int,),
+    "number": (int, float),
+    "true or false": (bool,),
+    "object": (dict,),
+}
+
+
+def documented() -> dict[str, str]:
+    """Return the type of each field of `report.json`, by its path."""
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+?) \|", SCHEMA, re.MULTILINE)
+    fields = {path: kind for path, kind in rows if not path.endswith(".*")}
+    for path in [path for path, _ in rows if path.endswith(".*")]:
+        fields |= {
+            name.replace("mistakes.lost.", path[:-1]): kind
+            for name, kind in list(fields.items())
+            if name.startswith("mistakes.lost.")
+        }
+    return fields
+
+
+def walk(value: Any, path: str, fields: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield each value of a report with its path; what is documented as `any` is not looked into."""
+    if isinstance(value, dict) and fields.get(path) != "any":
+        free = any(name.startswith(f"{path}{{}}") for name in fields)
+        yield path, value
+        for name, inner in value.items():
+            yield from walk(inner, f"{path}{{}}" if free else f"{path}.{name}".lstrip("."), fields)
+    elif isinstance(value, list) and fields.get(path) != "any":
+        for inner in value:
+            yield from walk(inner, f"{path}[]", fields)
+    else:
+        yield path, value
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_report_has_the_documented_fields_and_types(story: Story, name: str) -> None:
+    fields = documented()
+    for path, value in walk(story.published(name), "", fields):
+        if isinstance(value, dict) and path not in fields:
+            assert any(field.startswith((f"{path}.", f"{path}{{}}")) for field in fields) or not path
+            continue
+        assert path in fields, f"{path} is not documented"
+        kind = fields[path]
+        if kind != "any" and not (value is None and kind.endswith(" or null")):
+            allowed = TYPES[kind.removesuffix(" or null")]
+            assert isinstance(value, allowed), f"{path}: expected {kind}, found {value!r}"
+            assert isinstance(value, bool) == (kind == "true or false"), path
+
+
+def test_every_documented_field_is_there_in_some_report(story: Story) -> None:
+    fields = documented()
+    found = {path for name in RUNS for path, _ in walk(story.published(name), "", fields)}
+    never = {path for path in fields if path not in found}
+    # Nothing was done by hand, and two models with three classes are rarely wrong in different ways.
+    assert never <= {path for path in fields if path.startswith(("decision.by_hand", "mistakes.otherwise_wrong."))}

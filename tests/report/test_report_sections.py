@@ -1,0 +1,294 @@
+"""What the report works out itself, by hand and at the edges: calibration, slices, disagreements, changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.datasets.catalog import Dataset
+from storage.records import Environment, RunRecord
+from storage.store import Store
+from tasks.gate import wilson
+from tasks.report.calibration import calibration
+from tasks.report.changes import changes
+from tasks.report.evaluation import evaluation
+from tasks.report.evidence import Champion, Evidence
+from tasks.report.measures import Measures, class_means, measured, slants
+from tasks.report.mistakes import MOST, mistakes
+from tasks.report.slices import slices, weakest
+from tests.support.pages import both
+from tests.support.reports import a_dataset, a_run
+
+MADE = {
+    "decode train": {"inputs": {"train-images": "aa"}, "parameters": {"rows": 120}, "code": {}, "libraries": {}},
+    "train": {
+        "inputs": {"train": "t"},
+        "parameters": {},
+        "code": {"tasks.train": "1"},
+        "libraries": {"tensorflow": "2.21.0"},
+    },
+}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return a_dataset(tmp_path)
+
+
+# --- calibration --------------------------------------------------------------------------------------------------
+
+
+def test_calibration_by_hand() -> None:
+    sure = np.array([0.95, 0.95, 0.95, 0.95, 0.5, 0.5], np.float32)
+    right = np.array([True, True, True, False, True, False])
+    found = calibration(sure, right)
+    assert found is not None
+    assert found["ece"] == pytest.approx(4 / 6 * 0.20 + 2 / 6 * 0.0, abs=1e-6)
+    assert [(b["rows"], b["accuracy"], round(b["confidence"], 6)) for b in found["bins"]] == [
+        (2, 0.5, 0.5),
+        (4, 0.75, 0.95),
+    ]
+    assert "clearly overconfident" in found["sentence"]
+    assert "13.33 points" in found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("sure", "right", "said"),
+    [
+        ([1.0, 1.0], [True, True], "is well calibrated"),
+        ([0.6, 0.6], [True, True], "clearly underconfident"),
+        ([0.97, 0.97], [True, True], "somewhat underconfident"),
+    ],
+)
+def test_calibration_in_words(sure: list[float], right: list[bool], said: str) -> None:
+    found = calibration(np.array(sure, np.float32), np.array(right))
+    assert found is not None
+    assert said in found["sentence"]
+
+
+def test_every_row_is_in_one_bin_whatever_its_confidence() -> None:
+    sure = np.array([0, 1 / 15, 2 / 15, 0.5, 1, 1 + 1e-6], np.float64)
+    found = calibration(sure, np.ones(6, bool))
+    assert found is not None
+    assert sum(b["rows"] for b in found["bins"]) == 6
+    assert all(b["low"] - 1e-9 <= b["confidence"] <= b["high"] + 1e-9 for b in found["bins"])
+
+
+@pytest.mark.parametrize("sure", [None, np.empty(0), np.array([0.5]), np.array([0.5, np.nan])])
+def test_no_calibration_of_what_cannot_be_counted(sure: np.ndarray | None) -> None:
+    assert calibration(sure, np.array([True, False])) is None
+
+
+# --- slices -------------------------------------------------------------------------------------------------------
+
+
+def stroke(slope: float) -> np.ndarray:
+    """Return a 21×21 image of a line through the middle that moves `slope` pixels to the right per row upwards."""
+    image = np.zeros((21, 21), np.uint8)
+    for y in range(4, 17):
+        image[y, round(10 + slope * (10 - y))] = 255
+    return image
+
+
+def test_slant_is_the_angle_of_a_stroke() -> None:
+    found = slants(np.stack([stroke(0), stroke(1), stroke(-1), stroke(0.5)]))
+    np.testing.assert_allclose(found[:3], [0, 45, -45], atol=1e-6)
+    assert found[3] == pytest.approx(np.degrees(np.arctan(0.5)), abs=2)
+
+
+def test_ink_without_height_has_no_slant() -> None:
+    blank, line = np.zeros((5, 4), np.uint8), np.zeros((5, 4), np.uint8)
+    line[2] = 200
+    assert np.isnan(slants(np.stack([blank, line]))).all()
+    assert np.isnan(slants(np.full((1, 1, 1), 9, np.uint8))).all()
+
+
+def test_images_are_measured_in_their_order_whatever_the_blocks() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 9, 7), dtype=np.uint8)
+    labels = np.zeros(50, np.uint8)
+    whole = measured([(images, labels)])
+    parts = measured([(images[:7], labels[:7]), (images[:0], labels[:0]), (images[7:], labels[7:])])
+    np.testing.assert_allclose(whole.ink, images.reshape(50, -1).mean(axis=1))
+    np.testing.assert_array_equal(whole.ink, parts.ink)
+    np.testing.assert_array_equal(whole.slant, parts.slant)
+
+
+def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (60, 5, 4), dtype=np.uint8), random.integers(0, 3, 60).astype(np.uint8)
+    labels[:5] = 200
+    found, ink = class_means([(images[:20], labels[:20]), (images[:0], labels[:0]), (images[20:], labels[20:])], 4)
+    np.testing.assert_allclose(ink, images.reshape(60, -1).mean(axis=1), rtol=1e-6)
+    assert list(found) == [0, 1, 2]
+    for label, mean in found.items():
+        np.testing.assert_allclose(mean, images[labels == label].mean(axis=0))
+
+
+def test_quarters_count_every_row_once() -> None:
+    ink, slant = np.arange(100.0), np.full(100, np.nan)
+    slant[:40] = np.arange(40)
+    right = np.arange(100) >= 20
+    found = slices(Measures(ink, slant), right)
+    assert [(s["by"], s["rows"], s["correct"]) for s in found] == [
+        ("ink", 25, 5),
+        ("ink", 25, 25),
+        ("ink", 25, 25),
+        ("ink", 25, 25),
+        ("slant", 10, 0),
+        ("slant", 10, 0),
+        ("slant", 10, 10),
+        ("slant", 10, 10),
+    ]
+    assert (found[0]["from"], found[0]["to"], found[0]["accuracy"]) == (0, 24, 0.2)
+    assert (found[0]["low"], found[0]["high"]) == wilson.interval(5, 25)
+    assert weakest(found).startswith("The weakest quarter is slant: furthest left, at 0.00%; its interval is below")
+
+
+def test_no_quarter_is_the_weakest_where_all_do_alike() -> None:
+    found = slices(Measures(np.arange(100.0), np.arange(100.0)), np.ones(100, bool))
+    assert weakest(found) == "All quarters have the same accuracy, 100.00%."
+
+
+def test_the_names_of_quarters_say_nothing_of_a_side_that_no_image_leans_to() -> None:
+    found = slices(Measures(np.arange(100.0), np.linspace(5, 30, 100)), np.ones(100, bool))
+    assert [s["name"] for s in found if s["by"] == "slant"][1:3] == ["second quarter", "third quarter"]
+
+
+def test_quarters_of_equal_values_are_fewer() -> None:
+    found = slices(Measures(np.full(8, 3.0), np.full(8, np.nan)), np.ones(8, bool))
+    assert [(s["name"], s["rows"]) for s in found] == [("least ink", 8)]
+    assert "differ too little in ink and slant" in weakest(found)
+
+
+def test_no_slices_of_what_cannot_be_read() -> None:
+    assert slices(None, np.ones(3, bool)) == []
+    assert slices(Measures(np.ones(2), np.ones(2)), np.ones(3, bool)) == []
+    assert "cannot be read" in weakest([])
+
+
+# --- disagreements ------------------------------------------------------------------------------------------------
+
+
+def answers(labels: list[int], ours: list[int], theirs: list[int]) -> Evidence:
+    probability = np.full((len(labels), 3), 0.1, np.float32)
+    probability[np.arange(len(labels)), ours] = np.linspace(0.5, 0.9, len(labels))
+    return Evidence(
+        labels={"test": np.array(labels, np.uint8)},
+        probability=probability,
+        predicted=np.array(ours, np.uint8),
+        champion_predicted=np.array(theirs, np.uint8),
+    )
+
+
+def test_disagreements_are_told_apart_and_the_surest_come_first(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    found = mistakes(run, answers([0, 0, 0, 1, 1, 2], [1, 1, 0, 1, 2, 2], [0, 0, 0, 2, 0, 2]))
+    assert found is not None
+    assert (found["lost"]["count"], found["gained"]["count"], found["otherwise_wrong"]["count"]) == (2, 1, 1)
+    assert [one["row"] for one in found["lost"]["shown"]] == [1, 0]
+    first = found["lost"]["shown"][0]
+    assert (first["name"], first["predicted_name"], first["champion_name"]) == ("bar 0", "bar 1", "bar 0")
+    assert first["probability"] == pytest.approx(0.58)
+    assert found["sentence"].endswith("Compared with the champion, 1 image became right and 2 became wrong.")
+
+
+def test_only_so_many_disagreements_are_shown(store: Store, dataset: Dataset) -> None:
+    found = mistakes(a_run(store, dataset), answers([0] * 40, [1] * 40, [0] * 40))
+    assert found is not None
+    assert (found["lost"]["count"], len(found["lost"]["shown"])) == (40, MOST)
+
+
+def test_without_the_champion_s_answers_nothing_is_said_about_them(store: Store, dataset: Dataset) -> None:
+    evidence = dataclasses.replace(answers([0], [1], [0]), champion_predicted=None)
+    found = mistakes(a_run(store, dataset), evidence)
+    assert found is not None
+    assert found["lost"] is found["gained"] is None
+    assert "no answers of a champion" in found["sentence"]
+
+
+def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    assert run.evaluation
+    assert run.champion_evaluation
+    found = evaluation(run, Evidence())
+    assert found is not None
+    expected = np.array(run.evaluation.confusion) - np.array(run.champion_evaluation.confusion)
+    assert expected.any()
+    assert found["confusion_change"] == expected.tolist()
+    page, _ = both(store, dataset, run)
+    small = [a for tag, a in page.elements if tag == "small"]
+    assert len(small) == np.count_nonzero(expected)
+
+
+# --- changes ------------------------------------------------------------------------------------------------------
+
+
+def against(run: RunRecord, champion: RunRecord, made: Any = MADE, champion_made: Any = MADE) -> dict[str, Any]:
+    return changes(run, Evidence(made=made, champion=Champion(3, champion, champion_made)))
+
+
+def told(found: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    return [(one["part"], one["name"], one["old"], one["new"]) for one in found["differences"]]
+
+
+def test_nothing_changed_is_said(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    found = against(run, run)
+    assert (found["differences"], found["champion"], found["run"]) == ([], 3, run.id)
+    assert found["sentence"].startswith("Nothing: ")
+
+
+def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    assert run.train
+    before = dataclasses.replace(
+        run,
+        config={**run.config, "learning_rate": 0.5},
+        train=dataclasses.replace(run.train, rows=119),
+        environment=Environment("3.11.1", "Linux", {}),
+    )
+    run = dataclasses.replace(run, environment=Environment("3.12.9", "Linux", {}))
+    made = {
+        "decode train": MADE["decode train"] | {"inputs": {"train-images": "bb"}},
+        "train": MADE["train"]
+        | {"code": {"tasks.train": "2", "tasks.new": "3"}, "libraries": {"tensorflow": "2.22.0"}},
+    }
+    found = against(run, before, made=made)
+    assert told(found) == [
+        ("parameters", "learning_rate", 0.5, 0.001),
+        ("data", "train rows", 119, 120),
+        ("data", "train-images archive", "aa", "bb"),
+        ("code", "tasks.new", None, "3"),
+        ("code", "tasks.train", "1", "2"),
+        ("libraries", "tensorflow", "2.21.0", "2.22.0"),
+        ("environment", "python", "3.11.1", "3.12.9"),
+    ]
+    assert found["sentence"] == (
+        "7 differences from champion v3: in parameters, data, code, libraries and environment."
+    )
+
+
+def test_a_step_that_only_one_run_came_to_is_no_difference(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    cut = dataclasses.replace(run, train=None, test=None, environment=None)
+    assert told(against(cut, run, made={"decode train": MADE["decode train"]})) == []
+
+
+def test_an_unknown_profile_is_no_difference(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    assert told(against(run, dataclasses.replace(run, profile="unknown"))) == []
+    assert told(against(run, dataclasses.replace(run, profile="fast"))) == [
+        ("parameters", "profile", "fast", "default")
+    ]
+
+
+def test_without_a_champion_there_is_nothing_to_compare(store: Store, dataset: Dataset) -> None:
+    run = a_run(store, dataset)
+    assert run.decision
+    assert "champion v1 was made from can no longer be read" in changes(run, Evidence())["sentence"]
+    first = dataclasses.replace(run, decision=dataclasses.replace(run.decision, previous=None))
+    assert "No champion (the model in use) existed before this run" in changes(first, Evidence())["sentence"]

@@ -1,0 +1,96 @@
+"""Many runs asked for at once: each that was accepted exists, and who got none is told so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
+
+from benchmarks.burst import DEPLOYMENT, burst
+from flows.service.processes import Service
+from tests.support.operated import until
+from tests.support.servers import BIN, guarded_server, wait_until_answers
+
+pytestmark = pytest.mark.flow
+
+RUNS = 40
+COMMANDS = 2
+REQUEST_SECONDS = 600
+"""So that none is given up because the machine is busy."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def served(home: Path) -> Iterator[tuple[Service, dict[str, str]]]:
+    """A server as `idxflow up` starts it, with a deployment that no worker carries out."""
+    with guarded_server(home) as (server, environment):
+        settings = {
+            PREFECT_API_URL: environment["PREFECT_API_URL"],
+            PREFECT_API_AUTH_STRING: environment["PREFECT_API_AUTH_STRING"],
+        }
+        wait_until_answers(environment)
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            _deploy(client)
+        yield server, environment
+
+
+def _deploy(client: SyncPrefectClient) -> None:
+    flow, name = DEPLOYMENT.split("/")
+    client.create_deployment(client.create_flow_from_name(flow), name)
+
+
+def test_what_is_asked_for_at_once_is_made_and_nothing_is_locked(served: tuple[Service, dict[str, str]], home: Path):
+    _, environment = served
+    patient = {**environment, "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
+    with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
+        done = burst(patient, home / "server.log", RUNS, COMMANDS)
+    assert (done.asked, done.accepted, done.refused) == (RUNS + COMMANDS, RUNS + COMMANDS, 0)
+    assert (done.existing, done.lost, done.locked) == (RUNS + COMMANDS, 0, 0)
+
+
+def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_the_server(
+    served: tuple[Service, dict[str, str]], home: Path
+):
+    server, environment = served
+    # Else each asker tries again until the server is back.
+    impatient = {"PREFECT_CLIENT_MAX_RETRIES": "0", "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
+    accepted = 0
+
+    def kill_at_the_third() -> None:
+        nonlocal accepted
+        accepted += 1
+        if accepted == 3:
+            os.kill(server.pid, signal.SIGKILL)
+            until(lambda: server.pid is None)
+            server.start()
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
+        done = burst({**environment, **impatient}, home / "server.log", RUNS, 0, kill_at_the_third)
+    assert done.lost == 0
+    assert done.refused > 0
+    assert done.accepted + done.refused == done.asked
+    assert done.existing >= done.accepted
+
+    server.stop(3)
+    command = [str(BIN / "prefect"), "deployment", "run", DEPLOYMENT]
+    impatient["PREFECT_API_REQUEST_TIMEOUT"] = "2"
+    told = subprocess.run(
+        command, env={**environment, **impatient}, cwd="/", capture_output=True, text=True, timeout=280
+    )
+    assert told.returncode != 0

@@ -1,0 +1,626 @@
+"""`idxflow up`: one command from nothing to scheduled retraining, and what it does when things die."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from flows.commands import doctor
+from flows.service import deployments, server
+from flows.service.memory import Memory
+from flows.service.processes import end_with_parent
+from flows.service.up import Wish, _Up
+from storage.errors import PrefectFailed
+from storage.files import locked
+from storage.ledger import Ledger
+from storage.store import Store
+from storage.verify import verify
+from tests.conftest import write_tiny
+from tests.support.commands import Command, idxflow, prefect
+from tests.support.faultserver import FaultServer
+from tests.support.operated import WATCH, until
+from tests.support.postgres import postgres
+from tests.support.servers import BIN, HTTP, ROOT, clean_environment, free_port
+
+pytestmark = pytest.mark.flow
+
+END_WITH_TESTS = end_with_parent()
+QUICK = "[training]\nepochs = 4\nlearning_rate = 0.1\nhidden = [8]\nbatch_size = 16\n"
+PASSWORD = f"canary-{uuid.uuid4().hex}"
+"""Looked for in all processes of the machine, where other tests may run, too."""
+
+
+@dataclass
+class Service:
+    """A running `idxflow up` and what reaches it."""
+
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def secret(self) -> str:
+        return (Path(self.environment["PREFECT_HOME"]) / "idxflow" / "auth-string").read_text().strip()
+
+    @property
+    def login(self) -> dict[str, str]:
+        """The environment of Prefect's own commands, as the lines that were printed make it."""
+        return {**self.environment, "PREFECT_API_AUTH_STRING": self.secret}
+
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        """What proves that a change was meant."""
+        api, user = self.environment["PREFECT_API_URL"], str(uuid.uuid4())
+        found = HTTP.get(f"{api}/csrf-token?client={user}", auth=self.credentials, timeout=60).json()
+        return {"Prefect-Csrf-Token": found["token"], "Prefect-Csrf-Client": user}
+
+    @property
+    def credentials(self) -> tuple[str, str]:
+        user, _, word = self.secret.partition(":")
+        return user, word
+
+    def get(self, path: str) -> Any:
+        return self.ask("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.ask("POST", path, json=body)
+
+    def ask(self, method: str, path: str, **more: Any) -> Any:
+        """Ask the API, again where it says 503, as Prefect's own client does: SQLite has one writer."""
+        url = f"{self.environment['PREFECT_API_URL']}/{path}"
+
+        def tried() -> httpx.Response | None:
+            headers = {} if method == "GET" else self._headers
+            answer = HTTP.request(method, url, timeout=60, auth=self.credentials, headers=headers, **more)
+            return None if answer.status_code == 503 else answer
+
+        answer = until(tried)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return next(d for d in self.post("deployments/filter", {}) if d["name"] == name)
+
+    def slots(self, name: str) -> int:
+        return self.deployment(name)["global_concurrency_limit"]["active_slots"]
+
+    def state(self, run: str) -> tuple[str, str]:
+        state = self.get(f"flow_runs/{run}")["state"]
+        return state["type"], state["message"] or ""
+
+    def has_state(self, run: str, kind: str) -> str | None:
+        """The state's message once the run has that state; a run that ended in another way fails the test."""
+        found, message = self.state(run)
+        assert found in (kind, "SCHEDULED", "PENDING", "RUNNING", "CANCELLING"), (found, message)
+        return (message or "-") if found == kind else None
+
+    def start_long_training(self) -> str:
+        """Start a training that would take minutes; return its flow run once epochs are being logged."""
+        return self._start({"training": {"epochs": 10_000, "patience": 10_000}}, " epoch ")
+
+    @contextmanager
+    def waiting_run(self) -> Iterator[str]:
+        """Start a run that waits for others, which takes no processor; yield its flow run once it says so."""
+        with locked(Path(self.environment["IDXFLOW_STORE"], "digits", "locks", "in-use.lock")):
+            yield self._start({}, "`gc` is at work, waiting")
+
+    def _start(self, parameters: dict[str, Any], words: str) -> str:
+        """Run the deployment `digits`; return its flow run once a line of its log has these words."""
+        wanted = {"parameters": {"dataset": "digits", **parameters}}
+        run = self.post(f"deployments/{self.deployment('digits')['id']}/create_flow_run", wanted)["id"]
+        logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+        until(lambda: any(words in line["message"] for line in self.post("logs/filter", logs)))
+        return run
+
+    def pid(self, name: str) -> int:
+        """The process id of the server or worker that was said last."""
+        lines = [line for line in self.said.splitlines() if line.startswith((f"{name} ready", f"{name} started again"))]
+        return int(lines[-1].rpartition(" ")[2])
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "idxflow"), "up", *arguments], env=environment, cwd="/", capture_output=True, text=True, timeout=280
+    )
+
+
+def in_foreground() -> None:
+    # Shells start background jobs with SIGINT ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    END_WITH_TESTS()
+
+
+@contextmanager
+def going(
+    environment: dict[str, str], output: Path, *arguments: str, program: tuple[str, ...] = (str(BIN / "idxflow"),)
+) -> Iterator[Service]:
+    """Run `idxflow up` from another folder until it says that it is ready; end it with the block if need be.
+
+    In that folder are modules that end whatever imports them.
+    """
+    folder = output.with_suffix(".folder")
+    folder.mkdir(exist_ok=True)
+    for name in ("calendar", "random", "uvicorn", "numpy", "yaml", "flows", "storage"):
+        (folder / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            [*program, "up", *arguments],
+            env=environment,
+            cwd=folder,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            preexec_fn=in_foreground,
+        )
+    service = Service(environment, process, output)
+    try:
+        until(lambda: "\nCtrl-C stops" in service.said or process.poll() is not None)
+        assert process.poll() is None, service.said
+        yield service
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(240)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a new user, with the server's address."""
+    home = tmp_path_factory.mktemp("home")
+    port = free_port()
+    return clean_environment(
+        home,
+        PREFECT_API_URL=f"http://127.0.0.1:{port}/api",
+        IDXFLOW_STORE=str(home / "store"),
+        IDXFLOW_ZOMBIE_SECONDS="60",
+        PREFECT_WORKER_QUERY_SECONDS="2",
+    )
+
+
+@pytest.fixture(scope="module")
+def manifest(place: dict[str, str]) -> Path:
+    """The manifest of a small data set, which lies beside it."""
+    return write_tiny(Path(place["HOME"]), manifest=QUICK).manifest
+
+
+@pytest.fixture(scope="module")
+def watcher(place: dict[str, str], manifest: Path) -> Iterator[Command]:
+    """`idxflow watch` of a folder in which there is a set, started before anything else."""
+    words = ("watch", str(manifest.with_name("tiny-source")), "--dataset-file", str(manifest), "--every", "1")
+    with Command(*words, env=place) as watcher:
+        # Before `up` listens: its port takes questions that it cannot answer yet.
+        until(lambda: "idxflow: expected a Prefect server at" in watcher.errors or watcher.poll() is not None)
+        yield watcher
+
+
+@pytest.fixture(scope="module")
+def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
+    with going(place, Path(place["HOME"]) / "up.log") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def lost_run(service: Service) -> str:
+    """A run that holds its deployment's only slot, gave one sign of life, and whose machine then lost power."""
+    # Not scheduled, so that the worker does not take it.
+    wanted = {"state": {"type": "FAILED"}, "parameters": {"dataset": "mnist"}}
+    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    for state in ("PENDING", "RUNNING"):
+        service.post(f"flow_runs/{run}/set_state", {"state": {"type": state}})
+    heartbeat = {
+        "event": "prefect.flow-run.heartbeat",
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "occurred": datetime.now(UTC).isoformat(),
+        "id": str(uuid.uuid4()),
+        "payload": {},
+        "related": [],
+    }
+    service.post("events", [heartbeat])
+    assert service.slots("mnist") == 1
+    return run
+
+
+@pytest.mark.remedies("flows.commands.doctor:_server:2")
+def test_the_doctor_names_the_command_where_there_is_no_server(
+    place: dict[str, str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    # Nor one of the developer.
+    monkeypatch.setattr(server, "DEFAULT_PORT", free_port())
+    store = Store(Path(place["IDXFLOW_STORE"]))
+    with temporary_settings({PREFECT_HOME: Path(place["PREFECT_HOME"])}):
+        _, finding = doctor._server(store)
+        assert (finding.verdict, finding.what) == ("warning", "server")
+        assert finding.remedy == f"{store.command('up')}: needed for schedules, deployments and the UI"
+        request.getfixturevalue("service")
+        found = {finding.what: finding for finding in doctor._server(store)}
+    assert found["server"].verdict == "ok"
+    assert f" at {place['PREFECT_API_URL']}" in found["server"].found
+
+
+# Its server waits for that run's next sign of life while the other tests do their work.
+@pytest.mark.usefixtures("lost_run")
+def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Service, watcher: Command):
+    until(lambda: "promoted v1" in watcher.said or watcher.poll() is not None)
+    assert watcher.poll() is None, watcher.errors
+    assert "idxflow: expected a Prefect server at" in watcher.errors
+    assert len(Ledger(Store(Path(service.environment["IDXFLOW_STORE"])), "tiny").read("runs")) == 1
+    watcher.kill()
+
+
+def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
+    address = service.environment["PREFECT_API_URL"].removesuffix("/api")
+    # No line moves where nobody looks.
+    assert "\x1b" not in service.said
+    assert f"the UI is at {address}" in service.said
+    assert "<html" in HTTP.get(address, follow_redirects=True, timeout=30).text
+
+
+def test_the_server_is_closed(service: Service):
+    settings = service.get("admin/settings")["server"]
+    assert settings["api"]["host"] == "127.0.0.1"
+    assert settings["analytics_enabled"] is False
+    assert settings["ui"]["show_promotional_content"] is False
+    assert set(settings["services"]["db_vacuum"]["enabled"]) == {"events", "flow_runs"}
+    api = service.environment["PREFECT_API_URL"]
+    foreign = HTTP.get(f"{api}/health", headers={"Origin": "https://example.com"}, timeout=30)
+    assert foreign.status_code == 403
+    assert HTTP.get(f"{api}/flow_runs/filter", timeout=30).status_code == 401
+    home = Path(service.environment["PREFECT_HOME"])
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_one_says_what_runs_and_starts_nothing(service: Service):
+    second = command(service.environment)
+    assert second.returncode == 0, second.stderr
+    assert f"is already running, process {service.process.pid}" in second.stdout
+    assert "worker polling the pool idxflow" in second.stdout
+
+
+@pytest.mark.remedies("flows.service.up:_refuse_shared_database")
+def test_a_second_server_on_the_same_database_is_refused(service: Service, tmp_path: Path):
+    words = ("up", "--port", str(free_port()))
+    refused = idxflow(*words, env=service.environment)
+    assert refused.returncode == 1
+    address = service.environment["PREFECT_API_URL"]
+    assert (
+        f"found that of `idxflow up` at {address}; end that one first, or choose another PREFECT_HOME" in refused.stderr
+    )
+    with Command(*words, env={**service.environment, "PREFECT_HOME": str(tmp_path)}) as other:
+        until(lambda: "starting a Prefect server at " in other.said or other.poll() is not None)
+        other.send_signal(signal.SIGTERM)
+        assert other.wait(240) == 0, other.errors
+
+
+def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service):
+    with service.waiting_run() as run:
+        assert service.slots("digits") == 1
+        worker = service.pid("worker")
+        for pid in (worker, int(service.get(f"flow_runs/{run}")["infrastructure_pid"])):
+            os.kill(pid, signal.SIGKILL)
+    message = until(lambda: service.has_state(run, "CRASHED"))
+    assert "its worker ended" in message
+    assert service.slots("digits") == 0
+    until(lambda: service.pid("worker") != worker)
+    assert re.search("the worker was killed by SIGKILL; .*; starting it again in 1 s", service.said)
+    again = "idxflow prefect deployment run retrain/digits"
+    sentence = until(lambda: recorded(service, "digits", "crashed"))
+    assert sentence.endswith(f"; run it again to resume: {again}")
+
+
+def recorded(service: Service, dataset: str, state: str) -> str | None:
+    """What the ledger has of the newest run, once that has this state."""
+    run = Ledger(Store(Path(service.environment["IDXFLOW_STORE"])), dataset).last("runs")
+    return run["sentence"] if run and run["state"] == state else None
+
+
+def test_a_run_that_is_cancelled_before_it_started_is_in_the_ledger(service: Service):
+    later = {"state_details": {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()}}
+    wanted = {"state": {"type": "SCHEDULED", **later}, "parameters": {"dataset": "kmnist"}}
+    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    cancelled = {"state": {"type": "CANCELLED", "message": "not this week"}, "force": True}
+    service.post(f"flow_runs/{run}/set_state", cancelled)
+    said = until(lambda: recorded(service, "kmnist", "cancelled"))
+    assert said == "it was cancelled before it started: not this week"
+
+
+def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: Service):
+    run = service.start_long_training()
+    process = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
+    assert prefect("flow-run", "cancel", run, env=service.login).returncode == 0
+    until(lambda: gone(process))
+    until(lambda: service.has_state(run, "CANCELLED"))
+    assert service.slots("digits") == 0
+    assert until(lambda: recorded(service, "digits", "cancelled")).startswith("it was cancelled; run it again")
+    verdict = verify(Store(Path(service.environment["IDXFLOW_STORE"])), "digits")
+    assert not verdict.damage
+    assert verdict.versions == 0
+
+
+def test_a_run_whose_machine_is_gone_is_ended_by_the_server(service: Service, lost_run: str):
+    message = until(lambda: service.has_state(lost_run, "CRASHED"))
+    assert "no sign of life for 60 s" in message
+    assert service.slots("mnist") == 0
+
+
+@pytest.mark.remedies("flows.service.up:_await_worker")
+def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(service: Service):
+    mnist = service.deployment("mnist")
+    schedule = mnist["schedules"][0]
+    changed = {"schedule": {"cron": "30 4 * * 2", "timezone": "UTC"}, "active": False}
+    service.ask("PATCH", f"deployments/{mnist['id']}/schedules/{schedule['id']}", json=changed)
+    trigger = _trigger_of_an_earlier_version(service)
+    with service.waiting_run() as run:
+        child = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
+        pids = [service.pid("server"), service.pid("worker"), child]
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(240) == 0
+    assert service.said.rstrip().endswith("stopped")
+    assert all(gone(pid) for pid in pids)
+
+    with going(service.environment, service.output.with_name("up-again.log")) as again:
+        assert "schedules kept as they are on the server: mnist" in again.said
+        kept = again.deployment("mnist")["schedules"]
+        assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in kept] == [("30 4 * * 2", False, "weekly")]
+        assert trigger not in [automation["name"] for automation in again.post("automations/filter", {})]
+        assert again.state(run) == ("CRASHED", "`idxflow up` was stopped; run it again to resume")
+        _another_one_uses_the_server_and_leaves_it_running(again)
+        # This also deploys to the first pool again.
+        _a_deleted_schedule_stays_deleted_until_the_file_changes(again)
+        _a_server_that_dies_is_started_again(again)
+        _nothing_outlives_it_when_it_is_killed(again)
+
+
+def _trigger_of_an_earlier_version(service: Service) -> str:
+    """Make the automation that ran what an event named; return its name."""
+    inbox = service.deployment("inbox")["id"]
+    trigger = {
+        "type": "event",
+        "posture": "Reactive",
+        "expect": ["idxflow.inbox.complete"],
+        "threshold": 1,
+        "within": 0,
+    }
+    trigger["match"] = {"prefect.resource.id": "idxflow.inbox.*"}
+    parameters = {"dataset_file": "{{ event.payload.dataset_file }}"}
+    action = {"type": "run-deployment", "source": "selected", "deployment_id": inbox, "parameters": parameters}
+    name = "idxflow: retrain what has arrived in an inbox"
+    made = {"name": name, "trigger": trigger, "actions": [action], "owner_resource": f"prefect.deployment.{inbox}"}
+    service.post("automations/", made)
+    assert name in [automation["name"] for automation in service.post("automations/filter", {})]
+    return name
+
+
+def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -> None:
+    """Deploys from here, as `up` does each time it starts."""
+    mnist = service.deployment("mnist")
+    api = service.environment["PREFECT_API_URL"]
+    service.ask("DELETE", f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}")
+    with configured(service), get_client(sync_client=True) as client:
+        memory = Memory(Path(service.environment["HOME"]), api, "idxflow")
+        promise = deployments.Promise("idxflow", 60, service.login, memory, deployments.read_plan(), lambda: None)
+        assert deployments.deploy(client, promise).kept == ("mnist", "garbage")
+        assert service.deployment("mnist")["schedules"] == []
+        plan = yaml.safe_load((ROOT / "prefect.yaml").read_text().replace("0 3 * * 0", "0 5 * * 0"))
+        assert deployments.deploy(client, replace(promise, plan=plan)).kept == ("garbage",)
+    assert [s["schedule"]["cron"] for s in service.deployment("mnist")["schedules"]] == ["0 5 * * 0"]
+
+
+def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None:
+    _a_worker_that_cannot_start_is_named_with_its_log(service)
+    with going(service.environment, service.output.with_name("other.log"), "--pool", "other") as other:
+        assert "found a Prefect server" in other.said
+        assert other.said.rstrip().endswith("Ctrl-C stops worker")
+        worker = other.pid("worker")
+        other.process.terminate()
+        assert other.process.wait(240) == 0
+        assert gone(worker)
+    assert service.get("health") is True
+    assert not gone(service.pid("worker"))
+
+
+def _a_worker_that_cannot_start_is_named_with_its_log(service: Service) -> None:
+    """As with a file of settings for logging that is damaged; without that, the next one starts."""
+    logging = service.output.with_name("logging.yml")
+    logging.write_text("{")
+    with configured(service):
+        other = _Up(Wish(pool="other"))
+        with other._client() as client:
+            other.pool_type = deployments.ensure_pool(client, "other")
+            with pytest.raises(
+                PrefectFailed, match="expected a worker in the pool other, found: worker ended"
+            ) as caught:
+                other._start_worker(client, {**service.login, "PREFECT_LOGGING_SETTINGS_PATH": str(logging)})
+    log = Path(service.environment["PREFECT_HOME"]) / "idxflow" / "worker.log"
+    assert str(caught.value).endswith(f"; see {log}")
+    assert "yaml.parser.ParserError" in log.read_text()
+
+
+@contextmanager
+def configured(service: Service) -> Iterator[None]:
+    """Have this process use that server."""
+    settings = {
+        PREFECT_API_URL: service.environment["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: service.secret,
+        PREFECT_HOME: Path(service.environment["PREFECT_HOME"]),
+    }
+    with temporary_settings(settings):
+        yield
+
+
+def _a_server_that_dies_is_started_again(service: Service) -> None:
+    run = service.start_long_training()
+    dead = service.pid("server")
+    os.kill(dead, signal.SIGKILL)
+    until(lambda: service.pid("server") != dead)
+    since = datetime.now(UTC).isoformat()
+    # The training went on meanwhile, reports to the new server, and still has its slot.
+    later = {"logs": {"flow_run_id": {"any_": [run]}, "timestamp": {"after_": since}}}
+    until(
+        lambda: reachable(service) and any(" epoch " in line["message"] for line in service.post("logs/filter", later))
+    )
+    assert service.state(run)[0] == "RUNNING"
+    assert service.slots("digits") == 1
+
+
+def reachable(service: Service) -> bool:
+    try:
+        return service.get("health")
+    except httpx.TransportError:
+        return False
+
+
+def _nothing_outlives_it_when_it_is_killed(service: Service) -> None:
+    pids = [service.pid("server"), service.pid("worker")]
+    runs = service.post("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}})
+    pids += [int(run["infrastructure_pid"]) for run in runs]
+    assert len(pids) == 3
+    service.process.kill()
+    service.process.wait(240)
+    until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_port_that_something_else_has_is_refused_in_one_sentence(tmp_path: Path):
+    with FaultServer({}) as other:
+        refused = command(clean_environment(tmp_path), "--port", port_of(other))
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert f"free port at http://{other.host}, found something else (HTTP 404)" in refused.stderr
+
+
+def test_a_port_where_nothing_is_said_is_something_else_s(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "_HEALTH_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = server.address("127.0.0.1", silent.getsockname()[1], None)
+        with pytest.raises(PrefectFailed, match=r"found something else \(no answer within 0.1 s\)"):
+            server.is_up(where)
+
+
+@pytest.mark.remedies("flows.service.up:_start_server")
+def test_a_server_of_another_user_is_used_only_where_it_is_named(tmp_path: Path):
+    if os.getuid() != 0:
+        pytest.skip("needs to be root, to listen as another user")
+    with FaultServer({}) as theirs, FaultServer({}) as ours:
+        # Whose it is, the system says by the owner of the socket: proc(5), `/proc/net/tcp`.
+        os.fchown(theirs._listener.fileno(), 65534, -1)
+        environment, named = clean_environment(tmp_path), {"PREFECT_API_URL": theirs.url("/api")}
+        refused, *further = (
+            idxflow("up", *words, env=environment | more)
+            for words, more in (
+                (("--port", port_of(theirs)), {}),
+                (("--port", port_of(ours)), {}),
+                ((), named),
+            )
+        )
+    assert refused.returncode == 1
+    advice = "found another user's; choose another with --port, or trust that one by PREFECT_API_URL"
+    assert advice in refused.stderr
+    for next_one in further:
+        assert "found something else (HTTP 404)" in next_one.stderr
+
+
+def port_of(server: FaultServer) -> str:
+    return server.host.rpartition(":")[2]
+
+
+def test_an_open_address_needs_an_auth_string(tmp_path: Path):
+    refused = command(clean_environment(tmp_path), "--host", "0.0.0.0", "--no-auth")
+    assert refused.returncode == 2
+    assert "expected no --no-auth with --host 0.0.0.0" in refused.stderr
+
+
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(tmp_path: Path):
+    refused = command(clean_environment(tmp_path), "--database", f"postgresql+asyncpg://u:{PASSWORD}@127.0.0.1/p")
+    assert refused.returncode == 2
+    assert "PGPASSWORD" in refused.stderr
+    assert PASSWORD not in refused.stderr + refused.stdout
+
+
+def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_shown(
+    place: dict[str, str], manifest: Path, tmp_path: Path
+):
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    # A store that has all of this data set already, so that the run is short.
+    environment = clean_environment(
+        tmp_path,
+        PREFECT_API_URL=api,
+        IDXFLOW_STORE=place["IDXFLOW_STORE"],
+        PREFECT_WORKER_QUERY_SECONDS="2",
+        PGPASSWORD=PASSWORD,
+    )
+    options = ("--database", "{url}")
+    data = ("--param", f"dataset_file={manifest}")
+    with postgres(PASSWORD) as cluster:
+        arguments = [option.format(url=cluster.url) for option in options]
+        with going(environment, tmp_path / "up.log", *arguments) as service:
+            secret_file = Path(environment["PREFECT_HOME"]) / "idxflow" / "auth-string"
+            assert secret_file.stat().st_mode & 0o777 == 0o600
+            secret = secret_file.read_text().strip()
+            assert HTTP.get(f"{api}/admin/settings", timeout=30).status_code == 401
+            user, _, word = secret.partition(":")
+            forged = HTTP.post(f"{api}/flow_runs/filter", json={}, auth=(user, word), timeout=30)
+            assert forged.status_code == 403
+            watched = subprocess.run(
+                [str(BIN / "prefect"), "deployment", "run", "retrain/digits", *data, *WATCH],
+                cwd="/", env={**environment, "PREFECT_API_AUTH_STRING": secret}, capture_output=True, text=True,
+                timeout=280,
+            )  # fmt: skip
+            assert watched.returncode == 0, watched.stdout + watched.stderr
+            processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+            kept = [path for path in tmp_path.rglob("*") if path.is_file() and path != secret_file]
+            written = b"".join(path.read_bytes() for path in kept).decode(errors="replace")
+        assert cluster.ask("select count(*) from flow_run where state_type = 'COMPLETED'") == "1"
+    for shown in (processes, written, service.said, watched.stdout):
+        assert PASSWORD not in shown
+        assert secret not in shown
+        assert word not in shown
+
+
+def test_a_database_that_refuses_is_named_in_one_sentence_without_the_password(tmp_path: Path):
+    url = f"postgresql+asyncpg://prefect@127.0.0.1:{free_port()}/postgres"
+    environment = clean_environment(tmp_path, PGPASSWORD=PASSWORD)
+    refused = command(environment, "--port", str(free_port()), "--database", url)
+    assert refused.returncode == 1
+    assert "expected a Prefect server" in refused.stderr
+    assert "ConnectionRefusedError" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert PASSWORD not in refused.stderr + refused.stdout
+
+
+def test_another_store_or_pool_is_not_taken_for_that_of_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("IDXFLOW_STORE", raising=False)
+    running = Wish(store=str(tmp_path / "one")).effects()
+    # With nothing asked for, whatever runs is what is wanted.
+    assert Wish().ineffective(running) == []
+    assert Wish(pool="other").ineffective(running) == ["--pool"]
+    monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path / "one"))
+    assert Wish().ineffective(running) == []
+    monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path / "two"))
+    assert Wish().ineffective(running) == ["--store or IDXFLOW_STORE"]

@@ -1,0 +1,94 @@
+"""The training configuration: profile, data set and overrides become one checked value, or one sentence."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from storage.datasets import catalog
+from storage.datasets.training import PROFILES, TrainingConfig, TrainingOverrides, parse_overrides, training_config
+from storage.errors import ConfigError
+from tasks.model.network import ACTIVATIONS
+from tests.conftest import TinyFactory
+
+MNIST, DIGITS = catalog.find("mnist"), catalog.find("digits")
+
+
+def test_the_defaults_are_the_tutorial_s_network_and_rates():
+    config = training_config(MNIST)
+    assert (config.hidden, config.activation, config.batch_size, config.epochs) == ((50, 50), "tanh", 64, 50)
+    assert (config.learning_rate, config.momentum, config.decay, config.weight_decay) == (0.001, 0.9, 1e-7, 0)
+    assert (config.validation_fraction, config.held_out, config.normalize_on) == (0.1, "stratified", "fitted")
+    assert config.patience is None
+    assert training_config(MNIST, "tutorial") == config.model_copy(update={"held_out": "tail", "normalize_on": "all"})
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "expected"),
+    [
+        ("default", {}, {"learning_rate": 0.01, "batch_size": 16, "epochs": 50}),
+        ("fast", {}, {"learning_rate": 0.01, "batch_size": 16, "epochs": 10}),
+        ("tutorial", {}, {"learning_rate": 0.001, "batch_size": 64, "normalize_on": "all"}),
+        ("default", {"batch_size": 8}, {"learning_rate": 0.01, "batch_size": 8}),
+        ("tutorial", {"epochs": 2, "hidden": []}, {"epochs": 2, "hidden": (), "normalize_on": "all"}),
+    ],
+)
+def test_the_data_set_overrides_the_profile_and_the_user_both(profile, overrides: dict, expected: dict):
+    config = training_config(DIGITS, profile, overrides)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_a_wrong_parameter_of_a_manifest_names_the_manifest(tiny: TinyFactory):
+    dataset = tiny(manifest="[training]\nepochs = -1")
+    with pytest.raises(ConfigError, match=r"tiny\.toml: \[training\]: expected epochs to be a whole number"):
+        training_config(dataset)
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        ([], {}),
+        (["epochs=5", "hidden=[64, 32]"], {"epochs": 5, "hidden": [64, 32]}),
+        (["activation=relu"], {"activation": "relu"}),
+        (["batch-size = 8"], {"batch_size": 8}),
+        (["restore_best=false", "patience=null"], {"restore_best": False, "patience": None}),
+        (["epochs=1", "epochs=2"], {"epochs": 2}),
+        (["activation=a=b"], {"activation": "a=b"}),
+    ],
+)
+def test_overrides_are_read_as_json_or_text(texts: list[str], values: dict):
+    assert parse_overrides(texts) == values
+
+
+@pytest.mark.parametrize(
+    ("rows", "fraction", "fitted"),
+    [
+        (60_000, 0.1, 54_000),
+        (60_000, 0, 60_000),
+        (1437, 0.1, 1293),
+        (1, 0.1, 0),
+        (3, 0.5, 1),
+    ],
+)
+def test_as_many_rows_are_held_out_as_keras_does(rows: int, fraction: float, fitted: int):
+    assert TrainingConfig(validation_fraction=fraction).fitted_rows(rows) == fitted
+
+
+def test_a_configuration_does_not_change_and_comes_back_from_json():
+    config = TrainingConfig(hidden=(3,), patience=2)
+    with pytest.raises(ValidationError):
+        config.epochs = 1  # type: ignore[misc]
+    assert TrainingConfig(**config.model_dump(mode="json")) == config
+
+
+def test_overrides_that_are_not_set_override_nothing():
+    assert TrainingOverrides().model_dump(exclude_none=True) == {}
+    assert set(TrainingOverrides.model_fields) == set(TrainingConfig.model_fields)
+    with pytest.raises(ValidationError):
+        TrainingOverrides(epochs=0)
+
+
+def test_profiles_and_activations_are_ones_that_can_be_trained():
+    assert all(TrainingConfig(**parameters) for parameters in PROFILES.values())
+    for activation in ACTIVATIONS:
+        assert TrainingConfig(activation=activation).activation == activation

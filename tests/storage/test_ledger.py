@@ -1,0 +1,219 @@
+"""The ledger's order, which is not that of its times: clocks are wrong, and put right."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import pytest
+
+from flows.commands import doctor
+from flows.commands.cli import _main
+from storage.files import create_json
+from storage.ledger import KINDS, Ledger, jumps, place, run_of
+from storage.store import Store
+from storage.verify import verify
+from tests.support.clocks import clock_ahead
+from tests.support.servers import ROOT
+from tests.support.stores import DATASET, retrain
+
+YEAR = timedelta(days=365)
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+OLD = "20261124T080348.123456Z"
+
+
+@pytest.fixture
+def ledger(store: Store) -> Ledger:
+    return Ledger(store, DATASET)
+
+
+def written_earlier(store: Store, kind: str, run: str, stamp: str = OLD) -> None:
+    """Write a record as earlier versions did, which named it by its time."""
+    time = datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC).isoformat(timespec="milliseconds")
+    create_json(store.dataset(DATASET) / "ledger" / kind / f"{stamp}-{run}.json", {"run": run, "time": time})
+
+
+def test_the_order_is_that_of_writing_whatever_the_clock_says(ledger: Ledger):
+    for number, ahead in enumerate((0, 400, -4000, 2, 0)):
+        with clock_ahead(timedelta(days=ahead)):
+            ledger.append("runs", f"run-{number}", {})
+    assert [record["run"] for record in ledger.read("runs")] == [f"run-{n}" for n in range(5)]
+    times = [datetime.fromisoformat(record["time"]) for record in ledger.read("runs")]
+    days = [round((time - datetime.now(UTC)) / timedelta(days=1)) for time in times]
+    assert days == [0, 400, -4000, 2, 0], "a time is what the clock said"
+
+
+def test_records_of_all_kinds_have_one_order(ledger: Ledger):
+    for kind in (*KINDS, "runs"):
+        ledger.append(kind, "run", {})
+    names = sorted((name for kind in KINDS for name in ledger.names(kind)), key=place)
+    assert [place(name)[1] for name in names] == [1, 2, 3, 4]
+
+
+def test_records_named_by_their_time_come_before_those_with_numbers(store: Store, ledger: Ledger):
+    written_earlier(store, "runs", "later", "29990101T000000.000000Z")
+    written_earlier(store, "runs", "20261124-080348-aaaa")
+    ledger.append("runs", "new", {})
+    assert [run_of(name) for name in ledger.names("runs")] == ["20261124-080348-aaaa", "later", "new"]
+    assert [record["run"] for record in islice(ledger.newest("runs"), 2)] == ["new", "later"]
+    assert ledger.find("runs", "20261124-080348-aaaa")
+    assert ledger.find("runs", "20261124") is None
+    here = ledger.place_of("runs", "new")
+    assert [record["run"] for record in ledger.newest("runs", here)] == ["later", "20261124-080348-aaaa"]
+
+
+PROCESS = """
+import pathlib, sys
+from storage.ledger import Ledger
+from storage.store import Store
+for number in range(20):
+    Ledger(Store(pathlib.Path(sys.argv[1])), "tiny").append(sys.argv[3], f"run-{sys.argv[2]}-{number}", {})
+"""
+
+
+def test_many_processes_and_threads_at_once_take_one_number_each(store: Store, ledger: Ledger):
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(store.root), str(n), kind], cwd=ROOT)
+        for n, kind in enumerate(("runs", "decisions", "runs"))
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: ledger.append("runs", f"thread-{number}", {}), range(20)))
+    assert [process.wait(240) for process in started] == [0, 0, 0]
+    numbers = [place(name)[1] for kind in KINDS for name in ledger.names(kind)]
+    assert sorted(numbers) == list(range(1, 81))
+    for n in (0, 2):
+        mine = [run_of(name) for name in ledger.names("runs") if run_of(name).startswith(f"run-{n}-")]
+        assert mine == [f"run-{n}-{number}" for number in range(20)]
+
+
+def times(*hours: float) -> dict[str, datetime]:
+    return {f"{n:08d}-run.json": NOW + timedelta(hours=hour) for n, hour in enumerate(hours, start=1)}
+
+
+@pytest.mark.parametrize(
+    ("hours", "found"),
+    [
+        ((), []),
+        ((-3, -2, -1, 0), []),
+        ((-1, -1.01, 0, 0.01), []),
+        ((-3, -1, -2), [(3, False)]),
+        ((-2, 9, 8), [(2, True), (3, False)]),
+        ((5, 6, -1), [(1, True), (3, False)]),
+        ((-9, -1, -8, -7, -9), [(3, False), (5, False)]),
+    ],
+)
+def test_a_clock_that_was_wrong_shows_in_the_times(hours: tuple[float, ...], found: list[tuple[int, bool]]):
+    assert [(place(jump.name)[1], jump.ahead) for jump in jumps(times(*hours), NOW)] == found
+
+
+def status(store: Store, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    code = _main(["status", "--store", str(store.root)])
+    return code, capsys.readouterr().out
+
+
+def test_a_run_from_the_future_neither_proves_freshness_nor_stamps_those_after_it(
+    store: Store, capsys: pytest.CaptureFixture
+):
+    retrain(store, 1)
+    with clock_ahead(YEAR):
+        retrain(store, 2)
+    code, said = status(store, capsys)
+    assert code == 1
+    assert re.search(r"problem +the last good run has a time in the future, 20\d\d-.* \(in 36[45] days\)", said)
+    assert "stale" not in said, "the run before it is fresh"
+    with clock_ahead(timedelta(days=9)):
+        assert "stale: the last good run was 9 days ago" in status(store, capsys)[1]
+
+    retrain(store, 3)
+    assert status(store, capsys)[0] == 0
+    with clock_ahead(timedelta(days=9)):
+        code, said = status(store, capsys)
+    assert code == 1
+    assert "stale: the last good run was 9 days ago, expected one at least every 8 days" in said
+    assert "in the future" not in said
+
+
+def test_only_runs_from_the_future_are_a_problem(store: Store, capsys: pytest.CaptureFixture):
+    with clock_ahead(YEAR):
+        retrain(store, 1)
+    code, said = status(store, capsys)
+    assert (code, "in the future" in said) == (1, True)
+
+
+def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: pytest.CaptureFixture):
+    retrain(store, 1)
+    assert verify(store).findings == ()
+    with clock_ahead(YEAR):
+        retrain(store, 2)
+    retrain(store, 3)
+    assert _main(["verify", "--store", str(store.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"remark: .*/00000003-run-2\.json: expected no time later than now, .*; found 2 up to ", lines[0])
+    assert re.match(
+        r"remark: .*/00000005-run-3\.json: expected a time after 20.*00000004-run-2\.json; found ", lines[1]
+    )
+    assert lines[2].startswith("ok: ")
+    assert lines[2].endswith("0 damaged, 0 left over, 2 to remark on")
+    with clock_ahead(2 * YEAR):
+        assert [finding.path.name for finding in verify(store).remarks] == ["00000005-run-3.json"]
+
+
+@pytest.mark.remedies("flows.commands.doctor:_clock:2")
+def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
+    retrain(store, 1)
+    assert doctor._clock(store).verdict == "ok"
+    with clock_ahead(YEAR):
+        retrain(store, 2)
+    found = doctor._clock(store)
+    assert (found.verdict, "2 up to 20" in found.found, "timedatectl" in found.remedy) == ("warning", True, True)
+    retrain(store, 3)
+    with clock_ahead(2 * YEAR):
+        found = doctor._clock(store)
+    assert (found.verdict, found.found) == (
+        "ok",
+        "put back before 00000005-run-3.json of tiny; the records are in order",
+    )
+
+
+def test_history_and_runs_are_in_the_order_they_happened(store: Store, capsys: pytest.CaptureFixture):
+    for number, ahead in ((1, 0), (2, 365), (3, -365), (4, 0)):
+        with clock_ahead(timedelta(days=ahead)):
+            retrain(store, number)
+    for command, last in ((["registry", "history"], "v3→v4"), (["runs", "list"], "run-4")):
+        assert _main([*command, DATASET, "--store", str(store.root)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert last in lines[0]
+        assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("ahead", "asked", "version", "is_sure"),
+    [
+        ((-2, 365, 0), 1, 3, True),
+        ((-2, 365, 0), -3, None, True),
+        ((-2, 365, 0), -1, 1, True),
+        ((-9, -2, -5), -1, 3, True),
+        ((-9, -2, -5), -3, 3, False),
+        ((-9, -365, 0), -20, 2, False),
+    ],
+)
+def test_who_was_champion_is_said_with_a_doubt_where_the_clock_leaves_one(
+    store: Store,
+    capsys: pytest.CaptureFixture,
+    ahead: tuple[float, ...],
+    asked: float,
+    version: int | None,
+    is_sure: bool,
+):
+    for number, days in enumerate(ahead, start=1):
+        with clock_ahead(timedelta(days=days)):
+            retrain(store, number)
+    moment = (datetime.now(UTC) + timedelta(days=asked)).isoformat()
+    assert _main(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
+    said = capsys.readouterr()
+    assert (f"champion v{version}," if version else "no champion yet") in said.out
+    assert ("the clock was put back" not in said.err) is is_sure

@@ -1,0 +1,204 @@
+"""`idxflow verify`: whatever is damaged is named, what is only left over is told from it, nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flows.commands.cli import _main
+from storage.registry import Registry
+from storage.store import ENTRY, Store
+from storage.verify import verify
+from tests.support.stores import DATASET, add, fingerprint, retrain
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    for number in (1, 2, 3):
+        retrain(store, number, promoted=number < 3)
+    return store
+
+
+def part(store: Store, name: str) -> Path:
+    """Return the first thing with a final name in a folder of the data set."""
+    return min(path for path in (store.dataset(DATASET) / name).iterdir() if not path.name.startswith("."))
+
+
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.chmod(0o644)
+    path.write_bytes(change(path.read_bytes()))
+
+
+def test_a_good_store_has_nothing_to_say(filled: Store):
+    before = fingerprint(filled)
+    verdict = verify(filled)
+    assert (verdict.findings, verdict.entries, verdict.versions, verdict.records) == ((), 12, 3, 6)
+    assert verdict.bytes > 12 * 1000
+    assert fingerprint(filled) == before
+
+
+def flip(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Store], object], str]] = {
+    "a flipped bit": ("2-splits", lambda s: edit(part(s, "2-splits") / "data.bin", flip), "expected SHA-256"),
+    "a cut file": ("5-models", lambda s: edit(part(s, "5-models") / "data.bin", lambda d: d[:-1]), "bytes; found"),
+    "a file that is gone": ("5-models", lambda s: (part(s, "5-models") / "data.bin").unlink(), "No such file"),
+    "a file too many": ("2-splits", lambda s: (part(s, "2-splits") / "new.bin").touch(), "found new.bin as well"),
+    "an edited description": (
+        "6-evaluations",
+        lambda s: edit(part(s, "6-evaluations") / ENTRY, lambda d: d.replace(b'"weights ', b'"weight 1')),
+        "do not have the SHA-256",
+    ),
+    "no description": ("2-splits", lambda s: (part(s, "2-splits") / ENTRY).unlink(), "cannot be read"),
+    "an entry in another's place": (
+        "2-splits",
+        lambda s: part(s, "2-splits").rename(s.dataset(DATASET) / "2-splits" / ("0" * 32)),
+        "expected the entry of",
+    ),
+    "a model entry that is gone": (
+        "registry",
+        lambda s: shutil.rmtree(part(s, "5-models")),
+        "expected its train entry",
+    ),
+    "an edited version": (
+        "registry",
+        lambda s: edit(part(s, "registry/versions"), lambda d: d.replace(b"0.9", b"1.0")),
+        "do not have the SHA-256",
+    ),
+    "a version that is gone": ("registry", lambda s: part(s, "registry/versions").unlink(), "that a decision names"),
+    "a champion that is not there": (
+        "registry",
+        lambda s: (s.dataset(DATASET) / "registry/champion.json").write_text('{"version": 9}'),
+        "expected a version that is there; found 9",
+    ),
+    "a cut pointer": ("registry", lambda s: edit(s.dataset(DATASET) / "registry/champion.json", lambda d: d[:9]), ""),
+    "no pointer": (
+        "registry",
+        lambda s: (s.dataset(DATASET) / "registry/champion.json").unlink(),
+        "expected the champion's version; the file is gone",
+    ),
+    "a changed run": ("ledger", lambda s: edit(part(s, "ledger/runs"), lambda d: d.replace(b"run-1", b"run-9")), "SHA"),
+    "a cut decision": ("ledger", lambda s: edit(part(s, "ledger/decisions"), lambda d: d[:30]), ""),
+    "a link instead of a folder": (
+        "5-models",
+        lambda s: (part(s, "5-models").parent.rename(s.root / ".away"), link(s, "5-models", s.root / ".away")),
+        "symbolic link",
+    ),
+    **{
+        f"a file instead of {name}": (
+            name,
+            lambda s, name=name: (shutil.rmtree(s.dataset(DATASET) / name), (s.dataset(DATASET) / name).touch()),
+            "expected a folder; found a file",
+        )
+        for name in ("5-models", "registry", "registry/versions", "ledger", "ledger/runs", "ledger/decisions")
+    },
+    "a link instead of a file": (
+        "2-splits",
+        lambda s: ((p := part(s, "2-splits") / "data.bin").rename(s.root / ".file"), p.symlink_to(s.root / ".file")),
+        "symbolic link",
+    ),
+}
+
+
+def link(store: Store, name: str, target: Path) -> None:
+    (store.dataset(DATASET) / name).symlink_to(target)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_is_named(filled: Store, what: str):
+    place, damage, said = DAMAGE[what]
+    damage(filled)
+    found = verify(filled).damage
+    assert found, what
+    assert any(place in str(f.path) and said in f.problem for f in found), found
+    assert all("\n" not in f.problem and f.remedy for f in found)
+
+
+def test_what_a_dead_run_left_is_no_damage(filled: Store):
+    folder = filled.dataset(DATASET)
+    (folder / "5-models" / ".abc.partial").mkdir()
+    (folder / "2-splits" / ".abc.discarded").mkdir()
+    (folder / "registry" / "versions" / ".00000004.json.1.ab.tmp").touch()
+    (folder / "ledger" / "runs" / ".x.json.1.ab.tmp").touch()
+    verdict = verify(filled)
+    assert not verdict.damage
+    assert len(verdict.leftovers) == 4
+
+
+def test_the_unfinished_work_of_a_living_run_is_no_leftover(filled: Store):
+    (filled.dataset(DATASET) / "5-models" / ".abc.partial").mkdir()
+    with filled.in_use(DATASET):
+        assert verify(filled).findings == ()
+    assert len(verify(filled).leftovers) == 1
+
+
+def test_the_model_of_a_retired_version_may_be_missing(filled: Store):
+    registry = Registry(filled, DATASET)
+    registry.retire(1)
+    model = filled.entries(DATASET, "train") / registry.version(1).model
+    shutil.rmtree(model)
+    assert verify(filled).findings == ()
+    assert registry.retired(registry.version(1))
+    add(filled, "train", 1)
+    assert not registry.retired(registry.version(1)), "trained again, it can be used again"
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_be_good(filled: Store):
+    if os.geteuid() == 0:
+        # Permissions do not stop root; a folder in a file's place is unreadable to anyone.
+        path = filled.dataset(DATASET) / "registry" / "champion.json"
+        path.unlink()
+        path.mkdir()
+    else:
+        part(filled, "ledger/runs").chmod(0)
+    assert verify(filled).damage
+
+
+def test_verify_exits_with_1_on_damage_and_says_what(filled: Store, capsys: pytest.CaptureFixture):
+    assert _main(["verify", "--store", str(filled.root)]) == 0
+    assert capsys.readouterr().out.startswith("ok: 1 data set, 12 entries, 3 versions, 6 ledger records")
+    path = part(filled, "5-models") / "data.bin"
+    edit(path, lambda data: data[:-1])
+    assert _main(["verify", DATASET, "--store", str(filled.root)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert str(path) in said[0]
+    assert "run the same command again" in said[0]
+    assert said[-1].startswith("DAMAGED:")
+
+
+def test_verify_speaks_json(filled: Store, capsys: pytest.CaptureFixture):
+    (filled.dataset(DATASET) / "5-models" / ".abc.partial").mkdir()
+    edit(part(filled, "5-models") / "data.bin", lambda data: data[:-1])
+    assert _main(["verify", "--store", str(filled.root), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["entries"], len(said["damage"]), len(said["leftovers"])) == (12, 1, 1)
+    assert said["damage"][0].keys() == {"path", "problem", "remedy"}
+
+
+@pytest.mark.parametrize("command", ["verify", "gc"])
+def test_no_store_and_no_such_data_set_are_wrong_usage(store: Store, command: str, capsys: pytest.CaptureFixture):
+    assert _main([command, "--store", str(store.root / "none")]) == 2
+    assert "found nothing" in capsys.readouterr().err
+    assert _main([command, "mnist", "--store", str(store.root)]) == 2
+    assert "run it first: `idxflow run mnist" in capsys.readouterr().err
+
+
+def test_verify_needs_neither_tensorflow_nor_prefect_nor_numpy(filled: Store):
+    code = (
+        "import sys; from pathlib import Path; from storage.store import Store; from storage.verify import verify\n"
+        "print(len(verify(Store(Path(sys.argv[1]))).findings), sorted({'numpy', 'pyarrow', 'prefect', 'tensorflow'}"
+        " & sys.modules.keys()))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code, str(filled.root)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "0 []\n"

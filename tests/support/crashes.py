@@ -1,0 +1,457 @@
+"""System calls of a command on the store: recorded, failed one at a time, and replayed as a disk that lost power.
+
+`strace` records and injects (its manual, "Tampering"): a call that is to be killed or failed is found by its number
+among the calls of its name. The replay keeps, beside what programs see, what was flushed; after a power loss a disk
+may hold any mixture of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from storage.errors import IdxflowError
+from storage.files import sha256_of
+from storage.ledger import Ledger
+from storage.records import TrainedModel
+from storage.registry import Registry
+from storage.retention import collect
+from storage.store import Store
+from storage.verify import verify
+from tests.support import crashchild
+from tests.support.crashchild import DATASET, Story
+
+WRITING = (
+    "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "rename", "renameat", "renameat2", "link", "linkat",
+    "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "chmod", "fchmod", "fchmodat", "sendfile", "copy_file_range",
+)  # fmt: skip
+READING = ("openat", "read", "getdents64", "newfstatat", "flock")
+CALLS = ("openat", *WRITING)
+
+_LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)(?:<[^>]*>)?(.*)$")
+_AT = {"openat", "renameat", "renameat2", "linkat", "unlinkat", "mkdirat", "fchmodat", "newfstatat"}
+
+
+def need_strace() -> None:
+    """Skip the test where system calls cannot be injected."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace: on Debian, apt-get install strace")
+    with subprocess.Popen(["sleep", "9"]) as sleep:
+        probe = ["timeout", "1", "strace", "-qq", "-o", "/dev/null", "-p", str(sleep.pid)]
+        said = subprocess.run(probe, capture_output=True, text=True, check=False).stderr
+        sleep.kill()
+    if "not permitted" in said:
+        pytest.skip("needs the permission to trace processes (ptrace), which this machine refuses")
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """Yield a folder that is gone afterwards, in memory if there is any: thousands of flushes cost nothing there."""
+    place = Path("/dev/shm")
+    folder = tempfile.mkdtemp(prefix="idxflow-", dir=place if os.access(place, os.W_OK) else None)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call."""
+
+    name: str
+    number: int
+    """Among those of its name in the process, counted from 1."""
+    arguments: tuple[str, ...]
+    result: int
+    injected: bool
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """What the call is about, absolute."""
+        texts = [_text(a) for a in self.arguments]
+        if self.name in _AT:
+            pairs = zip(texts, texts[1:], self.arguments[1:], strict=False)
+            return tuple(Path(folder, name) for folder, name, given in pairs if given.startswith('"'))
+        if self.arguments[0].startswith('"'):
+            return tuple(Path(text) for text, given in zip(texts, self.arguments, strict=True) if given[:1] == '"')
+        return (Path(texts[0]),) if texts[0] else ()
+
+    @property
+    def flags(self) -> set[str]:
+        """Those of an `openat`."""
+        return set(self.arguments[2].split("|")) if self.name == "openat" else set()
+
+    @property
+    def data(self) -> bytes:
+        """What a `write` wrote."""
+        return _bytes(self.arguments[1])[: self.result]
+
+    @property
+    def changes(self) -> bool:
+        """Whether it can change anything on the disk."""
+        return self.name in WRITING or "O_CREAT" in self.flags
+
+    def is_below(self, root: Path) -> bool:
+        return any(path.is_relative_to(root) for path in self.paths)
+
+
+def calls(log: Path) -> list[Call]:
+    """Read what `strace -y -xx` wrote."""
+    numbers: Counter[str] = Counter()
+    found = []
+    for line in log.read_text().splitlines():
+        match = _LINE.match(line)
+        if match:
+            name, arguments, result, rest = match.groups()
+            numbers[name] += 1
+            injected = "(INJECTED)" in rest
+            found.append(
+                Call(name, numbers[name], tuple(arguments.split(", ")), int(result) if result != "?" else -1, injected)
+            )
+    return found
+
+
+def _text(argument: str) -> str:
+    """Return the string, or the path of the descriptor."""
+    return _bytes(argument).decode(errors="replace")
+
+
+def _bytes(argument: str) -> bytes:
+    inside = re.search(r'["<]((?:\\x[0-9a-f]{2})*)[">]', argument)
+    return bytes.fromhex(inside[1].replace("\\x", "")) if inside else b""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and its system calls."""
+
+    code: int
+    said: str
+    log: tuple[Call, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether it met the fault."""
+        return self.code == -signal.SIGKILL or any(call.injected for call in self.log)
+
+
+class Tracer:
+    """Starts commands and traces them, one at a time."""
+
+    def __init__(self, folder: Path, script: str = crashchild.__file__) -> None:
+        self._log, self._said = folder / f"{id(self)}.log", folder / f"{id(self)}.said"
+        self._server = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", script],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"LC_ALL": "C.UTF-8"},
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate()
+
+    def run(self, story: Story, store: Store, trace: Sequence[str], fault: str = "") -> Ended:
+        """Run the command of `story`, with one fault as strace writes it: `fsync:error=EIO:when=3`."""
+        assert self._server.stdin
+        assert self._server.stdout
+        print(story.command, store.root, self._said, sep="\t", file=self._server.stdin, flush=True)
+        process = int(self._server.stdout.readline())
+        with self._attached(process, trace, fault) as strace:
+            os.kill(process, signal.SIGCONT)
+            code = int(self._server.stdout.readline())
+            strace.wait(240)
+        return Ended(code, self._said.read_text().strip(), tuple(calls(self._log)))
+
+    @contextmanager
+    def _attached(self, process: int, trace: Sequence[str], fault: str) -> Iterator[subprocess.Popen]:
+        _wait_until_stopped(process)
+        names = ",".join(f"?{name}" for name in trace)
+        command = ["strace", "-y", "-xx", "-s", "70000", "-e", f"trace={names}", "-o", str(self._log)]
+        command += ["-e", f"inject={fault}"] if fault else []
+        with subprocess.Popen([*command, "-p", str(process)], stderr=subprocess.PIPE, text=True) as strace:
+            assert strace.stderr
+            said = strace.stderr.readline()
+            assert "attached" in said, said
+            yield strace
+
+
+def _wait_until_stopped(process: int) -> None:
+    status = Path("/proc", str(process), "stat")
+    while status.read_text().rsplit(")", 1)[1].split()[0] not in ("T", "t"):
+        time.sleep(0.0005)
+
+
+def published(store: Store) -> dict[str, str]:
+    """Return the SHA-256 of every file that bears a final name and must never change, by path."""
+    files = (p.relative_to(store.root) for p in store.root.rglob("*") if p.is_file())
+    final = (p for p in files if not any(part.startswith(".") for part in p.parts))
+    return {
+        str(path): sha256_of(store.root / path)
+        for path in final
+        if path.name != "champion.json" and "locks" not in path.parts and path.suffix != ".lock"
+    }
+
+
+def state(store: Store) -> dict[str, object]:
+    """Return what is published, in the terms that two equal stores agree in: no times, no names made up on the way."""
+    registry, ledger = Registry(store, DATASET), Ledger(store, DATASET)
+    champion = registry.champion()
+    return {
+        "entries": {path: digest for path, digest in published(store).items() if path.split("/")[1][:1].isdigit()},
+        "versions": [(v.number, v.model, v.evaluation) for v in registry.versions()],
+        "champion": champion and champion.number,
+        "turns": [(turn.outcome, turn.version) for turn in registry.history() if turn.changed],
+        "noted": bool(ledger.read("runs")),
+        "arrivals": [arrival["arrival"] for arrival in ledger.read("arrivals")],
+    }
+
+
+def problems(store: Store, story: Story, champions: set[object]) -> list[str]:
+    """Return what is wrong with a store in which `story` was broken off: nothing, if the store keeps its promises."""
+    wrong = [] if story.damaged else [f"damage: {f.path}: {f.problem}" for f in verify(store).damage]
+    try:
+        champion = Registry(store, DATASET).champion()
+        if champion:
+            store.get(DATASET, "train", champion.model, TrainedModel)
+    except IdxflowError as error:
+        return [*wrong, str(error)]
+    number = champion.number if champion else None
+    return wrong if number in champions else [*wrong, f"champion {number} where one of {champions} was expected"]
+
+
+def problems_after_again(store: Store, story: Story, expected: Mapping[str, object]) -> list[str]:
+    """Run the same command again, without any clean-up, then `gc`; return what is wrong then."""
+    try:
+        crashchild.COMMANDS[story.command](store)
+        now = state(store)
+        collected = collect(store, DATASET, keep_last=100)
+    except IdxflowError as error:
+        return [f"running again fails: {error}"]
+    wrong = [] if now == expected else [f"running again ends with {now}, an unbroken run with {expected}"]
+    wrong += ["gc finds the store in use"] if collected.busy else []
+    return wrong + [f"after running again and gc: {f.path}: {f.problem}" for f in verify(store).findings]
+
+
+@dataclass
+class Node:
+    """A file or a folder of the replay, as programs see it and as it was flushed last."""
+
+    entries: dict[str, Node] | None = None
+    """Of a folder."""
+    data: bytes = b""
+    kept_entries: dict[str, Node] = field(default_factory=dict)
+    kept_data: bytes = b""
+
+    @property
+    def is_flushed(self) -> bool:
+        return self.kept_data == self.data and (self.entries is None or self.kept_entries == self.entries)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+class Disk:
+    """The files below one folder through a recorded sequence of calls."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.top = Node({})
+        for path in sorted(root.rglob("*")) if root.exists() else ():
+            node = self._put(path, Node({}) if path.is_dir() else Node(data=path.read_bytes()))
+            node.kept_data = node.data
+        for node in self.nodes():
+            node.kept_entries = dict(node.entries or {})
+
+    def nodes(self) -> Iterator[Node]:
+        waiting = [self.top]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend((node.entries or {}).values())
+
+    def find(self, path: Path, kept: bool = False) -> Node | None:
+        """Return what is at `path`; `kept`: what would surely be there after a power loss."""
+        node: Node | None = self.top
+        for part in path.relative_to(self.root).parts:
+            entries = (node.kept_entries if kept else node.entries) if node else None
+            node = (entries or {}).get(part)
+        return node
+
+    def apply(self, call: Call) -> None:
+        """Do what a call that succeeded did."""
+        if call.result < 0 or not all(path.is_relative_to(self.root) for path in call.paths):
+            return
+        paths = call.paths
+        if self._changes_contents(call) or paths == (self.root,):
+            return
+        match call.name.removesuffix("2").removesuffix("at"):
+            case "mkdir":
+                self._put(paths[0], Node({}))
+            case "link":
+                self._put(paths[1], self._at(paths[0]))
+            case "rename":
+                self._put(paths[1], self._take(paths[0]))
+            case "unlink" | "rmdir":
+                self._take(paths[0])
+            case _:
+                raise AssertionError(f"the replay does not know {call.name}")
+
+    def _changes_contents(self, call: Call) -> bool:
+        """Do what a call does that changes no names; return whether it was one."""
+        path = call.paths[0]
+        match call.name:
+            case "openat":
+                self._open(call)
+            case "write":
+                self._at(path).data += call.data
+            case "fsync" | "fdatasync":
+                node = self._at(path)
+                node.kept_data, node.kept_entries = node.data, dict(node.entries or {})
+            case "chmod" | "fchmod" | "fchmodat":
+                pass
+            case _:
+                return False
+        return True
+
+    def _open(self, call: Call) -> None:
+        if "O_CREAT" in call.flags and self.find(call.paths[0]) is None:
+            self._put(call.paths[0], Node())
+        if "O_TRUNC" in call.flags:
+            self._at(call.paths[0]).data = b""
+
+    def _at(self, path: Path) -> Node:
+        node = self.find(path)
+        assert node, path
+        return node
+
+    def _put(self, path: Path, node: Node) -> Node:
+        folder = self._at(path.parent)
+        assert folder.entries is not None
+        folder.entries[path.name] = node
+        return node
+
+    def _take(self, path: Path) -> Node:
+        folder = self._at(path.parent)
+        assert folder.entries is not None
+        return folder.entries.pop(path.name)
+
+    def after_power_loss(self) -> list[dict[str, bytes | None]]:
+        """Return different contents the disk may have: bytes by path, None for a folder.
+
+        Names that were not flushed are all there, all lost, or kept in one folder only; data that was not flushed is
+        lost, cut in half, or zeros.
+        """
+        loose = [node for node in self.nodes() if node.entries is not None and not node.is_flushed]
+        found: list[dict[str, bytes | None]] = []
+        for there in (loose, [], *([node] for node in loose[: len(loose) * (len(loose) > 1)])):
+            for loss in ("lost", "half", "zeros"):
+                contents: dict[str, bytes | None] = {}
+                _collect(self.top, Path(), set(map(id, there)), loss, contents)
+                if contents not in found:
+                    found.append(contents)
+        return found
+
+
+def _collect(node: Node, path: Path, there: set[int], loss: str, contents: dict[str, bytes | None]) -> None:
+    if node.entries is None:
+        contents[str(path)] = _lost(node, loss)
+        return
+    contents[str(path)] = None
+    for name, child in (node.entries if id(node) in there else node.kept_entries).items():
+        _collect(child, path / name, there, loss, contents)
+
+
+def _lost(node: Node, loss: str) -> bytes:
+    if node.data == node.kept_data:
+        return node.data
+    kept = node.kept_data if node.data.startswith(node.kept_data) else b""
+    rest = len(node.data) - len(kept)
+    return {
+        "lost": kept,
+        "half": node.data[: len(kept) + rest // 2],
+        "zeros": kept + bytes(rest),
+    }[loss]
+
+
+def lay_out(contents: Mapping[str, bytes | None], root: Path) -> Store:
+    """Write what a disk has after a power loss, as a store."""
+    for name, data in contents.items():
+        if data is None:
+            (root / name).mkdir(parents=True, exist_ok=True)
+        else:
+            (root / name).write_bytes(data)
+    return Store(root)
+
+
+def careless(disk: Disk, log: Sequence[Call]) -> list[str]:
+    """Return every place where a published name depends on something that was not flushed to the disk."""
+    found: list[str] = []
+    for call in log:
+        target = call.paths[-1] if call.paths else disk.root
+        named = call.name.startswith(("rename", "link")) and call.result == 0 and _is_final(target, disk.root)
+        if named:
+            found += _unflushed(disk, call.paths[0], target)
+        disk.apply(call)
+        if named:
+            found += _too_early(disk, target)
+    for path, node in _folders(disk.top, disk.root):
+        names = (node.entries or {}).items() ^ node.kept_entries.items()
+        found += [f"{path}: not flushed after {n}" for n, _ in names if _is_final(path / n, disk.root)]
+    return found
+
+
+def _is_final(path: Path, root: Path) -> bool:
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else (".",)
+    return not any(part.startswith(".") for part in parts) and "locks" not in parts and path.suffix != ".lock"
+
+
+def _unflushed(disk: Disk, source: Path, target: Path) -> list[str]:
+    node = disk.find(source)
+    assert node, source
+    loose = [] if node.is_flushed else [target]
+    loose += [target / name for name, child in (node.entries or {}).items() if not child.is_flushed]
+    return [f"{path}: named before it was flushed" for path in loose]
+
+
+def _too_early(disk: Disk, target: Path) -> list[str]:
+    """Return what a version or the pointer names and a power loss could take away."""
+    folder, needed = disk.root / DATASET, []
+    if target.parent.name == "versions":
+        values = json.loads(disk._at(target).data)
+        needed = [folder / "5-models" / values["model"], folder / "6-evaluations" / values["evaluation"]]
+    elif target.name == "champion.json":
+        number = json.loads(disk._at(target).data)["version"]
+        needed = [folder / "registry" / "versions" / f"{number:08d}.json"]
+        decisions = disk.find(folder / "ledger" / "decisions", kept=True)
+        kept = [json.loads(node.data) for node in (decisions.kept_entries if decisions else {}).values()]
+        if not any(decision.get("champion") == number for decision in kept):
+            return [f"{target}: names v{number} before its decision is in the ledger for sure"]
+    return [
+        f"{target}: names {path}, which a power loss could take" for path in needed if not disk.find(path, kept=True)
+    ]
+
+
+def _folders(node: Node, path: Path) -> Iterator[tuple[Path, Node]]:
+    if node.entries is not None:
+        yield path, node
+        for name, child in node.entries.items():
+            yield from _folders(child, path / name)

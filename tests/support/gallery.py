@@ -1,0 +1,203 @@
+"""Runs to look at in a browser: the real embedded digits, and a large synthetic data set with many classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from storage.datasets import catalog
+from storage.datasets.catalog import Dataset
+from storage.datasets.training import training_config
+from storage.formats import parquet
+from storage.ledger import Ledger
+from storage.records import (
+    Check,
+    ClassScore,
+    Decision,
+    Epoch,
+    Evaluation,
+    Failure,
+    Mistake,
+    Rule,
+    RunRecord,
+    Split,
+    SplitName,
+    Step,
+    TrainedModel,
+    Validation,
+    to_json,
+)
+from storage.registry import Registry
+from storage.store import Store
+from tasks.gate import criteria
+from tasks.sources.embedded import digits
+
+
+def real_digits(store: Store, dataset: Dataset) -> RunRecord:
+    """Return a complete run over the embedded digits, judged by their nearest class centroid."""
+    arrays = digits()
+    train = written(store, dataset, "train", arrays["train-images"], arrays["train-labels"])
+    test = written(store, dataset, "test", arrays["test-images"], arrays["test-labels"])
+    means = np.stack([arrays["train-images"][arrays["train-labels"] == n].mean(axis=0).ravel() for n in range(10)])
+    distance = ((arrays["test-images"].reshape(-1, 1, 64) - means) ** 2).sum(axis=2)
+    near = np.exp(-(distance - distance.min(axis=1, keepdims=True)) / 100)
+    probability = near / near.sum(axis=1, keepdims=True)
+    evaluation = evaluated(store, dataset, test, arrays["test-labels"], probability)
+    labels = arrays["test-labels"].astype(int)
+    right = probability.argmax(axis=1) == labels
+    other = probability.copy()
+    # The champion is wrong on six rows that the model gets right, and right on eight that it gets wrong.
+    other[np.flatnonzero(right)[:60:10]] = np.roll(probability[np.flatnonzero(right)[:60:10]], 1, axis=1)
+    other[np.flatnonzero(~right)[:8]] = np.eye(10)[labels[np.flatnonzero(~right)[:8]]]
+    champion = evaluated(store, dataset, test, arrays["test-labels"], other, "champion")
+    return assembled(store, dataset, (train, test), (evaluation, champion))
+
+
+def synthetic(store: Store, classes: int, shape: tuple[int, int]) -> tuple[Dataset, RunRecord]:
+    dataset = dataclasses.replace(
+        catalog.find("digits"), classes=tuple(f"c{n}" for n in range(classes)), image_shape=shape
+    )
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (400, *shape), dtype=np.uint8)
+    labels = (np.arange(400) % classes).astype(np.uint8)
+    train, test = (written(store, dataset, name, images, labels) for name in ("train", "test"))
+    scores = [evaluated(store, dataset, test, labels, random.dirichlet(np.ones(classes), 400), n) for n in "ab"]
+    return dataset, assembled(store, dataset, (train, test), (scores[0], scores[1]))
+
+
+def written(store: Store, dataset: Dataset, name: SplitName, images: np.ndarray, labels: np.ndarray) -> Split:
+    folder = store.root / f"{len(dataset.classes)}" / name
+    folder.mkdir(parents=True)
+    split = Split(folder, name, len(labels), dataset.image_shape, len(dataset.classes), "5" * 64, {})
+    with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
+        writer.write(images, labels)
+        writer.close({"image_shape": dataset.image_shape})
+    return split
+
+
+def evaluated(
+    store: Store, dataset: Dataset, test: Split, labels: np.ndarray, probability: np.ndarray, name: str = "evaluation"
+) -> Evaluation:
+    folder = store.root / f"{len(dataset.classes)}" / name
+    folder.mkdir()
+    predicted, count = probability.argmax(axis=1).astype(np.uint8), len(dataset.classes)
+    np.savez(folder / "predictions.npz", predicted=predicted, probability=probability.astype(np.float32))
+    confusion = np.zeros((count, count), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    recall = confusion.diagonal() / np.maximum(confusion.sum(axis=1), 1)
+    wrong = np.flatnonzero(predicted != labels)[:25]
+    correct = int((predicted == labels).sum())
+    return Evaluation(
+        folder,
+        "7" * 64,
+        test.digest,
+        len(labels),
+        correct,
+        correct / len(labels),
+        0.87,
+        0.93,
+        0.3456,
+        tuple(
+            ClassScore(n, name, int(confusion[n].sum()), 0.9, float(recall[n]), 0.9)
+            for n, name in enumerate(dataset.classes)
+        ),
+        tuple(tuple(row) for row in confusion.tolist()),
+        tuple(Mistake(int(r), int(labels[r]), int(predicted[r]), float(probability[r].max())) for r in wrong),
+    )
+
+
+def assembled(
+    store: Store, dataset: Dataset, splits: tuple[Split, Split], scores: tuple[Evaluation, Evaluation]
+) -> RunRecord:
+    (train, test), (evaluation, champion) = splits, scores
+    folder = store.root / f"{len(dataset.classes)}" / "model"
+    folder.mkdir()
+    model = TrainedModel(folder, "7" * 64, 6460, 1293, 144, 30, 21, 0.05, 0.99)
+    epochs = [Epoch(n, 0.01, 2 / n, 1 - 0.5 / n, 2.2 / n + n / 900, 1 - 0.6 / n, 0.1) for n in range(1, 31)]
+    model.history.write_text("".join(json.dumps(to_json(epoch)) + "\n" for epoch in epochs), encoding="utf-8")
+    check = Check(
+        "test",
+        "images that repeat an earlier one",
+        "e",
+        "digest",
+        "at most 1.00%",
+        "1.39%",
+        "warning",
+        False,
+        tuple(range(0, 100, 7)),
+    )
+    holds = dataclasses.replace(check, name="every label names a class", severity="critical", passed=True, rows=())
+    rule = Rule("more test rows right than champion v3", "more than 326 of 360", "324 of 360", False)
+    paired = criteria.paired(parquet.labels(test.file), answers(evaluation), answers(champion))
+    said = f"kept champion v3: candidate v4, net {paired.net:+} of {paired.rows} test rows"
+    decision = Decision("kept", said, 4, 3, 3, (rule,), "better", {"alpha": 0.05}, paired, 12)
+    return RunRecord(
+        "x",
+        "digits",
+        "2026-05-02T09:00:13+00:00",
+        "deployment retrain/digits",
+        "default",
+        training_config(dataset).model_dump(mode="json"),
+        (
+            Step("decode train", "d" * 32, "1,437 images of 8×8", 0.04, True, "nothing changed"),
+            Step("train", "e" * 32, "30 epochs, best 21", 4.2, False, "learning_rate 0.001 → 0.01"),
+        ),
+        (),
+        train,
+        test,
+        Validation(folder, True, "8" * 64, (check, holds), {}),
+        None,
+        model,
+        evaluation,
+        champion,
+        decision,
+    )
+
+
+def answers(score: Evaluation) -> np.ndarray:
+    with np.load(score.file) as arrays:
+        return np.asarray(arrays["predicted"])
+
+
+def with_a_past(store: Store, dataset: Dataset, run: RunRecord) -> None:
+    """Put 40 earlier runs into the ledger, and three versions into the registry, the last of them the champion."""
+    ledger, registry = Ledger(store, dataset.name), Registry(store, dataset.name)
+    random = np.random.default_rng(1)
+    assert run.evaluation
+    for n in range(40):
+        name = f"a-{n:02d}"
+        state = "promoted" if n in (0, 17, 31) else "kept"
+        accuracy = 0.88 + 0.02 * float(random.random())
+        steps = {"train": {"seconds": 3 + n % 5, "key": "k", "summary": "", "reused": False, "reason": ""}}
+        told = {"state": state, "test_accuracy": accuracy, "test_rows": 360, "seconds": 4.0, "dataset": dataset.name}
+        config = {**run.config, "learning_rate": 0.02, "hidden": [100, 50]}
+        ledger.append("runs", name, {**told, "steps": steps, "config": config, "profile": "default"})
+        if state == "promoted":
+            registry.register(
+                model=name,
+                evaluation=name,
+                weights_digest="6" * 64,
+                test_digest="5" * 64,
+                test_accuracy=accuracy,
+                train_accuracy=0.95,
+                classes=dataset.classes,
+                image_shape=dataset.image_shape,
+                run=name,
+            )
+    registry.promote(3, "a-31")
+
+
+def refused(run: RunRecord) -> RunRecord:
+    bad = Check("train", "every label names a class", "e", "label", "0 to 9", "0 to 37", "critical", False, (4, 11, 77))
+    return dataclasses.replace(
+        run,
+        model=None,
+        evaluation=None,
+        champion_evaluation=None,
+        decision=None,
+        validation=Validation(Path(), False, "8" * 64, (bad,), {}),
+        failure=Failure("ValidationFailed", "digits: expected labels from 0 to 9; row 4 is 37; correct the archive", 3),
+    )

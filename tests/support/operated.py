@@ -1,0 +1,129 @@
+"""A deployment in operation: a real Prefect server with the deployments of `prefect.yaml`, and a worker."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.commands import doctor
+from flows.service.deployments import ensure_automation, ensure_pool
+from storage.store import Store
+from tests.support import commands
+from tests.support.servers import BIN, HTTP, ROOT, prefect_server, running
+
+_NOW = datetime.now(UTC)
+LAST_DAY = {"since": (_NOW - timedelta(days=1)).isoformat(), "until": (_NOW + timedelta(days=1)).isoformat()}
+WATCH = ("--watch", "--watch-interval", "1")
+COMMAND = (str(BIN / "prefect"), "worker", "start", "--pool", "idxflow", "--type", "process")
+
+
+class Operated:
+    """A server with the deployments of `prefect.yaml`, and a worker; each can be stopped and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.store = Store(home / "store")
+        self.environment: dict[str, str] = {}
+        self._server, self._worker = ExitStack(), ExitStack()
+
+    def start_server(self) -> None:
+        # A run that cannot be cancelled is waited for five minutes otherwise.
+        patience = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "5"}
+        found = self._server.enter_context(prefect_server(self.home, **patience))
+        more = {"IDXFLOW_STORE": str(self.store.root), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        # So that the server notices within half a minute that a worker is gone.
+        self.environment = {**found, **more, "PREFECT_WORKER_HEARTBEAT_SECONDS": "5"}
+        with self.client() as client:
+            ensure_pool(client, "idxflow")
+            ensure_automation(client, 90)
+        prefect(self.environment, "--no-prompt", "deploy", "--all")
+
+    def start_worker(self, command: Sequence[str] = COMMAND) -> None:
+        self._worker.enter_context(running(command, self.environment, self.home, self.home / "worker.log"))
+
+    def stop_worker(self) -> None:
+        self._worker.close()
+
+    def stop(self) -> None:
+        self.stop_worker()
+        self._server.close()
+
+    @contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        settings = {PREFECT_API_URL: self.environment["PREFECT_API_URL"]}
+        with temporary_settings(settings), get_client(sync_client=True) as client:
+            yield client
+
+    def post(self, path: str, body: Any) -> Any:
+        return post(self.environment, path, body)
+
+    def get(self, path: str) -> Any:
+        return HTTP.get(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=60).raise_for_status().json()
+
+    def patch(self, path: str, body: Any) -> None:
+        """Change something; SQLite may be locked for a moment, which the server answers with 503."""
+
+        def accepted() -> bool:
+            answer = HTTP.patch(f"{self.environment['PREFECT_API_URL']}/{path}", json=body, timeout=120)
+            return answer.status_code != 503 and bool(answer.raise_for_status())
+
+        until(accepted)
+
+    def delete(self, path: str) -> None:
+        def accepted() -> bool:
+            answer = HTTP.delete(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=120)
+            return answer.status_code != 503 and bool(answer.raise_for_status())
+
+        until(accepted)
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return next(d for d in self.post("deployments/filter", {}) if d["name"] == name)
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """The runs of a deployment, in the order of their scheduled times."""
+        wanted = {"id": {"any_": [self.deployment(name)["id"]]}}
+        return self.post("flow_runs/filter", {"deployments": wanted, "sort": "EXPECTED_START_TIME_ASC"})
+
+    def idxflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return commands.idxflow(*arguments, env=self.environment, cwd=Path("/"))
+
+    def findings(self) -> dict[str, doctor.Finding]:
+        """What `idxflow doctor` finds out about the server."""
+        with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
+            return {finding.what: finding for finding in doctor._server(self.store)}
+
+
+def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> str:
+    result = commands.prefect(*arguments, env=environment, cwd=cwd)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def until(look: Callable[[], Any], seconds: float = 240) -> Any:
+    """Look again until there is something; what is there then, or a failed test."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.5)
+    return found
+
+
+def post(environment: dict[str, str], path: str, body: Any) -> Any:
+    """Ask the API, again where it says 503, as Prefect's own client does: SQLite has one writer."""
+
+    def tried() -> httpx.Response | None:
+        answer = HTTP.post(f"{environment['PREFECT_API_URL']}/{path}", json=body, timeout=60)
+        return None if answer.status_code == 503 else answer
+
+    answer = until(tried)
+    answer.raise_for_status()
+    return answer.json() if answer.content else None

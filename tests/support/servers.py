@@ -1,0 +1,238 @@
+"""Real Prefect servers and workers for tests, each with its own home and port, ended with the test."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import certifi
+import httpx
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_LOCAL_STORAGE_PATH,
+    temporary_settings,
+)
+
+from flows.service.application import Plan, listen
+from flows.service.processes import Service, end_with_parent
+from storage.files import locked
+from tests.support import refusals
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
+"""For requests of tests. Making a client takes longer than a request, and servers come and go at the same address."""
+KEPT = Path(tempfile.gettempdir())
+"""Not asked for later: some tests have their own folder for temporary files."""
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""From the lowest of these on, the system gives ports by itself; Linux, ip(7)."""
+SECRET = "idxflow:canary-of-the-tests"
+START_SECONDS = 240
+GRACE_SECONDS = 3
+"""Before force is used. What a server has been told is in its database by then."""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, that the system gives to nobody by itself, and that no other tests get.
+
+    One that the system chose (port 0) it may give to the next connection, before the server that it is for has it.
+    """
+    lowest = int(EPHEMERAL.read_text().split()[0]) if EPHEMERAL.exists() else 32_768
+    # Not the generator that others seed.
+    for port in random.SystemRandom().sample(range(lowest // 2, lowest), 100):
+        with socket.socket(socket.AF_UNIX) as claim, socket.socket() as probe, suppress(OSError):
+            # As long as this process lives; a name that needs no file (abstract, unix(7)).
+            claim.bind(f"\0idxflow-tests-port-{port}")
+            probe.bind(("127.0.0.1", port))
+            claim.detach()
+            return port
+    raise AssertionError("no port is free")
+
+
+def migrated_database() -> Path:
+    """Return an empty database of this Prefect; making one takes each new server ten seconds, so one is kept."""
+    folder = KEPT / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    made = folder / "prefect.db"
+    with locked(folder / "lock"):
+        if not made.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as home:
+                upgrade = [str(BIN / "prefect"), "server", "database", "upgrade", "--yes"]
+                environment = {**os.environ, "PREFECT_HOME": home}
+                subprocess.run(upgrade, env=environment, capture_output=True, check=True, timeout=200)
+                database = Path(home) / "prefect.db"
+                with sqlite3.connect(database) as connection:
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                connection.close()
+                database.rename(made)
+    return made
+
+
+def clean_environment(home: Path, first_start: bool = False, **more: str) -> dict[str, str]:
+    """Return an environment as a new user has it: own HOME and PREFECT_HOME, nothing of idxflow or Prefect set.
+
+    Prefect's database is empty but made, unless this is to be the very `first_start`.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "IDXFLOW_"))}
+    database = home / "prefect" / "prefect.db"
+    if not first_start and not database.exists():
+        database.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(migrated_database(), database)
+    # Rich fits its output to the terminal; without one it would wrap at 80 columns.
+    own = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200", "NO_COLOR": "1"}
+    return {**kept, **refusals.python_environment(), **own, **more}
+
+
+def is_starting(home: Path) -> bool:
+    """Return whether a server holds the lock of those that start on the database in Prefect's `home`."""
+    with (home / "idxflow" / "start.lock").open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str], cwd: Path, log: Path, inherited: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen]:
+    """Run a service while the block lasts, in its own process group, so that its children end with it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=inherited,
+            # Also where the tests are killed.
+            preexec_fn=end_with_parent(),
+        )
+        try:
+            yield process
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(process.pid, number)
+                except ProcessLookupError:
+                    break
+                try:
+                    process.wait(GRACE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+@contextmanager
+def prefect_server(home: Path, **more: str) -> Iterator[dict[str, str]]:
+    """Run a server as `idxflow up --no-auth --no-csrf` starts it, and yield the environment that reaches it.
+
+    Args:
+        home: its HOME.
+        more: variables of its environment.
+    """
+    listener = listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+    environment = clean_environment(
+        home,
+        PREFECT_API_URL=url,
+        PREFECT_API_SSL_CERT_FILE=one_authority(home),
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_UI_API_URL="/api",
+        **more,
+    )
+    log = home / "server.log"
+    command = Plan("127.0.0.1", links=str(home / "links")).command(environment, ROOT, log, listener)
+    with listener, running(command.arguments, environment, ROOT, log, command.inherited) as process:
+        wait_until_healthy(url, process, log)
+        yield environment
+
+
+@contextmanager
+def guarded_server(home: Path) -> Iterator[tuple[Service, dict[str, str]]]:
+    """Run the server that `idxflow up` starts, without the rest of it; yield it and the environment that reaches it."""
+    listener = listen("127.0.0.1", 0)
+    environment = clean_environment(
+        home,
+        PREFECT_API_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/api",
+        PREFECT_API_AUTH_STRING=SECRET,
+        PREFECT_API_SSL_CERT_FILE=one_authority(home),
+        PREFECT_SERVER_API_AUTH_STRING=SECRET,
+        PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED="true",
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    )
+    server = Service(Plan("127.0.0.1", (), str(home)).command(environment, ROOT, home / "server.log", listener))
+    server.start()
+    try:
+        yield server, environment
+    finally:
+        server.stop(GRACE_SECONDS)
+        listener.close()
+
+
+def wait_until_answers(environment: Mapping[str, str]) -> None:
+    """Wait for a server whose port takes requests before it can answer them."""
+    HTTP.get(f"{environment['PREFECT_API_URL']}/health", timeout=START_SECONDS).raise_for_status()
+
+
+def one_authority(folder: Path) -> str:
+    """Write a file of authorities that has only one; return its path.
+
+    Each of Prefect's clients reads all that it trusts, which takes 20 ms, and http needs none of them.
+    """
+    path = folder / "authorities.pem"
+    bundle = Path(certifi.where()).read_text(encoding="utf-8")
+    path.write_text("".join(bundle.partition("-----END CERTIFICATE-----\n")[:2]), encoding="utf-8")
+    return str(path)
+
+
+@contextmanager
+def used_in_this_process(server: Mapping[str, str], home: Path) -> Iterator[Path]:
+    """Let flows that are called in this process talk to a server; yield the folder in `home` for their results.
+
+    Without heartbeats, because each flow run waits a second for theirs to end.
+    """
+    # Prefect: heartbeats-in-tests.
+    results = home / "results"
+    settings = {
+        PREFECT_API_URL: server["PREFECT_API_URL"],
+        PREFECT_API_SSL_CERT_FILE: server["PREFECT_API_SSL_CERT_FILE"],
+        PREFECT_API_AUTH_STRING: server.get("PREFECT_API_AUTH_STRING"),
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        PREFECT_LOCAL_STORAGE_PATH: results,
+    }
+    with temporary_settings(settings):
+        yield results
+        # What is still on its way would not find the server.
+        APILogWorker.instance().drain()
+        EventsWorker.drain_all()
+
+
+def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if HTTP.get(f"{url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError(f"the Prefect server did not start: {log.read_text()[-2000:]}")

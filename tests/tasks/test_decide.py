@@ -1,0 +1,396 @@
+"""The decision: floors, champion, the paired gate; the record is always written, the pointer moves last."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.datasets.catalog import Dataset, Floors, Gate
+from storage.errors import DamagedEntry
+from storage.formats import arrays, parquet
+from storage.ledger import Ledger
+from storage.records import Answer, Decision, Evaluation, Split, TrainedModel, from_json, to_json
+from storage.registry import Registry
+from storage.store import Store
+from tasks.decide import Candidate, Champion, answered, compare, current_champion, decide, judge, question
+from tasks.evaluate import by_class
+from tests.conftest import TinyFactory
+
+ROWS, CLASSES = 100, ("a", "b")
+LABELS = (np.arange(ROWS) % 2).astype(np.uint8)
+EVEN, ODD = range(0, ROWS, 2), range(1, ROWS, 2)
+
+
+class World:
+    """A data set, its test split on disk, and models that get chosen rows wrong."""
+
+    def __init__(self, store: Store, dataset: Dataset) -> None:
+        self.store, self.dataset = store, dataset
+        self.folder = store.root / "made"
+        self.folder.mkdir()
+        self.train = Split(self.folder, "train", ROWS, (9, 7), 2, "train-digest", {})
+        self.test = dataclasses.replace(self.train, name="test", digest="test-digest")
+        with parquet.Writer(self.test.file, (9, 7), CLASSES) as writer:
+            writer.write(np.zeros((ROWS, 9, 7), np.uint8), LABELS)
+            writer.close({"image_shape": [9, 7]})
+
+    def having(self, **changes: Any) -> World:
+        """Change the data set's declaration."""
+        self.dataset = dataclasses.replace(self.dataset, **changes)
+        return self
+
+    def evaluation(self, name: str, wrong: Sequence[int] = ()) -> Evaluation:
+        """Return the score of a model that is wrong about the rows `wrong`, with its answers on disk."""
+        folder = self.folder / f"e-{name}"
+        folder.mkdir(exist_ok=True)
+        predicted = LABELS.copy()
+        predicted[list(wrong)] ^= 1
+        per_class, confusion = by_class(CLASSES, LABELS, predicted)
+        right = ROWS - len(wrong)
+        made = Evaluation(folder, "w", self.test.digest, ROWS, right, right / ROWS, 0, 1, 0.1, per_class, confusion, ())
+        made.file.unlink(missing_ok=True)
+        arrays.write(made.file, {"predicted": predicted, "probability": np.zeros((ROWS, 2), np.float32)})
+        return made
+
+    def model(self, name: str) -> TrainedModel:
+        return TrainedModel(self.folder / f"m-{name}", f"weights-{name}", 10, 90, 10, 5, 5, 0.1, 0.95)
+
+    def candidate(self, name: str, wrong: Sequence[int] = ()) -> Candidate:
+        return Candidate(self.model(name), self.evaluation(name, wrong), self.train, self.test)
+
+    def settle(self, name: str, wrong: Sequence[int], champion: Sequence[int] | None = None, **more: Any) -> Decision:
+        """Decide about a candidate as the flow does; the champion, if there is one, is wrong about `champion` today."""
+        version = Registry(self.store, "tiny").champion()
+        rival = None
+        if version:
+            rival = (Champion(version, self.model(version.model)), self.evaluation("old", champion or ()))
+        return decide.fn(self.store, self.dataset, f"run-{name}", self.candidate(name, wrong), rival, **more)
+
+    def judged(self, wrong: Sequence[int], champion: Sequence[int]) -> Any:
+        """Judge a candidate against the champion v1, without carrying anything out."""
+        if not Registry(self.store, "tiny").champion():
+            self.settle("first", champion)
+        held = Champion(Registry(self.store, "tiny").version(1), self.model("first"))
+        candidate, rival = self.candidate("c", wrong), (held, self.evaluation("old", champion))
+        return judge(self.dataset, candidate.evaluation, rival, compare(self.dataset, candidate, rival))
+
+    @property
+    def champion(self) -> int | None:
+        version = Registry(self.store, "tiny").champion()
+        return version.number if version else None
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        return Ledger(self.store, "tiny").read("decisions")
+
+
+@pytest.fixture
+def world(store: Store, tiny: TinyFactory) -> World:
+    return World(store, dataclasses.replace(tiny(classes=2), classes=CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "outcome", "broken"),
+    [
+        (range(10), "promoted", []),
+        (range(11), "refused", ["test accuracy"]),
+        (ODD[:16], "refused", ["test accuracy", "recall of the worst class (b)"]),
+        (ODD[:9], "promoted", []),
+    ],
+)
+def test_floors_refuse(world: World, wrong: Sequence[int], outcome: str, broken: list[str]):
+    judgement = judge(world.having(floors=Floors(0.9, 0.7)).dataset, world.evaluation("c", wrong), None)
+    assert judgement.outcome == outcome
+    assert [rule.name for rule in judgement.rules if not rule.passed] == broken
+    assert all(name in judgement.reason for name in broken)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "champion", "outcome", "said"),
+    [
+        (
+            [],
+            range(5),
+            "promoted",
+            "promoted v2: 5 more of 100 test images right than the champion, beyond luck (p 0.031)",
+        ),
+        (
+            [],
+            range(4),
+            "kept",
+            "kept champion v1: candidate v2, 4 more of 100 test images right than the champion, "
+            "which may be luck (p 0.062 > 0.05)",
+        ),
+        (
+            [9],
+            range(8),
+            "promoted",
+            "promoted v2: 7 more of 100 test images right than the champion, beyond luck (p 0.02)",
+        ),
+        (
+            range(5),
+            range(5, 10),
+            "kept",
+            "kept champion v1: candidate v2, as many of 100 test images right as the champion",
+        ),
+        (range(5), [], "kept", "kept champion v1: candidate v2, 5 fewer of 100 test images right than the champion"),
+        (
+            EVEN,
+            [],
+            "kept",
+            "50 fewer of 100 test images right than the champion; "
+            "largest drop in class recall is 100.00 points (class a), allowed",
+        ),
+        (range(3), range(3), "kept", "the same answers on all 100 test rows, so there is nothing to choose"),
+    ],
+)
+def test_better_on_the_same_rows_than_chance_explains(
+    world: World, wrong: Sequence[int], champion: Sequence[int], outcome: str, said: str
+):
+    assert world.settle("1", champion).sentence == "promoted v1: the first model above the floors"
+    second = world.having(floors=Floors(0.0, 0.0)).settle("2", wrong, champion)
+    assert (second.outcome, second.version) == (outcome, 2)
+    assert said in second.sentence
+    assert world.champion == (2 if outcome == "promoted" else 1)
+
+
+@pytest.mark.parametrize("policy", ["better", "not_worse", "ask"])
+@pytest.mark.parametrize("bad", ["shuffled labels", "poisoned class", "one answer", "noise"])
+def test_a_worse_model_never_replaces_a_better_one(world: World, policy: Any, bad: str):
+    random = np.random.default_rng(3)
+    wrong = {
+        "shuffled labels": np.flatnonzero(random.permutation(LABELS) != LABELS),
+        "poisoned class": ODD[:12],
+        "one answer": ODD,
+        "noise": random.choice(ROWS, 10, replace=False),
+    }[bad]
+    world.having(floors=Floors(0.0, 0.0), gate=Gate(policy))
+    world.settle("1", [1, 2], answer=Answer(True, ""))
+    for n in range(2, 5):
+        assert world.settle(f"{n}", wrong, champion=[1, 2]).outcome in ("kept", "unchanged")
+    assert world.champion == 1
+
+
+@pytest.mark.parametrize(("wrong", "outcome"), [([0], "promoted"), ([0, 1], "promoted"), ([0, 1, 2, 3], "kept")])
+def test_not_worse_allows_its_margin_and_no_more(world: World, wrong: list[int], outcome: str):
+    world.having(gate=Gate("not_worse", margin=0.06)).settle("1", [])
+    found = world.judged(wrong, [])
+    assert found.outcome == outcome
+    assert f"worse, and {'' if outcome == 'promoted' else 'only '}6.00 points worse are allowed" in found.reason
+
+
+def test_a_class_may_not_be_given_up_for_another(world: World):
+    """Ten rows of class a gained, four of b lost: better as a whole, and kept."""
+    candidate, champion = ODD[:4], EVEN[:20]
+    world.having(floors=Floors(0.0, 0.0)).settle("1", champion)
+    kept = world.judged(candidate, champion)
+    assert kept.outcome == "kept"
+    assert [rule.name for rule in kept.rules if not rule.passed] == ["largest drop in class recall"]
+    assert kept.reason.endswith("largest drop in class recall is 8.00 points (class b), allowed at most 5 points")
+    world.having(gate=Gate(max_class_loss=0.08))
+    assert world.judged(candidate, champion).outcome == "promoted"
+
+
+def test_a_changed_test_split_is_said_and_both_are_scored_on_it(world: World):
+    world.settle("1", [])
+    world.test = dataclasses.replace(world.test, digest="another-digest")
+    second = world.settle("2", [], champion=range(6))
+    assert second.sentence == (
+        "promoted v2: 6 more of 100 test images right than the champion, beyond luck (p 0.016); "
+        "the test split changed since v1"
+    )
+    rule = next(rule for rule in second.rules if rule.name == "test split")
+    assert (rule.passed, rule.observed) == (
+        True,
+        "changed since v1 was registered; scored again on today's 100 rows",
+    )
+    assert [d["looks"] for d in world.ledger] == [1, 1]
+    third = world.settle("3", [], champion=[])
+    assert not any(rule.name == "test split" for rule in third.rules)
+    assert third.looks == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "said"),
+    [
+        (
+            Answer(True, ""),
+            "promoted",
+            "promoted v2: 1 more of 100 test images right than the champion, which may be luck (p 0.5 > 0.05); "
+            "promoted by a person",
+        ),
+        (Answer(False, "not before Monday"), "kept", "declined by a person: not before Monday"),
+        (None, "kept", "(p 0.5 > 0.05); no person approved it"),
+    ],
+)
+def test_ask_leaves_it_to_a_person(world: World, answer: Answer | None, outcome: str, said: str):
+    first = world.having(gate=Gate("ask")).settle("1", [3])
+    assert first.outcome == "kept"
+    assert first.sentence.startswith("there is no champion yet: candidate v1, the first model above the floors; no ")
+    assert world.settle("1", [3], answer=Answer(True, "")).outcome == "promoted"
+    judgement = world.judged([], [3])
+    assert (judgement.outcome, judgement.ask) == ("kept", True)
+    second = world.settle("2", [], champion=[3], answer=answer)
+    assert second.outcome == outcome
+    assert second.sentence.endswith(said)
+    assert (second.rules[-1].name, second.rules[-1].passed) == ("a person approves", outcome == "promoted")
+    assert world.champion == (2 if outcome == "promoted" else 1)
+
+
+def test_the_question_says_what_is_at_stake_and_is_asked_once(world: World):
+    world.having(gate=Gate("ask"))
+    candidate = world.candidate("1", [3])
+    asked = question(world.store, world.dataset, candidate, None)
+    assert asked == ("a candidate with 99.00% on test, no champion yet: the first model above the floors (promote)")
+    world.settle("1", [3], answer=Answer(True, ""))
+    champion = current_champion(world.store, world.dataset)
+    rival = (dataclasses.replace(champion, model=candidate.model, obstacle=""), candidate.evaluation)
+    assert question(world.store, world.dataset, candidate, rival) is None
+
+
+def test_nobody_is_asked_where_there_is_nothing_to_choose(world: World):
+    world.having(gate=Gate("ask"), floors=Floors(0.5)).settle("1", [], answer=Answer(True, ""))
+    for wrong in ([], range(60)):
+        judgement = world.judged(wrong, [])
+        assert not judgement.ask
+        assert answered(judgement, Answer(True, "")) is judgement
+
+
+def test_a_refused_model_gets_no_version_and_moves_nothing(world: World):
+    world.having(floors=Floors(0.9)).settle("1", [])
+    refused = world.settle("2", range(50), champion=[])
+    assert (refused.outcome, refused.version, refused.champion) == ("refused", None, 1)
+    assert "champion v1 stays" in refused.sentence
+    assert [v.number for v in Registry(world.store, "tiny").versions()] == [1]
+
+
+def test_every_decision_is_in_the_ledger_with_all_it_was_made_from(world: World):
+    world.having(floors=Floors(0.9)).settle("1", range(5))
+    world.settle("2", [1], champion=range(5))
+    world.settle("3", range(50), champion=range(5))
+    kept = world.ledger
+    assert [d["outcome"] for d in kept] == ["promoted", "kept", "refused"]
+    assert [d["run"] for d in kept] == ["run-1", "run-2", "run-3"]
+    assert [d["looks"] for d in kept] == [1, 2, 3]
+    assert [bool(d["paired"]) for d in kept] == [False, True, True]
+    second = kept[1]
+    assert second["rules"][-2] == {
+        "name": "better than champion v1 on the same rows",
+        "limit": "more test images right, p at most 0.05 (McNemar's exact test, one-sided)",
+        "observed": "4 more of 100 test images right (only the candidate 4, only the champion 0), p 0.062",
+        "passed": False,
+    }
+    limits = {"alpha": 0.05, "margin": 0.005, "max_class_loss": 0.05, "ask_hours": 24}
+    assert (second["policy"], second["limits"]) == ("better", limits)
+    assert (second["weights_digest"], second["champion_weights_digest"]) == ("weights-2", "weights-1")
+    assert (second["train_digest"], second["test_digest"]) == ("train-digest", "test-digest")
+    around = {"run", "time", "asked_by", "code", "environment"}
+    assert around <= second.keys()
+    assert "tasks.model.fitting" in second["code"]
+    assert {"python", "tensorflow", "prefect"} <= second["environment"].keys()
+    decision = from_json(Decision, {k: v for k, v in second.items() if k not in around})
+    assert decision.paired
+    assert (decision.paired.only_candidate, decision.paired.net) == (4, 4)
+    assert to_json(decision).items() <= second.items()
+
+
+@pytest.mark.parametrize("wrong", [[], [1, 2], [7, 8, 9]])
+def test_the_same_model_again_is_unchanged(world: World, wrong: list[int]):
+    world.settle("1", [1, 2])
+    world.settle("2", wrong, champion=[1, 2])
+    again = world.settle("2", wrong, champion=[1, 2])
+    assert (again.outcome, again.version) == ("unchanged", 2)
+    assert len(world.ledger) == 2
+
+
+def test_a_changed_gate_decides_again(world: World):
+    world.settle("1", [1, 2])
+    assert world.settle("2", [], champion=[1, 2]).outcome == "kept"
+    world.having(gate=Gate("not_worse", margin=0.01))
+    assert world.settle("2", [], champion=[1, 2]).outcome == "promoted"
+
+
+def test_a_decision_of_an_older_record_still_counts_as_made(world: World):
+    world.settle("1", [1, 2])
+    world.settle("2", [], champion=[1, 2])
+    for path in (world.store.dataset("tiny") / "ledger" / "decisions").glob("*.json"):
+        values = Decision("kept", "said", 2, 1, 1, ())
+        old = {k: v for k, v in to_json(values).items() if k in ("outcome", "version", "champion", "rules")}
+        path.unlink()
+        Ledger(world.store, "tiny").append("decisions", "old", old)
+    assert world.settle("2", [], champion=[1, 2]).outcome == "unchanged"
+
+
+def test_a_rollback_is_not_undone_by_the_same_model(world: World):
+    world.settle("1", range(6))
+    assert world.settle("2", [], champion=range(6)).outcome == "promoted"
+    Registry(world.store, "tiny").promote(1, "by-hand")
+    by_hand = {"outcome": "rolled back", "version": 1, "champion": 1, "previous": 2}
+    Ledger(world.store, "tiny").append("decisions", "by-hand", by_hand)
+    assert world.settle("2", [], champion=range(6)).outcome == "unchanged"
+    assert world.champion == 1
+    assert world.settle("3", [], champion=range(6)).outcome == "promoted"
+
+
+def test_a_killed_promotion_is_finished_by_the_next_run(world: World, monkeypatch: pytest.MonkeyPatch):
+    def killed(self: Registry, number: int, run: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "promote", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.settle("1", [])
+    assert world.champion is None
+    assert world.settle("1", []).sentence.startswith("promoted v1")
+    assert world.champion == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "obstacle"),
+    [
+        ({"classes": ("x", "y", "z")}, "trained for other classes"),
+        ({"image_shape": (3, 3)}, "trained for other classes or another image size"),
+        ({}, "its files are damaged"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["better", "not_worse"])
+def test_a_champion_that_cannot_be_compared_is_replaced_and_that_is_said(
+    world: World, change: dict[str, Any], obstacle: str, policy: Any
+):
+    world.settle("1", [])
+    changed = world.having(gate=Gate(policy), **change).dataset
+    champion = current_champion(world.store, changed)
+    assert champion
+    assert champion.model is None
+    assert obstacle in champion.obstacle
+    decision = decide.fn(world.store, changed, "run-2", world.candidate("2", range(9)), (champion, None))
+    assert (decision.outcome, decision.paired) == ("promoted", None)
+    assert obstacle in decision.sentence
+
+
+@pytest.mark.parametrize("damage", ["answers", "labels"])
+def test_answers_that_cannot_be_paired_stop_the_decision(world: World, damage: str):
+    world.settle("1", [])
+    candidate = world.candidate("2", [1])
+    if damage == "answers":
+        candidate.evaluation.file.write_bytes(b"PK")
+    else:
+        few = world.folder / "few"
+        few.mkdir()
+        world.test = candidate.test
+        candidate = dataclasses.replace(candidate, test=dataclasses.replace(candidate.test, folder=few))
+        with parquet.Writer(candidate.test.file, (9, 7), CLASSES) as writer:
+            writer.write(np.zeros((3, 9, 7), np.uint8), LABELS[:3])
+            writer.close({"image_shape": [9, 7]})
+    version = Registry(world.store, "tiny").champion()
+    assert version
+    rival = (Champion(version, world.model("1")), world.evaluation("old"))
+    with pytest.raises(DamagedEntry, match="expected"):
+        decide.fn(world.store, world.dataset, "run-2", candidate, rival)
+    assert (world.champion, len(world.ledger)) == (1, 1)
+    assert Path(candidate.evaluation.file).exists()

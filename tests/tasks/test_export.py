@@ -1,0 +1,211 @@
+"""Exports: they answer as the model does when used without idxflow, or they are not there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from flows.commands.predict import export_version
+from storage.errors import ConfigError, DamagedEntry, ExportFailed
+from storage.store import Store
+from tasks.model import network, scaling
+from tasks.model.classifier import softmax
+from tasks.model.scaling import Statistics
+from tasks.serving import export as exports
+from tasks.serving import onnx_graph
+from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, fixture_rows
+from tasks.serving.predict import Model, load_champion
+from tests.support.commands import idxflow
+from tests.support.servers import clean_environment
+from tests.tasks.test_predict import SHAPE, blobs, blobs_dataset, registered
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = blobs()["test-images"]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a champion of `tiny`, only read by these tests."""
+    folder = tmp_path_factory.mktemp("ready")
+    store = Store(folder / "store")
+    store.prepare()
+    registered(store, blobs_dataset(folder))
+    return store.root
+
+
+@pytest.fixture(scope="module")
+def model(ready: Path) -> Model:
+    return load_champion("tiny", ready)
+
+
+def used_with_keras(folder: Path) -> np.ndarray:
+    network.tensorflow()
+    import keras
+
+    return keras.saving.load_model(folder / "model.keras").predict(IMAGES, verbose=0)
+
+
+def used_with_tensorflow(folder: Path) -> np.ndarray:
+    tf = network.tensorflow()
+    loaded = tf.saved_model.load(folder)
+    (answer,) = loaded.signatures["serving_default"](pixels=tf.constant(IMAGES, tf.float32)).values()
+    return answer.numpy()
+
+
+def used_with_onnxruntime(folder: Path) -> np.ndarray:
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (answer,) = session.run(["probabilities"], {"pixels": IMAGES.astype(np.float32)})
+    return answer
+
+
+KINDS = {"keras": used_with_keras, "savedmodel": used_with_tensorflow, "onnx": used_with_onnxruntime}
+
+
+@pytest.mark.parametrize(("kind", "use"), KINDS.items())
+def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_path: Path, kind: str, use):
+    folder = tmp_path / "new" / "export"
+    done = export(model, kind, folder)
+    np.testing.assert_allclose(use(folder), model.predict(IMAGES).probabilities, atol=TOLERANCE)
+    assert (done.folder, done.version, done.rows) == (folder, 1, CHECKED_ROWS)
+    assert 0 <= done.difference <= TOLERANCE
+    described = json.loads((folder / "model.json").read_text())
+    assert described["classes"] == ["bar 0", "bar 1", "bar 2"]
+    assert described["input"]["shape"] == [None, *SHAPE]
+    assert described["input"]["range"] == [0, 255]
+    assert described["checked"] == {"images": CHECKED_ROWS, "largest_difference": done.difference}
+    assert [path.name for path in folder.parent.iterdir()] == ["export"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 4, 3)])
+@pytest.mark.parametrize("activation", network.ACTIVATIONS)
+def test_onnx_of_every_network_gives_its_probabilities_in_the_usual_runtime(
+    tmp_path: Path, activation: str, hidden: tuple[int, ...]
+):
+    architecture = network.Architecture(SHAPE[0] * SHAPE[1], hidden, activation, 3)
+    random = np.random.default_rng(0)
+    # Such that values are on both sides of 0, where activations differ.
+    weights = {n: random.normal(0, 2 / s[0] ** 0.5, s).astype(np.float32) for n, s in architecture.shapes.items()}
+    found = Statistics(IMAGES.reshape(len(IMAGES), -1).mean(axis=0) / 127.5 - 1, 0.3)
+    onnx_graph.write(tmp_path / "model.onnx", architecture, weights, found, SHAPE)
+    expected = softmax(network.logits(architecture, weights, scaling.apply(IMAGES, found)))
+    assert np.ptp(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(used_with_onnxruntime(tmp_path), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(onnx_graph.run(tmp_path / "model.onnx", IMAGES.astype("f4")), expected, atol=TOLERANCE)
+    again = tmp_path / "again.onnx"
+    onnx_graph.write(again, architecture, weights, found, SHAPE)
+    assert again.read_bytes() == (tmp_path / "model.onnx").read_bytes()
+
+
+def test_the_rows_that_are_compared_reach_every_class_and_are_always_the_same(model: Model):
+    rows = fixture_rows(model)
+    assert (rows.dtype, rows.shape) == (np.uint8, (CHECKED_ROWS, *SHAPE))
+    np.testing.assert_array_equal(rows, fixture_rows(model))
+    assert rows[0].max() == 0
+    assert rows[1].min() == 255
+    assert len(np.unique(rows[2:], axis=0)) == CHECKED_ROWS - 2
+    assert len(set(model.predict(rows).label)) > 1
+
+
+@pytest.mark.remedies("tasks.serving.export:_difference")
+@pytest.mark.parametrize("wrong", [lambda p: p + 2e-5, lambda p: p * np.nan, lambda p: p[:, :2]])
+def test_an_export_that_answers_differently_is_not_there(model: Model, tmp_path: Path, monkeypatch, wrong):
+    def writer(model: Model, folder: Path):
+        right = exports._keras(model, folder)
+        return lambda pixels: wrong(right(pixels))
+
+    monkeypatch.setitem(exports._WRITERS, "keras", writer)
+    with pytest.raises(ExportFailed, match="nothing was written"):
+        export(model, "keras", tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+    # Another form is computed by another library.
+    assert export(model, "onnx", tmp_path / "export").difference <= TOLERANCE
+
+
+@pytest.mark.remedies("tasks.serving.export:_reopened")
+def test_a_keras_file_with_other_layers_is_not_loaded(model: Model, tmp_path: Path):
+    network.tensorflow()
+    import keras
+
+    path = tmp_path / "model.keras"
+    with network.without_copy_warning():
+        keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x)]).save(path)
+    with pytest.raises(DamagedEntry, match=r"expected a Keras model as idxflow writes it; .*Lambda"):
+        exports._reopened(path)
+    path.write_bytes(b"PK")
+    with pytest.raises(DamagedEntry, match="expected a Keras model .*; export it again"):
+        exports._reopened(path)
+    exports._reopened(export(model, "keras", tmp_path / "again").folder / "model.keras")
+
+
+def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
+    (tmp_path / "export").mkdir()
+    with pytest.raises(ConfigError, match=r"expected nothing at .*export; found a"):
+        export(model, "keras", tmp_path / "export")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"expected a folder that can be made at .*file/export"):
+        export(model, "keras", tmp_path / "file" / "export")
+
+
+def test_an_unknown_format_is_said(ready: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="expected --format to be one of keras, savedmodel, onnx; found 'pickle'"):
+        export_version("tiny", "champion", "pickle", tmp_path / "x", str(ready))
+
+
+def test_onnx_without_its_package_is_refused_with_what_to_install(ready: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (extra,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["onnx"]
+    with pytest.raises(ConfigError, match=re.escape(f"-m pip install '{extra}'")):
+        export_version("tiny", "champion", "onnx", tmp_path / "x", str(ready))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_onnx_export_loads_no_tensorflow(ready: Path, tmp_path: Path):
+    code = (
+        "import sys; from flows.commands.predict import export_version\n"
+        f"assert export_version('tiny', 'champion', 'onnx', None, {str(ready)!r}) == 0\n"
+        "print(sorted({'tensorflow', 'keras', 'prefect'} & set(sys.modules)))\n"
+    )
+    environment = clean_environment(tmp_path, PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert sorted(path.name for path in (tmp_path / "tiny-v1-onnx").iterdir()) == ["model.json", "model.onnx"]
+
+
+def test_as_a_user_types_it(ready: Path, tmp_path: Path):
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(ready))
+
+    export_tiny = partial(idxflow, "export", "tiny", env=environment, cwd=tmp_path)
+    first = export_tiny()
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith(f"v1 as keras in {tmp_path / 'tiny-v1-keras'}: probabilities of 32 images within ")
+    again = export_tiny("--json")
+    assert (again.returncode, json.loads(again.stdout)["error"]["kind"]) == (2, "ConfigError")
+    other = export_tiny("--version", "1", "--format", "savedmodel", "--out", "served", "--json")
+    assert json.loads(other.stdout)["folder"] == str(tmp_path / "served"), other.stderr
+    assert other.stderr == ""
+
+
+def test_a_saved_model_needs_nothing_of_idxflow(model: Model, tmp_path: Path):
+    export(model, "savedmodel", tmp_path / "export")
+    np.save(tmp_path / "images.npy", IMAGES.astype(np.float32))
+    code = (
+        "import numpy as np, tensorflow as tf\n"
+        "served = tf.saved_model.load('export')\n"
+        "np.save('answer.npy', served.serve(np.load('images.npy')).numpy())\n"
+    )
+    environment = clean_environment(tmp_path, TF_CPP_MIN_LOG_LEVEL="3", PYTHONPATH="")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    answer = np.load(tmp_path / "answer.npy")
+    np.testing.assert_allclose(answer, model.predict(IMAGES).probabilities, atol=TOLERANCE)

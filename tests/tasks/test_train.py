@@ -1,0 +1,398 @@
+"""Train: the same weights as plain Keras, one compiled call per epoch, the same result after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.datasets.training import TrainingConfig
+from storage.errors import DamagedEntry, DataRefused, TrainingFailed
+from storage.formats import parquet
+from storage.store import Store
+from tasks import train as training
+from tasks.model import checkpoint, network
+from tasks.model.fitting import Fitting, rate_after
+from tasks.model.history import read_history
+from tasks.model.scaling import Statistics, apply, read
+from tasks.model.training_rows import InMemory, row_order
+from tasks.normalize import normalize
+from tasks.ui.progress import Progress, listening
+from tests.conftest import TinyFactory
+from tests.support.memory import bytes_of_process
+from tests.support.models import split, trained
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {"architecture.json", "entry.json", "history.jsonl", "model.keras", "normalization.npz", "weights.npz"}
+
+
+STATISTICS = Statistics(np.linspace(-0.1, 0.1, 12), 0.6)
+
+
+def random_rows(rows: int, pixels: int = 12, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (rows, pixels), np.uint8), random.integers(0, classes, rows).astype(np.uint8)
+
+
+def fitted(config: TrainingConfig, rows: int = 50, epochs: int = 3) -> tuple[Fitting, list[tuple[float, float]]]:
+    architecture = network.Architecture(12, config.hidden, config.activation, 3)
+    fitting = Fitting(architecture, config, STATISTICS, InMemory(*random_rows(rows), rows, config.seed), rows)
+    return fitting, [fitting.epoch(number) for number in range(1, epochs + 1)]
+
+
+def by_plain_keras(config: TrainingConfig, rows: int = 50, epochs: int = 3):
+    """The same training by Keras itself, step by step: its optimizer, its schedule, its loss."""
+    network.tensorflow()
+    import keras
+
+    architecture = network.Architecture(12, config.hidden, config.activation, 3)
+    logits = network.build(architecture, network.initial_weights(architecture, config.seed))
+    model = keras.Sequential([logits, keras.layers.Softmax()])
+    rate = keras.optimizers.schedules.InverseTimeDecay(config.learning_rate, 1, config.decay)
+    sgd = keras.optimizers.SGD(rate, config.momentum, weight_decay=config.weight_decay or None)
+    model.compile(sgd, "categorical_crossentropy", metrics=["accuracy"])
+    pixels, labels = random_rows(rows)
+    images, reported = apply(pixels, STATISTICS), []
+    for epoch in range(1, epochs + 1):
+        order = row_order(config.seed, epoch, rows)
+        sums = np.zeros(2)
+        for start in range(0, rows, config.batch_size):
+            now = order[start : start + config.batch_size]
+            sums += len(now) * np.array(model.train_on_batch(images[now], np.eye(3)[labels[now]]), float)
+        reported.append(sums / rows)
+    return [variable.value.numpy() for variable in logits.trainable_variables], reported
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"momentum": 0.9},
+        {"momentum": 0.0},
+        {"decay": 0.05},
+        {"weight_decay": 0.02, "decay": 0.01},
+        {"batch_size": 10},
+        {"batch_size": 64},
+        {"hidden": ()},
+        {"hidden": (6, 5, 4), "activation": "relu"},
+    ],
+    ids=str,
+)
+def test_the_weights_are_those_of_plain_keras(parameters: dict):
+    config = TrainingConfig(**{"hidden": (7, 5), "learning_rate": 0.1, "batch_size": 16, **parameters})
+    fitting, reported = fitted(config)
+    expected, expected_reported = by_plain_keras(config)
+    for ours, theirs in zip(fitting.weights.values(), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    np.testing.assert_allclose(reported, expected_reported, atol=1e-5)
+    start = network.initial_weights(network.Architecture(12, config.hidden, config.activation, 3), 1)
+    assert np.abs(start["classes.kernel"] - fitting.weights["classes.kernel"]).max() > 0.03
+
+
+def test_an_epoch_is_one_compiled_call_traced_once():
+    fitting, _ = fitted(TrainingConfig(hidden=(4,), batch_size=16), epochs=5)
+    assert (fitting.calls, fitting.traces) == (5, 1)
+
+
+def test_each_epoch_takes_each_row_once_in_an_order_of_its_own():
+    orders = [row_order(1, epoch, 100) for epoch in (1, 2)] + [row_order(2, 1, 100)]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    np.testing.assert_array_equal(orders[0], row_order(1, 1, 100))
+
+
+def test_scores_are_over_every_row_also_beyond_one_call():
+    config = TrainingConfig(hidden=())
+    pixels, labels = random_rows(5000)
+    there = InMemory(pixels, labels, 100, config.seed)
+    fitting = Fitting(network.Architecture(12, (), "tanh", 3), config, STATISTICS, there, 100)
+    logits = apply(pixels, STATISTICS) @ fitting.weights["classes.kernel"]
+    exact = np.log(np.exp(logits).sum(1)) - logits[np.arange(5000), labels]
+    loss, accuracy = fitting.score(100, 5000)
+    assert loss == pytest.approx(exact[100:].mean(), rel=1e-5)
+    assert accuracy == (logits.argmax(1) == labels)[100:].mean()
+
+
+def test_a_training_leaves_its_files_record_and_line(store: Store, tiny: TinyFactory):
+    done = trained(store, tiny(), hidden=(8,), epochs=4)
+    model = done.record
+    assert {path.name for path in model.folder.iterdir()} == FILES
+    assert (model.fitted_rows, model.validation_rows, model.epochs_run, model.chosen_epoch) == (108, 12, 4, 4)
+    assert model.parameters == 63 * 8 + 8 + 8 * 3 + 3
+    history = read_history(model.history)
+    assert [epoch.epoch for epoch in history] == [1, 2, 3, 4]
+    assert history[-1].learning_rate == rate_after(TrainingConfig(learning_rate=0.05), 4 * 7)
+    assert history[-1].loss < history[0].loss
+    assert done.step.summary == (
+        f"4 epochs, {100 * model.train_accuracy:.2f}% of rows right "
+        f"(held out: {100 * history[-1].validation_accuracy:.2f}%), 539 weights"
+    )
+
+
+def test_the_recorded_scores_are_those_of_the_kept_weights_on_all_training_rows(store: Store, tiny: TinyFactory):
+    dataset = tiny()
+    model = trained(store, dataset).record
+    images, labels = parquet.read(split(store, dataset, "train").file)
+    architecture = network.load_architecture(model.architecture)
+    weights = network.load_weights(model.weights, architecture)
+    assert network.weights_digest(weights) == model.weights_digest
+    logits = network.build(architecture, weights)(apply(images, read(model.normalization, 63))).numpy()
+    assert model.train_accuracy == (logits.argmax(1) == labels).mean()
+    exact = np.log(np.exp(logits).sum(1)) - logits[np.arange(120), labels]
+    assert model.train_loss == pytest.approx(exact.mean(), rel=1e-3)
+
+
+def test_without_held_out_rows_nothing_is_said_about_them(store: Store, tiny: TinyFactory):
+    done = trained(store, tiny(), validation_fraction=0)
+    assert (done.record.fitted_rows, done.record.validation_rows) == (120, 0)
+    assert read_history(done.record.history)[0].validation_loss is None
+    assert "held out" not in done.step.summary
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path, tiny: TinyFactory):
+    dataset = tiny()
+    one, two, other = (
+        trained(Store(tmp_path / name), dataset, seed=seed).record for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert one.weights_digest == two.weights_digest != other.weights_digest
+    for name in FILES - {"entry.json", "history.jsonl"}:
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+def test_again_it_is_reused_and_a_change_is_named(store: Store, tiny: TinyFactory):
+    dataset = tiny()
+    first, second = trained(store, dataset), trained(store, dataset)
+    assert (second.step.reused, second.record) == (True, first.record)
+    changed = trained(store, dataset, learning_rate=0.06)
+    assert (changed.step.reused, changed.step.reason) == (False, "learning_rate 0.05 → 0.06")
+
+
+EARLY = {"epochs": 40, "learning_rate": 0.3, "hidden": (8,), "patience": 3, "validation_fraction": 0.5}
+
+
+def noisy(tiny: TinyFactory):
+    """Random labels: what is learnt of the fitted rows is wrong for the held-out ones, and their loss soon rises."""
+    return tiny(arrays={"train-labels": np.random.default_rng(1).integers(0, 3, 120).astype(np.uint8)})
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls(store: Store, tiny: TinyFactory):
+    dataset = noisy(tiny)
+    done = trained(store, dataset, **EARLY)
+    model, history = done.record, read_history(done.record.history)
+    losses = [epoch.validation_loss for epoch in history]
+    assert model.chosen_epoch == losses.index(min(losses)) + 1
+    assert model.epochs_run == len(history) == model.chosen_epoch + 3 < 40
+    assert f"{model.epochs_run} epochs, the one after {model.chosen_epoch} kept" in done.step.summary
+    up_to_it = trained(store, dataset, **EARLY | {"epochs": model.chosen_epoch, "patience": None})
+    assert up_to_it.record.weights_digest == model.weights_digest
+
+
+def test_without_restore_best_the_last_weights_are_kept(store: Store, tiny: TinyFactory):
+    dataset = noisy(tiny)
+    best = trained(store, dataset, **EARLY).record
+    last = trained(store, dataset, **EARLY, restore_best=False).record
+    assert last.chosen_epoch == last.epochs_run == best.epochs_run
+    assert last.weights_digest != best.weights_digest
+
+
+def test_a_drop_below_min_delta_is_no_improvement(store: Store, tiny: TinyFactory):
+    model = trained(store, tiny(), **EARLY | {"min_delta": 10}).record
+    assert (model.chosen_epoch, model.epochs_run) == (1, 4)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(epoch: int):
+    def listener(progress: Progress) -> None:
+        if progress.done == epoch:
+            raise Killed
+
+    return listener
+
+
+@pytest.mark.parametrize(
+    ("parameters", "epoch"),
+    [
+        ({"decay": 0.01}, 1),
+        ({"decay": 0.01}, 6),
+        (EARLY, 4),
+        ({**EARLY, "restore_best": False}, 4),
+    ],
+    ids=["after the first", "after the last", "best", "last"],
+)
+def test_a_broken_training_goes_on_and_ends_as_an_unbroken_one(
+    tmp_path: Path,
+    tiny: TinyFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    parameters: dict,
+    epoch: int,
+):
+    dataset, parameters = noisy(tiny), {"epochs": 6, **parameters}
+    whole = trained(Store(tmp_path / "whole"), dataset, **parameters).record
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    store = Store(tmp_path / "broken")
+    with pytest.raises(Killed), listening(kill_after(epoch)):
+        trained(store, dataset, **parameters)
+    heard: list[float] = []
+    with listening(lambda progress: heard.append(progress.done)), caplog.at_level(logging.INFO):
+        done = trained(store, dataset, **parameters)
+    resumed = done.record
+    assert resumed.resumed_after == epoch
+    assert f" epochs, the first {epoch} by an interrupted run" in done.step.summary
+    assert f"training goes on after epoch {epoch} of" in caplog.text
+    assert heard == list(range(epoch + 1, whole.epochs_run + 1))
+    assert replace(resumed, folder=whole.folder, resumed_after=0) == whole
+    timeless = [[replace(e, seconds=0.0) for e in read_history(model.history)] for model in (whole, resumed)]
+    assert timeless[0] == timeless[1]
+    assert {path.name for path in resumed.folder.iterdir()} == FILES
+
+
+def test_after_a_kill_another_process_ends_with_the_same_weights(tmp_path: Path, tiny: TinyFactory):
+    dataset = tiny()
+    whole = trained(Store(tmp_path / "whole"), dataset, epochs=6).record
+    code = f"""
+import os, signal
+from pathlib import Path
+from storage.datasets import catalog
+from storage.store import Store
+from tasks import train as training
+from tasks.ui.progress import listening
+from tests.support.memory import bytes_of_process
+from tests.support.models import trained
+training.CHECKPOINT_SECONDS = 0.0
+with listening(lambda progress: progress.done == 3 and os.kill(os.getpid(), signal.SIGKILL)):
+    trained(Store(Path({str(tmp_path / "killed")!r})), catalog.read(Path({str(dataset.manifest)!r})), epochs=6)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    heard: list[float] = []
+    with listening(lambda progress: heard.append(progress.done)):
+        resumed = trained(Store(tmp_path / "killed"), dataset, epochs=6).record
+    assert heard == [4, 5, 6]
+    assert resumed.weights_digest == whole.weights_digest
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "of another network"])
+def test_a_damaged_checkpoint_and_other_leftovers_are_cleared(
+    tmp_path: Path, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+):
+    dataset = tiny()
+    whole = trained(Store(tmp_path / "whole"), dataset).record
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    store = Store(tmp_path / "store")
+    with pytest.raises(Killed), listening(kill_after(2)):
+        trained(store, dataset)
+    path = next(store.entries("tiny", "train").glob(".*.partial/checkpoint.npz"))
+    for name in ("weights.npz", "entry.json", ".checkpoint.npz.1.ab.tmp"):
+        (path.parent / name).write_bytes(b"left")
+        (path.parent / name).chmod(0o444)
+    data = path.read_bytes()
+    half = len(data) // 2
+    path.write_bytes(
+        {
+            "cut": data[:-5],
+            "flipped": data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :],
+            "emptied": b"",
+            "of another network": whole.weights.read_bytes(),
+        }[damage]
+    )
+    done = trained(store, dataset)
+    assert "the checkpoint is not used, training starts anew" in caplog.text
+    assert done.record.weights_digest == whole.weights_digest
+    assert {path.name for path in done.record.folder.iterdir()} == FILES
+
+
+def test_checkpoints_are_not_written_more_often_than_they_are_worth(
+    store: Store, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch
+):
+    written: list[int] = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, state, most: written.append(len(state.epochs)))
+    trained(store, tiny(), epochs=20)
+    assert written == []
+
+
+@pytest.mark.parametrize("validation_fraction", [0.1, 0])
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_nothing(
+    store: Store, tiny: TinyFactory, validation_fraction: float
+):
+    config = {"activation": "relu", "learning_rate": 10, "hidden": (50, 50, 50), "batch_size": 120}
+    with pytest.raises(TrainingFailed) as caught:
+        trained(store, tiny(), epochs=20, validation_fraction=validation_fraction, **config)
+    said = str(caught.value)
+    assert "tiny: expected a finite loss and finite weights; in epoch " in said
+    assert said.endswith("at learning rate 10 and momentum 0.9; train with a lower rate, such as --set learning_rate=1")
+    assert list(store.entries("tiny", "train").glob("[!.]*")) == []
+    assert list(store.entries("tiny", "train").glob(".*/*")) == []
+
+
+def test_too_few_rows_are_refused(store: Store, tiny: TinyFactory):
+    dataset = tiny(train=2)
+    rows = split(store, dataset, "train")
+    config = TrainingConfig(validation_fraction=0.9, held_out="tail")
+    with pytest.raises(TrainingFailed, match=r"2 training rows, of which a validation_fraction of 0.9 leaves 0"):
+        normalize.fn(store, dataset, rows, config)
+
+
+def test_one_row_can_be_fitted(store: Store, tiny: TinyFactory):
+    model = trained(store, tiny(train=1), validation_fraction=0).record
+    assert (model.fitted_rows, model.train_accuracy) == (1, 1.0)
+
+
+def test_a_label_that_is_no_class_is_refused(store: Store, tiny: TinyFactory):
+    labels = (np.arange(120) % 3).astype(np.uint8)
+    labels[77] = 9
+    with pytest.raises(DataRefused, match="expected labels from 0 to 2; row 77 of the train split is 9"):
+        trained(store, tiny(arrays={"train-labels": labels}))
+
+
+@pytest.mark.remedies("tasks.train:_enough_memory")
+def test_too_little_memory_is_said_in_a_sentence(store: Store, tiny: TinyFactory):
+    dataset, (soft, hard) = tiny(), resource.getrlimit(resource.RLIMIT_AS)
+    # Some gigabytes more than now, where the drawing of the weights alone takes 34.
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_of_process(0) + (4 << 30), hard))
+    try:
+        with pytest.raises(TrainingFailed, match=r"expected memory for 4,299\S+ weights and 120 rows of 63 pixels"):
+            trained(store, dataset, hidden=(65_536, 65_536))
+        # As it is advised: there is memory for fewer weights.
+        assert trained(store, dataset, hidden=(8,)).record.parameters == 539
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_every_epoch_is_heard_but_only_some_are_logged(
+    store: Store, tiny: TinyFactory, caplog: pytest.LogCaptureFixture
+):
+    heard: list[Progress] = []
+    with listening(heard.append), caplog.at_level(logging.INFO, training.__name__):
+        trained(store, tiny(), epochs=30)
+    assert [(p.name, p.done, p.total, p.unit) for p in heard] == [("train", n, 30, "epochs") for n in range(1, 31)]
+    assert heard[-1].note.startswith("loss 0.")
+    lines = [message for message in caplog.messages if "epoch" in message]
+    assert lines[0].startswith("tiny: epoch 1 of 30: loss ")
+    assert lines[-2].startswith("tiny: epoch 30 of 30: loss ")
+    assert len(lines) < 10
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"epoch": 1}', '{"no": 1}\n', "1\n"])
+def test_a_history_that_cannot_be_read_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "history.jsonl").write_text(text)
+    with pytest.raises(DamagedEntry, match=r"history\.jsonl: expected one epoch per line"):
+        read_history(tmp_path / "history.jsonl")
+
+
+def test_a_history_without_its_first_line_is_refused(store: Store, tiny: TinyFactory, tmp_path: Path):
+    lines = trained(store, tiny()).record.history.read_text().splitlines()
+    assert json.loads(lines[1])["epoch"] == 2
+    (tmp_path / "history.jsonl").write_text("\n".join(lines[1:]))
+    with pytest.raises(DamagedEntry, match="do not count from 1"):
+        read_history(tmp_path / "history.jsonl")
