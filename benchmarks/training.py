@@ -81,7 +81,7 @@ def idxflow_in_a_run() -> Measured:
 
 def from_history(name: str, path: Path) -> Measured:
     """Return the figures that a training of ours recorded."""
-    from tasks.model.history import read_history
+    from storage.formats.history import read_history
 
     history = read_history(path)
     return measured(name, [epoch.seconds for epoch in history], history[-1].validation_accuracy or 0)

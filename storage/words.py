@@ -35,3 +35,8 @@ def meant(given: object, known: Iterable[str], alike: float = 0.6) -> str:
     names = {name.lower(): name for name in known if name != given}
     close = get_close_matches(given.lower(), names, n=1, cutoff=alike)
     return f" (did you mean {names[close[0]]}?)" if close else ""
+
+
+def times(shape: tuple[int, ...]) -> str:
+    """Return a shape as people write it, such as `60,000×28×28`."""
+    return "×".join(f"{n:,}" for n in shape)

@@ -18,10 +18,9 @@ from storage.formats import arrays
 from storage.records import Confirmation, Done, Evaluation, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
-from storage.words import counted
-from tasks.model import confirm_worker, network
+from tasks.model import confirm_worker
 from tasks.model.confirm_worker import ROWS, fixture_rows
-from tasks.ui import progress
+from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
 TOLERANCE = 1e-5
@@ -46,14 +45,14 @@ def confirm(
         inputs={"weights": model.weights_digest, "evaluation": evaluation.folder.name},
         parameters={"rows": ROWS},
         code=code_digests.digests(__name__),
-        libraries=network.versions("numpy", "scipy"),
+        libraries=code_digests.library_versions("numpy", "scipy"),
     )
 
     def make(folder: Path) -> Confirmation:
         with progress.working("confirm"):
             return confirm_into(folder, dataset, model, test, evaluation)
 
-    done = store.once(plan, Confirmation, make, _line)
+    done = store.once(plan, Confirmation, make, summaries.confirmation)
     log_step(_log, done.step)
     return done
 
@@ -107,8 +106,3 @@ def _refused(dataset: Dataset, found: str) -> ModelRefused:
         f"{dataset.name}: expected a fresh process to load the saved model and predict what its trainer does; "
         f"{found}; the champion stays, train again"
     )
-
-
-def _line(confirmation: Confirmation) -> str:
-    rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
-    return f"a fresh process predicts the same for {counted(confirmation.rows, 'row')}{rounding}"

@@ -26,7 +26,6 @@ from storage.registry import Registry, Version
 from storage.runtime import code_digests
 from storage.store import Store
 from tasks.gate import criteria
-from tasks.model import network
 from tasks.ui import artifacts
 
 _BY_HAND = ("forced", "rolled back")
@@ -138,7 +137,7 @@ def decide(
 
 def _circumstances(candidate: Candidate) -> dict[str, Any]:
     """Return what else the ledger keeps of a decision: who asked, with which code, in which environment."""
-    libraries = network.versions(
+    libraries = code_digests.library_versions(
         "tensorflow", "keras", "numpy", "scikit-learn", "scipy", "great-expectations", "prefect"
     )
     return {

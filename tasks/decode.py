@@ -22,7 +22,8 @@ from storage.records import Archive, Done, Split, SplitName
 from storage.runtime import cancellation, code_digests
 from storage.runtime.prefetch import ahead
 from storage.store import Plan, Store
-from storage.words import counted
+from storage.words import times
+from tasks.ui import summaries
 from tasks.ui.steps import log_step
 
 _BLOCK_BYTES = 1 << 26
@@ -47,7 +48,7 @@ def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, lab
         parameters=_declared(dataset, name),
         code=code_digests.digests(__name__),
     )
-    done = store.once(plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), _line)
+    done = store.once(plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), summaries.split)
     log_step(_log, done.step)
     return done
 
@@ -120,8 +121,8 @@ def _check_images(dataset: Dataset, images: idx.Reader) -> None:
     shape, kind = images.header.shape, images.header.dtype
     if len(shape) != 3 or shape[1:] != dataset.image_shape:
         raise FormatError(
-            f"{images.name}: expected images of {_times(dataset.image_shape)} pixels, as the manifest declares; "
-            f"found {_times(shape)} in the header{_LIKE_LABELS if len(shape) == 1 else ''}; "
+            f"{images.name}: expected images of {times(dataset.image_shape)} pixels, as the manifest declares; "
+            f"found {times(shape)} in the header{_LIKE_LABELS if len(shape) == 1 else ''}; "
             f"give the archive of the images, or correct image_shape in {dataset.manifest}"
         )
     if kind != np.uint8:
@@ -140,7 +141,7 @@ def _check_labels(dataset: Dataset, labels: idx.Reader) -> None:
     if len(shape) > 2:
         hint = ", which looks like an image file" if len(shape) == 3 else ""
         raise FormatError(
-            f"{labels.name}: expected one label per row; found {_times(shape)} in the header{hint}; "
+            f"{labels.name}: expected one label per row; found {times(shape)} in the header{hint}; "
             "give the archive of the labels"
         )
     if len(shape) == 2:
@@ -149,7 +150,7 @@ def _check_labels(dataset: Dataset, labels: idx.Reader) -> None:
 
 def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
     """Read wider labels, as QMNIST has them, only where the manifest says which column is the class."""
-    found, column = _times(labels.header.shape), dataset.label_column
+    found, column = times(labels.header.shape), dataset.label_column
     if column is None:
         raise FormatError(
             f"{labels.name}: expected one label per row; found {found} in the header, as QMNIST has it; "
@@ -185,14 +186,6 @@ def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[n
         start += len(block)
 
 
-def _line(split: Split) -> str:
-    return f"{counted(split.rows, 'image')} of {_times(split.image_shape)}"
-
-
 def _listed(values: tuple[int, ...]) -> str:
     shown = ", ".join(map(str, values[:_LABELS_NAMED]))
     return f"{shown}, …" if len(values) > _LABELS_NAMED else shown
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(f"{n:,}" for n in shape)

@@ -21,7 +21,8 @@ from storage.store import Plan, Store
 from tasks.gate import wilson
 from tasks.model import network
 from tasks.model.classifier import Classifier, softmax
-from tasks.normalize import check_labels
+from tasks.model.labels import check_labels
+from tasks.ui import summaries
 from tasks.ui.steps import log_step
 
 MOST_MISTAKES = 25
@@ -52,9 +53,11 @@ def evaluate(
         },
         parameters={"classes": list(dataset.classes)},
         code=code_digests.digests(__name__),
-        libraries=network.versions("numpy", "scikit-learn", "scipy"),
+        libraries=code_digests.library_versions("numpy", "scikit-learn", "scipy"),
     )
-    done = store.once(plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), _line)
+    done = store.once(
+        plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), summaries.evaluation
+    )
     if whose != "candidate":
         done = replace(done, step=replace(done.step, name=f"evaluate {whose}"))
     log_step(_log, done.step)
@@ -152,10 +155,3 @@ def _digest(file: Path) -> str:
         raise DamagedEntry(
             f"{file}: expected a file of a trained model; {error.strerror}; {made_again(file)}"
         ) from error
-
-
-def _line(evaluation: Evaluation) -> str:
-    return (
-        f"{evaluation.correct:,} of {evaluation.rows:,} right, {100 * evaluation.accuracy:.2f}% "
-        f"({100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}), loss {evaluation.loss:.4f}"
-    )

@@ -14,15 +14,15 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
-from storage.errors import DataRefused, TrainingFailed
+from storage.errors import TrainingFailed
 from storage.formats import parquet
 from storage.records import Done, Normalization, Split
 from storage.runtime import code_digests
 from storage.runtime.prefetch import ahead
 from storage.store import Plan, Store
-from storage.words import counted
 from tasks.model import holdout
 from tasks.model.scaling import Statistics, write
+from tasks.ui import summaries
 from tasks.ui.steps import log_step
 
 _log = logging.getLogger(__name__)
@@ -50,22 +50,11 @@ def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConf
         parameters=parameters,
         code=code_digests.digests(__name__),
     )
-    done = store.once(plan, Normalization, lambda folder: _write(dataset, train, config, folder), _line)
+    done = store.once(
+        plan, Normalization, lambda folder: _write(dataset, train, config, folder), summaries.normalization
+    )
     log_step(_log, done.step)
     return done
-
-
-def check_labels(dataset: Dataset, split: Split, labels: np.ndarray) -> None:
-    """Make sure that every label is a class.
-
-    Raises:
-        DataRefused: one is not.
-    """
-    if labels.max() >= len(dataset.classes):
-        raise DataRefused(
-            f"{dataset.name}: expected labels from 0 to {len(dataset.classes) - 1}; row {labels.argmax()} of the "
-            f"{split.name} split is {labels.max()}; correct the labels or the classes of the manifest"
-        )
 
 
 def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
@@ -112,7 +101,3 @@ def _write(dataset: Dataset, train: Split, config: TrainingConfig, folder: Path)
         file.unlink(missing_ok=True)
     holdout.write(record.held_out, held)
     return dataclasses.replace(record, digest=write(record.file, found))
-
-
-def _line(record: Normalization) -> str:
-    return f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {counted(record.rows, 'row')}"

@@ -19,24 +19,21 @@ from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
 from storage.formats import parquet
+from storage.formats.history import History
 from storage.records import Done, Epoch, Normalization, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
-from storage.words import counted
 from tasks.model import checkpoint, holdout, network, training_rows
 from tasks.model.checkpoint import Checkpoint
 from tasks.model.fitting import Fitting, rate_after
-from tasks.model.history import History, read_history
+from tasks.model.labels import check_labels
 from tasks.model.scaling import read
-from tasks.normalize import check_labels
-from tasks.ui import artifacts
-from tasks.ui.progress import Progress, advance
+from tasks.ui import summaries
+from tasks.ui.epochs import EpochDisplay
 from tasks.ui.steps import log_step
 
 CHECKPOINT_SECONDS = 2.0
 """Least time between two checkpoints: what a kill can cost."""
-SHOW_SECONDS = 1.0
-"""Least time between two lines about epochs."""
 
 _CHECKPOINT = "checkpoint.npz"
 
@@ -72,9 +69,9 @@ def train(
         | _shards(training)
         | ({"again": again} if again else {}),
         code=code_digests.digests(__name__),
-        libraries=network.versions("tensorflow", "keras", "numpy"),
+        libraries=code_digests.library_versions("tensorflow", "keras", "numpy"),
     )
-    done = store.once(plan, TrainedModel, lambda folder: train_into(folder, training), _line)
+    done = store.once(plan, TrainedModel, lambda folder: train_into(folder, training), summaries.model)
     log_step(_log, done.step)
     return done
 
@@ -190,7 +187,7 @@ def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
         TrainingFailed: a loss is not finite.
     """
     course, best = _resume(fitting, training, folder / _CHECKPOINT)
-    show, saved = _Show(training), time.monotonic()
+    show, saved = EpochDisplay(training.dataset.name, training.config.epochs), time.monotonic()
     with History(folder / "history.jsonl", course.epochs) as history:
         while not course.is_over:
             epoch = _epoch(fitting, training, len(course.epochs) + 1)
@@ -278,39 +275,7 @@ def _diverged(training: Training, epoch: int, loss: float) -> TrainingFailed:
     )
 
 
-class _Show:
-    """Says how far training is: every epoch to a listener, and now and then one in the log and the Prefect UI."""
-
-    def __init__(self, training: Training) -> None:
-        self._name, self._total = training.dataset.name, training.config.epochs
-        self._bar = artifacts.ProgressBar(artifacts.key("train", self._name), f"Training on {self._name}")
-        self._shown = -math.inf
-
-    def __call__(self, epoch: Epoch, is_last: bool) -> None:
-        words = f"loss {epoch.loss:.4f}, {epoch.accuracy:.2%} of the fitted rows right"
-        if epoch.validation_accuracy is not None:
-            words += f"; held-out rows {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}"
-        advance(Progress("train", epoch.epoch, self._total, "epochs", words))
-        now = time.monotonic()
-        if is_last or now - self._shown >= SHOW_SECONDS:
-            self._shown = now
-            _log.info("%s: epoch %d of %d: %s", self._name, epoch.epoch, self._total, words)
-            done = 100.0 if is_last else 100 * epoch.epoch / self._total
-            self._bar.move(done, f"Epoch {epoch.epoch} of {self._total}: {words}")
-
-
 def _clear(folder: Path, keep: str = "") -> None:
     for path in folder.iterdir():
         if path.name != keep:
             path.unlink()
-
-
-def _line(model: TrainedModel) -> str:
-    kept = "" if model.chosen_epoch == model.epochs_run else f", the one after {model.chosen_epoch} kept"
-    held_out = read_history(model.history)[model.chosen_epoch - 1].validation_accuracy
-    said = "" if held_out is None else f" (held out: {100 * held_out:.2f}%)"
-    resumed = f", the first {model.resumed_after} by an interrupted run" if model.resumed_after else ""
-    return (
-        f"{counted(model.epochs_run, 'epoch')}{resumed}{kept}, {100 * model.train_accuracy:.2f}% of rows right{said}, "
-        f"{counted(model.parameters, 'weight')}"
-    )

@@ -25,16 +25,11 @@ from storage.formats import parquet
 from storage.records import Check, Done, Split, SplitName, Validation, to_json
 from storage.runtime import code_digests
 from storage.store import Plan, Store
-from storage.words import counted
-from tasks.ui import artifacts, progress
+from tasks.ui import artifacts, progress, summaries, verdicts
 from tasks.ui.steps import log_step
 
 PART_ROWS = 1 << 18
 """Rows that Great Expectations gets at a time, 25 MB of numbers: the usual data sets are one part."""
-
-_CHECKS_NAMED = 5
-_ROWS_NAMED = 20
-_LABEL_COLUMNS = frozenset({"label", "share", "imbalance", "by_chance"})
 
 _COLUMNS = pa.schema({"split": pa.string()} | {n: pa.from_numpy_dtype(t) for n, t in summary.IMAGE_COLUMNS.items()})
 
@@ -60,17 +55,16 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
         code=code_digests.digests(__name__),
         libraries={"great-expectations": version("great-expectations")},
     )
-    rows = train.rows + test.rows
 
     def make(folder: Path) -> Validation:
         with progress.working("validate"):
             return judge(dataset, train, test, folder)
 
-    done = store.once(plan, Validation, make, lambda found: _line(found, rows))
+    done = store.once(plan, Validation, make, summaries.validation)
     log_step(_log, done.step)
-    artifacts.show_table(artifacts.key("checks", dataset.name), table_rows(done.record), done.step.summary)
+    artifacts.show_table(artifacts.key("checks", dataset.name), verdicts.table_rows(done.record), done.step.summary)
     if not done.record.passed:
-        raise ValidationFailed(refusal(dataset, done.record), done.record, done.step)
+        raise ValidationFailed(verdicts.refusal(dataset, done.record), done.record, done.step)
     return done
 
 
@@ -108,44 +102,6 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
     )
 
 
-def refusal(dataset: Dataset, validation: Validation) -> str:
-    """Say in one sentence which critical checks failed, where, and what to do; names at most 20 rows."""
-    failures = validation.failures
-    named, rows_left = [], _ROWS_NAMED
-    for failure in failures[:_CHECKS_NAMED]:
-        named.append(_failure(dataset, failure, rows_left))
-        rows_left -= min(rows_left, len(failure.rows))
-    rest = f"; and {len(failures) - _CHECKS_NAMED} more" if len(failures) > _CHECKS_NAMED else ""
-    critical = sum(c.severity == "critical" for c in validation.checks)
-    return (
-        f"{dataset.name}: expected {critical} critical checks to hold; {len(failures)} failed: "
-        f"{'; '.join(named)}{rest}; correct the archives{_settings(dataset, failures)}"
-    )
-
-
-def _settings(dataset: Dataset, failures: tuple[Check, ...]) -> str:
-    """Name the keys of the manifest that would let this data pass."""
-    keys = ", ".join(dict.fromkeys(f.setting for f in failures if f.setting))
-    return f" or, if the data is meant to be so, change {keys} in the manifest {dataset.manifest}" if keys else ""
-
-
-def table_rows(validation: Validation) -> list[dict[str, str]]:
-    """Return the checks as rows of a table for people, the failed ones first."""
-    return [
-        {
-            "verdict": "passed" if c.passed else "FAILED" if c.severity == "critical" else "warning",
-            "table": c.table,
-            "check": c.name,
-            "expected": c.limit,
-            "found": c.observed,
-            "first rows": ", ".join(f"{row:,}" for row in c.rows),
-            "severity": c.severity,
-            "manifest key": c.setting,
-        }
-        for c in sorted(validation.checks, key=lambda c: (c.passed, c.severity != "critical"))
-    ]
-
-
 def _contract(dataset: Dataset) -> dict[str, Any]:
     """Return everything of the manifest that the suites are built from."""
     return {
@@ -158,25 +114,6 @@ def _contract(dataset: Dataset) -> dict[str, Any]:
         "known_centroid_hit": dataset.limits.min_centroid_hit is not None,
         "min_class_share": dataset.limits.least_class_share(len(dataset.classes)),
     }
-
-
-def _failure(dataset: Dataset, failure: Check, most_rows: int) -> str:
-    where = failure.table
-    if where != "archives":
-        kind = "labels" if failure.column in _LABEL_COLUMNS else "images"
-        where = f"{where} ({dataset.archive(f'{failure.table}-{kind}').file})"
-    rows = failure.rows[:most_rows]
-    named = f" at row{'s' if len(rows) > 1 else ''} {', '.join(f'{row:,}' for row in rows)}" if rows else ""
-    more = ", …" if named and len(failure.rows) > len(rows) else ""
-    return f"{where}: {failure.name}, expected {failure.limit}, found {failure.observed}{named}{more}"
-
-
-def _line(validation: Validation, rows: int) -> str:
-    checks, failures, warnings = len(validation.checks), len(validation.failures), len(validation.warnings)
-    remark = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
-    if failures:
-        return f"{failures} of {counted(checks, 'check')} on {counted(rows, 'row')} failed{remark}"
-    return f"{counted(checks - warnings, 'check')} on {counted(rows, 'row')} passed{remark}"
 
 
 def _written(

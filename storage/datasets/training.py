@@ -119,13 +119,6 @@ class TrainingConfig(BaseModel):
         """The memory budget in bytes."""
         return _bytes(self.memory)
 
-    def fitted_rows(self, rows: int) -> int:
-        """Return how many of `rows` training rows the weights are to be fitted to, as Keras's `validation_split` does.
-
-        `tasks.model.holdout` says which, and may change the number by a few where rows are drawn.
-        """
-        return int(rows * (1 - self.validation_fraction)) if self.validation_fraction else rows
-
 
 def _bounds(metadata: Sequence[Any]) -> str:
     """Return the bounds of a parameter in words, such as `at least 1 and at most 10,000`; empty if there are none."""

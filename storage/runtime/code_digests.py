@@ -1,15 +1,17 @@
 """Which of this project's source a step runs, as digests, so that a changed algorithm is run again.
 
-A module's digest is over its syntax tree without docstrings: comments, formatting and documentation
-change nothing. A step's code is its own module and every module of the project that it imports, at
-any depth, except the plumbing below, which moves bytes but does not decide what they are.
+A step's code is its own module and every module that it imports, at any depth, in the folders that decide what a result
+is. A digest is over a module's syntax tree without what decides nothing: comments and formatting, docstrings, log
+lines, the messages of errors.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import threading
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("flows", "tasks", "expectations", "storage")
 DECIDING = ("expectations", "storage.formats", "tasks")
 """The folders whose modules decide what a result is."""
-PLUMBING = ("tasks.ui",)
+SHOWING = "tasks.ui"
 """The folder within these whose modules only show what is done."""
-
+_LOG = "_log"
+"""The name of every module's logger."""
+_DYNAMIC = frozenset({"import_module", "__import__", "run_module", "run_path"})
 
 # CPython 3.11 counts the depth of the tree it builds in one place for all threads: two that parse at once can end
 # in "SystemError: AST constructor recursion depth mismatch".
@@ -27,49 +31,99 @@ _parsing = threading.Lock()
 
 
 def digests(module: str) -> dict[str, str]:
-    """Return the digest (16 hexadecimal digits) of `module` and of each module it builds on, by name."""
-    found: dict[str, str] = {}
+    """Return the digest (16 hexadecimal digits) of `module` and of each module it builds on, by name.
+
+    Raises:
+        ValueError: one imports something in a way that cannot be followed.
+    """
+    known: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in found and _decides(name):
-            found[name], imported = _read(name)
+        if name not in known:
+            known[name], imported = _read(name)
             waiting.extend(imported)
-    return dict(sorted(found.items()))
+    return dict(sorted(known.items()))
 
 
-def _decides(module: str) -> bool:
-    inside = [folder for folder in (*DECIDING, *PLUMBING) if module.startswith(f"{folder}.")]
-    return bool(inside) and inside[-1] not in PLUMBING
+def library_versions(*libraries: str) -> dict[str, str]:
+    """Return the installed version of each library, without importing it."""
+    return {name: importlib.metadata.version(name) for name in libraries}
 
 
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
     with _parsing:
         tree = ast.parse(_path(module).read_bytes())
-    imported = frozenset(
-        name for node in ast.walk(tree) for name in _imports(node) if _path(name).is_file() and name != module
-    )
-    return hashlib.sha256(ast.unparse(_Undocumented().visit(tree)).encode()).hexdigest()[:16], imported
+    imported = frozenset(name for node in ast.walk(tree) for name in _imports(module, node) if _decides(name))
+    return hashlib.sha256(ast.unparse(_Deciding().visit(tree)).encode()).hexdigest()[:16], imported - {module}
 
 
 def _path(module: str) -> Path:
     return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
 
-def _imports(node: ast.AST) -> list[str]:
+def _decides(module: str) -> bool:
+    return any(_within(module, folder) for folder in DECIDING) and not _within(module, SHOWING)
+
+
+def _within(module: str, folder: str) -> bool:
+    return module.startswith(f"{folder}.")
+
+
+def _imports(module: str, node: ast.AST) -> Iterator[str]:
+    """Yield the modules of this project that a node imports."""
     if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    else:
-        names = []
-    return [name for name in names if name.split(".")[0] in PACKAGES and "." in name]
+        yield from (_followed(module, node, alias.name) for alias in node.names if _is_ours(alias.name))
+    elif isinstance(node, ast.ImportFrom):
+        if node.level:
+            raise _unfollowed(module, node, "names that begin with the package, such as tasks.model.scaling")
+        source = node.module or ""
+        if not _is_ours(source):
+            return
+        if _path(source).is_file():
+            yield source
+        else:
+            yield from (_followed(module, node, f"{source}.{alias.name}") for alias in node.names)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in _DYNAMIC:
+        raise _unfollowed(module, node, "imports that stand in the source")
 
 
-class _Undocumented(ast.NodeTransformer):
-    """Removes string statements: the docstrings, and the strings that document a field."""
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] in PACKAGES
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        is_string = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return ast.copy_location(ast.Pass(), node) if is_string else node
+
+def _followed(module: str, node: ast.stmt, name: str) -> str:
+    if not _path(name).is_file():
+        raise _unfollowed(module, node, "modules, not what a package has besides")
+    return name
+
+
+def _unfollowed(module: str, node: ast.stmt | ast.expr, expected: str) -> ValueError:
+    return ValueError(
+        f"{_path(module).relative_to(ROOT)}, line {node.lineno}: expected imports of {expected}, because the digest of "
+        f"a step follows them; found `{ast.unparse(node)}`; import the module by its full name"
+    )
+
+
+class _Deciding(ast.NodeTransformer):
+    """Removes what decides nothing: string statements (docstrings, notes on fields), log lines, messages of errors."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        value = node.value
+        is_string = isinstance(value, ast.Constant) and isinstance(value.value, str)
+        return ast.copy_location(ast.Pass(), node) if is_string or _is_log_line(value) else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call):
+            node.exc = node.exc.func
+        return self.generic_visit(node)
+
+
+def _is_log_line(value: ast.expr) -> bool:
+    return (
+        isinstance(value, ast.Call)
+        and isinstance(value.func, ast.Attribute)
+        and isinstance(value.func.value, ast.Name)
+        and value.func.value.id == _LOG
+    )

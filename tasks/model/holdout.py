@@ -28,7 +28,7 @@ def choose(dataset: Dataset, train: Split, config: TrainingConfig) -> np.ndarray
         TrainingFailed: no row is left to fit, none to watch where `config` has patience, or none of a class.
         DamagedEntry: the split cannot be read.
     """
-    wanted = train.rows - config.fitted_rows(train.rows)
+    wanted = train.rows - fitted_rows(train.rows, config.validation_fraction)
     if config.held_out == "tail":
         labels, held = parquet.labels(train.file), tail(train.rows, wanted)
     elif wanted:
@@ -38,6 +38,14 @@ def choose(dataset: Dataset, train: Split, config: TrainingConfig) -> np.ndarray
         labels, held = parquet.labels(train.file), tail(train.rows, 0)
     _check(dataset, config, labels, held)
     return held
+
+
+def fitted_rows(rows: int, validation_fraction: float) -> int:
+    """Return how many of `rows` training rows to fit weights to, as Keras's `validation_split` does.
+
+    Where the others are drawn at random, the number may differ by a few.
+    """
+    return int(rows * (1 - validation_fraction)) if validation_fraction else rows
 
 
 def tail(rows: int, wanted: int) -> np.ndarray:

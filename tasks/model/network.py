@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
-import sys
-import tempfile
 import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +21,7 @@ from storage.errors import DamagedEntry, made_again
 from storage.files import read_json, write_json
 from storage.formats import arrays
 from tasks.model.scaling import Statistics, scale_and_offset
+from tasks.ui.banners import without_banners
 
 MAX_UNITS = 1 << 24
 
@@ -65,11 +63,6 @@ class Architecture:
         return sum((inputs + 1) * units for _, inputs, units in self.layers)
 
 
-def versions(*libraries: str) -> dict[str, str]:
-    """Return the installed version of each library, without importing it."""
-    return {name: importlib.metadata.version(name) for name in libraries}
-
-
 @cache
 def tensorflow() -> Any:
     """Import TensorFlow, which takes seconds, and set it up: quiet, deterministic, one thread.
@@ -80,7 +73,7 @@ def tensorflow() -> Any:
     with _loading:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ["KERAS_BACKEND"] = "tensorflow"
-        with _without_banners():
+        with without_banners():
             import tensorflow as tf
         tf.config.experimental.enable_op_determinism()
         try:
@@ -292,29 +285,3 @@ def _without_times(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data)
-
-
-@contextmanager
-def _without_banners() -> Iterator[None]:
-    """Hold back what TensorFlow's C++ writes to standard error while it loads, and pass on all but its chat.
-
-    `TF_CPP_MIN_LOG_LEVEL` does not reach these lines (tensorflow/tensorflow#100442).
-    """
-    with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:
-        yield
-        return
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            held.seek(0)
-            for line in held:
-                if not line.startswith((b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")):
-                    os.write(2, line)

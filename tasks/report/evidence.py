@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from storage.files import check_regular
 from storage.formats import parquet
+from storage.formats.history import read_history
 from storage.ledger import CUT_OFF, Ledger, Place, place
 from storage.records import Epoch, RunRecord, Step
 from storage.registry import Registry, Version
 from storage.store import Store
 from tasks.model import holdout
-from tasks.model.history import read_history
 from tasks.report import past_runs
 from tasks.report.measures import Measures, class_means, measured
 

@@ -116,7 +116,7 @@ def test_the_lines_of_a_run_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     damaged = tmp_path / "store" / "a" / "very" / ("long" * 10) / "path"
 
     def run() -> None:
-        log = logging.getLogger("tasks.train")
+        log = logging.getLogger("tasks.ui.epochs")
         with guarded_streams(), Console(as_json=False) as console, console.waiting("importing Prefect"):
             for step in (FETCHED, trained):
                 log.info("", extra={"step": step})

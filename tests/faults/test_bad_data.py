@@ -14,7 +14,8 @@ from storage.datasets.catalog import Dataset
 from storage.formats import idx
 from storage.records import Archive, Check, Split, SplitName, Validation
 from tasks.decode import write_split
-from tasks.validate import judge, refusal
+from tasks.ui.verdicts import refusal
+from tasks.validate import judge
 from tests.support import badfiles
 from tests.support.badfiles import BRIGHTNESS, CLASSES, GOOD, MEANINGLESS, Arrays, assert_says, replaced, spoiled
 

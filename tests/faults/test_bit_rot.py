@@ -19,13 +19,13 @@ import pytest
 from flows.run import Job
 from storage.errors import DamagedEntry, FormatError
 from storage.formats import arrays, idx, parquet
+from storage.formats.history import read_history
 from storage.ledger import Ledger
 from storage.records import Archive, Confirmation, Evaluation, Normalization, Report, Split, TrainedModel, Validation
 from storage.registry import Registry
 from storage.store import ENTRY, FOLDERS, Store, load
 from storage.verify import verify
 from tasks.model import checkpoint
-from tasks.model.history import read_history
 from tasks.model.network import load_architecture
 from tests.conftest import write_tiny
 from tests.support.runs import whole_run

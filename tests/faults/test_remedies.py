@@ -60,6 +60,7 @@ from storage.datasets.training import training_config
 from storage.errors import IdxflowError
 from storage.files import read_json, sealed
 from storage.formats import idx, parquet
+from storage.formats.history import read_history
 from storage.ledger import Ledger
 from storage.records import Done, Split, SplitName, TrainedModel
 from storage.registry import Registry
@@ -69,7 +70,6 @@ from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.model import classifier, holdout, network, scaling
-from tasks.model.history import read_history
 from tasks.model.scaling import Statistics
 from tasks.normalize import check_labels, normalize
 from tasks.serving import image_files

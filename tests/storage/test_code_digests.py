@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,12 +55,117 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
     assert {module for module in before if before[module] != now[module]} == changed
 
 
-def test_each_task_depends_on_what_does_its_work():
-    assert {"storage.formats.idx", "storage.formats.parquet", "tasks.decode"} == set(
-        code_digests.digests("tasks.decode")
-    )
-    assert "tasks.model.network" in code_digests.digests("tasks.train")
-    assert "expectations.suites" in code_digests.digests("tasks.validate")
+FORMATS = {"storage.formats.arrays", "storage.formats.parquet"}
+MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
+CLOSURES = {
+    "decode": {"storage.formats.idx", "storage.formats.parquet"},
+    "validate": {
+        "storage.formats.parquet",
+        "expectations.check",
+        "expectations.findings",
+        "expectations.suites",
+        "expectations.summary",
+    },
+    "normalize": FORMATS | {"tasks.model.holdout", "tasks.model.scaling"},
+    "train": FORMATS
+    | {
+        "storage.formats.history",
+        "tasks.model.checkpoint",
+        "tasks.model.fitting",
+        "tasks.model.holdout",
+        "tasks.model.labels",
+        "tasks.model.network",
+        "tasks.model.scaling",
+        "tasks.model.training_rows",
+    },
+    "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels"},
+    "confirm": FORMATS | MODEL | {"tasks.model.confirm_worker"},
+    "decide": FORMATS | {"tasks.gate.criteria", "tasks.gate.wilson"},
+}
+"""The modules beside its own whose change makes the result of a step again."""
+
+
+@pytest.mark.parametrize("step", CLOSURES)
+def test_a_step_depends_on_what_does_its_work_and_on_nothing_else(step: str):
+    assert set(code_digests.digests(f"tasks.{step}")) == {f"tasks.{step}", *CLOSURES[step]}
+
+
+def test_every_step_with_a_key_has_its_closure_above():
+    keyed = {
+        path.stem for path in (code_digests.ROOT / "tasks").glob("*.py") if "digests(__name__)" in path.read_text()
+    }
+    assert keyed == set(CLOSURES)
+
+
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        "from . import formats",
+        "from .formats import read",
+        "from importlib import import_module\n\ndef later():\n    import_module('tasks.model')",
+        "def later():\n    __import__('tasks.model')",
+        "from storage.formats import *",
+        "from storage.formats import something",
+        "import storage.formats",
+    ],
+)
+def test_an_import_that_cannot_be_followed_is_refused(project: Path, unseen: str):
+    (project / "storage/formats/__init__.py").write_text("something = 1\n")
+    with pytest.raises(
+        ValueError, match=r"tasks/decode\.py, line \d+: expected imports of .*; found `.*`; import the "
+    ):
+        after(
+            project, "tasks/decode.py", "from storage.formats import idx", f"from storage.formats import idx\n{unseen}"
+        )
+
+
+@pytest.mark.parametrize(("folder", "changed"), [("tasks/ui", False), ("tasks/model", True)])
+def test_a_change_in_a_folder_that_only_shows_makes_nothing_again(project: Path, folder: str, changed: bool):
+    (project / folder).mkdir()
+    (project / folder / "words.py").write_text("def line(): return 1\n")
+    package = folder.replace("/", ".")
+    before = after(project, "tasks/decode.py", "from storage", f"from {package} import words\nfrom storage")
+    assert (after(project, f"{folder}/words.py", "1", "2") != before) == changed
+
+
+def edited(module: str, old: str, new: str) -> bool:
+    """Say whether an edit of the product's own source would make again what the module decides."""
+    path = code_digests._path(module)
+    source = path.read_text()
+    assert source.count(old) == 1, f"{module} has no such line any more, or several"
+    kept = [ast.unparse(code_digests._Deciding().visit(ast.parse(text))) for text in (source, source.replace(old, new))]
+    return kept[0] != kept[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "again"),
+    [
+        ("tasks.train", '_log.info("%s: training goes on after', '_log.warning("%s: resumed after', False),
+        ("tasks.train", '"""Train the network, and keep it with its history."""', '"""Train."""', False),
+        ("tasks.train", "# Last, so that a kill just before still finds it.", "# Last.", False),
+        ("tasks.decode", "expected as many labels as images; ", "expected a label for each image; ", False),
+        ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
+        ("tasks.normalize", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
+        (
+            "tasks.model.holdout",
+            "int(rows * (1 - validation_fraction))",
+            "round(rows * (1 - validation_fraction))",
+            True,
+        ),
+        ("tasks.evaluate", "shifted = logits.astype(np.float64)", "shifted = logits.astype(np.float32)", True),
+        ("tasks.gate.wilson", "z * z / rows", "z / rows", True),
+    ],
+)
+def test_arithmetic_counts_and_words_do_not(module: str, old: str, new: str, again: bool):
+    assert edited(module, old, new) == again
+
+
+@pytest.mark.parametrize(
+    "showing", ["storage.datasets.training", "storage.errors", "tasks.ui.summaries", "tasks.ui.verdicts"]
+)
+def test_help_texts_and_summaries_are_in_no_closure(showing: str):
+    assert code_digests._path(showing).is_file()
+    assert not any(showing in code_digests.digests(f"tasks.{step}") for step in CLOSURES)
 
 
 def test_threads_may_ask_at_once():

@@ -60,20 +60,6 @@ def test_overrides_are_read_as_json_or_text(texts: list[str], values: dict):
     assert parse_overrides(texts) == values
 
 
-@pytest.mark.parametrize(
-    ("rows", "fraction", "fitted"),
-    [
-        (60_000, 0.1, 54_000),
-        (60_000, 0, 60_000),
-        (1437, 0.1, 1293),
-        (1, 0.1, 0),
-        (3, 0.5, 1),
-    ],
-)
-def test_as_many_rows_are_held_out_as_keras_does(rows: int, fraction: float, fitted: int):
-    assert TrainingConfig(validation_fraction=fraction).fitted_rows(rows) == fitted
-
-
 def test_a_configuration_does_not_change_and_comes_back_from_json():
     config = TrainingConfig(hidden=(3,), patience=2)
     with pytest.raises(ValidationError):

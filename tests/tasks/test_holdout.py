@@ -21,6 +21,20 @@ from tests.support.models import split, trained
 from tests.tasks.test_training_rows import SMALL, numbered, numbers
 
 
+@pytest.mark.parametrize(
+    ("rows", "fraction", "fitted"),
+    [
+        (60_000, 0.1, 54_000),
+        (60_000, 0, 60_000),
+        (1437, 0.1, 1293),
+        (1, 0.1, 0),
+        (3, 0.5, 1),
+    ],
+)
+def test_as_many_rows_are_held_out_as_keras_does(rows: int, fraction: float, fitted: int):
+    assert holdout.fitted_rows(rows, fraction) == fitted
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     images=some.lists(some.tuples(some.integers(0, 40), some.integers(0, 4)), min_size=1, max_size=150),
@@ -30,7 +44,7 @@ from tests.tasks.test_training_rows import SMALL, numbered, numbers
 def test_every_class_is_fitted_and_held_out_where_its_rows_allow(images, fraction: float, seed: int):
     digests, labels = np.array(images, np.int64).T
     labels = labels.astype(np.uint8)
-    wanted = len(labels) - TrainingConfig(validation_fraction=fraction).fitted_rows(len(labels))
+    wanted = len(labels) - holdout.fitted_rows(len(labels), fraction)
     if not wanted:
         return
     held = holdout.drawn(labels, digests, wanted, seed)

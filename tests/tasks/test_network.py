@@ -152,7 +152,8 @@ def test_loading_tensorflow_is_quiet_but_hides_no_other_message():
     code = """
 import os
 from tasks.model import network
-with network._without_banners():
+from tasks.ui.banners import without_banners
+with without_banners():
     os.write(2, b"I0000 chat\\nF0000 a fatal message\\n")
 network.tensorflow().constant(1.0)
 """

@@ -17,11 +17,11 @@ import pytest
 from storage.datasets.training import TrainingConfig
 from storage.errors import DamagedEntry, DataRefused, TrainingFailed
 from storage.formats import parquet
+from storage.formats.history import read_history
 from storage.store import Store
 from tasks import train as training
 from tasks.model import checkpoint, network
 from tasks.model.fitting import Fitting, rate_after
-from tasks.model.history import read_history
 from tasks.model.scaling import Statistics, apply, read
 from tasks.model.training_rows import InMemory, row_order
 from tasks.normalize import normalize

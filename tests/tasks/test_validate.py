@@ -25,7 +25,8 @@ from tasks import validate as validation
 from tasks.decode import write_split
 from tasks.sources import embedded
 from tasks.ui import artifacts
-from tasks.validate import judge, refusal, validate
+from tasks.ui.verdicts import refusal
+from tasks.validate import judge, validate
 from tests.conftest import TinyFactory, bars
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,22 @@
+"""What must hold of the labels of a split before they are used."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from storage.datasets.catalog import Dataset
+from storage.errors import DataRefused
+from storage.records import Split
+
+
+def check_labels(dataset: Dataset, split: Split, labels: np.ndarray) -> None:
+    """Make sure that every label is a class.
+
+    Raises:
+        DataRefused: one is not.
+    """
+    if labels.max() >= len(dataset.classes):
+        raise DataRefused(
+            f"{dataset.name}: expected labels from 0 to {len(dataset.classes) - 1}; row {labels.argmax()} of the "
+            f"{split.name} split is {labels.max()}; correct the labels or the classes of the manifest"
+        )

@@ -1,0 +1,35 @@
+"""What libraries write to standard error while they load, without what says nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+
+@contextmanager
+def without_banners() -> Iterator[None]:
+    """Hold back what TensorFlow's C++ writes to standard error while it loads, and pass on all but its chat.
+
+    `TF_CPP_MIN_LOG_LEVEL` does not reach these lines (tensorflow/tensorflow#100442).
+    """
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
+    try:
+        saved = os.dup(2)
+    except OSError:
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            for line in held:
+                if not line.startswith((b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")):
+                    os.write(2, line)

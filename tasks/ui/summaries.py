@@ -1,0 +1,53 @@
+"""The line that each step shows of its result. Nothing here decides what a result is."""
+
+from __future__ import annotations
+
+from storage.formats.history import read_history
+from storage.records import Confirmation, Evaluation, Normalization, Split, TrainedModel, Validation
+from storage.words import counted, times
+
+
+def split(split: Split) -> str:
+    """Say how many images a split has, and of which size."""
+    return f"{counted(split.rows, 'image')} of {times(split.image_shape)}"
+
+
+def validation(validation: Validation) -> str:
+    """Say how many checks passed on how many rows; `class_counts` has a count for each of these."""
+    rows = sum(map(sum, validation.class_counts.values()))
+    checks, failures, warnings = len(validation.checks), len(validation.failures), len(validation.warnings)
+    remark = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    if failures:
+        return f"{failures} of {counted(checks, 'check')} on {counted(rows, 'row')} failed{remark}"
+    return f"{counted(checks - warnings, 'check')} on {counted(rows, 'row')} passed{remark}"
+
+
+def normalization(record: Normalization) -> str:
+    """Say the statistics, and how many rows they are of."""
+    return f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {counted(record.rows, 'row')}"
+
+
+def model(model: TrainedModel) -> str:
+    """Say how a training went: epochs, shares of right rows, weights."""
+    kept = "" if model.chosen_epoch == model.epochs_run else f", the one after {model.chosen_epoch} kept"
+    held_out = read_history(model.history)[model.chosen_epoch - 1].validation_accuracy
+    watched = "" if held_out is None else f" (held out: {held_out:.2%})"
+    resumed = f", the first {model.resumed_after} by an interrupted run" if model.resumed_after else ""
+    return (
+        f"{counted(model.epochs_run, 'epoch')}{resumed}{kept}, {model.train_accuracy:.2%} of rows right"
+        f"{watched}, {counted(model.parameters, 'weight')}"
+    )
+
+
+def evaluation(evaluation: Evaluation) -> str:
+    """Say how many rows of the test split are right, with the 95% interval of their share."""
+    return (
+        f"{evaluation.correct:,} of {evaluation.rows:,} right, {100 * evaluation.accuracy:.2f}% "
+        f"({100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}), loss {evaluation.loss:.4f}"
+    )
+
+
+def confirmation(confirmation: Confirmation) -> str:
+    """Say for how many rows the other process predicts the same."""
+    rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
+    return f"a fresh process predicts the same for {counted(confirmation.rows, 'row')}{rounding}"
