@@ -12,9 +12,8 @@ def split(split: Split) -> str:
     return f"{counted(split.rows, 'image')} of {times(split.image_shape)}"
 
 
-def validation(validation: Validation) -> str:
-    """Say how many checks passed on how many rows; `class_counts` has a count for each of these."""
-    rows = sum(map(sum, validation.class_counts.values()))
+def validation(validation: Validation, rows: int) -> str:
+    """Say how many checks passed on the `rows` of both splits."""
     checks, failures, warnings = len(validation.checks), len(validation.failures), len(validation.warnings)
     remark = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
     if failures:
