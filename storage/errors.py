@@ -105,6 +105,11 @@ def made_again(file: Path) -> str:
     return f"remove {file.parent}, then run again"
 
 
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """Return what to raise about a file of the store that may be whole, but cannot be read now: nothing replaces it."""
+    return StoreError(f"expected to read {path}; {error.strerror}; check the disk and the permissions, then run again")
+
+
 def shortage(error: BaseException) -> str | None:
     """Return in words what the system has refused a process, if that is what `error` is about."""
     text = str(error)

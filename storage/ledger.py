@@ -29,6 +29,7 @@ from storage.errors import DamagedEntry, StoreError
 from storage.files import create_json, locked, read_json
 from storage.index import Index
 from storage.store import LOCKS, Store, store_errors
+from storage.store_format import FORMAT
 
 Kind = Literal["runs", "decisions", "arrivals"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -52,7 +53,7 @@ class Ledger:
         self._lock = store.part(dataset, LOCKS) / "ledger.lock"
 
     def append(self, kind: Kind, run: str, values: Mapping[str, Any]) -> Path:
-        """Write one record, with the time (UTC) and the run's id added.
+        """Write one record, with the time (UTC), the run's id and the format of the store added.
 
         Raises:
             StoreError: it cannot be written.
@@ -61,7 +62,7 @@ class Ledger:
         with store_errors(folder), locked(self._lock):
             path = folder / f"{self._next_number():08d}-{run}.json"
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            if not create_json(path, {**values, "run": run, "time": now}):
+            if not create_json(path, {**values, "format": FORMAT, "run": run, "time": now}):
                 raise StoreError(f"{path}: expected no such record yet; it exists; run again")
         return path
 

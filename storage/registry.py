@@ -33,6 +33,7 @@ from storage.index import Index
 from storage.ledger import Ledger, place, run_of
 from storage.records import from_json, to_json
 from storage.store import Store, store_errors
+from storage.store_format import FORMAT
 
 T = TypeVar("T")
 
@@ -60,6 +61,8 @@ class Version:
     run: str
     time: str
     """When it was registered, ISO 8601, UTC."""
+    format: int = 2
+    """Of the store, when it was registered; versions of format 2 do not say."""
 
 
 @dataclass(frozen=True)
@@ -351,7 +354,7 @@ class Registry:
         self._decisions.keep()
 
     def register(self, **values: Any) -> Version:
-        """Create the next version from the fields of `Version` other than dataset, number and time.
+        """Create the next version from the fields of `Version` other than dataset, number, time and format.
 
         The same model with the same evaluation keeps the number it has.
         """
@@ -363,7 +366,7 @@ class Registry:
                 if known:
                     return known
                 time = datetime.now(UTC).isoformat(timespec="seconds")
-                version = Version(dataset=self.dataset, number=number, time=time, **values)
+                version = Version(dataset=self.dataset, number=number, time=time, format=FORMAT, **values)
                 # Another run may have taken the number since: then look again and take the next.
                 if create_json(self._path(number), to_json(version)):
                     return version

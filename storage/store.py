@@ -1,5 +1,6 @@
 """The store: immutable results of steps, found again by what they were made from.
 
+    <root>/store.json                         the format of the store, see `store_format`
     <root>/<dataset>/0-inbox/                 archives of an embedded data set, on their way in
                      1-archives/<key>/        one entry per archive
                      2-splits/<key>/          one per split
@@ -33,7 +34,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from storage.errors import DamagedEntry, StoreError
+from storage import store_format
+from storage.errors import DamagedEntry, StoreError, unreadable
 from storage.files import (
     WAITING,
     NotRegular,
@@ -65,7 +67,8 @@ INBOX = "0-inbox"
 LOCKS = "locks"
 IN_USE = "in-use.lock"
 ENTRY = "entry.json"
-FORMAT = 2
+ENTRY_FORMAT = 2
+"""Of `entry.json`. It is part of every key: raising it makes each entry again, also archives whose source is gone."""
 LOOKED_AT = 32
 """Entries of a step that are read, at most, to say what changed since the one that is most like a new one."""
 STORE_VARIABLE = "IDXFLOW_STORE"
@@ -87,7 +90,7 @@ def store_root(given: str | Path | None = None) -> Path:
 
     Raises:
         ConfigError: it is an address.
-        StoreError: it is something else, or cannot be read.
+        StoreError: it is something else, cannot be read, or was written by a later version.
     """
     check_local("the store (--store or IDXFLOW_STORE)", given or os.environ.get(STORE_VARIABLE) or "")
     root = store_path(given)
@@ -100,6 +103,7 @@ def store_root(given: str | Path | None = None) -> Path:
         if root.is_dir():
             # What cannot be listed would look like a store that has nothing.
             os.scandir(root).close()
+            store_format.check(root)
     return root
 
 
@@ -145,7 +149,7 @@ class Plan:
     @property
     def key(self) -> str:
         """32 hexadecimal digits."""
-        identity = {"step": self.step, "subject": self.subject, "format": FORMAT, **self.made_from}
+        identity = {"step": self.step, "subject": self.subject, "format": ENTRY_FORMAT, **self.made_from}
         return hashlib.sha256(canonical(identity)).hexdigest()[:32]
 
     @property
@@ -234,7 +238,7 @@ class Store:
         """Create the store's folder.
 
         Raises:
-            StoreError: it cannot be created or written.
+            StoreError: it cannot be created or written, or was written by a later version.
         """
         try:
             make_folder(self.root)
@@ -248,6 +252,7 @@ class Store:
                 f"expected a folder that can be written at {self.root}; permission denied; "
                 "choose another with --store or IDXFLOW_STORE"
             )
+        store_format.mark(self.root)
 
     def find(self, plan: Plan, kind: type[R]) -> R | None:
         """Return the verified result of `plan`, or None if there is none.
@@ -411,7 +416,7 @@ def described(folder: Path, contents: bool = True) -> dict[str, Any]:
     ) as error:
         raise DamagedEntry(f"{folder / ENTRY} cannot be read ({error})") from error
     except OSError as error:
-        raise _unreadable(folder / ENTRY, error) from error
+        raise unreadable(folder / ENTRY, error) from error
     for name, (size, sha256) in files.items():
         _check_file(folder / name, size, sha256 if contents else None)
     others = sorted({path.name for path in folder.iterdir()} - {ENTRY, *files})
@@ -422,8 +427,8 @@ def described(folder: Path, contents: bool = True) -> dict[str, Any]:
 
 def _check_identity(folder: Path, entry: Mapping[str, Any]) -> None:
     """An entry that was copied to another place, or edited, does not have the key of what it was made from."""
-    if entry["format"] != FORMAT:
-        raise ValueError(f"expected format {FORMAT}; found {entry['format']!r}")
+    if entry["format"] != ENTRY_FORMAT:
+        raise ValueError(f"expected format {ENTRY_FORMAT}; found {entry['format']!r}")
     plan = Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
     found = (entry["dataset"], FOLDERS.get(plan.step), plan.folder)
     expected = (folder.parent.parent.name, folder.parent.name, folder.name)
@@ -446,14 +451,9 @@ def _check_file(path: Path, size: int, sha256: str | None) -> None:
     except (FileNotFoundError, IsADirectoryError, NotRegular) as error:
         raise DamagedEntry(f"{path}: expected {size:,} bytes; {error.strerror}") from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if digest != sha256:
         raise DamagedEntry(f"{path}: expected SHA-256 {sha256:.12}…; found {digest:.12}…")
-
-
-def _unreadable(path: Path, error: OSError) -> StoreError:
-    # Not damaged for all we know, so it must not be replaced.
-    return StoreError(f"expected to read {path}; {error.strerror}; check the disk and the permissions, then run again")
 
 
 @contextmanager
@@ -478,7 +478,7 @@ def _seal(folder: Path, plan: Plan, record: Stored) -> None:
         path.chmod(0o444)
         flush(path)
     entry = {
-        "format": FORMAT,
+        "format": ENTRY_FORMAT,
         "dataset": plan.dataset,
         "step": plan.step,
         "subject": plan.subject,

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from storage import store_format
 from storage.arrivals import ARRIVALS, Arrivals
 from storage.errors import IdxflowError
 from storage.files import kind_of, locked, read_json
@@ -93,13 +94,22 @@ def verify(store: Store, dataset: str | None = None, contents: bool = True, now:
     for check in checks:
         with store_errors(check.folder):
             check.run()
+    findings = [*_of_format(store), *(finding for check in checks for finding in check.findings)]
     return Verdict(
         entries=sum(c.entries for c in checks),
         versions=sum(c.versions for c in checks),
         records=sum(c.records for c in checks),
         bytes=sum(c.bytes for c in checks),
-        findings=tuple(sorted((f for c in checks for f in c.findings), key=lambda f: (f.kind, f.path))),
+        findings=tuple(sorted(findings, key=lambda finding: (finding.kind, finding.path))),
     )
+
+
+def _of_format(store: Store) -> Iterator[Finding]:
+    try:
+        store_format.check(store.root)
+    except IdxflowError as error:
+        remedy = "remove it: the next run writes it again"
+        yield Finding(store.root / store_format.STORE_FILE, "damage", _one_line(error), remedy)
 
 
 class _Busy(Exception):

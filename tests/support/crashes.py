@@ -214,7 +214,7 @@ def state(store: Store) -> dict[str, object]:
     registry, ledger = Registry(store, DATASET), Ledger(store, DATASET)
     champion = registry.champion()
     return {
-        "entries": {path: digest for path, digest in published(store).items() if path.split("/")[1][:1].isdigit()},
+        "entries": {path: digest for path, digest in published(store).items() if re.match(r"[^/]+/\d", path)},
         "versions": [(v.number, v.model, v.evaluation) for v in registry.versions()],
         "champion": champion and champion.number,
         "turns": [(turn.outcome, turn.version) for turn in registry.history() if turn.changed],

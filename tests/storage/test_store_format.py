@@ -1,0 +1,152 @@
+"""Stores of the format before are used as if this version had written them; those of a later one are refused.
+
+`store-format-2.tar.xz` was written by the last version without `store.json`: four models of the data set `tiny` (one
+promoted, a better one promoted, one kept out, one that diverged), an unchanged run, version 3 promoted by hand and
+rolled back; with the manifest and the archives.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage.files import create_json, read_json
+from storage.ledger import Ledger
+from storage.registry import Registry
+from storage.store import Store
+from storage.store_format import FORMAT, STORE_FILE
+from tests.support import commands
+from tests.support.runs import hopped
+from tests.support.servers import clean_environment
+
+Idxflow = Callable[..., subprocess.CompletedProcess]
+SAME_AS_CHAMPION = {"hidden": [4], "epochs": 20, "learning_rate": 0.02, "batch_size": 64}
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Store:
+    """A store of format 2, beside the manifest and the archives of its data set."""
+    with tarfile.open(Path(__file__).with_name("store-format-2.tar.xz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def idxflow(old: Store, tmp_path: Path) -> Idxflow:
+    """Call a command about that store."""
+    environment = clean_environment(tmp_path) | {"IDXFLOW_STORE": str(old.root)}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess:
+        return commands.idxflow(*arguments, env=environment, cwd=tmp_path)
+
+    return call
+
+
+def test_commands_read_a_store_of_the_format_before(old: Store, idxflow: Idxflow, tmp_path: Path):
+    turns = json.loads(idxflow("registry", "history", "tiny", "--json").stdout)
+    assert [(turn["outcome"], turn["before"], turn["after"]) for turn in turns] == [
+        ("rolled back", 3, 2),
+        ("forced", 2, 3),
+        ("kept", 2, 2),
+        ("promoted", 1, 2),
+        ("promoted", None, 1),
+    ]
+    runs = json.loads(idxflow("runs", "list", "tiny", "--json").stdout)
+    assert [r["state"] for r in runs] == ["failed", "kept", "unchanged", "promoted", "promoted"]
+    assert json.loads(idxflow("status", "tiny", "--json").stdout)["datasets"][0]["champion"]["version"] == 2
+    difference = json.loads(idxflow("registry", "diff", "tiny", "1", "2", "--json").stdout)
+    assert difference["differences"]["training"]["epochs"] == {"a": 3, "b": 20}
+    images = str(tmp_path / "tiny-source" / "t10k-images-idx3-ubyte.gz")
+    answers = json.loads(idxflow("predict", "tiny", images, "--json").stdout)
+    assert len(answers["rows"]) == 60
+    assert idxflow("runs", "diff", "tiny", runs[3]["run"], runs[4]["run"]).returncode == 0
+    assert idxflow("verify").stdout.startswith("ok: 1 data set, 21 entries, 3 versions, 10 ledger records")
+    assert not (old.root / STORE_FILE).exists(), "reading changes nothing"
+
+
+def test_reports_of_the_format_before_are_found_and_made_again(old: Store, idxflow: Idxflow):
+    decided = [
+        record["run"] for record in Ledger(old, "tiny").read("runs") if record["run"] in (record["report"] or "")
+    ]
+    assert len(decided) == 4
+    for identity in decided:
+        page = Path(idxflow("report", "tiny", identity).stdout.strip())
+        before = json.loads((page.parent / "report.json").read_text())
+        shutil.rmtree(page.parent)
+        again = idxflow("report", "tiny", identity, "--json")
+        assert again.returncode == 0, again.stderr
+        after = json.loads(again.stdout)
+        for part in ("verdict", "decision", "test"):
+            assert after[part] == before[part], f"{part} of {identity}"
+
+
+def test_a_run_on_a_store_of_the_format_before_goes_on_from_its_champion(old: Store, idxflow: Idxflow, tmp_path: Path):
+    outcome = hopped(old, dataset_file=str(tmp_path / "tiny.toml"), **SAME_AS_CHAMPION)
+    assert (outcome["state"], outcome["champion"]) == ("unchanged", 2)
+    assert all(step["reused"] for name, step in outcome["steps"].items() if name.startswith("fetch"))
+    assert not outcome["steps"]["train"]["reused"]
+    assert read_json(old.root / STORE_FILE)["format"] == FORMAT
+    assert hopped(old, dataset_file=str(tmp_path / "tiny.toml"), **SAME_AS_CHAMPION)["steps"]["train"]["reused"]
+    assert (Ledger(old, "tiny").last("runs") or {})["format"] == FORMAT
+    assert idxflow("rollback", "tiny", "--reason", "slower than before").returncode == 0
+    assert (Registry(old, "tiny").champion() or pytest.fail("no champion")).number == 1
+    assert idxflow("verify").returncode == 0
+
+
+def test_a_new_version_says_its_format(old: Store, tmp_path: Path):
+    hopped(old, dataset_file=str(tmp_path / "tiny.toml"), hidden=[6])
+    assert [version.format for version in Registry(old, "tiny").versions()] == [2, 2, 2, FORMAT]
+
+
+USES = {
+    "registry": ("registry", "history", "tiny"),
+    "runs": ("runs", "list", "tiny"),
+    "report": ("report", "tiny"),
+    "status": ("status",),
+    "verify": ("verify",),
+    "gc": ("gc",),
+    "predict": ("predict", "tiny", "tiny-source/t10k-images-idx3-ubyte.gz"),
+    "export": ("export", "tiny"),
+    "promote": ("promote", "tiny", "1", "--force", "--reason", "back to the first"),
+    "rollback": ("rollback", "tiny", "--reason", "back to the first"),
+    "run": ("run", "--dataset-file", "tiny.toml"),
+    "validate": ("validate", "--dataset-file", "tiny.toml"),
+    "watch": ("watch", "tiny-source", "--dataset-file", "tiny.toml", "--once"),
+    "figures": ("figures", "tiny"),
+}
+
+
+@pytest.mark.remedies("storage.store_format:check:2")
+@pytest.mark.parametrize("command", USES)
+def test_a_store_of_a_later_version_is_refused_by_every_command(
+    old: Store, idxflow: Idxflow, tmp_path: Path, command: str
+):
+    create_json(old.root / STORE_FILE, {"format": FORMAT + 1, "idxflow": "7.1.0"})
+    before = sorted(path for path in old.root.rglob("*"))
+    refused = idxflow(*USES[command])
+    assert refused.returncode == 1
+    assert refused.stderr.endswith(
+        f"idxflow: {old.root / STORE_FILE}: expected a store of format {FORMAT} or earlier; found format {FORMAT + 1}, "
+        "written by idxflow 7.1.0; use that version or a later one, or choose another store with --store\n"
+    )
+    assert sorted(path for path in old.root.rglob("*")) == before
+    shutil.copytree(old.root, tmp_path / "another", ignore=shutil.ignore_patterns(STORE_FILE))
+    assert idxflow("verify", "--store", str(tmp_path / "another")).returncode == 0
+
+
+@pytest.mark.remedies("storage.store_format:check")
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 3}', b"\0" * 80])
+def test_a_damaged_store_file_is_named_and_removing_it_helps(old: Store, idxflow: Idxflow, content: bytes):
+    (old.root / STORE_FILE).write_bytes(content)
+    refused = idxflow("verify")
+    assert refused.returncode == 1
+    assert "store.json: expected the format of the store; " in refused.stderr
+    assert refused.stderr.endswith("; remove this file: the next run writes it again\n")
+    (old.root / STORE_FILE).unlink()
+    assert idxflow("verify").returncode == 0
