@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parent / "reference"
 
 def cli() -> str:
     """Return every command with its options, as Cyclopts describes them."""
-    from flows.cli import app
+    from flows.commands.cli import app
 
     text = app.generate_docs(output_format="markdown")
     # The page has a table of contents beside it.
@@ -33,7 +33,7 @@ def cli() -> str:
 
 def configuration() -> str:
     """Return every training parameter with its type, bounds, default and meaning, and what each profile sets."""
-    from tasks.config import PROFILES, TrainingConfig
+    from storage.datasets.training import PROFILES, TrainingConfig
 
     lines = [
         "# Training parameters",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from own_data import draw
 
-from tasks.predict import load_champion
+from tasks.serving.predict import load_champion
 
 
 def main() -> None:

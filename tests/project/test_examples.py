@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import idxflow
+from tests.support.commands import idxflow
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 pytestmark = pytest.mark.flow
 
