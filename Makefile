@@ -27,7 +27,8 @@ check: $(READY) ## Lint, types and import rules
 	@$(BIN)/lint-imports
 
 docs: $(READY) ## Build the pages of docs/ into site/, offline; a link that leads nowhere is an error
-	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs auto -c docs . site
+	@$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --jobs auto -c docs . site
+	@echo "site/index.html"
 
 reference: $(READY) ## Write the pages of docs/reference/ that are generated from the code
 	@$(BIN)/python docs/write_reference.py

@@ -22,6 +22,8 @@ root_doc = "docs/index"
 include_patterns = ["docs/**.md", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/*.md"]
 # Folders without pages: the first two can hold many thousands of files.
 exclude_patterns = [".venv*", "store", "tests", "site"]
+# Two hyphens before an option are two hyphens.
+smartquotes = False
 # Headings become anchors under the names that code hosts give them.
 myst_heading_anchors = 4
 
@@ -35,10 +37,12 @@ html_show_copyright = False
 _LOADED = re.compile(r'<(?:script|img|iframe|source)\b[^>]*\bsrc="(?:https?:)?//|<link\b[^>]*\bhref="(?:https?:)?//')
 
 
-def _refuse_what_needs_a_network(app: Any, error: Exception | None) -> None:
-    """Fail the build if a page loads anything from another host."""
+def _finish(app: Any, error: Exception | None) -> None:
+    """Put the way in at the top of the site, and fail the build if a page loads anything from another host."""
     if error:
         return
+    way_in = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html">\n'
+    (Path(app.outdir) / "index.html").write_text(way_in, encoding="utf-8")
     for page in Path(app.outdir).rglob("*.html"):
         if found := _LOADED.search(page.read_text(encoding="utf-8")):
             raise ValueError(f"expected {page} to load nothing from other hosts; found {found[0]}; keep a copy here")
@@ -49,4 +53,4 @@ def _refuse_what_needs_a_network(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("build-finished", _refuse_what_needs_a_network)
+    app.connect("build-finished", _finish)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import runpy
@@ -181,3 +182,14 @@ def test_the_exit_codes_are_those_of_the_errors():
     codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, 130, 143}
     page = (REFERENCE / "exit-codes.md").read_text(encoding="utf-8")
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
+
+
+def test_the_keys_of_a_run_as_json_are_those_of_the_page():
+    page = (
+        (REFERENCE / "exit-codes.md").read_text(encoding="utf-8").partition("has these keys:")[2].partition("\n## ")[0]
+    )
+    listed = re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)))
+    command = [sys.executable, "-m", "flows.commands.cli", "run", "no-such-data-set", "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert listed == list(json.loads(result.stdout))
