@@ -134,6 +134,12 @@ def test_every_variable_and_file_that_is_named_exists():
             assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 
+def test_pictures_are_small():
+    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    assert {"report.png", "run.png"} <= {picture.name for picture in pictures}
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
 def test_each_deployment_that_is_shown_could_be_in_prefect_yaml():
     """It has the parameters of the flow that it names, and nothing that the file does not define."""
     definitions = (ROOT / "prefect.yaml").read_text(encoding="utf-8").partition("deployments:")[0]
