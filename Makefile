@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak fuzz bench lock canary clean
+.PHONY: help run test check docs reference pictures soak fuzz bench lock canary clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,6 +26,16 @@ check: $(READY) ## Lint, types and import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(READY) ## Build the pages of docs/ into site/, offline; a link that leads nowhere is an error
+	@$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --jobs auto -c docs . site
+	@echo "site/index.html"
+
+reference: $(READY) ## Write the pages of docs/reference/ that are generated from the code
+	@$(BIN)/python docs/write_reference.py
+
+pictures: $(READY) ## Take the pictures of docs/pictures/ of a real run (needs chromium)
+	@$(BIN)/python docs/take_pictures.py
+
 soak: $(READY) ## Retrain again and again with a random fault each, then kill at random (ARGS="--runs 200 --seed 1", KILLS=500)
 	@$(BIN)/python -m benchmarks.soak $(or $(ARGS),--runs 200 --seed 1)
 	@IDXFLOW_KILLS=$(or $(KILLS),500) $(BIN)/pytest -q -rP --timeout 7200 tests/faults/test_kills.py -k random
@@ -38,7 +48,7 @@ bench: $(BENCH)/.ready ## Compare speed with other libraries, 20 minutes (MNIST=
 	@$(if $(MNIST),IDXFLOW_MNIST_DIR="$(MNIST)") $(BENCH)/bin/python -m benchmarks $(ARGS)
 
 lock: ## Resolve the dependencies anew into the lock files (needs uv)
-	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --group dev --group docs --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements.lock
 	@# What both have is at the same version in both.
 	uv pip compile pyproject.toml --group bench --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
@@ -49,11 +59,11 @@ lock: ## Resolve the dependencies anew into the lock files (needs uv)
 canary: ## Weekly job: install the newest allowed releases without the lock, then run the tests
 	$(PYTHON) -m venv --clear .venv-canary
 	.venv-canary/bin/pip install --quiet "pip>=25.1"
-	.venv-canary/bin/pip install --quiet --editable . --group dev
+	.venv-canary/bin/pip install --quiet --editable . --group dev --group docs
 	.venv-canary/bin/pytest --numprocesses auto $(ARGS)
 
 clean: ## Remove the environment and all caches, but not the store
-	rm -rf $(VENV) $(BENCH) .venv-canary *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) .venv-canary *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache site
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is touched last, so an interrupted set-up is done again.

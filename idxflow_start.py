@@ -20,7 +20,8 @@ ENDING = {
     signal.SIGTERM: (signal.SIG_DFL, 143),
     signal.SIGHUP: (signal.SIG_DFL, 143),
 }
-"""For each signal: what Python does on it unless it was ignored, and the exit code of `idxflow` (docs/commands.md)."""
+"""For each signal: what Python does on it unless it was ignored, and the exit code of `idxflow`
+(docs/reference/exit-codes.md)."""
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def preload(request: Request, is_over: Callable[[], bool]) -> None:
 
 
 def needed(request: Request) -> list[Callable[[], Any]]:
-    """Return what imports the libraries that the run of `request` is sure to need, in the order of the hops.
+    """Return what imports the libraries that the run of `request` is sure to need, in the order of the steps.
 
     Where the store has a validation, or a training with the same parameters, that may be found again.
     """

@@ -231,7 +231,7 @@ def _to_validation(job: Job) -> tuple[Split, Split]:
 
 
 def _to_decision(job: Job) -> None:
-    """All hops. The champion stays locked from the moment it is scored until it is replaced or kept."""
+    """All steps. The champion stays locked from the moment it is scored until it is replaced or kept."""
     train_split, test_split = _to_validation(job)
     store, dataset = job.store, job.dataset
     normalization = job.keep(normalize(store, dataset, train_split, job.config))

@@ -1,4 +1,4 @@
-"""One run through the hops: what it was asked for, what it has found out so far, how it ended."""
+"""One run through the steps: what it was asked for, what it has found out so far, how it ended."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class RunFailed(Exception):
 
 @dataclass
 class Job:
-    """The state of one run. `record` grows with each hop, so that a failed run can report how far it came."""
+    """The state of one run. `record` grows with each step, so that a failed run can report how far it came."""
 
     store: Store
     dataset: Dataset

@@ -165,7 +165,7 @@ def missing(run: RunRecord) -> list[str]:
 
 
 def in_order(steps: Any) -> tuple[Step, ...]:
-    """Return steps in the order of the hops, and of splits and archives within one; the ledger has them by name."""
+    """Return steps in the order of the flow, and of splits and archives within one; the ledger has them by name."""
     roles = ("", *catalog.ROLES, *SPLITS)
 
     def place(step: Step) -> tuple[int, int, str]:

@@ -1,7 +1,7 @@
 """The whole flow on bad archives, bad data and bad settings: the run fails as it says, and the champion stays.
 
 Every case runs against a copy of one store with a champion. After each, everything that was in the store is byte for
-byte what it was, and there is no new model, score or version. How a run ends is up to the flow's own hops; what
+byte what it was, and there is no new model, score or version. How a run ends is up to the flow's own steps; what
 Prefect makes of that is tested with one case of each kind.
 """
 
@@ -80,7 +80,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(store: Store, tmp_path: Path) -> Refused:
-    """Do the hops (or go another `way`) on changed data, which must fail as `kind`; return the sentence."""
+    """Do the steps (or go another `way`) on changed data, which must fail as `kind`; return the sentence."""
 
     def call(
         kind: str,

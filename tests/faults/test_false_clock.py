@@ -18,7 +18,7 @@ from tests.support.clocks import clock_ahead
 from tests.support.runs import hopped
 from tests.support.servers import ROOT, free_port
 
-# The flow's own hops, without a server: Prefect's spins under a clock that is not its own.
+# The flow's own steps, without a server: Prefect's spins under a clock that is not its own.
 # Python's own sleep fails with EINVAL under faketime, so a run that has to wait, as on a busy machine, would fail.
 RUN = """
 import pathlib, select, sys, time

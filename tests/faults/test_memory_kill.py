@@ -1,6 +1,6 @@
 """Too little memory for real: limits that the process meets in words, and the kernel's kill, which leaves it none.
 
-The child takes the real hops without Prefect; the limit is set when training begins, so that all before it is done.
+The child takes the real steps without Prefect; the limit is set when training begins, so that all before it is done.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""The documentation names only what exists, and shows help as it is."""
+"""The documentation names only what exists, and shows commands as they are."""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,11 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import how_to_skip_none
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+DOCUMENTS = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+REFERENCE = ROOT / "docs" / "reference"
+FOLDERS = ("flows", "tasks", "expectations", "storage", "tests", "benchmarks", "examples", "deploy", "docs")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -106,9 +112,13 @@ def test_help_lists_the_exit_codes_of_its_command(words: str, codes: str):
 
 
 def test_help_is_shown_as_it_is():
-    shown = re.search(r"```text\nUsage: idxflow COMMAND\n.*?```", README, re.DOTALL)
-    assert shown
-    assert shown.group().removeprefix("```text\n").removesuffix("\n```") == help_of().strip()
+    """The reference pages are what the code says, and have each command of the help."""
+    generator = runpy.run_path(str(ROOT / "docs" / "write_reference.py"))
+    for name, page in generator["PAGES"].items():
+        assert (REFERENCE / name).read_text(encoding="utf-8") == page().rstrip() + "\n", "run `make reference`"
+    listed = re.findall(r"^│ ([a-z]+) ", help_of(), re.MULTILINE)
+    sections = re.findall(r"^## idxflow ([a-z]+)$", (REFERENCE / "cli.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(sections) == listed
 
 
 def test_every_variable_and_file_that_is_named_exists():
@@ -119,6 +129,33 @@ def test_every_variable_and_file_that_is_named_exists():
             assert variable in source
         for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (document.parent / path).exists(), f"{document.name} links to {path}"
+        # `tasks/<step>.py` and the like stand for what somebody will write.
+        for path in re.findall(rf"(?:{'|'.join(FOLDERS)})/[\w./-]+\.(?:py|toml|md|j2)", text):
+            assert (ROOT / path).exists(), f"{document.name} names {path}"
+
+
+def test_pictures_are_small():
+    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    assert {"report.png", "run.png"} <= {picture.name for picture in pictures}
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
+def test_each_deployment_that_is_shown_could_be_in_prefect_yaml():
+    """It has the parameters of the flow that it names, and nothing that the file does not define."""
+    definitions = (ROOT / "prefect.yaml").read_text(encoding="utf-8").partition("deployments:")[0]
+    blocks = [
+        block
+        for document in DOCUMENTS
+        for block in re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+        if "entrypoint:" in block
+    ]
+    assert blocks
+    for block in blocks:
+        (deployment,) = yaml.safe_load(f"{definitions}deployments:\n{block}")["deployments"]
+        module, _, flow = deployment["entrypoint"].rpartition(".")
+        source = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        (found,) = (node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == flow)
+        assert deployment["parameters"].keys() <= {argument.arg for argument in found.args.args}
 
 
 def marked() -> dict[str, set[str]]:
@@ -149,5 +186,16 @@ def test_the_exit_codes_are_those_of_the_errors():
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, 130, 143}
-    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    page = (REFERENCE / "exit-codes.md").read_text(encoding="utf-8")
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
+
+
+def test_the_keys_of_a_run_as_json_are_those_of_the_page():
+    page = (
+        (REFERENCE / "exit-codes.md").read_text(encoding="utf-8").partition("has these keys:")[2].partition("\n## ")[0]
+    )
+    listed = re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)))
+    command = [sys.executable, "-m", "flows.commands.cli", "run", "no-such-data-set", "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert listed == list(json.loads(result.stdout))

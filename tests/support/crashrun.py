@@ -3,7 +3,7 @@
     python tests/support/crashrun.py
 
 For each line `MANIFEST<tab>STORE<tab>FILE` on standard input: writes the process id of the run, then its exit code.
-The run is the flow's own sequence of hops; a task is called where the flow would have Prefect call it. Only the
+The run is the flow's own sequence of steps; a task is called where the flow would have Prefect call it. Only the
 confirmation is left out, which starts a process of its own.
 """
 

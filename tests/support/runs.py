@@ -36,7 +36,7 @@ def hopped(
     to: Callable[[Job], object] = retrain._to_decision,
     **training: Any,
 ) -> dict[str, Any]:
-    """Do what the flow does, without Prefect: each of its hops, and what it makes of how they end; return the outcome.
+    """Do what the flow does, without Prefect: each of its steps, and what it makes of how they end; return the outcome.
 
     The state that it would give Prefect is checked to say the same.
     """
@@ -87,7 +87,7 @@ def whole_run(store: Store, manifest: Path, **training: Any) -> Job:
 
 
 def carried_out(store: Store, manifest: Path, **training: Any) -> RunRecord:
-    """Take a run through the hops, as the flow does, and return the record that its report was made from.
+    """Take a run through the steps, as the flow does, and return the record that its report was made from.
 
     It trains for 2 epochs if no more are asked for. Data that is refused ends it with a report, as in the flow. The
     confirmation is left out: it starts a process that imports TensorFlow.
