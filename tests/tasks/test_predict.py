@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +241,10 @@ def _ranged(images: np.ndarray, low: int, high: int) -> np.ndarray:
     # Of every range, both ends are there.
     images[0, 0, :2] = 0, 255
     return np.rint(low + images * ((high - low) / 255)).astype(np.uint8)
+
+
+def test_the_earlier_place_still_works_and_names_the_new_one():
+    sys.modules.pop("tasks.predict", None)
+    with pytest.warns(DeprecationWarning, match=r"import load_champion from tasks\.serving\.predict"):
+        earlier = import_module("tasks.predict")
+    assert earlier.load_champion is load_champion
