@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.commands.output import remark
 from flows.service import deaths
+from flows.terminal.output import remark
 from storage import underway
 from storage.datasets import catalog
 from storage.errors import PrefectFailed, StoreError

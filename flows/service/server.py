@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from flows.commands.output import remark
 from flows.service import configuration
 from flows.service.application import AUTH, listen
 from flows.service.guard import ANY_ADDRESS, LOOPBACK, split
 from flows.settings import quiet_environment
+from flows.terminal.output import remark
 from storage.errors import ConfigError, PrefectFailed
 from storage.files import locked
 

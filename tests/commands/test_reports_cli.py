@@ -152,7 +152,7 @@ def test_json_is_the_content_of_the_published_report(cli: Cli, filled: Any, runs
     assert cli("report", "tiny", runs["second"].id, "--json") == Said(0, text, "")
 
 
-@pytest.mark.remedies("flows.commands.runs:find_run:2")
+@pytest.mark.remedies("flows.dataset_in_store:run:2")
 def test_the_beginning_of_an_id_is_enough_if_it_is_of_one_run(cli: Cli, runs: dict[str, RunRecord]) -> None:
     ids = [run.id for run in runs.values()]
     first = runs["first"].id
@@ -164,7 +164,7 @@ def test_the_beginning_of_an_id_is_enough_if_it_is_of_one_run(cli: Cli, runs: di
     assert cli("report", "tiny", f"20{first[2:]}").code == 0
 
 
-@pytest.mark.remedies("flows.commands.runs:find_run:3")
+@pytest.mark.remedies("flows.dataset_in_store:run:3")
 @pytest.mark.parametrize(
     "text", ["nonsense", "../../etc/passwd", "*", "\x1b[31mred", "\u202egnp", "latest\n", "\udcff", "9" * 5000]
 )
@@ -538,8 +538,8 @@ def test_any_caption_can_be_drawn(text: str) -> None:
 
 LIGHT = """
 import sys
-from flows.commands.cli import _main
-code = _main({words!r})
+from flows.commands.cli import call
+code = call({words!r})
 heavy = {{"tensorflow", "keras", "great_expectations", "prefect"}}
 print(code, *{{name.split(".")[0] for name in sys.modules}} & heavy, file=sys.stderr)
 """

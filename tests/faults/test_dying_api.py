@@ -126,7 +126,7 @@ def test_it_is_said_once_and_in_words(world: World, ended: dict[str, Any], name:
     assert errors.count("not shown in the Prefect UI") <= 1
 
 
-@pytest.mark.remedies("flows.commands.cli:_called")
+@pytest.mark.remedies("flows.commands.run:_called")
 def test_the_same_command_finds_all_of_it(world: World, ended: dict[str, Any], server: dict[str, str]):
     """With the server still dead it ends at once with 1; with another, and without any, nothing is done twice."""
     code, outcome, errors = world.again(world.environment)

@@ -109,7 +109,7 @@ def test_a_set_is_announced_until_there_is_a_run_of_it_and_then_no_more(world: W
     assert world.announced() == []
 
 
-@pytest.mark.remedies("flows.commands.watch:_announce")
+@pytest.mark.remedies("flows.watcher:_announce")
 def test_the_next_set_is_announced_when_the_run_of_the_one_before_it_has_started(world: World):
     world.put(world.first)
     assert world.once().returncode == 0

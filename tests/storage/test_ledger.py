@@ -11,8 +11,8 @@ from itertools import islice
 
 import pytest
 
-from flows.commands import doctor
-from flows.commands.cli import _main
+from flows import diagnosis
+from flows.commands.cli import call
 from storage.files import create_json
 from storage.ledger import KINDS, Ledger, jumps, place, run_of
 from storage.store import Store
@@ -111,7 +111,7 @@ def test_a_clock_that_was_wrong_shows_in_the_times(hours: tuple[float, ...], fou
 
 
 def status(store: Store, capsys: pytest.CaptureFixture) -> tuple[int, str]:
-    code = _main(["status", "--store", str(store.root)])
+    code = call(["status", "--store", str(store.root)])
     return code, capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: p
     with clock_ahead(YEAR):
         retrain(store, 2)
     retrain(store, 3)
-    assert _main(["verify", "--store", str(store.root)]) == 0
+    assert call(["verify", "--store", str(store.root)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"remark: .*/00000003-run-2\.json: expected no time later than now, .*; found 2 up to ", lines[0])
     assert re.match(
@@ -162,17 +162,17 @@ def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: p
         assert [finding.path.name for finding in verify(store).remarks] == ["00000005-run-3.json"]
 
 
-@pytest.mark.remedies("flows.commands.doctor:_clock:2")
+@pytest.mark.remedies("flows.diagnosis:_clock:2")
 def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
     retrain(store, 1)
-    assert doctor._clock(store).verdict == "ok"
+    assert diagnosis._clock(store).verdict == "ok"
     with clock_ahead(YEAR):
         retrain(store, 2)
-    found = doctor._clock(store)
+    found = diagnosis._clock(store)
     assert (found.verdict, "2 up to 20" in found.found, "timedatectl" in found.remedy) == ("warning", True, True)
     retrain(store, 3)
     with clock_ahead(2 * YEAR):
-        found = doctor._clock(store)
+        found = diagnosis._clock(store)
     assert (found.verdict, found.found) == (
         "ok",
         "put back before 00000005-run-3.json of tiny; the records are in order",
@@ -184,7 +184,7 @@ def test_history_and_runs_are_in_the_order_they_happened(store: Store, capsys: p
         with clock_ahead(timedelta(days=ahead)):
             retrain(store, number)
     for command, last in ((["registry", "history"], "v3→v4"), (["runs", "list"], "run-4")):
-        assert _main([*command, DATASET, "--store", str(store.root)]) == 0
+        assert call([*command, DATASET, "--store", str(store.root)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert last in lines[0]
         assert len(lines) == 4
@@ -213,7 +213,7 @@ def test_who_was_champion_is_said_with_a_doubt_where_the_clock_leaves_one(
         with clock_ahead(timedelta(days=days)):
             retrain(store, number)
     moment = (datetime.now(UTC) + timedelta(days=asked)).isoformat()
-    assert _main(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
+    assert call(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
     said = capsys.readouterr()
     assert (f"champion v{version}," if version else "no champion yet") in said.out
     assert ("the clock was put back" not in said.err) is is_sure
