@@ -140,10 +140,10 @@ _list_exit_codes()
 
 def main(tokens: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    sys.exit(call(tokens))
+    sys.exit(run_command(tokens))
 
 
-def call(tokens: list[str] | None = None) -> int:
+def run_command(tokens: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:

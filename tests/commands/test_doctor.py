@@ -16,7 +16,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import diagnosis
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from flows.diagnosis import Diagnosis
 from storage.store import Store
 from tasks.sources import proxies
@@ -60,7 +60,7 @@ def test_a_machine_on_which_tensorflow_gets_no_time(tmp_path: Path, monkeypatch:
     module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.MonkeyPatch.context() as soon:
-        soon.setattr(doctor, "_IMPORT_SECONDS", 1)
+        soon.setattr(diagnosis, "_IMPORT_SECONDS", 1)
         advised(diagnosis._tensorflow(), "free memory or CPU time")
     module.write_text("__version__ = '2.21'")
     assert diagnosis._tensorflow().verdict == "ok"
@@ -96,7 +96,7 @@ def test_a_store_that_is_damaged(store: Store, capsys: pytest.CaptureFixture):
     file.write_bytes(b"")
     found = diagnosis._whole(store)
     advised(found, store.command("verify"))
-    assert call(found.remedy.split()[1:]) == 1
+    assert run_command(found.remedy.split()[1:]) == 1
     # It names what is damaged; a run makes that again.
     assert str(file.parent) in capsys.readouterr().out
     retrain(store, 1)
@@ -108,7 +108,7 @@ def test_a_store_with_what_dead_runs_left(store: Store):
     retrain(store, 1)
     (store.dataset(DATASET) / "5-models" / ".abc.partial").mkdir()
     found = diagnosis._whole(store)
-    assert call(found.remedy.split()[1:]) == 0
+    assert run_command(found.remedy.split()[1:]) == 0
     assert diagnosis._whole(store).verdict == "ok"
 
 
@@ -126,7 +126,7 @@ def test_a_ledger_that_cannot_be_listed(store: Store, tmp_path: Path):
 
 @pytest.mark.remedies("flows.diagnosis:_zones")
 def test_a_machine_without_time_zones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(diagnosis, "ROOT", tmp_path)
     (tmp_path / "prefect.yaml").write_text("deployments: [{schedules: [{cron: '0 0 * * *', timezone: Europe/Vienna}]}]")
     zoneinfo.ZoneInfo.clear_cache()
     zoneinfo.reset_tzpath(to=[])

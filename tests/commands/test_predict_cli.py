@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from storage.errors import FormatError
 from storage.formats import idx
 from storage.store import Store
@@ -56,7 +56,7 @@ def ask(home: Path, capsys) -> Ask:
 
     def call(*files: str, **options) -> dict:
         chosen = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
-        code = call(["predict", "tiny", *files, *chosen, "--json"])
+        code = run_command(["predict", "tiny", *files, *chosen, "--json"])
         printed = capsys.readouterr()
         return {**json.loads(printed.out), "code": code, "said": printed.err}
 
@@ -282,7 +282,7 @@ REFUSED = {
 @pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_taken_is_said_in_one_sentence(home: Path, capsys, make: Callable[[], str], said: str):
     file, out = Path(make()), Path("out.parquet")
-    code = call(["predict", "tiny", str(file), "--out", str(out)])
+    code = run_command(["predict", "tiny", str(file), "--out", str(out)])
     printed = capsys.readouterr()
     assert code == 3
     assert said in printed.err
@@ -296,14 +296,14 @@ def test_what_cannot_be_taken_is_said_in_one_sentence(home: Path, capsys, make: 
 def test_pictures_that_unpack_to_too_much_are_refused(home: Path, monkeypatch, capsys, limit: int):
     # 80 pixels: between the limit and twice that Pillow alone would only warn.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    assert call(["predict", "tiny", save("bomb.png")]) == 3
+    assert run_command(["predict", "tiny", save("bomb.png")]) == 3
     assert f"expected at most {limit} pixels" in capsys.readouterr().err
 
 
 def test_arrays_that_unpack_to_too_much_are_refused(home: Path, monkeypatch, capsys):
     monkeypatch.setattr("tasks.serving.image_files.MAX_NPZ_BYTES", 1000)
     file = Path(arrays_file("bomb.npz", images=IMAGES))
-    assert call(["predict", "tiny", str(file)]) == 3
+    assert run_command(["predict", "tiny", str(file)]) == 3
     assert "more than 1,000" in capsys.readouterr().err
 
 
@@ -321,7 +321,7 @@ def test_all_rows_are_in_the_parquet_file(ask: Ask, home: Path):
 
 def test_many_rows_are_counted_and_the_first_are_shown(home: Path, capsys):
     np.save("many.npy", IMAGES)
-    assert call(["predict", "tiny", "many.npy", "--out", "new/out.parquet"]) == 0
+    assert run_command(["predict", "tiny", "many.npy", "--out", "new/out.parquet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:10]] == [f"many.npy[{n}]" for n in range(10)]
     assert lines[10] == "… 20 more of 30"
@@ -340,7 +340,7 @@ def test_a_file_name_that_is_no_text_is_written_out(ask: Ask, home: Path):
 
 def test_control_characters_stay_out_of_the_terminal(home: Path, capsys):
     Path(save("grey.png")).rename("\x1b[2Jgrey.png")
-    assert call(["predict", "tiny", "\x1b[2Jgrey.png"]) == 0
+    assert run_command(["predict", "tiny", "\x1b[2Jgrey.png"]) == 0
     assert r"\x1b[2Jgrey.png'[0]" in capsys.readouterr().out
 
 
@@ -377,7 +377,7 @@ def test_as_a_user_types_it(home: Path):
 )
 def test_wrong_usage_is_said_at_once(home: Path, capsys, arguments: list[str], code: int, said: str):
     Path("file").write_text("made up")
-    assert call(["predict", *arguments]) == code
+    assert run_command(["predict", *arguments]) == code
     printed = capsys.readouterr()
     assert said in " ".join(printed.err.split())
     assert printed.out == ""

@@ -538,8 +538,8 @@ def test_any_caption_can_be_drawn(text: str) -> None:
 
 LIGHT = """
 import sys
-from flows.commands.cli import call
-code = call({words!r})
+from flows.commands.cli import run_command
+code = run_command({words!r})
 heavy = {{"tensorflow", "keras", "great_expectations", "prefect"}}
 print(code, *{{name.split(".")[0] for name in sys.modules}} & heavy, file=sys.stderr)
 """

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from flows.terminal import layout
 from flows.terminal.console import Console
 from flows.terminal.streams import guarded_streams
@@ -93,7 +93,7 @@ def test_the_lines_of_each_command_fit(filled: Store, monkeypatch: pytest.Monkey
     # As for one who works where the store is.
     monkeypatch.chdir(filled.root.parent)
     monkeypatch.setenv("IDXFLOW_STORE", str(filled.root))
-    lines = shown(lambda: call(words.split()), monkeypatch).splitlines()
+    lines = shown(lambda: run_command(words.split()), monkeypatch).splitlines()
     assert any(lines)
     assert [line for line in lines if len(line) > COLUMNS] == []
     assert str(filled.root) not in "".join(lines)

@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from storage.store import Store
 from tests.support.clocks import clock_ahead
 from tests.support.runs import hopped
@@ -41,7 +41,7 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.Ca
         pytest.skip("needs faketime: on Debian, apt-get install faketime")
 
     def idxflow(*command: str) -> tuple[int, str]:
-        code = call([*command, "--store", str(store.root)])
+        code = run_command([*command, "--store", str(store.root)])
         return code, capsys.readouterr().out
 
     def problems() -> list[str]:

@@ -40,8 +40,8 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 
 from flows import retrain, run
 from flows.announce import DEPLOYMENT, connected
-from flows.commands import destination
-from flows.commands.cli import call
+from flows.commands.cli import run_command
+from flows.commands.destination import destination, write
 from flows.commands.report import _open
 from flows.inbox import Inbox
 from flows.run import Request, _arrived
@@ -137,7 +137,7 @@ class Here:
 
     def run(self, *words: str, store: bool = True) -> None:
         """Run a command, in the store that has a champion."""
-        if call([*words, *(["--store", str(self.ready)] if store else [])]):
+        if run_command([*words, *(["--store", str(self.ready)] if store else [])]):
             raise self.made[-1]
 
     def train(self, **parameters: Any) -> None:
@@ -863,34 +863,34 @@ CASES: dict[str, Case] = {
     ),
     # --- the other commands ---------------------------------------------------------------------------------------
     "a figure of an unknown kind": Case(
-        lambda here: destination(here, "x.gif"), "choose such a name", nothing, lambda here: destination(here, "x.png")
+        lambda here: output_file(here, "x.gif"), "choose such a name", nothing, lambda here: destination(here, "x.png")
     ),
     "a figure in a folder that is not there": Case(
-        lambda here: destination(here, "new/x.png"), "make it", lambda here: (here.folder / "new").mkdir()
+        lambda here: output_file(here, "new/x.png"), "make it", lambda here: (here.folder / "new").mkdir()
     ),
     "a figure in the store": Case(
-        lambda here: destination(here, here.ready / "x.png"),
+        lambda here: output_file(here, here.ready / "x.png"),
         "choose another place",
         nothing,
-        lambda here: destination(here, "x.png"),
+        lambda here: output_file(here, "x.png"),
     ),
     "a figure that is a folder": Case(
-        lambda here: ((here.folder / "x.png").mkdir(exist_ok=True), destination(here, "x.png")),
+        lambda here: ((here.folder / "x.png").mkdir(exist_ok=True), output_file(here, "x.png")),
         "choose another name",
         nothing,
-        lambda here: destination(here, "y.png"),
+        lambda here: output_file(here, "y.png"),
     ),
     "a name that is too long": Case(
-        lambda here: destination.write(here.folder / ("x" * 300), b""),
+        lambda here: write(here.folder / ("x" * 300), b""),
         "choose another",
         nothing,
-        lambda here: destination.write(here.folder / "x", b""),
+        lambda here: write(here.folder / "x", b""),
     ),
     "a figure over another file": Case(
-        lambda here: destination(here, here.write("x.png", b"text")),
+        lambda here: output_file(here, here.write("x.png", b"text")),
         "or remove it",
         lambda here: (here.folder / "x.png").unlink(),
-        lambda here: destination(here, "x.png"),
+        lambda here: output_file(here, "x.png"),
     ),
     "registry: no such data set": Case(
         lambda here: here.run("registry", "history", "other"),
@@ -1553,8 +1553,8 @@ def scheduled(here: Here, cron: str) -> object:
     return read_plan(here.write("prefect.yaml", json.dumps(plan).encode()))
 
 
-def destination(here: Here, path: str | Path) -> object:
-    return destination.destination("--out", here.folder / path, (".png",), Store(here.ready))
+def output_file(here: Here, path: str | Path) -> object:
+    return destination("--out", here.folder / path, (".png",), Store(here.ready))
 
 
 def spoiled(here: Here, name: str, change: Callable[[Path], object]) -> None:

@@ -18,7 +18,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import environment
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from flows.service import client, server
 from flows.service.application import listen
 from storage.errors import PrefectFailed
@@ -354,7 +354,7 @@ def test_a_folder_that_was_removed_is_one_sentence(
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    assert call(["datasets"]) == 2
+    assert run_command(["datasets"]) == 2
     assert "expected a current folder; No such file or directory: it was removed" in capfd.readouterr().err
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from storage.store import Store
 from tests.support.stores import retrain
 
@@ -49,7 +49,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def failed(capsys: pytest.CaptureFixture, words: list[str], code: int) -> str:
     """Return the sentence of a command that fails, once as JSON and once in a line."""
-    assert call(words) == code
+    assert run_command(words) == code
     out, errors = capsys.readouterr()
     found = json.loads(out)["error"]
     assert found["exit_code"] == code
@@ -96,7 +96,7 @@ def test_what_would_act_on_a_terminal_is_not_printed(store: Store, capsys: pytes
         ["run", "--dataset-file", bad],
         ["predict", "tiny", bad],
     ):
-        assert call(words) == 2
+        assert run_command(words) == 2
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
         assert errors.rstrip("\n").isprintable()
@@ -160,7 +160,7 @@ def test_archives_that_may_not_be_read_are_named(refused: str, capsys: pytest.Ca
         place = Path(folder) / refused
         place.chmod(0o300)
         with by_another_user():
-            assert call(["manifest", folder]) == 1
+            assert run_command(["manifest", folder]) == 1
         place.chmod(0o755)
     out, errors = capsys.readouterr()
     assert out == ""

@@ -151,7 +151,7 @@ def stopped(service: Service, *more: int) -> Iterator[None]:
 def patiently_configured(service: Service) -> Iterator[None]:
     """Have this process use that server; a busy machine is not what is looked for."""
     with configured(service), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(doctor, "_QUERY_SECONDS", SECONDS)
+        patch.setattr(diagnosis, "_QUERY_SECONDS", SECONDS)
         patch.setattr(server, "_HEALTH_SECONDS", SECONDS)
         patch.setattr(announce, "_PATIENCE_SECONDS", SECONDS)
         yield

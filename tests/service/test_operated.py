@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from flows import diagnosis
 from flows.diagnosis import Diagnosis
 from flows.service.deployments import AUTOMATION
 from storage.arrivals import Arrivals
@@ -508,7 +509,7 @@ def test_status_shows_the_next_run_also_of_what_has_never_run(operated: Operated
     )
     assert "not known" not in result.stdout
     # A process of its own, unlike those of other commands here, which fork from one that has Prefect.
-    code = "import sys; from flows.commands.cli import call; call(['status']); print('prefect' in sys.modules)"
+    code = "import sys; from flows.commands import cli; cli.run_command(['status']); print('prefect' in sys.modules)"
     own = [sys.executable, "-P", "-c", code]
     light = subprocess.run(own, env=operated.environment, capture_output=True, text=True, check=True)
     assert light.stdout.endswith("False\n")
@@ -739,7 +740,7 @@ def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated
 def due_at_once(operated: Operated) -> Diagnosis:
     """What the doctor finds of late runs where one is late a second after its time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(doctor, "LATE", timedelta(seconds=1))
+        patch.setattr(diagnosis, "LATE", timedelta(seconds=1))
         return operated.findings()["late runs"]
 
 

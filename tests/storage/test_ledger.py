@@ -12,7 +12,7 @@ from itertools import islice
 import pytest
 
 from flows import diagnosis
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from storage.files import create_json
 from storage.ledger import KINDS, Ledger, jumps, place, run_of
 from storage.store import Store
@@ -111,7 +111,7 @@ def test_a_clock_that_was_wrong_shows_in_the_times(hours: tuple[float, ...], fou
 
 
 def status(store: Store, capsys: pytest.CaptureFixture) -> tuple[int, str]:
-    code = call(["status", "--store", str(store.root)])
+    code = run_command(["status", "--store", str(store.root)])
     return code, capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: p
     with clock_ahead(YEAR):
         retrain(store, 2)
     retrain(store, 3)
-    assert call(["verify", "--store", str(store.root)]) == 0
+    assert run_command(["verify", "--store", str(store.root)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"remark: .*/00000003-run-2\.json: expected no time later than now, .*; found 2 up to ", lines[0])
     assert re.match(
@@ -184,7 +184,7 @@ def test_history_and_runs_are_in_the_order_they_happened(store: Store, capsys: p
         with clock_ahead(timedelta(days=ahead)):
             retrain(store, number)
     for command, last in ((["registry", "history"], "v3→v4"), (["runs", "list"], "run-4")):
-        assert call([*command, DATASET, "--store", str(store.root)]) == 0
+        assert run_command([*command, DATASET, "--store", str(store.root)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert last in lines[0]
         assert len(lines) == 4
@@ -213,7 +213,7 @@ def test_who_was_champion_is_said_with_a_doubt_where_the_clock_leaves_one(
         with clock_ahead(timedelta(days=days)):
             retrain(store, number)
     moment = (datetime.now(UTC) + timedelta(days=asked)).isoformat()
-    assert call(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
+    assert run_command(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
     said = capsys.readouterr()
     assert (f"champion v{version}," if version else "no champion yet") in said.out
     assert ("the clock was put back" not in said.err) is is_sure

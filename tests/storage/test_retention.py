@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flows.commands import gc_command
-from flows.commands.cli import call
+from flows.commands.cli import run_command
 from storage.errors import StoreError
 from storage.ledger import Ledger
 from storage.registry import Registry
@@ -123,13 +123,13 @@ def test_the_champion_cannot_be_retired(filled: Store):
 
 def test_gc_says_what_it_removed(filled: Store, capsys: pytest.CaptureFixture):
     where = ["--store", str(filled.root)]
-    assert call(["gc", "--keep-last", "2", "--dry-run", *where]) == 0
+    assert run_command(["gc", "--keep-last", "2", "--dry-run", *where]) == 0
     assert capsys.readouterr().out.startswith("tiny: would remove 28 entries (of v4–v10)")
-    assert call(["gc", DATASET, "--keep-last", "2", "--json", *where]) == 0
+    assert run_command(["gc", DATASET, "--keep-last", "2", "--json", *where]) == 0
     said = json.loads(capsys.readouterr().out)["datasets"][0]
     assert (len(said["entries"]), said["kept"], said["busy"]) == (28, 20, False)
     with filled.in_use(DATASET):
-        assert call(["gc", *where]) == 0
+        assert run_command(["gc", *where]) == 0
     assert "a run is in progress" in capsys.readouterr().err
 
 
@@ -142,4 +142,4 @@ def test_versions_are_said_as_ranges(numbers: tuple[int, ...], said: str):
 
 
 def test_gc_keeps_at_least_one(filled: Store, capsys: pytest.CaptureFixture):
-    assert call(["gc", "--keep-last", "0", "--store", str(filled.root)]) == 2
+    assert run_command(["gc", "--keep-last", "0", "--store", str(filled.root)]) == 2
