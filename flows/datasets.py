@@ -41,7 +41,7 @@ def check_known(store: Store, name: str, known: Collection[str]) -> None:
     if name in known:
         return
     there = f" ({', '.join(sorted(known))})" if known else ""
-    found = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none there"
+    found = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none"
     first = f"run it first: `{run_command(store, name)}`" if name in catalog.names() else ""
     remedy = first or ("give one of these" if known else f"run one first: `{store.command('run')}`")
     raise ConfigError(

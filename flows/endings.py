@@ -59,7 +59,7 @@ def settle(store: Store, dataset: str | None = None) -> None:
                     _record(ledger, name, state, sentence, values)
                 trace.end()
         except StoreError as error:
-            remark(f"a run of {name} has ended, and that cannot be recorded: {error}")
+            remark(f"cannot record how a run of {name} ended: {error}")
 
 
 def unstarted(client: SyncPrefectClient, store: Store, known: set[UUID]) -> None:

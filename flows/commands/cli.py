@@ -75,7 +75,7 @@ app = App(
     # A flag that is off needs no default in its help.
     default_parameter=Parameter(show_default=lambda value: None if value is False else value),
     version=version("idxflow"),
-    # `main` says it in words.
+    # `run_command` reports it.
     suppress_keyboard_interrupt=False,
 )
 
@@ -163,7 +163,7 @@ def _ended(tokens: list[str]) -> int:
             code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except ReaderGone:
-        # Of our output (`idxflow datasets | head`): it has what it wanted.
+        # As in `idxflow datasets | head`, which has read all it needs.
         return 0
     except (Exception, KeyboardInterrupt) as error:
         failure = _failure(error, tokens[0] if tokens else "")
@@ -174,7 +174,7 @@ def _ended(tokens: list[str]) -> int:
 
 
 def _refuse_empty(tokens: list[str]) -> None:
-    """Refuse empty values: `--store "$STORE"`, where that is not set, must not act on the default store.
+    """Refuse empty values: `--store "$STORE"` with an unset variable must not act on the default store.
 
     Nor must `manifest "$FOLDER"` act on the current folder, which is what an empty path means.
 
@@ -187,16 +187,15 @@ def _refuse_empty(tokens: list[str]) -> None:
             is_option = empty.startswith("--")
             what, remedy = (empty, ", or leave the option out") if is_option else ("each argument", "")
             raise ConfigError(
-                f"expected a value for {what}; found an empty one, such as a variable that is not set leaves; "
-                f"give a value{remedy}"
+                f"expected a value for {what}; found an empty one, as an unset variable leaves; give a value{remedy}"
             )
 
 
 def _failure(error: BaseException, command: str) -> Failure | None:
-    """Return why a command did not do what it was asked; None for an error that nobody expected."""
+    """Return why a command failed; None for an unexpected error."""
     kind = type(error).__name__
     if isinstance(error, IdxflowError):
-        # What could not be opened for want of a descriptor is not damaged.
+        # A file that could not be opened for lack of a descriptor is not damaged.
         starved = getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE)
         words = shortage(error.__cause__) if starved and error.__cause__ else None
         return Failure(kind, words or str(error), error.exit_code)
@@ -212,14 +211,14 @@ def _failure(error: BaseException, command: str) -> Failure | None:
 
 
 def _obstacle(error: BaseException) -> str | None:
-    """Return in words which file or folder the system has refused, if that is what `error` is about."""
+    """Return which file or folder could not be used, if that is what `error` is about."""
     if not isinstance(error, OSError) or not isinstance(error.filename, str | bytes):
         return None
-    return f"expected to use {os.fsdecode(error.filename)}; {error.strerror}; correct that, or choose another place"
+    return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}; correct that, or choose another place"
 
 
 def _print_failure(failure: Failure, as_json: bool) -> int:
-    """Say in a sentence why a command failed, with `--json` as an object on standard output, too."""
+    """Print why a command failed: a line on standard error, and with `--json` an object on standard output."""
     if as_json:
         print_json({"error": to_json(failure)})
     remark(failure.sentence)

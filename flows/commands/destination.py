@@ -1,4 +1,4 @@
-"""Files that a command writes where the user says: never over something else, never into the store."""
+"""Files that a command writes where the user asks: never over something else, never into the store."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def destination(option: str, path: Path, kinds: Sequence[str], store: Store, for
     """Return the absolute path of a file that may be written.
 
     Args:
-        option: that named it, for the sentence.
+        option: that named it, for the message.
         path: as it was typed.
         kinds: the suffixes that are possible.
-        store: where nothing may be written.
+        store: nothing may be written into it.
         force: a file of another kind may be written over.
 
     Raises:
-        ConfigError: it is of another kind, in the store, no file, or there is a file of another kind.
+        ConfigError: it has another suffix, is in the store, is no file, or is a file of another kind.
     """
     check_local(option, path)
     file = path.expanduser().absolute()
@@ -57,7 +57,7 @@ def _check(option: str, file: Path, store: Store, force: bool) -> None:
         )
     if file.resolve().is_relative_to(store.root.resolve()):
         raise ConfigError(
-            f"expected {option} outside of the store, which keeps what runs made; found {shown}; choose another place"
+            f"expected {option} outside the store, which holds the results of runs; found {shown}; choose another place"
         )
     if file.exists() and not file.is_file():
         raise ConfigError(f"expected {option} to be a file; {shown} is {kind_of(file)}; choose another name")

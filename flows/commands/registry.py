@@ -249,7 +249,7 @@ def _move(data: DatasetInStore, change: Change) -> dict[str, Any]:
 
 
 def _say_waiting(data: DatasetInStore) -> None:
-    remark(f"{data.name}: waiting for another process that is deciding about the champion")
+    remark(f"{data.name}: another process is deciding about the champion, waiting")
 
 
 def _check_whole(data: DatasetInStore, version: Version) -> None:

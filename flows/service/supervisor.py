@@ -211,7 +211,7 @@ class Supervisor:
         pool = effects.get("--pool", self.options.pool)
         _say(f"server at {self.where.ui}; worker polling the pool {pool}; logs in {self.folder}")
         for option in self.options.ineffective(effects):
-            _say(f"{option} has no effect on what runs already: end that first, with Ctrl-C or kill")
+            _say(f"{option} has no effect on what is already running: stop that first, with Ctrl-C or kill")
         if holder.get("links"):
             self._say_link()
         return 0
@@ -241,9 +241,7 @@ class Supervisor:
             done = deployments.provide(client, self.promise)
         self.pool_type = client.read_work_pool(self.options.pool).type
         kept = f"; schedules kept as they are on the server: {', '.join(done.kept)}" if done.kept else ""
-        removed = (
-            f"; removed, because it is not in the file any more: {', '.join(done.removed)}" if done.removed else ""
-        )
+        removed = f"; removed, no longer in the file: {', '.join(done.removed)}" if done.removed else ""
         _say(f"deployed prefect.yaml{kept}{removed}")
         self._start_worker(client, environment)
 
@@ -251,7 +249,7 @@ class Supervisor:
         if not (self.chosen or server.is_ours(self.where, self.folder)):
             raise PrefectFailed(
                 f"expected a free port or a server of your own at {self.where.ui}, found another user's; choose "
-                "another with --port, or trust that one by PREFECT_API_URL"
+                "another with --port, or set PREFECT_API_URL to trust that one"
             )
         if server.is_up(self.where, self.auth):
             _say(f"found a Prefect server at {self.where.ui}; it is left running at the end")
@@ -293,7 +291,7 @@ class Supervisor:
         if others:
             raise PrefectFailed(
                 f"expected no other server on the database {self.database_file}; found that of `idxflow up` at "
-                f"{others[0]}; end that one first, or choose another PREFECT_HOME or --database"
+                f"{others[0]}; stop that one first, or choose another PREFECT_HOME or --database"
             )
 
     def _await_server(self, service: Service) -> None:
@@ -315,7 +313,7 @@ class Supervisor:
         others = [name for name in self._workers(client) if name != self.worker_name]
         if self.pool_type != PROCESS:
             _say(
-                f"the pool {self.options.pool} is of type {self.pool_type}: start its worker where it belongs, "
+                f"the pool {self.options.pool} is of type {self.pool_type}: start a worker of that type: "
                 f"prefect worker start --pool {self.options.pool}"
             )
             return
@@ -381,7 +379,7 @@ class Supervisor:
     def _keep(self) -> None:
         """Restart what dies until a signal comes; return at once if nothing was started here."""
         if not self._services:
-            _say("everything was running already; nothing was started")
+            _say("everything is already running; nothing was started")
             return
         _say("Ctrl-C stops " + " and ".join(service.command.name for service in self._services))
         swept = looked = time.monotonic()
@@ -462,7 +460,7 @@ class Supervisor:
         if now == self.opened:
             return False
         happened = "replaced" if now else "removed"
-        _say(f"the database {self.database_file} was {happened} under the running server, which is restarted to use it")
+        _say(f"the database {self.database_file} was {happened} under the running server; restarting the server")
         self.server.stop(STOP_SECONDS)
         sqlite.forget_journal(self.database_file, self.journal)
         return True
@@ -498,7 +496,7 @@ class Supervisor:
 
     def _unanswered(self, error: Exception) -> str:
         return (
-            f"the server at {self.where.ui} does not answer queries ({type(error).__name__}); it is asked again, "
+            f"the server at {self.where.ui} does not answer queries ({type(error).__name__}); retrying; "
             f"see {self.folder / server.LOG}"
         )
 

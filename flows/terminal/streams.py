@@ -15,17 +15,17 @@ from storage.errors import OutputFailed
 
 
 class ReaderGone(Exception):
-    """Whoever read standard output has ended, as `head` does; nobody is left to tell."""
+    """The program that read standard output has ended, as `head` does."""
 
 
 @contextmanager
 def guarded_streams() -> Iterator[None]:
     r"""While the block runs, standard output raises `OutputFailed` or `ReaderGone`, and standard error never fails.
 
-    A letter that the encoding of a stream does not have is written as `\uXXXX`, as JSON and TOML read it.
+    A character that the encoding of a stream does not have is written as `\uXXXX`, as JSON and TOML read it.
 
-    After its first failure a stream leads to nowhere: neither what is still in its buffer nor Python, which flushes
-    it at exit, meets the failure again.
+    After its first failure a stream goes to /dev/null: neither its buffer nor Python, which flushes it at exit, fails
+    again.
     """
     _open_missing()
     before = sys.stdout, sys.stderr
@@ -34,7 +34,7 @@ def guarded_streams() -> Iterator[None]:
     try:
         yield
     finally:
-        # Where something else failed, that is what was said.
+        # An earlier failure has been reported.
         with suppress(OutputFailed, ReaderGone):
             sys.stdout.flush()
         sys.stderr.flush()
@@ -42,9 +42,9 @@ def guarded_streams() -> Iterator[None]:
 
 
 class _Guarded:
-    """A text stream that answers a failed write with `OutputFailed` or `ReaderGone`; or, without a name, not at all.
+    """A text stream whose failed writes raise `OutputFailed` or `ReaderGone`; without a name, they raise nothing.
 
-    What goes to a terminal is made to fit it.
+    Lines for a terminal are wrapped to fit it.
     """
 
     def __init__(self, stream: TextIO, name: str = "") -> None:
@@ -83,13 +83,11 @@ class _Guarded:
         if self._name and isinstance(error, BrokenPipeError):
             raise ReaderGone from error
         if self._name:
-            raise OutputFailed(
-                f"expected to write to {self._name}; {error.strerror}; free space there, or redirect it elsewhere"
-            ) from error
+            raise OutputFailed(f"cannot write to {self._name}: {error.strerror}; free space, or redirect it") from error
 
 
 def _escaped(text: str, encoding: str) -> str:
-    """Return `text` in letters of `encoding` only; all that have any use have those of ASCII."""
+    """Return `text` with only characters that `encoding` has; any useful encoding has those of ASCII."""
     return "".join(letter if _has(encoding, letter) else json.dumps(letter)[1:-1] for letter in text)
 
 
@@ -102,9 +100,9 @@ def _has(encoding: str, letter: str) -> bool:
 
 
 def _open_missing() -> None:
-    """Lead to nowhere which of the three standard streams are closed (`>&-`).
+    """Open /dev/null for each of the three standard streams that is closed (`>&-`).
 
-    Else the next file that is opened, such as one of the store, gets the number, and what libraries print to it.
+    Otherwise the next file that is opened, such as one of the store, would get its number, and what libraries print.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:

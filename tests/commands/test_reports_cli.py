@@ -217,7 +217,7 @@ def test_a_report_that_is_gone_or_damaged_is_made_again_elsewhere(
     said = cli("report", "tiny", runs["second"].id)
     made = Path(said.out.strip())
     assert (said.code, said.err.count("\n")) == (0, 1)
-    assert f"the report of run {runs['second'].id} {fate}; this one was made again from the ledger" in said.err
+    assert f"the report of run {runs['second'].id} {fate}; this one was rebuilt from the ledger" in said.err
     assert made.parent.parent == tmp_path
     assert made.parent.stat().st_mode & 0o077 == 0
     assert made.read_text(encoding="utf-8") == text
@@ -234,7 +234,7 @@ def test_a_report_is_made_again_without_the_entries_that_are_gone_too(
     said = cli("report", "tiny", runs["second"].id, "--out", "made.html")
     assert (said.code, said.out, said.err.count("\n")) == (0, f"{here / 'made.html'}\n", 1)
     gone = "fetch train-images, fetch train-labels, fetch test-images, fetch test-labels, train"
-    assert f"without what is also gone: {gone}\n" in said.err
+    assert f"without what was also removed: {gone}\n" in said.err
     check_page((here / "made.html").read_text(encoding="utf-8"))
 
 
@@ -265,8 +265,8 @@ def test_out_writes_the_page_and_replaces_only_a_page(
         "folder.html": "is a folder",
         "page.txt": "expected --out to end in .html",
         "none/page.html": "expected a folder to write",
-        str(kept / "report.html"): "outside of the store",
-        str(filled[0].root / "new.html"): "outside of the store",
+        str(kept / "report.html"): "outside the store",
+        str(filled[0].root / "new.html"): "outside the store",
     }.items():
         said = cli("report", "tiny", "--out", file)
         assert (said.code, said.out) == (2, "")

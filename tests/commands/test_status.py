@@ -61,7 +61,7 @@ def test_a_data_set_without_a_good_run_for_too_long_is_stale(
     monkeypatch.setattr(status, "datetime", Later)
     assert run_command(["status", "--store", str(fresh.root)]) == 1
     said = capsys.readouterr().out
-    assert "stale: the last good run was 9 days ago, expected one at least every 8 days" in said
+    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in said
     assert run_command(["status", "--max-age", "30", "--store", str(fresh.root)]) == 0
 
 

@@ -116,9 +116,9 @@ def test_a_run_goes_on_and_ends_as_what_it_is(world: World, ended: dict[str, Any
 @pytest.mark.parametrize("name", ["between", "training"])
 def test_it_is_said_once_and_in_words(world: World, ended: dict[str, Any], name: str):
     errors = ended[name][2]
-    said = [line for line in errors.splitlines() if "Prefect could not be told" in line]
+    said = [line for line in errors.splitlines() if "the Prefect server could not be reached" in line]
     assert len(said) == 1
-    assert "may show it as running" in said[0]
+    assert "may still show the run as running" in said[0]
     remedy = f"is the server at {world.url} up? Start it, or remove PREFECT_API_URL of the environment"
     assert ("try again" if name == "training" else remedy) in said[0]
     for noise in ("Traceback", "Error logging to API", "failed to process item", "Still processing"):

@@ -22,7 +22,7 @@ from tests.support.runs import carried_out
 from tests.support.servers import BIN, clean_environment
 
 FULL = "/dev/full"
-SENTENCE = "idxflow: expected to write to standard output; No space left on device; free space there"
+SENTENCE = "idxflow: cannot write to standard output: No space left on device; free space"
 
 COMMANDS: dict[str, list[str]] = {
     "datasets": [],
@@ -142,7 +142,7 @@ def test_a_run_goes_on_to_its_end(results: Path, tmp_path: Path, errors: Path, m
     assert on_full_disk(arguments + training, errors, monkeypatch) == 1
     said = errors.read_text()
     assert "No space left on device" in said
-    assert "the run itself is over: promoted v1" in said
+    assert "the run itself finished: promoted v1" in said
     assert "Traceback" not in said
     with (tmp_path / "out").open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)

@@ -1426,7 +1426,7 @@ CASES: dict[str, Case] = {
     ),
     "watch: a server that fails": Case(
         lambda here: announced(here, status(500)),
-        "`idxflow doctor` says more",
+        "run `idxflow doctor`",
         nothing,
         further(lambda here: announced(here, status(404)), "`idxflow up` makes it"),
     ),

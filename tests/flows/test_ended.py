@@ -164,4 +164,4 @@ def test_archives_that_may_not_be_read_are_named(refused: str, capsys: pytest.Ca
         place.chmod(0o755)
     out, errors = capsys.readouterr()
     assert out == ""
-    assert errors == f"idxflow: expected to use {place}; Permission denied; correct that, or choose another place\n"
+    assert errors == f"idxflow: cannot use {place}: Permission denied; correct that, or choose another place\n"

@@ -191,7 +191,7 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
         ):
             pass
     # It names what is still missing: the worker may have made its pool first.
-    until(said(service, "any more; put there again", before))
+    until(said(service, "deployed again", before))
     again = findings(service)
     assert again["deployments"].remedy != gone.remedy
     assert again["worker"].found != pool.found
@@ -223,7 +223,7 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
         found = findings(service)["database"]
         assert found.verdict == "problem"
         assert f"{database(service)} was replaced under the running server" in found.found
-    until(said(service, "which is restarted to use it", before))
+    until(said(service, "restarting the server", before))
     until(said(service, "server started again", before))
     until(lambda: (now := findings(service).get("database")) and now.verdict == "ok")
 

@@ -765,7 +765,9 @@ def _a_late_run_is_found(operated: Operated) -> None:
     assert (finding.verdict, finding.found) == ("problem", "1, first 'long-due'")
     asked = operated.idxflow("status", "mnist")
     assert asked.returncode == 1
-    assert re.search(r"problem +a run has been due since .*: no worker takes it; start one: idxflow up", asked.stdout)
+    assert re.search(
+        r"problem +a run has been due since .*: no worker has taken it; start one: idxflow up", asked.stdout
+    )
     operated.delete(f"flow_runs/{late}")
     assert operated.findings()["late runs"].verdict == "ok"
 

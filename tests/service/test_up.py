@@ -310,7 +310,8 @@ def test_a_second_server_on_the_same_database_is_refused(service: Service, tmp_p
     assert refused.returncode == 1
     address = service.environment["PREFECT_API_URL"]
     assert (
-        f"found that of `idxflow up` at {address}; end that one first, or choose another PREFECT_HOME" in refused.stderr
+        f"found that of `idxflow up` at {address}; stop that one first, or choose another PREFECT_HOME"
+        in refused.stderr
     )
     with Command(*words, env={**service.environment, "PREFECT_HOME": str(tmp_path)}) as other:
         until(lambda: "starting a Prefect server at " in other.said or other.poll() is not None)
@@ -539,7 +540,7 @@ def test_a_server_of_another_user_is_used_only_where_it_is_named(tmp_path: Path)
             )
         )
     assert refused.returncode == 1
-    advice = "found another user's; choose another with --port, or trust that one by PREFECT_API_URL"
+    advice = "found another user's; choose another with --port, or set PREFECT_API_URL to trust that one"
     assert advice in refused.stderr
     for next_one in further:
         assert "found something else (HTTP 404)" in next_one.stderr

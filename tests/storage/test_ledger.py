@@ -123,17 +123,17 @@ def test_a_run_from_the_future_neither_proves_freshness_nor_stamps_those_after_i
         retrain(store, 2)
     code, said = status(store, capsys)
     assert code == 1
-    assert re.search(r"problem +the last good run has a time in the future, 20\d\d-.* \(in 36[45] days\)", said)
+    assert re.search(r"problem +the last successful run has a time in the future, 20\d\d-.* \(in 36[45] days\)", said)
     assert "stale" not in said, "the run before it is fresh"
     with clock_ahead(timedelta(days=9)):
-        assert "stale: the last good run was 9 days ago" in status(store, capsys)[1]
+        assert "stale: the last successful run was 9 days ago" in status(store, capsys)[1]
 
     retrain(store, 3)
     assert status(store, capsys)[0] == 0
     with clock_ahead(timedelta(days=9)):
         code, said = status(store, capsys)
     assert code == 1
-    assert "stale: the last good run was 9 days ago, expected one at least every 8 days" in said
+    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in said
     assert "in the future" not in said
 
 
@@ -157,7 +157,7 @@ def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: p
         r"remark: .*/00000005-run-3\.json: expected a time after 20.*00000004-run-2\.json; found ", lines[1]
     )
     assert lines[2].startswith("ok: ")
-    assert lines[2].endswith("0 damaged, 0 left over, 2 to remark on")
+    assert lines[2].endswith("0 damaged, 0 left over, 2 remarks")
     with clock_ahead(2 * YEAR):
         assert [finding.path.name for finding in verify(store).remarks] == ["00000005-run-3.json"]
 

@@ -157,7 +157,7 @@ def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
 
 def test_an_unknown_format_is_said(ready: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="expected --format to be one of keras, savedmodel, onnx; found 'pickle'"):
-        export_version("tiny", "champion", "pickle", tmp_path / "x", str(ready))
+        export_version(Store(ready), "tiny", "champion", "pickle", tmp_path / "x")
 
 
 def test_onnx_without_its_package_is_refused_with_what_to_install(ready: Path, tmp_path: Path, monkeypatch):
