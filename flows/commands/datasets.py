@@ -15,6 +15,8 @@ def datasets(*, as_json: AsJson = False) -> int:
     """List the data sets of the catalog.
 
     Each of them can be run by its name: `idxflow run kmnist`. Your own data needs a manifest: `idxflow manifest`.
+
+    Example: `idxflow datasets --json`
     """
     found = [catalog.find(name) for name in catalog.names()]
     if as_json:
