@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flows.commands.manifest import manifest_of
 from storage.datasets.catalog import DEFAULT_FILES, MAX_SIDE
+from storage.datasets.own_files import manifest_of
 from storage.formats.idx import Header
 
 NAME = "synthetic"

@@ -21,7 +21,7 @@ def cli() -> str:
 
     text = app.generate_docs(output_format="markdown")
     # The page has a table of contents beside it.
-    text = re.sub(r"## Table of Contents\n.*?(?=\*\*Commands\*\*)", "", text, flags=re.DOTALL)
+    text = re.sub(r"## Table of Contents\n.*?(?=\*\*)", "", text, flags=re.DOTALL)
     # These blocks are no commands to copy.
     text = text.replace("```console", "```text")
     # Of a flag that is off, the help shows no default either.

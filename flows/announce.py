@@ -144,7 +144,7 @@ def _answers(expected: str) -> Iterator[None]:
         yield
     except httpx.HTTPStatusError as error:
         said = f"HTTP {error.response.status_code}: {error.response.text[:200]}"
-        raise PrefectFailed(f"expected the server {expected}, found {said}; `idxflow doctor` says more") from error
+        raise PrefectFailed(f"expected the server {expected}, found {said}; run `idxflow doctor`") from error
     except httpx.HTTPError as error:
         raise PrefectFailed(
             f"expected the server {expected}, found {type(error).__name__}; is it up? `idxflow doctor` says it"

@@ -38,7 +38,7 @@ def ask(dataset: str, question: str, hours: float) -> Answer | None:
     """
     if temporary.in_use():
         _log.warning(
-            "%s: nobody can be asked: this run has a temporary Prefect server; set PREFECT_API_URL to a lasting one",
+            "%s: no one can answer: this run has a temporary Prefect server; set PREFECT_API_URL to a permanent one",
             dataset,
         )
         return None

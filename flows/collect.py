@@ -12,10 +12,10 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows.settings import LOGGERS, store_root
+from flows.settings import LOGGERS
 from storage import retention
 from storage.errors import IdxflowError
-from storage.store import Store
+from storage.store import Store, store_root
 
 FLOW_RUNS = 200
 EVENT_DAYS = 7.0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset, shown
 from storage.errors import ConfigError
+from storage.files import kind_of
 from storage.ledger import Ledger
 from storage.store import Store, store_errors, store_root
-from storage.words import counted, meant
+from storage.words import meant
 
 
 def named(name: str, store: str | None) -> Dataset:
@@ -41,7 +41,7 @@ def check_known(store: Store, name: str, known: Collection[str]) -> None:
     if name in known:
         return
     there = f" ({', '.join(sorted(known))})" if known else ""
-    found = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none there"
+    found = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none"
     first = f"run it first: `{run_command(store, name)}`" if name in catalog.names() else ""
     remedy = first or ("give one of these" if known else f"run one first: `{store.command('run')}`")
     raise ConfigError(
@@ -55,32 +55,22 @@ def run_command(store: Store, name: str) -> str:
     return store.command(f"run {name}" if name in catalog.names() else "run --dataset-file FILE")
 
 
-def table() -> Iterator[tuple[str, str]]:
-    """Yield what `idxflow datasets` shows of each data set of the catalog: name and title, and the rest."""
-    for dataset in map(catalog.find, catalog.names()):
-        rows = " + ".join(f"{count:,}" for count in dataset.rows.values())
-        height, width = dataset.image_shape
-        where = "embedded" if dataset.embedded else counted(len(dataset.archives[0].mirrors), "mirror")
-        yield (
-            f"{dataset.name:14} {dataset.title:34}",
-            f"{rows:>15} images of {height}×{width}, {counted(len(dataset.classes), 'class', 'classes')}, "
-            f"{dataset.licence}, {where}",
+def in_store(store: Store, name: str | None) -> Sequence[str]:
+    """Return the names of all data sets of a store, or only `name`.
+
+    Raises:
+        ConfigError: there is no store, or it does not have this data set.
+    """
+    if not store.root.is_dir():
+        raise ConfigError(
+            f"expected a store at {store.root}; found {kind_of(store.root)}; name another with --store or "
+            f"IDXFLOW_STORE, or fill this one: `{store.command('run')}`"
         )
-
-
-def described(dataset: Dataset) -> dict[str, Any]:
-    """Return what `idxflow datasets --json` has of a data set."""
-    return {
-        "name": dataset.name,
-        "title": dataset.title,
-        "rows": dict(dataset.rows),
-        "image_shape": dataset.image_shape,
-        "classes": dataset.classes,
-        "embedded": dataset.embedded,
-        "licence": dataset.licence,
-        "homepage": dataset.homepage,
-        "mirrors": sorted({url.rsplit("/", 1)[0] + "/" for a in dataset.archives for url in a.mirrors}),
-    }
+    names = store.datasets()
+    if name is None:
+        return names
+    check_known(store, name, names)
+    return [name]
 
 
 def _last_manifest(store: Store, name: str) -> str:

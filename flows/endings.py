@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.commands.output import remark
 from flows.service import deaths
+from flows.terminal.output import remark
 from storage import underway
 from storage.datasets import catalog
 from storage.errors import PrefectFailed, StoreError
@@ -59,7 +59,7 @@ def settle(store: Store, dataset: str | None = None) -> None:
                     _record(ledger, name, state, sentence, values)
                 trace.end()
         except StoreError as error:
-            remark(f"a run of {name} has ended, and that cannot be recorded: {error}")
+            remark(f"cannot record how a run of {name} ended: {error}")
 
 
 def unstarted(client: SyncPrefectClient, store: Store, known: set[UUID]) -> None:

@@ -25,7 +25,7 @@ from flows.interruption import Terminated
 from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
-from flows.settings import LOGGERS, collect_less, leave_arithmetic_to_the_processor
+from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
 from storage.arrivals import ARRIVAL
 from storage.datasets.catalog import NAME_SCHEMA
 from storage.datasets.training import Profile, TrainingOverrides
@@ -143,7 +143,7 @@ def validate_dataset(
 
 
 def _carry_out(request: Request, hops: Callable[[Job], object], command: str = "run") -> State[dict[str, Any]]:
-    collect_less()
+    relax_garbage_collection()
     send_without_waiting()
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)

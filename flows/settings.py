@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from storage.store import store_root as store_root
-
 ROOT = Path(__file__).resolve().parent.parent
+POOL = "idxflow"
+"""The work pool whose runs the worker of `idxflow up` takes."""
 SOURCE_VARIABLE = "IDXFLOW_SOURCE"
 LOGGERS = ("flows", "tasks", "storage", "expectations")
 """The loggers of idxflow; Prefect sends what they log to its API (`extra_loggers` in pyproject.toml)."""
@@ -23,10 +23,10 @@ ARITHMETIC = (
 """Variables by which TensorFlow and oneDNN choose among kernels that round differently."""
 
 
-def collect_less() -> None:
-    """Have Python look for garbage less often: commands import libraries for seconds, and that leaves none.
+def relax_garbage_collection() -> None:
+    """Have Python collect garbage less often: imports take seconds and leave none.
 
-    Importing TensorFlow and Great Expectations takes a sixth less time so.
+    This makes the imports of TensorFlow and Great Expectations a sixth faster.
     """
     gc.set_threshold(50_000, 10, 10)
 
@@ -49,8 +49,8 @@ def configure_prefect() -> None:
         os.environ.setdefault(key, value)
 
 
-def be_quiet() -> None:
-    """Keep Prefect's own log off the console: ours says it once."""
+def silence_prefect() -> None:
+    """Keep Prefect's own log lines off the console: idxflow prints what they report."""
     for name in ("HANDLERS_CONSOLE_LEVEL", "INTERNAL_LEVEL"):
         os.environ.setdefault(f"PREFECT_LOGGING_{name}", "CRITICAL")
 

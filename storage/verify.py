@@ -31,11 +31,11 @@ PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
 INNER = ("registry/versions", "registry/retired", *(f"ledger/{kind}" for kind in (*KINDS, UNDER_WAY)))
 _MOVE_LINKED = "move what it points to into its place"
 _MOVE_AWAY = "move it away, and restore the folder from a backup if it held anything"
-_MAKE_AGAIN = "run the same command again, it is made anew"
-_REMOVE_REPORT = "remove its folder: a report is written once, and nothing is made from it"
-_REMOVE_INDEX = "remove it: it is made anew from the records beside it"
-_SET_CLOCK = "set the clock right if it is wrong; order and records stand, only these times are not to be believed"
-_CLOCK_IS_RIGHT = "nothing is to be done: the order of the records does not follow from their times"
+_MAKE_AGAIN = "run the same command again to rebuild it"
+_REMOVE_REPORT = "remove its folder: a report is written once, and no result depends on it"
+_REMOVE_INDEX = "remove it: it is rebuilt from the records next to it"
+_SET_CLOCK = "correct the clock if it is wrong; the records and their order are intact, only these times are unreliable"
+_CLOCK_IS_RIGHT = "nothing to do: the order of the records does not depend on their times"
 _GO_ON = "run the same command again to resume"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -16,10 +16,11 @@ Source = Annotated[
 ]
 StoreFolder = Annotated[
     str | None,
-    Parameter(help="Folder of the store. Default: `store` beside the source code. [env var: IDXFLOW_STORE]"),
+    Parameter(help="Folder of the store. Default: `store` next to the source code. [env var: IDXFLOW_STORE]"),
 ]
 DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
 ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")]
+SplitName = Literal["train", "test"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]
 Limit = Annotated[int, Parameter(help="Maximum number of lines.", validator=Number(gte=1))]
 Reason = Annotated[str | None, Parameter(help="Why, in one sentence. Required; recorded in the ledger.")]

@@ -1,268 +1,42 @@
-"""`idxflow watch`: new archives in a folder are retrained on.
-
-Each look at the folder does two things, and either goes on whatever becomes of the other:
-
-- A set that is complete, and was the same at the look before, is copied into the store and recorded
-  (`storage.arrivals`).
-- Each set that is recorded gets its flow run, in the order in which they came (`flows.announce`).
-
-A set has been announced when the server has its run. Until a run of it stands in the ledger, each look asks the server
-for that run again, and makes it again if it is gone: the server may have been away, or have lost its database.
-"""
+"""`idxflow watch`: retrain when new archives arrive."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from flows import announce, datasets
-from flows.commands import output
-from flows.inbox import Inbox, Look
-from flows.interruption import interruptible
-from flows.settings import store_root
-from storage.arrivals import WELL, Arrival, Arrivals, mark_of, new_id
-from storage.datasets import catalog
-from storage.errors import ConfigError, DataRefused, IdxflowError, PrefectFailed, StoreError
-from storage.files import kind_of
-from storage.store import Store
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from flows.commands.options import StoreFolder
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What `idxflow watch` was asked for."""
+def watch(
+    folder: Path,
+    *,
+    dataset: Annotated[str | None, Parameter(help="A data set of the catalog.")] = None,
+    dataset_file: Annotated[Path | None, Parameter(help="Manifest (TOML) of your own data set.")] = None,
+    every: Annotated[float, Parameter(help="Polling interval in seconds.", validator=Number(gte=0.1))] = 5,
+    once: Annotated[bool, Parameter(negative="", help="Check once: announce a new, complete set, then exit.")] = False,
+    marker: Annotated[
+        str | None,
+        Parameter(
+            help="Name of a file that the sender writes last; a set is complete only once it exists. Default: none."
+        ),
+    ] = None,
+    store: StoreFolder = None,
+) -> int:
+    """Watch a folder and retrain when new archives are complete.
 
-    folder: Path
-    dataset: str | None = None
-    dataset_file: Path | None = None
-    every: float = 5
-    """Seconds between two looks."""
-    once: bool = False
-    marker: str | None = None
-    store: str | None = None
+    Each complete set is copied into the store and gets a run of the deployment `retrain/inbox`, one set after the
+    other; from then on the folder may change. Sets that are still being copied are waited for, and the same set is run
+    only once.
 
+    Example: `idxflow watch ~/inbox --dataset-file letters.toml`, while `idxflow up` is running.
 
-def watch_folder(wanted: Wanted) -> int:
-    """Look again and again, have each new complete set retrained on, and return the exit code; without `once`, never.
-
-    Raises:
-        ConfigError: the folder, the data set or the marker is wrong.
-        DataRefused: with `once`, an archive is cut, damaged, no file or no IDX file.
-        SourceUnavailable: with `once`, the folder or an archive cannot be read.
-        PrefectFailed: with `once`, there is no server to tell.
-        StoreError: with `once`, the store cannot be written.
+    Args:
+        folder: Folder in which the archives arrive, under the file names of the manifest.
     """
-    inbox = _inbox(wanted)
-    watcher = _Watcher(inbox, Store(store_root(wanted.store)))
-    with interruptible():
-        if wanted.once:
-            return _look_once(watcher, min(wanted.every, 1))
-        name = inbox.dataset.name
-        print(
-            f"watching {inbox.folder} for the archives of {name}, every {wanted.every:g} s; Ctrl-C ends it", flush=True
-        )
-        said: set[str] = set()
-        while True:
-            remarks = [_remark(problem, wanted.every) for problem in watcher.look()]
-            for remark in remarks:
-                if remark not in said:
-                    _warn(remark)
-            said = set(remarks)
-            time.sleep(wanted.every)
+    from flows.watcher import WatchOptions, watch_folder
 
-
-def _look_once(watcher: _Watcher, pause: float) -> int:
-    while True:
-        problems = watcher.look()
-        for problem in problems[1:]:
-            _warn(str(problem))
-        if problems:
-            raise problems[0]
-        if watcher.settled:
-            if not watcher.announced:
-                print(watcher.settled)
-            return 0
-        time.sleep(pause)
-
-
-def _remark(problem: IdxflowError, every: float) -> str:
-    # A refused set may be a copy that has only stalled: it is looked at again when a file has changed.
-    refused = isinstance(problem, DataRefused)
-    return f"not complete yet: {problem}" if refused else f"{problem}; tried again every {every:g} s"
-
-
-def _inbox(wanted: Wanted) -> Inbox:
-    if (wanted.dataset is None) == (wanted.dataset_file is None):
-        raise ConfigError(
-            "expected either --dataset or --dataset-file, to know what the archives are; found "
-            + ("both; leave one out" if wanted.dataset else "neither; give one of them")
-        )
-    if wanted.marker in ("", ".", "..") or "/" in (wanted.marker or ""):
-        raise ConfigError(
-            f"expected --marker to be the name of a file in the folder; found {wanted.marker!r}; give its name alone"
-        )
-    place = wanted.folder.expanduser().absolute()
-    if not place.is_dir():
-        raise ConfigError(f"expected a folder at {place}; found {kind_of(place)}; make the folder, or name another")
-    place = place.resolve()
-    if wanted.dataset_file:
-        # Not resolved: that would name what `/dev/stdin` leads to, which has no path.
-        path = wanted.dataset_file.expanduser().absolute()
-        return Inbox(place, catalog.read(path), str(path), wanted.marker)
-    return Inbox(place, datasets.named(wanted.dataset or "", wanted.store), None, wanted.marker)
-
-
-class _Watcher:
-    """Looks at an inbox again and again."""
-
-    def __init__(self, inbox: Inbox, store: Store) -> None:
-        self._inbox, self._store = inbox, store
-        self._name, self._source = inbox.dataset.name, str(inbox.folder)
-        self._arrivals = Arrivals(store, self._name)
-        self._before: Look | None = None
-        self._known: Look | None = None
-        """What has been taken, by whichever watcher, or was refused."""
-        self._refused: DataRefused | None = None
-        self._waiting: dict[str, Arrival] = {}
-        """The sets that no run has ended for, at the last look."""
-        self._over: set[str] = set()
-        """Of these, the ones whose flow run has ended without a word in the ledger: its process has died."""
-        self.announced = 0
-        """How many flow runs were made."""
-        self.settled: str | None = None
-        """Why there is nothing to wait for in the folder, in one sentence; None while there is."""
-
-    def look(self) -> list[IdxflowError]:
-        """Look once; return what is wrong."""
-        problems = []
-        for step in (self._take, self._announce):
-            try:
-                step()
-            except IdxflowError as error:
-                problems.append(error)
-        return problems
-
-    def _take(self) -> None:
-        """Take what is in the folder, if that is a new set and complete.
-
-        Raises:
-            DataRefused: it has been the same for two looks, and is not complete.
-            SourceUnavailable: it cannot be read.
-            StoreError: it cannot be written into the store.
-        """
-        look = self._inbox.look()
-        before, self._before = self._before, look
-        why_not = self._inbox.why_not(look)
-        self.settled = f"{self._name}: nothing to announce, {why_not}" if why_not else None
-        if why_not:
-            return
-        if look == before and look != self._known:
-            self._refused = None
-            try:
-                self._inbox.refuse(look)
-                self._keep(look)
-            except DataRefused as error:
-                self._known, self._refused = look, error
-        if look == self._known:
-            if self._refused:
-                raise self._refused
-            self.settled = f"{self._name}: nothing to announce, the archives in {self._source} have been announced"
-
-    def _keep(self, look: Look) -> None:
-        """Copy the set into the store and record it, unless it is the one that came last and is there."""
-        inbox = self._inbox
-        with self._arrivals.alone():
-            last = self._arrivals.last(self._source)
-            if last and all(last.files[role].bytes == entry.bytes for role, entry in look.archives.items()):
-                found = inbox.digests(look)
-                if found is None:
-                    return
-                if mark_of(self._name, found) == last.mark and not self._arrivals.is_lost(last):
-                    self._known = look
-                    return
-            with self._arrivals.partial() as place:
-                _make_sure_it_fits(place, look.bytes)
-                files = inbox.copy(look, place)
-                if files is None:
-                    return
-                inbox.check(files, place)
-                if last and files == last.files and self._arrivals.is_lost(last):
-                    arrival = last
-                else:
-                    arrival = Arrival(new_id(), self._name, inbox.dataset_file, self._source, files)
-                self._arrivals.add(place, arrival)
-        self._known = look
-        _say(f"{self._name}: {len(files)} new archives, {look.bytes:,} bytes, complete; set {arrival.id}")
-
-    def _announce(self) -> None:
-        """See to it that each set has its flow run, one after the other.
-
-        Raises:
-            PrefectFailed: the server does not make one, or a run is to start first.
-            StoreError: the ledger cannot be read.
-        """
-        waiting = {arrival.id: arrival for arrival in self._arrivals.waiting(self._source)}
-        for arrival in self._waiting.values():
-            if arrival.id not in waiting:
-                self._say_end(arrival)
-        self._waiting = waiting
-        left = [arrival for arrival in waiting.values() if arrival.id not in self._over]
-        if not left:
-            return
-        with announce.connected() as server:
-            for number, arrival in enumerate(left, 1):
-                run = self._announced(server, arrival)
-                if not run.started and number < len(left):
-                    # Of two runs that wait, the server may start either first.
-                    raise PrefectFailed(
-                        f"{self._name}: the set {left[number].id} waits, its run is made when the run {run.name!r} of "
-                        "the set before it has started; `idxflow doctor` says why one does not"
-                    )
-
-    def _announced(self, server: announce.Server, arrival: Arrival) -> announce.Announced:
-        run = server.announce(arrival)
-        if run.is_new:
-            self.announced += 1
-            _say(f"{self._name}: set {arrival.id} announced, its flow run is made")
-            try:
-                server.emit(arrival)
-            except PrefectFailed as error:
-                # It only tells others: the run is made.
-                _warn(f"warning: {error}")
-        if run.ended and not self._arrivals.run_of(arrival.id):
-            self._over.add(arrival.id)
-            _warn(
-                f"{self._name}: expected the run of set {arrival.id} to end with a record in {self._store.root}, found "
-                f"{run.ended}; it is not repeated by itself; run it again with: {announce.again(arrival)}"
-            )
-        return run
-
-    def _say_end(self, arrival: Arrival) -> None:
-        run = self._arrivals.run_of(arrival.id)
-        if not run:
-            # A later set of the folder has been run instead.
-            return
-        if run["state"] in WELL:
-            _say(f"{self._name}: set {arrival.id}: {run['sentence']}")
-        else:
-            _warn(f"set {arrival.id}: {run['sentence']}; once that is fixed, run it again: {announce.again(arrival)}")
-
-
-def _make_sure_it_fits(place: Path, needed: int) -> None:
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise StoreError(
-            f"expected {needed:,} bytes free at {place.parent}; found {free:,}; free space there, or choose another "
-            "store with --store"
-        )
-
-
-def _say(line: str) -> None:
-    output.say(line)
-    sys.stdout.flush()
-
-
-def _warn(line: str) -> None:
-    output.remark(line)
+    return watch_folder(WatchOptions(folder, dataset, dataset_file, every, once, marker, store))

@@ -19,7 +19,7 @@ from typing import Any
 from flows.service import entry
 from flows.service.guard import Application, Guard, Rules
 from flows.service.processes import Command
-from flows.settings import collect_less
+from flows.settings import relax_garbage_collection
 
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 _BACKLOG = 2048
@@ -80,7 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main() -> None:
     """Serve until SIGTERM."""
-    collect_less()
+    relax_garbage_collection()
     import uvicorn
     from prefect.settings import get_current_settings
 

@@ -156,7 +156,7 @@ def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
     if seen.missing:
         kept = provide(client, promise).kept
         as_before = f"; schedules as people had left them: {', '.join(kept)}" if kept else ""
-        return f"the server did not have {', '.join(seen.missing)} any more; put there again{as_before}"
+        return f"the server no longer had {', '.join(seen.missing)}; deployed again{as_before}"
     remember(promise.memory, seen)
     return None
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from flows.commands.output import remark
 from flows.service import configuration
 from flows.service.application import AUTH, listen
 from flows.service.guard import ANY_ADDRESS, LOOPBACK, split
 from flows.settings import quiet_environment
+from flows.terminal.output import remark
 from storage.errors import ConfigError, PrefectFailed
 from storage.files import locked
 
@@ -130,7 +130,7 @@ def is_up(where: Address, auth: str | None = None, seconds: float | None = None)
         return False
     except httpx.TimeoutException as error:
         said = f"no answer within {seconds or _HEALTH_SECONDS} s"
-        raise Unexpected(where, said, "correct the address, or find out why nothing answers there") from error
+        raise Unexpected(where, said, "correct the address, or find out why it does not answer") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError) as error:
         raise Unexpected(where, type(error).__name__, "correct the address") from error
     _check(where, auth, *answers)

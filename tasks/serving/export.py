@@ -18,11 +18,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
-from storage.files import flush, kind_of, make_folder, write_bytes
+from storage.files import check_local, flush, kind_of, make_folder, write_bytes
+from storage.store import Store
 from storage.words import meant
 from tasks.model import network, scaling
 from tasks.serving import onnx_graph
-from tasks.serving.predict import Model
+from tasks.serving.predict import Model, find_version, load_champion
 
 Format = Literal["keras", "savedmodel", "onnx"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -93,6 +94,25 @@ def export(model: Model, kind: Format, folder: Path) -> Export:
         os.rename(temporary, folder)
         flush(folder.parent)
     return done
+
+
+def export_version(store: Store, dataset: str, version: str, kind: str, folder: Path | None) -> Export:
+    """Export the champion or a version of a data set.
+
+    Args:
+        version: `champion`, or a number such as `7` or `v7`.
+        kind: one of `FORMATS`.
+        folder: to create; None: `DATASET-vN-FORMAT` in the current folder.
+
+    Raises:
+        IdxflowError: there is no such version, its format or folder is not possible, or its predictions differ.
+    """
+    check_local("--out", folder or "")
+    found = find_version(store, dataset, version)
+    target = (folder or Path(f"{dataset}-v{found.number}-{kind}")).expanduser().absolute()
+    check_possible(kind, target)
+    with store.in_use(dataset):
+        return export(load_champion(dataset, store, found), kind, target)  # type: ignore[arg-type]
 
 
 def fixture_rows(model: Model) -> np.ndarray:

@@ -30,7 +30,7 @@ _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, str
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImageOptions:
     """How images should come: their size, and what may be done to them."""
 
     image_shape: tuple[int, int]
@@ -56,8 +56,8 @@ def check_there(path: Path) -> None:
         raise ConfigError(f"expected an image file at {path}; found {kind_of(path)}{alike(path)}; correct the path")
 
 
-def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
-    """Yield the images of a file in blocks, uint8 of shape (n, height, width), of the size and range wished for.
+def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
+    """Yield the images of a file in blocks, uint8 of shape (n, height, width), of the size and range asked for.
 
     Args:
         say: called with a remark, once per file and kind, where an image was not taken as it is.
@@ -75,9 +75,9 @@ def read(path: Path, wish: Wish, say: Say) -> Iterator[np.ndarray]:
         ) from error
     for images in _reader(path, magic)(path, say):
         if images.ndim == 2:
-            _check_not_flat(path, images, wish)
+            _check_not_flat(path, images, options)
             images = images[np.newaxis]
-        yield _in_range(path, _fitted(path, images, wish, say), wish, say)
+        yield _in_range(path, _fitted(path, images, options, say), options, say)
 
 
 def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:
@@ -228,22 +228,22 @@ def _grey(path: Path, picture: Image.Image, say: Say) -> Image.Image:
     return colours.convert("L")
 
 
-def _check_not_flat(path: Path, image: np.ndarray, wish: Wish) -> None:
+def _check_not_flat(path: Path, image: np.ndarray, options: ImageOptions) -> None:
     """Refuse an array of two dimensions that has as many columns as an image has pixels: a row for each image."""
-    height, width = wish.image_shape
-    if image.shape != wish.image_shape and image.shape[1] == height * width:
+    height, width = options.image_shape
+    if image.shape != options.image_shape and image.shape[1] == height * width:
         raise FormatError(
             f"{path}: expected images of {height}×{width}; found {len(image):,} rows of {height * width:,} pixels; "
             f"give them their shape, in NumPy with .reshape(-1, {height}, {width}), or with [None] if it is one image"
         )
 
 
-def _fitted(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
+def _fitted(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
     found: tuple[int, ...] = images.shape[1:]
-    wanted = wish.image_shape
+    wanted = options.image_shape
     if found == wanted:
         return np.ascontiguousarray(images)
-    if not wish.resize:
+    if not options.resize:
         raise FormatError(
             f"{path}: expected images of {_size(wanted)} pixels (height×width); found {_size(found)}; "
             "--resize scales them"
@@ -253,17 +253,17 @@ def _fitted(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
     return _resized(images, wanted)
 
 
-def _in_range(path: Path, images: np.ndarray, wish: Wish, say: Say) -> np.ndarray:
+def _in_range(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
     """Scale from 0-255, or exchange bright and dark, as wished; remark on pixels that the model has never seen."""
-    black, white = wish.pixel_range
-    if wish.scale:
+    black, white = options.pixel_range
+    if options.scale:
         images = np.rint(black + images * ((white - black) / 255)).astype(np.uint8)
     elif images.max() > white or images.min() < black:
         say(
             f"{path} has pixels from {images.min()} to {images.max()}; those that the model was trained on are from "
             f"{black} to {white}: the answers mean little; --scale brings 0-255 to that"
         )
-    return np.clip(black + white - images.astype(np.int16), 0, 255).astype(np.uint8) if wish.invert else images
+    return np.clip(black + white - images.astype(np.int16), 0, 255).astype(np.uint8) if options.invert else images
 
 
 def _resized(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.commands.console import waited
+from flows.terminal.console import waited
 from tests.conftest import TinyFactory, bars
 from tests.support.commands import Command, idxflow
 from tests.support.operated import until
@@ -161,7 +161,7 @@ def test_no_source_ends_with_4_and_says_what_to_do(cli: Cli, tmp_path: Path, tin
 def test_the_seconds_are_those_since_the_process_was_started():
     """A process that is started in between is younger than what has gone by here."""
     before = waited()
-    code = "from flows.commands.console import waited; print(waited())"
+    code = "from flows.terminal.console import waited; print(waited())"
     child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     # The start is known to a hundredth of a second.
     assert 0 < child <= waited() - before + 0.02

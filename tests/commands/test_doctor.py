@@ -15,58 +15,58 @@ from unittest.mock import patch
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.commands import doctor
-from flows.commands.cli import _main
-from flows.commands.doctor import Finding
+from flows import diagnosis
+from flows.commands.cli import run_command
+from flows.diagnosis import Diagnosis
 from storage.store import Store
 from tasks.sources import proxies
 from tests.support.servers import free_port
 from tests.support.stores import DATASET, add, retrain
 
 
-def advised(finding: Finding, advice: str) -> None:
+def advised(finding: Diagnosis, advice: str) -> None:
     assert finding.verdict != "ok"
     assert advice in finding.remedy, finding
 
 
-@pytest.mark.remedies("flows.commands.doctor:_versions")
+@pytest.mark.remedies("flows.diagnosis:_versions")
 def test_a_package_of_another_version(tmp_path: Path):
     (tmp_path / "numpy-1.0.dist-info").mkdir()
     (tmp_path / "numpy-1.0.dist-info" / "METADATA").write_text("Name: numpy\nVersion: 1.0\n")
     with pytest.MonkeyPatch.context() as other:
         other.syspath_prepend(tmp_path)
-        found = doctor._versions()
+        found = diagnosis._versions()
     assert "numpy 1.0 is not " in found.found
     advised(found, "make clean && make run")
     # An environment without what does not belong there.
-    assert doctor._versions().verdict == "ok"
+    assert diagnosis._versions().verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_tensorflow:2")
+@pytest.mark.remedies("flows.diagnosis:_tensorflow:2")
 def test_a_tensorflow_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     module = tmp_path / "tensorflow.py"
     module.write_text("raise ImportError('needs a processor with AVX')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = doctor._tensorflow()
+    found = diagnosis._tensorflow()
     assert "needs a processor with AVX" in found.found
     advised(found, "fetching and validating work without it")
     module.write_text("__version__ = '2.21'")
-    assert doctor._tensorflow().verdict == "ok"
+    assert diagnosis._tensorflow().verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_tensorflow")
+@pytest.mark.remedies("flows.diagnosis:_tensorflow")
 def test_a_machine_on_which_tensorflow_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     module = tmp_path / "tensorflow.py"
     module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.MonkeyPatch.context() as soon:
-        soon.setattr(doctor, "_IMPORT_SECONDS", 1)
-        advised(doctor._tensorflow(), "free memory or CPU time")
+        soon.setattr(diagnosis, "_IMPORT_SECONDS", 1)
+        advised(diagnosis._tensorflow(), "free memory or CPU time")
     module.write_text("__version__ = '2.21'")
-    assert doctor._tensorflow().verdict == "ok"
+    assert diagnosis._tensorflow().verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_disk")
+@pytest.mark.remedies("flows.diagnosis:_disk")
 def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     full, other = Store(tmp_path / "full"), Store(tmp_path / "other")
     for store in (full, other):
@@ -74,92 +74,92 @@ def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     usage = shutil.disk_usage(tmp_path)
     left = {full.root: 1_000, other.root: 1 << 40}
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=left[place]))
-    advised(doctor._disk(full), "or another store with --store")
-    assert doctor._disk(other).verdict == "ok"
+    advised(diagnosis._disk(full), "or another store with --store")
+    assert diagnosis._disk(other).verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_whole")
+@pytest.mark.remedies("flows.diagnosis:_whole")
 def test_a_store_that_may_not_be_written(store: Store):
     retrain(store, 1)
     with pytest.MonkeyPatch.context() as of_another_user:
         # Root may write everywhere, so that this is what the system says.
         of_another_user.setattr(os, "access", lambda path, mode: path != store.root)
-        advised(doctor._whole(store), "chown it to the user that runs the worker")
-    assert doctor._whole(store).verdict == "ok"
+        advised(diagnosis._whole(store), "chown it to the user that runs the worker")
+    assert diagnosis._whole(store).verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_whole:2")
+@pytest.mark.remedies("flows.diagnosis:_whole:2")
 def test_a_store_that_is_damaged(store: Store, capsys: pytest.CaptureFixture):
     retrain(store, 1)
     file = add(store, "train", 1)[1] / "data.bin"
     file.chmod(0o644)
     file.write_bytes(b"")
-    found = doctor._whole(store)
+    found = diagnosis._whole(store)
     advised(found, store.command("verify"))
-    assert _main(found.remedy.split()[1:]) == 1
+    assert run_command(found.remedy.split()[1:]) == 1
     # It names what is damaged; a run makes that again.
     assert str(file.parent) in capsys.readouterr().out
     retrain(store, 1)
-    assert doctor._whole(store).verdict == "ok"
+    assert diagnosis._whole(store).verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_whole:3")
+@pytest.mark.remedies("flows.diagnosis:_whole:3")
 def test_a_store_with_what_dead_runs_left(store: Store):
     retrain(store, 1)
     (store.dataset(DATASET) / "5-models" / ".abc.partial").mkdir()
-    found = doctor._whole(store)
-    assert _main(found.remedy.split()[1:]) == 0
-    assert doctor._whole(store).verdict == "ok"
+    found = diagnosis._whole(store)
+    assert run_command(found.remedy.split()[1:]) == 0
+    assert diagnosis._whole(store).verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_clock")
+@pytest.mark.remedies("flows.diagnosis:_clock")
 def test_a_ledger_that_cannot_be_listed(store: Store, tmp_path: Path):
     retrain(store, 1)
     runs = store.dataset(DATASET) / "ledger" / "runs"
     runs.rename(tmp_path / "backup")
     runs.touch()
-    advised(doctor._clock(store), "move that away, where a folder belongs")
+    advised(diagnosis._clock(store), "move that away, where a folder belongs")
     runs.unlink()
     (tmp_path / "backup").rename(runs)
-    assert doctor._clock(store).verdict == "ok"
+    assert diagnosis._clock(store).verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_zones")
+@pytest.mark.remedies("flows.diagnosis:_zones")
 def test_a_machine_without_time_zones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(diagnosis, "ROOT", tmp_path)
     (tmp_path / "prefect.yaml").write_text("deployments: [{schedules: [{cron: '0 0 * * *', timezone: Europe/Vienna}]}]")
     zoneinfo.ZoneInfo.clear_cache()
     zoneinfo.reset_tzpath(to=[])
     try:
         with pytest.MonkeyPatch.context() as without:
             without.setitem(sys.modules, "tzdata", None)
-            advised(doctor._zones(), "apt-get install tzdata")
+            advised(diagnosis._zones(), "apt-get install tzdata")
     finally:
         zoneinfo.reset_tzpath()
-    assert doctor._zones().verdict == "ok"
+    assert diagnosis._zones().verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_proxies")
+@pytest.mark.remedies("flows.diagnosis:_proxies")
 def test_a_proxy_that_cannot_be_used():
     with patch.dict(os.environ, {"ALL_PROXY": "socks5://127.0.0.1:9"}):
         proxies.keep_direct(*proxies.LOOPBACK)
-        advised(doctor._proxies(), "or unset it")
-    assert doctor._proxies().verdict == "ok"
+        advised(diagnosis._proxies(), "or unset it")
+    assert diagnosis._proxies().verdict == "ok"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_settings", "flows.commands.doctor:_server")
+@pytest.mark.remedies("flows.diagnosis:_settings", "flows.diagnosis:_server")
 def test_settings_that_name_no_server(store: Store, monkeypatch: pytest.MonkeyPatch):
     with temporary_settings({PREFECT_API_URL: "ftp://127.0.0.1/api"}):
-        (found,) = doctor._server(store)
+        (found,) = diagnosis._server(store)
         advised(found, "correct it there")
     nowhere = f"http://127.0.0.1:{free_port()}/api"
     monkeypatch.setenv("PREFECT_API_URL", nowhere)
     with temporary_settings({PREFECT_API_URL: nowhere}):
-        settings, found = doctor._server(store)
+        settings, found = diagnosis._server(store)
         assert settings.verdict == "ok"
         advised(found, "or remove that setting")
         assert found.verdict == "problem"
     # Then it keeps nobody from anything.
     monkeypatch.delenv("PREFECT_API_URL")
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        assert "problem" not in [found.verdict for found in doctor._server(store)]
+        assert "problem" not in [found.verdict for found in diagnosis._server(store)]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from flows import retrain
-from flows.commands.manifest import manifest_of
 from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES, Limits
+from storage.datasets.own_files import manifest_of
 from storage.errors import ConfigError, FormatError, IdxflowError
 from storage.formats import idx
 from storage.store import Store

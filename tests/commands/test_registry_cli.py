@@ -371,8 +371,8 @@ def test_a_rollback_waits_for_a_run_that_is_deciding(filled: Store, tmp_path: Pa
 
 LIGHT = """
 import sys, time
-from flows.commands.cli import _main
-code = _main(sys.argv[1:])
+from flows.commands.cli import run_command
+code = run_command(sys.argv[1:])
 print(code, time.process_time(), *sorted({name.split(".")[0] for name in sys.modules}), file=sys.stderr)
 """
 

@@ -152,7 +152,7 @@ def test_json_is_the_content_of_the_published_report(cli: Cli, filled: Any, runs
     assert cli("report", "tiny", runs["second"].id, "--json") == Said(0, text, "")
 
 
-@pytest.mark.remedies("flows.commands.runs:find_run:2")
+@pytest.mark.remedies("flows.dataset_in_store:run:2")
 def test_the_beginning_of_an_id_is_enough_if_it_is_of_one_run(cli: Cli, runs: dict[str, RunRecord]) -> None:
     ids = [run.id for run in runs.values()]
     first = runs["first"].id
@@ -164,7 +164,7 @@ def test_the_beginning_of_an_id_is_enough_if_it_is_of_one_run(cli: Cli, runs: di
     assert cli("report", "tiny", f"20{first[2:]}").code == 0
 
 
-@pytest.mark.remedies("flows.commands.runs:find_run:3")
+@pytest.mark.remedies("flows.dataset_in_store:run:3")
 @pytest.mark.parametrize(
     "text", ["nonsense", "../../etc/passwd", "*", "\x1b[31mred", "\u202egnp", "latest\n", "\udcff", "9" * 5000]
 )
@@ -217,7 +217,7 @@ def test_a_report_that_is_gone_or_damaged_is_made_again_elsewhere(
     said = cli("report", "tiny", runs["second"].id)
     made = Path(said.out.strip())
     assert (said.code, said.err.count("\n")) == (0, 1)
-    assert f"the report of run {runs['second'].id} {fate}; this one was made again from the ledger" in said.err
+    assert f"the report of run {runs['second'].id} {fate}; this one was rebuilt from the ledger" in said.err
     assert made.parent.parent == tmp_path
     assert made.parent.stat().st_mode & 0o077 == 0
     assert made.read_text(encoding="utf-8") == text
@@ -234,7 +234,7 @@ def test_a_report_is_made_again_without_the_entries_that_are_gone_too(
     said = cli("report", "tiny", runs["second"].id, "--out", "made.html")
     assert (said.code, said.out, said.err.count("\n")) == (0, f"{here / 'made.html'}\n", 1)
     gone = "fetch train-images, fetch train-labels, fetch test-images, fetch test-labels, train"
-    assert f"without what is also gone: {gone}\n" in said.err
+    assert f"without what was also removed: {gone}\n" in said.err
     check_page((here / "made.html").read_text(encoding="utf-8"))
 
 
@@ -265,8 +265,8 @@ def test_out_writes_the_page_and_replaces_only_a_page(
         "folder.html": "is a folder",
         "page.txt": "expected --out to end in .html",
         "none/page.html": "expected a folder to write",
-        str(kept / "report.html"): "outside of the store",
-        str(filled[0].root / "new.html"): "outside of the store",
+        str(kept / "report.html"): "outside the store",
+        str(filled[0].root / "new.html"): "outside the store",
     }.items():
         said = cli("report", "tiny", "--out", file)
         assert (said.code, said.out) == (2, "")
@@ -538,8 +538,8 @@ def test_any_caption_can_be_drawn(text: str) -> None:
 
 LIGHT = """
 import sys
-from flows.commands.cli import _main
-code = _main({words!r})
+from flows.commands.cli import run_command
+code = run_command({words!r})
 heavy = {{"tensorflow", "keras", "great_expectations", "prefect"}}
 print(code, *{{name.split(".")[0] for name in sys.modules}} & heavy, file=sys.stderr)
 """

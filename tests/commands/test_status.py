@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.commands import doctor, status
-from flows.commands.cli import _main
+from flows import diagnosis, health
+from flows.commands import status
+from flows.commands.cli import run_command
 from storage.ledger import Ledger
 from storage.store import Store
 from tests.support.servers import free_port
@@ -32,7 +33,7 @@ def fresh(store: Store) -> Store:
 
 
 def test_a_fresh_data_set_is_ok(fresh: Store, capsys: pytest.CaptureFixture):
-    assert _main(["status", "--store", str(fresh.root)]) == 0
+    assert run_command(["status", "--store", str(fresh.root)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("tiny: ok\n")
     assert "champion  v1, 90.00% on test, since " in said
@@ -42,7 +43,7 @@ def test_a_fresh_data_set_is_ok(fresh: Store, capsys: pytest.CaptureFixture):
 
 
 def test_json_says_the_same(fresh: Store, capsys: pytest.CaptureFixture):
-    assert _main(["status", DATASET, "--json", "--store", str(fresh.root)]) == 0
+    assert run_command(["status", DATASET, "--json", "--store", str(fresh.root)]) == 0
     health = json.loads(capsys.readouterr().out)["datasets"][0]
     assert health["champion"]["version"] == 1
     assert [run["state"] for run in health["runs"]] == ["kept", "promoted"]
@@ -58,25 +59,25 @@ def test_a_data_set_without_a_good_run_for_too_long_is_stale(
             return datetime.now(zone) + timedelta(days=9)
 
     monkeypatch.setattr(status, "datetime", Later)
-    assert _main(["status", "--store", str(fresh.root)]) == 1
+    assert run_command(["status", "--store", str(fresh.root)]) == 1
     said = capsys.readouterr().out
-    assert "stale: the last good run was 9 days ago, expected one at least every 8 days" in said
-    assert _main(["status", "--max-age", "30", "--store", str(fresh.root)]) == 0
+    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in said
+    assert run_command(["status", "--max-age", "30", "--store", str(fresh.root)]) == 0
 
 
 @pytest.mark.parametrize("state", ["refused", "failed"])
 def test_a_failing_data_set_needs_help(fresh: Store, state: str, capsys: pytest.CaptureFixture):
     record = {"state": state, "sentence": "tiny: label 10", "seconds": 0.1, "steps": {}, "report": None}
     Ledger(fresh, DATASET).append("runs", "run-3", record)
-    assert _main(["status", "--store", str(fresh.root)]) == 1
+    assert run_command(["status", "--store", str(fresh.root)]) == 1
     assert f"the last run was {state}: tiny: label 10" in capsys.readouterr().out
 
 
 def test_no_champion_is_a_problem_and_no_data_set_wrong_usage(store: Store, capsys: pytest.CaptureFixture):
     retrain(store, 1, promoted=False)
-    assert _main(["status", "--store", str(store.root)]) == 1
+    assert run_command(["status", "--store", str(store.root)]) == 1
     assert "no champion yet" in capsys.readouterr().out
-    assert _main(["status", "mnist", "--store", str(store.root)]) == 2
+    assert run_command(["status", "mnist", "--store", str(store.root)]) == 2
 
 
 @pytest.mark.parametrize(
@@ -92,11 +93,11 @@ def test_no_champion_is_a_problem_and_no_data_set_wrong_usage(store: Store, caps
     ],
 )
 def test_spans_are_said_in_their_largest_unit(minutes: int, said: str):
-    assert status._span(timedelta(minutes=minutes)) == said
+    assert health.span_text(timedelta(minutes=minutes)) == said
 
 
 def test_the_doctor_finds_nothing_wrong_without_a_server(fresh: Store, capsys: pytest.CaptureFixture):
-    assert _main(["doctor", "--json", "--store", str(fresh.root)]) == 0
+    assert run_command(["doctor", "--json", "--store", str(fresh.root)]) == 0
     findings = {f["what"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
     assert {name: f["verdict"] for name, f in findings.items() if f["verdict"] != "ok"} == {"server": "warning"}
     assert "idxflow up" in findings["server"]["remedy"]
@@ -118,11 +119,11 @@ class Server:
         return self.theirs
 
 
-@pytest.mark.remedies("flows.commands.doctor:_same_version")
+@pytest.mark.remedies("flows.diagnosis:_same_version")
 def test_the_doctor_compares_the_server_with_the_client():
     # One that is installed in the same version is taken.
     for theirs, verdict in (("3.9.1", "problem"), ("3.8.8", "ok"), ("3.8.1", "ok")):
-        assert doctor._same_version(Server(theirs)).verdict == verdict
+        assert diagnosis._same_version(Server(theirs)).verdict == verdict
 
 
 def test_times_are_utc(fresh: Store):

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands import terminal
-from flows.commands.cli import _main
-from flows.commands.console import Console
-from flows.commands.output import guarded_streams
+from flows.commands.cli import run_command
+from flows.terminal import layout
+from flows.terminal.console import Console
+from flows.terminal.streams import guarded_streams
 from storage.records import Step
 from storage.store import Store
 from tasks.ui.progress import Progress
@@ -93,7 +93,7 @@ def test_the_lines_of_each_command_fit(filled: Store, monkeypatch: pytest.Monkey
     # As for one who works where the store is.
     monkeypatch.chdir(filled.root.parent)
     monkeypatch.setenv("IDXFLOW_STORE", str(filled.root))
-    lines = shown(lambda: _main(words.split()), monkeypatch).splitlines()
+    lines = shown(lambda: run_command(words.split()), monkeypatch).splitlines()
     assert any(lines)
     assert [line for line in lines if len(line) > COLUMNS] == []
     assert str(filled.root) not in "".join(lines)
@@ -184,45 +184,45 @@ def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("command", ["idxflow status --store", "/opt/my/bin/prefect deployment run", "export PATH="])
 def test_a_command_to_be_copied_stays_a_line(command: str):
     line = f"  {command} {'x' * 60} --more"
-    assert terminal.fitted(line, 60) == terminal.callable_from_here(line)
+    assert layout.fitted(line, 60) == layout.callable_from_here(line)
 
 
 def test_columns_stay_together():
     line = "2026-11-28 23:40:25  20261128-234025-1a84  kept         v2     96.94%       6.8 s  command line"
-    assert terminal.fitted(line, 80) == (
+    assert layout.fitted(line, 80) == (
         "2026-11-28 23:40:25  20261128-234025-1a84  kept         v2     96.94%\n"
         "                     6.8 s  command line"
     )
-    assert terminal.fitted(line, 100) == line
+    assert layout.fitted(line, 100) == line
 
 
 def test_a_table_has_one_layout():
     rows = [("digits  Digits", "10 classes"), ("mnist   MNIST", "10 classes, CC BY-SA 3.0")]
     whole = ["digits  Digits  10 classes", "mnist   MNIST  10 classes, CC BY-SA 3.0"]
-    assert terminal.laid_out(rows, None) == terminal.laid_out(rows, len(whole[1])) == whole
-    assert terminal.laid_out(rows, len(whole[1]) - 1) == [
+    assert layout.laid_out(rows, None) == layout.laid_out(rows, len(whole[1])) == whole
+    assert layout.laid_out(rows, len(whole[1]) - 1) == [
         "digits  Digits", "    10 classes", "mnist   MNIST", "    10 classes, CC BY-SA 3.0",
     ]  # fmt: skip
 
 
 def test_what_follows_a_label_is_indented():
     line = "warning  server: expected a Prefect server at http://127.0.0.1:4200/api, found none; start one of your own"
-    assert terminal.fitted(line, 60).splitlines() == [
+    assert layout.fitted(line, 60).splitlines() == [
         "warning  server: expected a Prefect server at",
         "         http://127.0.0.1:4200/api, found none; start one of",
         "         your own",
     ]
-    assert terminal.fitted("word " * 30, 60).splitlines()[1].startswith("  word")
+    assert layout.fitted("word " * 30, 60).splitlines()[1].startswith("  word")
 
 
 @pytest.mark.parametrize("line", [json.dumps([LONG]), json.dumps({"a": LONG}), f"│ {LONG}", f"\x1b[1m{LONG}"])
 def test_json_and_what_moves_the_cursor_are_left_alone(line: str):
-    assert terminal.fitted(line, 60) == line
+    assert layout.fitted(line, 60) == line
 
 
 def test_a_path_stays_whole_so_that_it_can_be_copied():
     path = "/srv/" + "a/" * 60
-    assert path in terminal.fitted(f"expected a folder at {path}; found none", 60).splitlines()[1]
+    assert path in layout.fitted(f"expected a folder at {path}; found none", 60).splitlines()[1]
 
 
 def test_paths_are_written_from_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -230,11 +230,11 @@ def test_paths_are_written_from_where_one_is(tmp_path: Path, monkeypatch: pytest
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", str(home))
-    assert terminal.shortened(f"in {here}/store/digits, {here}/store; {home}/.prefect") == (
+    assert layout.shortened(f"in {here}/store/digits, {here}/store; {home}/.prefect") == (
         "in store/digits, ./store; ~/.prefect"
     )
     for other in (f"{here}2/store", f"x{here}/store", str(here), f"https://example.org{home}/a"):
-        assert terminal.shortened(other) == other
+        assert layout.shortened(other) == other
 
 
 def test_programs_that_are_not_on_the_path_are_named_as_they_can_be_called(
@@ -243,17 +243,17 @@ def test_programs_that_are_not_on_the_path_are_named_as_they_can_be_called(
     beside = Path(sys.executable).parent
     monkeypatch.chdir(beside.parent.parent)
     monkeypatch.setenv("PATH", str(tmp_path))
-    terminal._called.cache_clear()
+    layout._called.cache_clear()
     try:
         line = "start it with `{0} up`: {0} gc, {1} --no-prompt deploy; {2} 0.1, Prefect and {2}.toml"
         programs = ("idxflow", "prefect", "idxflow")
         folder = f"{beside.parent.name}/bin"
-        found = terminal.callable_from_here(line.format(*programs))
+        found = layout.callable_from_here(line.format(*programs))
         assert found == line.format(f"{folder}/idxflow", f"{folder}/prefect", "idxflow")
         called = re.findall(r"`(\S+) up`", found)[0]
         assert shutil.which(str(Path.cwd() / called))
-        terminal._called.cache_clear()
+        layout._called.cache_clear()
         monkeypatch.setenv("PATH", str(beside))
-        assert terminal.callable_from_here(line.format(*programs)) == line.format(*programs)
+        assert layout.callable_from_here(line.format(*programs)) == line.format(*programs)
     finally:
-        terminal._called.cache_clear()
+        layout._called.cache_clear()

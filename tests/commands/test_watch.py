@@ -321,7 +321,7 @@ def test_a_signal_ends_it_in_a_sentence_and_leaves_nothing(world: World):
             world.taken(1)
             watcher.send_signal(number)
             assert watcher.wait(240) == code
-            assert watcher.errors.endswith(f"idxflow: {word}; the same command resumes\n")
+            assert watcher.errors.endswith(f"idxflow: {word}; run the same command again to resume\n")
     assert verify(world.store).findings == ()
 
 

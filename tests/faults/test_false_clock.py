@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.commands.cli import _main
+from flows.commands.cli import run_command
 from storage.store import Store
 from tests.support.clocks import clock_ahead
 from tests.support.runs import hopped
@@ -41,7 +41,7 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.Ca
         pytest.skip("needs faketime: on Debian, apt-get install faketime")
 
     def idxflow(*command: str) -> tuple[int, str]:
-        code = _main([*command, "--store", str(store.root)])
+        code = run_command([*command, "--store", str(store.root)])
         return code, capsys.readouterr().out
 
     def problems() -> list[str]:
@@ -56,12 +56,12 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.Ca
     found = problems()
     assert len(found) == 1, found
     (problem,) = found
-    assert "the last good run has a time in the future" in problem
+    assert "the last successful run has a time in the future" in problem
 
     right = hopped(store)
     assert problems() == []
     with clock_ahead(timedelta(days=9)):
-        assert problems() == ["stale: the last good run was 9 days ago, expected one at least every 8 days"]
+        assert problems() == ["stale: the last successful run was 9 days ago; expected one at least every 8 days"]
     listed = json.loads(idxflow("runs", "list", "digits", "--json")[1])
     assert [run["run"] for run in listed] == [right["run"], ended.stdout.strip()]
     code, said = idxflow("verify")

@@ -13,7 +13,7 @@ from typing import TextIO
 import pytest
 from cyclopts import App
 
-from flows.commands.cli import _main, app
+from flows.commands.cli import app, run_command
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
@@ -22,7 +22,7 @@ from tests.support.runs import carried_out
 from tests.support.servers import BIN, clean_environment
 
 FULL = "/dev/full"
-SENTENCE = "idxflow: expected to write to standard output; No space left on device; free space there"
+SENTENCE = "idxflow: cannot write to standard output: No space left on device; free space"
 
 COMMANDS: dict[str, list[str]] = {
     "datasets": [],
@@ -86,7 +86,7 @@ def on_full_disk(arguments: list[str], errors: Path, monkeypatch: pytest.MonkeyP
         # Not in a fixture: pytest sets its own ones between that and the test.
         here.setattr(sys, "stdout", output)
         here.setattr(sys, "stderr", said)
-        return _main(arguments)
+        return run_command(arguments)
 
 
 def test_every_command_is_in_the_table():
@@ -133,7 +133,7 @@ def test_what_a_command_did_stays_done(world: Path, errors: Path, monkeypatch: p
 
 
 @pytest.mark.flow
-@pytest.mark.remedies("flows.commands.console:watch")
+@pytest.mark.remedies("flows.terminal.console:watch")
 def test_a_run_goes_on_to_its_end(results: Path, tmp_path: Path, errors: Path, monkeypatch: pytest.MonkeyPatch):
     """Its lines are no reason to end it: what it made is kept, and the next one finds it."""
     write_tiny(tmp_path)
@@ -142,11 +142,11 @@ def test_a_run_goes_on_to_its_end(results: Path, tmp_path: Path, errors: Path, m
     assert on_full_disk(arguments + training, errors, monkeypatch) == 1
     said = errors.read_text()
     assert "No space left on device" in said
-    assert "the run itself is over: promoted v1" in said
+    assert "the run itself finished: promoted v1" in said
     assert "Traceback" not in said
     with (tmp_path / "out").open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        assert _main([*arguments, *training, "--json"]) == 0
+        assert run_command([*arguments, *training, "--json"]) == 0
     assert json.loads((tmp_path / "out").read_text())["state"] == "unchanged"
     assert on_full_disk([*arguments, *training, "--json"], errors, monkeypatch) == 1
     assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
@@ -157,7 +157,7 @@ def in_letters(encoding: str, arguments: list[str], folder: Path, monkeypatch: p
     with (folder / "letters").open("w", encoding=encoding) as output, monkeypatch.context() as here:
         here.setattr(sys, "stdout", output)
         # 1 is a finding, such as a clock.
-        assert _main(arguments) in (0, 1)
+        assert run_command(arguments) in (0, 1)
     # JSON and TOML are UTF-8 wherever they go (RFC 8259, 8.1; TOML 1.0.0, "Spec").
     is_format = "--json" in arguments or (arguments[0] == "manifest" and "--help" not in arguments)
     return (folder / "letters").read_text("utf-8" if is_format else encoding)
@@ -233,9 +233,9 @@ def test_with_its_streams_closed_no_file_of_the_store_gets_their_numbers(world: 
     """A library that prints would print into it."""
     program = (
         "import os, sys\n"
-        "from flows.commands.cli import _main\n"
-        "from flows.commands.output import guarded_streams\n"
-        f"assert _main(['verify', '--store', {str(world / 'store')!r}]) == 0\n"
+        "from flows.commands.cli import run_command\n"
+        "from flows.terminal.streams import guarded_streams\n"
+        f"assert run_command(['verify', '--store', {str(world / 'store')!r}]) == 0\n"
         "with guarded_streams():\n"
         f"    number = os.open({str(tmp_path / 'file')!r}, os.O_CREAT | os.O_WRONLY)\n"
         "    os.write(1, b'printed'), os.write(2, b'printed')\n"

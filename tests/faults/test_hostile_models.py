@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.commands.cli import _main
+from flows.commands.cli import run_command
 from storage.errors import DamagedEntry, IdxflowError
 from storage.records import Split, TrainedModel
 from storage.registry import Registry
@@ -293,7 +293,7 @@ NORMALIZATION: dict[str, Callable[[Bait], bytes]] = {
 
 
 def command(*words: str, store: Store) -> int:
-    return _main([*words, "--store", str(store.root)])
+    return run_command([*words, "--store", str(store.root)])
 
 
 def ways(store: Store, folder: Path) -> dict[str, Callable[[], object]]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.collect import collect
-from flows.commands import output
-from flows.commands.cli import _main
+from flows.commands.destination import destination
 from flows.run import Request, prepare
 from storage.errors import ConfigError
 from storage.store import Store, store_root
@@ -55,7 +54,7 @@ def refused(code: int, said: str, here: Path) -> None:
 def test_an_address_as_the_store_is_refused_by_every_command(here: Path, monkeypatch, capsys, call: list[str], by: str):
     if by == "variable":
         monkeypatch.setenv("IDXFLOW_STORE", ADDRESSES[1])
-    code = _main([*call, *(["--store", ADDRESSES[1]] if by == "flag" else [])])
+    code = call([*call, *(["--store", ADDRESSES[1]] if by == "flag" else [])])
     refused(code, capsys.readouterr().err, here)
 
 
@@ -87,12 +86,12 @@ def test_the_scheduled_removal_refuses_it_too(here: Path):
 )
 def test_an_address_to_write_to_is_refused(here: Path, monkeypatch, capsys, tmp_path_factory, call: list[str]):
     monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path_factory.mktemp("store")))
-    refused(_main(call), capsys.readouterr().err, here)
+    refused(call(call), capsys.readouterr().err, here)
 
 
 def test_an_address_for_a_picture_or_a_report_is_refused(here: Path):
     with pytest.raises(ConfigError) as caught:
-        output.destination("--out", Path("s3://bucket/x.png"), (".png",), Store(here / "store"), force=False)
+        destination("--out", Path("s3://bucket/x.png"), (".png",), Store(here / "store"), force=False)
     refused(caught.value.exit_code, str(caught.value), here)
 
 

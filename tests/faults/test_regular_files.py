@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.cli import _main
+from flows.commands.cli import run_command
 from flows.run import Job
 from storage.datasets import catalog
 from storage.errors import ConfigError, DamagedEntry, IdxflowError
@@ -143,7 +143,7 @@ def test_every_command_refuses_it_in_a_sentence(
     before = (tmp_path / f"thing{suffix}").lstat()
     values = {"folder": folder, "image": tmp_path / "image"}
     with no_hang():
-        assert _main([word.format(place, **values) for word in command.split()]) == code
+        assert run_command([word.format(place, **values) for word in command.split()]) == code
     said = " ".join(capsys.readouterr().err.split())
     assert words in said, said
     assert os.path.samestat((tmp_path / f"thing{suffix}").lstat(), before)
@@ -217,7 +217,7 @@ def test_no_command_waits_for_a_file_of_the_store(copy: Store, tmp_path: Path, c
             _replaced(path, fifo)
         for command in READERS:
             with no_hang():
-                _main(command.split())
+                run_command(command.split())
             assert "Traceback" not in capsys.readouterr().err
         for path in touched:
             path.unlink(missing_ok=True)

@@ -40,22 +40,22 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 
 from flows import retrain, run
 from flows.announce import DEPLOYMENT, connected
-from flows.commands import output
-from flows.commands.cli import _main
-from flows.commands.manifest import manifest_of
-from flows.commands.reports import _show
-from flows.commands.watch import Wanted, _inbox, _make_sure_it_fits
+from flows.commands.cli import run_command
+from flows.commands.destination import destination, write
+from flows.commands.report import _open
 from flows.inbox import Inbox
 from flows.run import Request, _arrived
 from flows.service.application import AUTH
 from flows.service.deployments import read_plan
 from flows.service.processes import Command, Service
 from flows.service.server import address, auth_string, checked_database, checked_names, is_up, known_auth_string
-from flows.service.up import ZOMBIE_VARIABLE, Wish, _Up, _zombie_seconds
+from flows.service.supervisor import ZOMBIE_VARIABLE, Supervisor, UpOptions, zombie_seconds
+from flows.watcher import WatchOptions, _inbox, _make_sure_it_fits
 from storage import arrivals, underway
 from storage.arrivals import Arrivals
 from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES
+from storage.datasets.own_files import manifest_of
 from storage.datasets.training import training_config
 from storage.errors import IdxflowError
 from storage.files import read_json, sealed
@@ -137,7 +137,7 @@ class Here:
 
     def run(self, *words: str, store: bool = True) -> None:
         """Run a command, in the store that has a champion."""
-        if _main([*words, *(["--store", str(self.ready)] if store else [])]):
+        if run_command([*words, *(["--store", str(self.ready)] if store else [])]):
             raise self.made[-1]
 
     def train(self, **parameters: Any) -> None:
@@ -179,7 +179,7 @@ class Here:
 
     def read(self, name: str, **wish: Any) -> np.ndarray:
         return np.concatenate(
-            list(image_files.read(self.folder / name, image_files.Wish(SHAPE, **wish), lambda _: None))
+            list(image_files.read(self.folder / name, image_files.ImageOptions(SHAPE, **wish), lambda _: None))
         )
 
     def write_in(self, name: str, data: bytes) -> None:
@@ -863,34 +863,34 @@ CASES: dict[str, Case] = {
     ),
     # --- the other commands ---------------------------------------------------------------------------------------
     "a figure of an unknown kind": Case(
-        lambda here: destination(here, "x.gif"), "choose such a name", nothing, lambda here: destination(here, "x.png")
+        lambda here: output_file(here, "x.gif"), "choose such a name", nothing, lambda here: destination(here, "x.png")
     ),
     "a figure in a folder that is not there": Case(
-        lambda here: destination(here, "new/x.png"), "make it", lambda here: (here.folder / "new").mkdir()
+        lambda here: output_file(here, "new/x.png"), "make it", lambda here: (here.folder / "new").mkdir()
     ),
     "a figure in the store": Case(
-        lambda here: destination(here, here.ready / "x.png"),
+        lambda here: output_file(here, here.ready / "x.png"),
         "choose another place",
         nothing,
-        lambda here: destination(here, "x.png"),
+        lambda here: output_file(here, "x.png"),
     ),
     "a figure that is a folder": Case(
-        lambda here: ((here.folder / "x.png").mkdir(exist_ok=True), destination(here, "x.png")),
+        lambda here: ((here.folder / "x.png").mkdir(exist_ok=True), output_file(here, "x.png")),
         "choose another name",
         nothing,
-        lambda here: destination(here, "y.png"),
+        lambda here: output_file(here, "y.png"),
     ),
     "a name that is too long": Case(
-        lambda here: output.write(here.folder / ("x" * 300), b""),
+        lambda here: write(here.folder / ("x" * 300), b""),
         "choose another",
         nothing,
-        lambda here: output.write(here.folder / "x", b""),
+        lambda here: write(here.folder / "x", b""),
     ),
     "a figure over another file": Case(
-        lambda here: destination(here, here.write("x.png", b"text")),
+        lambda here: output_file(here, here.write("x.png", b"text")),
         "or remove it",
         lambda here: (here.folder / "x.png").unlink(),
-        lambda here: destination(here, "x.png"),
+        lambda here: output_file(here, "x.png"),
     ),
     "registry: no such data set": Case(
         lambda here: here.run("registry", "history", "other"),
@@ -1028,19 +1028,19 @@ CASES: dict[str, Case] = {
         lambda here: checked_database(None),
     ),
     "watch: for no data set": Case(
-        lambda here: _inbox(Wanted(here.folder, None, None)),
+        lambda here: _inbox(WatchOptions(here.folder, None, None)),
         "give one of them",
         nothing,
-        lambda here: _inbox(Wanted(here.folder, "mnist", None)),
+        lambda here: _inbox(WatchOptions(here.folder, "mnist", None)),
     ),
     "watch: a marker in a folder": Case(
-        lambda here: _inbox(Wanted(here.folder, "mnist", None, marker="a/done")),
+        lambda here: _inbox(WatchOptions(here.folder, "mnist", None, marker="a/done")),
         "give its name alone",
         nothing,
-        lambda here: _inbox(Wanted(here.folder, "mnist", None, marker="done")),
+        lambda here: _inbox(WatchOptions(here.folder, "mnist", None, marker="done")),
     ),
     "watch: no such folder": Case(
-        lambda here: _inbox(Wanted(here.mine, "mnist", None)), "make the folder", lambda here: here.mine.mkdir()
+        lambda here: _inbox(WatchOptions(here.mine, "mnist", None)), "make the folder", lambda here: here.mine.mkdir()
     ),
     # --- files of the store ---------------------------------------------------------------------------------------
     "an entry of other arrays": Case(
@@ -1317,10 +1317,10 @@ CASES: dict[str, Case] = {
         lambda here: asked(here, "figures", "mine"),
     ),
     "report: no browser": Case(
-        lambda here: (here.patch.setattr(webbrowser, "_tryorder", []), _show(here.folder / "page.html")),
+        lambda here: (here.patch.setattr(webbrowser, "_tryorder", []), _open(here.folder / "page.html")),
         "set the environment variable BROWSER",
         lambda here: (here.patch.setattr(webbrowser, "_tryorder", None), here.patch.setenv("BROWSER", "true %s")),
-        lambda here: _show(here.folder / "page.html"),
+        lambda here: _open(here.folder / "page.html"),
     ),
     "output that is full": Case(
         lambda here: printed_into(here, "/dev/full"),
@@ -1419,14 +1419,14 @@ CASES: dict[str, Case] = {
         further(lambda here: other_server(here), "free port at"),
     ),
     "up: a number of seconds that is none": Case(
-        lambda here: (here.patch.setenv(ZOMBIE_VARIABLE, "1 h"), _zombie_seconds()),
+        lambda here: (here.patch.setenv(ZOMBIE_VARIABLE, "1 h"), zombie_seconds()),
         "to be a number of seconds of at least",
         lambda here: here.patch.setenv(ZOMBIE_VARIABLE, "3600"),
-        lambda here: _zombie_seconds(),
+        lambda here: zombie_seconds(),
     ),
     "watch: a server that fails": Case(
         lambda here: announced(here, status(500)),
-        "`idxflow doctor` says more",
+        "run `idxflow doctor`",
         nothing,
         further(lambda here: announced(here, status(404)), "`idxflow up` makes it"),
     ),
@@ -1517,7 +1517,7 @@ def kept_alive(here: Here) -> None:
 def kept_alive_by_up(here: Here) -> None:
     """The same in `idxflow up`, of what cannot use its database, `prefect.db`."""
     with needing(here, "! test -e prefect.db") as service, temporary_settings({PREFECT_HOME: here.folder}):
-        kept = _Up(Wish())
+        kept = Supervisor(UpOptions())
         kept.server, kept.database_file = service, here.folder / "prefect.db"
         until_started(here, kept._revive_all)
 
@@ -1553,8 +1553,8 @@ def scheduled(here: Here, cron: str) -> object:
     return read_plan(here.write("prefect.yaml", json.dumps(plan).encode()))
 
 
-def destination(here: Here, path: str | Path) -> object:
-    return output.destination("--out", here.folder / path, (".png",), Store(here.ready))
+def output_file(here: Here, path: str | Path) -> object:
+    return destination("--out", here.folder / path, (".png",), Store(here.ready))
 
 
 def spoiled(here: Here, name: str, change: Callable[[Path], object]) -> None:
@@ -1654,7 +1654,7 @@ def as_link(path: Path) -> None:
 
 
 def inbox_of(here: Here) -> Inbox:
-    return _inbox(Wanted(here.mine, None, here.folder / "mine.toml"))
+    return _inbox(WatchOptions(here.mine, None, here.folder / "mine.toml"))
 
 
 def taken(here: Here) -> None:

@@ -53,7 +53,7 @@ from flows.commands.cli import main
 Path("store/tiny/ledger/decisions").mkdir(parents=True)
 Path("store/tiny/ledger/decisions/00000001-x.json").write_text("{}")
 sys.stderr = sys.stdout
-import flows.commands.upkeep, storage.retention
+import flows.commands.gc_command, storage.retention
 unused = open("/dev/null")
 resource.setrlimit(resource.RLIMIT_NOFILE, (unused.fileno(),) * 2)
 main(["registry", "history", "tiny", "--store", "store"])

@@ -197,7 +197,7 @@ def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
     others = ["bash", "-uc", f"{doctor} --store {place['IDXFLOW_STORE']}; idxflow up --no-auth"]
     second = subprocess.run(others, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
     assert "is already running" in second.stdout, second.stderr
-    assert "--no-auth has no effect on what runs already" in second.stdout
+    assert "--no-auth has no effect on what is already running" in second.stdout
     assert "wants an auth string" not in second.stdout
     assert second.stderr == ""
 
@@ -322,7 +322,7 @@ def test_another_port_is_no_way_to_a_second_server_on_the_same_database(service:
     told = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
     assert told.returncode == 1
     api = place["PREFECT_API_URL"]
-    assert f"prefect.db; found that of `idxflow up` at {api}; end that one first" in told.stderr
+    assert f"prefect.db; found that of `idxflow up` at {api}; stop that one first" in told.stderr
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import environment
-from flows.commands.cli import _main
+from flows.commands.cli import run_command
 from flows.service import client, server
 from flows.service.application import listen
 from storage.errors import PrefectFailed
@@ -127,13 +127,13 @@ def test_a_profile_that_does_not_exist_is_one_sentence(tmp_path: Path, place: st
         "found 'wrok' (did you mean work?)"
     )
     result = doctor_and_status(tmp_path, environment)
-    assert result.stdout.startswith("Finding(verdict='problem', what='settings'")
+    assert result.stdout.startswith("Diagnosis(verdict='problem', what='settings'")
     assert said in result.stdout
     assert "WARNING" not in result.stderr
     # As it is advised: it is removed.
     profiles.write_text(profiles.read_text().replace("wrok", "work"))
     environment.pop("PREFECT_PROFILE", None)
-    assert doctor_and_status(tmp_path, environment).stdout.startswith("Finding(verdict='ok', what='settings'")
+    assert doctor_and_status(tmp_path, environment).stdout.startswith("Diagnosis(verdict='ok', what='settings'")
 
 
 @pytest.mark.remedies("flows.service.configuration:_check_files")
@@ -160,7 +160,7 @@ def test_status_goes_without_them_and_the_doctor_names_them(tmp_path: Path):
     (tmp_path / "prefect.toml").write_text("[api")
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     finding, remark = doctor_and_status(tmp_path, environment).stdout.splitlines()
-    assert finding.startswith("Finding(verdict='problem', what='settings'")
+    assert finding.startswith("Diagnosis(verdict='problem', what='settings'")
     assert "prefect.toml" in finding
     assert "prefect.toml" in remark
 
@@ -169,7 +169,7 @@ def doctor_and_status(folder: Path, environment: dict[str, str]) -> subprocess.C
     """Print what `idxflow doctor` finds of the settings, and what `idxflow status` says of them, on a line each."""
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import flows.commands.doctor as d, flows.commands.status as s\n"
+        "import flows.diagnosis as d, flows.health as s\n"
         "from storage.store import Store, store_path\n"
         "print(next(iter(d._server(Store(store_path())))))\nprint(s._scheduled())"
     )
@@ -354,7 +354,7 @@ def test_a_folder_that_was_removed_is_one_sentence(
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    assert _main(["datasets"]) == 2
+    assert run_command(["datasets"]) == 2
     assert "expected a current folder; No such file or directory: it was removed" in capfd.readouterr().err
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.cli import _main
+from flows.commands.cli import run_command
 from storage.store import Store
 from tests.support.stores import retrain
 
@@ -49,7 +49,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def failed(capsys: pytest.CaptureFixture, words: list[str], code: int) -> str:
     """Return the sentence of a command that fails, once as JSON and once in a line."""
-    assert _main(words) == code
+    assert run_command(words) == code
     out, errors = capsys.readouterr()
     found = json.loads(out)["error"]
     assert found["exit_code"] == code
@@ -96,7 +96,7 @@ def test_what_would_act_on_a_terminal_is_not_printed(store: Store, capsys: pytes
         ["run", "--dataset-file", bad],
         ["predict", "tiny", bad],
     ):
-        assert _main(words) == 2
+        assert run_command(words) == 2
         errors = capsys.readouterr().err
         assert errors.count("\n") == 1
         assert errors.rstrip("\n").isprintable()
@@ -109,10 +109,10 @@ def test_an_interruption_is_json_too(
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("flows.commands.upkeep.retention.collect", interrupted)
+    monkeypatch.setattr("flows.commands.gc_command.retention.collect", interrupted)
     said = failed(capsys, ["gc", "--json"], code)
     how = "interrupted" if number == signal.SIGINT else "terminated"
-    assert said == f"{how}; the same command resumes"
+    assert said == f"{how}; run the same command again to resume"
     # That would go back another champion, where the first call has gone back one.
     monkeypatch.setattr("flows.commands.registry._report", interrupted)
     monkeypatch.setattr("flows.commands.registry._move", lambda *_: {})
@@ -160,8 +160,8 @@ def test_archives_that_may_not_be_read_are_named(refused: str, capsys: pytest.Ca
         place = Path(folder) / refused
         place.chmod(0o300)
         with by_another_user():
-            assert _main(["manifest", folder]) == 1
+            assert run_command(["manifest", folder]) == 1
         place.chmod(0o755)
     out, errors = capsys.readouterr()
     assert out == ""
-    assert errors == f"idxflow: expected to use {place}; Permission denied; correct that, or choose another place\n"
+    assert errors == f"idxflow: cannot use {place}: Permission denied; correct that, or choose another place\n"

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from flows import endings
-from flows.commands import doctor, status
-from flows.commands.cli import _main
+from flows import diagnosis, endings, health
+from flows.commands.cli import run_command
 from flows.run import Request
 from storage import retention, underway
 from storage.files import locked
@@ -160,7 +159,7 @@ def test_a_decision_that_was_made_before_is_said(filled: Store):
 @pytest.mark.parametrize("command", [["status"], ["runs", "list", DATASET], ["doctor"]])
 def test_the_next_command_that_looks_records_it(filled: Store, command: list[str], capsys: pytest.CaptureFixture):
     die(filled)
-    _main([*command, "--store", str(filled.root)])
+    run_command([*command, "--store", str(filled.root)])
     assert (Ledger(filled, DATASET).last("runs") or {})["run"] == RUN
     assert "Traceback" not in "".join(capsys.readouterr())
 
@@ -169,18 +168,18 @@ def test_status_gives_the_time_when_it_began_and_says_so_until_a_run_ends_well(
     filled: Store, capsys: pytest.CaptureFixture
 ):
     die(filled)
-    assert _main(["status", "--store", str(filled.root)]) == 1
+    assert run_command(["status", "--store", str(filled.root)]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "problem the last run was crashed: its process" in said
     assert "last run 2026-01-01 00:00 UTC (" in said
     retrain(filled, 2)
-    assert _main(["status", "--store", str(filled.root)]) == 0
+    assert run_command(["status", "--store", str(filled.root)]) == 0
 
 
 def test_its_report_can_be_made_from_what_is_left(filled: Store, tmp_path: Path, capsys: pytest.CaptureFixture):
     die(filled)
     page = tmp_path / "report.html"
-    assert _main(["report", DATASET, "--out", str(page), "--store", str(filled.root)]) == 0
+    assert run_command(["report", DATASET, "--out", str(page), "--store", str(filled.root)]) == 0
     assert f"the report of run {RUN} was never published" in capsys.readouterr().err
     assert "The run was cut off" in page.read_text(encoding="utf-8")
 
@@ -197,12 +196,12 @@ def test_what_a_resume_needs_stays_until_a_run_came_to_its_end(filled: Store, ca
         done = retention.collect(filled, DATASET)
         assert (done.leftovers, done.unfinished) == ((other,), (unfinished,))
         assert (unfinished / "checkpoint.npz").is_file()
-        found = doctor._whole(filled)
+        found = diagnosis._whole(filled)
         assert (found.verdict, found.remedy) == ("ok", "")
         assert "1 unfinished, which the next run resumes" in found.found
         assert [f.remedy for f in verify(filled).leftovers] == ["run the same command again to resume"]
     retrain(filled, 2)
-    assert doctor._whole(filled).remedy == filled.command("gc")
+    assert diagnosis._whole(filled).remedy == filled.command("gc")
     assert retention.collect(filled, DATASET).leftovers == (unfinished,)
 
 
@@ -222,4 +221,4 @@ def counted(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[None
 
 
 def test_states_that_need_help_are_all_known():
-    assert {"crashed", "cancelled", "terminated", "interrupted", "failed", "refused"} == set(status.BAD)
+    assert {"crashed", "cancelled", "terminated", "interrupted", "failed", "refused"} == set(health.BAD)

@@ -95,12 +95,12 @@ def test_a_set_is_announced_until_there_is_a_run_of_it_and_then_no_more(world: W
     first = world.once()
     (one,) = world.sets()
     assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.endswith(f"complete; set {one}\ntiny: set {one} announced, its flow run is made\n")
+    assert first.stdout.endswith(f"complete; set {one}\ntiny: set {one} announced, its flow run is created\n")
     assert world.announced() == [one]
     nothing = f"tiny: nothing to announce, the archives in {world.inbox} have been announced\n"
     assert world.once().stdout == nothing
     world.delete()
-    assert world.once().stdout == f"tiny: set {one} announced, its flow run is made\n"
+    assert world.once().stdout == f"tiny: set {one} announced, its flow run is created\n"
     assert world.announced() == [one]
     # It may have ended while the server was not there, or had lost its database.
     Ledger(world.store, "tiny").append("runs", "run", {"state": "promoted", "sentence": "promoted v1", "arrival": one})
@@ -109,7 +109,7 @@ def test_a_set_is_announced_until_there_is_a_run_of_it_and_then_no_more(world: W
     assert world.announced() == []
 
 
-@pytest.mark.remedies("flows.commands.watch:_announce")
+@pytest.mark.remedies("flows.watcher:_announce")
 def test_the_next_set_is_announced_when_the_run_of_the_one_before_it_has_started(world: World):
     world.put(world.first)
     assert world.once().returncode == 0
@@ -117,17 +117,17 @@ def test_the_next_set_is_announced_when_the_run_of_the_one_before_it_has_started
     waits = world.once()
     one, other = world.sets()
     assert waits.returncode == 1
-    assert f"idxflow: tiny: the set {other} waits, its run is made when the run 'tiny {one}' of the" in waits.stderr
+    assert f"idxflow: tiny: the set {other} waits; its run is created when the run 'tiny {one}' of the" in waits.stderr
     assert world.announced() == [one]
     world.set_state("RUNNING")
-    assert world.once().stdout == f"tiny: set {other} announced, its flow run is made\n"
+    assert world.once().stdout == f"tiny: set {other} announced, its flow run is created\n"
     assert world.announced() == [one, other]
 
 
 def test_a_run_whose_process_died_is_said_once_and_not_repeated(world: World):
     world.put(world.first)
     with Command(*world.words("--every", "0.2"), env=world.environment) as watcher:
-        until(lambda: "announced, its flow run is made" in watcher.said)
+        until(lambda: "announced, its flow run is created" in watcher.said)
         (one,) = world.sets()
         world.set_state("CRASHED", "killed by signal 9")
         again = f"prefect deployment run retrain/inbox --param dataset=tiny --param arrival={one}"
@@ -135,7 +135,7 @@ def test_a_run_whose_process_died_is_said_once_and_not_repeated(world: World):
         # The next set is not held up by it.
         world.put(world.second)
         until(lambda: len(world.announced()) == 2)
-        assert watcher.errors.count("found Crashed: killed by signal 9; it is not repeated by itself") == 1
+        assert watcher.errors.count("found Crashed: killed by signal 9; it is not retried automatically") == 1
     # What the command says does what it says.
     prefect(world.environment, *again.split()[1:])
     assert [world.announced().count(arrival) for arrival in world.sets()] == [2, 1]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.cli import _main
+from flows.commands.cli import run_command
 from storage.registry import Registry
 from storage.store import Store
 from tests.conftest import TinyFactory
@@ -90,7 +90,7 @@ def test_a_command_reads_no_more_of_a_long_past(
     for store in stores:
         with opened(store) as count:
             # The entries are those of no real run: `show` says so.
-            assert _main([*command, "--store", str(store.root)]) in (0, 1)
+            assert run_command([*command, "--store", str(store.root)]) in (0, 1)
             counted.append(count())
     assert counted[0] <= counted[1] <= counted[0] + SPARE, capsys.readouterr()
     assert counted[0]

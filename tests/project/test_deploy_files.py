@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from flows.commands.cli import app
-from flows.service.up import up
+from flows.commands.up import up
 from tests.support.servers import BIN, ROOT
 
 UNIT = (ROOT / "deploy/idxflow.service").read_text(encoding="utf-8")

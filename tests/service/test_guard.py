@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from flows.commands.up import up
 from flows.service import entry, server
 from flows.service.application import AUTH
 from flows.service.guard import Guard, Rules
-from flows.service.up import up
 from storage.errors import ConfigError
 
 OWN = "127.0.0.1:4200"

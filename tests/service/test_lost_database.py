@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from flows import announce
+from flows import announce, diagnosis
 from flows.announce import connected
-from flows.commands import doctor
 from flows.service import server, sqlite
 from flows.service.client import asked
 from flows.service.deployments import AUTOMATION, VARIABLE
@@ -37,7 +36,7 @@ IDXFLOW = (
     # As the installed command has it: nothing of the current folder is imported.
     "-P",
     "-c",
-    "from flows.service import up; up.LOOK_SECONDS = 2; from flows.commands.cli import main; main()",
+    "from flows.service import supervisor; supervisor.LOOK_SECONDS = 2; from flows.commands.cli import main; main()",
 )
 """The command, with less time between two looks at the server."""
 RESTORED = "put there again; schedules as people had left them: "
@@ -152,21 +151,21 @@ def stopped(service: Service, *more: int) -> Iterator[None]:
 def patiently_configured(service: Service) -> Iterator[None]:
     """Have this process use that server; a busy machine is not what is looked for."""
     with configured(service), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(doctor, "_QUERY_SECONDS", SECONDS)
+        patch.setattr(diagnosis, "_QUERY_SECONDS", SECONDS)
         patch.setattr(server, "_HEALTH_SECONDS", SECONDS)
         patch.setattr(announce, "_PATIENCE_SECONDS", SECONDS)
         yield
 
 
-def findings(service: Service) -> dict[str, doctor.Finding]:
+def findings(service: Service) -> dict[str, diagnosis.Diagnosis]:
     """What `idxflow doctor` says of the server."""
     with patiently_configured(service):
-        return {finding.what: finding for finding in doctor._server(Store(Path(service.environment["IDXFLOW_STORE"])))}
+        return {
+            finding.what: finding for finding in diagnosis._server(Store(Path(service.environment["IDXFLOW_STORE"])))
+        }
 
 
-@pytest.mark.remedies(
-    "flows.commands.doctor:_worker", "flows.commands.doctor:_deployments", "flows.commands.doctor:_automation"
-)
+@pytest.mark.remedies("flows.diagnosis:_worker", "flows.diagnosis:_deployments", "flows.diagnosis:_automation")
 @pytest.mark.remedies("flows.announce:connected")
 def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
     before = service.said
@@ -192,7 +191,7 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
         ):
             pass
     # It names what is still missing: the worker may have made its pool first.
-    until(said(service, "any more; put there again", before))
+    until(said(service, "deployed again", before))
     again = findings(service)
     assert again["deployments"].remedy != gone.remedy
     assert again["worker"].found != pool.found
@@ -201,7 +200,7 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
     assert_all_there(service)
 
 
-@pytest.mark.remedies("flows.commands.doctor:_database:3")
+@pytest.mark.remedies("flows.diagnosis:_database:3")
 def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
     found = findings(service)["database"]
@@ -212,9 +211,7 @@ def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service
     assert findings(service)["database"].verdict == "ok"
 
 
-@pytest.mark.remedies(
-    "flows.commands.doctor:_database", "flows.commands.doctor:_database:2", "flows.service.client:asked"
-)
+@pytest.mark.remedies("flows.diagnosis:_database", "flows.diagnosis:_database:2", "flows.service.client:asked")
 def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(service: Service):
     before = service.said
     with stopped(service):
@@ -226,7 +223,7 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
         found = findings(service)["database"]
         assert found.verdict == "problem"
         assert f"{database(service)} was replaced under the running server" in found.found
-    until(said(service, "which is restarted to use it", before))
+    until(said(service, "restarting the server", before))
     until(said(service, "server started again", before))
     until(lambda: (now := findings(service).get("database")) and now.verdict == "ok")
 
@@ -288,7 +285,7 @@ def test_what_to_do_about_a_broken_database(spoil: Callable[[Path], None], tmp_p
     )
 
 
-@pytest.mark.remedies("flows.service.up:_await_server")
+@pytest.mark.remedies("flows.service.supervisor:_await_server")
 def test_a_broken_database_is_named_with_what_to_do(tmp_path: Path):
     """As one is named to a single run: tests/service/test_temporary_server.py."""
     environment = clean_environment(tmp_path)

@@ -27,8 +27,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from flows.commands import doctor
-from flows.commands.doctor import Finding
+from flows import diagnosis
+from flows.diagnosis import Diagnosis
 from flows.service.deployments import AUTOMATION
 from storage.arrivals import Arrivals
 from storage.files import sha256_of
@@ -509,7 +509,7 @@ def test_status_shows_the_next_run_also_of_what_has_never_run(operated: Operated
     )
     assert "not known" not in result.stdout
     # A process of its own, unlike those of other commands here, which fork from one that has Prefect.
-    code = "import sys; from flows.commands.cli import _main; _main(['status']); print('prefect' in sys.modules)"
+    code = "import sys; from flows.commands import cli; cli.run_command(['status']); print('prefect' in sys.modules)"
     own = [sys.executable, "-P", "-c", code]
     light = subprocess.run(own, env=operated.environment, capture_output=True, text=True, check=True)
     assert light.stdout.endswith("False\n")
@@ -525,10 +525,8 @@ def test_the_doctor_finds_all_well(operated: Operated, run: dict[str, Any]):
     assert {"TensorFlow", "store", "worker", "limits", "late runs", "dead runs"} <= {f["what"] for f in findings}
 
 
-@pytest.mark.remedies(
-    "flows.commands.doctor:_worker:2", "flows.commands.doctor:_deployments:2", "flows.commands.doctor:_deployments:3"
-)
-@pytest.mark.remedies("flows.commands.doctor:_deployments:4", "flows.commands.doctor:_automation:2")
+@pytest.mark.remedies("flows.diagnosis:_worker:2", "flows.diagnosis:_deployments:2", "flows.diagnosis:_deployments:3")
+@pytest.mark.remedies("flows.diagnosis:_deployments:4", "flows.diagnosis:_automation:2")
 def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated, run: dict[str, Any]):
     def remedied(what: str) -> str:
         """Do what the doctor says; return what it had found."""
@@ -555,7 +553,7 @@ def test_the_doctor_finds_what_is_paused_and_how_to_resume_it(operated: Operated
     assert remedied("dead runs") == f"the automation {AUTOMATION!r} is disabled"
 
 
-@pytest.mark.remedies("flows.commands.doctor:_limits")
+@pytest.mark.remedies("flows.diagnosis:_limits")
 def test_the_doctor_finds_a_full_limit_and_what_becomes_of_a_new_run(operated: Operated, run: dict[str, Any]):
     for name, fate in (("mnist", "is cancelled"), ("inbox", "waits")):
         # Not scheduled, so that the worker does not take it.
@@ -703,9 +701,7 @@ def test_without_a_server_the_watcher_says_so_and_goes_on(operated: Operated, tm
     assert (once.returncode, once.stderr) == (1, f"{sentence}\n")
 
 
-@pytest.mark.remedies(
-    "flows.commands.doctor:_worker:3", "flows.commands.doctor:_late", "flows.commands.doctor:_lifeless"
-)
+@pytest.mark.remedies("flows.diagnosis:_worker:3", "flows.diagnosis:_late", "flows.diagnosis:_lifeless")
 def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated, run: dict[str, Any]):
     operated.stop_worker()
     known = {run["id"] for run in operated.runs("digits")}
@@ -741,10 +737,10 @@ def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated
     assert operated.findings()["worker"].verdict == "ok"
 
 
-def due_at_once(operated: Operated) -> Finding:
+def due_at_once(operated: Operated) -> Diagnosis:
     """What the doctor finds of late runs where one is late a second after its time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(doctor, "LATE", timedelta(seconds=1))
+        patch.setattr(diagnosis, "LATE", timedelta(seconds=1))
         return operated.findings()["late runs"]
 
 
@@ -769,7 +765,9 @@ def _a_late_run_is_found(operated: Operated) -> None:
     assert (finding.verdict, finding.found) == ("problem", "1, first 'long-due'")
     asked = operated.idxflow("status", "mnist")
     assert asked.returncode == 1
-    assert re.search(r"problem +a run has been due since .*: no worker takes it; start one: idxflow up", asked.stdout)
+    assert re.search(
+        r"problem +a run has been due since .*: no worker has taken it; start one: idxflow up", asked.stdout
+    )
     operated.delete(f"flow_runs/{late}")
     assert operated.findings()["late runs"].verdict == "ok"
 

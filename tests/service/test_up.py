@@ -22,11 +22,11 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from flows.commands import doctor
+from flows import diagnosis
 from flows.service import deployments, server
 from flows.service.memory import Memory
 from flows.service.processes import end_with_parent
-from flows.service.up import Wish, _Up
+from flows.service.supervisor import Supervisor, UpOptions
 from storage.errors import PrefectFailed
 from storage.files import locked
 from storage.ledger import Ledger
@@ -247,7 +247,7 @@ def lost_run(service: Service) -> str:
     return run
 
 
-@pytest.mark.remedies("flows.commands.doctor:_server:2")
+@pytest.mark.remedies("flows.diagnosis:_server:2")
 def test_the_doctor_names_the_command_where_there_is_no_server(
     place: dict[str, str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ):
@@ -255,11 +255,11 @@ def test_the_doctor_names_the_command_where_there_is_no_server(
     monkeypatch.setattr(server, "DEFAULT_PORT", free_port())
     store = Store(Path(place["IDXFLOW_STORE"]))
     with temporary_settings({PREFECT_HOME: Path(place["PREFECT_HOME"])}):
-        _, finding = doctor._server(store)
+        _, finding = diagnosis._server(store)
         assert (finding.verdict, finding.what) == ("warning", "server")
         assert finding.remedy == f"{store.command('up')}: needed for schedules, deployments and the UI"
         request.getfixturevalue("service")
-        found = {finding.what: finding for finding in doctor._server(store)}
+        found = {finding.what: finding for finding in diagnosis._server(store)}
     assert found["server"].verdict == "ok"
     assert f" at {place['PREFECT_API_URL']}" in found["server"].found
 
@@ -303,14 +303,15 @@ def test_a_second_one_says_what_runs_and_starts_nothing(service: Service):
     assert "worker polling the pool idxflow" in second.stdout
 
 
-@pytest.mark.remedies("flows.service.up:_refuse_shared_database")
+@pytest.mark.remedies("flows.service.supervisor:_refuse_shared_database")
 def test_a_second_server_on_the_same_database_is_refused(service: Service, tmp_path: Path):
     words = ("up", "--port", str(free_port()))
     refused = idxflow(*words, env=service.environment)
     assert refused.returncode == 1
     address = service.environment["PREFECT_API_URL"]
     assert (
-        f"found that of `idxflow up` at {address}; end that one first, or choose another PREFECT_HOME" in refused.stderr
+        f"found that of `idxflow up` at {address}; stop that one first, or choose another PREFECT_HOME"
+        in refused.stderr
     )
     with Command(*words, env={**service.environment, "PREFECT_HOME": str(tmp_path)}) as other:
         until(lambda: "starting a Prefect server at " in other.said or other.poll() is not None)
@@ -369,7 +370,7 @@ def test_a_run_whose_machine_is_gone_is_ended_by_the_server(service: Service, lo
     assert service.slots("mnist") == 0
 
 
-@pytest.mark.remedies("flows.service.up:_await_worker")
+@pytest.mark.remedies("flows.service.supervisor:_await_worker")
 def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(service: Service):
     mnist = service.deployment("mnist")
     schedule = mnist["schedules"][0]
@@ -450,7 +451,7 @@ def _a_worker_that_cannot_start_is_named_with_its_log(service: Service) -> None:
     logging = service.output.with_name("logging.yml")
     logging.write_text("{")
     with configured(service):
-        other = _Up(Wish(pool="other"))
+        other = Supervisor(UpOptions(pool="other"))
         with other._client() as client:
             other.pool_type = deployments.ensure_pool(client, "other")
             with pytest.raises(
@@ -522,7 +523,7 @@ def test_a_port_where_nothing_is_said_is_something_else_s(monkeypatch: pytest.Mo
             server.is_up(where)
 
 
-@pytest.mark.remedies("flows.service.up:_start_server")
+@pytest.mark.remedies("flows.service.supervisor:_start_server")
 def test_a_server_of_another_user_is_used_only_where_it_is_named(tmp_path: Path):
     if os.getuid() != 0:
         pytest.skip("needs to be root, to listen as another user")
@@ -539,7 +540,7 @@ def test_a_server_of_another_user_is_used_only_where_it_is_named(tmp_path: Path)
             )
         )
     assert refused.returncode == 1
-    advice = "found another user's; choose another with --port, or trust that one by PREFECT_API_URL"
+    advice = "found another user's; choose another with --port, or set PREFECT_API_URL to trust that one"
     assert advice in refused.stderr
     for next_one in further:
         assert "found something else (HTTP 404)" in next_one.stderr
@@ -616,11 +617,11 @@ def test_a_database_that_refuses_is_named_in_one_sentence_without_the_password(t
 
 def test_another_store_or_pool_is_not_taken_for_that_of_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("IDXFLOW_STORE", raising=False)
-    running = Wish(store=str(tmp_path / "one")).effects()
+    running = UpOptions(store=str(tmp_path / "one")).effects()
     # With nothing asked for, whatever runs is what is wanted.
-    assert Wish().ineffective(running) == []
-    assert Wish(pool="other").ineffective(running) == ["--pool"]
+    assert UpOptions().ineffective(running) == []
+    assert UpOptions(pool="other").ineffective(running) == ["--pool"]
     monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path / "one"))
-    assert Wish().ineffective(running) == []
+    assert UpOptions().ineffective(running) == []
     monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path / "two"))
-    assert Wish().ineffective(running) == ["--store or IDXFLOW_STORE"]
+    assert UpOptions().ineffective(running) == ["--store or IDXFLOW_STORE"]

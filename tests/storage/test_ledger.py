@@ -11,8 +11,8 @@ from itertools import islice
 
 import pytest
 
-from flows.commands import doctor
-from flows.commands.cli import _main
+from flows import diagnosis
+from flows.commands.cli import run_command
 from storage.files import create_json
 from storage.ledger import KINDS, Ledger, jumps, place, run_of
 from storage.store import Store
@@ -111,7 +111,7 @@ def test_a_clock_that_was_wrong_shows_in_the_times(hours: tuple[float, ...], fou
 
 
 def status(store: Store, capsys: pytest.CaptureFixture) -> tuple[int, str]:
-    code = _main(["status", "--store", str(store.root)])
+    code = run_command(["status", "--store", str(store.root)])
     return code, capsys.readouterr().out
 
 
@@ -123,17 +123,17 @@ def test_a_run_from_the_future_neither_proves_freshness_nor_stamps_those_after_i
         retrain(store, 2)
     code, said = status(store, capsys)
     assert code == 1
-    assert re.search(r"problem +the last good run has a time in the future, 20\d\d-.* \(in 36[45] days\)", said)
+    assert re.search(r"problem +the last successful run has a time in the future, 20\d\d-.* \(in 36[45] days\)", said)
     assert "stale" not in said, "the run before it is fresh"
     with clock_ahead(timedelta(days=9)):
-        assert "stale: the last good run was 9 days ago" in status(store, capsys)[1]
+        assert "stale: the last successful run was 9 days ago" in status(store, capsys)[1]
 
     retrain(store, 3)
     assert status(store, capsys)[0] == 0
     with clock_ahead(timedelta(days=9)):
         code, said = status(store, capsys)
     assert code == 1
-    assert "stale: the last good run was 9 days ago, expected one at least every 8 days" in said
+    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in said
     assert "in the future" not in said
 
 
@@ -150,29 +150,29 @@ def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: p
     with clock_ahead(YEAR):
         retrain(store, 2)
     retrain(store, 3)
-    assert _main(["verify", "--store", str(store.root)]) == 0
+    assert run_command(["verify", "--store", str(store.root)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"remark: .*/00000003-run-2\.json: expected no time later than now, .*; found 2 up to ", lines[0])
     assert re.match(
         r"remark: .*/00000005-run-3\.json: expected a time after 20.*00000004-run-2\.json; found ", lines[1]
     )
     assert lines[2].startswith("ok: ")
-    assert lines[2].endswith("0 damaged, 0 left over, 2 to remark on")
+    assert lines[2].endswith("0 damaged, 0 left over, 2 remarks")
     with clock_ahead(2 * YEAR):
         assert [finding.path.name for finding in verify(store).remarks] == ["00000005-run-3.json"]
 
 
-@pytest.mark.remedies("flows.commands.doctor:_clock:2")
+@pytest.mark.remedies("flows.diagnosis:_clock:2")
 def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
     retrain(store, 1)
-    assert doctor._clock(store).verdict == "ok"
+    assert diagnosis._clock(store).verdict == "ok"
     with clock_ahead(YEAR):
         retrain(store, 2)
-    found = doctor._clock(store)
+    found = diagnosis._clock(store)
     assert (found.verdict, "2 up to 20" in found.found, "timedatectl" in found.remedy) == ("warning", True, True)
     retrain(store, 3)
     with clock_ahead(2 * YEAR):
-        found = doctor._clock(store)
+        found = diagnosis._clock(store)
     assert (found.verdict, found.found) == (
         "ok",
         "put back before 00000005-run-3.json of tiny; the records are in order",
@@ -184,7 +184,7 @@ def test_history_and_runs_are_in_the_order_they_happened(store: Store, capsys: p
         with clock_ahead(timedelta(days=ahead)):
             retrain(store, number)
     for command, last in ((["registry", "history"], "v3→v4"), (["runs", "list"], "run-4")):
-        assert _main([*command, DATASET, "--store", str(store.root)]) == 0
+        assert run_command([*command, DATASET, "--store", str(store.root)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert last in lines[0]
         assert len(lines) == 4
@@ -213,7 +213,7 @@ def test_who_was_champion_is_said_with_a_doubt_where_the_clock_leaves_one(
         with clock_ahead(timedelta(days=days)):
             retrain(store, number)
     moment = (datetime.now(UTC) + timedelta(days=asked)).isoformat()
-    assert _main(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
+    assert run_command(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
     said = capsys.readouterr()
     assert (f"champion v{version}," if version else "no champion yet") in said.out
     assert ("the clock was put back" not in said.err) is is_sure

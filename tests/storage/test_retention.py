@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from flows.commands import upkeep
-from flows.commands.cli import _main
+from flows.commands import gc_command
+from flows.commands.cli import run_command
 from storage.errors import StoreError
 from storage.ledger import Ledger
 from storage.registry import Registry
@@ -123,13 +123,13 @@ def test_the_champion_cannot_be_retired(filled: Store):
 
 def test_gc_says_what_it_removed(filled: Store, capsys: pytest.CaptureFixture):
     where = ["--store", str(filled.root)]
-    assert _main(["gc", "--keep-last", "2", "--dry-run", *where]) == 0
+    assert run_command(["gc", "--keep-last", "2", "--dry-run", *where]) == 0
     assert capsys.readouterr().out.startswith("tiny: would remove 28 entries (of v4–v10)")
-    assert _main(["gc", DATASET, "--keep-last", "2", "--json", *where]) == 0
+    assert run_command(["gc", DATASET, "--keep-last", "2", "--json", *where]) == 0
     said = json.loads(capsys.readouterr().out)["datasets"][0]
     assert (len(said["entries"]), said["kept"], said["busy"]) == (28, 20, False)
     with filled.in_use(DATASET):
-        assert _main(["gc", *where]) == 0
+        assert run_command(["gc", *where]) == 0
     assert "a run is in progress" in capsys.readouterr().err
 
 
@@ -138,8 +138,8 @@ def test_gc_says_what_it_removed(filled: Store, capsys: pytest.CaptureFixture):
     [((), ""), ((3,), "v3"), ((1, 2), "v1–v2"), ((*range(1, 38), 40), "v1–v37, v40"), ((1, 3, 4, 9), "v1, v3–v4, v9")],
 )
 def test_versions_are_said_as_ranges(numbers: tuple[int, ...], said: str):
-    assert upkeep._ranges(numbers) == said
+    assert gc_command._ranges(numbers) == said
 
 
 def test_gc_keeps_at_least_one(filled: Store, capsys: pytest.CaptureFixture):
-    assert _main(["gc", "--keep-last", "0", "--store", str(filled.root)]) == 2
+    assert run_command(["gc", "--keep-last", "0", "--store", str(filled.root)]) == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.cli import _main
+from flows.commands.cli import run_command
 from storage.registry import Registry
 from storage.store import ENTRY, Store
 from storage.verify import verify
@@ -164,11 +164,11 @@ def test_a_file_that_cannot_be_read_is_not_said_to_be_good(filled: Store):
 
 
 def test_verify_exits_with_1_on_damage_and_says_what(filled: Store, capsys: pytest.CaptureFixture):
-    assert _main(["verify", "--store", str(filled.root)]) == 0
+    assert run_command(["verify", "--store", str(filled.root)]) == 0
     assert capsys.readouterr().out.startswith("ok: 1 data set, 12 entries, 3 versions, 6 ledger records")
     path = part(filled, "5-models") / "data.bin"
     edit(path, lambda data: data[:-1])
-    assert _main(["verify", DATASET, "--store", str(filled.root)]) == 1
+    assert run_command(["verify", DATASET, "--store", str(filled.root)]) == 1
     said = capsys.readouterr().out.splitlines()
     assert str(path) in said[0]
     assert "run the same command again" in said[0]
@@ -178,7 +178,7 @@ def test_verify_exits_with_1_on_damage_and_says_what(filled: Store, capsys: pyte
 def test_verify_speaks_json(filled: Store, capsys: pytest.CaptureFixture):
     (filled.dataset(DATASET) / "5-models" / ".abc.partial").mkdir()
     edit(part(filled, "5-models") / "data.bin", lambda data: data[:-1])
-    assert _main(["verify", "--store", str(filled.root), "--json"]) == 1
+    assert run_command(["verify", "--store", str(filled.root), "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert (said["entries"], len(said["damage"]), len(said["leftovers"])) == (12, 1, 1)
     assert said["damage"][0].keys() == {"path", "problem", "remedy"}
@@ -186,9 +186,9 @@ def test_verify_speaks_json(filled: Store, capsys: pytest.CaptureFixture):
 
 @pytest.mark.parametrize("command", ["verify", "gc"])
 def test_no_store_and_no_such_data_set_are_wrong_usage(store: Store, command: str, capsys: pytest.CaptureFixture):
-    assert _main([command, "--store", str(store.root / "none")]) == 2
+    assert run_command([command, "--store", str(store.root / "none")]) == 2
     assert "found nothing" in capsys.readouterr().err
-    assert _main([command, "mnist", "--store", str(store.root)]) == 2
+    assert run_command([command, "mnist", "--store", str(store.root)]) == 2
     assert "run it first: `idxflow run mnist" in capsys.readouterr().err
 
 

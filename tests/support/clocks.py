@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from flows.commands import doctor, status
+from flows import diagnosis, health
+from flows.commands import status
 from storage import ledger, registry, verify
 
 
@@ -22,6 +23,6 @@ def clock_ahead(by: timedelta) -> Iterator[None]:
             return datetime.now(zone) + by
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (ledger, registry, verify, status, doctor):
+        for module in (ledger, registry, verify, health, status, diagnosis):
             patch.setattr(module, "datetime", Wrong)
         yield

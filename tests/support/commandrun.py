@@ -44,11 +44,11 @@ def load() -> None:
     import yaml
 
     from expectations import check
-    from flows.settings import collect_less
+    from flows.settings import relax_garbage_collection
     from storage.runtime import code_digests
     from tasks.model import network
 
-    collect_less()
+    relax_garbage_collection()
     check.prepare()
     network.tensorflow()
     for step in STEPS:
@@ -171,10 +171,10 @@ def read_settings_again() -> None:
     from prefect.context import refresh_global_settings_context
     from prefect.logging import configuration
 
-    from flows.settings import LOGGERS, be_quiet
+    from flows.settings import LOGGERS, silence_prefect
 
     if sys.argv[0] == "idxflow" and sys.argv[1:2] and sys.argv[1] in RUNS:
-        be_quiet()
+        silence_prefect()
     refresh_global_settings_context()
     for name in LOGGERS:
         logging.getLogger(name).handlers.clear()

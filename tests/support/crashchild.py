@@ -121,7 +121,7 @@ def tidy(store: Store) -> None:
 
 
 def take(store: Store, number: int = 1) -> None:
-    """Take a set of archives into the store in the order in which `flows.commands.watch` does, unless it came last."""
+    """Take a set of archives into the store in the order in which `flows.watcher` does, unless it came last."""
     arrivals, source = Arrivals(store, DATASET), "/inbox"
     with arrivals.alone(), arrivals.partial() as place:
         for role in ROLES:

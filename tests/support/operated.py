@@ -14,7 +14,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.commands import doctor
+from flows import diagnosis
 from flows.service.deployments import ensure_automation, ensure_pool
 from storage.store import Store
 from tests.support import commands
@@ -96,10 +96,10 @@ class Operated:
     def idxflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return commands.idxflow(*arguments, env=self.environment, cwd=Path("/"))
 
-    def findings(self) -> dict[str, doctor.Finding]:
+    def findings(self) -> dict[str, diagnosis.Diagnosis]:
         """What `idxflow doctor` finds out about the server."""
         with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
-            return {finding.what: finding for finding in doctor._server(self.store)}
+            return {finding.what: finding for finding in diagnosis._server(self.store)}
 
 
 def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> str:

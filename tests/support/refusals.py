@@ -1,6 +1,6 @@
 """Where the product refuses, and which of these places a test has been through: here, and in the commands it calls.
 
-A test marked `@pytest.mark.remedies("flows.commands.watch:_inbox", "flows.commands.watch:_inbox:2")` meets the refusals
+A test marked `@pytest.mark.remedies("flows.watcher:_inbox", "flows.watcher:_inbox:2")` meets the refusals
 of these places, does what their messages advise, and shows that the next command gets further. It fails where one of
 them was not met.
 """
@@ -61,9 +61,7 @@ def _advises(call: ast.Call, module: str) -> bool:
     if not (isinstance(call.func, ast.Name) and call.args):
         return False
     verdict = call.args[0].value if isinstance(call.args[0], ast.Constant) else None
-    return call.func.id in _KINDS or (
-        module == "flows.commands.doctor" and call.func.id == "Finding" and verdict != "ok"
-    )
+    return call.func.id in _KINDS or (module == "flows.diagnosis" and call.func.id == "Diagnosis" and verdict != "ok")
 
 
 def _numbered(found: Iterator[Refusal]) -> Iterator[Refusal]:
@@ -85,22 +83,22 @@ def marked() -> Iterator[str]:
 @contextmanager
 def noting(notes: Path, made: list[IdxflowError] | None = None) -> Iterator[None]:
     """Note each error that is made in the block, here and in commands that are called; put those here into `made`."""
-    from flows.commands.doctor import Finding
+    from flows.diagnosis import Diagnosis
 
     notes.touch()
-    found = Finding.__init__
+    found = Diagnosis.__init__
     os.environ[NOTES] = str(notes)
     note_if_asked(made)
 
-    def find(finding: Finding, *arguments: Any) -> None:
+    def find(finding: Diagnosis, *arguments: Any) -> None:
         _note(sys._getframe(1))
         found(finding, *arguments)
 
-    Finding.__init__ = find  # type: ignore[method-assign]
+    Diagnosis.__init__ = find  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Finding.__init__ = found  # type: ignore[method-assign]
+        Diagnosis.__init__ = found  # type: ignore[method-assign]
         del IdxflowError.__init__
         del os.environ[NOTES]
 

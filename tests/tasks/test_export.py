@@ -14,7 +14,6 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from flows.commands.predict import export_version
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
 from storage.store import Store
 from tasks.model import network, scaling
@@ -22,7 +21,7 @@ from tasks.model.classifier import softmax
 from tasks.model.scaling import Statistics
 from tasks.serving import export as exports
 from tasks.serving import onnx_graph
-from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, fixture_rows
+from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, export_version, fixture_rows
 from tasks.serving.predict import Model, load_champion
 from tests.support.commands import idxflow
 from tests.support.servers import clean_environment
@@ -158,21 +157,21 @@ def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
 
 def test_an_unknown_format_is_said(ready: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="expected --format to be one of keras, savedmodel, onnx; found 'pickle'"):
-        export_version("tiny", "champion", "pickle", tmp_path / "x", str(ready))
+        export_version(Store(ready), "tiny", "champion", "pickle", tmp_path / "x")
 
 
 def test_onnx_without_its_package_is_refused_with_what_to_install(ready: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (extra,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["onnx"]
     with pytest.raises(ConfigError, match=re.escape(f"-m pip install '{extra}'")):
-        export_version("tiny", "champion", "onnx", tmp_path / "x", str(ready))
+        export_version(Store(ready), "tiny", "champion", "onnx", tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_onnx_export_loads_no_tensorflow(ready: Path, tmp_path: Path):
     code = (
-        "import sys; from flows.commands.predict import export_version\n"
-        f"assert export_version('tiny', 'champion', 'onnx', None, {str(ready)!r}) == 0\n"
+        "import sys; from flows.commands.export import export\n"
+        f"assert export('tiny', format_='onnx', store={str(ready)!r}) == 0\n"
         "print(sorted({'tensorflow', 'keras', 'prefect'} & set(sys.modules)))\n"
     )
     environment = clean_environment(tmp_path, PYTHONPATH=str(ROOT))

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.commands.predict import Wanted, predict_files
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry, StoreError
@@ -21,6 +20,7 @@ from storage.registry import Registry, Version
 from storage.store import Store, store_root
 from tasks.evaluate import evaluate
 from tasks.serving import image_files
+from tasks.serving.classify import PredictOptions, classify
 from tasks.serving.export import export
 from tasks.serving.predict import find_version, load_champion, look_inverted
 from tasks.sources import embedded
@@ -200,21 +200,21 @@ def test_inverted_images_are_noticed_whatever_the_range_is(store: Store, tmp_pat
     assert not model.looks_inverted(images).any()
     assert model.looks_inverted((low + high - images.astype(int)).astype(np.uint8)).all()
     np.save(tmp_path / "x.npy", images)
-    wish, said = image_files.Wish(SHAPE, model.pixel_range, invert=True), []
-    (turned,) = image_files.read(tmp_path / "x.npy", wish, said.append)
+    options, said = image_files.ImageOptions(SHAPE, model.pixel_range, invert=True), []
+    (turned,) = image_files.read(tmp_path / "x.npy", options, said.append)
     np.testing.assert_array_equal(turned, low + high - images.astype(int))
     np.save(tmp_path / "full.npy", _ranged(blobs()["test-images"], 0, 255))
-    wish = image_files.Wish(SHAPE, model.pixel_range, scale=True)
-    (scaled,) = image_files.read(tmp_path / "full.npy", wish, said.append)
+    options = image_files.ImageOptions(SHAPE, model.pixel_range, scale=True)
+    (scaled,) = image_files.read(tmp_path / "full.npy", options, said.append)
     np.testing.assert_allclose(scaled, images, atol=1)
     assert said == []
-    list(image_files.read(tmp_path / "full.npy", image_files.Wish(SHAPE, model.pixel_range), said.append))
+    list(image_files.read(tmp_path / "full.npy", image_files.ImageOptions(SHAPE, model.pixel_range), said.append))
     assert len(said) == ((low, high) != (0, 255))
     assert all(f"are from {low} to {high}" in remark and "--scale" in remark for remark in said)
     for scale in (False, True):
-        wanted = Wanted("tiny", (tmp_path / "full.npy",), scale=scale, store=str(store.root))
-        assert predict_files(wanted, as_json=True) == 0
-        remarks = json.loads(capsys.readouterr().out)["remarks"]
+        options = PredictOptions("tiny", (tmp_path / "full.npy",), scale=scale, store=str(store.root))
+        remarks: list[str] = []
+        assert classify(options, remarks.append).remarks == remarks
         assert any("--scale" in remark for remark in remarks) == (bool(said) and not scale)
     done = export(model, "onnx", tmp_path / "export")
     assert json.loads((done.folder / "model.json").read_text())["input"]["range"] == [low, high]

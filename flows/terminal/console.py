@@ -18,18 +18,17 @@ from rich.progress import (
     BarColumn,
     Progress,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
 )
 from rich.table import Table
 from rich.text import Text
 
-from flows.commands.output import ReaderGone, printable
-from flows.commands.terminal import fitted
 from flows.settings import LOGGERS
+from flows.terminal.screen import is_screen, moving, styled
+from flows.terminal.streams import ReaderGone
+from flows.terminal.text import printable
 from storage.errors import OutputFailed, PrefectFailed
 from storage.records import Step
 from storage.words import counted
@@ -45,14 +44,14 @@ class Console:
     def __init__(self, as_json: bool) -> None:
         self._terminal = Terminal(stderr=as_json, highlight=False)
         # What prints a line where a bar moves has to be what moves the bar: it takes the bar away first.
-        self._moving = self._terminal if looked_at(self._terminal) else Terminal(stderr=True)
+        self._moving = self._terminal if is_screen(self._terminal) else Terminal(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             _HowFar(),
             console=self._moving,
             transient=True,
-            disable=not looked_at(self._moving),
+            disable=not is_screen(self._moving),
         )
         self._tasks: dict[str, TaskID] = {}
         self._stack = ExitStack()
@@ -91,11 +90,14 @@ class Console:
             if self._ending is None:
                 raise
             outcome = self._ending
-            self._say_warning(f"this run is over, but Prefect could not be told and may show it as running: {error}")
+            self._say_warning(
+                "the run finished, but the Prefect server could not be reached; its UI may still show the run as "
+                f"running: {error}"
+            )
         self._bars.stop()
         self._say_end(outcome)
         if self._lost:
-            raise OutputFailed(f"{self._lost}; the run itself is over: {outcome['sentence']}") from self._lost
+            raise OutputFailed(f"{self._lost}; the run itself finished: {outcome['sentence']}") from self._lost
         return outcome
 
     def _print(self, what: RenderableType, whole: bool = True) -> None:
@@ -113,7 +115,7 @@ class Console:
     def _say_step(self, step: Step) -> None:
         how = Text("reused", style="dim") if step.reused else Text(printable(step.reason), style="cyan")
         summary = printable(step.summary)
-        if not looked_at(self._terminal) or self._terminal.width >= WIDE:
+        if not is_screen(self._terminal) or self._terminal.width >= WIDE:
             self._print(Text.assemble(f"{step.name:<21} {summary:<66} {step.seconds:7.2f} s  ", how))
             return
         row = Table.grid(padding=(0, 2, 0, 0))
@@ -165,23 +167,6 @@ class Console:
         self._bars.update(self._tasks[step.name], completed=step.done, note=step.note, visible=not finished)
 
 
-@contextmanager
-def moving(terminal: Terminal, what: str) -> Iterator[Callable[[str], None]]:
-    """Have a line move while the block runs, which says what is waited for; yield what changes it.
-
-    Where nobody looks, in a pipe or a file, nothing moves. What is printed meanwhile has to go through `terminal`.
-    """
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=terminal, transient=True, disable=not looked_at(terminal)) as line:
-        task = line.add_task(what, total=None)
-        yield lambda words: line.update(task, description=words)
-
-
-def looked_at(terminal: Terminal) -> bool:
-    """Return whether what is printed appears on a screen: FORCE_COLOR makes a pipe look like one to Rich."""
-    return terminal.is_terminal and terminal.file.isatty()
-
-
 def waited() -> float:
     """Return the seconds since this process was started, imports and the start of a server included (proc(5))."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -197,12 +182,6 @@ class _HowFar(ProgressColumn):
             return Text(f"{task.elapsed or 0:.0f} s")
         left = f" {task.time_remaining:.0f} s left" if task.time_remaining else ""
         return Text(f"{task.percentage:3.0f}% {task.fields['note']}{left}")
-
-
-def styled(line: str, terminal: Terminal, style: str = "") -> Text:
-    """Return a line for a terminal, made to fit it, or for a pipe or a file, as it is."""
-    line = printable(line)
-    return Text(fitted(line, terminal.width) if looked_at(terminal) else line, style=style)
 
 
 class _StepHandler(logging.Handler):

@@ -1,4 +1,4 @@
-"""`idxflow up`: from nothing to scheduled retraining on one machine, in one command that stays in the foreground."""
+"""The supervisor of `idxflow up`: starts Prefect's server and a worker, deploys, and restarts what dies."""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING
 from uuid import UUID
 
-from cyclopts import Parameter
-from cyclopts.validators import Number
-
-from flows.commands.options import StoreFolder
 from flows.interruption import sent_again
 from flows.service import configuration, entry, server, sqlite
 from flows.service.application import AUTH, Plan
@@ -32,9 +28,10 @@ from flows.service.guard import LOOPBACK
 from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
 from flows.service.processes import START_SECONDS, Command, Service
-from flows.settings import ROOT, store_root
+from flows.settings import POOL, ROOT
+from flows.terminal.screen import moving, styled
 from storage.errors import ConfigError, PrefectFailed
-from storage.store import BESIDE, Store, store_path
+from storage.store import BESIDE, Store, store_path, store_root
 from tasks.sources import proxies
 
 if TYPE_CHECKING:
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
 
     from flows.service.deployments import Promise
 
-POOL = "idxflow"
 LINKS = "links"
 """Folder, below that of the logs, of the links that let a browser in."""
 PROCESS = "process"
@@ -65,8 +61,8 @@ _OF_SERVER = ("--host", "--no-auth", "--no-csrf", "--database", "--allow-host")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the command line asks for."""
+class UpOptions:
+    """How the server and the worker are to run; empty options are the defaults of `idxflow up`."""
 
     host: str = LOOPBACK[0]
     port: int | None = None
@@ -78,7 +74,7 @@ class Wish:
     names: tuple[str, ...] = ()
 
     def effects(self) -> dict[str, object]:
-        """Return, by option, what a server and worker that run already are not changed to."""
+        """Return the options, by name, that have no effect on a server and worker that are already running."""
         return {
             "--host": self.host,
             "--no-auth": self.auth,
@@ -90,93 +86,51 @@ class Wish:
         }
 
     def ineffective(self, held: Mapping[str, object]) -> list[str]:
-        """Return the options that were asked for and are not what is `held`, by option."""
+        """Return the names of the options that were asked for and differ from those in effect, `held`."""
         # A store that the environment names is asked for, too.
-        usual = {**Wish().effects(), _STORE: str(store_path(BESIDE))}
+        usual = {**UpOptions().effects(), _STORE: str(store_path(BESIDE))}
         return [name for name, value in self.effects().items() if value not in (usual[name], held.get(name, value))]
 
 
-def up(
-    *,
-    port: Annotated[
-        int | None,
-        Parameter(
-            help="Port of the server. Default: that of PREFECT_API_URL, else 4200.",
-            validator=Number(gte=1, lte=65535),
-        ),
-    ] = None,
-    host: Annotated[
-        str, Parameter(help="Address to listen on. --no-auth is not allowed if other machines can reach it.")
-    ] = "127.0.0.1",
-    allow_host: Annotated[
-        list[str] | None,
-        Parameter(
-            negative="",
-            help="Additional host name under which browsers reach the server, such as that of a reverse proxy. Can be "
-            "repeated. Not needed for the addresses of this machine.",
-        ),
-    ] = None,
-    pool: Annotated[str, Parameter(help="Work pool to deploy to; created with type process if missing.")] = POOL,
-    database: Annotated[
-        str | None,
-        Parameter(
-            help="`postgresql+asyncpg://user@host/name` instead of SQLite. The password comes from PGPASSWORD or "
-            "~/.pgpass. [env var, with password: PREFECT_SERVER_DATABASE_CONNECTION_URL]"
-        ),
-    ] = None,
-    auth: Annotated[
-        bool,
-        Parameter(
-            help="Require an auth string: that of PREFECT_SERVER_API_AUTH_STRING (user:password), or else one that is "
-            "generated once and kept in a file only you can read. Without it, every user of this machine can run code "
-            "as you.",
-        ),
-    ] = True,
-    csrf: Annotated[
-        bool, Parameter(help="Require a token for every change, against cross-site request forgery.")
-    ] = True,
-    store: StoreFolder = None,
-) -> int:
-    """Start a Prefect server and a worker, deploy everything, and keep them running until Ctrl-C.
+def supervise(options: UpOptions) -> int:
+    """Bring up a server and a worker, and keep them running until a signal comes; return the exit code.
 
-    Uses a server that is already running, and leaves it running at the end. Restarts a server or worker that dies, and
-    marks runs whose process is gone as Crashed. Keeps schedules that were changed, paused or deleted in the UI. Ctrl-C
-    or SIGTERM stops only what this command started. If everything is running already, it says so and exits.
-
-    Examples: `idxflow up` · `idxflow up --port 4300` · `idxflow up --database postgresql+asyncpg://me@db/prefect`
+    Raises:
+        ConfigError: options contradict each other, or the environment.
+        PrefectFailed: the server or the worker does not start.
     """
-    names = server.checked_names(allow_host or ())
-    store_root(store)
-    wish = Wish(host, port, pool, server.checked_database(database), auth, csrf, store, names)
-    if host not in LOOPBACK and not auth:
-        raise ConfigError(f"expected no --no-auth with --host {host}, which other machines can reach; drop one of them")
-    if AUTH in os.environ and not auth:
+    if options.host not in LOOPBACK and not options.auth:
+        raise ConfigError(
+            f"expected no --no-auth with --host {options.host}, which other machines can reach; drop one of them"
+        )
+    if AUTH in os.environ and not options.auth:
         raise ConfigError(f"expected no --no-auth where {AUTH} is set; drop one of them")
     try:
         configuration.read()
-        with _stop_signals(), home_errors():
-            return _Up(wish).run()
-    except _Stopped:
+        with stop_signals(), home_errors():
+            return Supervisor(options).run()
+    except Stopped:
         # Only before anything was started; afterwards `run` itself ends on it.
         return 0
 
 
-class _Stopped(BaseException):
+class Stopped(BaseException):
     """SIGINT, SIGTERM or SIGHUP was received; its argument is which."""
 
 
 @contextmanager
-def _stop_signals() -> Iterator[None]:
-    received: list[_Stopped] = []
+def stop_signals() -> Iterator[None]:
+    """Have SIGINT, SIGTERM and SIGHUP raise `Stopped` in the block, once."""
+    received: list[Stopped] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         # Stopping takes its bounded time; a second Ctrl-C must not leave half of it running.
         if not received:
-            received.append(_Stopped(number))
+            received.append(Stopped(number))
             raise received[0]
 
     def lost(error: BaseException | None) -> int | None:
-        if not isinstance(error, _Stopped):
+        if not isinstance(error, Stopped):
             return None
         received.clear()
         return int(error.args[0])
@@ -192,22 +146,22 @@ def _stop_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Up:
+class Supervisor:
     """The server and worker of one `idxflow up`, and how far they have come."""
 
-    def __init__(self, wish: Wish) -> None:
-        self.wish = wish
+    def __init__(self, options: UpOptions) -> None:
+        self.options = options
         configured = configuration.url()
-        self.chosen = wish.port is None and bool(configured)
+        self.chosen = options.port is None and bool(configured)
         """Whether the user says whose server it is."""
-        self.where = server.address(wish.host, wish.port, configured)
+        self.where = server.address(options.host, options.port, configured)
         self.home = private_home()
         self.folder = self.home / "idxflow"
         # Nor is another address of this machine asked through a proxy.
         proxies.keep_direct(*proxies.LOOPBACK, *([self.where.name] if self.where.local else []))
         self.auth = server.known_auth_string(self.where, self.folder)
         self.worker_name = f"idxflow-up {socket.gethostname()}"
-        self.lock = Lock(self.folder, self.where.api, wish.pool)
+        self.lock = Lock(self.folder, self.where.api, options.pool)
         self.listener: socket.socket | None = None
         """Kept open, so that nobody else can have the port while the server is started again."""
         self.database: IO[bytes] | None = None
@@ -222,7 +176,7 @@ class _Up:
         """That file as the server has it open; None while that is not known."""
         self.journal: sqlite.Identity | None = None
         self.promise: Promise | None = None
-        self.store = Store(store_root(wish.store))
+        self.store = Store(store_root(options.store))
         self.known = set[UUID]()
         """Runs that have ended, and that need no second look."""
         self.said, self.told = "", dict[str, object]()
@@ -238,7 +192,7 @@ class _Up:
                 self._start(client)
                 self._ready()
             self._keep()
-        except _Stopped:
+        except Stopped:
             _say("stopping")
             self._stop()
             _say("stopped")
@@ -254,10 +208,10 @@ class _Up:
         ready = "is already running" if holder.get("ready") else "is already starting"
         _say(f"`idxflow up` {ready}, process {holder.get('pid', 'unknown')}")
         effects = holder.get("effects", {})
-        pool = effects.get("--pool", self.wish.pool)
+        pool = effects.get("--pool", self.options.pool)
         _say(f"server at {self.where.ui}; worker polling the pool {pool}; logs in {self.folder}")
-        for option in self.wish.ineffective(effects):
-            _say(f"{option} has no effect on what runs already: end that first, with Ctrl-C or kill")
+        for option in self.options.ineffective(effects):
+            _say(f"{option} has no effect on what is already running: stop that first, with Ctrl-C or kill")
         if holder.get("links"):
             self._say_link()
         return 0
@@ -278,18 +232,16 @@ class _Up:
     def _start(self, client: SyncPrefectClient) -> None:
         from flows.service import deployments
 
-        environment = server.client_environment(self.where, self.auth, self.wish.store)
-        memory = Memory(self.folder, self.where.api, self.wish.pool)
+        environment = server.client_environment(self.where, self.auth, self.options.store)
+        memory = Memory(self.folder, self.where.api, self.options.pool)
         self.promise = deployments.Promise(
-            self.wish.pool, _zombie_seconds(), environment, memory, deployments.read_plan(), self._revive_all
+            self.options.pool, zombie_seconds(), environment, memory, deployments.read_plan(), self._revive_all
         )
         with _waiting("deploying prefect.yaml"):
             done = deployments.provide(client, self.promise)
-        self.pool_type = client.read_work_pool(self.wish.pool).type
+        self.pool_type = client.read_work_pool(self.options.pool).type
         kept = f"; schedules kept as they are on the server: {', '.join(done.kept)}" if done.kept else ""
-        removed = (
-            f"; removed, because it is not in the file any more: {', '.join(done.removed)}" if done.removed else ""
-        )
+        removed = f"; removed, no longer in the file: {', '.join(done.removed)}" if done.removed else ""
         _say(f"deployed prefect.yaml{kept}{removed}")
         self._start_worker(client, environment)
 
@@ -297,11 +249,11 @@ class _Up:
         if not (self.chosen or server.is_ours(self.where, self.folder)):
             raise PrefectFailed(
                 f"expected a free port or a server of your own at {self.where.ui}, found another user's; choose "
-                "another with --port, or trust that one by PREFECT_API_URL"
+                "another with --port, or set PREFECT_API_URL to trust that one"
             )
         if server.is_up(self.where, self.auth):
             _say(f"found a Prefect server at {self.where.ui}; it is left running at the end")
-            for option in self.wish.ineffective(dict.fromkeys(_OF_SERVER)):
+            for option in self.options.ineffective(dict.fromkeys(_OF_SERVER)):
                 _say(f"{option} has no effect on that server")
             return
         if not self.where.local:
@@ -311,16 +263,16 @@ class _Up:
             )
         self.listener = server.listening(self.where)
         self.database = hold(self.home)
-        self.auth = server.auth_string(self.folder) if self.wish.auth else None
-        environment = server.server_environment(self.where, self.wish.database, self.auth, self.wish.csrf)
+        self.auth = server.auth_string(self.folder) if self.options.auth else None
+        environment = server.server_environment(self.where, self.options.database, self.auth, self.options.csrf)
         log = self.folder / server.LOG
-        plan = Plan(self.wish.host, self.wish.names, str(self.folder / LINKS))
+        plan = Plan(self.options.host, self.options.names, str(self.folder / LINKS))
         self.server = Service(plan.command(environment, ROOT, log, self.listener))
         self.database_file = sqlite.configured(environment.get(server.DATABASE))
         self._refuse_shared_database()
         database = server.shown_database(environment.get(server.DATABASE))
         _say(f"starting a Prefect server at {self.where.ui}, database {database}, log {log}")
-        for opened in server.opened(self.wish.auth, self.wish.csrf):
+        for opened in server.opened(self.options.auth, self.options.csrf):
             _say(opened)
         new = bool(self.database_file and not self.database_file.exists())
         making = "making the database of the server, once" if new else "waiting for the server"
@@ -339,7 +291,7 @@ class _Up:
         if others:
             raise PrefectFailed(
                 f"expected no other server on the database {self.database_file}; found that of `idxflow up` at "
-                f"{others[0]}; end that one first, or choose another PREFECT_HOME or --database"
+                f"{others[0]}; stop that one first, or choose another PREFECT_HOME or --database"
             )
 
     def _await_server(self, service: Service) -> None:
@@ -361,21 +313,21 @@ class _Up:
         others = [name for name in self._workers(client) if name != self.worker_name]
         if self.pool_type != PROCESS:
             _say(
-                f"the pool {self.wish.pool} is of type {self.pool_type}: start its worker where it belongs, "
-                f"prefect worker start --pool {self.wish.pool}"
+                f"the pool {self.options.pool} is of type {self.pool_type}: start a worker of that type: "
+                f"prefect worker start --pool {self.options.pool}"
             )
             return
         if others and not self.server:
-            _say(f"found a worker that polls the pool {self.wish.pool}: {others[0]}")
+            _say(f"found a worker that polls the pool {self.options.pool}: {others[0]}")
             return
         self._sweep(client, "its worker ended")
         log = self.folder / "worker.log"
-        pool = ("--pool", self.wish.pool, "--type", PROCESS, "--name", self.worker_name)
+        pool = ("--pool", self.options.pool, "--type", PROCESS, "--name", self.worker_name)
         command = Command("worker", server.prefect("worker", "start", *pool), environment, ROOT, log)
         self.worker = Service(command)
         self.worker_since = datetime.now(UTC)
         self.worker.start()
-        _say(f"starting a worker for the pool {self.wish.pool}, log {log}")
+        _say(f"starting a worker for the pool {self.options.pool}, log {log}")
         with _waiting("waiting for the worker"):
             self._await_worker(client, self.worker)
         _say(f"worker ready, process {self.worker.pid}")
@@ -388,12 +340,12 @@ class _Up:
             time.sleep(0.3)
         found = f"none within {START_SECONDS} s" if service.pid else service.epitaph()
         raise PrefectFailed(
-            f"expected a worker in the pool {self.wish.pool}, found: {found}; see {service.command.log}"
+            f"expected a worker in the pool {self.options.pool}, found: {found}; see {service.command.log}"
         )
 
     def _workers(self, client: SyncPrefectClient) -> dict[str, datetime]:
         """Return the workers that are online, and when each gave its last heartbeat."""
-        found = client.read_workers_for_work_pool(self.wish.pool)
+        found = client.read_workers_for_work_pool(self.options.pool)
         return {w.name: w.last_heartbeat_time for w in found if w.status == "ONLINE" and w.last_heartbeat_time}
 
     def _ready(self) -> None:
@@ -422,12 +374,12 @@ class _Up:
         # Prefect: telemetry.
         yield f"export DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}"
         yield "prefect deployment run retrain/digits --watch"
-        yield Store(store_root(self.wish.store)).command("status", usual=BESIDE)
+        yield Store(store_root(self.options.store)).command("status", usual=BESIDE)
 
     def _keep(self) -> None:
         """Restart what dies until a signal comes; return at once if nothing was started here."""
         if not self._services:
-            _say("everything was running already; nothing was started")
+            _say("everything is already running; nothing was started")
             return
         _say("Ctrl-C stops " + " and ".join(service.command.name for service in self._services))
         swept = looked = time.monotonic()
@@ -508,7 +460,7 @@ class _Up:
         if now == self.opened:
             return False
         happened = "replaced" if now else "removed"
-        _say(f"the database {self.database_file} was {happened} under the running server, which is restarted to use it")
+        _say(f"the database {self.database_file} was {happened} under the running server; restarting the server")
         self.server.stop(STOP_SECONDS)
         sqlite.forget_journal(self.database_file, self.journal)
         return True
@@ -526,7 +478,7 @@ class _Up:
             "links": bool(self.server and self.auth),
             "database": str(self.database_file or ""),
             "opened": self.opened,
-            "effects": self.wish.effects(),
+            "effects": self.options.effects(),
         }
         if words == self.told:
             return
@@ -544,7 +496,7 @@ class _Up:
 
     def _unanswered(self, error: Exception) -> str:
         return (
-            f"the server at {self.where.ui} does not answer queries ({type(error).__name__}); it is asked again, "
+            f"the server at {self.where.ui} does not answer queries ({type(error).__name__}); retrying; "
             f"see {self.folder / server.LOG}"
         )
 
@@ -560,7 +512,7 @@ class _Up:
 
         # A server that is being started again is no reason to end; the next sweep finds what this one did not.
         with suppress(Exception):
-            for name in end_orphans(client, self.wish.pool, self.worker_name, self.worker_since, why):
+            for name in end_orphans(client, self.options.pool, self.worker_name, self.worker_since, why):
                 _say(f"ended the run {name} as crashed: its process is gone")
             endings.settle(self.store)
             endings.unstarted(client, self.store, self.known)
@@ -591,7 +543,7 @@ class _Up:
         from flows.service.orphans import processes
 
         with self._impatient(STOP_SECONDS) as client:
-            left = processes(client, self.wish.pool, self.worker_name)
+            left = processes(client, self.options.pool, self.worker_name)
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -601,7 +553,12 @@ class _Up:
             self._sweep(client, "`idxflow up` was stopped")
 
 
-def _zombie_seconds() -> int:
+def zombie_seconds() -> int:
+    """Return after how many seconds without a heartbeat a run counts as dead.
+
+    Raises:
+        ConfigError: the environment has no number for it that is large enough.
+    """
     given = os.environ.get(ZOMBIE_VARIABLE, str(ZOMBIE_SECONDS))
     if not given.isdigit() or int(given) < _LEAST_ZOMBIE_SECONDS:
         raise ConfigError(
@@ -612,14 +569,10 @@ def _zombie_seconds() -> int:
 
 
 def _say(line: str) -> None:
-    from flows.commands.console import styled
-
     _screen().print(styled(line, _screen()), soft_wrap=True)
 
 
 def _waiting(what: str) -> AbstractContextManager[object]:
-    from flows.commands.console import moving
-
     return moving(_screen(), what)
 
 

@@ -1,0 +1,203 @@
+"""What the registry and the ledger know about the champions and versions of a data set, as JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+from flows.dataset_in_store import DatasetInStore
+from storage.errors import ConfigError, DamagedEntry
+from storage.ledger import TOLERANCE
+from storage.records import Evaluation, TrainedModel
+from storage.registry import Turn, Version
+
+BY_HAND = "by-hand"
+"""What the ledger has for the run of a decision that no run made."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The champion at a time."""
+
+    time: datetime
+    """UTC; now, if the rest of today was asked for."""
+    is_now: bool
+    decision: Turn | None
+    """The one that made the champion of that time; None if there was none yet."""
+    doubt: str | None
+    """Why the answer is uncertain, if the clock was put back."""
+
+
+def decision_values(data: DatasetInStore, turn: Turn) -> dict[str, Any]:
+    """Return a decision as JSON values."""
+    return {
+        "time": turn.time.isoformat(timespec="milliseconds"),
+        "outcome": turn.outcome,
+        "version": turn.version,
+        "before": turn.before,
+        "after": turn.after if turn.took_effect else turn.before,
+        "took_effect": turn.took_effect,
+        "run": turn.run,
+        "asked_by": turn.asked_by or _asked_by(data, turn.run),
+        "reason": turn.reason,
+        "sentence": turn.sentence,
+        "rules": list(turn.rules),
+    }
+
+
+def version_values(data: DatasetInStore, version: Version) -> dict[str, Any]:
+    """Return everything about a version as JSON values; reads all of its files to see whether they are damaged."""
+    champion = data.registry.champion()
+    is_champion = champion is not None and champion.number == version.number
+    last = next((turn for turn in reversed(data.registry.outline()) if turn.changed), None)
+    return {
+        "dataset": data.name,
+        "version": version.number,
+        "champion": is_champion,
+        "champion_since": last.time.isoformat(timespec="milliseconds") if last and is_champion else None,
+        "registered": version.time,
+        "run": version.run,
+        "asked_by": _asked_by(data, version.run),
+        "test_accuracy": version.test_accuracy,
+        "train_accuracy": version.train_accuracy,
+        "classes": list(version.classes),
+        "image_shape": list(version.image_shape),
+        "model": version.model,
+        "evaluation": version.evaluation,
+        "weights_digest": version.weights_digest,
+        "test_digest": version.test_digest,
+        "collected": data.registry.retired(version),
+        "damage": damage(data, version),
+        "decisions": [decision_values(data, turn) for turn in data.registry.about(version.number)],
+    }
+
+
+def damage(data: DatasetInStore, version: Version) -> str | None:
+    """Return what is wrong with a version's files, in a sentence; None if nothing is, or `gc` has removed them."""
+    if data.registry.retired(version):
+        return None
+    try:
+        _verify(data, version)
+    except DamagedEntry as error:
+        return str(error)
+    return None
+
+
+def champion_at(data: DatasetInStore, text: str) -> Moment:
+    """Return the champion at a time, as `parsed_moment` reads it.
+
+    Raises:
+        ConfigError: the text is no time.
+    """
+    moment, now = parsed_moment(text), datetime.now(UTC)
+    # Nobody knows the rest of today. A time in the future is answered for clocks that were wrong.
+    is_now = moment.date() == now.date() and moment > now
+    moment = now if is_now else moment
+    changes = [turn for turn in data.registry.outline() if turn.changed]
+    last = next((turn for turn in reversed(changes) if turn.time <= moment), None)
+    return Moment(moment, is_now, data.registry.whole(last) if last else None, _doubt(data, changes, last, moment))
+
+
+def parsed_moment(text: str) -> datetime:
+    """Return the time (UTC) that a text in ISO 8601 means: a date, the end of that day; a time without a zone, UTC.
+
+    Raises:
+        ConfigError: it is neither a date nor a time.
+    """
+    try:
+        try:
+            return datetime.combine(date.fromisoformat(text), time.max, UTC)
+        except ValueError:
+            moment = datetime.fromisoformat(text)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"expected a date or a time such as 2026-05-01 or 2026-05-01T09:30+02:00; found {text[:40]!r}; "
+            "use one of these forms"
+        ) from error
+
+
+def differences(data: DatasetInStore, a: Version, b: Version) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what differs between two versions: by part, such as `code`, and name, the values `a` and `b`."""
+    first, second = _origin(data, a), _origin(data, b)
+    changed = {part: dict(_changes(first[part], second[part])) for part in first}
+    return {part: changes for part, changes in changed.items() if changes}
+
+
+def _verify(data: DatasetInStore, version: Version) -> None:
+    """Read every file of the version once.
+
+    Raises:
+        DamagedEntry: a file is missing or changed, or is not of this version.
+    """
+    model = data.store.get(data.name, "train", version.model, TrainedModel)
+    score = data.store.get(data.name, "evaluate", version.evaluation, Evaluation)
+    for record in (model, score):
+        if record.weights_digest != version.weights_digest:
+            raise DamagedEntry(
+                f"{record.folder}: expected weights {version.weights_digest[:12]}…, as v{version.number} of "
+                f"{data.name} has; found {record.weights_digest[:12]}…"
+            )
+
+
+def _asked_by(data: DatasetInStore, run: str) -> str | None:
+    """Return who asked for a run, if the ledger has it."""
+    return (data.ledger.find("runs", run) or {}).get("asked_by") or None
+
+
+def _doubt(data: DatasetInStore, changes: Sequence[Turn], answer: Turn | None, moment: datetime) -> str | None:
+    """Return why the answer is uncertain, if a wrong clock matters to which of the `changes` was the last by then.
+
+    The last one with an earlier time is taken to be it. By right clocks, it is also the last before the first one
+    with a later time. (A time that is still to come is certainly wrong.)
+    """
+    past = [turn for turn in changes if turn.time <= datetime.now(UTC) + TOLERANCE]
+    after = next((n for n, turn in enumerate(past) if turn.time > moment), len(past))
+    other = past[after - 1] if after else None
+    if other == answer:
+        return None
+    names = " or ".join(version_name(turn.after if turn else None) for turn in (answer, other))
+    return (
+        f"the clock was put back between changes of the champion, so the answer is uncertain: {names}, of which the "
+        f"first is shown; `{data.store.command(f'registry history {data.name}')}` shows the order, "
+        f"`{data.store.command('verify')}` the wrong times"
+    )
+
+
+def version_name(number: int | None) -> str:
+    """Return `v7`, or `none`."""
+    return "none" if number is None else f"v{number}"
+
+
+def _origin(data: DatasetInStore, version: Version) -> dict[str, dict[str, Any]]:
+    """Return what a version was made from and what came of it, by part and name."""
+    train = data.store.made_from(data.name, "train", version.model)
+    score = data.store.made_from(data.name, "evaluate", version.evaluation)
+    run = data.ledger.find("runs", version.run) or {}
+    return {
+        # The run's own configuration; the entry's if the run was killed before the ledger had it.
+        "training": {"profile": run.get("profile"), **(run.get("config") or train["parameters"])},
+        "data": {**train["inputs"], "test": version.test_digest},
+        "code": _merged(train["code"], score["code"]),
+        "libraries": _merged(train["libraries"], score["libraries"]),
+        "model": {"weights": version.weights_digest, "classes": version.classes, "image size": version.image_shape},
+        "accuracy": {"training": version.train_accuracy, "test": version.test_accuracy},
+    }
+
+
+def _merged(train: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both; the step is added to names that have different values in training and in scoring."""
+    apart = {name for name in train.keys() & score.keys() if train[name] != score[name]}
+    return {
+        f"{name} ({step})" if name in apart else name: value
+        for step, values in (("training", train), ("scoring", score))
+        for name, value in values.items()
+    }
+
+
+def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in sorted(a.keys() | b.keys()):
+        if a.get(name) != b.get(name):
+            yield name, {"a": a.get(name), "b": b.get(name)}

@@ -1,0 +1,50 @@
+"""`idxflow datasets`: list the catalog."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows.commands.options import AsJson
+from flows.terminal.output import print_json, print_table
+from storage.datasets import catalog
+from storage.datasets.catalog import Dataset
+from storage.words import counted
+
+
+def datasets(*, as_json: AsJson = False) -> int:
+    """List the data sets of the catalog.
+
+    Each of them can be run by its name: `idxflow run kmnist`. Your own data needs a manifest: `idxflow manifest`.
+
+    Example: `idxflow datasets --json`
+    """
+    found = [catalog.find(name) for name in catalog.names()]
+    if as_json:
+        return print_json([_values(dataset) for dataset in found])
+    print_table(map(_cells, found))
+    return 0
+
+
+def _cells(dataset: Dataset) -> tuple[str, str]:
+    rows = " + ".join(f"{count:,}" for count in dataset.rows.values())
+    height, width = dataset.image_shape
+    where = "embedded" if dataset.embedded else counted(len(dataset.archives[0].mirrors), "mirror")
+    return (
+        f"{dataset.name:14} {dataset.title:34}",
+        f"{rows:>15} images of {height}×{width}, {counted(len(dataset.classes), 'class', 'classes')}, "
+        f"{dataset.licence}, {where}",
+    )
+
+
+def _values(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "rows": dict(dataset.rows),
+        "image_shape": dataset.image_shape,
+        "classes": dataset.classes,
+        "embedded": dataset.embedded,
+        "licence": dataset.licence,
+        "homepage": dataset.homepage,
+        "mirrors": sorted({url.rsplit("/", 1)[0] + "/" for a in dataset.archives for url in a.mirrors}),
+    }

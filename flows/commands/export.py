@@ -1,0 +1,55 @@
+"""`idxflow export`: a model for use without idxflow. Only exports to Keras's formats load TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from flows.commands.options import AsJson, ModelVersion, StoreFolder
+from flows.terminal.output import print_json, print_line
+from storage.records import to_json
+from storage.store import Store, store_root
+from storage.words import counted
+
+if TYPE_CHECKING:
+    from tasks.serving.export import Export
+
+
+def export(
+    dataset: str,
+    *,
+    version: ModelVersion = "champion",
+    format_: Annotated[str, Parameter(name="--format", help="`keras`, `savedmodel` or `onnx`.")] = "keras",
+    out: Annotated[
+        Path | None,
+        Parameter(help="Folder to create; it must not exist. Default: `DATASET-vN-FORMAT` in the current folder."),
+    ] = None,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Write a model for use without idxflow.
+
+    It takes raw pixels and returns probabilities. The export is loaded and checked before it is published: its
+    probabilities must be within 0.00001 of idxflow's own.
+
+    Examples: `idxflow export mnist` · `idxflow export mnist --version 7 --format onnx --out model`
+
+    Args:
+        dataset: The data set whose model is exported.
+    """
+    from tasks.serving.export import export_version
+
+    done = export_version(Store(store_root(store)), dataset, version, format_, out)
+    if as_json:
+        return print_json({**to_json(done), "folder": str(done.folder), "error": None})
+    print_line(_sentence(done))
+    return 0
+
+
+def _sentence(done: Export) -> str:
+    return (
+        f"v{done.version} as {done.format} in {done.folder}: "
+        f"probabilities of {counted(done.rows, 'image')} within {done.difference:.1g} of the model's own"
+    )

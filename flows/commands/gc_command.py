@@ -1,0 +1,95 @@
+"""`idxflow gc`: remove old results from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from flows import datasets
+from flows.commands.options import AsJson, StoreFolder
+from flows.terminal.output import print_json, print_line, remark
+from flows.terminal.text import size
+from storage import retention
+from storage.retention import KEEP_LAST, Collected
+from storage.store import Store, store_root
+from storage.words import counted
+
+
+def gc(
+    dataset: str | None = None,
+    *,
+    keep_last: Annotated[
+        int, Parameter(help="Number of newest versions and runs to keep.", validator=Number(gte=1))
+    ] = KEEP_LAST,
+    dry_run: Annotated[bool, Parameter(negative="", help="Only show what would be removed.")] = False,
+    store: StoreFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Remove old results and leftovers of killed runs.
+
+    Keeps the champion, every earlier champion that `rollback` can return to, the newest versions and runs, all that
+    they were made from, and the whole ledger. A data set that a run is using is skipped. If the last run was cut off,
+    its unfinished work is kept as well: the next run resumes it.
+
+    Example: `idxflow gc --dry-run --keep-last 5`
+
+    Args:
+        dataset: Clean up only this data set.
+    """
+    opened = Store(store_root(store))
+    done = [retention.collect(opened, name, keep_last, dry_run) for name in datasets.in_store(opened, dataset)]
+    if as_json:
+        return print_json({"store": str(opened.root), "dry_run": dry_run, "datasets": [_values(c) for c in done]})
+    for collected in done:
+        _print(collected, dry_run)
+    if not done:
+        print_line(f"nothing in {opened.root}")
+    return 0
+
+
+def _print(collected: Collected, dry_run: bool) -> None:
+    if collected.busy:
+        remark(f"{collected.dataset}: a run is in progress, nothing removed; try again when it has ended")
+        return
+    removed = "would remove" if dry_run else "removed"
+    versions = f" (of {ranges})" if (ranges := _ranges(collected.retired)) else ""
+    entries = counted(len(collected.entries), "entry", "entries") + versions
+    kept = f"{counted(collected.kept, 'entry', 'entries')} kept"
+    unfinished = f", and {len(collected.unfinished)} unfinished for the next run" if collected.unfinished else ""
+    print_line(
+        f"{collected.dataset}: {removed} {entries} and {counted(len(collected.leftovers), 'leftover')}, "
+        f"{size(collected.bytes)}; {kept}{unfinished}"
+    )
+    for path in (*collected.entries, *collected.leftovers) if dry_run else ():
+        print_line(f"  {path}")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return sorted version numbers in short: `v1–v37, v40`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ", ".join("–".join(f"v{number}" for number in ends) for ends in ranges)
+
+
+def _values(collected: Collected) -> dict[str, Any]:
+    def texts(paths: Sequence[Path]) -> list[str]:
+        return [str(path) for path in paths]
+
+    return {
+        "dataset": collected.dataset,
+        "busy": collected.busy,
+        "entries": texts(collected.entries),
+        "leftovers": texts(collected.leftovers),
+        "retired": collected.retired,
+        "kept": collected.kept,
+        "unfinished": texts(collected.unfinished),
+        "bytes": collected.bytes,
+    }

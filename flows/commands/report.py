@@ -1,0 +1,81 @@
+"""`idxflow report`: print where the report of a run is, or show it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flows.commands.destination import destination, write
+from flows.commands.options import StoreFolder
+from flows.dataset_in_store import DatasetInStore
+from flows.reports import RunReport, report_of, run_with_report
+from flows.terminal.output import print_line, print_utf8
+from flows.terminal.streams import without_log_warnings
+from storage.errors import IdxflowError
+
+
+def report(
+    dataset: str,
+    run: str = "latest",
+    *,
+    open_: Annotated[bool, Parameter(name="--open", negative="", help="Open it in a browser.")] = False,
+    out: Annotated[Path | None, Parameter(help="Also write the page to this .html file.")] = None,
+    store: StoreFolder = None,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="Print its content as JSON, `report.json`.")
+    ] = False,
+) -> int:
+    """Print the path of a run's report, or open it.
+
+    A report that was removed or damaged is rebuilt from what is left. The store is not changed: a rebuilt report goes
+    to --out, or else into a new temporary folder.
+
+    Examples: `idxflow report mnist --open` · `idxflow report mnist 20261124-0803 --out report.html`
+
+    Args:
+        dataset: A data set of the store.
+        run: A run's id or the beginning of one, `latest`, or `champion` for the run that made the champion.
+    """
+    data = DatasetInStore.open(dataset, store)
+    record = run_with_report(data, data.run(run))
+    file = destination("--out", out, (".html",), data.store) if out else None
+    with data.store.in_use(dataset), without_log_warnings():
+        found = report_of(data, record)
+        # With --json alone, the content is all that is wanted.
+        page = _page(data, found, file) if file or open_ or not as_json else None
+        content = found.json() if as_json else None
+    if open_ and page:
+        _open(page)
+    if content is not None:
+        print_utf8(content)
+    else:
+        print_line(str(page))
+    return 0
+
+
+def _page(data: DatasetInStore, found: RunReport, out: Path | None) -> Path:
+    """Return the page as a file, which is written if it is wanted elsewhere or was rebuilt."""
+    if out is None:
+        if found.published:
+            return found.published.html
+        # A folder that nobody else can write to: a name in a shared one could be another user's.
+        out = Path(tempfile.mkdtemp(prefix="idxflow-")) / f"{data.name}-{found.run}.html"
+    write(out, found.html())
+    return out
+
+
+def _open(page: Path) -> None:
+    import webbrowser
+
+    try:
+        opened = webbrowser.open(page.as_uri())
+    except webbrowser.Error:
+        opened = False
+    if not opened:
+        raise IdxflowError(
+            f"expected a browser to show {page}; found none that starts; open the file yourself, "
+            "or set the environment variable BROWSER"
+        )

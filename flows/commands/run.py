@@ -1,0 +1,202 @@
+"""`idxflow run` and `idxflow validate`: call a flow in this process, and show its steps as they end.
+
+A flow needs a Prefect server: the configured one, else that of `idxflow up`, else a temporary one that is started here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from flows.commands.options import AsJson, DatasetFile, Source, StoreFolder
+from flows.interruption import interruptible
+from flows.service import configuration
+from flows.settings import silence_prefect
+from flows.terminal.output import print_json, remark
+from storage.errors import IdxflowError, PrefectFailed
+from storage.files import WAITING
+from storage.store import Store, store_root
+
+if TYPE_CHECKING:
+    from flows.run import Request
+    from flows.service.temporary import TemporaryServer
+    from flows.terminal.console import Console
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    dataset: str = "digits",
+    *,
+    profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
+    set_: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            help="Set a training parameter, such as `epochs=5` or `hidden=[100,50]`. Can be repeated.",
+            negative="",
+            allow_leading_hyphen=True,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        Parameter(
+            help="Memory budget for training pixels, such as `2GiB`; larger data is sharded to disk. "
+            "Default: `512MiB`. Short for `--set memory=…`."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, Parameter(negative="", help="Train, evaluate and decide again even if nothing has changed.")
+    ] = False,
+    source: Source = None,
+    store: StoreFolder = None,
+    dataset_file: DatasetFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Retrain a data set: fetch, validate, train, decide, report.
+
+    Results that are in the store are verified and reused, so running again resumes an interrupted run. Each line says
+    what a step did, how long it took, and why it ran or that it was reused.
+
+    Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
+    `idxflow run --dataset-file mine.toml`
+
+    Args:
+        dataset: A data set of the catalog: see `idxflow datasets`.
+    """
+    from flows.run import Request
+
+    settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
+    # The profile is just a text until `Request.resolve` has checked it.
+    request = Request(dataset, dataset_file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
+    return _run_flow("retrain", request, as_json)
+
+
+def validate(
+    dataset: str = "digits",
+    *,
+    source: Source = None,
+    store: StoreFolder = None,
+    dataset_file: DatasetFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Fetch, decode and validate a data set, without training.
+
+    Exit code 3 if the data is refused.
+
+    Example: `idxflow validate --dataset-file mine.toml`
+
+    Args:
+        dataset: A data set of the catalog: see `idxflow datasets`.
+    """
+    from flows.run import Request
+
+    return _run_flow("validate_dataset", Request(dataset, dataset_file, source=source, store=store), as_json)
+
+
+def _run_flow(flow: str, request: Request, as_json: bool) -> int:
+    """Run one of the flows of `flows.retrain`, print its steps and its outcome, and return the exit code."""
+    from flows.run import refusal
+
+    try:
+        # Wrong usage is reported in milliseconds, not after Prefect has started.
+        request.resolve()
+        store_root(request.store)
+        outcome = _watched(flow, request, as_json)
+    except IdxflowError as error:
+        outcome = refusal(request, error)
+        remark(str(error))
+    if as_json:
+        print_json(outcome)
+    return outcome["error"]["exit_code"] if outcome["error"] else 0
+
+
+def _watched(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
+    from flows.terminal.console import Console
+
+    # Before Prefect is imported.
+    silence_prefect()
+    configuration.read()
+    # Nor are log lines that could not be sent to its server worth a line each.
+    logging.raiseExceptions = False
+    with interruptible() as interruptions, Console(as_json) as console:
+        outcome = console.watch(lambda: _with_server(flow, request, console))
+        if interruptions and outcome["error"]:
+            raise interruptions[0]
+        return outcome
+
+
+def _with_server(flow: str, request: Request, console: Console) -> dict[str, Any]:
+    """Call the flow. If Prefect's server has to be started, what the run needs is imported in the meantime."""
+    with ExitStack() as stack:
+        with console.waiting("importing Prefect") as waiting_for:
+            server = stack.enter_context(_server(Store(store_root(request.store))))
+            from flows import retrain
+            from flows.preload import preload
+
+            if server:
+                waiting_for("importing what the run needs, while Prefect's server starts")
+                if flow == "retrain":
+                    preload(request, server.is_decided)
+                waiting_for("waiting for Prefect's server")
+                server.wait()
+        return _called(getattr(retrain, flow), request)
+
+
+@contextmanager
+def _server(store: Store) -> Iterator[TemporaryServer | None]:
+    """Have Prefect use the server it is configured with, else that of `idxflow up`, else one that is yielded.
+
+    Args:
+        store: what can be cleaned up if that one finds its disk full.
+    """
+    from flows.service import client, temporary
+
+    if configuration.url():
+        with client.used_as_configured():
+            yield None
+    elif running := client.server_of_up():
+        _log.info("using the Prefect server of `idxflow up` at %s", running.ui, extra=WAITING)
+        with client.used(running):
+            yield None
+    else:
+        _log.info("starting Prefect for this run (the first time takes longest)", extra=WAITING)
+        with temporary.temporary_server(store.command("gc")) as server:
+            yield server
+
+
+def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
+    """Call the flow, and return its outcome whether it succeeded or failed.
+
+    Raises:
+        PrefectFailed: Prefect could not run the flow.
+    """
+    from flows import retrain
+    from flows.run import RunFailed
+
+    parameters: dict[str, Any] = {
+        "dataset": request.dataset,
+        "source": request.source,
+        "store": request.store,
+        "dataset_file": request.dataset_file,
+    }
+    if flow is retrain.retrain:
+        parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
+    try:
+        state = flow(**parameters, return_state=True)
+    except Exception as error:
+        # The flow returns its own failures as states, so this is Prefect's.
+        place = configuration.source()
+        remedy = f"is the server at {configuration.url()} up? Start it, or remove {place}" if place else "try again"
+        raise PrefectFailed(f"expected Prefect to run the flow; {type(error).__name__}: {error}; {remedy}") from error
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, RunFailed):
+        return result.outcome
+    if isinstance(result, BaseException):
+        raise result
+    outcome: dict[str, Any] = result
+    return outcome

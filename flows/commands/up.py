@@ -1,0 +1,69 @@
+"""`idxflow up`: from nothing to scheduled retraining on one machine, in one command that stays in the foreground."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from flows.commands.options import StoreFolder
+from flows.settings import POOL
+from storage.store import store_root
+
+
+def up(
+    *,
+    port: Annotated[
+        int | None,
+        Parameter(
+            help="Port of the server. Default: that of PREFECT_API_URL, else 4200.",
+            validator=Number(gte=1, lte=65535),
+        ),
+    ] = None,
+    host: Annotated[
+        str, Parameter(help="Address to listen on. --no-auth is not allowed if other machines can reach it.")
+    ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="",
+            help="Additional host name under which browsers reach the server, such as that of a reverse proxy. Can be "
+            "repeated. Not needed for the addresses of this machine.",
+        ),
+    ] = None,
+    pool: Annotated[str, Parameter(help="Work pool to deploy to; created with type process if missing.")] = POOL,
+    database: Annotated[
+        str | None,
+        Parameter(
+            help="`postgresql+asyncpg://user@host/name` instead of SQLite. The password comes from PGPASSWORD or "
+            "~/.pgpass. [env var, with password: PREFECT_SERVER_DATABASE_CONNECTION_URL]"
+        ),
+    ] = None,
+    auth: Annotated[
+        bool,
+        Parameter(
+            help="Require an auth string: that of PREFECT_SERVER_API_AUTH_STRING (user:password), or else one that is "
+            "generated once and kept in a file only you can read. Without it, every user of this machine can run code "
+            "as you.",
+        ),
+    ] = True,
+    csrf: Annotated[
+        bool, Parameter(help="Require a token for every change, against cross-site request forgery.")
+    ] = True,
+    store: StoreFolder = None,
+) -> int:
+    """Run Prefect server, worker and schedules until Ctrl-C.
+
+    Uses a server that is already running, and leaves it running at the end. Restarts a server or worker that dies, and
+    marks runs whose process is gone as Crashed. Keeps schedules that were changed, paused or deleted in the UI. Ctrl-C
+    or SIGTERM stops only what this command started. If everything is already running, it prints that and exits.
+
+    Examples: `idxflow up` · `idxflow up --port 4300` · `idxflow up --database postgresql+asyncpg://me@db/prefect`
+    """
+    from flows.service import server
+    from flows.service.supervisor import UpOptions, supervise
+
+    names = server.checked_names(allow_host or ())
+    store_root(store)
+    return supervise(UpOptions(host, port, pool, server.checked_database(database), auth, csrf, store, names))

@@ -1,0 +1,126 @@
+"""A data set of a store by its name, and its versions and runs by the names that users type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows import datasets
+from flows.endings import settle
+from storage.errors import ConfigError
+from storage.ledger import Ledger, run_of
+from storage.registry import Registry, Version
+from storage.store import Store, store_root
+from storage.words import meant
+
+_LATEST = 5
+"""Runs that an error names."""
+
+
+@dataclass(frozen=True)
+class DatasetInStore:
+    """A data set that a store has runs or versions of."""
+
+    store: Store
+    name: str
+
+    @classmethod
+    def open(cls, name: str, store: str | None) -> DatasetInStore:
+        """Return the data set of this name.
+
+        Args:
+            store: folder of the store; None, the usual one.
+
+        Raises:
+            ConfigError: the store has nothing of this name.
+        """
+        opened = Store(store_root(store))
+        known = {path.parent.name for part in ("registry", "ledger") for path in opened.root.glob(f"*/{part}")}
+        datasets.check_known(opened, name, known)
+        return cls(opened, name)
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store, self.name)
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.store, self.name)
+
+    @property
+    def run_command(self) -> str:
+        """The command that makes what is missing, in backquotes."""
+        return f"`{datasets.run_command(self.store, self.name)}`"
+
+    def champion(self) -> Version:
+        """Return the champion.
+
+        Raises:
+            ConfigError: there is none yet.
+        """
+        champion = self.registry.champion()
+        if champion is None:
+            raise ConfigError(f"expected a champion of {self.name}; found none yet; run it: {self.run_command}")
+        return champion
+
+    def version(self, text: str) -> Version:
+        """Return the version that `7`, `v7` or `champion` names.
+
+        Raises:
+            ConfigError: there is no such version.
+        """
+        if text == "champion":
+            return self.champion()
+        digits = text.removeprefix("v")
+        known = self.registry.numbers()
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
+            newest = max(known, default=0)
+            choice = "give v1, the only one" if newest == 1 else f"give one of v1 to v{newest}"
+            remedy = choice if known else f"it has no version yet: {self.run_command}"
+            names = ("champion", *(f"v{number}" for number in known))
+            raise ConfigError(
+                f"expected a version of {self.name}, a number or `champion`; found {text[:40]!r}"
+                f"{meant(text, names, alike=0.75)}; {remedy}"
+            )
+        return self.registry.version(int(digits))
+
+    def run(self, text: str) -> dict[str, Any]:
+        """Return the ledger's record of the run that an id, the beginning of one, `latest` or `champion` names.
+
+        Raises:
+            ConfigError: there is no such run, or several ids begin so.
+        """
+        settle(self.store, self.name)
+        runs = [run_of(name) for name in self.ledger.names("runs")]
+        if not runs:
+            raise ConfigError(
+                f"expected a run of {self.name} in the ledger; found none yet; run it: {self.run_command}"
+            )
+        wanted = runs[-1] if text == "latest" else self.champion().run if text == "champion" else text
+        matching = [wanted] if wanted in runs else _beginning(runs, wanted)
+        record = self.ledger.find("runs", matching[0]) if len(matching) == 1 else None
+        if record:
+            return record
+        if matching:
+            raise ConfigError(
+                f"expected the beginning of one run's id; {wanted[:40]!r} begins {len(matching)} of {self.name}: "
+                f"{_newest(matching)}; type more of it"
+            )
+        raise ConfigError(
+            f"expected a run of {self.name}, by its id, the beginning of one, `latest` or `champion`; "
+            f"found {wanted[:40]!r}{_alike(wanted, runs)}; give one of these, the latest: {_newest(runs)}"
+        )
+
+
+def _beginning(runs: Sequence[str], text: str) -> list[str]:
+    return [*dict.fromkeys(run for run in runs if text and run.startswith(text))]
+
+
+def _newest(runs: Sequence[str]) -> str:
+    return ", ".join(runs[: -_LATEST - 1 : -1])
+
+
+def _alike(text: str, runs: Sequence[str]) -> str:
+    # The ids of a day are alike themselves.
+    return meant(text, ("latest", "champion")) or meant(text, {run[: len(text)] for run in runs}, alike=0.85)

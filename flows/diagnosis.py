@@ -1,0 +1,398 @@
+"""What would stop a run from starting or finishing: each problem comes with the command that fixes it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+
+from flows.endings import settle
+from flows.settings import POOL, ROOT
+from storage.errors import IdxflowError, PrefectFailed
+from storage.ledger import Ledger
+from storage.store import Store
+from storage.verify import for_the_next_run, verify
+from storage.words import counted
+from tasks.sources import proxies
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, StateType
+    from prefect.client.schemas.responses import DeploymentResponse
+
+LEAST_FREE_BYTES = 2_000_000_000
+"""Decoded MNIST, some models and reports, and Prefect's database."""
+LATE = timedelta(minutes=2)
+_IMPORT_SECONDS = 120
+_QUERY_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The result of one check."""
+
+    verdict: Literal["ok", "warning", "problem"]
+    what: str
+    found: str
+    remedy: str = ""
+    """The command that fixes it, or what to do; empty if nothing is wrong."""
+
+
+def diagnose(store: Store) -> Iterator[Diagnosis]:
+    """Check everything that a run needs, and yield the result of each check as soon as it is known."""
+    yield _versions()
+    yield _tensorflow()
+    yield _disk(store)
+    yield _whole(store)
+    yield _clock(store)
+    yield _zones()
+    yield _proxies()
+    yield from _server(store)
+
+
+def _versions() -> Diagnosis:
+    from packaging.requirements import Requirement
+
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        declared = [Requirement(line) for line in tomllib.load(stream)["project"]["dependencies"]]
+    wrong = []
+    for requirement in declared:
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement.name} is not installed")
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+    if wrong:
+        remedy = "make clean && make run: installs the locked versions"
+        return Diagnosis("problem", "packages", "; ".join(wrong), remedy)
+    return Diagnosis("ok", "packages", f"{len(declared)} in the declared ranges, Prefect {version('prefect')}")
+
+
+def _tensorflow() -> Diagnosis:
+    # In a process of its own: on a processor without AVX the import ends the process.
+    # Nor is garbage looked for meanwhile: see `relax_garbage_collection`.
+    code = "import gc; gc.disable(); import tensorflow as tf; print(tf.__version__)"
+    try:
+        # -P: no module of the current folder gets in between.
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Diagnosis("problem", "TensorFlow", f"not imported within {_IMPORT_SECONDS} s", "free memory or CPU time")
+    if done.returncode == 0:
+        return Diagnosis("ok", "TensorFlow", f"{done.stdout.split()[-1]} can be imported")
+    said = done.stderr.strip().splitlines()[-1:] or [f"ended by signal {-done.returncode}"]
+    remedy = (
+        "fetching and validating work without it; for training, use a processor with AVX, then `make clean && make run`"
+    )
+    return Diagnosis("problem", "TensorFlow", f"cannot be imported: {said[0]}", remedy)
+
+
+def _disk(store: Store) -> Diagnosis:
+    place = next(folder for folder in (store.root, *store.root.parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    said = f"{free / 1e9:,.1f} GB free at {place}"
+    if free < LEAST_FREE_BYTES:
+        return Diagnosis("warning", "disk", said, f"{store.command('gc')}, or another store with --store")
+    return Diagnosis("ok", "disk", said)
+
+
+def _whole(store: Store) -> Diagnosis:
+    if not store.root.is_dir():
+        return Diagnosis("ok", "store", f"none yet at {store.root}; the first run creates it")
+    try:
+        store.prepare()
+        settle(store)
+        verdict = verify(store, contents=False)
+    except IdxflowError as error:
+        return Diagnosis("problem", "store", str(error), "chown it to the user that runs the worker, or choose another")
+    said = (
+        f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
+        f"{counted(verdict.records, 'ledger record')}, sizes checked"
+    )
+    if verdict.damage:
+        said = f"{len(verdict.damage)} damaged, first {verdict.damage[0].path}"
+        return Diagnosis("problem", "store", said, store.command("verify"))
+    needed = {path for name in store.datasets() for path in for_the_next_run(store, name)}
+    rest = [finding for finding in verdict.leftovers if finding.path not in needed]
+    if needed:
+        said = f"{said}; {len(needed)} unfinished, which the next run resumes"
+    if rest:
+        return Diagnosis("warning", "store", f"{said}; {len(rest)} left over by killed runs", store.command("gc"))
+    return Diagnosis("ok", "store", said)
+
+
+def _clock(store: Store) -> Diagnosis:
+    """Say where the ledgers show that the clock was wrong; a clock that was put right again needs nothing."""
+    now = datetime.now(UTC)
+    try:
+        found = [(name, jump) for name in store.datasets() for jump in Ledger(store, name).recent_jumps(now)]
+    except IdxflowError as error:
+        return Diagnosis("problem", "clock", *_parted(error))
+    ahead = [(name, jump) for name, jump in found if jump.ahead]
+    if ahead:
+        name, jump = ahead[0]
+        said = f"the ledger of {name} has times in the future: {jump.problem}"
+        return Diagnosis("warning", "clock", said, "check the clock with timedatectl; if it is right now, ignore this")
+    if found:
+        name, jump = found[-1]
+        return Diagnosis("ok", "clock", f"put back before {jump.name} of {name}; the records are in order")
+    return Diagnosis("ok", "clock", f"{now:%Y-%m-%d %H:%M} UTC, later than every record in the ledgers")
+
+
+def _zones() -> Diagnosis:
+    plan = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    zones = {s["timezone"] for d in plan["deployments"] for s in d.get("schedules", ()) if s.get("timezone")}
+    for zone in sorted(zones):
+        try:
+            ZoneInfo(zone)
+        except (ZoneInfoNotFoundError, ValueError):
+            return Diagnosis("problem", "time zones", f"{zone!r} is unknown on this machine", "apt-get install tzdata")
+    now = datetime.now().astimezone()
+    return Diagnosis(
+        "ok", "time zones", f"{', '.join(sorted(zones)) or 'none used'}; this machine's clock: {now:%H:%M %Z}"
+    )
+
+
+def _proxies() -> Diagnosis:
+    if said := proxies.unusable():
+        return Diagnosis("problem", "proxies", f"{said}; archives cannot be fetched", proxies.REMEDY)
+    return Diagnosis("ok", "proxies", "none set that cannot be used; local addresses bypass them")
+
+
+def _settings() -> Diagnosis:
+    """Whether Prefect can be used at all: its settings can be read, and its folder written."""
+    from flows.service import configuration
+    from flows.service.database import private_home
+
+    try:
+        configuration.url()
+        home = private_home()
+    except PrefectFailed as error:
+        return Diagnosis("problem", "settings", *_parted(error))
+    return Diagnosis("ok", "settings", f"can be read; Prefect's folder is {home}")
+
+
+def _parted(error: IdxflowError) -> tuple[str, str]:
+    """Return what was found, and what to do about it."""
+    found, _, remedy = str(error).rpartition("; ")
+    return found, remedy
+
+
+def _server(store: Store) -> Iterator[Diagnosis]:
+    from flows.service import configuration
+    from flows.service.client import found
+
+    settings = _settings()
+    yield settings
+    if settings.verdict == "problem":
+        return
+    try:
+        with found() as client:
+            yield _same_version(client)
+            answers = _database(client, store)
+            yield answers
+            if answers.verdict == "problem":
+                # All else is asked of it.
+                return
+            up = store.command("up")
+            for look in (_worker, _deployments, _late, _automation):
+                yield look(client, up)
+            yield _lifeless(client)
+            yield _limits(client)
+    except PrefectFailed as error:
+        if configuration.source():
+            # Every run would use it.
+            yield Diagnosis("problem", "server", *_parted(error))
+        else:
+            # `idxflow run` needs none.
+            yield Diagnosis(
+                "warning",
+                "server",
+                str(error),
+                f"{store.command('up')}: needed for schedules, deployments and the UI",
+            )
+
+
+def _same_version(client: SyncPrefectClient) -> Diagnosis:
+    ours, theirs = client.client_version(), client.api_version()
+    if ours.split(".")[:2] != theirs.split(".")[:2]:
+        said = f"{theirs} at {client.api_url}, but {ours} here"
+        return Diagnosis("problem", "server", said, "install the same Prefect on both sides")
+    return Diagnosis("ok", "server", f"Prefect {theirs} at {client.api_url}")
+
+
+def _database(client: SyncPrefectClient, store: Store) -> Diagnosis:
+    """Whether the server answers what it cannot without its database, and whether that is the one it has open."""
+    from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from flows.service import sqlite
+    from flows.service.deployments import read_plan, see
+
+    up = _running_up(client)
+    file = Path(up["database"]) if up.get("database") else None
+    restart = "`idxflow up` restarts the server by itself within seconds" if up else "restart the server"
+    if file and up.get("opened") and sqlite.identity(file) != tuple(up["opened"]):
+        happened = "replaced" if file.exists() else "removed"
+        return Diagnosis("problem", "database", f"{file} was {happened} under the running server", restart)
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _QUERY_SECONDS}):
+            see(client, POOL, read_plan())
+    except Exception as error:
+        # Whatever the client raises: the server said that it is healthy.
+        said = f"the server at {client.api_url} answers its health check, but not queries ({type(error).__name__})"
+        trouble = sqlite.trouble(file, store.command("gc")) if file else None
+        return Diagnosis("problem", "database", said, trouble or "read the server's log, then restart it")
+    if file and (full := sqlite.full_disk(file, store.command("gc"))):
+        said, _, remedy = full.rpartition("; ")
+        return Diagnosis("problem", "database", said, remedy)
+    return Diagnosis("ok", "database", "answers queries")
+
+
+def _running_up(client: SyncPrefectClient) -> dict[str, Any]:
+    """Return what a running `idxflow up` says of itself; empty where none looks after this server."""
+    from prefect.settings import PREFECT_HOME
+
+    from flows.service.lock import running
+
+    return running(PREFECT_HOME.value() / "idxflow", str(client.api_url).rstrip("/"))
+
+
+def _worker(client: SyncPrefectClient, up: str) -> Diagnosis:
+    from prefect.exceptions import ObjectNotFound
+
+    pools = sorted({d.work_pool_name for d in _ours(client) if d.work_pool_name}) or [POOL]
+    for pool in pools:
+        try:
+            known = client.read_work_pool(pool)
+        except ObjectNotFound:
+            return Diagnosis("problem", "worker", f"no work pool {pool!r}", _put_there(client, up))
+        if known.is_paused:
+            return Diagnosis(
+                "problem", "worker", f"the pool {pool!r} is paused", f"idxflow prefect work-pool resume {pool}"
+            )
+        if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
+            said = f"none polls the pool {pool!r}, so no run starts"
+            return Diagnosis("problem", "worker", said, _start_one(up, pool))
+    return Diagnosis("ok", "worker", f"polling {', '.join(pools)}")
+
+
+def _start_one(up: str, pool: str) -> str:
+    """Return how to start a worker."""
+    return f"{up}, or idxflow prefect worker start --pool {pool} --type process"
+
+
+def _put_there(client: SyncPrefectClient, up: str) -> str:
+    if _running_up(client):
+        return "wait: the running `idxflow up` restores it within a minute"
+    return up
+
+
+def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    return [d for d in client.read_deployments() if (d.entrypoint or "").startswith("flows.")]
+
+
+def _deployments(client: SyncPrefectClient, up: str) -> Diagnosis:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    from flows.service.deployments import comes_due
+
+    ours = _ours(client)
+    if not ours:
+        return Diagnosis("problem", "deployments", "none", _put_there(client, up))
+    paused = [d for d in ours if d.paused]
+    if paused:
+        # Prefect: resume-deployment. It has no command of its own for this.
+        remedy = f"idxflow prefect api POST /deployments/{paused[0].id}/resume_deployment"
+        return Diagnosis("warning", "deployments", f"paused, so no runs are scheduled: {_names(paused)}", remedy)
+    for deployment, schedule in ((d, s) for d in ours for s in d.schedules if s.active):
+        if isinstance(schedule.schedule, CronSchedule) and not comes_due(schedule.schedule):
+            said = f"a schedule of {deployment.name} never comes due: {schedule.schedule.cron}"
+            remedy = f"idxflow prefect deployment schedule delete {_full_name(client, deployment)} {schedule.id}"
+            return Diagnosis("warning", "deployments", said, f"{remedy} -y; then create one for a day that exists")
+    asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]
+    if asleep:
+        first = asleep[0]
+        remedy = f"idxflow prefect deployment schedule resume {_full_name(client, first)} {first.schedules[0].id}"
+        return Diagnosis("warning", "deployments", f"all schedules are paused: {_names(asleep)}", remedy)
+    return Diagnosis("ok", "deployments", _names(ours))
+
+
+def _full_name(client: SyncPrefectClient, deployment: DeploymentResponse) -> str:
+    """Return the name by which Prefect's commands know a deployment."""
+    return f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
+
+
+def _names(deployments: list[DeploymentResponse]) -> str:
+    return ", ".join(sorted(deployment.name for deployment in deployments))
+
+
+def _limits(client: SyncPrefectClient) -> Diagnosis:
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+
+    for deployment in _ours(client):
+        limit, options = deployment.global_concurrency_limit, deployment.concurrency_options
+        if limit and limit.active_slots >= limit.limit:
+            cancels = options and options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
+            fate = "is cancelled" if cancels else "waits"
+            said = f"{deployment.name} already runs ({limit.active_slots} of {limit.limit}); a new run {fate}"
+            return Diagnosis(
+                "warning", "limits", said, "wait for it, or idxflow prefect flow-run ls --state RUNNING and cancel it"
+            )
+    return Diagnosis("ok", "limits", "no deployment is at its limit")
+
+
+def _late(client: SyncPrefectClient, up: str) -> Diagnosis:
+    from prefect.client.schemas.objects import StateType
+
+    now = datetime.now(UTC)
+    late = [run for run in _runs(client, StateType.SCHEDULED) if now - (run.next_scheduled_start_time or now) > LATE]
+    if late:
+        remedy = f"start a worker: {_start_one(up, late[0].work_pool_name or POOL)}"
+        return Diagnosis("problem", "late runs", f"{len(late)}, first {late[0].name!r}", remedy)
+    return Diagnosis("ok", "late runs", "none")
+
+
+def _lifeless(client: SyncPrefectClient) -> Diagnosis:
+    from prefect.client.schemas.objects import StateType
+
+    now = datetime.now(UTC)
+    runs = _runs(client, StateType.RUNNING)
+    old = [run for run in runs if run.start_time and now - run.start_time > timedelta(days=1)]
+    if old:
+        # Prefect's default for a run that nobody ends: server.services.cancellation_cleanup.cancelling_timeout_seconds.
+        remedy = f"idxflow prefect flow-run cancel {old[0].id}; if its process is gone, that takes five minutes"
+        return Diagnosis("warning", "old runs", f"{len(old)} have been running for more than a day", remedy)
+    return Diagnosis("ok", "old runs", "none has been running for more than a day")
+
+
+def _automation(client: SyncPrefectClient, up: str) -> Diagnosis:
+    from flows.service.deployments import AUTOMATION
+
+    known = client.read_automations_by_name(AUTOMATION)
+    if not known:
+        return Diagnosis("warning", "dead runs", "no automation ends runs whose machine died", _put_there(client, up))
+    if not known[0].enabled:
+        remedy = f"idxflow prefect automation resume --id {known[0].id}"
+        return Diagnosis("warning", "dead runs", f"the automation {AUTOMATION!r} is disabled", remedy)
+    return Diagnosis("ok", "dead runs", "ended by an automation")
+
+
+def _runs(client: SyncPrefectClient, kind: StateType) -> list[FlowRun]:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[kind])))
+    return client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_ASC)

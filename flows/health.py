@@ -1,0 +1,205 @@
+"""How fresh each data set's model is, and how its retraining is doing.
+
+All of it is in the ledger; the server is only asked when the next run is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from flows import datasets
+from flows.endings import settle
+from flows.terminal.text import minute
+from storage.errors import PrefectFailed
+from storage.ledger import CUT_OFF, TOLERANCE, Ledger
+from storage.registry import Registry
+from storage.store import Store
+
+MAX_AGE_DAYS = 8
+"""A weekly schedule, and a day to react."""
+GOOD = ("promoted", "kept", "unchanged")
+BAD = ("refused", "failed", *CUT_OFF)
+LATE = timedelta(minutes=2)
+"""How late a run may start: workers poll every few seconds."""
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ChampionStatus:
+    """The model in use."""
+
+    version: int
+    test_accuracy: float
+    since: str
+    """ISO 8601, UTC."""
+    days: float
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run, as the ledger has it."""
+
+    run: str
+    time: str
+    """When it ended, ISO 8601, UTC; when it started, if its end is unknown."""
+    state: str
+    sentence: str
+    seconds: float | None
+    """None if its end is unknown."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """How one data set is doing."""
+
+    dataset: str
+    champion: ChampionStatus | None
+    runs: tuple[RunStatus, ...]
+    """The newest first."""
+    next_run: str | None
+    """ISO 8601, UTC; None if nothing is scheduled, or the schedule is unknown."""
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """How the data sets of a store are doing."""
+
+    healths: tuple[Health, ...]
+    schedule_unknown: str | None
+    """Why the next runs are not known, if so."""
+
+
+def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetime) -> Overview:
+    """Return how all data sets of a store are doing, or only `dataset`.
+
+    Args:
+        max_age: without a successful run for longer than this, a data set is stale.
+        now: UTC.
+
+    Raises:
+        ConfigError: the store has no such data set, and no run of it is scheduled.
+    """
+    names = store.datasets()
+    scheduled, unknown = _scheduled()
+    # One that has never run is known by its schedule alone.
+    names += sorted(set(scheduled) - set(names))
+    if dataset is not None:
+        datasets.check_known(store, dataset, names)
+    healths = [_health(store, name, scheduled.get(name), max_age, now) for name in ([dataset] if dataset else names)]
+    return Overview(tuple(healths), unknown)
+
+
+def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now: datetime) -> Health:
+    settle(store, name)
+    ledger = Ledger(store, name)
+    runs = [_run(values) for values in islice(ledger.newest("runs"), SHOWN)]
+    # Read only as far back as the last successful one.
+    good = (run for values in ledger.newest("runs") if (run := _run(values)).state in GOOD)
+    champion = _champion(store, name, now)
+    return Health(
+        name,
+        champion,
+        tuple(runs),
+        due.isoformat(timespec="seconds") if due else None,
+        (*_problems(runs, good, champion, limit, now), *_late(due, now, store.command("up"))),
+    )
+
+
+def _problems(
+    runs: Sequence[RunStatus],
+    good: Iterator[RunStatus],
+    champion: ChampionStatus | None,
+    limit: timedelta,
+    now: datetime,
+) -> list[str]:
+    """Return what needs attention; `good` are the successful runs, newest first."""
+    problems = []
+    if champion is None and runs:
+        problems.append("no champion yet; expected one after the first run")
+    if runs and runs[0].state in BAD:
+        problems.append(f"the last run was {runs[0].state}: {runs[0].sentence}")
+    last = next(good, None)
+    if last and _is_ahead(time_of(last), now):
+        problems.append(
+            f"the last successful run has a time in the future, {minute(time_of(last))} ({ago(now - time_of(last))}): "
+            "this clock was wrong then or is wrong now; correct it, then run again"
+        )
+        # A wrong clock does not prove that the model is fresh; the run before may.
+        last = next((run for run in good if not _is_ahead(time_of(run), now)), None)
+    age = now - time_of(last) if last else None
+    if age and age > limit:
+        expected = f"expected one at least every {span_text(limit)}"
+        problems.append(f"stale: the last successful run was {ago(age)}; {expected}")
+    return problems
+
+
+def _late(due: datetime | None, now: datetime, up: str) -> Iterator[str]:
+    if due and now - due > LATE:
+        yield f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
+
+
+def time_of(run: RunStatus) -> datetime:
+    """Return `run.time` (UTC)."""
+    return datetime.fromisoformat(run.time)
+
+
+def _is_ahead(time: datetime, now: datetime) -> bool:
+    return time > now + TOLERANCE
+
+
+def _champion(store: Store, name: str, now: datetime) -> ChampionStatus | None:
+    registry = Registry(store, name)
+    version = registry.champion()
+    if version is None:
+        return None
+    turns = (turn for turn in reversed(registry.outline()) if turn.changed and turn.after == version.number)
+    turn = next(turns, None)
+    since = turn.time if turn else datetime.fromisoformat(version.time)
+    days = round((now - since) / timedelta(days=1), 3)
+    return ChampionStatus(version.number, version.test_accuracy, since.isoformat(timespec="seconds"), days)
+
+
+def _run(values: Mapping[str, Any]) -> RunStatus:
+    seconds = values["seconds"]
+    # Of a run whose process is gone, the record has the time when that was noticed.
+    time = values["time"] if seconds is not None else values.get("started") or values["time"]
+    return RunStatus(values["run"], time, values["state"], values["sentence"], seconds)
+
+
+def _scheduled() -> tuple[dict[str, datetime], str | None]:
+    """Return when each data set is due next, by name; or why the schedule is unknown."""
+    from flows.service.client import asked
+
+    waiting = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    due: dict[str, datetime] = {}
+    try:
+        with asked() as ask:
+            runs = ask("/flow_runs/filter", {"flow_runs": waiting, "sort": "NEXT_SCHEDULED_START_TIME_ASC"})
+            names = {found["id"]: found["parameters"].get("dataset") for found in ask("/deployments/filter", {})}
+    except PrefectFailed as error:
+        return {}, str(error)
+    for run in runs:
+        name = run["parameters"].get("dataset") or names.get(run["deployment_id"])
+        if isinstance(name, str) and run["next_scheduled_start_time"]:
+            due.setdefault(name, datetime.fromisoformat(run["next_scheduled_start_time"]))
+    return due, None
+
+
+def ago(age: timedelta) -> str:
+    """Return how long ago something was, `3 days ago`; `in 3 days` if it is still to come."""
+    return f"{span_text(age)} ago" if age >= -TOLERANCE else f"in {span_text(-age)}"
+
+
+def span_text(span: timedelta) -> str:
+    """Return a time span in its largest whole unit: `4 days`, `3 hours`, `12 minutes`."""
+    minutes = max(0, round(span.total_seconds() / 60))
+    for unit, size in (("day", 1440), ("hour", 60), ("minute", 1)):
+        if minutes >= 2 * size or (minutes >= size and unit == "minute") or (minutes == size and unit == "day"):
+            count = minutes // size
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    return "less than a minute"

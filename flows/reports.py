@@ -1,0 +1,76 @@
+"""The report of a run: as it was published, or built again from what is left if it was removed or damaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.dataset_in_store import DatasetInStore
+from flows.terminal.output import remark
+from storage.errors import DamagedEntry
+from storage.records import Report
+
+if TYPE_CHECKING:
+    from tasks.report.document import Document
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The report of a run, either published and undamaged or rebuilt."""
+
+    run: str
+    published: Report | None
+    rebuilt: Document | None
+
+    def html(self) -> bytes:
+        if self.rebuilt:
+            return self.rebuilt.html().encode()
+        return self._published.html.read_bytes()
+
+    def json(self) -> str:
+        return self.rebuilt.json() if self.rebuilt else self._published.json.read_text(encoding="utf-8")
+
+    @property
+    def _published(self) -> Report:
+        if self.published is None:
+            raise ValueError("expected a report that was published or rebuilt")
+        return self.published
+
+
+def run_with_report(data: DatasetInStore, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the run whose report covers the run `record`: if that changed nothing, the one that made its version.
+
+    Raises:
+        ConfigError: the ledger does not have that run.
+    """
+    named = Path(str(record.get("report") or "")).name
+    if record.get("state") != "unchanged" or named in ("", record.get("run")):
+        return record
+    original = data.run(named)
+    version = f"v{record['version']}, " if record.get("version") else ""
+    remark(f"run {record.get('run')} changed nothing; this is the report of {version}run {named}")
+    return original
+
+
+def report_of(data: DatasetInStore, record: dict[str, Any]) -> RunReport:
+    """Return the report of the run `record`, as published if it is whole; if not, a remark says what it was built from.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    from tasks.report.document import build
+    from tasks.report.past_runs import missing, run_record
+
+    run = str(record["run"])
+    try:
+        return RunReport(run, data.store.get(data.name, "publish", run, Report), None)
+    except DamagedEntry:
+        problem = "is damaged" if (data.store.entries(data.name, "publish") / run).exists() else "was removed"
+    if not record.get("report"):
+        problem = "was never published"
+    values = run_record(data.store, record)
+    lost = missing(values)
+    sources = f", without what was also removed: {', '.join(lost)}" if lost else " and the results in the store"
+    remark(f"the report of run {run} {problem}; this one was rebuilt from the ledger{sources}")
+    return RunReport(run, None, build(data.store, values))

@@ -1,0 +1,125 @@
+"""The standard streams of a command: what is written to them fits the terminal, and fails in one way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from flows.terminal import layout
+from storage.errors import OutputFailed
+
+
+class ReaderGone(Exception):
+    """The program that read standard output has ended, as `head` does."""
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    r"""While the block runs, standard output raises `OutputFailed` or `ReaderGone`, and standard error never fails.
+
+    A character that the encoding of a stream does not have is written as `\uXXXX`, as JSON and TOML read it.
+
+    After its first failure a stream goes to /dev/null: neither its buffer nor Python, which flushes it at exit, fails
+    again.
+    """
+    _open_missing()
+    before = sys.stdout, sys.stderr
+    sys.stdout = cast(TextIO, _Guarded(before[0], "standard output"))
+    sys.stderr = cast(TextIO, _Guarded(before[1]))
+    try:
+        yield
+    finally:
+        # An earlier failure has been reported.
+        with suppress(OutputFailed, ReaderGone):
+            sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Guarded:
+    """A text stream whose failed writes raise `OutputFailed` or `ReaderGone`; without a name, they raise nothing.
+
+    Lines for a terminal are wrapped to fit it.
+    """
+
+    def __init__(self, stream: TextIO, name: str = "") -> None:
+        self._stream, self._name = stream, name
+        self._begins = True
+        """Whether what is written next begins a line."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        columns = layout.width(self._stream) if self._begins and len(text) > 1 else None
+        self._begins = text.endswith("\n")
+        try:
+            fitting = layout.fitted(text, columns) if columns else text
+            try:
+                self._stream.write(fitting)
+            except UnicodeEncodeError:
+                self._stream.write(_escaped(fitting, self._stream.encoding))
+        except OSError as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        # Not as a BrokenPipeError: Rich ends the process with code 1 on that.
+        if self._name and isinstance(error, BrokenPipeError):
+            raise ReaderGone from error
+        if self._name:
+            raise OutputFailed(f"cannot write to {self._name}: {error.strerror}; free space, or redirect it") from error
+
+
+def _escaped(text: str, encoding: str) -> str:
+    """Return `text` with only characters that `encoding` has; any useful encoding has those of ASCII."""
+    return "".join(letter if _has(encoding, letter) else json.dumps(letter)[1:-1] for letter in text)
+
+
+def _has(encoding: str, letter: str) -> bool:
+    try:
+        letter.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _open_missing() -> None:
+    """Open /dev/null for each of the three standard streams that is closed (`>&-`).
+
+    Otherwise the next file that is opened, such as one of the store, would get its number, and what libraries print.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+@contextmanager
+def without_log_warnings() -> Iterator[None]:
+    """Keep the log's warnings about what cannot be read off the terminal, for commands that report it in a line."""
+    logger, handler = logging.getLogger("tasks"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

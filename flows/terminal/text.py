@@ -1,0 +1,54 @@
+"""How values look on a terminal: times, sizes, long values, and nothing that a terminal would act on."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from storage.words import counted, written
+
+LONGEST = 60
+"""Characters of a value in a table."""
+_DIGEST = re.compile(r"[0-9a-f]{16,}")
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would act on: control characters, lone surrogates, marks of direction."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def clock(moment: datetime | str | None) -> str:
+    """Return a time, or a text in ISO 8601, as `2026-05-01 09:30:00` in UTC; `unknown` if the text is no time."""
+    try:
+        time = moment if isinstance(moment, datetime) else datetime.fromisoformat(str(moment))
+    except ValueError:
+        return f"{'unknown':19}"
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def minute(moment: datetime) -> str:
+    """Return a time as `2026-05-01 09:30 UTC`."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in units of 1,000: `1 byte`, `512 bytes`, `1.5 MB`."""
+    value, units = float(count), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return counted(count, "byte") if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
+
+
+def brief(value: Any) -> str:
+    """Return a value in a table's cell: the first 12 digits of a digest, at most 60 characters of anything else."""
+    text = f"{value:.6g}" if isinstance(value, float) else written(value)
+    if _DIGEST.fullmatch(text):
+        return f"{text[:12]}…"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def percent(share: float | None) -> str:
+    """Return a share of one as a percentage, `97.50%`; `unknown` for None."""
+    return "unknown" if share is None else f"{share:.2%}"

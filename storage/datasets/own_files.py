@@ -1,0 +1,350 @@
+"""Write the manifest of a user's own data set from its four files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage.datasets import catalog
+from storage.datasets.catalog import MAX_CLASSES, MAX_LABEL_COLUMNS, MAX_SIDE, ROLES, Limits
+from storage.errors import ConfigError, FormatError
+from storage.files import alike, kind_of, sha256_of
+from storage.formats import idx
+from storage.records import SPLITS
+
+_PATTERNS = {
+    "train-images": r"train.*images",
+    "train-labels": r"train.*labels",
+    "test-images": r"(t10k|test).*images",
+    "test-labels": r"(t10k|test).*labels",
+}
+_BLOCK_BYTES = 1 << 22
+"""How much is read at a time, whatever the size of the images."""
+_NAMES_SHOWN = 5
+_WRITE = "and write that: storage.formats.idx.encode(array) gives the bytes of an IDX file"
+
+
+@dataclass(frozen=True)
+class _Images:
+    """What the images of one split are like."""
+
+    rows: int
+    shape: tuple[int, ...]
+    darkest: int
+    brightest: int
+    blank: int
+    """How many have one value in all pixels."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    images: _Images
+    rows_by_label: Mapping[int, int]
+    """How many rows have each label that is in the file."""
+
+
+def manifest_of(folder: Path, name: str | None = None, digests: bool = True, label_column: int | None = None) -> str:
+    """Return the TOML manifest of the four IDX files in `folder`: one that `validate` and `run` can use.
+
+    Args:
+        folder: where the files are.
+        name: of the data set; None: the folder's.
+        digests: whether it accepts these archives and no others.
+        label_column: which column is the class, where label files have several, as those of QMNIST.
+
+    Raises:
+        ConfigError: a file is not there, there are several that it could be, or its name or the given one cannot
+            stand in a manifest.
+        FormatError: a file is not a complete IDX file, or no manifest could describe the four.
+    """
+    folder = folder.expanduser().absolute()
+    _check_name(name)
+    files = _files(folder)
+    splits = [_split(files[f"{split}-images"], files[f"{split}-labels"], label_column) for split in SPLITS]
+    shape = _shape(folder, splits)
+    labels = sorted({label for split in splits for label in split.rows_by_label})
+    if not 2 <= len(labels) <= MAX_CLASSES:
+        found = f"only the label {labels[0]}" if len(labels) == 1 else f"{len(labels):,} different ones"
+        raise FormatError(
+            f"{folder}: expected labels of 2 to {MAX_CLASSES} classes; found {found}; give files with that many classes"
+        )
+    lines = [
+        f"name = {_text(name or _name_of(folder))}",
+        *_classes(labels, label_column),
+        f"image_shape = [{shape[0]}, {shape[1]}]",
+        "# Folder of the archives, relative to this file. --source and IDXFLOW_SOURCE take precedence.",
+        f"source = {_text(str(folder))}",
+        '# licence = "…"',
+        '# homepage = "https://…"',
+        "",
+        "# With digests, other files are refused; `idxflow manifest --no-digests` is for files that change."
+        if digests
+        else "# Without digests, any files with these names are accepted.",
+    ]
+    for role, file in files.items():
+        named = [f"bytes = {file.stat().st_size}", f'sha256 = "{sha256_of(file)}"'] if digests else []
+        lines += [f"[archives.{role}]", f"file = {_text(file.name)}", *named, ""]
+    lines += [
+        *_limits(splits, labels),
+        "# What a model must reach on the test split, and what differs from the default training, for example:",
+        "# [floors]",
+        "# accuracy = 0.9",
+        "# [gate]",
+        '# policy = "better"',
+        "# [training]",
+        "# learning_rate = 0.01",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _classes(labels: list[int], column: int | None) -> list[str]:
+    """Return the lines that say what the classes are called, and which label each has in the files."""
+    lines = ["# Names of the classes, as shown to people.", f"classes = {json.dumps([str(label) for label in labels])}"]
+    if labels != list(range(len(labels))):
+        lines += ["# The label that each class has in the files, because they are not 0, 1, 2, …", f"labels = {labels}"]
+    if column is not None:
+        lines += ["# The column of the label files that is the class.", f"label_column = {column}"]
+    return lines
+
+
+def _split(images: Path, labels: Path, column: int | None) -> _Split:
+    found, counts = _images(images), _rows_by_label(labels, column)
+    rows = sum(counts.values())
+    if found.rows != rows:
+        raise FormatError(
+            f"{images} and {labels.name}: expected as many labels as images; found {found.rows:,} images and "
+            f"{rows:,} labels; give the two files that belong together"
+        )
+    return _Split(found, counts)
+
+
+def _images(path: Path) -> _Images:
+    with idx.Reader(path, str(path)) as reader:
+        header = reader.header
+        shape = header.shape
+        remedy = _of_other_images(header)
+        if remedy:
+            raise FormatError(
+                f"{path}: expected images as uint8 of shape (n, height, width), of at most {MAX_SIDE}×{MAX_SIDE} "
+                f"pixels; found {header.dtype.name} of shape {shape} in the header; {remedy}"
+            )
+        darkest, brightest, blank = 255, 0, 0
+        for block in reader.blocks(max(1, _BLOCK_BYTES // math.prod(shape[1:]))):
+            least, most = block.min(axis=(1, 2)), block.max(axis=(1, 2))
+            darkest, brightest = min(darkest, int(least.min())), max(brightest, int(most.max()))
+            blank += int((least == most).sum())
+    return _Images(shape[0], shape[1:], darkest, brightest, blank)
+
+
+def _of_other_images(header: idx.Header) -> str:
+    """Return what to do where a header is not that of images that can be used; empty where it is."""
+    dimensions = len(header.shape)
+    if dimensions == 1:
+        return "give the archive of the images; this looks like one of labels"
+    if dimensions == 2:
+        return f"give each image its height and width, in NumPy with .reshape(-1, height, width), {_WRITE}"
+    if dimensions > 3:
+        return f"turn colour images into grey ones, such as in NumPy with .mean(axis=3).astype(np.uint8), {_WRITE}"
+    if header.dtype != np.uint8:
+        return f"write the pixels as 0-255, in NumPy with .astype(np.uint8), {_WRITE}"
+    return "write the images smaller" if max(header.shape[1:]) > MAX_SIDE else ""
+
+
+def _rows_by_label(path: Path, column: int | None) -> Counter[int]:
+    """Return how many rows have each label. Memory does not grow with the file, however many labels there are."""
+    rows: Counter[int] = Counter()
+    with idx.Reader(path, str(path)) as reader:
+        _check_labels(path, reader.header, column)
+        for block in reader.blocks(max(1, _BLOCK_BYTES // reader.header.row_bytes)):
+            values, counts = np.unique(block if block.ndim == 1 else block[:, column], return_counts=True)
+            rows.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            if remedy := _of_other_labels(rows, reader.header):
+                raise FormatError(
+                    f"{path}: expected labels of at most {MAX_CLASSES} classes; found {len(rows):,} values, "
+                    f"{min(rows):,} to {max(rows):,}, or more; {remedy}"
+                )
+    return rows
+
+
+def _check_labels(path: Path, header: idx.Header, column: int | None) -> None:
+    shape, kind = header.shape, header.dtype.name
+    if header.dtype.kind not in "ui":
+        remedy = f"write them as whole numbers, in NumPy with .astype(np.uint8), {_WRITE}"
+    elif len(shape) > 2:
+        remedy = "give the archive of the labels; this looks like one of images"
+    elif len(shape) == 2 and column is None:
+        remedy = "choose the column that is the class, such as the first, which it is in QMNIST: --label-column 0"
+    elif len(shape) == 2 and not column < shape[1] <= MAX_LABEL_COLUMNS:  # type: ignore[operator]  # not None
+        remedy = f"choose another --label-column than {column}, below {min(shape[1], MAX_LABEL_COLUMNS)}"
+    else:
+        return
+    raise FormatError(
+        f"{path}: expected one label for each image, a whole number, or rows of at most {MAX_LABEL_COLUMNS:,} numbers "
+        f"of which one is; found {kind} of shape {shape} in the header; {remedy}"
+    )
+
+
+def _of_other_labels(labels: Collection[int], header: idx.Header) -> str:
+    """Return what to do where labels are no classes; empty where they are.
+
+    Small numbers written little-endian, which IDX is not, are known by what they would be: 1 is read as 16,777,216.
+    """
+    if header.dtype.itemsize > 1 and max(labels) >= MAX_CLASSES:
+        swapped = np.array(list(labels), header.dtype).byteswap()
+        if swapped.min() >= 0 and swapped.max() < MAX_CLASSES:
+            return "write them big-endian, or as uint8; these look little-endian"
+    return "give the file with the classes, not with other numbers" if len(labels) > MAX_CLASSES else ""
+
+
+def _shape(folder: Path, splits: list[_Split]) -> tuple[int, ...]:
+    shapes = [split.images.shape for split in splits]
+    if len(set(shapes)) > 1:
+        raise FormatError(
+            f"{folder}: expected images of one size in both splits; found {shapes[0]} for training and {shapes[1]} for "
+            "the test; give the files that belong together"
+        )
+    return shapes[0]
+
+
+def _limits(splits: list[_Split], labels: list[int]) -> list[str]:
+    """Return the lines about what the checks would refuse without them, though the files are meant to be so.
+
+    How pixels are encoded is declared. What may as well be wrong with the data is only proposed.
+    """
+    usual = Limits()
+    brightest = min(split.images.brightest for split in splits)
+    darkest = max(split.images.darkest for split in splits)
+    rows, blank = sum(split.images.rows for split in splits), sum(split.images.blank for split in splits)
+    declared, proposed = [], []
+    if brightest < usual.min_pixel_max:
+        declared += [
+            f"# The brightest pixel of a split is {brightest}. If 255 was meant, correct the images instead.",
+            f"min_pixel_max = {brightest}",
+        ]
+    if darkest > usual.max_pixel_min:
+        declared += [
+            f"# The darkest pixel of a split is {darkest}. If 0 was meant, correct the images instead.",
+            f"max_pixel_min = {darkest}",
+        ]
+    if blank == rows:
+        declared += ["# All images have one value in all pixels.", "max_blank = 1"]
+    elif blank:
+        share = max(split.images.blank / split.images.rows for split in splits)
+        proposed += [
+            f"# {blank:,} of {rows:,} images have one value in all pixels, which is refused unless you set:",
+            f"# max_blank = {_rounded_up(share)}",
+        ]
+    proposed += _absent(splits, labels)
+    shares = [split.rows_by_label.get(label, 0) / split.images.rows for split in splits for label in labels]
+    least, most = min(shares), max(shares)
+    if 0 < least < usual.least_class_share(len(labels)):
+        proposed += [
+            "# The smallest class has a small share of a split, which is refused unless you set:",
+            f"# min_class_share = {math.floor(1e4 * least) / 1e4}",
+        ]
+    if most > usual.max_class_share:
+        proposed += [
+            "# The largest class is nearly all of a split, which is refused unless you set:",
+            f"# max_class_share = {_rounded_up(most)}",
+        ]
+    head = "[limits]" if declared else "# [limits]"
+    return [head, *declared, *proposed, ""] if declared or proposed else []
+
+
+def _absent(splits: list[_Split], labels: list[int]) -> Iterator[str]:
+    for name, split in zip(SPLITS, splits, strict=True):
+        if absent := [label for label in labels if label not in split.rows_by_label]:
+            yield (
+                f"# The {name} split has no row with a label of {absent}, which is refused: "
+                "add such rows to it, or take them out of the other split."
+            )
+
+
+def _rounded_up(share: float) -> float:
+    return math.ceil(1e4 * share) / 1e4
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the file of each role.
+
+    Raises:
+        ConfigError: it is no folder; a file is not there, or is not one; or there are several that it could be.
+    """
+    if not folder.is_dir():
+        raise _no_set(folder, f"{kind_of(folder)}{alike(folder)}", "correct the path")
+    found = {role: _files_of(folder, role) for role in ROLES}
+    missing = [role for role, files in found.items() if not files]
+    if missing:
+        there = sorted(_shown_entry(path) for path in folder.iterdir() if path.name[0] != ".")
+        more = f" and {len(there) - _NAMES_SHOWN:,} more" if len(there) > _NAMES_SHOWN else ""
+        among = f"none for {', '.join(missing)} among {', '.join(there[:_NAMES_SHOWN]) or 'nothing'}{more}"
+        inside = next((sub for sub in sorted(folder.glob("*/")) if all(_files_of(sub, role) for role in ROLES)), None)
+        remedy = (
+            f"give {inside}, which has them"
+            if inside
+            else "give the folder that has them, or rename them so; write pictures and tables as such files first: "
+            "storage.formats.idx.encode(array) gives the bytes of one"
+        )
+        raise _no_set(folder, among, remedy)
+    for role, files in found.items():
+        if len(files) > 1:
+            names = ", ".join(path.name for path in files)
+            raise ConfigError(
+                f"{folder}: expected one file of {role}; found {len(files)}: {names}; move the others to another folder"
+            )
+    return {role: files[0] for role, files in found.items()}
+
+
+def _files_of(folder: Path, role: str) -> list[Path]:
+    """Return the files that could be that of `role`; a packed one is taken before the same unpacked."""
+    pattern = re.compile(_PATTERNS[role], re.IGNORECASE)
+    found = sorted(path for path in folder.glob("*") if pattern.search(path.name) and path.name[0] != ".")
+    found = [path for path in found if path.is_file()]
+    packed = [path for path in found if path.suffix == ".gz"]
+    return packed if len(packed) == 1 else found
+
+
+def _shown_entry(path: Path) -> str:
+    return path.name if path.is_file() else f"{path.name} ({kind_of(path)})"
+
+
+def _no_set(folder: Path, found: str, remedy: str) -> ConfigError:
+    return ConfigError(
+        f"{folder}: expected a folder of four IDX files (the format of MNIST's archives, plain or gzip), with "
+        "train-images, train-labels, t10k-images or test-images, t10k-labels or test-labels in their names; found "
+        f"{catalog.one_line(found)}; {remedy}"
+    )
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and (not catalog.NAME.fullmatch(name) or name in catalog.names()):
+        raise ConfigError(
+            "--name: expected a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit, and none of "
+            f"the catalog's names ({', '.join(catalog.names())}); found {catalog.shown(name)}; choose another name"
+        )
+
+
+def _name_of(folder: Path) -> str:
+    name = re.sub(r"[^a-z0-9_-]+", "-", folder.name.lower()).strip("-_")[:64] or "mine"
+    return f"my-{name}" if name in catalog.names() else name
+
+
+def _text(text: str) -> str:
+    """Return a text as TOML.
+
+    Raises:
+        ConfigError: it has bytes that are not UTF-8, as names of files may, but no TOML file.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"expected names of files in UTF-8; found {text!a}; rename it") from error
+    # JSON's text is TOML's, but for one control character.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,146 @@
+"""Classify the images of files with a registered model: what `idxflow predict` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.errors import ConfigError
+from storage.files import check_local, kind_of
+from storage.registry import Version
+from storage.store import Store, store_root
+from tasks.serving import image_files
+from tasks.serving.predict import Model, Row, find_version, load_champion, write_parquet
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to classify, with which model, and what to do to the images first."""
+
+    dataset: str
+    files: tuple[Path, ...]
+    version: str = "champion"
+    out: Path | None = None
+    """Parquet file to write, one row per image."""
+    resize: bool = False
+    scale: bool = False
+    invert: bool = False
+    store: str | None = None
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The answers to all images, in the order of the files."""
+
+    version: Version
+    rows: Sequence[Row]
+    remarks: Sequence[str]
+    """What is odd about the images, each once."""
+    out: Path | None
+    """The file that was written."""
+
+    def values(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "dataset": self.version.dataset,
+            "version": self.version.number,
+            "rows": [
+                {
+                    "file": row.file,
+                    "row": row.row,
+                    "label": row.label,
+                    "class": row.name,
+                    "probability": row.probability,
+                    "version": row.version,
+                }
+                for row in self.rows
+            ],
+            "remarks": list(self.remarks),
+            "out": str(self.out.absolute()) if self.out else None,
+            "error": None,
+        }
+
+
+class _Remarks:
+    """Passes each remark on once, and keeps it."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self.kept: list[str] = []
+
+    def __call__(self, remark: str) -> None:
+        remark = _utf8(remark)
+        if remark not in self.kept:
+            self.kept.append(remark)
+            self._warn(remark)
+
+
+def classify(options: PredictOptions, warn: Callable[[str], None]) -> Classified:
+    """Classify the images of files, and write the answers if a file was asked for.
+
+    Args:
+        warn: called at once with each remark, such as that images look inverted.
+
+    Raises:
+        IdxflowError: there is no such version, a file cannot be used, or the answers cannot be written.
+    """
+    remarks = _Remarks(warn)
+    version = _checked_version(options)
+    with Store(store_root(options.store)).in_use(options.dataset):
+        rows = list(_rows(options, version, remarks))
+    if options.out:
+        write_parquet(options.out, rows)
+    return Classified(version, rows, remarks.kept, options.out)
+
+
+def _checked_version(options: PredictOptions) -> Version:
+    """Check what can be checked in milliseconds, and return the version that is to answer."""
+    out = options.out
+    for file in options.files:
+        image_files.check_there(file)
+    check_local("--out", out or "")
+    if out and out.exists() and not out.is_file():
+        raise ConfigError(f"expected --out to be a file; {out} is {kind_of(out)}; choose another name")
+    if out and out.resolve() in [file.resolve() for file in options.files]:
+        raise ConfigError(f"expected --out to differ from the files to read; found {out} in both; choose another")
+    return find_version(Store(store_root(options.store)), options.dataset, options.version)
+
+
+def _rows(options: PredictOptions, version: Version, remarks: _Remarks) -> Iterator[Row]:
+    model = load_champion(options.dataset, options.store, version)
+    wanted = image_files.ImageOptions(
+        model.image_shape, model.pixel_range, options.resize, options.scale, options.invert
+    )
+    for file in options.files:
+        start, inverted = 0, 0
+        for images in image_files.read(file, wanted, remarks):
+            inverted += int(model.looks_inverted(images).sum())
+            yield from _answers(model, _utf8(str(file)), start, images)
+            start += len(images)
+        _remark_if_inverted(file, inverted, start, options.invert, remarks)
+
+
+def _answers(model: Model, file: str, start: int, images: np.ndarray) -> Iterator[Row]:
+    found = model.predict(images)
+    answers = zip(found.label.tolist(), found.name, found.probability.tolist(), strict=True)
+    for row, (label, name, probability) in enumerate(answers, start):
+        yield Row(file, row, label, name, probability, found.version)
+
+
+def _remark_if_inverted(file: Path, inverted: int, rows: int, after_invert: bool, remarks: _Remarks) -> None:
+    # Most of a file, so that an odd image among thousands is no reason to doubt all.
+    if 2 * inverted <= rows:
+        return
+    which = "the image" if rows == 1 else f"{inverted:,} of {rows:,} images"
+    looks = "looks" if rows == 1 else "look"
+    remedy = "without --invert they would match" if after_invert else "--invert inverts them"
+    remarks(f"{file}: {which} {looks} inverted, compared with the training images; {remedy}")
+
+
+def _utf8(text: str) -> str:
+    """Write out the bytes of a file name that are not UTF-8: neither JSON nor Parquet can hold them."""
+    return text.encode(errors="backslashreplace").decode()
