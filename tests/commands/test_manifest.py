@@ -15,7 +15,8 @@ import pytest
 from flows import retrain
 from flows.commands.manifest import manifest_of
 from storage.datasets import catalog
-from storage.datasets.catalog import DEFAULT_FILES, Limits
+from storage.datasets.catalog import DEFAULT_FILES
+from storage.datasets.manifest import Limits
 from storage.errors import ConfigError, FormatError, IdxflowError
 from storage.formats import idx
 from storage.store import Store

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from storage.datasets import catalog
+from storage.datasets.manifest import Floors, Gate
 from storage.datasets.training import training_config
 
 GOOD = 'name = "mine"\nclasses = ["a", "b"]\nimage_shape = [20, 16]\n'
@@ -40,15 +41,15 @@ def test_a_small_manifest_gets_defaults(tmp_path: Path):
     dataset = read(tmp_path, GOOD + 'source = "data"\n')
     assert dataset.source == tmp_path / "data"
     assert dataset.archive("test-labels").file == "t10k-labels-idx1-ubyte.gz"
-    assert dataset.floors == catalog.Floors()
-    assert dataset.gate == catalog.Gate("better", 0.05, 0.005, 0.05)
+    assert dataset.floors == Floors()
+    assert dataset.gate == Gate("better", 0.05, 0.005, 0.05)
     assert not dataset.archive("train-images").pinned
 
 
 def test_a_gate_of_ones_own(tmp_path: Path):
     gate = '[gate]\npolicy = "not_worse"\nalpha = 0.1\nmargin = 0\nmax_class_loss = 1\n'
-    assert read(tmp_path, GOOD + gate).gate == catalog.Gate("not_worse", 0.1, 0, 1)
-    assert read(tmp_path, GOOD + '[gate]\npolicy = "ask"\n').gate == catalog.Gate("ask")
+    assert read(tmp_path, GOOD + gate).gate == Gate("not_worse", 0.1, 0, 1)
+    assert read(tmp_path, GOOD + '[gate]\npolicy = "ask"\n').gate == Gate("ask")
 
 
 def test_mirrors_are_folders_and_single_addresses(tmp_path: Path):

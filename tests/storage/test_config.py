@@ -39,9 +39,8 @@ def test_the_data_set_overrides_the_profile_and_the_user_both(profile, overrides
 
 
 def test_a_wrong_parameter_of_a_manifest_names_the_manifest(tiny: TinyFactory):
-    dataset = tiny(manifest="[training]\nepochs = -1")
-    with pytest.raises(ConfigError, match=r"tiny\.toml: \[training\]: expected epochs to be a whole number"):
-        training_config(dataset)
+    with pytest.raises(ConfigError, match=r"tiny\.toml: expected training\.epochs to be a whole number"):
+        tiny(manifest="[training]\nepochs = -1")
 
 
 @pytest.mark.parametrize(
