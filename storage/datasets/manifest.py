@@ -213,12 +213,12 @@ class Archive(BaseModel):
         description="Its name. Not set: that of MNIST's file.",
         json_schema_extra=_expects("a file name without a folder"),
     )
-    bytes: Bytes | None = Field(default=None, description="Its size.")
+    bytes: Bytes | None = Field(default=None, description="Its size in bytes.")
     sha256: Sha256 | None = Field(default=None, description="Its SHA-256: a file with another one is refused.")
-    payload_bytes: Bytes | None = Field(default=None, description="Its size, decompressed.")
+    payload_bytes: Bytes | None = Field(default=None, description="Its size in bytes, decompressed.")
     payload_sha256: Sha256 | None = Field(
         default=None,
-        description="Its SHA-256, decompressed, header included: also that of a mirror that compressed it again.",
+        description="Its SHA-256, decompressed, header included, which a mirror keeps that compressed it again.",
     )
     mirrors: Addresses = Field(default=(), description="Complete URLs, best first.")
 

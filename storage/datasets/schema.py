@@ -40,10 +40,12 @@ class TomlSchema(GenerateJsonSchema):
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         made = super().default_schema(schema)
         # The keys of a table have defaults of their own.
-        return {key: value for key, value in made.items() if key != "default" or value not in (None, "", [], {})}
+        if isinstance(made.get("default"), dict) or made.get("default") in (None, "", []):
+            made.pop("default", None)
+        return made
 
-    def get_title_from_name(self, name: str) -> str:
-        return name
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
 
 
 def of_manifest() -> dict[str, Any]:
@@ -58,7 +60,7 @@ def part(schema: Schema, keys: Sequence[str]) -> Schema:
     """Return the schema of the value at `keys`, such as `("gate", "alpha")`."""
     found = schema
     for key in keys:
-        found = _resolved(schema, found["properties"][key])
+        found = resolved(schema, found["properties"][key])
     return found
 
 
@@ -100,12 +102,37 @@ def reference(schema: Schema, elsewhere: Collection[str] = ()) -> Iterator[str]:
         yield from ("| Key | Value | Default | Meaning |", "|:--|:--|:--|:--|")
         inner: dict[str, list[str]] = {}
         for key, field in table["properties"].items():
-            value = _resolved(schema, field)
+            value = resolved(schema, field)
             default = "required" if key in table.get("required", ()) else _written(value.get("default"))
             yield f"| `{key}` | {in_words(value)} | {default} | {value.get('description', '')} |"
             if "$ref" in field and key not in elsewhere:
                 inner.setdefault(field["$ref"], []).append(".".join([*names, key]))
-        waiting += [(keys, _resolved(schema, {"$ref": reference})) for reference, keys in inner.items()]
+        waiting[:0] = [(keys, resolved(schema, {"$ref": target})) for target, keys in inner.items()]
+
+
+def page() -> str:
+    """Return the reference page of the manifest, in Markdown."""
+    lines = (
+        "# The manifest",
+        "",
+        "A manifest is a TOML file that declares a data set. `idxflow manifest FOLDER` writes one for your own files;",
+        "those of the catalog are in [storage/datasets](../../storage/datasets). An unknown key, a wrong type or a",
+        "value out of bounds is refused before any archive is read, with exit code 2.",
+        "",
+        "An editor with Taplo, such as Visual Studio Code with Even Better TOML, completes keys and checks values where",
+        "the manifest begins with the path of the JSON Schema in your copy of idxflow:",
+        "",
+        "```toml",
+        "#:schema ./storage/datasets/manifest.schema.json",
+        "```",
+        "",
+        *reference(of_manifest(), elsewhere=("training",)),
+        "",
+        "## `[training]`",
+        "",
+        "Every parameter that `--set` takes; `idxflow run --help` says more.",
+    )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -118,7 +145,7 @@ def text() -> str:
     return json.dumps(of_manifest(), indent=2, ensure_ascii=False) + "\n"
 
 
-def _resolved(schema: Schema, field: Schema) -> Schema:
+def resolved(schema: Schema, field: Schema) -> Schema:
     """Return a field with what it refers to; what it says itself comes first."""
     if "$ref" not in field:
         return field

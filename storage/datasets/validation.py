@@ -46,9 +46,8 @@ def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: schema.Sche
     keys = [str(key) for key in takewhile(lambda key: isinstance(key, str), error["loc"])]
     name = one_line(".".join(keys))
     if error["type"] == "value_error":
-        # A validator's own sentence, which says the key.
-        table = ".".join(keys if not keys or schema.part(model, keys).get("type") == "object" else keys[:-1])
-        return f"{f'[{table}]: ' if table else ''}{error['msg'].removeprefix('Value error, ')}"
+        # A validator's own sentence.
+        return error["msg"].removeprefix("Value error, ")
     if error["type"] in _UNKNOWN_KEY:
         known = schema.part(model, keys[:-1])["properties"]
         remedy = "remove it or correct its spelling"
@@ -62,8 +61,8 @@ def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: schema.Sche
 def _found(error: ErrorDetails, allowed: schema.Schema, values: Any, keys: Sequence[str]) -> str:
     if allowed.get("items", {}).get("format") == "uri":
         # Not the whole address: it may hold a password.
-        address = error["input"]
-        return f"{address[:8].split(':')[0]}:…" if isinstance(address, str) else "another value"
+        scheme, separator, _ = str(error["input"])[:8].partition("://")
+        return f"{scheme}:…" if separator and scheme.isalpha() else "another value"
     for key in keys:
         values = values[key]
     return f"{shown(values)}{meant(values, allowed.get('enum', ()))}"

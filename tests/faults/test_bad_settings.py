@@ -68,6 +68,16 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a hidden file": (GOOD + '[archives.train-images]\nfile = ".x.gz"', "a file name without a folder"),
     "a source with a NUL": (GOOD + 'source = "a\\u0000"', "source to be a folder"),
     "an ftp mirror": ('mirrors = ["ftp://a.example/"]\n' + GOOD, "https:// or http://"),
+    "a mirror with a password": (
+        'mirrors = ["me:secret@a.example/"]\n' + GOOD,
+        "https:// or http:// addresses; found another value; correct it",
+    ),
+    "a mirror that is a table": ('mirrors = [{url = "https://me:secret@a.example/"}]\n' + GOOD, "found another value;"),
+    "a mirror that is no list": ('mirrors = "https://me:secret@a.example/"\n' + GOOD, "addresses; found https:…; "),
+    "a mirror of an archive over two lines": (
+        GOOD + '[archives.train-images]\nmirrors = ["https://a.example/\\nx"]',
+        "archives.train-images.mirrors to be a list of https:// or http:// addresses; found https:…; ",
+    ),
     "a mirror without digests": ('mirrors = ["https://a.example/"]\n' + GOOD, "idxflow manifest FOLDER"),
     "a share above one": (GOOD + "[limits]\nmax_leaked = 2", "a number from 0 to 1"),
     "a share that is no number": (GOOD + "[limits]\nmax_leaked = nan", "a number from 0 to 1"),
@@ -82,6 +92,18 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a margin in points": (GOOD + "[gate]\nmargin = 5", "gate.margin to be a number from 0 to 1"),
     "a negative loss": (GOOD + "[gate]\nmax_class_loss = -0.1", "gate.max_class_loss to be a number from 0 to 1"),
     "an unknown key of the gate": (GOOD + "[gate]\nbeta = 0.1", "found gate.beta"),
+    "a misspelt key": ('nmae = "mine"\n' + TWO, "found nmae (did you mean name?); remove it or correct its spelling"),
+    "a misspelt limit": (GOOD + "[limits]\nmax_blanks = 1", "found limits.max_blanks (did you mean max_blank?); "),
+    "no epochs": (GOOD + "[training]\nepochs = 0", "training.epochs to be a whole number from 1 to 10,000; found 0; "),
+    "a misspelt parameter": (GOOD + "[training]\nepoch = 1", "found training.epoch (did you mean epochs?); "),
+    "memory without a unit": (
+        GOOD + "[training]\nmemory = 5",
+        "expected memory to be a size such as 500MB",
+    ),
+    "patience for nothing": (
+        GOOD + "[training]\npatience = 2\nvalidation_fraction = 0",
+        "expected held-out rows, because patience needs them",
+    ),
     "rows as text": (GOOD + '[rows]\ntrain = "many"', "rows.train to be a whole number from 1"),
     "rows of another split": (GOOD + "[rows]\ndev = 1", "found rows.dev"),
     "column -1": (GOOD + "label_column = -1", "label_column to be a whole number from 0 to 1,023; found -1"),
@@ -119,6 +141,7 @@ def test_a_wrong_manifest_is_refused_by_file_and_key(tmp_path: Path, text: str, 
     with pytest.raises(ConfigError) as caught:
         catalog.read(path)
     assert_says(caught.value, f"{path}: expected ", said)
+    assert "secret" not in str(caught.value)
 
 
 NAMES = ["../../etc", "a/b", ".", "", "x" * 65, "x" * 300, "CON", "a\\u0000", "a\\nb", "\\u202Ea", "Mine", "-a", "a.b"]

@@ -71,7 +71,8 @@ from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.model import classifier, holdout, network, scaling
 from tasks.model.scaling import Statistics
-from tasks.normalize import check_labels, normalize
+from tasks.model.labels import check_labels
+from tasks.normalize import normalize
 from tasks.serving import image_files
 from tasks.serving.predict import Model, load_champion
 from tasks.sources.origins import payload_sha256

@@ -69,8 +69,10 @@ def test_a_configuration_does_not_change_and_comes_back_from_json():
 def test_overrides_that_are_not_set_override_nothing():
     assert TrainingOverrides().model_dump(exclude_none=True) == {}
     assert set(TrainingOverrides.model_fields) == set(TrainingConfig.model_fields)
-    with pytest.raises(ValidationError):
-        TrainingOverrides(epochs=0)
+    for wrong in ({"epochs": 0}, {"epochs": True}, {"patience": 2, "validation_fraction": 0}):
+        with pytest.raises(ValidationError):
+            TrainingOverrides(**wrong)
+    assert TrainingOverrides(restore_best=True).restore_best
 
 
 def test_profiles_and_activations_are_ones_that_can_be_trained():
