@@ -91,7 +91,9 @@ def refused(store: Store, tmp_path: Path) -> Refused:
         **parameters: Any,
     ) -> str:
         if not parameters.keys() & {"dataset", "dataset_file"}:
-            parameters["dataset_file"] = str(badfiles.write(tmp_path / "in", changes, manifest).manifest)
+            path = badfiles.write(tmp_path / "in", changes).manifest
+            path.write_text(path.read_text() + manifest)
+            parameters["dataset_file"] = str(path)
         before = fingerprint(store)
         outcome = way(store, **parameters)
         after = fingerprint(store)
