@@ -135,11 +135,11 @@ def read(path: Path) -> Dataset:
         values = tomllib.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RuntimeError) as error:
         # A user that is not there; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
-        missing = isinstance(error, FileNotFoundError)
-        found = f"{kind_of(path)}{alike(path)}" if missing else getattr(error, "strerror", None) or str(error)
+        is_missing = isinstance(error, FileNotFoundError)
+        problem = f"{kind_of(path)}{alike(path)}" if is_missing else getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"{path}: expected a manifest in TOML; found {one_line(found)}; "
-            f"correct {'the path' if missing else 'it'}, or write a new one with `idxflow manifest FOLDER`"
+            f"{path}: expected a manifest in TOML; found {one_line(problem)}; "
+            f"correct {'the path' if is_missing else 'it'}, or write a new one with `idxflow manifest FOLDER`"
         ) from error
     dataset = _declared(path, values)
     _check_own_name(dataset)

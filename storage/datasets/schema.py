@@ -38,11 +38,11 @@ class TomlSchema(GenerateJsonSchema):
         return self.generate_inner(schema["schema"])
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        made = super().default_schema(schema)
+        field = super().default_schema(schema)
         # The keys of a table have defaults of their own.
-        if isinstance(made.get("default"), dict) or made.get("default") in (None, "", []):
-            made.pop("default", None)
-        return made
+        if isinstance(field.get("default"), dict) or field.get("default") in (None, "", []):
+            field.pop("default", None)
+        return field
 
     def field_title_should_be_set(self, schema: object) -> bool:
         return False
@@ -52,16 +52,16 @@ def of_manifest() -> dict[str, Any]:
     """Return the JSON Schema of a manifest."""
     from storage.datasets.manifest import Manifest
 
-    made = Manifest.model_json_schema(schema_generator=TomlSchema)
-    return {"$schema": DIALECT, **made, "title": "A data set of idxflow"}
+    model = Manifest.model_json_schema(schema_generator=TomlSchema)
+    return {"$schema": DIALECT, **model, "title": "A data set of idxflow"}
 
 
 def part(schema: Schema, keys: Sequence[str]) -> Schema:
     """Return the schema of the value at `keys`, such as `("gate", "alpha")`."""
-    found = schema
+    value = schema
     for key in keys:
-        found = resolved(schema, found["properties"][key])
-    return found
+        value = resolved(schema, value["properties"][key])
+    return value
 
 
 def in_words(schema: Schema) -> str:

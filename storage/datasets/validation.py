@@ -36,7 +36,7 @@ def checked(
         return model.model_validate(values)
     except ValidationError as error:
         # A misspelt key explains one that is missing.
-        first = min(error.errors(include_url=False), key=lambda found: found["type"] not in _UNKNOWN_KEY)
+        first = min(error.errors(include_url=False), key=lambda detail: detail["type"] not in _UNKNOWN_KEY)
         sentence = _sentence(first, values, model.model_json_schema(schema_generator=generator))
         raise ConfigError(f"{where}: {sentence}") from error
 
@@ -53,15 +53,16 @@ def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: schema.Sche
         remedy = "remove it or correct its spelling"
         return f"expected one of {', '.join(known)}; found {name}{meant(keys[-1], known)}; {remedy}"
     allowed = schema.part(model, keys)
-    missing = error["type"] == "missing"
-    found, remedy = ("nothing", "add it") if missing else (_found(error, allowed, values, keys), "correct it")
-    return f"expected {name} to be {schema.in_words(allowed)}; found {found}; {remedy}"
+    is_missing = error["type"] == "missing"
+    given, remedy = ("nothing", "add it") if is_missing else (_given(error, allowed, values, keys), "correct it")
+    return f"expected {name} to be {schema.in_words(allowed)}; found {given}; {remedy}"
 
 
-def _found(error: ErrorDetails, allowed: schema.Schema, values: Any, keys: Sequence[str]) -> str:
+def _given(error: ErrorDetails, allowed: schema.Schema, values: Any, keys: Sequence[str]) -> str:
     if allowed.get("items", {}).get("format") == "uri":
         # Not the whole address: it may hold a password.
-        scheme, separator, _ = str(error["input"])[:8].partition("://")
+        address = error["input"]
+        scheme, separator, _ = address[:8].partition("://") if isinstance(address, str) else ("", "", "")
         return f"{scheme}:…" if separator and scheme.isalpha() else "another value"
     for key in keys:
         values = values[key]

@@ -73,6 +73,7 @@ MANIFESTS: dict[str, tuple[str, str]] = {
         "https:// or http:// addresses; found another value; correct it",
     ),
     "a mirror that is a table": ('mirrors = [{url = "https://me:secret@a.example/"}]\n' + GOOD, "found another value;"),
+    "a mirror that is a number": (f"mirrors = [0x{HUGE}]\n" + GOOD, "addresses; found another value; "),
     "a mirror that is no list": ('mirrors = "https://me:secret@a.example/"\n' + GOOD, "addresses; found https:…; "),
     "a mirror of an archive over two lines": (
         GOOD + '[archives.train-images]\nmirrors = ["https://a.example/\\nx"]',
