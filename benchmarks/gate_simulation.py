@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.datasets.catalog import Gate
+from storage.datasets.manifest import Gate
 from tasks.gate import criteria
 
 Test = Callable[[np.ndarray, np.ndarray], np.ndarray]

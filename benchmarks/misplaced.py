@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.subjects import FILES, MNIST_VARIABLE
 from expectations import summary
-from storage.datasets.catalog import Limits
+from storage.datasets.manifest import Limits
 from storage.formats import idx
 from tasks.sources import embedded
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from expectations.summary import IMAGE_COLUMNS
-from storage.datasets.catalog import Dataset, Limits
+from storage.datasets.catalog import Dataset
+from storage.datasets.manifest import Limits
 from storage.records import SPLITS, Severity, SplitName
 
 # Limits are shares written in decimal: 1 - 0.059 is a little more than 0.941, the share that then still passes.

@@ -17,7 +17,8 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.datasets.catalog import Dataset, Floors
+from storage.datasets.catalog import Dataset
+from storage.datasets.manifest import Floors
 from storage.errors import DamagedEntry
 from storage.formats import arrays, parquet
 from storage.ledger import Ledger

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from storage.datasets import catalog
-from storage.datasets.catalog import MAX_CLASSES, MAX_LABEL_COLUMNS, MAX_SIDE, ROLES, Limits
+from storage.datasets.catalog import MAX_CLASSES, MAX_LABEL_COLUMNS, MAX_SIDE, ROLES
+from storage.datasets.manifest import Limits
 from storage.errors import ConfigError, FormatError
 from storage.files import alike, kind_of, sha256_of
 from storage.formats import idx

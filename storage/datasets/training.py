@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -14,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationError,
     ValidationInfo,
     create_model,
     field_validator,
@@ -24,6 +23,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from storage.datasets.catalog import Dataset, shown
+from storage.datasets.schema import TomlSchema, bounds
+from storage.datasets.validation import checked
 from storage.errors import ConfigError
 from storage.words import meant
 
@@ -63,46 +64,60 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     hidden: tuple[Units, ...] = Field(
-        (50, 50), max_length=16, description="Units of each hidden layer, any number of layers; empty: a linear model."
+        default=(50, 50),
+        max_length=16,
+        description="Units of each hidden layer, any number of layers; empty: a linear model.",
     )
     activation: Literal["tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu"] = Field(
-        "tanh", description="Activation of the hidden layers."
+        default="tanh", description="Activation of the hidden layers."
     )
-    learning_rate: float = Field(0.001, gt=0, le=10, description="Step size of stochastic gradient descent.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
+    learning_rate: float = Field(default=0.001, gt=0, le=10, description="Step size of stochastic gradient descent.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
     decay: float = Field(
-        1e-7, ge=0, le=1, description="Inverse-time decay: the rate at step t is learning_rate / (1 + decay·t)."
+        default=1e-7, ge=0, le=1, description="Inverse-time decay: the rate at step t is learning_rate / (1 + decay·t)."
     )
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Share of each weight removed per step, times the rate.")
-    batch_size: int = Field(64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest.")
-    epochs: int = Field(50, ge=1, le=10_000, description="Passes over the fitted rows, at most.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, le=1, description="Share of each weight removed per step, times the rate."
+    )
+    batch_size: int = Field(
+        default=64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest."
+    )
+    epochs: int = Field(default=50, ge=1, le=10_000, description="Passes over the fitted rows, at most.")
     validation_fraction: float = Field(
-        0.1, ge=0, le=0.9, description="Share of the training rows that is held out to watch over-fitting."
+        default=0.1, ge=0, le=0.9, description="Share of the training rows that is held out to watch over-fitting."
     )
     held_out: Literal["stratified", "tail"] = Field(
-        "stratified", description="Rows to hold out: a random sample of every class, or the last, as the tutorial does."
+        default="stratified",
+        description="Rows to hold out: a random sample of every class, or the last, as the tutorial does.",
     )
     normalize_on: Literal["fitted", "all"] = Field(
-        "fitted", description="Statistics from the fitted rows only, or from held-out rows too, as the tutorial does."
+        default="fitted",
+        description="Statistics from the fitted rows only, or from held-out rows too, as the tutorial does.",
     )
     patience: int | None = Field(
-        None, ge=1, le=10_000, description="Stop after this many epochs without improvement on the held-out rows."
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Stop after this many epochs without improvement on the held-out rows.",
     )
-    min_delta: float = Field(0.0, ge=0, le=10, description="Smallest drop of the held-out loss that is improvement.")
+    min_delta: float = Field(
+        default=0.0, ge=0, le=10, description="Smallest drop of the held-out loss that is improvement."
+    )
     restore_best: bool = Field(
-        True, description="With patience: keep the weights of the best epoch instead of the last one."
+        default=True, description="With patience: keep the weights of the best epoch instead of the last one."
     )
     memory: Memory = Field(
-        "512MiB", description="What the pixels may take while training, such as 2GiB; more rows come in shards."
+        default="512MiB", description="What the pixels may take while training, such as 2GiB; more rows come in shards."
     )
-    seed: int = Field(1, ge=0, lt=2**32, description="Of initial weights, rows held out and order of rows.")
+    seed: int = Field(default=1, ge=0, le=2**32 - 1, description="Of initial weights, rows held out and order of rows.")
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Pydantic takes true for 1.
         values = value if isinstance(value, list | tuple) else (value,)
-        if cls.model_fields[str(info.field_name)].annotation is not bool and any(type(v) is bool for v in values):
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if bool not in (annotation, *get_args(annotation)) and any(type(v) is bool for v in values):
             raise PydanticCustomError("no_truth", "expected a value other than true and false")
         return value
 
@@ -120,34 +135,13 @@ class TrainingConfig(BaseModel):
         return _bytes(self.memory)
 
 
-def _bounds(metadata: Sequence[Any]) -> str:
-    """Return the bounds of a parameter in words, such as `at least 1 and at most 10,000`; empty if there are none."""
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    found = [(said, getattr(bound, name)) for bound in metadata for name, said in words.items() if hasattr(bound, name)]
-    return " and ".join(f"{said} {limit:,}" for said, limit in found)
-
-
-def _described(field: FieldInfo) -> str:
+def _described(name: str, field: FieldInfo) -> str:
     """Return a parameter's description with its bounds: forms check them, but do not show them."""
-    bounds = _bounds(field.metadata)
-    return f"{field.description} {bounds.capitalize()}." if bounds else str(field.description)
+    limits = bounds(_SCHEMA[name])
+    return f"{field.description} {limits.capitalize()}." if limits else str(field.description)
 
 
-def _expected(name: str) -> str:
-    """Return what a parameter can be, such as `a whole number, at least 1 and at most 10,000`."""
-    field = TrainingConfig.model_fields[name]
-    if name == "hidden":
-        (units,) = {*get_args(field.annotation)} - {...}
-        most = next(limit.max_length for limit in field.metadata if hasattr(limit, "max_length"))
-        return f"a list of at most {most} whole numbers, each {_bounds(units.__metadata__[0].metadata)}"
-    if get_origin(field.annotation) is Literal:
-        return f"one of {', '.join(get_args(field.annotation))}"
-    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-    kind = next(words for kind, words in kinds.items() if kind in (field.annotation, *get_args(field.annotation)))
-    unset = " or null" if field.default is None else ""
-    bounds = _bounds(field.metadata)
-    return f"{kind}{unset}, {bounds}" if bounds else f"{kind}{unset}"
-
+_SCHEMA = TrainingConfig.model_json_schema(schema_generator=TomlSchema)["properties"]
 
 if TYPE_CHECKING:
     TrainingOverrides = TrainingConfig
@@ -156,12 +150,12 @@ else:
     # alone must not override what the profile and the data set say.
     TrainingOverrides = create_model(
         "TrainingOverrides",
-        __config__=ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False),
+        __base__=TrainingConfig,
         __doc__="Single training parameters; what is not set stays as profile and data set have it.",
         **{
             name: (
                 field.annotation | None,
-                FieldInfo.merge_field_infos(field, default=None, description=_described(field)),
+                FieldInfo.merge_field_infos(field, default=None, description=_described(name, field)),
             )
             for name, field in TrainingConfig.model_fields.items()
         },
@@ -184,8 +178,7 @@ def training_config(
             "give one of these, or none"
         )
     own = {} if profile == "tutorial" else dataset.training
-    _checked(own, f"{dataset.manifest}: [training]")
-    return _checked({**PROFILES[profile], **own, **(overrides or {})}, "training parameters")
+    return checked(TrainingConfig, {**PROFILES[profile], **own, **(overrides or {})}, "training parameters")
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -204,23 +197,3 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             values[name.strip().replace("-", "_")] = value
     return values
-
-
-def _checked(values: Mapping[str, Any], where: str) -> TrainingConfig:
-    try:
-        return TrainingConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error":
-            raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
-        name, known = str(first["loc"][0]), TrainingConfig.model_fields
-        if name not in known:
-            raise ConfigError(
-                f"{where}: expected one of {', '.join(known)}; found {shown(name)}{meant(name, known)}; "
-                "correct its spelling"
-            ) from error
-        found = values[name]
-        choices = get_args(known[name].annotation) if get_origin(known[name].annotation) is Literal else ()
-        raise ConfigError(
-            f"{where}: expected {name} to be {_expected(name)}; found {shown(found)}{meant(found, choices)}; correct it"
-        ) from error

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.datasets.catalog import Gate
+from storage.datasets.manifest import Gate
 from storage.records import Evaluation, Paired, Rule
 from tasks.gate import wilson
 

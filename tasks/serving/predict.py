@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from storage.datasets import catalog
-from storage.datasets.catalog import Limits
+from storage.datasets.manifest import Limits
 from storage.errors import ConfigError, DamagedEntry, StoreError
 from storage.files import write_bytes
 from storage.records import TrainedModel
@@ -86,7 +86,7 @@ class Model:
     def pixel_range(self) -> tuple[int, int]:
         """The values that black and white have in the data it was trained on, such as 0 and 255.
 
-        As the checks of the data see it (`storage.datasets.catalog.Limits`): where the training pixels come nowhere
+        As the checks of the data see it (`storage.datasets.manifest.Limits`): where the training pixels come nowhere
         near 0 or 255, it is where they end. Models of earlier versions do not know: 0 and 255.
         """
         darkest, brightest = self.record.pixel_range or (0, 255)

@@ -71,7 +71,7 @@ WRONG = {
     "no such data set": (["run", "nope"], "expected a data set of the catalog"),
     "unknown option": (["run", "--frobnicate"], "Unknown option"),
     "unknown command": (["frobnicate"], "Unknown command"),
-    "epochs 0": (["run", "--set", "epochs=0"], "a whole number, at least 1 and at most 10,000; found 0"),
+    "epochs 0": (["run", "--set", "epochs=0"], "a whole number from 1 to 10,000; found 0"),
     "epochs text": (["run", "--set", "epochs=many"], "expected epochs to be a whole number"),
     "nan": (["run", "--set", "learning_rate=NaN"], "found nan"),
     "unknown parameter": (["run", "--set", "epoch=1"], "expected one of hidden"),

@@ -14,7 +14,8 @@ import pytest
 
 from flows import retrain
 from storage.datasets import catalog
-from storage.datasets.catalog import DEFAULT_FILES, Limits
+from storage.datasets.catalog import DEFAULT_FILES
+from storage.datasets.manifest import Limits
 from storage.datasets.own_files import manifest_of
 from storage.errors import ConfigError, FormatError, IdxflowError
 from storage.formats import idx

@@ -17,6 +17,7 @@ import pytest
 from expectations import check, findings, suites, summary
 from expectations.suites import Expectation, Suite
 from storage.datasets import catalog
+from storage.datasets.manifest import Limits
 from storage.errors import IdxflowError
 from storage.records import Check
 
@@ -32,7 +33,7 @@ def one(expectation: Expectation, table: dict[str, Any], of: str = "row") -> Che
 
 def named(name: str, **limits: float) -> Expectation:
     """Return an expectation that MNIST's test split is held to, under other limits."""
-    dataset = replace(catalog.find("mnist"), limits=catalog.Limits(**limits))  # type: ignore[arg-type]
+    dataset = replace(catalog.find("mnist"), limits=Limits(**limits))  # type: ignore[arg-type]
     (found,) = [e for e in suites.images(dataset, "test").expectations if e.name == name]
     return found
 
@@ -193,7 +194,7 @@ def test_the_verdict_on_parts_is_that_on_the_whole(places: list[int], classes: i
     }
     for limits in (just_met, just_missed):
         dataset = replace(
-            catalog.find("mnist"), rows={}, classes=tuple(map(str, range(classes))), limits=catalog.Limits(**limits)
+            catalog.find("mnist"), rows={}, classes=tuple(map(str, range(classes))), limits=Limits(**limits)
         )
         suite = suites.images(dataset, "test")
         whole = check.run(suite, [table])

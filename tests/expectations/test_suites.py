@@ -11,7 +11,8 @@ import pytest
 
 from expectations import suites
 from storage.datasets import catalog
-from storage.datasets.catalog import Dataset, Limits
+from storage.datasets.catalog import Dataset
+from storage.datasets.manifest import Limits
 
 NAMES = catalog.names()
 

@@ -91,7 +91,9 @@ def refused(store: Store, tmp_path: Path) -> Refused:
         **parameters: Any,
     ) -> str:
         if not parameters.keys() & {"dataset", "dataset_file"}:
-            parameters["dataset_file"] = str(badfiles.write(tmp_path / "in", changes, manifest).manifest)
+            path = badfiles.write(tmp_path / "in", changes).manifest
+            path.write_text(path.read_text() + manifest)
+            parameters["dataset_file"] = str(path)
         before = fingerprint(store)
         outcome = way(store, **parameters)
         after = fingerprint(store)
@@ -204,8 +206,8 @@ def test_a_data_set_that_is_none_ends_the_run_with_2(refused: Refused, tmp_path:
     ("manifest", "words"),
     [
         ("surprise = 1\n", "surprise"),
-        ("[training]\nepochs = 0\n", "expected epochs to be a whole number, at least 1 and at most 10,000; found 0"),
-        ("[training]\nlearning_rate = nan\n", "more than 0 and at most 10; found nan"),
+        ("[training]\nepochs = 0\n", "expected training.epochs to be a whole number from 1 to 10,000; found 0"),
+        ("[training]\nlearning_rate = nan\n", "above 0 and at most 10; found nan"),
         ('[archives.train-images]\nsha256 = "d41d8cd98f00b204e9800998ecf8427e"\n', "64 hexadecimal digits"),
         ("[limits]\nmax_blank = 2\n", "limits.max_blank"),
         ("rows = " + "[" * 5000 + "\n", "TOML"),

@@ -21,7 +21,10 @@ TWO = 'classes = ["a", "b"]\nimage_shape = [2, 2]\n'
 HUGE = "9" * 5000
 
 MANIFESTS: dict[str, tuple[str, str]] = {
-    "nothing": ("", "name to be a text; found nothing; add it"),
+    "nothing": (
+        "",
+        "name to be a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit; found nothing; add it",
+    ),
     "not TOML": ("name = ", "expected a manifest in TOML; found "),
     "a web page": ("<!DOCTYPE html>\n<title>x</title>", "expected a manifest in TOML"),
     "JSON": ('{"name": "mine"}', "expected a manifest in TOML"),
@@ -30,7 +33,10 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "brackets without end": (GOOD + "rows = " + "[" * 100_000, "expected a manifest in TOML"),
     "a number of 5,000 digits": (GOOD + f"label_column = {HUGE}", "expected a manifest in TOML"),
     "a hexadecimal number of 5,000 digits": (GOOD + f"label_column = 0x{HUGE}", "a number of thousands of digits"),
-    "no name": (TWO, "name to be a text; found nothing"),
+    "no name": (
+        TWO,
+        "name to be a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit; found nothing",
+    ),
     "an unknown key": (GOOD + "surprise = 1", "found surprise; remove it"),
     "a key over two lines": (GOOD + '"a\\nb" = 1', "found a·b; remove it"),
     "a key of 10,000 characters": (GOOD + "x" * 10_000 + " = 1", "xxx…; remove it"),
@@ -47,18 +53,32 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a shape of one": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [2]', "height, width"),
     "a shape of zero": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [0, 2]', "height, width"),
     "a shape of truth": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [true, 2]', "height, width"),
-    "a shape of 10,000": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [10000, 2]', "each 1 to 4096"),
+    "a shape of 10,000": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [10000, 2]', "each from 1 to 4,096"),
     "a digest too short": (GOOD + '[archives.train-images]\nsha256 = "abc"', "64 hexadecimal digits"),
     "an MD5": (GOOD + f'[archives.train-images]\nsha256 = "{"d4" * 16}"', "64 hexadecimal digits"),
     "a digest of other letters": (GOOD + f'[archives.train-images]\nsha256 = "{"g" * 64}"', "64 hexadecimal digits"),
-    "a negative size": (GOOD + "[archives.train-images]\nbytes = -1", "a number of bytes"),
-    "a size of 40 digits": (GOOD + f"[archives.train-images]\nbytes = {'9' * 40}", "bytes from 1 to 1,099,511,627,776"),
+    "a negative size": (GOOD + "[archives.train-images]\nbytes = -1", "bytes to be a whole number from 1 to"),
+    "a size of 40 digits": (
+        GOOD + f"[archives.train-images]\nbytes = {'9' * 40}",
+        "a whole number from 1 to 1,099,511,627,776",
+    ),
     "a payload of 40 digits": (GOOD + f"[archives.test-labels]\npayload_bytes = {'9' * 40}", "payload_bytes to be a"),
-    "rows of 40 digits": (GOOD + f"[rows]\ntrain = {'9' * 40}", "rows.train to be a number of rows from 1 to 4,294,"),
+    "rows of 40 digits": (GOOD + f"[rows]\ntrain = {'9' * 40}", "rows.train to be a whole number from 1 to 4,294,"),
     "a path as file": (GOOD + '[archives.train-images]\nfile = "../x.gz"', "a file name without a folder"),
     "a hidden file": (GOOD + '[archives.train-images]\nfile = ".x.gz"', "a file name without a folder"),
     "a source with a NUL": (GOOD + 'source = "a\\u0000"', "source to be a folder"),
     "an ftp mirror": ('mirrors = ["ftp://a.example/"]\n' + GOOD, "https:// or http://"),
+    "a mirror with a password": (
+        'mirrors = ["me:secret@a.example/"]\n' + GOOD,
+        "https:// or http:// addresses; found another value; correct it",
+    ),
+    "a mirror that is a table": ('mirrors = [{url = "https://me:secret@a.example/"}]\n' + GOOD, "found another value;"),
+    "a mirror that is a number": (f"mirrors = [0x{HUGE}]\n" + GOOD, "addresses; found another value; "),
+    "a mirror that is no list": ('mirrors = "https://me:secret@a.example/"\n' + GOOD, "addresses; found https:…; "),
+    "a mirror of an archive over two lines": (
+        GOOD + '[archives.train-images]\nmirrors = ["https://a.example/\\nx"]',
+        "archives.train-images.mirrors to be a list of https:// or http:// addresses; found https:…; ",
+    ),
     "a mirror without digests": ('mirrors = ["https://a.example/"]\n' + GOOD, "idxflow manifest FOLDER"),
     "a share above one": (GOOD + "[limits]\nmax_leaked = 2", "a number from 0 to 1"),
     "a share that is no number": (GOOD + "[limits]\nmax_leaked = nan", "a number from 0 to 1"),
@@ -73,15 +93,45 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a margin in points": (GOOD + "[gate]\nmargin = 5", "gate.margin to be a number from 0 to 1"),
     "a negative loss": (GOOD + "[gate]\nmax_class_loss = -0.1", "gate.max_class_loss to be a number from 0 to 1"),
     "an unknown key of the gate": (GOOD + "[gate]\nbeta = 0.1", "found gate.beta"),
-    "rows as text": (GOOD + '[rows]\ntrain = "many"', "a number of rows"),
+    "a misspelt key": ('nmae = "mine"\n' + TWO, "found nmae (did you mean name?); remove it or correct its spelling"),
+    "a misspelt limit": (GOOD + "[limits]\nmax_blanks = 1", "found limits.max_blanks (did you mean max_blank?); "),
+    "no epochs": (GOOD + "[training]\nepochs = 0", "training.epochs to be a whole number from 1 to 10,000; found 0; "),
+    "a misspelt parameter": (GOOD + "[training]\nepoch = 1", "found training.epoch (did you mean epochs?); "),
+    "memory without a unit": (
+        GOOD + "[training]\nmemory = 5",
+        "expected memory to be a size such as 500MB",
+    ),
+    "patience for nothing": (
+        GOOD + "[training]\npatience = 2\nvalidation_fraction = 0",
+        "expected held-out rows, because patience needs them",
+    ),
+    "rows as text": (GOOD + '[rows]\ntrain = "many"', "rows.train to be a whole number from 1"),
     "rows of another split": (GOOD + "[rows]\ndev = 1", "found rows.dev"),
-    "column -1": (GOOD + "label_column = -1", "label_column to be a number from 0 to 1023; found -1"),
-    "one label too few": (GOOD + "labels = [1]", "labels to be a list of 2 different 32-bit integers, one per class"),
-    "the same label twice": (GOOD + "labels = [1, 1]", "labels to be a list of 2 different 32-bit integers"),
-    "a label of 33 bits": (GOOD + "labels = [0, 4294967296]", "labels to be a list of 2 different 32-bit integers"),
-    "a label that is a text": (GOOD + 'labels = [0, "1"]', "labels to be a list of 2 different 32-bit integers"),
-    "labels that are a number": (GOOD + "labels = 1", "labels to be a list; found 1"),
-    "a column of truth": (GOOD + "label_column = true", "label_column to be a number from 0 to 1023; found True"),
+    "column -1": (GOOD + "label_column = -1", "label_column to be a whole number from 0 to 1,023; found -1"),
+    "one label too few": (
+        GOOD + "labels = [1]",
+        "labels to be a list of 2 different 32-bit integers, one per class; found 1;",
+    ),
+    "the same label twice": (
+        GOOD + "labels = [1, 1]",
+        "labels to be a list of different 32-bit integers, one per class; ",
+    ),
+    "a label of 33 bits": (
+        GOOD + "labels = [0, 4294967296]",
+        "labels to be a list of different 32-bit integers, one per class; ",
+    ),
+    "a label that is a text": (
+        GOOD + 'labels = [0, "1"]',
+        "labels to be a list of different 32-bit integers, one per class; ",
+    ),
+    "labels that are a number": (
+        GOOD + "labels = 1",
+        "labels to be a list of different 32-bit integers, one per class; found 1",
+    ),
+    "a column of truth": (
+        GOOD + "label_column = true",
+        "label_column to be a whole number from 0 to 1,023; found True",
+    ),
 }
 
 
@@ -92,6 +142,7 @@ def test_a_wrong_manifest_is_refused_by_file_and_key(tmp_path: Path, text: str, 
     with pytest.raises(ConfigError) as caught:
         catalog.read(path)
     assert_says(caught.value, f"{path}: expected ", said)
+    assert "secret" not in str(caught.value)
 
 
 NAMES = ["../../etc", "a/b", ".", "", "x" * 65, "x" * 300, "CON", "a\\u0000", "a\\nb", "\\u202Ea", "Mine", "-a", "a.b"]
@@ -152,50 +203,50 @@ def test_an_unknown_data_set_is_answered_with_those_there_are():
 
 
 PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
-    "no epochs": ({"epochs": 0}, "expected epochs to be a whole number, at least 1 and at most 10,000; found 0; "),
-    "-1 epochs": ({"epochs": -1}, "expected epochs to be a whole number, at least 1 and at most 10,000; found -1; "),
-    "a billion epochs": ({"epochs": 10**9}, "at most 10,000; found 1000000000; "),
+    "no epochs": ({"epochs": 0}, "expected epochs to be a whole number from 1 to 10,000; found 0; "),
+    "-1 epochs": ({"epochs": -1}, "expected epochs to be a whole number from 1 to 10,000; found -1; "),
+    "a billion epochs": ({"epochs": 10**9}, "from 1 to 10,000; found 1000000000; "),
     "a batch of 0": (
         {"batch_size": 0},
-        "batch_size to be a whole number, at least 1 and at most 65,536; found 0; ",
+        "batch_size to be a whole number from 1 to 65,536; found 0; ",
     ),
-    "a rate too large": ({"learning_rate": 11}, "learning_rate to be a number, more than 0 and at most 10; found 11; "),
+    "a rate too large": ({"learning_rate": 11}, "learning_rate to be a number above 0 and at most 10; found 11; "),
     "a rate of 0": (
         {"learning_rate": 0},
-        "a number, more than 0 and at most 10; found 0; ",
+        "a number above 0 and at most 10; found 0; ",
     ),
     "a rate that is no number": (
         {"learning_rate": float("nan")},
-        "a number, more than 0 and at most 10; found nan",
+        "a number above 0 and at most 10; found nan",
     ),
-    "momentum 1": ({"momentum": 1}, "expected momentum to be a number, at least 0 and less than 1; found 1; "),
+    "momentum 1": ({"momentum": 1}, "expected momentum to be a number of at least 0 and below 1; found 1; "),
     "an infinite decay": (
         {"weight_decay": float("inf")},
-        "a number, at least 0 and at most 1; found inf; ",
+        "a number from 0 to 1; found inf; ",
     ),
     "true epochs": (
         {"epochs": True},
-        "expected epochs to be a whole number, at least 1 and at most 10,000; found True; ",
+        "expected epochs to be a whole number from 1 to 10,000; found True; ",
     ),
-    "a true rate": ({"learning_rate": True}, "a number, more than 0 and at most 10; found True; "),
-    "true patience": ({"patience": True}, "expected patience to be a whole number or null, "),
-    "a true layer": ({"hidden": [True]}, "each at least 1 and at most 65,536; found [True]; "),
-    "a batch in words": ({"batch_size": "many"}, "expected batch_size to be a whole number, "),
-    "half a row": ({"batch_size": 1.5}, "expected batch_size to be a whole number, "),
-    "an empty layer": ({"hidden": [50, 0]}, "whole numbers, each at least 1 and at most 65,536; found [50, 0]; "),
+    "a true rate": ({"learning_rate": True}, "a number above 0 and at most 10; found True; "),
+    "true patience": ({"patience": True}, "expected patience to be a whole number from 1 to 10,000, or null; "),
+    "a true layer": ({"hidden": [True]}, "each from 1 to 65,536; found [True]; "),
+    "a batch in words": ({"batch_size": "many"}, "expected batch_size to be a whole number from "),
+    "half a row": ({"batch_size": 1.5}, "expected batch_size to be a whole number from "),
+    "an empty layer": ({"hidden": [50, 0]}, "whole numbers, each from 1 to 65,536; found [50, 0]; "),
     "too many layers": ({"hidden": [1] * 17}, "expected hidden to be a list of at most 16 whole numbers, "),
     "no activation": ({"activation": "tan"}, "found 'tan' (did you mean tanh?); "),
-    "all rows held out": ({"validation_fraction": 1}, "to be a number, at least 0 and at most 0.9; found 1; "),
-    "too large a layer": ({"hidden": [65_537]}, "each at least 1 and at most 65,536; found [65537]; "),
+    "all rows held out": ({"validation_fraction": 1}, "to be a number from 0 to 0.9; found 1; "),
+    "too large a layer": ({"hidden": [65_537]}, "each from 1 to 65,536; found [65537]; "),
     "more rows held out than there are": ({"validation_fraction": 1.5}, "found 1.5; "),
-    "a seed too large": ({"seed": 2**32}, "at least 0 and less than 4,294,967,296; found 4294967296; "),
-    "a seed below 0": ({"seed": -1}, "seed to be a whole number, at least 0 and less than 4,294,967,296; found -1; "),
-    "an unknown parameter": ({"epoch": 5}, "; found 'epoch' (did you mean epochs?); correct its spelling"),
+    "a seed too large": ({"seed": 2**32}, "from 0 to 4,294,967,295; found 4294967296; "),
+    "a seed below 0": ({"seed": -1}, "seed to be a whole number from 0 to 4,294,967,295; found -1; "),
+    "an unknown parameter": ({"epoch": 5}, "; found epoch (did you mean epochs?); remove it or correct its spelling"),
     "patience for nothing": ({"patience": 2, "validation_fraction": 0}, "expected held-out rows, because patience"),
     "10 MB of text": ({"activation": "x" * 10_000_000}, "xxx…; correct it"),
     "10 MB of numbers": ({"hidden": [1] * 5_000_000}, "hidden to be a list of at most 16 whole numbers"),
     "a name of 10 MB": ({"x" * 10_000_000: 1}, "expected one of hidden, activation,"),
-    "a name over two lines": ({"a\nb": 1}, r"found 'a\nb'; correct its spelling"),
+    "a name over two lines": ({"a\nb": 1}, "found a·b; remove it or correct its spelling"),
 }
 
 

@@ -70,16 +70,17 @@ from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.model import classifier, holdout, network, scaling
+from tasks.model.labels import check_labels
 from tasks.model.scaling import Statistics
-from tasks.normalize import check_labels, normalize
+from tasks.normalize import normalize
 from tasks.serving import image_files
 from tasks.serving.predict import Model, load_champion
 from tasks.sources.origins import payload_sha256
+from tests.commands.test_manifest import written
 from tests.conftest import bars
 from tests.faults.test_hostile_store import reseal
 from tests.support import refusals
 from tests.support.commands import idxflow
-from tests.support.commands.test_manifest import written
 from tests.support.faultserver import Answer, Exchange, FaultServer, status
 from tests.support.faultserver import cut as broken_off
 from tests.support.faultserver import good as whole_body
@@ -602,6 +603,11 @@ CASES: dict[str, Case] = {
     "a wrong value": Case(reads("labels = [1]\n"), "correct it", declares("labels = [1, 2, 3]\n")),
     "a key that is missing": Case(
         reads("", MANIFEST.replace('name = "mine"\n', "")), "found nothing; add it", declares("")
+    ),
+    "a source that is no folder": Case(
+        reads("", MANIFEST.replace('source = "mine"', 'source = "~nobody-of-that-name"')),
+        "expected source to be a folder",
+        declares(""),
     ),
     "a name of the catalog": Case(
         reads("", MANIFEST.replace('"mine"', '"mnist"', 1)), "choose another name", declares("")

@@ -14,7 +14,10 @@ from storage.errors import ConfigError
 WORDS = tuple(
     word.encode()
     for word in (
-        *(f"{name} = " for name in ("name", "classes", "image_shape", "source", "mirrors", "file", "sha256", "bytes")),
+        *(
+            f"{name} = "
+            for name in ("name", "classes", "image_shape", "source", "mirrors", "file", "sha256", "bytes", "labels")
+        ),
         *(f"\n[{name}]\n" for name in ("archives.train-images", "rows", "training", "limits", "floors", "gate")),
         *('"https://[', "'", '"""', "[[", "{", "nan", "inf", "-1", "0x", "1e999", "..", "~", "\\u0000", "1979-05-27"),
     )
@@ -35,18 +38,18 @@ def seeds() -> Iterator[bytes]:
 def check(data: bytes) -> None:
     _FILE.write_bytes(data)
     try:
-        found = catalog.read(_FILE)
+        dataset = catalog.read(_FILE)
     except ConfigError as error:
-        said = str(error)
+        sentence = str(error)
     else:
-        said = f"{_FILE}: expected"
-        assert re.fullmatch("[a-z0-9][a-z0-9_-]{0,63}", found.name)
-        for archive in found.archives:
+        sentence = f"{_FILE}: expected"
+        assert re.fullmatch("[a-z0-9][a-z0-9_-]{0,63}", dataset.name)
+        for archive in dataset.archives:
             assert os.path.basename(archive.file) == archive.file  # noqa: PTH119
             assert archive.pinned or not archive.mirrors
             assert all(url.startswith(("https://", "http://")) for url in archive.mirrors)
-    assert said.startswith(f"{_FILE}: expected")
-    assert "\n" not in said
+    assert sentence.startswith(f"{_FILE}: expected")
+    assert "\n" not in sentence
 
 
 _FILE = Path(tempfile.mkdtemp(prefix="idxflow-fuzz-"), "fuzz.toml")

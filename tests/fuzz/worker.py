@@ -8,7 +8,7 @@ from pathlib import Path
 
 import atheris
 
-GUIDED_BY = {"idx": ["storage.formats.idx"], "manifest": ["storage.datasets.catalog", "tomllib"]}
+GUIDED_BY = {"idx": ["storage.formats.idx"], "manifest": ["storage.datasets", "tomllib"]}
 """Modules whose branches guide the search, by target; they must not be imported before."""
 LIMITS = ("-rss_limit_mb=2048", "-timeout=1")
 

@@ -59,7 +59,7 @@ def test_no_module_shadows_another(path: Path):
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("flows.commands.cli", {"prefect", "numpy", "pyarrow", *HEAVY}),
+        ("flows.commands.cli", {"prefect", "numpy", "pyarrow", "pydantic", *HEAVY}),
         ("flows.retrain", HEAVY),
         ("storage.store", {"prefect", "pyarrow", "numpy", *HEAVY}),
     ],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
 from storage.datasets import catalog
+from storage.datasets.manifest import Floors, Gate
 from storage.datasets.training import training_config
 
 GOOD = 'name = "mine"\nclasses = ["a", "b"]\nimage_shape = [20, 16]\n'
@@ -40,15 +44,33 @@ def test_a_small_manifest_gets_defaults(tmp_path: Path):
     dataset = read(tmp_path, GOOD + 'source = "data"\n')
     assert dataset.source == tmp_path / "data"
     assert dataset.archive("test-labels").file == "t10k-labels-idx1-ubyte.gz"
-    assert dataset.floors == catalog.Floors()
-    assert dataset.gate == catalog.Gate("better", 0.05, 0.005, 0.05)
+    assert dataset.floors == Floors()
+    assert dataset.gate == Gate("better", 0.05, 0.005, 0.05)
     assert not dataset.archive("train-images").pinned
 
 
 def test_a_gate_of_ones_own(tmp_path: Path):
     gate = '[gate]\npolicy = "not_worse"\nalpha = 0.1\nmargin = 0\nmax_class_loss = 1\n'
-    assert read(tmp_path, GOOD + gate).gate == catalog.Gate("not_worse", 0.1, 0, 1)
-    assert read(tmp_path, GOOD + '[gate]\npolicy = "ask"\n').gate == catalog.Gate("ask")
+    assert read(tmp_path, GOOD + gate).gate == Gate("not_worse", 0.1, 0, 1)
+    assert read(tmp_path, GOOD + '[gate]\npolicy = "ask"\n').gate == Gate("ask")
+
+
+def test_a_whole_number_stays_one_and_a_fraction_too(tmp_path: Path):
+    """The keys of results are made from them: with 25.0 in the place of 25, all would be made again."""
+    limits = read(tmp_path, GOOD + "[limits]\nmin_pixel_mean = 25\nmax_pixel_mean = 45.0\nmax_imbalance = inf\n").limits
+    assert json.dumps([limits.min_pixel_mean, limits.max_pixel_mean, limits.max_imbalance]) == "[25, 45.0, Infinity]"
+
+
+def test_a_data_set_can_be_sent_to_another_process():
+    for name in catalog.names():
+        dataset = catalog.find(name)
+        assert pickle.loads(pickle.dumps(dataset)) == dataset
+        assert cloudpickle.loads(cloudpickle.dumps(dataset)) == dataset
+
+
+def test_what_training_changes_is_as_json_has_it(tmp_path: Path):
+    training = read(tmp_path, GOOD + "[training]\nhidden = [3, 4]\nepochs = 5\n").training
+    assert training == {"hidden": [3, 4], "epochs": 5}
 
 
 def test_mirrors_are_folders_and_single_addresses(tmp_path: Path):

@@ -39,9 +39,8 @@ def test_the_data_set_overrides_the_profile_and_the_user_both(profile, overrides
 
 
 def test_a_wrong_parameter_of_a_manifest_names_the_manifest(tiny: TinyFactory):
-    dataset = tiny(manifest="[training]\nepochs = -1")
-    with pytest.raises(ConfigError, match=r"tiny\.toml: \[training\]: expected epochs to be a whole number"):
-        training_config(dataset)
+    with pytest.raises(ConfigError, match=r"tiny\.toml: expected training\.epochs to be a whole number"):
+        tiny(manifest="[training]\nepochs = -1")
 
 
 @pytest.mark.parametrize(
@@ -70,8 +69,10 @@ def test_a_configuration_does_not_change_and_comes_back_from_json():
 def test_overrides_that_are_not_set_override_nothing():
     assert TrainingOverrides().model_dump(exclude_none=True) == {}
     assert set(TrainingOverrides.model_fields) == set(TrainingConfig.model_fields)
-    with pytest.raises(ValidationError):
-        TrainingOverrides(epochs=0)
+    for wrong in ({"epochs": 0}, {"epochs": True}, {"patience": 2, "validation_fraction": 0}):
+        with pytest.raises(ValidationError):
+            TrainingOverrides(**wrong)
+    assert TrainingOverrides(restore_best=True).restore_best
 
 
 def test_profiles_and_activations_are_ones_that_can_be_trained():

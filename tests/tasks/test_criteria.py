@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 from benchmarks import gate_simulation as simulation
-from storage.datasets.catalog import Gate
+from storage.datasets.manifest import Gate
 from storage.records import ClassScore, Evaluation
 from tasks.gate import criteria
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.datasets.catalog import Dataset, Floors, Gate
+from storage.datasets.catalog import Dataset
+from storage.datasets.manifest import Floors, Gate
 from storage.errors import DamagedEntry
 from storage.formats import arrays, parquet
 from storage.ledger import Ledger

@@ -1,0 +1,354 @@
+"""The form of a manifest: its keys, their bounds and what they mean. Messages, editors and the reference use it.
+
+Commands that only name data sets do not import it: pydantic takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from storage.datasets.catalog import (
+    DEFAULT_FILES,
+    MAX_BYTES,
+    MAX_CLASSES,
+    MAX_LABEL,
+    MAX_LABEL_COLUMNS,
+    MAX_ROWS,
+    MAX_SIDE,
+    MIN_LABEL,
+    NAME_SCHEMA,
+    ROLES,
+    ArchiveSpec,
+    Dataset,
+)
+from storage.datasets.schema import EXPECTED
+from storage.datasets.training import TrainingOverrides
+from storage.records import SPLITS
+
+Element = TypeVar("Element")
+
+_MODEL = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+_TABLE = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _expects(words: str, **more: Any) -> dict[str, Any]:
+    return {EXPECTED: words, **more}
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("printable", "expected printable characters")
+    return text
+
+
+def _address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("https", "http") and bool(parts.hostname) and url.isprintable()
+    except ValueError:
+        usable = False
+    if not usable:
+        raise PydanticCustomError("address", "expected an https:// or http:// address")
+    return url
+
+
+def _different(values: tuple[Element, ...]) -> tuple[Element, ...]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("different", "expected different values")
+    return values
+
+
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Pixel = Annotated[float, Field(strict=True, ge=0, le=255)]
+Rate = Annotated[float, Field(strict=True, gt=0, lt=0.5)]
+Bytes = Annotated[int, Field(strict=True, ge=1, le=MAX_BYTES)]
+RowCount = Annotated[int, Field(strict=True, ge=1, le=MAX_ROWS)]
+Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
+Label = Annotated[int, Field(strict=True, ge=MIN_LABEL, le=MAX_LABEL)]
+ClassName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+Sha256 = Annotated[
+    str,
+    Field(pattern="^[0-9A-Fa-f]{64}$", json_schema_extra=_expects("a SHA-256 of 64 hexadecimal digits")),
+    AfterValidator(str.lower),
+]
+Address = Annotated[
+    str, AfterValidator(_address), Field(json_schema_extra={"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})
+]
+Addresses = Annotated[tuple[Address, ...], Field(json_schema_extra=_expects("a list of https:// or http:// addresses"))]
+
+
+@dataclass(frozen=True, config=_TABLE)
+class _Table:
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _as_written(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        # A whole number stays one: the keys of results are made from these values.
+        check(value)
+        return value
+
+
+@dataclass(frozen=True, config=_TABLE)
+class Limits(_Table):
+    """What may be wrong with the data before it is refused (critical) or remarked on (warning)."""
+
+    min_class_share: Share | None = Field(
+        default=None,
+        description="Critical: smallest share of a split's rows for a class. Not set: a tenth of an even share.",
+    )
+    max_class_share: Share = Field(default=0.9, description="Critical: largest share of a split's rows for a class.")
+    max_imbalance: float = Field(
+        default=2.0,
+        strict=True,
+        ge=0,
+        allow_inf_nan=True,
+        description="Warning: rows of the largest class divided by rows of the smallest.",
+    )
+    max_duplicates: Share = Field(
+        default=0.01, description="Warning: share of rows whose image occurs earlier in the same split."
+    )
+    max_conflicts: Share = Field(
+        default=0.0, description="Warning: share of rows whose image also occurs in the same split with another label."
+    )
+    max_leaked: Share = Field(
+        default=0.0, description="Critical: share of test rows whose image is in the training split."
+    )
+    max_blank: Share = Field(default=0.0, description="Critical: share of rows whose pixels all have one value.")
+    min_pixel_max: Pixel = Field(
+        default=129,
+        description="Critical: lowest value of a split's brightest pixel. It finds pixels scaled to 0-1 or 0-127.",
+    )
+    max_pixel_min: Pixel = Field(default=64, description="Critical: highest value of a split's darkest pixel.")
+    min_pixel_mean: Pixel = Field(default=0, description="Critical: lowest mean of all pixels of a split.")
+    max_pixel_mean: Pixel = Field(
+        default=255,
+        description="Critical: highest mean of all pixels of a split. It finds inverted and scaled pixels.",
+    )
+    max_label_chance: Share = Field(
+        default=0.01,
+        description="Critical: highest chance that labels unrelated to their images match the nearest class mean as "
+        "often as these do. It finds shifted and shuffled labels. 1: off.",
+    )
+    min_centroid_hit: Share | None = Field(
+        default=None,
+        description="Critical: smallest share of rows whose nearest class mean is that of their label. Not set: a "
+        "warning below a quarter of the way from chance to certainty, as with half of the labels shifted.",
+    )
+
+    def least_class_share(self, classes: int) -> float:
+        """Return the lower limit of a class's share for a data set of `classes` classes."""
+        return 0.1 / classes if self.min_class_share is None else self.min_class_share
+
+    def least_centroid_hit(self, classes: int) -> float:
+        """Return the lower limit of the share of rows nearest to their own class."""
+        return 0.25 + 0.75 / classes if self.min_centroid_hit is None else self.min_centroid_hit
+
+
+@dataclass(frozen=True, config=_TABLE)
+class Floors(_Table):
+    """What a model must reach on the test split to be used at all."""
+
+    accuracy: Share = Field(default=0.5, description="Smallest share of test rows that it predicts correctly.")
+    class_recall: Share = Field(
+        default=0.1,
+        description="Smallest recall of its worst class: a model that never predicts a class is of no use for it.",
+    )
+
+
+@dataclass(frozen=True, config=_TABLE)
+class Gate(_Table):
+    """What a model above the floors must show to replace the champion."""
+
+    policy: Literal["better", "not_worse", "ask"] = Field(
+        default="better",
+        description="`better`: more right answers than chance explains; `not_worse`: worse by at most `margin`; `ask`: "
+        "as `better`, and a person decides.",
+    )
+    alpha: Rate = Field(
+        default=0.05, description="How often a model that is no better (`not_worse`: worse by `margin`) may pass."
+    )
+    margin: Share = Field(default=0.005, description="For `not_worse`: the share of test rows that may be lost.")
+    max_class_loss: Share = Field(
+        default=0.05, description="How far the recall of any class may fall below the champion's; 1: to any value."
+    )
+    ask_hours: float = Field(
+        default=24,
+        strict=True,
+        gt=0,
+        le=24 * 365,
+        description="For `ask`: hours to wait for an answer. Then the champion stays.",
+    )
+
+
+class Rows(BaseModel):
+    """How many rows each split has. A split that is not named may have any number."""
+
+    model_config = _MODEL
+
+    train: RowCount | None = Field(default=None, description="Rows of the training split.")
+    test: RowCount | None = Field(default=None, description="Rows of the test split.")
+
+
+class Archive(BaseModel):
+    """One file. A digest that is not known is left out."""
+
+    model_config = _MODEL
+
+    file: str | None = Field(
+        default=None,
+        pattern=r"^[^/\x00.][^/\x00]*$",
+        description="Its name. Not set: that of MNIST's file.",
+        json_schema_extra=_expects("a file name without a folder"),
+    )
+    bytes: Bytes | None = Field(default=None, description="Its size in bytes.")
+    sha256: Sha256 | None = Field(default=None, description="Its SHA-256: a file with another one is refused.")
+    payload_bytes: Bytes | None = Field(default=None, description="Its size in bytes, decompressed.")
+    payload_sha256: Sha256 | None = Field(
+        default=None,
+        description="Its SHA-256, decompressed, header included, which a mirror keeps that compressed it again.",
+    )
+    mirrors: Addresses = Field(default=(), description="Complete URLs, best first.")
+
+    def spec(self, role: str, mirrors: tuple[str, ...]) -> ArchiveSpec:
+        """Return it with its role, and with its URL on each mirror of the data set."""
+        file = self.file or DEFAULT_FILES[role]
+        urls = (*self.mirrors, *(f"{base.rstrip('/')}/{file}" for base in mirrors))
+        return ArchiveSpec(role, file, self.bytes, self.sha256, self.payload_bytes, self.payload_sha256, urls)
+
+
+class Archives(BaseModel):
+    """The four files."""
+
+    model_config = _MODEL
+
+    train_images: Archive = Field(default=Archive(), alias="train-images", description="Images of the training split.")
+    train_labels: Archive = Field(default=Archive(), alias="train-labels", description="Labels of the training split.")
+    test_images: Archive = Field(default=Archive(), alias="test-images", description="Images of the test split.")
+    test_labels: Archive = Field(default=Archive(), alias="test-labels", description="Labels of the test split.")
+
+
+class Manifest(BaseModel):
+    """A data set: what it is, where its files are, what they must hold, and what a model of it must reach."""
+
+    model_config = _MODEL
+
+    name: str = Field(
+        pattern=NAME_SCHEMA,
+        description="What the store and commands call it. No name of the catalog, unless it is the same data.",
+        json_schema_extra=_expects("a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit"),
+    )
+    title: str = Field(default="", description="What people call it. Not set: its name.")
+    classes: Annotated[tuple[ClassName, ...], AfterValidator(_different)] = Field(
+        min_length=2,
+        max_length=MAX_CLASSES,
+        description="Names of the classes, in the order of their labels.",
+        json_schema_extra=_expects(
+            f"2 to {MAX_CLASSES} different names, printable texts of at most 200 characters", uniqueItems=True
+        ),
+    )
+    image_shape: tuple[Side, ...] = Field(
+        min_length=2,
+        max_length=2,
+        description="Height and width of the images in pixels.",
+        json_schema_extra=_expects(f"[height, width], each from 1 to {MAX_SIDE:,}"),
+    )
+    labels: Annotated[tuple[Label, ...], AfterValidator(_different)] = Field(
+        default=(),
+        description="The value of each class in the label files, in the order of `classes`. Not set: 0, 1, 2, …",
+        json_schema_extra=_expects("a list of different 32-bit integers, one per class", uniqueItems=True),
+    )
+    label_column: int | None = Field(
+        default=None,
+        strict=True,
+        ge=0,
+        le=MAX_LABEL_COLUMNS - 1,
+        description="The column that has the class, where labels have several, as in QMNIST. Not set: they have one.",
+    )
+    source: str = Field(
+        default="",
+        description="Folder of the files, relative to the manifest. `--source` and `IDXFLOW_SOURCE` come first.",
+    )
+    mirrors: Addresses = Field(
+        default=(), description="URLs of folders that have the files under their names, best first."
+    )
+    embedded: bool = Field(
+        default=False, strict=True, description="Whether idxflow writes the files itself, from a data set in a library."
+    )
+    licence: str = Field(default="not stated", description="Under which licence the data is published.")
+    homepage: str = Field(default="", description="Where the data is described.")
+    citation: str = Field(default="", description="How to cite it.")
+    rows: Rows = Field(default=Rows(), description="How many rows each split has.")
+    archives: Archives = Field(default=Archives(), description="The four files: names, sizes, digests.")
+    training: TrainingOverrides = Field(
+        default=TrainingOverrides(), description="What differs from the default training parameters."
+    )
+    limits: Limits = Field(default=Limits(), description="What may be wrong with the data.")
+    floors: Floors = Field(default=Floors(), description="What a model must reach to be used at all.")
+    gate: Gate = Field(default=Gate(), description="What a model must show to replace the champion.")
+
+    @model_validator(mode="after")
+    def _one_label_per_class(self) -> Manifest:
+        if self.labels and len(self.labels) != len(self.classes):
+            raise ValueError(
+                f"expected labels to be a list of {len(self.classes)} different 32-bit integers, one per class; "
+                f"found {len(self.labels)}; correct it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_fetched_has_a_digest(self) -> Manifest:
+        for spec in self._specs():
+            if spec.mirrors and not spec.pinned:
+                raise ValueError(
+                    f"expected archives.{spec.role}.sha256 or archives.{spec.role}.payload_sha256 because it is "
+                    "fetched over the network; found neither; add one: `idxflow manifest FOLDER` writes them for "
+                    "files you have"
+                )
+        return self
+
+    def dataset(self, path: Path) -> Dataset:
+        """Return the data set that the manifest at `path` declares.
+
+        Raises:
+            OSError, ValueError, RuntimeError: `source` is no path: it has a NUL, names a user that does not exist, or
+                leads in a circle.
+        """
+        height, width = self.image_shape
+        return Dataset(
+            name=self.name,
+            title=self.title or self.name,
+            classes=self.classes,
+            image_shape=(height, width),
+            archives=self._specs(),
+            manifest=path,
+            rows={split: rows for split in SPLITS if (rows := getattr(self.rows, split))},
+            label_column=self.label_column,
+            # The usual values are the same data set as none.
+            labels=() if self.labels == tuple(range(len(self.labels))) else self.labels,
+            source=(path.parent / Path(self.source).expanduser()).resolve() if self.source else None,
+            embedded=self.embedded,
+            licence=self.licence,
+            homepage=self.homepage,
+            citation=self.citation,
+            training=self.training.model_dump(mode="json", exclude_unset=True),
+            limits=self.limits,
+            floors=self.floors,
+            gate=self.gate,
+        )
+
+    def _specs(self) -> tuple[ArchiveSpec, ...]:
+        tables = (getattr(self.archives, role.replace("-", "_")) for role in ROLES)
+        return tuple(table.spec(role, self.mirrors) for role, table in zip(ROLES, tables, strict=True))

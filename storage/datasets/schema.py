@@ -1,0 +1,161 @@
+"""What a model accepts, by its JSON Schema: in words for messages, as tables for people, as a file for editors.
+
+`python -m storage.datasets.schema` writes `manifest.schema.json`, by which editors check manifests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+FILE = Path(__file__).with_name("manifest.schema.json")
+EXPECTED = "errorMessage"
+"""The keyword with what a value must be, in words, where type and bounds do not say it. Some editors show it too."""
+DIALECT = "http://json-schema.org/draft-07/schema#"
+"""The newest that editors know for TOML."""
+
+Schema = Mapping[str, Any]
+
+_KINDS = {
+    "integer": ("a whole number", "whole numbers"),
+    "number": ("a number", "numbers"),
+    "string": ("a text", "texts"),
+    "boolean": ("true or false", ""),
+    "object": ("a table", "tables"),
+    "null": ("null", ""),
+}
+
+
+class TomlSchema(GenerateJsonSchema):
+    """The JSON Schema of a TOML file, which has no null: a key that is not set is left out."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        field = super().default_schema(schema)
+        # The keys of a table have defaults of their own.
+        if isinstance(field.get("default"), dict) or field.get("default") in (None, "", []):
+            field.pop("default", None)
+        return field
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
+
+
+def of_manifest() -> dict[str, Any]:
+    """Return the JSON Schema of a manifest."""
+    from storage.datasets.manifest import Manifest
+
+    model = Manifest.model_json_schema(schema_generator=TomlSchema)
+    return {"$schema": DIALECT, **model, "title": "A data set of idxflow"}
+
+
+def part(schema: Schema, keys: Sequence[str]) -> Schema:
+    """Return the schema of the value at `keys`, such as `("gate", "alpha")`."""
+    value = schema
+    for key in keys:
+        value = resolved(schema, value["properties"][key])
+    return value
+
+
+def in_words(schema: Schema) -> str:
+    """Return what a value may be, such as `a whole number from 1 to 10,000`."""
+    if EXPECTED in schema:
+        return str(schema[EXPECTED])
+    if "anyOf" in schema:
+        return ", or ".join(map(in_words, schema["anyOf"]))
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if schema["type"] == "array":
+        limits = bounds(schema["items"])
+        most = f"at most {schema['maxItems']} " if "maxItems" in schema else ""
+        return f"a list of {most}{_KINDS[schema['items']['type']][1]}{', each ' if limits else ''}{limits}"
+    limits = bounds(schema)
+    return f"{_KINDS[schema['type']][0]}{' of' if limits.startswith('at ') else ''} {limits}".rstrip()
+
+
+def bounds(schema: Schema) -> str:
+    """Return the bounds of a number, such as `from 1 to 10,000` or `above 0 and at most 10`; empty if it has none."""
+    if "minimum" in schema and "maximum" in schema:
+        return f"from {schema['minimum']:,} to {schema['maximum']:,}"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    return " and ".join(f"{word} {schema[key]:,}" for key, word in words.items() if key in schema)
+
+
+def reference(schema: Schema, elsewhere: Collection[str] = ()) -> Iterator[str]:
+    """Yield lines of Markdown: a table of the keys of a JSON Schema, and one of the keys of each table that it has.
+
+    Args:
+        elsewhere: tables to leave out, because another page describes their keys.
+    """
+    waiting: list[tuple[list[str], Schema]] = [([], schema)]
+    while waiting:
+        names, table = waiting.pop(0)
+        if names:
+            yield from ("", f"## {', '.join(f'`[{name}]`' for name in names)}", "", table.get("description", ""), "")
+        yield from ("| Key | Value | Default | Meaning |", "|:--|:--|:--|:--|")
+        inner: dict[str, list[str]] = {}
+        for key, field in table["properties"].items():
+            value = resolved(schema, field)
+            default = "required" if key in table.get("required", ()) else _written(value.get("default"))
+            yield f"| `{key}` | {in_words(value)} | {default} | {value.get('description', '')} |"
+            if "$ref" in field and key not in elsewhere:
+                inner.setdefault(field["$ref"], []).append(".".join([*names, key]))
+        waiting[:0] = [(keys, resolved(schema, {"$ref": target})) for target, keys in inner.items()]
+
+
+def page() -> str:
+    """Return the reference page of the manifest, in Markdown."""
+    lines = (
+        "# The manifest",
+        "",
+        "A manifest is a TOML file that declares a data set. `idxflow manifest FOLDER` writes one for your own files;",
+        "those of the catalog are in [storage/datasets](../../storage/datasets). An unknown key, a wrong type or a",
+        "value out of bounds is refused before any archive is read, with exit code 2.",
+        "",
+        "An editor with Taplo, such as Visual Studio Code with Even Better TOML, completes keys and checks values",
+        "where the manifest begins with the path of the JSON Schema in your copy of idxflow:",
+        "",
+        "```toml",
+        "#:schema ./storage/datasets/manifest.schema.json",
+        "```",
+        "",
+        *reference(of_manifest(), elsewhere=("training",)),
+        "",
+        "## `[training]`",
+        "",
+        "Every parameter that `--set` takes; `idxflow run --help` says more.",
+    )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the schema for editors."""
+    FILE.write_text(text(), encoding="utf-8")
+
+
+def text() -> str:
+    """Return what the schema for editors has in its file."""
+    return json.dumps(of_manifest(), indent=2, ensure_ascii=False) + "\n"
+
+
+def resolved(schema: Schema, field: Schema) -> Schema:
+    """Return a field with what it refers to; what it says itself comes first."""
+    if "$ref" not in field:
+        return field
+    target = schema["$defs"][field["$ref"].removeprefix("#/$defs/")]
+    return {**target, **{key: value for key, value in field.items() if key != "$ref"}}
+
+
+def _written(default: Any) -> str:
+    return "" if default is None else f"`{json.dumps(default)}`"
+
+
+if __name__ == "__main__":
+    main()

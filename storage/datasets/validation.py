@@ -1,0 +1,69 @@
+"""Checks values against a model of pydantic, and refuses what it does not accept in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import ErrorDetails
+
+from storage.datasets import schema
+from storage.datasets.catalog import one_line, shown
+from storage.errors import ConfigError
+from storage.words import meant
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def checked(
+    model: type[Model], values: Mapping[str, Any], where: str, generator: type[GenerateJsonSchema] = GenerateJsonSchema
+) -> Model:
+    """Return the model of the values.
+
+    Args:
+        where: what the values are, such as the path of their file; the message begins with it.
+        generator: makes the JSON Schema whose bounds and choices the message names.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is not what it must be; names it and what was found.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        # A misspelt key explains one that is missing.
+        first = min(error.errors(include_url=False), key=lambda detail: detail["type"] not in _UNKNOWN_KEY)
+        sentence = _sentence(first, values, model.model_json_schema(schema_generator=generator))
+        raise ConfigError(f"{where}: {sentence}") from error
+
+
+def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: schema.Schema) -> str:
+    """Return what was expected, what was found and what to do. An element of a list is judged as part of the list."""
+    keys = [str(key) for key in takewhile(lambda key: isinstance(key, str), error["loc"])]
+    name = one_line(".".join(keys))
+    if error["type"] == "value_error":
+        # A validator's own sentence.
+        return error["msg"].removeprefix("Value error, ")
+    if error["type"] in _UNKNOWN_KEY:
+        known = schema.part(model, keys[:-1])["properties"]
+        remedy = "remove it or correct its spelling"
+        return f"expected one of {', '.join(known)}; found {name}{meant(keys[-1], known)}; {remedy}"
+    allowed = schema.part(model, keys)
+    is_missing = error["type"] == "missing"
+    given, remedy = ("nothing", "add it") if is_missing else (_given(error, allowed, values, keys), "correct it")
+    return f"expected {name} to be {schema.in_words(allowed)}; found {given}; {remedy}"
+
+
+def _given(error: ErrorDetails, allowed: schema.Schema, values: Any, keys: Sequence[str]) -> str:
+    if allowed.get("items", {}).get("format") == "uri":
+        # Not the whole address: it may hold a password.
+        address = error["input"]
+        scheme, separator, _ = address[:8].partition("://") if isinstance(address, str) else ("", "", "")
+        return f"{scheme}:…" if separator and scheme.isalpha() else "another value"
+    for key in keys:
+        values = values[key]
+    return f"{shown(values)}{meant(values, allowed.get('enum', ()))}"

@@ -1,0 +1,66 @@
+"""The schema of the manifest: editors refuse what idxflow refuses, and the reference names every key."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft7Validator
+
+from storage.datasets import catalog, schema
+from storage.datasets.schema import Schema
+from storage.datasets.training import TrainingConfig
+from tests.faults.test_bad_settings import MANIFESTS
+
+ROOT = Path(__file__).resolve().parents[2]
+VALIDATOR = Draft7Validator(json.loads(schema.text()))
+BEYOND_A_SCHEMA = {
+    "a class with a control character",
+    "a source with a NUL",
+    "a mirror of an archive over two lines",
+    "a mirror without digests",
+    "patience for nothing",
+    "one label too few",
+    "a share that is no number",
+    "alpha no number",
+    "more than can be a manifest",
+    "a hexadecimal number of 5,000 digits",
+}
+"""What only idxflow refuses: it depends on several keys or on the machine, or JSON has no word for it."""
+
+
+def test_the_files_are_those_of_the_model():
+    """`python -m storage.datasets.schema` writes them again."""
+    assert schema.FILE.read_text(encoding="utf-8") == schema.text()
+    assert (ROOT / "docs" / "reference" / "manifest.md").read_text(encoding="utf-8") == schema.page()
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_editors_accept_every_manifest_of_the_catalog(name: str):
+    text = (catalog.CATALOG / f"{name}.toml").read_text(encoding="utf-8")
+    first, _, _ = text.partition("\n")
+    assert (catalog.CATALOG / first.removeprefix("#:schema ")).resolve() == schema.FILE
+    assert list(VALIDATOR.iter_errors(tomllib.loads(text))) == []
+
+
+WRONG = {case for case, (_, words) in MANIFESTS.items() if "in TOML" not in words}
+
+
+@pytest.mark.parametrize("case", sorted(WRONG - BEYOND_A_SCHEMA))
+def test_editors_refuse_a_wrong_manifest_too(case: str):
+    assert list(VALIDATOR.iter_errors(tomllib.loads(MANIFESTS[case][0])))
+
+
+def fields(model: Schema) -> list[tuple[str, Schema]]:
+    tables = [model, *model["$defs"].values()]
+    return [(key, field) for table in tables for key, field in table.get("properties", {}).items()]
+
+
+def test_each_key_has_a_meaning_and_is_in_the_reference():
+    page, model = schema.page(), schema.of_manifest()
+    for key, field in fields(model):
+        assert field["description"].endswith((".", "…")), key
+        if key not in TrainingConfig.model_fields:
+            assert f"| `{key}` | {schema.in_words(schema.resolved(model, field))} |" in page
