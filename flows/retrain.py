@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from prefect import flow, runtime
@@ -31,6 +31,7 @@ from storage.datasets.catalog import NAME_SCHEMA
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import IdxflowError, ValidationFailed
 from storage.files import WAITING
+from storage.outcomes import Outcome
 from storage.records import SPLITS, Answer, Done, Report, Split, Step
 from storage.registry import Registry
 from storage.runtime import cancellation
@@ -73,7 +74,7 @@ def retrain(
     dataset_file: str | None = None,
     force: bool = False,
     catch_up: CatchUp = "latest",
-) -> State[dict[str, Any]]:
+) -> State[Outcome]:
     """Retrain the classifier of one data set and keep the better model.
 
     Fetches the archives, decodes, validates, normalizes, trains, evaluates, decides whether the new model
@@ -107,7 +108,7 @@ def retrain_arrival(
     profile: Profile = "default",
     training: TrainingOverrides | None = None,
     force: bool = False,
-) -> State[dict[str, Any]]:
+) -> State[Outcome]:
     """Retrain the classifier on a set of archives that has arrived in a folder.
 
     Does what the other deployments of `retrain` do, on a set that `idxflow watch` has taken into the store of this
@@ -130,7 +131,7 @@ def validate_dataset(
     source: Source = None,
     store: str | None = None,
     dataset_file: str | None = None,
-) -> State[dict[str, Any]]:
+) -> State[Outcome]:
     """Fetch, decode and validate one data set, and stop there.
 
     Args:
@@ -142,7 +143,7 @@ def validate_dataset(
     return _carry_out(Request(dataset, dataset_file, source=source, store=store), _to_validation, "validate")
 
 
-def _carry_out(request: Request, hops: Callable[[Job], object], command: str = "run") -> State[dict[str, Any]]:
+def _carry_out(request: Request, steps: Callable[[Job], object], command: str = "run") -> State[Outcome]:
     collect_less()
     send_without_waiting()
     for name in LOGGERS:
@@ -156,7 +157,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object], command: str = "
     settle(job.store, job.dataset.name)
     with _under_way(job, request, command), cancellation.stoppable(), job.store.in_use(job.dataset.name):
         try:
-            hops(job)
+            steps(job)
             job.refuse_if_below_floor()
         except Exception as error:
             _raise_if_stopped(error)
@@ -291,7 +292,7 @@ def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
     return [future.result() for future in futures]
 
 
-def _finish(job: Job) -> State[dict[str, Any]]:
+def _finish(job: Job) -> State[Outcome]:
     """Publish the report, write the ledger, and say in Prefect's terms how the run ended."""
     try:
         job.report = _report(job)
@@ -304,7 +305,7 @@ def _finish(job: Job) -> State[dict[str, Any]]:
     _describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
     if job.report:
         _log.info("report: %s", job.report.html)
-    outcome = job.summary()
+    outcome = job.outcome
     # For the command line, which says it itself, also where Prefect cannot be told any more.
     ending = {"ending": outcome}
     # Prefect: names-in-events. The states keep Prefect's own names: filters and automations of its UI go by them.

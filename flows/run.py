@@ -24,6 +24,7 @@ from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, IdxflowError, ModelRefused, shortage
 from storage.ledger import CUT_OFF, Ledger
+from storage.outcomes import Outcome
 from storage.records import Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
 from storage.store import Store, store_errors, store_path, store_root
@@ -139,8 +140,8 @@ def _pinned(spec: ArchiveSpec, file: ArrivedFile) -> ArchiveSpec:
 class RunFailed(Exception):
     """How a run ended that failed, in the form that Prefect keeps failures in."""
 
-    def __init__(self, outcome: dict[str, Any]) -> None:
-        super().__init__(outcome["sentence"])
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.sentence)
         self.outcome = outcome
 
 
@@ -259,39 +260,31 @@ class Job:
         if decision and decision.outcome == "refused":
             self.fail(ModelRefused(f"{self.dataset.name}: model {decision.sentence}"))
 
-    def summary(self) -> dict[str, Any]:
-        """Return the outcome as JSON values: what `--json` prints and the ledger keeps."""
+    @property
+    def outcome(self) -> Outcome:
+        """How the run ended, or how far it has come."""
         record, decision = self.record, self.record.decision
-        return {
-            "state": self.state,
-            "sentence": self.sentence,
-            "dataset": self.dataset.name,
-            "run": record.id,
-            "version": decision.version if decision else None,
-            "champion": decision.champion if decision else None,
-            "train_accuracy": record.model.train_accuracy if record.model else None,
-            "test_accuracy": record.evaluation.accuracy if record.evaluation else None,
-            "epochs": record.model.epochs_run if record.model else None,
-            "steps": {
-                s.name: {
-                    "seconds": round(s.seconds, 3),
-                    "reused": s.reused,
-                    "reason": s.reason,
-                    "summary": s.summary,
-                    "key": s.key,
-                }
-                for s in record.steps
-            },
-            "seconds": round(time.perf_counter() - self.started, 3),
-            "store": str(self.store.root),
-            "report": str(self.report.html) if self.report else None,
-            "error": to_json(record.failure) if record.failure else None,
-        }
+        return Outcome(
+            self.state,
+            self.sentence,
+            self.dataset.name,
+            str(self.store.root),
+            run=record.id,
+            version=decision.version if decision else None,
+            champion=decision.champion if decision else None,
+            train_accuracy=record.model.train_accuracy if record.model else None,
+            test_accuracy=record.evaluation.accuracy if record.evaluation else None,
+            epochs=record.model.epochs_run if record.model else None,
+            steps=record.steps,
+            seconds=round(time.perf_counter() - self.started, 3),
+            report=str(self.report.html) if self.report else None,
+            error=record.failure,
+        )
 
     def append_to_ledger(self) -> None:
         """Write the run into the ledger; the snapshot of a set is not needed any more once a run of it ended well."""
         report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
-        values = {**self.summary(), **past_runs.for_ledger(self.record), "report": report}
+        values = {**self.outcome.for_ledger(), **past_runs.for_ledger(self.record), "report": report}
         values.pop("store")
         if self.arrival:
             values["arrival"] = self.arrival
@@ -352,27 +345,12 @@ def _now() -> datetime:
     return now
 
 
-def refusal(request: Request, error: IdxflowError) -> dict[str, Any]:
-    """Return the outcome of a request that could not be started, in the form of `Job.summary`."""
-    failure = to_json(Failure(type(error).__name__, str(error), error.exit_code))
-    return not_started(request, "failed", str(error)) | {"error": failure}
+def refusal(request: Request, error: IdxflowError) -> Outcome:
+    """Return the outcome of a request that could not be started."""
+    failure = Failure(type(error).__name__, str(error), error.exit_code)
+    return dataclasses.replace(not_started(request, "failed", str(error)), error=failure)
 
 
-def not_started(request: Request, state: str, sentence: str) -> dict[str, Any]:
-    """Return the outcome of a request that no run was made for, in the form of `Job.summary`."""
-    return {
-        "state": state,
-        "sentence": sentence,
-        "dataset": request.dataset_file or request.dataset,
-        "run": None,
-        "version": None,
-        "champion": None,
-        "train_accuracy": None,
-        "test_accuracy": None,
-        "epochs": None,
-        "steps": {},
-        "seconds": 0.0,
-        "store": str(store_path(request.store)),
-        "report": None,
-        "error": None,
-    }
+def not_started(request: Request, state: str, sentence: str) -> Outcome:
+    """Return the outcome of a request that no run was made for."""
+    return Outcome(state, sentence, request.dataset_file or request.dataset, str(store_path(request.store)))

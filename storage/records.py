@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 Severity = Literal["critical", "warning"]
 SplitName = Literal["train", "test"]
-Outcome = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
+Verdict = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -27,14 +27,25 @@ R = TypeVar("R")
 class Step:
     """What one step of a run did: the line a person reads, and the same for machines."""
 
-    name: str
+    step: str
+    """Which of the steps in `tasks`: `fetch`, `decode`, …"""
     key: str
+    """Of its entry in the store; empty where it makes none."""
     summary: str
     """One line with counts, for people."""
     seconds: float
     reused: bool
     reason: str
-    """Why it ran, or where the reused result is from."""
+    """Why it ran, or why its result was reused."""
+    subject: str = ""
+    """Which of several results of the step: an archive's role, a split's name."""
+    of: str = ""
+    """Whose it is: `champion`; empty for the run's own model."""
+
+    @property
+    def name(self) -> str:
+        """What people read: `train`, `decode test`, `evaluate champion`."""
+        return " ".join(filter(None, (self.step, self.subject, self.of)))
 
 
 @dataclass(frozen=True)
@@ -325,7 +336,7 @@ class Answer:
 class Decision:
     """Why a model replaced the champion, or did not. What has a default is not in older records."""
 
-    outcome: Outcome
+    outcome: Verdict
     sentence: str
     version: int | None
     """The candidate's version; none when it was refused before it was registered."""

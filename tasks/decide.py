@@ -21,7 +21,7 @@ from storage.datasets.catalog import Dataset, Floors
 from storage.errors import DamagedEntry
 from storage.formats import arrays, parquet
 from storage.ledger import Ledger
-from storage.records import Answer, Decision, Evaluation, Outcome, Paired, Rule, Split, TrainedModel, to_json
+from storage.records import Answer, Decision, Evaluation, Paired, Rule, Split, TrainedModel, Verdict, to_json
 from storage.registry import Registry, Version
 from storage.runtime import code_digests
 from storage.store import Store
@@ -69,7 +69,7 @@ Rival = tuple[Champion, Evaluation | None]
 class Judgement:
     """What the rules say about a candidate; a pure value, nothing is carried out yet."""
 
-    outcome: Outcome
+    outcome: Verdict
     reason: str
     rules: tuple[Rule, ...]
     paired: Paired | None = None
@@ -190,7 +190,7 @@ def judge(dataset: Dataset, candidate: Evaluation, champion: Rival | None, paire
     if paired is None:
         raise ValueError(f"expected the answers compared with those of champion {held.name}; found none; see compare()")
     asked, reason = _against(dataset, candidate, (held, score), paired)
-    outcome: Outcome = "promoted" if all(rule.passed for rule in asked) else "kept"
+    outcome: Verdict = "promoted" if all(rule.passed for rule in asked) else "kept"
     return Judgement(outcome, reason, (*rules, *asked), paired, ask and paired.differing > 0)
 
 
@@ -219,7 +219,7 @@ def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
         observed = ("yes" if promote else "no") + why
         said = ("promoted" if promote else "declined") + " by a person" + why
     rule = Rule("a person approves", "yes", observed, promote)
-    outcome: Outcome = "promoted" if promote else "kept"
+    outcome: Verdict = "promoted" if promote else "kept"
     reason = f"{judgement.reason}; {said}"
     return dataclasses.replace(judgement, outcome=outcome, reason=reason, rules=(*judgement.rules, rule))
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flows.commands.console import Console
     from flows.run import Request
     from flows.service.temporary import TemporaryServer
+    from storage.outcomes import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -411,11 +412,11 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
         outcome = refusal(request, error)
         remark(str(error))
     if as_json:
-        say_json(outcome)
-    return outcome["error"]["exit_code"] if outcome["error"] else 0
+        say_json(outcome.to_json())
+    return outcome.exit_code
 
 
-def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
+def _watch(flow: str, request: Request, as_json: bool) -> Outcome:
     from flows.commands.console import Console
 
     # Before Prefect is imported.
@@ -425,12 +426,12 @@ def _watch(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     logging.raiseExceptions = False
     with interruptible() as interruptions, Console(as_json) as console:
         outcome = console.watch(lambda: _call(flow, request, console))
-        if interruptions and outcome["error"]:
+        if interruptions and outcome.error:
             raise interruptions[0]
         return outcome
 
 
-def _call(flow: str, request: Request, console: Console) -> dict[str, Any]:
+def _call(flow: str, request: Request, console: Console) -> Outcome:
     """Call the flow. What it needs is imported while Prefect's server, if it has to be started, starts."""
     with ExitStack() as stack:
         with console.waiting("importing Prefect") as waiting_for:
@@ -469,7 +470,7 @@ def _server(store: Store) -> Iterator[TemporaryServer | None]:
             yield server
 
 
-def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
+def _called(flow: Callable[..., Any], request: Request) -> Outcome:
     from flows import retrain
     from flows.run import RunFailed
 
@@ -493,7 +494,7 @@ def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
         return result.outcome
     if isinstance(result, BaseException):
         raise result
-    outcome: dict[str, Any] = result
+    outcome: Outcome = result
     return outcome
 
 

@@ -11,6 +11,7 @@ from flows.commands.options import StoreFolder
 from flows.commands.output import destination, remark, say, write
 from flows.commands.registry import Place, open_place
 from storage.errors import ConfigError, DamagedEntry
+from storage.outcomes import steps_of
 from storage.records import Split, SplitName
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _newest(place: Place, split: str) -> Split:
     """Return the split that the newest run decoded which can still be read."""
     gone = 0
     for values in place.ledger.newest("runs"):
-        key = ((values.get("steps") or {}).get(f"decode {split}") or {}).get("key")
+        key = next((step.key for step in steps_of(values) if (step.step, step.subject) == ("decode", split)), "")
         if not key:
             continue
         try:

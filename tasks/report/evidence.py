@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 
+from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
 from storage.formats import parquet
 from storage.formats.history import read_history
@@ -31,14 +32,26 @@ T = TypeVar("T")
 MAX_PAST = 29
 """Runs before this one that the trend shows."""
 
-Made = Mapping[str, Mapping[str, Any]]
-"""`Plan.made_from` of each step, by its name."""
-
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Champion:
+class Origin:
+    """What the result of a step was made from: `Plan.made_from`."""
+
+    step: str
+    inputs: Mapping[str, str]
+    parameters: Mapping[str, Any]
+    code: Mapping[str, str]
+    libraries: Mapping[str, str]
+
+
+Made = Mapping[str, Origin]
+"""What each step of a run was made from, by its name."""
+
+
+@dataclass(frozen=True)
+class ChampionSnapshot:
     """The model that was in use before the run, and what it was made from."""
 
     number: int
@@ -73,7 +86,7 @@ class Evidence:
     by_hand: tuple[str, ...] = ()
     """What was done to the champion by hand since the run before this one, oldest first."""
     made: Made = field(default_factory=dict)
-    champion: Champion | None = None
+    champion: ChampionSnapshot | None = None
     code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code that decided, by module."""
 
@@ -137,17 +150,16 @@ def readable(read: Callable[[S], T], source: S) -> T | None:
         return None
 
 
-def made_from(store: Store, run: RunRecord) -> dict[str, dict[str, Any]]:
+def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
     """Return what each step of a run was made from, by its name; the champion's own score is not of the run."""
     found = {}
     for step in run.steps:
-        hop = step.name.split()[0] if step.name.strip() else ""
-        if step.key and step.name != "evaluate champion" and (made := _made_from(store, run.dataset, hop, step.key)):
+        if step.key and not step.of and (made := _made_from(store, run.dataset, step)):
             found[step.name] = made
     return found
 
 
-def champion_before(store: Store, run: RunRecord) -> Champion | None:
+def champion_before(store: Store, run: RunRecord) -> ChampionSnapshot | None:
     """Return the champion that `run` met, with what it was made from; None before the first promotion.
 
     Raises:
@@ -160,7 +172,7 @@ def champion_before(store: Store, run: RunRecord) -> Champion | None:
         return None
     version = registry.version(number)
     record = past_runs.find(store, run.dataset, version.run) or _record_of(store, version)
-    return Champion(number, record, made_from(store, record))
+    return ChampionSnapshot(number, record, made_from(store, record))
 
 
 def by_hand(store: Store, dataset: str, run: str) -> tuple[str, ...]:
@@ -198,11 +210,11 @@ def _past(ledger: Ledger, run: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(islice(newest, MAX_PAST))[::-1]
 
 
-def _made_from(store: Store, dataset: str, hop: str, key: str) -> dict[str, Any] | None:
+def _made_from(store: Store, dataset: str, step: Step) -> Origin | None:
     try:
-        return store.made_from(dataset, hop, key)
+        return Origin(step.step, **store.made_from(dataset, step.step, step.key))
     except Exception as error:
-        _log.debug("report: %s %s: %s", hop, key, error)
+        _log.debug("report: %s %s: %s", step.name, step.key, error)
         return None
 
 
@@ -221,8 +233,9 @@ def _champion_met(registry: Registry, ledger: Ledger, run: RunRecord) -> int | N
 def _record_of(store: Store, version: Version) -> RunRecord:
     """Return what is known of the run of a version that was killed before the ledger had it."""
     keys = {"train": version.model, "evaluate": version.evaluation}
-    config = dict(store.made_from(version.dataset, "train", version.model)["parameters"])
-    config.pop("classes", None)
+    parameters = store.made_from(version.dataset, "train", version.model)["parameters"]
+    # Not all of them are configuration.
+    config = {name: value for name, value in parameters.items() if name in TrainingConfig.model_fields}
     steps = tuple(Step(name, key, "", 0.0, True, "") for name, key in keys.items())
     return RunRecord(version.run, version.dataset, version.time, "unknown", "unknown", config, steps)
 

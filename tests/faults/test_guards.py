@@ -196,8 +196,8 @@ GUARDS = {
     ),
     "gate": Guard(
         "tasks/decide.py",
-        'outcome: Outcome = "promoted" if all(rule.passed for rule in asked) else "kept"',
-        'outcome: Outcome = "promoted"',
+        'outcome: Verdict = "promoted" if all(rule.passed for rule in asked) else "kept"',
+        'outcome: Verdict = "promoted"',
         ("tests/tasks/test_decide.py::test_a_worse_model_never_replaces_a_better_one",),
     ),
     "confirmation by a fresh process": Guard(

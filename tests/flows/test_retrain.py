@@ -51,7 +51,7 @@ def run(results: Path, store: Store, tiny: TinyFactory):
 
 def outcome(state: Any) -> dict[str, Any]:
     result = state.result(raise_on_failure=False)
-    return result.outcome if isinstance(result, RunFailed) else result
+    return (result.outcome if isinstance(result, RunFailed) else result).to_json()
 
 
 def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFactory, server: dict[str, str]):

@@ -18,7 +18,7 @@ import pytest
 
 from flows.run import Request, prepare
 from storage.ledger import Ledger
-from storage.records import RunRecord, Step
+from storage.records import RunRecord
 from storage.store import Store
 from tasks.report import past_runs
 from tasks.report.document import build
@@ -194,16 +194,6 @@ def test_a_ledger_record_of_another_version_is_read_as_far_as_it_goes(story: Sto
     assert (run.environment, run.decision) == (None, None)
     assert "left out Decision" in caplog.text
     check_page(build(story.store, run).html())
-
-
-def test_steps_are_shown_in_the_order_of_the_hops() -> None:
-    names = [
-        *(f"fetch {role}" for role in ("train-images", "train-labels", "test-images", "test-labels")),
-        *("decode train", "decode test", "validate", "normalize", "train", "evaluate", "confirm", "evaluate champion"),
-        "unheard of",
-    ]
-    steps = [Step(name, "k", "", 0.1, False, "") for name in names]
-    assert [step.name for step in past_runs.in_order(sorted(steps, key=lambda step: step.name))] == names
 
 
 # --- the documented schema ------------------------------------------------------------------------------------------

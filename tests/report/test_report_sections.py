@@ -16,7 +16,7 @@ from tasks.gate import wilson
 from tasks.report.calibration import calibration
 from tasks.report.changes import changes
 from tasks.report.evaluation import evaluation
-from tasks.report.evidence import Champion, Evidence
+from tasks.report.evidence import ChampionSnapshot, Evidence, Origin
 from tasks.report.measures import Measures, class_means, measured, slants
 from tasks.report.mistakes import MOST, mistakes
 from tasks.report.slices import slices, weakest
@@ -24,13 +24,8 @@ from tests.support.pages import both
 from tests.support.reports import a_dataset, a_run
 
 MADE = {
-    "decode train": {"inputs": {"train-images": "aa"}, "parameters": {"rows": 120}, "code": {}, "libraries": {}},
-    "train": {
-        "inputs": {"train": "t"},
-        "parameters": {},
-        "code": {"tasks.train": "1"},
-        "libraries": {"tensorflow": "2.21.0"},
-    },
+    "decode train": Origin("decode", {"train-images": "aa"}, {"rows": 120}, {}, {}),
+    "train": Origin("train", {"train": "t"}, {}, {"tasks.train": "1"}, {"tensorflow": "2.21.0"}),
 }
 
 
@@ -228,7 +223,7 @@ def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store,
 
 
 def against(run: RunRecord, champion: RunRecord, made: Any = MADE, champion_made: Any = MADE) -> dict[str, Any]:
-    return changes(run, Evidence(made=made, champion=Champion(3, champion, champion_made)))
+    return changes(run, Evidence(made=made, champion=ChampionSnapshot(3, champion, champion_made)))
 
 
 def told(found: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
@@ -253,9 +248,10 @@ def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset)
     )
     run = dataclasses.replace(run, environment=Environment("3.12.9", "Linux", {}))
     made = {
-        "decode train": MADE["decode train"] | {"inputs": {"train-images": "bb"}},
-        "train": MADE["train"]
-        | {"code": {"tasks.train": "2", "tasks.new": "3"}, "libraries": {"tensorflow": "2.22.0"}},
+        "decode train": dataclasses.replace(MADE["decode train"], inputs={"train-images": "bb"}),
+        "train": dataclasses.replace(
+            MADE["train"], code={"tasks.train": "2", "tasks.new": "3"}, libraries={"tensorflow": "2.22.0"}
+        ),
     }
     found = against(run, before, made=made)
     assert told(found) == [

@@ -44,7 +44,8 @@ def hopped(
     with pytest.MonkeyPatch.context() as patch:
         leave_out_prefect(patch.setattr)
         state = retrain._carry_out(request, to)
-    outcome: dict[str, Any] = state.data.outcome if isinstance(state.data, RunFailed) else state.data
+    ended = state.data.outcome if isinstance(state.data, RunFailed) else state.data
+    outcome: dict[str, Any] = ended.to_json()
     # Prefect's own names: its UI goes by them.
     kind, name = ("FAILED", "Failed") if outcome["error"] else ("COMPLETED", "Completed")
     assert (state.type.value, state.name) == (kind, name)
