@@ -169,8 +169,17 @@ class Job:
         number = self.record.decision.version if self.record.decision else None
         return f" v{number}" if number else ""
 
-    def keep(self, done: Done[R]) -> R:
-        """Note a step that is done, and return its record."""
+    def keep(self, name: str, done: Done[R]) -> R:
+        """Note a step that is done and what it made, a field of the run's record; return that.
+
+        `archives` are added one by one.
+        """
+        before = getattr(self.record, name)
+        self.note(**{name: (*before, done.record) if isinstance(before, tuple) else done.record})
+        return self.passed(done)
+
+    def passed(self, done: Done[R]) -> R:
+        """Note a step that is done, whose result is not in the run's record; return that."""
         self.note(steps=(*self.record.steps, done.step))
         return done.record
 

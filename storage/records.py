@@ -425,6 +425,8 @@ class RunRecord:
     normalization: Normalization | None = None
     model: TrainedModel | None = None
     evaluation: Evaluation | None = None
+    confirmation: Confirmation | None = None
+    """Not in older records of the ledger."""
     champion_evaluation: Evaluation | None = None
     """Of the champion before the decision, on the same test split."""
     decision: Decision | None = None

@@ -21,12 +21,10 @@ from flows.settings import store_root
 from storage.errors import ConfigError, DamagedEntry
 from storage.ledger import TOLERANCE, Ledger
 from storage.records import Evaluation, TrainedModel
-from storage.registry import Registry, Turn, Version, line
+from storage.registry import NO_RUN, Registry, Turn, Version, line
 from storage.store import Store
 from storage.words import counted, meant, written
 
-BY_HAND = "by-hand"
-"""What the ledger has for the run of a decision that no run made."""
 MAX_REASON = 1000
 
 app = App(name="registry", help="Show which model is the champion, since when and why, and compare versions.")
@@ -308,10 +306,7 @@ def _move(place: Place, change: Change) -> dict[str, Any]:
             )
         _check_whole(place, target)
         decision = _decision(place, change, target, champion)
-        # Ledger first, as the gate does (`storage.registry`): killed between the two, nothing has changed
-        # for anyone, and the history says so. The other way round, a change would have no reason on record.
-        place.ledger.append("decisions", BY_HAND, decision)
-        place.registry.promote(target.number, BY_HAND)
+        place.registry.carry_out(decision, NO_RUN)
     return decision
 
 
@@ -439,7 +434,7 @@ def _cells(turn: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _who(turn: Mapping[str, Any]) -> str:
     asked = turn["asked_by"] or "unknown"
-    return asked if turn["run"] == BY_HAND else f"run {turn['run']} ({asked})"
+    return asked if turn["run"] == NO_RUN else f"run {turn['run']} ({asked})"
 
 
 def _name(number: int | None) -> str:
@@ -505,7 +500,7 @@ def _print_shown(found: Mapping[str, Any]) -> None:
     for turn in found["decisions"]:
         print(f"{'decision':12} {_line(turn)}")
         # A decision by hand repeats the rules it went past; they stand at the gate's own decision.
-        for rule in turn["rules"] if turn["run"] != BY_HAND else ():
+        for rule in turn["rules"] if turn["run"] != NO_RUN else ():
             verdict = "passed" if rule.get("passed") else "failed"
             print(f"{'':12}   {verdict}: {rule.get('name')}: {rule.get('limit')}; found {rule.get('observed')}")
 

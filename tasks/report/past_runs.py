@@ -21,6 +21,7 @@ from storage.ledger import Ledger
 from storage.outcomes import steps_of
 from storage.records import (
     Archive,
+    Confirmation,
     DatasetFacts,
     Decision,
     Environment,
@@ -90,6 +91,7 @@ def for_ledger(run: RunRecord) -> dict[str, Any]:
         "profile": run.profile,
         "config": to_json(run.config),
         "started": run.started,
+        "confirmation": to_json(run.confirmation) if run.confirmation else None,
         "decision": to_json(run.decision) if run.decision else None,
         "test_rows": run.evaluation.rows if run.evaluation else None,
         "facts": to_json(run.facts) if run.facts else None,
@@ -134,6 +136,7 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         normalization=entry(Normalization, "normalize"),
         model=entry(TrainedModel, "train"),
         evaluation=entry(Evaluation, "evaluate"),
+        confirmation=_part(Confirmation, values.get("confirmation")) or entry(Confirmation, "confirm"),
         champion_evaluation=entry(Evaluation, "evaluate", of="champion"),
         decision=_part(Decision, values.get("decision")),
         failure=_part(Failure, values.get("error")),
@@ -157,6 +160,7 @@ def _is_there(run: RunRecord, step: Step) -> bool:
         "normalize": run.normalization,
         "train": run.model,
         "evaluate": run.champion_evaluation if step.of else run.evaluation,
+        "confirm": run.confirmation,
     }
     return results.get(step.step, step) is not None
 

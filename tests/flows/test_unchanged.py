@@ -64,7 +64,7 @@ def test_the_unchanged_run_imports_no_heavy_library(runs: dict[str, dict]):
 
 
 def test_the_unchanged_run_makes_nothing(runs: dict[str, dict]):
-    assert (runs["first"]["state"], len(runs["first"]["made"])) == ("promoted", 12)
+    assert (runs["first"]["state"], len(runs["first"]["made"])) == ("promoted", 13)
     assert (runs["again"]["state"], runs["again"]["made"]) == ("unchanged", [])
 
 

@@ -62,9 +62,7 @@ def retrain(store: Store, number: int, promoted: bool = True) -> Version:
             "previous": before.number if before else None,
             "champion": after,
         }
-        ledger.append("decisions", run, decision)
-        if promoted:
-            registry.promote(version.number, run)
+        registry.carry_out(decision, run)
     record = {
         "state": decision["outcome"],
         "sentence": f"{decision['outcome']} v{version.number}",
