@@ -22,10 +22,10 @@ from storage.arrivals import WELL, Arrivals, ArrivedFile
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
-from storage.errors import ConfigError, IdxflowError, ModelRefused, shortage
-from storage.ledger import CUT_OFF, Ledger
+from storage.errors import ConfigError, IdxflowError, ModelRefused, error_class, shortage
+from storage.ledger import Ledger
 from storage.outcomes import Outcome
-from storage.records import Done, Failure, Report, RunRecord, to_json
+from storage.records import CUT_OFF, Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
 from storage.store import Store, store_errors, store_path, store_root
 from storage.underway import Trace, begin
@@ -237,8 +237,8 @@ class Job:
         """
         failure = self.record.failure
         if failure:
-            refused = "refused" if failure.exit_code in (3, 5) else "failed"
-            return next((how for how in CUT_OFF if how.capitalize() == failure.kind), refused)
+            how = failure.kind.lower()
+            return how if how in CUT_OFF else "refused" if error_class(failure.kind).refuses else "failed"
         return self.record.decision.outcome if self.record.decision else "valid"
 
     @property
@@ -246,7 +246,7 @@ class Job:
         """How it ended in a word or two, for the flow run's name: `promoted v2`, `data refused`, `model refused`."""
         failure = self.record.failure
         if failure and self.state == "refused":
-            return "model refused" if failure.exit_code == ModelRefused.exit_code else "data refused"
+            return f"{error_class(failure.kind).refuses} refused"
         return f"{self.state}{self.version}"
 
     @property

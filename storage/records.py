@@ -18,6 +18,10 @@ Severity = Literal["critical", "warning"]
 SplitName = Literal["train", "test"]
 Verdict = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
 
+CUT_OFF = ("interrupted", "terminated", "cancelled", "crashed")
+"""The states of runs that did not come to their end: by Ctrl-C, by SIGTERM, by a person, or because their process is
+gone. The next run resumes from what they left."""
+
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 R = TypeVar("R")

@@ -26,7 +26,7 @@ from flows.interruption import Terminated, interruptible
 from flows.service import configuration
 from flows.service.up import up
 from flows.settings import be_quiet, collect_less
-from storage.errors import ConfigError, IdxflowError, PrefectFailed, shortage
+from storage.errors import EXIT_CODES, ConfigError, IdxflowError, PrefectFailed, shortage
 from storage.files import WAITING
 from storage.records import Failure, to_json
 from storage.store import Store, store_root
@@ -39,16 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-EXIT_CODES = {
-    0: "success",
-    1: "any other error",
-    2: "wrong usage or configuration",
-    3: "data refused",
-    4: "no source available",
-    5: "model below a floor",
-    130: "interrupted (SIGINT)",
-    143: "terminated (SIGTERM, SIGHUP)",
-}
 OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "manifest": (3,), "predict": (3,)}
 """The codes that only some commands end with."""
 

@@ -18,7 +18,8 @@ from flows.commands.output import say_json
 from flows.endings import settle
 from flows.settings import store_root
 from storage.errors import PrefectFailed
-from storage.ledger import CUT_OFF, TOLERANCE, Ledger
+from storage.ledger import TOLERANCE, Ledger
+from storage.records import CUT_OFF
 from storage.registry import Registry
 from storage.store import Store
 

@@ -18,8 +18,8 @@ from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
 from storage.formats import parquet
 from storage.formats.history import read_history
-from storage.ledger import CUT_OFF, Ledger, Place, place
-from storage.records import Epoch, RunRecord, Step
+from storage.ledger import Ledger, Place, place
+from storage.records import CUT_OFF, Epoch, RunRecord, Step
 from storage.registry import Registry, Version
 from storage.store import Store
 from tasks.model import holdout
