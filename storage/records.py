@@ -136,6 +136,11 @@ class Validation:
         return self.folder / "summary.parquet"
 
     @property
+    def means(self) -> Path:
+        """`mean` (float64, 0-255): the mean training image of each class with images; not in older entries."""
+        return self.folder / "means.npz"
+
+    @property
     def failures(self) -> tuple[Check, ...]:
         return tuple(c for c in self.checks if not c.passed and c.severity == "critical")
 
