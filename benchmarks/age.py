@@ -161,7 +161,9 @@ class _Writer:
         create_json(self.store.part(DATASET, "registry") / "versions" / f"{number:08d}.json", to_json(version))
         changed = {"version": number, "looks": number, "weights_digest": weights}
         self._append("decisions", run, {**self.decision, **changed})
-        steps = {name: {**told, "key": keys.get(name, told["key"])} for name, told in self.pattern["steps"].items()}
+        steps = [
+            {**step, "key": step["key"] if step["of"] else keys.get(step["step"], step["key"])} for step in self._steps
+        ]
         of_run = {"steps": steps, "version": number, "report": f"{DATASET}/{FOLDERS['publish']}/{run}"}
         self._append("runs", run, {**self.pattern, **of_run, "decision": {**self.pattern["decision"], **changed}})
 
@@ -169,6 +171,11 @@ class _Writer:
         """Write what a run leaves that found nothing new."""
         run = f"20250101-000000-u{number:06}"
         self._append("runs", run, {**self.pattern, "state": "unchanged", "sentence": "unchanged"})
+
+    @property
+    def _steps(self) -> list[dict[str, Any]]:
+        steps: list[dict[str, Any]] = self.pattern["steps"]
+        return steps
 
     def _append(self, kind: str, run: str, values: Mapping[str, Any]) -> None:
         time = (self.began + timedelta(minutes=self.record / 2)).isoformat(timespec="milliseconds")
@@ -179,7 +186,11 @@ class _Writer:
     def _entry(self, step: str, number: int, run: str, weights: str) -> str:
         """Write the entry of a step under another key, with links to its files; return the key."""
         folder = self.store.entries(DATASET, step)
-        name = self.pattern["run"] if step == "publish" else self.pattern["steps"][step]["key"]
+        name = (
+            self.pattern["run"]
+            if step == "publish"
+            else next(of["key"] for of in self._steps if of["step"] == step and not of["of"])
+        )
         if step not in self.like:
             self.like[step] = read_json(folder / name / ENTRY)
         entry = self.like[step]

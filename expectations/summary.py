@@ -30,7 +30,6 @@ IMAGE_COLUMNS: dict[str, type] = {
     "pixel_min": np.int64,  # 0-255
     "pixel_max": np.int64,  # 0-255
     "mean": np.float64,  # of the pixels, 0-255
-    "ink": np.float64,  # share of pixels that are not 0
     "digest": np.int64,  # BLAKE2b of the pixels, 64 bits: equal images have equal digests
     "blank": np.int64,  # 1: all pixels have one value
     "duplicate": np.int64,  # 1: the image occurs earlier in the same split
@@ -40,7 +39,7 @@ IMAGE_COLUMNS: dict[str, type] = {
     "centroid_hit": np.int64,  # 1: that class is the label
 }
 
-_MEASURED = ("label", "pixel_min", "pixel_max", "mean", "ink", "blank", "nearest", "centroid_hit")
+_MEASURED = ("label", "pixel_min", "pixel_max", "mean", "blank", "nearest", "centroid_hit")
 """The columns that each image has by itself; the others compare it with its split, or with the training split."""
 
 _LEAST_MATCHED = 30
@@ -96,6 +95,8 @@ class Survey:
     digests: np.ndarray
     """int64, shape (rows,): BLAKE2b of the pixels, 64 bits."""
     means: Centroids
+    exact_means: np.ndarray
+    """float64, shape (n, pixels), 0-255: the means before they were rounded to float32."""
 
 
 def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Survey:
@@ -113,8 +114,9 @@ def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Sur
         digests += b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in flat)
         seen += labels.tobytes()
     present = np.flatnonzero(counts)
-    means = Centroids(present, (sums[present] / counts[present, None]).astype(np.float32), counts[present])
-    return Survey(np.frombuffer(seen, np.uint8), np.frombuffer(digests, "<i8"), means)
+    exact = sums[present] / counts[present, None]
+    means = Centroids(present, exact.astype(np.float32), counts[present])
+    return Survey(np.frombuffer(seen, np.uint8), np.frombuffer(digests, "<i8"), means, exact)
 
 
 def images(
@@ -271,7 +273,6 @@ def _measured(flat: np.ndarray, labels: np.ndarray, means: Centroids, of_them: b
         "pixel_min": low,
         "pixel_max": high,
         "mean": flat.sum(axis=1, dtype=np.int64) / pixels,
-        "ink": np.count_nonzero(flat, axis=1) / pixels,
         "blank": low == high,
         "nearest": nearest,
         "centroid_hit": nearest == labels,

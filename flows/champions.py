@@ -13,9 +13,6 @@ from storage.ledger import TOLERANCE
 from storage.records import Evaluation, TrainedModel
 from storage.registry import Turn, Version
 
-BY_HAND = "by-hand"
-"""What the ledger has for the run of a decision that no run made."""
-
 
 @dataclass(frozen=True)
 class Moment:

@@ -168,7 +168,7 @@ def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Map
             "state": state,
             "sentence": sentence,
             "dataset": dataset,
-            "steps": {},
+            "steps": [],
             "error": {"kind": _KINDS[state], "sentence": sentence, "exit_code": 1},
             **{name: values[name] for name in known if values.get(name) is not None},
         },

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import remark
 from storage.errors import ConfigError, DamagedEntry
+from storage.outcomes import steps_of
 from storage.records import Split
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def examples(data: DatasetInStore, split: str) -> Examples:
 def _newest(data: DatasetInStore, split: str) -> Split:
     lost = 0
     for record in data.ledger.newest("runs"):
-        key = ((record.get("steps") or {}).get(f"decode {split}") or {}).get("key")
+        key = next((s.key for s in steps_of(record) if (s.step, s.subject) == ("decode", split)), "")
         if not key:
             continue
         try:

@@ -15,7 +15,8 @@ from flows import datasets
 from flows.endings import settle
 from flows.terminal.text import minute
 from storage.errors import PrefectFailed
-from storage.ledger import CUT_OFF, TOLERANCE, Ledger
+from storage.ledger import TOLERANCE, Ledger
+from storage.records import CUT_OFF
 from storage.registry import Registry
 from storage.store import Store
 

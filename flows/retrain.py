@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from prefect import flow, runtime
@@ -31,11 +32,12 @@ from storage.datasets.catalog import NAME_SCHEMA
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import IdxflowError, ValidationFailed
 from storage.files import WAITING
-from storage.records import SPLITS, Answer, Done, Report, Split, Step
+from storage.outcomes import Outcome
+from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
 from storage.registry import Registry
 from storage.runtime import cancellation
 from tasks.confirm import confirm
-from tasks.decide import Candidate, Rival, current_champion, decide, question
+from tasks.decide import Candidate, Incumbent, current_champion, decide, question
 from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
@@ -73,7 +75,7 @@ def retrain(
     dataset_file: str | None = None,
     force: bool = False,
     catch_up: CatchUp = "latest",
-) -> State[dict[str, Any]]:
+) -> State[Outcome]:
     """Retrain the classifier of one data set and keep the better model.
 
     Fetches the archives, decodes, validates, normalizes, trains, evaluates, decides whether the new model
@@ -107,7 +109,7 @@ def retrain_arrival(
     profile: Profile = "default",
     training: TrainingOverrides | None = None,
     force: bool = False,
-) -> State[dict[str, Any]]:
+) -> State[Outcome]:
     """Retrain the classifier on a set of archives that has arrived in a folder.
 
     Does what the other deployments of `retrain` do, on a set that `idxflow watch` has taken into the store of this
@@ -130,7 +132,7 @@ def validate_dataset(
     source: Source = None,
     store: str | None = None,
     dataset_file: str | None = None,
-) -> State[dict[str, Any]]:
+) -> State[Outcome]:
     """Fetch, decode and validate one data set, and stop there.
 
     Args:
@@ -142,7 +144,7 @@ def validate_dataset(
     return _carry_out(Request(dataset, dataset_file, source=source, store=store), _to_validation, "validate")
 
 
-def _carry_out(request: Request, hops: Callable[[Job], object], command: str = "run") -> State[dict[str, Any]]:
+def _carry_out(request: Request, steps: Callable[[Job], object], command: str = "run") -> State[Outcome]:
     relax_garbage_collection()
     send_without_waiting()
     for name in LOGGERS:
@@ -156,7 +158,7 @@ def _carry_out(request: Request, hops: Callable[[Job], object], command: str = "
     settle(job.store, job.dataset.name)
     with _under_way(job, request, command), cancellation.stoppable(), job.store.in_use(job.dataset.name):
         try:
-            hops(job)
+            steps(job)
             job.refuse_if_below_floor()
         except Exception as error:
             _raise_if_stopped(error)
@@ -215,15 +217,13 @@ def _to_validation(job: Job) -> tuple[Split, Split]:
     """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
     store, dataset = job.store, job.dataset
     fetched = _results([fetch.submit(store, dataset, spec, job.source) for spec in dataset.archives])
-    archives = {done.record.role: job.keep(done) for done in fetched}
-    job.note(archives=tuple(archives.values()))
+    archives = {done.record.role: job.keep("archives", done) for done in fetched}
     decoded = _results(
         [decode.submit(store, dataset, name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
     )
-    train_split, test_split = (job.keep(done) for done in decoded)
-    job.note(train=train_split, test=test_split)
+    train_split, test_split = (job.keep(name, done) for name, done in zip(SPLITS, decoded, strict=True))
     try:
-        job.note(validation=job.keep(validate(store, dataset, train_split, test_split)))
+        job.keep("validation", validate(store, dataset, train_split, test_split))
     except ValidationFailed as error:
         job.note(validation=error.validation, steps=(*job.record.steps, *([error.step] if error.step else [])))
         raise
@@ -234,26 +234,24 @@ def _to_decision(job: Job) -> None:
     """All steps. The champion stays locked from the moment it is scored until it is replaced or kept."""
     train_split, test_split = _to_validation(job)
     store, dataset = job.store, job.dataset
-    normalization = job.keep(normalize(store, dataset, train_split, job.config))
-    job.note(normalization=normalization)
+    normalization = job.keep("normalization", normalize(store, dataset, train_split, job.config))
     # Prefect: called. Not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
-    model = job.keep(train(store, dataset, train_split, normalization, job.config, job.again))
-    job.note(model=model)
-    evaluation = job.keep(evaluate(store, dataset, model, test_split))
-    job.note(evaluation=evaluation)
-    job.keep(confirm(store, dataset, model, test_split, evaluation))
+    model = job.keep("model", train(store, dataset, train_split, normalization, job.config, job.again))
+    evaluation = job.keep("evaluation", evaluate(store, dataset, model, test_split))
+    job.keep("confirmation", confirm(store, dataset, model, test_split, evaluation))
     candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
     answer = _answer(job, candidate) if dataset.gate.policy == "ask" else None
     with Registry(store, dataset.name).deciding(
         lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name, extra=WAITING)
     ):
-        champion, step = _scored_champion(job, test_split)
+        champion, done = _scored_champion(job, test_split)
         if answer and answer.about != _number(champion):
             _log.warning("%s: the champion changed while an answer was awaited; it does not count", dataset.name)
             answer = None
-        job.note(champion_evaluation=champion[1] if champion else None, steps=(*job.record.steps, *step))
-        said = answer.answer if answer else None
-        job.note(decision=decide(store, dataset, job.record.id, candidate, champion, said))
+        if done:
+            job.keep("champion_evaluation", done)
+        given = answer.answer if answer else None
+        job.keep("decision", decide(store, dataset, job.record.id, candidate, champion, given))
 
 
 @dataclass(frozen=True)
@@ -272,17 +270,17 @@ def _answer(job: Job, candidate: Candidate) -> _Answered | None:
     return _Answered(answer, _number(champion)) if answer else None
 
 
-def _number(champion: Rival | None) -> int | None:
-    return champion[0].version.number if champion else None
+def _number(champion: Incumbent | None) -> int | None:
+    return champion.version.number if champion else None
 
 
-def _scored_champion(job: Job, test_split: Split) -> tuple[Rival | None, list[Step]]:
+def _scored_champion(job: Job, test_split: Split) -> tuple[Incumbent | None, Done[Evaluation] | None]:
     """Score the champion on today's test rows, never trusting its old number; also return what that took."""
     champion = current_champion(job.store, job.dataset)
     if champion is None or champion.model is None:
-        return ((champion, None) if champion else None), []
+        return champion, None
     done = evaluate(job.store, job.dataset, champion.model, test_split, whose="champion")
-    return (champion, done.record), [done.step]
+    return dataclasses.replace(champion, score=done.record), done
 
 
 def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
@@ -291,7 +289,7 @@ def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
     return [future.result() for future in futures]
 
 
-def _finish(job: Job) -> State[dict[str, Any]]:
+def _finish(job: Job) -> State[Outcome]:
     """Publish the report, write the ledger, and say in Prefect's terms how the run ended."""
     try:
         job.report = _report(job)
@@ -304,7 +302,7 @@ def _finish(job: Job) -> State[dict[str, Any]]:
     _describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
     if job.report:
         _log.info("report: %s", job.report.html)
-    outcome = job.summary()
+    outcome = job.outcome
     # For the command line, which says it itself, also where Prefect cannot be told any more.
     ending = {"ending": outcome}
     # Prefect: names-in-events. The states keep Prefect's own names: filters and automations of its UI go by them.
@@ -336,7 +334,7 @@ def _report(job: Job) -> Report | None:
     if known:
         point_to_report(job.dataset.name, job.sentence, job.version.strip(), known)
         return known
-    return job.keep(publish(job.store, job.dataset, job.record))
+    return job.passed(publish(job.store, job.dataset, job.record))
 
 
 def _asked_by() -> str:

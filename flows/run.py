@@ -22,9 +22,10 @@ from storage.arrivals import WELL, Arrivals, ArrivedFile
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
-from storage.errors import ConfigError, IdxflowError, ModelRefused, shortage
-from storage.ledger import CUT_OFF, Ledger
-from storage.records import Done, Failure, Report, RunRecord, to_json
+from storage.errors import ConfigError, IdxflowError, ModelRefused, error_class, shortage
+from storage.ledger import Ledger
+from storage.outcomes import Outcome
+from storage.records import CUT_OFF, Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
 from storage.store import Store, store_errors, store_path, store_root
 from storage.underway import Trace, begin
@@ -139,8 +140,8 @@ def _pinned(spec: ArchiveSpec, file: ArrivedFile) -> ArchiveSpec:
 class RunFailed(Exception):
     """How a run ended that failed, in the form that Prefect keeps failures in."""
 
-    def __init__(self, outcome: dict[str, Any]) -> None:
-        super().__init__(outcome["sentence"])
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.sentence)
         self.outcome = outcome
 
 
@@ -168,8 +169,17 @@ class Job:
         number = self.record.decision.version if self.record.decision else None
         return f" v{number}" if number else ""
 
-    def keep(self, done: Done[R]) -> R:
-        """Note a step that is done, and return its record."""
+    def keep(self, name: str, done: Done[R]) -> R:
+        """Note a step that is done and what it made, a field of the run's record; return that.
+
+        `archives` are added one by one.
+        """
+        before = getattr(self.record, name)
+        self.note(**{name: (*before, done.record) if isinstance(before, tuple) else done.record})
+        return self.passed(done)
+
+    def passed(self, done: Done[R]) -> R:
+        """Note a step that is done, whose result is not in the run's record; return that."""
         self.note(steps=(*self.record.steps, done.step))
         return done.record
 
@@ -227,8 +237,8 @@ class Job:
         """
         failure = self.record.failure
         if failure:
-            refused = "refused" if failure.exit_code in (3, 5) else "failed"
-            return next((how for how in CUT_OFF if how.capitalize() == failure.kind), refused)
+            how = failure.kind.lower()
+            return how if how in CUT_OFF else "refused" if error_class(failure.kind).refuses else "failed"
         return self.record.decision.outcome if self.record.decision else "valid"
 
     @property
@@ -236,7 +246,7 @@ class Job:
         """How it ended in a word or two, for the flow run's name: `promoted v2`, `data refused`, `model refused`."""
         failure = self.record.failure
         if failure and self.state == "refused":
-            return "model refused" if failure.exit_code == ModelRefused.exit_code else "data refused"
+            return f"{error_class(failure.kind).refuses} refused"
         return f"{self.state}{self.version}"
 
     @property
@@ -259,39 +269,31 @@ class Job:
         if decision and decision.outcome == "refused":
             self.fail(ModelRefused(f"{self.dataset.name}: model {decision.sentence}"))
 
-    def summary(self) -> dict[str, Any]:
-        """Return the outcome as JSON values: what `--json` prints and the ledger keeps."""
+    @property
+    def outcome(self) -> Outcome:
+        """How the run ended, or how far it has come."""
         record, decision = self.record, self.record.decision
-        return {
-            "state": self.state,
-            "sentence": self.sentence,
-            "dataset": self.dataset.name,
-            "run": record.id,
-            "version": decision.version if decision else None,
-            "champion": decision.champion if decision else None,
-            "train_accuracy": record.model.train_accuracy if record.model else None,
-            "test_accuracy": record.evaluation.accuracy if record.evaluation else None,
-            "epochs": record.model.epochs_run if record.model else None,
-            "steps": {
-                s.name: {
-                    "seconds": round(s.seconds, 3),
-                    "reused": s.reused,
-                    "reason": s.reason,
-                    "summary": s.summary,
-                    "key": s.key,
-                }
-                for s in record.steps
-            },
-            "seconds": round(time.perf_counter() - self.started, 3),
-            "store": str(self.store.root),
-            "report": str(self.report.html) if self.report else None,
-            "error": to_json(record.failure) if record.failure else None,
-        }
+        return Outcome(
+            self.state,
+            self.sentence,
+            self.dataset.name,
+            str(self.store.root),
+            run=record.id,
+            version=decision.version if decision else None,
+            champion=decision.champion if decision else None,
+            train_accuracy=record.model.train_accuracy if record.model else None,
+            test_accuracy=record.evaluation.accuracy if record.evaluation else None,
+            epochs=record.model.epochs_run if record.model else None,
+            steps=record.steps,
+            seconds=round(time.perf_counter() - self.started, 3),
+            report=str(self.report.html) if self.report else None,
+            error=record.failure,
+        )
 
     def append_to_ledger(self) -> None:
         """Write the run into the ledger; the snapshot of a set is not needed any more once a run of it ended well."""
         report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
-        values = {**self.summary(), **past_runs.for_ledger(self.record), "report": report}
+        values = {**self.outcome.for_ledger(), **past_runs.for_ledger(self.record), "report": report}
         values.pop("store")
         if self.arrival:
             values["arrival"] = self.arrival
@@ -352,27 +354,12 @@ def _now() -> datetime:
     return now
 
 
-def refusal(request: Request, error: IdxflowError) -> dict[str, Any]:
-    """Return the outcome of a request that could not be started, in the form of `Job.summary`."""
-    failure = to_json(Failure(type(error).__name__, str(error), error.exit_code))
-    return not_started(request, "failed", str(error)) | {"error": failure}
+def refusal(request: Request, error: IdxflowError) -> Outcome:
+    """Return the outcome of a request that could not be started."""
+    failure = Failure(type(error).__name__, str(error), error.exit_code)
+    return dataclasses.replace(not_started(request, "failed", str(error)), error=failure)
 
 
-def not_started(request: Request, state: str, sentence: str) -> dict[str, Any]:
-    """Return the outcome of a request that no run was made for, in the form of `Job.summary`."""
-    return {
-        "state": state,
-        "sentence": sentence,
-        "dataset": request.dataset_file or request.dataset,
-        "run": None,
-        "version": None,
-        "champion": None,
-        "train_accuracy": None,
-        "test_accuracy": None,
-        "epochs": None,
-        "steps": {},
-        "seconds": 0.0,
-        "store": str(store_path(request.store)),
-        "report": None,
-        "error": None,
-    }
+def not_started(request: Request, state: str, sentence: str) -> Outcome:
+    """Return the outcome of a request that no run was made for."""
+    return Outcome(state, sentence, request.dataset_file or request.dataset, str(store_path(request.store)))

@@ -25,7 +25,8 @@ from typing import Any
 
 from storage.errors import DamagedEntry, SourceUnavailable
 from storage.files import canonical, flush, listed, locked, make_folder, read_json, sha256_of, write_json
-from storage.ledger import CUT_OFF, Ledger, place
+from storage.ledger import Ledger, place
+from storage.records import CUT_OFF
 from storage.store import INBOX, LOCKS, Store, discard, store_errors
 
 ARRIVALS = "arrivals"

@@ -1,19 +1,20 @@
-"""Every error idxflow raises on purpose, and the exit code each one means.
+"""Every error idxflow raises on purpose: the exit code it ends with, and what a report says of a run that it ended.
 
-    IdxflowError                 1  anything else that stopped the run
-    ├── ConfigError              2  wrong usage: manifest, parameter, command line
-    ├── DataRefused              3  the data is not what was declared
-    │   ├── FormatError             not gzip, not IDX, cut, damaged or of another shape
-    │   ├── DigestMismatch          complete, but not the published bytes
-    │   └── ValidationFailed        well-formed, but breaks the contract of the data set
-    ├── SourceUnavailable        4  nothing could be read from any source
-    ├── ModelRefused             5  the model is below a floor
-    ├── StoreError               1  the store cannot be read or written
-    │   └── DamagedEntry            a file of the store is not what its entry says
-    ├── TrainingFailed           1  training diverged or cannot start
-    ├── ExportFailed             1  an exported model does not give the model's own predictions
-    ├── PrefectFailed            1  Prefect itself could not run the flow
-    └── OutputFailed             1  standard output takes nothing more
+    IdxflowError
+    ├── ConfigError
+    ├── DataRefused
+    │   ├── FormatError
+    │   ├── DigestMismatch
+    │   └── ValidationFailed
+    ├── SourceUnavailable
+    ├── ModelRefused
+    ├── StoreError
+    │   └── DamagedEntry
+    ├── TrainingFailed
+    ├── ExportFailed
+    ├── PrefectFailed
+    ├── OutputFailed
+    └── CutOff               never raised: how a record names a run that was stopped
 
 Each message is one sentence: what was expected, what was found, where, what to do.
 """
@@ -21,39 +22,67 @@ Each message is one sentence: what was expected, what was found, where, what to 
 from __future__ import annotations
 
 import errno
+import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
-from storage.records import Step, Validation
+from storage.records import CUT_OFF, Step, Validation
 
 
 class IdxflowError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what `idxflow` ends with."""
+    """Base of all errors raised on purpose."""
 
-    exit_code = 1
+    exit_code: ClassVar[int] = 1
+    """What `idxflow` ends with."""
+    meaning: ClassVar[str] = "any other error"
+    """Of the exit code, in the help."""
+    headline: ClassVar[str] = "an unexpected error"
+    """Of the report of a run that it ended."""
+    advice: ClassVar[str] = "Look at the log of the run for the details."
+    """What that report says to do."""
+    refuses: ClassVar[str] = ""
+    """`data` or `model`, where the run has refused one; else it failed."""
 
 
 class ConfigError(IdxflowError):
     """A manifest, a parameter or the command line is wrong; nothing was started."""
 
     exit_code = 2
+    meaning = "wrong usage or configuration"
+    headline = "the configuration cannot be used"
+    advice = "Correct the value named above, in the manifest or on the command line, and start the run again."
 
 
 class DataRefused(IdxflowError):
     """The data is not what was declared; training never starts."""
 
     exit_code = 3
+    meaning = "data refused"
+    headline = "the data is not what was declared"
+    advice = "Correct the data, or what the manifest declares about it."
+    refuses = "data"
 
 
 class FormatError(DataRefused):
     """A file is not a complete, undamaged gzip or IDX file of the declared shape."""
 
+    headline = "an archive is damaged or has another format"
+    advice = "Replace the archive at its source, or correct what the manifest declares about it."
+
 
 class DigestMismatch(DataRefused):
     """A file is complete, but its SHA-256 is not the published one."""
 
+    headline = "an archive is not the published one"
+    advice = "Fetch the archive again from a source you trust; pin new digests only if the publisher changed the file."
+
 
 class ValidationFailed(DataRefused):
     """A critical expectation about a split does not hold. Carries the verdict, for the report, where there is one."""
+
+    headline = "the data failed its checks"
+    advice = "Look at the failed checks and correct the data."
 
     def __init__(self, sentence: str, validation: Validation | None = None, step: Step | None = None) -> None:
         super().__init__(sentence)
@@ -65,24 +94,43 @@ class SourceUnavailable(IdxflowError):
     """No source could be read."""
 
     exit_code = 4
+    meaning = "no source available"
+    headline = "no source could be read"
+    advice = "Check the network, or give a folder that holds the archives with --source."
 
 
 class ModelRefused(IdxflowError):
     """The trained model is below a floor of its data set; the champion stays."""
 
     exit_code = 5
+    meaning = "model below a floor"
+    headline = "the model is below a floor"
+    advice = (
+        "Look at the training curves and the worst classes below; change the training parameters, or lower the "
+        "[floors] of the manifest if they are too strict."
+    )
+    refuses = "model"
 
 
 class StoreError(IdxflowError):
     """The store cannot be read or written."""
 
+    headline = "the store cannot be used"
+    advice = "Do what the message above says, or choose another store with --store."
+
 
 class DamagedEntry(StoreError):
     """A file of the store is missing or is not what its entry says it is."""
 
+    headline = "a file of the store is damaged"
+    advice = "Start the run again: it replaces damaged results. If damage comes back, check the disk."
+
 
 class TrainingFailed(IdxflowError):
     """Training diverged, or cannot start from this data and configuration."""
+
+    headline = "training did not succeed"
+    advice = "Do what the message above says."
 
 
 class ExportFailed(IdxflowError):
@@ -95,6 +143,33 @@ class PrefectFailed(IdxflowError):
 
 class OutputFailed(IdxflowError):
     """What was to be printed could not be written; what the command did apart from that stays done."""
+
+
+class CutOff(IdxflowError):
+    """The run was stopped before its end: the kind of its failure is a state of `CUT_OFF`."""
+
+    headline = "the run was cut off"
+    advice = "Start the run again. That it was cut off says nothing about the data or the model."
+
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "success",
+    **{
+        kind.exit_code: kind.meaning
+        for kind in (IdxflowError, ConfigError, DataRefused, SourceUnavailable, ModelRefused)
+    },
+    128 + signal.SIGINT: "interrupted (SIGINT)",
+    128 + signal.SIGTERM: "terminated (SIGTERM, SIGHUP)",
+}
+"""What each exit code means, in short; docs/commands.md says more."""
+
+
+def error_class(kind: str) -> type[IdxflowError]:
+    """Return the class of a failure that a record names (`Failure.kind`); the base for an error nobody expected."""
+    if kind.lower() in CUT_OFF:
+        return CutOff
+    known = globals().get(kind)
+    return known if isinstance(known, type) and issubclass(known, IdxflowError) else IdxflowError
 
 
 def made_again(file: Path) -> str:

@@ -33,9 +33,6 @@ from storage.store_format import FORMAT
 
 Kind = Literal["runs", "decisions", "arrivals"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-CUT_OFF = ("interrupted", "terminated", "cancelled", "crashed")
-"""The states of runs that did not come to their end: by Ctrl-C, by SIGTERM, by a person, or because their process is
-gone. The next run goes on from what they left."""
 TOLERANCE = timedelta(minutes=1)
 """How far two clocks of a machine may differ, or one be set right, without a word."""
 

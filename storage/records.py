@@ -16,7 +16,11 @@ from typing import Any, Literal, TypeVar
 
 Severity = Literal["critical", "warning"]
 SplitName = Literal["train", "test"]
-Outcome = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
+Verdict = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
+
+CUT_OFF = ("interrupted", "terminated", "cancelled", "crashed")
+"""The states of runs that did not come to their end: by Ctrl-C, by SIGTERM, by a person, or because their process is
+gone. The next run resumes from what they left."""
 
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -27,14 +31,25 @@ R = TypeVar("R")
 class Step:
     """What one step of a run did: the line a person reads, and the same for machines."""
 
-    name: str
+    step: str
+    """Which of the steps in `tasks`: `fetch`, `decode`, …"""
     key: str
+    """Of its entry in the store; empty where it makes none."""
     summary: str
     """One line with counts, for people."""
     seconds: float
     reused: bool
     reason: str
-    """Why it ran, or where the reused result is from."""
+    """Why it ran, or why its result was reused."""
+    subject: str = ""
+    """Which of several results of the step: an archive's role, a split's name."""
+    of: str = ""
+    """Whose it is: `champion`; empty for the run's own model."""
+
+    @property
+    def name(self) -> str:
+        """What people read: `train`, `decode test`, `evaluate champion`."""
+        return " ".join(filter(None, (self.step, self.subject, self.of)))
 
 
 @dataclass(frozen=True)
@@ -119,6 +134,11 @@ class Validation:
     def summary(self) -> Path:
         """What the checks looked at, a row per image; see `tasks.validate`."""
         return self.folder / "summary.parquet"
+
+    @property
+    def means(self) -> Path:
+        """`mean` (float64, 0-255): the mean training image of each class with images; not in older entries."""
+        return self.folder / "means.npz"
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -325,7 +345,7 @@ class Answer:
 class Decision:
     """Why a model replaced the champion, or did not. What has a default is not in older records."""
 
-    outcome: Outcome
+    outcome: Verdict
     sentence: str
     version: int | None
     """The candidate's version; none when it was refused before it was registered."""
@@ -414,6 +434,8 @@ class RunRecord:
     normalization: Normalization | None = None
     model: TrainedModel | None = None
     evaluation: Evaluation | None = None
+    confirmation: Confirmation | None = None
+    """Not in older records of the ledger."""
     champion_evaluation: Evaluation | None = None
     """Of the champion before the decision, on the same test split."""
     decision: Decision | None = None

@@ -104,6 +104,9 @@ class Turn:
 
 
 BY_HAND = ("forced", "rolled back")
+"""The outcomes of decisions that a person made."""
+NO_RUN = "by-hand"
+"""What such a decision has instead of a run's id."""
 
 
 def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[Turn]:
@@ -382,8 +385,27 @@ class Registry:
                 stack.enter_context(locked(self._folder / "champion.lock", on_wait))
             yield
 
+    def carry_out(self, decision: Mapping[str, Any], run: str) -> None:
+        """Record a decision, a `Decision` as JSON values, and move the pointer if it says so. Call it while `deciding`.
+
+        Ledger first: killed between the two, nothing has changed for anyone, and the history says so. The other way
+        round, a change would have no reason on record.
+
+        Args:
+            run: its id; `NO_RUN` where a person decided.
+
+        Raises:
+            StoreError: as `promote`, or the ledger cannot be written.
+        """
+        changes = decision["champion"] != decision["previous"]
+        if changes:
+            self.check_kept(self.version(decision["champion"]))
+        self._ledger.append("decisions", run, decision)
+        if changes:
+            self.promote(decision["champion"], run)
+
     def promote(self, number: int, run: str) -> None:
-        """Make `number` the champion. Call it while `deciding`.
+        """Make `number` the champion, which `carry_out` has recorded. Call it while `deciding`.
 
         Raises:
             StoreError: there is no such version, its model was collected, or the pointer cannot be written.

@@ -23,6 +23,7 @@ from pathlib import Path
 from storage.arrivals import Arrivals
 from storage.files import listed, locked
 from storage.ledger import Ledger, run_of
+from storage.outcomes import steps_of
 from storage.registry import Registry, Version, line
 from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
 from storage.verify import for_the_next_run, leftovers
@@ -125,7 +126,7 @@ def _kept_names(store: Store, dataset: str, versions: list[Version], keep_last: 
     for run in kept:
         # The report of an unchanged run is that of the last run that decided something.
         names |= {run["run"], Path(run.get("report") or run["run"]).name}
-        names |= {step["key"] for step in run.get("steps", {}).values()}
+        names |= {step.key for step in steps_of(run)}
     return names
 
 

@@ -321,7 +321,8 @@ class Store:
             reused = record is not None
             if record is None:
                 record = self._make(plan, make, damaged)
-        step = Step(plan.label, plan.key, describe(record), time.perf_counter() - started, reused, reason)
+        seconds = time.perf_counter() - started
+        step = Step(plan.step, plan.key, describe(record), seconds, reused, reason, subject=plan.subject)
         _log.debug("%s %s: %s", plan.label, plan.key, reason)
         return Done(record, step)
 

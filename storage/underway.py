@@ -18,7 +18,8 @@ from typing import Any
 
 from storage.errors import StoreError
 from storage.files import flush, listed, make_folder, read_json, sealed
-from storage.ledger import CUT_OFF, Ledger
+from storage.ledger import Ledger
+from storage.records import CUT_OFF
 from storage.store import Store, store_errors
 
 UNDER_WAY = "underway"

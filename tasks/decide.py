@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +22,25 @@ from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Floors
 from storage.errors import DamagedEntry
 from storage.formats import arrays, parquet
-from storage.ledger import Ledger
-from storage.records import Answer, Decision, Evaluation, Outcome, Paired, Rule, Split, TrainedModel, to_json
-from storage.registry import Registry, Version
+from storage.records import (
+    Answer,
+    Decision,
+    Done,
+    Evaluation,
+    Paired,
+    Rule,
+    Split,
+    Step,
+    TrainedModel,
+    Verdict,
+    to_json,
+)
+from storage.registry import BY_HAND, Registry, Version
 from storage.runtime import code_digests
 from storage.store import Store
 from tasks.gate import criteria
-from tasks.ui import artifacts
-
-_BY_HAND = ("forced", "rolled back")
+from tasks.ui import artifacts, summaries
+from tasks.ui.steps import log_step
 
 _log = logging.getLogger(__name__)
 
@@ -49,28 +60,26 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The model in use, as far as it can be compared with a candidate."""
+class Incumbent:
+    """The champion that a candidate meets, as far as the two can be compared."""
 
     version: Version
     model: TrainedModel | None
     """None when it cannot be compared; `obstacle` says why."""
     obstacle: str = ""
+    score: Evaluation | None = None
+    """On the test rows of the candidate; None where it cannot be scored on them."""
 
     @property
     def name(self) -> str:
         return f"v{self.version.number}"
 
 
-Rival = tuple[Champion, Evaluation | None]
-"""The champion and its score on the same test rows; None where it cannot be scored on them."""
-
-
 @dataclass(frozen=True)
 class Judgement:
     """What the rules say about a candidate; a pure value, nothing is carried out yet."""
 
-    outcome: Outcome
+    outcome: Verdict
     reason: str
     rules: tuple[Rule, ...]
     paired: Paired | None = None
@@ -78,18 +87,18 @@ class Judgement:
     """The policy leaves this one to a person; `outcome` is only what the rules advise."""
 
 
-def current_champion(store: Store, dataset: Dataset) -> Champion | None:
+def current_champion(store: Store, dataset: Dataset) -> Incumbent | None:
     """Return the champion of `dataset` and its model, or None before the first promotion."""
     version = Registry(store, dataset.name).champion()
     if version is None:
         return None
     if version.classes != dataset.classes or version.image_shape != dataset.image_shape:
-        return Champion(version, None, "it was trained for other classes or another image size")
+        return Incumbent(version, None, "it was trained for other classes or another image size")
     try:
-        return Champion(version, store.get(dataset.name, "train", version.model, TrainedModel))
+        return Incumbent(version, store.get(dataset.name, "train", version.model, TrainedModel))
     except DamagedEntry as error:
         _log.warning("champion v%d cannot be loaded: %s", version.number, error)
-        return Champion(version, None, "its files are damaged")
+        return Incumbent(version, None, "its files are damaged")
 
 
 @task(task_run_name="decide", cache_policy=NO_CACHE)
@@ -98,22 +107,38 @@ def decide(
     dataset: Dataset,
     run: str,
     candidate: Candidate,
-    champion: Rival | None,
+    champion: Incumbent | None,
     answer: Answer | None = None,
-) -> Decision:
+) -> Done[Decision]:
     """Judge the candidate, register it unless a floor refuses it, move the champion's pointer if it is better.
 
     Call it while `Registry.deciding`, with the champion read since. The decision is in the ledger, whatever it is.
 
     Args:
-        champion: the model in use and its score on the same test rows; None before the first promotion.
+        champion: with its score on the same test rows; None before the first promotion.
         answer: what a person said where the policy is `ask`; None, nobody did, keeps the champion.
 
     Raises:
         DamagedEntry: the labels or a model's answers cannot be read.
     """
+    started = time.perf_counter()
+    decision, reason = _decided(Registry(store, dataset.name), dataset, run, candidate, champion, answer)
+    seconds, reused = time.perf_counter() - started, decision.outcome == "unchanged"
+    step = Step("decide", "", summaries.decision(decision), seconds, reused, reason)
+    log_step(_log, step)
+    return Done(decision, step)
+
+
+def _decided(
+    registry: Registry,
+    dataset: Dataset,
+    run: str,
+    candidate: Candidate,
+    champion: Incumbent | None,
+    answer: Answer | None,
+) -> tuple[Decision, str]:
+    """Return the decision once it is carried out, and why one was made, or why not."""
     judgement = answered(judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion)), answer)
-    registry, ledger = Registry(store, dataset.name), Ledger(store, dataset.name)
     past = registry.decisions()
     known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     facts = _facts(dataset, candidate, champion, judgement, past)
@@ -121,19 +146,14 @@ def decide(
     registry.keep_index()
     settled = None if candidate.forced else registry.settled_by_hand(candidate.model.weights_digest)
     if settled and champion and answer is None:
-        return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts)
+        return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts), "nothing changed"
     if known and answer is None and _already_decided(past, known, champion, facts):
-        return dataclasses.replace(_unchanged(known, champion, judgement), **facts)
+        return dataclasses.replace(_unchanged(known, champion, judgement), **facts), "nothing changed"
     version = None if judgement.outcome == "refused" else _register(registry, run, dataset, candidate)
     decision = dataclasses.replace(_decision(judgement, version, champion), **facts)
-    # Ledger first: killed between the two, the next run finds that the champion is not what the ledger says,
-    # and decides again. The other way round, a promotion would have no reason on record.
-    ledger.append("decisions", run, to_json(decision) | _circumstances(candidate))
+    registry.carry_out(to_json(decision) | _circumstances(candidate), run)
     artifacts.show_table(artifacts.key("decision", dataset.name), to_json(decision.rules), decision.sentence)
-    if decision.outcome == "promoted" and version:
-        registry.promote(version.number, run)
-    _log.info("decide: %s", decision.sentence)
-    return decision
+    return decision, "decided again" if known else "new model" if past else "first run"
 
 
 def _circumstances(candidate: Candidate) -> dict[str, Any]:
@@ -150,16 +170,16 @@ def _circumstances(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def compare(dataset: Dataset, candidate: Candidate, champion: Rival | None) -> Paired | None:
+def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> Paired | None:
     """Compare the answers of both models on the test rows; None where there is no champion to compare with.
 
     Raises:
         DamagedEntry: the labels or a model's answers cannot be read.
     """
-    if champion is None or champion[1] is None:
+    if champion is None or champion.score is None:
         return None
     labels = parquet.labels(candidate.test.file)
-    ours, theirs = _answers(candidate.evaluation), _answers(champion[1])
+    ours, theirs = _answers(candidate.evaluation), _answers(champion.score)
     if not len(labels) == len(ours) == len(theirs):
         raise DamagedEntry(
             f"{candidate.test.file}: expected a label for each of the {len(ours):,} answers of the candidate and the "
@@ -168,7 +188,9 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Rival | None) -> P
     return criteria.paired(labels, ours, theirs, dataset.gate.alpha)
 
 
-def judge(dataset: Dataset, candidate: Evaluation, champion: Rival | None, paired: Paired | None = None) -> Judgement:
+def judge(
+    dataset: Dataset, candidate: Evaluation, champion: Incumbent | None, paired: Paired | None = None
+) -> Judgement:
     """Say what should happen to `candidate` by the floors and the gate of `dataset`, with every rule that was asked.
 
     Args:
@@ -184,18 +206,17 @@ def judge(dataset: Dataset, candidate: Evaluation, champion: Rival | None, paire
         return Judgement("refused", said, rules, paired)
     if champion is None:
         return Judgement("promoted", "the first model above the floors", rules, ask=ask)
-    held, score = champion
-    if score is None:
-        reason = f"champion {held.name} cannot be compared: {held.obstacle}"
+    if champion.score is None:
+        reason = f"champion {champion.name} cannot be compared: {champion.obstacle}"
         return Judgement("promoted", reason, (*rules, Rule("champion can be compared", "yes", "no", False)), ask=ask)
     if paired is None:
-        raise ValueError(f"expected the answers compared with those of champion {held.name}; found none; see compare()")
-    asked, reason = _against(dataset, candidate, (held, score), paired)
-    outcome: Outcome = "promoted" if all(rule.passed for rule in asked) else "kept"
+        raise ValueError(f"expected the answers compared with those of {champion.name}; found none; see compare()")
+    asked, reason = _against(dataset, candidate, champion, champion.score, paired)
+    outcome: Verdict = "promoted" if all(rule.passed for rule in asked) else "kept"
     return Judgement(outcome, reason, (*rules, *asked), paired, ask and paired.differing > 0)
 
 
-def question(store: Store, dataset: Dataset, candidate: Candidate, champion: Rival | None) -> str | None:
+def question(store: Store, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
     """Return what a person is to be asked about the candidate; None where the rules decide, or nothing is new."""
     judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
     registry = Registry(store, dataset.name)
@@ -204,7 +225,7 @@ def question(store: Store, dataset: Dataset, candidate: Candidate, champion: Riv
     facts = _facts(dataset, candidate, champion, judgement, past)
     if not judgement.ask or (known and _already_decided(past, known, champion, facts)):
         return None
-    against = f"champion {champion[0].name}" if champion else "no champion yet"
+    against = f"champion {champion.name}" if champion else "no champion yet"
     advice = "promote" if judgement.outcome == "promoted" else "keep the champion"
     return f"a candidate with {candidate.evaluation.accuracy:.2%} on test, {against}: {judgement.reason} ({advice})"
 
@@ -220,7 +241,7 @@ def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
         observed = ("yes" if promote else "no") + why
         said = ("promoted" if promote else "declined") + " by a person" + why
     rule = Rule("a person approves", "yes", observed, promote)
-    outcome: Outcome = "promoted" if promote else "kept"
+    outcome: Verdict = "promoted" if promote else "kept"
     reason = f"{judgement.reason}; {said}"
     return dataclasses.replace(judgement, outcome=outcome, reason=reason, rules=(*judgement.rules, rule))
 
@@ -231,17 +252,16 @@ def looks(past: list[dict[str, Any]], test_digest: str) -> int:
 
 
 def _against(
-    dataset: Dataset, candidate: Evaluation, rival: tuple[Champion, Evaluation], paired: Paired
+    dataset: Dataset, candidate: Evaluation, champion: Incumbent, score: Evaluation, paired: Paired
 ) -> tuple[tuple[Rule, ...], str]:
     """Return the rules about a champion that can be compared, and what they say in one sentence."""
-    held, score = rival
     settings, rules = dataset.gate, []
     reason = criteria.sentence(settings, paired)
-    if held.version.test_digest != candidate.split_digest:
-        observed = f"changed since {held.name} was registered; scored again on today's {candidate.rows:,} rows"
+    if champion.version.test_digest != candidate.split_digest:
+        observed = f"changed since {champion.name} was registered; scored again on today's {candidate.rows:,} rows"
         rules.append(Rule("test split", "champion is scored again if it changed", observed, True))
-        reason += f"; the test split changed since {held.name}"
-    rules.append(criteria.difference_rule(settings, paired, held.name))
+        reason += f"; the test split changed since {champion.name}"
+    rules.append(criteria.difference_rule(settings, paired, champion.name))
     if paired.differing:
         lost = criteria.class_rule(settings, candidate, score)
         rules.append(lost)
@@ -296,7 +316,7 @@ def _register(registry: Registry, run: str, dataset: Dataset, candidate: Candida
 def _facts(
     dataset: Dataset,
     candidate: Candidate,
-    champion: Rival | None,
+    champion: Incumbent | None,
     judgement: Judgement,
     past: list[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -309,14 +329,14 @@ def _facts(
         "paired": judgement.paired,
         "looks": looks(past, test) + 1,
         "weights_digest": candidate.model.weights_digest,
-        "champion_weights_digest": champion[0].version.weights_digest if champion else "",
+        "champion_weights_digest": champion.version.weights_digest if champion else "",
         "train_digest": candidate.train.digest,
         "test_digest": test,
     }
 
 
-def _decision(judgement: Judgement, version: Version | None, champion: Rival | None) -> Decision:
-    previous = champion[0].version.number if champion else None
+def _decision(judgement: Judgement, version: Version | None, champion: Incumbent | None) -> Decision:
+    previous = champion.version.number if champion else None
     if judgement.outcome == "promoted" and version:
         sentence = f"promoted v{version.number}: {judgement.reason}"
         return Decision("promoted", sentence, version.number, version.number, previous, judgement.rules)
@@ -329,7 +349,7 @@ def _decision(judgement: Judgement, version: Version | None, champion: Rival | N
 
 
 def _already_decided(
-    past: list[dict[str, Any]], known: Version, champion: Rival | None, facts: Mapping[str, Any]
+    past: list[dict[str, Any]], known: Version, champion: Incumbent | None, facts: Mapping[str, Any]
 ) -> bool:
     """Tell whether nothing is new: this candidate is the champion, or met it before by the same gate.
 
@@ -337,17 +357,17 @@ def _already_decided(
     """
     if champion is None:
         return False
-    number = champion[0].version.number
+    number = champion.version.number
     if number == known.number:
         return True
     met = max((n for n, d in enumerate(past) if d.get("version") == known.number), default=None)
     if met is None or any(past[met].get(name) not in (None, "", {}, facts[name]) for name in ("policy", "limits")):
         return False
-    return past[met].get("champion") == number or any(d.get("outcome") in _BY_HAND for d in past[met + 1 :])
+    return past[met].get("champion") == number or any(d.get("outcome") in BY_HAND for d in past[met + 1 :])
 
 
-def _unchanged(known: Version, champion: Rival | None, judgement: Judgement) -> Decision:
-    number = champion[0].version.number if champion else None
+def _unchanged(known: Version, champion: Incumbent | None, judgement: Judgement) -> Decision:
+    number = champion.version.number if champion else None
     ending = "the champion" if number == known.number else f"champion v{number} stays"
     return Decision(
         "unchanged", f"unchanged since v{known.number}: {ending}", known.number, number, number, judgement.rules

@@ -59,7 +59,7 @@ def evaluate(
         plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), summaries.evaluation
     )
     if whose != "candidate":
-        done = replace(done, step=replace(done.step, name=f"evaluate {whose}"))
+        done = replace(done, step=replace(done.step, of=whose))
     log_step(_log, done.step)
     return done
 

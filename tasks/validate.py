@@ -21,7 +21,7 @@ from expectations import check, suites, summary
 from storage.datasets.catalog import Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
-from storage.formats import parquet
+from storage.formats import arrays, parquet
 from storage.records import Check, Done, Split, SplitName, Validation, to_json
 from storage.runtime import code_digests
 from storage.store import Plan, Store
@@ -69,9 +69,10 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
 
 
 def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validation:
-    """Evaluate every suite of `dataset`, and write what they looked at to `<folder>/summary.parquet`.
+    """Evaluate every suite of `dataset`, and write what they looked at into `folder`.
 
-    That file has a row per image and the columns of `summary.IMAGE_COLUMNS`, after one named `split`.
+    `summary.parquet` has a row per image and the columns of `summary.IMAGE_COLUMNS`, after one named `split`.
+    `means.npz` has the mean training images, by ascending label.
     """
     made = Validation(folder, True, "", (), {})
     checks: list[Check] = []
@@ -83,6 +84,7 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
     ):
         found = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
         rows = {name: len(survey.labels) for name, survey in found.items()}
+        arrays.write(made.means, {"mean": found["train"].exact_means.reshape(-1, *train.image_shape)})
         checks += check.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])
         for split in (train, test):
             labels, of_train = found[split.name].labels, None if split is train else found["train"]

@@ -37,23 +37,13 @@ from flows.interruption import Terminated, interruptible
 from flows.settings import relax_garbage_collection
 from flows.terminal.output import print_json, remark
 from flows.terminal.streams import ReaderGone, guarded_streams
-from storage.errors import ConfigError, IdxflowError, shortage
+from storage.errors import EXIT_CODES, ConfigError, IdxflowError, shortage
 from storage.records import Failure, to_json
 
 if TYPE_CHECKING:
     from cyclopts.help import HelpPanel
     from rich.console import Console, ConsoleOptions
 
-EXIT_CODES = {
-    0: "success",
-    1: "any other error",
-    2: "wrong usage or configuration",
-    3: "data refused",
-    4: "no source available",
-    5: "model below a floor",
-    130: "interrupted (SIGINT)",
-    143: "terminated (SIGTERM, SIGHUP)",
-}
 OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "manifest": (3,), "predict": (3,)}
 """The codes that only some commands end with."""
 

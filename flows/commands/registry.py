@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from flows.champions import BY_HAND, champion_at, damage, decision_values, differences, version_name, version_values
+from flows.champions import champion_at, damage, decision_values, differences, version_name, version_values
 from flows.commands.options import AsJson, Limit, Reason, StoreFolder
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import print_json, print_line, print_table, remark, remark_older
 from flows.terminal.text import brief, clock, percent
 from storage.errors import ConfigError, DamagedEntry
-from storage.registry import Turn, Version, line
+from storage.registry import NO_RUN, Turn, Version, line
 from storage.words import counted
 
 MAX_REASON = 1000
@@ -241,10 +241,7 @@ def _move(data: DatasetInStore, change: Change) -> dict[str, Any]:
             )
         _check_whole(data, target)
         decision = _decision(data, change, target, champion)
-        # Ledger first, as the gate does (`storage.registry`): killed between the two, nothing has changed
-        # for anyone, and the history says so. The other way round, a change would have no reason on record.
-        data.ledger.append("decisions", BY_HAND, decision)
-        data.registry.promote(target.number, BY_HAND)
+        data.registry.carry_out(decision, NO_RUN)
     return decision
 
 
@@ -311,7 +308,7 @@ def _cells(decision: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _who(decision: Mapping[str, Any]) -> str:
     asked_by = decision["asked_by"] or "unknown"
-    return asked_by if decision["run"] == BY_HAND else f"run {decision['run']} ({asked_by})"
+    return asked_by if decision["run"] == NO_RUN else f"run {decision['run']} ({asked_by})"
 
 
 def _value(part: str, value: Any) -> str:
@@ -338,6 +335,6 @@ def _print_version(values: Mapping[str, Any]) -> None:
     for decision in values["decisions"]:
         print_line(f"{'decision':12} {'  '.join(_cells(decision))}")
         # A decision by hand repeats the rules it overrode; they are listed with the gate's own decision.
-        for rule in decision["rules"] if decision["run"] != BY_HAND else ():
+        for rule in decision["rules"] if decision["run"] != NO_RUN else ():
             verdict = "passed" if rule.get("passed") else "failed"
             print_line(f"{'':12}   {verdict}: {rule.get('name')}: {rule.get('limit')}; found {rule.get('observed')}")

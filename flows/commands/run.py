@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flows.run import Request
     from flows.service.temporary import TemporaryServer
     from flows.terminal.console import Console
+    from storage.outcomes import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -111,11 +112,11 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
         outcome = refusal(request, error)
         remark(str(error))
     if as_json:
-        print_json(outcome)
-    return outcome["error"]["exit_code"] if outcome["error"] else 0
+        print_json(outcome.to_json())
+    return outcome.exit_code
 
 
-def _watched(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
+def _watched(flow: str, request: Request, as_json: bool) -> Outcome:
     from flows.terminal.console import Console
 
     # Before Prefect is imported.
@@ -125,12 +126,12 @@ def _watched(flow: str, request: Request, as_json: bool) -> dict[str, Any]:
     logging.raiseExceptions = False
     with interruptible() as interruptions, Console(as_json) as console:
         outcome = console.watch(lambda: _with_server(flow, request, console))
-        if interruptions and outcome["error"]:
+        if interruptions and outcome.error:
             raise interruptions[0]
         return outcome
 
 
-def _with_server(flow: str, request: Request, console: Console) -> dict[str, Any]:
+def _with_server(flow: str, request: Request, console: Console) -> Outcome:
     """Call the flow. If Prefect's server has to be started, what the run needs is imported in the meantime."""
     with ExitStack() as stack:
         with console.waiting("importing Prefect") as waiting_for:
@@ -169,7 +170,7 @@ def _server(store: Store) -> Iterator[TemporaryServer | None]:
             yield server
 
 
-def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
+def _called(flow: Callable[..., Any], request: Request) -> Outcome:
     """Call the flow, and return its outcome whether it succeeded or failed.
 
     Raises:
@@ -198,5 +199,5 @@ def _called(flow: Callable[..., Any], request: Request) -> dict[str, Any]:
         return result.outcome
     if isinstance(result, BaseException):
         raise result
-    outcome: dict[str, Any] = result
+    outcome: Outcome = result
     return outcome

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
@@ -30,6 +30,7 @@ from flows.terminal.screen import is_screen, moving, styled
 from flows.terminal.streams import ReaderGone
 from flows.terminal.text import printable
 from storage.errors import OutputFailed, PrefectFailed
+from storage.outcomes import Outcome
 from storage.records import Step
 from storage.words import counted
 from tasks.ui import progress
@@ -56,7 +57,7 @@ class Console:
         self._tasks: dict[str, TaskID] = {}
         self._stack = ExitStack()
         self._lost: OutputFailed | None = None
-        self._ending: dict[str, Any] | None = None
+        self._ending: Outcome | None = None
 
     def __enter__(self) -> Self:
         handler = _StepHandler(self._say_step, self._say_wait, self._say_warning, self._keep_ending)
@@ -74,7 +75,7 @@ class Console:
     ) -> None:
         self._stack.close()
 
-    def watch(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def watch(self, call: Callable[[], Outcome]) -> Outcome:
         """Run `call`, which returns the outcome of a flow, and print how it ended.
 
         A run that Prefect lost sight of, its server having died, has ended as it says itself.
@@ -97,7 +98,7 @@ class Console:
         self._bars.stop()
         self._say_end(outcome)
         if self._lost:
-            raise OutputFailed(f"{self._lost}; the run itself finished: {outcome['sentence']}") from self._lost
+            raise OutputFailed(f"{self._lost}; the run itself finished: {outcome.sentence}") from self._lost
         return outcome
 
     def _print(self, what: RenderableType, whole: bool = True) -> None:
@@ -123,7 +124,7 @@ class Console:
         self._print(row, whole=False)
         self._print(Padding(Text(summary, style="dim"), (0, 0, 0, 4), expand=False), whole=False)
 
-    def _keep_ending(self, outcome: dict[str, Any]) -> None:
+    def _keep_ending(self, outcome: Outcome) -> None:
         self._ending = outcome
 
     def _say_wait(self, message: str) -> None:
@@ -132,21 +133,21 @@ class Console:
     def _say_warning(self, message: str) -> None:
         self._say(message, "yellow")
 
-    def _say_end(self, outcome: dict[str, Any]) -> None:
-        if outcome["error"]:
+    def _say_end(self, outcome: Outcome) -> None:
+        if outcome.error:
             errors = Terminal(stderr=True, highlight=False, soft_wrap=True)
-            errors.print(styled(f"idxflow: {outcome['error']['sentence']}", errors, "red"))
+            errors.print(styled(f"idxflow: {outcome.error.sentence}", errors, "red"))
         else:
-            self._say(outcome["sentence"], "bold green")
-        if outcome["test_accuracy"] is not None:
+            self._say(outcome.sentence, "bold green")
+        if outcome.test_accuracy is not None and outcome.train_accuracy is not None:
             self._say(
-                f"accuracy {outcome['train_accuracy']:.2%} on all training rows, "
-                f"{outcome['test_accuracy']:.2%} on test, "
-                f"{counted(outcome['epochs'], 'epoch')}, {waited():.1f} s in all"
+                f"accuracy {outcome.train_accuracy:.2%} on all training rows, "
+                f"{outcome.test_accuracy:.2%} on test, "
+                f"{counted(outcome.epochs or 0, 'epoch')}, {waited():.1f} s in all"
             )
-        if outcome["report"]:
-            about = f" of v{outcome['version']}" if outcome["state"] == "unchanged" else ""
-            self._say(f"report{about} {outcome['report']}")
+        if outcome.report:
+            about = f" of v{outcome.version}" if outcome.state == "unchanged" else ""
+            self._say(f"report{about} {outcome.report}")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
@@ -192,7 +193,7 @@ class _StepHandler(logging.Handler):
         on_step: Callable[[Step], None],
         on_wait: Callable[[str], None],
         on_warning: Callable[[str], None],
-        on_ending: Callable[[dict[str, Any]], None],
+        on_ending: Callable[[Outcome], None],
     ) -> None:
         super().__init__(logging.INFO)
         self._on_step, self._on_wait, self._on_warning, self._on_ending = on_step, on_wait, on_warning, on_ending
@@ -202,7 +203,7 @@ class _StepHandler(logging.Handler):
         step, ending = getattr(record, "step", None), getattr(record, "ending", None)
         if isinstance(step, Step):
             self._on_step(step)
-        elif ending:
+        elif isinstance(ending, Outcome):
             self._on_ending(ending)
         elif getattr(record, "waiting", False):
             self._on_wait(record.getMessage())

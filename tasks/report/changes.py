@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from storage.records import Environment, RunRecord, Split, to_json
@@ -54,8 +54,8 @@ def _parts(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> dict[str
             "parameters": _parameters(run),
             "data": _data(run, made),
             "contract": _contract(made),
-            "code": _merged(made, "code"),
-            "libraries": _merged(made, "libraries"),
+            "code": _merged(origin.code for origin in made.values()),
+            "libraries": _merged(origin.libraries for origin in made.values()),
             "environment": _environment(run.environment),
         }
         for run, made in (old, new)
@@ -78,9 +78,9 @@ def _data(run: RunRecord, made: Made) -> dict[str, Any]:
     for split in (run.train, run.test):
         if split:
             found |= _split(split)
-    for step, origin in made.items():
-        if step.startswith("decode"):
-            found |= {f"{role} archive": digest for role, digest in origin.get("inputs", {}).items()}
+    for origin in made.values():
+        if origin.step == "decode":
+            found |= {f"{role} archive": digest for role, digest in origin.inputs.items()}
     return found
 
 
@@ -93,17 +93,17 @@ def _split(split: Split) -> dict[str, Any]:
 def _contract(made: Made) -> dict[str, Any]:
     """Return what the manifest allows of the data: the parameters of the steps about it."""
     found: dict[str, Any] = {}
-    for step, origin in made.items():
-        if step.startswith(_ABOUT_DATA):
-            found |= origin.get("parameters", {})
+    for origin in made.values():
+        if origin.step in _ABOUT_DATA:
+            found |= origin.parameters
     return found
 
 
-def _merged(made: Made, part: str) -> dict[str, Any]:
+def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     """Return the values of all steps by name; where steps have several, all of them."""
     found: dict[str, set[str]] = {}
-    for origin in made.values():
-        for name, value in origin.get(part, {}).items():
+    for part in parts:
+        for name, value in part.items():
             found.setdefault(name, set()).add(str(value))
     return {name: ", ".join(sorted(values)) for name, values in found.items()}
 

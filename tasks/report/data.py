@@ -18,7 +18,7 @@ def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     facts = run.facts
     if facts is None or not (splits or run.archives):
         return None
-    reused = {step.name.removeprefix("fetch ") for step in run.steps if step.reused}
+    reused = {step.subject for step in run.steps if step.step == "fetch" and step.reused}
     counts: dict[str, Sequence[int] | None] = {split.name: _class_counts(run, split, evidence) for split in splits}
     return {
         "sentence": _sentence(run, splits, counts.get("train")),

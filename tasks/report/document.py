@@ -22,7 +22,7 @@ from tasks.report.checks import checks
 from tasks.report.data import data
 from tasks.report.decision import decision
 from tasks.report.evaluation import evaluation
-from tasks.report.evidence import Champion, Evidence, gather
+from tasks.report.evidence import Evidence, gather
 from tasks.report.images import pictures
 from tasks.report.lineage import lineage
 from tasks.report.mistakes import mistakes
@@ -122,13 +122,9 @@ def _by_folder(run: RunRecord) -> RunRecord:
 
 def _shareable(evidence: Evidence, roots: Mapping[str, str]) -> Evidence:
     """Return `evidence` with every text that is shown made fit to be shown to anyone."""
-    champion = evidence.champion
-    if champion:
-        run, made = sanitize.shareable(champion.run, roots), sanitize.shareable_values(champion.made, roots)
-        champion = Champion(champion.number, run, made)
     return dataclasses.replace(
         evidence,
-        champion=champion,
-        made=sanitize.shareable_values(evidence.made, roots),
+        champion=sanitize.shareable(evidence.champion, roots) if evidence.champion else None,
+        made={sanitize.presentable(name): sanitize.shareable(made, roots) for name, made in evidence.made.items()},
         by_hand=tuple(sanitize.shareable_values(evidence.by_hand, roots)),
     )

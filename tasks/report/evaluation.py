@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from storage.records import ClassScore, Evaluation, RunRecord, to_json
+from storage.records import ClassScore, Confirmation, Evaluation, RunRecord, to_json
 from tasks.gate import wilson
 from tasks.report.calibration import calibration
 from tasks.report.evidence import Evidence
-from tasks.report.phrases import class_name, class_names
+from tasks.report.phrases import class_name, class_names, counted
 from tasks.report.slices import slices, weakest
 
 _MAX_CONFUSIONS = 10
@@ -32,6 +32,7 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "low": score.accuracy_low,
         "high": score.accuracy_high,
         "loss": score.loss,
+        "confirmation": _confirmation(run.confirmation) if run.confirmation else None,
         "per_class": [_class_score(c, before) for c in sorted(score.per_class, key=_by_recall)],
         "class_names": list(class_names(run)),
         "confusion": to_json(score.confusion),
@@ -74,6 +75,13 @@ def _sentence(score: Evaluation, others: Mapping[str, Any] | None, only_seen: bo
         return f"{said}, but all of them are in the training split too, so this says nothing about new images."
     low, high = (others["low"], others["high"]) if others else (score.accuracy_low, score.accuracy_high)
     return f"{said}; on more images like these, expect an accuracy of {low:.2%} to {high:.2%} (95% interval)."
+
+
+def _confirmation(confirmation: Confirmation) -> dict[str, Any]:
+    rows, difference = counted(confirmation.rows, "test image"), confirmation.difference
+    largest = f"the largest difference of a probability is {difference:.0e}" if difference else "to the last bit"
+    said = f"A new process that loaded the saved model predicted the same for {rows}: {largest}."
+    return {"sentence": said, **to_json(confirmation)}
 
 
 def _by_recall(score: ClassScore) -> tuple[bool, float, int]:

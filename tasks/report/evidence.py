@@ -14,16 +14,17 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 
+from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import parquet
+from storage.formats import arrays, parquet
 from storage.formats.history import read_history
-from storage.ledger import CUT_OFF, Ledger, Place, place
-from storage.records import Epoch, RunRecord, Step
+from storage.ledger import Ledger, Place, place
+from storage.records import CUT_OFF, Epoch, RunRecord, Split, Step
 from storage.registry import Registry, Version
 from storage.store import Store
 from tasks.model import holdout
-from tasks.report import past_runs
-from tasks.report.measures import Measures, class_means, measured
+from tasks.report import measures, past_runs
+from tasks.report.measures import Measures
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -31,14 +32,26 @@ T = TypeVar("T")
 MAX_PAST = 29
 """Runs before this one that the trend shows."""
 
-Made = Mapping[str, Mapping[str, Any]]
-"""`Plan.made_from` of each step, by its name."""
-
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Champion:
+class Origin:
+    """What the result of a step was made from: `Plan.made_from`."""
+
+    step: str
+    inputs: Mapping[str, str]
+    parameters: Mapping[str, Any]
+    code: Mapping[str, str]
+    libraries: Mapping[str, str]
+
+
+Made = Mapping[str, Origin]
+"""What each step of a run was made from, by its name."""
+
+
+@dataclass(frozen=True)
+class ChampionSnapshot:
     """The model that was in use before the run, and what it was made from."""
 
     number: int
@@ -65,7 +78,7 @@ class Evidence:
     held_out: np.ndarray | None = None
     """Whether each training row was held out, bool of shape (rows,)."""
     training_ink: np.ndarray | None = None
-    """Of the training images, see `measures.Measures`."""
+    """Of the training images, see `measures.Measures`, as float32."""
     means: Mapping[int, np.ndarray] = field(default_factory=dict)
     """The mean training image of each class that has images, by label, see `measures.class_means`."""
     past: tuple[Mapping[str, Any], ...] = ()
@@ -73,7 +86,7 @@ class Evidence:
     by_hand: tuple[str, ...] = ()
     """What was done to the champion by hand since the run before this one, oldest first."""
     made: Made = field(default_factory=dict)
-    champion: Champion | None = None
+    champion: ChampionSnapshot | None = None
     code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code that decided, by module."""
 
@@ -103,10 +116,10 @@ def gather(store: Store, run: RunRecord) -> Evidence:
         for split in (run.train, run.test)
         if split and (found := readable(parquet.labels, split.file)) is not None
     }
+    ink = _ink(run, run.train)
     ours = answers(run.evaluation.file if run.evaluation else None)
     champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
     ledger = Ledger(store, run.dataset)
-    means, ink = _of_training(run) or ({}, None)
     return Evidence(
         history=(readable(_history, run.model.history) or ()) if run.model else (),
         labels=labels,
@@ -114,10 +127,10 @@ def gather(store: Store, run: RunRecord) -> Evidence:
         predicted=ours.get("predicted"),
         champion_predicted=champion.get("predicted"),
         leaked=_leaked(run),
-        measures=_blocks(run.test.file, measured) if run.test and run.evaluation else None,
+        measures=_measures(run),
         held_out=_held_out(run),
-        training_ink=ink,
-        means=means,
+        training_ink=None if ink is None else ink.astype(np.float32),
+        means=_means(run),
         past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
         by_hand=readable(lambda name: by_hand(store, name, run.id), run.dataset) or (),
         made=made_from(store, run),
@@ -137,17 +150,16 @@ def readable(read: Callable[[S], T], source: S) -> T | None:
         return None
 
 
-def made_from(store: Store, run: RunRecord) -> dict[str, dict[str, Any]]:
+def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
     """Return what each step of a run was made from, by its name; the champion's own score is not of the run."""
     found = {}
     for step in run.steps:
-        hop = step.name.split()[0] if step.name.strip() else ""
-        if step.key and step.name != "evaluate champion" and (made := _made_from(store, run.dataset, hop, step.key)):
+        if step.key and not step.of and (made := _made_from(store, run.dataset, step)):
             found[step.name] = made
     return found
 
 
-def champion_before(store: Store, run: RunRecord) -> Champion | None:
+def champion_before(store: Store, run: RunRecord) -> ChampionSnapshot | None:
     """Return the champion that `run` met, with what it was made from; None before the first promotion.
 
     Raises:
@@ -160,7 +172,7 @@ def champion_before(store: Store, run: RunRecord) -> Champion | None:
         return None
     version = registry.version(number)
     record = past_runs.find(store, run.dataset, version.run) or _record_of(store, version)
-    return Champion(number, record, made_from(store, record))
+    return ChampionSnapshot(number, record, made_from(store, record))
 
 
 def by_hand(store: Store, dataset: str, run: str) -> tuple[str, ...]:
@@ -198,11 +210,11 @@ def _past(ledger: Ledger, run: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(islice(newest, MAX_PAST))[::-1]
 
 
-def _made_from(store: Store, dataset: str, hop: str, key: str) -> dict[str, Any] | None:
+def _made_from(store: Store, dataset: str, step: Step) -> Origin | None:
     try:
-        return store.made_from(dataset, hop, key)
+        return Origin(step.step, **store.made_from(dataset, step.step, step.key))
     except Exception as error:
-        _log.debug("report: %s %s: %s", hop, key, error)
+        _log.debug("report: %s %s: %s", step.name, step.key, error)
         return None
 
 
@@ -221,8 +233,9 @@ def _champion_met(registry: Registry, ledger: Ledger, run: RunRecord) -> int | N
 def _record_of(store: Store, version: Version) -> RunRecord:
     """Return what is known of the run of a version that was killed before the ledger had it."""
     keys = {"train": version.model, "evaluate": version.evaluation}
-    config = dict(store.made_from(version.dataset, "train", version.model)["parameters"])
-    config.pop("classes", None)
+    parameters = store.made_from(version.dataset, "train", version.model)["parameters"]
+    # Not all of them are configuration.
+    config = {name: value for name, value in parameters.items() if name in TrainingConfig.model_fields}
     steps = tuple(Step(name, key, "", 0.0, True, "") for name, key in keys.items())
     return RunRecord(version.run, version.dataset, version.time, "unknown", "unknown", config, steps)
 
@@ -243,18 +256,44 @@ def answers(path: Path | None) -> dict[str, np.ndarray]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: np.asarray(arrays[name]) for name in ("predicted", "probability")}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: np.asarray(file[name]) for name in ("predicted", "probability")}
 
 
 def _blocks(path: Path, read: Callable[[Any], T]) -> T | None:
     return readable(lambda file: read(parquet.blocks(file)), path)
 
 
-def _of_training(run: RunRecord) -> tuple[dict[int, np.ndarray], np.ndarray] | None:
-    """Return the mean training image of each class, and the ink of each training image, from one reading."""
-    train = run.train
-    return _blocks(train.file, lambda blocks: class_means(blocks, train.classes)) if train else None
+def _measures(run: RunRecord) -> Measures | None:
+    if not run.test or not run.evaluation:
+        return None
+    ink, slant = _ink(run, run.test), _blocks(run.test.file, measures.slant)
+    return None if ink is None or slant is None else Measures(ink, slant)
+
+
+def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
+    """Return the mean pixel of each image of a split, as its validation measured it; else it is measured now."""
+    if split is None:
+        return None
+    kept = None
+    if run.validation:
+        kept = readable(lambda path: _of_summary(path, split.name, "mean"), run.validation.summary)
+    return kept if kept is not None and len(kept) == split.rows else _blocks(split.file, measures.ink)
+
+
+def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
+    """Return the mean training image of each class that has images, as validation measured it; else measured now."""
+    train, validation = run.train, run.validation
+    if train is None:
+        return {}
+    # Entries of earlier versions have none.
+    if validation and validation.means.exists():
+        labels = [label for label, rows in enumerate(validation.class_counts["train"]) if rows]
+        expected: arrays.Expected = {"mean": (np.float64, (len(labels), *train.image_shape))}
+        kept = readable(lambda path: arrays.read(path, expected)["mean"], validation.means)
+        if kept is not None:
+            return dict(zip(labels, kept, strict=True))
+    return _blocks(train.file, lambda blocks: measures.class_means(blocks, train.classes)) or {}
 
 
 def _leaked(run: RunRecord) -> np.ndarray | None:
@@ -262,13 +301,13 @@ def _leaked(run: RunRecord) -> np.ndarray | None:
     # A check names rows also where its limit allows them.
     if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
         return None
-    return readable(_leaked_rows, validation.summary)
+    return readable(lambda path: _of_summary(path, "test", "leaked") == 1, validation.summary)
 
 
-def _leaked_rows(path: Path) -> np.ndarray:
-    table = pq.read_table(path, columns=["leaked"], filters=[("split", "=", "test")])
-    found: np.ndarray = table.column("leaked").to_numpy() == 1
-    return found
+def _of_summary(path: Path, split: str, column: str) -> np.ndarray:
+    table = pq.read_table(path, columns=[column], filters=[("split", "=", split)])
+    values: np.ndarray = table.column(column).to_numpy()
+    return values
 
 
 def _held_out(run: RunRecord) -> np.ndarray | None:

@@ -17,8 +17,8 @@ def lineage(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     """Return what a run's result was made from and with."""
     made_with, code = run.environment, {}
     for name, made in evidence.made.items():
-        if made.get("code"):
-            code[name] = dict(made["code"])
+        if made.code:
+            code[name] = dict(made.code)
     if evidence.code:
         code["decide"] = dict(evidence.code)
     return {
@@ -28,7 +28,7 @@ def lineage(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         "python": made_with.python if made_with else None,
         "platform": made_with.platform if made_with else None,
         "packages": dict(sorted(made_with.packages.items())) if made_with else {},
-        "libraries": {name: dict(made["libraries"]) for name, made in evidence.made.items() if made.get("libraries")},
+        "libraries": {name: dict(made.libraries) for name, made in evidence.made.items() if made.libraries},
         "digests": _digests(run),
         "code": code,
     }

@@ -1,11 +1,17 @@
-"""What images look like: how much ink they have, how far they lean, and the mean image of each class."""
+"""What images look like: how much ink they have, how far they lean, and the mean image of each class.
+
+The validation of a run keeps the ink and the means; they are measured here where there is none, or an old one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
+"""As `storage.formats.parquet.blocks` yields them."""
 
 _PIECE_PIXELS = 1 << 20
 """How many pixels are turned to float32 at a time: 4 MB."""
@@ -21,39 +27,38 @@ class Measures:
     """float64, shape (rows,): degrees, above 0 leaning to the right like `/`; NaN where the ink has no height."""
 
 
-def measured(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Measures:
-    """Measure images, from blocks as `storage.formats.parquet.blocks` yields them."""
-    ink, slant = [np.empty(0)], [np.empty(0)]
-    for images, _ in blocks:
-        rows = max(1, _PIECE_PIXELS // max(images[0].size, 1)) if len(images) else 1
-        for start in range(0, len(images), rows):
-            piece = images[start : start + rows]
-            ink.append(piece.reshape(len(piece), -1).mean(axis=1, dtype=np.float64))
-            slant.append(slants(piece))
-    return Measures(np.concatenate(ink), np.concatenate(slant))
+def ink(blocks: Blocks) -> np.ndarray:
+    """Return the ink of each image, as in `Measures`."""
+    return np.concatenate([np.empty(0), *(images.mean(axis=(1, 2), dtype=np.float64) for images, _ in blocks)])
 
 
-def class_means(
-    blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
-) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """Return the mean image of each class that has images, float64 of shape (height, width), by label; and the ink.
+def slant(blocks: Blocks) -> np.ndarray:
+    """Return the slant of each image, as in `Measures`."""
+    return np.concatenate([np.empty(0), *(slants(piece) for images, _ in blocks for piece in _pieces(images))])
 
-    The ink is that of each image, in their order, as in `Measures` but float32.
+
+def class_means(blocks: Blocks, classes: int) -> dict[int, np.ndarray]:
+    """Return the mean image of each class that has images, float64 of shape (height, width), by label.
 
     Args:
-        blocks: as `storage.formats.parquet.blocks` yields them.
+        blocks: of a split.
         classes: labels from this number on are left out.
     """
     sums: dict[int, np.ndarray] = {}
-    counts, ink = np.zeros(256, np.int64), [np.empty(0, np.float32)]
+    counts = np.zeros(256, np.int64)
     for images, labels in blocks:
         counts += np.bincount(labels, minlength=256)
-        ink.append(images.mean(axis=(1, 2), dtype=np.float32))
         for label in np.unique(labels[labels < classes]).tolist():
             # Whole numbers: a row group has at most some thousand rows of at most 255.
             here = np.add.reduce(images[labels == label], axis=0, dtype=np.uint32)
             sums[label] = sums.get(label, 0) + here.astype(np.int64)
-    return {label: sums[label] / counts[label] for label in sorted(sums)}, np.concatenate(ink)
+    return {label: sums[label] / counts[label] for label in sorted(sums)}
+
+
+def _pieces(images: np.ndarray) -> Iterator[np.ndarray]:
+    rows = max(1, _PIECE_PIXELS // max(images[0].size, 1)) if len(images) else 1
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]
 
 
 def slants(images: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ from storage.datasets import catalog
 from storage.datasets.catalog import CATALOG, Dataset
 from storage.errors import ConfigError, IdxflowError
 from storage.ledger import Ledger
+from storage.outcomes import steps_of
 from storage.records import (
-    SPLITS,
     Archive,
+    Confirmation,
     DatasetFacts,
     Decision,
     Environment,
@@ -52,8 +53,6 @@ PACKAGES = (
     "pillow",
     "jinja2",
 )
-_HOPS = ("fetch", "decode", "validate", "normalize", "train", "evaluate", "confirm")
-_LAST = "evaluate champion"
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +91,7 @@ def for_ledger(run: RunRecord) -> dict[str, Any]:
         "profile": run.profile,
         "config": to_json(run.config),
         "started": run.started,
+        "confirmation": to_json(run.confirmation) if run.confirmation else None,
         "decision": to_json(run.decision) if run.decision else None,
         "test_rows": run.evaluation.rows if run.evaluation else None,
         "facts": to_json(run.facts) if run.facts else None,
@@ -112,19 +112,15 @@ def find(store: Store, dataset: str, run: str) -> RunRecord | None:
 def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
     """Return the record of a run from what the ledger has of it (`Ledger.find`) and the store's entries."""
     dataset = str(values.get("dataset") or "")
-    steps = in_order(
-        Step(name, **{key: told[key] for key in ("key", "summary", "seconds", "reused", "reason")})
-        for name, told in (values.get("steps") or {}).items()
-        if name != "publish"
-    )
-    keys = {step.name: step.key for step in steps}
+    steps = tuple(step for step in steps_of(values) if step.step != "publish")
 
-    def entry(step: str, kind: type[R]) -> R | None:
-        return _entry(store, dataset, step, keys, kind)
+    def entries(kind: type[R], name: str, subject: str | None = None, of: str = "") -> list[R]:
+        wanted = (step for step in steps if (step.step, step.of) == (name, of) and subject in (None, step.subject))
+        return [record for step in wanted if (record := _entry(store, dataset, step, kind)) is not None]
 
-    roles = [step.name for step in steps if step.name.startswith("fetch ")]
-    archives = [found for name in roles if (found := entry(name, Archive)) is not None]
-    splits = {name: entry(f"decode {name}", Split) for name in SPLITS}
+    def entry(kind: type[R], name: str, subject: str | None = None, of: str = "") -> R | None:
+        return next(iter(entries(kind, name, subject, of)), None)
+
     return RunRecord(
         id=str(values.get("run") or ""),
         dataset=dataset,
@@ -133,56 +129,47 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         profile=str(values.get("profile") or "unknown"),
         config=values.get("config") or {},
         steps=steps,
-        archives=tuple(archives),
-        train=splits["train"],
-        test=splits["test"],
-        validation=entry("validate", Validation),
-        normalization=entry("normalize", Normalization),
-        model=entry("train", TrainedModel),
-        evaluation=entry("evaluate", Evaluation),
-        champion_evaluation=entry(_LAST, Evaluation),
+        archives=tuple(entries(Archive, "fetch")),
+        train=entry(Split, "decode", "train"),
+        test=entry(Split, "decode", "test"),
+        validation=entry(Validation, "validate"),
+        normalization=entry(Normalization, "normalize"),
+        model=entry(TrainedModel, "train"),
+        evaluation=entry(Evaluation, "evaluate"),
+        confirmation=_part(Confirmation, values.get("confirmation")) or entry(Confirmation, "confirm"),
+        champion_evaluation=entry(Evaluation, "evaluate", of="champion"),
         decision=_part(Decision, values.get("decision")),
         failure=_part(Failure, values.get("error")),
-        facts=_part(DatasetFacts, values.get("facts")) or _known_facts(store, dataset, keys),
+        facts=_part(DatasetFacts, values.get("facts")) or _known_facts(store, dataset, steps),
         environment=_part(Environment, values.get("environment")),
     )
 
 
 def missing(run: RunRecord) -> list[str]:
     """Return the steps of a run, in order, whose results it had but that cannot be read from the store any more."""
-    fetched = {archive.role for archive in run.archives}
-    there = {
-        **{f"fetch {role}": role in fetched for role in catalog.ROLES},
-        "decode train": run.train is not None,
-        "decode test": run.test is not None,
-        "validate": run.validation is not None,
-        "normalize": run.normalization is not None,
-        "train": run.model is not None,
-        "evaluate": run.evaluation is not None,
-        _LAST: run.champion_evaluation is not None,
+    return [step.name for step in run.steps if step.key and not _is_there(run, step)]
+
+
+def _is_there(run: RunRecord, step: Step) -> bool:
+    """Whether the record has the result of a step; of a step whose results a report does not need, it always has."""
+    if step.step == "fetch":
+        return any(archive.role == step.subject for archive in run.archives)
+    results = {
+        "decode": run.train if step.subject == "train" else run.test,
+        "validate": run.validation,
+        "normalize": run.normalization,
+        "train": run.model,
+        "evaluate": run.champion_evaluation if step.of else run.evaluation,
+        "confirm": run.confirmation,
     }
-    return [step.name for step in run.steps if step.key and not there.get(step.name, True)]
+    return results.get(step.step, step) is not None
 
 
-def in_order(steps: Any) -> tuple[Step, ...]:
-    """Return steps in the order of the flow, and of splits and archives within one; the ledger has them by name."""
-    roles = ("", *catalog.ROLES, *SPLITS)
-
-    def place(step: Step) -> tuple[int, int, str]:
-        hop, _, subject = step.name.partition(" ")
-        known = _HOPS.index(hop) if hop in _HOPS and step.name != _LAST else len(_HOPS)
-        return known, roles.index(subject) if subject in roles else len(roles), step.name
-
-    return tuple(sorted(steps, key=place))
-
-
-def _entry(store: Store, dataset: str, step: str, keys: Mapping[str, str], kind: type[R]) -> R | None:
-    if step not in keys:
-        return None
+def _entry(store: Store, dataset: str, step: Step, kind: type[R]) -> R | None:
     try:
-        return store.get(dataset, step.split()[0], keys[step], kind)
+        return store.get(dataset, step.step, step.key, kind)
     except IdxflowError as error:
-        _log.warning("report: left out %s: %s", step, error)
+        _log.warning("report: left out %s: %s", step.name, error)
         return None
 
 
@@ -195,15 +182,15 @@ def _part(kind: type[Any], values: Any) -> Any:
         return None
 
 
-def _known_facts(store: Store, dataset: str, keys: Mapping[str, str]) -> DatasetFacts | None:
+def _known_facts(store: Store, dataset: str, steps: Sequence[Step]) -> DatasetFacts | None:
     """Return the facts of a run whose ledger record has none: from the catalog, else from how it was decoded."""
     try:
         return facts(catalog.find(dataset))
     except ConfigError:
         pass
-    for split in SPLITS:
+    for step in (step for step in steps if step.step == "decode"):
         try:
-            made = store.made_from(dataset, "decode", keys[f"decode {split}"])["parameters"]
+            made = store.made_from(dataset, "decode", step.key)["parameters"]
             return DatasetFacts(
                 dataset,
                 tuple(made["classes"]),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from storage.records import RunRecord, to_json
-from tasks.report.past_runs import in_order
 from tasks.report.phrases import counted
 
 
@@ -19,10 +18,10 @@ def timing(run: RunRecord) -> dict[str, Any] | None:
     return {
         "sentence": f"{counted(len(run.steps), 'step')}, {reused} of them reused from the store.",
         "seconds": seconds,
-        "steps": [{**to_json(step), "seconds": round(step.seconds, 3)} for step in in_order(run.steps)],
+        "steps": [{"name": step.name, **to_json(step), "seconds": round(step.seconds, 3)} for step in run.steps],
     }
 
 
 def total(seconds: Iterable[float]) -> float:
     """Return the sum of what steps took, each to the millisecond, as the ledger keeps them."""
-    return round(sum(round(one, 3) for one in seconds), 3)
+    return round(sum(round(taken, 3) for taken in seconds), 3)

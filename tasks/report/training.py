@@ -43,7 +43,7 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 def _resumed(run: RunRecord, before: Sequence[float]) -> str:
     if not before or not run.model:
         return ""
-    now = sum(step.seconds for step in run.steps if step.name == "train" and not step.reused)
+    now = sum(step.seconds for step in run.steps if step.step == "train" and not step.reused)
     said = f"This training continues an interrupted one, whose {run.model.resumed_after:,} epochs took "
     return f"{said}{duration(total(before))}" + (f"; the rest took {duration(now)}." if now else ".")
 

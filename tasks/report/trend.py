@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from storage.outcomes import steps_of
 from storage.records import RunRecord
 from tasks.gate import wilson
 from tasks.report import timing
@@ -60,12 +61,12 @@ def _earlier(values: Mapping[str, Any]) -> dict[str, Any] | None:
         "accuracy": accuracy if known else None,
         "low": low,
         "high": high,
-        "seconds": _seconds(values.get("steps")),
+        "seconds": _seconds(values),
     }
 
 
-def _seconds(steps: Any) -> float | None:
+def _seconds(values: Mapping[str, Any]) -> float | None:
     try:
-        return timing.total(float(told["seconds"]) for name, told in steps.items() if name != "publish") or None
-    except (AttributeError, TypeError, KeyError, ValueError):
+        return timing.total(step.seconds for step in steps_of(values) if step.step != "publish") or None
+    except (AttributeError, TypeError, ValueError):
         return None

@@ -4,57 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.errors import DataRefused
-from storage.ledger import CUT_OFF
+from storage.errors import ModelRefused, error_class
 from storage.records import Evaluation, RunRecord
 from tasks.report.evaluation import leaked, unseen
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import sentence
 
-_FAILED = {
-    "ConfigError": (
-        "the configuration cannot be used",
-        "Correct the value named above, in the manifest or on the command line, and start the run again.",
-    ),
-    "FormatError": (
-        "an archive is damaged or has another format",
-        "Replace the archive at its source, or correct what the manifest declares about it.",
-    ),
-    "DigestMismatch": (
-        "an archive is not the published one",
-        "Fetch the archive again from a source you trust; pin new digests only if the publisher changed the file.",
-    ),
-    "ValidationFailed": (
-        "the data failed its checks",
-        "Look at the failed checks and correct the data.",
-    ),
-    "SourceUnavailable": (
-        "no source could be read",
-        "Check the network, or give a folder that holds the archives with --source.",
-    ),
-    "ModelRefused": (
-        "the model is below a floor",
-        "Look at the training curves and the worst classes below; change the training parameters, or lower the "
-        "[floors] of the manifest if they are too strict.",
-    ),
-    "StoreError": (
-        "the store cannot be used",
-        "Do what the message above says, or choose another store with --store.",
-    ),
-    "DamagedEntry": (
-        "a file of the store is damaged",
-        "Start the run again: it replaces damaged results. If damage comes back, check the disk.",
-    ),
-    "TrainingFailed": (
-        "training did not succeed",
-        "Do what the message above says.",
-    ),
-}
-_FAILED |= dict.fromkeys(
-    (how.capitalize() for how in CUT_OFF),
-    ("the run was cut off", "Start the run again. That it was cut off says nothing about the data or the model."),
-)
-_UNKNOWN = ("an unexpected error", "Look at the log of the run for the details.")
 _AGAIN = "Finished steps stay in the store; the next run reuses those whose inputs are the same."
 _UNTOUCHED = "This run did not change the champion."
 
@@ -86,7 +41,7 @@ def _outcome(run: RunRecord) -> dict[str, Any]:
             "outcome": decision.outcome,
             "headline": headlines.get(decision.outcome, decision.outcome),
             "sentence": sentence(decision.sentence),
-            "advice": [_FAILED["ModelRefused"][1]] if refused else [],
+            "advice": [ModelRefused.advice] if refused else [],
             "failure": None,
         }
     said = f"The run ended before the decision. {_UNTOUCHED}"
@@ -98,15 +53,15 @@ def _failure(run: RunRecord) -> dict[str, Any]:
     failure = run.failure
     if failure is None:
         raise ValueError("expected a run that failed")
-    headline, advice = _FAILED.get(failure.kind, _UNKNOWN)
+    kind = error_class(failure.kind)
     untouched = _UNTOUCHED
     if run.decision:
         untouched = f"The decision stands: {run.decision.sentence.rstrip('.')}."
     return {
-        "outcome": "refused" if failure.exit_code == DataRefused.exit_code else "failed",
-        "headline": sentence(headline).rstrip("."),
+        "outcome": "refused" if kind.refuses == "data" else "failed",
+        "headline": sentence(kind.headline).rstrip("."),
         "sentence": failure.sentence,
-        "advice": [advice, *_settings(run), _AGAIN, untouched],
+        "advice": [kind.advice, *_settings(run), _AGAIN, untouched],
         "failure": {"kind": failure.kind, "exit_code": failure.exit_code},
     }
 

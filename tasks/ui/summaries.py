@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from storage.formats.history import read_history
-from storage.records import Confirmation, Evaluation, Normalization, Split, TrainedModel, Validation
+from storage.records import Confirmation, Decision, Evaluation, Normalization, Split, TrainedModel, Validation
 from storage.words import counted, times
 
 
@@ -50,3 +50,11 @@ def confirmation(confirmation: Confirmation) -> str:
     """Say for how many rows the other process predicts the same."""
     rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
     return f"a fresh process predicts the same for {counted(confirmation.rows, 'row')}{rounding}"
+
+
+def decision(decision: Decision) -> str:
+    """Say the outcome, and how many of the rules are met."""
+    if decision.outcome == "unchanged":
+        return decision.sentence
+    met = sum(rule.passed for rule in decision.rules)
+    return f"{decision.outcome}: {met} of {counted(len(decision.rules), 'rule')} met"

@@ -23,6 +23,7 @@ from flows.commands.cli import run_command
 from flows.terminal import layout
 from flows.terminal.console import Console
 from flows.terminal.streams import guarded_streams
+from storage.outcomes import Outcome
 from storage.records import Step
 from storage.store import Store
 from tasks.ui.progress import Progress
@@ -34,7 +35,7 @@ from tests.support.terminal import seen
 COLUMNS = 80
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 SUMMARY = "35,492 bytes from scikit-learn (embedded), sha256 bd62a23194ac"
-FETCHED = Step("fetch train-images", "", SUMMARY, 0.5, False, "")
+FETCHED = Step("fetch", "", SUMMARY, 0.5, False, "", "train-images")
 LONG = "word " * 30
 
 
@@ -101,16 +102,17 @@ def test_the_lines_of_each_command_fit(filled: Store, monkeypatch: pytest.Monkey
 
 def test_the_lines_of_a_run_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    outcome = {
-        "error": None,
-        "state": "kept",
-        "sentence": "kept champion v1: candidate v2, which is better by too little to be told from luck, net +1 of 360",
-        "train_accuracy": 0.99,
-        "test_accuracy": 0.98,
-        "epochs": 1,
-        "seconds": 1.0,
-        "report": str(tmp_path / "store" / "tiny" / "7-reports" / "20261124-143212-5725" / "report.html"),
-    }
+    outcome = Outcome(
+        "kept",
+        "kept champion v1: candidate v2, which is better by too little to be told from luck, net +1 of 360",
+        "tiny",
+        str(tmp_path / "store"),
+        train_accuracy=0.99,
+        test_accuracy=0.98,
+        epochs=1,
+        seconds=1.0,
+        report=str(tmp_path / "store" / "tiny" / "7-reports" / "20261124-143212-5725" / "report.html"),
+    )
     why = "learning_rate 0.01 → 0.02, batch_size 64 → 8, momentum 0.9 → 0.8"
     trained = Step("train", "", "1 epoch, 99.58% on training", 100.0, False, why)
     damaged = tmp_path / "store" / "a" / "very" / ("long" * 10) / "path"

@@ -166,7 +166,7 @@ def faulty(rows: int, classes: int, seed: int) -> summary.Table:
     # Most classes are in few rows, some in none; some labels are no class.
     table["label"] = np.minimum(random.geometric(4 / classes, rows), classes + 2)
     table |= {"pixel_min": random.integers(0, 90, rows), "pixel_max": random.integers(90, 256, rows)}
-    table |= {"mean": random.uniform(10, 40, rows), "ink": random.uniform(0, 1, rows)}
+    table |= {"mean": random.uniform(10, 40, rows)}
     return {name: table[name].astype(kind) for name, kind in summary.IMAGE_COLUMNS.items()}
 
 

@@ -47,7 +47,6 @@ def test_each_image_is_measured():
         "pixel_min": [0, 9, 0, 0],
         "pixel_max": [9, 9, 3, 9],
         "mean": [2.25, 9.0, 0.75, 2.25],
-        "ink": [0.25, 1.0, 0.25, 0.25],
         "blank": [0, 1, 0, 0],
         "duplicate": [0, 0, 0, 1],
         "conflict": [1, 0, 0, 1],

@@ -70,7 +70,7 @@ def run(store: Store, **parameters: Any) -> dict[str, Any]:
     state = retrain(**{"store": str(store.root), "training": QUICK} | parameters, return_state=True)
     result = state.result(raise_on_failure=False)
     assert isinstance(result, RunFailed) == (state.type.value == "FAILED")
-    outcome: dict[str, Any] = result.outcome if isinstance(result, RunFailed) else result
+    outcome: dict[str, Any] = (result.outcome if isinstance(result, RunFailed) else result).to_json()
     assert state.message == message_of(outcome)
     return outcome
 

@@ -105,9 +105,9 @@ GUARDS = {
         ("tests/faults/test_power_loss.py",),
     ),
     "ledger before pointer": Guard(
-        "tasks/decide.py",
-        "        registry.promote(version.number, run)\n    _log",
-        "        pass\n    _log",
+        "storage/registry.py",
+        '            self.promote(decision["champion"], run)\n',
+        "            pass\n",
         ("tests/tasks/test_decide.py::test_every_decision_is_in_the_ledger_with_all_it_was_made_from",),
     ),
     "CRC of gzip": Guard(
@@ -196,8 +196,8 @@ GUARDS = {
     ),
     "gate": Guard(
         "tasks/decide.py",
-        'outcome: Outcome = "promoted" if all(rule.passed for rule in asked) else "kept"',
-        'outcome: Outcome = "promoted"',
+        'outcome: Verdict = "promoted" if all(rule.passed for rule in asked) else "kept"',
+        'outcome: Verdict = "promoted"',
         ("tests/tasks/test_decide.py::test_a_worse_model_never_replaces_a_better_one",),
     ),
     "confirmation by a fresh process": Guard(

@@ -53,7 +53,7 @@ def copy(first: Path, tmp_path: Path) -> Store:
 def run(manifest: Path, store: Path, **training: Any) -> dict[str, Any]:
     state = retrain(dataset_file=str(manifest), store=str(store), training=QUICK | training, return_state=True)
     result = state.result(raise_on_failure=False)
-    found = result.outcome if isinstance(result, RunFailed) else result
+    found = (result.outcome if isinstance(result, RunFailed) else result).to_json()
     assert (state.type.value == "COMPLETED") == (found["error"] is None)
     return found
 

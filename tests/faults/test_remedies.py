@@ -65,7 +65,7 @@ from storage.ledger import Ledger
 from storage.records import Done, Split, SplitName, TrainedModel
 from storage.registry import Registry
 from storage.store import ENTRY, Store
-from tasks.decide import Candidate, Champion, compare
+from tasks.decide import Candidate, Incumbent, compare
 from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
@@ -1498,7 +1498,7 @@ def compared(here: Here, scored: SplitName) -> object:
     rows, train = split(store, dataset, scored), split(store, dataset, "train")
     champion, score = here.record(1), evaluate.fn(store, dataset, here.record(1), rows).record
     candidate = Candidate(here.record(2), evaluate.fn(store, dataset, here.record(2), rows).record, train, train)
-    return compare(dataset, candidate, (Champion(Registry(store, "tiny").version(1), champion), score))
+    return compare(dataset, candidate, Incumbent(Registry(store, "tiny").version(1), champion, score=score))
 
 
 def protected(here: Here, auth: str = "") -> None:

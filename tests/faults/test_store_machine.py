@@ -20,8 +20,7 @@ from hypothesis.stateful import (
 )
 
 from storage.errors import DamagedEntry, StoreError
-from storage.ledger import Ledger
-from storage.registry import Registry, line
+from storage.registry import NO_RUN, Registry, line
 from storage.retention import collect
 from storage.store import FOLDERS, Plan, Store
 from storage.verify import verify
@@ -147,7 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(sorted(self.versions)))
         if number in self.collected and not {("train", number), ("evaluate", number)} <= self.there:
             with pytest.raises(StoreError, match="removed by `idxflow gc`"), self.registry.deciding():
-                self.registry.promote(self.versions[number], "by-hand")
+                self.registry.promote(self.versions[number], NO_RUN)
         elif number != self.champion:
             self._decide("forced", number)
             self.champions.append(number)
@@ -157,10 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
             before = self.registry.champion()
             version = self.versions[number]
             decision = {"outcome": outcome, "version": version, "champion": version}
-            Ledger(self.store, DATASET).append(
-                "decisions", "by-hand", decision | {"previous": before.number if before else None}
-            )
-            self.registry.promote(version, "by-hand")
+            self.registry.carry_out(decision | {"previous": before.number if before else None}, NO_RUN)
 
     @precondition(lambda self: self.runs)
     @rule(keep_last=st.integers(1, 2))

@@ -64,7 +64,7 @@ def published(tiny: TinyFactory) -> Published:
 def run(manifest: Path, store: Store, source: str | None = None) -> tuple[State, dict[str, Any]]:
     state = validate_dataset(dataset_file=str(manifest), store=str(store.root), source=source, return_state=True)
     result = state.result(raise_on_failure=False)
-    return state, result.outcome if isinstance(result, RunFailed) else result
+    return state, (result.outcome if isinstance(result, RunFailed) else result).to_json()
 
 
 Fault = Callable[[bytes], Answer]

@@ -15,6 +15,7 @@ from flows.run import Job
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.ledger import Ledger
+from storage.outcomes import steps_of
 from storage.store import Store
 from storage.verify import verify
 from tasks.report import past_runs
@@ -101,7 +102,7 @@ def test_each_step_and_the_report_say_from_where_also_where_the_bytes_were_there
     for place in (old.source, same):
         run(store, old, str(place))
         values = next(iter(Ledger(store, old.name).newest("runs")))
-        said = [step["summary"] for name, step in values["steps"].items() if name.startswith("fetch")]
+        said = [step.summary for step in steps_of(values) if step.step == "fetch"]
         assert len(said) == 4
         assert all(f" bytes from {place}, " in line for line in said), json.dumps(said)
         record = past_runs.find(store, old.name, values["run"])

@@ -34,7 +34,8 @@ from tests.support.crashrun import leave_out_prefect
 leave_out_prefect()
 begun, readers, make = len(opened), [], idx.Reader.__init__
 idx.Reader.__init__ = lambda self, *given: (readers.append(str(given[0])), make(self, *given))[1]
-ended = retrain._carry_out(Request("digits", training={"epochs": 2}, store=sys.argv[1]), retrain._to_decision).data
+request = Request("digits", training={"epochs": 2}, store=sys.argv[1])
+ended = retrain._carry_out(request, retrain._to_decision).data.to_json()
 print(json.dumps({
     "modules": sorted({name.split(".")[0] for name in sys.modules}),
     "opened": opened[begun:],
@@ -63,7 +64,7 @@ def test_the_unchanged_run_imports_no_heavy_library(runs: dict[str, dict]):
 
 
 def test_the_unchanged_run_makes_nothing(runs: dict[str, dict]):
-    assert (runs["first"]["state"], len(runs["first"]["made"])) == ("promoted", 12)
+    assert (runs["first"]["state"], len(runs["first"]["made"])) == ("promoted", 13)
     assert (runs["again"]["state"], runs["again"]["made"]) == ("unchanged", [])
 
 

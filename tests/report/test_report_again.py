@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from flows.run import Request, prepare
+from storage.formats import arrays
 from storage.ledger import Ledger
-from storage.records import RunRecord, Step
+from storage.records import RunRecord
 from storage.store import Store
 from tasks.report import past_runs
 from tasks.report.document import build
@@ -90,6 +91,28 @@ def test_a_report_made_again_from_the_store_says_the_same(story: Story, name: st
     page = document.html()
     assert page == (folder / "report.html").read_text(encoding="utf-8")
     check_page(page)
+
+
+def test_means_and_ink_are_those_that_validation_kept_and_measured_where_it_kept_none(
+    story: Story, tmp_path: Path
+) -> None:
+    run = past_runs.find(story.store, "tiny", story.runs["promoted"].id)
+    assert run
+    assert run.validation
+
+    def html(name: str, means: dict[str, np.ndarray] | None) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        if means:
+            shutil.copy(run.validation.summary, folder)
+            arrays.write(folder / "means.npz", means)
+        changed = dataclasses.replace(run, validation=dataclasses.replace(run.validation, folder=folder))
+        return build(story.store, changed).html()
+
+    published = build(story.store, run).html()
+    # As an earlier version left it, and as it would be if something else had been measured.
+    assert html("old", None) == published
+    assert html("other", {"mean": np.eye(9, 7) * np.ones((3, 1, 1))}) != published
 
 
 def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
@@ -194,16 +217,6 @@ def test_a_ledger_record_of_another_version_is_read_as_far_as_it_goes(story: Sto
     assert (run.environment, run.decision) == (None, None)
     assert "left out Decision" in caplog.text
     check_page(build(story.store, run).html())
-
-
-def test_steps_are_shown_in_the_order_of_the_hops() -> None:
-    names = [
-        *(f"fetch {role}" for role in ("train-images", "train-labels", "test-images", "test-labels")),
-        *("decode train", "decode test", "validate", "normalize", "train", "evaluate", "confirm", "evaluate champion"),
-        "unheard of",
-    ]
-    steps = [Step(name, "k", "", 0.1, False, "") for name in names]
-    assert [step.name for step in past_runs.in_order(sorted(steps, key=lambda step: step.name))] == names
 
 
 # --- the documented schema ------------------------------------------------------------------------------------------

@@ -16,21 +16,16 @@ from tasks.gate import wilson
 from tasks.report.calibration import calibration
 from tasks.report.changes import changes
 from tasks.report.evaluation import evaluation
-from tasks.report.evidence import Champion, Evidence
-from tasks.report.measures import Measures, class_means, measured, slants
+from tasks.report.evidence import ChampionSnapshot, Evidence, Origin
+from tasks.report.measures import Measures, class_means, ink, slant, slants
 from tasks.report.mistakes import MOST, mistakes
 from tasks.report.slices import slices, weakest
 from tests.support.pages import both
 from tests.support.reports import a_dataset, a_run
 
 MADE = {
-    "decode train": {"inputs": {"train-images": "aa"}, "parameters": {"rows": 120}, "code": {}, "libraries": {}},
-    "train": {
-        "inputs": {"train": "t"},
-        "parameters": {},
-        "code": {"tasks.train": "1"},
-        "libraries": {"tensorflow": "2.21.0"},
-    },
+    "decode train": Origin("decode", {"train-images": "aa"}, {"rows": 120}, {}, {}),
+    "train": Origin("train", {"train": "t"}, {}, {"tasks.train": "1"}, {"tensorflow": "2.21.0"}),
 }
 
 
@@ -110,29 +105,27 @@ def test_ink_without_height_has_no_slant() -> None:
 def test_images_are_measured_in_their_order_whatever_the_blocks() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 9, 7), dtype=np.uint8)
     labels = np.zeros(50, np.uint8)
-    whole = measured([(images, labels)])
-    parts = measured([(images[:7], labels[:7]), (images[:0], labels[:0]), (images[7:], labels[7:])])
-    np.testing.assert_allclose(whole.ink, images.reshape(50, -1).mean(axis=1))
-    np.testing.assert_array_equal(whole.ink, parts.ink)
-    np.testing.assert_array_equal(whole.slant, parts.slant)
+    parts = [(images[:7], labels[:7]), (images[:0], labels[:0]), (images[7:], labels[7:])]
+    np.testing.assert_allclose(ink(parts), images.reshape(50, -1).mean(axis=1))
+    for measure in (ink, slant):
+        np.testing.assert_array_equal(measure([(images, labels)]), measure(parts))
 
 
 def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (60, 5, 4), dtype=np.uint8), random.integers(0, 3, 60).astype(np.uint8)
     labels[:5] = 200
-    found, ink = class_means([(images[:20], labels[:20]), (images[:0], labels[:0]), (images[20:], labels[20:])], 4)
-    np.testing.assert_allclose(ink, images.reshape(60, -1).mean(axis=1), rtol=1e-6)
+    found = class_means([(images[:20], labels[:20]), (images[:0], labels[:0]), (images[20:], labels[20:])], 4)
     assert list(found) == [0, 1, 2]
     for label, mean in found.items():
         np.testing.assert_allclose(mean, images[labels == label].mean(axis=0))
 
 
 def test_quarters_count_every_row_once() -> None:
-    ink, slant = np.arange(100.0), np.full(100, np.nan)
-    slant[:40] = np.arange(40)
+    inks, slopes = np.arange(100.0), np.full(100, np.nan)
+    slopes[:40] = np.arange(40)
     right = np.arange(100) >= 20
-    found = slices(Measures(ink, slant), right)
+    found = slices(Measures(inks, slopes), right)
     assert [(s["by"], s["rows"], s["correct"]) for s in found] == [
         ("ink", 25, 5),
         ("ink", 25, 25),
@@ -228,7 +221,7 @@ def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store,
 
 
 def against(run: RunRecord, champion: RunRecord, made: Any = MADE, champion_made: Any = MADE) -> dict[str, Any]:
-    return changes(run, Evidence(made=made, champion=Champion(3, champion, champion_made)))
+    return changes(run, Evidence(made=made, champion=ChampionSnapshot(3, champion, champion_made)))
 
 
 def told(found: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
@@ -253,9 +246,10 @@ def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset)
     )
     run = dataclasses.replace(run, environment=Environment("3.12.9", "Linux", {}))
     made = {
-        "decode train": MADE["decode train"] | {"inputs": {"train-images": "bb"}},
-        "train": MADE["train"]
-        | {"code": {"tasks.train": "2", "tasks.new": "3"}, "libraries": {"tensorflow": "2.22.0"}},
+        "decode train": dataclasses.replace(MADE["decode train"], inputs={"train-images": "bb"}),
+        "train": dataclasses.replace(
+            MADE["train"], code={"tasks.train": "2", "tasks.new": "3"}, libraries={"tensorflow": "2.22.0"}
+        ),
     }
     found = against(run, before, made=made)
     assert told(found) == [

@@ -33,6 +33,7 @@ from flows.service.deployments import AUTOMATION
 from storage.arrivals import Arrivals
 from storage.files import sha256_of
 from storage.ledger import Ledger
+from storage.outcomes import steps_of
 from tests.conftest import write_tiny
 from tests.support import commands
 from tests.support.clocks import clock_ahead
@@ -630,7 +631,7 @@ def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(o
     assert [run["parameters"] for run in runs] == [{"dataset": "tiny", "arrival": found} for found in sets]
     ended = Ledger(operated.store, "tiny").read("runs")
     assert [run["arrival"] for run in ended] == sets
-    assert [run["steps"]["fetch train-images"]["summary"] for run in ended] == [
+    assert [steps_of(run)[0].summary for run in ended] == [
         f"{size:,} bytes from {Arrivals(operated.store, 'tiny').folder(found)}, sha256 {digest:.12}"
         for found, (size, digest) in zip(sets, [measures(folder / images) for folder in (first, other)], strict=True)
     ]

@@ -9,7 +9,7 @@ import pytest
 
 from storage.records import Check, Evaluation, RunRecord, Split, Step, Validation, from_json, to_json
 
-STEP = Step("decode train", "ab", "60,000 images", 0.5, False, "first run")
+STEP = Step("decode", "ab", "60,000 images", 0.5, False, "first run", "train")
 SPLIT = Split(Path("/store/a"), "train", 3, (28, 28), 10, "d1", {"train-images": "aa"})
 CHECK = Check("train", "labels in range", "expect_x", "label", "0..9", "37", "critical", False, (4211,))
 VALIDATION = Validation(Path("/store/b"), False, "d2", (CHECK,), {"train": (1, 2)})

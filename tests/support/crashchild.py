@@ -97,15 +97,15 @@ def note_run(store: Store) -> None:
 
 
 def choose(store: Store, model: int = 1, outcome: str = "promoted") -> None:
-    """Register, decide and promote in the order in which `tasks.decide` does."""
-    registry, ledger = Registry(store, DATASET), Ledger(store, DATASET)
+    """Register, decide and promote, as `tasks.decide` does."""
+    registry = Registry(store, DATASET)
     with registry.deciding():
         champion = registry.champion()
         number = register(store, model)
         before = champion.number if champion else None
-        ledger.append("decisions", "run", {"outcome": outcome, "version": number, "champion": number,
-                                           "previous": before, "sentence": f"{outcome} v{number}: better"})  # fmt: skip
-        registry.promote(number, "run")
+        sentence = f"{outcome} v{number}: better"
+        decision = {"outcome": outcome, "version": number, "champion": number, "previous": before, "sentence": sentence}
+        registry.carry_out(decision, "run")
 
 
 def whole(store: Store, model: int = 1) -> None:

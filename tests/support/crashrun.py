@@ -50,7 +50,7 @@ class Plain:
 
 
 def confirmed(store: object, dataset: object, model: Any, *_: object) -> Done[Confirmation]:
-    return Done(Confirmation(model.folder, 0, 0.0), Step("confirm", "", "", 0.0, False, ""))
+    return Done(Confirmation(model.folder, 64, 2e-8), Step("confirm", "", "", 0.0, False, ""))
 
 
 def leave_out_prefect(change: Callable[[object, str, Any], None] = setattr) -> None:

@@ -142,7 +142,7 @@ def assembled(
         "default",
         training_config(dataset).model_dump(mode="json"),
         (
-            Step("decode train", "d" * 32, "1,437 images of 8×8", 0.04, True, "nothing changed"),
+            Step("decode", "d" * 32, "1,437 images of 8×8", 0.04, True, "nothing changed", "train"),
             Step("train", "e" * 32, "30 epochs, best 21", 4.2, False, "learning_rate 0.001 → 0.01"),
         ),
         (),

@@ -163,7 +163,7 @@ def a_run(
         profile="default",
         config=TrainingConfig.model_validate({"epochs": epochs}).model_dump(mode="json"),
         steps=(
-            Step("decode train", "a" * 32, "120 images", 0.123456, True, "nothing changed"),
+            Step("decode", "a" * 32, "120 images", 0.123456, True, "nothing changed", "train"),
             Step("train", "b" * 32, "5 epochs", 75.4321, False, "learning_rate 0.001 → 0.003"),
         ),
         archives=(archive,),
@@ -226,7 +226,7 @@ def hostile_run(store: Store, text: str) -> tuple[Dataset, RunRecord]:
         asked_by=text,
         profile=text,
         config={**run.config, text: text},
-        steps=tuple(dataclasses.replace(s, name=text, summary=text, reason=text) for s in run.steps),
+        steps=tuple(dataclasses.replace(s, subject=text, summary=text, reason=text) for s in run.steps),
         archives=tuple(dataclasses.replace(a, file_name=text, source=text) for a in run.archives),
         validation=dataclasses.replace(
             run.validation,

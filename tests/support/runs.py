@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tasks.normalize import normalize
 from tasks.publish import publish
 from tasks.train import train
 from tasks.validate import validate
-from tests.support.crashrun import leave_out_prefect
+from tests.support.crashrun import confirmed, leave_out_prefect
 
 QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
 
@@ -44,7 +45,8 @@ def hopped(
     with pytest.MonkeyPatch.context() as patch:
         leave_out_prefect(patch.setattr)
         state = retrain._carry_out(request, to)
-    outcome: dict[str, Any] = state.data.outcome if isinstance(state.data, RunFailed) else state.data
+    ended = state.data.outcome if isinstance(state.data, RunFailed) else state.data
+    outcome: dict[str, Any] = ended.to_json()
     # Prefect's own names: its UI goes by them.
     kind, name = ("FAILED", "Failed") if outcome["error"] else ("COMPLETED", "Completed")
     assert (state.type.value, state.name) == (kind, name)
@@ -62,26 +64,24 @@ def whole_run(store: Store, manifest: Path, **training: Any) -> Job:
     """Fetch, decode, validate, train, evaluate, confirm, decide, publish and record; return the job."""
     job = prepare(Request(dataset_file=str(manifest), training=QUICK | training, store=str(store.root)), "a test")
     data = job.dataset
-    fetched = [job.keep(fetch.fn(store, data, spec, job.source)) for spec in data.archives]
+    fetched = [job.keep("archives", fetch.fn(store, data, spec, job.source)) for spec in data.archives]
     archives = {archive.role: archive for archive in fetched}
     train_rows, test_rows = (
-        job.keep(decode.fn(store, data, name, archives[f"{name}-images"], archives[f"{name}-labels"]))
+        job.keep(name, decode.fn(store, data, name, archives[f"{name}-images"], archives[f"{name}-labels"]))
         for name in SPLITS
     )
-    job.note(archives=tuple(fetched), train=train_rows, test=test_rows)
-    job.note(validation=job.keep(validate.fn(store, data, train_rows, test_rows)))
-    normalization = job.keep(normalize.fn(store, data, train_rows, job.config))
-    model = job.keep(train.fn(store, data, train_rows, normalization, job.config))
-    evaluation = job.keep(evaluate.fn(store, data, model, test_rows))
-    job.note(normalization=normalization, model=model, evaluation=evaluation)
-    job.keep(confirm.fn(store, data, model, test_rows, evaluation))
+    job.keep("validation", validate.fn(store, data, train_rows, test_rows))
+    normalization = job.keep("normalization", normalize.fn(store, data, train_rows, job.config))
+    model = job.keep("model", train.fn(store, data, train_rows, normalization, job.config))
+    evaluation = job.keep("evaluation", evaluate.fn(store, data, model, test_rows))
+    job.keep("confirmation", confirm.fn(store, data, model, test_rows, evaluation))
     with Registry(store, data.name).deciding():
         champion = current_champion(store, data)
-        score = evaluate.fn(store, data, champion.model, test_rows).record if champion and champion.model else None
-        rival = (champion, score) if champion else None
+        if champion and champion.model:
+            champion = replace(champion, score=evaluate.fn(store, data, champion.model, test_rows).record)
         candidate = Candidate(model, evaluation, train_rows, test_rows)
-        job.note(decision=decide.fn(store, data, job.record.id, candidate, rival))
-    job.report = job.keep(publish.fn(store, data, job.record))
+        job.keep("decision", decide.fn(store, data, job.record.id, candidate, champion))
+    job.report = job.passed(publish.fn(store, data, job.record))
     job.append_to_ledger()
     return job
 
@@ -100,7 +100,7 @@ def carried_out(store: Store, manifest: Path, **training: Any) -> RunRecord:
     except ValidationFailed as error:
         job.note(validation=error.validation, steps=(*job.record.steps, error.step))
         job.fail(error)
-    job.report = job.keep(publish.fn(job.store, job.dataset, job.record))
+    job.report = job.passed(publish.fn(job.store, job.dataset, job.record))
     job.append_to_ledger()
     return job.record
 
@@ -109,24 +109,19 @@ def _to_decision(job: Job) -> None:
     store, dataset = job.store, job.dataset
     archives: dict[str, Archive] = {}
     for spec in dataset.archives:
-        archives[spec.role] = job.keep(fetch.fn(store, dataset, spec, job.source))
-    job.note(archives=tuple(archives.values()))
+        archives[spec.role] = job.keep("archives", fetch.fn(store, dataset, spec, job.source))
     for name in SPLITS:
-        split = job.keep(decode.fn(store, dataset, name, archives[f"{name}-images"], archives[f"{name}-labels"]))
-        job.note(**{name: split})
+        job.keep(name, decode.fn(store, dataset, name, archives[f"{name}-images"], archives[f"{name}-labels"]))
     rows, test = job.record.train, job.record.test
     assert rows
     assert test
-    job.note(validation=job.keep(validate.fn(store, dataset, rows, test)))
-    job.note(normalization=job.keep(normalize.fn(store, dataset, rows, job.config)))
-    assert job.record.normalization
-    model = job.keep(train.fn(store, dataset, rows, job.record.normalization, job.config))
-    score = job.keep(evaluate.fn(store, dataset, model, test))
-    job.note(model=model, evaluation=score)
+    job.keep("validation", validate.fn(store, dataset, rows, test))
+    normalization = job.keep("normalization", normalize.fn(store, dataset, rows, job.config))
+    model = job.keep("model", train.fn(store, dataset, rows, normalization, job.config))
+    score = job.keep("evaluation", evaluate.fn(store, dataset, model, test))
+    job.keep("confirmation", confirmed(store, dataset, model))
     champion = current_champion(store, dataset)
-    rival = None
     if champion and champion.model:
         done = evaluate.fn(store, dataset, champion.model, test, whose="champion")
-        job.note(champion_evaluation=done.record, steps=(*job.record.steps, done.step))
-        rival = (champion, done.record)
-    job.note(decision=decide.fn(store, dataset, job.record.id, Candidate(model, score, rows, test), rival))
+        champion = replace(champion, score=job.keep("champion_evaluation", done))
+    job.keep("decision", decide.fn(store, dataset, job.record.id, Candidate(model, score, rows, test), champion))

@@ -37,7 +37,7 @@ def retrain(store: Store, number: int, promoted: bool = True) -> Version:
     """Do what a run does to the store: a split, a model, a version, a decision, a report, a record."""
     registry, ledger, run = Registry(store, DATASET), Ledger(store, DATASET), f"run-{number}"
     steps = {
-        "decode train": add(store, "decode", number, "train")[0],
+        "decode": add(store, "decode", number, "train")[0],
         "train": add(store, "train", number)[0],
         "evaluate": add(store, "evaluate", number)[0],
         "publish": add(store, "publish", number, name=run)[0],
@@ -62,14 +62,12 @@ def retrain(store: Store, number: int, promoted: bool = True) -> Version:
             "previous": before.number if before else None,
             "champion": after,
         }
-        ledger.append("decisions", run, decision)
-        if promoted:
-            registry.promote(version.number, run)
+        registry.carry_out(decision, run)
     record = {
         "state": decision["outcome"],
         "sentence": f"{decision['outcome']} v{version.number}",
         "seconds": 1.5,
-        "steps": {name: {"key": key} for name, key in steps.items()},
+        "steps": [{"step": name, "key": key} for name, key in steps.items()],
         "report": f"{DATASET}/7-reports/{run}",
     }
     ledger.append("runs", run, record)

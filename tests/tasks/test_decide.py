@@ -18,7 +18,7 @@ from storage.ledger import Ledger
 from storage.records import Answer, Decision, Evaluation, Split, TrainedModel, from_json, to_json
 from storage.registry import Registry
 from storage.store import Store
-from tasks.decide import Candidate, Champion, answered, compare, current_champion, decide, judge, question
+from tasks.decide import Candidate, Incumbent, answered, compare, current_champion, decide, judge, question
 from tasks.evaluate import by_class
 from tests.conftest import TinyFactory
 
@@ -69,15 +69,15 @@ class World:
         version = Registry(self.store, "tiny").champion()
         rival = None
         if version:
-            rival = (Champion(version, self.model(version.model)), self.evaluation("old", champion or ()))
-        return decide.fn(self.store, self.dataset, f"run-{name}", self.candidate(name, wrong), rival, **more)
+            rival = Incumbent(version, self.model(version.model), score=self.evaluation("old", champion or ()))
+        return decide.fn(self.store, self.dataset, f"run-{name}", self.candidate(name, wrong), rival, **more).record
 
     def judged(self, wrong: Sequence[int], champion: Sequence[int]) -> Any:
         """Judge a candidate against the champion v1, without carrying anything out."""
         if not Registry(self.store, "tiny").champion():
             self.settle("first", champion)
-        held = Champion(Registry(self.store, "tiny").version(1), self.model("first"))
-        candidate, rival = self.candidate("c", wrong), (held, self.evaluation("old", champion))
+        version, score = Registry(self.store, "tiny").version(1), self.evaluation("old", champion)
+        candidate, rival = self.candidate("c", wrong), Incumbent(version, self.model("first"), score=score)
         return judge(self.dataset, candidate.evaluation, rival, compare(self.dataset, candidate, rival))
 
     @property
@@ -88,6 +88,25 @@ class World:
     @property
     def ledger(self) -> list[dict[str, Any]]:
         return Ledger(self.store, "tiny").read("decisions")
+
+
+def test_the_decision_is_a_step_with_a_line_of_its_own(world: World, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "tasks.decide")
+    world.having(floors=Floors(0.9, 0.7))
+    for name, wrong in (("1", [3]), ("2", range(60)), ("1", [3])):
+        world.settle(name, wrong, [3])
+    steps = [record.step for record in caplog.records]
+    assert [(step.name, step.key, step.reused, step.reason) for step in steps] == [
+        ("decide", "", False, "first run"),
+        ("decide", "", False, "new model"),
+        ("decide", "", True, "nothing changed"),
+    ]
+    assert [step.summary for step in steps] == [
+        "promoted: 2 of 2 rules met",
+        "refused: 0 of 2 rules met",
+        "unchanged since v1: the champion",
+    ]
+    assert all(step.seconds > 0 for step in steps)
 
 
 @pytest.fixture
@@ -250,7 +269,7 @@ def test_the_question_says_what_is_at_stake_and_is_asked_once(world: World):
     assert asked == ("a candidate with 99.00% on test, no champion yet: the first model above the floors (promote)")
     world.settle("1", [3], answer=Answer(True, ""))
     champion = current_champion(world.store, world.dataset)
-    rival = (dataclasses.replace(champion, model=candidate.model, obstacle=""), candidate.evaluation)
+    rival = dataclasses.replace(champion, model=candidate.model, obstacle="", score=candidate.evaluation)
     assert question(world.store, world.dataset, candidate, rival) is None
 
 
@@ -369,7 +388,7 @@ def test_a_champion_that_cannot_be_compared_is_replaced_and_that_is_said(
     assert champion
     assert champion.model is None
     assert obstacle in champion.obstacle
-    decision = decide.fn(world.store, changed, "run-2", world.candidate("2", range(9)), (champion, None))
+    decision = decide.fn(world.store, changed, "run-2", world.candidate("2", range(9)), champion).record
     assert (decision.outcome, decision.paired) == ("promoted", None)
     assert obstacle in decision.sentence
 
@@ -390,7 +409,7 @@ def test_answers_that_cannot_be_paired_stop_the_decision(world: World, damage: s
             writer.close({"image_shape": [9, 7]})
     version = Registry(world.store, "tiny").champion()
     assert version
-    rival = (Champion(version, world.model("1")), world.evaluation("old"))
+    rival = Incumbent(version, world.model("1"), score=world.evaluation("old"))
     with pytest.raises(DamagedEntry, match="expected"):
         decide.fn(world.store, world.dataset, "run-2", candidate, rival)
     assert (world.champion, len(world.ledger)) == (1, 1)
