@@ -309,7 +309,7 @@ def test_every_decision_is_in_the_ledger_with_all_it_was_made_from(world: World)
     assert (second["policy"], second["limits"]) == ("better", limits)
     assert (second["weights_digest"], second["champion_weights_digest"]) == ("weights-2", "weights-1")
     assert (second["train_digest"], second["test_digest"]) == ("train-digest", "test-digest")
-    around = {"run", "time", "asked_by", "code", "environment"}
+    around = {"run", "time", "format", "asked_by", "code", "environment"}
     assert around <= second.keys()
     assert "tasks.model.fitting" in second["code"]
     assert {"python", "tensorflow", "prefect"} <= second["environment"].keys()
