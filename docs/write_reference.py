@@ -1,7 +1,7 @@
 """Write the reference pages that are generated from the code. `make reference` runs it, `tests/test_docs.py` compares.
 
-A page is a function that returns its Markdown; `PAGES` names the file of each. `storage.datasets.schema.reference` makes
-the tables of a model.
+A page is a function that returns its Markdown; `PAGES` names the file of each. The tables of a model's fields are made
+by `storage.datasets.schema.reference`.
 """
 
 from __future__ import annotations
