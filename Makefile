@@ -30,8 +30,9 @@ docs: $(READY) ## Build the pages of docs/ into site/, offline; a link that lead
 	@$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --jobs auto -c docs . site
 	@echo "site/index.html"
 
-reference: $(READY) ## Write the pages of docs/reference/ that are generated from the code
+reference: $(READY) ## Write what is generated from the code: pages of docs/reference/, the schema of manifests
 	@$(BIN)/python docs/write_reference.py
+	@$(BIN)/python -m storage.datasets.schema
 
 pictures: $(READY) ## Take the pictures of docs/pictures/ of a real run (needs chromium)
 	@$(BIN)/python docs/take_pictures.py

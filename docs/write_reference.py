@@ -1,14 +1,14 @@
 """Write the reference pages that are generated from the code. `make reference` runs it, `tests/test_docs.py` compares.
 
-A page is a function that returns its Markdown; `PAGES` names the file of each. A page of another model, such as that of
-the manifest, is one more entry: `settings` makes its tables from a JSON Schema.
+A page is a function that returns its Markdown; `PAGES` names the file of each. The tables of a model's fields are made
+by `storage.datasets.schema.reference`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def cli() -> str:
 
 def configuration() -> str:
     """Return every training parameter with its type, bounds, default and meaning, and what each profile sets."""
+    from storage.datasets.schema import reference
     from storage.datasets.training import PROFILES, TrainingConfig
 
     lines = [
@@ -44,7 +45,7 @@ def configuration() -> str:
         "A value comes from the default, the profile, the manifest and the run; the later of these wins. The profile",
         "`tutorial` takes nothing from the manifest.",
         "",
-        *settings(TrainingConfig.model_json_schema()),
+        *reference(TrainingConfig.model_json_schema()),
         "",
         "## Profiles",
         "",
@@ -55,36 +56,36 @@ def configuration() -> str:
     return "\n".join(lines)
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli, "configuration.md": configuration}
+def manifest() -> str:
+    """Return every key of a manifest with its type, bounds, default and meaning."""
+    from storage.datasets.schema import of_manifest, reference
+
+    lines = [
+        "# The manifest",
+        "",
+        "A manifest is a TOML file that declares a data set. `idxflow manifest FOLDER` writes one for your own",
+        "files; [mnist.toml](../../storage/datasets/mnist.toml) is one of the catalog. An unknown key, a wrong type or",
+        "a value out of bounds is refused before any archive is read, with exit code 2.",
+        "",
+        "An editor with Taplo, such as Visual Studio Code with Even Better TOML, completes keys and checks values if",
+        "the first line of the manifest has the path of",
+        "[manifest.schema.json](../../storage/datasets/manifest.schema.json) in your copy of idxflow, absolute or",
+        "relative to the manifest:",
+        "",
+        "```toml",
+        "#:schema ../idxflow/storage/datasets/manifest.schema.json",
+        "```",
+        "",
+        *reference(of_manifest(), elsewhere=("training",)),
+        "",
+        "## `[training]`",
+        "",
+        "The [training parameters](configuration.md).",
+    ]
+    return "\n".join(lines)
 
 
-def settings(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a table of the fields of a JSON Schema: name, value, default, meaning."""
-    yield "| Name | Value | Default | Meaning |"
-    yield "|:--|:--|:--|:--|"
-    for name, field in schema["properties"].items():
-        default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
-        yield f"| `{name}` | {_value(field)} | {default} | {field.get('description', '')} |"
-
-
-def _value(field: Mapping[str, Any]) -> str:
-    """Return in words which values a field of a JSON Schema takes."""
-    if "anyOf" in field:
-        return " or ".join(_value(option) for option in field["anyOf"])
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    if field["type"] == "array":
-        most = f"at most {field['maxItems']}" if "maxItems" in field else "any number"
-        return f"list of {most}, each a {_value(field['items'])}"
-    names = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "`null`"}
-    return f"{names.get(field['type'], 'text')} {_bounds(field)}".strip()
-
-
-def _bounds(field: Mapping[str, Any]) -> str:
-    if "minimum" in field and "maximum" in field:
-        return f"from {field['minimum']:,} to {field['maximum']:,}"
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return ", ".join(f"{said} {field[name]:,}" for name, said in words.items() if name in field)
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli, "configuration.md": configuration, "manifest.md": manifest}
 
 
 def _assignments(values: Mapping[str, Any]) -> str:

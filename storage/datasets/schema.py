@@ -1,6 +1,6 @@
 """What a model accepts, by its JSON Schema: in words for messages, as tables for people, as a file for editors.
 
-`python -m storage.datasets.schema` writes `manifest.schema.json`, by which editors check manifests.
+`make reference` writes `manifest.schema.json`, by which editors check manifests.
 """
 
 from __future__ import annotations
@@ -103,36 +103,11 @@ def reference(schema: Schema, elsewhere: Collection[str] = ()) -> Iterator[str]:
         inner: dict[str, list[str]] = {}
         for key, field in table["properties"].items():
             value = resolved(schema, field)
-            default = "required" if key in table.get("required", ()) else _written(value.get("default"))
+            default = "required" if key in table.get("required", ()) else _default(value)
             yield f"| `{key}` | {in_words(value)} | {default} | {value.get('description', '')} |"
             if "$ref" in field and key not in elsewhere:
                 inner.setdefault(field["$ref"], []).append(".".join([*names, key]))
         waiting[:0] = [(keys, resolved(schema, {"$ref": target})) for target, keys in inner.items()]
-
-
-def page() -> str:
-    """Return the reference page of the manifest, in Markdown."""
-    lines = (
-        "# The manifest",
-        "",
-        "A manifest is a TOML file that declares a data set. `idxflow manifest FOLDER` writes one for your own files;",
-        "those of the catalog are in [storage/datasets](../../storage/datasets). An unknown key, a wrong type or a",
-        "value out of bounds is refused before any archive is read, with exit code 2.",
-        "",
-        "An editor with Taplo, such as Visual Studio Code with Even Better TOML, completes keys and checks values",
-        "where the manifest begins with the path of the JSON Schema in your copy of idxflow:",
-        "",
-        "```toml",
-        "#:schema ./storage/datasets/manifest.schema.json",
-        "```",
-        "",
-        *reference(of_manifest(), elsewhere=("training",)),
-        "",
-        "## `[training]`",
-        "",
-        "Every parameter that `--set` takes; `idxflow run --help` says more.",
-    )
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -153,8 +128,8 @@ def resolved(schema: Schema, field: Schema) -> Schema:
     return {**target, **{key: value for key, value in field.items() if key != "$ref"}}
 
 
-def _written(default: Any) -> str:
-    return "" if default is None else f"`{json.dumps(default)}`"
+def _default(field: Schema) -> str:
+    return f"`{json.dumps(field['default'])}`" if "default" in field else ""
 
 
 if __name__ == "__main__":
