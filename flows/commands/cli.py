@@ -24,8 +24,10 @@ from flows.commands import (
     manifest,
     predict,
     prefect_command,
+    promote,
     registry,
     report,
+    rollback,
     run,
     runs,
     status,
@@ -73,7 +75,7 @@ app = App(
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     "Run": (run.run, run.validate, watch.watch),
     "Data": (datasets.datasets, manifest.manifest, figures.figures),
-    "Models": (predict.predict, export.export, registry.app, registry.promote, registry.rollback),
+    "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),
 }
