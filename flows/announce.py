@@ -100,7 +100,7 @@ def connected() -> Iterator[Server]:
         PrefectFailed: there is no server, or it does not have the deployment.
     """
     from flows.service import configuration
-    from flows.service.client import found
+    from flows.service.client import connected_client
 
     configuration.read()
     from prefect.exceptions import ObjectNotFound
@@ -108,7 +108,7 @@ def connected() -> Iterator[Server]:
 
     # Meanwhile nobody looks at the folder; the next look tries again.
     impatient = {PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
-    with temporary_settings(impatient), found() as client:
+    with temporary_settings(impatient), connected_client() as client:
         try:
             with _answers(f"to have the deployment {DEPLOYMENT}"):
                 deployment = client.read_deployment_by_name(DEPLOYMENT)

@@ -193,14 +193,14 @@ def _parted(error: IdxflowError) -> tuple[str, str]:
 
 def _server(store: Store) -> Iterator[Diagnosis]:
     from flows.service import configuration
-    from flows.service.client import found
+    from flows.service.client import connected_client
 
     settings = _settings()
     yield settings
     if settings.verdict == "problem":
         return
     try:
-        with found() as client:
+        with connected_client() as client:
             yield _same_version(client)
             answers = _database(client, store)
             yield answers

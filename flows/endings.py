@@ -145,9 +145,9 @@ def _on_server(flow_run: str | None) -> State | None:
         return None
     from prefect.exceptions import ObjectNotFound
 
-    from flows.service.client import found
+    from flows.service.client import connected_client
 
-    with suppress(PrefectFailed, ObjectNotFound, OSError), found() as client:
+    with suppress(PrefectFailed, ObjectNotFound, OSError), connected_client() as client:
         return client.read_flow_run(UUID(flow_run)).state
     return None
 

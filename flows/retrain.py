@@ -98,7 +98,7 @@ def retrain(
         _log.info("%s: %s", dataset_file or dataset, missed)
         _describe_run(f"{dataset} {SUPERSEDED}", SUPERSEDED)
         return Completed(message=missed, data=not_started(request, SUPERSEDED, missed))
-    return _carry_out(request, _to_decision)
+    return carry_out(request, to_decision)
 
 
 # The same job, with parameters of its own: those of `retrain` say what is read, and here that is not for the caller.
@@ -123,7 +123,7 @@ def retrain_arrival(
         force: Train, evaluate and decide again even if nothing is new.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
-    return _carry_out(Request(dataset, profile=profile, training=overrides, force=force, arrival=arrival), _to_decision)
+    return carry_out(Request(dataset, profile=profile, training=overrides, force=force, arrival=arrival), to_decision)
 
 
 @flow(name="validate", flow_run_name="{dataset}")
@@ -141,10 +141,16 @@ def validate_dataset(
         store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
     """
-    return _carry_out(Request(dataset, dataset_file, source=source, store=store), _to_validation, "validate")
+    return carry_out(Request(dataset, dataset_file, source=source, store=store), to_validation, "validate")
 
 
-def _carry_out(request: Request, steps: Callable[[Job], object], command: str = "run") -> State[Outcome]:
+def carry_out(request: Request, steps: Callable[[Job], object], command: str = "run") -> State[Outcome]:
+    """Carry out a run, or as much of it as `steps` does, and return how it ended as Prefect keeps it.
+
+    Args:
+        steps: `to_decision` or `to_validation`.
+        command: of `idxflow`, which does the same.
+    """
     relax_garbage_collection()
     send_without_waiting()
     for name in LOGGERS:
@@ -213,7 +219,7 @@ def _is_cancelling() -> bool:
     return kind in (StateType.CANCELLING, StateType.CANCELLED)
 
 
-def _to_validation(job: Job) -> tuple[Split, Split]:
+def to_validation(job: Job) -> tuple[Split, Split]:
     """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
     store, dataset = job.store, job.dataset
     fetched = _results([fetch.submit(store, dataset, spec, job.source) for spec in dataset.archives])
@@ -230,9 +236,9 @@ def _to_validation(job: Job) -> tuple[Split, Split]:
     return train_split, test_split
 
 
-def _to_decision(job: Job) -> None:
+def to_decision(job: Job) -> None:
     """All steps. The champion stays locked from the moment it is scored until it is replaced or kept."""
-    train_split, test_split = _to_validation(job)
+    train_split, test_split = to_validation(job)
     store, dataset = job.store, job.dataset
     normalization = job.keep("normalization", normalize(store, dataset, train_split, job.config))
     # Prefect: called. Not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.

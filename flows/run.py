@@ -193,7 +193,7 @@ class Job:
         Errors that idxflow does not raise on purpose are logged with their trace.
         """
         if isinstance(error, IdxflowError):
-            failure = Failure(type(error).__name__, str(error), error.exit_code)
+            failure = error.failure
         else:
             _log.error("unexpected error", exc_info=error)
             sentence = shortage(error) or f"unexpected {type(error).__name__}: {error}"
@@ -356,8 +356,8 @@ def _now() -> datetime:
 
 def refusal(request: Request, error: IdxflowError) -> Outcome:
     """Return the outcome of a request that could not be started."""
-    failure = Failure(type(error).__name__, str(error), error.exit_code)
-    return dataclasses.replace(not_started(request, "failed", str(error)), error=failure)
+    failure = error.failure
+    return dataclasses.replace(not_started(request, "failed", failure.sentence), error=failure)
 
 
 def not_started(request: Request, state: str, sentence: str) -> Outcome:

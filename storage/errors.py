@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from storage.records import CUT_OFF, Step, Validation
+from storage.records import CUT_OFF, Failure, Step, Validation
 
 
 class IdxflowError(Exception):
@@ -43,6 +43,13 @@ class IdxflowError(Exception):
     """What that report says to do."""
     refuses: ClassVar[str] = ""
     """`data` or `model`, where the run has refused one; else it failed."""
+
+    @property
+    def failure(self) -> Failure:
+        """The error as the ledger and `--json` have it."""
+        # A file that could not be opened for lack of a descriptor is not damaged.
+        cause = self.__cause__ if getattr(self.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE) else None
+        return Failure(type(self).__name__, (cause and shortage(cause)) or str(self), self.exit_code)
 
 
 class ConfigError(IdxflowError):

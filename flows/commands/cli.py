@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
@@ -24,8 +23,10 @@ from flows.commands import (
     manifest,
     predict,
     prefect_command,
+    promote,
     registry,
     report,
+    rollback,
     run,
     runs,
     status,
@@ -73,7 +74,7 @@ app = App(
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     "Run": (run.run, run.validate, watch.watch),
     "Data": (datasets.datasets, manifest.manifest, figures.figures),
-    "Models": (predict.predict, export.export, registry.app, registry.promote, registry.rollback),
+    "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),
 }
@@ -185,13 +186,10 @@ def _failure(error: BaseException, command: str) -> Failure | None:
     """Return why a command failed; None for an unexpected error."""
     kind = type(error).__name__
     if isinstance(error, IdxflowError):
-        # A file that could not be opened for lack of a descriptor is not damaged.
-        starved = getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE)
-        words = shortage(error.__cause__) if starved and error.__cause__ else None
-        return Failure(kind, words or str(error), error.exit_code)
+        return error.failure
     if isinstance(error, CycloptsError):
         help_of = " ".join(("idxflow", *(error.command_chain or ()), "--help"))
-        return Failure(ConfigError.__name__, f"{error} See `{help_of}`.", ConfigError.exit_code)
+        return ConfigError(f"{error} See `{help_of}`.").failure
     if isinstance(error, Terminated):
         return Failure(kind, f"terminated{_THEN.get(command, '')}", 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt):

@@ -1,25 +1,20 @@
-"""`idxflow registry`, `promote`, `rollback`: which version is the champion and why, and changing that by hand.
-
-Plain files of the store are all that is read and written: no TensorFlow, no Prefect, no server.
-"""
+"""`idxflow registry`: which version is the champion and why, from plain files of the store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from flows.champions import champion_at, damage, decision_values, differences, version_name, version_values
-from flows.commands.options import AsJson, Limit, Reason, StoreFolder
+from flows.champions import champion_at, decision_values, differences, version_name, version_values
+from flows.commands.options import AsJson, Limit, StoreFolder
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import print_json, print_line, print_table, remark, remark_older
 from flows.terminal.text import brief, clock, percent
-from storage.errors import ConfigError, DamagedEntry
-from storage.registry import NO_RUN, Turn, Version, line
+from storage.registry import NO_RUN
 from storage.words import counted
 
 MAX_REASON = 1000
@@ -126,175 +121,6 @@ def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: As
     )
     if not changed:
         print_line(f"v{first.number} and v{second.number} do not differ")
-    return 0
-
-
-def promote(
-    dataset: str,
-    version: str,
-    *,
-    force: Annotated[bool, Parameter(negative="", help="Required: confirms that you override the gate.")] = False,
-    reason: Reason = None,
-    store: StoreFolder = None,
-    as_json: AsJson = False,
-) -> int:
-    """Make a version the champion, overriding the gate.
-
-    The ledger records it as forced, with your reason.
-
-    Example: `idxflow promote mnist 7 --force --reason "new scanner"`
-
-    Args:
-        dataset: A data set of the store.
-        version: A version such as `7` or `v7`.
-    """
-    data = DatasetInStore.open(dataset, store)
-    wanted = data.version(version)
-    if not force:
-        raise ConfigError(
-            f"expected --force and --reason to promote v{wanted.number} by hand; found no --force; "
-            f"add it to override the gate: {_gate(data, wanted)}"
-        )
-    change = Change("forced", _reason(reason, data), lambda history, now: wanted)
-    return _report(_move(data, change), as_json)
-
-
-def rollback(
-    dataset: str,
-    *,
-    to: Annotated[str, Parameter(help="`previous`, or a version that was champion before.")] = "previous",
-    reason: Reason = None,
-    store: StoreFolder = None,
-    as_json: AsJson = False,
-) -> int:
-    """Make an earlier champion the champion again.
-
-    Rolling back twice goes back two champions. The ledger records it, with your reason. Later runs do not promote a
-    version that was rolled back.
-
-    Example: `idxflow rollback mnist --reason "class 8 is worse"`
-
-    Args:
-        dataset: A data set of the store.
-    """
-    data = DatasetInStore.open(dataset, store)
-    if to != "previous":
-        data.version(to)
-    change = Change("rolled back", _reason(reason, data), lambda history, now: _earlier(data, to, history, now))
-    return _report(_move(data, change), as_json)
-
-
-@dataclass(frozen=True)
-class Change:
-    """A change of the champion that a person asks for."""
-
-    outcome: str
-    """`forced` or `rolled back`."""
-    reason: str
-    choose: Callable[[list[Turn], int | None], Version]
-    """Returns the new champion, from the history and the present champion; called while the registry is locked."""
-
-
-def _reason(text: str | None, data: DatasetInStore) -> str:
-    words = " ".join((text or "").split())
-    if not words or not words.isprintable() or len(words) > MAX_REASON:
-        found = f"{len(words):,} characters" if words else "none"
-        raise ConfigError(
-            f"expected --reason with 1 to {MAX_REASON:,} printable characters, for the ledger of {data.name}; "
-            f'found {found}; say why in a sentence, such as --reason "class 8 is worse"'
-        )
-    return words
-
-
-def _earlier(data: DatasetInStore, to: str, history: list[Turn], now: int | None) -> Version:
-    """Return the champion to go back to."""
-    if to != "previous":
-        wanted = data.version(to)
-        if wanted.number not in {turn.after for turn in history if turn.changed}:
-            promote = f'promote {data.name} {wanted.number} --force --reason "…"'
-            raise ConfigError(
-                f"expected a version that was the champion of {data.name} before; found v{wanted.number}, which "
-                f"never was; to make it the champion: `{data.store.command(promote)}`"
-            )
-        return wanted
-    champions = [number for number in line(history) if number != now]
-    if not champions:
-        found = f"none before v{now}" if now else "no champion yet"
-        raise ConfigError(
-            f"expected an earlier champion of {data.name} to go back to; found {found}; nothing was changed; to "
-            f"make any other version the champion: "
-            f"`{data.store.command(f'promote {data.name} NUMBER --force --reason …')}`"
-        )
-    return data.registry.version(champions[-1])
-
-
-def _move(data: DatasetInStore, change: Change) -> dict[str, Any]:
-    """Move the pointer and put that into the ledger; return the decision."""
-    with data.registry.deciding(lambda: _say_waiting(data)):
-        history = data.registry.outline()
-        champion = data.registry.champion()
-        target = change.choose(history, champion.number if champion else None)
-        if champion and target.number == champion.number:
-            raise ConfigError(
-                f"expected a version that is not the champion of {data.name}; found v{target.number}, which is; "
-                "choose another, or do nothing"
-            )
-        _check_whole(data, target)
-        decision = _decision(data, change, target, champion)
-        data.registry.carry_out(decision, NO_RUN)
-    return decision
-
-
-def _say_waiting(data: DatasetInStore) -> None:
-    remark(f"{data.name}: another process is deciding about the champion, waiting")
-
-
-def _check_whole(data: DatasetInStore, version: Version) -> None:
-    data.registry.check_kept(version)
-    problem = damage(data, version)
-    if problem:
-        raise DamagedEntry(
-            f"expected all files of v{version.number} of {data.name} to be as they were written; {problem}; "
-            "nothing was changed; choose another version, restore this one from a backup, or train it again"
-        )
-
-
-def _decision(data: DatasetInStore, change: Change, target: Version, champion: Version | None) -> dict[str, Any]:
-    before = f"v{champion.number}" if champion else "no champion"
-    past = _last_about(data, target)
-    return {
-        "outcome": change.outcome,
-        "sentence": f"{change.outcome} {before}→v{target.number}: {change.reason}",
-        "reason": change.reason,
-        "asked_by": "command line",
-        "version": target.number,
-        "champion": target.number,
-        "previous": champion.number if champion else None,
-        # What was known of this version: the rules a forced promotion went past, as they were looked at then.
-        "rules": list(past.rules) if past else [],
-        "newest": max(data.registry.numbers()),
-    }
-
-
-def _last_about(data: DatasetInStore, version: Version) -> Turn | None:
-    """Return the gate's last decision about a version."""
-    return next((turn for turn in reversed(data.registry.about(version.number)) if not turn.by_hand), None)
-
-
-def _gate(data: DatasetInStore, version: Version) -> str:
-    """Return why the gate did not promote a version."""
-    turn = _last_about(data, version)
-    broken = [rule for rule in turn.rules if not rule.get("passed")] if turn else []
-    if turn and broken:
-        failed = "; ".join(f"{r.get('name')}: expected {r.get('limit')}, found {r.get('observed')}" for r in broken)
-        return f"it failed {failed}"
-    return f"its last decision was: {turn.sentence}" if turn else "the gate has made no decision on this version"
-
-
-def _report(decision: Mapping[str, Any], as_json: bool) -> int:
-    if as_json:
-        return print_json(decision)
-    print_line(decision["sentence"])
     return 0
 
 

@@ -110,7 +110,7 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
         outcome = _watched(flow, request, as_json)
     except IdxflowError as error:
         outcome = refusal(request, error)
-        remark(str(error))
+        remark(outcome.sentence)
     if as_json:
         print_json(outcome.to_json())
     return outcome.exit_code

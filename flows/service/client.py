@@ -1,4 +1,4 @@
-"""A client of the Prefect server that is there."""
+"""A client of the Prefect server that is running."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNPROTECTED = (404, 422)
 
 
 @contextmanager
-def found() -> Iterator[SyncPrefectClient]:
+def connected_client() -> Iterator[SyncPrefectClient]:
     """Yield a client of the server Prefect is configured with, else of that of `idxflow up`, else of one at port 4200.
 
     Raises:
@@ -45,7 +45,7 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
     It takes a path such as `/flow_runs/filter` and a filter, and returns the objects as the API writes them.
 
     Raises:
-        PrefectFailed: as `found`, or an answer is an error.
+        PrefectFailed: as `connected_client`, or an answer is an error.
     """
     where = _found()
     import httpx

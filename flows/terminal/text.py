@@ -14,8 +14,11 @@ _DIGEST = re.compile(r"[0-9a-f]{16,}")
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would act on: control characters, lone surrogates, marks of direction."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    """Replace what a terminal would act on: control characters, marks of direction.
+
+    Lone surrogates, which stand for bytes of a file name that are not UTF-8, are left to the stream: it escapes them.
+    """
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "\ufffd" for c in text)
 
 
 def clock(moment: datetime | str | None) -> str:

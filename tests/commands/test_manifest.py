@@ -230,7 +230,7 @@ def test_a_class_that_a_split_has_no_row_of_is_named_and_taking_it_out_leads_on(
     made |= {"train-images": made["train-images"][kept], "train-labels": made["train-labels"][kept]}
     manifest.write_text(manifest_of(written(tmp_path / "mine", made)), encoding="utf-8")
     assert catalog.read(manifest).labels == (0, 2)
-    assert hopped(store, dataset_file=str(manifest), to=retrain._to_validation)["error"] is None
+    assert hopped(store, dataset_file=str(manifest), to=retrain.to_validation)["error"] is None
 
 
 def test_without_digests_other_archives_of_these_names_are_the_data(store: Store, tmp_path: Path):

@@ -126,17 +126,17 @@ def size(bytes):
     subprocess.run(["mount", "-o", f"remount,size={bytes}", mount], check=True)
 
 def run(hops):
-    state = retrain._carry_out(request, hops)
+    state = retrain.carry_out(request, hops)
     print(json.dumps([state.name, state.message, [str(finding) for finding in verify(store).damage]]), flush=True)
 
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mount], check=True)
-run(retrain._to_validation)
+run(retrain.to_validation)
 place = os.statvfs(mount)
 # Enough for all but the pixels once more.
 size((place.f_blocks - place.f_bavail) * place.f_frsize + 400_000)
-run(retrain._to_decision)
+run(retrain.to_decision)
 size("64m")
-run(retrain._to_decision)
+run(retrain.to_decision)
 """
 
 

@@ -217,7 +217,7 @@ def test_the_command_ended_at_each_step_is_gone_on_with(
     assert verify(store).damage == ()
 
 
-ENDED = "idxflow: terminated; the same command resumes\n"
+ENDED = "idxflow: terminated; run the same command again to resume\n"
 
 
 def ended_at(

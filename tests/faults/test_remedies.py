@@ -131,7 +131,7 @@ class Here:
     def validate(self, **parameters: Any) -> None:
         """Do what `idxflow validate --dataset-file mine.toml` does, without Prefect."""
         store = Store(self.folder / "store")
-        asked = {"dataset_file": str(self.folder / "mine.toml"), "to": retrain._to_validation, **parameters}
+        asked = {"dataset_file": str(self.folder / "mine.toml"), "to": retrain.to_validation, **parameters}
         outcome = hopped(store, **asked)
         if outcome["error"]:
             raise next(error for error in reversed(self.made) if str(error) == outcome["error"]["sentence"])
@@ -145,7 +145,7 @@ class Here:
         """Do what `idxflow run --dataset-file mine.toml` does up to the decision, without Prefect."""
         self.set()
         self.manifest("[floors]\naccuracy = 0\nclass_recall = 0\n")
-        self.validate(to=retrain._to_decision, **parameters)
+        self.validate(to=retrain.to_decision, **parameters)
 
     @property
     def own(self) -> Store:

@@ -11,7 +11,7 @@ import pytest
 from prefect.client.schemas.objects import State
 
 import tasks.fetch
-from flows.retrain import _to_validation, validate_dataset
+from flows.retrain import to_validation, validate_dataset
 from flows.run import RunFailed
 from storage.store import Store
 from tasks.sources.download import Policy
@@ -103,7 +103,7 @@ def test_a_fault_for_good_fails_the_run_with_its_sentence(
     fault, code, words = FAILS[name]
     answers = {path: good(body) for path, body in published.bodies.items()} | {BROKEN: fault(published.bodies[BROKEN])}
     with FaultServer(answers) as server:
-        found = hopped(store, dataset_file=str(published.manifest), source=server.url(), to=_to_validation)
+        found = hopped(store, dataset_file=str(published.manifest), source=server.url(), to=to_validation)
     assert found["error"]["exit_code"] == code, found["sentence"]
     assert words in found["sentence"]
     assert not list(store.root.rglob("*.parquet"))

@@ -114,8 +114,7 @@ def test_an_interruption_is_json_too(
     how = "interrupted" if number == signal.SIGINT else "terminated"
     assert said == f"{how}; run the same command again to resume"
     # That would go back another champion, where the first call has gone back one.
-    monkeypatch.setattr("flows.commands.registry._report", interrupted)
-    monkeypatch.setattr("flows.commands.registry._move", lambda *_: {})
+    monkeypatch.setattr("flows.promotion.roll_back", interrupted)
     said = failed(capsys, ["rollback", "tiny", "--reason", "none", "--json"], code)
     assert said == f"{how}; `idxflow registry history DATASET` shows whether the champion was changed"
 

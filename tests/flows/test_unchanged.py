@@ -35,7 +35,7 @@ leave_out_prefect()
 begun, readers, make = len(opened), [], idx.Reader.__init__
 idx.Reader.__init__ = lambda self, *given: (readers.append(str(given[0])), make(self, *given))[1]
 request = Request("digits", training={"epochs": 2}, store=sys.argv[1])
-ended = retrain._carry_out(request, retrain._to_decision).data.to_json()
+ended = retrain.carry_out(request, retrain.to_decision).data.to_json()
 print(json.dumps({
     "modules": sorted({name.split(".")[0] for name in sys.modules}),
     "opened": opened[begun:],

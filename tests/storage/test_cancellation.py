@@ -125,7 +125,7 @@ def interrupted(environment: dict[str, str], command: list[str], started: Callab
         until(lambda: started(process) or process.poll() is not None)
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 130
-        assert process.errors.endswith("idxflow: interrupted; the same command resumes\n")
+        assert process.errors.endswith("idxflow: interrupted; run the same command again to resume\n")
         assert "Traceback" not in process.errors
         return process.said
 

@@ -67,7 +67,7 @@ def run(manifest: str, root: str, said: str) -> int:
     leave_out_prefect()
     retrain.confirm = confirmed
     request = Request(dataset_file=manifest, store=root, training=TRAINING)
-    state = retrain._carry_out(request, retrain._to_decision)
+    state = retrain.carry_out(request, retrain.to_decision)
     os.write(2, f"{state.message}\n".encode())
     return 0 if state.is_completed() else 1
 

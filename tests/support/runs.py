@@ -34,7 +34,7 @@ def hopped(
     dataset: str = "digits",
     dataset_file: str | None = None,
     source: str | None = None,
-    to: Callable[[Job], object] = retrain._to_decision,
+    to: Callable[[Job], object] = retrain.to_decision,
     **training: Any,
 ) -> dict[str, Any]:
     """Do what the flow does, without Prefect: each of its steps, and what it makes of how they end; return the outcome.
@@ -44,7 +44,7 @@ def hopped(
     request = Request(dataset, dataset_file, training=QUICK | training, source=source, store=str(store.root))
     with pytest.MonkeyPatch.context() as patch:
         leave_out_prefect(patch.setattr)
-        state = retrain._carry_out(request, to)
+        state = retrain.carry_out(request, to)
     ended = state.data.outcome if isinstance(state.data, RunFailed) else state.data
     outcome: dict[str, Any] = ended.to_json()
     # Prefect's own names: its UI goes by them.
