@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flows import datasets
@@ -40,13 +41,13 @@ class DatasetInStore:
         datasets.check_known(opened, name, known)
         return cls(opened, name)
 
-    @property
+    @cached_property
     def registry(self) -> Registry:
         return Registry(self.store, self.name)
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger(self.store, self.name)
+        return self.registry.ledger
 
     @property
     def run_command(self) -> str:

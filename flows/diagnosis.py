@@ -20,6 +20,7 @@ from flows.endings import settle
 from flows.settings import POOL, ROOT
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
+from storage.registry import Registry
 from storage.store import Store
 from storage.verify import for_the_next_run, verify
 from storage.words import counted
@@ -125,7 +126,7 @@ def _whole(store: Store) -> Diagnosis:
     if verdict.damage:
         said = f"{len(verdict.damage)} damaged, first {verdict.damage[0].path}"
         return Diagnosis("problem", "store", said, store.command("verify"))
-    needed = {path for name in store.datasets() for path in for_the_next_run(store, name)}
+    needed = {path for name in store.datasets() for path in for_the_next_run(Registry(store, name))}
     rest = [finding for finding in verdict.leftovers if finding.path not in needed]
     if needed:
         said = f"{said}; {len(needed)} unfinished, which the next run resumes"

@@ -15,7 +15,7 @@ from flows import datasets
 from flows.endings import settle
 from flows.terminal.text import minute
 from storage.errors import PrefectFailed
-from storage.ledger import TOLERANCE, Ledger
+from storage.ledger import TOLERANCE
 from storage.records import CUT_OFF
 from storage.registry import Registry
 from storage.store import Store
@@ -97,11 +97,12 @@ def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetim
 
 def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now: datetime) -> Health:
     settle(store, name)
-    ledger = Ledger(store, name)
+    registry = Registry(store, name)
+    ledger = registry.ledger
     runs = [_run(values) for values in islice(ledger.newest("runs"), SHOWN)]
     # Read only as far back as the last successful one.
     good = (run for values in ledger.newest("runs") if (run := _run(values)).state in GOOD)
-    champion = _champion(store, name, now)
+    champion = _champion(registry, now)
     return Health(
         name,
         champion,
@@ -153,8 +154,7 @@ def _is_ahead(time: datetime, now: datetime) -> bool:
     return time > now + TOLERANCE
 
 
-def _champion(store: Store, name: str, now: datetime) -> ChampionStatus | None:
-    registry = Registry(store, name)
+def _champion(registry: Registry, now: datetime) -> ChampionStatus | None:
     version = registry.champion()
     if version is None:
         return None

@@ -73,4 +73,4 @@ def report_of(data: DatasetInStore, record: dict[str, Any]) -> RunReport:
     lost = missing(values)
     sources = f", without what was also removed: {', '.join(lost)}" if lost else " and the results in the store"
     remark(f"the report of run {run} {problem}; this one was rebuilt from the ledger{sources}")
-    return RunReport(run, None, build(data.store, values))
+    return RunReport(run, None, build(data.registry, values))

@@ -34,7 +34,6 @@ from storage.errors import IdxflowError, ValidationFailed
 from storage.files import WAITING
 from storage.outcomes import Outcome
 from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
-from storage.registry import Registry
 from storage.runtime import cancellation
 from tasks.confirm import confirm
 from tasks.decide import Candidate, Incumbent, current_champion, decide, question
@@ -247,7 +246,7 @@ def to_decision(job: Job) -> None:
     job.keep("confirmation", confirm(store, dataset, model, test_split, evaluation))
     candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
     answer = _answer(job, candidate) if dataset.gate.policy == "ask" else None
-    with Registry(store, dataset.name).deciding(
+    with job.registry.deciding(
         lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name, extra=WAITING)
     ):
         champion, done = _scored_champion(job, test_split)
@@ -257,7 +256,7 @@ def to_decision(job: Job) -> None:
         if done:
             job.keep("champion_evaluation", done)
         given = answer.answer if answer else None
-        job.keep("decision", decide(store, dataset, job.record.id, candidate, champion, given))
+        job.keep("decision", decide(job.registry, dataset, job.record.id, candidate, champion, given))
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ class _Answered:
 def _answer(job: Job, candidate: Candidate) -> _Answered | None:
     """Ask a person, if there is something to ask. Nothing is locked meanwhile: it may take a day."""
     champion, _ = _scored_champion(job, candidate.test)
-    asked = question(job.store, job.dataset, candidate, champion)
+    asked = question(job.registry, job.dataset, candidate, champion)
     answer = ask(job.dataset.name, asked, job.dataset.gate.ask_hours) if asked else None
     return _Answered(answer, _number(champion)) if answer else None
 
@@ -282,7 +281,7 @@ def _number(champion: Incumbent | None) -> int | None:
 
 def _scored_champion(job: Job, test_split: Split) -> tuple[Incumbent | None, Done[Evaluation] | None]:
     """Score the champion on today's test rows, never trusting its old number; also return what that took."""
-    champion = current_champion(job.store, job.dataset)
+    champion = current_champion(job.registry, job.dataset)
     if champion is None or champion.model is None:
         return champion, None
     done = evaluate(job.store, job.dataset, champion.model, test_split, whose="champion")
@@ -340,7 +339,7 @@ def _report(job: Job) -> Report | None:
     if known:
         point_to_report(job.dataset.name, job.sentence, job.version.strip(), known)
         return known
-    return job.passed(publish(job.store, job.dataset, job.record))
+    return job.passed(publish(job.registry, job.dataset, job.record))
 
 
 def _asked_by() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,6 @@ from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, IdxflowError, ModelRefused, error_class, shortage
-from storage.ledger import Ledger
 from storage.outcomes import Outcome
 from storage.records import CUT_OFF, Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
@@ -163,6 +163,10 @@ class Job:
     """What says that the run is under way, until its end is recorded."""
     started: float = field(default_factory=time.perf_counter)
 
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.store, self.dataset.name)
+
     @property
     def version(self) -> str:
         """` v7` where the decision is about version 7, else nothing."""
@@ -297,7 +301,7 @@ class Job:
         values.pop("store")
         if self.arrival:
             values["arrival"] = self.arrival
-        Ledger(self.store, self.dataset.name).append("runs", self.record.id, values)
+        self.registry.ledger.append("runs", self.record.id, values)
         if self.trace:
             self.trace.end()
             self.trace = None
@@ -311,8 +315,8 @@ class Job:
         if number is None:
             return None
         # One that was killed after it had decided is not there.
-        made_by = Registry(self.store, self.dataset.name).version(number).run
-        run = Ledger(self.store, self.dataset.name).find("runs", made_by)
+        made_by = self.registry.version(number).run
+        run = self.registry.ledger.find("runs", made_by)
         report = Report(self.store.root / run["report"]) if run and run["report"] else None
         return report if report and report.html.is_file() else None
 

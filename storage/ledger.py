@@ -43,9 +43,13 @@ Place = tuple[bool, int, str]
 
 
 class Ledger:
-    """What happened to one data set, in order."""
+    """What happened to one data set, in order.
+
+    Records never change, so each is read once. Which there are is looked up each time.
+    """
 
     def __init__(self, store: Store, dataset: str) -> None:
+        self._records: dict[Path, dict[str, Any]] = {}
         self._folder = store.part(dataset, "ledger")
         self._lock = store.part(dataset, LOCKS) / "ledger.lock"
 
@@ -77,7 +81,7 @@ class Ledger:
         Raises:
             DamagedEntry: it cannot be read.
         """
-        return _record(self._folder / kind / name)
+        return self._record(self._folder / kind / name)
 
     def read(self, kind: Kind) -> list[dict[str, Any]]:
         """Return all records of a kind, oldest first.
@@ -137,7 +141,13 @@ class Ledger:
 
     def index(self, kind: Kind, fields: tuple[str, ...]) -> Index:
         """Return an index of some fields of all records of a kind."""
-        return Index(self._folder / kind, fields, _record)
+        return Index(self._folder / kind, fields, self._record)
+
+    def _record(self, path: Path) -> dict[str, Any]:
+        if path not in self._records:
+            self._records[path] = _read(path)
+        # A copy: what a caller does to it is not in the ledger.
+        return dict(self._records[path])
 
     def _next_number(self) -> int:
         return max((place(name)[1] for kind in KINDS for name in self._listed(kind)), default=0) + 1
@@ -208,7 +218,7 @@ def _clock(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except (OSError, ValueError) as error:

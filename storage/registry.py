@@ -170,16 +170,19 @@ def _turn(decision: Mapping[str, Any], took_effect: bool) -> Turn:
 
 
 class Registry:
-    """The versions and the champion of one data set."""
+    """The versions and the champion of one data set, and its ledger.
+
+    One registry serves a whole run or command: no record of the ledger is then read twice.
+    """
 
     def __init__(self, store: Store, dataset: str) -> None:
         self.dataset = dataset
-        self._store = store
-        self._ledger = Ledger(store, dataset)
+        self.store = store
+        self.ledger = Ledger(store, dataset)
         self._folder = store.part(dataset, "registry")
         self._pointer = self._folder / "champion.json"
         self._versions = Index(self._folder / "versions", _OF_VERSIONS, lambda path: vars(self._read(path)))
-        self._decisions = self._ledger.index("decisions", _OF_DECISIONS)
+        self._decisions = self.ledger.index("decisions", _OF_DECISIONS)
 
     @property
     def indexes(self) -> tuple[Index, Index]:
@@ -208,7 +211,7 @@ class Registry:
             if not path.is_file():
                 raise StoreError(
                     f"expected version {number} of {self.dataset!r} at {path}; found none; "
-                    f"`{self._store.command(f'registry history {self.dataset}')}` lists the versions"
+                    f"`{self.store.command(f'registry history {self.dataset}')}` lists the versions"
                 )
             return self._read(path)
 
@@ -216,7 +219,7 @@ class Registry:
         """Whether the model of this version was collected (`storage.retention`) and not trained again since."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
         with store_errors(self._folder):
-            there = all((self._store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
+            there = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
             return not there and self._retired(version.number).is_file()
 
     def check_kept(self, version: Version) -> None:
@@ -299,7 +302,7 @@ class Registry:
         Raises:
             DamagedEntry: the pointer or a decision cannot be read.
         """
-        then, names = self._while_standing(lambda: self._ledger.names("decisions"))
+        then, names = self._while_standing(lambda: self.ledger.names("decisions"))
         for name in reversed(names):
             decision = self._named(name)
             yield _turn(decision, decision.get("champion") == then)
@@ -400,7 +403,7 @@ class Registry:
         changes = decision["champion"] != decision["previous"]
         if changes:
             self.check_kept(self.version(decision["champion"]))
-        self._ledger.append("decisions", run, decision)
+        self.ledger.append("decisions", run, decision)
         if changes:
             self.promote(decision["champion"], run)
 
@@ -427,7 +430,7 @@ class Registry:
                 return champion, found
 
     def _named(self, name: str) -> dict[str, Any]:
-        return {**self._ledger.record("decisions", name), "name": name}
+        return {**self.ledger.record("decisions", name), "name": name}
 
     def _like(self, **values: str) -> list[int]:
         """Return the numbers of the versions that have these values, lowest first."""

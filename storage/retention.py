@@ -22,7 +22,7 @@ from pathlib import Path
 
 from storage.arrivals import Arrivals
 from storage.files import listed, locked
-from storage.ledger import Ledger, run_of
+from storage.ledger import run_of
 from storage.outcomes import steps_of
 from storage.registry import Registry, Version, line
 from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
@@ -90,11 +90,11 @@ def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
     dataset = registry.dataset
     numbers = _kept_numbers(registry, keep_last)
     versions = [registry.version(number) for number in sorted(numbers)]
-    names = _kept_names(store, dataset, versions, keep_last)
+    names = _kept_names(registry, versions, keep_last)
     entries = list(_entries(store, dataset))
     removed = tuple(path for path in entries if path.name not in names)
     gone = {path.name for path in removed}
-    unfinished = for_the_next_run(store, dataset)
+    unfinished = for_the_next_run(registry)
     left = (path for path in leftovers(store, dataset) if path not in unfinished)
     rubbish = (*left, *Arrivals(store, dataset).surplus())
     return Collected(
@@ -116,9 +116,9 @@ def _kept_numbers(registry: Registry, keep_last: int) -> set[int]:
     return (numbers & {*there}) | {*there[-keep_last:]}
 
 
-def _kept_names(store: Store, dataset: str, versions: list[Version], keep_last: int) -> set[str]:
+def _kept_names(registry: Registry, versions: list[Version], keep_last: int) -> set[str]:
     """Return the folder names of all entries that stay: keys, and the runs whose reports do."""
-    ledger = Ledger(store, dataset)
+    ledger = registry.ledger
     makers, runs = {version.run for version in versions}, ledger.names("runs")
     newest = {*runs[-keep_last:]}
     kept = [ledger.record("runs", name) for name in runs if name in newest or run_of(name) in makers]

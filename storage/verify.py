@@ -279,7 +279,7 @@ class _Check:
         except _Busy:
             return
         try:
-            needed = for_the_next_run(self.store, self.dataset)
+            needed = for_the_next_run(Registry(self.store, self.dataset))
         except IdxflowError:
             # The record that cannot be read is among what is damaged.
             needed = ()
@@ -317,14 +317,15 @@ def leftovers(store: Store, dataset: str) -> list[Path]:
     return sorted(found)
 
 
-def for_the_next_run(store: Store, dataset: str) -> tuple[Path, ...]:
-    """Return what runs left unfinished that the next one goes on from: none, if the newest run came to its end.
+def for_the_next_run(registry: Registry) -> tuple[Path, ...]:
+    """Return what runs left unfinished that the next one resumes from: none, if the newest run came to its end.
 
     Raises:
         StoreError: the ledger cannot be read.
     """
-    if not was_cut_off(store, dataset):
+    if not was_cut_off(registry):
         return ()
+    store, dataset = registry.store, registry.dataset
     steps = {store.dataset(dataset) / part for part in FOLDERS.values()}
     return tuple(path for path in leftovers(store, dataset) if path.parent in steps and path.suffix == ".partial")
 

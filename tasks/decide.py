@@ -37,7 +37,6 @@ from storage.records import (
 )
 from storage.registry import BY_HAND, Registry, Version
 from storage.runtime import code_digests
-from storage.store import Store
 from tasks.gate import criteria
 from tasks.ui import artifacts, summaries
 from tasks.ui.steps import log_step
@@ -87,15 +86,15 @@ class Judgement:
     """The policy leaves this one to a person; `outcome` is only what the rules advise."""
 
 
-def current_champion(store: Store, dataset: Dataset) -> Incumbent | None:
+def current_champion(registry: Registry, dataset: Dataset) -> Incumbent | None:
     """Return the champion of `dataset` and its model, or None before the first promotion."""
-    version = Registry(store, dataset.name).champion()
+    version = registry.champion()
     if version is None:
         return None
     if version.classes != dataset.classes or version.image_shape != dataset.image_shape:
         return Incumbent(version, None, "it was trained for other classes or another image size")
     try:
-        return Incumbent(version, store.get(dataset.name, "train", version.model, TrainedModel))
+        return Incumbent(version, registry.store.get(dataset.name, "train", version.model, TrainedModel))
     except DamagedEntry as error:
         _log.warning("champion v%d cannot be loaded: %s", version.number, error)
         return Incumbent(version, None, "its files are damaged")
@@ -103,7 +102,7 @@ def current_champion(store: Store, dataset: Dataset) -> Incumbent | None:
 
 @task(task_run_name="decide", cache_policy=NO_CACHE)
 def decide(
-    store: Store,
+    registry: Registry,
     dataset: Dataset,
     run: str,
     candidate: Candidate,
@@ -112,7 +111,7 @@ def decide(
 ) -> Done[Decision]:
     """Judge the candidate, register it unless a floor refuses it, move the champion's pointer if it is better.
 
-    Call it while `Registry.deciding`, with the champion read since. The decision is in the ledger, whatever it is.
+    Call it while `registry.deciding`, with the champion read since. The decision is in the ledger, whatever it is.
 
     Args:
         champion: with its score on the same test rows; None before the first promotion.
@@ -122,7 +121,7 @@ def decide(
         DamagedEntry: the labels or a model's answers cannot be read.
     """
     started = time.perf_counter()
-    decision, reason = _decided(Registry(store, dataset.name), dataset, run, candidate, champion, answer)
+    decision, reason = _decided(registry, dataset, run, candidate, champion, answer)
     seconds, reused = time.perf_counter() - started, decision.outcome == "unchanged"
     step = Step("decide", "", summaries.decision(decision), seconds, reused, reason)
     log_step(_log, step)
@@ -216,10 +215,9 @@ def judge(
     return Judgement(outcome, reason, (*rules, *asked), paired, ask and paired.differing > 0)
 
 
-def question(store: Store, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
+def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
     """Return what a person is to be asked about the candidate; None where the rules decide, or nothing is new."""
     judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
-    registry = Registry(store, dataset.name)
     known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     past = registry.decisions()
     facts = _facts(dataset, candidate, champion, judgement, past)

@@ -14,7 +14,8 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
 from storage.records import Done, Report, RunRecord
-from storage.store import Plan, Store
+from storage.registry import Registry
+from storage.store import Plan
 from tasks.report import past_runs
 from tasks.report.document import Document, build
 from tasks.ui import artifacts
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)
-def publish(store: Store, dataset: Dataset, run: RunRecord) -> Done[Report]:
+def publish(registry: Registry, dataset: Dataset, run: RunRecord) -> Done[Report]:
     """Write the report of `run`, however far it came, and show it in the Prefect UI.
 
     Evidence that cannot be read any more is left out: a run that failed gets its report too. The first report of a
@@ -34,9 +35,10 @@ def publish(store: Store, dataset: Dataset, run: RunRecord) -> Done[Report]:
     Raises:
         StoreError: the report cannot be written.
     """
+    store = registry.store
     plan = Plan(dataset.name, "publish", name=run.id, parameters={"run": run.id})
     place = f"{dataset.name}/{store.entries(dataset.name, 'publish').name}/{run.id}/report.html"
-    document = compose(store, dataset, run)
+    document = compose(registry, dataset, run)
     done = store.once(plan, Report, lambda folder: write_report(folder, document), lambda _: place)
     _show(document, place)
     log_step(_log, done.step)
@@ -50,11 +52,11 @@ def point_to_report(name: str, sentence: str, version: str, report: Report) -> N
     artifacts.show_markdown(artifacts.key("report", name), text, f"Nothing new; see the report of {version}")
 
 
-def compose(store: Store, dataset: Dataset, run: RunRecord) -> Document:
+def compose(registry: Registry, dataset: Dataset, run: RunRecord) -> Document:
     """Return the report of a run of `dataset`; what the run does not know of it and of this process is added."""
     facts, environment = run.facts or past_runs.facts(dataset), run.environment or past_runs.environment()
     run = dataclasses.replace(run, facts=facts, environment=environment)
-    return build(store, run, {str(dataset.manifest.parent): "…"})
+    return build(registry, run, {str(dataset.manifest.parent): "…"})
 
 
 def write_report(folder: Path, document: Document) -> Report:

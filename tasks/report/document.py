@@ -1,7 +1,7 @@
 """The whole report of a run: its content as plain values, and its three looks. `docs/report.md` describes the content.
 
-`build` needs nothing but the store and the record of a run, which `records.find` makes again from the ledger. It
-imports neither TensorFlow nor Keras, so the report of any run can be made again at any time.
+`build` needs nothing but the registry of a store and the record of a run, which `past_runs.find` makes again from the
+ledger. It imports neither TensorFlow nor Keras, so the report of any run can be made again at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.records import RunRecord
-from storage.store import Store
+from storage.registry import Registry
 from tasks.report import rendering, sanitize
 from tasks.report.changes import changes
 from tasks.report.checks import checks
@@ -62,18 +62,18 @@ class Document:
         return rendering.metrics(self.values)
 
 
-def build(store: Store, record: RunRecord, folders: Mapping[str, str] | None = None) -> Document:
+def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | None = None) -> Document:
     """Return the report of the run `record`, from it and the entries, registry and ledger of `store`.
 
     What is damaged or gone is left out, with a warning in the log. The same record and store give the same document,
     while nothing is taken out of the store.
 
     Args:
-        record: of the run, as the flow has it, or `records.find(store, dataset, run)`.
+        record: of the run, as the flow has it, or `past_runs.find(registry, run)`.
         folders: names for folders of the machine that texts may mention, besides the store and the home folder.
     """
-    roots = {str(store.root): "store", **(folders or {}), os.path.expanduser("~"): "~"}  # noqa: PTH111
-    evidence = _shareable(gather(store, record), roots)
+    roots = {str(registry.store.root): "store", **(folders or {}), os.path.expanduser("~"): "~"}  # noqa: PTH111
+    evidence = _shareable(gather(registry, record), roots)
     values = content(sanitize.shareable(_by_folder(record), roots), evidence)
     return Document(values, pictures(record, values, evidence))
 

@@ -109,8 +109,8 @@ class Evidence:
         return found
 
 
-def gather(store: Store, run: RunRecord) -> Evidence:
-    """Read what the report of `run` shows besides its record."""
+def gather(registry: Registry, run: RunRecord) -> Evidence:
+    """Read what the report of `run` shows besides its record, from the store, the registry and the ledger."""
     labels: dict[str, np.ndarray] = {
         split.name: found
         for split in (run.train, run.test)
@@ -119,7 +119,7 @@ def gather(store: Store, run: RunRecord) -> Evidence:
     ink = _ink(run, run.train)
     ours = answers(run.evaluation.file if run.evaluation else None)
     champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
-    ledger = Ledger(store, run.dataset)
+    ledger = registry.ledger
     return Evidence(
         history=(readable(_history, run.model.history) or ()) if run.model else (),
         labels=labels,
@@ -132,9 +132,9 @@ def gather(store: Store, run: RunRecord) -> Evidence:
         training_ink=None if ink is None else ink.astype(np.float32),
         means=_means(run),
         past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
-        by_hand=readable(lambda name: by_hand(store, name, run.id), run.dataset) or (),
-        made=made_from(store, run),
-        champion=readable(lambda name: champion_before(store, run), run.dataset),
+        by_hand=readable(lambda _: by_hand(registry, run.id), run.dataset) or (),
+        made=made_from(registry.store, run),
+        champion=readable(lambda _: champion_before(registry, run), run.dataset),
         code=readable(lambda _: _code(ledger, run.id), "ledger/decisions") or {},
     )
 
@@ -159,29 +159,28 @@ def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
     return found
 
 
-def champion_before(store: Store, run: RunRecord) -> ChampionSnapshot | None:
+def champion_before(registry: Registry, run: RunRecord) -> ChampionSnapshot | None:
     """Return the champion that `run` met, with what it was made from; None before the first promotion.
 
     Raises:
         StoreError: the version is not there.
         DamagedEntry: the registry or the ledger cannot be read.
     """
-    registry = Registry(store, run.dataset)
-    number = run.decision.previous if run.decision else _champion_met(registry, Ledger(store, run.dataset), run)
+    number = run.decision.previous if run.decision else _champion_met(registry, run)
     if number is None:
         return None
     version = registry.version(number)
-    record = past_runs.find(store, run.dataset, version.run) or _record_of(store, version)
-    return ChampionSnapshot(number, record, made_from(store, record))
+    record = past_runs.find(registry, version.run) or _record_of(registry.store, version)
+    return ChampionSnapshot(number, record, made_from(registry.store, record))
 
 
-def by_hand(store: Store, dataset: str, run: str) -> tuple[str, ...]:
+def by_hand(registry: Registry, run: str) -> tuple[str, ...]:
     """Return what was done to the champion by hand between the last run that published a report and `run`.
 
     Raises:
         DamagedEntry: the registry or the ledger cannot be read.
     """
-    ledger, registry = Ledger(store, dataset), Registry(store, dataset)
+    ledger = registry.ledger
     # Their order tells, not their times: clocks can be wrong. A run that decided nothing new has no decision.
     until = ledger.place_of("decisions", run) or ledger.place_of("runs", run)
     moved = [turn for turn in registry.outline() if turn.by_hand and turn.took_effect]
@@ -218,11 +217,11 @@ def _made_from(store: Store, dataset: str, step: Step) -> Origin | None:
         return None
 
 
-def _champion_met(registry: Registry, ledger: Ledger, run: RunRecord) -> int | None:
+def _champion_met(registry: Registry, run: RunRecord) -> int | None:
     """Return the champion there was when a run began that did not come to a decision."""
-    end, told = ledger.place_of("runs", run.id), ledger.find("runs", run.id)
+    end, record = registry.ledger.place_of("runs", run.id), registry.ledger.find("runs", run.id)
     began = datetime.fromisoformat(run.started)
-    ended = datetime.fromisoformat(told["time"]) if told else datetime.now(UTC)
+    ended = datetime.fromisoformat(record["time"]) if record else datetime.now(UTC)
     for turn in reversed(registry.outline()):
         # What was decided while it ran does not count; a time that was still to come then is that of a wrong clock.
         if turn.took_effect and (end is None or place(turn.record) < end) and not began < turn.time <= ended:

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from storage.datasets import catalog
 from storage.datasets.catalog import CATALOG, Dataset
 from storage.errors import ConfigError, IdxflowError
-from storage.ledger import Ledger
 from storage.outcomes import steps_of
 from storage.records import (
     Archive,
@@ -36,6 +35,7 @@ from storage.records import (
     from_json,
     to_json,
 )
+from storage.registry import Registry
 from storage.store import Store, Stored
 
 R = TypeVar("R", bound=Stored)
@@ -99,14 +99,14 @@ def for_ledger(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def find(store: Store, dataset: str, run: str) -> RunRecord | None:
+def find(registry: Registry, run: str) -> RunRecord | None:
     """Return the record of the run with this id; None if the ledger has none.
 
     Raises:
         DamagedEntry: the ledger cannot be read.
     """
-    found = Ledger(store, dataset).find("runs", run)
-    return run_record(store, found) if found else None
+    values = registry.ledger.find("runs", run)
+    return run_record(registry.store, values) if values else None
 
 
 def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:

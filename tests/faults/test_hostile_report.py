@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.datasets import catalog
+from storage.registry import Registry
 from storage.store import Store
 from tasks.publish import compose
 from tasks.report import rendering
@@ -49,7 +50,7 @@ def test_a_manifest_of_markup_gives_a_report_of_texts(store: Store, manifest: Pa
     page = check_page(job.report.html.read_text("utf-8"))
     for text in MARKUP:
         assert " ".join(text.split()) in page.words()
-    document = compose(store, job.dataset, job.record)
+    document = compose(job.registry, job.dataset, job.record)
     text = rendering.markdown(document.values, document.pictures)
     assert check_markdown(text)
 
@@ -58,6 +59,6 @@ def test_a_manifest_of_markup_gives_a_report_of_texts(store: Store, manifest: Pa
 def test_the_longest_names_there_can_be_keep_the_report_below_its_size(store: Store, tmp_path: Path, letter: str):
     names = tuple(f"{letter * 197}{number:03d}" for number in range(catalog.MAX_CLASSES))
     dataset = dataclasses.replace(a_dataset(tmp_path, len(names)), classes=names, title=letter * 200)
-    document = compose(store, dataset, a_run(store, dataset, rows=(2_560, 2_560)))
+    document = compose(Registry(store, dataset.name), dataset, a_run(store, dataset, rows=(2_560, 2_560)))
     assert len(rendering.html(document.values, document.pictures).encode()) < rendering.MAX_HTML_BYTES
     assert len(rendering.markdown(document.values, document.pictures).encode()) < rendering.MAX_MARKDOWN_BYTES

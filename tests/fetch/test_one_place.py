@@ -16,6 +16,7 @@ from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.ledger import Ledger
 from storage.outcomes import steps_of
+from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
 from tasks.report import past_runs
@@ -105,9 +106,9 @@ def test_each_step_and_the_report_say_from_where_also_where_the_bytes_were_there
         said = [step.summary for step in steps_of(values) if step.step == "fetch"]
         assert len(said) == 4
         assert all(f" bytes from {place}, " in line for line in said), json.dumps(said)
-        record = past_runs.find(store, old.name, values["run"])
+        record = past_runs.find(Registry(store, old.name), values["run"])
         assert record
-        archives = build(store, record).values["data"]["archives"]
+        archives = build(Registry(store, old.name), record).values["data"]["archives"]
         assert {archive["source"] for archive in archives} == {f"…/{old.source.name}"}
         assert {archive["reused"] for archive in archives} == {place is same}
 

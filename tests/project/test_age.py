@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from flows.commands.cli import run_command
-from storage.registry import Registry
+from storage.registry import NO_RUN, Registry
 from storage.store import Store
 from tests.conftest import TinyFactory
 from tests.support.runs import whole_run
@@ -24,15 +28,18 @@ SPARE = 4
 
 
 class _Opened:
-    """Counts the files below a folder that are opened to be read."""
+    """Counts how often each file below a folder is opened to be read."""
 
     root: Path | None = None
-    paths: frozenset[str] = frozenset()
+    paths: ClassVar[Counter[str]] = Counter()
 
     @classmethod
     def note(cls, event: str, values: tuple) -> None:
-        if event == "open" and cls.root and isinstance(values[0], str) and values[0].startswith(f"{cls.root}/"):
-            cls.paths |= {values[0]}
+        if event != "open" or not cls.root or not isinstance(values[0], str):
+            return
+        path, _, flags = values
+        if path.startswith(f"{cls.root}/") and flags & os.O_ACCMODE == os.O_RDONLY:
+            cls.paths[path] += 1
 
 
 sys.addaudithook(_Opened.note)
@@ -41,7 +48,7 @@ sys.addaudithook(_Opened.note)
 @contextmanager
 def opened(store: Store) -> Iterator[Callable[[], int]]:
     """Count the files of a store that are opened while the block runs, each once."""
-    _Opened.root, _Opened.paths = store.root, frozenset()
+    _Opened.root, _Opened.paths = store.root, Counter()
     try:
         yield lambda: len({path for path in _Opened.paths if path.endswith((".json", ".index"))})
     finally:
@@ -110,6 +117,50 @@ def test_a_run_reads_no_more_of_a_long_past(stores: tuple[Store, Store], tiny: T
     assert few[-1][0] == "unchanged"
     for (_, of_few), (_, of_many) in zip(few, many, strict=True):
         assert of_many <= of_few + SPARE
+
+
+READING = [
+    *(["status"], ["runs", "list", DATASET], ["registry", "history", DATASET], ["registry", "show", DATASET]),
+    *(["registry", "at", DATASET, "2999-01-01"], ["gc", "--dry-run"]),
+]
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+def test_a_command_reads_no_record_of_the_ledger_twice(
+    store: Store, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    for number in (1, 2, 3):
+        retrain(store, number, promoted=number < 3)
+    assert set(read_by(store, command).values()) == {1}, capsys.readouterr()
+
+
+def test_a_run_and_its_report_read_no_record_of_the_ledger_twice(store: Store, tiny: TinyFactory):
+    """A first run, another model and the first again, with a decision by hand after each; then a report made again."""
+    manifest, registry, jobs = tiny().manifest, Registry(store, DATASET), []
+    for epochs in (4, 3, 4):
+        with opened(store):
+            jobs.append(whole_run(store, manifest, epochs=epochs))
+            assert set(of_the_ledger().values()) <= {1}
+        with registry.deciding():
+            number = registry.champion().number
+            by_hand = {"outcome": "forced", "version": number, "champion": number, "previous": number}
+            registry.carry_out(by_hand, NO_RUN)
+    assert jobs[-1].state == "unchanged"
+    shutil.rmtree(jobs[1].report.folder)
+    assert set(read_by(store, ["report", DATASET, jobs[1].record.id, "--json"]).values()) == {1}
+
+
+def read_by(store: Store, command: list[str]) -> dict[str, int]:
+    with opened(store):
+        assert run_command([*command, "--store", str(store.root)]) in (0, 1)
+        return of_the_ledger()
+
+
+def of_the_ledger() -> dict[str, int]:
+    """How often each record of the ledger was opened to be read."""
+    records = re.compile(r"/ledger/(runs|decisions)(/[^/]+\.json|\.index)$")
+    return {path: count for path, count in _Opened.paths.items() if records.search(path)}
 
 
 def test_a_store_without_an_index_gets_one_by_the_next_run(tiny: TinyFactory, store: Store):

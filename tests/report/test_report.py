@@ -26,6 +26,7 @@ from storage.records import (
     Validation,
     to_json,
 )
+from storage.registry import Registry
 from storage.store import Store
 from tasks.model.holdout import drawn, tail
 from tasks.report import document, past_runs, sanitize
@@ -220,13 +221,13 @@ def test_which_test_images_are_in_the_training_split_is_read_from_the_validation
     train, test = (split(store, dataset, name) for name in SPLITS)
     record = validate.fn(store, dataset, train, test).record
     run = a_run(dataset, train=train, test=test, validation=record)
-    found = gather(store, run).leaked
+    found = gather(Registry(store, run.dataset), run).leaked
     assert found is not None
     assert np.flatnonzero(found).tolist() == [5, 8]
     sound = write_tiny(store.root, name="sound")
     train, test = (split(store, sound, name) for name in SPLITS)
     run = a_run(sound, train=train, test=test, validation=validate.fn(store, sound, train, test).record)
-    assert gather(store, run).leaked is None
+    assert gather(Registry(store, run.dataset), run).leaked is None
 
 
 @pytest.mark.parametrize("profile", ["default", "tutorial", "fast"])

@@ -20,6 +20,7 @@ from flows.run import Request, prepare
 from storage.formats import arrays
 from storage.ledger import Ledger
 from storage.records import RunRecord
+from storage.registry import Registry
 from storage.store import Store
 from tasks.report import past_runs
 from tasks.report.document import build
@@ -37,6 +38,10 @@ class Story:
 
     store: Store
     runs: dict[str, RunRecord]
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store, "tiny")
 
     def published(self, name: str) -> dict[str, Any]:
         path = self.store.entries("tiny", "publish") / self.runs[name].id / "report.json"
@@ -83,9 +88,9 @@ def leaked() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_report_made_again_from_the_store_says_the_same(story: Story, name: str) -> None:
-    found = past_runs.find(story.store, "tiny", story.runs[name].id)
+    found = past_runs.find(story.registry, story.runs[name].id)
     assert found
-    document = build(story.store, found)
+    document = build(story.registry, found)
     assert json.loads(document.json()) == story.published(name)
     folder = story.store.entries("tiny", "publish") / found.id
     page = document.html()
@@ -96,7 +101,7 @@ def test_a_report_made_again_from_the_store_says_the_same(story: Story, name: st
 def test_means_and_ink_are_those_that_validation_kept_and_measured_where_it_kept_none(
     story: Story, tmp_path: Path
 ) -> None:
-    run = past_runs.find(story.store, "tiny", story.runs["promoted"].id)
+    run = past_runs.find(story.registry, story.runs["promoted"].id)
     assert run
     assert run.validation
 
@@ -107,9 +112,9 @@ def test_means_and_ink_are_those_that_validation_kept_and_measured_where_it_kept
             shutil.copy(run.validation.summary, folder)
             arrays.write(folder / "means.npz", means)
         changed = dataclasses.replace(run, validation=dataclasses.replace(run.validation, folder=folder))
-        return build(story.store, changed).html()
+        return build(story.registry, changed).html()
 
-    published = build(story.store, run).html()
+    published = build(story.registry, run).html()
     # As an earlier version left it, and as it would be if something else had been measured.
     assert html("old", None) == published
     assert html("other", {"mean": np.eye(9, 7) * np.ones((3, 1, 1))}) != published
@@ -177,11 +182,12 @@ def test_making_a_report_again_imports_no_heavy_library(story: Story) -> None:
     code = f"""
 import sys
 from pathlib import Path
+from storage.registry import Registry
 from storage.store import Store
 from tasks.report import past_runs
 from tasks.report.document import build
-store = Store(Path({str(story.store.root)!r}))
-document = build(store, past_runs.find(store, "tiny", {story.runs["kept"].id!r}))
+registry = Registry(Store(Path({str(story.store.root)!r})), "tiny")
+document = build(registry, past_runs.find(registry, {story.runs["kept"].id!r}))
 assert len(document.html()) > 10_000 and document.values["test"]
 heavy = {{"tensorflow", "keras", "great_expectations", "prefect", "sklearn", "scipy"}}
 print(*{{name.split(".")[0] for name in sys.modules}} & heavy)
@@ -196,15 +202,16 @@ def test_a_report_is_made_again_with_what_is_left(story: Story, tmp_path: Path) 
     store = Store(root)
     for step in ("train", "fetch"):
         shutil.rmtree(store.entries("tiny", step))
-    found = past_runs.find(store, "tiny", story.runs["kept"].id)
+    registry = Registry(store, "tiny")
+    found = past_runs.find(registry, story.runs["kept"].id)
     assert found
-    values = build(store, found).values
+    values = build(registry, found).values
     assert (values["training"], values["data"]["archives"]) == (None, [])
     assert values["test"] == story.published("kept")["test"]
 
 
 def test_a_run_that_the_ledger_does_not_know_has_no_record(story: Story) -> None:
-    assert past_runs.find(story.store, "tiny", "20000101-000000-0000") is None
+    assert past_runs.find(story.registry, "20000101-000000-0000") is None
 
 
 def test_a_ledger_record_of_another_version_is_read_as_far_as_it_goes(story: Story, caplog: Any) -> None:
@@ -216,7 +223,7 @@ def test_a_ledger_record_of_another_version_is_read_as_far_as_it_goes(story: Sto
     assert (run.facts.classes, run.facts.title) == (("bar 0", "bar 1", "bar 2"), "tiny")
     assert (run.environment, run.decision) == (None, None)
     assert "left out Decision" in caplog.text
-    check_page(build(story.store, run).html())
+    check_page(build(story.registry, run).html())
 
 
 # --- the documented schema ------------------------------------------------------------------------------------------

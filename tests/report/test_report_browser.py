@@ -14,6 +14,7 @@ from PIL import Image
 
 from storage.datasets import catalog
 from storage.records import Failure, RunRecord
+from storage.registry import Registry
 from storage.store import Store
 from tasks.publish import publish
 from tests.support.gallery import real_digits, refused, synthetic, with_a_past
@@ -45,7 +46,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "two-classes": two,
     }
     return {
-        name: publish.fn(store, dataset, dataclasses.replace(run, id=name)).record.html
+        name: publish.fn(Registry(store, dataset.name), dataset, dataclasses.replace(run, id=name)).record.html
         for name, (dataset, run) in reports.items()
     }
 

@@ -11,6 +11,7 @@ import pytest
 
 from storage.datasets.catalog import Dataset
 from storage.records import Archive, Failure
+from storage.registry import Registry
 from storage.store import Store
 from tasks.publish import compose, publish
 from tasks.report import phrases, rendering
@@ -47,7 +48,7 @@ def test_hostile_texts_stay_texts(store: Store, harmless: tuple[Page, str], text
     page, markdown_text = both(store, dataset, run)
     assert structure(page) == structure(harmless[0])
     assert len(check_markdown(markdown_text)) == len(check_markdown(harmless[1], "https://example.org/bars?a=1&b=2"))
-    values = compose(store, dataset, run).values
+    values = compose(Registry(store, dataset.name), dataset, run).values
     json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -60,7 +61,7 @@ def test_hostile_errors_stay_texts(store: Store, text: str) -> None:
 
 def test_lone_surrogates_and_control_characters_are_replaced(store: Store, dataset: Dataset) -> None:
     run = cut_at(a_run(store, dataset), "fetch", Failure("FormatError", "file \udcff\x00\x07 is bad", 3))
-    done = publish.fn(store, dataset, run)
+    done = publish.fn(Registry(store, dataset.name), dataset, run)
     for path in (done.record.html, done.record.json):
         text = path.read_text("utf-8")
         assert "file \ufffd\ufffd\ufffd is bad" in text
@@ -97,7 +98,7 @@ def test_report_names_no_folder_of_the_machine(store: Store, dataset: Dataset, t
     run = dataclasses.replace(
         cut_at(a_run(store, dataset), "fetch", Failure("StoreError", said, 1)), archives=(archive,)
     )
-    document = compose(store, dataset, run)
+    document = compose(Registry(store, dataset.name), dataset, run)
     for text in (document.html(), document.markdown(), document.json()):
         for private in (str(home), str(tmp_path), "secret", "private", "/srv"):
             assert private not in text
@@ -108,7 +109,7 @@ def test_report_names_no_folder_of_the_machine(store: Store, dataset: Dataset, t
 def test_too_many_pictures_are_left_out_with_a_warning(
     store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    document = compose(store, dataset, a_run(store, dataset))
+    document = compose(Registry(store, dataset.name), dataset, a_run(store, dataset))
     monkeypatch.setattr(rendering, "MAX_MARKDOWN_BYTES", 10_000)
     assert "base64" not in check_and_return(document.markdown(), dataset)
     assert "left out the pictures" in caplog.text
@@ -120,7 +121,7 @@ def test_a_page_that_is_too_large_without_pictures_tells_the_result_alone(
     config = {f"{number} {'n' * 900}": "v" * 900 for number in range(600)}
     run = a_run(store, dataset)
     large = dataclasses.replace(run, config={**run.config, **config})
-    done = publish.fn(store, dataset, large)
+    done = publish.fn(Registry(store, dataset.name), dataset, large)
     page = done.record.html.read_text(encoding="utf-8")
     assert len(page.encode()) < rendering.MAX_HTML_BYTES
     words = Page(page).words()
@@ -139,7 +140,8 @@ def check_and_return(text: str, dataset: Dataset) -> str:
 
 
 def test_metrics_without_a_test_are_empty(store: Store, dataset: Dataset) -> None:
-    assert (compose(store, dataset, cut_at(a_run(store, dataset), "decode", None)).metrics()) == []
+    run = cut_at(a_run(store, dataset), "decode", None)
+    assert compose(Registry(store, dataset.name), dataset, run).metrics() == []
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 
 from storage.datasets.catalog import Dataset
 from storage.records import RunRecord
+from storage.registry import Registry
 from storage.store import Store
 from tasks.publish import compose
 from tasks.report import rendering
@@ -131,7 +132,7 @@ def check_markdown(text: str, homepage: str = "") -> list[str]:
 
 def both(store: Store, dataset: Dataset, run: RunRecord) -> tuple[Page, str]:
     """Return the page and the Markdown of a run, after the checks that hold for all of them."""
-    document = compose(store, dataset, run)
+    document = compose(Registry(store, dataset.name), dataset, run)
     text = document.markdown("tiny/7-reports/x/report.html")
     data = document.values["data"]
     homepage = rendering.link(data["homepage"]) if data else ""

@@ -13,7 +13,6 @@ from flows import retrain
 from flows.run import Job, Request, RunFailed, prepare
 from storage.errors import ValidationFailed
 from storage.records import SPLITS, Archive, RunRecord
-from storage.registry import Registry
 from storage.store import Store
 from tasks.confirm import confirm
 from tasks.decide import Candidate, current_champion, decide
@@ -75,13 +74,13 @@ def whole_run(store: Store, manifest: Path, **training: Any) -> Job:
     model = job.keep("model", train.fn(store, data, train_rows, normalization, job.config))
     evaluation = job.keep("evaluation", evaluate.fn(store, data, model, test_rows))
     job.keep("confirmation", confirm.fn(store, data, model, test_rows, evaluation))
-    with Registry(store, data.name).deciding():
-        champion = current_champion(store, data)
+    with job.registry.deciding():
+        champion = current_champion(job.registry, data)
         if champion and champion.model:
             champion = replace(champion, score=evaluate.fn(store, data, champion.model, test_rows).record)
         candidate = Candidate(model, evaluation, train_rows, test_rows)
-        job.keep("decision", decide.fn(store, data, job.record.id, candidate, champion))
-    job.report = job.passed(publish.fn(store, data, job.record))
+        job.keep("decision", decide.fn(job.registry, data, job.record.id, candidate, champion))
+    job.report = job.passed(publish.fn(job.registry, data, job.record))
     job.append_to_ledger()
     return job
 
@@ -100,7 +99,7 @@ def carried_out(store: Store, manifest: Path, **training: Any) -> RunRecord:
     except ValidationFailed as error:
         job.note(validation=error.validation, steps=(*job.record.steps, error.step))
         job.fail(error)
-    job.report = job.passed(publish.fn(job.store, job.dataset, job.record))
+    job.report = job.passed(publish.fn(job.registry, job.dataset, job.record))
     job.append_to_ledger()
     return job.record
 
@@ -120,8 +119,8 @@ def _to_decision(job: Job) -> None:
     model = job.keep("model", train.fn(store, dataset, rows, normalization, job.config))
     score = job.keep("evaluation", evaluate.fn(store, dataset, model, test))
     job.keep("confirmation", confirmed(store, dataset, model))
-    champion = current_champion(store, dataset)
+    champion = current_champion(job.registry, dataset)
     if champion and champion.model:
         done = evaluate.fn(store, dataset, champion.model, test, whose="champion")
         champion = replace(champion, score=job.keep("champion_evaluation", done))
-    job.keep("decision", decide.fn(store, dataset, job.record.id, Candidate(model, score, rows, test), champion))
+    job.keep("decision", decide.fn(job.registry, dataset, job.record.id, Candidate(model, score, rows, test), champion))

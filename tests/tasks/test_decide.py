@@ -70,7 +70,7 @@ class World:
         rival = None
         if version:
             rival = Incumbent(version, self.model(version.model), score=self.evaluation("old", champion or ()))
-        return decide.fn(self.store, self.dataset, f"run-{name}", self.candidate(name, wrong), rival, **more).record
+        return decide.fn(self.registry, self.dataset, f"run-{name}", self.candidate(name, wrong), rival, **more).record
 
     def judged(self, wrong: Sequence[int], champion: Sequence[int]) -> Any:
         """Judge a candidate against the champion v1, without carrying anything out."""
@@ -79,6 +79,10 @@ class World:
         version, score = Registry(self.store, "tiny").version(1), self.evaluation("old", champion)
         candidate, rival = self.candidate("c", wrong), Incumbent(version, self.model("first"), score=score)
         return judge(self.dataset, candidate.evaluation, rival, compare(self.dataset, candidate, rival))
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.store, "tiny")
 
     @property
     def champion(self) -> int | None:
@@ -265,12 +269,12 @@ def test_ask_leaves_it_to_a_person(world: World, answer: Answer | None, outcome:
 def test_the_question_says_what_is_at_stake_and_is_asked_once(world: World):
     world.having(gate=Gate("ask"))
     candidate = world.candidate("1", [3])
-    asked = question(world.store, world.dataset, candidate, None)
+    asked = question(world.registry, world.dataset, candidate, None)
     assert asked == ("a candidate with 99.00% on test, no champion yet: the first model above the floors (promote)")
     world.settle("1", [3], answer=Answer(True, ""))
-    champion = current_champion(world.store, world.dataset)
+    champion = current_champion(world.registry, world.dataset)
     rival = dataclasses.replace(champion, model=candidate.model, obstacle="", score=candidate.evaluation)
-    assert question(world.store, world.dataset, candidate, rival) is None
+    assert question(world.registry, world.dataset, candidate, rival) is None
 
 
 def test_nobody_is_asked_where_there_is_nothing_to_choose(world: World):
@@ -384,11 +388,11 @@ def test_a_champion_that_cannot_be_compared_is_replaced_and_that_is_said(
 ):
     world.settle("1", [])
     changed = world.having(gate=Gate(policy), **change).dataset
-    champion = current_champion(world.store, changed)
+    champion = current_champion(world.registry, changed)
     assert champion
     assert champion.model is None
     assert obstacle in champion.obstacle
-    decision = decide.fn(world.store, changed, "run-2", world.candidate("2", range(9)), champion).record
+    decision = decide.fn(world.registry, changed, "run-2", world.candidate("2", range(9)), champion).record
     assert (decision.outcome, decision.paired) == ("promoted", None)
     assert obstacle in decision.sentence
 
@@ -411,6 +415,6 @@ def test_answers_that_cannot_be_paired_stop_the_decision(world: World, damage: s
     assert version
     rival = Incumbent(version, world.model("1"), score=world.evaluation("old"))
     with pytest.raises(DamagedEntry, match="expected"):
-        decide.fn(world.store, world.dataset, "run-2", candidate, rival)
+        decide.fn(world.registry, world.dataset, "run-2", candidate, rival)
     assert (world.champion, len(world.ledger)) == (1, 1)
     assert Path(candidate.evaluation.file).exists()

@@ -16,6 +16,7 @@ from storage.errors import IdxflowError
 from storage.formats import parquet
 from storage.ledger import Ledger
 from storage.records import Check, Decision, Failure, Rule
+from storage.registry import Registry
 from storage.store import Store
 from tasks.gate import criteria, wilson
 from tasks.publish import compose, publish
@@ -33,14 +34,14 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def test_publish_writes_html_and_json_once(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
-    done = publish.fn(store, dataset, run)
+    done = publish.fn(Registry(store, dataset.name), dataset, run)
     assert done.record.folder == store.entries("tiny", "publish") / run.id
     assert done.step.summary == f"tiny/7-reports/{run.id}/report.html"
     check_page(done.record.html.read_text("utf-8"), dataset.homepage)
     values = json.loads(done.record.json.read_text("utf-8"))
     assert values["schema"] == report.SCHEMA == 2
-    assert values == compose(store, dataset, run).values
-    assert publish.fn(store, dataset, run).step.reused
+    assert values == compose(Registry(store, dataset.name), dataset, run).values
+    assert publish.fn(Registry(store, dataset.name), dataset, run).step.reused
 
 
 def test_publish_shows_report_and_metrics_under_stable_keys(
@@ -49,7 +50,7 @@ def test_publish_shows_report_and_metrics_under_stable_keys(
     shown: dict[str, Any] = {}
     monkeypatch.setattr(artifacts, "show_markdown", lambda name, text, description: shown.update({name: text}))
     monkeypatch.setattr(artifacts, "show_table", lambda name, rows, description: shown.update({name: rows}))
-    publish.fn(store, dataset, a_run(store, dataset))
+    publish.fn(Registry(store, dataset.name), dataset, a_run(store, dataset))
     assert set(shown) == {"report-tiny", "metrics-tiny"}
     assert check_markdown(shown["report-tiny"], dataset.homepage)[0].startswith("Promoted")
     assert shown["metrics-tiny"][0] == {
@@ -64,7 +65,7 @@ def test_publish_shows_report_and_metrics_under_stable_keys(
 
 def test_the_same_run_gives_the_same_bytes(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
-    first, second = (compose(store, dataset, run) for _ in range(2))
+    first, second = (compose(Registry(store, dataset.name), dataset, run) for _ in range(2))
     assert first.html() == second.html()
     assert first.markdown() == second.markdown()
     assert first.json() == second.json()
@@ -113,7 +114,7 @@ def test_every_class_and_mistake_is_pictured(store: Store, dataset: Dataset) -> 
 
 def test_pictures_are_the_rows_they_say(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
-    document = compose(store, dataset, run)
+    document = compose(Registry(store, dataset.name), dataset, run)
     assert run.train
     assert run.test
     train, _ = parquet.read(run.train.file)
@@ -166,7 +167,7 @@ def test_a_failed_run_leads_with_what_went_wrong(
     sections = {a.get("id") for tag, a in page.elements if tag == "section"}
     assert ("decision" in sections) == (stage == "decide")
     assert ("test" in sections) == (stage in ("evaluate", "decide"))
-    verdict = compose(store, dataset, run).values["verdict"]
+    verdict = compose(Registry(store, dataset.name), dataset, run).values["verdict"]
     assert verdict["outcome"] == outcome
     assert verdict["failure"] == {"kind": kind, "exit_code": code}
 
@@ -229,7 +230,7 @@ def test_the_paired_comparison_is_shown(store: Store, dataset: Dataset) -> None:
         assert said in words
         assert "would have probability 0.39 (McNemar's exact test, one-sided)" in words
         assert "This is decision 3 on these test images" in words
-    values = compose(store, dataset, shown).values["decision"]
+    values = compose(Registry(store, dataset.name), dataset, shown).values["decision"]
     assert (values["paired"]["only_candidate"], values["looks"], values["policy"]) == (153, 3, "better")
     assert "both models get" not in both(store, dataset, run)[0].words()
 
@@ -306,7 +307,7 @@ def test_earlier_runs_are_drawn_and_strange_ones_passed_over(store: Store, datas
     # The order of the ledger tells: ids of one second sort by chance.
     for same_second in (f"{run.id[:-4]}ffff", run.id, f"{run.id[:-4]}0000"):
         ledger.append("runs", same_second, {"state": "kept"})
-    document = compose(store, dataset, run)
+    document = compose(Registry(store, dataset.name), dataset, run)
     runs = document.values["trend"]["runs"]
     assert len(runs) == trend.MAX_RUNS
     assert [past["id"] for past in runs[-3:]] == ["20260501-x", f"{run.id[:-4]}ffff", run.id]
