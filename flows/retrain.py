@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Annotated, TypeVar
 from uuid import UUID
 
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
-from prefect.futures import PrefectFuture, wait
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows.approval import ask
 from flows.endings import present, settle
 from flows.events import announce, send_without_waiting
 from flows.interruption import Terminated
+from flows.pipeline import ByPrefect, Caller, report, to_decision, to_validation
 from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
@@ -30,22 +27,11 @@ from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_gar
 from storage.arrivals import ARRIVAL
 from storage.datasets.catalog import NAME_SCHEMA
 from storage.datasets.training import Profile, TrainingOverrides
-from storage.errors import IdxflowError, ValidationFailed
-from storage.files import WAITING
+from storage.errors import IdxflowError
 from storage.outcomes import Outcome
-from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
 from storage.runtime import cancellation
-from tasks.confirm import confirm
-from tasks.decide import Candidate, Incumbent, current_champion, decide, question
-from tasks.decode import decode
-from tasks.evaluate import evaluate
-from tasks.fetch import fetch
-from tasks.normalize import normalize
-from tasks.publish import point_to_report, publish
 from tasks.sources.origins import OPEN_SOURCE
-from tasks.train import train
 from tasks.ui import artifacts
-from tasks.validate import validate
 
 R = TypeVar("R")
 
@@ -143,13 +129,17 @@ def validate_dataset(
     return carry_out(Request(dataset, dataset_file, source=source, store=store), to_validation, "validate")
 
 
-def carry_out(request: Request, steps: Callable[[Job], object], command: str = "run") -> State[Outcome]:
-    """Carry out a run, or as much of it as `steps` does, and return how it ended as Prefect keeps it.
+def carry_out(
+    request: Request, walk: Callable[[Job, Caller], object], command: str = "run", caller: Caller | None = None
+) -> State[Outcome]:
+    """Carry out a run, or as much of it as `walk` does, and return how it ended as Prefect keeps it.
 
     Args:
-        steps: `to_decision` or `to_validation`.
+        walk: `to_decision` or `to_validation`.
         command: of `idxflow`, which does the same.
+        caller: what calls the steps; None: Prefect.
     """
+    caller = caller or ByPrefect()
     relax_garbage_collection()
     send_without_waiting()
     for name in LOGGERS:
@@ -163,12 +153,12 @@ def carry_out(request: Request, steps: Callable[[Job], object], command: str = "
     settle(job.store, job.dataset.name)
     with _under_way(job, request, command), cancellation.stoppable(), job.store.in_use(job.dataset.name):
         try:
-            steps(job)
+            walk(job, caller)
             job.refuse_if_below_floor()
         except Exception as error:
             _raise_if_stopped(error)
             job.fail(error)
-        return _finish(job)
+        return _finish(job, caller)
 
 
 @contextmanager
@@ -218,91 +208,15 @@ def _is_cancelling() -> bool:
     return kind in (StateType.CANCELLING, StateType.CANCELLED)
 
 
-def to_validation(job: Job) -> tuple[Split, Split]:
-    """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
-    store, dataset = job.store, job.dataset
-    fetched = _results([fetch.submit(store, dataset, spec, job.source) for spec in dataset.archives])
-    archives = {done.record.role: job.keep("archives", done) for done in fetched}
-    decoded = _results(
-        [decode.submit(store, dataset, name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
-    )
-    train_split, test_split = (job.keep(name, done) for name, done in zip(SPLITS, decoded, strict=True))
-    try:
-        job.keep("validation", validate(store, dataset, train_split, test_split))
-    except ValidationFailed as error:
-        job.note(validation=error.validation, steps=(*job.record.steps, *([error.step] if error.step else [])))
-        raise
-    return train_split, test_split
-
-
-def to_decision(job: Job) -> None:
-    """All steps. The champion stays locked from the moment it is scored until it is replaced or kept."""
-    train_split, test_split = to_validation(job)
-    store, dataset = job.store, job.dataset
-    normalization = job.keep("normalization", normalize(store, dataset, train_split, job.config))
-    # Prefect: called. Not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
-    model = job.keep("model", train(store, dataset, train_split, normalization, job.config, job.again))
-    evaluation = job.keep("evaluation", evaluate(store, dataset, model, test_split))
-    job.keep("confirmation", confirm(store, dataset, model, test_split, evaluation))
-    candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
-    answer = _answer(job, candidate) if dataset.gate.policy == "ask" else None
-    with job.registry.deciding(
-        lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name, extra=WAITING)
-    ):
-        champion, done = _scored_champion(job, test_split)
-        if answer and answer.about != _number(champion):
-            _log.warning("%s: the champion changed while an answer was awaited; it does not count", dataset.name)
-            answer = None
-        if done:
-            job.keep("champion_evaluation", done)
-        given = answer.answer if answer else None
-        job.keep("decision", decide(job.registry, dataset, job.record.id, candidate, champion, given))
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """An answer, and which champion it was about."""
-
-    answer: Answer
-    about: int | None
-
-
-def _answer(job: Job, candidate: Candidate) -> _Answered | None:
-    """Ask a person, if there is something to ask. Nothing is locked meanwhile: it may take a day."""
-    champion, _ = _scored_champion(job, candidate.test)
-    asked = question(job.registry, job.dataset, candidate, champion)
-    answer = ask(job.dataset.name, asked, job.dataset.gate.ask_hours) if asked else None
-    return _Answered(answer, _number(champion)) if answer else None
-
-
-def _number(champion: Incumbent | None) -> int | None:
-    return champion.version.number if champion else None
-
-
-def _scored_champion(job: Job, test_split: Split) -> tuple[Incumbent | None, Done[Evaluation] | None]:
-    """Score the champion on today's test rows, never trusting its old number; also return what that took."""
-    champion = current_champion(job.registry, job.dataset)
-    if champion is None or champion.model is None:
-        return champion, None
-    done = evaluate(job.store, job.dataset, champion.model, test_split, whose="champion")
-    return dataclasses.replace(champion, score=done.record), done
-
-
-def _results(futures: list[PrefectFuture[Done[R]]]) -> list[Done[R]]:
-    """Wait for all, also when one fails: nothing of a failed run may still be writing when it reports."""
-    wait(futures)
-    return [future.result() for future in futures]
-
-
-def _finish(job: Job) -> State[Outcome]:
+def _finish(job: Job, caller: Caller) -> State[Outcome]:
     """Publish the report, write the ledger, and say in Prefect's terms how the run ended."""
     try:
-        job.report = _report(job)
+        job.report = report(job, caller)
         job.append_to_ledger()
     except Exception as error:
         _raise_if_stopped(error)
         job.fail(error)
-    if job.record.decision:
+    if job.record.decision and runtime.flow_run.id:
         announce(job.dataset.name, job.record.id, job.record.decision)
     _describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
     if job.report:
@@ -329,17 +243,6 @@ def _raise_if_stopped(error: BaseException | None) -> None:
         if not isinstance(error, Exception):
             raise error
         error = error.__cause__ or error.__context__
-
-
-def _report(job: Job) -> Report | None:
-    """Return a new report, or that of the version that was found again where nothing is new."""
-    if job.state == "valid":
-        return None
-    known = job.known_report() if job.state == "unchanged" else None
-    if known:
-        point_to_report(job.dataset.name, job.sentence, job.version.strip(), known)
-        return known
-    return job.passed(publish(job.registry, job.dataset, job.record))
 
 
 def _asked_by() -> str:

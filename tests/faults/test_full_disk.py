@@ -111,22 +111,21 @@ import json, os, subprocess, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from flows import retrain
+from flows.pipeline import Directly
 from flows.run import Request
 from storage.store import Store
 from storage.verify import verify
-from tests.support import crashrun
 
 manifest, mount = sys.argv[2:]
 store = Store(Path(mount, "store"))
 training = {"epochs": 2, "hidden": [8], "learning_rate": 0.1, "memory": "1MiB"}
 request = Request(dataset_file=manifest, store=str(store.root), training=training)
-crashrun.leave_out_prefect()
 
 def size(bytes):
     subprocess.run(["mount", "-o", f"remount,size={bytes}", mount], check=True)
 
-def run(hops):
-    state = retrain.carry_out(request, hops)
+def run(walk):
+    state = retrain.carry_out(request, walk, caller=Directly())
     print(json.dumps([state.name, state.message, [str(finding) for finding in verify(store).damage]]), flush=True)
 
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mount], check=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import retrain
-from flows.run import Job
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.ledger import Ledger
@@ -24,11 +22,9 @@ from tasks.report.document import build
 from tests.conftest import TinyFactory
 from tests.fetch.helpers import publish
 from tests.support.faultserver import FaultServer, good
-from tests.support.runs import hopped
+from tests.support.runs import Walk, hopped
 
 LABELS = catalog.DEFAULT_FILES["test-labels"]
-
-Hops = Callable[[Job], object]
 
 
 @pytest.fixture
@@ -48,13 +44,13 @@ def new(old: Dataset, tmp_path: Path) -> Path:
     return place
 
 
-def run(store: Store, dataset: Dataset, source: str | None, to: Hops = retrain.to_validation) -> dict[str, Any]:
+def run(store: Store, dataset: Dataset, source: str | None, to: Walk = retrain.to_validation) -> dict[str, Any]:
     return hopped(store, dataset_file=str(dataset.manifest), source=source, to=to)
 
 
 @pytest.mark.parametrize("to", [retrain.to_validation, retrain.to_decision], ids=["validate", "run"])
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
-def test_a_given_folder_that_lacks_one_ends_the_run(store: Store, old: Dataset, new: Path, form: str, to: Hops):
+def test_a_given_folder_that_lacks_one_ends_the_run(store: Store, old: Dataset, new: Path, form: str, to: Walk):
     ended = run(store, old, form.format(new), to)
     assert ended["error"]["exit_code"] == 4
     assert f"{LABELS}: expected it in {new}" in ended["sentence"]

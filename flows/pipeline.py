@@ -1,0 +1,159 @@
+"""The steps of a run, in their order.
+
+The flow has Prefect call them (`ByPrefect`). Whoever needs the same without a server calls them directly (`Directly`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from prefect import Task
+from prefect.futures import wait
+
+from flows.approval import ask
+from flows.run import Job
+from storage.errors import ValidationFailed
+from storage.files import WAITING
+from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
+from tasks.confirm import confirm
+from tasks.decide import Candidate, Incumbent, current_champion, decide, question
+from tasks.decode import decode
+from tasks.evaluate import evaluate
+from tasks.fetch import fetch
+from tasks.normalize import normalize
+from tasks.publish import point_to_report, publish
+from tasks.train import train
+from tasks.validate import validate
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+class Caller(Protocol):
+    """How steps are called."""
+
+    def call(self, step: Task[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        """Call a step and return its result."""
+
+    def call_together(self, step: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
+        """Call a step once with each tuple of arguments; return the results in the same order.
+
+        All calls end, also if one fails: nothing of a failed run may still be writing when it reports.
+        """
+
+
+class ByPrefect:
+    """Have Prefect call steps as the tasks they are, in a flow run."""
+
+    def call(self, step: Task[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        # Prefect: called. Not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
+        return step(*arguments, **named)
+
+    def call_together(self, step: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
+        futures = [step.submit(*arguments) for arguments in calls]
+        wait(futures)
+        return [future.result() for future in futures]
+
+
+class Directly:
+    """Call steps as the plain functions they are, one after the other."""
+
+    def call(self, step: Task[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        return step.fn(*arguments, **named)
+
+    def call_together(self, step: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
+        results: list[R] = []
+        failures: list[Exception] = []
+        for arguments in calls:
+            try:
+                results.append(self.call(step, *arguments))
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return results
+
+
+def to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
+    """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
+    store, dataset = job.store, job.dataset
+    fetched = caller.call_together(fetch, [(store, dataset, spec, job.source) for spec in dataset.archives])
+    archives = {done.record.role: job.keep("archives", done) for done in fetched}
+    pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
+    decoded = caller.call_together(decode, [(store, dataset, *pair) for pair in pairs])
+    train_split, test_split = (job.keep(name, done) for name, done in zip(SPLITS, decoded, strict=True))
+    try:
+        job.keep("validation", caller.call(validate, store, dataset, train_split, test_split))
+    except ValidationFailed as error:
+        job.note(validation=error.validation, steps=(*job.record.steps, *([error.step] if error.step else [])))
+        raise
+    return train_split, test_split
+
+
+def to_decision(job: Job, caller: Caller) -> None:
+    """All steps. The champion stays locked from the moment it is scored until it is replaced or kept."""
+    train_split, test_split = to_validation(job, caller)
+    store, dataset = job.store, job.dataset
+    normalization = job.keep("normalization", caller.call(normalize, store, dataset, train_split, job.config))
+    model = job.keep("model", caller.call(train, store, dataset, train_split, normalization, job.config, job.again))
+    evaluation = job.keep("evaluation", caller.call(evaluate, store, dataset, model, test_split))
+    job.keep("confirmation", caller.call(confirm, store, dataset, model, test_split, evaluation))
+    candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
+    answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
+    with job.registry.deciding(
+        lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name, extra=WAITING)
+    ):
+        champion, done = _scored_champion(job, caller, test_split)
+        if answer and answer.about != _number(champion):
+            _log.warning("%s: the champion changed while an answer was awaited; it does not count", dataset.name)
+            answer = None
+        if done:
+            job.keep("champion_evaluation", done)
+        given = answer.answer if answer else None
+        job.keep("decision", decide(job.registry, dataset, job.record.id, candidate, champion, given))
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """An answer, and which champion it was about."""
+
+    answer: Answer
+    about: int | None
+
+
+def _answer(job: Job, caller: Caller, candidate: Candidate) -> _Answered | None:
+    """Ask a person, if there is something to ask. Nothing is locked meanwhile: it may take a day."""
+    champion, _ = _scored_champion(job, caller, candidate.test)
+    asked = question(job.registry, job.dataset, candidate, champion)
+    answer = ask(job.dataset.name, asked, job.dataset.gate.ask_hours) if asked else None
+    return _Answered(answer, _number(champion)) if answer else None
+
+
+def _number(champion: Incumbent | None) -> int | None:
+    return champion.version.number if champion else None
+
+
+def _scored_champion(job: Job, caller: Caller, test_split: Split) -> tuple[Incumbent | None, Done[Evaluation] | None]:
+    """Score the champion on today's test rows, never trusting its old number; also return what that took."""
+    champion = current_champion(job.registry, job.dataset)
+    if champion is None or champion.model is None:
+        return champion, None
+    done = caller.call(evaluate, job.store, job.dataset, champion.model, test_split, whose="champion")
+    return dataclasses.replace(champion, score=done.record), done
+
+
+def report(job: Job, caller: Caller) -> Report | None:
+    """Return a new report, or that of the version that was found again where nothing is new."""
+    if job.state == "valid":
+        return None
+    known = job.known_report() if job.state == "unchanged" else None
+    if known:
+        point_to_report(job.dataset.name, job.sentence, job.version.strip(), known)
+        return known
+    return job.passed(publish(job.registry, job.dataset, job.record))
