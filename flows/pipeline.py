@@ -116,7 +116,7 @@ def to_decision(job: Job, caller: Caller) -> None:
         if done:
             job.keep("champion_evaluation", done)
         given = answer.answer if answer else None
-        job.keep("decision", decide(job.registry, dataset, job.record.id, candidate, champion, given))
+        job.keep("decision", caller.call(decide, job.registry, dataset, job.record.id, candidate, champion, given))
 
 
 @dataclass(frozen=True)
@@ -156,4 +156,4 @@ def report(job: Job, caller: Caller) -> Report | None:
     if known:
         point_to_report(job.dataset.name, job.sentence, job.version.strip(), known)
         return known
-    return job.passed(publish(job.registry, job.dataset, job.record))
+    return job.passed(caller.call(publish, job.registry, job.dataset, job.record))
