@@ -189,7 +189,7 @@ def _failure(error: BaseException, command: str) -> Failure | None:
         return error.failure
     if isinstance(error, CycloptsError):
         help_of = " ".join(("idxflow", *(error.command_chain or ()), "--help"))
-        return ConfigError(f"{error} See `{help_of}`.").failure
+        return Failure(ConfigError.__name__, f"{error} See `{help_of}`.", ConfigError.exit_code)
     if isinstance(error, Terminated):
         return Failure(kind, f"terminated{_THEN.get(command, '')}", 128 + signal.SIGTERM)
     if isinstance(error, KeyboardInterrupt):

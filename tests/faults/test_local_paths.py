@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.collect import collect
+from flows.commands.cli import run_command
 from flows.commands.destination import destination
 from flows.run import Request, prepare
 from storage.errors import ConfigError
@@ -54,7 +55,7 @@ def refused(code: int, said: str, here: Path) -> None:
 def test_an_address_as_the_store_is_refused_by_every_command(here: Path, monkeypatch, capsys, call: list[str], by: str):
     if by == "variable":
         monkeypatch.setenv("IDXFLOW_STORE", ADDRESSES[1])
-    code = call([*call, *(["--store", ADDRESSES[1]] if by == "flag" else [])])
+    code = run_command([*call, *(["--store", ADDRESSES[1]] if by == "flag" else [])])
     refused(code, capsys.readouterr().err, here)
 
 
@@ -86,7 +87,7 @@ def test_the_scheduled_removal_refuses_it_too(here: Path):
 )
 def test_an_address_to_write_to_is_refused(here: Path, monkeypatch, capsys, tmp_path_factory, call: list[str]):
     monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path_factory.mktemp("store")))
-    refused(call(call), capsys.readouterr().err, here)
+    refused(run_command(call), capsys.readouterr().err, here)
 
 
 def test_an_address_for_a_picture_or_a_report_is_refused(here: Path):

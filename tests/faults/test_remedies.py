@@ -869,7 +869,7 @@ CASES: dict[str, Case] = {
     ),
     # --- the other commands ---------------------------------------------------------------------------------------
     "a figure of an unknown kind": Case(
-        lambda here: output_file(here, "x.gif"), "choose such a name", nothing, lambda here: destination(here, "x.png")
+        lambda here: output_file(here, "x.gif"), "choose such a name", nothing, lambda here: output_file(here, "x.png")
     ),
     "a figure in a folder that is not there": Case(
         lambda here: output_file(here, "new/x.png"), "make it", lambda here: (here.folder / "new").mkdir()
@@ -1330,7 +1330,7 @@ CASES: dict[str, Case] = {
     ),
     "output that is full": Case(
         lambda here: printed_into(here, "/dev/full"),
-        "or redirect it elsewhere",
+        "free space, or redirect it",
         nothing,
         lambda here: printed_into(here, "out"),
     ),

@@ -132,7 +132,7 @@ def environment() -> dict[str, str]:
 
 def python_environment() -> dict[str, str]:
     """Return the same for the installed command, and for what it starts: PYTHONPATH has `noting` imported first."""
-    return {**environment(), "PYTHONPATH": str(ROOT / "tests" / "noting")} if NOTES in os.environ else {}
+    return {**environment(), "PYTHONPATH": str(ROOT / "tests" / "support" / "noting")} if NOTES in os.environ else {}
 
 
 def met(notes: Path) -> set[str]:
