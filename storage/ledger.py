@@ -81,7 +81,7 @@ class Ledger:
         Raises:
             DamagedEntry: it cannot be read.
         """
-        return self._record(self._folder / kind / name)
+        return self._once(self._folder / kind / name)
 
     def read(self, kind: Kind) -> list[dict[str, Any]]:
         """Return all records of a kind, oldest first.
@@ -141,11 +141,11 @@ class Ledger:
 
     def index(self, kind: Kind, fields: tuple[str, ...]) -> Index:
         """Return an index of some fields of all records of a kind."""
-        return Index(self._folder / kind, fields, self._record)
+        return Index(self._folder / kind, fields, self._once)
 
-    def _record(self, path: Path) -> dict[str, Any]:
+    def _once(self, path: Path) -> dict[str, Any]:
         if path not in self._records:
-            self._records[path] = _read(path)
+            self._records[path] = _record(path)
         # A copy: what a caller does to it is not in the ledger.
         return dict(self._records[path])
 
@@ -218,7 +218,7 @@ def _clock(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except (OSError, ValueError) as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from storage.differences import Difference, differences
 from storage.records import Environment, RunRecord, Split, to_json
 from tasks.report.evidence import Evidence, Made
 from tasks.report.phrases import counted
@@ -25,48 +26,40 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         if met is not None:
             said = f"The record of what champion v{met} was made from can no longer be read."
         return {"sentence": said, "champion": None, "run": None, "differences": []}
-    found = differences((champion.run, champion.made), (run, evidence.made))
+    found = run_differences((champion.run, champion.made), (run, evidence.made))
     return {
         "sentence": _sentence(champion.number, found),
         "champion": champion.number,
         "run": champion.run.id,
-        "differences": found,
+        "differences": to_json(found),
     }
 
 
-def differences(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> list[dict[str, Any]]:
-    """Return what differs between what two runs were made from: `part`, one of `PARTS`, `name`, `old` and `new`.
+def run_differences(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> list[Difference]:
+    """Return what differs between what two runs were made from, by `PARTS`.
 
     Only steps that both runs came to, and that can be read of both, are compared.
     """
     both = sorted(old[1].keys() & new[1].keys())
-    first, second = ((run, {name: made[name] for name in both}) for run, made in (old, new))
-    return [
-        {"part": part, "name": name, "old": before, "new": now}
-        for part, values in _parts(first, second).items()
-        for name, before, now in _differences(*values)
-    ]
-
-
-def _parts(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> dict[str, tuple[Any, Any]]:
-    first, second = (
-        {
-            "parameters": _parameters(run),
-            "data": _data(run, made),
-            "contract": _contract(made),
-            "code": _merged(origin.code for origin in made.values()),
-            "libraries": _merged(origin.libraries for origin in made.values()),
-            "environment": _environment(run.environment),
-        }
-        for run, made in (old, new)
-    )
+    first, second = (_parts(run, {name: made[name] for name in both}) for run, made in (old, new))
     # A run that came less far, or of an older version, says nothing about what it does not know.
     for part in ("data", "environment"):
         known = first[part].keys() & second[part].keys()
         first[part], second[part] = ({name: values[part][name] for name in known} for values in (first, second))
     if None in (first["parameters"]["profile"], second["parameters"]["profile"]):
         first["parameters"]["profile"] = second["parameters"]["profile"] = None
-    return {part: (first[part], second[part]) for part in PARTS}
+    return differences(first, second)
+
+
+def _parts(run: RunRecord, made: Made) -> dict[str, dict[str, Any]]:
+    return {
+        "parameters": _parameters(run),
+        "data": _data(run, made),
+        "contract": _contract(made),
+        "code": _merged(origin.code for origin in made.values()),
+        "libraries": _merged(origin.libraries for origin in made.values()),
+        "environment": _environment(run.environment),
+    }
 
 
 def _parameters(run: RunRecord) -> dict[str, Any]:
@@ -112,15 +105,9 @@ def _environment(environment: Environment | None) -> dict[str, Any]:
     return {"python": environment.python, "platform": environment.platform} if environment else {}
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            yield name, old.get(name), new.get(name)
-
-
-def _sentence(number: int, found: list[dict[str, Any]]) -> str:
+def _sentence(number: int, found: Sequence[Difference]) -> str:
     if not found:
         return f"Nothing: parameters, data, code and libraries are the same as for champion v{number}."
-    parts = [part for part in PARTS if any(one["part"] == part for one in found)]
+    parts = [part for part in PARTS if any(difference.part == part for difference in found)]
     named = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return f"{counted(len(found), 'difference')} from champion v{number}: in {named}."

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from storage.formats import parquet
-from storage.records import Evaluation, Paired, RunRecord
+from storage.records import Evaluation, Paired, RunRecord, to_json
 from storage.store import Store
 from tasks.gate import criteria
 from tasks.report import past_runs, sanitize
-from tasks.report.changes import differences
+from tasks.report.changes import run_differences
 from tasks.report.evidence import answers, made_from, readable
 from tasks.report.phrases import class_name
 
@@ -40,12 +40,12 @@ def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
     are null.
     """
     found, reason = _answers(a, b)
-    changed = differences((a, made_from(store, a)), (b, made_from(store, b)))
+    changed = run_differences((a, made_from(store, a)), (b, made_from(store, b)))
     values = {
         "dataset": a.dataset,
         "a": a.id,
         "b": b.id,
-        "differences": [{"part": d["part"], "name": d["name"], "a": d["old"], "b": d["new"]} for d in changed],
+        "differences": [{"part": d.part, "name": d.name, "a": to_json(d.old), "b": to_json(d.new)} for d in changed],
         "accuracy": _accuracies(a, b),
         "classes": _classes(a.evaluation, b.evaluation),
         "paired": _paired(criteria.paired(found.labels, found.b, found.a)) if found else None,
