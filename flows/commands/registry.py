@@ -17,8 +17,6 @@ from flows.terminal.text import clock, percent
 from storage.registry import NO_RUN
 from storage.words import brief, counted
 
-MAX_REASON = 1000
-
 app = App(name="registry", help="Show the champion, since when and why; compare versions.")
 
 
