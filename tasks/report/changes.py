@@ -22,16 +22,16 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     champion = evidence.champion
     if champion is None:
         met = run.decision.previous if run.decision else None
-        said = "No champion (the model in use) existed before this run, so there is nothing to compare it with."
+        sentence = "No champion (the model in use) existed before this run, so there is nothing to compare it with."
         if met is not None:
-            said = f"The record of what champion v{met} was made from can no longer be read."
-        return {"sentence": said, "champion": None, "run": None, "differences": []}
-    found = run_differences((champion.run, champion.made), (run, evidence.made))
+            sentence = f"The record of what champion v{met} was made from can no longer be read."
+        return {"sentence": sentence, "champion": None, "run": None, "differences": []}
+    changed = run_differences((champion.run, champion.made), (run, evidence.made))
     return {
-        "sentence": _sentence(champion.number, found),
+        "sentence": _sentence(champion.number, changed),
         "champion": champion.number,
         "run": champion.run.id,
-        "differences": to_json(found),
+        "differences": to_json(changed),
     }
 
 
@@ -67,14 +67,14 @@ def _parameters(run: RunRecord) -> dict[str, Any]:
 
 
 def _data(run: RunRecord, made: Made) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for split in (run.train, run.test):
         if split:
-            found |= _split(split)
+            values |= _split(split)
     for origin in made.values():
         if origin.step == "decode":
-            found |= {f"{role} archive": digest for role, digest in origin.inputs.items()}
-    return found
+            values |= {f"{role} archive": digest for role, digest in origin.inputs.items()}
+    return values
 
 
 def _split(split: Split) -> dict[str, Any]:
@@ -85,29 +85,29 @@ def _split(split: Split) -> dict[str, Any]:
 
 def _contract(made: Made) -> dict[str, Any]:
     """Return what the manifest allows of the data: the parameters of the steps about it."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for origin in made.values():
         if origin.step in _ABOUT_DATA:
-            found |= origin.parameters
-    return found
+            values |= origin.parameters
+    return values
 
 
 def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     """Return the values of all steps by name; where steps have several, all of them."""
-    found: dict[str, set[str]] = {}
+    merged: dict[str, set[str]] = {}
     for part in parts:
         for name, value in part.items():
-            found.setdefault(name, set()).add(str(value))
-    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+            merged.setdefault(name, set()).add(str(value))
+    return {name: ", ".join(sorted(values)) for name, values in merged.items()}
 
 
 def _environment(environment: Environment | None) -> dict[str, Any]:
     return {"python": environment.python, "platform": environment.platform} if environment else {}
 
 
-def _sentence(number: int, found: Sequence[Difference]) -> str:
-    if not found:
+def _sentence(number: int, changed: Sequence[Difference]) -> str:
+    if not changed:
         return f"Nothing: parameters, data, code and libraries are the same as for champion v{number}."
-    parts = [part for part in PARTS if any(difference.part == part for difference in found)]
+    parts = [part for part in PARTS if any(difference.part == part for difference in changed)]
     named = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return f"{counted(len(found), 'difference')} from champion v{number}: in {named}."
+    return f"{counted(len(changed), 'difference')} from champion v{number}: in {named}."
