@@ -116,7 +116,8 @@ def to_decision(job: Job, caller: Caller) -> None:
         if done:
             job.keep("champion_evaluation", done)
         given = answer.answer if answer else None
-        job.keep("decision", decide(job.registry, dataset, job.record.id, candidate, champion, given))
+        arguments = (job.registry, dataset, job.record.id, candidate, champion, given)
+        job.keep("decision", caller.call(decide, *arguments))
 
 
 @dataclass(frozen=True)
