@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
 from flows.dataset_in_store import DatasetInStore
+from storage.differences import differences
 from storage.errors import ConfigError, DamagedEntry
 from storage.ledger import TOLERANCE
 from storage.records import Evaluation, TrainedModel
@@ -116,11 +117,12 @@ def parsed_moment(text: str) -> datetime:
         ) from error
 
 
-def differences(data: DatasetInStore, a: Version, b: Version) -> dict[str, dict[str, dict[str, Any]]]:
+def version_differences(data: DatasetInStore, a: Version, b: Version) -> dict[str, dict[str, dict[str, Any]]]:
     """Return what differs between two versions: by part, such as `code`, and name, the values `a` and `b`."""
-    first, second = _origin(data, a), _origin(data, b)
-    changed = {part: dict(_changes(first[part], second[part])) for part in first}
-    return {part: changes for part, changes in changed.items() if changes}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for difference in differences(_origin(data, a), _origin(data, b)):
+        found.setdefault(difference.part, {})[difference.name] = {"a": difference.old, "b": difference.new}
+    return found
 
 
 def _verify(data: DatasetInStore, version: Version) -> None:
@@ -192,9 +194,3 @@ def _merged(train: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any
         for step, values in (("training", train), ("scoring", score))
         for name, value in values.items()
     }
-
-
-def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in sorted(a.keys() | b.keys()):
-        if a.get(name) != b.get(name):
-            yield name, {"a": a.get(name), "b": b.get(name)}

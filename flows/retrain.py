@@ -180,8 +180,8 @@ def _again(request: Request, command: str) -> str:
     """Return what is typed to run the same again."""
     deployment = runtime.deployment.name
     if deployment:
-        asked = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
-        parameters = "".join(f" --param {name}={value}" for name, value in asked.items())
+        given = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
+        parameters = "".join(f" --param {name}={value}" for name, value in given.items())
         return f"idxflow prefect deployment run {runtime.flow_run.flow_name}/{deployment}{parameters}"
     return request.command(command)
 

@@ -113,20 +113,20 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
     Raises:
         ConfigError: there is no such set, or the manifest that it was taken by is now that of another data set.
     """
-    found = arrivals.find(arrival)
-    if not found:
+    arrived = arrivals.find(arrival)
+    if not arrived:
         raise ConfigError(
             f"expected the set {arrival} of {name} in the ledger of {arrivals.store.root}, which this run keeps "
             "everything in; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store "
             "or IDXFLOW_STORE"
         )
-    dataset = catalog.read(Path(found.dataset_file)) if found.dataset_file else catalog.find(found.dataset)
+    dataset = catalog.read(Path(arrived.dataset_file)) if arrived.dataset_file else catalog.find(arrived.dataset)
     if dataset.name != name:
         raise ConfigError(
             f"{dataset.manifest}: expected the manifest of {name}; found that of {dataset.name}; "
             "put the manifest back that the set was taken by"
         )
-    archives = tuple(_pinned(spec, found.files[spec.role]) for spec in dataset.archives)
+    archives = tuple(_pinned(spec, arrived.files[spec.role]) for spec in dataset.archives)
     return dataclasses.replace(dataset, archives=archives, source=None, embedded=False)
 
 
@@ -187,9 +187,9 @@ class Job:
         self.note(steps=(*self.record.steps, done.step))
         return done.record
 
-    def note(self, **found: Any) -> None:
+    def note(self, **fields: Any) -> None:
         """Set fields of the run's record."""
-        self.record = dataclasses.replace(self.record, **found)
+        self.record = dataclasses.replace(self.record, **fields)
 
     def fail(self, error: Exception) -> None:
         """Note why the run stopped; what went wrong after that is only logged.
@@ -211,8 +211,8 @@ class Job:
     def under_way(self, about: Mapping[str, Any]) -> Iterator[None]:
         """Have the store tell that this run is under way while the block runs, or died in it."""
         record = self.record
-        told = {"started": record.started, "asked_by": record.asked_by, "profile": record.profile}
-        about = {**about, **told, "config": to_json(record.config), "arrival": self.arrival}
+        origin = {"started": record.started, "asked_by": record.asked_by, "profile": record.profile}
+        about = {**about, **origin, "config": to_json(record.config), "arrival": self.arrival}
         try:
             self.trace = begin(self.store, self.dataset.name, record.id, about)
         except OSError as error:

@@ -81,7 +81,7 @@ class Ledger:
         Raises:
             DamagedEntry: it cannot be read.
         """
-        return self._record(self._folder / kind / name)
+        return self._once(self._folder / kind / name)
 
     def read(self, kind: Kind) -> list[dict[str, Any]]:
         """Return all records of a kind, oldest first.
@@ -115,8 +115,8 @@ class Ledger:
         Raises:
             DamagedEntry: it cannot be read.
         """
-        found = [name for name in self.names(kind) if run_of(name) == run]
-        return self.record(kind, found[-1]) if found else None
+        names = [name for name in self.names(kind) if run_of(name) == run]
+        return self.record(kind, names[-1]) if names else None
 
     def place_of(self, kind: Kind, run: str) -> Place | None:
         """Return where the first record of a kind is that is of this run, if there is any."""
@@ -128,11 +128,11 @@ class Ledger:
         Raises:
             StoreError: the ledger cannot be listed.
         """
-        there: list[tuple[Place, Kind, str]] = [
+        records: list[tuple[Place, Kind, str]] = [
             (place(name), kind, name) for kind in KINDS for name in self.names(kind)
         ]
         times: dict[str, datetime] = {}
-        for _, kind, name in sorted(there)[-_RECENT:]:
+        for _, kind, name in sorted(records)[-_RECENT:]:
             # What is damaged is for `verify` to say.
             with suppress(DamagedEntry):
                 if time := time_of(self.record(kind, name)):
@@ -141,11 +141,11 @@ class Ledger:
 
     def index(self, kind: Kind, fields: tuple[str, ...]) -> Index:
         """Return an index of some fields of all records of a kind."""
-        return Index(self._folder / kind, fields, self._record)
+        return Index(self._folder / kind, fields, self._once)
 
-    def _record(self, path: Path) -> dict[str, Any]:
+    def _once(self, path: Path) -> dict[str, Any]:
         if path not in self._records:
-            self._records[path] = _read(path)
+            self._records[path] = _record(path)
         # A copy: what a caller does to it is not in the ledger.
         return dict(self._records[path])
 
@@ -156,10 +156,10 @@ class Ledger:
         with store_errors(self._folder):
             try:
                 # Names alone: thousands of paths take their time.
-                found = os.listdir(self._folder / kind)  # noqa: PTH208
+                names = os.listdir(self._folder / kind)  # noqa: PTH208
             except FileNotFoundError:
                 return []
-        return [name for name in found if name.endswith(".json") and not name.startswith(".")]
+        return [name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
 def place(name: str) -> Place:
@@ -176,10 +176,10 @@ def run_of(name: str) -> str:
 def time_of(record: Mapping[str, Any]) -> datetime | None:
     """Return what the clock said when a record was written; None where it has no time that can be read."""
     try:
-        found = datetime.fromisoformat(record["time"])
+        time = datetime.fromisoformat(record["time"])
     except (KeyError, TypeError, ValueError):
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -202,23 +202,23 @@ def jumps(times: Mapping[str, datetime], now: datetime) -> list[Jump]:
     """
     names = sorted(times, key=place)
     ahead = [name for name in names if times[name] > now + TOLERANCE]
-    found = []
+    result = []
     if ahead:
         newest = max(times[name] for name in ahead)
-        said = f"expected no time later than now, {_clock(now)}; found {len(ahead):,} up to {_clock(newest)}"
-        found.append(Jump(ahead[0], said, True))
+        problem = f"expected no time later than now, {_clock(now)}; found {len(ahead):,} up to {_clock(newest)}"
+        result.append(Jump(ahead[0], problem, True))
     for before, name in pairwise(names):
         if times[name] < times[before] - TOLERANCE:
-            said = f"expected a time after {_clock(times[before])}, that of the record before it, {before}"
-            found.append(Jump(name, f"{said}; found {_clock(times[name])}", False))
-    return found
+            problem = f"expected a time after {_clock(times[before])}, that of the record before it, {before}"
+            result.append(Jump(name, f"{problem}; found {_clock(times[name])}", False))
+    return result
 
 
 def _clock(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except (OSError, ValueError) as error:

@@ -116,8 +116,8 @@ def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[
         DamagedEntry: a decision has no time.
     """
     # Each decision noted the champion it found, so it says whether the one before it was carried out.
-    found = [*(d.get("previous") for d in decisions[1:]), champion]
-    return [_turn(d, d.get("champion") == then) for d, then in zip(decisions, found, strict=bool(decisions))]
+    met = [*(d.get("previous") for d in decisions[1:]), champion]
+    return [_turn(d, d.get("champion") == then) for d, then in zip(decisions, met, strict=bool(decisions))]
 
 
 def line(history: Sequence[Turn]) -> list[int]:
@@ -219,8 +219,8 @@ class Registry:
         """Whether the model of this version was collected (`storage.retention`) and not trained again since."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
         with store_errors(self._folder):
-            there = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
-            return not there and self._retired(version.number).is_file()
+            complete = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
+            return not complete and self._retired(version.number).is_file()
 
     def check_kept(self, version: Version) -> None:
         """Raise unless the model of a version can be used.
@@ -282,8 +282,8 @@ class Registry:
             DamagedEntry: a decision that is not in the index cannot be read.
         """
         with store_errors(self._folder):
-            found = self._decisions.records()
-        return [{**found[name], "run": run_of(name), "name": name} for name in sorted(found, key=place)]
+            records = self._decisions.records()
+        return [{**records[name], "run": run_of(name), "name": name} for name in sorted(records, key=place)]
 
     def outline(self) -> list[Turn]:
         """Return every decision, oldest first, as far as the index has it: without a sentence, rules and who asked.
@@ -342,14 +342,14 @@ class Registry:
 
     def find(self, model: str, evaluation: str) -> Version | None:
         """Return the version of this model with this evaluation, if it was registered before."""
-        found = self._like(model=model, evaluation=evaluation)
-        return self.version(found[0]) if found else None
+        numbers = self._like(model=model, evaluation=evaluation)
+        return self.version(numbers[0]) if numbers else None
 
     def made_of(self, keys: Set[str]) -> list[int]:
         """Return the numbers of the versions whose model or evaluation has one of these keys, lowest first."""
         with store_errors(self._folder):
-            found = self._versions.records()
-        return sorted(_number(Path(n)) for n, of in found.items() if keys & {of["model"], of["evaluation"]})
+            records = self._versions.records()
+        return sorted(_number(Path(n)) for n, of in records.items() if keys & {of["model"], of["evaluation"]})
 
     def keep_index(self) -> None:
         """Write down what was found in versions and decisions, so that the next one need not read so many of them.
@@ -425,9 +425,9 @@ class Registry:
         """
         while True:
             champion = self._pointed()
-            found = read()
+            result = read()
             if self._pointed() == champion:
-                return champion, found
+                return champion, result
 
     def _named(self, name: str) -> dict[str, Any]:
         return {**self.ledger.record("decisions", name), "name": name}
@@ -435,8 +435,8 @@ class Registry:
     def _like(self, **values: str) -> list[int]:
         """Return the numbers of the versions that have these values, lowest first."""
         with store_errors(self._folder):
-            found = self._versions.records()
-        return sorted(_number(Path(name)) for name, of in found.items() if values.items() <= of.items())
+            records = self._versions.records()
+        return sorted(_number(Path(name)) for name, of in records.items() if values.items() <= of.items())
 
     def _pointed(self) -> int | None:
         try:

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from storage import store_format
+from storage.differences import Difference, differences
 from storage.errors import DamagedEntry, StoreError, unreadable
 from storage.files import (
     WAITING,
@@ -51,7 +52,7 @@ from storage.files import (
     sha256_of,
 )
 from storage.records import Done, Step, from_json, to_json
-from storage.words import written
+from storage.words import brief
 
 FOLDERS = {
     "fetch": "1-archives",
@@ -69,6 +70,10 @@ IN_USE = "in-use.lock"
 ENTRY = "entry.json"
 ENTRY_FORMAT = 2
 """Of `entry.json`. It is part of every key: raising it makes each entry again, also archives whose source is gone."""
+_PARTS = ("parameters", "inputs", "code", "libraries")
+"""Of what a result was made from, the first to be named as a reason first."""
+_LONGEST = 40
+"""Characters of a value that is named as a reason."""
 LOOKED_AT = 32
 """Entries of a step that are read, at most, to say what changed since the one that is most like a new one."""
 STORE_VARIABLE = "IDXFLOW_STORE"
@@ -380,7 +385,9 @@ class Store:
         if not others:
             looked_at_all = len(_newest(self.entries(plan.dataset, plan.step))) < LOOKED_AT
             return "first run" if looked_at_all else "nothing similar among the newest results"
-        changes = min((_differences(made["made_from"], plan.made_from) for made in others), key=len)
+        now = plan.made_from
+        before = ({part: made["made_from"][part] for part in _PARTS} for made in others)
+        changes = [_in_words(d) for d in min((differences(made, now) for made in before), key=len)]
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         return ", ".join(changes[:3]) + rest if changes else "made again"
 
@@ -531,24 +538,9 @@ def discard(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two `made_from`, each in words."""
-    changes: list[str] = []
-    for part in ("parameters", "inputs", "code", "libraries"):
-        old, new = before[part], now[part]
-        names = sorted(old.keys() | new.keys())
-        changes += [_change(part, n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
-    return changes
-
-
-def _change(part: str, name: str, old: Any, new: Any) -> str:
-    if part == "inputs":
-        return f"new {name}"
-    if part == "code":
-        return f"code of {name} changed"
-    return f"{name} {_brief(old)} → {_brief(new)}"
-
-
-def _brief(value: Any) -> str:
-    text = written(value)
-    return text if len(text) <= 40 else f"{text[:37]}…"
+def _in_words(difference: Difference) -> str:
+    if difference.part == "inputs":
+        return f"new {difference.name}"
+    if difference.part == "code":
+        return f"code of {difference.name} changed"
+    return f"{difference.name} {brief(difference.old, _LONGEST)} → {brief(difference.new, _LONGEST)}"

@@ -18,8 +18,8 @@ from typing import Any
 
 from storage.errors import StoreError
 from storage.files import flush, listed, make_folder, read_json, sealed
+from storage.ledger import Ledger
 from storage.records import CUT_OFF
-from storage.registry import Registry
 from storage.store import Store, store_errors
 
 UNDER_WAY = "underway"
@@ -86,17 +86,16 @@ def abandoned(store: Store, dataset: str) -> Iterator[tuple[Trace, dict[str, Any
                 yield Trace(path, descriptor), {**_values(path), "run": path.stem}
 
 
-def was_cut_off(registry: Registry) -> bool:
+def was_cut_off(store: Store, dataset: str, ledger: Ledger) -> bool:
     """Return whether the newest run did not come to its end, so that the next one resumes from what it left.
 
     Raises:
         StoreError: the ledger cannot be read.
     """
-    store, dataset = registry.store, registry.dataset
     with store_errors(store.dataset(dataset)):
         if listed(folder(store, dataset), ".json"):
             return True
-    newest = registry.ledger.last("runs")
+    newest = ledger.last("runs")
     return bool(newest and newest.get("state") in CUT_OFF)
 
 

@@ -323,9 +323,9 @@ def for_the_next_run(registry: Registry) -> tuple[Path, ...]:
     Raises:
         StoreError: the ledger cannot be read.
     """
-    if not was_cut_off(registry):
-        return ()
     store, dataset = registry.store, registry.dataset
+    if not was_cut_off(store, dataset, registry.ledger):
+        return ()
     steps = {store.dataset(dataset) / part for part in FOLDERS.values()}
     return tuple(path for path in leftovers(store, dataset) if path.parent in steps and path.suffix == ".partial")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+_DIGEST = re.compile(r"[0-9a-f]{16,}")
 _LONGEST = 100
 """Characters of a name that is compared with others: the time grows with the square."""
 
@@ -21,6 +23,18 @@ def written(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def brief(value: Any, longest: int = 60) -> str:
+    """Return a value as it stands in a line with others: numbers to 6 digits, and `shortened`."""
+    return shortened(f"{value:.6g}" if isinstance(value, float) else written(value), longest)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return the first 12 digits of a digest, and at most `longest` characters of any other text."""
+    if _DIGEST.fullmatch(text):
+        return f"{text[:12]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def meant(given: object, known: Iterable[str], alike: float = 0.6) -> str:

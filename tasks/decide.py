@@ -201,8 +201,8 @@ def judge(
     rules, ask = _floor_rules(dataset.floors, candidate), dataset.gate.policy == "ask"
     broken = [rule for rule in rules if not rule.passed]
     if broken:
-        said = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)
-        return Judgement("refused", said, rules, paired)
+        failures = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)
+        return Judgement("refused", failures, rules, paired)
     if champion is None:
         return Judgement("promoted", "the first model above the floors", rules, ask=ask)
     if champion.score is None:
@@ -233,14 +233,14 @@ def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
     if not judgement.ask:
         return judgement
     promote = bool(answer and answer.promote)
-    observed, said = "no answer", "no person approved it"
+    observed, answer_text = "no answer", "no person approved it"
     if answer:
         why = f": {answer.reason}" if answer.reason else ""
         observed = ("yes" if promote else "no") + why
-        said = ("promoted" if promote else "declined") + " by a person" + why
+        answer_text = ("promoted" if promote else "declined") + " by a person" + why
     rule = Rule("a person approves", "yes", observed, promote)
     outcome: Verdict = "promoted" if promote else "kept"
-    reason = f"{judgement.reason}; {said}"
+    reason = f"{judgement.reason}; {answer_text}"
     return dataclasses.replace(judgement, outcome=outcome, reason=reason, rules=(*judgement.rules, rule))
 
 

@@ -9,15 +9,13 @@ from typing import Any
 
 from cyclopts import App
 
-from flows.champions import champion_at, decision_values, differences, version_name, version_values
+from flows.champions import champion_at, decision_values, version_differences, version_name, version_values
 from flows.commands.options import AsJson, Limit, StoreFolder
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import print_json, print_line, print_table, remark, remark_older
-from flows.terminal.text import brief, clock, percent
+from flows.terminal.text import clock, percent
 from storage.registry import NO_RUN
-from storage.words import counted
-
-MAX_REASON = 1000
+from storage.words import brief, counted
 
 app = App(name="registry", help="Show the champion, since when and why; compare versions.")
 
@@ -111,7 +109,7 @@ def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: As
     """
     data = DatasetInStore.open(dataset, store)
     first, second = data.version(a), data.version(b)
-    changed = differences(data, first, second)
+    changed = version_differences(data, first, second)
     if as_json:
         return print_json({"dataset": dataset, "a": first.number, "b": second.number, "differences": changed})
     print_table(

@@ -15,8 +15,8 @@ from flows.dataset_in_store import DatasetInStore
 from flows.endings import settle
 from flows.terminal.output import print_json, print_line, print_table, remark, remark_older
 from flows.terminal.streams import without_log_warnings
-from flows.terminal.text import brief, clock, percent
-from storage.words import counted
+from flows.terminal.text import clock, percent
+from storage.words import brief, counted
 
 if TYPE_CHECKING:
     from storage.records import RunRecord

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
-from typing import Any
 
-from storage.words import counted, written
-
-LONGEST = 60
-"""Characters of a value in a table."""
-_DIGEST = re.compile(r"[0-9a-f]{16,}")
+from storage.words import counted
 
 
 def printable(text: str) -> str:
@@ -42,14 +36,6 @@ def size(count: int) -> str:
         value /= 1000
         units.pop(0)
     return counted(count, "byte") if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
-
-
-def brief(value: Any) -> str:
-    """Return a value in a table's cell: the first 12 digits of a digest, at most 60 characters of anything else."""
-    text = f"{value:.6g}" if isinstance(value, float) else written(value)
-    if _DIGEST.fullmatch(text):
-        return f"{text[:12]}…"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def percent(share: float | None) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from storage.differences import Difference, differences
 from storage.records import Environment, RunRecord, Split, to_json
 from tasks.report.evidence import Evidence, Made
 from tasks.report.phrases import counted
@@ -21,52 +22,44 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     champion = evidence.champion
     if champion is None:
         met = run.decision.previous if run.decision else None
-        said = "No champion (the model in use) existed before this run, so there is nothing to compare it with."
+        sentence = "No champion (the model in use) existed before this run, so there is nothing to compare it with."
         if met is not None:
-            said = f"The record of what champion v{met} was made from can no longer be read."
-        return {"sentence": said, "champion": None, "run": None, "differences": []}
-    found = differences((champion.run, champion.made), (run, evidence.made))
+            sentence = f"The record of what champion v{met} was made from can no longer be read."
+        return {"sentence": sentence, "champion": None, "run": None, "differences": []}
+    changed = run_differences((champion.run, champion.made), (run, evidence.made))
     return {
-        "sentence": _sentence(champion.number, found),
+        "sentence": _sentence(champion.number, changed),
         "champion": champion.number,
         "run": champion.run.id,
-        "differences": found,
+        "differences": to_json(changed),
     }
 
 
-def differences(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> list[dict[str, Any]]:
-    """Return what differs between what two runs were made from: `part`, one of `PARTS`, `name`, `old` and `new`.
+def run_differences(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> list[Difference]:
+    """Return what differs between what two runs were made from, by `PARTS`.
 
     Only steps that both runs came to, and that can be read of both, are compared.
     """
     both = sorted(old[1].keys() & new[1].keys())
-    first, second = ((run, {name: made[name] for name in both}) for run, made in (old, new))
-    return [
-        {"part": part, "name": name, "old": before, "new": now}
-        for part, values in _parts(first, second).items()
-        for name, before, now in _differences(*values)
-    ]
-
-
-def _parts(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> dict[str, tuple[Any, Any]]:
-    first, second = (
-        {
-            "parameters": _parameters(run),
-            "data": _data(run, made),
-            "contract": _contract(made),
-            "code": _merged(origin.code for origin in made.values()),
-            "libraries": _merged(origin.libraries for origin in made.values()),
-            "environment": _environment(run.environment),
-        }
-        for run, made in (old, new)
-    )
+    first, second = (_parts(run, {name: made[name] for name in both}) for run, made in (old, new))
     # A run that came less far, or of an older version, says nothing about what it does not know.
     for part in ("data", "environment"):
         known = first[part].keys() & second[part].keys()
         first[part], second[part] = ({name: values[part][name] for name in known} for values in (first, second))
     if None in (first["parameters"]["profile"], second["parameters"]["profile"]):
         first["parameters"]["profile"] = second["parameters"]["profile"] = None
-    return {part: (first[part], second[part]) for part in PARTS}
+    return differences(first, second)
+
+
+def _parts(run: RunRecord, made: Made) -> dict[str, dict[str, Any]]:
+    return {
+        "parameters": _parameters(run),
+        "data": _data(run, made),
+        "contract": _contract(made),
+        "code": _merged(origin.code for origin in made.values()),
+        "libraries": _merged(origin.libraries for origin in made.values()),
+        "environment": _environment(run.environment),
+    }
 
 
 def _parameters(run: RunRecord) -> dict[str, Any]:
@@ -74,14 +67,14 @@ def _parameters(run: RunRecord) -> dict[str, Any]:
 
 
 def _data(run: RunRecord, made: Made) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for split in (run.train, run.test):
         if split:
-            found |= _split(split)
+            values |= _split(split)
     for origin in made.values():
         if origin.step == "decode":
-            found |= {f"{role} archive": digest for role, digest in origin.inputs.items()}
-    return found
+            values |= {f"{role} archive": digest for role, digest in origin.inputs.items()}
+    return values
 
 
 def _split(split: Split) -> dict[str, Any]:
@@ -92,35 +85,29 @@ def _split(split: Split) -> dict[str, Any]:
 
 def _contract(made: Made) -> dict[str, Any]:
     """Return what the manifest allows of the data: the parameters of the steps about it."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for origin in made.values():
         if origin.step in _ABOUT_DATA:
-            found |= origin.parameters
-    return found
+            values |= origin.parameters
+    return values
 
 
 def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, Any]:
     """Return the values of all steps by name; where steps have several, all of them."""
-    found: dict[str, set[str]] = {}
+    merged: dict[str, set[str]] = {}
     for part in parts:
         for name, value in part.items():
-            found.setdefault(name, set()).add(str(value))
-    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+            merged.setdefault(name, set()).add(str(value))
+    return {name: ", ".join(sorted(values)) for name, values in merged.items()}
 
 
 def _environment(environment: Environment | None) -> dict[str, Any]:
     return {"python": environment.python, "platform": environment.platform} if environment else {}
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            yield name, old.get(name), new.get(name)
-
-
-def _sentence(number: int, found: list[dict[str, Any]]) -> str:
-    if not found:
+def _sentence(number: int, changed: Sequence[Difference]) -> str:
+    if not changed:
         return f"Nothing: parameters, data, code and libraries are the same as for champion v{number}."
-    parts = [part for part in PARTS if any(one["part"] == part for one in found)]
+    parts = [part for part in PARTS if any(difference.part == part for difference in changed)]
     named = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    return f"{counted(len(found), 'difference')} from champion v{number}: in {named}."
+    return f"{counted(len(changed), 'difference')} from champion v{number}: in {named}."

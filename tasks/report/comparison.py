@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from storage.formats import parquet
-from storage.records import Evaluation, Paired, RunRecord
+from storage.records import Evaluation, Paired, RunRecord, to_json
 from storage.store import Store
 from tasks.gate import criteria
 from tasks.report import past_runs, sanitize
-from tasks.report.changes import differences
+from tasks.report.changes import run_differences
 from tasks.report.evidence import answers, made_from, readable
 from tasks.report.phrases import class_name
 
@@ -39,17 +39,17 @@ def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
     the two has right, by `KINDS`), and `missing`, sentences on what cannot be compared. Parts that cannot be compared
     are null.
     """
-    found, reason = _answers(a, b)
-    changed = differences((a, made_from(store, a)), (b, made_from(store, b)))
+    both, reason = _answers(a, b)
+    changed = run_differences((a, made_from(store, a)), (b, made_from(store, b)))
     values = {
         "dataset": a.dataset,
         "a": a.id,
         "b": b.id,
-        "differences": [{"part": d["part"], "name": d["name"], "a": d["old"], "b": d["new"]} for d in changed],
+        "differences": [{"part": d.part, "name": d.name, "a": to_json(d.old), "b": to_json(d.new)} for d in changed],
         "accuracy": _accuracies(a, b),
         "classes": _classes(a.evaluation, b.evaluation),
-        "paired": _paired(criteria.paired(found.labels, found.b, found.a)) if found else None,
-        "flips": _flips(b, found) if found else None,
+        "paired": _paired(criteria.paired(both.labels, both.b, both.a)) if both else None,
+        "flips": _flips(b, both) if both else None,
         "missing": [*_missing((a, b)), *([reason] if reason else [])],
     }
     shown: dict[str, Any] = sanitize.shareable_values(values, {str(store.root): "store"})
@@ -88,11 +88,11 @@ def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
 
 
 def _accuracies(a: RunRecord, b: RunRecord) -> dict[str, dict[str, float | None]]:
-    found = {
+    accuracies = {
         "training": [run.model.train_accuracy if run.model else None for run in (a, b)],
         "test": [run.evaluation.accuracy if run.evaluation else None for run in (a, b)],
     }
-    return {name: {"a": first, "b": second} for name, (first, second) in found.items() if first != second}
+    return {name: {"a": first, "b": second} for name, (first, second) in accuracies.items() if first != second}
 
 
 def _classes(a: Evaluation | None, b: Evaluation | None) -> list[dict[str, Any]] | None:
@@ -106,46 +106,46 @@ def _classes(a: Evaluation | None, b: Evaluation | None) -> list[dict[str, Any]]
     ]
 
 
-def _paired(found: Paired) -> dict[str, Any]:
+def _paired(paired: Paired) -> dict[str, Any]:
     return {
-        "rows": found.rows,
-        "both_right": found.both_right,
-        "only_a": found.only_champion,
-        "only_b": found.only_candidate,
-        "both_wrong": found.both_wrong,
-        "differing": found.differing,
-        "net": found.net,
-        "p_value": found.p_value,
-        "p_better": found.p_better,
-        "difference": found.difference,
-        "low": found.low,
-        "high": found.high,
-        "confidence": found.confidence,
+        "rows": paired.rows,
+        "both_right": paired.both_right,
+        "only_a": paired.only_champion,
+        "only_b": paired.only_candidate,
+        "both_wrong": paired.both_wrong,
+        "differing": paired.differing,
+        "net": paired.net,
+        "p_value": paired.p_value,
+        "p_better": paired.p_better,
+        "difference": paired.difference,
+        "low": paired.low,
+        "high": paired.high,
+        "confidence": paired.confidence,
     }
 
 
-def _flips(run: RunRecord, found: _Answers) -> dict[str, Any]:
-    before, now = found.a == found.labels, found.b == found.labels
+def _flips(run: RunRecord, both: _Answers) -> dict[str, Any]:
+    before, now = both.a == both.labels, both.b == both.labels
 
     def among(rows: np.ndarray) -> dict[str, Any]:
-        there = np.flatnonzero(rows).tolist()
-        return {"count": len(there), "rows": [_flip(run, found, row) for row in there]}
+        indices = np.flatnonzero(rows).tolist()
+        return {"count": len(indices), "rows": [_flip(run, both, row) for row in indices]}
 
     return {"right_to_wrong": among(before & ~now), "wrong_to_right": among(~before & now)}
 
 
-def _flip(run: RunRecord, found: _Answers, row: int) -> dict[str, Any]:
-    named = {"label": found.labels, "a": found.a, "b": found.b}
+def _flip(run: RunRecord, both: _Answers, row: int) -> dict[str, Any]:
+    named = {"label": both.labels, "a": both.a, "b": both.b}
     return {"row": row, **{name: class_name(run, int(values[row])) for name, values in named.items()}}
 
 
 def _missing(runs: Sequence[RunRecord]) -> list[str]:
     """Say of each run what cannot be read any more, and how it ended where that was early."""
-    found = []
+    sentences = []
     for run in dict.fromkeys(run.id for run in runs):
         record = next(r for r in runs if r.id == run)
         if gone := past_runs.missing(record):
-            found.append(f"run {run}: removed from the store or damaged: {', '.join(gone)}")
+            sentences.append(f"run {run}: removed from the store or damaged: {', '.join(gone)}")
         if record.failure and not record.evaluation:
-            found.append(f"run {run} ended before its model was tested")
-    return found
+            sentences.append(f"run {run} ended before its model was tested")
+    return sentences

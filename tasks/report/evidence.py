@@ -96,8 +96,8 @@ class Evidence:
         labels = self.labels.get("test")
         if labels is None or self.predicted is None or len(labels) != len(self.predicted):
             return None
-        found: np.ndarray = labels == self.predicted
-        return found
+        right: np.ndarray = labels == self.predicted
+        return right
 
     @property
     def sure(self) -> np.ndarray | None:
@@ -105,16 +105,16 @@ class Evidence:
         rows = 0 if self.predicted is None else len(self.predicted)
         if self.probability is None or self.predicted is None or len(self.probability) != rows:
             return None
-        found: np.ndarray = self.probability[np.arange(rows), self.predicted]
-        return found
+        sure: np.ndarray = self.probability[np.arange(rows), self.predicted]
+        return sure
 
 
 def gather(registry: Registry, run: RunRecord) -> Evidence:
     """Read what the report of `run` shows besides its record, from the store, the registry and the ledger."""
     labels: dict[str, np.ndarray] = {
-        split.name: found
+        split.name: values
         for split in (run.train, run.test)
-        if split and (found := readable(parquet.labels, split.file)) is not None
+        if split and (values := readable(parquet.labels, split.file)) is not None
     }
     ink = _ink(run, run.train)
     ours = answers(run.evaluation.file if run.evaluation else None)
@@ -152,11 +152,11 @@ def readable(read: Callable[[S], T], source: S) -> T | None:
 
 def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
     """Return what each step of a run was made from, by its name; the champion's own score is not of the run."""
-    found = {}
+    origins = {}
     for step in run.steps:
         if step.key and not step.of and (made := _made_from(store, run.dataset, step)):
-            found[step.name] = made
-    return found
+            origins[step.name] = made
+    return origins
 
 
 def champion_before(registry: Registry, run: RunRecord) -> ChampionSnapshot | None:
@@ -188,8 +188,8 @@ def by_hand(registry: Registry, run: str) -> tuple[str, ...]:
     if not moved:
         return ()
     since = _last_published(ledger, run)
-    told = [registry.whole(turn) for turn in moved if since is None or place(turn.record) > since]
-    return tuple(f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}" for turn in told)
+    turns = [registry.whole(turn) for turn in moved if since is None or place(turn.record) > since]
+    return tuple(f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}" for turn in turns)
 
 
 def _last_published(ledger: Ledger, run: str) -> Place | None:

@@ -80,5 +80,5 @@ def slants(images: np.ndarray) -> np.ndarray:
         away = y[None, :] - middle_y[:, None]
         mu11 = (away * (first - middle_x[:, None] * by_row)).sum(axis=1)
         mu02 = (away**2 * by_row).sum(axis=1)
-        found: np.ndarray = np.where(mu02 > 1e-9 * total, -np.degrees(np.arctan(mu11 / mu02)), np.nan)
-    return found
+        degrees: np.ndarray = np.where(mu02 > 1e-9 * total, -np.degrees(np.arctan(mu11 / mu02)), np.nan)
+    return degrees

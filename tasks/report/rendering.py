@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from storage.words import shortened
 from tasks.report import figures
 from tasks.report.figures import Sheet
 from tasks.report.phrases import duration
@@ -164,7 +165,7 @@ def _brief(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_brief(inner)}" for name, inner in value.items()) or "none"
     text = value if isinstance(value, str) else number(value)
-    return text[:12] + "…" if re.fullmatch(r"[0-9a-f]{16,}", text) else text if len(text) <= 80 else text[:79] + "…"
+    return shortened(text, 80)
 
 
 def _within(limit: int, template: str, values: dict[str, Any], pictures: Pictures, max_side: int) -> str:

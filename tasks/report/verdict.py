@@ -21,8 +21,8 @@ def verdict(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
 
 def outcome(run: RunRecord) -> str:
     """Return `promoted`, `kept`, `unchanged`, `refused`, `failed` or `undecided`."""
-    found: str = _outcome(run)["outcome"]
-    return found
+    name: str = _outcome(run)["outcome"]
+    return name
 
 
 def _outcome(run: RunRecord) -> dict[str, Any]:
@@ -44,9 +44,9 @@ def _outcome(run: RunRecord) -> dict[str, Any]:
             "advice": [ModelRefused.advice] if refused else [],
             "failure": None,
         }
-    said = f"The run ended before the decision. {_UNTOUCHED}"
+    text = f"The run ended before the decision. {_UNTOUCHED}"
     headline = "No decision was made"
-    return {"outcome": "undecided", "headline": headline, "sentence": said, "advice": [], "failure": None}
+    return {"outcome": "undecided", "headline": headline, "sentence": text, "advice": [], "failure": None}
 
 
 def _failure(run: RunRecord) -> dict[str, Any]:
@@ -74,24 +74,24 @@ def _settings(run: RunRecord) -> list[str]:
 
 
 def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
-    found = []
+    measures = []
     if run.evaluation:
         score, others = run.evaluation, unseen(evidence)
         note = _in_training(score.rows, leaked(run, evidence))
         if others:
             note += f"; {others['accuracy']:.2%} of the others"
-        found.append(_measure("Test accuracy", score.accuracy, score, note))
+        measures.append(_measure("Test accuracy", score.accuracy, score, note))
     if run.model:
         rows = run.model.fitted_rows + run.model.validation_rows
         held_out = f"{run.model.validation_rows:,}" if run.model.validation_rows else "none"
         measure = _measure("Training accuracy", run.model.train_accuracy, None, f"{held_out} of them held out")
-        found.append({**measure, "rows": rows})
+        measures.append({**measure, "rows": rows})
     if run.champion_evaluation and run.decision and run.decision.previous:
         score = run.champion_evaluation
         before = " before" if run.decision.outcome == "promoted" else ""
         name = f"Champion{before}, v{run.decision.previous}"
-        found.append(_measure(name, score.accuracy, score, "the same ones as above"))
-    return found
+        measures.append(_measure(name, score.accuracy, score, "the same ones as above"))
+    return measures
 
 
 def _in_training(rows: int, leaks: int | None) -> str:
