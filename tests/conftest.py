@@ -57,8 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.add_cleanup(partial(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True))
     if started := commands.listen():
-        config.add_cleanup(started.wait)
-        config.add_cleanup(started.terminate)
+        config.add_cleanup(started.close)
 
 
 LONGEST = (
