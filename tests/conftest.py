@@ -57,35 +57,17 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.add_cleanup(partial(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True))
     if started := commands.listen():
-        config.add_cleanup(started.wait)
-        config.add_cleanup(started.terminate)
-
-
-LONGEST = (
-    "test_up", "test_operated", "test_surroundings", "test_strangers", "test_lost_database",
-    "test_temporary_server", "test_kills", "test_crash_matrix", "test_train", "test_retrain", "test_bad_data",
-    "test_guards", "test_telemetry", "test_bad_runs", "test_bit_rot", "test_cli", "test_watch", "test_burst",
-    "test_large", "test_environment", "test_remedies", "test_full_disk", "test_report_browser", "test_dying_api",
-    "test_false_clock", "test_age", "test_export", "test_concurrency", "test_memory_kill", "test_hostile_models",
-    "test_manifest", "test_reports_cli", "test_training_rows", "test_unchanged", "test_full_output",
-    "test_registry_cli", "test_endings", "test_power_loss", "test_schema_damage", "test_check", "test_publish",
-    "test_flow", "test_collect", "test_hostile_ui", "test_store_machine", "test_hostile_store", "test_docs",
-    "test_report_again", "test_deployments", "test_inbox", "test_cancellation", "test_report_texts",
-    "test_hostile_report", "test_hostile_files", "test_secrets", "test_one_place", "test_predict", "test_validate",
-    "test_evaluate", "test_layout", "test_clock", "test_network",
-)  # fmt: skip
-"""Files by how long they take."""
+        config.add_cleanup(started.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: at the end, all processors would wait for the last of them."""
+    """Begin with the files that start servers, then the others, the largest of each first.
+
+    That is about how long they take; a long one at the end would have all processors wait for it.
+    """
     flows = {item.path for item in items if item.get_closest_marker("flow")}
-
-    def place(item: pytest.Item) -> int:
-        name = item.path.stem
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST) + (item.path not in flows)
-
-    items.sort(key=place)
+    sizes = {path: path.stat().st_size for path in {item.path for item in items}}
+    items.sort(key=lambda item: (item.path not in flows, -sizes[item.path]))
 
 
 @pytest.hookimpl(optionalhook=True)

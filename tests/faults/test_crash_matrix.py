@@ -17,7 +17,6 @@ import pytest
 
 from storage.registry import Registry
 from storage.store import Store
-from tests.support.crashchild import DATASET, STORIES, Story
 from tests.support.crashes import (
     CALLS,
     READING,
@@ -31,6 +30,7 @@ from tests.support.crashes import (
     published,
     state,
 )
+from tests.support.store_scenarios import DATASET, STORIES, Story
 
 KILL, FULL, BROKEN, DENIED, INTERRUPTED = ("signal=KILL", "error=ENOSPC", "error=EIO", "error=EACCES", "error=EINTR")
 ERRORS = {FULL: "No space left on device", BROKEN: "Input/output error", DENIED: "Permission denied"}

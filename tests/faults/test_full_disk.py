@@ -20,10 +20,10 @@ from storage.store import Store
 from storage.verify import verify
 from tasks.fetch import fetch
 from tests.conftest import TinyFactory
-from tests.support import crashchild
-from tests.support.crashchild import DATASET, train_plan, whole
+from tests.support import store_scenarios
 from tests.support.crashes import in_memory, published, state
 from tests.support.servers import BIN, free_port
+from tests.support.store_scenarios import DATASET, train_plan, whole
 
 NOBODY = 65534
 
@@ -35,7 +35,7 @@ from storage.registry import Registry
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
-from tests.support import crashchild
+from tests.support import store_scenarios
 
 mount, option, sizes = sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 store = Store(Path(mount, "store"))
@@ -45,7 +45,7 @@ def command():
     process = os.fork()
     if not process:
         os.dup2(write, 2)
-        os._exit(crashchild.main("whole", str(store.root)))
+        os._exit(store_scenarios.main("whole", str(store.root)))
     os.close(write)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     return code, os.read(read, 9999).decode()
@@ -92,7 +92,7 @@ def mount(tmp_path: Path) -> Path:
 )
 def test_a_full_disk_is_said_and_more_space_is_all_that_it_takes(mount: Path, option: str, sizes: list[int]):
     """The whole path of the store on disks of growing sizes, from hopeless to sufficient."""
-    done = in_namespace(GROWING, str(crashchild.ROOT), str(mount), option, json.dumps(sizes))
+    done = in_namespace(GROWING, str(store_scenarios.ROOT), str(mount), option, json.dumps(sizes))
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["size"] for one in found] == sizes, done.stderr
     assert {one["code"] for one in found} == {0, 1}
@@ -143,7 +143,7 @@ def test_shards_that_do_not_fit_on_the_disk_are_said_and_more_space_is_all_that_
     mount: Path, tmp_path: Path, tiny: TinyFactory
 ):
     manifest = tiny(train=9_000, manifest="[floors]\naccuracy = 0.5\n").manifest
-    done = in_namespace(SHARDS, str(crashchild.ROOT), str(manifest), str(mount), alone=False)
+    done = in_namespace(SHARDS, str(store_scenarios.ROOT), str(manifest), str(mount), alone=False)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one[0] for one in found] == ["Completed", "Failed", "Completed"], done.stderr
     assert "No space left on device" in found[1][1]
@@ -173,7 +173,7 @@ def test_a_read_only_store_can_be_read_and_verified(mount: Path, store: Store):
             str(mount),
         )
         assert done.returncode == 0, done.stderr
-    child = [sys.executable, "-I", "-S", "-B", crashchild.__file__, "whole", str(mount)]
+    child = [sys.executable, "-I", "-S", "-B", store_scenarios.__file__, "whole", str(mount)]
     done = in_namespace(READ_ONLY, str(mount), str(store.root), *child)
     assert done.returncode == 1
     assert done.stderr.startswith("StoreError: ")
@@ -191,11 +191,10 @@ def open_folder() -> Iterator[Path]:
 
 def as_nobody(command: str, store: Store) -> subprocess.CompletedProcess:
     """Run a command without any privileges; root may write everywhere."""
-    start = (
-        f"import runpy, sys; sys.path.insert(0, {str(crashchild.ROOT)!r}); from tests.support.crashchild import main; "
-    )
+    start = f"import sys; sys.path.insert(0, {str(store_scenarios.ROOT)!r}); "
+    imported = "from tests.support.store_scenarios import main; "
     drop = "import os; os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534)); "
-    code = f"{start}{drop}sys.exit(main({command!r}, {str(store.root)!r}))"
+    code = f"{start}{imported}{drop}sys.exit(main({command!r}, {str(store.root)!r}))"
     return subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, check=False, timeout=60
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from py_compile import PycInvalidationMode
-from typing import Self
 
 import pytest
 
-from tests.support import guardrun
+from tests.support.forkserver import Forked, ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = str(ROOT / "tests" / "support" / "forked_pytest.py")
 PARTS = ("storage", "expectations", "tasks", "flows", "tests", "benchmarks", "pyproject.toml", "prefect.yaml", "docs")
 
 
@@ -253,37 +251,24 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Pytest:
     """Runs tests in the copy, one call at a time, from a process that has imported what is not ours."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.output = folder, folder / "said"
-        environment = {key: value for key, value in os.environ.items() if key != "PYTEST_XDIST_WORKER"}
-        self._server = subprocess.Popen(
-            [sys.executable, guardrun.__file__],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.communicate()
-
-    @property
-    def said(self) -> str:
-        return self.output.read_text()
+    def __init__(self, folder: Path, server: ForkServer) -> None:
+        self._folder, self._server = folder, server
+        self.said = ""
 
     def run(self, *tests: str) -> int:
         """Return the exit code."""
         options = ["-x", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
-        assert self._server.stdin
-        assert self._server.stdout
-        print(self.folder, self.output, *options, *tests, sep="\t", file=self._server.stdin, flush=True)
-        return int(self._server.stdout.readline())
+        request = {"folder": str(self._folder), "arguments": [*options, *tests]}
+        with Forked(self._server.address, request) as process:
+            self.said = "".join(process.communicate())
+            return process.wait()
 
 
 @pytest.fixture(scope="module")
 def in_the_copy(copy: Path) -> Iterator[Pytest]:
-    with Pytest(copy) as started:
-        yield started
+    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_XDIST_WORKER"}
+    with ForkServer(SCRIPT, env=environment) as server:
+        yield Pytest(copy, server)
 
 
 @pytest.mark.parametrize("name", GUARDS)

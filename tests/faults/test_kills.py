@@ -10,15 +10,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -27,9 +24,10 @@ from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
-from tests.support import crashrun
+from tests.support import forked_run
 from tests.support.commands import Command, idxflow
 from tests.support.crashes import in_memory
+from tests.support.forkserver import Forked, ForkServer
 
 KILLS = int(os.environ.get("IDXFLOW_KILLS", "10"))
 KILLS_FOR_EACH_STORE = 5
@@ -48,32 +46,13 @@ class End:
 
 
 class Runner:
-    """Starts runs, one at a time, from a process that has imported everything (`tests.support.crashrun`)."""
+    """Starts runs from a process that has imported everything (`tests.support.forked_run`)."""
 
-    def __init__(self, folder: Path) -> None:
-        self.said = folder / "said"
-        self._server = subprocess.Popen(
-            [sys.executable, crashrun.__file__],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+    def __init__(self, server: ForkServer) -> None:
+        self._server = server
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.communicate()
-
-    def start(self, manifest: Path, store: Store) -> int:
-        """Return the process id of a new run."""
-        assert self._server.stdin
-        assert self._server.stdout
-        print(manifest, store.root, self.said, sep="\t", file=self._server.stdin, flush=True)
-        return int(self._server.stdout.readline())
-
-    def ended(self) -> int:
-        """Wait for the run; return its exit code."""
-        assert self._server.stdout
-        return int(self._server.stdout.readline())
+    def start(self, manifest: Path, store: Store) -> Forked:
+        return Forked(self._server.address, {"manifest": str(manifest), "store": str(store.root)})
 
 
 def names(store: Store) -> int:
@@ -82,10 +61,10 @@ def names(store: Store) -> int:
 
 
 def unbroken(runner: Runner, manifest: Path, store: Store) -> End:
-    started = time.monotonic()
-    runner.start(manifest, store)
-    assert runner.ended() == 0, runner.said.read_text()
-    return end(store, time.monotonic() - started)
+    with runner.start(manifest, store) as run:
+        started = time.monotonic()
+        assert run.wait() == 0, run.errors
+        return end(store, time.monotonic() - started)
 
 
 def end(store: Store, seconds: float = 0.0) -> End:
@@ -116,11 +95,12 @@ def kills(runner: Runner, folder: Path, manifest: Path, count: int, seed: int = 
         store = Store(folder / "store")
         for _ in range(min(KILLS_FOR_EACH_STORE, count - met.total())):
             moment = _moment(chance, store, whole, by_time=chance.random() < 0.5)
-            killed = _killed(runner, runner.start(manifest, store), moment)
-            check(store)
-            if not killed:
-                break
-            met[_last_step(runner.said)] += 1
+            with runner.start(manifest, store) as run:
+                killed = _killed(run, moment)
+                check(store)
+                if not killed:
+                    break
+                met[_last_step(run.errors)] += 1
         done = unbroken(runner, manifest, store)
         assert (done.weights_digest, done.turns) == (whole.weights_digest, whole.turns)
         assert verify(store).damage == ()
@@ -139,21 +119,19 @@ def _moment(chance: random.Random, store: Store, whole: End, by_time: bool) -> C
     return lambda: time.monotonic() >= until if by_time else names(store) >= wanted
 
 
-def _killed(runner: Runner, process: int, moment: Callable[[], bool]) -> bool:
+def _killed(run: Forked, moment: Callable[[], bool]) -> bool:
     """Kill a run at its moment; return whether it had not ended before."""
-    status = Path("/proc", str(process), "stat")
-    with suppress(FileNotFoundError, ProcessLookupError):
-        while not moment() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z":
-            time.sleep(0.001)
-        os.kill(process, signal.SIGKILL)
-    code = runner.ended()
-    assert code in (0, -signal.SIGKILL), runner.said.read_text()
+    while not moment() and run.poll() is None:
+        time.sleep(0.001)
+    run.kill()
+    code = run.wait()
+    assert code in (0, -signal.SIGKILL), run.errors
     return code != 0
 
 
-def _last_step(said: Path) -> str:
+def _last_step(said: str) -> str:
     """Return the last step that the run said was done."""
-    lines = [line.split(" - ", 1)[1] for line in said.read_text().splitlines() if " | tasks." in line]
+    lines = [line.split(" - ", 1)[1] for line in said.splitlines() if " | tasks." in line]
     done = [line.split(":", 1)[0].split()[0] for line in lines if line.rstrip().endswith(")")]
     return done[-1] if done else "nothing"
 
@@ -166,8 +144,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
-    with in_memory() as folder, Runner(folder) as started:
-        yield started
+    with ForkServer(forked_run.__file__) as server:
+        yield Runner(server)
 
 
 @pytest.mark.timeout(500 + 40 * KILLS)
@@ -178,7 +156,7 @@ def test_killed_at_random_and_gone_on_with_it_ends_the_same(runner: Runner, fold
     assert len(met) > 1
 
 
-SETTINGS = [f"{name}={json.dumps(value)}" for name, value in crashrun.TRAINING.items()]
+SETTINGS = [f"{name}={json.dumps(value)}" for name, value in forked_run.TRAINING.items()]
 
 BOUNDARIES = {
     "after an archive": ("said:fetch", signal.SIGKILL),

@@ -14,8 +14,7 @@ from storage.errors import DamagedEntry
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
-from tests.support import crashchild
-from tests.support.crashchild import DATASET, STORIES, Story
+from tests.support import store_scenarios
 from tests.support.crashes import (
     CALLS,
     Call,
@@ -29,6 +28,7 @@ from tests.support.crashes import (
     problems_after_again,
     state,
 )
+from tests.support.store_scenarios import DATASET, STORIES, Story
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def traced(folder: Path, story: Story, script: str = crashchild.__file__) -> tuple[Disk, tuple[Call, ...], Store]:
+def traced(folder: Path, story: Story, script: str = store_scenarios.__file__) -> tuple[Disk, tuple[Call, ...], Store]:
     """Return the disk before the story, the calls of it, and the store afterwards."""
     store = Store(folder / "store")
     story.prepare(store)
@@ -125,7 +125,7 @@ def choose(store):
     make_evaluation(store)
     register(store)
     note_run(store)
-crashchild.COMMANDS["whole"] = choose
+store_scenarios.COMMANDS["whole"] = choose
 """,
 }
 
@@ -136,9 +136,9 @@ def test_a_careless_writer_is_found_out(folder: Path, change: str):
     need_strace()
     script = folder / "careless.py"
     script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(crashchild.ROOT)!r})\nimport storage.store\n"
-        "from storage.files import flush, write_json\nfrom tests.support import crashchild\n"
-        f"from tests.support.crashchild import *\n{change}\nserve()\n"
+        f"import os, sys\nsys.path.insert(0, {str(store_scenarios.ROOT)!r})\nimport storage.store\n"
+        "from storage.files import flush, write_json\nfrom tests.support import store_scenarios\n"
+        f"from tests.support.store_scenarios import *\n{change}\n"
     )
     before, log, after = traced(folder, STORIES["a whole run"], str(script))
     assert careless(copy.deepcopy(before), log)

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,8 +32,9 @@ from storage.registry import Registry
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
-from tests.support import crashchild
-from tests.support.crashchild import DATASET, Story
+from tests.support import store_scenarios
+from tests.support.forkserver import Forked, ForkServer
+from tests.support.store_scenarios import DATASET, Story
 
 WRITING = (
     "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "rename", "renameat", "renameat2", "link", "linkat",
@@ -154,30 +154,25 @@ class Ended:
 class Tracer:
     """Starts commands and traces them, one at a time."""
 
-    def __init__(self, folder: Path, script: str = crashchild.__file__) -> None:
-        self._log, self._said = folder / f"{id(self)}.log", folder / f"{id(self)}.said"
-        self._server = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", script],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"LC_ALL": "C.UTF-8"},
-        )  # fmt: skip
+    def __init__(self, folder: Path, script: str = store_scenarios.__file__) -> None:
+        self._log = folder / f"{id(self)}.log"
+        # Without what takes time to import: many tests start one.
+        self._server = ForkServer(script, "-I", "-S", "-B", env={"LC_ALL": "C.UTF-8"})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.communicate()
+        self._server.close()
 
     def run(self, story: Story, store: Store, trace: Sequence[str], fault: str = "") -> Ended:
         """Run the command of `story`, with one fault as strace writes it: `fsync:error=EIO:when=3`."""
-        assert self._server.stdin
-        assert self._server.stdout
-        print(story.command, store.root, self._said, sep="\t", file=self._server.stdin, flush=True)
-        process = int(self._server.stdout.readline())
-        with self._attached(process, trace, fault) as strace:
-            os.kill(process, signal.SIGCONT)
-            code = int(self._server.stdout.readline())
+        request = {"command": story.command, "store": str(store.root)}
+        with Forked(self._server.address, request) as process, self._attached(process.pid, trace, fault) as strace:
+            process.send_signal(signal.SIGCONT)
+            code = process.wait()
             strace.wait(240)
-        return Ended(code, self._said.read_text().strip(), tuple(calls(self._log)))
+            return Ended(code, process.errors.strip(), tuple(calls(self._log)))
 
     @contextmanager
     def _attached(self, process: int, trace: Sequence[str], fault: str) -> Iterator[subprocess.Popen]:
@@ -239,7 +234,7 @@ def problems(store: Store, story: Story, champions: set[object]) -> list[str]:
 def problems_after_again(store: Store, story: Story, expected: Mapping[str, object]) -> list[str]:
     """Run the same command again, without any clean-up, then `gc`; return what is wrong then."""
     try:
-        crashchild.COMMANDS[story.command](store)
+        store_scenarios.COMMANDS[story.command](store)
         now = state(store)
         collected = collect(store, DATASET, keep_last=100)
     except IdxflowError as error:

@@ -9,14 +9,24 @@ from typing import Any
 from flows import pipeline, retrain
 from flows.run import Job, Request, RunFailed, prepare
 from storage.errors import ValidationFailed
-from storage.records import RunRecord
+from storage.records import Confirmation, Done, RunRecord, Step
 from storage.store import Store
+from tasks.confirm import confirm
 from tasks.publish import publish
-from tests.support.crashrun import Unconfirmed
 
 Walk = Callable[[Job, pipeline.Caller], object]
 
 QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
+
+
+class Unconfirmed(Directly):
+    """Calls steps without Prefect, and no process of its own for the confirmation."""
+
+    def call(self, step: Any, *arguments: Any, **named: Any) -> Any:
+        if step is confirm:
+            model = arguments[2]
+            return Done(Confirmation(model.folder, 64, 2e-8), Step("confirm", "", "", 0.0, False, ""))
+        return super().call(step, *arguments, **named)
 
 
 def hopped(

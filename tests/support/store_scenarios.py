@@ -1,11 +1,11 @@
 """What the storage path does, one command at a time, in a process that is quick to start and to be killed.
 
-    python -I -S -B tests/support/crashchild.py COMMAND STORE
-    python -I -S -B tests/support/crashchild.py
+    python -I -S -B tests/support/store_scenarios.py COMMAND STORE
 
 Standard library and `storage` only; a command goes through the same functions as the tasks do, and ends as `idxflow`
-does: with a sentence and an exit code. Without arguments, it starts commands as they come on standard input, each
-stopped in a fork of its own, so that a tracer sees the command's system calls and no others.
+does: with a sentence and an exit code. `tests.support.forkserver` runs this, too, for `tests.support.crashes`: a
+request has `command` and `store`, and the process stops before the command, so that a tracer sees the command's system
+calls and no others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,28 +218,12 @@ def main(command: str, root: str) -> int:
     return 0
 
 
-def serve() -> None:
-    """For each line `COMMAND<tab>STORE<tab>FILE`: write the process id, then, when it has ended, its exit code."""
-    for line in sys.stdin:
-        command, root, said = line.rstrip("\n").split("\t")
-        process = os.fork()
-        if process == 0:
-            os._exit(_stopped(command, root, said))
-        os.write(1, f"{process}\n".encode())
-        os.write(1, f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n".encode())
-
-
-def _stopped(command: str, root: str, said: str) -> int:
-    try:
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
-        # Debian and Ubuntu let a process be traced by its parent only, unless it says otherwise (prctl(2)).
-        ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))
-        os.kill(os.getpid(), signal.SIGSTOP)
-        return main(command, root)
-    except BaseException:
-        traceback.print_exc()
-        return 70
+def call(request: dict[str, str]) -> int:
+    # Debian and Ubuntu let a process be traced by its parent only, unless it says otherwise (prctl(2)).
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return main(request["command"], request["store"])
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]) if sys.argv[1:] else serve())
+    sys.exit(main(*sys.argv[1:]))
