@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import FlowRunFilter
 from prefect.events.worker import EventsWorker
 from prefect.flow_runs import resume_flow_run
 
-from flows import retrain as flows
+from flows import pipeline
 from flows.retrain import retrain, retrain_arrival, validate_dataset
 from flows.run import RunFailed
 from storage.ledger import Ledger
@@ -267,7 +267,7 @@ def test_a_bug_in_a_task_is_a_failed_run_not_a_completed_one(
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(flows, broken, fails)
+    monkeypatch.setattr(pipeline, broken, fails)
     state, found = run(tiny().manifest)
     assert state.type.value == "FAILED"
     assert found["state"] == "failed"
@@ -282,7 +282,7 @@ def test_a_report_that_cannot_be_shown_does_not_hide_why_the_run_failed(
     def fails(*_: Any, **__: Any) -> None:
         raise OSError("disk gone")
 
-    monkeypatch.setattr(flows, "publish", fails)
+    monkeypatch.setattr(pipeline, "publish", fails)
     labels = np.full(120, 200, np.uint8)
     _, found = run(tiny(arrays={"train-labels": labels}).manifest)
     assert found["error"]["kind"] == "ValidationFailed"

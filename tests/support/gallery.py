@@ -152,6 +152,7 @@ def assembled(
         None,
         model,
         evaluation,
+        None,
         champion,
         decision,
     )

@@ -19,7 +19,7 @@ Walk = Callable[[Job, pipeline.Caller], object]
 QUICK = {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
 
 
-class Unconfirmed(Directly):
+class Unconfirmed(pipeline.Directly):
     """Calls steps without Prefect, and no process of its own for the confirmation."""
 
     def call(self, step: Any, *arguments: Any, **named: Any) -> Any:
