@@ -1,4 +1,4 @@
-"""What the command line shows while a flow runs: a line per step, a bar for long work, the end in words."""
+"""What the command line shows while a flow runs: a line per step, a bar for long work, how it ended."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from storage.words import counted
 from tasks.ui import progress
 
 WIDE = 120
-"""Columns of a terminal that take a step in one line; a narrower one gets two."""
+"""Columns from which a step takes one line; a narrower terminal gets two."""
 
 
 class Console:
@@ -78,11 +78,11 @@ class Console:
     def watch(self, call: Callable[[], Outcome]) -> Outcome:
         """Run `call`, which returns the outcome of a flow, and print how it ended.
 
-        A run that Prefect lost sight of, its server having died, has ended as it says itself.
+        If the server died during the run, the outcome is the one that the run itself logged.
 
         Raises:
             PrefectFailed: Prefect could not run the flow to its end.
-            OutputFailed: a line could not be printed. The run itself went on to its end.
+            OutputFailed: a line could not be printed. The run itself finished.
         """
         try:
             outcome = call()
@@ -102,7 +102,7 @@ class Console:
         return outcome
 
     def _print(self, what: RenderableType, whole: bool = True) -> None:
-        """Print something. That nobody reads it, or that there is no room for it, is no reason to end a run."""
+        """Print something. A closed or full output is no reason to end a run."""
         try:
             self._terminal.print(what, soft_wrap=whole)
         except ReaderGone:
@@ -151,11 +151,11 @@ class Console:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
-        """Have a line move on a terminal while the block runs, which says what is waited for; yield what changes it."""
+        """Show a moving line while the block runs, which names what is waited for; yield a function that changes it."""
         if self._bars.disable:
             yield lambda _: None
             return
-        # Of two moving things at once, each would write over the other.
+        # A line and a bar that move at once would overwrite each other.
         self._bars.stop()
         with moving(self._moving, what) as change:
             yield change
@@ -175,10 +175,10 @@ def waited() -> float:
 
 
 class _HowFar(ProgressColumn):
-    """How much is done and how long the rest takes; of what has no known end, how long it has taken."""
+    """The share that is done and the time left; without a known end, the time taken."""
 
     def render(self, task: Task) -> Text:
-        """Return it in words."""
+        """Return them as text."""
         if task.total is None:
             return Text(f"{task.elapsed or 0:.0f} s")
         left = f" {task.time_remaining:.0f} s left" if task.time_remaining else ""

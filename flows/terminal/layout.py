@@ -1,6 +1,6 @@
-"""What a terminal shows of a line: its paths short, programs as they can be called from here, and no wider than it is.
+"""Lines as a terminal shows them: short paths, programs as they can be called from here, wrapped to its width.
 
-Where nobody looks, in a pipe or a file, every line is left as it is.
+In a pipe or a file, every line is left as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 LEAST = 40
-"""Columns below which nothing is made to fit."""
+"""Columns below which nothing is wrapped."""
 _COLUMN = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)|.{0,20}→ ")
 """What stands before the second column of a line, or after an arrow."""
 _CELL = re.compile(r"( *)(\S+(?: \S+)*)")
@@ -37,7 +37,7 @@ class Stream(Protocol):
 
 
 def width(stream: Stream) -> int | None:
-    """Return how many columns a stream shows; None where it is no terminal, or too narrow a one."""
+    """Return the columns of a terminal; None if the stream is not a terminal, or too narrow."""
     try:
         if not stream.isatty():
             return None
@@ -48,9 +48,9 @@ def width(stream: Stream) -> int | None:
 
 
 def fitted(text: str, columns: int) -> str:
-    """Return lines as a terminal of so many columns shows them best; what goes on in the next line is indented.
+    """Return lines wrapped to `columns`; continuation lines are indented.
 
-    A word that is longer, such as a path, stays whole, so that it can be copied, and so does a line that is a command.
+    A longer word, such as a path, stays whole, so that it can be copied, and so does a line that is a command.
     JSON, the boxes of `--help` and lines with control characters are left as they are.
     """
     return "\n".join(_fitted(line, columns) for line in text.split("\n"))
@@ -68,7 +68,7 @@ def _fitted(line: str, columns: int) -> str:
     for gap, cell in _CELL.findall(line[leading:]):
         before = lines.pop() + gap
         if len(before) + len(cell) > columns >= indent + len(cell):
-            # It would not fit here, but does in a line of its own.
+            # It does not fit here, but it does on a line of its own.
             lines.append(before.rstrip())
             before = " " * indent
         lines += textwrap.wrap(
@@ -78,10 +78,10 @@ def _fitted(line: str, columns: int) -> str:
 
 
 def laid_out(rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
-    """Return the lines of a table whose rows are of cells: a line per row where all fit, else a line per cell.
+    """Return the lines of a table: a line per row if all rows fit, otherwise a line per cell.
 
     Args:
-        columns: of the terminal; None, there is none: a line per row.
+        columns: of the terminal; None if there is none: a line per row.
     """
     lines = ["  ".join(cells).rstrip() for cells in rows]
     if columns is None or all(len(callable_from_here(shortened(line))) <= columns for line in lines):
