@@ -59,8 +59,8 @@ FORMATS = {"storage.formats.arrays", "storage.formats.parquet"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
 CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
-    "validate": {
-        "storage.formats.parquet",
+    "validate": FORMATS
+    | {
         "expectations.check",
         "expectations.findings",
         "expectations.suites",
