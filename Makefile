@@ -32,7 +32,7 @@ docs: $(READY) ## Build the pages of docs/ into site/, offline; a link that lead
 
 reference: $(READY) ## Write what is generated from the code: pages of docs/reference/, the schema of manifests
 	@$(BIN)/python docs/write_reference.py
-	@$(BIN)/python -m storage.datasets.schema
+	@$(BIN)/python -m storage.datasets.json_schema
 
 pictures: $(READY) ## Take the pictures of docs/pictures/ of a real run (needs chromium)
 	@$(BIN)/python docs/take_pictures.py

@@ -98,13 +98,13 @@ def decode(folder: Path, rows: int) -> Callable[[], Any]:
 
 def validate(folder: Path, rows: int) -> Callable[[], Any]:
     """Return the work of validating both splits; a check that fails is an error."""
-    from expectations import check, suites, summary
+    from expectations import run_suites, suites, summary
     from storage.datasets import catalog
     from tasks.validate import judge
 
     dataset = catalog.read(folder / f"{synthetic.NAME}.toml")
     # Great Expectations imports more when it is used for the first time.
-    check.run(suites.classes(dataset, "test"), [summary.class_table(_split(folder, "test")[1], 10)])
+    run_suites.run(suites.classes(dataset, "test"), [summary.class_table(_split(folder, "test")[1], 10)])
 
     def work() -> None:
         found = judge(dataset, _split(folder, "train")[0], _split(folder, "test")[0], folder)

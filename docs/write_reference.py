@@ -1,7 +1,7 @@
 """Write the reference pages that are generated from the code. `make reference` runs it, `tests/test_docs.py` compares.
 
 A page is a function that returns its Markdown; `PAGES` names the file of each. The tables of a model's fields are made
-by `storage.datasets.schema.reference`.
+by `storage.datasets.json_schema.reference`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def cli() -> str:
 
 def configuration() -> str:
     """Return every training parameter with its type, bounds, default and meaning, and what each profile sets."""
-    from storage.datasets.schema import reference
+    from storage.datasets.json_schema import reference
     from storage.datasets.training import PROFILES, TrainingConfig
 
     lines = [
@@ -58,7 +58,7 @@ def configuration() -> str:
 
 def manifest() -> str:
     """Return every key of a manifest with its type, bounds, default and meaning."""
-    from storage.datasets.schema import of_manifest, reference
+    from storage.datasets.json_schema import of_manifest, reference
 
     lines = [
         "# The manifest",

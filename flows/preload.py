@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from expectations import check
+from expectations import run_suites
 from flows.run import Request
 from storage.store import Store, store_root
 from tasks.model import network
@@ -42,7 +42,7 @@ def needed(request: Request) -> list[Callable[[], Any]]:
         for made in store.made(dataset.name, "train")
     )
     validated = any(store.made(dataset.name, "validate"))
-    imports: list[Callable[[], Any]] = [] if validated else [check.prepare]
+    imports: list[Callable[[], Any]] = [] if validated else [run_suites.prepare]
     if request.force or not trained:
         imports.append(network.tensorflow)
     return imports

@@ -4,7 +4,7 @@ Each look at the folder does two things, and a failure of one does not stop the 
 
 - A set that is complete, and was the same at the look before, is copied into the store and recorded
   (`storage.arrivals`).
-- Each set that is recorded gets its flow run, in the order in which they arrived (`flows.announce`).
+- Each set that is recorded gets its flow run, in the order in which they arrived (`flows.arrival_runs`).
 
 A set has been announced when the server has its run. Until a run of it stands in the ledger, each look asks the server
 for that run again, and creates it again if it is missing: the server may have been down, or have lost its database.
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import announce, datasets
+from flows import arrival_runs, datasets
 from flows.inbox import Inbox, Look
 from flows.interruption import interruptible
 from flows.terminal.output import print_line, remark
@@ -208,7 +208,7 @@ class _Watcher:
         left = [arrival for arrival in waiting.values() if arrival.id not in self._over]
         if not left:
             return
-        with announce.connected() as server:
+        with arrival_runs.connected() as server:
             for number, arrival in enumerate(left, 1):
                 run = self._announced(server, arrival)
                 if not run.started and number < len(left):
@@ -218,7 +218,7 @@ class _Watcher:
                         "of the set before it has started; `idxflow doctor` shows why a run does not start"
                     )
 
-    def _announced(self, server: announce.Server, arrival: Arrival) -> announce.Announced:
+    def _announced(self, server: arrival_runs.Server, arrival: Arrival) -> arrival_runs.Announced:
         run = server.announce(arrival)
         if run.is_new:
             self.announced += 1
@@ -232,7 +232,7 @@ class _Watcher:
             self._over.add(arrival.id)
             remark(
                 f"{self._name}: expected the run of set {arrival.id} to end with a record in {self._store.root}; found "
-                f"{run.ended}; it is not retried automatically; run it again: {announce.again(arrival)}"
+                f"{run.ended}; it is not retried automatically; run it again: {arrival_runs.again(arrival)}"
             )
         return run
 
@@ -244,7 +244,9 @@ class _Watcher:
         if run["state"] in WELL:
             _print(f"{self._name}: set {arrival.id}: {run['sentence']}")
         else:
-            remark(f"set {arrival.id}: {run['sentence']}; once that is fixed, run it again: {announce.again(arrival)}")
+            remark(
+                f"set {arrival.id}: {run['sentence']}; once that is fixed, run it again: {arrival_runs.again(arrival)}"
+            )
 
 
 def _make_sure_it_fits(place: Path, needed: int) -> None:

@@ -17,7 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from threadpoolctl import threadpool_limits
 
-from expectations import check, suites, summary
+from expectations import run_suites, suites, summary
 from storage.datasets.catalog import Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
@@ -85,15 +85,15 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
         found = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
         rows = {name: len(survey.labels) for name, survey in found.items()}
         arrays.write(made.means, {"mean": found["train"].exact_means.reshape(-1, *train.image_shape)})
-        checks += check.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])
+        checks += run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])
         for split in (train, test):
             labels, of_train = found[split.name].labels, None if split is train else found["train"]
             parts = summary.images(parquet.blocks(split.file), found[split.name], of_train, PART_ROWS)
             classes = summary.class_table(labels, len(dataset.classes))
             matches = summary.Matches()
-            checks += check.run(suites.images(dataset, split.name), _written(writer, split.name, parts, matches))
-            checks += check.run(suites.match(dataset, split.name), [summary.match_table(matches)])
-            checks += check.run(suites.classes(dataset, split.name), [classes])
+            checks += run_suites.run(suites.images(dataset, split.name), _written(writer, split.name, parts, matches))
+            checks += run_suites.run(suites.match(dataset, split.name), [summary.match_table(matches)])
+            checks += run_suites.run(suites.classes(dataset, split.name), [classes])
             counts[split.name] = tuple(classes["rows"].tolist())
     return dataclasses.replace(
         made,

@@ -14,7 +14,7 @@ from flows.terminal.text import printable
 from storage.words import counted
 
 if TYPE_CHECKING:
-    from tasks.serving.classify import Classified
+    from tasks.serving.classify_files import Classified
 
 SHOWN_WHOLE = 20
 """Up to so many rows, all are printed; of more, the counts and the first."""
@@ -47,7 +47,7 @@ def predict(
         dataset: The data set whose model classifies the images.
         files: Image files.
     """
-    from tasks.serving.classify import PredictOptions, classify
+    from tasks.serving.classify_files import PredictOptions, classify
 
     options = PredictOptions(dataset, tuple(files), version, out, resize, scale, invert, store)
     done = classify(options, lambda text: remark(f"warning: {text}"))

@@ -147,9 +147,9 @@ def read(path: Path) -> Dataset:
 
 
 def _declared(path: Path, values: Mapping[str, Any]) -> Dataset:
+    from storage.datasets.json_schema import TomlSchema
     from storage.datasets.manifest import Manifest
-    from storage.datasets.schema import TomlSchema
-    from storage.datasets.validation import checked
+    from storage.datasets.model_errors import checked
 
     manifest = checked(Manifest, values, str(path), TomlSchema)
     try:

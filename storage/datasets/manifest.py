@@ -35,7 +35,7 @@ from storage.datasets.catalog import (
     ArchiveSpec,
     Dataset,
 )
-from storage.datasets.schema import EXPECTED
+from storage.datasets.json_schema import EXPECTED
 from storage.datasets.training import TrainingOverrides
 from storage.records import SPLITS
 

@@ -23,8 +23,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from storage.datasets.catalog import Dataset, shown
-from storage.datasets.schema import TomlSchema, bounds
-from storage.datasets.validation import checked
+from storage.datasets.json_schema import TomlSchema, bounds
+from storage.datasets.model_errors import checked
 from storage.errors import ConfigError
 from storage.words import meant
 

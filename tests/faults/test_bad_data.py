@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expectations import check, suites, summary
+from expectations import run_suites, suites, summary
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.formats import idx
@@ -132,7 +132,7 @@ def real_checks(real_train: summary.Survey, images: np.ndarray, labels: np.ndarr
         suites.match: summary.match_table(matches),
         suites.classes: summary.class_table(labels, 10),
     }
-    return tuple(found for suite, table in tables.items() for found in check.run(suite(dataset, "test"), [table]))
+    return tuple(found for suite, table in tables.items() for found in run_suites.run(suite(dataset, "test"), [table]))
 
 
 @pytest.mark.parametrize("what", [*MEANINGLESS, "truncated", "leaked"])

@@ -169,16 +169,16 @@ GUARDS = {
         ("tests/fetch/test_given.py::test_redacted",),
     ),
     "the suite is not empty": Guard(
-        "expectations/check.py",
+        "expectations/run_suites.py",
         "    if not suite.expectations:",
         "    if False:",
-        ("tests/expectations/test_check.py::test_an_empty_suite_never_passes",),
+        ("tests/expectations/test_run_suites.py::test_an_empty_suite_never_passes",),
     ),
     "all expectations were evaluated": Guard(
-        "expectations/check.py",
+        "expectations/run_suites.py",
         "    if sorted(results) != list(range(len(suite.expectations))):",
         "    if False:",
-        ("tests/expectations/test_check.py::test_an_expectation_that_is_lost_on_the_way_is_an_error",),
+        ("tests/expectations/test_run_suites.py::test_an_expectation_that_is_lost_on_the_way_is_an_error",),
     ),
     "critical checks": Guard(
         "tasks/validate.py",
@@ -293,7 +293,7 @@ def test_with_all_guards_the_copy_passes(in_the_copy: Pytest):
         "tests/storage/test_verify.py",
         "tests/storage/test_store.py",
         "tests/storage/test_registry.py",
-        "tests/expectations/test_check.py",
+        "tests/expectations/test_run_suites.py",
     )
     code = in_the_copy.run(*sorted({t for guard in GUARDS.values() for t in guard.tests if t.startswith(quick)}))
     assert code == 0, in_the_copy.said[-2000:]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expectations import check, suites, summary
+from expectations import run_suites, suites, summary
 from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES
 from storage.formats.idx import Header
@@ -141,6 +141,6 @@ def test_a_part_of_a_table_is_let_go_before_the_next_but_one_is_made():
             gc.collect()
             alive.append(sum(array() is not None for array in made))
 
-    check.run(suite, parts())
+    run_suites.run(suite, parts())
     assert len(made) == 6
     assert max(alive) <= 2

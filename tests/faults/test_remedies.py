@@ -39,7 +39,7 @@ from PIL import Image
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows import retrain, run
-from flows.announce import DEPLOYMENT, connected
+from flows.arrival_runs import DEPLOYMENT, connected
 from flows.commands.cli import run_command
 from flows.commands.destination import destination, write
 from flows.commands.report import _open

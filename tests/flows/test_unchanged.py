@@ -83,7 +83,7 @@ def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: T
         return [f"{load.__module__}.{load.__name__}" for load in needed(request)]
 
     training = [f"{network.__name__}.tensorflow"]
-    assert imported() == ["expectations.check.prepare", *training]
+    assert imported() == ["expectations.run_suites.prepare", *training]
     whole_run(store, Path(manifest))
     assert imported() == []
     assert imported(memory="1GiB") == []

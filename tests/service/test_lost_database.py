@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from flows import announce, diagnosis
-from flows.announce import connected
+from flows import arrival_runs, diagnosis
+from flows.arrival_runs import connected
 from flows.service import server, sqlite
 from flows.service.client import asked
 from flows.service.deployments import AUTOMATION, VARIABLE
@@ -153,7 +153,7 @@ def patiently_configured(service: Service) -> Iterator[None]:
     with configured(service), pytest.MonkeyPatch.context() as patch:
         patch.setattr(diagnosis, "_QUERY_SECONDS", SECONDS)
         patch.setattr(server, "_HEALTH_SECONDS", SECONDS)
-        patch.setattr(announce, "_PATIENCE_SECONDS", SECONDS)
+        patch.setattr(arrival_runs, "_PATIENCE_SECONDS", SECONDS)
         yield
 
 
@@ -166,7 +166,7 @@ def findings(service: Service) -> dict[str, diagnosis.Diagnosis]:
 
 
 @pytest.mark.remedies("flows.diagnosis:_worker", "flows.diagnosis:_deployments", "flows.diagnosis:_automation")
-@pytest.mark.remedies("flows.announce:connected")
+@pytest.mark.remedies("flows.arrival_runs:connected")
 def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
     before = service.said
     with stopped(service, service.pid("worker")):

@@ -61,7 +61,7 @@ CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
     "validate": FORMATS
     | {
-        "expectations.check",
+        "expectations.run_suites",
         "expectations.findings",
         "expectations.suites",
         "expectations.summary",

@@ -26,13 +26,13 @@ def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
     import yaml
 
-    from expectations import check
+    from expectations import run_suites
     from flows.settings import relax_garbage_collection
     from storage.runtime import code_digests
     from tasks.model import network
 
     relax_garbage_collection()
-    check.prepare()
+    run_suites.prepare()
     network.tensorflow()
     for step in STEPS:
         code_digests.digests(f"tasks.{step}")

@@ -20,7 +20,7 @@ from storage.registry import Registry, Version
 from storage.store import Store, store_root
 from tasks.evaluate import evaluate
 from tasks.serving import image_files
-from tasks.serving.classify import PredictOptions, classify
+from tasks.serving.classify_files import PredictOptions, classify
 from tasks.serving.export import export
 from tasks.serving.predict import find_version, load_champion, look_inverted
 from tasks.sources import embedded

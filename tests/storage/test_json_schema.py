@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft7Validator
 
-from storage.datasets import catalog, schema
-from storage.datasets.schema import Schema
+from storage.datasets import catalog, json_schema
+from storage.datasets.json_schema import Schema
 from storage.datasets.training import TrainingConfig
 from tests.faults.test_bad_settings import MANIFESTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "manifest.md"
-VALIDATOR = Draft7Validator(json.loads(schema.text()))
+VALIDATOR = Draft7Validator(json.loads(json_schema.text()))
 BEYOND_A_SCHEMA = {
     "a class with a control character",
     "a source with a NUL",
@@ -33,14 +33,14 @@ BEYOND_A_SCHEMA = {
 
 
 def test_the_file_is_that_of_the_model():
-    assert schema.FILE.read_text(encoding="utf-8") == schema.text(), "run `make reference`"
+    assert json_schema.FILE.read_text(encoding="utf-8") == json_schema.text(), "run `make reference`"
 
 
 @pytest.mark.parametrize("name", catalog.names())
 def test_editors_accept_every_manifest_of_the_catalog(name: str):
     text = (catalog.CATALOG / f"{name}.toml").read_text(encoding="utf-8")
     first, _, _ = text.partition("\n")
-    assert (catalog.CATALOG / first.removeprefix("#:schema ")).resolve() == schema.FILE
+    assert (catalog.CATALOG / first.removeprefix("#:schema ")).resolve() == json_schema.FILE
     assert list(VALIDATOR.iter_errors(tomllib.loads(text))) == []
 
 
@@ -58,8 +58,8 @@ def fields(model: Schema) -> list[tuple[str, Schema]]:
 
 
 def test_each_key_has_a_meaning_and_is_in_the_reference():
-    page, model = PAGE.read_text(encoding="utf-8"), schema.of_manifest()
+    page, model = PAGE.read_text(encoding="utf-8"), json_schema.of_manifest()
     for key, field in fields(model):
         assert field["description"].endswith((".", "…")), key
         if key not in TrainingConfig.model_fields:
-            assert f"| `{key}` | {schema.in_words(schema.resolved(model, field))} |" in page
+            assert f"| `{key}` | {json_schema.in_words(json_schema.resolved(model, field))} |" in page

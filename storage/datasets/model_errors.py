@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
 
-from storage.datasets import schema
+from storage.datasets import json_schema
 from storage.datasets.catalog import one_line, shown
 from storage.errors import ConfigError
 from storage.words import meant
@@ -41,7 +41,7 @@ def checked(
         raise ConfigError(f"{where}: {sentence}") from error
 
 
-def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: schema.Schema) -> str:
+def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: json_schema.Schema) -> str:
     """Return what was expected, what was found and what to do. An element of a list is judged as part of the list."""
     keys = [str(key) for key in takewhile(lambda key: isinstance(key, str), error["loc"])]
     name = one_line(".".join(keys))
@@ -49,16 +49,16 @@ def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: schema.Sche
         # A validator's own sentence.
         return error["msg"].removeprefix("Value error, ")
     if error["type"] in _UNKNOWN_KEY:
-        known = schema.part(model, keys[:-1])["properties"]
+        known = json_schema.part(model, keys[:-1])["properties"]
         remedy = "remove it or correct its spelling"
         return f"expected one of {', '.join(known)}; found {name}{meant(keys[-1], known)}; {remedy}"
-    allowed = schema.part(model, keys)
+    allowed = json_schema.part(model, keys)
     is_missing = error["type"] == "missing"
     given, remedy = ("nothing", "add it") if is_missing else (_given(error, allowed, values, keys), "correct it")
-    return f"expected {name} to be {schema.in_words(allowed)}; found {given}; {remedy}"
+    return f"expected {name} to be {json_schema.in_words(allowed)}; found {given}; {remedy}"
 
 
-def _given(error: ErrorDetails, allowed: schema.Schema, values: Any, keys: Sequence[str]) -> str:
+def _given(error: ErrorDetails, allowed: json_schema.Schema, values: Any, keys: Sequence[str]) -> str:
     if allowed.get("items", {}).get("format") == "uri":
         # Not the whole address: it may hold a password.
         address = error["input"]

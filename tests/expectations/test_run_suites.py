@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expectations import check, findings, suites, summary
+from expectations import findings, run_suites, suites, summary
 from expectations.suites import Expectation, Suite
 from storage.datasets import catalog
 from storage.datasets.manifest import Limits
@@ -27,7 +27,7 @@ MEAN = Expectation("mean", "ExpectColumnMeanToBeBetween", {"column": "value", "m
 
 def one(expectation: Expectation, table: dict[str, Any], of: str = "row") -> Check:
     arrays = {"index": np.arange(len(next(iter(table.values())))), **{n: np.array(v) for n, v in table.items()}}
-    (found,) = check.run(Suite("test", of, (expectation,)), [arrays])
+    (found,) = run_suites.run(Suite("test", of, (expectation,)), [arrays])
     return found
 
 
@@ -38,21 +38,21 @@ def named(name: str, **limits: float) -> Expectation:
     return found
 
 
-@pytest.mark.remedies("expectations.check:run")
+@pytest.mark.remedies("expectations.run_suites:run")
 def test_an_empty_suite_never_passes():
     with pytest.raises(IdxflowError, match="empty and would pass any data"):
-        check.run(Suite("train", "row", ()), [{"index": np.arange(3)}])
+        run_suites.run(Suite("train", "row", ()), [{"index": np.arange(3)}])
     assert one(MEAN, {"value": [2.0]}).passed
 
 
-@pytest.mark.remedies("expectations.check:run:2")
+@pytest.mark.remedies("expectations.run_suites:run:2")
 def test_no_part_of_a_table_never_passes():
     with pytest.raises(IdxflowError, match="at least one part of a table"):
-        check.run(Suite("test", "row", (MEAN,)), [])
+        run_suites.run(Suite("test", "row", (MEAN,)), [])
     assert one(MEAN, {"value": [2.0]}).passed
 
 
-@pytest.mark.remedies("expectations.check:_finding")
+@pytest.mark.remedies("expectations.run_suites:_finding")
 def test_an_expectation_about_an_unknown_column_is_an_error_not_a_verdict():
     with pytest.raises(IdxflowError, match=r"test: expected 'mean' to be evaluated.*\"value\".*not of the data"):
         one(MEAN, {"other": [1.0]})
@@ -70,14 +70,16 @@ def test_an_unknown_argument_is_an_error():
         one(replace(MEAN, arguments={"column": "value", "minimum": 2}), {"value": [1.0]})
 
 
-@pytest.mark.remedies("expectations.check:_look")
+@pytest.mark.remedies("expectations.run_suites:_look")
 def test_an_expectation_that_is_lost_on_the_way_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    evaluate = check._evaluate
-    monkeypatch.setattr(check, "_evaluate", lambda suite, table: dict(list(evaluate(suite, table).items())[:1]))
+    evaluate = run_suites._evaluate
+    monkeypatch.setattr(run_suites, "_evaluate", lambda suite, table: dict(list(evaluate(suite, table).items())[:1]))
     with pytest.raises(IdxflowError, match="expected 2 expectations to be evaluated; 1 were"):
-        check.run(Suite("test", "row", (MEAN, MEAN)), [{"index": np.arange(2), "value": np.ones(2)}])
+        run_suites.run(Suite("test", "row", (MEAN, MEAN)), [{"index": np.arange(2), "value": np.ones(2)}])
     monkeypatch.undo()
-    check.run(Suite("test", "row", (MEAN, replace(MEAN, name="other"))), [{"index": np.arange(2), "value": np.ones(2)}])
+    run_suites.run(
+        Suite("test", "row", (MEAN, replace(MEAN, name="other"))), [{"index": np.arange(2), "value": np.ones(2)}]
+    )
 
 
 def test_checks_come_in_the_order_of_the_suite():
@@ -86,7 +88,7 @@ def test_checks_come_in_the_order_of_the_suite():
     )
     mixed = (wanted[0], named("no image is blank"), *wanted[1:])
     table = {"index": np.arange(3), "value": np.full(3, 4.0), "blank": np.zeros(3, np.int64)}
-    found = check.run(Suite("train", "row", mixed), [table])
+    found = run_suites.run(Suite("train", "row", mixed), [table])
     assert [c.name for c in found] == [e.name for e in mixed]
     assert [c.passed for c in found if c.column == "value"] == [n <= 4 for n in range(9, -1, -1)]
 
@@ -119,7 +121,7 @@ def test_what_is_found_is_said_in_words(
 
 def test_classes_out_of_bounds_are_named():
     table = summary.class_table(np.array([0] * 50 + [1] * 49 + [2]), 4)
-    found = check.run(suites.classes(replace(catalog.find("mnist"), classes=tuple("abcd")), "test"), [table])
+    found = run_suites.run(suites.classes(replace(catalog.find("mnist"), classes=tuple("abcd")), "test"), [table])
     assert [(c.passed, c.observed, c.rows) for c in found] == [
         (False, "0% (classes 2, 3)", ()),
         (True, "50%", ()),
@@ -154,7 +156,7 @@ def test_a_limit_that_is_just_reached_passes_and_one_row_more_does_not(share: fl
 def test_an_empty_table_does_not_pass():
     dataset = replace(catalog.find("mnist"), rows={})
     table = {name: np.empty(0, kind) for name, kind in summary.IMAGE_COLUMNS.items()}
-    failed = {c.name for c in check.run(suites.images(dataset, "test"), [table]) if not c.passed}
+    failed = {c.name for c in run_suites.run(suites.images(dataset, "test"), [table]) if not c.passed}
     assert {"enough rows for every class", "every class is present"} <= failed
 
 
@@ -197,8 +199,8 @@ def test_the_verdict_on_parts_is_that_on_the_whole(places: list[int], classes: i
             catalog.find("mnist"), rows={}, classes=tuple(map(str, range(classes))), limits=Limits(**limits)
         )
         suite = suites.images(dataset, "test")
-        whole = check.run(suite, [table])
-        assert check.run(suite, cut(table, places)) == whole
+        whole = run_suites.run(suite, [table])
+        assert run_suites.run(suite, cut(table, places)) == whole
         seen |= {(c.column, c.passed) for c in whole if c.column in ("centroid_hit", "blank", "pixel_max", "mean")}
     assert seen >= {(name, passed) for name in ("centroid_hit", "blank") for passed in (True, False)}
 
@@ -206,13 +208,13 @@ def test_the_verdict_on_parts_is_that_on_the_whole(places: list[int], classes: i
 def test_what_great_expectations_says_of_one_part_is_what_is_said():
     table = faulty(120, 10, 4)
     suite = suites.images(replace(catalog.find("mnist"), rows={}), "test")
-    theirs = check._evaluate(suite, table)
-    for number, found in enumerate(check.run(suite, [table])):
+    theirs = run_suites._evaluate(suite, table)
+    for number, found in enumerate(run_suites.run(suite, [table])):
         assert found.passed == theirs[number].success
         assert found.expectation == theirs[number].expectation_config.type
 
 
-@pytest.mark.remedies("expectations.check:_finding:2")
+@pytest.mark.remedies("expectations.run_suites:_finding:2")
 def test_another_judgement_than_that_of_great_expectations_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(findings.Mean, "holds", lambda self, arguments: True)
     with pytest.raises(IdxflowError, match=r"'mean' to be judged as Great Expectations does, which says failed.*suite"):
@@ -226,7 +228,7 @@ def test_more_missing_classes_than_great_expectations_names_are_all_known():
     (present,) = [e for e in suites.images(dataset, "test").expectations if e.name == "every class is present"]
     labels = [np.arange(30), np.arange(30, 59)]
     parts = [{"index": np.arange(len(part)), "label": part} for part in labels]
-    (found,) = check.run(Suite("test", "row", (present,)), parts)
+    (found,) = run_suites.run(Suite("test", "row", (present,)), parts)
     assert (found.passed, found.observed) == (False, "class 59 missing")
 
 
@@ -234,14 +236,14 @@ def test_a_column_that_one_part_lacks_is_lacking():
     columns = Expectation("columns", "ExpectTableColumnsToMatchSet", {"column_set": ["index", "a"]}, "2 columns")
     both = {"index": np.arange(2), "a": np.arange(2)}
     for parts in ([both, {"index": np.arange(2)}], [{"index": np.arange(2)}, both]):
-        (found,) = check.run(Suite("test", "row", (columns,)), parts)
+        (found,) = run_suites.run(Suite("test", "row", (columns,)), parts)
         assert (found.passed, found.observed) == (False, "1 columns")
-    assert check.run(Suite("test", "row", (columns,)), [both, both])[0].passed
+    assert run_suites.run(Suite("test", "row", (columns,)), [both, both])[0].passed
 
 
 def test_no_part_never_passes():
     with pytest.raises(IdxflowError, match="expected at least one part"):
-        check.run(Suite("test", "row", (MEAN,)), [])
+        run_suites.run(Suite("test", "row", (MEAN,)), [])
 
 
 def test_sixteen_threads_get_their_own_results():
@@ -252,7 +254,7 @@ def test_sixteen_threads_get_their_own_results():
         blank = np.zeros(number + 1, np.int64)
         blank[number] = 1
         table = {"index": np.arange(number + 1), "value": np.full(number + 1, float(number)), "blank": blank}
-        counted, averaged, spotted = check.run(suite, [table])
+        counted, averaged, spotted = run_suites.run(suite, [table])
         return [counted.observed, averaged.observed, str(spotted.rows)]
 
     with ThreadPoolExecutor(16) as pool:
@@ -263,10 +265,10 @@ def test_sixteen_threads_get_their_own_results():
 def test_a_level_that_the_user_gave_its_log_is_kept():
     log = logging.getLogger("great_expectations")
     before = log.level
-    check._great_expectations.cache_clear()
+    run_suites._great_expectations.cache_clear()
     log.setLevel(logging.ERROR)
     try:
-        check._great_expectations()
+        run_suites._great_expectations()
         assert log.level == logging.ERROR
     finally:
         log.setLevel(before)
