@@ -278,11 +278,11 @@ FIRST_USE = """
 import logging, threading
 logging.basicConfig(level=logging.INFO)
 import numpy as np
-from expectations import check
+from expectations import run_suites
 from expectations.suites import Expectation, Suite
 suite = Suite("test", "row", (Expectation("n", "ExpectTableRowCountToEqual", {"value": 3}, "3"),))
 found = []
-run = lambda: found.extend(check.run(suite, [{"index": np.arange(3)}]))
+run = lambda: found.extend(run_suites.run(suite, [{"index": np.arange(3)}]))
 threads = [threading.Thread(target=run) for _ in range(8)]
 [t.start() for t in threads]
 [t.join() for t in threads]

@@ -318,7 +318,8 @@ def test_the_log_has_one_line_of_numbers_per_step(page: Any, run: dict[str, Any]
         r"train: 50 epochs, \d\d\.\d\d% of rows right \(held out: \d\d\.\d\d%\), 6,310 weights",
         r"evaluate: \d+ of 360 right, \d\d\.\d\d%",
         r"confirm: a fresh process predicts the same for \d+ rows",
-        r"decide: promoted v1: the first model above the floors",
+        r"decide: promoted: 2 of 2 rules met",
+        r"digits: promoted v1: the first model above the floors",
         r"publish: digits/7-reports/\S+/report\.html",
         r"report: /\S+/digits/7-reports/\S+/report\.html",
     ):
