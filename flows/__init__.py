@@ -1,6 +1,6 @@
-"""The flows, the `idxflow` command, and what looks after the server that they run on."""
+"""The flows, the `idxflow` command, and the management of the Prefect server."""
 
 from flows.settings import configure_prefect
 
-# Before anything imports Prefect, which reads its settings then: also where a flow is called from Python.
+# Before Prefect is imported, because it reads its settings on import; here, this also covers flows called from Python.
 configure_prefect()

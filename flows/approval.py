@@ -25,16 +25,16 @@ _log = logging.getLogger(__name__)
 
 
 class Approval(RunInput):
-    """What the form in the Prefect UI asks for."""
+    """The fields of the form in the Prefect UI."""
 
     promote: bool = Field(False, description="Replace the champion by the candidate.")
     reason: str = Field("", max_length=500, description="Why. It is kept in the ledger and shown in the report.")
 
 
 def ask(dataset: str, question: str, hours: float) -> Answer | None:
-    """Pause the flow run until somebody answers in the Prefect UI; None when nobody did within `hours`.
+    """Pause the flow run until somebody answers in the Prefect UI; return None if nobody does within `hours`.
 
-    A run with a temporary server of its own cannot be answered by anyone: that is None at once.
+    Nobody can answer on a temporary server: return None at once.
     """
     if temporary.in_use():
         _log.warning(
@@ -60,13 +60,13 @@ def ask(dataset: str, question: str, hours: float) -> Answer | None:
 
 
 def _give_up(run: str) -> None:
-    """Answer in the person's place: a pause that runs out by itself ends the whole run as failed."""
+    """Answer on the person's behalf: a pause that times out fails the whole run."""
     # Prefect: no-answer.
     resume_flow_run(UUID(run), run_input={"promote": False, "reason": NO_ANSWER})
 
 
 def _in_this_context(call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """Prefect keeps its settings in a context variable, which a new thread does not have."""
+    """Bind a call to this context: Prefect keeps its settings in a context variable, which a new thread lacks."""
     # Prefect: settings-in-threads.
     context = contextvars.copy_context()
     return lambda: context.run(call, *arguments)

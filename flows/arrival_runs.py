@@ -1,10 +1,10 @@
-"""Tell the Prefect server of a set of archives that has arrived: make the flow run that retrains on it.
+"""Create the flow run that retrains on a set of archives that has arrived.
 
-No event starts a run. The run is made here, of the deployment `retrain/inbox`, and its parameters name the data set and
-the set alone: what else there is to know stands in the store, written by whoever watches the folder. So nobody who can
-send an event or a request can choose what is read.
+No event starts a run. This module creates the run from the deployment `retrain/inbox`, and its parameters name only the
+data set and the set: the watcher of the folder has written everything else to the store. So nobody who can send an
+event or a request can choose what is read.
 
-What has been made is said as an event, for the user's own automations:
+An event announces each new run to the user's own automations:
 
     idxflow.inbox.complete   resource `idxflow.inbox.<dataset>`, payload: dataset, arrival, source, files, bytes
 """
@@ -33,15 +33,15 @@ _PATIENCE_SECONDS = 30
 
 @dataclass(frozen=True)
 class Announced:
-    """The flow run of a set, as the server has it."""
+    """The flow run of a set, according to the server."""
 
     name: str
     is_new: bool
-    """It was made just now."""
+    """Whether it was just created."""
     started: bool
-    """A worker has taken it up."""
+    """Whether a worker has picked it up."""
     ended: str | None
-    """The state that it has ended in, with its message."""
+    """Its final state with the message; None if it has not ended."""
 
 
 class Server:
@@ -51,17 +51,17 @@ class Server:
         self._client, self._deployment = client, deployment
 
     def announce(self, arrival: Arrival) -> Announced:
-        """Return the flow run of a set; make it, if the server has none.
+        """Return the flow run of a set; create it if the server has none.
 
         Raises:
-            PrefectFailed: the server does not make one.
+            PrefectFailed: the server does not create the run.
         """
         from prefect.client.schemas.objects import FlowRun
 
         wanted = {
             "name": f"{arrival.dataset} {arrival.id}",
             "parameters": {"dataset": arrival.dataset, "arrival": arrival.id},
-            # The server makes one run for a key, however often it is asked.
+            # The server creates one run per key, however often this request is repeated.
             "idempotency_key": f"idxflow-arrival-{arrival.dataset}-{arrival.id}",
             "state": {"type": "SCHEDULED"},
         }
@@ -72,10 +72,10 @@ class Server:
         return _announced(FlowRun.model_validate(answer.json()), answer.status_code == HTTPStatus.CREATED)
 
     def emit(self, arrival: Arrival) -> None:
-        """Say that the set has arrived.
+        """Emit the event that the set has arrived.
 
         Raises:
-            PrefectFailed: the server does not take the event.
+            PrefectFailed: the server does not accept the event.
         """
         from prefect.events import Event, Resource
 
@@ -97,7 +97,7 @@ def connected() -> Iterator[Server]:
     """Yield the server that has the deployment.
 
     Raises:
-        PrefectFailed: there is no server, or it does not have the deployment.
+        PrefectFailed: no server can be reached, or it lacks the deployment.
     """
     from flows.service import configuration
     from flows.service.client import connected_client
@@ -106,7 +106,7 @@ def connected() -> Iterator[Server]:
     from prefect.exceptions import ObjectNotFound
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-    # Meanwhile nobody looks at the folder; the next look tries again.
+    # The folder is not polled while this waits; the next poll retries.
     impatient = {PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
     with temporary_settings(impatient), connected_client() as client:
         try:
@@ -123,7 +123,7 @@ def connected() -> Iterator[Server]:
 
 
 def again(arrival: Arrival) -> str:
-    """Return the command that runs a set once more."""
+    """Return the command that runs a set again."""
     return f"idxflow prefect deployment run {DEPLOYMENT} --param dataset={arrival.dataset} --param arrival={arrival.id}"
 
 
@@ -137,7 +137,7 @@ def _announced(run: FlowRun, is_new: bool) -> Announced:
 
 @contextmanager
 def _answers(expected: str) -> Iterator[None]:
-    """Turn what goes wrong with a request into a sentence."""
+    """Convert errors of a request to `PrefectFailed`, with a one-line message."""
     import httpx
 
     try:

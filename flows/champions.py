@@ -1,4 +1,4 @@
-"""What the registry and the ledger know about the champions and versions of a data set, as JSON values."""
+"""Champions and versions of a data set as JSON values, from the registry and the ledger."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Moment:
     """The champion at a time."""
 
     time: datetime
-    """UTC; now, if the rest of today was asked for."""
+    """UTC; now, if a later time today was requested."""
     is_now: bool
     decision: Turn | None
-    """The one that made the champion of that time; None if there was none yet."""
+    """The decision that made it the champion; None if there was no champion yet."""
     doubt: str | None
-    """Why the answer is uncertain, if the clock was put back."""
+    """Why the answer is uncertain, if the clock was set back."""
 
 
 def decision_values(data: DatasetInStore, turn: Turn) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def decision_values(data: DatasetInStore, turn: Turn) -> dict[str, Any]:
 
 
 def version_values(data: DatasetInStore, version: Version) -> dict[str, Any]:
-    """Return everything about a version as JSON values; reads all of its files to see whether they are damaged."""
+    """Return everything about a version as JSON values; read all of its files to detect damage."""
     champion = data.registry.champion()
     is_champion = champion is not None and champion.number == version.number
     last = next((turn for turn in reversed(data.registry.outline()) if turn.changed), None)
@@ -73,7 +73,7 @@ def version_values(data: DatasetInStore, version: Version) -> dict[str, Any]:
 
 
 def damage(data: DatasetInStore, version: Version) -> str | None:
-    """Return what is wrong with a version's files, in a sentence; None if nothing is, or `gc` has removed them."""
+    """Return what is wrong with a version's files, in a sentence; None if they are intact, or removed by `gc`."""
     if data.registry.retired(version):
         return None
     try:
@@ -84,13 +84,13 @@ def damage(data: DatasetInStore, version: Version) -> str | None:
 
 
 def champion_at(data: DatasetInStore, text: str) -> Moment:
-    """Return the champion at a time, as `parsed_moment` reads it.
+    """Return the champion at a time, given in a format of `parsed_moment`.
 
     Raises:
-        ConfigError: the text is no time.
+        ConfigError: the text is not a time.
     """
     moment, now = parsed_moment(text), datetime.now(UTC)
-    # Nobody knows the rest of today. A time in the future is answered for clocks that were wrong.
+    # The rest of today is unknown. Later days are allowed, because a wrong clock may have recorded them.
     is_now = moment.date() == now.date() and moment > now
     moment = now if is_now else moment
     changes = [turn for turn in data.registry.outline() if turn.changed]
@@ -99,10 +99,10 @@ def champion_at(data: DatasetInStore, text: str) -> Moment:
 
 
 def parsed_moment(text: str) -> datetime:
-    """Return the time (UTC) that a text in ISO 8601 means: a date, the end of that day; a time without a zone, UTC.
+    """Parse ISO 8601 to a time in UTC; a date means the end of that day, a time without a zone is in UTC.
 
     Raises:
-        ConfigError: it is neither a date nor a time.
+        ConfigError: the text is neither a date nor a time.
     """
     try:
         try:
@@ -118,7 +118,7 @@ def parsed_moment(text: str) -> datetime:
 
 
 def version_differences(data: DatasetInStore, a: Version, b: Version) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return what differs between two versions: by part, such as `code`, and name, the values `a` and `b`."""
+    """Return the differences between two versions: part (such as `code`) → name → values `a` and `b`."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for difference in differences(_origin(data, a), _origin(data, b)):
         found.setdefault(difference.part, {})[difference.name] = {"a": difference.old, "b": difference.new}
@@ -129,7 +129,7 @@ def _verify(data: DatasetInStore, version: Version) -> None:
     """Read every file of the version once.
 
     Raises:
-        DamagedEntry: a file is missing or changed, or is not of this version.
+        DamagedEntry: a file is missing or changed, or belongs to another version.
     """
     model = data.store.get(data.name, "train", version.model, TrainedModel)
     score = data.store.get(data.name, "evaluate", version.evaluation, Evaluation)
@@ -142,15 +142,15 @@ def _verify(data: DatasetInStore, version: Version) -> None:
 
 
 def _asked_by(data: DatasetInStore, run: str) -> str | None:
-    """Return who asked for a run, if the ledger has it."""
+    """Return who asked for a run; None if the ledger does not know."""
     return (data.ledger.find("runs", run) or {}).get("asked_by") or None
 
 
 def _doubt(data: DatasetInStore, changes: Sequence[Turn], answer: Turn | None, moment: datetime) -> str | None:
-    """Return why the answer is uncertain, if a wrong clock matters to which of the `changes` was the last by then.
+    """Return why the answer is uncertain, if a wrong clock affects which of the `changes` was the last by then.
 
-    The last one with an earlier time is taken to be it. By right clocks, it is also the last before the first one
-    with a later time. (A time that is still to come is certainly wrong.)
+    The answer is the last change with an earlier time. If all clocks were right, it directly precedes the first change
+    with a later time. (A time in the future is certainly wrong.)
     """
     past = [turn for turn in changes if turn.time <= datetime.now(UTC) + TOLERANCE]
     after = next((n for n, turn in enumerate(past) if turn.time > moment), len(past))
@@ -171,7 +171,7 @@ def version_name(number: int | None) -> str:
 
 
 def _origin(data: DatasetInStore, version: Version) -> dict[str, dict[str, Any]]:
-    """Return what a version was made from and what came of it, by part and name."""
+    """Return the inputs and results of a version, by part and name."""
     train = data.store.made_from(data.name, "train", version.model)
     score = data.store.made_from(data.name, "evaluate", version.evaluation)
     run = data.ledger.find("runs", version.run) or {}
@@ -187,7 +187,7 @@ def _origin(data: DatasetInStore, version: Version) -> dict[str, dict[str, Any]]
 
 
 def _merged(train: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both; the step is added to names that have different values in training and in scoring."""
+    """Merge both; names whose values differ between training and scoring get the step appended."""
     apart = {name for name in train.keys() & score.keys() if train[name] != score[name]}
     return {
         f"{name} ({step})" if name in apart else name: value

@@ -1,4 +1,4 @@
-"""Retention on a schedule: remove what nobody will ask for again, from the store and from Prefect's database."""
+"""Scheduled retention: remove old results from the store, and old runs and events from Prefect's database."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def collect(
 
 
 def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
-    """Collect every data set; one that cannot be is said, and does not keep the others from it."""
+    """Collect every data set; a failure is returned as a problem and does not stop the others."""
     outcome: dict[str, Any] = {"entries": 0, "bytes": 0, "busy": []}
     problems = []
     for name in store.datasets() if store.root.is_dir() else ():
@@ -75,7 +75,7 @@ def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
 
 
 def _trim(client: SyncPrefectClient, keep_flow_runs: int, event_days: float) -> dict[str, Any]:
-    """Have the server forget, bit by bit, so that others get their turn in between."""
+    """Have the server delete old runs and events in batches, so that other requests can run in between."""
     done = {"flow_runs": 0, "events": 0}
     wanted = {"keep_flow_runs": keep_flow_runs, "event_days": event_days}
     more = True

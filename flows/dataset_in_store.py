@@ -1,4 +1,4 @@
-"""A data set of a store by its name, and its versions and runs by the names that users type."""
+"""Find a data set of a store by name, and its versions and runs by the names that users type."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from storage.store import Store, store_root
 from storage.words import meant
 
 _LATEST = 5
-"""Runs that an error names."""
+"""How many runs an error lists."""
 
 
 @dataclass(frozen=True)
 class DatasetInStore:
-    """A data set that a store has runs or versions of."""
+    """A data set with runs or versions in a store."""
 
     store: Store
     name: str
 
     @classmethod
     def open(cls, name: str, store: str | None) -> DatasetInStore:
-        """Return the data set of this name.
+        """Return the data set with this name.
 
         Args:
-            store: folder of the store; None, the usual one.
+            store: folder of the store; None: the default.
 
         Raises:
-            ConfigError: the store has nothing of this name.
+            ConfigError: the store has no data set with this name.
         """
         opened = Store(store_root(store))
         known = {path.parent.name for part in ("registry", "ledger") for path in opened.root.glob(f"*/{part}")}
@@ -51,14 +51,14 @@ class DatasetInStore:
 
     @property
     def run_command(self) -> str:
-        """The command that makes what is missing, in backquotes."""
+        """The command that creates what is missing, in backquotes."""
         return f"`{datasets.run_command(self.store, self.name)}`"
 
     def champion(self) -> Version:
         """Return the champion.
 
         Raises:
-            ConfigError: there is none yet.
+            ConfigError: there is no champion yet.
         """
         champion = self.registry.champion()
         if champion is None:
@@ -87,10 +87,10 @@ class DatasetInStore:
         return self.registry.version(int(digits))
 
     def run(self, text: str) -> dict[str, Any]:
-        """Return the ledger's record of the run that an id, the beginning of one, `latest` or `champion` names.
+        """Return the ledger's record of the run that an id, the start of an id, `latest` or `champion` names.
 
         Raises:
-            ConfigError: there is no such run, or several ids begin so.
+            ConfigError: there is no such run, or several ids have this start.
         """
         settle(self.store, self.name)
         runs = [run_of(name) for name in self.ledger.names("runs")]
@@ -123,5 +123,5 @@ def _newest(runs: Sequence[str]) -> str:
 
 
 def _alike(text: str, runs: Sequence[str]) -> str:
-    # The ids of a day are alike themselves.
+    # Ids of the same day are similar anyway, hence the higher threshold.
     return meant(text, ("latest", "champion")) or meant(text, {run[: len(text)] for run in runs}, alike=0.85)

@@ -1,4 +1,4 @@
-"""Data sets by the names that users type: those of the catalog, those of a store."""
+"""Find data sets by the names that users type, in the catalog or in a store."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from storage.words import meant
 
 
 def named(name: str, store: str | None) -> Dataset:
-    """Return the data set of the catalog that has this name.
+    """Return the data set with this name from the catalog.
 
     Raises:
-        ConfigError: there is none; one of the user's own needs its manifest, even if it has been run in the store.
+        ConfigError: the catalog has none; the user's own data needs its manifest, even if it has been run in the store.
     """
     if name not in catalog.names():
         opened = Store(store_root(store))
@@ -33,7 +33,7 @@ def named(name: str, store: str | None) -> Dataset:
 
 
 def check_known(store: Store, name: str, known: Collection[str]) -> None:
-    """Make sure that a data set is one of those that are `known` in the store.
+    """Check that a data set is one of those `known` in the store.
 
     Raises:
         ConfigError: it is not.
@@ -51,7 +51,7 @@ def check_known(store: Store, name: str, known: Collection[str]) -> None:
 
 
 def run_command(store: Store, name: str) -> str:
-    """Return the command that runs a data set: by its name where the catalog has it, else by its manifest."""
+    """Return the command that runs a data set: by name if the catalog has it, otherwise by manifest."""
     return store.command(f"run {name}" if name in catalog.names() else "run --dataset-file FILE")
 
 
@@ -74,7 +74,7 @@ def in_store(store: Store, name: str | None) -> Sequence[str]:
 
 
 def _last_manifest(store: Store, name: str) -> str:
-    """Return ` (last run with letters.toml)` where the ledger knows it."""
+    """Return ` (last run with letters.toml)`, or an empty string if the ledger does not know."""
     last = Ledger(store, name).last("runs")
     manifest = ((last or {}).get("facts") or {}).get("manifest")
     return f" (last run with {catalog.one_line(str(manifest))})" if manifest else ""

@@ -1,4 +1,4 @@
-"""What would stop a run from starting or finishing: each problem comes with the command that fixes it."""
+"""Diagnose what would stop a run from starting or finishing: each problem comes with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 LEAST_FREE_BYTES = 2_000_000_000
-"""Decoded MNIST, some models and reports, and Prefect's database."""
+"""Enough for decoded MNIST, some models and reports, and Prefect's database."""
 LATE = timedelta(minutes=2)
 _IMPORT_SECONDS = 120
 _QUERY_SECONDS = 20
@@ -83,10 +83,10 @@ def _versions() -> Diagnosis:
 
 def _tensorflow() -> Diagnosis:
     # In a process of its own: on a processor without AVX the import ends the process.
-    # Nor is garbage looked for meanwhile: see `relax_garbage_collection`.
+    # Garbage collection would slow the import down: see `relax_garbage_collection`.
     code = "import gc; gc.disable(); import tensorflow as tf; print(tf.__version__)"
     try:
-        # -P: no module of the current folder gets in between.
+        # -P: modules in the current folder must not shadow the libraries.
         done = subprocess.run(
             [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
         )
@@ -136,7 +136,7 @@ def _whole(store: Store) -> Diagnosis:
 
 
 def _clock(store: Store) -> Diagnosis:
-    """Say where the ledgers show that the clock was wrong; a clock that was put right again needs nothing."""
+    """Report where the ledgers show a wrong clock; a clock that has been corrected needs no action."""
     now = datetime.now(UTC)
     try:
         found = [(name, jump) for name in store.datasets() for jump in Ledger(store, name).recent_jumps(now)]
@@ -174,7 +174,7 @@ def _proxies() -> Diagnosis:
 
 
 def _settings() -> Diagnosis:
-    """Whether Prefect can be used at all: its settings can be read, and its folder written."""
+    """Check that Prefect is usable: its settings can be read, and its folder written."""
     from flows.service import configuration
     from flows.service.database import private_home
 
@@ -187,7 +187,7 @@ def _settings() -> Diagnosis:
 
 
 def _parted(error: IdxflowError) -> tuple[str, str]:
-    """Return what was found, and what to do about it."""
+    """Split an error's message into what was found and what to do."""
     found, _, remedy = str(error).rpartition("; ")
     return found, remedy
 
@@ -206,7 +206,7 @@ def _server(store: Store) -> Iterator[Diagnosis]:
             answers = _database(client, store)
             yield answers
             if answers.verdict == "problem":
-                # All else is asked of it.
+                # All other checks query it.
                 return
             up = store.command("up")
             for look in (_worker, _deployments, _late, _automation):
@@ -215,10 +215,10 @@ def _server(store: Store) -> Iterator[Diagnosis]:
             yield _limits(client)
     except PrefectFailed as error:
         if configuration.source():
-            # Every run would use it.
+            # Every run would use this server.
             yield Diagnosis("problem", "server", *_parted(error))
         else:
-            # `idxflow run` needs none.
+            # `idxflow run` does not need one.
             yield Diagnosis(
                 "warning",
                 "server",
@@ -236,7 +236,7 @@ def _same_version(client: SyncPrefectClient) -> Diagnosis:
 
 
 def _database(client: SyncPrefectClient, store: Store) -> Diagnosis:
-    """Whether the server answers what it cannot without its database, and whether that is the one it has open."""
+    """Check that the server answers queries that need its database, and still has the right file open."""
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     from flows.service import sqlite
@@ -252,7 +252,7 @@ def _database(client: SyncPrefectClient, store: Store) -> Diagnosis:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _QUERY_SECONDS}):
             see(client, POOL, read_plan())
     except Exception as error:
-        # Whatever the client raises: the server said that it is healthy.
+        # The client may raise anything; the server has passed its health check.
         said = f"the server at {client.api_url} answers its health check, but not queries ({type(error).__name__})"
         trouble = sqlite.trouble(file, store.command("gc")) if file else None
         return Diagnosis("problem", "database", said, trouble or "read the server's log, then restart it")
@@ -263,7 +263,7 @@ def _database(client: SyncPrefectClient, store: Store) -> Diagnosis:
 
 
 def _running_up(client: SyncPrefectClient) -> dict[str, Any]:
-    """Return what a running `idxflow up` says of itself; empty where none looks after this server."""
+    """Return what a running `idxflow up` reports about itself; empty if none manages this server."""
     from prefect.settings import PREFECT_HOME
 
     from flows.service.lock import running
@@ -315,7 +315,7 @@ def _deployments(client: SyncPrefectClient, up: str) -> Diagnosis:
         return Diagnosis("problem", "deployments", "none", _put_there(client, up))
     paused = [d for d in ours if d.paused]
     if paused:
-        # Prefect: resume-deployment. It has no command of its own for this.
+        # Prefect: resume-deployment. Its command line has no command for this.
         remedy = f"idxflow prefect api POST /deployments/{paused[0].id}/resume_deployment"
         return Diagnosis("warning", "deployments", f"paused, so no runs are scheduled: {_names(paused)}", remedy)
     for deployment, schedule in ((d, s) for d in ours for s in d.schedules if s.active):
@@ -373,7 +373,7 @@ def _lifeless(client: SyncPrefectClient) -> Diagnosis:
     runs = _runs(client, StateType.RUNNING)
     old = [run for run in runs if run.start_time and now - run.start_time > timedelta(days=1)]
     if old:
-        # Prefect's default for a run that nobody ends: server.services.cancellation_cleanup.cancelling_timeout_seconds.
+        # Prefect's default if no process ends the run: server.services.cancellation_cleanup.cancelling_timeout_seconds.
         remedy = f"idxflow prefect flow-run cancel {old[0].id}; if its process is gone, that takes five minutes"
         return Diagnosis("warning", "old runs", f"{len(old)} have been running for more than a day", remedy)
     return Diagnosis("ok", "old runs", "none has been running for more than a day")

@@ -1,8 +1,9 @@
-"""Runs that could not say how they ended: killed, out of memory, gone with their machine, or never started.
+"""Record the end of runs that could not: killed, out of memory, lost with their machine, or never started.
 
-A run that begins leaves a trace in the store (`storage.underway`). The next command that looks, or the running
-`idxflow up`, finds that its process is gone, and records the end: in the server's words where one knows the run, else
-in those that the trace allows. A run that ended on the server before it had a process has no trace; `up` records these.
+A run leaves a trace in the store when it starts (`storage.underway`). The next command that looks, or the running
+`idxflow up`, finds that its process no longer exists, and records the end: with the server's message if a server knows
+the run, otherwise with what the trace shows. A run that ended on the server before it had a process has no trace; `up`
+records it.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _RUN = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{4}\b")
-"""Of the name of a flow run that had a process: `digits 20261124-143212-5725 promoted v1`."""
+"""Matches the run id in the name of a flow run that had a process: `digits 20261124-143212-5725 promoted v1`."""
 _LOOK_BACK = timedelta(days=2)
 _LOOKED_AT = 50
 
 
 def present() -> dict[str, Any]:
-    """Return what tells this process from others, and of what it may have died."""
+    """Return what identifies this process, and what may later explain its death."""
     counter = deaths.counter(os.getpid())
     return {
         "pid": os.getpid(),
@@ -48,12 +49,12 @@ def present() -> dict[str, Any]:
 
 
 def settle(store: Store, dataset: str | None = None) -> None:
-    """Record how the runs ended whose process is gone. A store that cannot be written is left as it is, and said."""
+    """Record how runs without a live process ended; if the store cannot be written, only print a remark."""
     for name in [dataset] if dataset else store.datasets():
         try:
             for trace, values in underway.abandoned(store, name):
                 ledger = Ledger(store, name)
-                # One that was killed between recording its end and removing its trace is there.
+                # A run killed between recording its end and removing its trace is already in the ledger.
                 if ledger.find("runs", values["run"]) is None:
                     state, sentence = _ending(values)
                     _record(ledger, name, state, sentence, values)
@@ -63,26 +64,26 @@ def settle(store: Store, dataset: str | None = None) -> None:
 
 
 def unstarted(client: SyncPrefectClient, store: Store, known: set[UUID]) -> None:
-    """Record the runs that ended on the server, cancelled, crashed or failed, before they did anything in a store.
+    """Record the runs that were cancelled, crashed or failed on the server before they did anything in a store.
 
     Args:
-        client: reaches the server.
-        store: that of the worker, which would have run them.
-        known: the flow runs that need no second look; added to.
+        client: connected to the server.
+        store: that of the worker that would have run them.
+        known: flow runs that have been checked already; this call adds to them.
     """
     for run in _ended(client):
         if run.id in known:
             continue
         known.add(run.id)
         dataset = run.parameters.get("dataset")
-        # A name that somebody mistyped is not made a data set of.
+        # A mistyped name must not create a data set.
         if not run.state or _RUN.search(run.name) or dataset not in {*store.datasets(), *catalog.names()}:
             continue
         due = run.expected_start_time or datetime.now(UTC)
         ledger, name = Ledger(store, dataset), f"{due:%Y%m%d-%H%M%S}-{run.id.hex[:4]}"
         if ledger.find("runs", name) is None:
             said = f"it {_word(run.state)} before it started{_message(run.state)}"
-            # Without the set that it was to run: that one still waits for a run.
+            # Without the set that it should have run: this set still waits for a run.
             values = {"run": name, "started": due.isoformat(timespec="milliseconds"), "asked_by": "deployment"}
             _record(ledger, dataset, _STATES[run.state.type.value], said, values)
 
@@ -110,12 +111,12 @@ def _ended(client: SyncPrefectClient) -> list[FlowRun]:
         end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - _LOOK_BACK),  # type: ignore[arg-type]
     )
     found = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.END_TIME_DESC, limit=_LOOKED_AT)
-    # One that another run of the deployment turned away may still be carried out (`flows.schedule`).
+    # A run turned away by the concurrency limit may still be carried out (`flows.schedule`).
     return [run for run in found if run.deployment_id in ours and not turned_away(run)]
 
 
 def _ending(values: Mapping[str, Any]) -> tuple[str, str]:
-    """Return how a run ended whose process is gone: a state of the ledger, and what happened, in a sentence."""
+    """Return how a run without a live process ended: its state in the ledger, and what happened, in a sentence."""
     state = _on_server(values.get("flow_run"))
     again = values.get("again")
     remedy = f"; run it again to resume: {again}" if again else "; run it again to resume"
@@ -126,7 +127,7 @@ def _ending(values: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _of_process(values: Mapping[str, Any]) -> str:
-    """Say what became of a process, as far as this machine can tell."""
+    """Return what happened to a process, as far as this machine can tell."""
     process = f"its process {values['pid']}" if "pid" in values else "its process"
     host = values.get("host", socket.gethostname())
     if host != socket.gethostname():
@@ -140,7 +141,7 @@ def _of_process(values: Mapping[str, Any]) -> str:
 
 
 def _on_server(flow_run: str | None) -> State | None:
-    """Return the state of a flow run on a server that knows it, if there is one."""
+    """Return the state of a flow run; None if no server knows it."""
     if not flow_run:
         return None
     from prefect.exceptions import ObjectNotFound
@@ -153,7 +154,7 @@ def _on_server(flow_run: str | None) -> State | None:
 
 
 def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Mapping[str, Any]) -> None:
-    """Write a run that is over into the ledger, in the form of `Job.append_to_ledger`, with all that is known."""
+    """Append an ended run to the ledger with all that is known, in the format of `Job.append_to_ledger`."""
     unknown = ("version", "champion", "train_accuracy", "test_accuracy", "epochs", "seconds", "report", "test_rows")
     decision = ledger.find("decisions", values["run"])
     if decision and decision.get("sentence"):
@@ -184,7 +185,7 @@ def _message(state: State) -> str:
 
 
 def _boot() -> str | None:
-    """Return what the kernel calls the time since the machine was started."""
+    """Return the kernel's id of the current boot; None if it cannot be read."""
     try:
         return _BOOT.read_text(encoding="ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What every process of idxflow sets in its environment when it begins, for itself and all that it starts."""
+"""Set the environment of every idxflow process, for itself and its child processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tasks.sources.proxies import LOOPBACK, keep_direct
 
 
 def prepare() -> None:
-    """Make the environment one in which idxflow and its libraries work.
+    """Set the environment variables that idxflow and its libraries need.
 
     Raises:
-        ConfigError: the current folder has been removed.
+        ConfigError: the current folder was removed or may not be entered.
     """
     _send_no_usage()
     keep_direct(*LOOPBACK)
@@ -28,18 +28,18 @@ def prepare() -> None:
 
 
 def _send_no_usage() -> None:
-    """Keep Prefect from sending usage data, unless the user wants it to.
+    """Keep Prefect from sending usage data, unless the user allows it.
 
-    In a terminal, importing Prefect is enough for it to send some, and to say so.
+    In a terminal, merely importing Prefect sends some and prints a notice.
     """
     # Prefect: telemetry.
     os.environ["DO_NOT_TRACK"] = os.environ.get("DO_NOT_TRACK") or "1"
 
 
 def _have_home() -> None:
-    """Name a home where the system knows none, as in a container that is run by an arbitrary user.
+    """Set a home folder if the system knows none, as in a container that runs as an arbitrary user.
 
-    Prefect cannot be imported without one, also where all of its folders are elsewhere.
+    Prefect cannot be imported without one, even if all of its folders are elsewhere.
     """
     # Prefect: home.
     try:
@@ -49,5 +49,5 @@ def _have_home() -> None:
 
 
 def _write_any_letter() -> None:
-    """Have what this process starts write UTF-8: that goes to logs, and a letter that is missing would end it."""
+    """Have child processes write UTF-8: their output goes to logs, and an unencodable character would end them."""
     os.environ["PYTHONIOENCODING"] = "utf-8:backslashreplace"
