@@ -1,12 +1,13 @@
-"""Events about models, on which a deployment's trigger or an automation can act.
+"""Emit events about models, for triggers of deployments and for automations.
 
     idxflow.model.promoted   a new champion
     idxflow.model.kept       a candidate that was not better
     idxflow.model.refused    a candidate below a floor
 
-The resource is `idxflow.model.<dataset>`; the payload is the decision as the ledger has it. Nothing new, no event.
+The resource is `idxflow.model.<dataset>`; the payload is the decision as recorded in the ledger. A run
+that finds nothing new emits no event.
 
-Prefect's own events about a run, several for each task, go the same way to the server.
+Prefect sends its own events about a run, several for each task, to the server in the same way.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ EVENTS = ("promoted", "kept", "refused")
 
 # Prefect: reconnections.
 _RECONNECTIONS = 3
-"""As many as Prefect 3.9 tries without waiting a second before each."""
+"""The most attempts that Prefect 3.9 makes without waiting a second before each."""
 
 _log = logging.getLogger(__name__)
 
 
 def send_without_waiting() -> None:
-    """Have this process not wait for a server that is gone.
+    """Keep this process from waiting for an unreachable server.
 
-    Prefect tries to connect ten times for each event, which takes seven seconds, and a process does not end before
-    all have been tried: minutes. An event that could not be sent is kept, and sent with the next one that can be.
+    Prefect tries to connect ten times for each event, which takes seven seconds, and a process does not exit before
+    it has tried them all, which takes minutes. An event that cannot be sent is kept, and sent with a later one.
     """
     url = PREFECT_API_URL.value()
     if url and not url.startswith(PREFECT_CLOUD_API_URL.value()):
@@ -41,7 +42,7 @@ def send_without_waiting() -> None:
 
 
 def announce(dataset: str, run: str, decision: Decision) -> None:
-    """Emit the event of a decision. An event that cannot be sent is a warning: the decision stands."""
+    """Emit the event of a decision; failure to send it is only a warning, because the decision is in the ledger."""
     if decision.outcome not in EVENTS:
         return
     resource = {
@@ -54,5 +55,5 @@ def announce(dataset: str, run: str, decision: Decision) -> None:
     try:
         emit_event(f"idxflow.model.{decision.outcome}", resource, payload={"run": run, **to_json(decision)})
     except Exception as error:
-        # Whatever the client raises: the ledger has the decision, this only tells others.
+        # The client may raise anything; the event only informs others.
         _log.warning("no event was sent: %s: %s", type(error).__name__, error)

@@ -1,4 +1,4 @@
-"""One example image of each class of a data set, from the newest run whose images can be read."""
+"""Find one example image of each class of a data set, in the newest run whose images can be read."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Examples:
     images: np.ndarray
     """uint8 of shape (classes with images, height, width)."""
     names: list[str]
-    """Of these classes, in the same order."""
+    """Names of these classes, in the same order."""
     without: list[str]
     """Names of the classes that have no image."""
 
 
 def examples(data: DatasetInStore, split: str) -> Examples:
-    """Return the first image of each class; a remark names the run if it is not the newest.
+    """Return the first image of each class; print a remark if they are not from the newest run.
 
     Args:
         split: `train` or `test`.

@@ -1,6 +1,6 @@
-"""How fresh each data set's model is, and how its retraining is doing.
+"""Report how fresh each data set's model is and how its retraining is doing.
 
-All of it is in the ledger; the server is only asked when the next run is due.
+All of this comes from the ledger; the server is only asked when the next run is due.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ChampionStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run, as the ledger has it."""
+    """One run, as recorded in the ledger."""
 
     run: str
     time: str
@@ -60,7 +60,7 @@ class Health:
     dataset: str
     champion: ChampionStatus | None
     runs: tuple[RunStatus, ...]
-    """The newest first."""
+    """Newest first."""
     next_run: str | None
     """ISO 8601, UTC; None if nothing is scheduled, or the schedule is unknown."""
     problems: tuple[str, ...]
@@ -72,14 +72,14 @@ class Overview:
 
     healths: tuple[Health, ...]
     schedule_unknown: str | None
-    """Why the next runs are not known, if so."""
+    """Why the next runs are unknown; None if they are known."""
 
 
 def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetime) -> Overview:
     """Return how all data sets of a store are doing, or only `dataset`.
 
     Args:
-        max_age: without a successful run for longer than this, a data set is stale.
+        max_age: a data set is stale without a successful run for longer than this.
         now: UTC.
 
     Raises:
@@ -87,7 +87,7 @@ def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetim
     """
     names = store.datasets()
     scheduled, unknown = _scheduled()
-    # One that has never run is known by its schedule alone.
+    # A data set that has never run appears only in the schedule.
     names += sorted(set(scheduled) - set(names))
     if dataset is not None:
         datasets.check_known(store, dataset, names)
@@ -100,7 +100,7 @@ def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now
     registry = Registry(store, name)
     ledger = registry.ledger
     runs = [_run(values) for values in islice(ledger.newest("runs"), SHOWN)]
-    # Read only as far back as the last successful one.
+    # Lazy: read only as far back as the last successful run.
     good = (run for values in ledger.newest("runs") if (run := _run(values)).state in GOOD)
     champion = _champion(registry, now)
     return Health(
@@ -131,7 +131,7 @@ def _problems(
             f"the last successful run has a time in the future, {minute(time_of(last))} ({ago(now - time_of(last))}): "
             "this clock was wrong then or is wrong now; correct it, then run again"
         )
-        # A wrong clock does not prove that the model is fresh; the run before may.
+        # A time from a wrong clock does not prove that the model is fresh; an earlier run may.
         last = next((run for run in good if not _is_ahead(time_of(run), now)), None)
     age = now - time_of(last) if last else None
     if age and age > limit:
@@ -167,13 +167,13 @@ def _champion(registry: Registry, now: datetime) -> ChampionStatus | None:
 
 def _run(values: Mapping[str, Any]) -> RunStatus:
     seconds = values["seconds"]
-    # Of a run whose process is gone, the record has the time when that was noticed.
+    # If the process of a run died, its record has the time when that was noticed.
     time = values["time"] if seconds is not None else values.get("started") or values["time"]
     return RunStatus(values["run"], time, values["state"], values["sentence"], seconds)
 
 
 def _scheduled() -> tuple[dict[str, datetime], str | None]:
-    """Return when each data set is due next, by name; or why the schedule is unknown."""
+    """Return when each data set is due next, by name, and why the schedule is unknown, if it is."""
     from flows.service.client import asked
 
     waiting = {"state": {"type": {"any_": ["SCHEDULED"]}}}
@@ -192,7 +192,7 @@ def _scheduled() -> tuple[dict[str, datetime], str | None]:
 
 
 def ago(age: timedelta) -> str:
-    """Return how long ago something was, `3 days ago`; `in 3 days` if it is still to come."""
+    """Return how long ago something was, `3 days ago`; `in 3 days` for a time in the future."""
     return f"{span_text(age)} ago" if age >= -TOLERANCE else f"in {span_text(-age)}"
 
 

@@ -1,9 +1,9 @@
-"""A folder that sets of archives arrive in: what is in it now, and copies of it that are whole.
+"""Read a folder in which sets of archives arrive: its current contents, and complete copies of them.
 
-Whoever sends a set may do it slowly, stop half-way, or replace one set by another at any time. So a set is taken only
-when nothing about it has changed between two looks, and what is checked is the copy. A file counts as unchanged while
-it is the same one (device, inode) of the same size and with the same times. That includes the time of the last change
-of any kind (ctime), which no program can set: `cp -p` and `rsync --times` give a new file the old modification time.
+A sender may copy slowly, stop half-way, or replace one set by another at any time. So a set is taken only when nothing
+about it has changed between two polls, and the checks read the copy. A file counts as unchanged while it is the same
+file (device, inode) with the same size and times. The times include that of the last change of any kind (ctime), which
+no program can set: `cp -p` and `rsync --times` give a new file the old modification time.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _KINDS = {
     stat.S_IFCHR: "a device",
 }
 _RSYNC_FOLDER = ".~tmp~"
-"""Where `rsync --delay-updates` keeps what it has received, until it has all."""
+"""Where `rsync --delay-updates` keeps received files until it has them all."""
 _UNFINISHED = re.compile(r"\.(?P<rsync>.+)\.[A-Za-z0-9]{6}|(?P<other>.+)\.(part|partial|filepart|tmp)")
-"""What programs call a file that they are still writing."""
+"""Names that programs give to files that they are still writing."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Something in the folder, at one look."""
+    """An entry of the folder at one poll."""
 
     name: str
     kind: int
@@ -57,12 +57,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Look:
-    """What was in the folder at one look. Two equal looks are of the same contents."""
+    """The contents of the folder at one poll; equal looks mean unchanged contents."""
 
     archives: Mapping[str, Entry] = field(default_factory=dict)
-    """By role; those that were there."""
+    """The archives that are present, by role."""
     unfinished: tuple[Entry, ...] = ()
-    """What looks like an archive that is still being sent."""
+    """Entries that look like archives still being transferred."""
     marker: Entry | None = None
 
     @property
@@ -72,7 +72,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Inbox:
-    """A folder that archives of a data set arrive in."""
+    """A folder in which archives of a data set arrive."""
 
     folder: Path
     dataset: Dataset
@@ -81,7 +81,7 @@ class Inbox:
     """Name of a file that the sender writes after the four archives."""
 
     def look(self) -> Look:
-        """Return what is there now.
+        """Return the current contents.
 
         Raises:
             SourceUnavailable: the folder cannot be read.
@@ -98,7 +98,7 @@ class Inbox:
             )
 
     def why_not(self, look: Look) -> str | None:
-        """Return why there is no set to take, in a clause; None if there may be one."""
+        """Return why there is no set to take, as a clause; None if there may be one."""
         if len(look.archives) < len(self.dataset.archives):
             return f"the four archives are not all in {self.folder}"
         if self.marker and look.marker is None:
@@ -108,10 +108,10 @@ class Inbox:
         return None
 
     def refuse(self, look: Look) -> None:
-        """Refuse what cannot be copied.
+        """Refuse contents that cannot be copied.
 
         Raises:
-            FormatError: an archive is no file, or too large; or there is one that is not complete.
+            FormatError: an archive is not a file, or too large; or a transfer is unfinished.
         """
         for spec in self.dataset.archives:
             entry = look.archives[spec.role]
@@ -129,10 +129,10 @@ class Inbox:
             )
 
     def copy(self, look: Look, place: Path) -> dict[str, ArrivedFile] | None:
-        """Copy the archives; None where they are not any more as they were at that look.
+        """Copy the archives; return None if they have changed since that look.
 
         Raises:
-            SourceUnavailable: one of them cannot be read.
+            SourceUnavailable: an archive cannot be read.
             OSError: a copy cannot be written.
         """
         for entry in look.archives.values():
@@ -145,7 +145,7 @@ class Inbox:
         return {role: _arrived(place / entry.name) for role, entry in look.archives.items()}
 
     def digests(self, look: Look) -> dict[str, ArrivedFile] | None:
-        """Return what `copy` does, without copying."""
+        """Return the same as `copy`, without copying."""
         found = {}
         for role, entry in look.archives.items():
             with self._opened() as folder, _file(folder, entry) as descriptor:
@@ -158,8 +158,8 @@ class Inbox:
         """Read each copied archive to its end.
 
         Raises:
-            FormatError: one is cut, damaged, or no IDX file; or only one of a pair has been replaced.
-            DigestMismatch: one is not what the manifest says has been published.
+            FormatError: an archive is truncated, damaged or not IDX; or only one of a pair has been replaced.
+            DigestMismatch: an archive does not have the published digest from the manifest.
         """
         rows = {spec.role: self._rows(spec, files[spec.role], place) for spec in self.dataset.archives}
         for split in SPLITS:
@@ -184,7 +184,7 @@ class Inbox:
         return rows
 
     def _other_sets(self) -> str:
-        """Say how to have other archives accepted than those that the manifest names by digest."""
+        """Return how to have archives accepted that do not match the digests in the manifest."""
         return (
             f"{self.dataset.manifest.name} names the digests of its archives, so no other set is ever complete; for "
             "sets that change, take `bytes` and `sha256` out of it (`idxflow manifest FOLDER --no-digests` writes none)"
@@ -192,7 +192,7 @@ class Inbox:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """Open the folder: whatever becomes of its name meanwhile, all is read from the same one."""
+        """Open the folder, so that all reads use the same one even if its name changes."""
         try:
             folder = os.open(self.folder, _OPEN | os.O_DIRECTORY)
         except OSError as error:
@@ -216,7 +216,7 @@ class Inbox:
 
 def _names(folder: int) -> set[str]:
     try:
-        # By its descriptor: `Path` would take the name again.
+        # By descriptor: `Path` would look the name up again.
         return set(os.listdir(folder))
     except OSError as error:
         raise SourceUnavailable(
@@ -245,9 +245,9 @@ def _entry_of(name: str, found: os.stat_result) -> Entry:
 
 @contextmanager
 def _file(folder: int, entry: Entry) -> Iterator[int | None]:
-    """Open a file, if it is still the one that was seen."""
+    """Open a file; yield None if it is no longer the file that was seen."""
     try:
-        # It might be a named pipe by now, which would be waited for.
+        # It might be a named pipe by now, on which a blocking open would wait.
         descriptor = os.open(entry.name, _OPEN | os.O_NONBLOCK, dir_fd=folder)
     except FileNotFoundError:
         yield None

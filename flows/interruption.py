@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run, whatever becomes of the exception that they raise."""
+"""Make Ctrl-C, SIGTERM and SIGHUP end a run, even if the exception that they raise is lost or replaced."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _AGAIN_SECONDS = 0.05
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM was received, or SIGHUP, because the terminal was closed; its argument is which.
+    """Raised on SIGTERM, or on SIGHUP when the terminal closes; its argument is the signal.
 
-    A run ends as with Ctrl-C: what it started, such as Prefect's own server, ends too.
+    A run ends as with Ctrl-C: processes that it started, such as Prefect's own server, end too.
     """
 
 
@@ -30,10 +30,10 @@ class _Unraisable(Protocol):
 
 @contextmanager
 def interruptible() -> Iterator[list[KeyboardInterrupt]]:
-    """Have Ctrl-C raise KeyboardInterrupt in the block, SIGTERM and SIGHUP `Terminated`; yield those that came.
+    """Raise KeyboardInterrupt in the block on Ctrl-C, `Terminated` on SIGTERM and SIGHUP; yield the list of them.
 
-    A library may make another error of one: Prefect "Result is not set", pydantic one of its own. Then the block
-    still ends as interrupted, if it ends with an error.
+    Libraries may replace the interrupt by an error of their own, such as Prefect's "Result is not set" or one of
+    pydantic. If the block then ends with an error, it still ends as interrupted.
     """
     received: list[KeyboardInterrupt] = []
 
@@ -41,7 +41,7 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
         received.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated(signal.Signals(number)))
         raise received[-1]
 
-    # What is to be ignored, as Ctrl-C in the background of a shell or SIGHUP after nohup, is.
+    # Ignored signals stay ignored, such as Ctrl-C for a background job or SIGHUP after nohup.
     wanted = [number for number in _HANDLED if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in wanted}
     try:
@@ -59,16 +59,16 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
 
 @contextmanager
 def sent_again(signal_of: Callable[[BaseException | None], int | None]) -> Iterator[None]:
-    """Send a signal again whose exception is lost: Python ignores what is raised in a finalizer, or just after a fork.
+    """Resend a signal if its exception is lost: Python ignores exceptions in finalizers and just after a fork.
 
     Args:
-        signal_of: returns the signal that raised an exception, None where it was none.
+        signal_of: returns the signal that raised an exception; None if no signal did.
     """
     hook, timers = sys.unraisablehook, list[threading.Timer]()
 
     def look(ignored: _Unraisable) -> None:
         if number := signal_of(ignored.exc_value):
-            # Not at once, which would be in the same place.
+            # Not immediately: the exception would be lost in the same place.
             timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
             timers[-1].start()
         else:
@@ -84,7 +84,7 @@ def sent_again(signal_of: Callable[[BaseException | None], int | None]) -> Itera
 
 
 def _signal_of(error: BaseException | None) -> int | None:
-    """Return the signal that raised `error` here or in Prefect, which has a handler of its own while a flow runs."""
+    """Return the signal that raised `error` here or in Prefect, which has its own handler while a flow runs."""
     if isinstance(error, KeyboardInterrupt):
         return error.args[0] if isinstance(error, Terminated) else signal.SIGINT
     return getattr(error, "signal", None) if type(error).__name__ == "TerminationSignal" else None

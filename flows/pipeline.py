@@ -1,6 +1,7 @@
-"""The steps of a run, in their order.
+"""Call the steps of a run in order.
 
-The flow has Prefect call them (`ByPrefect`). Whoever needs the same without a server calls them directly (`Directly`).
+The flow has Prefect call them (`ByPrefect`). Code that needs the same without a server calls them directly
+(`Directly`).
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ class Caller(Protocol):
     def call_together(self, step: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
         """Call a step once with each tuple of arguments; return the results in the same order.
 
-        All calls end, also if one fails: nothing of a failed run may still be writing when it reports.
+        All calls finish, even if one fails: no step of a failed run may still be writing when the run reports.
         """
 
 
 class ByPrefect:
-    """Have Prefect call steps as the tasks they are, in a flow run."""
+    """Has Prefect call the steps as tasks of a flow run."""
 
     def call(self, step: Task[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-        # Prefect: called. Not submitted: a submitted task cannot be interrupted by a time-out or by Ctrl-C.
+        # Prefect: called. Not submitted: a submitted task cannot be interrupted by a timeout or by Ctrl-C.
         return step(*arguments, **named)
 
     def call_together(self, step: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
@@ -62,7 +63,7 @@ class ByPrefect:
 
 
 class Directly:
-    """Call steps as the plain functions they are, one after the other."""
+    """Calls the steps as plain functions, one after the other."""
 
     def call(self, step: Task[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         return step.fn(*arguments, **named)
@@ -97,7 +98,7 @@ def to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
 
 
 def to_decision(job: Job, caller: Caller) -> None:
-    """All steps. The champion stays locked from the moment it is scored until it is replaced or kept."""
+    """Carry out all steps; the champion stays locked from its scoring until it is replaced or kept."""
     train_split, test_split = to_validation(job, caller)
     store, dataset = job.store, job.dataset
     normalization = job.keep("normalization", caller.call(normalize, store, dataset, train_split, job.config))
@@ -121,14 +122,14 @@ def to_decision(job: Job, caller: Caller) -> None:
 
 @dataclass(frozen=True)
 class _Answered:
-    """An answer, and which champion it was about."""
+    """An answer, and the version of the champion that it refers to."""
 
     answer: Answer
     about: int | None
 
 
 def _answer(job: Job, caller: Caller, candidate: Candidate) -> _Answered | None:
-    """Ask a person, if there is something to ask. Nothing is locked meanwhile: it may take a day."""
+    """Ask a person, if the decision needs one; hold no lock, because the answer may take a day."""
     champion, _ = _scored_champion(job, caller, candidate.test)
     asked = question(job.registry, job.dataset, candidate, champion)
     answer = ask(job.dataset.name, asked, job.dataset.gate.ask_hours) if asked else None
@@ -140,7 +141,7 @@ def _number(champion: Incumbent | None) -> int | None:
 
 
 def _scored_champion(job: Job, caller: Caller, test_split: Split) -> tuple[Incumbent | None, Done[Evaluation] | None]:
-    """Score the champion on today's test rows, never trusting its old number; also return what that took."""
+    """Score the champion on this run's test rows, never trusting its old accuracy; also return the finished step."""
     champion = current_champion(job.registry, job.dataset)
     if champion is None or champion.model is None:
         return champion, None
@@ -149,7 +150,7 @@ def _scored_champion(job: Job, caller: Caller, test_split: Split) -> tuple[Incum
 
 
 def report(job: Job, caller: Caller) -> Report | None:
-    """Return a new report, or that of the version that was found again where nothing is new."""
+    """Return a new report, or the existing one of the same version if nothing is new."""
     if job.state == "valid":
         return None
     known = job.known_report() if job.state == "unchanged" else None

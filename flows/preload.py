@@ -1,7 +1,7 @@
 """Import what a first run needs while its Prefect server starts: Great Expectations and TensorFlow take seconds each.
 
-The server is another process, so the two keep a processor busy each. Not in another thread: two threads that import
-at the same time can wait for each other's modules for ever, which Python ends with an error.
+The server is another process, so the two use a processor each. The imports do not run in another thread: two threads
+that import at the same time can deadlock on each other's modules, which Python ends with an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def preload(request: Request, is_over: Callable[[], bool]) -> None:
-    """Import one after the other what the run of `request` is sure to need, until `is_over`."""
+    """Import the libraries that the run of `request` is sure to need, one by one, until `is_over`."""
     for load in needed(request):
         if is_over():
             return
@@ -31,9 +31,9 @@ def preload(request: Request, is_over: Callable[[], bool]) -> None:
 
 
 def needed(request: Request) -> list[Callable[[], Any]]:
-    """Return what imports the libraries that the run of `request` is sure to need, in the order of the steps.
+    """Return the functions that import the libraries that the run of `request` is sure to need, in step order.
 
-    Where the store has a validation, or a training with the same parameters, that may be found again.
+    A validation in the store, or a training with the same parameters, may be reused without its library.
     """
     dataset, config = request.resolve()
     store, wanted = Store(store_root(request.store)), config.model_dump(mode="json", exclude={"memory"})

@@ -20,7 +20,7 @@ def promote(data: DatasetInStore, version: str, force: bool, reason: str | None)
 
     Args:
         version: a number such as `7` or `v7`.
-        force: confirms that the gate is to be overridden.
+        force: confirms that the gate should be overridden.
         reason: for the ledger.
 
     Raises:
@@ -61,7 +61,7 @@ class Change:
     """`forced` or `rolled back`."""
     reason: str
     choose: Callable[[list[Turn], int | None], Version]
-    """Returns the new champion, from the history and the present champion; called while the registry is locked."""
+    """Returns the new champion, from the history and the current champion; called while the registry is locked."""
 
 
 def _reason(text: str | None, data: DatasetInStore) -> str:
@@ -139,7 +139,7 @@ def _decision(data: DatasetInStore, change: Change, target: Version, champion: V
         "version": target.number,
         "champion": target.number,
         "previous": champion.number if champion else None,
-        # What was known of this version: the rules a forced promotion went past, as they were looked at then.
+        # The rules from the gate's last decision on this version, which a forced promotion overrides.
         "rules": list(past.rules) if past else [],
         "newest": max(data.registry.numbers()),
     }

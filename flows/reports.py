@@ -1,4 +1,4 @@
-"""The report of a run: as it was published, or built again from what is left if it was removed or damaged."""
+"""The report of a run: as published, or rebuilt from what is left if it was removed or damaged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RunReport:
 
 
 def run_with_report(data: DatasetInStore, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the run whose report covers the run `record`: if that changed nothing, the one that made its version.
+    """Return the run whose report covers the run `record`: if it changed nothing, the run that made its version.
 
     Raises:
         ConfigError: the ledger does not have that run.
@@ -54,7 +54,7 @@ def run_with_report(data: DatasetInStore, record: dict[str, Any]) -> dict[str, A
 
 
 def report_of(data: DatasetInStore, record: dict[str, Any]) -> RunReport:
-    """Return the report of the run `record`, as published if it is whole; if not, a remark says what it was built from.
+    """Return the report of the run `record`: as published if undamaged, otherwise rebuilt; a remark names the sources.
 
     Raises:
         StoreError: the store cannot be read.

@@ -1,4 +1,4 @@
-"""The main job: from archives to a decision about a new model, with a report."""
+"""The main flows: from archives to a decision about a new model, with a report."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from tasks.ui import artifacts
 
 R = TypeVar("R")
 
-# Prefect: source-pattern. Prefect's server checks the schema before it keeps what somebody typed in. Were it a check of
-# pydantic's, its error would quote the address.
+# Prefect: source-pattern. Prefect's server checks the schema before it stores the input. A pydantic validator would
+# quote the address in its error.
 Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
@@ -86,7 +86,7 @@ def retrain(
     return carry_out(request, to_decision)
 
 
-# The same job, with parameters of its own: those of `retrain` say what is read, and here that is not for the caller.
+# The same work with other parameters: those of `retrain` choose what is read, which this caller must not.
 @flow(name="retrain", flow_run_name="{dataset}")
 def retrain_arrival(
     dataset: DatasetName,
@@ -132,12 +132,12 @@ def validate_dataset(
 def carry_out(
     request: Request, walk: Callable[[Job, Caller], object], command: str = "run", caller: Caller | None = None
 ) -> State[Outcome]:
-    """Carry out a run, or as much of it as `walk` does, and return how it ended as Prefect keeps it.
+    """Carry out a run, or the part of it that `walk` does, and return its outcome as a Prefect state.
 
     Args:
         walk: `to_decision` or `to_validation`.
-        command: of `idxflow`, which does the same.
-        caller: what calls the steps; None: Prefect.
+        command: the `idxflow` command that does the same.
+        caller: calls the steps; None: Prefect does.
     """
     caller = caller or ByPrefect()
     relax_garbage_collection()
@@ -163,7 +163,7 @@ def carry_out(
 
 @contextmanager
 def _under_way(job: Job, request: Request, command: str) -> Iterator[None]:
-    """Have the run leave a trace, by which others record its end if it cannot; if it is stopped, it can."""
+    """Leave a trace from which others record the end of a run that dies; a stopped run records its own."""
     again = _again(request, command)
     lasting = runtime.flow_run.id and not temporary.in_use()
     with job.under_way({**present(), "flow_run": runtime.flow_run.id if lasting else None, "again": again}):
@@ -177,7 +177,7 @@ def _under_way(job: Job, request: Request, command: str) -> Iterator[None]:
 
 
 def _again(request: Request, command: str) -> str:
-    """Return what is typed to run the same again."""
+    """Return the command that repeats the run."""
     deployment = runtime.deployment.name
     if deployment:
         given = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
@@ -187,7 +187,7 @@ def _again(request: Request, command: str) -> str:
 
 
 def _stopped_by(error: BaseException) -> tuple[str, str]:
-    """Return the state of a run that `error` ends, and what has happened, in words."""
+    """Return the state of a run that `error` ends, and what happened, in a clause."""
     if isinstance(error, KeyboardInterrupt) and not isinstance(error, Terminated):
         return "interrupted", "it was stopped by Ctrl-C"
     if runtime.deployment.id and _is_cancelling():
@@ -197,7 +197,7 @@ def _stopped_by(error: BaseException) -> tuple[str, str]:
 
 
 def _is_cancelling() -> bool:
-    """Return whether a person has cancelled this run, if the server says so at once: there is little time left."""
+    """Return whether this run is being cancelled; the server must answer fast, because little time is left."""
     settings = {PREFECT_API_REQUEST_TIMEOUT: _PATIENCE_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
     try:
         with temporary_settings(settings), get_client(sync_client=True) as client:
@@ -209,7 +209,7 @@ def _is_cancelling() -> bool:
 
 
 def _finish(job: Job, caller: Caller) -> State[Outcome]:
-    """Publish the report, write the ledger, and say in Prefect's terms how the run ended."""
+    """Publish the report, write the ledger, and return how the run ended as a Prefect state."""
     try:
         job.report = report(job, caller)
         job.append_to_ledger()
@@ -222,9 +222,9 @@ def _finish(job: Job, caller: Caller) -> State[Outcome]:
     if job.report:
         _log.info("report: %s", job.report.html)
     outcome = job.outcome
-    # For the command line, which says it itself, also where Prefect cannot be told any more.
+    # For the command line, which prints it even if the Prefect server has become unreachable.
     ending = {"ending": outcome}
-    # Prefect: names-in-events. The states keep Prefect's own names: filters and automations of its UI go by them.
+    # Prefect: names-in-events. The states keep Prefect's own names: filters and automations in its UI rely on them.
     if job.record.failure:
         _log.error(job.sentence, extra=ending)
         return Failed(message=job.message, data=RunFailed(outcome))
@@ -233,10 +233,10 @@ def _finish(job: Job, caller: Caller) -> State[Outcome]:
 
 
 def _raise_if_stopped(error: BaseException | None) -> None:
-    """Raise the Ctrl-C or termination that led to `error`, if one did.
+    """Raise the Ctrl-C or termination that led to `error`, if there was one.
 
-    Between two states of a task Prefect can meet one with an error of its own ("Task run is not set"), which is no
-    failure of the run.
+    Between two states of a task, Prefect can respond to it with an error of its own ("Task run is not set"), which is
+    not a failure of the run.
     """
     # Prefect: stopped-between-states.
     while error:
@@ -251,7 +251,7 @@ def _asked_by() -> str:
 
 
 def _describe_run(name: str, *tags: str) -> None:
-    """Give the flow run a name that says more than it could when it was scheduled, and tags to filter by."""
+    """Give the flow run a more informative name than it had when it was scheduled, and tags to filter by."""
     run = runtime.flow_run.id
     if not run or not artifacts.reachable():
         return
@@ -259,5 +259,5 @@ def _describe_run(name: str, *tags: str) -> None:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(run), name=name, tags=[*(runtime.flow_run.tags or ()), *tags])
     except Exception as error:
-        # Only words: whatever the client raises must not end a run that is done.
+        # Only a name: no error of the client may end the run.
         _log.warning("the flow run keeps its name: %s: %s", type(error).__name__, error)

@@ -1,4 +1,4 @@
-"""One run through the steps: what it was asked for, what it has found out so far, how it ended."""
+"""The state of one run: its request, its results so far, and its outcome."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from tasks.sources.origins import check_source
 R = TypeVar("R")
 
 FIRST_YEAR = 1980
-"""Keras saves models as ZIP, which knows no earlier time."""
+"""Keras saves models as ZIP, which has no earlier dates."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run was asked for, as typed in: on the command line, in a deployment, in the Prefect UI."""
+    """The parameters of a run as the user gave them: on the command line, in a deployment, in the Prefect UI."""
 
     dataset: str = "digits"
     dataset_file: str | None = None
@@ -50,13 +50,13 @@ class Request:
     training: Mapping[str, Any] = field(default_factory=dict)
     """Single training parameters by name; checked by `resolve`."""
     settings: tuple[str, ...] = ()
-    """The same as `--set` takes them, `name=value`; these win."""
+    """The same as given to `--set`, `name=value`; these take precedence."""
     source: str | None = None
     store: str | None = None
     force: bool = False
     """Train, evaluate and decide again even if nothing is new."""
     arrival: str | None = None
-    """The set of archives of `dataset` that `idxflow watch` has taken; then there is no other source."""
+    """The set of archives of `dataset` that `idxflow watch` has taken; it replaces any other source."""
 
     def resolve(self) -> tuple[Dataset, TrainingConfig]:
         """Return the data set and the complete training configuration.
@@ -84,7 +84,7 @@ class Request:
         return {**self.training, **parse_overrides(self.settings)}
 
     def command(self, name: str) -> str:
-        """Return the command `name` that asks for the same, as it is to be typed; `--force` would ask for more."""
+        """Return the command `name` for the same request, ready to type, but without `--force`: it would redo steps."""
         words = [name, *(["--dataset-file", self.dataset_file] if self.dataset_file else [self.dataset])]
         words += ["--profile", self.profile] if self.profile != "default" else []
         for key, value in self.overrides.items():
@@ -93,9 +93,9 @@ class Request:
         return Store(store_root(self.store)).command(shlex.join(words))
 
     def source_for(self, dataset: Dataset) -> str | None:
-        """Return where to look first: what was asked for, else `IDXFLOW_SOURCE` unless the data is embedded.
+        """Return where to look first: the given source, otherwise `IDXFLOW_SOURCE` unless the data is embedded.
 
-        In a folder of several data sets, it is the folder named like this one.
+        In a folder of several data sets, this is the subfolder with the name of this one.
         """
         if self.arrival:
             return str(self._arrivals.folder(self.arrival))
@@ -108,10 +108,10 @@ class Request:
 
 
 def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
-    """Return the data set whose archives are those of one set that has arrived, known by their digests.
+    """Return the data set with its archives pinned to the digests of a set that has arrived.
 
     Raises:
-        ConfigError: there is no such set, or the manifest that it was taken by is now that of another data set.
+        ConfigError: there is no such set, or the manifest that it was taken with now describes another data set.
     """
     arrived = arrivals.find(arrival)
     if not arrived:
@@ -131,14 +131,14 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
 
 
 def _pinned(spec: ArchiveSpec, file: ArrivedFile) -> ArchiveSpec:
-    """Return `spec` as it is known by its own digests, else by that of the file; it comes from nowhere else."""
+    """Return `spec` pinned by its own digests, otherwise by that of the file; it has no mirrors."""
     if spec.pinned:
         return dataclasses.replace(spec, mirrors=())
     return dataclasses.replace(spec, bytes=file.bytes, sha256=file.sha256, payload_bytes=None, mirrors=())
 
 
 class RunFailed(Exception):
-    """How a run ended that failed, in the form that Prefect keeps failures in."""
+    """The outcome of a failed run, in the form in which Prefect stores failures."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.sentence)
@@ -155,12 +155,12 @@ class Job:
     config: TrainingConfig
     record: RunRecord
     again: str = ""
-    """Not empty where a run is forced: it makes the training another one than those before."""
+    """Not empty if the run is forced: it makes the training differ from all earlier ones."""
     arrival: str | None = None
-    """The set that is run, where it is one that has arrived."""
+    """The id of the set, if the run is of one that has arrived."""
     report: Report | None = None
     trace: Trace | None = None
-    """What says that the run is under way, until its end is recorded."""
+    """Marks the run as under way until its end is recorded."""
     started: float = field(default_factory=time.perf_counter)
 
     @cached_property
@@ -169,21 +169,21 @@ class Job:
 
     @property
     def version(self) -> str:
-        """` v7` where the decision is about version 7, else nothing."""
+        """` v7` if the decision is about version 7; empty without a version."""
         number = self.record.decision.version if self.record.decision else None
         return f" v{number}" if number else ""
 
     def keep(self, name: str, done: Done[R]) -> R:
-        """Note a step that is done and what it made, a field of the run's record; return that.
+        """Record a finished step and its result, as a field of the run's record; return the result.
 
-        `archives` are added one by one.
+        `archives` are appended one by one.
         """
         before = getattr(self.record, name)
         self.note(**{name: (*before, done.record) if isinstance(before, tuple) else done.record})
         return self.passed(done)
 
     def passed(self, done: Done[R]) -> R:
-        """Note a step that is done, whose result is not in the run's record; return that."""
+        """Record a finished step whose result is not in the run's record; return the result."""
         self.note(steps=(*self.record.steps, done.step))
         return done.record
 
@@ -192,9 +192,9 @@ class Job:
         self.record = dataclasses.replace(self.record, **fields)
 
     def fail(self, error: Exception) -> None:
-        """Note why the run stopped; what went wrong after that is only logged.
+        """Record why the run failed; later errors are only logged.
 
-        Errors that idxflow does not raise on purpose are logged with their trace.
+        Errors that idxflow does not raise on purpose are logged with their traceback.
         """
         if isinstance(error, IdxflowError):
             failure = error.failure
@@ -209,14 +209,14 @@ class Job:
 
     @contextmanager
     def under_way(self, about: Mapping[str, Any]) -> Iterator[None]:
-        """Have the store tell that this run is under way while the block runs, or died in it."""
+        """Mark this run in the store as under way while the block runs; the mark remains if the run dies."""
         record = self.record
         origin = {"started": record.started, "asked_by": record.asked_by, "profile": record.profile}
         about = {**about, **origin, "config": to_json(record.config), "arrival": self.arrival}
         try:
             self.trace = begin(self.store, self.dataset.name, record.id, about)
         except OSError as error:
-            # A disk without room for it may have all that the run needs.
+            # A full disk may still hold everything that the run needs.
             _log.debug("the run leaves no trace: %s", error)
         trace = self.trace
         try:
@@ -226,7 +226,7 @@ class Job:
                 trace.close()
 
     def stop(self, how: str, sentence: str) -> None:
-        """Record that the run was cut off, unless it had come to its end: `how` is a state of `CUT_OFF`."""
+        """Record that the run was cut off, unless it had already ended; `how` is a state of `CUT_OFF`."""
         if self.trace:
             if not self.record.failure:
                 self.note(failure=Failure(how.capitalize(), sentence, 1))
@@ -235,9 +235,9 @@ class Job:
 
     @property
     def state(self) -> str:
-        """`promoted`, `kept`, `unchanged`, `refused` (data or model), `failed`, or `valid` if no more was asked for.
+        """`promoted`, `kept`, `unchanged`, `refused` (data or model), `failed`, or `valid` after validation only.
 
-        Of a run that did not come to its end, one of `CUT_OFF`.
+        For a run that was cut off, one of `CUT_OFF`.
         """
         failure = self.record.failure
         if failure:
@@ -255,13 +255,13 @@ class Job:
 
     @property
     def message(self) -> str:
-        """The end of the run for a reader who sees nothing else of it: that of a state in Prefect."""
-        # All other sentences say it themselves.
+        """How the run ended, for readers who see nothing else of it: the message of its state in Prefect."""
+        # All other sentences name the outcome themselves.
         return f"data refused: {self.sentence}" if self.words == "data refused" else self.sentence
 
     @property
     def sentence(self) -> str:
-        """The end of the run in one sentence."""
+        """How the run ended, in one sentence."""
         record = self.record
         if record.failure:
             return record.failure.sentence
@@ -295,7 +295,7 @@ class Job:
         )
 
     def append_to_ledger(self) -> None:
-        """Write the run into the ledger; the snapshot of a set is not needed any more once a run of it ended well."""
+        """Append the run to the ledger; if it ended well, discard the snapshot of its set."""
         report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
         values = {**self.outcome.for_ledger(), **past_runs.for_ledger(self.record), "report": report}
         values.pop("store")
@@ -310,11 +310,11 @@ class Job:
                 Arrivals(self.store, self.dataset.name).discard(self.arrival)
 
     def known_report(self) -> Report | None:
-        """Return the report of the run that made the version which this one found again, if it is still there."""
+        """Return the report of the run that made the version that this run reuses; None if it no longer exists."""
         number = self.record.decision.version if self.record.decision else None
         if number is None:
             return None
-        # One that was killed after it had decided is not there.
+        # A run that was killed after its decision is missing.
         made_by = self.registry.version(number).run
         run = self.registry.ledger.find("runs", made_by)
         report = Report(self.store.root / run["report"]) if run and run["report"] else None
@@ -322,7 +322,7 @@ class Job:
 
 
 def prepare(request: Request, asked_by: str) -> Job:
-    """Check everything that was asked for before any work starts.
+    """Check the whole request before any work starts.
 
     Raises:
         ConfigError: the data set, its manifest, a parameter or the machine's clock is wrong.
@@ -335,7 +335,7 @@ def prepare(request: Request, asked_by: str) -> Job:
     record = RunRecord(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         dataset=dataset.name,
-        # As exact as the ledger, whose decisions were before it or after.
+        # As precise as the times in the ledger, so that decisions can be ordered before or after it.
         started=now.isoformat(timespec="milliseconds"),
         asked_by=asked_by,
         profile=request.profile,
@@ -348,7 +348,7 @@ def prepare(request: Request, asked_by: str) -> Job:
 
 
 def _now() -> datetime:
-    """Return the time, if it can be right: without a battery, a clock begins in 1970."""
+    """Return the time, if it is plausible: without a battery, a clock starts in 1970."""
     now = datetime.now(UTC)
     if now.year < FIRST_YEAR:
         raise ConfigError(
@@ -365,5 +365,5 @@ def refusal(request: Request, error: IdxflowError) -> Outcome:
 
 
 def not_started(request: Request, state: str, sentence: str) -> Outcome:
-    """Return the outcome of a request that no run was made for."""
+    """Return the outcome of a request for which no run was started."""
     return Outcome(state, sentence, request.dataset_file or request.dataset, str(store_path(request.store)))

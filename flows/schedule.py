@@ -1,7 +1,7 @@
-"""What a scheduled run does about the schedule's times that were missed.
+"""Handle missed times of a schedule.
 
-After an outage of the worker all missed runs are due at once. Retraining once makes up for all of them, so by
-default only the latest is carried out and the others end as superseded: completed, with the word in name and tags.
+After an outage of the worker, all missed runs are due at once. Retraining once makes up for all of them, so by default
+only the latest is carried out and the others end as superseded: completed, with that word in name and tags.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from prefect.states import Completed, Scheduled
 
 CatchUp = Literal["latest", "all"]
 SUPERSEDED = "superseded"
-# Prefect: turned-away. Nothing but the message tells such a run from one that a person cancelled.
+# Prefect: turned-away. Only the message distinguishes such a run from one that a person cancelled.
 _NO_SLOT = ("Deployment concurrency limit reached", "Deployment concurrency slot lost during provisioning")
-"""How Prefect's server words that it cancelled a run because another one holds the deployment's only slot: when it came
-due, or when the slot that it had was given away while its process was being started."""
+"""How Prefect's server says that it cancelled a run because another one holds the deployment's only slot.
+
+The first is for a run that came due, the second for one whose slot was given away while its process was starting.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +38,9 @@ _log = logging.getLogger(__name__)
 def superseded(catch_up: CatchUp) -> str | None:
     """Return why this run need not be carried out, or None if it must be.
 
-    A run that somebody asked for is always carried out. Of the others that were missed, those that the deployment's
-    concurrency limit cancelled because of this run are given their right state: the latest is made due again as
-    soon as this run has ended, and all others end as superseded.
+    A run that a person started is always carried out. Missed runs that the deployment's concurrency limit cancelled
+    because of this run get their correct state: the latest is rescheduled as soon as this run has ended, and all
+    others end as superseded.
     """
     run = runtime.flow_run.id
     if catch_up == "all" or not run or not runtime.deployment.id:
@@ -47,7 +49,7 @@ def superseded(catch_up: CatchUp) -> str | None:
         with get_client(sync_client=True) as client:
             return _make_way(client, client.read_flow_run(UUID(run)))
     except Exception as error:
-        # Whatever the client raises: running once too often is better than not at all.
+        # The client may raise anything; one run too many is better than none.
         _log.warning("missed runs cannot be looked up: %s: %s", type(error).__name__, error)
         return None
 
@@ -71,7 +73,7 @@ def _make_way(client: SyncPrefectClient, run: FlowRun) -> str | None:
 
 
 def _others(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
-    """Return the other runs that the schedule wanted until now, the latest first, without those a user cancelled."""
+    """Return the other runs scheduled until now, latest first, without those that a user cancelled."""
     wanted = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id] if run.deployment_id else []),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),  # type: ignore[arg-type]
@@ -91,7 +93,7 @@ def _after(run: FlowRun, moment: datetime) -> bool:
 
 
 def _was_missed(run: FlowRun, latest: FlowRun) -> bool:
-    """Return whether a run is still due, or was turned away only when the latest was due, too."""
+    """Return whether a run is still due, or was turned away only once the latest was due, too."""
     if run.state_type == StateType.SCHEDULED:
         return True
     return bool(
@@ -109,7 +111,7 @@ def turned_away(run: FlowRun) -> bool:
 
 
 def _once_ended(latest: UUID) -> None:
-    """Have the latest run made due again when the present one has ended: until then this one holds the slot."""
+    """Reschedule the latest run when the current one has ended, which holds the slot until then."""
     context = FlowRunContext.get()
     if not (context and context.flow):
         return

@@ -1,4 +1,4 @@
-"""Where things are, and the environment that every process of idxflow runs in."""
+"""Locations, names, and the environment of every idxflow process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARITHMETIC = (
 
 
 def relax_garbage_collection() -> None:
-    """Have Python collect garbage less often: imports take seconds and leave none.
+    """Have Python collect garbage less often: imports take seconds and leave no garbage.
 
     This makes the imports of TensorFlow and Great Expectations a sixth faster.
     """
@@ -39,12 +39,12 @@ def quiet_environment() -> dict[str, str]:
     """
     with (ROOT / "pyproject.toml").open("rb") as stream:
         table = tomllib.load(stream)["tool"]["prefect"]
-    # Prefect: telemetry. Not a setting of Prefect but of the environment: it keeps the SDK from sending anything.
+    # Prefect: telemetry. An environment variable, not a setting of Prefect: it keeps the SDK from sending anything.
     return {"DO_NOT_TRACK": "1", **dict(_variables("PREFECT", table))}
 
 
 def configure_prefect() -> None:
-    """Set that environment, where the user has not."""
+    """Set the variables of `quiet_environment` that the user has not set."""
     for key, value in quiet_environment().items():
         os.environ.setdefault(key, value)
 
@@ -56,10 +56,10 @@ def silence_prefect() -> None:
 
 
 def leave_arithmetic_to_the_processor() -> None:
-    """Take out of the environment what would give other weights for the same data, parameters, code and seed.
+    """Unset variables that would give other weights for the same data, parameters, code and seed.
 
-    Whoever trains calls this before TensorFlow is imported, which reads these variables then. They are taken out, not
-    set: what TensorFlow chooses without them is what the weights in every store were made with.
+    Every process that trains calls this before it imports TensorFlow, which reads them on import. They are unset, not
+    set: the weights in every store were made with what TensorFlow chooses without them.
     """
     for name in ARITHMETIC:
         os.environ.pop(name, None)

@@ -1,13 +1,13 @@
-"""The watcher of `idxflow watch`: it retrains on new archives in a folder.
+"""Retrain on new archives in a folder, for `idxflow watch`.
 
-Each look at the folder does two things, and a failure of one does not stop the other:
+Each poll of the folder does two things, and a failure of one does not stop the other:
 
-- A set that is complete, and was the same at the look before, is copied into the store and recorded
+- A set that is complete and unchanged since the previous poll is copied into the store and recorded
   (`storage.arrivals`).
-- Each set that is recorded gets its flow run, in the order in which they arrived (`flows.arrival_runs`).
+- Each recorded set gets its flow run, in order of arrival (`flows.arrival_runs`).
 
-A set has been announced when the server has its run. Until a run of it stands in the ledger, each look asks the server
-for that run again, and creates it again if it is missing: the server may have been down, or have lost its database.
+A set has been announced when the server has its run. Until the ledger has a run of it, each poll asks the server for
+that run again, and creates it again if it is missing: the server may have been down, or have lost its database.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def watch_folder(options: WatchOptions) -> int:
 
     Raises:
         ConfigError: the folder, the data set or the marker is wrong.
-        DataRefused: with `once`, an archive is cut, damaged, no file or no IDX file.
+        DataRefused: with `once`, an archive is truncated, damaged, not a file or not an IDX file.
         SourceUnavailable: with `once`, the folder or an archive cannot be read.
         PrefectFailed: with `once`, no server can be reached.
         StoreError: with `once`, the store cannot be written.
@@ -85,7 +85,7 @@ def _look_once(watcher: _Watcher, pause: float) -> int:
 
 
 def _remark(problem: IdxflowError, every: float) -> str:
-    # A refused set may be a copy that has only stalled: it is looked at again when a file has changed.
+    # A refused set may be a stalled copy: it is checked again when a file has changed.
     refused = isinstance(problem, DataRefused)
     return f"not complete yet: {problem}" if refused else f"{problem}; retrying every {every:g} s"
 
@@ -105,7 +105,7 @@ def _inbox(options: WatchOptions) -> Inbox:
         raise ConfigError(f"expected a folder at {place}; found {kind_of(place)}; make the folder, or name another")
     place = place.resolve()
     if options.dataset_file:
-        # Not resolved: that would name what `/dev/stdin` leads to, which has no path.
+        # Not resolved: the target of `/dev/stdin` has no path.
         path = options.dataset_file.expanduser().absolute()
         return Inbox(place, catalog.read(path), str(path), options.marker)
     return Inbox(place, datasets.named(options.dataset or "", options.store), None, options.marker)
@@ -120,19 +120,19 @@ class _Watcher:
         self._arrivals = Arrivals(store, self._name)
         self._before: Look | None = None
         self._known: Look | None = None
-        """What has been taken, by any watcher, or was refused."""
+        """The contents that any watcher has taken, or that were refused."""
         self._refused: DataRefused | None = None
         self._waiting: dict[str, Arrival] = {}
-        """The sets without a finished run, at the last look."""
+        """The sets without a finished run at the last poll."""
         self._over: set[str] = set()
-        """Of these, the ones whose flow run has ended without a record in the ledger: its process has died."""
+        """Of these, those whose flow run ended without a record in the ledger: its process died."""
         self.announced = 0
-        """How many flow runs were created."""
+        """Number of flow runs created."""
         self.settled: str | None = None
         """Why there is nothing to wait for in the folder, in one sentence; None if there is something."""
 
     def look(self) -> list[IdxflowError]:
-        """Look once; return what is wrong."""
+        """Poll once; return the problems."""
         problems = []
         for step in (self._take, self._announce):
             try:
@@ -142,10 +142,10 @@ class _Watcher:
         return problems
 
     def _take(self) -> None:
-        """Take what is in the folder, if it is a new and complete set.
+        """Take the set in the folder, if it is new and complete.
 
         Raises:
-            DataRefused: it has been the same for two looks, and is not complete.
+            DataRefused: it is unchanged since the previous poll, and not complete.
             SourceUnavailable: it cannot be read.
             StoreError: it cannot be written into the store.
         """
@@ -168,7 +168,7 @@ class _Watcher:
             self.settled = f"{self._name}: nothing to announce, the archives in {self._source} have been announced"
 
     def _keep(self, look: Look) -> None:
-        """Copy the set into the store and record it, unless it is the last one and still in the store."""
+        """Copy the set into the store and record it, unless it is the last set and still in the store."""
         inbox = self._inbox
         with self._arrivals.alone():
             last = self._arrivals.last(self._source)
@@ -197,7 +197,7 @@ class _Watcher:
         """Make sure that each set has its flow run, one after the other.
 
         Raises:
-            PrefectFailed: the server does not create one, or the run before it has not started.
+            PrefectFailed: the server does not create a run, or the run of the set before has not started.
             StoreError: the ledger cannot be read.
         """
         waiting = {arrival.id: arrival for arrival in self._arrivals.waiting(self._source)}
@@ -212,7 +212,7 @@ class _Watcher:
             for number, arrival in enumerate(left, 1):
                 run = self._announced(server, arrival)
                 if not run.started and number < len(left):
-                    # Of two runs that wait, the server may start either first.
+                    # The server may start two waiting runs in either order.
                     raise PrefectFailed(
                         f"{self._name}: the set {left[number].id} waits; its run is created when the run {run.name!r} "
                         "of the set before it has started; `idxflow doctor` shows why a run does not start"

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
 
 OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "manifest": (3,), "predict": (3,)}
-"""The codes that only some commands end with."""
+"""Exit codes that only some commands have."""
 
 _THEN = {
     **dict.fromkeys(("run", "validate", "watch", "gc"), "; run the same command again to resume"),
@@ -78,7 +78,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),
 }
-"""The commands by what they are for, as `idxflow --help` lists them."""
+"""The commands by purpose, as `idxflow --help` lists them."""
 
 
 def _register() -> None:
@@ -90,15 +90,15 @@ def _register() -> None:
                 app.command(command)
             else:
                 app.command(command, group=group, sort_key=place)
-    # All that follows belongs to Prefect, its `--help` too.
+    # All arguments that follow belong to Prefect, including `--help`.
     app.command(prefect_command.prefect, group=group, sort_key=len(commands), help_flags=[], version_flags=[])
     for flag in (*app.help_flags, *app.version_flags):
-        # The usage line has them.
+        # The usage line shows them.
         app[flag].show = False
 
 
 def _print_group(console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-    """Print the commands of a group for `idxflow --help`, a line each, in columns that are the same in all groups."""
+    """Print the commands of a group for `idxflow --help`, one line each, with the same columns in all groups."""
     from rich.padding import Padding
     from rich.table import Table
 
@@ -115,7 +115,7 @@ _register()
 
 
 def _list_exit_codes() -> None:
-    """Have the help of each command list the codes that it can end with; of its subcommands, too."""
+    """Have the help of each command, and of its subcommands, list the exit codes that it can have."""
     app.help_epilogue = _epilogue(EXIT_CODES)
     for name in app:
         if not name.startswith("-"):
@@ -138,7 +138,7 @@ def run_command(tokens: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        tokens: what follows `idxflow`; None, as typed.
+        tokens: the arguments after `idxflow`; None: as typed.
     """
     relax_garbage_collection()
     with guarded_streams():
@@ -199,7 +199,7 @@ def _failure(error: BaseException, command: str) -> Failure | None:
 
 
 def _obstacle(error: BaseException) -> str | None:
-    """Return which file or folder could not be used, if that is what `error` is about."""
+    """Return which file or folder could not be used; None if `error` names none."""
     if not isinstance(error, OSError) or not isinstance(error.filename, str | bytes):
         return None
     return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}; correct that, or choose another place"

@@ -1,4 +1,4 @@
-"""Files that a command writes where the user asks: never over something else, never into the store."""
+"""Write files where the user asks, but never over a file of another kind, and never into the store."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ BEGINNINGS = {
     ".svg": (b"<svg", b"<?xml"),
     ".html": (b"<!doctype html", b"<html"),
 }
-"""What a file of each kind begins with, in small letters."""
+"""The first bytes of a file of each kind, in lower case."""
 
 
 def destination(option: str, path: Path, kinds: Sequence[str], store: Store, force: bool = False) -> Path:
     """Return the absolute path of a file that may be written.
 
     Args:
-        option: that named it, for the message.
+        option: the option that named it, for the message.
         path: as it was typed.
-        kinds: the suffixes that are possible.
+        kinds: the allowed suffixes.
         store: nothing may be written into it.
-        force: a file of another kind may be written over.
+        force: allow overwriting a file of another kind.
 
     Raises:
-        ConfigError: it has another suffix, is in the store, is no file, or is a file of another kind.
+        ConfigError: it has another suffix, is in the store, is not a file, or is a file of another kind.
     """
     check_local(option, path)
     file = path.expanduser().absolute()
@@ -69,7 +69,7 @@ def _check(option: str, file: Path, store: Store, force: bool) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step.
+    """Write `data` to `path` atomically, replacing the file.
 
     Raises:
         ConfigError: it cannot be written.
@@ -91,7 +91,7 @@ def write_picture(path: Path, images: np.ndarray, captions: list[list[str]]) -> 
 
     Args:
         images: uint8 of shape (rows, height, width).
-        captions: of each image, its lines.
+        captions: the lines of each image's caption.
 
     Raises:
         ConfigError: it cannot be written.

@@ -69,7 +69,7 @@ def _print(collected: Collected, dry_run: bool) -> None:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Return sorted version numbers in short: `v1–v37, v40`."""
+    """Return sorted version numbers as ranges: `v1–v37, v40`."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][-1] + 1:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tasks.serving.classify_files import Classified
 
 SHOWN_WHOLE = 20
-"""Up to so many rows, all are printed; of more, the counts and the first."""
+"""Up to this many rows are all printed; for more, the counts and the first rows."""
 SHOWN_FIRST = 10
 
 

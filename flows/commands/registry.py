@@ -158,7 +158,7 @@ def _print_version(values: Mapping[str, Any]) -> None:
         print_line(f"{name:12} {text}")
     for decision in values["decisions"]:
         print_line(f"{'decision':12} {'  '.join(_cells(decision))}")
-        # A decision by hand repeats the rules it overrode; they are listed with the gate's own decision.
+        # A manual decision repeats the rules it overrode; they are listed with the gate's own decision.
         for rule in decision["rules"] if decision["run"] != NO_RUN else ():
             verdict = "passed" if rule.get("passed") else "failed"
             print_line(f"{'':12}   {verdict}: {rule.get('name')}: {rule.get('limit')}; found {rule.get('observed')}")

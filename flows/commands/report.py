@@ -1,4 +1,4 @@
-"""`idxflow report`: print where the report of a run is, or show it."""
+"""`idxflow report`: print the path of a run's report, or show the report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def report(
     file = destination("--out", out, (".html",), data.store) if out else None
     with data.store.in_use(dataset), without_log_warnings():
         found = report_of(data, record)
-        # With --json alone, the content is all that is wanted.
+        # With --json alone, only the content is needed.
         page = _page(data, found, file) if file or open_ or not as_json else None
         content = found.json() if as_json else None
     if open_ and page:
@@ -57,11 +57,11 @@ def report(
 
 
 def _page(data: DatasetInStore, found: RunReport, out: Path | None) -> Path:
-    """Return the page as a file, which is written if it is wanted elsewhere or was rebuilt."""
+    """Return the path of the page; write the file if `out` is given or the report was rebuilt."""
     if out is None:
         if found.published:
             return found.published.html
-        # A folder that nobody else can write to: a name in a shared one could be another user's.
+        # A folder that nobody else can write to: in a shared one, the file could be another user's.
         out = Path(tempfile.mkdtemp(prefix="idxflow-")) / f"{data.name}-{found.run}.html"
     write(out, found.html())
     return out

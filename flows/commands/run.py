@@ -1,6 +1,6 @@
 """`idxflow run` and `idxflow validate`: call a flow in this process, and show its steps as they end.
 
-A flow needs a Prefect server: the configured one, else that of `idxflow up`, else a temporary one that is started here.
+A flow needs a Prefect server: the configured one, otherwise that of `idxflow up`, otherwise a temporary one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(
     from flows.run import Request
 
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
-    # The profile is just a text until `Request.resolve` has checked it.
+    # The profile is any text until `Request.resolve` has checked it.
     request = Request(dataset, dataset_file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
     return _run_flow("retrain", request, as_json)
 
@@ -119,10 +119,10 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
 def _watched(flow: str, request: Request, as_json: bool) -> Outcome:
     from flows.terminal.console import Console
 
-    # Before Prefect is imported.
+    # Must precede the import of Prefect.
     silence_prefect()
     configuration.read()
-    # Nor are log lines that could not be sent to its server worth a line each.
+    # Without this, each log line that cannot be sent to the server prints an error.
     logging.raiseExceptions = False
     with interruptible() as interruptions, Console(as_json) as console:
         outcome = console.watch(lambda: _with_server(flow, request, console))
@@ -132,7 +132,7 @@ def _watched(flow: str, request: Request, as_json: bool) -> Outcome:
 
 
 def _with_server(flow: str, request: Request, console: Console) -> Outcome:
-    """Call the flow. If Prefect's server has to be started, what the run needs is imported in the meantime."""
+    """Call the flow; if a Prefect server has to be started, import what the run needs while it starts."""
     with ExitStack() as stack:
         with console.waiting("importing Prefect") as waiting_for:
             server = stack.enter_context(_server(Store(store_root(request.store))))
@@ -150,10 +150,10 @@ def _with_server(flow: str, request: Request, console: Console) -> Outcome:
 
 @contextmanager
 def _server(store: Store) -> Iterator[TemporaryServer | None]:
-    """Have Prefect use the server it is configured with, else that of `idxflow up`, else one that is yielded.
+    """Have Prefect use its configured server, otherwise that of `idxflow up`, otherwise a new one, and yield only that.
 
     Args:
-        store: what can be cleaned up if that one finds its disk full.
+        store: can be cleaned up if the new server finds its disk full.
     """
     from flows.service import client, temporary
 
@@ -190,7 +190,7 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
     try:
         state = flow(**parameters, return_state=True)
     except Exception as error:
-        # The flow returns its own failures as states, so this is Prefect's.
+        # The flow returns its own failures as states, so this error is Prefect's.
         place = configuration.source()
         remedy = f"is the server at {configuration.url()} up? Start it, or remove {place}" if place else "try again"
         raise PrefectFailed(f"expected Prefect to run the flow; {type(error).__name__}: {error}; {remedy}") from error

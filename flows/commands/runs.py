@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from storage.records import RunRecord
 
 SHOWN = 10
-"""Flipped images of each kind that are listed; JSON has all."""
+"""How many flipped images of each kind are listed; JSON has all."""
 _FLIPPED = {"right_to_wrong": "right→wrong", "wrong_to_right": "wrong→right"}
 
 app = App(name="runs", help="List the runs of a data set, or compare two of them.")
@@ -117,7 +117,7 @@ def _cells(run: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _draw(file: Path, records: tuple[RunRecord, RunRecord], flips: dict[str, Any] | None) -> bool:
-    """Draw the flipped images, if there are any; returns whether there were."""
+    """Draw the flipped images, if there are any; return whether there were."""
     from tasks.report.comparison import images, pictured
 
     shown = pictured(flips) if flips else []

@@ -1,4 +1,4 @@
-"""What the command line shows while a flow runs: a line per step, a bar for long work, how it ended."""
+"""Show a running flow on the command line: a line per step, a bar for long work, and how it ended."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from storage.words import counted
 from tasks.ui import progress
 
 WIDE = 120
-"""Columns from which a step takes one line; a narrower terminal gets two."""
+"""Columns that a step needs for one line; in a narrower terminal it takes two."""
 
 
 class Console:
@@ -44,7 +44,7 @@ class Console:
 
     def __init__(self, as_json: bool) -> None:
         self._terminal = Terminal(stderr=as_json, highlight=False)
-        # What prints a line where a bar moves has to be what moves the bar: it takes the bar away first.
+        # The console that draws the bar must also print the lines above it: it removes the bar first.
         self._moving = self._terminal if is_screen(self._terminal) else Terminal(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -102,7 +102,7 @@ class Console:
         return outcome
 
     def _print(self, what: RenderableType, whole: bool = True) -> None:
-        """Print something. A closed or full output is no reason to end a run."""
+        """Print something. A closed or full output must not end a run."""
         try:
             self._terminal.print(what, soft_wrap=whole)
         except ReaderGone:
@@ -151,11 +151,11 @@ class Console:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
-        """Show a moving line while the block runs, which names what is waited for; yield a function that changes it."""
+        """Show a spinner with a text while the block runs; yield a function that changes the text."""
         if self._bars.disable:
             yield lambda _: None
             return
-        # A line and a bar that move at once would overwrite each other.
+        # A spinner and a bar at the same time would overwrite each other.
         self._bars.stop()
         with moving(self._moving, what) as change:
             yield change
@@ -169,13 +169,13 @@ class Console:
 
 
 def waited() -> float:
-    """Return the seconds since this process was started, imports and the start of a server included (proc(5))."""
+    """Return the seconds since this process started, including imports and the start of a server (proc(5))."""
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 class _HowFar(ProgressColumn):
-    """The share that is done and the time left; without a known end, the time taken."""
+    """The percentage done and the time left; without a known total, the elapsed time."""
 
     def render(self, task: Task) -> Text:
         """Return them as text."""
@@ -186,7 +186,7 @@ class _HowFar(ProgressColumn):
 
 
 class _StepHandler(logging.Handler):
-    """Takes the steps out of the log, what the run waits for, the warnings, and how it ended."""
+    """Picks from the log the steps, what the run waits for, the warnings, and how it ended."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class _StepHandler(logging.Handler):
         self._on_step, self._on_wait, self._on_warning, self._on_ending = on_step, on_wait, on_warning, on_ending
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a step, what the run waits for, or a warning; other lines are for the Prefect UI."""
+        """Pass on a step, what the run waits for, a warning, or the end; other lines are for the Prefect UI."""
         step, ending = getattr(record, "step", None), getattr(record, "ending", None)
         if isinstance(step, Step):
             self._on_step(step)

@@ -1,6 +1,6 @@
-"""Lines as a terminal shows them: short paths, programs as they can be called from here, wrapped to its width.
+"""Lay lines out for a terminal: shorten paths, make programs callable from here, and wrap to its width.
 
-In a pipe or a file, every line is left as it is.
+Lines for a pipe or a file stay unchanged.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Protocol
 LEAST = 40
 """Columns below which nothing is wrapped."""
 _COLUMN = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)|.{0,20}→ ")
-"""What stands before the second column of a line, or after an arrow."""
+"""The part of a line before its second column, or up to an arrow."""
 _CELL = re.compile(r"( *)(\S+(?: \S+)*)")
-"""A column of a line, which two spaces or more end, and the spaces before it."""
+"""A column of a line, which ends at two or more spaces, and the spaces before it."""
 _PROGRAMS = ("idxflow", "prefect")
 _TO_TYPE = re.compile(rf"(?<![\w./~-])({'|'.join(_PROGRAMS)}) (?=(?:--)?[a-z])")
 _COMMAND = re.compile(rf" +(?:export \S|(?:\S*/)?(?:{'|'.join(_PROGRAMS)}) )")
-"""How a line begins that is a command, to be copied."""
+"""The start of a line that is a command to copy."""
 _WHOLE = ("{", "[", "│", "╭", "╰")
-"""What lines of JSON and of boxes begin with."""
+"""First characters of lines of JSON and of boxes."""
 
 
 class Stream(Protocol):
-    """As much of a text stream as is asked."""
+    """The methods of a text stream that are used here."""
 
     def isatty(self) -> bool: ...
     def fileno(self) -> int: ...
@@ -50,8 +50,8 @@ def width(stream: Stream) -> int | None:
 def fitted(text: str, columns: int) -> str:
     """Return lines wrapped to `columns`; continuation lines are indented.
 
-    A longer word, such as a path, stays whole, so that it can be copied, and so does a line that is a command.
-    JSON, the boxes of `--help` and lines with control characters are left as they are.
+    Longer words, such as paths, and lines that are commands stay whole, so that they can be copied. JSON, the boxes
+    of `--help` and lines with control characters stay unchanged.
     """
     return "\n".join(_fitted(line, columns) for line in text.split("\n"))
 
@@ -68,7 +68,7 @@ def _fitted(line: str, columns: int) -> str:
     for gap, cell in _CELL.findall(line[leading:]):
         before = lines.pop() + gap
         if len(before) + len(cell) > columns >= indent + len(cell):
-            # It does not fit here, but it does on a line of its own.
+            # It fits only on a line of its own.
             lines.append(before.rstrip())
             before = " " * indent
         lines += textwrap.wrap(
@@ -81,7 +81,7 @@ def laid_out(rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
     """Return the lines of a table: a line per row if all rows fit, otherwise a line per cell.
 
     Args:
-        columns: of the terminal; None if there is none: a line per row.
+        columns: width of the terminal; None: no terminal, a line per row.
     """
     lines = ["  ".join(cells).rstrip() for cells in rows]
     if columns is None or all(len(callable_from_here(shortened(line))) <= columns for line in lines):
@@ -90,7 +90,7 @@ def laid_out(rows: Sequence[Sequence[str]], columns: int | None) -> list[str]:
 
 
 def shortened(text: str) -> str:
-    """Write absolute paths from the working directory, or from the home (`~`)."""
+    """Write absolute paths relative to the working directory, or to the home folder (`~`)."""
     for folder, short in ((_here(), "./"), (os.path.expanduser("~"), "~/")):  # noqa: PTH111
         if folder not in ("", "/", "~"):
             text = re.sub(rf"(?<![\w./~-]){re.escape(folder)}/(?=[^\s/])([^\s/'`\";,)]*/)?", rf"{short}\1", text)
@@ -98,7 +98,7 @@ def shortened(text: str) -> str:
 
 
 def callable_from_here(text: str) -> str:
-    """Write programs that are not on the PATH with the folder that they are in."""
+    """Write programs that are not on the PATH with their folder."""
     return _TO_TYPE.sub(lambda found: f"{_called(found[1])} ", text)
 
 

@@ -23,13 +23,13 @@ def print_table(rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_json(value: Any) -> int:
-    """Print one JSON value to standard output; returns the exit code 0."""
+    """Print one JSON value to standard output; return the exit code 0."""
     print_utf8(f"{json.dumps(value, ensure_ascii=False)}\n")
     return 0
 
 
 def print_utf8(text: str) -> None:
-    """Print a text of a format that is UTF-8 in any locale: JSON (RFC 8259, 8.1) or TOML (1.0.0, "Spec")."""
+    """Print text in a format that is UTF-8 in any locale: JSON (RFC 8259, 8.1) or TOML (1.0.0, "Spec")."""
     stream: Any = sys.stdout
     if (stream.encoding or "utf-8").lower() not in ("utf-8", "utf8"):
         stream.flush()
@@ -38,11 +38,11 @@ def print_utf8(text: str) -> None:
 
 
 def remark(line: str) -> None:
-    """Print a line that is no result to standard error."""
+    """Print a line that is not a result to standard error."""
     sys.stderr.write(f"idxflow: {printable(line)}\n")
 
 
 def remark_older(what: str, shown: int, total: int) -> None:
-    """Say on standard error how many older ones a list leaves out, and how to see them."""
+    """Print to standard error how many older entries a list omits, and how to see them."""
     if shown < total:
         remark(f"{total - shown:,} older {what} are not shown; --limit {total} shows all {total:,}")

@@ -1,4 +1,4 @@
-"""Lines for a terminal that Rich prints: fitted, coloured, moving while something is waited for."""
+"""Lines that Rich prints to a terminal: wrapped, coloured, or with a spinner while something is waited for."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flows.terminal.text import printable
 
 @contextmanager
 def moving(terminal: Terminal, what: str) -> Iterator[Callable[[str], None]]:
-    """Show a moving line while the block runs, which names what is waited for; yield a function that changes it.
+    """Show a spinner with the text `what` while the block runs; yield a function that changes the text.
 
-    In a pipe or a file, nothing moves. Whatever else is printed in the block has to go through `terminal`.
+    A pipe or a file gets no spinner. Anything else that the block prints must go through `terminal`.
     """
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=terminal, transient=True, disable=not is_screen(terminal)) as line:

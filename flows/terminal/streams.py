@@ -1,4 +1,4 @@
-"""The standard streams of a command: what is written to them fits the terminal, and fails in one way."""
+"""Guard the standard streams of a command: lines fit the terminal, and failed writes raise the same errors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from storage.errors import OutputFailed
 
 
 class ReaderGone(Exception):
-    """The program that read standard output has ended, as `head` does."""
+    """The program that read standard output has exited, as `head` does."""
 
 
 @contextmanager
 def guarded_streams() -> Iterator[None]:
-    r"""While the block runs, standard output raises `OutputFailed` or `ReaderGone`, and standard error never fails.
+    r"""Make standard output raise `OutputFailed` or `ReaderGone` in the block, and standard error never fail.
 
-    A character that the encoding of a stream does not have is written as `\uXXXX`, as JSON and TOML read it.
+    A character that the encoding of a stream lacks is written as `\uXXXX`, as JSON and TOML read it.
 
-    After its first failure a stream goes to /dev/null: neither its buffer nor Python, which flushes it at exit, fails
-    again.
+    After its first failure, a stream goes to /dev/null, so that flushing its buffer, as Python does at exit, does not
+    fail again.
     """
     _open_missing()
     before = sys.stdout, sys.stderr
@@ -50,7 +50,7 @@ class _Guarded:
     def __init__(self, stream: TextIO, name: str = "") -> None:
         self._stream, self._name = stream, name
         self._begins = True
-        """Whether what is written next begins a line."""
+        """Whether the next write begins a line."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -87,7 +87,7 @@ class _Guarded:
 
 
 def _escaped(text: str, encoding: str) -> str:
-    """Return `text` with only characters that `encoding` has; any useful encoding has those of ASCII."""
+    """Escape the characters of `text` that `encoding` lacks; any useful encoding has those of ASCII."""
     return "".join(letter if _has(encoding, letter) else json.dumps(letter)[1:-1] for letter in text)
 
 
@@ -100,9 +100,9 @@ def _has(encoding: str, letter: str) -> bool:
 
 
 def _open_missing() -> None:
-    """Open /dev/null for each of the three standard streams that is closed (`>&-`).
+    """Open /dev/null for each standard stream that is closed (`>&-`).
 
-    Otherwise the next file that is opened, such as one of the store, would get its number, and what libraries print.
+    Otherwise the next opened file, such as one of the store, would get its descriptor, and with it what libraries print.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -116,7 +116,7 @@ def _open_missing() -> None:
 
 @contextmanager
 def without_log_warnings() -> Iterator[None]:
-    """Keep the log's warnings about what cannot be read off the terminal, for commands that report it in a line."""
+    """Keep log warnings about unreadable data off the terminal, for commands that report it in a line."""
     logger, handler = logging.getLogger("tasks"), logging.NullHandler()
     logger.addHandler(handler)
     try:

@@ -1,4 +1,4 @@
-"""How values look on a terminal: times, sizes, long values, and nothing that a terminal would act on."""
+"""Format values for a terminal: times, sizes, percentages, and text without control characters."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from storage.words import counted
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would act on: control characters, marks of direction.
+    """Replace characters that a terminal would act on: control characters and direction marks.
 
-    Lone surrogates, which stand for bytes of a file name that are not UTF-8, are left to the stream: it escapes them.
+    Lone surrogates, for bytes of a file name that are not UTF-8, remain: the stream escapes them.
     """
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "\ufffd" for c in text)
 
 
 def clock(moment: datetime | str | None) -> str:
-    """Return a time, or a text in ISO 8601, as `2026-05-01 09:30:00` in UTC; `unknown` if the text is no time."""
+    """Return a time, or a text in ISO 8601, as `2026-05-01 09:30:00` in UTC; `unknown` if the text is not a time."""
     try:
         time = moment if isinstance(moment, datetime) else datetime.fromisoformat(str(moment))
     except ValueError:
@@ -39,5 +39,5 @@ def size(count: int) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share of one as a percentage, `97.50%`; `unknown` for None."""
+    """Return a fraction as a percentage, `97.50%`; `unknown` for None."""
     return "unknown" if share is None else f"{share:.2%}"
