@@ -1,4 +1,4 @@
-"""Write files where the user asks, but never over a file of another kind, and never into the store."""
+"""Write files where the user asks: over a file of another kind only with `force`, and never into the store."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _has(encoding: str, letter: str) -> bool:
 def _open_missing() -> None:
     """Open /dev/null for each standard stream that is closed (`>&-`).
 
-    Otherwise the next opened file, such as one of the store, would get its descriptor, and with it what libraries print.
+    Otherwise the next opened file, such as one of the store, would get its descriptor, and what libraries print.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
