@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Look:
-    """The contents of the folder at one poll; equal looks mean unchanged contents."""
+    """The contents of the folder at one poll; equal values mean unchanged contents."""
 
     archives: Mapping[str, Entry] = field(default_factory=dict)
     """The archives that are present, by role."""
@@ -192,7 +192,7 @@ class Inbox:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """Open the folder, so that all reads use the same one even if its name changes."""
+        """Open the folder, so that all reads use the same folder even if it is renamed or replaced."""
         try:
             folder = os.open(self.folder, _OPEN | os.O_DIRECTORY)
         except OSError as error:

@@ -111,7 +111,7 @@ def turned_away(run: FlowRun) -> bool:
 
 
 def _once_ended(latest: UUID) -> None:
-    """Reschedule the latest run when the current one has ended, which holds the slot until then."""
+    """Reschedule the latest run when the current run ends, which holds the slot until then."""
     context = FlowRunContext.get()
     if not (context and context.flow):
         return

@@ -56,10 +56,10 @@ def silence_prefect() -> None:
 
 
 def leave_arithmetic_to_the_processor() -> None:
-    """Unset variables that would give other weights for the same data, parameters, code and seed.
+    """Remove variables that would give other weights for the same data, parameters, code and seed.
 
-    Every process that trains calls this before it imports TensorFlow, which reads them on import. They are unset, not
-    set: the weights in every store were made with what TensorFlow chooses without them.
+    Every process that trains calls this before it imports TensorFlow, which reads them on import. They are removed
+    rather than set: the weights in every store were made with what TensorFlow chooses without them.
     """
     for name in ARITHMETIC:
         os.environ.pop(name, None)

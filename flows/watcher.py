@@ -44,7 +44,7 @@ class WatchOptions:
 
 
 def watch_folder(options: WatchOptions) -> int:
-    """Retrain on each new complete set in a folder; return the exit code with `once`, else never return.
+    """Retrain on each new complete set in a folder; return the exit code with `once`, otherwise never return.
 
     Raises:
         ConfigError: the folder, the data set or the marker is wrong.
