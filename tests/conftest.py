@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import os
 import re
 import shutil
@@ -31,9 +30,9 @@ import pytest
 
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
-from storage.formats import idx
 from storage.store import Store
 from tests.support import commands, refusals
+from tests.support.archives import write_archives
 
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
@@ -208,11 +207,7 @@ def write_tiny(
     name: str = "tiny",
 ) -> Dataset:
     """Write the archives and the manifest of `tiny` into `folder`."""
-    source = folder / f"{name}-source"
-    source.mkdir(exist_ok=True)
-    made = bars(train, test, classes, shape) | (arrays or {})
-    for role, array in made.items():
-        (source / catalog.DEFAULT_FILES[role]).write_bytes(gzip.compress(idx.encode(array), mtime=0))
+    source = write_archives(folder / f"{name}-source", bars(train, test, classes, shape) | (arrays or {}))
     path = folder / f"{name}.toml"
     names = ", ".join(f'"bar {n}"' for n in range(classes))
     path.write_text(

@@ -21,18 +21,12 @@ from storage.errors import ConfigError, FormatError, IdxflowError
 from storage.formats import idx
 from storage.store import Store
 from tests.conftest import bars
+from tests.support.archives import write_archives
 from tests.support.badfiles import assert_says
-from tests.support.runs import hopped, whole_run
+from tests.support.runs import run_without_prefect, whole_run
 from tests.support.servers import BIN, clean_environment
 
 Arrays = dict[str, np.ndarray]
-
-
-def written(folder: Path, arrays: Arrays) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for role, array in arrays.items():
-        (folder / DEFAULT_FILES[role]).write_bytes(gzip.compress(idx.encode(array), mtime=0))
-    return folder
 
 
 def of(change: Callable[[np.ndarray], np.ndarray], arrays: Arrays | None = None) -> Arrays:
@@ -54,7 +48,7 @@ def planes() -> Arrays:
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_it_is_utf_8_in_every_locale(tmp_path: Path, encoding: str):
     """TOML is. Through the installed command, as its output goes into a file."""
-    folder, path = written(tmp_path / "Häuser", bars(30, 30, 3, (9, 7))), tmp_path / "mine.toml"
+    folder, path = write_archives(tmp_path / "Häuser", bars(30, 30, 3, (9, 7))), tmp_path / "mine.toml"
     with path.open("wb") as out:
         environment = clean_environment(tmp_path, PYTHONIOENCODING=encoding)
         subprocess.run([str(BIN / "idxflow"), "manifest", str(folder)], stdout=out, env=environment, check=True)
@@ -77,9 +71,9 @@ SETS = {
 def test_a_set_of_any_range_is_valid_and_trained_with_the_manifest_that_is_written(store: Store, tmp_path, name: str):
     arrays, limits = SETS[name]
     manifest = tmp_path / "mine.toml"
-    manifest.write_text(manifest_of(written(tmp_path / "mine", arrays)), encoding="utf-8")
+    manifest.write_text(manifest_of(write_archives(tmp_path / "mine", arrays)), encoding="utf-8")
     assert catalog.read(manifest).limits == limits
-    outcome = hopped(store, dataset_file=str(manifest), epochs=2)
+    outcome = run_without_prefect(store, dataset_file=str(manifest), epochs=2)
     assert outcome["error"] is None or outcome["error"]["exit_code"] == 5
     assert outcome["test_accuracy"] is not None
 
@@ -97,7 +91,7 @@ def numbered(*values: int, kind: str = "u1") -> Arrays:
 )
 def test_a_set_of_any_labels_is_valid_and_the_report_says_which(store: Store, tmp_path: Path, arrays: Arrays):
     manifest = tmp_path / "mine.toml"
-    manifest.write_text(manifest_of(written(tmp_path / "mine", arrays)), encoding="utf-8")
+    manifest.write_text(manifest_of(write_archives(tmp_path / "mine", arrays)), encoding="utf-8")
     values = sorted(set(arrays["train-labels"].tolist()))
     dataset = catalog.read(manifest)
     assert (dataset.labels, dataset.classes) == (tuple(values), tuple(map(str, values)))
@@ -112,11 +106,11 @@ def test_a_column_of_wider_labels_is_the_class_where_it_is_chosen(store: Store, 
         role: np.pad(array[:, None].astype(">i4"), ((0, 0), (0, 7)), constant_values=9) if "labels" in role else array
         for role, array in bars(120, 30, 3, (9, 7)).items()
     }
-    folder, manifest = written(tmp_path / "mine", wide), tmp_path / "mine.toml"
+    folder, manifest = write_archives(tmp_path / "mine", wide), tmp_path / "mine.toml"
     with pytest.raises(FormatError, match=r"train-labels.*found int32 of shape \(120, 8\).*: --label-column 0$"):
         manifest_of(folder)
     manifest.write_text(manifest_of(folder, label_column=0), encoding="utf-8")
-    assert hopped(store, dataset_file=str(manifest))["error"] is None
+    assert run_without_prefect(store, dataset_file=str(manifest))["error"] is None
     with pytest.raises(FormatError, match="choose another --label-column than 8, below 8"):
         manifest_of(folder, label_column=8)
 
@@ -153,14 +147,14 @@ LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
     ],
 )
 def test_what_no_manifest_could_describe_is_said_at_once(tmp_path: Path, change: Arrays, said: str):
-    folder = written(tmp_path / "mine", bars(120, 30, 3, (9, 7)) | change)
+    folder = write_archives(tmp_path / "mine", bars(120, 30, 3, (9, 7)) | change)
     with pytest.raises(FormatError, match=said) as caught:
         manifest_of(folder)
     assert_says(caught.value)
 
 
 def test_however_many_labels_there_are_little_memory_is_taken(tmp_path: Path):
-    folder = written(tmp_path / "mine", bars(120, 30, 3, (9, 7)))
+    folder = write_archives(tmp_path / "mine", bars(120, 30, 3, (9, 7)))
     rows = 1 << 25
     labels = idx.Header(np.dtype(">i4"), (rows,)).encode() + bytes(4 * rows)
     (folder / DEFAULT_FILES["train-labels"]).write_bytes(gzip.compress(labels, 1))
@@ -176,7 +170,7 @@ def test_however_many_labels_there_are_little_memory_is_taken(tmp_path: Path):
 def test_one_class_is_none_to_tell_apart(tmp_path: Path):
     made = bars(20, 10, 2, (9, 7)) | {"train-labels": np.zeros(20, np.uint8), "test-labels": np.zeros(10, np.uint8)}
     with pytest.raises(FormatError, match="found only the label 0"):
-        manifest_of(written(tmp_path / "mine", made))
+        manifest_of(write_archives(tmp_path / "mine", made))
 
 
 def test_a_folder_of_other_files_is_described_and_what_to_do(tmp_path: Path):
@@ -188,7 +182,7 @@ def test_a_folder_of_other_files_is_described_and_what_to_do(tmp_path: Path):
         ConfigError, match=r"four IDX files .*found none for train-images, .*among a.png, b.png, labels.csv"
     ):
         manifest_of(mine)
-    written(mine / "inner", bars(20, 10, 2, (9, 7)))
+    write_archives(mine / "inner", bars(20, 10, 2, (9, 7)))
     with pytest.raises(ConfigError, match=f"give {mine / 'inner'}, which has them"):
         manifest_of(mine)
     assert manifest_of(mine / "inner")
@@ -205,13 +199,13 @@ def test_what_may_be_a_fault_of_the_data_is_only_proposed(store: Store, tmp_path
     made["train-images"][:3] = 7
     made["train-labels"][3:] = np.where(made["train-labels"][3:] == 2, 1, made["train-labels"][3:])
     manifest = tmp_path / "mine.toml"
-    text = manifest_of(written(tmp_path / "mine", made))
+    text = manifest_of(write_archives(tmp_path / "mine", made))
     manifest.write_text(text, encoding="utf-8")
     assert (
         "# 3 of 430 images have one value in all pixels, which is refused unless you set:\n# max_blank = 0.0075" in text
     )
     assert "# min_class_share = 0.0025" in text
-    assert hopped(store, dataset_file=str(manifest))["error"]["exit_code"] == 3
+    assert run_without_prefect(store, dataset_file=str(manifest))["error"]["exit_code"] == 3
     proposed = text.replace("# [limits]", "[limits]")
     for key in ("max_blank", "min_class_share"):
         proposed = proposed.replace(f"# {key}", key)
@@ -224,26 +218,26 @@ def test_a_class_that_a_split_has_no_row_of_is_named_and_taking_it_out_leads_on(
     made, manifest = bars(120, 30, 3, (9, 7)), tmp_path / "mine.toml"
     kept = made["test-labels"] != 1
     made |= {"test-images": made["test-images"][kept], "test-labels": made["test-labels"][kept]}
-    text = manifest_of(written(tmp_path / "mine", made))
+    text = manifest_of(write_archives(tmp_path / "mine", made))
     assert "# The test split has no row with a label of [1], which is refused: add such rows to it, or take" in text
     kept = made["train-labels"] != 1
     made |= {"train-images": made["train-images"][kept], "train-labels": made["train-labels"][kept]}
-    manifest.write_text(manifest_of(written(tmp_path / "mine", made)), encoding="utf-8")
+    manifest.write_text(manifest_of(write_archives(tmp_path / "mine", made)), encoding="utf-8")
     assert catalog.read(manifest).labels == (0, 2)
-    assert hopped(store, dataset_file=str(manifest), to=retrain.to_validation)["error"] is None
+    assert run_without_prefect(store, dataset_file=str(manifest), to=retrain.to_validation)["error"] is None
 
 
 def test_without_digests_other_archives_of_these_names_are_the_data(store: Store, tmp_path: Path):
-    folder, manifest = written(tmp_path / "mine", bars(120, 30, 3, (9, 7))), tmp_path / "mine.toml"
+    folder, manifest = write_archives(tmp_path / "mine", bars(120, 30, 3, (9, 7))), tmp_path / "mine.toml"
     manifest.write_text(manifest_of(folder, digests=False), encoding="utf-8")
     assert not any(spec.pinned or spec.bytes for spec in catalog.read(manifest).archives)
-    written(folder, bars(121, 31, 3, (9, 7), seed=2))
-    assert hopped(store, dataset_file=str(manifest))["error"] is None
+    write_archives(folder, bars(121, 31, 3, (9, 7), seed=2))
+    assert run_without_prefect(store, dataset_file=str(manifest))["error"] is None
 
 
 @pytest.mark.parametrize("name", ["ümläut 😀", 'quote " and \\', "tab\tand\x7f", "mnist", "..."])
 def test_a_folder_of_any_name_gives_a_manifest_that_can_be_read(tmp_path: Path, name: str):
-    folder = written(tmp_path / name, bars(20, 10, 2, (9, 7)))
+    folder = write_archives(tmp_path / name, bars(20, 10, 2, (9, 7)))
     manifest = tmp_path / "any.toml"
     manifest.write_text(manifest_of(folder), encoding="utf-8")
     dataset = catalog.read(manifest)
@@ -252,13 +246,13 @@ def test_a_folder_of_any_name_gives_a_manifest_that_can_be_read(tmp_path: Path, 
 
 
 def test_a_name_that_no_manifest_can_hold_is_said(tmp_path: Path):
-    folder = written(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), bars(20, 10, 2, (9, 7)))
+    folder = write_archives(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), bars(20, 10, 2, (9, 7)))
     with pytest.raises(ConfigError, match="in UTF-8"):
         manifest_of(folder)
 
 
 @pytest.mark.parametrize("name", ["My Data", "mnist", "", "a" * 65])
 def test_a_name_that_the_next_command_would_refuse_is_refused(tmp_path: Path, name: str):
-    folder = written(tmp_path / "mine", bars(20, 10, 2, (9, 7)))
+    folder = write_archives(tmp_path / "mine", bars(20, 10, 2, (9, 7)))
     with pytest.raises(IdxflowError, match="--name: expected"):
         manifest_of(folder, name)

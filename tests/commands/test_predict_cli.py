@@ -19,11 +19,10 @@ from PIL import Image
 from flows.commands.cli import run_command
 from storage.errors import FormatError
 from storage.formats import idx
-from storage.store import Store
 from tasks.serving import image_files
 from tasks.serving.predict import load_champion
+from tests.support.blobs import blobs, store_with_champion
 from tests.support.servers import BIN, clean_environment
-from tests.tasks.test_predict import blobs, blobs_dataset, registered
 
 IMAGES = blobs()["test-images"]
 GREY = IMAGES[4]
@@ -32,11 +31,7 @@ GREY = IMAGES[4]
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a champion of `tiny`, only read by these tests."""
-    folder = tmp_path_factory.mktemp("ready")
-    store = Store(folder / "store")
-    store.prepare()
-    registered(store, blobs_dataset(folder))
-    return store.root
+    return store_with_champion(tmp_path_factory.mktemp("ready")).root
 
 
 @pytest.fixture

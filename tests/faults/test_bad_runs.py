@@ -36,7 +36,7 @@ from tests.support.badfiles import (
     fingerprint,
     spoiled,
 )
-from tests.support.runs import QUICK, hopped, message_of
+from tests.support.runs import QUICK, message_of, run_without_prefect
 
 pytestmark = pytest.mark.flow
 
@@ -87,7 +87,7 @@ def refused(store: Store, tmp_path: Path) -> Refused:
         exit_code: int,
         changes: Mapping[str, Any] | None = None,
         manifest: str = "",
-        way: Callable[..., dict[str, Any]] = hopped,
+        way: Callable[..., dict[str, Any]] = run_without_prefect,
         **parameters: Any,
     ) -> str:
         if not parameters.keys() & {"dataset", "dataset_file"}:

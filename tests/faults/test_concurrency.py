@@ -26,7 +26,7 @@ from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
 from tests.support.commands import Command, idxflow
-from tests.support.rivals import SHARED
+from tests.support.concurrent_programs import SHARED
 from tests.support.servers import ROOT
 from tests.support.stores import DATASET, Thing, fingerprint, retrain
 
@@ -37,9 +37,9 @@ SECONDS = 240
 
 @pytest.fixture
 def start(store: Store) -> Iterator[Start]:
-    """Start a program of `tests.support.rivals` at the store; all end with the test."""
+    """Start a program of `tests.support.concurrent_programs` at the store; all end with the test."""
     with ExitStack() as started:
-        program = [sys.executable, "-m", "tests.support.rivals"]
+        program = [sys.executable, "-m", "tests.support.concurrent_programs"]
         yield lambda command, *arguments: started.enter_context(
             ending([*program, command, str(store.root), *map(str, arguments)], stderr=subprocess.PIPE)
         )

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.commands.cli import run_command
 from storage.store import Store
 from tests.support.clocks import clock_ahead
-from tests.support.runs import hopped
+from tests.support.runs import run_without_prefect
 from tests.support.servers import ROOT, free_port
 
 # The flow's own steps, without a server: Prefect's spins under a clock that is not its own.
@@ -24,8 +24,8 @@ RUN = """
 import pathlib, select, sys, time
 time.sleep = lambda seconds: select.select([], [], [], seconds)
 from storage.store import Store
-from tests.support.runs import hopped
-print(hopped(Store(pathlib.Path(sys.argv[1])))["run"])
+from tests.support.runs import run_without_prefect
+print(run_without_prefect(Store(pathlib.Path(sys.argv[1])))["run"])
 """
 
 
@@ -58,7 +58,7 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.Ca
     (problem,) = found
     assert "the last successful run has a time in the future" in problem
 
-    right = hopped(store)
+    right = run_without_prefect(store)
     assert problems() == []
     with clock_ahead(timedelta(days=9)):
         assert problems() == ["stale: the last successful run was 9 days ago; expected one at least every 8 days"]

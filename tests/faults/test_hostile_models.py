@@ -36,8 +36,8 @@ from tasks.evaluate import evaluate_into
 from tasks.model import network
 from tasks.serving.predict import load_champion
 from tests.conftest import bars, write_tiny
-from tests.faults.test_hostile_store import Marker, reseal
 from tests.support.runs import carried_out
+from tests.support.tampering import Marker, reseal
 
 IMAGES = bars(120, 30, 3, (9, 7))["test-images"]
 GROWTH = 150_000_000

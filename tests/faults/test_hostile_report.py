@@ -15,19 +15,8 @@ from tasks.publish import compose
 from tasks.report import rendering
 from tests.conftest import write_tiny
 from tests.support.pages import check_markdown, check_page
-from tests.support.reports import a_dataset, a_run
+from tests.support.reports import MARKUP, a_dataset, a_run
 from tests.support.runs import whole_run
-
-MARKUP = (
-    "<script>alert(1)</script>",
-    '"><svg onload=alert(1)>',
-    "<img src=//evil.example/x onerror='alert(1)'>",
-    "[x](javascript:alert(1)) ![x](https://evil.example/x.png)",
-    "</style></title><base href=//evil.example><b>",
-    "<!--<iframe src=javascript:alert(1)>",
-    "{{ 7 * 7 }} {% include 'x' %}",
-    "<details open ontoggle=alert(1)> www.evil.example",
-)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import pickle
@@ -16,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.retrain import retrain
-from flows.run import RunFailed
 from storage.errors import DamagedEntry
 from storage.files import read_json, sealed
 from storage.formats import arrays, parquet
@@ -27,35 +24,12 @@ from storage.store import ENTRY, Store, load
 from storage.verify import verify
 from tasks.model import fitting, scaling
 from tasks.model.classifier import predict
-from tests.conftest import write_tiny
-from tests.support.runs import QUICK, hopped
+from tests.support.runs import run_with_prefect, run_without_prefect
+from tests.support.tampering import Marker, reseal
 
 pytestmark = pytest.mark.flow
 
 STEPS = {"2-splits": "decode train", "4-normalization": "normalize", "5-models": "train", "6-evaluations": "evaluate"}
-
-
-@pytest.fixture(scope="module")
-def first(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a manifest and the store of one run."""
-    folder = tmp_path_factory.mktemp("first")
-    assert run(write_tiny(folder).manifest, folder / "store")["state"] == "promoted"
-    return folder
-
-
-@pytest.fixture
-def copy(first: Path, tmp_path: Path) -> Store:
-    """A copy of that store, as whoever tampers with it has it: writable."""
-    shutil.copytree(first / "store", tmp_path / "store", copy_function=shutil.copyfile)
-    return Store(tmp_path / "store")
-
-
-def run(manifest: Path, store: Path, **training: Any) -> dict[str, Any]:
-    state = retrain(dataset_file=str(manifest), store=str(store), training=QUICK | training, return_state=True)
-    result = state.result(raise_on_failure=False)
-    found = (result.outcome if isinstance(result, RunFailed) else result).to_json()
-    assert (state.type.value == "COMPLETED") == (found["error"] is None)
-    return found
 
 
 def file(store: Store, part: str, name: str) -> Path:
@@ -64,17 +38,6 @@ def file(store: Store, part: str, name: str) -> Path:
 
 def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
     path.write_bytes(edit(path.read_bytes()))
-
-
-def reseal(folder: Path, **record: Any) -> None:
-    """Give an entry a description that fits its files, as somebody does who knows how."""
-    path = folder / ENTRY
-    values = read_json(path)
-    for name in values["files"]:
-        data = (folder / name).read_bytes()
-        values["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    values["record"] |= record
-    path.write_bytes(sealed(values))
 
 
 def exchanged(one: Path, other: Path) -> None:
@@ -91,16 +54,6 @@ def rewritten(path: Path, shift: int = 0, groups: int = 1) -> None:
         for _ in range(groups):
             writer.write(images, np.roll(labels, shift))
         writer.close(metadata)
-
-
-class Marker:
-    """Unpickled, it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 def hostile_keras(path: Path, marker: Path) -> None:
@@ -194,7 +147,7 @@ def test_what_was_tampered_with_is_noticed_said_and_made_again(
     part, name, tamper = TAMPERED[what]
     tamper(file(copy, part, name))
     assert verify(copy).damage
-    found = hopped(copy, dataset_file=str(first / "tiny.toml"))
+    found = run_without_prefect(copy, dataset_file=str(first / "tiny.toml"))
     assert (found["state"], found["champion"]) == ("unchanged", 1)
     again = {name: step["reason"] for name, step in found["steps"].items() if not step["reused"]}
     assert list(again) == [STEPS[part]]
@@ -208,7 +161,7 @@ def test_what_was_tampered_with_is_noticed_said_and_made_again(
 
 def test_train_and_test_exchanged_are_both_decoded_again(first: Path, copy: Store):
     exchanged(file(copy, "2-splits", "train.parquet"), file(copy, "2-splits", "test.parquet"))
-    found = run(first / "tiny.toml", copy.root)
+    found = run_with_prefect(first / "tiny.toml", copy.root)
     assert {name for name, step in found["steps"].items() if not step["reused"]} == {"decode train", "decode test"}
     assert found["state"] == "unchanged"
 
@@ -241,7 +194,7 @@ def test_what_was_sealed_again_is_refused_by_whoever_reads_it(first: Path, copy:
     path = file(copy, part, name)
     tamper(path)
     reseal(path.parent)
-    found = hopped(copy, dataset_file=str(first / "tiny.toml"), learning_rate=0.2)
+    found = run_without_prefect(copy, dataset_file=str(first / "tiny.toml"), learning_rate=0.2)
     assert (found["state"], found["error"]["kind"], found["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
     assert said in found["sentence"]
     assert Registry(copy, "tiny").champion().number == 1
@@ -274,7 +227,7 @@ def test_too_little_memory_while_training_fails_the_run_in_a_sentence(
         raise MemoryError
 
     monkeypatch.setattr(fitting.Fitting, "epoch", out_of_memory)
-    found = run(first / "tiny.toml", copy.root, seed=3)
+    found = run_with_prefect(first / "tiny.toml", copy.root, seed=3)
     assert found["error"]["exit_code"] == 1
     assert "expected memory" in found["sentence"]
     assert found["champion"] is None
@@ -289,6 +242,6 @@ def test_no_result_that_prefect_keeps_is_a_pickle_or_is_believed(first: Path, co
         shown["metadata"]["serializer"]["type"] = "pickle"
         shown["result"] = base64.b64encode(pickle.dumps(Marker(copy.root / "ran"))).decode()
         path.write_text(json.dumps(shown))
-    found = run(first / "tiny.toml", copy.root)
+    found = run_with_prefect(first / "tiny.toml", copy.root)
     assert found["state"] == "unchanged"
     assert not (copy.root / "ran").exists()

@@ -25,18 +25,14 @@ from storage.verify import verify
 from tasks import train
 from tasks.model import network
 from tests.conftest import write_tiny
-from tests.support.memory import bytes_of_process
+from tests.support.memory import GROUP_BYTES, bytes_of_process, control_group
 from tests.support.runs import carried_out
 from tests.support.servers import ROOT, clean_environment
 
 WIDE = [3000, 3000]
 """9.2 million weights: 37 MB, and as much again for each of what training keeps beside them."""
-SPEAKABLE = 50_000_000
+FREE_BYTES = 50_000_000
 """Bytes that are free when training begins: the rows and the arrays of the weights do not fit."""
-UNSPEAKABLE = 100_000_000
-"""The same where the kernel kills: more than an idle process needs, less than training does."""
-CGROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-LIMITS = "memory.limit_in_bytes", "memory.max"
 
 
 def child(manifest: Path, store: Path) -> None:
@@ -46,7 +42,7 @@ def child(manifest: Path, store: Path) -> None:
 
     def limited(folder: Path, training: train.Training) -> object:
         if os.environ["LIMIT"] == "address space":
-            resource.setrlimit(resource.RLIMIT_AS, (bytes_of_process(0) + SPEAKABLE,) * 2)
+            resource.setrlimit(resource.RLIMIT_AS, (bytes_of_process(0) + FREE_BYTES,) * 2)
         else:
             sys.stdout.write("training\n")
             sys.stdout.flush()
@@ -92,7 +88,7 @@ def begin(first: Path, store: Store, limit: str) -> subprocess.Popen:
 def train_until_killed(process: subprocess.Popen) -> None:
     """Let the process train in a control group too small for that, or kill it at that size where there is no leave."""
     group = control_group(process.pid)
-    most = bytes_of_process(1, process.pid) + UNSPEAKABLE
+    most = bytes_of_process(1, process.pid) + GROUP_BYTES
     process.stdin.write("go\n")
     process.stdin.flush()
     deadline = time.monotonic() + 240
@@ -103,25 +99,6 @@ def train_until_killed(process: subprocess.Popen) -> None:
         time.sleep(0.01)
     if group:
         group.rmdir()
-
-
-def control_group(pid: int) -> Path | None:
-    """Put `pid` into a control group that may take `UNSPEAKABLE` bytes more; None where that is not allowed."""
-    for place, limit in zip(CGROUPS, LIMITS, strict=True):
-        group = place / f"idxflow-tests-{pid}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            for name, value in ((limit, UNSPEAKABLE), ("cgroup.procs", pid)):
-                # Only if it is there: elsewhere than in a control group it would become a file.
-                with (group / name).open("r+") as stream:
-                    stream.write(str(value))
-            return group
-        except OSError:
-            group.rmdir()
-    return None
 
 
 def published(store: Store) -> dict[str, str]:

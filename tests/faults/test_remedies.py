@@ -76,18 +76,18 @@ from tasks.normalize import normalize
 from tasks.serving import image_files
 from tasks.serving.predict import Model, load_champion
 from tasks.sources.origins import payload_sha256
-from tests.commands.test_manifest import written
 from tests.conftest import bars
-from tests.faults.test_hostile_store import reseal
 from tests.support import refusals
+from tests.support.archives import write_archives
+from tests.support.blobs import SHAPE, blobs, blobs_dataset, registered
 from tests.support.commands import idxflow
 from tests.support.faultserver import Answer, Exchange, FaultServer, status
 from tests.support.faultserver import cut as broken_off
 from tests.support.faultserver import good as whole_body
 from tests.support.models import split
-from tests.support.runs import hopped
+from tests.support.runs import run_without_prefect
 from tests.support.servers import clean_environment
-from tests.tasks.test_predict import SHAPE, blobs, blobs_dataset, registered
+from tests.support.tampering import reseal
 
 GOOD = bars(120, 30, 3, (9, 7))
 MANIFEST = 'name = "mine"\nclasses = ["0", "1", "2"]\nimage_shape = [9, 7]\nsource = "mine"\n'
@@ -112,7 +112,7 @@ class Here:
 
     def set(self, **changes: np.ndarray) -> Path:
         """Write the good set, or one with changes; `train_images` stands for `train-images`."""
-        return written(self.mine, GOOD | {role.replace("_", "-"): array for role, array in changes.items()})
+        return write_archives(self.mine, GOOD | {role.replace("_", "-"): array for role, array in changes.items()})
 
     def manifest(self, more: str = "", text: str = MANIFEST) -> Path:
         path = self.folder / "mine.toml"
@@ -132,7 +132,7 @@ class Here:
         """Do what `idxflow validate --dataset-file mine.toml` does, without Prefect."""
         store = Store(self.folder / "store")
         asked = {"dataset_file": str(self.folder / "mine.toml"), "to": retrain.to_validation, **parameters}
-        outcome = hopped(store, **asked)
+        outcome = run_without_prefect(store, **asked)
         if outcome["error"]:
             raise next(error for error in reversed(self.made) if str(error) == outcome["error"]["sentence"])
 
@@ -378,7 +378,7 @@ def sent_again(train: int) -> Case:
             arrived(here),
             here.manifest(text=manifest_of(here.mine)),
             # Of fewer test rows: the limits of their sizes are not what is met.
-            written(here.mine, bars(train, 15, 3, (9, 7))),
+            write_archives(here.mine, bars(train, 15, 3, (9, 7))),
             taken(here),
         ),
         "`idxflow manifest FOLDER --no-digests` writes none",
@@ -543,7 +543,7 @@ CASES: dict[str, Case] = {
     "a source that is empty": Case(
         lambda here: (here.mine.mkdir(exist_ok=True), here.manifest(), here.decode()),
         "give the folder that has them all with --source FOLDER",
-        lambda here: written(here.folder / "other", GOOD),
+        lambda here: write_archives(here.folder / "other", GOOD),
         lambda here: here.decode(source=str(here.folder / "other")),
     ),
     "a digest of another file": Case(
@@ -557,7 +557,7 @@ CASES: dict[str, Case] = {
             *(shutil.rmtree(here.mine), here.decode()),
         ),
         "give another with --source FOLDER",
-        lambda here: written(here.folder / "other", GOOD),
+        lambda here: write_archives(here.folder / "other", GOOD),
         lambda here: here.decode(source=str(here.folder / "other")),
     ),
     "all pixels alike": Case(decoded(train_images=IMAGES * 0), "check the image archive", good),

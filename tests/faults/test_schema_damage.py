@@ -21,28 +21,13 @@ from storage.errors import DamagedEntry
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
-from tests.conftest import write_tiny
-from tests.faults.test_hostile_store import reseal, run
-from tests.support.runs import QUICK, carried_out
+from tests.support.runs import QUICK, carried_out, run_with_prefect
+from tests.support.tampering import reseal
 
 pytestmark = pytest.mark.flow
 
 PIXELS = 63
 ROWS = 120
-
-
-@pytest.fixture(scope="module")
-def first(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a manifest and the store of one run."""
-    folder = tmp_path_factory.mktemp("first")
-    assert run(write_tiny(folder).manifest, folder / "store")["state"] == "promoted"
-    return folder
-
-
-@pytest.fixture
-def copy(first: Path, tmp_path: Path) -> Store:
-    shutil.copytree(first / "store", tmp_path / "store", copy_function=shutil.copyfile)
-    return Store(tmp_path / "store")
 
 
 Change = Callable[[pa.Table], pa.Table]
@@ -146,7 +131,7 @@ def test_and_ends_the_run_in_a_sentence(first: Path, copy: Store, what: str):
     path = split(copy)
     changed(path, change)
     # Another seed: the split is read by training, and nothing before it.
-    found = run(first / "tiny.toml", copy.root, seed=2)
+    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
     assert (found["state"], found["error"]["kind"], found["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
     sentence = found["error"]["sentence"]
     assert str(path) in sentence
@@ -159,9 +144,9 @@ def test_and_ends_the_run_in_a_sentence(first: Path, copy: Store, what: str):
 
 def test_what_it_says_to_do_mends_it(first: Path, copy: Store):
     changed(split(copy), column("label", pa.int64()))
-    assert run(first / "tiny.toml", copy.root, seed=2)["error"]["kind"] == "DamagedEntry"
+    assert run_with_prefect(first / "tiny.toml", copy.root, seed=2)["error"]["kind"] == "DamagedEntry"
     shutil.rmtree(split(copy).parent)
-    found = run(first / "tiny.toml", copy.root, seed=2)
+    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
     assert found["state"] in ("promoted", "kept", "unchanged")
     again = {name for name, step in found["steps"].items() if not step["reused"]}
     # The seed draws the rows that are held out, so these are new, too.
@@ -174,7 +159,7 @@ def test_what_it_says_to_do_mends_it(first: Path, copy: Store):
 def test_a_test_split_of_another_schema_scores_nothing(first: Path, copy: Store):
     path = split(copy, "test")
     changed(path, column("label", pa.int64()))
-    found = run(first / "tiny.toml", copy.root, seed=2)
+    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
     assert (found["state"], found["error"]["kind"]) == ("failed", "DamagedEntry")
     assert str(path) in found["error"]["sentence"]
     assert found["test_accuracy"] is None
@@ -209,7 +194,7 @@ def test_other_rows_in_a_good_file_are_read_as_what_they_are(first: Path, copy: 
     Labels that are no class are refused all the same: whoever trains or scores looks at them.
     """
     changed(split(copy), column("label", pa.uint8(), lambda label: label + 1))
-    found = run(first / "tiny.toml", copy.root, seed=2)
+    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
     assert (found["state"], found["error"]["exit_code"]) == ("refused", 3)
     assert "3" in found["error"]["sentence"]
     assert Registry(copy, "tiny").champion().number == 1

@@ -21,13 +21,13 @@ import pytest
 
 from storage.files import locked
 from tests.conftest import BROWSER_FLAGS, PATIENCE_MS, browser_program
-from tests.service.test_up import Service, going
 from tests.support import stranger
 from tests.support.commands import idxflow
 from tests.support.faultserver import FaultServer, good
 from tests.support.operated import until
 from tests.support.servers import BIN, HTTP, clean_environment, free_port, is_starting
 from tests.support.terminal import typed, user
+from tests.support.up import Service, going
 
 pytestmark = pytest.mark.flow
 

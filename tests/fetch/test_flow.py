@@ -34,7 +34,7 @@ from tests.support.faultserver import (
     status,
     trickle,
 )
-from tests.support.runs import hopped, message_of
+from tests.support.runs import message_of, run_without_prefect
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("results")]
 
@@ -103,7 +103,7 @@ def test_a_fault_for_good_fails_the_run_with_its_sentence(
     fault, code, words = FAILS[name]
     answers = {path: good(body) for path, body in published.bodies.items()} | {BROKEN: fault(published.bodies[BROKEN])}
     with FaultServer(answers) as server:
-        found = hopped(store, dataset_file=str(published.manifest), source=server.url(), to=to_validation)
+        found = run_without_prefect(store, dataset_file=str(published.manifest), source=server.url(), to=to_validation)
     assert found["error"]["exit_code"] == code, found["sentence"]
     assert words in found["sentence"]
     assert not list(store.root.rglob("*.parquet"))

@@ -22,7 +22,7 @@ from tasks.report.document import build
 from tests.conftest import TinyFactory
 from tests.fetch.helpers import publish
 from tests.support.faultserver import FaultServer, good
-from tests.support.runs import Walk, hopped
+from tests.support.runs import Walk, run_without_prefect
 
 LABELS = catalog.DEFAULT_FILES["test-labels"]
 
@@ -45,7 +45,7 @@ def new(old: Dataset, tmp_path: Path) -> Path:
 
 
 def run(store: Store, dataset: Dataset, source: str | None, to: Walk = retrain.to_validation) -> dict[str, Any]:
-    return hopped(store, dataset_file=str(dataset.manifest), source=source, to=to)
+    return run_without_prefect(store, dataset_file=str(dataset.manifest), source=source, to=to)
 
 
 @pytest.mark.parametrize("to", [retrain.to_validation, retrain.to_decision], ids=["validate", "run"])
@@ -115,7 +115,9 @@ def test_with_digests_each_file_may_come_from_another_place(
     with FaultServer({}) as server:
         published = publish(old, [server.url()])
         server.answers.update({path: good(body) for path, body in published.bodies.items()})
-        ended = hopped(store, dataset_file=str(published.manifest), source=str(new), to=retrain.to_validation)
+        ended = run_without_prefect(
+            store, dataset_file=str(published.manifest), source=str(new), to=retrain.to_validation
+        )
     assert ended["state"] == "valid"
     said = {name: step["summary"] for name, step in ended["steps"].items()}
     assert f" from {server.host}, " in said["fetch test-labels"]
@@ -130,12 +132,14 @@ def test_a_given_folder_that_is_not_there_is_said_also_where_nothing_is_needed_o
     sentence = "nothing: no such folder; using the archives that are in the store"
     for source, times in ((None, 0), (nowhere, 1)):
         caplog.clear()
-        assert hopped(store, dataset="digits", source=source, to=retrain.to_validation)["state"] == "valid"
+        assert run_without_prefect(store, dataset="digits", source=source, to=retrain.to_validation)["state"] == "valid"
         assert caplog.text.count(sentence) == times
 
 
 def test_a_fetch_that_found_nothing_leaves_nothing(store: Store, old: Dataset, new: Path):
     published = publish(old, ["http://127.0.0.1:9"])
-    ended = hopped(store, dataset_file=str(published.manifest), source=str(new / "x"), to=retrain.to_validation)
+    ended = run_without_prefect(
+        store, dataset_file=str(published.manifest), source=str(new / "x"), to=retrain.to_validation
+    )
     assert ended["error"]["exit_code"] == 4
     assert not verify(store).leftovers

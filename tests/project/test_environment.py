@@ -12,7 +12,7 @@ import pytest
 from flows.settings import ARITHMETIC
 from storage.datasets.training import TrainingConfig
 from tasks.model import network
-from tests.tasks.test_train import fitted
+from tests.support.models import fitted
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """

@@ -17,7 +17,7 @@ from storage.records import Failure, RunRecord
 from storage.registry import Registry
 from storage.store import Store
 from tasks.publish import publish
-from tests.support.gallery import real_digits, refused, synthetic, with_a_past
+from tests.support.browser_reports import real_digits, refused, synthetic, with_a_past
 
 pytestmark = pytest.mark.browser
 

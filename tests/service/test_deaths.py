@@ -11,7 +11,7 @@ import pytest
 
 from flows.service.deaths import by_signal, counter
 from flows.service.processes import Command, Service
-from tests.faults.test_memory_kill import UNSPEAKABLE, control_group
+from tests.support.memory import GROUP_BYTES, control_group
 from tests.support.operated import until
 
 OLD = "print('sqlalchemy.exc.OperationalError: database is locked', flush=True)"
@@ -48,7 +48,7 @@ def test_other_signals_are_named_too(number: int, said: str):
 
 
 def test_the_kernels_kill_for_memory_is_named_as_such(tmp_path: Path):
-    service = started(tmp_path, f"held = b'x' * {3 * UNSPEAKABLE}")
+    service = started(tmp_path, f"held = b'x' * {3 * GROUP_BYTES}")
     group = control_group(service.pid)
     # It has been in another group when it was started.
     service._counter = counter(service.pid) if group else tmp_path / "memory.events"

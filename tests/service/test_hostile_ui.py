@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_tiny
-from tests.faults.test_hostile_report import MARKUP
 from tests.support.commands import idxflow
+from tests.support.reports import MARKUP
 from tests.support.servers import HTTP
 
 pytestmark = pytest.mark.flow

@@ -22,9 +22,9 @@ from flows.service.client import asked
 from flows.service.deployments import AUTOMATION, VARIABLE
 from storage.errors import PrefectFailed
 from storage.store import Store
-from tests.service.test_up import Service, command, configured, going
 from tests.support.operated import until
 from tests.support.servers import clean_environment, free_port
+from tests.support.up import Service, command, configured, going
 
 pytestmark = pytest.mark.flow
 

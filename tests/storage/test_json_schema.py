@@ -12,7 +12,7 @@ from jsonschema import Draft7Validator
 from storage.datasets import catalog, json_schema
 from storage.datasets.json_schema import Schema
 from storage.datasets.training import TrainingConfig
-from tests.faults.test_bad_settings import MANIFESTS
+from tests.support.badmanifests import MANIFESTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "manifest.md"
 VALIDATOR = Draft7Validator(json.loads(json_schema.text()))

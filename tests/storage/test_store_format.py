@@ -22,7 +22,7 @@ from storage.registry import Registry
 from storage.store import Store
 from storage.store_format import FORMAT, STORE_FILE
 from tests.support import commands
-from tests.support.runs import hopped
+from tests.support.runs import run_without_prefect
 from tests.support.servers import clean_environment
 
 Idxflow = Callable[..., subprocess.CompletedProcess]
@@ -92,12 +92,14 @@ def test_reports_of_the_format_before_are_found_and_made_again(old: Store, idxfl
 
 
 def test_a_run_on_a_store_of_the_format_before_goes_on_from_its_champion(old: Store, idxflow: Idxflow, tmp_path: Path):
-    outcome = hopped(old, dataset_file=str(tmp_path / "tiny.toml"), **SAME_AS_CHAMPION)
+    outcome = run_without_prefect(old, dataset_file=str(tmp_path / "tiny.toml"), **SAME_AS_CHAMPION)
     assert (outcome["state"], outcome["champion"]) == ("unchanged", 2)
     assert all(step["reused"] for name, step in outcome["steps"].items() if name.startswith("fetch"))
     assert not outcome["steps"]["train"]["reused"]
     assert read_json(old.root / STORE_FILE)["format"] == FORMAT
-    assert hopped(old, dataset_file=str(tmp_path / "tiny.toml"), **SAME_AS_CHAMPION)["steps"]["train"]["reused"]
+    assert run_without_prefect(old, dataset_file=str(tmp_path / "tiny.toml"), **SAME_AS_CHAMPION)["steps"]["train"][
+        "reused"
+    ]
     assert (Ledger(old, "tiny").last("runs") or {})["format"] == FORMAT
     assert idxflow("rollback", "tiny", "--reason", "slower than before").returncode == 0
     assert (Registry(old, "tiny").champion() or pytest.fail("no champion")).number == 1
@@ -105,7 +107,7 @@ def test_a_run_on_a_store_of_the_format_before_goes_on_from_its_champion(old: St
 
 
 def test_a_new_version_says_its_format(old: Store, tmp_path: Path):
-    hopped(old, dataset_file=str(tmp_path / "tiny.toml"), hidden=[6])
+    run_without_prefect(old, dataset_file=str(tmp_path / "tiny.toml"), hidden=[6])
     assert [version.format for version in Registry(old, "tiny").versions()] == [2, 2, 2, FORMAT]
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.files import sha256_of
 from storage.records import Archive, Done, Split, SplitName, TrainedModel
 from storage.store import Store
 from tasks.decode import decode
+from tasks.model import network
+from tasks.model.fitting import Fitting
+from tasks.model.scaling import Statistics
+from tasks.model.training_rows import InMemory
 from tasks.normalize import normalize
 from tasks.train import train
+
+STATISTICS = Statistics(np.linspace(-0.1, 0.1, 12), 0.6)
 
 
 def split(store: Store, dataset: Dataset, name: SplitName, folder: Path | None = None) -> Split:
@@ -30,3 +38,15 @@ def trained(
     config = config or TrainingConfig(**{"epochs": 3, "batch_size": 16, "learning_rate": 0.05, **parameters})
     rows = split(store, dataset, "train", folder)
     return train.fn(store, dataset, rows, normalize.fn(store, dataset, rows, config).record, config)
+
+
+def random_rows(rows: int, pixels: int = 12, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (rows, pixels), np.uint8), random.integers(0, classes, rows).astype(np.uint8)
+
+
+def fitted(config: TrainingConfig, rows: int = 50, epochs: int = 3) -> tuple[Fitting, list[tuple[float, float]]]:
+    """Fit a network to random rows; return it, and what each epoch reported."""
+    architecture = network.Architecture(12, config.hidden, config.activation, 3)
+    fitting = Fitting(architecture, config, STATISTICS, InMemory(*random_rows(rows), rows, config.seed), rows)
+    return fitting, [fitting.epoch(number) for number in range(1, epochs + 1)]

@@ -47,6 +47,17 @@ HOSTILE = (
     "👩‍🔬 é 中文 \u202egnp.exe \x00\x1b[31m",
     "x" * 5000,
 )
+MARKUP = (
+    "<script>alert(1)</script>",
+    '"><svg onload=alert(1)>',
+    "<img src=//evil.example/x onerror='alert(1)'>",
+    "[x](javascript:alert(1)) ![x](https://evil.example/x.png)",
+    "</style></title><base href=//evil.example><b>",
+    "<!--<iframe src=javascript:alert(1)>",
+    "{{ 7 * 7 }} {% include 'x' %}",
+    "<details open ontoggle=alert(1)> www.evil.example",
+)
+"""The same kind, each short enough for the name of a class."""
 
 
 def a_dataset(folder: Path, classes: int = 3, shape: tuple[int, int] = (9, 7), **changes: Any) -> Dataset:

@@ -29,7 +29,7 @@ class Unconfirmed(pipeline.Directly):
         return super().call(step, *arguments, **named)
 
 
-def hopped(
+def run_without_prefect(
     store: Store,
     dataset: str = "digits",
     dataset_file: str | None = None,
@@ -50,6 +50,15 @@ def hopped(
     assert (state.type.value, state.name) == (kind, name)
     assert state.message == message_of(outcome)
     return outcome
+
+
+def run_with_prefect(manifest: Path, store: Path, **training: Any) -> dict[str, Any]:
+    """Call the flow in this process (fixture `results`); return the outcome."""
+    state = retrain.retrain(dataset_file=str(manifest), store=str(store), training=QUICK | training, return_state=True)
+    result = state.result(raise_on_failure=False)
+    found = (result.outcome if isinstance(result, RunFailed) else result).to_json()
+    assert (state.type.value == "COMPLETED") == (found["error"] is None)
+    return found
 
 
 def message_of(outcome: dict[str, Any]) -> str:

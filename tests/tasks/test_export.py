@@ -23,9 +23,9 @@ from tasks.serving import export as exports
 from tasks.serving import onnx_graph
 from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, export_version, fixture_rows
 from tasks.serving.predict import Model, load_champion
+from tests.support.blobs import SHAPE, blobs, store_with_champion
 from tests.support.commands import idxflow
 from tests.support.servers import clean_environment
-from tests.tasks.test_predict import SHAPE, blobs, blobs_dataset, registered
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = blobs()["test-images"]
@@ -34,11 +34,7 @@ IMAGES = blobs()["test-images"]
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a champion of `tiny`, only read by these tests."""
-    folder = tmp_path_factory.mktemp("ready")
-    store = Store(folder / "store")
-    store.prepare()
-    registered(store, blobs_dataset(folder))
-    return store.root
+    return store_with_champion(tmp_path_factory.mktemp("ready")).root
 
 
 @pytest.fixture(scope="module")

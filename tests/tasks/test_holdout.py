@@ -18,7 +18,7 @@ from tasks.model import holdout, training_rows
 from tasks.normalize import normalize
 from tests.conftest import TinyFactory, bars
 from tests.support.models import split, trained
-from tests.tasks.test_training_rows import SMALL, numbered, numbers
+from tests.support.numbered_rows import SMALL, numbered, numbers
 
 
 @pytest.mark.parametrize(

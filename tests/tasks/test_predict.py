@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import sys
 from importlib import import_module
@@ -16,63 +15,14 @@ from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry, StoreError
 from storage.formats import arrays, idx
-from storage.registry import Registry, Version
 from storage.store import Store, store_root
-from tasks.evaluate import evaluate
 from tasks.serving import image_files
 from tasks.serving.classify_files import PredictOptions, classify
 from tasks.serving.export import export
 from tasks.serving.predict import find_version, load_champion, look_inverted
 from tasks.sources import embedded
 from tests.conftest import TinyFactory, write_tiny
-from tests.support.models import split, trained
-
-SHAPE = (10, 8)
-
-
-def blobs(train: int = 120, test: int = 30) -> dict[str, np.ndarray]:
-    """Return arrays by role: a bright bar in row 4, 5 or 6, away from the dark border."""
-    random = np.random.default_rng(0)
-    made: dict[str, np.ndarray] = {}
-    for name, rows in (("train", train), ("test", test)):
-        labels = (np.arange(rows) % 3).astype(np.uint8)
-        images = random.integers(0, 30, (rows, *SHAPE), dtype=np.uint8)
-        images[np.arange(rows), 4 + labels, 1:-1] = random.integers(220, 256, (rows, SHAPE[1] - 2), dtype=np.uint8)
-        made |= {f"{name}-images": images, f"{name}-labels": labels}
-    return made
-
-
-def blobs_dataset(folder: Path) -> Dataset:
-    """Write the archives and the manifest of `blobs` into `folder`."""
-    for role, array in blobs().items():
-        (folder / catalog.DEFAULT_FILES[role]).write_bytes(gzip.compress(idx.encode(array), mtime=0))
-    manifest = folder / "tiny.toml"
-    manifest.write_text(
-        f'name = "tiny"\nclasses = ["bar 0", "bar 1", "bar 2"]\nimage_shape = {list(SHAPE)}\nsource = "."\n'
-    )
-    return catalog.read(manifest)
-
-
-def registered(store: Store, dataset: Dataset, promote: bool = True, **parameters: float | str) -> Version:
-    """Train, evaluate and register a version of `dataset`, and make it the champion."""
-    model = trained(store, dataset, **{"epochs": 12, **parameters}).record
-    evaluation = evaluate.fn(store, dataset, model, split(store, dataset, "test")).record
-    registry = Registry(store, dataset.name)
-    version = registry.register(
-        model=model.folder.name,
-        evaluation=evaluation.folder.name,
-        weights_digest=model.weights_digest,
-        test_digest=evaluation.split_digest,
-        test_accuracy=evaluation.accuracy,
-        train_accuracy=model.train_accuracy,
-        classes=dataset.classes,
-        image_shape=dataset.image_shape,
-        run="run",
-    )
-    if promote:
-        with registry.deciding():
-            registry.promote(version.number, "run")
-    return version
+from tests.support.blobs import SHAPE, blobs, blobs_dataset, registered
 
 
 @pytest.fixture

@@ -22,30 +22,16 @@ from storage.store import Store
 from tasks import train as training
 from tasks.model import checkpoint, network
 from tasks.model.fitting import Fitting, rate_after
-from tasks.model.scaling import Statistics, apply, read
+from tasks.model.scaling import apply, read
 from tasks.model.training_rows import InMemory, row_order
 from tasks.normalize import normalize
 from tasks.ui.progress import Progress, listening
 from tests.conftest import TinyFactory
 from tests.support.memory import bytes_of_process
-from tests.support.models import split, trained
+from tests.support.models import STATISTICS, fitted, random_rows, split, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"architecture.json", "entry.json", "history.jsonl", "model.keras", "normalization.npz", "weights.npz"}
-
-
-STATISTICS = Statistics(np.linspace(-0.1, 0.1, 12), 0.6)
-
-
-def random_rows(rows: int, pixels: int = 12, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    return random.integers(0, 256, (rows, pixels), np.uint8), random.integers(0, classes, rows).astype(np.uint8)
-
-
-def fitted(config: TrainingConfig, rows: int = 50, epochs: int = 3) -> tuple[Fitting, list[tuple[float, float]]]:
-    architecture = network.Architecture(12, config.hidden, config.activation, 3)
-    fitting = Fitting(architecture, config, STATISTICS, InMemory(*random_rows(rows), rows, config.seed), rows)
-    return fitting, [fitting.epoch(number) for number in range(1, epochs + 1)]
 
 
 def by_plain_keras(config: TrainingConfig, rows: int = 50, epochs: int = 3):

@@ -1,4 +1,4 @@
-"""Programs that use one store at the same time: `python -m tests.support.rivals COMMAND STORE …`.
+"""Programs that use one store at the same time: `python -m tests.support.concurrent_programs COMMAND STORE …`.
 
 They import only storage. Each says on standard output what it does, a line at a time, and logs what the store says to
 standard error.

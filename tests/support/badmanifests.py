@@ -1,0 +1,121 @@
+"""Manifests that are refused, each with a part of the sentence that says why."""
+
+from __future__ import annotations
+
+GOOD = 'name = "mine"\nclasses = ["a", "b"]\nimage_shape = [20, 16]\n'
+TWO = 'classes = ["a", "b"]\nimage_shape = [2, 2]\n'
+HUGE = "9" * 5000
+
+MANIFESTS: dict[str, tuple[str, str]] = {
+    "nothing": (
+        "",
+        "name to be a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit; found nothing; add it",
+    ),
+    "not TOML": ("name = ", "expected a manifest in TOML; found "),
+    "a web page": ("<!DOCTYPE html>\n<title>x</title>", "expected a manifest in TOML"),
+    "JSON": ('{"name": "mine"}', "expected a manifest in TOML"),
+    "a NUL": (GOOD + "\0", "expected a manifest in TOML"),
+    "more than can be a manifest": (GOOD + "#" * 2_000_000, "found more than 1,048,576 bytes"),
+    "brackets without end": (GOOD + "rows = " + "[" * 100_000, "expected a manifest in TOML"),
+    "a number of 5,000 digits": (GOOD + f"label_column = {HUGE}", "expected a manifest in TOML"),
+    "a hexadecimal number of 5,000 digits": (GOOD + f"label_column = 0x{HUGE}", "a number of thousands of digits"),
+    "no name": (
+        TWO,
+        "name to be a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit; found nothing",
+    ),
+    "an unknown key": (GOOD + "surprise = 1", "found surprise; remove it"),
+    "a key over two lines": (GOOD + '"a\\nb" = 1', "found a·b; remove it"),
+    "a key of 10,000 characters": (GOOD + "x" * 10_000 + " = 1", "xxx…; remove it"),
+    "an unknown archive": (GOOD + "[archives.dev-images]", "found archives.dev-images"),
+    "an unknown key of an archive": (GOOD + '[archives.train-images]\nmd5 = "x"', "found archives.train-images.md5"),
+    "an unknown limit": (GOOD + "[limits]\nmax_fun = 1", "found limits.max_fun"),
+    "a key twice": (GOOD + 'name = "again"', "expected a manifest in TOML; found Cannot overwrite"),
+    "a table that is a number": (GOOD + "limits = 3", "limits to be a table; found 3"),
+    "one class": ('name = "m"\nclasses = ["a"]\nimage_shape = [2, 2]', "2 to 256 different names"),
+    "257 classes": (f'name = "m"\nclasses = {[str(n) for n in range(257)]}\nimage_shape = [2, 2]', "2 to 256"),
+    "a class twice": ('name = "m"\nclasses = ["a", "a"]\nimage_shape = [2, 2]', "different names"),
+    "a class with a control character": ('name = "m"\nclasses = ["a", "b\\u0000"]\nimage_shape = [2, 2]', "printable"),
+    "classes that are numbers": ('name = "m"\nclasses = [0, 1]\nimage_shape = [2, 2]', "printable texts"),
+    "a shape of one": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [2]', "height, width"),
+    "a shape of zero": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [0, 2]', "height, width"),
+    "a shape of truth": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [true, 2]', "height, width"),
+    "a shape of 10,000": ('name = "m"\nclasses = ["a", "b"]\nimage_shape = [10000, 2]', "each from 1 to 4,096"),
+    "a digest too short": (GOOD + '[archives.train-images]\nsha256 = "abc"', "64 hexadecimal digits"),
+    "an MD5": (GOOD + f'[archives.train-images]\nsha256 = "{"d4" * 16}"', "64 hexadecimal digits"),
+    "a digest of other letters": (GOOD + f'[archives.train-images]\nsha256 = "{"g" * 64}"', "64 hexadecimal digits"),
+    "a negative size": (GOOD + "[archives.train-images]\nbytes = -1", "bytes to be a whole number from 1 to"),
+    "a size of 40 digits": (
+        GOOD + f"[archives.train-images]\nbytes = {'9' * 40}",
+        "a whole number from 1 to 1,099,511,627,776",
+    ),
+    "a payload of 40 digits": (GOOD + f"[archives.test-labels]\npayload_bytes = {'9' * 40}", "payload_bytes to be a"),
+    "rows of 40 digits": (GOOD + f"[rows]\ntrain = {'9' * 40}", "rows.train to be a whole number from 1 to 4,294,"),
+    "a path as file": (GOOD + '[archives.train-images]\nfile = "../x.gz"', "a file name without a folder"),
+    "a hidden file": (GOOD + '[archives.train-images]\nfile = ".x.gz"', "a file name without a folder"),
+    "a source with a NUL": (GOOD + 'source = "a\\u0000"', "source to be a folder"),
+    "an ftp mirror": ('mirrors = ["ftp://a.example/"]\n' + GOOD, "https:// or http://"),
+    "a mirror with a password": (
+        'mirrors = ["me:secret@a.example/"]\n' + GOOD,
+        "https:// or http:// addresses; found another value; correct it",
+    ),
+    "a mirror that is a table": ('mirrors = [{url = "https://me:secret@a.example/"}]\n' + GOOD, "found another value;"),
+    "a mirror that is a number": (f"mirrors = [0x{HUGE}]\n" + GOOD, "addresses; found another value; "),
+    "a mirror that is no list": ('mirrors = "https://me:secret@a.example/"\n' + GOOD, "addresses; found https:…; "),
+    "a mirror of an archive over two lines": (
+        GOOD + '[archives.train-images]\nmirrors = ["https://a.example/\\nx"]',
+        "archives.train-images.mirrors to be a list of https:// or http:// addresses; found https:…; ",
+    ),
+    "a mirror without digests": ('mirrors = ["https://a.example/"]\n' + GOOD, "idxflow manifest FOLDER"),
+    "a share above one": (GOOD + "[limits]\nmax_leaked = 2", "a number from 0 to 1"),
+    "a share that is no number": (GOOD + "[limits]\nmax_leaked = nan", "a number from 0 to 1"),
+    "a pixel above 255": (GOOD + "[limits]\nmin_pixel_max = 256", "a number from 0 to 255"),
+    "an unknown policy": (GOOD + '[gate]\npolicy = "best"', "better, not_worse, ask; found 'best'"),
+    "a policy of no kind": (GOOD + "[gate]\npolicy = []", "gate.policy to be one of"),
+    "alpha 0": (GOOD + "[gate]\nalpha = 0", "gate.alpha to be a number above 0 and below 0.5; found 0"),
+    "alpha one half": (GOOD + "[gate]\nalpha = 0.5", "above 0 and below 0.5"),
+    "alpha no number": (GOOD + "[gate]\nalpha = nan", "above 0 and below 0.5"),
+    "alpha as text": (GOOD + '[gate]\nalpha = "0.05"', "gate.alpha to be a number"),
+    "a margin of truth": (GOOD + "[gate]\nmargin = true", "gate.margin to be a number"),
+    "a margin in points": (GOOD + "[gate]\nmargin = 5", "gate.margin to be a number from 0 to 1"),
+    "a negative loss": (GOOD + "[gate]\nmax_class_loss = -0.1", "gate.max_class_loss to be a number from 0 to 1"),
+    "an unknown key of the gate": (GOOD + "[gate]\nbeta = 0.1", "found gate.beta"),
+    "a misspelt key": ('nmae = "mine"\n' + TWO, "found nmae (did you mean name?); remove it or correct its spelling"),
+    "a misspelt limit": (GOOD + "[limits]\nmax_blanks = 1", "found limits.max_blanks (did you mean max_blank?); "),
+    "no epochs": (GOOD + "[training]\nepochs = 0", "training.epochs to be a whole number from 1 to 10,000; found 0; "),
+    "a misspelt parameter": (GOOD + "[training]\nepoch = 1", "found training.epoch (did you mean epochs?); "),
+    "memory without a unit": (
+        GOOD + "[training]\nmemory = 5",
+        "expected memory to be a size such as 500MB",
+    ),
+    "patience for nothing": (
+        GOOD + "[training]\npatience = 2\nvalidation_fraction = 0",
+        "expected held-out rows, because patience needs them",
+    ),
+    "rows as text": (GOOD + '[rows]\ntrain = "many"', "rows.train to be a whole number from 1"),
+    "rows of another split": (GOOD + "[rows]\ndev = 1", "found rows.dev"),
+    "column -1": (GOOD + "label_column = -1", "label_column to be a whole number from 0 to 1,023; found -1"),
+    "one label too few": (
+        GOOD + "labels = [1]",
+        "labels to be a list of 2 different 32-bit integers, one per class; found 1;",
+    ),
+    "the same label twice": (
+        GOOD + "labels = [1, 1]",
+        "labels to be a list of different 32-bit integers, one per class; ",
+    ),
+    "a label of 33 bits": (
+        GOOD + "labels = [0, 4294967296]",
+        "labels to be a list of different 32-bit integers, one per class; ",
+    ),
+    "a label that is a text": (
+        GOOD + 'labels = [0, "1"]',
+        "labels to be a list of different 32-bit integers, one per class; ",
+    ),
+    "labels that are a number": (
+        GOOD + "labels = 1",
+        "labels to be a list of different 32-bit integers, one per class; found 1",
+    ),
+    "a column of truth": (
+        GOOD + "label_column = true",
+        "label_column to be a whole number from 0 to 1,023; found True",
+    ),
+}
