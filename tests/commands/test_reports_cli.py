@@ -567,9 +567,7 @@ def test_no_heavy_library_is_imported(filled: Any, tmp_path: Path, monkeypatch: 
     assert_light([word.format(folder=tmp_path) for word in words])
 
 
-def test_making_a_report_again_imports_no_heavy_library(
-    copied: Store, runs: dict[str, RunRecord], tmp_path: Path
-) -> None:
+def test_making_a_report_again_imports_no_heavy_library(copied: Store, tmp_path: Path) -> None:
     shutil.rmtree(copied.entries("tiny", "publish"))
     assert_light(["report", "tiny", "champion", "--out", str(tmp_path / "again.html")])
     check_page((tmp_path / "again.html").read_text(encoding="utf-8"))

@@ -31,7 +31,6 @@ from tests.support.servers import clean_environment, free_port
 TRAIN, LABELS, TEST, TEST_LABELS = (
     DEFAULT_FILES[role] for role in ("train-images", "train-labels", "test-images", "test-labels")
 )
-HOUR_NS = 3_600_000_000_000
 
 
 class World:

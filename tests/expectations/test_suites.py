@@ -91,7 +91,7 @@ def test_each_limit_of_the_manifest_is_used(change: dict[str, float], column: st
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_failed_check_names_of_the_manifest_can_be_set_there(name: str, tmp_path: Path):
+def test_what_a_failed_check_names_of_the_manifest_can_be_set_there(name: str):
     limits = {f.name for f in dataclasses.fields(Limits)}
     known = {"[limits]": limits, "[rows]": {"train", "test"}, "image_shape": set(), "classes": {"labels"}}
     for expectation in (e for s in every_suite(catalog.find(name)) for e in s.expectations):

@@ -140,7 +140,7 @@ run(retrain.to_decision)
 
 
 def test_shards_that_do_not_fit_on_the_disk_are_said_and_more_space_is_all_that_it_takes(
-    mount: Path, tmp_path: Path, tiny: TinyFactory
+    mount: Path, tiny: TinyFactory
 ):
     manifest = tiny(train=9_000, manifest="[floors]\naccuracy = 0.5\n").manifest
     done = in_namespace(SHARDS, str(store_scenarios.ROOT), str(manifest), str(mount), alone=False)

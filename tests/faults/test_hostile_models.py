@@ -13,7 +13,6 @@ import json
 import marshal
 import pickle
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from tasks.model import network
 from tasks.serving.predict import load_champion
 from tests.conftest import bars, write_tiny
 from tests.support.runs import carried_out
-from tests.support.tampering import Marker, reseal
+from tests.support.tampering import Marker, reseal, writable_copy
 
 IMAGES = bars(120, 30, 3, (9, 7))["test-images"]
 GROWTH = 150_000_000
@@ -117,8 +116,7 @@ def bait(tmp_path: Path) -> Iterator[Bait]:
 @pytest.fixture
 def store(world: Path, tmp_path: Path) -> Store:
     """A copy of the store, writable."""
-    shutil.copytree(world / "store", tmp_path / "store", copy_function=shutil.copyfile)
-    return Store(tmp_path / "store")
+    return writable_copy(world / "store", tmp_path)
 
 
 def champion_folder(store: Store) -> Path:

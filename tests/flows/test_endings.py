@@ -184,7 +184,7 @@ def test_its_report_can_be_made_from_what_is_left(filled: Store, tmp_path: Path,
     assert "The run was cut off" in page.read_text(encoding="utf-8")
 
 
-def test_what_a_resume_needs_stays_until_a_run_came_to_its_end(filled: Store, capsys: pytest.CaptureFixture):
+def test_what_a_resume_needs_stays_until_a_run_came_to_its_end(filled: Store):
     unfinished = filled.dataset(DATASET) / "5-models" / ".abc.partial"
     unfinished.mkdir()
     (unfinished / "checkpoint.npz").write_bytes(b"epoch 7")

@@ -116,7 +116,7 @@ def test_too_many_pictures_are_left_out_with_a_warning(
 
 
 def test_a_page_that_is_too_large_without_pictures_tells_the_result_alone(
-    store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: Store, dataset: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = {f"{number} {'n' * 900}": "v" * 900 for number in range(600)}
     run = a_run(store, dataset)

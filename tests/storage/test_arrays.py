@@ -27,7 +27,7 @@ def test_what_was_written_comes_back_and_numpy_reads_it_too(tmp_path: Path):
             np.testing.assert_array_equal(theirs[name], array)
 
 
-def test_equal_arrays_give_equal_bytes_however_they_lie_in_memory(tmp_path: Path):
+def test_equal_arrays_give_equal_bytes_however_they_lie_in_memory():
     one, two = io.BytesIO(), io.BytesIO()
     arrays.write(one, VALUES)
     arrays.write(two, {name: np.asarray(array, order="F") for name, array in VALUES.items()})

@@ -141,5 +141,5 @@ def test_versions_are_said_as_ranges(numbers: tuple[int, ...], said: str):
     assert gc_command._ranges(numbers) == said
 
 
-def test_gc_keeps_at_least_one(filled: Store, capsys: pytest.CaptureFixture):
+def test_gc_keeps_at_least_one(filled: Store):
     assert run_command(["gc", "--keep-last", "0", "--store", str(filled.root)]) == 2

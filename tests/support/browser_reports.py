@@ -14,17 +14,15 @@ from storage.datasets.training import training_config
 from storage.formats import parquet
 from storage.ledger import Ledger
 from storage.records import (
+    SPLITS,
     Check,
-    ClassScore,
     Decision,
     Epoch,
     Evaluation,
     Failure,
-    Mistake,
     Rule,
     RunRecord,
     Split,
-    SplitName,
     Step,
     TrainedModel,
     Validation,
@@ -34,25 +32,27 @@ from storage.registry import Registry
 from storage.store import Store
 from tasks.gate import criteria
 from tasks.sources.embedded import digits
+from tests.support.reports import scored, written
 
 
 def real_digits(store: Store, dataset: Dataset) -> RunRecord:
     """Return a complete run over the embedded digits, judged by their nearest class centroid."""
     arrays = digits()
-    train = written(store, dataset, "train", arrays["train-images"], arrays["train-labels"])
-    test = written(store, dataset, "test", arrays["test-images"], arrays["test-labels"])
+    folder = _folder(store, dataset)
+    train = written(folder / "train", dataset, "train", arrays["train-images"], arrays["train-labels"])
+    test = written(folder / "test", dataset, "test", arrays["test-images"], arrays["test-labels"])
     means = np.stack([arrays["train-images"][arrays["train-labels"] == n].mean(axis=0).ravel() for n in range(10)])
     distance = ((arrays["test-images"].reshape(-1, 1, 64) - means) ** 2).sum(axis=2)
     near = np.exp(-(distance - distance.min(axis=1, keepdims=True)) / 100)
     probability = near / near.sum(axis=1, keepdims=True)
-    evaluation = evaluated(store, dataset, test, arrays["test-labels"], probability)
+    evaluation = scored(folder / "evaluation", dataset, test, probability)
     labels = arrays["test-labels"].astype(int)
     right = probability.argmax(axis=1) == labels
     other = probability.copy()
     # The champion is wrong on six rows that the model gets right, and right on eight that it gets wrong.
     other[np.flatnonzero(right)[:60:10]] = np.roll(probability[np.flatnonzero(right)[:60:10]], 1, axis=1)
     other[np.flatnonzero(~right)[:8]] = np.eye(10)[labels[np.flatnonzero(~right)[:8]]]
-    champion = evaluated(store, dataset, test, arrays["test-labels"], other, "champion")
+    champion = scored(folder / "champion", dataset, test, other)
     return assembled(store, dataset, (train, test), (evaluation, champion))
 
 
@@ -63,59 +63,24 @@ def synthetic(store: Store, classes: int, shape: tuple[int, int]) -> tuple[Datas
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (400, *shape), dtype=np.uint8)
     labels = (np.arange(400) % classes).astype(np.uint8)
-    train, test = (written(store, dataset, name, images, labels) for name in ("train", "test"))
-    scores = [evaluated(store, dataset, test, labels, random.dirichlet(np.ones(classes), 400), n) for n in "ab"]
+    folder = _folder(store, dataset)
+    train, test = (written(folder / name, dataset, name, images, labels) for name in SPLITS)
+    scores = [scored(folder / n, dataset, test, random.dirichlet(np.ones(classes), 400)) for n in "ab"]
     return dataset, assembled(store, dataset, (train, test), (scores[0], scores[1]))
 
 
-def written(store: Store, dataset: Dataset, name: SplitName, images: np.ndarray, labels: np.ndarray) -> Split:
-    folder = store.root / f"{len(dataset.classes)}" / name
-    folder.mkdir(parents=True)
-    split = Split(folder, name, len(labels), dataset.image_shape, len(dataset.classes), "5" * 64, {})
-    with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
-        writer.write(images, labels)
-        writer.close({"image_shape": dataset.image_shape})
-    return split
-
-
-def evaluated(
-    store: Store, dataset: Dataset, test: Split, labels: np.ndarray, probability: np.ndarray, name: str = "evaluation"
-) -> Evaluation:
-    folder = store.root / f"{len(dataset.classes)}" / name
-    folder.mkdir()
-    predicted, count = probability.argmax(axis=1).astype(np.uint8), len(dataset.classes)
-    np.savez(folder / "predictions.npz", predicted=predicted, probability=probability.astype(np.float32))
-    confusion = np.zeros((count, count), int)
-    np.add.at(confusion, (labels, predicted), 1)
-    recall = confusion.diagonal() / np.maximum(confusion.sum(axis=1), 1)
-    wrong = np.flatnonzero(predicted != labels)[:25]
-    correct = int((predicted == labels).sum())
-    return Evaluation(
-        folder,
-        "7" * 64,
-        test.digest,
-        len(labels),
-        correct,
-        correct / len(labels),
-        0.87,
-        0.93,
-        0.3456,
-        tuple(
-            ClassScore(n, name, int(confusion[n].sum()), 0.9, float(recall[n]), 0.9)
-            for n, name in enumerate(dataset.classes)
-        ),
-        tuple(tuple(row) for row in confusion.tolist()),
-        tuple(Mistake(int(r), int(labels[r]), int(predicted[r]), float(probability[r].max())) for r in wrong),
-    )
+def _folder(store: Store, dataset: Dataset) -> Path:
+    """Return a folder for data sets of so many classes: a store has several."""
+    return store.root / f"{len(dataset.classes)}"
 
 
 def assembled(
     store: Store, dataset: Dataset, splits: tuple[Split, Split], scores: tuple[Evaluation, Evaluation]
 ) -> RunRecord:
     (train, test), (evaluation, champion) = splits, scores
-    folder = store.root / f"{len(dataset.classes)}" / "model"
+    folder = _folder(store, dataset) / "model"
     folder.mkdir()
-    model = TrainedModel(folder, "7" * 64, 6460, 1293, 144, 30, 21, 0.05, 0.99)
+    model = TrainedModel(folder, evaluation.weights_digest, 6460, 1293, 144, 30, 21, 0.05, 0.99)
     epochs = [Epoch(n, 0.01, 2 / n, 1 - 0.5 / n, 2.2 / n + n / 900, 1 - 0.6 / n, 0.1) for n in range(1, 31)]
     model.history.write_text("".join(json.dumps(to_json(epoch)) + "\n" for epoch in epochs), encoding="utf-8")
     check = Check(
@@ -181,7 +146,7 @@ def with_a_past(store: Store, dataset: Dataset, run: RunRecord) -> None:
                 model=name,
                 evaluation=name,
                 weights_digest="6" * 64,
-                test_digest="5" * 64,
+                test_digest=run.evaluation.split_digest,
                 test_accuracy=accuracy,
                 train_accuracy=0.95,
                 classes=dataset.classes,

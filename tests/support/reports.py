@@ -79,16 +79,20 @@ def a_dataset(folder: Path, classes: int = 3, shape: tuple[int, int] = (9, 7), *
 
 
 def a_split(store: Store, dataset: Dataset, name: SplitName, rows: int) -> Split:
-    folder = store.root / "made" / name
-    folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(len(name))
     images = random.integers(0, 256, (rows, *dataset.image_shape), dtype=np.uint8)
-    split = Split(
-        folder, name, rows, dataset.image_shape, len(dataset.classes), name * 8, {f"{name}-images": "ab" * 32}
-    )
+    labels = (np.arange(rows) % len(dataset.classes)).astype(np.uint8)
+    return written(store.root / "made" / name, dataset, name, images, labels)
+
+
+def written(folder: Path, dataset: Dataset, name: SplitName, images: np.ndarray, labels: np.ndarray) -> Split:
+    """Write rows into `folder` as a split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    archives = {f"{name}-images": "ab" * 32}
+    split = Split(folder, name, len(labels), dataset.image_shape, len(dataset.classes), name * 8, archives)
     with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
-        writer.write(images, (np.arange(rows) % len(dataset.classes)).astype(np.uint8))
-        writer.close({"image_shape": dataset.image_shape, "rows": rows})
+        writer.write(images, labels)
+        writer.close({"image_shape": dataset.image_shape, "rows": len(labels)})
     return split
 
 
@@ -108,22 +112,30 @@ def an_evaluation(
     store: Store, dataset: Dataset, test: Split, name: str = "evaluation", wrong_in_five: int = 1
 ) -> Evaluation:
     """Return a score with every fifth row wrong, beginning at `wrong_in_five`."""
-    folder = store.root / "made" / name
-    folder.mkdir(parents=True, exist_ok=True)
     count = len(dataset.classes)
     labels = parquet.labels(test.file)
     next_class = (labels.astype(int) + 1) % count
     predicted = np.where(np.arange(test.rows) % 5 == wrong_in_five, next_class, labels).astype(np.uint8)
     probability = np.full((test.rows, count), 0.1 / max(count - 1, 1), np.float32)
     probability[np.arange(test.rows), predicted] = 0.9
-    np.savez(folder / "predictions.npz", predicted=predicted, probability=probability)
+    return scored(store.root / "made" / name, dataset, test, probability)
+
+
+def scored(folder: Path, dataset: Dataset, test: Split, probability: np.ndarray) -> Evaluation:
+    """Write what a model answers into `folder`; return its score, of which only the intervals and losses are made up.
+
+    Args:
+        probability: of each class (rows, classes).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels, predicted = parquet.labels(test.file), probability.argmax(axis=1).astype(np.uint8)
+    np.savez(folder / "predictions.npz", predicted=predicted, probability=probability.astype(np.float32))
+    count = len(dataset.classes)
     confusion = np.zeros((count, count), int)
     np.add.at(confusion, (labels, predicted), 1)
+    recall = confusion.diagonal() / np.maximum(confusion.sum(axis=1), 1)
     wrong = np.flatnonzero(predicted != labels)[:25]
     correct = int((predicted == labels).sum())
-    scores = (
-        ClassScore(n, dataset.classes[n], int(confusion[n].sum()), 0.8, 0.9 - n / 1000, 0.85) for n in range(count)
-    )
     return Evaluation(
         folder,
         "we" * 32,
@@ -134,9 +146,12 @@ def an_evaluation(
         0.7123456,
         0.8765432,
         0.345678,
-        tuple(scores),
+        tuple(
+            ClassScore(n, name, int(confusion[n].sum()), 0.8, float(recall[n]), 0.85)
+            for n, name in enumerate(dataset.classes)
+        ),
         tuple(tuple(row) for row in confusion.tolist()),
-        tuple(Mistake(int(row), int(labels[row]), int(predicted[row]), 0.9) for row in wrong),
+        tuple(Mistake(int(r), int(labels[r]), int(predicted[r]), float(probability[r].max())) for r in wrong),
     )
 
 

@@ -84,7 +84,7 @@ def test_the_same_numbers_are_the_same_bytes_and_digest(tmp_path: Path):
     assert write(tmp_path / "b.npz", Statistics(found.mean, 0.25)) != write(tmp_path / "a.npz", found)
 
 
-def test_applied_it_is_the_formula(tiny: TinyFactory):
+def test_applied_it_is_the_formula():
     images = bars(500, 30, 3, (9, 7))["train-images"]
     scaled, mean, std = reference(images)
     applied = apply(images, Statistics(mean, std))

@@ -139,7 +139,7 @@ def test_where_the_mean_image_is_mid_grey_nothing_is_said(store: Store, tiny: Ti
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 16), (0, 255), (70, 80)])
-def test_inverted_images_are_noticed_whatever_the_range_is(store: Store, tmp_path: Path, capsys, low: int, high: int):
+def test_inverted_images_are_noticed_whatever_the_range_is(store: Store, tmp_path: Path, low: int, high: int):
     """And `--invert`, `--scale`, the warning of other pixels and an export go by that range."""
     made = {role: _ranged(array, low, high) if "images" in role else array for role, array in blobs().items()}
     dataset = write_tiny(tmp_path, shape=SHAPE, arrays=made)
