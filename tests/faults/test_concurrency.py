@@ -292,6 +292,6 @@ def test_three_real_runs_at_once_two_of_them_the_same_and_a_reader_of_the_histor
     assert outcomes[0]["version"] == outcomes[1]["version"] != outcomes[2]["version"]
     decided, found = sorted((outcome["state"] for outcome in outcomes[:2]), key=lambda state: state == "unchanged")
     assert (decided in ("promoted", "kept"), found) == (True, "unchanged")
-    made = Counter((name, s["key"]) for o in outcomes for name, s in o["steps"].items() if not s["reused"])
+    made = Counter((name, s["key"]) for o in outcomes for name, s in o["steps"].items() if s["key"] and not s["reused"])
     assert {name: count for name, count in made.items() if count > 1} == {}
     assert (checked.returncode, json.loads(checked.stdout)["leftovers"]) == (0, [])
