@@ -1,11 +1,11 @@
-"""Sets of archives that have arrived in a folder: each is copied into the store before anybody is told of it.
+"""Sets of archives that have arrived in a folder: each is copied into the store before it is announced.
 
     <dataset>/0-inbox/arrivals/<arrival>/    a snapshot: the four archives as they were, and arrival.json
-    <dataset>/ledger/arrivals/               the record of each, kept for good
+    <dataset>/ledger/arrivals/               the record of each, kept permanently
 
-So what is announced is what is run, whatever happens in the folder meanwhile. A set is known by its contents (`mark`).
-A snapshot is made in a partial folder, flushed to disk and renamed, and only then recorded: a process that is killed
-in between leaves a snapshot that the next one records. It is removed when it is not needed any more (`surplus`).
+So the set that runs is the set that was announced, even if the folder changes in between. A set is identified by its
+contents (`mark`). A snapshot is made in a partial folder, flushed to disk and renamed, and only then recorded: a
+process killed in between leaves a snapshot that the next one records. It is removed once unneeded (`surplus`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from storage.store import INBOX, LOCKS, Store, discard, store_errors
 
 ARRIVALS = "arrivals"
 ARRIVAL = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
-"""The form of an arrival's id: when it was taken (UTC), and digits that no other has."""
+"""The form of an arrival's id: the time it was taken (UTC), and random digits."""
 WELL = ("promoted", "kept", "unchanged")
-"""How a run ends that has done what there was to do for its set."""
+"""The states of runs that completed the work for their set."""
 _RECORD = "arrival.json"
 _FICLONE = 0x40049409
 """ioctl_ficlone(2): the copy shares the blocks of the original until either is changed."""
@@ -51,20 +51,20 @@ class ArrivedFile:
 
 @dataclass(frozen=True)
 class Arrival:
-    """One set of archives, as it was when it was taken."""
+    """One set of archives as it was when the snapshot was taken."""
 
     id: str
     dataset: str
     dataset_file: str | None
-    """The manifest that whoever watches the folder has named; None: the data set is in the catalog."""
+    """The manifest named when the watch was started; None if the data set is in the catalog."""
     source: str
-    """The folder that it arrived in."""
+    """The folder in which it arrived."""
     files: Mapping[str, ArrivedFile]
     """By role."""
 
     @property
     def mark(self) -> str:
-        """What the set is known by: a digest of its contents."""
+        """The digest of the set's contents, which identifies it."""
         return mark_of(self.dataset, self.files)
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def mark_of(dataset: str, files: Mapping[str, ArrivedFile]) -> str:
 
 
 def new_id() -> str:
-    """Return the id of a set that is taken now."""
+    """Return a new id for a set taken now."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
@@ -99,12 +99,12 @@ class Arrivals:
         self._runs: dict[str, dict[str, Any]] = {}
 
     def folder(self, arrival: str) -> Path:
-        """Return where the snapshot of a set is, while there is one."""
+        """Return the folder of a set's snapshot, which need not exist."""
         return self._folder / arrival
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other watchers of this data set out while the block runs, and bring to its end what a dead one began."""
+        """Keep other watchers of this data set out while the block runs, after completing what a dead one began."""
         lock = self.store.part(self._dataset, LOCKS) / "arrivals.lock"
         with store_errors(self._folder), self.store.in_use(self._dataset), locked(lock):
             self._recover()
@@ -112,7 +112,7 @@ class Arrivals:
 
     @contextmanager
     def partial(self) -> Iterator[Path]:
-        """Make a folder for a snapshot; what is not added (`add`) is removed. Only in `alone`."""
+        """Make a folder for a snapshot, which is removed unless it is added (`add`). Call it within `alone`."""
         folder = self._folder / f".{secrets.token_hex(4)}.partial"
         make_folder(folder)
         try:
@@ -121,7 +121,7 @@ class Arrivals:
             shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, partial: Path, arrival: Arrival) -> None:
-        """Make the snapshot in `partial` that of a set, for good, and record the set if it is a new one."""
+        """Publish `partial` as the snapshot of a set, and record the set if it is new."""
         write_json(partial / _RECORD, arrival.to_json())
         for path in partial.iterdir():
             path.chmod(0o444)
@@ -132,7 +132,7 @@ class Arrivals:
             self._record(arrival)
 
     def is_lost(self, arrival: Arrival) -> bool:
-        """Return whether a set that is still to be run has no snapshot, as when a damaged one was removed.
+        """Return whether a set that has not been run has lost its snapshot, as after removing a damaged one.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
@@ -140,7 +140,7 @@ class Arrivals:
         return not self.folder(arrival.id).exists() and not self.run_of(arrival.id)
 
     def find(self, arrival: str) -> Arrival | None:
-        """Return a set by its id.
+        """Return a set by its id, or None.
 
         Raises:
             DamagedEntry: its record cannot be read.
@@ -149,7 +149,7 @@ class Arrivals:
         return Arrival.from_json(values) if values and "mark" in values else None
 
     def last(self, source: str) -> Arrival | None:
-        """Return the newest set that arrived in a folder.
+        """Return the newest set that arrived in a folder, or None.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
@@ -157,7 +157,7 @@ class Arrivals:
         return next((found for found in self._newest_first() if found.source == source), None)
 
     def waiting(self, source: str) -> list[Arrival]:
-        """Return the sets of a folder that came after the last one that has been run, oldest first.
+        """Return the sets of a folder that arrived after the last set that was run, oldest first.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
@@ -171,14 +171,14 @@ class Arrivals:
         return found[::-1]
 
     def run_of(self, arrival: str) -> dict[str, Any] | None:
-        """Return the newest run of a set that came to its end, as the ledger has it.
+        """Return the ledger's record of the newest finished run of a set, or None.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
         """
         if arrival not in self._runs:
             since = self._ledger.place_of("arrivals", arrival)
-            # A run of it is newer than itself.
+            # Runs of a set are newer than the set.
             names = [name for name in reversed(self._ledger.names("runs")) if since is not None and place(name) > since]
             runs = (self._ledger.record("runs", name) for name in names)
             ended = (run for run in runs if run.get("state") not in CUT_OFF)
@@ -194,7 +194,7 @@ class Arrivals:
             discard(self.folder(arrival))
 
     def surplus(self) -> list[Path]:
-        """Return the snapshots that no run needs: a run of the set, or of a later one of its folder, has ended well.
+        """Return the snapshots that no run needs: a run of the set, or of a later set of its folder, has succeeded.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
@@ -212,8 +212,9 @@ class Arrivals:
         return sorted(found)
 
     def damage(self, contents: bool = True) -> Iterator[tuple[Path, str]]:
-        """Yield each snapshot that is not what it was, with what is wrong. Of the files, the sizes are checked, and
-        the SHA-256 unless `contents` is False.
+        """Yield each damaged snapshot with a description of the problem.
+
+        The size of each file is checked, and its SHA-256 unless `contents` is False.
         """
         for path in listed(self._folder):
             try:
@@ -228,7 +229,7 @@ class Arrivals:
         self._ledger.append("arrivals", arrival.id, arrival.to_json())
 
     def _recover(self) -> None:
-        """Remove snapshots that nobody is making any more, and record those that were made and not recorded."""
+        """Remove abandoned partial snapshots, and record complete ones that were not recorded."""
         if not self._folder.is_dir():
             return
         for path in self._folder.glob(".*.partial"):
@@ -238,7 +239,7 @@ class Arrivals:
                 self._record(_described(path))
 
     def _newest_first(self) -> Iterator[Arrival]:
-        """Yield the sets; an arrival of an earlier version of idxflow, which has no snapshot, is none."""
+        """Yield the sets, skipping arrivals of earlier versions of idxflow, which have no snapshot."""
         for name in reversed(self._ledger.names("arrivals")):
             if name not in self._known:
                 values = self._ledger.record("arrivals", name)
@@ -249,7 +250,7 @@ class Arrivals:
 
 
 def copied(descriptor: int, target: Path) -> None:
-    """Copy an open file, as a reflink where the file system can. No hard link: that would change with its original.
+    """Copy an open file, as a reflink if the file system can. A hard link would change with its original.
 
     Raises:
         SourceUnavailable: the file cannot be read.
@@ -267,7 +268,7 @@ def _cloned(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
-        # Another file system, or one that cannot.
+        # Another file system, or one without reflinks.
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""What differs between two results: why a step ran, what changed since the champion, two runs or versions compared."""
+"""Differences between two results: why a step ran, what changed since the champion, how two runs or versions differ."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that is not the same in both."""
+    """One value that differs between the two."""
 
     part: str
     """Such as `parameters` or `code`."""
     name: str
     old: Any
-    """None where there is none of this name."""
+    """None if the name is missing."""
     new: Any
 
 
 def differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> list[Difference]:
-    """Return what differs, by the parts of `old` in their order, and by name within one; both have the same parts."""
+    """Return the differences in the order of the parts of `old`, then by name; both must have the same parts."""
     return [
         Difference(part, name, values.get(name), new[part].get(name))
         for part, values in old.items()

@@ -1,4 +1,4 @@
-"""Every error idxflow raises on purpose: the exit code it ends with, and what a report says of a run that it ended.
+"""The errors that idxflow raises on purpose, with their exit codes and the advice that a report gives about them.
 
     IdxflowError
     ├── ConfigError
@@ -14,7 +14,7 @@
     ├── ExportFailed
     ├── PrefectFailed
     ├── OutputFailed
-    └── CutOff               never raised: how a record names a run that was stopped
+    └── CutOff               never raised: represents runs that were cut off
 
 Each message is one sentence: what was expected, what was found, where, what to do.
 """
@@ -34,20 +34,20 @@ class IdxflowError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code: ClassVar[int] = 1
-    """What `idxflow` ends with."""
+    """Exit code of `idxflow`."""
     meaning: ClassVar[str] = "any other error"
-    """Of the exit code, in the help."""
+    """Meaning of the exit code, for the help."""
     headline: ClassVar[str] = "an unexpected error"
-    """Of the report of a run that it ended."""
+    """Headline of the report of a run that ended with it."""
     advice: ClassVar[str] = "Look at the log of the run for the details."
-    """What that report says to do."""
+    """The advice in that report."""
     refuses: ClassVar[str] = ""
-    """`data` or `model`, where the run has refused one; else it failed."""
+    """`data` or `model` if the run refused it; empty if the run failed."""
 
     @property
     def failure(self) -> Failure:
-        """The error as the ledger and `--json` have it."""
-        # A file that could not be opened for lack of a descriptor is not damaged.
+        """The error as shown in the ledger and by `--json`."""
+        # A file that could not be opened because file descriptors ran out is not damaged.
         cause = self.__cause__ if getattr(self.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE) else None
         return Failure(type(self).__name__, (cause and shortage(cause)) or str(self), self.exit_code)
 
@@ -62,7 +62,7 @@ class ConfigError(IdxflowError):
 
 
 class DataRefused(IdxflowError):
-    """The data is not what was declared; training never starts."""
+    """The data differs from its declaration; training never starts."""
 
     exit_code = 3
     meaning = "data refused"
@@ -86,7 +86,7 @@ class DigestMismatch(DataRefused):
 
 
 class ValidationFailed(DataRefused):
-    """A critical expectation about a split does not hold. Carries the verdict, for the report, where there is one."""
+    """A critical expectation about a split does not hold. Carries the verdict for the report, if any."""
 
     headline = "the data failed its checks"
     advice = "Look at the failed checks and correct the data."
@@ -127,7 +127,7 @@ class StoreError(IdxflowError):
 
 
 class DamagedEntry(StoreError):
-    """A file of the store is missing or is not what its entry says it is."""
+    """A file of the store is missing or differs from its description."""
 
     headline = "a file of the store is damaged"
     advice = "Start the run again: it replaces damaged results. If damage comes back, check the disk."
@@ -141,19 +141,19 @@ class TrainingFailed(IdxflowError):
 
 
 class ExportFailed(IdxflowError):
-    """An exported model does not give the model's own predictions; nothing was written."""
+    """An exported model does not reproduce the model's own predictions; nothing was written."""
 
 
 class PrefectFailed(IdxflowError):
-    """Prefect itself could not run the flow: its server cannot be reached, or does not fit this client."""
+    """Prefect itself could not run the flow: its server is unreachable or incompatible with this client."""
 
 
 class OutputFailed(IdxflowError):
-    """What was to be printed could not be written; what the command did apart from that stays done."""
+    """The output could not be printed; everything else that the command did remains."""
 
 
 class CutOff(IdxflowError):
-    """The run was stopped before its end: the kind of its failure is a state of `CUT_OFF`."""
+    """The run was stopped before it finished: the kind of its failure is a state of `CUT_OFF`."""
 
     headline = "the run was cut off"
     advice = "Start the run again. That it was cut off says nothing about the data or the model."
@@ -168,11 +168,11 @@ EXIT_CODES: Mapping[int, str] = {
     128 + signal.SIGINT: "interrupted (SIGINT)",
     128 + signal.SIGTERM: "terminated (SIGTERM, SIGHUP)",
 }
-"""What each exit code means, in short; docs/commands.md says more."""
+"""Short meaning of each exit code; docs/commands.md has the details."""
 
 
 def error_class(kind: str) -> type[IdxflowError]:
-    """Return the class of a failure that a record names (`Failure.kind`); the base for an error nobody expected."""
+    """Return the class that a record names (`Failure.kind`); the base class for an unexpected error."""
     if kind.lower() in CUT_OFF:
         return CutOff
     known = globals().get(kind)
@@ -180,20 +180,20 @@ def error_class(kind: str) -> type[IdxflowError]:
 
 
 def made_again(file: Path) -> str:
-    """Return what to do about a file of a store entry that its own description does not give away as damaged.
+    """Return the remedy for a damaged file of a store entry whose size and SHA-256 match its description.
 
-    As long as the entry is there, a run uses it again.
+    As long as such an entry exists, runs reuse it.
     """
     return f"remove {file.parent}, then run again"
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:
-    """Return what to raise about a file of the store that may be whole, but cannot be read now: nothing replaces it."""
+    """Return the error for a file of the store that cannot be read now but may be intact, so it is not replaced."""
     return StoreError(f"expected to read {path}; {error.strerror}; check the disk and the permissions, then run again")
 
 
 def shortage(error: BaseException) -> str | None:
-    """Return in words what the system has refused a process, if that is what `error` is about."""
+    """Return a message about the system resource that ran out, if that caused `error`."""
     text = str(error)
     more = "raise the limit of the address space (ulimit -v), or take a machine with more memory, then run again"
     if isinstance(error, ImportError) and ("failed to map" in text or "annot allocate memory" in text):

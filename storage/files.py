@@ -1,7 +1,7 @@
-"""Durable files: written beside their place, flushed to disk, then given their name.
+"""Durable files: written to a temporary file in the same folder, flushed to disk, then renamed or linked into place.
 
-Each JSON file of the store is sealed: its field `sha256` is the digest of the canonical text of the others. So a
-flipped bit or an edit by hand is noticed in the small files too, which no other file has a digest of.
+Each JSON file of the store is sealed: its field `sha256` is the digest of the canonical text of the other fields.
+This detects a flipped bit or a manual edit even in small files whose digest is recorded nowhere else.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from storage.runtime import cancellation
 from storage.words import meant
 
 MAX_JSON_BYTES = 16 << 20
-"""The largest JSON file that is read. A run's record, the largest there is, has some ten kilobytes."""
+"""The largest JSON file that is read. The largest in practice, a run's record, has some ten kilobytes."""
 WAITING = {"waiting": True}
-"""`extra` of a log line that says what a run waits for: the command line shows such a line at once."""
+"""`extra` of a log line that says what a run is waiting for: the command line shows such a line at once."""
 _LOCK_POLL_SECONDS = 0.05
 _SEAL = "sha256"
-# `Path` makes one slash of two.
+# One slash, because `Path` collapses two.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def canonical(values: Any) -> bytes:
-    """Return the one JSON text of `values`: sorted keys, no spaces, UTF-8."""
+    """Return the canonical JSON text of `values`: sorted keys, no spaces, UTF-8."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 class NotRegular(OSError):
-    """What has the name of a file is something else: its `strerror` says what."""
+    """Raised if a path is not a regular file; `strerror` says what it is."""
 
 
 def kind_of(path: Path) -> str:
-    """Say what is at `path`, links followed, such as `a FIFO (named pipe)`."""
+    """Return the kind of file at `path`, following links, such as `a FIFO (named pipe)`."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -54,7 +54,7 @@ def kind_of(path: Path) -> str:
 
 
 def alike(path: Path) -> str:
-    """Name what is beside a path at which there is nothing and may have been meant, as `storage.words.meant` does."""
+    """Suggest names in the same folder that a missing `path` may have meant, as `storage.words.meant` does."""
     try:
         beside = [] if path.exists() else [found.name for found in path.parent.iterdir()]
     except OSError:
@@ -73,15 +73,15 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 
 
 def check_local(what: str, path: str | Path) -> None:
-    """Make sure that a place to write to is a path of this machine.
+    """Check that an output location is a local path.
 
-    An address such as s3://bucket/x is a valid path, too: of a folder `s3:` in the current one.
+    A URL such as s3://bucket/x is also a valid path: of a folder `s3:` in the current folder.
 
     Raises:
-        ConfigError: it is an address.
+        ConfigError: it is a URL.
     """
     if found := _ADDRESS.match(str(path)):
-        # Not the rest: it may hold a password.
+        # Leave out the rest, which may contain a password.
         raise ConfigError(
             f"expected {what} to be a path of this machine; found an address, {found[1]}://…; "
             "give a path instead, such as that of a mounted folder"
@@ -89,23 +89,24 @@ def check_local(what: str, path: str | Path) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Make sure that `path` is a regular file, or a link to one, without opening it.
+    """Check that `path` is a regular file, or a link to one, without opening it.
 
-    A FIFO would make whoever opens it wait for a writer, perhaps for ever; a device may have no end.
+    Opening a FIFO waits for a writer, perhaps forever; a device may never end.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: there is none, or a folder.
-        NotRegular: it is something else.
-        OSError: it cannot be looked at.
+        FileNotFoundError: it does not exist.
+        IsADirectoryError: it is a folder.
+        NotRegular: it is neither a regular file nor a folder.
+        OSError: it cannot be examined.
     """
     _check_mode(path, path.stat().st_mode)
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; anything else is refused at once, also if it takes the file's place meanwhile.
+    """Open a regular file for reading; refuse anything else, even if it replaces the file just before the open.
 
     Raises:
-        OSError: see `check_regular`; or it cannot be opened.
+        OSError: as for `check_regular`, or it cannot be opened.
     """
     check_regular(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -131,7 +132,7 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Have the kernel write a file's data, or a folder's names, to the disk."""
+    """Flush a file's data, or a folder's names, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -149,10 +150,10 @@ def make_folder(path: Path) -> None:
 
 
 def listed(folder: Path, suffix: str = "") -> list[Path]:
-    """Return what has a final name in a folder, sorted by name; nothing where there is no folder.
+    """Return the paths in a folder that are not hidden, sorted by name; none if the folder does not exist.
 
     Raises:
-        OSError: the folder cannot be read. `Path.glob` would call it empty, and what must be kept would be lost.
+        OSError: the folder cannot be read. `Path.glob` would treat it as empty, and needed entries would be removed.
     """
     try:
         found = list(folder.iterdir())
@@ -162,12 +163,12 @@ def listed(folder: Path, suffix: str = "") -> list[Path]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace `path` by `values`, sealed, in one step; a reader sees the old text or the new one, never a part."""
+    """Replace `path` atomically with `values`, sealed; a reader sees either the old text or the new text."""
     write_bytes(path, sealed(values))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, durably."""
+    """Replace `path` with `data`, atomically and durably."""
     temporary = _write_beside(path, data)
     try:
         os.replace(temporary, path)
@@ -178,7 +179,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def create_json(path: Path, values: Mapping[str, Any]) -> bool:
-    """Write `values`, sealed, to `path` only if nothing is there; return whether this call wrote it."""
+    """Write `values`, sealed, to `path` only if it does not exist; return whether this call wrote it."""
     temporary = _write_beside(path, sealed(values))
     try:
         os.link(temporary, path)
@@ -191,17 +192,17 @@ def create_json(path: Path, values: Mapping[str, Any]) -> bool:
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
-    """Return the JSON text of `values` with its own digest added: the one text that `read_json` accepts."""
+    """Return the JSON text of `values` with its own digest added: the only text that `read_json` accepts."""
     digest = hashlib.sha256(canonical(values)).hexdigest()
     return (json.dumps({**values, _SEAL: digest}, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a sealed JSON object, without its digest.
+    """Return a sealed JSON object without its digest.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is too large, no JSON object, or not byte for byte what was sealed.
+        ValueError: it is too large, not a JSON object, or not byte for byte what was sealed.
     """
     with open_regular(path) as stream:
         data = stream.read(MAX_JSON_BYTES + 1)
@@ -244,13 +245,13 @@ def locked(
     """Hold the lock `path` while the block runs; the kernel releases it when the process ends.
 
     Args:
-        path: the lock's file; it is created, empty.
-        on_wait: called once if others go on holding the lock; it may raise, to give up.
+        path: the lock file; created empty if missing.
+        on_wait: called once if the lock is still held by others; it may raise to stop waiting.
         shared: others may hold it shared at the same time.
-        passing: the file is removed at the end; whoever waits for it makes another. Else it stays.
+        passing: remove the file at the end; a process waiting for it creates another.
 
     Raises:
-        Stopped: the run that waits is being ended.
+        Stopped: the waiting run is being stopped.
     """
     make_folder(path.parent)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -259,7 +260,7 @@ def locked(
         yield
     finally:
         with suppress(OSError):
-            # While it is held: who has opened the file since sees that it lost its name, and opens the next.
+            # Remove it while it is locked: a process that has opened it will see that it was removed, and reopen.
             if passing and _is_named(path, descriptor):
                 path.unlink()
         with suppress(OSError):
@@ -276,16 +277,16 @@ def _open_locked(path: Path, mode: int, on_wait: Callable[[], None] | None) -> i
         except BaseException:
             os.close(descriptor)
             raise
-        # The file was removed after it was opened: others lock the one that has its name now.
+        # The file was removed after it was opened; others lock the file that has this name now.
         os.close(descriptor)
 
 
 def _wait_for(descriptor: int, mode: int, on_wait: Callable[[], None] | None) -> None:
-    # Polling, not a blocking flock: Python delivers Ctrl-C and time-outs between two tries.
+    # Polling, not a blocking flock, so that Python can deliver Ctrl-C and timeouts between attempts.
     for tries in count():
         if _try_lock(descriptor, mode):
             return
-        # Not said at once: whoever only asks whether the lock is free holds it for an instant.
+        # Not on the first attempt: a process that only tests whether the lock is free holds it for a moment.
         if tries == 1 and on_wait:
             on_wait()
         cancellation.sleep(_LOCK_POLL_SECONDS)

@@ -1,10 +1,10 @@
-"""An index of a folder of records: what is looked for in them, without reading each of them every time.
+"""An index of a folder of records: the fields that are searched for, without reading every record each time.
 
-    <folder>.index    SHA-256 of the rest, and a JSON object: of each record its file's stamp and the fields looked for
+    <folder>.index    SHA-256 of the rest, and a JSON object with each record's file stamp and searched fields
 
-The records alone count. What the index has of a record is taken only while the file has the size, the time and the
-number (inode) that it had then; a record that is not in the index is read. So an index that is missing, damaged, cut
-or old costs time and nothing else, and one is made of any folder. It is replaced in one step, now and then.
+The records are authoritative. The index is used for a record only if its file still has the same size, modification
+time and inode; a record that is not in the index is read. So a missing, damaged, truncated or outdated index costs
+only time, and it can be built for any folder. It is replaced atomically, from time to time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from storage.files import canonical, write_bytes
 
 _KEEP_EVERY = 32
-"""Records that are read each time before the index is written with them."""
+"""The number of records read without the index that causes it to be written."""
 
 _Stamp = tuple[int, int, int]
 _Line = tuple[_Stamp, dict[str, Any]]
@@ -33,7 +33,7 @@ class Index:
     """Some fields of all records of one folder."""
 
     def __init__(self, folder: Path, fields: tuple[str, ...], read: Callable[[Path], Mapping[str, Any]]) -> None:
-        """Nothing is read yet. `read` returns a record by its path, and raises where it is damaged."""
+        """Read nothing yet. `read` returns a record by its path, and raises an error if it is damaged."""
         self.file = folder.with_name(f"{folder.name}.index")
         self._folder = folder
         self._fields = fields
@@ -42,7 +42,7 @@ class Index:
         self._unkept = 0
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Return the fields of each record there is now, by its file's name, in no order.
+        """Return the fields of each existing record, by file name, in no particular order.
 
         Raises:
             OSError: the folder cannot be read.
@@ -59,7 +59,7 @@ class Index:
         return {name: values for name, (_, values) in lines.items()}
 
     def keep(self) -> None:
-        """Write the index, if reading what it lacks begins to take long. Nothing is lost where that fails."""
+        """Write the index if it lacks so many records that reading them takes long. A failure loses nothing."""
         if self._lines and self._unkept >= _KEEP_EVERY:
             text = canonical({"fields": self._fields, "lines": self._lines})
             with suppress(OSError):
@@ -67,7 +67,7 @@ class Index:
                 self._unkept = 0
 
     def kept(self) -> dict[str, _Line]:
-        """Return what the file has, by record; nothing where it is missing, or not what was written."""
+        """Return the lines of the index file, by record; none if it is missing or damaged."""
         try:
             return self.stored()
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class Index:
             return {}
 
     def stored(self) -> dict[str, _Line]:
-        """Return what the file has, by record; nothing where it was written for other fields.
+        """Return the lines of the index file, by record; none if it was written for other fields.
 
         Raises:
             OSError: it cannot be read.
@@ -92,7 +92,7 @@ class Index:
         return {name: (_stamp(line[0]), line[1]) for name, line in found["lines"].items()}
 
     def differing(self) -> list[str]:
-        """Return the names of the records that the file says something else of than they say themselves.
+        """Return the names of the records whose line in the index file differs from the record.
 
         Raises:
             OSError: it cannot be read.

@@ -1,17 +1,17 @@
-"""The ledger: one small JSON file per run, decision and arrival of archives, appended and never changed.
+"""The ledger: one small JSON file per run, decision and arrival of archives, added once and never changed.
 
     <dataset>/ledger/runs/<number>-<run>.json
     <dataset>/ledger/decisions/<number>-<run>.json
     <dataset>/ledger/arrivals/<number>-<mark>.json
     <dataset>/ledger/underway/                      see `underway`
 
-The numbers are the order of all records, of whatever kind: each takes the next one, under a lock. The time in a
-record is what the clock said, right or wrong; no order follows from it (`jumps` finds where it was wrong).
+The numbers give the order of all records, across kinds: each record takes the next number, under a lock. The time in
+a record is what the clock showed, right or wrong, and does not affect the order (`jumps` finds where it was wrong).
 
 Earlier versions named records by their time, `20261124T080348.123456Z-<run>.json`. These come before all numbered
-ones, in the order of their names.
+records, in the order of their names.
 
-The ledger is the memory of idxflow: Prefect's database can be wiped and no run, decision or report is lost.
+The ledger is the memory of idxflow: wiping Prefect's database loses no run, decision or report.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from storage.store_format import FORMAT
 Kind = Literal["runs", "decisions", "arrivals"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TOLERANCE = timedelta(minutes=1)
-"""How far two clocks of a machine may differ, or one be set right, without a word."""
+"""The largest difference between two clocks of a machine, or correction of one, that is not reported."""
 
 _RECENT = 100
 
 Place = tuple[bool, int, str]
-"""Of a record in the order of the ledger."""
+"""The sort key of a record in the order of the ledger."""
 
 
 class Ledger:
-    """What happened to one data set, in order.
+    """The ordered records of one data set.
 
-    Records never change, so each is read once. Which there are is looked up each time.
+    Records never change, so each is read once. The folders are listed on every call.
     """
 
     def __init__(self, store: Store, dataset: str) -> None:
@@ -54,7 +54,7 @@ class Ledger:
         self._lock = store.part(dataset, LOCKS) / "ledger.lock"
 
     def append(self, kind: Kind, run: str, values: Mapping[str, Any]) -> Path:
-        """Write one record, with the time (UTC), the run's id and the format of the store added.
+        """Write one record, adding the time (UTC), the run's id and the format of the store.
 
         Raises:
             StoreError: it cannot be written.
@@ -68,7 +68,7 @@ class Ledger:
         return path
 
     def names(self, kind: Kind) -> list[str]:
-        """Return the names of all records of a kind, oldest first. `run_of` and `place` read them; no file is opened.
+        """Return the names of all records of a kind, oldest first, for `run_of` and `place`, without opening a file.
 
         Raises:
             StoreError: the folder cannot be read.
@@ -92,7 +92,7 @@ class Ledger:
         return [self.record(kind, name) for name in self.names(kind)]
 
     def newest(self, kind: Kind, before: Place | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the records of a kind, newest first, each read when it is asked for; with `before`, those before it.
+        """Yield the records of a kind (only those before `before`, if given), newest first, reading each on demand.
 
         Raises:
             DamagedEntry: one of them cannot be read.
@@ -102,7 +102,7 @@ class Ledger:
                 yield self.record(kind, name)
 
     def last(self, kind: Kind) -> dict[str, Any] | None:
-        """Return the newest record of a kind, if there is any.
+        """Return the newest record of a kind, or None.
 
         Raises:
             DamagedEntry: it cannot be read.
@@ -110,7 +110,7 @@ class Ledger:
         return next(self.newest(kind), None)
 
     def find(self, kind: Kind, run: str) -> dict[str, Any] | None:
-        """Return the newest record of a kind that is of this run, if there is any.
+        """Return this run's newest record of a kind, or None.
 
         Raises:
             DamagedEntry: it cannot be read.
@@ -119,11 +119,11 @@ class Ledger:
         return self.record(kind, names[-1]) if names else None
 
     def place_of(self, kind: Kind, run: str) -> Place | None:
-        """Return where the first record of a kind is that is of this run, if there is any."""
+        """Return the place of this run's first record of a kind, or None."""
         return next((place(name) for name in self.names(kind) if run_of(name) == run), None)
 
     def recent_jumps(self, now: datetime) -> list[Jump]:
-        """Return where the newest records of all kinds show that a clock was wrong; `verify` looks at all there are.
+        """Return where the newest records of all kinds show that a clock was wrong; `verify` checks all records.
 
         Raises:
             StoreError: the ledger cannot be listed.
@@ -133,7 +133,7 @@ class Ledger:
         ]
         times: dict[str, datetime] = {}
         for _, kind, name in sorted(records)[-_RECENT:]:
-            # What is damaged is for `verify` to say.
+            # `verify` reports damaged records.
             with suppress(DamagedEntry):
                 if time := time_of(self.record(kind, name)):
                     times[name] = time
@@ -146,7 +146,7 @@ class Ledger:
     def _once(self, path: Path) -> dict[str, Any]:
         if path not in self._records:
             self._records[path] = _record(path)
-        # A copy: what a caller does to it is not in the ledger.
+        # A copy, so that callers cannot change the cached record.
         return dict(self._records[path])
 
     def _next_number(self) -> int:
@@ -155,7 +155,7 @@ class Ledger:
     def _listed(self, kind: Kind) -> list[str]:
         with store_errors(self._folder):
             try:
-                # Names alone: thousands of paths take their time.
+                # Names only: making thousands of `Path` objects is slow.
                 names = os.listdir(self._folder / kind)  # noqa: PTH208
             except FileNotFoundError:
                 return []
@@ -163,18 +163,18 @@ class Ledger:
 
 
 def place(name: str) -> Place:
-    """Return what sorts a record among all of its ledger, by its name."""
+    """Return the sort key of a record in its ledger, from its name."""
     number = name.partition("-")[0]
     return (True, int(number), name) if number.isdecimal() and number.isascii() else (False, 0, name)
 
 
 def run_of(name: str) -> str:
-    """Return the id of the run that a record is of, by its name."""
+    """Return the id of the run that a record belongs to, from its name."""
     return name.partition("-")[2].removesuffix(".json")
 
 
 def time_of(record: Mapping[str, Any]) -> datetime | None:
-    """Return what the clock said when a record was written; None where it has no time that can be read."""
+    """Return the time in a record, UTC if it has no time zone; None if it has no valid time."""
     try:
         time = datetime.fromisoformat(record["time"])
     except (KeyError, TypeError, ValueError):
@@ -184,21 +184,21 @@ def time_of(record: Mapping[str, Any]) -> datetime | None:
 
 @dataclass(frozen=True)
 class Jump:
-    """Where the ledger shows that the clock was wrong."""
+    """A place in the ledger that shows that the clock was wrong."""
 
     name: str
-    """Of the record that shows it."""
+    """Name of the record that shows it."""
     problem: str
     ahead: bool
-    """Its time is still to come. Else the clock was put back before it, which is over."""
+    """True if the record's time is in the future; False if the clock was set back before it, in the past."""
 
 
 def jumps(times: Mapping[str, datetime], now: datetime) -> list[Jump]:
-    """Return where the clock was wrong: times that are still to come, and times before those of earlier records.
+    """Return where the clock was wrong: times in the future, and times before those of earlier records.
 
     Args:
-        times: of records of one ledger, of all kinds, by name.
-        now: what the clock says.
+        times: the times of records of one ledger, of all kinds, by name.
+        now: the current time.
     """
     names = sorted(times, key=place)
     ahead = [name for name in names if times[name] > now + TOLERANCE]

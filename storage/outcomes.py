@@ -1,4 +1,4 @@
-"""How a run ended: the outcome that `--json` prints, and the form of it that the ledger keeps."""
+"""The outcome of a run: the form that `--json` prints and the form that the ledger keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUBJECTS = ("", *ROLES, *SPLITS)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. What it did not come to is None."""
+    """How a run ended. Fields that it did not reach are None."""
 
     state: str
     """`promoted`, `kept`, `unchanged`, `refused`, `failed`, `valid`, `superseded` or one of `CUT_OFF`."""
@@ -34,7 +34,7 @@ class Outcome:
     steps: tuple[Step, ...] = ()
     seconds: float = 0.0
     report: str | None = None
-    """Path of the page."""
+    """Path of the HTML page."""
     error: Failure | None = None
 
     @property
@@ -42,12 +42,12 @@ class Outcome:
         return self.error.exit_code if self.error else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `--json` prints: `docs/commands.md`. Each step is under its name."""
+        """Return the outcome that `--json` prints (docs/commands.md), with the steps by name."""
         steps = {step.name: _of_step(step, ("seconds", "reused", "reason", "summary", "key")) for step in self.steps}
         return {**{name: to_json(getattr(self, name)) for name in _JSON}, "steps": steps}
 
     def for_ledger(self) -> dict[str, Any]:
-        """Return what the ledger keeps: the same with the steps as a list, in which two can have one name."""
+        """Return the outcome that the ledger keeps: the same, but with the steps as a list, since names may repeat."""
         names = tuple(field.name for field in fields(Step))
         return {**self.to_json(), "steps": [_of_step(step, names) for step in self.steps]}
 
@@ -59,12 +59,12 @@ _JSON = (
 
 
 def steps_of(record: Mapping[str, Any]) -> tuple[Step, ...]:
-    """Return the steps of a run that the ledger has a record of, in their order.
+    """Return the steps of a run's ledger record, in order.
 
-    Earlier versions kept them by name, such as `{"evaluate champion": {"key": …}}`, and in no order.
+    Earlier versions stored them by name, such as `{"evaluate champion": {"key": …}}`, and unordered.
 
     Raises:
-        AttributeError, TypeError, ValueError: they are in neither form.
+        AttributeError, TypeError, ValueError: the steps are in neither form.
     """
     kept = record.get("steps") or ()
     if isinstance(kept, Mapping):
@@ -82,7 +82,7 @@ def _step(values: Mapping[str, Any]) -> Step:
 
 
 def _identity(name: str) -> dict[str, str]:
-    """Return the fields of a step that are in its name."""
+    """Return the fields of a step that its name contains."""
     step, _, rest = name.partition(" ")
     return {"step": step, "of": rest} if step == "evaluate" else {"step": step, "subject": rest}
 

@@ -1,7 +1,7 @@
-"""The frozen values that travel between tasks, and their JSON form.
+"""The frozen records passed between steps, and their JSON form.
 
-A record names files and digests; it never holds arrays. The field `folder`, where a record has one,
-is the store entry that the record describes: it is not part of the JSON form, so a store can be moved.
+A record names files and digests; it never holds arrays. The field `folder`, if a record has it, is the
+store entry that the record describes. It is not part of the JSON form, so a store can be moved.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ SplitName = Literal["train", "test"]
 Verdict = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
 
 CUT_OFF = ("interrupted", "terminated", "cancelled", "crashed")
-"""The states of runs that did not come to their end: by Ctrl-C, by SIGTERM, by a person, or because their process is
-gone. The next run resumes from what they left."""
+"""States of runs that did not finish: stopped by Ctrl-C, SIGTERM or a person, or because their process died.
+
+The next run resumes from what they left.
+"""
 
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -29,12 +31,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a run did: the line a person reads, and the same for machines."""
+    """The result of one step of a run, for people and for machines."""
 
     step: str
-    """Which of the steps in `tasks`: `fetch`, `decode`, …"""
+    """Name of the step in `tasks`: `fetch`, `decode`, …"""
     key: str
-    """Of its entry in the store; empty where it makes none."""
+    """Key of its entry in the store; empty if it makes none."""
     summary: str
     """One line with counts, for people."""
     seconds: float
@@ -44,17 +46,17 @@ class Step:
     subject: str = ""
     """Which of several results of the step: an archive's role, a split's name."""
     of: str = ""
-    """Whose it is: `champion`; empty for the run's own model."""
+    """The model it worked on: `champion`; empty for the run's own model."""
 
     @property
     def name(self) -> str:
-        """What people read: `train`, `decode test`, `evaluate champion`."""
+        """The name shown to people: `train`, `decode test`, `evaluate champion`."""
         return " ".join(filter(None, (self.step, self.subject, self.of)))
 
 
 @dataclass(frozen=True)
 class Done(typing.Generic[R]):
-    """The record a task made or found again, and what that took."""
+    """The record that a step made or reused, and the line about the step."""
 
     record: R
     step: Step
@@ -62,7 +64,7 @@ class Done(typing.Generic[R]):
 
 @dataclass(frozen=True)
 class Archive:
-    """A complete archive in the store, byte for byte as its source had it."""
+    """A complete archive in the store, byte for byte as published by its source."""
 
     folder: Path
     role: str
@@ -89,7 +91,7 @@ class Split:
     """Height and width in pixels."""
     classes: int
     digest: str
-    """Of the decoded content, so that other compression of the same pixels changes nothing downstream."""
+    """Digest of the decoded content, so that compressing the same pixels differently changes nothing downstream."""
     sources: Mapping[str, str]
     """SHA-256 of each archive's payload (header and data, decompressed), by role."""
 
@@ -100,12 +102,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation about the data, and what was found."""
+    """One expectation about the data, and its result."""
 
     table: str
     """`archives`, `train` or `test`."""
     name: str
-    """What is expected, in words."""
+    """The expectation in plain language."""
     expectation: str
     """The Great Expectations type that was evaluated."""
     column: str
@@ -116,12 +118,12 @@ class Check:
     rows: tuple[int, ...] = ()
     """The first offending row numbers (at most 20), counted from 0."""
     setting: str = ""
-    """What of the manifest to change where the data is meant to be so, as `[limits] max_blank`."""
+    """The manifest key that relaxes this check, such as `[limits] max_blank`."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The verdict on both splits. `passed` is false when any critical check failed."""
+    """The verdict on both splits. `passed` is false if any critical check failed."""
 
     folder: Path
     passed: bool
@@ -132,7 +134,7 @@ class Validation:
 
     @property
     def summary(self) -> Path:
-        """What the checks looked at, a row per image; see `tasks.validate`."""
+        """The table that was checked, one row per image; see `tasks.validate`."""
         return self.folder / "summary.parquet"
 
     @property
@@ -151,17 +153,17 @@ class Validation:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Training rows held out, and statistics of the scaled pixels, `((x / 255) - 0.5) * 2`, of `rows` rows."""
+    """The held-out training rows, and statistics of the scaled pixels, `((x / 255) - 0.5) * 2`, of `rows` rows."""
 
     folder: Path
     rows: int
-    """Those that are not held out, or all."""
+    """Number of training rows that are not held out, or of all."""
     mean_of_means: float
-    """Mean over all pixels of the scaled values, in [-1, 1]."""
+    """Mean of the scaled values over all pixels, in [-1, 1]."""
     std: float
-    """One standard deviation over all pixels and rows of the scaled values, in (0, 1]."""
+    """A single standard deviation of the scaled values over all pixels and rows, in (0, 1]."""
     digest: str
-    """Of the statistics."""
+    """Digest of the statistics."""
     pixel_range: tuple[int, int] | None = None
     """The darkest and the brightest pixel of these rows, 0-255; not in older records."""
     held_out_rows: int = 0
@@ -208,11 +210,11 @@ class TrainedModel:
     """The epoch whose weights were kept, counted from 1."""
     train_loss: float
     train_accuracy: float
-    """Of the chosen weights over all training rows, held-out ones included, as the tutorial counts it."""
+    """Accuracy of the chosen weights over all training rows, held-out rows included, as in the tutorial."""
     pixel_range: tuple[int, int] | None = None
-    """The darkest and the brightest pixel of the rows that the statistics are of, 0-255; not in older records."""
+    """The darkest and the brightest pixel of the rows used for the statistics, 0-255; not in older records."""
     resumed_after: int = 0
-    """Epochs that an interrupted run had done before; 0 where one run did all, and in older records."""
+    """Epochs that an interrupted run had completed; 0 if one run did all, and in older records."""
 
     @property
     def weights(self) -> Path:
@@ -228,18 +230,18 @@ class TrainedModel:
 
     @property
     def history(self) -> Path:
-        """One JSON object per line and epoch, as `Epoch`."""
+        """JSON Lines, one `Epoch` per line."""
         return self.folder / "history.jsonl"
 
     @property
     def export(self) -> Path:
-        """For users: takes raw pixels. No run reads it back."""
+        """The model for users, which takes raw pixels. No run reads it back."""
         return self.folder / "model.keras"
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fared on the test split."""
+    """Scores of one class on the test split."""
 
     label: int
     name: str
@@ -257,7 +259,7 @@ class Mistake:
     label: int
     predicted: int
     probability: float
-    """What the model gave its wrong answer, in (0, 1]."""
+    """The model's probability of its wrong answer, in (0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -276,29 +278,29 @@ class Evaluation:
     loss: float
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """Rows: true class; columns: predicted class; counts."""
+    """Counts; rows: true class; columns: predicted class."""
     mistakes: tuple[Mistake, ...]
-    """The most confident ones first, at most 25."""
+    """The most confident mistakes first, at most 25."""
 
     @property
     def file(self) -> Path:
-        """`predicted` (uint8) and `probability` (float32, classes wide), one row per test image."""
+        """`predicted` (uint8) and `probability` (float32, one column per class), one row per test image."""
         return self.folder / "predictions.npz"
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A fresh process loaded the saved model and predicted the same."""
+    """Evidence that a fresh process loaded the saved model and reproduced the trained model's predictions."""
 
     folder: Path
     rows: int
     difference: float
-    """Largest difference of a probability."""
+    """Largest absolute difference between two probabilities."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule of the decision: what it asks, its limit, what was observed."""
+    """One rule of the decision: its name, its limit, the observed value and the result."""
 
     name: str
     limit: str
@@ -308,7 +310,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Paired:
-    """How a candidate and the champion compare on the same test rows. Made by `tasks.gate.criteria`."""
+    """A paired comparison of a candidate and the champion on the same test rows. Made by `tasks.gate.criteria`."""
 
     rows: int
     both_right: int
@@ -317,25 +319,25 @@ class Paired:
     only_champion: int
     both_wrong: int
     differing: int
-    """Rows with different answers; more than those that tell the models apart where both are wrong in other ways."""
+    """Rows with different answers, including those that both models get wrong in different ways."""
     net: int
     """`only_candidate` - `only_champion`."""
     p_value: float
-    """Of no difference: McNemar, mid-p, two-sided; in (0, 1]."""
+    """p-value for no difference: McNemar, mid-p, two-sided; in (0, 1]."""
     p_better: float
-    """Of the candidate being no better: McNemar, exact, one-sided; in (0, 1]. This one decides."""
+    """p-value for the candidate being no better: McNemar, exact, one-sided; in (0, 1]. The gate uses this one."""
     difference: float
-    """`net` / `rows`: the gain in the share of rows that are right, in [-1, 1]."""
+    """`net` / `rows`: the gain in accuracy, in [-1, 1]."""
     low: float
-    """Lower end of the interval of the difference, in [-1, 1]."""
+    """Lower end of the confidence interval of the difference, in [-1, 1]."""
     high: float
     confidence: float
-    """Of the interval: 1 - 2 alpha."""
+    """Confidence level of the interval: 1 - 2 alpha."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a person said about a candidate, where the gate's policy is `ask`."""
+    """A person's answer about a candidate, if the gate's policy is `ask`."""
 
     promote: bool
     reason: str
@@ -343,33 +345,33 @@ class Answer:
 
 @dataclass(frozen=True)
 class Decision:
-    """Why a model replaced the champion, or did not. What has a default is not in older records."""
+    """Why a model replaced the champion, or did not. Fields with a default are missing in older records."""
 
     outcome: Verdict
     sentence: str
     version: int | None
-    """The candidate's version; none when it was refused before it was registered."""
+    """The candidate's version; None if it was refused before it was registered."""
     champion: int | None
     """The champion's version after the decision."""
     previous: int | None
     """The champion's version before the decision."""
     rules: tuple[Rule, ...]
     policy: str = ""
-    """Of the gate: `better`, `not_worse` or `ask`."""
+    """The gate's policy: `better`, `not_worse` or `ask`."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """The other settings of the gate, by name."""
     paired: Paired | None = None
-    """None where there was no champion that could be compared."""
+    """None if there was no champion to compare with."""
     looks: int = 0
-    """Decisions on this very test split so far, this one included."""
+    """Number of decisions on this same test split so far, including this one."""
     weights_digest: str = ""
     """Of the candidate."""
     champion_weights_digest: str = ""
-    """Of the champion before; empty where there was none."""
+    """Of the previous champion; empty if there was none."""
     train_digest: str = ""
     """Content digest of the split that the run trained on."""
     test_digest: str = ""
-    """Content digest of the split that both were scored on."""
+    """Content digest of the split on which both were scored."""
 
 
 @dataclass(frozen=True)
@@ -384,7 +386,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What the manifest of a run's data set says and a report shows, kept so that it can be shown without either."""
+    """The facts from a data set's manifest that a report shows, kept so that they can be shown without either."""
 
     title: str
     classes: tuple[str, ...]
@@ -398,12 +400,12 @@ class DatasetFacts:
     training: Mapping[str, Any] = field(default_factory=dict)
     """Its own training defaults, by name."""
     labels: tuple[int, ...] = ()
-    """The value that the label files have for each class; empty: 0, 1, 2, …"""
+    """The label files' value for each class; empty: 0, 1, 2, …"""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run ran with."""
+    """The environment of a run."""
 
     python: str
     platform: str
@@ -414,7 +416,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything one run found out, as far as it came: what the report shows and the ledger keeps."""
+    """All results of one run, as far as it got: the content of its report and of its record in the ledger."""
 
     id: str
     """Sorts by time: `YYYYMMDD-HHMMSS-xxxx`, UTC."""
@@ -437,7 +439,7 @@ class RunRecord:
     confirmation: Confirmation | None = None
     """Not in older records of the ledger."""
     champion_evaluation: Evaluation | None = None
-    """Of the champion before the decision, on the same test split."""
+    """Of the previous champion, on the same test split."""
     decision: Decision | None = None
     failure: Failure | None = None
     facts: DatasetFacts | None = None
@@ -474,7 +476,7 @@ def to_json(record: Any) -> Any:
 
 
 def from_json(kind: type[R], values: Mapping[str, Any], folder: Path | None = None) -> R:
-    """Make a record of `kind` from its JSON form.
+    """Return a record of `kind` from its JSON form.
 
     Raises:
         TypeError: a field is missing or unknown.

@@ -1,19 +1,20 @@
-"""The registry: numbered model versions, and the one pointer that says which of them is the champion.
+"""The registry: numbered model versions, and a pointer to the champion.
 
     <dataset>/registry/versions/00000007.json   created only if absent, never changed
-    <dataset>/registry/retired/00000003.json    its model may be missing from the store: it was collected
-    <dataset>/registry/champion.json            replaced in one step, under a lock
-    <dataset>/registry/versions.index           made anew from the versions at any time
+    <dataset>/registry/retired/00000003.json    marks a version whose model may have been removed by `gc`
+    <dataset>/registry/champion.json            replaced atomically, under a lock
+    <dataset>/registry/versions.index           can be rebuilt from the versions at any time
 
 A version names a model entry and an evaluation entry of the store by their keys. It is created after
-both are complete; the pointer is moved after the version is. So the pointer always names something whole.
+both are complete, and the pointer is moved after the version is created, so the pointer always names a
+complete version.
 
-Who was champion when, and why, is in the ledger. A decision is written there first and then the pointer is
-moved, so a process killed between the two leaves a decision that never took effect. No mark is needed to tell:
-each decision notes the champion it found (`previous`), read from the pointer under the same lock. So a decision
-took effect if the next one found the champion it names, and the last one did if the pointer names it.
+The ledger records who was champion when, and why. A decision is written there before the pointer is moved,
+so a process killed between the two leaves a decision that never took effect. No extra mark is needed to tell:
+each decision records the champion it found (`previous`), read from the pointer under the same lock. A decision
+took effect if the next one found the champion it names; the last one did if the pointer names its champion.
 
-Versions and decisions are found by what is in them through an index each (`storage.index`), not by reading all.
+Versions and decisions have one index each (`storage.index`), so a search by content need not read every file.
 """
 
 from __future__ import annotations
@@ -62,40 +63,40 @@ class Version:
     time: str
     """When it was registered, ISO 8601, UTC."""
     format: int = 2
-    """Of the store, when it was registered; versions of format 2 do not say."""
+    """Format of the store when it was registered; versions of format 2 do not record it."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One decision about the champion, as the ledger has it, and whether it was carried out."""
+    """One decision about the champion, as recorded in the ledger, and whether it was carried out."""
 
     time: datetime
     """UTC."""
     outcome: str
     """`promoted`, `kept`, `refused`; by hand: `forced`, `rolled back`."""
     version: int | None
-    """What it was about; None when the candidate was refused a number."""
+    """The version it was about; None if the candidate was refused before it was registered."""
     before: int | None
-    """The champion it found."""
+    """The champion before the decision."""
     after: int | None
     """The champion it decided on."""
     took_effect: bool
-    """False if the process ended before it had moved the pointer."""
+    """False if the process ended before it moved the pointer."""
     run: str
     asked_by: str | None
     sentence: str
-    """With the outcome: `promoted v2: 31 more of …`."""
+    """Outcome and reason: `promoted v2: 31 more of …`."""
     reason: str
-    """The same without the outcome; what a person gave as the reason where it was by hand."""
+    """The sentence without the outcome; for a manual decision, the reason that the person gave."""
     rules: tuple[Mapping[str, Any], ...]
     newest: int
-    """By hand: the newest version there was to choose from, else 0."""
+    """For a manual decision, the newest version at that time; otherwise 0."""
     record: str = ""
     """Its name in the ledger."""
 
     @property
     def changed(self) -> bool:
-        """Whether there was another champion afterwards."""
+        """Whether it replaced the champion."""
         return self.took_effect and self.before != self.after
 
     @property
@@ -104,26 +105,26 @@ class Turn:
 
 
 BY_HAND = ("forced", "rolled back")
-"""The outcomes of decisions that a person made."""
+"""The outcomes of manual decisions."""
 NO_RUN = "by-hand"
-"""What such a decision has instead of a run's id."""
+"""The run id of manual decisions."""
 
 
 def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[Turn]:
-    """Return what the ledger's `decisions`, oldest first, did; `champion` is what the pointer names since.
+    """Return the ledger's `decisions`, oldest first, as turns; `champion` is the version that the pointer names now.
 
     Raises:
         DamagedEntry: a decision has no time.
     """
-    # Each decision noted the champion it found, so it says whether the one before it was carried out.
+    # Each decision recorded the champion it found, which shows whether the previous decision was carried out.
     met = [*(d.get("previous") for d in decisions[1:]), champion]
     return [_turn(d, d.get("champion") == then) for d, then in zip(decisions, met, strict=bool(decisions))]
 
 
 def line(history: Sequence[Turn]) -> list[int]:
-    """Return the champions that led to the present one, oldest first; going back takes off the last.
+    """Return the champions that led to the current one, oldest first; a rollback removes the last.
 
-    Rolling back twice goes back two champions: what was rolled back is not come back to.
+    Rolling back twice goes back two champions: it never returns to one that was rolled back.
     """
     champions: list[int] = []
     for turn in history:
@@ -172,7 +173,7 @@ def _turn(decision: Mapping[str, Any], took_effect: bool) -> Turn:
 class Registry:
     """The versions and the champion of one data set, and its ledger.
 
-    One registry serves a whole run or command: no record of the ledger is then read twice.
+    Use one registry for a whole run or command, so that no record of the ledger is read twice.
     """
 
     def __init__(self, store: Store, dataset: str) -> None:
@@ -186,7 +187,7 @@ class Registry:
 
     @property
     def indexes(self) -> tuple[Index, Index]:
-        """Those of the versions and of the decisions."""
+        """The indexes of the versions and of the decisions."""
         return self._versions, self._decisions
 
     def versions(self) -> list[Version]:
@@ -203,7 +204,7 @@ class Registry:
         """Return one version.
 
         Raises:
-            StoreError: there is no such version.
+            StoreError: the version does not exist.
             DamagedEntry: it cannot be read.
         """
         path = self._path(number)
@@ -216,17 +217,17 @@ class Registry:
             return self._read(path)
 
     def retired(self, version: Version) -> bool:
-        """Whether the model of this version was collected (`storage.retention`) and not trained again since."""
+        """Return whether the model of this version was removed by `gc` (`storage.retention`) and not yet retrained."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
         with store_errors(self._folder):
             complete = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
             return not complete and self._retired(version.number).is_file()
 
     def check_kept(self, version: Version) -> None:
-        """Raise unless the model of a version can be used.
+        """Check that the model of a version is in the store.
 
         Raises:
-            StoreError: the model was collected.
+            StoreError: the model was removed by `gc`.
         """
         if self.retired(version):
             raise StoreError(
@@ -235,10 +236,10 @@ class Registry:
             )
 
     def retire(self, number: int) -> None:
-        """Mark a version before its model is removed; it stays in the registry, with its numbers.
+        """Mark a version before its model is removed; the version and its figures stay in the registry.
 
         Raises:
-            StoreError: it is the champion, or it cannot be written.
+            StoreError: it is the champion, or the mark cannot be written.
         """
         if number == self._pointed():
             raise StoreError(
@@ -251,7 +252,7 @@ class Registry:
         """Return the version in use, or None before the first promotion.
 
         Raises:
-            DamagedEntry: the pointer cannot be read, or the version it names is not there.
+            DamagedEntry: the pointer cannot be read, or the version it names does not exist.
         """
         number = self._pointed()
         if number is None:
@@ -274,9 +275,9 @@ class Registry:
             return [_number(path) for path in listed(self._folder / "versions", ".json")]
 
     def decisions(self) -> list[dict[str, Any]]:
-        """Return what the index has of every decision, oldest first, with `run`, and `name` in the ledger.
+        """Return the indexed fields of every decision, oldest first, with its `run` and its `name` in the ledger.
 
-        That is: outcome, version, previous, champion, time, newest, test_digest, policy and limits, where known.
+        The fields are outcome, version, previous, champion, time, newest, test_digest, policy and limits, if known.
 
         Raises:
             DamagedEntry: a decision that is not in the index cannot be read.
@@ -286,7 +287,7 @@ class Registry:
         return [{**records[name], "run": run_of(name), "name": name} for name in sorted(records, key=place)]
 
     def outline(self) -> list[Turn]:
-        """Return every decision, oldest first, as far as the index has it: without a sentence, rules and who asked.
+        """Return every decision from the index, oldest first: without sentence, reason, rules and `asked_by`.
 
         Needs no lock.
 
@@ -297,7 +298,7 @@ class Registry:
         return turns(decisions, champion)
 
     def newest(self) -> Iterator[Turn]:
-        """Yield every decision, newest first, each read when it is asked for. Needs no lock.
+        """Yield every decision, newest first, reading each on demand. Needs no lock.
 
         Raises:
             DamagedEntry: the pointer or a decision cannot be read.
@@ -309,11 +310,11 @@ class Registry:
             then = decision.get("previous")
 
     def history(self) -> list[Turn]:
-        """Return every decision, oldest first, with whether it was carried out: all of them are read."""
+        """Return every decision, oldest first, reading all records."""
         return list(self.newest())[::-1]
 
     def whole(self, turn: Turn) -> Turn:
-        """Return a decision of `outline` with all there is about it.
+        """Return a decision of `outline` with all its fields.
 
         Raises:
             DamagedEntry: it cannot be read.
@@ -329,10 +330,10 @@ class Registry:
         return [self.whole(turn) for turn in self.outline() if turn.version == number]
 
     def settled_by_hand(self, weights_digest: str) -> tuple[Version, Turn] | None:
-        """Return the version and the decision, if a person decided while a model of these weights could be chosen.
+        """Return the manual decision that already ruled on a model with these weights, and the model's version.
 
-        What a person forced or rolled back is not undone by training the same model again: only models that
-        were not registered then are up to the gate. The decision is as far as `outline` has it.
+        Training the same model again does not undo what a person forced or rolled back: the gate decides only on
+        models that were not registered then. The decision has only the fields that `outline` has.
         """
         by_hand = [turn for turn in self.outline() if turn.by_hand and turn.took_effect]
         if not by_hand:
@@ -341,7 +342,7 @@ class Registry:
         return (self.version(alike[-1]), by_hand[-1]) if alike else None
 
     def find(self, model: str, evaluation: str) -> Version | None:
-        """Return the version of this model with this evaluation, if it was registered before."""
+        """Return the registered version of this model with this evaluation, or None."""
         numbers = self._like(model=model, evaluation=evaluation)
         return self.version(numbers[0]) if numbers else None
 
@@ -352,28 +353,25 @@ class Registry:
         return sorted(_number(Path(n)) for n, of in records.items() if keys & {of["model"], of["evaluation"]})
 
     def keep_index(self) -> None:
-        """Write down what was found in versions and decisions, so that the next one need not read so many of them.
-
-        Call it while `deciding`.
-        """
+        """Save both indexes, so that the next process reads fewer versions and decisions. Call it while `deciding`."""
         self._versions.keep()
         self._decisions.keep()
 
     def register(self, **values: Any) -> Version:
         """Create the next version from the fields of `Version` other than dataset, number, time and format.
 
-        The same model with the same evaluation keeps the number it has.
+        If the same model with the same evaluation is already registered, return its version.
         """
         with store_errors(self._folder):
             while True:
                 number = max(self.numbers(), default=0) + 1
-                # After that: a listing made while others register may lack one below the newest it has.
+                # Search after listing: a listing made while others register may lack a version below its newest.
                 known = self.find(values["model"], values["evaluation"])
                 if known:
                     return known
                 time = datetime.now(UTC).isoformat(timespec="seconds")
                 version = Version(dataset=self.dataset, number=number, time=time, format=FORMAT, **values)
-                # Another run may have taken the number since: then look again and take the next.
+                # Another run may have taken the number since; if so, try the next.
                 if create_json(self._path(number), to_json(version)):
                     return version
 
@@ -389,16 +387,17 @@ class Registry:
             yield
 
     def carry_out(self, decision: Mapping[str, Any], run: str) -> None:
-        """Record a decision, a `Decision` as JSON values, and move the pointer if it says so. Call it while `deciding`.
+        """Record a decision, and move the pointer if the champion changes. Call it while `deciding`.
 
-        Ledger first: killed between the two, nothing has changed for anyone, and the history says so. The other way
-        round, a change would have no reason on record.
+        The ledger is written first: if the process is killed between the two, the champion has not changed, and the
+        history shows that. In the other order, a change would have no reason on record.
 
         Args:
-            run: its id; `NO_RUN` where a person decided.
+            decision: a `Decision` as JSON values.
+            run: the run's id; `NO_RUN` for a manual decision.
 
         Raises:
-            StoreError: as `promote`, or the ledger cannot be written.
+            StoreError: as for `promote`, or the ledger cannot be written.
         """
         changes = decision["champion"] != decision["previous"]
         if changes:
@@ -411,7 +410,7 @@ class Registry:
         """Make `number` the champion, which `carry_out` has recorded. Call it while `deciding`.
 
         Raises:
-            StoreError: there is no such version, its model was collected, or the pointer cannot be written.
+            StoreError: the version does not exist, its model was removed by `gc`, or the pointer cannot be written.
         """
         self.check_kept(self.version(number))
         time = datetime.now(UTC).isoformat(timespec="seconds")
@@ -419,9 +418,9 @@ class Registry:
             write_json(self._pointer, {"version": number, "run": run, "time": time})
 
     def _while_standing(self, read: Callable[[], T]) -> tuple[int | None, T]:
-        """Return what the pointer names, and what `read` finds while it does.
+        """Return the version that the pointer names, and the result of `read` while the pointer did not change.
 
-        A decision is in the ledger before the pointer moves: if the pointer stood still, none is missing.
+        A decision is in the ledger before the pointer moves: if the pointer did not move, no decision is missing.
         """
         while True:
             champion = self._pointed()
@@ -454,7 +453,7 @@ class Registry:
             return read_json(self._pointer)
         except ValueError:
             by_hand = self._pointer.read_bytes()
-            # What `_unreadable` tells people to write.
+            # The text that `_unreadable` asks people to write.
             if re.fullmatch(rb'\s*\{\s*"version"\s*:\s*\d+\s*\}\s*', by_hand):
                 return dict(json.loads(by_hand))
             raise

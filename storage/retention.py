@@ -1,16 +1,16 @@
-"""Retention: remove what no one will ask for again. Never the champion, what led to it, or what a run uses.
+"""Retention: remove entries that are no longer needed, but never the champion, what led to it, or what a run uses.
 
-What stays, of a data set, and all that it was made from:
+For each data set, the following is kept, with everything that it was made from:
 
-- the champion and every champion before it that a rollback can return to,
-- the newest versions, as many as asked for,
-- the newest runs, as many, with their reports,
-- the archives that have arrived in a folder and are still to be run (`storage.arrivals`),
-- while the newest run is one that was cut off, what it and others left unfinished: the next run goes on from it.
+- the champion and every earlier champion that a rollback can return to,
+- the requested number of newest versions,
+- the same number of newest runs, with their reports,
+- the archives that have arrived in a folder and have not been run yet (`storage.arrivals`),
+- if the newest run was cut off, the unfinished work of it and of others, from which the next run resumes.
 
-Versions and the ledger are never removed, they are small: of a version whose model is removed the registry keeps
-the numbers, and says so (`Registry.retired`). The mark is written before the model is removed, so a process killed
-in between leaves a version that is still whole.
+Versions and the ledger are small and never removed. If a version's model is removed, the registry keeps the version's
+figures and marks it (`Registry.retired`). The mark is written before the model is removed, so a process killed
+in between leaves a complete version.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
 from storage.verify import for_the_next_run, leftovers
 
 KEEP_LAST = 10
-"""How many versions and runs are kept when nothing else is said."""
+"""The default number of versions and runs to keep."""
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What was removed of a data set, or would be."""
+    """What was removed from a data set, or would be removed."""
 
     dataset: str
     busy: bool
-    """A run uses the data set: nothing was removed."""
+    """True if a run uses the data set, so nothing was removed."""
     entries: tuple[Path, ...] = ()
     leftovers: tuple[Path, ...] = ()
     retired: tuple[int, ...] = ()
     """The versions whose models are among the entries."""
     kept: int = 0
-    """Entries that stay."""
+    """Number of entries kept."""
     unfinished: tuple[Path, ...] = ()
-    """What stays for the next run to go on from."""
+    """Unfinished work kept for the next run to resume from."""
     bytes: int = 0
 
 
@@ -55,18 +55,18 @@ class _Busy(Exception):
 
 
 def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: bool = False) -> Collected:
-    """Remove the entries of a data set that are neither kept nor in use, and what dead runs left.
+    """Remove the entries of a data set that are neither kept nor in use, and leftovers of dead runs.
 
-    A run in progress makes this do nothing: what it needs cannot be known before it ends.
+    Does nothing if a run is in progress, because the entries it needs are unknown until it ends.
 
     Args:
-        store: where.
-        dataset: a data set that is in the store.
-        keep_last: how many of the newest versions and runs stay, at least 1.
-        dry_run: only say what would be removed.
+        store: the store.
+        dataset: a data set in the store.
+        keep_last: how many of the newest versions and runs to keep, at least 1.
+        dry_run: only return what would be removed.
 
     Raises:
-        DamagedEntry: the registry or the ledger cannot be read, so that what must stay is not known.
+        DamagedEntry: the registry or the ledger cannot be read, so it is unknown what must be kept.
         StoreError: something cannot be removed.
     """
 
@@ -110,21 +110,21 @@ def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
 
 
 def _kept_numbers(registry: Registry, keep_last: int) -> set[int]:
-    """Return the champion, those that led to it, and the newest versions."""
+    """Return the numbers of the champion, of the champions that led to it, and of the newest versions."""
     there, champion = registry.numbers(), registry.champion()
     numbers = {*line(registry.outline()), *([champion.number] if champion else [])}
     return (numbers & {*there}) | {*there[-keep_last:]}
 
 
 def _kept_names(registry: Registry, versions: list[Version], keep_last: int) -> set[str]:
-    """Return the folder names of all entries that stay: keys, and the runs whose reports do."""
+    """Return the folder names of all entries to keep: keys, and the ids of runs whose reports are kept."""
     ledger = registry.ledger
     makers, runs = {version.run for version in versions}, ledger.names("runs")
     newest = {*runs[-keep_last:]}
     kept = [ledger.record("runs", name) for name in runs if name in newest or run_of(name) in makers]
     names = {key for version in versions for key in (version.model, version.evaluation)}
     for run in kept:
-        # The report of an unchanged run is that of the last run that decided something.
+        # An unchanged run shares the report of the last run that decided something.
         names |= {run["run"], Path(run.get("report") or run["run"]).name}
         names |= {step.key for step in steps_of(run)}
     return names
@@ -144,7 +144,7 @@ def _remove(store: Store, registry: Registry, plan: Collected) -> None:
         discard(path)
     for path in plan.leftovers:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    # Those that killed runs left; no run is there to hold one of them. The few that are for the whole data set stay.
+    # Locks that killed runs left; no run holds one now. The few locks for the whole data set stay.
     for path in store.part(plan.dataset, LOCKS).glob("*.lock"):
         if path.name.partition("-")[0] in FOLDERS:
             path.unlink()

@@ -1,4 +1,4 @@
-"""The store: immutable results of steps, found again by what they were made from.
+"""The store: immutable results of steps, looked up by what they were made from.
 
     <root>/store.json                         the format of the store, see `store_format`
     <root>/<dataset>/0-inbox/                 archives of an embedded data set, on their way in
@@ -7,15 +7,15 @@
                      …
                      7-reports/<run>/
                      registry/  ledger/       see `registry` and `ledger`
-                     locks/                   empty files; only their locks matter; one per step while it runs
+                     locks/                   empty files, used only for locking; one per running step
 
 An entry is a folder named by a key, the digest of what it was made from (`Plan`). It is built in
-`.<key>.partial`, every file flushed to disk, `entry.json` last, and renamed into place: it is there
-wholly or not at all. Finding it again checks the size and SHA-256 of every file. Making it happens
-under a lock that the kernel frees when its holder ends, so two runs never do the same work, and what a
-killed run left in the partial folder is there for the next one to resume from or clear away.
+`.<key>.partial`, every file flushed to disk, `entry.json` last, and renamed into place, so an entry
+is either complete or absent. Looking it up checks the size and SHA-256 of every file. It is made
+under a lock that the kernel releases when its holder exits, so two runs never do the same work. The next
+run resumes from what a killed run left in the partial folder, or clears it away.
 
-Whoever uses a data set's entries holds `locks/in-use.lock`, shared; nothing is removed while anyone does.
+A process that uses a data set's entries holds `locks/in-use.lock`, shared; no entry is removed while it is held.
 """
 
 from __future__ import annotations
@@ -69,33 +69,33 @@ LOCKS = "locks"
 IN_USE = "in-use.lock"
 ENTRY = "entry.json"
 ENTRY_FORMAT = 2
-"""Of `entry.json`. It is part of every key: raising it makes each entry again, also archives whose source is gone."""
+"""The format of `entry.json`, part of every key: raising it invalidates all entries, even archives without a source."""
 _PARTS = ("parameters", "inputs", "code", "libraries")
-"""Of what a result was made from, the first to be named as a reason first."""
+"""The parts of `Plan.made_from`, in the order in which their changes are given as reasons."""
 _LONGEST = 40
-"""Characters of a value that is named as a reason."""
+"""The most characters of a value shown in a reason."""
 LOOKED_AT = 32
-"""Entries of a step that are read, at most, to say what changed since the one that is most like a new one."""
+"""The most entries of a step to read when looking for the one most similar to a new one."""
 STORE_VARIABLE = "IDXFLOW_STORE"
 
 _log = logging.getLogger(__name__)
 
 
 BESIDE = Path(__file__).resolve().parent.parent / "store"
-"""The store of a command that nothing names another to."""
+"""The default store."""
 
 
 def store_path(given: str | Path | None = None) -> Path:
-    """Return the store's folder: the one given, else `IDXFLOW_STORE`, else `store` beside the source code."""
+    """Return the store's folder: `given`, or `IDXFLOW_STORE`, or `store` next to the source code."""
     return Path(given or os.environ.get(STORE_VARIABLE) or BESIDE).expanduser().absolute()
 
 
 def store_root(given: str | Path | None = None) -> Path:
-    """Return `store_path`, once what is there is a folder, or nothing yet.
+    """Return `store_path` after checking that it is a readable folder or does not exist yet.
 
     Raises:
-        ConfigError: it is an address.
-        StoreError: it is something else, cannot be read, or was written by a later version.
+        ConfigError: it is a URL.
+        StoreError: it is not a folder, cannot be read, or was written by a later version.
     """
     check_local("the store (--store or IDXFLOW_STORE)", given or os.environ.get(STORE_VARIABLE) or "")
     root = store_path(given)
@@ -106,7 +106,7 @@ def store_root(given: str | Path | None = None) -> Path:
                 "choose another with --store or IDXFLOW_STORE"
             )
         if root.is_dir():
-            # What cannot be listed would look like a store that has nothing.
+            # A folder that cannot be listed would look like an empty store.
             os.scandir(root).close()
             store_format.check(root)
     return root
@@ -117,7 +117,7 @@ class Stored(Protocol):
 
     @property
     def folder(self) -> Path:
-        """The entry it describes."""
+        """The entry that the record describes."""
 
 
 R = TypeVar("R", bound=Stored)
@@ -125,7 +125,7 @@ R = TypeVar("R", bound=Stored)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a result is made from. Two equal plans are the same work."""
+    """The inputs that determine a result. Equal plans describe the same work."""
 
     dataset: str
     step: str
@@ -140,7 +140,7 @@ class Plan:
     libraries: Mapping[str, str] = field(default_factory=dict)
     """Version of each library that shapes the result."""
     name: str = ""
-    """Of the entry's folder, where people look for it by name; else it is the key."""
+    """Name of the entry's folder, if people look for it by name; otherwise the key is used."""
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Plan:
 
 
 class Store:
-    """All that idxflow keeps, below one folder. The only maker of paths in it."""
+    """Everything idxflow keeps, below one folder. Only this class builds paths in it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
@@ -176,9 +176,9 @@ class Store:
         return f"Store({str(self.root)!r})"
 
     def command(self, words: str, usual: Path | None = None) -> str:
-        """Return a command of idxflow about this store, as it is to be typed.
+        """Return an idxflow command for this store, ready to be typed.
 
-        It names the store unless that is the `usual` one, by default that of a command without `--store` here.
+        It names the store unless it is the `usual` one, by default the one a command without `--store` would use.
         """
         option = "" if self.root == (usual or store_path()) else f" --store {shlex.quote(str(self.root))}"
         return f"idxflow {words}{option}"
@@ -196,10 +196,10 @@ class Store:
         return [folder.name for folder in folders if any((folder / part).is_dir() for part in parts)]
 
     def part(self, dataset: str, name: str) -> Path:
-        """Return a folder of a data set, which need not be there yet.
+        """Return a folder of a data set, which need not exist yet.
 
         Raises:
-            StoreError: it cannot be read, or it is a symbolic link: what the store keeps stays below its root.
+            StoreError: it cannot be read, or it is a symbolic link: the store keeps everything below its root.
         """
         folder = self.dataset(dataset)
         for path in (folder, folder / name):
@@ -213,7 +213,7 @@ class Store:
         return folder / name
 
     def inbox(self, dataset: str) -> Path:
-        """Where an embedded data set writes its archives before they are fetched."""
+        """Return the folder where an embedded data set writes its archives before they are fetched."""
         return self.part(dataset, INBOX)
 
     def entries(self, dataset: str, step: str) -> Path:
@@ -223,8 +223,8 @@ class Store:
     def in_use(self, dataset: str) -> Iterator[None]:
         """Keep the entries of a data set from being removed while the block runs.
 
-        A store that cannot be written cannot lose entries either: then there is nothing to hold. Neither can one
-        whose disk has no room for the lock: whoever removes entries must hold it, too.
+        If the store is read-only or its disk is too full for the lock file, no lock is held: removing entries
+        requires the same lock, so no other process can remove them either.
         """
         lock = self.part(dataset, LOCKS) / IN_USE
 
@@ -260,10 +260,10 @@ class Store:
         store_format.mark(self.root)
 
     def find(self, plan: Plan, kind: type[R]) -> R | None:
-        """Return the verified result of `plan`, or None if there is none.
+        """Return the verified result of `plan`, or None if there is no such entry.
 
         Raises:
-            DamagedEntry: there is one, but a file of it is not what it should be.
+            DamagedEntry: the entry exists, but one of its files is not as recorded.
         """
         folder = self._folder(plan)
         return load(folder, kind) if folder.exists() else None
@@ -272,12 +272,12 @@ class Store:
         """Return the verified entry of a step by its key.
 
         Raises:
-            DamagedEntry: it is not there, or a file of it is not what it should be.
+            DamagedEntry: the entry does not exist, or one of its files is not as recorded.
         """
         return load(self.entries(dataset, step) / key, kind)
 
     def made_from(self, dataset: str, step: str, key: str) -> dict[str, Any]:
-        """Return what an entry was made from, as `Plan.made_from`, without checking its files.
+        """Return `Plan.made_from` of an entry without checking its files.
 
         Raises:
             DamagedEntry: its description cannot be read.
@@ -290,9 +290,9 @@ class Store:
         return made
 
     def made(self, dataset: str, step: str) -> Iterator[dict[str, Any]]:
-        """Yield what is in `entry.json` of the newest entries of a step, newest first, without checking anything else.
+        """Yield `entry.json` of the newest entries of a step, newest first, without checking anything else.
 
-        At most `LOOKED_AT` are read, however many there are.
+        At most `LOOKED_AT` entries are read.
         """
         folder = self.entries(dataset, step)
         for name in _newest(folder):
@@ -308,16 +308,16 @@ class Store:
         make: Callable[[Path], R],
         describe: Callable[[R], str],
     ) -> Done[R]:
-        """Return the result of `plan`: the one in the store if it is there and whole, else made now.
+        """Return the result of `plan` from the store, or make it if it is missing or damaged.
 
         Args:
-            make: writes its files into the folder it is given and returns the record of them. The folder
-                may hold what an interrupted run left; anything not wanted in the result must be removed.
-            describe: one line with counts about the record, for people.
+            make: writes its files into the folder it is given and returns their record. The folder may hold
+                files of an interrupted run; `make` must remove any that do not belong to the result.
+            describe: returns one line with counts about the record, for people.
 
         Raises:
             StoreError: the store cannot be written.
-            Exception: whatever `make` raises; then nothing is published.
+            Exception: any error that `make` raises; then nothing is published.
         """
         started = time.perf_counter()
         with store_errors(self.root), self._exclusively(plan):
@@ -356,7 +356,7 @@ class Store:
         try:
             record = make(partial)
         except BaseException:
-            # A folder with nothing in it is nothing to resume from.
+            # An empty folder is of no use for resuming.
             with suppress(OSError):
                 partial.rmdir()
             raise
@@ -368,7 +368,7 @@ class Store:
         except OSError:
             if not final.exists():
                 raise
-            # Somebody removed the lock this process held, and another has published it: that one stays.
+            # Someone removed the lock file, and another process has published this entry: keep that one.
             return load(final, type(record))
         flush(final.parent)
         return from_json(type(record), to_json(record), final)
@@ -377,7 +377,7 @@ class Store:
         return self.entries(plan.dataset, plan.step) / plan.folder
 
     def _why(self, plan: Plan) -> str:
-        """Say what differs from the most similar result that is there."""
+        """Return what differs from the most similar existing result."""
         if plan.name:
             return "new for each run"
         same = (plan.step, plan.subject)
@@ -396,8 +396,8 @@ def load(folder: Path, kind: type[R]) -> R:
     """Read the record of the entry in `folder`, after checking the size and SHA-256 of each file.
 
     Raises:
-        DamagedEntry: the entry is not what it should be, or a file is missing or changed.
-        StoreError: it cannot be read now; nothing is said about what it is.
+        DamagedEntry: the entry's description is invalid, or a file is missing or changed.
+        StoreError: it cannot be read now, so it may be intact.
     """
     try:
         return from_json(kind, described(folder)["record"], folder)
@@ -406,13 +406,13 @@ def load(folder: Path, kind: type[R]) -> R:
 
 
 def described(folder: Path, contents: bool = True) -> dict[str, Any]:
-    """Return `entry.json` of the entry in `folder`, after checking that all of it is there and nothing else.
+    """Return `entry.json` of the entry in `folder` after checking that it has exactly the listed files.
 
-    Of the files, the sizes are checked, and the SHA-256 unless `contents` is False.
+    The size of each file is checked, and its SHA-256 unless `contents` is False.
 
     Raises:
-        DamagedEntry: the entry is not what it should be, or a file is missing, changed or not listed.
-        StoreError: it cannot be read now; nothing is said about what it is.
+        DamagedEntry: the entry's description is invalid, or a file is missing, changed or not listed.
+        StoreError: it cannot be read now, so it may be intact.
     """
     try:
         entry = read_json(folder / ENTRY)
@@ -434,7 +434,11 @@ def described(folder: Path, contents: bool = True) -> dict[str, Any]:
 
 
 def _check_identity(folder: Path, entry: Mapping[str, Any]) -> None:
-    """An entry that was copied to another place, or edited, does not have the key of what it was made from."""
+    """Check that the entry has the key of what it was made from; a copied or edited one does not.
+
+    Raises:
+        ValueError: the format, the key or a file name is not the expected one.
+    """
     if entry["format"] != ENTRY_FORMAT:
         raise ValueError(f"expected format {ENTRY_FORMAT}; found {entry['format']!r}")
     plan = Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
@@ -466,14 +470,14 @@ def _check_file(path: Path, size: int, sha256: str | None) -> None:
 
 @contextmanager
 def store_errors(where: Path) -> Iterator[None]:
-    """Turn what the operating system says about the store into a sentence."""
+    """Turn an `OSError` about the store into a `StoreError` with a remedy."""
     try:
         yield
     except OSError as error:
         path = Path(str(error.filename or where))
         remedy = "free space or permissions there, or choose another with --store"
         if isinstance(error, NotADirectoryError):
-            # The nearest one that is there is what is in the way.
+            # The nearest path that exists is the obstacle.
             path = next(place for place in (path, *path.parents) if place.exists())
             remedy = "move that away, where a folder belongs: `idxflow verify` names each such place"
         raise StoreError(f"the store cannot be used: {error.strerror} at {path}; {remedy}") from error
@@ -505,21 +509,21 @@ def _seal(folder: Path, plan: Plan, record: Stored) -> None:
 
 
 def _take_over(partial: Path) -> None:
-    """Make the folder to work in, or go on in the one that a killed run left, without following any link out of it."""
+    """Create the working folder, or reuse one that a killed run left, without following any link out of it."""
     if partial.is_symlink():
         partial.unlink()
     make_folder(partial)
     for path in partial.iterdir():
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            # Not a link's target, and no FIFO: whoever opens one waits for ever.
+            # Remove links, which lead elsewhere, and FIFOs, which block when opened.
             path.unlink()
         else:
-            # A run killed while it sealed the entry left them read-only.
+            # A run killed while sealing the entry left its files read-only.
             path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _newest(folder: Path) -> list[str]:
-    """Return the names of the newest entries in a folder, newest first, `LOOKED_AT` at most."""
+    """Return the names of the newest entries in a folder, newest first, at most `LOOKED_AT`."""
     try:
         with os.scandir(folder) as entries:
             made = [(e.stat(follow_symlinks=False).st_mtime_ns, e.name) for e in entries if not e.name.startswith(".")]
@@ -529,11 +533,11 @@ def _newest(folder: Path) -> list[str]:
 
 
 def discard(folder: Path) -> None:
-    """Take an entry out of its place in one step, then delete it."""
+    """Remove an entry: rename it atomically, then delete it."""
     doomed = folder.with_name(f".{folder.name}.discarded")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(folder, doomed)
-    # A power loss in between must not give back the old name to a folder whose files are gone.
+    # A power loss in between must not bring back the old name for a folder whose files have been deleted.
     flush(folder.parent)
     shutil.rmtree(doomed, ignore_errors=True)
 

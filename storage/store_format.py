@@ -1,9 +1,10 @@
-"""Which format a store has, and whether this version of idxflow can use it.
+"""The format of a store, and whether this version of idxflow can use it.
 
     <root>/store.json      {"format": 3, "idxflow": "0.1.0"}, written by the first run in a store
 
-Versions of the registry and records of the ledger carry the number, too: a store of the format before gets `store.json`
-from the first run of this version, and keeps its records as they are. docs/store-format.md says what each format has.
+Versions of the registry and records of the ledger contain the number, too. The first run of this version adds
+`store.json` to a store of the previous format and leaves its records as they are. docs/store-format.md describes
+each format.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from storage.errors import DamagedEntry, StoreError, unreadable
 from storage.files import NotRegular, create_json, read_json
 
 FORMAT = 3
-"""What this version writes."""
+"""The format that this version writes."""
 READABLE = (2, FORMAT)
-"""What it reads: a store without `store.json` has format 2."""
+"""The formats that it reads; a store without `store.json` has format 2."""
 STORE_FILE = "store.json"
 
 
 def check(root: Path) -> bool:
-    """Make sure that this version can use the store at `root`; return whether it has a `store.json`.
+    """Check that this version can use the store at `root`; return whether it has a `store.json`.
 
     Raises:
-        StoreError: a later version of idxflow has written it, or `store.json` cannot be read now.
-        DamagedEntry: that file does not say which format it is.
+        StoreError: a later version of idxflow wrote it, or `store.json` cannot be read now.
+        DamagedEntry: `store.json` does not name a format.
     """
     path = root / STORE_FILE
     try:
@@ -52,13 +53,13 @@ def check(root: Path) -> bool:
 
 
 def mark(root: Path) -> None:
-    """Write down the format of the store at `root`, unless that has been done.
+    """Record the format of the store at `root`, unless it is already recorded.
 
     Raises:
         StoreError, DamagedEntry: see `check`.
     """
     is_marked = check(root)
-    # A disk that is full may have all that the run needs; the next run marks the store.
+    # If the disk is full, the store may still hold everything the run needs; the next run records the format.
     with suppress(OSError):
         for left_by_a_killed_run in root.glob(f".{STORE_FILE}.*"):
             left_by_a_killed_run.unlink()

@@ -1,10 +1,10 @@
-"""Runs that are under way: a file for each, which its process keeps locked for as long as it lives.
+"""Runs in progress: one file per run, which the run's process keeps locked as long as it lives.
 
     <dataset>/ledger/underway/<run>.json
 
-The kernel lets go of the lock when the process ends, however it ends: killed, out of memory, with its machine. So a
-file that nobody has locked is of a run that could not record how it ended; whoever finds it does (`abandoned`).
-A run that has recorded its end removes its file. In a store of thousands of runs, these are the few that are under way.
+The kernel releases the lock when the process ends, even if it is killed, runs out of memory or its machine fails. So
+an unlocked file belongs to a run that could not record its end; the process that finds it records it (`abandoned`).
+A run that has recorded its end removes its file, so the folder holds only runs in progress, even among thousands.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ UNDER_WAY = "underway"
 
 
 class Trace:
-    """The file of one run that is under way."""
+    """The file of one run in progress."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
 
     def end(self) -> None:
-        """The run's end is recorded: remove its file."""
+        """Remove the file of a run whose end is recorded."""
         with store_errors(self._path):
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the lock, as the end of the process does."""
+        """Release the lock, as the end of the process does."""
         os.close(self._descriptor)
 
 
 def begin(store: Store, dataset: str, run: str, values: Mapping[str, Any]) -> Trace:
-    """Make and lock the file of a run, with what whoever finds it needs to say what became of it.
+    """Create and lock the file of a run, with the values needed to record its end if its process dies.
 
     Raises:
         OSError: it cannot be written.
@@ -52,7 +52,7 @@ def begin(store: Store, dataset: str, run: str, values: Mapping[str, Any]) -> Tr
     temporary = path.with_name(f".{path.name}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        # Locked before it bears its name: else somebody would take it for that of a run whose process is gone.
+        # Lock it before it gets its final name; otherwise another process could take the run for a dead one.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with os.fdopen(os.dup(descriptor), "wb") as stream:
             stream.write(sealed({**values, "run": run}))
@@ -68,12 +68,12 @@ def begin(store: Store, dataset: str, run: str, values: Mapping[str, Any]) -> Tr
 
 
 def folder(store: Store, dataset: str) -> Path:
-    """Return the folder of these files."""
+    """Return the folder of the files of runs in progress."""
     return store.part(dataset, "ledger") / UNDER_WAY
 
 
 def abandoned(store: Store, dataset: str) -> Iterator[tuple[Trace, dict[str, Any]]]:
-    """Yield the files of runs whose process is gone, each locked, so that one process alone records its end.
+    """Yield the files of runs whose process is dead, each locked, so that only one process records the run's end.
 
     Raises:
         StoreError: the folder cannot be read.
@@ -87,7 +87,7 @@ def abandoned(store: Store, dataset: str) -> Iterator[tuple[Trace, dict[str, Any
 
 
 def was_cut_off(store: Store, dataset: str, ledger: Ledger) -> bool:
-    """Return whether the newest run did not come to its end, so that the next one resumes from what it left.
+    """Return whether the newest run did not finish, so that the next one resumes from what it left.
 
     Raises:
         StoreError: the ledger cannot be read.
@@ -101,7 +101,7 @@ def was_cut_off(store: Store, dataset: str, ledger: Ledger) -> bool:
 
 @contextmanager
 def _locked_now(path: Path) -> Iterator[int | None]:
-    """Lock a file if nobody has it; None where somebody does, or it is gone."""
+    """Lock a file without waiting; yield None if another process holds the lock, or the file no longer exists."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -125,5 +125,5 @@ def _values(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except (OSError, ValueError):
-        # Of a machine that lost power, perhaps. That there was a run is known by the name.
+        # The machine may have lost power. The file name still shows that there was a run.
         return {}

@@ -1,10 +1,9 @@
-"""Check all that the store keeps, as `fsck` does for a file system. Reads only; needs the standard library only.
+"""Check the whole store, as `fsck` does for a file system. Read-only; needs only the standard library.
 
-What is damaged is told from what is only left over. Damage is whatever breaks a promise of the store: an entry
-that is not byte for byte what was published, a version without its model, a champion that names nothing, a record
-of the ledger that was changed. A leftover is what a killed run was still working on when it ended: it has no name
-that anything looks for, the next run or `retention` clears it away. A remark is about what is whole and yet not as one
-would expect: times of a clock that was wrong.
+There are three kinds of findings. Damage breaks a guarantee of the store: an entry that is not byte for byte as
+published, a version without its model, a champion pointer to a missing version, a changed record of the ledger. A
+leftover is unfinished work of a killed run: nothing looks for its name, and the next run or `retention` removes it.
+A remark concerns intact data that is still unexpected: times from a clock that was wrong.
 """
 
 from __future__ import annotations
@@ -41,25 +40,25 @@ _GO_ON = "run the same command again to resume"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One problem in the store."""
 
     path: Path
     kind: Literal["damage", "leftover", "remark"]
     problem: str
-    """What was expected and what was found."""
+    """The expectation and what was found instead."""
     remedy: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check of the store found, and how much there was to check."""
+    """The findings of a check of the store, and how much was checked."""
 
     entries: int
     versions: int
     records: int
-    """Of the ledger: runs and decisions."""
+    """Number of ledger records: runs and decisions."""
     bytes: int
-    """Of all files read."""
+    """Total size of the files read."""
     findings: tuple[Finding, ...]
 
     @property
@@ -78,16 +77,16 @@ class Verdict:
 def verify(store: Store, dataset: str | None = None, contents: bool = True, now: datetime | None = None) -> Verdict:
     """Read and check every entry, version, pointer and ledger record of one data set, or of all.
 
-    Nothing is changed, and runs may go on meanwhile; the unfinished work of a run in progress is no leftover.
+    Nothing is changed, and runs may continue during the check; unfinished work of a run in progress is not a leftover.
 
     Args:
-        store: what to check.
-        dataset: only this one.
-        contents: False looks at the sizes of an entry's files only, which takes milliseconds however large they are.
-        now: what the clock says, if not what the machine's does.
+        store: the store to check.
+        dataset: check only this data set.
+        contents: False checks only the sizes of an entry's files, which takes milliseconds even for large files.
+        now: the current time, by default that of the machine's clock.
 
     Raises:
-        StoreError: a folder of it cannot be listed.
+        StoreError: a folder of the store cannot be listed.
     """
     now = now or datetime.now(UTC)
     checks = [_Check(store, name, contents, now) for name in ([dataset] if dataset else store.datasets())]
@@ -131,7 +130,7 @@ class _Check:
     def run(self) -> None:
         if not self._only_folders():
             return
-        # Nothing may be collected between listing and reading.
+        # `gc` must not remove entries between listing and reading.
         with self.store.in_use(self.dataset):
             self._entries()
             self._arrivals()
@@ -147,7 +146,7 @@ class _Check:
         self.findings.append(Finding(path, "damage", _one_line(problem), remedy))
 
     def _only_folders(self) -> bool:
-        """Note what is in the place of a folder; return whether nothing is."""
+        """Report everything that is in the place of a folder; return whether nothing is."""
         others = [path for part in ("", *PARTS) if not _is_folder(path := self.folder / part)]
         others += [path for part in INNER if _is_folder((path := self.folder / part).parent) and not _is_folder(path)]
         for path in others:
@@ -281,7 +280,7 @@ class _Check:
         try:
             needed = for_the_next_run(Registry(self.store, self.dataset))
         except IdxflowError:
-            # The record that cannot be read is among what is damaged.
+            # The unreadable record is already reported as damage.
             needed = ()
         for path in found:
             remedy = _GO_ON if path in needed else self._clear
@@ -290,10 +289,10 @@ class _Check:
 
 @contextmanager
 def _unused(store: Store, dataset: str) -> Iterator[None]:
-    """Keep processes from beginning to use a data set's entries while the block runs; it is to be short.
+    """Keep other processes from starting to use a data set's entries while the block runs. Keep the block short.
 
     Raises:
-        _Busy: one uses them. Where that cannot be asked, in a store that cannot be written, none does.
+        _Busy: a process uses them. In a read-only store, which cannot be locked, no process does.
     """
     lock = store.part(dataset, LOCKS) / IN_USE
 
@@ -307,7 +306,7 @@ def _unused(store: Store, dataset: str) -> Iterator[None]:
 
 
 def leftovers(store: Store, dataset: str) -> list[Path]:
-    """Return what is in a data set's folder and has no name that anything looks for: unfinished, discarded."""
+    """Return the paths in a data set's folder whose names nothing looks for: unfinished and discarded entries."""
     folder = store.dataset(dataset)
     places = [folder, folder / "registry", *(folder / part for part in PARTS)]
     places += [folder / INBOX / ARRIVALS]
@@ -318,7 +317,7 @@ def leftovers(store: Store, dataset: str) -> list[Path]:
 
 
 def for_the_next_run(registry: Registry) -> tuple[Path, ...]:
-    """Return what runs left unfinished that the next one resumes from: none, if the newest run came to its end.
+    """Return the unfinished work that the next run resumes from: none if the newest run finished.
 
     Raises:
         StoreError: the ledger cannot be read.
@@ -331,12 +330,12 @@ def for_the_next_run(registry: Registry) -> tuple[Path, ...]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Return whether a path is a folder, or free for one."""
+    """Return whether a path is a folder or does not exist."""
     return not path.is_symlink() and (path.is_dir() or not path.exists())
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    """Yield what has a final name in a folder, sorted; nothing where there is no folder."""
+    """Yield the paths in a folder that are not hidden, sorted; none if the folder does not exist."""
     if folder.is_dir():
         yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 

@@ -1,4 +1,4 @@
-"""How counts, values and names are written."""
+"""Formatting of counts, values and names in messages."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
 _LONGEST = 100
-"""Characters of a name that is compared with others: the time grows with the square."""
+"""The most characters of a name to compare with others: the time grows with the square of the length."""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a count with its noun: `1 image`, `2,000 images`; with `plural` where that is more than an added s."""
+    """Return a count with its noun: `1 image`, `2,000 images`; give `plural` if it is irregular."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def written(value: Any) -> str:
-    """Return a setting as people write it: texts bare, nothing as `none`, all else as JSON."""
+    """Return a setting as people write it: strings without quotes, None as `none`, everything else as JSON."""
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def brief(value: Any, longest: int = 60) -> str:
-    """Return a value as it stands in a line with others: numbers to 6 digits, and `shortened`."""
+    """Return a value in short form: numbers to 6 digits, and `shortened`."""
     return shortened(f"{value:.6g}" if isinstance(value, float) else written(value), longest)
 
 
@@ -38,11 +38,11 @@ def shortened(text: str, longest: int) -> str:
 
 
 def meant(given: object, known: Iterable[str], alike: float = 0.6) -> str:
-    """Return ` (did you mean mnist?)`, to follow what was `given`, or nothing where no known name is like it.
+    """Return ` (did you mean mnist?)`, to be placed after `given`, or an empty string if no known name is similar.
 
     Args:
-        given: what somebody typed; upper and lower case count as the same.
-        alike: share of the letters that have to agree, from 0 to 1.
+        given: the text that a user typed; case is ignored.
+        alike: share of letters that must match, from 0 to 1.
     """
     if not isinstance(given, str) or len(given) > _LONGEST:
         return ""

@@ -1,8 +1,8 @@
-"""The process of a Prefect server that idxflow starts: Prefect's application behind a guard, on a socket it is given.
+"""The process of a Prefect server that idxflow starts: Prefect's application behind a guard, on an inherited socket.
 
-`prefect server start` lets nothing be put around its application, and listens only once it has imported it all. Here
-the parent listens from the beginning, so that no other process of this machine can take the port first, neither now
-nor while the server is being started again, and be told the auth string by clients.
+`prefect server start` cannot wrap its application, and listens only after importing all of it. Here the parent
+listens from the beginning, so that no other process of this machine can take the port, now or during a restart of
+the server, and receive the auth string from clients.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from flows.settings import relax_garbage_collection
 
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 _BACKLOG = 2048
-"""Requests that wait while a server starts or is started again; uvicorn's own default."""
+"""The most connections that wait while a server starts or restarts; uvicorn's own default."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be served. The command line shows it to everyone; what is secret comes with the environment."""
+    """The options of the server. Everyone can see them on the command line; secrets are in the environment."""
 
     host: str
     names: tuple[str, ...] = ()
-    """Names that the user added to those that this server is called by."""
+    """Host names that the user added to those of this server."""
     links: str = ""
-    """Folder of the links that let a browser in; empty where there is no UI."""
+    """Folder of the links that let a browser in; empty if there is no UI."""
 
     @property
     def temporary(self) -> bool:
-        """Whether it is for one run: without UI and scheduler."""
+        """Whether the server is for one run, without UI and scheduler."""
         return not self.links
 
     def command(self, environment: Mapping[str, str], folder: Path, log: Path, listener: socket.socket) -> Command:
         """Return the command of the process."""
-        # -P: no module of the current folder gets in between.
+        # -P: import no modules from the current folder.
         arguments = (sys.executable, "-P", "-m", __name__, str(listener.fileno()), json.dumps(asdict(self)))
         name = "Prefect server" if self.temporary else "server"
         return Command(name, arguments, environment, folder, log, (listener.fileno(),))
 
 
 def application(plan: Plan) -> Application:
-    """Return what answers the requests."""
+    """Return the ASGI application that answers the requests."""
     from prefect.server.api.server import create_app
 
     from flows.service import trimming
@@ -65,7 +65,7 @@ def application(plan: Plan) -> Application:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there. Raises OSError where something else does, or the host is none of here."""
+    """Return a socket that listens there. Raises OSError if the port is taken or the host is not this machine."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -91,10 +91,10 @@ def main() -> None:
         served,
         lifespan="on",
         log_level="error" if plan.temporary else settings.logging_level.lower(),
-        # Its lines have addresses with their queries.
+        # Its lines contain URLs with their queries.
         access_log=False,
         server_header=False,
-        # As `prefect server start` has it.
+        # As in `prefect server start`.
         timeout_keep_alive=settings.api.keepalive_timeout,
         ws_ping_interval=settings.api.websocket_ping_interval,
         ws_ping_timeout=settings.api.websocket_ping_timeout,

@@ -1,4 +1,4 @@
-"""A client of the Prefect server that is running."""
+"""Clients of the running Prefect server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _SECONDS = 5
 _ANSWER_SECONDS = 20
 _UNPROTECTED = (404, 422)
-"""What a server answers that gives no such tokens, or does not ask for them."""
+"""The status codes of a server that has no CSRF tokens or does not require them."""
 
 
 @contextmanager
 def connected_client() -> Iterator[SyncPrefectClient]:
-    """Yield a client of the server Prefect is configured with, else of that of `idxflow up`, else of one at port 4200.
+    """Yield a client of the configured server, or that of `idxflow up`, or one at port 4200, in this order.
 
     Raises:
         PrefectFailed: the settings cannot be read, no server answers there, or it does not accept the auth string.
@@ -40,12 +40,12 @@ def connected_client() -> Iterator[SyncPrefectClient]:
 
 @contextmanager
 def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]]:
-    """Yield what asks the same server for objects without Prefect's client, whose import takes longer than the answers.
+    """Yield a function that queries the same server without Prefect's client, which is slow to import.
 
-    It takes a path such as `/flow_runs/filter` and a filter, and returns the objects as the API writes them.
+    It takes a path such as `/flow_runs/filter` and a filter, and returns the objects as in the API's JSON.
 
     Raises:
-        PrefectFailed: as `connected_client`, or an answer is an error.
+        PrefectFailed: as for `connected_client`, or a response is an error.
     """
     where = _found()
     import httpx
@@ -61,7 +61,7 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
             session.headers.update(_token(session))
             yield ask
         except (httpx.HTTPError, ValueError) as error:
-            # Of a status, the next line is about HTTP in general.
+            # For an error status, the second line of the message is about HTTP in general.
             found = str(error).partition("\n")[0] or type(error).__name__
             raise PrefectFailed(
                 f"expected an answer of the Prefect server at {_named(where)}, found {found}; see its log{_log(where)}"
@@ -79,13 +79,13 @@ def environment() -> dict[str, str]:
 
 
 def _log(where: server.Address) -> str:
-    """Return where the log of a server that `idxflow up` started here is, to be added to a sentence."""
+    """Return a phrase with the location of the server's log, if `idxflow up` started it here."""
     running = lock.running(_folder(), where.api)
     return f", {_folder() / server.LOG}" if running.get("database") else ""
 
 
 def _token(session: httpx.Client) -> dict[str, str]:
-    """Return the headers by which a server with protection against forged requests knows its clients."""
+    """Return the headers that a server with CSRF protection requires from its clients."""
     name = str(uuid4())
     answer = session.get("/csrf-token", params={"client": name})
     if answer.status_code in _UNPROTECTED:
@@ -104,7 +104,7 @@ def _found() -> server.Address:
 
 
 def server_of_up() -> server.Address | None:
-    """Return where the server of a running `idxflow up` with the same Prefect home answers, or None."""
+    """Return the address of the server of a running `idxflow up` with the same Prefect home, or None."""
     for api in lock.ready(_folder()):
         where = server.address(LOOPBACK[0], None, api)
         try:
@@ -117,10 +117,10 @@ def server_of_up() -> server.Address | None:
 
 @contextmanager
 def used_as_configured() -> Iterator[None]:
-    """Have Prefect use the server it is configured with, with the auth string that is known for it.
+    """Make Prefect use the configured server, with the auth string known for it.
 
     Raises:
-        PrefectFailed: something answers that cannot be used. Whether anything answers, the run finds out.
+        PrefectFailed: something unusable answers. If nothing answers, the run reports it.
     """
     where = server.address(LOOPBACK[0], None, configuration.url())
     _is_up(where)
@@ -130,7 +130,7 @@ def used_as_configured() -> Iterator[None]:
 
 @contextmanager
 def used(where: server.Address) -> Iterator[None]:
-    """Have Prefect use that server in this process while the block runs."""
+    """Make Prefect use that server in this process while the block runs."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: where.api, PREFECT_API_AUTH_STRING: _auth(where)}):
@@ -141,7 +141,7 @@ def _is_up(where: server.Address) -> bool:
     """Return whether a Prefect server answers there.
 
     Raises:
-        PrefectFailed: something answers that is none, or one that wants another auth string or key.
+        PrefectFailed: the program that answers is not a Prefect server, or requires another auth string or key.
     """
     if not where.local and (trouble := proxies.unusable()):
         raise PrefectFailed(f"expected a way to the Prefect server at {_named(where)}; {trouble}; {proxies.REMEDY}")
@@ -153,7 +153,7 @@ def _is_up(where: server.Address) -> bool:
 
 
 def _named(where: server.Address) -> str:
-    """Return the address with the place that it comes from."""
+    """Return the address with the place where it is configured."""
     source = configuration.source()
     return f"{where.shown} ({source})" if source else where.shown
 

@@ -1,6 +1,6 @@
-"""Where Prefect's settings come from: the environment, files in the current folder, a profile.
+"""Prefect's settings, from the environment, files in the current folder and a profile.
 
-Where they can come from nowhere but the environment, they are read without Prefect: its import takes longer than most
+If they can only come from the environment, they are read without Prefect, whose import takes longer than most
 commands.
 """
 
@@ -31,13 +31,13 @@ _DOTENV, _TOML, _PYPROJECT = ".env", "prefect.toml", "pyproject.toml"
 
 @cache
 def read() -> None:
-    """Import Prefect, which reads its settings then.
+    """Import Prefect, which reads its settings on import.
 
     Raises:
-        PrefectFailed: it cannot, or the profile does not exist; the sentence names the file or the setting.
+        PrefectFailed: the import fails, or the profile does not exist; the message names the file or the setting.
     """
     _check_files()
-    # What Prefect says of it itself, in a warning, a log line or a trace, comes as one sentence.
+    # One sentence replaces Prefect's own warnings, log lines and tracebacks about it.
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -53,10 +53,10 @@ def read() -> None:
 
 
 def _check_profile() -> None:
-    """Make sure that the profile exists whose settings are to be used: Prefect would use other ones.
+    """Check that the selected profile exists, because Prefect would use other settings if it does not.
 
     Raises:
-        PrefectFailed: it does not.
+        PrefectFailed: it does not exist.
     """
     from prefect.settings import get_current_settings, load_profiles
 
@@ -72,10 +72,10 @@ def _check_profile() -> None:
 
 
 def _check_files() -> None:
-    """Make sure that reading the files ends. A folder of such a name, Prefect leaves alone.
+    """Check that reading the files cannot block. Prefect ignores a folder of such a name.
 
     Raises:
-        PrefectFailed: one of them is a FIFO, say, whose reader waits for a writer.
+        PrefectFailed: one of them is not a regular file, such as a FIFO, whose reader waits for a writer.
     """
     for path, _ in _files():
         try:
@@ -93,7 +93,7 @@ def url() -> str | None:
     """Return the URL of the API that Prefect is configured with, without a slash at its end, or None.
 
     Raises:
-        PrefectFailed: its settings cannot be read, or it is no address.
+        PrefectFailed: the settings cannot be read, or the value is not a URL.
     """
     given = _value(URL)
     if not given:
@@ -114,7 +114,7 @@ def url() -> str | None:
 
 
 def api_key(api: str) -> str | None:
-    """Return the key that is configured for a hosted API, if that is the one at this URL, or None."""
+    """Return the configured API key if `api` is the hosted API it is for, or None."""
     key = _value("PREFECT_API_KEY")
     return key if key and url() == api else None
 
@@ -125,7 +125,7 @@ def auth_string() -> str | None:
 
 
 def home() -> Path:
-    """Return the folder in which Prefect keeps what is its own."""
+    """Return Prefect's home folder."""
     return Path(_value("PREFECT_HOME") or "~/.prefect").expanduser()
 
 
@@ -141,9 +141,9 @@ def _value(setting: str) -> str | None:
 
 
 def _only_from_environment() -> bool:
-    """Return whether no file can hold a setting that is asked for here, and Prefect is not imported anyway."""
+    """Return whether no file can hold one of the settings read here, and Prefect is not already imported."""
     variables = {name for name in os.environ if name.upper().startswith("PREFECT_")}
-    # Prefect reads variables in small letters, too; what a block of this process has set for a time, it alone knows.
+    # Prefect also reads lower-case variables; and only Prefect knows temporary settings made in this process.
     if "prefect" in sys.modules or _PROFILE in variables or any(name != name.upper() for name in variables):
         return False
     _check_files()
@@ -157,14 +157,14 @@ def _only_from_environment() -> bool:
 
 
 def is_hosted(api: str) -> bool:
-    """Return whether it is the API that Prefect's makers host, which has no version to ask for."""
+    """Return whether `api` is the API hosted by Prefect's makers, which does not report a version."""
     from prefect.settings import PREFECT_CLOUD_API_URL
 
     return api.startswith(PREFECT_CLOUD_API_URL.value())
 
 
 def source() -> str | None:
-    """Name the place that the URL of the API comes from, the first that has one as Prefect looks for it; else None."""
+    """Return where the API's URL is configured: the first such place in Prefect's search order, or None."""
     return next(_sources(), None) if _value(URL) else None
 
 
@@ -200,7 +200,7 @@ def _in(path: Path, *keys: str) -> bool:
 
 
 def _table(path: Path, *keys: str) -> dict[str, Any]:
-    """Return a table of a TOML file; empty where it has none of that name."""
+    """Return a table of a TOML file; empty if there is no such table."""
     found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
@@ -208,7 +208,7 @@ def _table(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def _trouble(error: Exception) -> str:
-    """Say what it is that cannot be read, and where."""
+    """Return what cannot be read, and where."""
     for path, parse in _files():
         try:
             parse(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Prefect's SQLite database of this user: used by one server of idxflow at a time, and by a temporary one only alone.
+"""This user's SQLite database of Prefect: used by one server of idxflow at a time.
 
-A temporary server that finds it in use takes a database of its own, which ends with it. One that is empty but made is
-kept for that, because making one takes ten seconds.
+A temporary server uses it only if no other process does; otherwise it gets a temporary database. An empty database
+with all tables is kept for that purpose, because creating one takes ten seconds.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 _NAME = "prefect.db"
 _SQLITE = "sqlite+aiosqlite:///"
 _OPEN_BYTE = 128
-"""Of the file `-shm`: every process that has the database open holds a shared lock on it (DMS in SQLite's wal.c)."""
+"""Offset in the file `-shm`: every process with the database open holds a shared lock on it (DMS in SQLite's wal.c)."""
 _GETLK = "hhqqi"
 _UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def private_home() -> Path:
-    """Return Prefect's home, made readable by its owner only: database, logs and results hold parameters and paths.
+    """Return Prefect's home, readable only by its owner: database, logs and results hold parameters and paths.
 
     Raises:
-        PrefectFailed: it cannot be made, or nothing can be written there.
+        PrefectFailed: it cannot be created or written.
     """
     from prefect.settings import PREFECT_HOME
 
@@ -44,10 +44,10 @@ def private_home() -> Path:
     try:
         for folder in (home, home / "idxflow"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # A home that another user has made is that user's.
+            # Leave the permissions of another user's folder alone.
             if folder.stat().st_uid == os.geteuid():
                 folder.chmod(0o700)
-        # Permissions, file systems that are only read, quotas: what counts is whether it works.
+        # Permissions, read-only file systems, quotas: try to write rather than check each.
         tempfile.TemporaryFile(dir=home / "idxflow").close()
     except OSError as error:
         raise _unusable(error, home) from error
@@ -55,7 +55,7 @@ def private_home() -> Path:
 
 
 def hold(home: Path) -> IO[bytes] | None:
-    """Return a lock that says a server of idxflow uses the database, until it is closed; None where one does."""
+    """Return a lock on the database for a server of idxflow, held until closed; None if another server holds it."""
     stream = (home / "idxflow" / "database.lock").open("ab")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +71,7 @@ def starting(home: Path) -> AbstractContextManager[None]:
 
 
 def in_use(database: Path) -> bool:
-    """Return whether any process has the SQLite database open, also a server that idxflow did not start (Linux)."""
+    """Return whether any process has the SQLite database open, even a server that idxflow did not start (Linux)."""
     shared = database.with_name(f"{database.name}-shm")
     if not sys.platform.startswith("linux") or not shared.exists():
         return False
@@ -83,7 +83,7 @@ def in_use(database: Path) -> bool:
 
 @contextmanager
 def home_errors() -> Iterator[None]:
-    """Turn what the operating system says about Prefect's home into a sentence."""
+    """Turn an `OSError` about Prefect's home into a `PrefectFailed` with a remedy."""
     from prefect.settings import PREFECT_HOME
 
     try:
@@ -103,9 +103,9 @@ def _unusable(error: OSError, home: Path) -> PrefectFailed:
 
 @contextmanager
 def alone(home: Path, folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the environment of a temporary server: none of its own where nobody else uses the configured database.
+    """Yield the environment of a temporary server: empty if no other process uses the configured database.
 
-    Else, a database in `folder`. What is configured and is no file is not looked at.
+    Otherwise it names a database in `folder`. A configured database that is not a file is not checked.
     """
     from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 
@@ -123,7 +123,7 @@ def alone(home: Path, folder: Path) -> Iterator[dict[str, str]]:
 
 
 def keep_empty(home: Path, folder: Path) -> None:
-    """Keep the database in `folder`, if there is one that is made but still empty, for the next that needs one."""
+    """Keep the database in `folder`, if it exists and is still empty, for the next temporary server that needs one."""
     made, kept = folder / _NAME, _kept(home)
     if kept.exists() or not made.exists():
         return
@@ -136,7 +136,7 @@ def keep_empty(home: Path, folder: Path) -> None:
 def _own(home: Path, folder: Path) -> dict[str, str]:
     if _kept(home).exists():
         shutil.copyfile(_kept(home), folder / _NAME)
-    # Prefect: memo. Prefect notes there what it has told the database, and would tell the usual one again.
+    # Prefect: memo. Prefect records there what it has written to the database, and would write to the usual one again.
     return {DATABASE: f"{_SQLITE}{folder / _NAME}", "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo.toml")}
 
 

@@ -1,4 +1,4 @@
-"""What killed a process, as far as the kernel tells."""
+"""The cause of a process's death, as far as the kernel reports it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _COUNTERS = (("memory", "memory", "memory.oom_control"), ("", "", "memory.events"))
-"""Of each version of control groups: controller, where it is mounted, and the file that counts."""
+"""For each version of control groups: the controller, its mount point, and the file with the counter."""
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _KERNEL_LOG_SECONDS = 5
 
 
 def counter(pid: int) -> Path | None:
-    """Return the file in which the kernel counts whom it killed of a process's control group; None without one.
+    """Return the file in which the kernel counts kills in a process's control group, or None.
 
     See https://docs.kernel.org/admin-guide/cgroup-v2.html, `memory.events`; version 1 has `memory.oom_control`.
     """
@@ -24,7 +24,7 @@ def counter(pid: int) -> Path | None:
         groups = [line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
         for controller, mount, name in _COUNTERS:
             for path in (path for names, path in groups if controller in names.split(",")):
-                # In a container the group's own folder may be the root of what is mounted.
+                # In a container the group's own folder may be the root of the mount.
                 for folder in (_CGROUPS / mount / path.lstrip("/"), _CGROUPS / mount):
                     if (folder / name).is_file():
                         return folder / name
@@ -32,7 +32,7 @@ def counter(pid: int) -> Path | None:
 
 
 def kills_for_memory(counter: Path | None) -> int:
-    """Return how many processes the kernel has killed there for lack of memory; 0 if unknown."""
+    """Return the number of processes that the kernel killed there for lack of memory; 0 if unknown."""
     with suppress(OSError):
         found = _KILLS.search(counter.read_text()) if counter else None
         return int(found[1]) if found else 0
@@ -40,11 +40,11 @@ def kills_for_memory(counter: Path | None) -> int:
 
 
 def by_signal(number: int, memory: bool) -> str:
-    """Say that a signal ended a process, and what is known about who sent it.
+    """Return a phrase saying that a signal ended a process, and its likely sender.
 
     Args:
-        number: of the signal.
-        memory: whether the kernel has ended a process for lack of memory at that time.
+        number: the signal's number.
+        memory: whether the kernel killed a process for lack of memory at that time.
     """
     known = {signal.value for signal in signal.Signals}
     name = signal.Signals(number).name if number in known else f"signal {number}"
@@ -56,7 +56,7 @@ def by_signal(number: int, memory: bool) -> str:
 
 
 def in_kernel_log(pid: int) -> bool:
-    """Return whether the kernel's log, where it may be read, says that it killed a process for lack of memory."""
+    """Return whether the kernel's log, if readable, says that it killed the process for lack of memory."""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["dmesg"], capture_output=True, text=True, timeout=_KERNEL_LOG_SECONDS, check=False)
         return f"Killed process {pid} " in done.stdout

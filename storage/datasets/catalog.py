@@ -1,7 +1,7 @@
-"""The catalog: what is known of each data set before any of it is read.
+"""The catalog: the declared facts about each data set, known before any archive is read.
 
-The manifest of each, a TOML file, is in this folder; a user's own manifest has the same form, which is that of
-`storage.datasets.manifest`.
+Each data set's manifest, a TOML file, is in this folder. Users' own manifests have the same form, which
+`storage.datasets.manifest` defines.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ MAX_CLASSES = 256
 MAX_SIDE = 4096
 MAX_LABEL_COLUMNS = 1024
 MIN_LABEL, MAX_LABEL = -(2**31), 2**31 - 1
-"""What a label file can hold: its widest whole numbers have 32 bits."""
+"""The range of values in a label file, whose widest integers have 32 bits."""
 MAX_ROWS = 2**32 - 1
-"""What the header of an IDX file can declare: a dimension has 32 bits."""
+"""The most rows that the header of an IDX file can declare: a dimension has 32 bits."""
 MAX_BYTES = 1 << 40
-"""No archive is larger, packed or not; `storage.formats.idx` reads no more."""
+"""The largest archive, compressed or not; `storage.formats.idx` reads no more."""
 MAX_MANIFEST_BYTES = 1 << 20
 
 _SHOWN = 200
-"""Characters of what a user gave that a message repeats."""
+"""The most characters of a user's value repeated in a message."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 NAME_SCHEMA = f"^{NAME.pattern}$"
-"""What a data set may be called, as a pattern of JSON Schema."""
+"""The form of a data set's name, as a JSON Schema pattern."""
 
 
 @dataclass(frozen=True)
 class ArchiveSpec:
-    """One published archive. A digest that is not known is None, and nothing is made up for it."""
+    """One published archive. An unknown digest is None; none is made up."""
 
     role: str
     file: str
@@ -58,7 +58,7 @@ class ArchiveSpec:
     sha256: str | None = None
     payload_bytes: int | None = None
     payload_sha256: str | None = None
-    """Of the decompressed file, header included: what a mirror that compressed it again still has."""
+    """SHA-256 of the decompressed file, header included; it stays the same if a mirror recompresses the file."""
     mirrors: tuple[str, ...] = ()
     """Complete URLs, best first."""
 
@@ -83,10 +83,10 @@ class Dataset:
     floors: Floors
     gate: Gate
     rows: Mapping[SplitName, int] = field(default_factory=dict)
-    """Declared rows by split; empty where they may vary."""
+    """Declared rows by split; empty if they may vary."""
     label_column: int | None = None
     labels: tuple[int, ...] = ()
-    """The value that the label files have for each class, in the order of `classes`; empty: 0, 1, 2, …"""
+    """The label files' value for each class, in the order of `classes`; empty: 0, 1, 2, …"""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
     embedded: bool = False
@@ -94,7 +94,7 @@ class Dataset:
     homepage: str = ""
     citation: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """What differs from the default training configuration."""
+    """Overrides of the default training configuration."""
 
     def archive(self, role: str) -> ArchiveSpec:
         return self.archives[ROLES.index(role)]
@@ -109,7 +109,7 @@ def find(name: str) -> Dataset:
     """Return a data set of the catalog.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no data set has that name.
     """
     if name not in names():
         raise ConfigError(
@@ -134,7 +134,7 @@ def read(path: Path) -> Dataset:
         # Some editors begin a file with a byte order mark.
         values = tomllib.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RuntimeError) as error:
-        # A user that is not there; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
+        # A user that does not exist; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
         is_missing = isinstance(error, FileNotFoundError)
         problem = f"{kind_of(path)}{alike(path)}" if is_missing else getattr(error, "strerror", None) or str(error)
         raise ConfigError(
@@ -155,18 +155,18 @@ def _declared(path: Path, values: Mapping[str, Any]) -> Dataset:
     try:
         return manifest.dataset(path)
     except (OSError, ValueError, RuntimeError) as error:
-        # A NUL, a user that is not there, links in a circle.
+        # A NUL, a user that does not exist, a loop of links.
         raise ConfigError(
             f"{path}: expected source to be a folder ({error}); found {shown(manifest.source)}; correct it"
         ) from error
 
 
 def shown(value: Any) -> str:
-    """Return what a user gave as one short printable line, for a message."""
+    """Return a user's value as one short printable line, for a message."""
     try:
         text = repr(value)
     except ValueError:
-        # Python writes no number of more than 4,300 digits.
+        # Python does not convert a number of more than 4,300 digits to text.
         text = "a number of thousands of digits"
     return one_line(text)
 
@@ -178,7 +178,7 @@ def one_line(text: str) -> str:
 
 
 def _check_own_name(dataset: Dataset) -> None:
-    """Keep other data from going into the folder, and against the champion, of a data set of the catalog."""
+    """Keep other data out of the folder of a catalog data set, and from competing with its champion."""
     if dataset.manifest.parent == CATALOG or dataset.name not in names():
         return
     if _what_it_is(dataset) != _what_it_is(find(dataset.name)):

@@ -1,4 +1,4 @@
-"""What a model accepts, by its JSON Schema: in words for messages, as tables for people, as a file for editors.
+"""The values that a model accepts, from its JSON Schema: as text for messages, tables for people, a file for editors.
 
 `make reference` writes `manifest.schema.json`, by which editors check manifests.
 """
@@ -15,9 +15,9 @@ from pydantic_core import core_schema
 
 FILE = Path(__file__).with_name("manifest.schema.json")
 EXPECTED = "errorMessage"
-"""The keyword with what a value must be, in words, where type and bounds do not say it. Some editors show it too."""
+"""The keyword for a description of valid values, if type and bounds are not enough. Some editors show it, too."""
 DIALECT = "http://json-schema.org/draft-07/schema#"
-"""The newest that editors know for TOML."""
+"""The newest dialect that editors support for TOML."""
 
 Schema = Mapping[str, Any]
 
@@ -65,7 +65,7 @@ def part(schema: Schema, keys: Sequence[str]) -> Schema:
 
 
 def in_words(schema: Schema) -> str:
-    """Return what a value may be, such as `a whole number from 1 to 10,000`."""
+    """Return a description of valid values, such as `a whole number from 1 to 10,000`."""
     if EXPECTED in schema:
         return str(schema[EXPECTED])
     if "anyOf" in schema:
@@ -89,7 +89,7 @@ def bounds(schema: Schema) -> str:
 
 
 def reference(schema: Schema, elsewhere: Collection[str] = ()) -> Iterator[str]:
-    """Yield lines of Markdown: a table of the keys of a JSON Schema, and one of the keys of each table that it has.
+    """Yield lines of Markdown: a table of the keys of a JSON Schema, and another for each table in it.
 
     Args:
         elsewhere: tables to leave out, because another page describes their keys.
@@ -116,12 +116,12 @@ def main() -> None:
 
 
 def text() -> str:
-    """Return what the schema for editors has in its file."""
+    """Return the text of the schema file for editors."""
     return json.dumps(of_manifest(), indent=2, ensure_ascii=False) + "\n"
 
 
 def resolved(schema: Schema, field: Schema) -> Schema:
-    """Return a field with what it refers to; what it says itself comes first."""
+    """Return a field merged with the schema that it refers to; the field's own keywords take precedence."""
     if "$ref" not in field:
         return field
     target = schema["$defs"][field["$ref"].removeprefix("#/$defs/")]

@@ -1,6 +1,6 @@
-"""The form of a manifest: its keys, their bounds and what they mean. Messages, editors and the reference use it.
+"""The form of a manifest: its keys, their bounds and meanings. Messages, editors and the reference use it.
 
-Commands that only name data sets do not import it: pydantic takes a tenth of a second.
+Commands that only name data sets do not import it: importing pydantic takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Table:
     @field_validator("*", mode="wrap")
     @classmethod
     def _as_written(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        # A whole number stays one: the keys of results are made from these values.
+        # Integers stay integers: the keys of results are made from these values.
         check(value)
         return value
 
@@ -323,8 +323,8 @@ class Manifest(BaseModel):
         """Return the data set that the manifest at `path` declares.
 
         Raises:
-            OSError, ValueError, RuntimeError: `source` is no path: it has a NUL, names a user that does not exist, or
-                leads in a circle.
+            OSError, ValueError, RuntimeError: `source` is not a usable path: it has a NUL, names a user that does not
+                exist, or is a loop of links.
         """
         height, width = self.image_shape
         return Dataset(
@@ -336,7 +336,7 @@ class Manifest(BaseModel):
             manifest=path,
             rows={split: rows for split in SPLITS if (rows := getattr(self.rows, split))},
             label_column=self.label_column,
-            # The usual values are the same data set as none.
+            # Giving the default values declares the same data set as giving none.
             labels=() if self.labels == tuple(range(len(self.labels))) else self.labels,
             source=(path.parent / Path(self.source).expanduser()).resolve() if self.source else None,
             embedded=self.embedded,

@@ -1,4 +1,4 @@
-"""Checks values against a model of pydantic, and refuses what it does not accept in one sentence."""
+"""Check values against a pydantic model, and describe the first invalid value in one sentence."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def checked(
     """Return the model of the values.
 
     Args:
-        where: what the values are, such as the path of their file; the message begins with it.
+        where: where the values come from, such as the path of their file; the message begins with it.
         generator: makes the JSON Schema whose bounds and choices the message names.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value is not what it must be; names it and what was found.
+        ConfigError: a key is unknown or missing, or a value is invalid; the message names it and what was found.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        # A misspelt key explains one that is missing.
+        # A misspelt key explains a missing one, so report it first.
         first = min(error.errors(include_url=False), key=lambda detail: detail["type"] not in _UNKNOWN_KEY)
         sentence = _sentence(first, values, model.model_json_schema(schema_generator=generator))
         raise ConfigError(f"{where}: {sentence}") from error
@@ -60,7 +60,7 @@ def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: json_schema
 
 def _given(error: ErrorDetails, allowed: json_schema.Schema, values: Any, keys: Sequence[str]) -> str:
     if allowed.get("items", {}).get("format") == "uri":
-        # Not the whole address: it may hold a password.
+        # Not the whole URL, which may contain a password.
         address = error["input"]
         scheme, separator, _ = address[:8].partition("://") if isinstance(address, str) else ("", "", "")
         return f"{scheme}:…" if separator and scheme.isalpha() else "another value"

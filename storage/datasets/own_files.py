@@ -27,42 +27,42 @@ _PATTERNS = {
     "test-labels": r"(t10k|test).*labels",
 }
 _BLOCK_BYTES = 1 << 22
-"""How much is read at a time, whatever the size of the images."""
+"""Bytes to read at a time, for images of any size."""
 _NAMES_SHOWN = 5
 _WRITE = "and write that: storage.formats.idx.encode(array) gives the bytes of an IDX file"
 
 
 @dataclass(frozen=True)
 class _Images:
-    """What the images of one split are like."""
+    """Properties of the images of one split."""
 
     rows: int
     shape: tuple[int, ...]
     darkest: int
     brightest: int
     blank: int
-    """How many have one value in all pixels."""
+    """Number of images with the same value in all pixels."""
 
 
 @dataclass(frozen=True)
 class _Split:
     images: _Images
     rows_by_label: Mapping[int, int]
-    """How many rows have each label that is in the file."""
+    """Number of rows for each label in the file."""
 
 
 def manifest_of(folder: Path, name: str | None = None, digests: bool = True, label_column: int | None = None) -> str:
-    """Return the TOML manifest of the four IDX files in `folder`: one that `validate` and `run` can use.
+    """Return a TOML manifest of the four IDX files in `folder`, for `validate` and `run`.
 
     Args:
-        folder: where the files are.
-        name: of the data set; None: the folder's.
-        digests: whether it accepts these archives and no others.
-        label_column: which column is the class, where label files have several, as those of QMNIST.
+        folder: the folder of the files.
+        name: name of the data set; None: the folder's name.
+        digests: whether the manifest accepts only these archives.
+        label_column: the column of the class, if label files have several, as in QMNIST.
 
     Raises:
-        ConfigError: a file is not there, there are several that it could be, or its name or the given one cannot
-            stand in a manifest.
+        ConfigError: a file is missing, several files could be it, or its name or the given name is not valid in a
+            manifest.
         FormatError: a file is not a complete IDX file, or no manifest could describe the four.
     """
     folder = folder.expanduser().absolute()
@@ -106,7 +106,7 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
 
 
 def _classes(labels: list[int], column: int | None) -> list[str]:
-    """Return the lines that say what the classes are called, and which label each has in the files."""
+    """Return the lines with the names of the classes and their labels in the files."""
     lines = ["# Names of the classes, as shown to people.", f"classes = {json.dumps([str(label) for label in labels])}"]
     if labels != list(range(len(labels))):
         lines += ["# The label that each class has in the files, because they are not 0, 1, 2, …", f"labels = {labels}"]
@@ -145,7 +145,7 @@ def _images(path: Path) -> _Images:
 
 
 def _of_other_images(header: idx.Header) -> str:
-    """Return what to do where a header is not that of images that can be used; empty where it is."""
+    """Return the remedy if a header is not that of usable images; otherwise an empty string."""
     dimensions = len(header.shape)
     if dimensions == 1:
         return "give the archive of the images; this looks like one of labels"
@@ -159,7 +159,7 @@ def _of_other_images(header: idx.Header) -> str:
 
 
 def _rows_by_label(path: Path, column: int | None) -> Counter[int]:
-    """Return how many rows have each label. Memory does not grow with the file, however many labels there are."""
+    """Return the number of rows for each label. Memory does not grow with the file or the number of labels."""
     rows: Counter[int] = Counter()
     with idx.Reader(path, str(path)) as reader:
         _check_labels(path, reader.header, column)
@@ -193,9 +193,9 @@ def _check_labels(path: Path, header: idx.Header, column: int | None) -> None:
 
 
 def _of_other_labels(labels: Collection[int], header: idx.Header) -> str:
-    """Return what to do where labels are no classes; empty where they are.
+    """Return the remedy if labels are not classes; otherwise an empty string.
 
-    Small numbers written little-endian, which IDX is not, are known by what they would be: 1 is read as 16,777,216.
+    Small numbers written little-endian (IDX is big-endian) are recognized by their values: 1 is read as 16,777,216.
     """
     if header.dtype.itemsize > 1 and max(labels) >= MAX_CLASSES:
         swapped = np.array(list(labels), header.dtype).byteswap()
@@ -215,9 +215,9 @@ def _shape(folder: Path, splits: list[_Split]) -> tuple[int, ...]:
 
 
 def _limits(splits: list[_Split], labels: list[int]) -> list[str]:
-    """Return the lines about what the checks would refuse without them, though the files are meant to be so.
+    """Return the limits without which the checks would refuse or remark on properties that the files may intend.
 
-    How pixels are encoded is declared. What may as well be wrong with the data is only proposed.
+    The encoding of pixels is declared. Limits for properties that may also be errors in the data are only proposed.
     """
     usual = Limits()
     brightest = min(split.images.brightest for split in splits)
@@ -276,7 +276,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """Return the file of each role.
 
     Raises:
-        ConfigError: it is no folder; a file is not there, or is not one; or there are several that it could be.
+        ConfigError: it is not a folder; a file is missing or not regular; or several files could be it.
     """
     if not folder.is_dir():
         raise _no_set(folder, f"{kind_of(folder)}{alike(folder)}", "correct the path")
@@ -304,7 +304,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _files_of(folder: Path, role: str) -> list[Path]:
-    """Return the files that could be that of `role`; a packed one is taken before the same unpacked."""
+    """Return the files that could be that of `role`; a compressed file takes precedence over the same uncompressed."""
     pattern = re.compile(_PATTERNS[role], re.IGNORECASE)
     found = sorted(path for path in folder.glob("*") if pattern.search(path.name) and path.name[0] != ".")
     found = [path for path in found if path.is_file()]
@@ -341,11 +341,11 @@ def _text(text: str) -> str:
     """Return a text as TOML.
 
     Raises:
-        ConfigError: it has bytes that are not UTF-8, as names of files may, but no TOML file.
+        ConfigError: it has bytes that are not UTF-8, which file names may contain but TOML files may not.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"expected names of files in UTF-8; found {text!a}; rename it") from error
-    # JSON's text is TOML's, but for one control character.
+    # JSON strings are TOML strings, except for one control character.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

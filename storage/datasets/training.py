@@ -46,14 +46,14 @@ def _size(value: Any) -> str:
     return value.replace(" ", "")
 
 
-# The pattern is for the form in the Prefect UI; its own message would show it to people.
+# The pattern is for the form in the Prefect UI; pydantic's own message would show the pattern to people.
 Memory = Annotated[str, BeforeValidator(_size), Field(json_schema_extra={"pattern": _SIZE})]
 
 PROFILES: dict[Profile, dict[str, Any]] = {
     "default": {},
-    # The published recipe to the letter, whatever the data set's own rates.
+    # Exactly the published recipe, regardless of the data set's own rates.
     "tutorial": {"held_out": "tail", "normalize_on": "all"},
-    # A quick look: fewer epochs with a rate that gets there.
+    # A quick trial: fewer epochs, with a learning rate that suffices.
     "fast": {"epochs": 10, "learning_rate": 0.01},
 }
 
@@ -114,7 +114,7 @@ class TrainingConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # Pydantic takes true for 1.
+        # Pydantic accepts true as 1.
         values = value if isinstance(value, list | tuple) else (value,)
         annotation = cls.model_fields[str(info.field_name)].annotation
         if bool not in (annotation, *get_args(annotation)) and any(type(v) is bool for v in values):
@@ -146,8 +146,8 @@ _SCHEMA = TrainingConfig.model_json_schema(schema_generator=TomlSchema)["propert
 if TYPE_CHECKING:
     TrainingOverrides = TrainingConfig
 else:
-    # The same fields and bounds, each optional and none set: in a form in the Prefect UI, a field that is left
-    # alone must not override what the profile and the data set say.
+    # The same fields and bounds, all optional and unset: in a form in the Prefect UI, an untouched field must not
+    # override the profile and the data set.
     TrainingOverrides = create_model(
         "TrainingOverrides",
         __base__=TrainingConfig,
@@ -165,12 +165,12 @@ else:
 def training_config(
     dataset: Dataset, profile: Profile = "default", overrides: Mapping[str, Any] | None = None
 ) -> TrainingConfig:
-    """Combine profile, the data set's own defaults and the user's overrides; the later one wins.
+    """Combine the profile, the data set's own defaults and the user's overrides; later values win.
 
     The profile `tutorial` is the published recipe and takes nothing from the data set.
 
     Raises:
-        ConfigError: a value is out of bounds or unknown; names it, its bounds and what was found.
+        ConfigError: a value is out of bounds or unknown; the message names it, its bounds and what was found.
     """
     if profile not in PROFILES:
         raise ConfigError(
@@ -182,7 +182,7 @@ def training_config(
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """Read `name=value` texts as given to `--set`; values are JSON, anything else is a text.
+    """Parse `name=value` texts as given to `--set`; a value that is not JSON is a string.
 
     Raises:
         ConfigError: a text has no `=`.

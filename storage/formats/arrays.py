@@ -1,7 +1,7 @@
-"""Named arrays in one `.npz` file, written to the same bytes every time and read without trust.
+"""Named arrays in one `.npz` file: written reproducibly, read without trusting the file.
 
-The format is NumPy's (a ZIP of `.npy` members, `numpy.load` reads it), but members carry no time, and
-the reader never unpickles, never inflates and never allocates more than what it was told to expect.
+The format is NumPy's (a ZIP of `.npy` members, readable by `numpy.load`), but members have no timestamps, and
+the reader never unpickles, never inflates and never allocates more than the expected arrays need.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _FOREIGN = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
-"""What `zipfile` raises about files that are not what it takes them for."""
+"""The errors that `zipfile` raises about damaged or foreign files."""
 _HEADER = re.compile(r"\{'descr': '([<>|]\w{1,9})', 'fortran_order': (True|False), 'shape': (\([\d, ]{0,99}\)), \}")
 _NPY = b"\x93NUMPY\x01\0"
 _SHOWN = 200
-"""Characters of what was found that a message repeats."""
+"""The most characters of the file's text repeated in a message."""
 
 
 def write(target: Path | IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
@@ -72,7 +72,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _check_names(path: Path, found: list[str], expected: list[str]) -> None:
-    """Compare lists, not sets: no name may be there twice, whatever a reader takes then."""
+    """Check the names as lists, not sets: no name may appear twice, since readers differ on which they use."""
     if sorted(found) != sorted(expected):
         wanted, there = (", ".join(sorted(name.removesuffix(".npy") for name in names)) for names in (expected, found))
         raise DamagedEntry(f"{path}: expected the arrays {wanted}; found {_shown(there) or 'none'}; {made_again(path)}")
@@ -97,7 +97,7 @@ def _member(
             )
         size = math.prod(shape) * dtype.itemsize
         data = stream.read(size)
-        # Reading past the end has the ZIP reader compare its CRC.
+        # Reading past the end makes the ZIP reader check the CRC.
         if len(data) != size or stream.read(1):
             raise ValueError(f"array {name} is not {size:,} bytes long")
     return np.frombuffer(data, dtype).reshape(shape)
@@ -111,5 +111,5 @@ def _described(header: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return what a file says as one short printable line."""
+    """Return a file's text as one short printable line."""
     return "".join(c if c.isprintable() else "·" for c in text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")

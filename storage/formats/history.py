@@ -1,4 +1,4 @@
-"""The history of a training: one line of JSON per epoch, there to read while it runs."""
+"""The history of a training: one line of JSON per epoch, readable during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.records import Epoch, from_json, to_json
 
 
 class History:
-    """Writes epochs; each is there for readers as soon as it is over."""
+    """Writes epochs; readers see each as soon as it ends."""
 
     def __init__(self, path: Path, so_far: Iterable[Epoch] = ()) -> None:
         self._stream = path.open("w", encoding="utf-8")
@@ -21,7 +21,7 @@ class History:
             self.append(epoch)
 
     def append(self, epoch: Epoch) -> None:
-        """Write the line of one more epoch."""
+        """Write the line of another epoch."""
         self._stream.write(line(epoch) + "\n")
         self._stream.flush()
 
@@ -40,7 +40,7 @@ def line(epoch: Epoch) -> str:
 
 
 def parse(text: str) -> tuple[Epoch, ...]:
-    """Return the epochs of the lines of `text`, which count from 1.
+    """Return the epochs in the lines of `text`, which must be numbered from 1.
 
     Raises:
         ValueError: a line is not an epoch, or one is missing.

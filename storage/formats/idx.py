@@ -4,9 +4,9 @@ An IDX file is: two zero bytes, one byte for the element type, one byte for the 
 each dimension as a big-endian 32-bit integer, then the elements in row-major order, big-endian
 (http://yann.lecun.com/exdb/mnist/, section "The IDX file format"; gzip: RFC 1952).
 
-The reader is strict. It checks the header before it allocates anything, never inflates more than the
-header declares, and accepts a file only when its data ends exactly there, with CRC and length right. Gzip may have
-several members, as `cat a.gz b.gz` and parallel compressors write it (RFC 1952, 2.2).
+The reader is strict. It checks the header before it allocates anything, never inflates more than the header
+declares, and accepts a file only if its data ends exactly there, with correct CRC and length. A gzip file may
+have several members, as written by `cat a.gz b.gz` and parallel compressors (RFC 1952, 2.2).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _OTHERS = {
     b"\x28\xb5\x2f\xfd": ("Zstandard", "unpack it: zstd -dc OLD > NEW"),
     _GZIP_MAGIC: ("gzip inside gzip", "unpack it once: gunzip -c OLD > NEW"),
 }
-"""What files of other formats begin with: what they are, and what to do."""
+"""The first bytes of other formats, with the name of the format and a remedy."""
 _PLAIN_ERROR = re.compile(r"^Error -?\d+ ")
 _CHUNK = 1 << 18
 _SHOWN = 20
@@ -91,10 +91,10 @@ class Reader:
             for block in reader.blocks(8192):
                 ...
 
-    Leaving the loop at its end means that the whole file was there and undamaged.
+    If the loop ends without an error, the file is complete and undamaged.
 
     Raises:
-        FormatError: the file is not a complete, undamaged IDX file. Names file, expected and found.
+        FormatError: the file is not a complete, undamaged IDX file.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
@@ -126,7 +126,7 @@ class Reader:
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         """Yield the data as read-only arrays of at most `rows` rows, in the file's (big-endian) type."""
         taken, rest = self._taken(rows), self.header.shape[1:]
-        # Another thread inflates while this one hashes; a small file is not worth starting one.
+        # Another thread inflates while this one hashes; a small file is not worth starting a thread.
         for data in taken if self._is_small else ahead(taken):
             self._hash.update(data)
             yield np.frombuffer(data, self.header.dtype).reshape(-1, *rest)
@@ -209,7 +209,7 @@ class _Plain:
         self._stream, self._name = stream, name
 
     def read(self, count: int) -> bytes:
-        # Blocks, so that a header that lies about its size cannot make us allocate it.
+        # Read in blocks, so that a header with a false size cannot cause a huge allocation.
         parts, missing = [], count
         while missing and (data := self._stream.read(min(missing, _CHUNK))):
             parts.append(data)
@@ -222,7 +222,7 @@ class _Plain:
 
 
 class _Gzip:
-    """The inflated bytes of a gzip file: of all its members, one after the other (RFC 1952, 2.2).
+    """The inflated bytes of all members of a gzip file, in order (RFC 1952, 2.2).
 
     ISA-L inflates three to four times as fast as zlib.
     """
@@ -255,11 +255,11 @@ class _Gzip:
             raise _refused(self._name, "gzip and nothing after it", found, _PACK_AGAIN)
 
     def _begin_member(self) -> None:
-        """Take what is pending for another member if it looks like one; else the gzip stream is over."""
+        """Begin another member if the pending bytes look like one; otherwise end the gzip stream."""
         if len(self._pending) < _FLAGS_AT + 1:
             self._pending += self._stream.read(_CHUNK)
         self._inflate = isal_zlib.decompressobj(wbits=31) if self._pending.startswith(_GZIP_MAGIC) else None
-        # RFC 1952, 2.3.1.2: a reader must not go on where one of these is set. ISA-L does.
+        # RFC 1952, 2.3.1.2: a reader must stop if one of these flags is set. ISA-L does not.
         flags = self._pending[_FLAGS_AT : _FLAGS_AT + 1]
         if self._inflate and flags and flags[0] & _RESERVED_FLAGS:
             raise _refused(self._name, "an undamaged gzip stream", f"damage (header flags {flags.hex()})", _AGAIN)
@@ -301,7 +301,7 @@ def _too_long(name: str, header: Header) -> FormatError:
 
 
 def _guess(start: bytes) -> tuple[str, str]:
-    """Say what a file that is not IDX may be, by what it begins with, and what to do then."""
+    """Return the likely kind of a file that is not IDX, from its first bytes, and the remedy."""
     if start[_TAR_MAGIC_AT:] == _TAR_MAGIC:
         return "a tar archive", _UNPACK
     for beginning, other in _OTHERS.items():
@@ -316,14 +316,14 @@ def _guess(start: bytes) -> tuple[str, str]:
 
 
 def _text(start: bytes) -> str:
-    """Return what a file begins with as text, where it is text; control characters never reach a terminal."""
+    """Return the start of a file if it is text, without control characters that could reach a terminal."""
     if not all(32 <= byte < 127 for byte in start[:4].strip()):
         return ""
     return " '" + "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in start) + "'"
 
 
 def _swapped(header: Header) -> str:
-    """Return a remedy for dimensions that were written little-endian, if they look so."""
+    """Return a remedy if the dimensions look as if they were written little-endian; otherwise an empty string."""
     swapped = tuple(int.from_bytes(size.to_bytes(4, "big"), "little") for size in header.shape)
     likely = math.prod(swapped) < header.data_bytes >> 8
     return f"were the dimensions written little-endian, as {swapped}? Write them big-endian" if likely else ""

@@ -1,8 +1,8 @@
-"""A split as Parquet: one row per image, `image` (its pixels, row by row) and `label`.
+"""A split as Parquet: one row per image, `image` (its pixels in row-major order) and `label`.
 
 Pixels are a fixed-size binary column: Parquet has no 8-bit integers, so a list of them is stored as
-32-bit ones with levels, five to ten times slower both ways. Page checksums are written and verified,
-because Parquet without them reads most flipped bits back as if nothing had happened.
+32-bit integers with levels, five to ten times slower to read and to write. Page checksums are written and
+verified, because without them Parquet does not detect most flipped bits.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 from storage.errors import DamagedEntry, made_again
 
 ROW_GROUP = 8192
-"""Rows per row group, and so per block when streaming."""
+"""Rows per row group, and therefore per block when streaming."""
 
 _METADATA = b"idxflow"
 _MAX_PIXELS = (1 << 31) - 1
-"""Bytes of a fixed-size binary value: Arrow counts them in 32 bits."""
+"""The most bytes of a fixed-size binary value: Arrow counts them in 32 bits."""
 
 
 class Writer:
-    """Writes a split block by block; the metadata is given at the end, when all digests are known."""
+    """Writes a split block by block; the metadata comes at the end, when all digests are known."""
 
     def __init__(self, path: Path, image_shape: tuple[int, int], class_names: tuple[str, ...]) -> None:
         pixels = image_shape[0] * image_shape[1]
@@ -65,7 +65,7 @@ class Writer:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """Return what `Writer.close` was given.
+    """Return the metadata given to `Writer.close`.
 
     Raises:
         DamagedEntry: the file is not a split.
@@ -78,7 +78,7 @@ def blocks(path: Path, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]
     """Yield (images, labels) of each row group: uint8 of shape (n, height, width), 0-255, and uint8 of shape (n,).
 
     Args:
-        start: the first row, from 0 on; row groups before it are not read.
+        start: the first row, counted from 0; row groups before it are not read.
 
     Raises:
         DamagedEntry: a page fails its checksum, or the columns are not those of a split.
@@ -96,13 +96,13 @@ def blocks(path: Path, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]
 
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return all images and labels of a split; arrays as `blocks` yields them."""
+    """Return all images and labels of a split, as arrays like those of `blocks`."""
     images, labels = zip(*blocks(path), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
 def labels(path: Path) -> np.ndarray:
-    """Return the labels alone, uint8 of shape (rows,), without reading any pixels."""
+    """Return only the labels, uint8 of shape (rows,), without reading any pixels."""
     with _opened(path) as file:
         _image_shape(file, path)
         return _labels(file.read(columns=["label"]))
@@ -140,13 +140,13 @@ def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 def _image_shape(file: pq.ParquetFile, path: Path) -> tuple[int, int]:
-    """Return height and width, once columns and rows are those of a split."""
+    """Return height and width after checking that columns and rows are those of a split."""
     values = _metadata(file)
     height, width = values["image_shape"]
     if not (type(height) is type(width) is int and min(height, width) > 0 and height * width <= _MAX_PIXELS):
         raise ValueError(f"its images are {height} by {width} pixels")
     expected, found = _columns(height * width), file.schema_arrow
-    # Not only by Arrow's schema, which is one more piece of metadata: no level means that there can be no null.
+    # Do not rely only on Arrow's schema, which is just metadata: definition level 0 means that there are no nulls.
     levels = [file.schema.column(number).max_definition_level for number in range(len(file.schema))]
     if list(found) != list(expected) or levels != [0, 0]:
         raise DamagedEntry(
@@ -177,7 +177,7 @@ def _images(column: pa.FixedSizeBinaryArray, shape: tuple[int, int]) -> np.ndarr
 
 
 def _labels(table: pa.Table) -> np.ndarray:
-    # Not by `to_numpy`, which imports pandas.
+    # Not with `to_numpy`, which imports pandas.
     column = table.column("label").combine_chunks()
     return np.frombuffer(column.buffers()[1], np.uint8)[column.offset : column.offset + len(column)]
 

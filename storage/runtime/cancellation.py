@@ -1,5 +1,7 @@
-"""Work in other threads stops when its run is ended: Python gives Ctrl-C and SIGTERM to the main thread alone, and a
-thread that goes on keeps the process."""
+"""Stop work in other threads when their run is stopped.
+
+Python delivers Ctrl-C and SIGTERM only to the main thread, and a thread that keeps running keeps the process alive.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from contextvars import ContextVar
 
 
 class Stopped(BaseException):
-    """The run that this thread works for is being ended. No `Exception`: nothing is wrong with the work."""
+    """Raised in worker threads when their run is stopped. A BaseException, like KeyboardInterrupt."""
 
 
 class _Stop:
-    """Whether a run is being ended, and what to do then."""
+    """Whether a run is being stopped, and the functions to call then."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -42,13 +44,13 @@ class _Stop:
                 self._calls.remove(call)
 
 
-# A context variable, because Prefect carries those into the threads that run submitted tasks.
+# A context variable, because Prefect copies these into the threads that run submitted tasks.
 _stop: ContextVar[_Stop | None] = ContextVar("idxflow_stop", default=None)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Once Ctrl-C or a termination ends the block, have what works for it in other threads stop."""
+    """Stop the block's work in other threads if Ctrl-C or a termination ends the block."""
     stop = _Stop()
     token = _stop.set(stop)
     try:
@@ -62,7 +64,7 @@ def stoppable() -> Iterator[None]:
 
 
 def check() -> None:
-    """Go on, unless the run is being ended.
+    """Check that the run is not being stopped.
 
     Raises:
         Stopped: it is.
@@ -73,7 +75,7 @@ def check() -> None:
 
 
 def sleep(seconds: float) -> None:
-    """Wait, at most until the run is being ended.
+    """Sleep, but no longer than until the run is being stopped.
 
     Raises:
         Stopped: it is.
@@ -87,7 +89,7 @@ def sleep(seconds: float) -> None:
 
 @contextmanager
 def calling(call: Callable[[], None]) -> Iterator[None]:
-    """Have `call` called, in the thread that ends the run, if that happens while the block runs."""
+    """Arrange for `call` to be called, in the thread that stops the run, if that happens while the block runs."""
     stop = _stop.get()
     if stop is None:
         yield

@@ -1,8 +1,8 @@
-"""Which of this project's source a step runs, as digests, so that a changed algorithm is run again.
+"""Digests of the project's source code that a step runs, so that a step runs again when its algorithm changes.
 
-A step's code is its own module and every module that it imports, at any depth, in the folders that decide what a result
-is. A digest is over a module's syntax tree without what decides nothing: comments and formatting, docstrings, log
-lines, the messages of errors.
+A step's code is its own module and every module that it imports, directly or indirectly, from the folders that affect
+results. A digest covers a module's syntax tree without the parts that cannot affect a result: comments, formatting,
+docstrings, log lines and error messages.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("flows", "tasks", "expectations", "storage")
 DECIDING = ("expectations", "storage.formats", "tasks")
-"""The folders whose modules decide what a result is."""
+"""The folders whose modules affect results."""
 SHOWING = "tasks.ui"
-"""The folder within these whose modules only show what is done."""
+"""The folder within these whose modules only display progress and results."""
 _LOG = "_log"
 """The name of every module's logger."""
 _DYNAMIC = frozenset({"import_module", "__import__", "run_module", "run_path"})
 
-# CPython 3.11 counts the depth of the tree it builds in one place for all threads: two that parse at once can end
-# in "SystemError: AST constructor recursion depth mismatch".
+# CPython 3.11 shares the depth counter of its AST constructor among threads: parsing in two at once can raise
+# "SystemError: AST constructor recursion depth mismatch".
 _parsing = threading.Lock()
 
 
 def digests(module: str) -> dict[str, str]:
-    """Return the digest (16 hexadecimal digits) of `module` and of each module it builds on, by name.
+    """Return the digest (16 hexadecimal digits) of `module` and of each module that it depends on, by name.
 
     Raises:
-        ValueError: one imports something in a way that cannot be followed.
+        ValueError: a module imports something in a way that cannot be followed.
     """
     known: dict[str, str] = {}
     waiting = [module]
@@ -107,7 +107,7 @@ def _unfollowed(module: str, node: ast.stmt | ast.expr, expected: str) -> ValueE
 
 
 class _Deciding(ast.NodeTransformer):
-    """Removes what decides nothing: string statements (docstrings, notes on fields), log lines, messages of errors."""
+    """Removes what cannot affect results: string statements (docstrings, field notes), log lines, error messages."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         value = node.value

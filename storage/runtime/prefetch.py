@@ -1,4 +1,4 @@
-"""Work on one thing while the next is being made: reading beside writing, loading beside training."""
+"""Prefetching: make the next item while the caller works on the current one, such as reading while writing."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _END = object()
 
 
 def ahead(items: Iterable[T], most: int = 2) -> Generator[T]:
-    """Yield `items` in their order, each made in another thread while the caller is busy with those before.
+    """Yield `items` in order, making each in another thread while the caller works on earlier ones.
 
-    It pays where making them leaves Python's lock alone: inflating, hashing, reading files.
+    This helps if making an item releases the GIL: inflating, hashing, reading files.
 
     Args:
-        most: how many are made before they are asked for; so many more are in memory.
+        most: the number of items to prefetch, all of which are held in memory.
 
     Raises:
-        Exception: what making an item raises, when its turn comes.
+        Exception: the error of making an item, raised when that item is due.
     """
     source = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as worker:
@@ -31,6 +31,6 @@ def ahead(items: Iterable[T], most: int = 2) -> Generator[T]:
                 made.append(worker.submit(next, source, _END))
                 yield item  # type: ignore[misc]
         finally:
-            # Whoever stops in the middle waits for the item that is being made, and for no more.
+            # A caller that stops early waits only for the item being made.
             for future in made:
                 future.cancel()
