@@ -1,4 +1,4 @@
-"""Have a fresh process load the saved model and predict: what is published must work without its trainer."""
+"""Check that a fresh process can load the saved model and predict: a published model must work without its trainer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
 TOLERANCE = 1e-5
-"""Largest difference of a probability that is taken for rounding; both processes do the same sums."""
+"""Largest difference in a probability that counts as rounding; both processes do the same arithmetic."""
 TIMEOUT_SECONDS = 600
 
 _log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ _log = logging.getLogger(__name__)
 def confirm(
     store: Store, dataset: Dataset, model: TrainedModel, test: Split, evaluation: Evaluation
 ) -> Done[Confirmation]:
-    """Compare the predictions of a fresh process with those that `evaluation` was made from, or find that done.
+    """Compare a fresh process's predictions with those behind `evaluation`, or find the earlier comparison.
 
     Raises:
-        ModelRefused: the process cannot load the model, or predicts something else.
+        ModelRefused: the process cannot load the model, or its predictions differ.
     """
     plan = Plan(
         dataset.name,
@@ -97,7 +97,7 @@ def confirm_into(
 
 
 def _without_secrets() -> dict[str, str]:
-    """Return this process's environment without what opens a Prefect server or its database."""
+    """Return this process's environment without the variables that give access to a Prefect server or its database."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PG"))}
 
 

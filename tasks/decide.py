@@ -1,7 +1,7 @@
-"""Decide whether a new model replaces the champion, and carry it out.
+"""Decide whether a new model replaces the champion, and carry out the decision.
 
-The order of the questions: floors, a champion at all, one that can be compared, other answers than its, the paired
-comparison on the same test rows (`gate`), the loss of any class. Each that was asked is a rule of the record.
+The rules are applied in this order: the floors; is there a champion, and can it be compared; do the two models' answers
+differ; the paired comparison on the same test rows (`gate`); the loss of any class. Each rule applied is recorded.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ class Candidate:
     train: Split
     test: Split
     asked_by: str = ""
-    """Who or what asked for the run."""
+    """The person or program that asked for the run."""
     forced: bool = False
-    """It is to be judged also if nothing is new, or a person decided about this model before."""
+    """Judge it even if nothing is new or a person has already decided about this model."""
 
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The champion that a candidate meets, as far as the two can be compared."""
+    """The champion that a candidate is compared with, as far as the two can be compared."""
 
     version: Version
     model: TrainedModel | None
-    """None when it cannot be compared; `obstacle` says why."""
+    """None if it cannot be compared; `obstacle` says why."""
     obstacle: str = ""
     score: Evaluation | None = None
-    """On the test rows of the candidate; None where it cannot be scored on them."""
+    """Score on the candidate's test rows; None if the champion cannot be scored on them."""
 
     @property
     def name(self) -> str:
@@ -76,14 +76,14 @@ class Incumbent:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the rules say about a candidate; a pure value, nothing is carried out yet."""
+    """The verdict of the rules on a candidate: a pure value, not yet carried out."""
 
     outcome: Verdict
     reason: str
     rules: tuple[Rule, ...]
     paired: Paired | None = None
     ask: bool = False
-    """The policy leaves this one to a person; `outcome` is only what the rules advise."""
+    """The policy leaves the decision to a person; `outcome` is only the advice of the rules."""
 
 
 def current_champion(registry: Registry, dataset: Dataset) -> Incumbent | None:
@@ -109,13 +109,13 @@ def decide(
     champion: Incumbent | None,
     answer: Answer | None = None,
 ) -> Done[Decision]:
-    """Judge the candidate, register it unless a floor refuses it, move the champion's pointer if it is better.
+    """Judge the candidate, register it unless it fails a floor, and move the champion's pointer if it is better.
 
-    Call it while `registry.deciding`, with the champion read since. The decision is in the ledger, whatever it is.
+    Call this while holding `registry.deciding`, with the champion read since. The ledger gets every decision.
 
     Args:
         champion: with its score on the same test rows; None before the first promotion.
-        answer: what a person said where the policy is `ask`; None, nobody did, keeps the champion.
+        answer: a person's answer under the policy `ask`; None (no answer) keeps the champion.
 
     Raises:
         DamagedEntry: the labels or a model's answers cannot be read.
@@ -136,12 +136,12 @@ def _decided(
     champion: Incumbent | None,
     answer: Answer | None,
 ) -> tuple[Decision, str]:
-    """Return the decision once it is carried out, and why one was made, or why not."""
+    """Carry out and return the decision, with the reason why a decision was made or not."""
     judgement = answered(judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion)), answer)
     past = registry.decisions()
     known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     facts = _facts(dataset, candidate, champion, judgement, past)
-    # Now: a run that finds nothing new ends before it writes anything.
+    # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
     settled = None if candidate.forced else registry.settled_by_hand(candidate.model.weights_digest)
     if settled and champion and answer is None:
@@ -156,7 +156,7 @@ def _decided(
 
 
 def _circumstances(candidate: Candidate) -> dict[str, Any]:
-    """Return what else the ledger keeps of a decision: who asked, with which code, in which environment."""
+    """Return the circumstances of a decision for the ledger: who asked, which code, which environment."""
     libraries = code_digests.library_versions(
         "tensorflow", "keras", "numpy", "scikit-learn", "scipy", "great-expectations", "prefect"
     )
@@ -170,7 +170,7 @@ def _circumstances(candidate: Candidate) -> dict[str, Any]:
 
 
 def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> Paired | None:
-    """Compare the answers of both models on the test rows; None where there is no champion to compare with.
+    """Compare the answers of both models on the test rows; return None without a champion to compare with.
 
     Raises:
         DamagedEntry: the labels or a model's answers cannot be read.
@@ -190,10 +190,10 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
 def judge(
     dataset: Dataset, candidate: Evaluation, champion: Incumbent | None, paired: Paired | None = None
 ) -> Judgement:
-    """Say what should happen to `candidate` by the floors and the gate of `dataset`, with every rule that was asked.
+    """Judge `candidate` by the floors and the gate of `dataset`, and return the verdict with every rule applied.
 
     Args:
-        paired: both models' answers compared, see `compare`; needed where the champion has a score.
+        paired: the comparison of both models' answers, see `compare`; required if the champion has a score.
 
     Raises:
         ValueError: the champion has a score, and `paired` is missing.
@@ -216,7 +216,7 @@ def judge(
 
 
 def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
-    """Return what a person is to be asked about the candidate; None where the rules decide, or nothing is new."""
+    """Return the question for a person about the candidate; None if the rules decide or nothing is new."""
     judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
     known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     past = registry.decisions()
@@ -229,7 +229,7 @@ def question(registry: Registry, dataset: Dataset, candidate: Candidate, champio
 
 
 def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
-    """Return `judgement` with a person's answer where its policy asks for one; no answer keeps the champion."""
+    """Return `judgement` with a person's answer applied if the policy asks for it; no answer keeps the champion."""
     if not judgement.ask:
         return judgement
     promote = bool(answer and answer.promote)
@@ -245,14 +245,14 @@ def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
 
 
 def looks(past: list[dict[str, Any]], test_digest: str) -> int:
-    """Return how many of the ledger's decisions were made on the test split of that content digest."""
+    """Return how many of the ledger's decisions were made on the test split with this content digest."""
     return sum(values.get("test_digest") == test_digest for values in past)
 
 
 def _against(
     dataset: Dataset, candidate: Evaluation, champion: Incumbent, score: Evaluation, paired: Paired
 ) -> tuple[tuple[Rule, ...], str]:
-    """Return the rules about a champion that can be compared, and what they say in one sentence."""
+    """Return the rules that compare the candidate with the champion, and their result in one sentence."""
     settings, rules = dataset.gate, []
     reason = criteria.sentence(settings, paired)
     if champion.version.test_digest != candidate.split_digest:
@@ -269,7 +269,7 @@ def _against(
 
 
 def _answers(evaluation: Evaluation) -> np.ndarray:
-    """Return the class that a model names for each test row, uint8 of shape (rows,)."""
+    """Return the class that a model predicts for each test row, uint8 of shape (rows,)."""
     width = len(evaluation.per_class)
     expected: arrays.Expected = {
         "predicted": (np.uint8, (evaluation.rows,)),
@@ -318,7 +318,7 @@ def _facts(
     judgement: Judgement,
     past: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return the fields of a `Decision` that say what it was made from."""
+    """Return the fields of a `Decision` that record its inputs."""
     settings = dataclasses.asdict(dataset.gate)
     test = candidate.evaluation.split_digest
     return {
@@ -349,9 +349,9 @@ def _decision(judgement: Judgement, version: Version | None, champion: Incumbent
 def _already_decided(
     past: list[dict[str, Any]], known: Version, champion: Incumbent | None, facts: Mapping[str, Any]
 ) -> bool:
-    """Tell whether nothing is new: this candidate is the champion, or met it before by the same gate.
+    """Tell whether nothing is new: this candidate is the champion, or was compared with it before under the same gate.
 
-    Nor is it when a person has moved the champion since: the same model must not undo a rollback.
+    Nothing is new either if a person has moved the champion since: the same model must not undo a rollback.
     """
     if champion is None:
         return False

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 @task(task_run_name="decode-{name}", cache_policy=NO_CACHE)
 def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, labels: Archive) -> Done[Split]:
-    """Decode one split of `dataset` from its two archives, or find it decoded.
+    """Decode one split of `dataset` from its two archives, or find it already decoded.
 
     Raises:
         FormatError: an archive is not a complete IDX file of the declared type, shape and number of rows.
@@ -68,7 +68,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         writer = stack.enter_context(parquet.Writer(split.file, dataset.image_shape, dataset.classes))
         at_once = _rows_at_once(dataset)
         blocks = zip(image_reader.blocks(at_once), _class_labels(dataset, label_reader, at_once), strict=True)
-        # Inflating and hashing in one thread, compressing and writing in this one.
+        # Inflate and hash in another thread, compress and write in this one.
         for image_block, label_block in stack.enter_context(closing(ahead(blocks))):
             cancellation.check()
             writer.write(image_block, label_block)
@@ -89,17 +89,17 @@ def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
 
 
 def _values(dataset: Dataset) -> list[list[int]]:
-    """Return what the digest of a split has of `labels`: nothing where they are not used, as it was before them."""
+    """Return the part of a split's digest due to `labels`: nothing if unused, so that older digests stay the same."""
     return [list(dataset.labels)] if dataset.labels else []
 
 
 def _rows_at_once(dataset: Dataset) -> int:
-    """Return the rows of a block: a row group, or fewer where images are large."""
+    """Return the rows of a block: a row group, or fewer if images are large."""
     return min(parquet.ROW_GROUP, max(1, _BLOCK_BYTES // math.prod(dataset.image_shape)))
 
 
 def _agreed_rows(dataset: Dataset, name: SplitName, images: idx.Reader, labels: idx.Reader) -> int:
-    """Return the rows of the split, once both headers and the manifest agree on it."""
+    """Return the number of rows of the split, after checking that both headers and the manifest agree on it."""
     _check_images(dataset, images)
     _check_labels(dataset, labels)
     rows, found = labels.header.shape[0], images.header.shape[0]
@@ -149,7 +149,7 @@ def _check_labels(dataset: Dataset, labels: idx.Reader) -> None:
 
 
 def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
-    """Read wider labels, as QMNIST has them, only where the manifest says which column is the class."""
+    """Accept labels with several columns, such as QMNIST's, only if the manifest says which column is the class."""
     found, column = times(labels.header.shape), dataset.label_column
     if column is None:
         raise FormatError(
@@ -167,7 +167,7 @@ def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
 def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[np.ndarray]:
     """Yield blocks of labels as uint8 of shape (n,): the index of the class, or 0 to 255 as in the file.
 
-    What is in the file as it is may be no class: that is for the checks of the data to say, with all rows.
+    A value taken from the file as it is may not be a class; the data checks report that, for all rows together.
     """
     start = 0
     known = np.array(dataset.labels or range(256), np.int64)

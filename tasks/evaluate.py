@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 def evaluate(
     store: Store, dataset: Dataset, model: TrainedModel, test: Split, whose: str = "candidate"
 ) -> Done[Evaluation]:
-    """Score `model` on all rows of `test`, or find that score. `whose` only names the step.
+    """Score `model` on all rows of `test`, or find an earlier score. `whose` only names the step.
 
     Raises:
         ConfigError: the model is for other classes or another image size.
@@ -65,7 +65,7 @@ def evaluate(
 
 
 def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split) -> Evaluation:
-    """Write `predictions.npz` into `folder`, a row for each of `test`, and return the scores.
+    """Write `predictions.npz` into `folder`, with a row for each row of `test`, and return the scores.
 
     Raises:
         ConfigError, DataRefused, DamagedEntry: see `evaluate`.
@@ -105,7 +105,7 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of -log(probability of the label), in nats; finite however small that probability is."""
+    """Return the mean of -log(probability of the label), in nats; finite even if that probability underflows."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
     return float(losses.mean())
@@ -116,7 +116,7 @@ def by_class(
 ) -> tuple[tuple[ClassScore, ...], tuple[tuple[int, ...], ...]]:
     """Return precision, recall and F1 of each class, and the confusion matrix (rows: true, columns: predicted).
 
-    A class that has no rows, or that is never predicted, scores 0 where its score is not defined.
+    A score that is undefined, because the class has no rows or is never predicted, is 0.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -131,7 +131,7 @@ def by_class(
 
 
 def worst_mistakes(labels: np.ndarray, predicted: np.ndarray, probability: np.ndarray) -> tuple[Mistake, ...]:
-    """Return the wrong rows that the model was surest of, at most 25, the surest first."""
+    """Return the mistakes with the highest confidence, at most 25, most confident first."""
     wrong = np.flatnonzero(predicted != labels)
     sure = probability[wrong, predicted[wrong]]
     first = np.argsort(-sure, kind="stable")[:MOST_MISTAKES]

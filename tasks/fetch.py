@@ -1,4 +1,4 @@
-"""Bring one archive into the store, byte for byte as it was published, from the first source that has it."""
+"""Fetch one archive into the store, byte for byte as it was published, from the first source that has it."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ T = TypeVar("T")
 
 @task(task_run_name="fetch-{spec.role}", cache_policy=NO_CACHE)
 def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None = None) -> Done[Archive]:
-    """Bring one archive of `dataset` into the store, or find it there.
+    """Fetch one archive of `dataset` into the store, or find it there.
 
-    Sources, in order: `source`, the manifest's folder, the embedded data, the manifest's mirrors. Each one that
-    fails is a warning if there is another to try. An archive without a digest comes from the first of these or not
+    Sources, in order: `source`, the manifest's folder, the embedded data, the manifest's mirrors. A source that
+    fails causes a warning if another is left to try. An archive without a digest comes from the first of these or not
     at all, so that all such archives of a data set come from one place.
 
     Args:
-        source: a folder, as a path or `file:` URL, or the http(s) address that the file's name is put after.
+        source: a folder, as a path or `file:` URL, or an http(s) address to which the file's name is appended.
 
     Raises:
         ConfigError: `source` is none of these, or is a network address for an archive without a digest.
-        DigestMismatch: a source has other bytes than the published ones, and no other source helped.
-        FormatError: likewise, with more bytes than can be right or another size than declared.
-        SourceUnavailable: no source could be read, or the one place for an archive without a digest lacks it.
+        DigestMismatch: a source's bytes differ from the published ones, and no other source had them.
+        FormatError: likewise, if a source has more bytes than the limit or another size than declared.
+        SourceUnavailable: no source could be read, or the only source of an archive without a digest lacks it.
     """
     done = find_or_fetch(store, dataset, spec, source, POLICY)
     log_step(_log, done.step)
@@ -56,11 +56,11 @@ def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None 
 def find_or_fetch(
     store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None, policy: Policy
 ) -> Done[Archive]:
-    """Do what `fetch` does, as patiently as `policy` says.
+    """Do what `fetch` does, with the timeouts and retries of `policy`.
 
-    An archive is known by its digests alone: whatever brought it, it is the same. So one that is in the store
-    is found without any source, and no change of this code brings it again. Without published digests it is known
-    by the digest that the file in the folder has now.
+    An archive is identified by its digests alone, not by its source. So an archive in the store is found without
+    reading any source, and a change of this code does not fetch it again. An archive without published digests is
+    identified by the current digest of the file in the folder.
     """
     origins = origins_of(store, dataset, spec, source)
     place = ""
@@ -76,14 +76,14 @@ def find_or_fetch(
 
 
 def _warn_of_no_folder(wanted: Wanted, given: Origin) -> None:
-    """Say of a folder that is not there that it was not needed: somebody may believe that its files were read."""
+    """Warn that a missing folder was not needed: the user may believe that its files were read."""
     if isinstance(given, Folder) and not given.path.is_dir():
         _log.warning("%s: %s: no such folder; using the archives that are in the store", wanted.dataset, given.where)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The archive that is looked for, and with how much patience."""
+    """The archive to fetch, with its timeouts and retries."""
 
     dataset: str
     spec: ArchiveSpec
@@ -91,19 +91,19 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """Data set and file, as messages name it."""
+        """Data set and file, for messages."""
         return f"{self.dataset}: {self.spec.file}"
 
 
 def bring(wanted: Wanted, origins: Sequence[Origin], folder: Path) -> Archive:
     """Write the archive into `folder` from the first of `origins` that has it.
 
-    `folder` may hold what an interrupted run left: a download is resumed, anything else removed. What comes from
-    a source has another name until it is known to be right.
+    `folder` may hold the files of an interrupted run: a partial download is resumed, anything else is removed. The
+    file has a temporary name until it has been verified.
 
     Raises:
         DigestMismatch, FormatError, SourceUnavailable: see `fetch`.
-        StoreError: there is less room than the archive's declared size.
+        StoreError: there is less free space than the archive's declared size.
         OSError: the folder cannot be written.
     """
     part = Part(folder, wanted.spec.file)
@@ -136,7 +136,7 @@ def _make_sure_it_fits(wanted: Wanted, folder: Path, part: Part) -> None:
 
 
 def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, str]:
-    """Return `spec` with the digest of the file in the only one of `origins`, and where that file is."""
+    """Return `spec` with the digest of the file at the only origin in `origins`, and that file's location."""
     wanted = Wanted(dataset.name, spec, POLICY)
     if not origins:
         raise _error(wanted, [])
@@ -165,7 +165,7 @@ def _as_found(spec: ArchiveSpec, path: Path) -> ArchiveSpec:
 
 
 def _first(wanted: Wanted, origins: Sequence[Origin], look: Callable[[Origin], T]) -> T:
-    """Return what `look` finds at the first of `origins` where it does not fail."""
+    """Return the result of `look` for the first of `origins` at which it succeeds."""
     failures: list[tuple[Origin, SourceFailed]] = []
     for number, origin in enumerate(origins, start=1):
         try:

@@ -1,4 +1,4 @@
-"""Choose the rows to hold out, and measure the training pixels: the mean of each, one standard deviation over all."""
+"""Choose the held-out rows, and compute the mean of each training pixel and one standard deviation over all."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _log = logging.getLogger(__name__)
 
 @task(task_run_name="normalize", cache_policy=NO_CACHE)
 def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConfig) -> Done[Normalization]:
-    """Choose the rows to hold out and compute the statistics of the rows that `config` says, or find both done.
+    """Choose the held-out rows and compute the statistics of the rows that `config` selects, or find both done.
 
     Raises:
-        TrainingFailed: no row is left to fit, none to watch, none of a class, or all pixels have one value.
+        TrainingFailed: no row is left to fit, to hold out or of some class, or all pixels have the same value.
     """
     parameters: dict[str, Any] = {
         "normalize_on": config.normalize_on,
@@ -60,11 +60,11 @@ def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConf
 def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
     """Return mean and standard deviation of the rows, scaled as `((x / 255) - 0.5) * 2`, and their range.
 
-    The sums are exact, in whole numbers, so the result depends on no order and no block size. The standard
-    deviation is over all pixels of all rows around their one mean, as `numpy.std` of the whole array.
+    The sums are exact integers, so the result does not depend on the order of rows or the block size. The standard
+    deviation is over all pixels of all rows around their overall mean, like `numpy.std` of the whole array.
 
     Args:
-        left_out: rows that do not count, bool of shape (rows,); None: all count.
+        left_out: rows to ignore, bool of shape (rows,); None uses all rows.
     """
     sums = np.zeros(math.prod(train.image_shape), np.int64)
     squares, start, rows = 0, 0, 0
@@ -74,13 +74,13 @@ def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
         if left_out is not None:
             pixels = pixels[~left_out[start : start + len(images)]]
         sums += pixels.sum(axis=0, dtype=np.int64)
-        # 255 squared still fits 16 bits.
+        # 255 squared fits in 16 bits.
         squares += int(np.square(pixels, dtype=np.uint16).sum(dtype=np.int64))
         darkest = min(darkest, int(pixels.min(initial=255)))
         brightest = max(brightest, int(pixels.max(initial=0)))
         start, rows = start + len(images), rows + len(pixels)
     count, total = rows * len(sums), int(sums.sum())
-    # Python divides whole numbers of any size to the nearest float64.
+    # Python divides integers of any size and rounds to the nearest float64.
     variance = (count * squares - total * total) / (count * count)
     return Statistics(2 * sums / (255 * rows) - 1, 2 / 255 * math.sqrt(variance), (darkest, brightest))
 

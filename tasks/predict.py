@@ -1,4 +1,4 @@
-"""The earlier place of `tasks.serving.predict`, for one release."""
+"""Deprecated alias of `tasks.serving.predict`, kept for one release."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Publish the report of a run: one HTML page, the same as JSON, and the artifacts in the Prefect UI.
+"""Publish the report of a run: one HTML page, the same content as JSON, and the artifacts in the Prefect UI.
 
-The page needs nothing but itself: no script, no other file, no network. `reporting.document` makes it.
+The page is self-contained: no script, no other file, no network. `tasks.report.document` builds it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _log = logging.getLogger(__name__)
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)
 def publish(registry: Registry, dataset: Dataset, run: RunRecord) -> Done[Report]:
-    """Write the report of `run`, however far it came, and show it in the Prefect UI.
+    """Write the report of `run`, even if the run failed, and show it in the Prefect UI.
 
-    Evidence that cannot be read any more is left out: a run that failed gets its report too. The first report of a
-    run stays; artifacts are shown each time.
+    Evidence that can no longer be read is left out. The first report of a run is kept; artifacts are published
+    each time.
 
     Raises:
         StoreError: the report cannot be written.
@@ -46,14 +46,14 @@ def publish(registry: Registry, dataset: Dataset, run: RunRecord) -> Done[Report
 
 
 def point_to_report(name: str, sentence: str, version: str, report: Report) -> None:
-    """Show in the Prefect UI, in place of a report, where that of the version is which a run has found again."""
+    """Show in the Prefect UI, for a run that found nothing new, where the existing report of `version` is."""
     place = "/".join(report.html.parts[-4:])
     text = f"# Nothing new\n\n{escaped(sentence)}\n\nThe report of {version}, in the store: {escaped(place)}\n"
     artifacts.show_markdown(artifacts.key("report", name), text, f"Nothing new; see the report of {version}")
 
 
 def compose(registry: Registry, dataset: Dataset, run: RunRecord) -> Document:
-    """Return the report of a run of `dataset`; what the run does not know of it and of this process is added."""
+    """Return the report of a run of `dataset`, adding facts on the data set and the environment that the run lacks."""
     facts, environment = run.facts or past_runs.facts(dataset), run.environment or past_runs.environment()
     run = dataclasses.replace(run, facts=facts, environment=environment)
     return build(registry, run, {str(dataset.manifest.parent): "…"})

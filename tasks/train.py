@@ -1,4 +1,4 @@
-"""Train the network, and keep it with its history."""
+"""Train the network, and store it with its history."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tasks.ui.epochs import EpochDisplay
 from tasks.ui.steps import log_step
 
 CHECKPOINT_SECONDS = 2.0
-"""Least time between two checkpoints: what a kill can cost."""
+"""Minimum time between two checkpoints: the work that a kill can lose."""
 
 _CHECKPOINT = "checkpoint.npz"
 
@@ -49,11 +49,11 @@ def train(
     config: TrainingConfig,
     again: str = "",
 ) -> Done[TrainedModel]:
-    """Train on the training split `split`, or find that training done. A killed one goes on where it was.
+    """Train on the training split `split`, or find that training done. A killed training resumes at its checkpoint.
 
     Args:
         normalization: of the same split and configuration.
-        again: any text that was not used before makes this a training of its own, also if nothing else is new.
+        again: a fresh token makes the key unique, so that training is repeated even if nothing else is new.
 
     Raises:
         TrainingFailed: too little memory, or the loss is not finite.
@@ -77,14 +77,14 @@ def train(
 
 
 def _shards(training: Training) -> dict[str, int]:
-    """Return the part of the memory budget that changes the weights: none where all rows fit."""
+    """Return the effect of the memory budget that changes the weights: the shard size, or nothing if all rows fit."""
     at_once = training_rows.rows_at_once(training.dataset.name, training.split, training.config, training.fitted)
     return {"rows_at_once": at_once} if at_once < training.split.rows else {}
 
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that decides how one training ends."""
+    """Everything that determines the result of one training."""
 
     dataset: Dataset
     split: Split
@@ -93,17 +93,17 @@ class Training:
 
     @property
     def held_out(self) -> int:
-        """Rows that weights are not fitted to."""
+        """Number of held-out rows."""
         return self.normalization.held_out_rows
 
     @property
     def fitted(self) -> int:
-        """Rows that weights are fitted to."""
+        """Number of rows that the weights are fitted to."""
         return self.split.rows - self.held_out
 
     @property
     def architecture(self) -> network.Architecture:
-        """The network that is trained."""
+        """The network to train."""
         height, width = self.split.image_shape
         return network.Architecture(
             height * width, self.config.hidden, self.config.activation, len(self.dataset.classes)
@@ -111,24 +111,24 @@ class Training:
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the weights of the best epoch are kept, not those of the last one."""
+        """Whether the weights of the best epoch are kept instead of those of the last one."""
         return self.config.patience is not None and self.config.restore_best
 
 
 @dataclass
 class Course:
-    """How a training went so far, and when it is over."""
+    """The progress of a training, and when it is over."""
 
     training: Training
     epochs: list[Epoch] = field(default_factory=list)
     best: int = 0
-    """The epoch with the lowest held-out loss, as Keras's `EarlyStopping` counts; 0 before the first."""
+    """The epoch with the lowest held-out loss, as Keras's `EarlyStopping` counts; 0 before the first epoch."""
     best_loss: float = math.inf
     resumed_after: int = 0
-    """Epochs that an interrupted run has done."""
+    """Epochs that an interrupted run completed."""
 
     def add(self, epoch: Epoch) -> None:
-        """Take note of one more epoch."""
+        """Add a completed epoch."""
         self.epochs.append(epoch)
         loss = epoch.validation_loss
         if loss is not None and loss + self.training.config.min_delta < self.best_loss:
@@ -136,19 +136,19 @@ class Course:
 
     @property
     def is_over(self) -> bool:
-        """Whether that was the last epoch, or one too many without improvement."""
+        """Whether the last epoch is done, or patience has run out."""
         config = self.training.config
         waited = len(self.epochs) - self.best
         return len(self.epochs) >= config.epochs or (config.patience is not None and waited >= config.patience)
 
     @property
     def chosen(self) -> int:
-        """The epoch whose weights are to be kept."""
+        """The epoch whose weights are kept."""
         return self.best if self.training.keeps_best else len(self.epochs)
 
 
 def train_into(folder: Path, training: Training) -> TrainedModel:
-    """Write weights, architecture, normalization, history and export into `folder`, and return the record of them.
+    """Write weights, architecture, normalization, history and export into `folder`, and return their record.
 
     Raises:
         TrainingFailed, DataRefused: see `train`.
@@ -166,22 +166,23 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
             fitting = Fitting(architecture, config, statistics, there, training.fitted)
             record = _record(folder, fitting, fit(fitting, training, folder))
     except TrainingFailed:
-        # It would fail again in the same way: there is nothing to go on with.
+        # It would fail again in the same way, so leave nothing to resume from.
         _clear(folder)
         raise
     network.save_weights(record.weights, fitting.weights)
     network.save_architecture(record.architecture, architecture)
     shutil.copyfile(training.normalization.file, record.normalization)
     network.export(record.export, architecture, fitting.weights, statistics, training.split.image_shape)
-    # Last, so that a kill just before still finds it.
+    # Last, so that a training killed before this line can still resume.
     (folder / _CHECKPOINT).unlink(missing_ok=True)
     return record
 
 
 def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
-    """Train until it is over, leave the chosen weights in `fitting`, and return how it went.
+    """Train to the end, leave the chosen weights in `fitting`, and return the course of the training.
 
-    `folder` gets the history, line by line, and a checkpoint now and then; one that is there is resumed from.
+    Appends the history to `folder` line by line, and saves a checkpoint from time to time; resumes from an existing
+    checkpoint.
 
     Raises:
         TrainingFailed: a loss is not finite.
@@ -219,7 +220,7 @@ def _enough_memory(training: Training) -> Iterator[None]:
 
 
 def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:
-    """Set `fitting` to the checkpoint, if there is one; return how it went so far, and the best weights."""
+    """Restore `fitting` from the checkpoint, if there is one; return the course so far and the best weights."""
     course, most = Course(training), training.config.epochs
     state = checkpoint.load(path, training.architecture.shapes, most, training.keeps_best)
     if state is None:

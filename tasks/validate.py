@@ -1,4 +1,4 @@
-"""Hold both splits to the contract of their data set, or stop the run before anything is trained."""
+"""Check both splits against the contract of their data set, and stop the run before training if they break it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.ui import artifacts, progress, summaries, verdicts
 from tasks.ui.steps import log_step
 
 PART_ROWS = 1 << 18
-"""Rows that Great Expectations gets at a time, 25 MB of numbers: the usual data sets are one part."""
+"""Rows passed to Great Expectations at a time, 25 MB of numbers: common data sets fit in one part."""
 
 _COLUMNS = pa.schema({"split": pa.string()} | {n: pa.from_numpy_dtype(t) for n, t in summary.IMAGE_COLUMNS.items()})
 
@@ -38,14 +38,14 @@ _log = logging.getLogger(__name__)
 
 @task(task_run_name="validate", cache_policy=NO_CACHE)
 def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[Validation]:
-    """Check both splits of `dataset`, or find their verdict.
+    """Check both splits of `dataset`, or find their earlier verdict.
 
-    The verdict is kept whether it is good or bad, and shown as a table artifact before a bad one is raised,
-    so the same bad data is refused again at once.
+    Every verdict is stored, so the same bad data is refused again at once, and shown as a table artifact before a
+    failure is raised.
 
     Raises:
-        ValidationFailed: a critical expectation does not hold; carries the verdict and the step.
-        IdxflowError: an expectation could not be evaluated; nothing is kept.
+        ValidationFailed: a critical expectation is not met; carries the verdict and the step.
+        IdxflowError: an expectation could not be evaluated; nothing is stored.
     """
     plan = Plan(
         dataset.name,
@@ -69,15 +69,15 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
 
 
 def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validation:
-    """Evaluate every suite of `dataset`, and write what they looked at into `folder`.
+    """Evaluate every suite of `dataset`, and write the data they were evaluated on into `folder`.
 
-    `summary.parquet` has a row per image and the columns of `summary.IMAGE_COLUMNS`, after one named `split`.
+    `summary.parquet` has a row per image, with a column `split` followed by those of `summary.IMAGE_COLUMNS`.
     `means.npz` has the mean training images, by ascending label.
     """
     made = Validation(folder, True, "", (), {})
     checks: list[Check] = []
     counts: dict[str, tuple[int, ...]] = {}
-    # The matrix products here are small: on a busy machine, threads of a BLAS would mostly wait for each other.
+    # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
     with (
         threadpool_limits(1, "blas"),
         pq.ParquetWriter(made.summary, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
@@ -105,7 +105,7 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
 
 
 def _contract(dataset: Dataset) -> dict[str, Any]:
-    """Return everything of the manifest that the suites are built from."""
+    """Return all settings of the manifest that the suites are built from."""
     return {
         "classes": len(dataset.classes),
         "image_shape": list(dataset.image_shape),
@@ -121,7 +121,7 @@ def _contract(dataset: Dataset) -> dict[str, Any]:
 def _written(
     writer: pq.ParquetWriter, name: SplitName, parts: Iterable[summary.Table], matches: summary.Matches
 ) -> Iterator[summary.Table]:
-    """Yield the parts of a table once they are written and counted."""
+    """Write and count each part of a table, then yield it."""
     for part in parts:
         matches.add(part)
         writer.write_table(pa.table({"split": np.full(len(part["index"]), name), **part}, _COLUMNS))

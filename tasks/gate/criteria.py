@@ -1,12 +1,12 @@
-"""Compare two models on the same test rows, and say whether one may replace the other. Pure: reads and writes nothing.
+"""Compare two models on the same test rows, and decide whether one may replace the other. Pure: no input or output.
 
-Only rows that one of the two gets right and the other wrong tell them apart. Of two equally good models each is as
-likely as the other to be the one that is right there, so that count is binomial with one half (McNemar 1947).
+Only rows that one model gets right and the other wrong tell the two apart. Equally good models are equally likely to be
+the one that is right on such a row, so the count is binomial with probability one half (McNemar 1947).
 
-- Who decides `better`: the exact one-sided test. Its chance of promoting a model that is no better is at most alpha for
-  every number of such rows. The mid-p test is less strict and passes alpha when they are few
-  (`benchmarks/gate_simulation.py` measures both), so it only describes.
-- Who decides `not_worse`: the lower end of the interval of the difference, at confidence 1 - 2 alpha.
+- `better` uses the exact one-sided test. Its probability of promoting a model that is no better is at most alpha for
+  any number of such rows. The mid-p test is less strict and exceeds alpha if there are few
+  (`benchmarks/gate_simulation.py` measures both), so it is only reported.
+- `not_worse` uses the lower end of the confidence interval of the difference, at confidence 1 - 2 alpha.
 
 Sources: McNemar 1947, Psychometrika 12, 153-157. Mid-p: Fagerland, Lydersen, Laake 2013, BMC Medical Research
 Methodology 13, 91. Interval: Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10.
@@ -24,7 +24,7 @@ from storage.records import Evaluation, Paired, Rule
 from tasks.gate import wilson
 
 Table = tuple[int, int, int, int]
-"""Rows that both get right, only the candidate, only the champion, neither."""
+"""Numbers of rows that both models get right, only the candidate, only the champion, neither."""
 
 _LEAST_P = 1e-4
 
@@ -34,12 +34,12 @@ def paired(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, alph
 
     Args:
         labels: the true classes, integers of shape (rows,), at least one.
-        candidate: the classes that the candidate names, of the same shape.
-        champion: the classes that the champion names, of the same shape.
+        candidate: the classes that the candidate predicts, of the same shape.
+        champion: the classes that the champion predicts, of the same shape.
         alpha: the interval has confidence 1 - 2 alpha; above 0, below 0.5.
 
     Raises:
-        ValueError: the three are not of one length, or are empty.
+        ValueError: the three differ in length, or are empty.
     """
     if not len(labels) == len(candidate) == len(champion) or not len(labels):
         raise ValueError(
@@ -52,11 +52,11 @@ def paired(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, alph
 
 
 def compared(table: Table, differing: int, alpha: float = 0.05) -> Paired:
-    """Return what the counts say; `differing` are the rows to which the models give different answers, right or not."""
+    """Return the comparison for these counts; `differing` rows are those with different answers, right or wrong."""
     both, ours, theirs, neither = table
     rows = sum(table)
     low, high = interval(table, 1 - 2 * alpha)
-    # Where no row tells them apart, as in every unchanged run, the tests say 1, and SciPy need not be imported.
+    # If no row tells them apart, as in every unchanged run, p is 1 and SciPy need not be imported.
     apart = ours or theirs
     return Paired(
         rows=rows,
@@ -76,7 +76,7 @@ def compared(table: Table, differing: int, alpha: float = 0.05) -> Paired:
 
 
 def exact_p(ours: Any, theirs: Any) -> Any:
-    """Return the chance of at least `ours` of `ours + theirs` if both were equally likely: McNemar, exact, one-sided.
+    """Return the exact one-sided p-value of McNemar's test: P(at least `ours` of `ours + theirs`) at probability 1/2.
 
     Takes counts or integer arrays of counts; returns the same shape, in (0, 1].
     """
@@ -86,21 +86,21 @@ def exact_p(ours: Any, theirs: Any) -> Any:
 
 
 def one_sided_mid_p(ours: Any, theirs: Any) -> Any:
-    """Return `exact_p` less half the chance of the very count that was found (Fagerland et al. 2013)."""
+    """Return `exact_p` minus half the probability of the observed count (Fagerland et al. 2013)."""
     from scipy.stats import binom
 
     return exact_p(ours, theirs) - binom.pmf(ours, np.asarray(ours) + theirs, 0.5) / 2
 
 
 def mid_p(ours: Any, theirs: Any) -> Any:
-    """Return the two-sided mid-p: twice the smaller one-sided one, 1 where the counts are equal."""
+    """Return the two-sided mid-p: twice the smaller one-sided mid-p, 1 if the counts are equal."""
     return np.minimum(1.0, 2 * np.minimum(one_sided_mid_p(ours, theirs), one_sided_mid_p(theirs, ours)))
 
 
 def interval(table: Table, confidence: float) -> tuple[float, float]:
-    """Return the interval of (share right, candidate) - (share right, champion), in [-1, 1].
+    """Return the confidence interval of (candidate's accuracy) - (champion's accuracy), in [-1, 1].
 
-    Newcombe's method 10: the two Wilson intervals, put together with the correlation of the two models.
+    Newcombe's method 10: combines the two Wilson intervals with the correlation of the two models.
     """
     both, ours, theirs, _ = table
     rows = sum(table)
@@ -118,7 +118,7 @@ def _side(first: float, second: float, correlation: float) -> float:
 
 
 def _correlation(table: Table) -> float:
-    """Return phi of the two models' being right, corrected for continuity if positive (Newcombe 1998, method 10)."""
+    """Return phi of the two models being right, corrected for continuity if positive (Newcombe 1998, method 10)."""
     both, ours, theirs, neither = table
     scale = (both + ours) * (theirs + neither) * (both + theirs) * (ours + neither)
     product = float(both * neither - ours * theirs)
@@ -128,9 +128,9 @@ def _correlation(table: Table) -> float:
 
 
 def replaces(gate: Gate, found: Paired) -> bool:
-    """Tell whether the paired comparison lets the candidate replace the champion, by the policy of `gate`.
+    """Tell whether the paired comparison lets the candidate replace the champion under the policy of `gate`.
 
-    Two models that give the same answers are one as good as the other; then the champion stays, whatever the policy.
+    Two models that give the same answers are equally good: the champion stays, under any policy.
     """
     if not found.differing:
         return False
@@ -140,7 +140,7 @@ def replaces(gate: Gate, found: Paired) -> bool:
 
 
 def difference_rule(gate: Gate, found: Paired, champion: str) -> Rule:
-    """Return the rule that `replaces` asks, in words; `champion` is its name, such as `v6`."""
+    """Return the rule that `replaces` applies, as text; `champion` is its name, such as `v6`."""
     passed = replaces(gate, found)
     if not found.differing:
         name = f"answers differ from champion {champion}'s"
@@ -160,9 +160,9 @@ def difference_rule(gate: Gate, found: Paired, champion: str) -> Rule:
 
 
 def class_rule(gate: Gate, candidate: Evaluation, champion: Evaluation) -> Rule:
-    """Return the rule about the class whose recall falls most against the champion's on the same rows.
+    """Return the rule on the class whose recall falls most below the champion's on the same rows.
 
-    A limit of 1 can never be passed: the rule is off, and still says what was found.
+    A limit of 1 cannot be exceeded: the rule is off, but still reports the loss.
     """
     before = {score.label: score.recall for score in champion.per_class if score.rows}
     shared = [score for score in candidate.per_class if score.rows and score.label in before]
@@ -177,7 +177,7 @@ def class_rule(gate: Gate, candidate: Evaluation, champion: Evaluation) -> Rule:
 
 
 def sentence(gate: Gate, found: Paired) -> str:
-    """Return what decided, such as `31 more of 10,000 test images right than the champion, beyond luck (p 0.01)`."""
+    """Return the deciding result: `31 more of 10,000 test images right than the champion, beyond luck (p 0.01)`."""
     passed, rows = replaces(gate, found), f"{found.rows:,}"
     if not found.differing:
         return f"the same answers on all {rows} test rows, so there is nothing to choose"
@@ -197,13 +197,13 @@ def sentence(gate: Gate, found: Paired) -> str:
 
 
 def _lead(found: Paired) -> str:
-    """Return how many images the candidate gets right beside the champion, such as `31 more of 10,000 test images`."""
+    """Return the candidate's lead over the champion in right answers, such as `31 more of 10,000 test images`."""
     much = f"{abs(found.net):,} {'more' if found.net > 0 else 'fewer'}" if found.net else "as many"
     return f"{much} of {found.rows:,} test images"
 
 
 def _p(found: Paired, alpha: float) -> str:
-    """Return p with as many digits as it takes to stay on its side of `alpha`."""
+    """Return p with enough digits to stay on its side of `alpha`."""
     if found.p_better < _LEAST_P <= alpha:
         return f"p < {_LEAST_P:.4f}"
     texts = (f"{found.p_better:.{digits}g}" for digits in range(2, 18))
@@ -211,7 +211,7 @@ def _p(found: Paired, alpha: float) -> str:
 
 
 def _points(share: float, limit: float | None = None) -> str:
-    """Return a share as signed percentage points, with the digits it takes to stay on its side of `limit`."""
+    """Return a share as signed percentage points, with enough digits to stay on its side of `limit`."""
     texts = [f"{100 * share:+.{digits}f}" for digits in range(2, 14)]
     if limit is None:
         return texts[0]

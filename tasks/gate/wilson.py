@@ -1,4 +1,4 @@
-"""The interval of a share, without SciPy, whose import costs a second."""
+"""The confidence interval of a proportion, without SciPy, whose import takes a second."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ CONFIDENCE = 0.95
 
 
 def interval(correct: int, rows: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the Wilson score interval of `correct` of `rows`, in [0, 1]; everything where there are no rows.
+    """Return the Wilson score interval of `correct` of `rows`, in [0, 1]; the whole range if there are no rows.
 
     Args:
-        confidence: that the true share is in it, above 0 and below 1.
+        confidence: that the interval contains the true proportion, above 0 and below 1.
 
     Source: E. B. Wilson 1927, Journal of the American Statistical Association 22, 209-212.
     """
@@ -22,5 +22,5 @@ def interval(correct: int, rows: int, confidence: float = CONFIDENCE) -> tuple[f
     share, spread = correct / rows, z * z / rows
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / rows + spread / (4 * rows)) / (1 + spread)
-    # At the ends the two are equal but for rounding.
+    # At the extremes the two are equal except for rounding.
     return (middle - half if correct else 0.0), (middle + half if correct < rows else 1.0)

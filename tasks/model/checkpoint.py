@@ -1,4 +1,4 @@
-"""What an interrupted training left, so that it goes on from there."""
+"""Save and load the checkpoint from which an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Named = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after its last whole epoch."""
+    """The state of a training after its last complete epoch."""
 
     epochs: tuple[Epoch, ...]
     weights: Named
     velocity: Named
     best: Named
-    """The weights to keep, where those need not be the last ones; else empty."""
+    """The best weights so far, if the training keeps those; otherwise empty."""
 
 
 def save(path: Path, state: Checkpoint, most_epochs: int) -> None:
-    """Replace the checkpoint in one step; a kill leaves the old one or the new one."""
+    """Replace the checkpoint atomically: a kill leaves either the old one or the new one."""
     values = {"epochs": _table(state.epochs, most_epochs)}
     for part, named in _parts(state).items():
         values |= {f"{part}.{name}": array for name, array in named.items()}
@@ -46,12 +46,12 @@ def save(path: Path, state: Checkpoint, most_epochs: int) -> None:
 
 
 def load(path: Path, shapes: Mapping[str, tuple[int, ...]], most_epochs: int, with_best: bool) -> Checkpoint | None:
-    """Return the checkpoint, or None if there is none or it is not whole.
+    """Return the checkpoint, or None if it is missing or incomplete.
 
     Args:
         shapes: of each array of weights, by name.
-        most_epochs: how many epochs the training has at most.
-        with_best: whether it keeps the best weights beside the last ones.
+        most_epochs: maximum number of epochs of the training.
+        with_best: whether the training keeps the best weights as well as the last ones.
     """
     if not path.exists():
         return None
@@ -71,7 +71,7 @@ def _parts(state: Checkpoint) -> dict[str, Named]:
 
 
 def _table(epochs: tuple[Epoch, ...], rows: int) -> np.ndarray:
-    """Return epochs as float64 numbers: a row of zeros is an epoch to come, NaN is None."""
+    """Return epochs as float64 numbers: a row of zeros is an epoch not yet run, NaN is None."""
     table = np.zeros((rows, len(_COLUMNS)))
     for row, epoch in zip(table, epochs, strict=False):
         row[:] = [math.nan if value is None else value for value in dataclasses.astuple(epoch)]

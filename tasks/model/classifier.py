@@ -1,4 +1,4 @@
-"""A trained model that answers, with NumPy alone: neither TensorFlow nor Prefect is loaded for it."""
+"""Predict with a trained model in NumPy alone, without loading TensorFlow or Prefect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.records import TrainedModel
 from tasks.model import network, scaling
 
 SCORED_AT_ONCE = 2048
-"""Rows per call: bounds the memory that activations take."""
+"""Rows per call; bounds the memory for activations."""
 
 
 def predict(model: TrainedModel, images: np.ndarray) -> np.ndarray:
@@ -21,17 +21,17 @@ def predict(model: TrainedModel, images: np.ndarray) -> np.ndarray:
         images: uint8 of shape (n, height, width).
 
     Returns:
-        Float32 of shape (n, classes); each row adds up to 1.
+        Float32 of shape (n, classes); each row sums to 1.
 
     Raises:
-        ConfigError: the images have another number of pixels than those the model was trained on.
+        ConfigError: the images do not have as many pixels as those the model was trained on.
         DamagedEntry: a file of the model is not what its record says.
     """
     return softmax(Classifier(model).logits(images))
 
 
 class Classifier:
-    """A trained model, rebuilt from its arrays: no file of it is ever run.
+    """A trained model, rebuilt from its arrays; none of its files is executed.
 
     Raises:
         DamagedEntry: a file of the model is not what its record says.
@@ -62,7 +62,7 @@ class Classifier:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities, float32, of logits of shape (n, classes)."""
+    """Return the probabilities, float32, for logits of shape (n, classes)."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: np.ndarray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities

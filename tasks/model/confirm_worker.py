@@ -2,7 +2,7 @@
 
     python -m tasks.model.confirm_worker MODEL_FOLDER SPLIT_FILE OUTPUT
 
-It imports no more than it needs: without Prefect and TensorFlow it takes a tenth of the time.
+It imports neither Prefect nor TensorFlow, and so takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ROWS = 64
 
 
 def fixture_rows(rows: int) -> np.ndarray:
-    """Return the row numbers that are predicted again: at most `ROWS`, evenly over the split."""
+    """Return the numbers of the rows to predict again: at most `ROWS`, evenly spaced over the split."""
     return np.unique(np.linspace(0, rows - 1, min(ROWS, rows)).astype(int))
 
 
 def main(arguments: list[str]) -> None:
-    """Predict the fixture rows of a split with a model, both found by path, and write the probabilities."""
+    """Predict the fixture rows of a split with a model, both given by path, and write the probabilities."""
     model_folder, split_file, output = map(Path, arguments)
     rows = parquet.metadata(split_file)["rows"]
     images = parquet.rows(split_file, fixture_rows(rows).tolist())

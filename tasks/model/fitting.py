@@ -1,4 +1,4 @@
-"""Fit the network to rows: each epoch is one compiled call for each window of rows, the loop over its steps inside."""
+"""Fit the network to rows: an epoch makes one compiled call per window of rows, with the loop over steps inside."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tasks.model.training_rows import Rows
 
 
 class Fitting:
-    """A network in training: weights and velocity on the device, fed with the pixels of `rows`.
+    """A network in training: weights and velocity on the device, trained on the pixels of `rows`.
 
     Stochastic gradient descent with momentum, as `keras.optimizers.SGD` does it (Keras 3, `sgd.py`):
     `rate = learning_rate / (1 + decay · t)`, `w -= w · weight_decay · rate`,
     `velocity = momentum · velocity - rate · gradient`, `w += velocity`, for steps t = 0, 1, …
     The loss is the mean categorical cross-entropy of the step's rows.
 
-    Pixels stay bytes until the step that needs them: gathering a quarter of the bytes pays for scaling them anew in
-    every epoch.
+    Pixels stay bytes until the step that uses them: gathering a quarter of the bytes saves more than scaling them
+    again in every epoch costs.
 
     Args:
-        statistics: what pixels are scaled with.
-        rows: what is trained on.
-        fitted: how many of them, from the first on, an epoch passes over.
+        statistics: to scale pixels with.
+        rows: to train on.
+        fitted: how many of the rows, from the first, an epoch passes over.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Fitting:
         self._weights = [variable.value for variable in self._model.trainable_variables]
         self._velocity = [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
         self.calls = 0
-        """Compiled calls for epochs so far."""
+        """Number of compiled calls for epochs so far."""
         self.traces = 0
-        """How often the steps of a window were compiled: once for each length of a window, of which there are two."""
+        """How often the steps of a window were compiled: once per window length, so at most twice."""
         self._passes = {length: self._pass(length) for length in rows.lengths}
         self._score = self._compiled(self._scored)
 
     @property
     def steps(self) -> int:
-        """Steps per epoch; the last one takes what is left."""
+        """Steps per epoch; the last step takes the remaining rows."""
         return math.ceil(self._fitted / self._config.batch_size)
 
     @property
@@ -80,8 +80,8 @@ class Fitting:
     def epoch(self, number: int) -> tuple[float, float]:
         """Pass over the fitted rows once, in the order of epoch `number` (from 1).
 
-        Returns mean loss and accuracy over the rows, each measured just before the step that its row is in,
-        as Keras reports them.
+        Returns mean loss and accuracy over the rows, measured for each row just before its step, as Keras reports
+        them.
         """
         loss, correct, done = 0.0, 0, (number - 1) * self.steps
         for window in self._rows.windows(number):
@@ -95,7 +95,7 @@ class Fitting:
         return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:
-        """Return mean loss and accuracy of the rows from `start` to before `stop`, with the weights as they are."""
+        """Return mean loss and accuracy of the rows from `start` up to, not including, `stop`, with current weights."""
         loss, correct = 0.0, 0
         for images, labels in self._rows.pieces(start, stop):
             more_loss, more_correct = self._score(images, labels)
@@ -103,13 +103,13 @@ class Fitting:
         return loss / (stop - start), correct / (stop - start)
 
     def _pass(self, rows: int) -> Any:
-        """Compile the pass over a window of which `rows` rows are taken."""
+        """Compile the pass over a window that takes `rows` of its rows."""
         order = self._tf.TensorSpec([rows], self._tf.int32)
         rates = self._tf.TensorSpec([math.ceil(rows / self._config.batch_size)], self._tf.float32)
         return self._compiled(self._steps, order, rates)
 
     def _compiled(self, body: Callable[..., Any], *more: Any) -> Any:
-        """Trace `body` now, once: what is returned can only be called, never traced again."""
+        """Trace `body` now, once; the returned function can be called but is never traced again."""
         signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
@@ -117,7 +117,7 @@ class Fitting:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
         full, rest = divmod(order.shape[0], size)
-        # Fixed shapes: the step of `size` rows is compiled apart from the last one of a window.
+        # Fixed shapes: the step of `size` rows is compiled separately from the last step of a window.
         batches, last = tf.reshape(order[: full * size], [full, size]), order[full * size :]
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
@@ -142,7 +142,7 @@ class Fitting:
         for weight, velocity, gradient in zip(self._weights, self._velocity, gradients, strict=True):
             if config.weight_decay:
                 weight.assign_sub(weight * config.weight_decay * rate)
-            # Keras's two assignments in one operation.
+            # Keras's two assignments, in one operation.
             tf.raw_ops.ResourceApplyKerasMomentum(
                 var=weight.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=config.momentum
             )
@@ -153,8 +153,8 @@ class Fitting:
         return self._sums(labels, logits, self._losses(labels, logits))
 
     def _losses(self, labels: Any, logits: Any) -> Any:
-        # Not by way of `tf.nn`, which makes a dozen operations of this one that are deterministic on a GPU, too. That
-        # doubles the time that the steps take to compile.
+        # Not through `tf.nn`, which replaces this operation by a dozen that are deterministic on a GPU, too, and
+        # doubles the time to compile the steps.
         with self._tf.device("CPU:0"):
             return self._tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels).loss
 
@@ -175,5 +175,5 @@ class Fitting:
 
 
 def rate_after(config: TrainingConfig, steps: Any) -> Any:
-    """Return the learning rate once `steps` steps are done; of an array of steps, an array of rates."""
+    """Return the learning rate after `steps` steps; for an array of steps, an array of rates."""
     return config.learning_rate / (1 + config.decay * steps)

@@ -1,7 +1,7 @@
-"""Which training rows are held out, to watch over-fitting: drawn from every class in proportion, or the last ones.
+"""Choose the training rows to hold out, to detect over-fitting: drawn from each class in proportion, or the last ones.
 
-Drawn rows are as good a sample of the split as any, whatever its order; the last rows of a split that is sorted by
-class are of one class only. Copies of an image stay together: on both sides, they would tell the answer.
+Drawn rows are a fair sample of the split in any order; the last rows of a split sorted by class are of one class only.
+Copies of an image stay on the same side: a copy among the fitted rows would give away the answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def choose(dataset: Dataset, train: Split, config: TrainingConfig) -> np.ndarray
     """Return whether each row of `train` is held out, bool of shape (rows,).
 
     Raises:
-        TrainingFailed: no row is left to fit, none to watch where `config` has patience, or none of a class.
+        TrainingFailed: no row is left to fit or of some class, or none is held out although `config` has patience.
         DamagedEntry: the split cannot be read.
     """
     wanted = train.rows - fitted_rows(train.rows, config.validation_fraction)
@@ -41,27 +41,27 @@ def choose(dataset: Dataset, train: Split, config: TrainingConfig) -> np.ndarray
 
 
 def fitted_rows(rows: int, validation_fraction: float) -> int:
-    """Return how many of `rows` training rows to fit weights to, as Keras's `validation_split` does.
+    """Return how many of `rows` training rows to fit weights to, by the rule of Keras's `validation_split`.
 
-    Where the others are drawn at random, the number may differ by a few.
+    The number may differ by a few if the held-out rows are drawn at random.
     """
     return int(rows * (1 - validation_fraction)) if validation_fraction else rows
 
 
 def tail(rows: int, wanted: int) -> np.ndarray:
-    """Return the choice of the last `wanted` of `rows` rows, as Keras's `validation_split` makes it."""
+    """Choose the last `wanted` of `rows` rows, as Keras's `validation_split` does."""
     return np.arange(rows) >= rows - wanted
 
 
 def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np.ndarray:
-    """Return a random choice of about `wanted` rows, of each class in proportion.
+    """Choose about `wanted` rows at random, in proportion from each class.
 
-    Rows with equal digests are all chosen or none. Of every class at least one row is fitted and, where it has two
-    different images, at least one is held out; so there may be a few rows more or fewer than wanted.
+    Rows with equal digests are chosen together or not at all. At least one row of each class is fitted and, if the
+    class has two different images, at least one is held out; so the result may have a few rows more or fewer.
 
     Args:
         labels: uint8 of shape (rows,).
-        digests: int64 of shape (rows,), of the images.
+        digests: of the images, int64 of shape (rows,).
         wanted: at least 1, at most all rows.
 
     Returns:
@@ -71,9 +71,9 @@ def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np
     ordered = digests[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     sizes = np.diff(starts, append=len(labels))
-    # An image that has several labels counts for that of its first row.
+    # An image with several labels counts as the label of its first row.
     kinds = labels[order[starts]]
-    # The numbers after the seed keep this stream apart from those of weights, shards and orders.
+    # The numbers after the seed keep this stream separate from those of weights, shards and orders.
     images = np.random.Generator(np.random.PCG64([seed, 0, 0, 2])).permutation(len(starts))
     by_class = images[np.argsort(kinds[images], kind="stable")]
     ends = np.cumsum(np.bincount(kinds, minlength=_LABELS))
@@ -88,7 +88,7 @@ def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np
 
 
 def _quotas(labels: np.ndarray, wanted: int) -> np.ndarray:
-    """Return how many rows to hold out of each label: in proportion, by largest remainders; 1 at least."""
+    """Return how many rows of each label to hold out: in proportion, by largest remainders, at least 1."""
     counts = np.bincount(labels, minlength=_LABELS)
     quotas, rests = np.divmod(wanted * counts, len(labels))
     quotas[np.argsort(-rests, kind="stable")[: wanted - quotas.sum()]] += 1
@@ -96,7 +96,7 @@ def _quotas(labels: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def _taken(images: np.ndarray, sizes: np.ndarray, quota: int) -> np.ndarray:
-    """Return which of a class's `images` to hold out: up to `quota` rows in all, at least one image, never all."""
+    """Return which of a class's `images` to hold out: up to `quota` rows in total, at least one image, never all."""
     images, sizes = images[:-1], sizes[:-1]
     if not len(images):
         return images
@@ -139,7 +139,7 @@ def _check(dataset: Dataset, config: TrainingConfig, labels: np.ndarray, held: n
 
 
 def write(file: Path, held: np.ndarray) -> None:
-    """Write a choice, always to the same bytes: one bit a row."""
+    """Write a choice as one bit per row; equal choices give equal bytes."""
     arrays.write(file, {"held_out": np.packbits(held)})
 
 
@@ -147,7 +147,7 @@ def read(file: Path, rows: int) -> np.ndarray:
     """Read the choice for a split of `rows` rows, bool of shape (rows,).
 
     Raises:
-        DamagedEntry: the file does not hold one.
+        DamagedEntry: the file does not hold such a choice.
     """
     packed = arrays.read(file, {"held_out": (np.uint8, ((rows + 7) // 8,))})["held_out"]
     return np.unpackbits(packed, count=rows).astype(bool)

@@ -1,4 +1,4 @@
-"""What must hold of the labels of a split before they are used."""
+"""Check the labels of a split before they are used."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from storage.records import Split
 
 
 def check_labels(dataset: Dataset, split: Split, labels: np.ndarray) -> None:
-    """Make sure that every label is a class.
+    """Check that every label is a class.
 
     Raises:
-        DataRefused: one is not.
+        DataRefused: a label is not a class.
     """
     if labels.max() >= len(dataset.classes):
         raise DataRefused(

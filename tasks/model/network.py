@@ -1,4 +1,4 @@
-"""The network itself: a Keras MLP made of a few numbers, its weights as plain arrays, its export for users."""
+"""The network: a Keras MLP described by a few numbers, its weights as plain arrays, and its export for users."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True)
 class Architecture:
-    """A multilayer perceptron: dense layers, one after the other, and a softmax over the classes."""
+    """A multilayer perceptron: a sequence of dense layers and a softmax over the classes."""
 
     inputs: int
     hidden: tuple[int, ...]
     activation: str
-    """Of the hidden layers, by Keras's name."""
+    """Activation of the hidden layers, by its name in Keras."""
     classes: int
 
     @property
     def layers(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, inputs and units of each dense layer, from the pixels on."""
+        """Name, inputs and units of each dense layer, starting at the pixels."""
         sizes = (self.inputs, *self.hidden, self.classes)
         names = (*(f"hidden_{n + 1}" for n in range(len(self.hidden))), "classes")
         return tuple(zip(names, sizes[:-1], sizes[1:], strict=True))
@@ -65,10 +65,10 @@ class Architecture:
 
 @cache
 def tensorflow() -> Any:
-    """Import TensorFlow, which takes seconds, and set it up: quiet, deterministic, one thread.
+    """Import TensorFlow, which takes seconds, and configure it: quiet, deterministic, one thread.
 
-    The matrices are so small that sharing them out takes longer than multiplying them: one thread is the
-    fastest, and the other cores are free. The same thread count also means the same order of sums.
+    The matrices are so small that distributing them takes longer than multiplying them: one thread is fastest and
+    leaves the other cores free. A fixed number of threads also fixes the order of sums.
     """
     with _loading:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -93,7 +93,7 @@ def initial_weights(architecture: Architecture, seed: int) -> dict[str, np.ndarr
     weights: dict[str, np.ndarray] = {}
     for number, (name, inputs, units) in enumerate(architecture.layers):
         limit = np.sqrt(6 / (inputs + units))
-        # The second number keeps these streams apart from those of the epochs, which count from 1.
+        # The second number keeps these streams separate from those of the epochs, which count from 1.
         random = np.random.Generator(np.random.PCG64([seed, 0, number]))
         weights[f"{name}.kernel"] = random.uniform(-limit, limit, (inputs, units)).astype(np.float32)
         weights[f"{name}.bias"] = np.zeros(units, np.float32)
@@ -113,7 +113,7 @@ def build(architecture: Architecture, weights: Weights) -> Any:
 
 
 def logits(architecture: Architecture, weights: Weights, rows: np.ndarray) -> np.ndarray:
-    """Return what the network answers, computed with NumPy alone: TensorFlow takes seconds to load, this nothing.
+    """Return the logits of the network, computed with NumPy alone, because TensorFlow takes seconds to load.
 
     Args:
         architecture: of the network.
@@ -121,7 +121,7 @@ def logits(architecture: Architecture, weights: Weights, rows: np.ndarray) -> np
         rows: normalised pixels, float32 of shape (n, inputs).
 
     Returns:
-        Float32 of shape (n, classes), as `build` gives but for rounding.
+        Float32 of shape (n, classes), equal to those of `build` except for rounding.
     """
     activate = _ACTIVATE[architecture.activation]
     values = rows
@@ -133,7 +133,7 @@ def logits(architecture: Architecture, weights: Weights, rows: np.ndarray) -> np
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
-    # By way of tanh, which does not overflow.
+    # Through tanh, which does not overflow.
     return 0.5 * (np.tanh(0.5 * values) + 1)
 
 
@@ -147,7 +147,7 @@ def _selu(values: np.ndarray) -> np.ndarray:
 
 
 def _gelu(values: np.ndarray) -> np.ndarray:
-    # The exact one, which is Keras's default: Hendrycks and Gimpel, Gaussian Error Linear Units, 2016.
+    # The exact form, Keras's default: Hendrycks and Gimpel, Gaussian Error Linear Units, 2016.
     from scipy.special import erf
 
     halves: np.ndarray = 0.5 * values * (1 + erf(values * np.float32(0.7071067811865476)))
@@ -169,7 +169,7 @@ ACTIVATIONS = tuple(_ACTIVATE)
 def export(path: Path, architecture: Architecture, weights: Weights, found: Statistics, shape: tuple[int, int]) -> None:
     """Write a `.keras` file for users: images of 0-255, shape (n, height, width), in; probabilities out.
 
-    The normalisation is in it, so it needs no other file. Equal models give equal bytes.
+    It includes the normalisation, so it needs no other file. Equal models give equal bytes.
     """
     tensorflow()
     import keras
@@ -178,7 +178,7 @@ def export(path: Path, architecture: Architecture, weights: Weights, found: Stat
         [
             keras.Input(shape, dtype="float32", name="pixels"),
             keras.layers.Flatten(dtype="float32", name="flatten"),
-            # A number per pixel belongs to the weights: as text, in the configuration, it takes thirty times as much.
+            # A number per pixel belongs in the weights: as text in the configuration, it takes thirty times the space.
             keras.layers.EinsumDense(
                 "ab,b->ab",
                 architecture.inputs,
@@ -202,14 +202,14 @@ def export(path: Path, architecture: Architecture, weights: Weights, found: Stat
 
 @contextmanager
 def without_copy_warning() -> Iterator[None]:
-    """Keep quiet about how Keras 3.15 copies TensorFlow's variables when it saves; NumPy 2 remarks on it."""
+    """Suppress NumPy 2's warning about how Keras 3.15 copies TensorFlow's variables when it saves."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
         yield
 
 
 def save_weights(path: Path, weights: Weights) -> None:
-    """Write weights, always to the same bytes."""
+    """Write weights; equal weights give equal bytes."""
     arrays.write(path, weights)
 
 
@@ -217,7 +217,7 @@ def load_weights(path: Path, architecture: Architecture) -> dict[str, np.ndarray
     """Read the weights of `architecture`.
 
     Raises:
-        DamagedEntry: arrays are missing, not expected, of another shape or type, or not finite.
+        DamagedEntry: arrays are missing, unexpected, of another shape or type, or not finite.
     """
     weights = arrays.read(path, {name: (np.float32, shape) for name, shape in architecture.shapes.items()})
     for name, values in weights.items():
@@ -243,7 +243,7 @@ def load_architecture(path: Path) -> Architecture:
     """Read what `save_architecture` wrote.
 
     Raises:
-        DamagedEntry: it is not the description of such a network.
+        DamagedEntry: the file does not describe such a network.
     """
     try:
         values = read_json(path)
@@ -266,7 +266,7 @@ def _dense(architecture: Architecture, last: str | None) -> Iterator[Any]:
 
     for name, _, units in architecture.layers:
         activation = last if name == "classes" else architecture.activation
-        # The zeros are replaced at once: Keras's own draws would depend on its version.
+        # The zeros are replaced at once: Keras's own initial weights would depend on its version.
         yield keras.layers.Dense(units, activation, kernel_initializer="zeros", dtype="float32", name=name)
 
 
@@ -277,7 +277,7 @@ def _set(model: Any, weights: Weights) -> None:
 
 
 def _without_times(path: Path) -> None:
-    """Rewrite a `.keras` file without the time it was saved, in its members and its metadata."""
+    """Rewrite a `.keras` file without the time it was saved, which is in its members and its metadata."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
     metadata = json.loads(members["metadata.json"])

@@ -19,14 +19,14 @@ class Statistics:
     mean: np.ndarray
     std: float
     pixel_range: tuple[int, int] | None = None
-    """The darkest and the brightest raw pixel, 0-255; None where they were not measured. The file does not have it."""
+    """The darkest and the brightest raw pixel, 0-255; None if not measured. Not saved in the file."""
 
 
 def apply(images: np.ndarray, found: Statistics) -> np.ndarray:
     """Return `images` (uint8, shape (n, height, width)) scaled, centred and divided: float32, shape (n, pixels).
 
-    It is `(((x / 255) - 0.5) * 2 - mean) / std` as one multiplication and one addition (`scale_and_offset`),
-    within 1e-6 of it for a `std` as real images have.
+    Computes `(((x / 255) - 0.5) * 2 - mean) / std` as one multiplication and one addition (`scale_and_offset`), within
+    1e-6 for a `std` typical of real images.
     """
     scale, offset = scale_and_offset(found)
     pixels: np.ndarray = np.multiply(images.reshape(len(images), -1), scale, dtype=np.float32)
@@ -35,7 +35,7 @@ def apply(images: np.ndarray, found: Statistics) -> np.ndarray:
 
 
 def scale_and_offset(found: Statistics) -> tuple[np.float32, np.ndarray]:
-    """Return what turns a pixel of 0-255 into a normalised one, `x * scale + offset[pixel]`, as float32."""
+    """Return the float32 factor and offsets that normalise a pixel of 0-255: `x * scale + offset[pixel]`."""
     return np.float32(2 / (255 * found.std)), ((-1 - found.mean) / found.std).astype(np.float32)
 
 
@@ -55,7 +55,7 @@ def read(file: Path, pixels: int) -> Statistics:
 
 
 def write(file: Path, found: Statistics) -> str:
-    """Write statistics, always to the same bytes, and return the digest of the numbers."""
+    """Write statistics and return the digest of the numbers; equal statistics give equal bytes."""
     values = {"mean": found.mean, "std": np.asarray(found.std, np.float64)}
     arrays.write(file, values)
     return arrays.digest(values)

@@ -1,9 +1,9 @@
-"""The rows a training passes over: all of them in memory or, where that is more than it may take, in shards.
+"""The rows that a training passes over: all in memory or, if they exceed the memory budget, in shards.
 
-Every epoch passes over all fitted rows in a random order. In memory, each order is as likely as any other. In shards,
-which rows share a shard is drawn once, uniformly and without regard to their order in the split; each epoch draws the
-order of the shards and that of the rows in each. So each epoch by itself is as random as in memory, also where the
-split is sorted by class; only who shares a shard with whom stays the same. `benchmarks/shuffling.py` measures it.
+Every epoch passes over all fitted rows in a random order. In memory, all orders are equally likely. In shards, each row
+is assigned to a shard once, uniformly and independently of its place in the split; each epoch draws the order of the
+shards and the order of the rows in each. So any single epoch is as random as in memory, even if the split is sorted by
+class; only the assignment to shards stays the same. `benchmarks/shuffling.py` measures the effect.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from tasks.model import network
 from tasks.ui.progress import Progress, advance
 
 SCORED_AT_ONCE = 2048
-"""Rows per call when scoring: bounds the memory that activations take."""
+"""Rows per call when scoring; bounds the memory for activations."""
 
 _COPIES = 4
-"""Of a shard's pixels in memory: the one in training, the next one as it is read and as a tensor, and room to work."""
+"""Copies of a shard's pixels in memory: the current shard, the next as read and as a tensor, and working space."""
 _PROGRESS_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that are in memory at once, and the order to pass over them."""
+    """Rows in memory at the same time, and the order to pass over them."""
 
     images: Any
     """Tensor, uint8 of shape (n, pixels), 0-255."""
     labels: Any
     """Tensor, int32 of shape (n,)."""
     order: np.ndarray
-    """int32, shape (rows to pass over,): indices into the two."""
+    """int32, shape (rows to pass over,): indices into `images` and `labels`."""
 
 
 class Rows(Protocol):
@@ -53,31 +53,31 @@ class Rows(Protocol):
 
     @property
     def lengths(self) -> set[int]:
-        """How many rows a window passes over: one number, or two where the last shard is shorter."""
+        """How many rows a window passes over: one number, or two if the last shard is shorter."""
 
     def windows(self, epoch: int) -> Iterator[Window]:
-        """Yield all fitted rows in the order of epoch `epoch` (from 1), as few windows as fit in memory.
+        """Yield all fitted rows in the order of epoch `epoch` (from 1), in as few windows as memory allows.
 
-        It depends on nothing but the seed, so a resumed training goes on exactly as an unbroken one. Each window
-        but one has a multiple of the batch size.
+        The order depends only on the seed and the epoch, so a resumed training gives the same result as an
+        uninterrupted one. All windows but one have a multiple of the batch size.
         """
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
-        """Yield the rows from `start` to before `stop`, tensors as in `Window`."""
+        """Yield the rows from `start` up to, not including, `stop`, as tensors like those of `Window`."""
 
 
 @contextmanager
 def opened(dataset: str, split: Split, config: TrainingConfig, held: np.ndarray, folder: Path) -> Iterator[Rows]:
-    """Return the rows of `split`, ready to train on, while the block lasts.
+    """Open the rows of `split` for training, for the duration of the block.
 
     Args:
         held: whether each row is held out, bool of shape (rows,); an epoch passes over the others.
-        folder: where there is room for a nameless file of their pixels, if they do not fit in memory.
+        folder: for an unnamed temporary file of the pixels, if they do not fit in memory.
 
     Raises:
         TrainingFailed: not even one batch fits in the memory allowed.
         DamagedEntry: the split cannot be read.
-        OSError: there is no room for the file.
+        OSError: there is no space for the file.
     """
     fitted = split.rows - int(held.sum())
     size = rows_at_once(dataset, split, config, fitted)
@@ -89,7 +89,7 @@ def opened(dataset: str, split: Split, config: TrainingConfig, held: np.ndarray,
 
 
 def rows_at_once(dataset: str, split: Split, config: TrainingConfig, fitted: int) -> int:
-    """Return how many rows a window has at most: all of the split, or a multiple of the batch size.
+    """Return the maximum number of rows in a window: all of the split, or a multiple of the batch size.
 
     Raises:
         TrainingFailed: not even one batch fits in the memory allowed.
@@ -108,12 +108,12 @@ def rows_at_once(dataset: str, split: Split, config: TrainingConfig, fitted: int
 
 
 class InMemory:
-    """All rows of a split.
+    """All rows of a split, in memory.
 
     Args:
-        images: uint8 of shape (rows, pixels), 0-255; those held out come last.
+        images: uint8 of shape (rows, pixels), 0-255; held-out rows come last.
         labels: uint8 of shape (rows,).
-        fitted: how many of them, from the first on, an epoch passes over.
+        fitted: how many of the rows, from the first, an epoch passes over.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, fitted: int, seed: int) -> None:
@@ -138,11 +138,11 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Shards:
-    """Which shard each fitted row is in."""
+    """The assignment of fitted rows to shards."""
 
     rows: int
     size: int
-    """Rows of each shard but the last, which has what is left."""
+    """Rows of each shard but the last, which has the remaining rows."""
     seed: int
 
     @property
@@ -150,12 +150,12 @@ class Shards:
         return math.ceil(self.rows / self.size)
 
     def length(self, shard: int) -> int:
-        """Return the rows of a shard."""
+        """Return the number of rows of a shard."""
         return min(self.size, self.rows - shard * self.size)
 
     def assigned(self) -> np.ndarray:
-        """Return the shard of each row, int32 of shape (rows,): each assignment is as likely as any other."""
-        # The fourth number keeps this stream apart from those of the initial weights.
+        """Return the shard of each row, int32 of shape (rows,); all assignments are equally likely."""
+        # The fourth number keeps this stream separate from those of the initial weights.
         random = np.random.Generator(np.random.PCG64([self.seed, 0, 0, 1]))
         places = np.arange(self.rows, dtype=np.int32)
         random.shuffle(places)
@@ -167,15 +167,15 @@ class Shards:
 
     def order_within(self, epoch: int, shard: int) -> np.ndarray:
         """Return the order of the rows of a shard in an epoch, int32."""
-        # The third number keeps it apart from the order of the shards, which has none, or 0.
+        # The third number keeps this stream separate from the order of the shards, which has none, or 0.
         random = np.random.Generator(np.random.PCG64([self.seed, epoch, 1 + shard]))
         return random.permutation(self.length(shard)).astype(np.int32)
 
 
 class InShards:
-    """The rows of a split in a file: the fitted ones dealt out to shards, then those held out.
+    """The rows of a split in a file: the fitted rows, divided into shards, then the held-out rows.
 
-    One shard is in memory, the next one on its way.
+    One shard is in memory while the next is prefetched.
     """
 
     def __init__(self, split: Split, held: np.ndarray, shards: Shards, file: IO[bytes]) -> None:
@@ -190,7 +190,7 @@ class InShards:
         return {self._shards.length(shard) for shard in range(self._shards.count)}
 
     def windows(self, epoch: int) -> Iterator[Window]:
-        """Yield the shards one after the other: see `Rows`."""
+        """Yield the shards one by one: see `Rows`."""
         yield from ahead((self._window(epoch, shard) for shard in self._shards.order(epoch)), most=1)
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
@@ -199,7 +199,7 @@ class InShards:
         yield from ahead(_tensors(*self._read(first, min(first + SCORED_AT_ONCE, stop))) for first in firsts)
 
     def _deal(self, held: np.ndarray) -> None:
-        """Write each row to its place: a shard's, or, as one more after these, that of the rows held out."""
+        """Write each row into its shard; the held-out rows form one more shard after the others."""
         count, size = self._shards.count, self._shards.size
         places = np.full(self._split.rows, count, np.int32)
         places[~held] = self._shards.assigned()

@@ -1,1 +1,1 @@
-"""The report of a run: one module per section, put together by `document.build`."""
+"""The report of a run: one module per section, assembled by `document.build`."""

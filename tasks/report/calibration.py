@@ -1,7 +1,7 @@
-"""Whether the model is right as often as its probabilities say.
+"""Measure whether the model is right as often as its probabilities predict.
 
 Source: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger 2017: On Calibration of Modern Neural Networks, ICML, PMLR 70,
-1321-1330: bins of equal width over the probability of the answer, 15 of them.
+1321-1330: 15 bins of equal width over the probability of the predicted class.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ def calibration(sure: np.ndarray | None, right: np.ndarray | None) -> dict[str, 
     """Return the calibration curve and the expected calibration error.
 
     Args:
-        sure: what the model gave its answers, shape (rows,), 0-1.
-        right: bool of the same shape.
+        sure: probabilities of the predicted classes, shape (rows,), 0-1.
+        right: whether each prediction is right, bool of the same shape.
 
     Returns:
-        `ece`, the mean over all rows of how far accuracy and confidence of their bin are apart, in [0, 1]; `bins`
-        without the empty ones, each (low, high]; `sentence`. None where there is nothing to count.
+        `ece`, the mean over all rows of the difference between accuracy and confidence of their bin, in [0, 1]; `bins`
+        without the empty ones, each (low, high]; `sentence`. None if there are no rows.
     """
     if sure is None or right is None or len(sure) != len(right) or not len(sure) or not np.isfinite(sure).all():
         return None
-    # Rounding leaves probabilities a hair above 1.
+    # Rounding can leave probabilities slightly above 1.
     place = np.clip(np.ceil(sure.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
     bins, error = [], 0.0
     for number in range(BINS):

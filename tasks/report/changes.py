@@ -15,9 +15,9 @@ _ABOUT_DATA = ("decode", "validate")
 
 
 def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
-    """Return the champion before the run, and each difference to what that was made from as old and new.
+    """Return the champion before the run, and each difference from its inputs as old and new value.
 
-    Only steps that both runs came to are compared. Values are texts, numbers, lists or null where there is none.
+    Only steps that both runs reached are compared. Values are strings, numbers, lists, or null if there is none.
     """
     champion = evidence.champion
     if champion is None:
@@ -36,13 +36,13 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
 
 
 def run_differences(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> list[Difference]:
-    """Return what differs between what two runs were made from, by `PARTS`.
+    """Return the differences between the inputs of two runs, by `PARTS`.
 
-    Only steps that both runs came to, and that can be read of both, are compared.
+    Only steps that both runs reached, and that can be read for both, are compared.
     """
     both = sorted(old[1].keys() & new[1].keys())
     first, second = (_parts(run, {name: made[name] for name in both}) for run, made in (old, new))
-    # A run that came less far, or of an older version, says nothing about what it does not know.
+    # A run that ended earlier, or of an older version, has no such values to compare.
     for part in ("data", "environment"):
         known = first[part].keys() & second[part].keys()
         first[part], second[part] = ({name: values[part][name] for name in known} for values in (first, second))
@@ -84,7 +84,7 @@ def _split(split: Split) -> dict[str, Any]:
 
 
 def _contract(made: Made) -> dict[str, Any]:
-    """Return what the manifest allows of the data: the parameters of the steps about it."""
+    """Return the manifest's requirements on the data: the parameters of the steps that check it."""
     values: dict[str, Any] = {}
     for origin in made.values():
         if origin.step in _ABOUT_DATA:
@@ -93,7 +93,7 @@ def _contract(made: Made) -> dict[str, Any]:
 
 
 def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, Any]:
-    """Return the values of all steps by name; where steps have several, all of them."""
+    """Return the values of all steps by name; if steps differ, all of their values."""
     merged: dict[str, set[str]] = {}
     for part in parts:
         for name, value in part.items():

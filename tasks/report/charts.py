@@ -1,4 +1,4 @@
-"""The charts of a report, as values to be drawn by `figures`."""
+"""The charts of a report, as values for `figures` to draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.report.rendering import number, percent
 
 
 def charts(values: Mapping[str, Any]) -> list[Chart]:
-    """Return every chart that the content of a report has values for."""
+    """Return every chart for which the content of a report has values."""
     found = _training(values["training"]) if values["training"] else []
     if values["test"] and values["test"]["calibration"]:
         found.append(_calibration(values["test"]["calibration"]))

@@ -11,7 +11,7 @@ from tasks.report.phrases import class_name, counted
 
 
 def checks(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
-    """Return every check with the labels of its rows, failing and critical ones first; None if none was made."""
+    """Return every check with the labels of its rows, failed and critical ones first; None if there are no checks."""
     validation = run.validation
     if not validation:
         return None
@@ -24,7 +24,7 @@ def checks(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _labels(run: RunRecord, check: Check, evidence: Evidence) -> list[str]:
-    """Return what the offending rows are labelled as; empty where that is not known of all."""
+    """Return the labels of the offending rows; empty unless all are known."""
     labels = evidence.labels.get(check.table)
     if labels is None or any(not 0 <= row < len(labels) for row in check.rows):
         return []

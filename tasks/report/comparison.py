@@ -1,4 +1,4 @@
-"""Two runs beside each other: what they were made from, how they score, and which test images they answer otherwise."""
+"""Compare two runs: their inputs, their scores, and the test images on which their predictions differ."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tasks.report.phrases import class_name
 
 KINDS = ("right_to_wrong", "wrong_to_right")
 MOST_PICTURED = 25
-"""Images of a picture."""
+"""Maximum number of images in a picture."""
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """Of both models to the same test images: integers of shape (rows,)."""
+    """The predictions of both models for the same test images: integers of shape (rows,)."""
 
     labels: np.ndarray
     a: np.ndarray
@@ -32,12 +32,12 @@ class _Answers:
 
 
 def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
-    """Return what differs between two runs of a data set, as JSON values.
+    """Return the differences between two runs of a data set, as JSON values.
 
-    `differences` (part, name, a, b), `accuracy` (by split, only where they differ), `classes` (recall, only where it
-    differs), `paired` (b against a on the same test images, see `storage.records.Paired`), `flips` (images that one of
-    the two has right, by `KINDS`), and `missing`, sentences on what cannot be compared. Parts that cannot be compared
-    are null.
+    `differences` (part, name, a, b), `accuracy` (by split, only if they differ), `classes` (recall, only if it
+    differs), `paired` (b against a on the same test images, see `storage.records.Paired`), `flips` (images that only
+    one of the two gets right, by `KINDS`), and `missing`, sentences on what cannot be compared. Parts that cannot be
+    compared are null.
     """
     both, reason = _answers(a, b)
     changed = run_differences((a, made_from(store, a)), (b, made_from(store, b)))
@@ -57,14 +57,14 @@ def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
 
 
 def pictured(flips: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return up to 25 of the flipped images, of both kinds where there are both, in the order of `KINDS`."""
+    """Return up to 25 of the flipped images, of both kinds if both occur, in the order of `KINDS`."""
     lost, gained = (flips[kind]["rows"] for kind in KINDS)
     first = lost[: max((MOST_PICTURED + 1) // 2, MOST_PICTURED - len(gained))]
     return [*first, *gained[: MOST_PICTURED - len(first)]]
 
 
 def images(a: RunRecord, b: RunRecord, rows: list[int]) -> np.ndarray:
-    """Return test images of two runs that were tested on the same ones, uint8 of shape (rows, height, width)."""
+    """Return test images of two runs with the same test split, uint8 of shape (rows, height, width)."""
     test = b.test or a.test
     if test is None:
         raise ValueError("expected runs whose test images are in the store")
@@ -72,7 +72,7 @@ def images(a: RunRecord, b: RunRecord, rows: list[int]) -> np.ndarray:
 
 
 def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
-    """Return the answers of both runs to the same images, or why there are none to compare."""
+    """Return the predictions of both runs for the same images, or the reason why they cannot be compared."""
     first, second, test = a.evaluation, b.evaluation, b.test or a.test
     if first is None or second is None:
         return None, "without the answers of both models they cannot be compared image by image"
@@ -140,7 +140,7 @@ def _flip(run: RunRecord, both: _Answers, row: int) -> dict[str, Any]:
 
 
 def _missing(runs: Sequence[RunRecord]) -> list[str]:
-    """Say of each run what cannot be read any more, and how it ended where that was early."""
+    """Return sentences on the results of each run that can no longer be read, and on how it ended if it ended early."""
     sentences = []
     for run in dict.fromkeys(run.id for run in runs):
         record = next(r for r in runs if r.id == run)

@@ -1,4 +1,4 @@
-"""Pictures that stand alone, as PNG or SVG: images side by side, each with lines of text below it."""
+"""Draw standalone pictures, as PNG or SVG: images side by side, each with lines of text below it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 Kind = Literal["png", "svg"]
 
 _SIDE, _FONT, _LINE, _GAP = 112, 15, 19, 18
-"""Pixels: of an image about, of the font, of a line of text, between two images."""
+"""Sizes in pixels: approximate side of an image, font, line of text, gap between two images."""
 _INK = 0x1F
 _LONGEST = 60
 
 
 def columns_for(count: int) -> int:
-    """Return how many images to put side by side: five for ten, as many rows as give a wide picture else."""
+    """Return how many images to put side by side: five for ten images, otherwise as many as make a wide picture."""
     return min(count, max(5, math.ceil(math.sqrt(2.5 * count))))
 
 
@@ -35,8 +35,8 @@ def draw(images: np.ndarray, captions: Sequence[Sequence[str]], kind: Kind) -> b
 
     Args:
         images: in the order of the picture, row by row.
-        captions: lines of text for each, any characters; what is too long is cut.
-        kind: PNG, for anything; SVG, where the text stays text.
+        captions: lines of text for each image, with any characters; long lines are cut.
+        kind: PNG, for any use; SVG, which keeps text as text.
     """
     columns = columns_for(len(images))
     shown = [[_plain(line) for line in lines] for lines in captions]
@@ -45,12 +45,12 @@ def draw(images: np.ndarray, captions: Sequence[Sequence[str]], kind: Kind) -> b
 
 
 def _plain(text: str) -> str:
-    """Leave out what XML cannot hold and what would disturb the picture."""
+    """Remove characters that XML cannot hold or that would disturb the picture."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text[:_LONGEST])
 
 
 def _png(sheet: Sheet, captions: Sequence[Sequence[str]]) -> bytes:
-    # The font that comes with Matplotlib: the same on every machine, Latin, Greek, Cyrillic and more.
+    # The font bundled with Matplotlib: the same on every machine, with Latin, Greek, Cyrillic and more.
     import matplotlib as mpl
     from PIL import Image, ImageDraw, ImageFont
 

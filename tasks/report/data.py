@@ -1,4 +1,4 @@
-"""The data: how much there is of each class, what it looks like, where it comes from."""
+"""The data: the number of rows per class, example images, and the sources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _class_counts(run: RunRecord, split: Split, evidence: Evidence) -> Sequence[int] | None:
-    """Return rows per class: as validation counted them, else as the labels say."""
+    """Return rows per class, as counted by validation or, failing that, from the labels."""
     if run.validation and split.name in run.validation.class_counts:
         return run.validation.class_counts[split.name]
     labels = evidence.labels.get(split.name)
@@ -65,7 +65,7 @@ def _classes(
 
 
 def _labels(run: RunRecord) -> str:
-    """Say which values the label files have for the classes, where they are not 0, 1, 2, …"""
+    """Return a sentence on the values of the classes in the label files, if they are not 0, 1, 2, …"""
     labels = run.facts.labels if run.facts else ()
     if not labels:
         return ""

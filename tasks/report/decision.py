@@ -1,4 +1,4 @@
-"""The decision: the rules that were applied, and the paired test against the champion on the same test images."""
+"""The decision: the rules applied, and the paired test against the champion on the same test images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.report.phrases import counted, sentence
 
 
 def decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
-    """Return the decision of a run with its paired test; None if it did not come that far."""
+    """Return the decision of a run with its paired test; None if the run did not reach it."""
     found = run.decision
     if not found:
         return None
@@ -19,7 +19,7 @@ def decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         **to_json(found),
         "sentence": _rules(run),
         "reason": sentence(found.sentence),
-        # As the ledger keeps them, so that a report made again is the same to the byte.
+        # Sorted as in the ledger, so that a rebuilt report is byte for byte the same.
         "limits": dict(sorted(found.limits.items())),
         "champion_accuracy": score.accuracy if score else None,
         "comparison": _comparison(found.paired) if found.paired else "",
@@ -50,7 +50,7 @@ def _comparison(paired: Paired) -> str:
 
 
 def _looks(looks: int) -> str:
-    """Return how often a test split has decided; empty for a decision that did not count."""
+    """Return how often the test split has been used to decide; empty for a decision that did not count."""
     if not looks:
         return ""
     if looks == 1:

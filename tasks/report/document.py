@@ -1,7 +1,7 @@
-"""The whole report of a run: its content as plain values, and its three looks. `docs/report.md` describes the content.
+"""The complete report of a run: its content as plain values (see `docs/report.md`), and its three formats.
 
-`build` needs nothing but the registry of a store and the record of a run, which `past_runs.find` makes again from the
-ledger. It imports neither TensorFlow nor Keras, so the report of any run can be made again at any time.
+`build` needs only the registry of a store and the record of a run, which `past_runs.find` rebuilds from the ledger. It
+imports neither TensorFlow nor Keras, so the report of any run can be rebuilt at any time.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from tasks.report.trend import trend
 from tasks.report.verdict import verdict
 
 SCHEMA = 2
-"""Of `report.json`; raised when a field changes its meaning or goes away."""
+"""Schema version of `report.json`; incremented when a field changes its meaning or is removed."""
 _REACHED = ("data", "checks", "training", "test", "decision")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A report: what it says, and what it shows."""
+    """A report: its content and its pictures."""
 
     values: dict[str, Any]
-    """The content, JSON values only: `docs/report.md`."""
+    """The content, JSON values only; see `docs/report.md`."""
     pictures: Pictures
 
     def html(self) -> str:
@@ -54,22 +54,22 @@ class Document:
         return json.dumps(self.values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def markdown(self, place: str = "") -> str:
-        """Return it in short, as Markdown below `rendering.MAX_MARKDOWN_BYTES`; `place` says where the HTML is."""
+        """Return a short Markdown form, below `rendering.MAX_MARKDOWN_BYTES`; `place` says where the HTML is."""
         return rendering.markdown(self.values, self.pictures, place)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the scores per class as rows of texts and counts, worst recall first; empty without a test."""
+        """Return the scores per class as rows of strings and counts, worst recall first; empty without a test."""
         return rendering.metrics(self.values)
 
 
 def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | None = None) -> Document:
-    """Return the report of the run `record`, from it and the entries, registry and ledger of `store`.
+    """Build the report of a run from its record and from the entries, registry and ledger of its store.
 
-    What is damaged or gone is left out, with a warning in the log. The same record and store give the same document,
-    while nothing is taken out of the store.
+    Damaged or missing evidence is left out, with a warning in the log. The same record and store give the same
+    document, as long as nothing is removed from the store.
 
     Args:
-        record: of the run, as the flow has it, or `past_runs.find(registry, run)`.
+        record: of the run, as the flow has it, or from `past_runs.find(registry, run)`.
         folders: names for folders of the machine that texts may mention, besides the store and the home folder.
     """
     roots = {str(registry.store.root): "store", **(folders or {}), os.path.expanduser("~"): "~"}  # noqa: PTH111
@@ -79,7 +79,7 @@ def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | No
 
 
 def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
-    """Return what the report of `run` says; every text of it should have gone through `sharing` before."""
+    """Return the content of the report of `run`; pass every text of it through `sanitize` first."""
     sections = {
         "changes": changes(run, evidence),
         "data": data(run, evidence),
@@ -110,7 +110,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
 
 
 def _by_folder(run: RunRecord) -> RunRecord:
-    """Return `run` with the folder instead of the path as source of an archive: its name is said apart."""
+    """Return `run` with the folder, not the path, as an archive's source: the report names the file separately."""
     archives = (
         dataclasses.replace(archive, source=str(Path(archive.source).parent))
         if archive.source.startswith("/")
@@ -121,7 +121,7 @@ def _by_folder(run: RunRecord) -> RunRecord:
 
 
 def _shareable(evidence: Evidence, roots: Mapping[str, str]) -> Evidence:
-    """Return `evidence` with every text that is shown made fit to be shown to anyone."""
+    """Return `evidence` with every displayed text made safe to show to anyone."""
     return dataclasses.replace(
         evidence,
         champion=sanitize.shareable(evidence.champion, roots) if evidence.champion else None,

@@ -46,7 +46,7 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def unseen(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the score on the test images that are not in the training split; None where all or none of them are."""
+    """Return the score on the test images that are not in the training split; None if all or none of them are."""
     leaked, right = evidence.leaked, evidence.right
     if leaked is None or right is None or len(leaked) != len(right) or leaked.all():
         return None
@@ -56,11 +56,11 @@ def unseen(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def leaked(run: RunRecord, evidence: Evidence) -> int | None:
-    """Return how many test images are in the training split too; None where that is not known."""
+    """Return how many test images are also in the training split; None if unknown."""
     if evidence.leaked is not None:
         return int(evidence.leaked.sum())
     checks = [check for check in run.validation.checks if check.column == "leaked"] if run.validation else []
-    # The check names rows wherever there are any, also where its limit allows them.
+    # The check names the rows even if its limit allows them.
     return 0 if checks and not any(check.rows for check in checks) else None
 
 
@@ -97,7 +97,7 @@ def _class_score(score: ClassScore, before: Mapping[int, ClassScore]) -> dict[st
 
 
 def _confusion_change(run: RunRecord) -> list[list[int]]:
-    """Return how many more rows of each kind there are than with the champion; empty without one to compare with."""
+    """Return the confusion matrix minus the champion's; empty without a champion to compare with."""
     ours, theirs = run.evaluation, run.champion_evaluation
     if not ours or not theirs or len(ours.confusion) != len(theirs.confusion):
         return []

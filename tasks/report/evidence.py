@@ -1,4 +1,4 @@
-"""What a report reads beyond the record of its run. What is damaged or gone is left out with a warning."""
+"""Gather what a report needs beyond the record of its run, leaving out damaged or missing parts with a warning."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 MAX_PAST = 29
-"""Runs before this one that the trend shows."""
+"""Maximum number of earlier runs in the trend."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What the result of a step was made from: `Plan.made_from`."""
+    """The inputs of a step's result: `Plan.made_from`."""
 
     step: str
     inputs: Mapping[str, str]
@@ -47,12 +47,12 @@ class Origin:
 
 
 Made = Mapping[str, Origin]
-"""What each step of a run was made from, by its name."""
+"""The inputs of each step of a run, by the step's name."""
 
 
 @dataclass(frozen=True)
 class ChampionSnapshot:
-    """The model that was in use before the run, and what it was made from."""
+    """The model in use before the run, and its inputs."""
 
     number: int
     run: RunRecord
@@ -61,7 +61,7 @@ class ChampionSnapshot:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report reads beyond the record. Empty or None where there is nothing, or it cannot be read."""
+    """The evidence of a report beyond the run's record. Empty or None if missing or unreadable."""
 
     history: tuple[Epoch, ...] = ()
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -69,22 +69,22 @@ class Evidence:
     probability: np.ndarray | None = None
     """float32, shape (test rows, classes)."""
     predicted: np.ndarray | None = None
-    """uint8, shape (test rows,): the class that the model names."""
+    """uint8, shape (test rows,): the predicted classes."""
     champion_predicted: np.ndarray | None = None
     leaked: np.ndarray | None = None
-    """Whether each test image is in the training split too, bool of shape (test rows,); None where none is."""
+    """Whether each test image is also in the training split, bool of shape (test rows,); None if none is."""
     measures: Measures | None = None
-    """Of the test images."""
+    """Measures of the test images."""
     held_out: np.ndarray | None = None
     """Whether each training row was held out, bool of shape (rows,)."""
     training_ink: np.ndarray | None = None
-    """Of the training images, see `measures.Measures`, as float32."""
+    """Ink of the training images, see `measures.Measures`, as float32."""
     means: Mapping[int, np.ndarray] = field(default_factory=dict)
     """The mean training image of each class that has images, by label, see `measures.class_means`."""
     past: tuple[Mapping[str, Any], ...] = ()
-    """The last runs that were in the ledger before this one, oldest first, as many as the trend shows."""
+    """The last runs in the ledger before this one, oldest first, as many as the trend shows."""
     by_hand: tuple[str, ...] = ()
-    """What was done to the champion by hand since the run before this one, oldest first."""
+    """Manual changes of the champion since the previous run, oldest first."""
     made: Made = field(default_factory=dict)
     champion: ChampionSnapshot | None = None
     code: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Evidence:
 
     @property
     def right(self) -> np.ndarray | None:
-        """Whether each test row was named correctly, bool of shape (rows,)."""
+        """Whether each test row was predicted correctly, bool of shape (rows,)."""
         labels = self.labels.get("test")
         if labels is None or self.predicted is None or len(labels) != len(self.predicted):
             return None
@@ -101,7 +101,7 @@ class Evidence:
 
     @property
     def sure(self) -> np.ndarray | None:
-        """What the model gave its answers, float32 of shape (test rows,)."""
+        """The probabilities of the predicted classes, float32 of shape (test rows,)."""
         rows = 0 if self.predicted is None else len(self.predicted)
         if self.probability is None or self.predicted is None or len(self.probability) != rows:
             return None
@@ -110,7 +110,7 @@ class Evidence:
 
 
 def gather(registry: Registry, run: RunRecord) -> Evidence:
-    """Read what the report of `run` shows besides its record, from the store, the registry and the ledger."""
+    """Read the evidence for the report of `run` from the store, the registry and the ledger."""
     labels: dict[str, np.ndarray] = {
         split.name: values
         for split in (run.train, run.test)
@@ -140,7 +140,7 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
 
 
 def readable(read: Callable[[S], T], source: S) -> T | None:
-    """Return what `read` finds, or None: nothing that is damaged or gone keeps a report from being written."""
+    """Return the result of `read`, or None if it fails: damaged or missing data must not prevent a report."""
     try:
         if isinstance(source, Path):
             check_regular(source)
@@ -151,7 +151,7 @@ def readable(read: Callable[[S], T], source: S) -> T | None:
 
 
 def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
-    """Return what each step of a run was made from, by its name; the champion's own score is not of the run."""
+    """Return the inputs of each step of a run, by its name, without the scoring of the champion."""
     origins = {}
     for step in run.steps:
         if step.key and not step.of and (made := _made_from(store, run.dataset, step)):
@@ -160,10 +160,10 @@ def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
 
 
 def champion_before(registry: Registry, run: RunRecord) -> ChampionSnapshot | None:
-    """Return the champion that `run` met, with what it was made from; None before the first promotion.
+    """Return the champion that `run` was compared with, and its inputs; None before the first promotion.
 
     Raises:
-        StoreError: the version is not there.
+        StoreError: the version is missing.
         DamagedEntry: the registry or the ledger cannot be read.
     """
     number = run.decision.previous if run.decision else _champion_met(registry, run)
@@ -175,13 +175,13 @@ def champion_before(registry: Registry, run: RunRecord) -> ChampionSnapshot | No
 
 
 def by_hand(registry: Registry, run: str) -> tuple[str, ...]:
-    """Return what was done to the champion by hand between the last run that published a report and `run`.
+    """Return the manual changes of the champion between the last run that published a report and `run`.
 
     Raises:
         DamagedEntry: the registry or the ledger cannot be read.
     """
     ledger = registry.ledger
-    # Their order tells, not their times: clocks can be wrong. A run that decided nothing new has no decision.
+    # Go by their order, not their times: clocks can be wrong. A run that decided nothing new has no decision.
     until = ledger.place_of("decisions", run) or ledger.place_of("runs", run)
     moved = [turn for turn in registry.outline() if turn.by_hand and turn.took_effect]
     moved = [turn for turn in moved if until is None or place(turn.record) < until]
@@ -193,7 +193,7 @@ def by_hand(registry: Registry, run: str) -> tuple[str, ...]:
 
 
 def _last_published(ledger: Ledger, run: str) -> Place | None:
-    """Return where the last run before `run` is in the ledger that published a report, if there is one."""
+    """Return the place in the ledger of the last run before `run` that published a report, if any."""
     end = ledger.place_of("runs", run)
     for name in reversed(ledger.names("runs")):
         if end is None or place(name) < end:
@@ -204,7 +204,7 @@ def _last_published(ledger: Ledger, run: str) -> Place | None:
 
 
 def _past(ledger: Ledger, run: str) -> tuple[Mapping[str, Any], ...]:
-    """Return the last records that were in the ledger before `run`, oldest first."""
+    """Return the last records in the ledger before `run`, oldest first."""
     newest = ledger.newest("runs", ledger.place_of("runs", run))
     return tuple(islice(newest, MAX_PAST))[::-1]
 
@@ -218,12 +218,12 @@ def _made_from(store: Store, dataset: str, step: Step) -> Origin | None:
 
 
 def _champion_met(registry: Registry, run: RunRecord) -> int | None:
-    """Return the champion there was when a run began that did not come to a decision."""
+    """Return the champion at the start of a run that did not reach a decision."""
     end, record = registry.ledger.place_of("runs", run.id), registry.ledger.find("runs", run.id)
     began = datetime.fromisoformat(run.started)
     ended = datetime.fromisoformat(record["time"]) if record else datetime.now(UTC)
     for turn in reversed(registry.outline()):
-        # What was decided while it ran does not count; a time that was still to come then is that of a wrong clock.
+        # A decision made while it ran does not count; a decision with a later time came from a wrong clock.
         if turn.took_effect and (end is None or place(turn.record) < end) and not began < turn.time <= ended:
             return turn.after
     return None
@@ -250,7 +250,7 @@ def _history(path: Path) -> tuple[Epoch, ...]:
 
 
 def answers(path: Path | None) -> dict[str, np.ndarray]:
-    """Return `predicted` and `probability` of an evaluation's file; empty where it cannot be read."""
+    """Return `predicted` and `probability` of an evaluation's file; empty if it cannot be read."""
     return (readable(_arrays, path) or {}) if path else {}
 
 
@@ -271,7 +271,7 @@ def _measures(run: RunRecord) -> Measures | None:
 
 
 def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
-    """Return the mean pixel of each image of a split, as its validation measured it; else it is measured now."""
+    """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     if split is None:
         return None
     kept = None
@@ -281,7 +281,7 @@ def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
-    """Return the mean training image of each class that has images, as validation measured it; else measured now."""
+    """Return the mean training image of each class with images, as measured by validation or, failing that, now."""
     train, validation = run.train, run.validation
     if train is None:
         return {}
@@ -297,7 +297,7 @@ def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
 
 def _leaked(run: RunRecord) -> np.ndarray | None:
     validation = run.validation
-    # A check names rows also where its limit allows them.
+    # A check names rows even if its limit allows them.
     if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
         return None
     return readable(lambda path: _of_summary(path, "test", "leaked") == 1, validation.summary)
@@ -313,7 +313,7 @@ def _held_out(run: RunRecord) -> np.ndarray | None:
     train, made = run.train, run.normalization
     if not train or not made or not run.model:
         return None
-    # Entries of earlier versions have no choice: those held out were the last ones.
+    # Entries of earlier versions have no choice: they held out the last rows.
     if not made.held_out.exists():
         return holdout.tail(train.rows, run.model.validation_rows)
     return readable(lambda file: holdout.read(file, train.rows), made.held_out)

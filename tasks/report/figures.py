@@ -1,4 +1,4 @@
-"""The pictures of the report: sheets of small images as PNG, curves as SVG. Arrays in, bytes and texts out.
+"""Draw the pictures of the report: sheets of small images as PNG, curves as SVG. Arrays in, bytes and text out.
 
 The same arrays give the same bytes: no dates, no random identifiers. Curves take the colour of the text around
 them (`currentColor`) and of the CSS variables `--training` and `--held-out`, so they follow light and dark.
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_SIDE = 64
-"""Pixels; larger images are made smaller."""
+"""Maximum side of an image in pixels; larger images are reduced."""
 MAX_POINTS = 300
-"""Of a curve; more epochs are thinned out."""
+"""Maximum points of a curve; longer curves are thinned out."""
 GREYS = 16
-"""Levels of the sheets: four bits a pixel, so that a page of them stays small."""
+"""Grey levels of the sheets: four bits per pixel keep the page small."""
 
 _TARGET_SIDE = 64
 _FEW_POINTS = 30
@@ -44,7 +44,7 @@ class Sheet:
     count: int
     columns: int
     height: int
-    """Of one image in the PNG, in pixels."""
+    """Height of one image in the PNG, in pixels."""
     width: int
 
     @property
@@ -54,7 +54,7 @@ class Sheet:
 
     @property
     def rows(self) -> int:
-        """Of images on the sheet."""
+        """Rows of images on the sheet."""
         return math.ceil(self.count / self.columns)
 
     @property
@@ -65,18 +65,18 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; None where there is no value."""
+    """One curve; None stands for a missing value."""
 
     name: str
     values: Sequence[float | None]
     held_out: bool = False
-    """In the second colour, dashed."""
+    """Draw it in the second colour, dashed."""
     intervals: Sequence[tuple[float, float] | None] = ()
     """Lower and upper end for each value, drawn as a bar."""
     points: bool = True
-    """Mark the values themselves where they are few."""
+    """Mark the values themselves if they are few."""
     joined: bool = True
-    """Join them by a line; else only points."""
+    """Join the values by a line; otherwise draw only points."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Chart:
     x_name: str
     lines: Sequence[Line]
     description: str
-    """What a reader who cannot see it should know."""
+    """Text alternative for readers who cannot see the chart."""
     mark: float | None = None
     """An `x` to mark."""
     mark_name: str = ""
@@ -101,8 +101,8 @@ class Chart:
 def sheet(images: np.ndarray, columns: int = 10, max_side: int = MAX_SIDE) -> Sheet:
     """Put `images` (uint8, shape (n, height, width), n >= 1, any value range) on one sheet.
 
-    Grey levels are stretched from 0 to the highest value of all the images; images with a side
-    of more than `max_side` pixels are made smaller by a whole factor.
+    Grey levels are stretched from 0 to the highest value of all images; images with a side of more than `max_side`
+    pixels are reduced by an integer factor.
     """
     from PIL import Image
 
@@ -125,7 +125,7 @@ def sheet(images: np.ndarray, columns: int = 10, max_side: int = MAX_SIDE) -> Sh
 def captioned(pictures: Sheet, captions: Sequence[Sequence[str]], columns: int) -> str:
     """Return a complete SVG of a sheet's images with the lines of text of `captions` under each.
 
-    For places that show pictures but no HTML. Lines that are too long are cut; markup in them is escaped.
+    For places that show pictures but no HTML. Long lines are cut; markup in them is escaped.
     """
     width, height = pictures.width * pictures.scale, pictures.height * pictures.scale
     cell, line = max(width, 72) + 12, 15
@@ -159,12 +159,12 @@ def chart(drawing: Chart) -> str:
     from matplotlib.figure import Figure
 
     with mpl.rc_context():
-        # Nobody's own settings, so that the same curves look the same everywhere; the hash salt makes
-        # identifiers the same each time; `none` leaves text as text.
+        # Ignore the user's settings, so that the same curves look the same everywhere; the hash salt makes
+        # identifiers reproducible; `none` keeps text as text.
         mpl.rcdefaults()
         mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": drawing.name, "text.color": _TEXT})
         figure = Figure(figsize=_SIZE)
-        # The same margins for all, so that charts above each other line up.
+        # The same margins for all charts, so that stacked charts line up.
         axes = figure.subplots(gridspec_kw=_MARGINS)
         _draw(axes, drawing)
         _dress(axes, drawing)
@@ -175,7 +175,7 @@ def chart(drawing: Chart) -> str:
 
 
 def standalone(svg: str) -> str:
-    """Make what `chart` returns a file of its own: dark text on white, with a size."""
+    """Turn the SVG of `chart` into a standalone file: dark text on white, with a size."""
     width, height = (round(inches * _POINTS * 1.5) for inches in _SIZE)
     sized = svg.replace(
         "<svg ",
@@ -254,7 +254,7 @@ def _draw(axes: Axes, drawing: Chart) -> None:
 
 
 def _dress(axes: Axes, drawing: Chart) -> None:
-    """Take away what is not data, and label what stays."""
+    """Remove everything that is not data, and label the rest."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for side in ("top", "right", "left"):
@@ -265,7 +265,7 @@ def _dress(axes: Axes, drawing: Chart) -> None:
     axes.set_axisbelow(True)
     axes.set_xlabel(drawing.x_name, color=_TEXT, fontsize=9)
     if drawing.from_zero:
-        # Nothing may have taken any time.
+        # All durations may be 0.
         axes.set_ylim(0, axes.dataLim.y1 * 1.15 or 1)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -298,7 +298,7 @@ def _rounded(coordinates: str) -> str:
 
 
 def _embeddable(svg: str, drawing: Chart) -> str:
-    """Leave of a file only the element, with identifiers and styles that cannot clash with others on the page."""
+    """Reduce an SVG file to its element, with identifiers and styles that cannot clash with others on the page."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r"\s*<defs>\s*</defs>", "", body)

@@ -1,4 +1,4 @@
-"""The held-out rows: are they like the fitted ones? If not, they show little about over-fitting."""
+"""The held-out rows: do they resemble the fitted ones? If not, they reveal little about over-fitting."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name
 
 LEAST_P = 0.001
-"""Below this probability, two samples count as different."""
+"""Significance level below which two samples count as different."""
 
 
 def held_out(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
-    """Return how the held-out rows differ from the fitted ones; None if that cannot be told, or none were held out.
+    """Return how the held-out rows differ from the fitted ones; None if unknown or if none were held out.
 
-    `classes_p` is the chance of shares of classes as far apart as these, and `ink_p` of mean ink as far apart, were the
-    rows drawn at random.
+    `classes_p` is the probability of class shares at least this far apart if the rows were drawn at random; `ink_p` is
+    the same for mean ink.
     """
     held, labels = evidence.held_out, evidence.labels.get("train")
     if held is None or labels is None or len(labels) != len(held) or not held.any() or held.all():
@@ -43,7 +43,7 @@ def held_out(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 def homogeneity_p(counts: np.ndarray) -> float:
     """Return the p-value of the chi-square test that both rows of `counts`, shape (2, classes), have the same shares.
 
-    Chi-square is turned into a normal deviate: E. B. Wilson, M. M. Hilferty 1931, The Distribution of Chi-Square,
+    Chi-square is converted to a normal deviate: E. B. Wilson, M. M. Hilferty 1931, The Distribution of Chi-Square,
     Proceedings of the National Academy of Sciences 17, 684-688. 1 for a single class.
     """
     freedom = counts.shape[1] - 1
@@ -56,9 +56,9 @@ def homogeneity_p(counts: np.ndarray) -> float:
 
 
 def means_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the two-sided p-value of equal means of two samples, with the normal distribution for Welch's t.
+    """Return the two-sided p-value of equal means of two samples, with the normal approximation of Welch's t.
 
-    1 where a sample has fewer than 30 values, for which the normal distribution is not near.
+    1 if a sample has fewer than 30 values, too few for the approximation.
     """
     if min(len(first), len(second)) < 30:
         return 1.0

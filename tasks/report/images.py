@@ -1,4 +1,4 @@
-"""The pictures of a report: which images are shown, and what its charts are drawn from."""
+"""Select the images of a report, and prepare its charts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.report.evidence import Evidence, readable
 from tasks.report.rendering import Pictures
 
 MAX_CLASSES = 64
-"""Classes with a picture."""
+"""Maximum number of classes with a picture."""
 MAX_CHECKS = 12
-"""Checks whose rows are pictured."""
+"""Maximum number of checks whose rows are shown."""
 DISAGREEMENTS = ("lost", "gained", "otherwise_wrong")
 
 
@@ -67,7 +67,7 @@ def _offending(checks: Mapping[str, Any] | None) -> dict[int, tuple[str, list[in
 
 
 def _means(classes: Sequence[Mapping[str, Any]], means: Mapping[int, np.ndarray]) -> np.ndarray | None:
-    """Return the mean image of each class that has an example, each stretched to its own full ink."""
+    """Return the mean image of each class that has an example, each stretched to its own full range."""
     wanted = [c["label"] for c in classes if c["example"] is not None][:MAX_CLASSES]
     if not wanted or any(label not in means for label in wanted):
         return None
@@ -78,14 +78,14 @@ def _means(classes: Sequence[Mapping[str, Any]], means: Mapping[int, np.ndarray]
 
 
 def _images(split: Split, wanted: list[int]) -> dict[int, np.ndarray]:
-    """Return the images of the rows that are there, all from one pass over the file."""
+    """Return the images of those wanted rows that exist, in one pass over the file."""
     there = sorted({row for row in wanted if 0 <= row < split.rows})
     found = readable(lambda path: parquet.rows(path, there), split.file) if there else None
     return {} if found is None else dict(zip(there, found, strict=True))
 
 
 def _together(images: Mapping[int, np.ndarray] | None, rows: Sequence[int]) -> np.ndarray | None:
-    """Return the images of `rows`; nothing unless all are there, so that their places agree."""
+    """Return the images of `rows`; None unless all are available, so that their positions match."""
     if not images or not rows or any(row not in images for row in rows):
         return None
     return np.stack([images[row] for row in rows])

@@ -14,7 +14,7 @@ from tasks.report.evidence import Evidence
 
 
 def lineage(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
-    """Return what a run's result was made from and with."""
+    """Return the inputs, code and environment of a run's result."""
     made_with, code = run.environment, {}
     for name, made in evidence.made.items():
         if made.code:
@@ -54,7 +54,7 @@ def _overrides(run: RunRecord) -> dict[str, Any]:
 
 
 def _usual(run: RunRecord) -> dict[str, Any]:
-    """Return the configuration that the profile and the data set give by themselves; empty where it is not known."""
+    """Return the default configuration of the profile and the data set; empty if unknown."""
     if run.profile not in PROFILES or run.facts is None:
         return {}
     own = {} if run.profile == "tutorial" else run.facts.training

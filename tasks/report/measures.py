@@ -1,6 +1,6 @@
-"""What images look like: how much ink they have, how far they lean, and the mean image of each class.
+"""Measure images: how much ink they have, how far they lean, and the mean image of each class.
 
-The validation of a run keeps the ink and the means; they are measured here where there is none, or an old one.
+The validation of a run stores the ink and the means; they are measured here if there is none, or an old one.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
 """As `storage.formats.parquet.blocks` yields them."""
 
 _PIECE_PIXELS = 1 << 20
-"""How many pixels are turned to float32 at a time: 4 MB."""
+"""How many pixels are converted to float32 at a time: 4 MB."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Of each image of a split, in its order."""
+    """Measures of each image of a split, in order."""
 
     ink: np.ndarray
     """float64, shape (rows,): mean pixel value, 0-255."""
     slant: np.ndarray
-    """float64, shape (rows,): degrees, above 0 leaning to the right like `/`; NaN where the ink has no height."""
+    """float64, shape (rows,): degrees, above 0 leaning to the right like `/`; NaN if the ink has no height."""
 
 
 def ink(blocks: Blocks) -> np.ndarray:
@@ -49,7 +49,7 @@ def class_means(blocks: Blocks, classes: int) -> dict[int, np.ndarray]:
     for images, labels in blocks:
         counts += np.bincount(labels, minlength=256)
         for label in np.unique(labels[labels < classes]).tolist():
-            # Whole numbers: a row group has at most some thousand rows of at most 255.
+            # Integers do not overflow: a row group has at most a few thousand rows of at most 255.
             here = np.add.reduce(images[labels == label], axis=0, dtype=np.uint32)
             sums[label] = sums.get(label, 0) + here.astype(np.int64)
     return {label: sums[label] / counts[label] for label in sorted(sums)}
@@ -64,8 +64,8 @@ def _pieces(images: np.ndarray) -> Iterator[np.ndarray]:
 def slants(images: np.ndarray) -> np.ndarray:
     """Return how far each of `images` (uint8, shape (n, height, width)) leans, in degrees, float64 of shape (n,).
 
-    The slope of the ink is its central moment mu11 / mu02, by which handwriting is set upright; the angle is its
-    arctangent, with the sign turned because rows count downwards. NaN where all ink is in one row, or there is none.
+    The slope of the ink is the ratio of central moments mu11 / mu02, used to deskew handwriting; the angle is its
+    arctangent, with the sign reversed because rows count downwards. NaN if all ink is in one row, or there is none.
 
     Source: M.-K. Hu 1962, IRE Transactions on Information Theory 8, 179-187 (moments of images).
     """

@@ -12,15 +12,15 @@ from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name, counted
 
 MOST = 25
-"""Images of each kind of disagreement."""
+"""Maximum number of images of each kind of disagreement."""
 
 
 def mistakes(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     """Return the most confident mistakes and the disagreements with the champion; None if nothing was tested.
 
-    `lost` are rows that the champion has right and the model wrong, `gained` the other way round, `otherwise_wrong`
-    rows that both have wrong, each in its own way; the ones that the model is surest of come first. All three are
-    null where there is no champion's answer to compare with.
+    `lost` are rows that the champion gets right and the model wrong, `gained` the opposite, `otherwise_wrong` rows that
+    both get wrong with different answers; the most confident come first. All three are null if there are no champion's
+    answers to compare with.
     """
     score = run.evaluation
     if not score:

@@ -1,8 +1,8 @@
-"""The record of a run, made again from the ledger and the store: what a report of long ago is built from.
+"""Rebuild the record of a past run from the ledger and the store, to make its report again.
 
-The ledger keeps what a run was asked for, how it ended and the key of each step's result; the results
-themselves are entries of the store. An entry that is gone or damaged is left out, as if the run had not
-come so far; the report says what is missing.
+The ledger keeps the request of a run, its outcome and the key of each step's result; the results themselves are entries
+of the store. A missing or damaged entry is left out, as if the run had not reached that step; the report says what is
+missing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 
 def facts(dataset: Dataset) -> DatasetFacts:
-    """Return what a report shows of a data set's manifest."""
+    """Return the facts from a data set's manifest that a report shows."""
     return DatasetFacts(
         title=dataset.title or dataset.name,
         classes=dataset.classes,
@@ -73,7 +73,7 @@ def facts(dataset: Dataset) -> DatasetFacts:
 
 
 def environment() -> Environment:
-    """Describe this process: versions, system and processor; no names of user or host."""
+    """Describe this process: versions, system and processor, without user or host names."""
     versions = {}
     for package in sorted(PACKAGES):
         try:
@@ -85,7 +85,7 @@ def environment() -> Environment:
 
 
 def for_ledger(run: RunRecord) -> dict[str, Any]:
-    """Return what the ledger must keep of a run, besides its outcome and its steps, to make its report again."""
+    """Return what the ledger must keep of a run, besides its outcome and its steps, to rebuild its report."""
     return {
         "asked_by": run.asked_by,
         "profile": run.profile,
@@ -110,7 +110,7 @@ def find(registry: Registry, run: str) -> RunRecord | None:
 
 
 def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
-    """Return the record of a run from what the ledger has of it (`Ledger.find`) and the store's entries."""
+    """Return the record of a run from its ledger record (`Ledger.find`) and the store's entries."""
     dataset = str(values.get("dataset") or "")
     steps = tuple(step for step in steps_of(values) if step.step != "publish")
 
@@ -146,12 +146,12 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
 
 
 def missing(run: RunRecord) -> list[str]:
-    """Return the steps of a run, in order, whose results it had but that cannot be read from the store any more."""
+    """Return the steps of a run, in order, whose results can no longer be read from the store."""
     return [step.name for step in run.steps if step.key and not _is_there(run, step)]
 
 
 def _is_there(run: RunRecord, step: Step) -> bool:
-    """Whether the record has the result of a step; of a step whose results a report does not need, it always has."""
+    """Tell whether the record has the result of a step; always True if a report does not need that result."""
     if step.step == "fetch":
         return any(archive.role == step.subject for archive in run.archives)
     results = {
@@ -174,7 +174,7 @@ def _entry(store: Store, dataset: str, step: Step, kind: type[R]) -> R | None:
 
 
 def _part(kind: type[Any], values: Any) -> Any:
-    """Return a part of a ledger record; None where another version wrote it in another form."""
+    """Return a part of a ledger record; None if another version wrote it in another form."""
     try:
         return from_json(kind, values) if values else None
     except (TypeError, AttributeError, KeyError, ValueError) as error:
@@ -183,7 +183,7 @@ def _part(kind: type[Any], values: Any) -> Any:
 
 
 def _known_facts(store: Store, dataset: str, steps: Sequence[Step]) -> DatasetFacts | None:
-    """Return the facts of a run whose ledger record has none: from the catalog, else from how it was decoded."""
+    """Return the facts of a run whose ledger record has none: from the catalog, otherwise from its decode step."""
     try:
         return facts(catalog.find(dataset))
     except ConfigError:

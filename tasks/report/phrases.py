@@ -7,7 +7,7 @@ from storage.words import counted as counted
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time span for people."""
+    """Format a duration for display."""
     if seconds is None:
         return "–"
     if seconds < 0.005:
@@ -26,11 +26,11 @@ def sentence(text: str) -> str:
 
 
 def class_names(run: RunRecord) -> tuple[str, ...]:
-    """Return the names of the classes of a run's data set; empty where they are not known."""
+    """Return the names of the classes of a run's data set; empty if unknown."""
     return run.facts.classes if run.facts else ()
 
 
 def class_name(run: RunRecord, label: int) -> str:
-    """Return the name of a class, or the bare label where there is no such class."""
+    """Return the name of a class, or the label itself if there is no such class."""
     names = class_names(run)
     return names[label] if 0 <= label < len(names) else f"label {label}"

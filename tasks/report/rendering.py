@@ -1,7 +1,7 @@
-"""The two looks of a report: a page that needs nothing but itself, and Markdown for the Prefect UI.
+"""Render a report as a self-contained HTML page and as Markdown for the Prefect UI.
 
-`reporting` says what is in them. Every text is escaped for where it goes: by Jinja in HTML, by
-`escaped_markdown` in Markdown. The folder `templates` holds the words around it.
+`tasks.report.document` provides the content. Every text is escaped for its format: by Jinja in HTML, by
+`escaped_markdown` in Markdown. The folder `templates` holds the surrounding text.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ MAX_MARKDOWN_BYTES = 300_000
 _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL_SIDE = 32
 _LONG = 10_000
-"""Characters of a command."""
+"""Maximum characters of a command."""
 _LISTS = ("data", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
-"""The sections that may be missing, as in the report of a run that was cut short."""
+"""The sections that may be missing, as in the report of an interrupted run."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a report shows. Images are uint8 of shape (n, height, width); None where there is nothing to show."""
+    """The pictures of a report. Images are uint8 of shape (n, height, width); None if there is nothing to show."""
 
     examples: np.ndarray | None = None
-    """Of `data.classes` that have an example, in their order, at most 64."""
+    """Images of the `data.classes` that have an example, in order, at most 64."""
     means: np.ndarray | None = None
     """The mean image of the same classes."""
     mistakes: np.ndarray | None = None
-    """Of `mistakes.shown`, in their order."""
+    """Images of `mistakes.shown`, in order."""
     disagreements: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Of `mistakes.lost.shown`, `mistakes.gained.shown` and `mistakes.otherwise_wrong.shown`, by `lost` and so on."""
+    """Images of `shown` in `mistakes.lost`, `mistakes.gained` and `mistakes.otherwise_wrong`, by `lost` and so on."""
     checks: Mapping[int, np.ndarray] = field(default_factory=dict)
-    """Of the offending rows, by position in `checks.checks`."""
+    """Images of the offending rows, by position in `checks.checks`."""
     charts: Mapping[str, str] = field(default_factory=dict)
     """SVG by name: `loss`, `accuracy`, `rate`, `seconds`, `calibration`, `trend`, `duration`."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The same, as the templates take it."""
+    """The pictures in the form that the templates use."""
 
     examples: Sheet | None
     means: Sheet | None
@@ -72,7 +72,7 @@ class Shown:
 
 
 def html(values: dict[str, Any], pictures: Pictures) -> str:
-    """Return the page, below `MAX_HTML_BYTES`: without its pictures if it would be larger with them."""
+    """Return the page, below `MAX_HTML_BYTES`; pictures are left out if they would make it larger."""
     return _within(MAX_HTML_BYTES, "report.html.j2", values, pictures, figures.MAX_SIDE)
 
 
@@ -80,13 +80,13 @@ def markdown(values: dict[str, Any], pictures: Pictures, place: str = "") -> str
     """Return the report as GitHub-flavoured Markdown below `MAX_MARKDOWN_BYTES`, pictures as `data:` addresses.
 
     Args:
-        place: where the HTML is, for people.
+        place: location of the HTML, for display.
     """
     return _within(MAX_MARKDOWN_BYTES, "report.md.j2", {**values, "place": place}, pictures, _SMALL_SIDE)
 
 
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the scores per class as rows of texts and counts, worst recall first; empty without a test."""
+    """Return the scores per class as rows of strings and counts, worst recall first; empty without a test."""
     test = values["test"]
     return [
         {
@@ -102,12 +102,12 @@ def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def percent(value: float | None) -> str:
-    """Return a share as a percentage with two decimals."""
+    """Format a share as a percentage with two decimals."""
     return "–" if value is None else f"{value:.2%}"
 
 
 def number(value: Any) -> str:
-    """Return a setting or a measured number for people: four significant digits, no Python notation."""
+    """Format a setting or a measured number for display: four significant digits, no Python notation."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -120,7 +120,7 @@ def number(value: Any) -> str:
 
 
 def size(count: int | None) -> str:
-    """Return a number of bytes for people."""
+    """Format a number of bytes for display."""
     if count is None:
         return "–"
     for unit in ("bytes", "KiB", "MiB"):
@@ -131,7 +131,7 @@ def size(count: int | None) -> str:
 
 
 def link(address: str) -> str:
-    """Return `address` if it is one that can be linked to, else an empty text."""
+    """Return `address` if it can be linked to, otherwise an empty string."""
     try:
         parts = urlsplit(address)
         host = parts.hostname
@@ -142,12 +142,12 @@ def link(address: str) -> str:
 
 
 def escaped_markdown(value: Any) -> Markup:
-    """Return a value as text that Markdown takes literally: no markup, no HTML, no links."""
+    """Escape a value for Markdown, so that it contains no markup, HTML or links."""
     return value if isinstance(value, Markup) else Markup(escaped(str(value)))
 
 
 def _moment(text: str | None) -> str:
-    """Return a time of ISO 8601 as `2026-05-02 09:00 UTC`."""
+    """Format an ISO 8601 time as `2026-05-02 09:00 UTC`."""
     try:
         return f"{datetime.fromisoformat(text or ''):%Y-%m-%d %H:%M} UTC"
     except ValueError:
@@ -161,7 +161,7 @@ def _points(change: float | None) -> str:
 
 
 def _brief(value: Any) -> str:
-    """Return one side of a difference: a number for people, a digest or another long text cut."""
+    """Format one side of a difference: numbers for display, digests and other long texts cut."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_brief(inner)}" for name, inner in value.items()) or "none"
     text = value if isinstance(value, str) else number(value)
@@ -169,7 +169,7 @@ def _brief(value: Any) -> str:
 
 
 def _within(limit: int, template: str, values: dict[str, Any], pictures: Pictures, max_side: int) -> str:
-    """Render below `limit` bytes: with smaller pictures where they are too many, then with none, at last the result."""
+    """Render below `limit` bytes: with smaller pictures if needed, then without pictures, finally the result alone."""
     name = template.removesuffix(".j2")
     for side in (max_side, max_side // 2, max_side // 4):
         text = _render(template, values, pictures, side)
@@ -191,7 +191,7 @@ def _within(limit: int, template: str, values: dict[str, Any], pictures: Picture
 
 
 def _result_alone(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the content without what has no bound; what is left is a few thousand characters."""
+    """Return the content without its unbounded parts, which leaves a few thousand characters."""
     changes = {**values["changes"], "differences": []}
     command = values["lineage"]["command"]
     command = command if len(command) < _LONG else "(too long for this page, see report.json)"

@@ -1,4 +1,4 @@
-"""Make what a run found out fit to be shown to anyone, in any text: no folders of the machine, no tricks."""
+"""Make the values of a run safe to show to anyone, in any text: no local folders, no control characters."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from storage.records import from_json, to_json
 
 MAX_TEXT = 1000
-"""Characters shown of a single text."""
+"""Maximum characters shown of a single text."""
 
 _PATH = re.compile(r"(?:[~…]|(?<=file://)|(?<![\w:/.>]))/(?:[^\s/:;,'\"<>|]+/)+")
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def shareable(record: Any, roots: Mapping[str, str]) -> Any:
-    """Return a copy of a record that can be shown to anyone and put into any text.
+    """Return a copy of a record that is safe to show to anyone and to put into any text.
 
     Each folder of `roots` becomes its short name, any other folder of the machine `…/`; control characters and lone
-    surrogates are replaced, long texts are cut, numbers that are not finite become None. Store folders are left out.
+    surrogates are replaced, long texts are cut, non-finite numbers become None. Store folders are left out.
     """
     return from_json(type(record), shareable_values(to_json(record), roots))
 
 
 def shareable_values(value: Any, roots: Mapping[str, str]) -> Any:
-    """Return JSON values treated like `shareable` treats a record."""
+    """Do for JSON values what `shareable` does for a record."""
     if isinstance(value, str):
         return presentable(_without_folders(value, roots))
     if isinstance(value, Mapping):
@@ -38,7 +38,7 @@ def shareable_values(value: Any, roots: Mapping[str, str]) -> Any:
 
 
 def presentable(text: str) -> str:
-    """Replace what cannot be written as UTF-8 or would disturb the text around it, and cut at `MAX_TEXT`."""
+    """Replace characters that UTF-8 cannot encode or that would disturb the surrounding text; cut at `MAX_TEXT`."""
     kept = (text[:MAX_TEXT] + "…") if len(text) > MAX_TEXT else text
     return "".join(_shown(character) for character in kept)
 

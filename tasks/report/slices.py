@@ -1,4 +1,4 @@
-"""Accuracy on the test images with little and with much ink, and on those that lean to the left and to the right."""
+"""Accuracy on slices of the test images: from little to much ink, and from leaning left to leaning right."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _QUARTERS = {
 
 
 def slices(measures: Measures | None, right: np.ndarray | None) -> list[dict[str, Any]]:
-    """Return rows, right answers and accuracy with its interval of each quarter of the test images.
+    """Return rows, right answers and accuracy with its confidence interval for each quarter of the test images.
 
     Args:
         measures: of the test images.
-        right: bool, shape (rows,): whether the model named the image correctly.
+        right: bool, shape (rows,): whether the model predicted the image correctly.
 
     Returns:
-        By ink and then by slant, the lowest quarter first. Images that cannot be measured are in no slice; where
-        many images have one value, there are fewer quarters.
+        By ink and then by slant, the lowest quarter first. Images that cannot be measured are in no slice; if many
+        images have the same value, there are fewer quarters.
     """
     if measures is None or right is None or len(right) != len(measures.ink) or not len(right):
         return []
@@ -36,7 +36,7 @@ def slices(measures: Measures | None, right: np.ndarray | None) -> list[dict[str
 
 
 def weakest(found: list[dict[str, Any]]) -> str:
-    """Say which slice does worst, and whether chance may explain it."""
+    """Return a sentence on the slice with the lowest accuracy, and whether chance may explain it."""
     if not found:
         return "Ink and slant of the test images cannot be read."
     sides = Counter(slice_["by"] for slice_ in found)

@@ -1,4 +1,4 @@
-"""The time that each step took, and what was reused."""
+"""The duration of each step, and whether its result was reused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.report.phrases import counted
 
 
 def timing(run: RunRecord) -> dict[str, Any] | None:
-    """Return the steps of a run in their order; None if it had none."""
+    """Return the steps of a run in order; None if it had none."""
     if not run.steps:
         return None
     reused = sum(step.reused for step in run.steps)
@@ -23,5 +23,5 @@ def timing(run: RunRecord) -> dict[str, Any] | None:
 
 
 def total(seconds: Iterable[float]) -> float:
-    """Return the sum of what steps took, each to the millisecond, as the ledger keeps them."""
+    """Return the sum of the steps' durations, each rounded to the millisecond, as in the ledger."""
     return round(sum(round(taken, 3) for taken in seconds), 3)

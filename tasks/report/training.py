@@ -1,4 +1,4 @@
-"""Training: loss and accuracy by epoch, which epoch was kept, and a word on over-fitting."""
+"""Training: loss and accuracy by epoch, the epoch that was kept, and the degree of over-fitting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.report.heldout import held_out
 from tasks.report.phrases import duration
 from tasks.report.timing import total
 
-# How far apart accuracy on fitted and on held-out rows may be to be called that.
+# Largest gap between the accuracies on fitted and on held-out rows that counts as none, or as slight.
 _NO_GAP, _SLIGHT_GAP = 0.01, 0.03
 _LOSS_RISE = 1.05
 _UNLEARNED = 0.98
@@ -49,7 +49,7 @@ def _resumed(run: RunRecord, before: Sequence[float]) -> str:
 
 
 def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
-    """Return the loss, in nats, of answers that know nothing but the shares of the classes: their entropy."""
+    """Return the loss, in nats, of predicting only the class shares: their entropy."""
     labels = evidence.labels.get("train")
     if labels is None or not len(labels):
         return None
@@ -58,11 +58,11 @@ def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
 
 
 def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None = None) -> tuple[str, float | None, str]:
-    """Return a word on the gap between fitted and held-out rows at the chosen epoch, that gap, and a sentence.
+    """Return the degree of over-fitting at the chosen epoch, the gap behind it, and a sentence.
 
-    `not learned` where the loss on the fitted rows is at least 98% of `by_shares`, the loss of answers that know
-    nothing but the shares of the classes. Else `none` below 1 percentage point of accuracy, `slight` below 3, else
-    `clear`; and `clear` too when the held-out loss has risen by more than 5% above its lowest value until then.
+    The gap is between the accuracies on fitted and on held-out rows. `not learned` if the loss on the fitted rows is at
+    least 98% of `by_shares`, the loss of predicting only the class shares. Otherwise `none` below 1 percentage point,
+    `slight` below 3, and `clear` from there on or if the held-out loss is more than 5% above its lowest value so far.
     """
     epoch = next((e for e in history if e.epoch == chosen), None)
     if epoch is None:

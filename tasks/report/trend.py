@@ -46,7 +46,7 @@ def _sentence(runs: list[dict[str, Any]]) -> str:
 
 
 def _earlier(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read what the trend needs from a record of the ledger, which another version may have written."""
+    """Read the values of the trend from a ledger record, which another version may have written."""
     identity, accuracy = values.get("run"), values.get("test_accuracy")
     if not isinstance(identity, str):
         return None

@@ -1,4 +1,4 @@
-"""The result of the run, in large letters: promoted, kept, refused or failed, why, and what to do."""
+"""The headline of the report: promoted, kept, refused or failed, the reason, and what to do."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _failure(run: RunRecord) -> dict[str, Any]:
 
 
 def _settings(run: RunRecord) -> list[str]:
-    """Return what to change in the manifest if the data is right: the keys that set the limits of the failed checks."""
+    """Return the manifest keys to change if the data is right: those with the limits of the failed checks."""
     failures = run.validation.failures if run.validation else ()
     keys = ", ".join(dict.fromkeys(check.setting for check in failures if check.setting))
     return [f"If the data is meant to be so, change {keys} in the manifest."] if keys else []
@@ -95,7 +95,7 @@ def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _in_training(rows: int, leaks: int | None) -> str:
-    """Say how many of `rows` test images are in the training split too, where that is known."""
+    """Return a note on how many of `rows` test images are also in the training split, if known."""
     if leaks is None:
         return "of the test split"
     if leaks in (0, rows):

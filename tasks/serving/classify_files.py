@@ -1,4 +1,4 @@
-"""Classify the images of files with a registered model: what `idxflow predict` does."""
+"""Classify images from files with a registered model, for `idxflow predict`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.serving.predict import Model, Row, find_version, load_champion, write
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What to classify, with which model, and what to do to the images first."""
+    """The files to classify, the model, and how to transform the images first."""
 
     dataset: str
     files: tuple[Path, ...]
@@ -34,17 +34,17 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Classified:
-    """The answers to all images, in the order of the files."""
+    """The predictions for all images, in the order of the files."""
 
     version: Version
     rows: Sequence[Row]
     remarks: Sequence[str]
-    """What is odd about the images, each once."""
+    """Remarks on odd images, without repetition."""
     out: Path | None
     """The file that was written."""
 
     def values(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the result as JSON values."""
         return {
             "dataset": self.version.dataset,
             "version": self.version.number,
@@ -66,7 +66,7 @@ class Classified:
 
 
 class _Remarks:
-    """Passes each remark on once, and keeps it."""
+    """Passes each remark on once, and collects them."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
@@ -80,13 +80,13 @@ class _Remarks:
 
 
 def classify(options: PredictOptions, warn: Callable[[str], None]) -> Classified:
-    """Classify the images of files, and write the answers if a file was asked for.
+    """Classify the images of files, and write the predictions if `options.out` names a file.
 
     Args:
-        warn: called at once with each remark, such as that images look inverted.
+        warn: called immediately with each remark, such as that images look inverted.
 
     Raises:
-        IdxflowError: there is no such version, a file cannot be used, or the answers cannot be written.
+        IdxflowError: there is no such version, a file cannot be used, or the predictions cannot be written.
     """
     remarks = _Remarks(warn)
     version = _checked_version(options)
@@ -98,7 +98,7 @@ def classify(options: PredictOptions, warn: Callable[[str], None]) -> Classified
 
 
 def _checked_version(options: PredictOptions) -> Version:
-    """Check what can be checked in milliseconds, and return the version that is to answer."""
+    """Run the checks that take only milliseconds, and return the version to predict with."""
     out = options.out
     for file in options.files:
         image_files.check_there(file)
@@ -132,7 +132,7 @@ def _answers(model: Model, file: str, start: int, images: np.ndarray) -> Iterato
 
 
 def _remark_if_inverted(file: Path, inverted: int, rows: int, after_invert: bool, remarks: _Remarks) -> None:
-    # Most of a file, so that an odd image among thousands is no reason to doubt all.
+    # Only if most of a file looks inverted: an odd image among thousands is no reason to doubt all.
     if 2 * inverted <= rows:
         return
     which = "the image" if rows == 1 else f"{inverted:,} of {rows:,} images"
@@ -142,5 +142,5 @@ def _remark_if_inverted(file: Path, inverted: int, rows: int, after_invert: bool
 
 
 def _utf8(text: str) -> str:
-    """Write out the bytes of a file name that are not UTF-8: neither JSON nor Parquet can hold them."""
+    """Escape the bytes of a file name that are not UTF-8, because neither JSON nor Parquet can hold them."""
     return text.encode(errors="backslashreplace").decode()

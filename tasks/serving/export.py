@@ -1,4 +1,4 @@
-"""Write a model for use without idxflow: raw pixels in, probabilities out, checked before it has its name."""
+"""Export a model for use without idxflow: raw pixels in, probabilities out; verified before it gets its final name."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from tasks.serving.predict import Model, find_version, load_champion
 Format = Literal["keras", "savedmodel", "onnx"]
 FORMATS: tuple[str, ...] = get_args(Format)
 TOLERANCE = 1e-5
-"""The largest difference of a probability between the export and idxflow's own prediction."""
+"""Largest allowed difference in a probability between the export and idxflow's own prediction."""
 CHECKED_ROWS = 32
 _BLOCK_PIXELS = 1 << 24
-"""As floats, 64 MiB; an export takes a few times as much while it answers."""
+"""64 MiB as floats; an export needs a few times as much while it predicts."""
 
 _LAYERS = {("keras.layers", name) for name in ("InputLayer", "Flatten", "EinsumDense", "Dense")}
 
@@ -41,23 +41,23 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Export:
-    """An export that is complete and checked."""
+    """A complete and verified export."""
 
     folder: Path
-    """`model.keras`, `model.onnx`, or the files of a SavedModel; and `model.json`, which says what it is."""
+    """Folder with `model.keras`, `model.onnx`, or the files of a SavedModel; and `model.json`, which describes it."""
     format: Format
     version: int
     rows: int
-    """How many images were compared."""
+    """Number of images compared."""
     difference: float
-    """The largest of a probability, at most `TOLERANCE`."""
+    """Largest difference in a probability, at most `TOLERANCE`."""
 
 
 def check_possible(kind: str, folder: Path) -> None:
-    """Make sure, before anything is loaded, that the format can be written and its place is free.
+    """Check, before anything is loaded, that the format can be written and `folder` does not exist.
 
     Raises:
-        ConfigError: it is not a format, packages are missing, or there is something in its place.
+        ConfigError: the format is unknown, packages are missing, or `folder` already exists.
     """
     if kind not in FORMATS:
         raise ConfigError(
@@ -74,7 +74,7 @@ def check_possible(kind: str, folder: Path) -> None:
 
 
 def export(model: Model, kind: Format, folder: Path) -> Export:
-    """Write `model` into the new folder `folder`, whole and checked or not at all.
+    """Write `model` into the new folder `folder`, either complete and verified or not at all.
 
     Raises:
         ConfigError: see `check_possible`; or the folder cannot be written.
@@ -105,7 +105,7 @@ def export_version(store: Store, dataset: str, version: str, kind: str, folder: 
         folder: to create; None: `DATASET-vN-FORMAT` in the current folder.
 
     Raises:
-        IdxflowError: there is no such version, its format or folder is not possible, or its predictions differ.
+        IdxflowError: there is no such version, the format or folder cannot be used, or the predictions differ.
     """
     check_local("--out", folder or "")
     found = find_version(store, dataset, version)
@@ -118,12 +118,12 @@ def export_version(store: Store, dataset: str, version: str, kind: str, folder: 
 def fixture_rows(model: Model) -> np.ndarray:
     """Return images to compare predictions on, always the same for a model: uint8, shape (32, height, width).
 
-    A black and a white one, the mean of the training images, and that mean with more and more noise.
+    They are a black and a white image, the mean training image, and that mean with increasing noise.
     """
     random = np.random.Generator(np.random.PCG64(0))
     images = np.empty((CHECKED_ROWS, *model.image_shape), np.uint8)
     images[0], images[1] = 0, 255
-    # One after the other: as floats, all of them together take eight times as much.
+    # One by one: all of them together, as floats, would take eight times the memory.
     for number, strength in enumerate(np.linspace(0, 255, CHECKED_ROWS - 2), start=2):
         noise = random.uniform(-0.5, 0.5, model.image_shape)
         images[number] = np.clip(model.mean_image + strength * noise, 0, 255)
@@ -134,7 +134,7 @@ def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
     expected = model.predict(images).probabilities
     found = np.concatenate([answer(block.astype(np.float32)) for block in _blocks(images)])
     largest = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
-    # Not `largest > TOLERANCE`: that is false for NaN.
+    # Not `largest > TOLERANCE`, which is false for NaN.
     if not largest <= TOLERANCE:
         raise ExportFailed(
             f"expected the export of v{model.version.number} to give the model's own probabilities within "
@@ -145,7 +145,7 @@ def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
 
 
 def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Cut images into parts of at most `_BLOCK_PIXELS` pixels, and at least one image."""
+    """Split images into blocks of at most `_BLOCK_PIXELS` pixels, and at least one image."""
     rows = max(1, _BLOCK_PIXELS // images[0].size)
     return (images[start : start + rows] for start in range(0, len(images), rows))
 
@@ -173,7 +173,7 @@ def _savedmodel(model: Model, folder: Path) -> Answer:
     tf = network.tensorflow()
     with network.without_copy_warning():
         _only_made(model, folder).export(folder, format="tf_saved_model", verbose=False)
-    # The object, not its function alone: the variables live no longer than it.
+    # Keep the object, not only its function: the variables live only as long as the object.
     loaded = tf.saved_model.load(folder)
     return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)).numpy())
 
@@ -192,9 +192,9 @@ def _answer_of(made: Any) -> Answer:
 
 
 def _made(model: Model, path: Path) -> Any:
-    """Write the model's arrays as a `.keras` file, the same to the byte as when it was trained, and load that.
+    """Write the model's arrays as a `.keras` file, byte for byte as after training, and load that file.
 
-    The file in the store is for people: it is never opened. A Keras model can name code, and more of it than is known.
+    The file in the store is for users and is never opened: a Keras model can refer to code, in ways not all known.
     """
     network.export(path, *_parts(model))
     return _reopened(path)
@@ -207,7 +207,7 @@ def _parts(model: Model) -> tuple[network.Architecture, network.Weights, scaling
 
 
 def _only_made(model: Model, folder: Path) -> Any:
-    """Return what `_made` loads; its file does not stay."""
+    """Return the model that `_made` loads, and delete its file."""
     path = folder / "model.keras"
     made = _made(model, path)
     path.unlink()
@@ -215,10 +215,10 @@ def _only_made(model: Model, folder: Path) -> Any:
 
 
 def _reopened(path: Path) -> Any:
-    """Make the Keras model that is in a `.keras` file, from the four kinds of layers that idxflow writes and no other.
+    """Load the Keras model in a `.keras` file, accepting only the four kinds of layers that idxflow writes.
 
     Raises:
-        DamagedEntry: the file has something else.
+        DamagedEntry: the file has other contents.
     """
     network.tensorflow()
     import keras
@@ -238,7 +238,7 @@ def _reopened(path: Path) -> Any:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """Make a folder that will be renamed to `folder`; whatever happens, it does not stay."""
+    """Make a temporary folder, to be renamed to `folder`; it is removed in any case."""
     try:
         make_folder(folder.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
@@ -247,7 +247,7 @@ def _beside(folder: Path) -> Iterator[Path]:
             f"expected a folder that can be made at {folder}; {error.strerror}; choose another --out"
         ) from error
     try:
-        # `mkdtemp` makes it for its owner alone.
+        # `mkdtemp` gives access only to the owner.
         temporary.chmod(0o755)
         yield temporary
     except OSError as error:

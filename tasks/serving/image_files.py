@@ -1,4 +1,4 @@
-"""Read images from files as people have them: IDX, PNG, JPEG, BMP, NumPy. Nothing in a file is ever run."""
+"""Read images from users' files: IDX, PNG, JPEG, BMP, NumPy. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 8192
 _BLOCK_BYTES = 1 << 26
-"""What is read at a time has no more bytes than this, however large its images are; one image at least."""
+"""Maximum bytes read at a time, for any image size; at least one image is read."""
 MAX_NPZ_BYTES = 1 << 32
-"""Of all arrays of one `.npz`, inflated."""
+"""Maximum inflated size of all arrays of one `.npz` file."""
 
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, MemoryError, OverflowError)
-"""What Pillow and NumPy raise for damaged files; neither promises less."""
+"""Exceptions of Pillow and NumPy for damaged files; neither documents a narrower set."""
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images should come: their size, and what may be done to them."""
+    """The size that images should have, and the transformations allowed."""
 
     image_shape: tuple[int, int]
     """Height and width in pixels."""
     pixel_range: tuple[int, int] = (0, 255)
-    """What black and white are in the images that the model was trained on."""
+    """The values of black and white in the images that the model was trained on."""
     resize: bool = False
     scale: bool = False
     invert: bool = False
 
 
 Say = Callable[[str], None]
-"""Takes a remark about what was done to an image."""
+"""Takes a remark about how an image was transformed."""
 
 
 def check_there(path: Path) -> None:
-    """Make sure that `path` is a file.
+    """Check that `path` is a file.
 
     Raises:
         ConfigError: it is not.
@@ -60,11 +60,11 @@ def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
     """Yield the images of a file in blocks, uint8 of shape (n, height, width), of the size and range asked for.
 
     Args:
-        say: called with a remark, once per file and kind, where an image was not taken as it is.
+        say: called with a remark, once per file and kind, if an image was transformed.
 
     Raises:
         ConfigError: the file cannot be opened.
-        FormatError: it is damaged, of no known kind, or its images cannot be taken as they are.
+        FormatError: it is damaged, of an unknown kind, or its images cannot be used as they are.
     """
     try:
         with open_regular(path) as stream:
@@ -81,7 +81,7 @@ def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
 
 
 def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:
-    """Choose by what the file begins with; names lie."""
+    """Choose a reader by the magic bytes of the file, because names can be wrong."""
     readers: dict[bytes, Callable[[Path, Say], Iterator[np.ndarray]]] = {
         b"\x89PNG": _picture,
         b"\xff\xd8\xff": _picture,
@@ -111,7 +111,7 @@ def _idx(path: Path, say: Say) -> Iterator[np.ndarray]:
 
 def _npy(path: Path, say: Say) -> Iterator[np.ndarray]:
     try:
-        # Mapped, not read: a header that lies about its size is found out before anything is allocated.
+        # Mapped, not read, so that a header with a false size is detected before memory is allocated.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _BROKEN as error:
         raise FormatError(
@@ -138,7 +138,7 @@ def _npz(path: Path, say: Say) -> Iterator[np.ndarray]:
 
 
 def _images_of(file: Any) -> np.ndarray:
-    """Return the array `images`, else the first of three dimensions."""
+    """Return the array `images` or, failing that, the first array with three dimensions."""
     for name in ["images"] if "images" in file.files else file.files:
         array: np.ndarray = file[name]
         if array.ndim == 3 or name == "images":
@@ -155,7 +155,7 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _checked(path: Path, array: np.ndarray) -> np.ndarray:
-    """Return `array` if it can be images of 8-bit pixels, or with two dimensions one of them."""
+    """Return `array` if it can be images of 8-bit pixels, or a single one if it has two dimensions."""
     if array.dtype != np.uint8:
         raise FormatError(
             f"{path}: expected pixels as uint8, 0-255; found {array.dtype.name}{_range(array)}; "
@@ -198,7 +198,7 @@ def _pixels(path: Path, say: Say) -> np.ndarray:
 
 
 def _check_depth(path: Path, picture: Image.Image) -> None:
-    """Refuse more than 8 bits per channel. Of most such PNG files, Pillow takes the upper 8 bits without a word.
+    """Refuse more than 8 bits per channel: of most such PNG files, Pillow silently takes the upper 8 bits.
 
     PNG, third edition, 11.2.1: the header has the bit depth at byte 24 of the file.
     """
@@ -213,7 +213,7 @@ def _check_depth(path: Path, picture: Image.Image) -> None:
 
 
 def _grey(path: Path, picture: Image.Image, say: Say) -> Image.Image:
-    """Return the picture in 8-bit grey, upright as its camera says (EXIF)."""
+    """Return the picture in 8-bit grey, rotated upright according to its EXIF orientation."""
     from PIL import ImageOps
 
     upright = ImageOps.exif_transpose(picture)
@@ -229,7 +229,7 @@ def _grey(path: Path, picture: Image.Image, say: Say) -> Image.Image:
 
 
 def _check_not_flat(path: Path, image: np.ndarray, options: ImageOptions) -> None:
-    """Refuse an array of two dimensions that has as many columns as an image has pixels: a row for each image."""
+    """Refuse an array of two dimensions with as many columns as an image has pixels: it has an image per row."""
     height, width = options.image_shape
     if image.shape != options.image_shape and image.shape[1] == height * width:
         raise FormatError(
@@ -254,7 +254,7 @@ def _fitted(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> 
 
 
 def _in_range(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
-    """Scale from 0-255, or exchange bright and dark, as wished; remark on pixels that the model has never seen."""
+    """Rescale from 0-255 or invert pixel values, as the options ask; remark on values outside the training range."""
     black, white = options.pixel_range
     if options.scale:
         images = np.rint(black + images * ((white - black) / 255)).astype(np.uint8)
@@ -267,7 +267,7 @@ def _in_range(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -
 
 
 def _resized(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Scale with Pillow's Lanczos filter, which averages over all pixels that fall into one (antialiasing)."""
+    """Resize with Pillow's Lanczos filter, which averages over all source pixels of a target pixel (antialiasing)."""
     from PIL import Image
 
     size = (shape[1], shape[0])

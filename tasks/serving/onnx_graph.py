@@ -1,6 +1,6 @@
-"""Write a trained network as ONNX, from its arrays alone: no TensorFlow is loaded for it.
+"""Write a trained network as ONNX, from its arrays alone, without loading TensorFlow.
 
-The operators are those of opset 20, the first with the exact Gelu; ONNX Runtime runs it from 1.17 on
+The operators are those of opset 20, the first with the exact Gelu; ONNX Runtime supports it since 1.17
 (https://onnx.ai/onnx/operators/).
 """
 
@@ -16,16 +16,16 @@ from tasks.model.scaling import Statistics, scale_and_offset
 
 OPSET = 20
 _IR_VERSION = 9
-"""Of the file format: the one that came with opset 20. Newer ones older runtimes refuse."""
+"""Version of the file format introduced with opset 20. Older runtimes refuse newer versions."""
 
 _OPERATORS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "elu": "Elu", "selu": "Selu", "gelu": "Gelu"}
-"""The operator of each activation that is one; with ONNX's defaults each is the function of `tasks.model.network`."""
+"""Activations with an operator of their own; with ONNX's defaults, they equal those of `tasks.model.network`."""
 
 
 def write(path: Path, architecture: Architecture, weights: Weights, found: Statistics, shape: tuple[int, int]) -> None:
     """Write an ONNX file: `pixels` (float32, shape (n, height, width), raw) in, `probabilities` (n, classes) out.
 
-    The normalisation is in it. Equal models give equal bytes.
+    It includes the normalisation. Equal models give equal bytes.
     """
     from onnx import TensorProto, checker, helper
 
@@ -57,7 +57,7 @@ def write(path: Path, architecture: Architecture, weights: Weights, found: Stati
 
 
 def run(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """Return the probabilities that the file of `write` gives, by ONNX's own reference implementation.
+    """Return the probabilities computed from a file of `write` by ONNX's own reference implementation.
 
     Args:
         pixels: float32 of shape (n, height, width).
@@ -89,6 +89,6 @@ class _Graph:
 
     def activate(self, rows: str, activation: str) -> str:
         if activation == "silu":
-            # An operator of its own only from opset 24 on.
+            # A separate operator exists only from opset 24 on.
             return self.add("Mul", [rows, self.add("Sigmoid", [rows], f"{rows}.sigmoid")], f"{rows}.silu")
         return self.add(_OPERATORS[activation], [rows], f"{rows}.{activation}")

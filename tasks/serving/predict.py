@@ -1,7 +1,7 @@
 """Use a registered model: `load_champion("mnist").predict(images)`.
 
-The model is read from the store by its arrays, each file verified, and gives the very numbers that it was
-judged by. Nothing of the catalog is needed: classes and image size are those the version was registered with.
+The model is read from the store by its arrays, each file verified, and gives exactly the numbers by which it was
+judged. The catalog is not needed: classes and image size are those of the registered version.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tasks.model import scaling
 from tasks.model.classifier import Classifier, softmax
 
 INVERTED = -0.25
-"""From this cosine down, around mid-grey, an image is the reverse of the mean training image (`look_inverted`)."""
+"""At or below this cosine, around mid-grey, an image is the inverse of the mean training image (`look_inverted`)."""
 LEAST_CONTRAST = 0.1
-"""Of the mean training image around mid-grey, as a share of the pixels' range; below, it tells nothing."""
+"""Contrast of the mean training image around mid-grey, as a share of the pixel range, below which it tells nothing."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says about n images."""
+    """The predictions of a model for n images."""
 
     version: int
     """Number of the model in the registry."""
@@ -42,16 +42,16 @@ class Predictions:
     name: tuple[str, ...]
     """Class name of each image."""
     probability: np.ndarray
-    """Of the answer, float32 of shape (n,), in (0, 1]."""
+    """Probability of the predicted class, float32 of shape (n,), in (0, 1]."""
     probabilities: np.ndarray
-    """Of each class, float32 of shape (n, classes); each row adds up to 1."""
+    """Probability of each class, float32 of shape (n, classes); each row sums to 1."""
 
     def __len__(self) -> int:
         return len(self.label)
 
 
 class Model:
-    """A verified version of the registry, ready to answer.
+    """A verified version of the registry, ready to predict.
 
     Raises:
         DamagedEntry: a file of the model is not what its record says.
@@ -84,10 +84,10 @@ class Model:
 
     @property
     def pixel_range(self) -> tuple[int, int]:
-        """The values that black and white have in the data it was trained on, such as 0 and 255.
+        """The values of black and white in the training data, such as 0 and 255.
 
-        As the checks of the data see it (`storage.datasets.manifest.Limits`): where the training pixels come nowhere
-        near 0 or 255, it is where they end. Models of earlier versions do not know: 0 and 255.
+        By the rule of the data checks (`storage.datasets.manifest.Limits`): if the training pixels come nowhere near
+        0 or 255, their own minimum or maximum. Models of earlier versions have no record of it: 0 and 255.
         """
         darkest, brightest = self.record.pixel_range or (0, 255)
         usual = Limits()
@@ -113,7 +113,7 @@ class Model:
                 "convert them, in NumPy with .astype(np.uint8) and .reshape"
             )
         logits = self.classifier.logits(rows)
-        # Of the logits, as when the model was judged: rounding may make two probabilities equal.
+        # From the logits, as when the model was judged: rounding may make two probabilities equal.
         label = logits.argmax(axis=1).astype(np.uint8)
         probabilities = softmax(logits)
         return Predictions(
@@ -132,8 +132,8 @@ class Model:
 def look_inverted(images: np.ndarray, mean_image: np.ndarray, pixel_range: tuple[int, int]) -> np.ndarray:
     """Tell which images are bright where the training images are dark.
 
-    That is the sign of the cosine between an image and the mean training image, both around mid-grey: exchanging bright
-    and dark changes nothing but that sign.
+    Uses the sign of the cosine between an image and the mean training image, both around mid-grey: inverting an image
+    changes nothing but that sign.
 
     Args:
         images: uint8 of shape (n, height, width).
@@ -141,7 +141,7 @@ def look_inverted(images: np.ndarray, mean_image: np.ndarray, pixel_range: tuple
         pixel_range: the values of black and white in the training images.
 
     Returns:
-        bool of shape (n,); False for images of one value, and for all where the mean training image is mid-grey.
+        bool of shape (n,); False for images of one value, and for all images if the mean training image is mid-grey.
     """
     middle = sum(pixel_range) / 2
     usual = mean_image.reshape(-1) - middle
@@ -155,11 +155,11 @@ def look_inverted(images: np.ndarray, mean_image: np.ndarray, pixel_range: tuple
 
 @dataclass(frozen=True)
 class Row:
-    """One image that was classified: a row of `write_parquet`."""
+    """One classified image: a row of `write_parquet`."""
 
     file: str
     row: int
-    """Counted from 0, within its file."""
+    """Position within its file, from 0."""
     label: int
     name: str
     probability: float
@@ -169,14 +169,14 @@ class Row:
 def load_champion(
     dataset: str, store: str | Path | Store | None = None, version: int | str | Version | None = None
 ) -> Model:
-    """Load the champion of `dataset`, or the version of that number.
+    """Load the champion of `dataset`, or the given version.
 
     Args:
-        store: the store or its folder; default: `IDXFLOW_STORE`, else `store` beside the source code.
+        store: the store or its folder; default: `IDXFLOW_STORE`, otherwise `store` next to the source code.
         version: `champion`, a number such as 7 or "v7", or what `find_version` returned.
 
     Raises:
-        ConfigError: `dataset` or `version` cannot be a name or number.
+        ConfigError: `dataset` is not a valid name, or `version` not a valid number.
         StoreError: there is no champion yet, or no such version.
         DamagedEntry: a file of the model is not what its record says.
     """
@@ -186,7 +186,7 @@ def load_champion(
 
 
 def find_version(store: Store, dataset: str, version: int | str | None = None) -> Version:
-    """Return the record of the champion or of a version, in milliseconds; arguments as for `load_champion`."""
+    """Return the record of the champion or of a version, within milliseconds; arguments as for `load_champion`."""
     if not dataset or Path(dataset).name != dataset or not dataset.isprintable():
         raise ConfigError(
             f"expected the name of a data set, as in `idxflow run NAME`; found {dataset!r}; "
@@ -208,7 +208,7 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
 
 
 def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """Write `rows` with the columns file, row, label, class, probability and version, in one step, durably.
+    """Write `rows` atomically and durably, with the columns file, row, label, class, probability and version.
 
     Raises:
         ConfigError: `path` cannot be written.

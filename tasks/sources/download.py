@@ -1,4 +1,4 @@
-"""Stream one archive over HTTP into a file: raw bytes, bounded in size and time, resumed only where that is safe."""
+"""Stream one archive over HTTP into a file: raw bytes, bounded in size and time, resumed only if that is safe."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ E = TypeVar("E", bound=BaseException)
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient a download is."""
+    """Timeouts, lowest rate and retries of a download."""
 
     connect_seconds: float = 10.0
     read_seconds: float = 30.0
-    """Longest silence."""
+    """Read timeout."""
     deadline_seconds: float = 900.0
-    """For one archive, all tries at all of its sources together."""
+    """Time limit for one archive, over all tries at all its sources."""
     min_bytes_per_second: float = 4096.0
     rate_window_seconds: float = 15.0
-    """The rate is measured over windows of this length, so that a fast start does not excuse a stall."""
+    """Window over which the rate is measured, so that a fast start does not hide a stall."""
     tries: int = 4
-    """Per source."""
+    """Number of tries per source."""
     backoff_seconds: float = 1.0
-    """Longest wait before the second try; it doubles with each further one."""
+    """Longest wait before the second try; doubles with each further try."""
     max_wait_seconds: float = 60.0
-    """Longest wait before any try, also where a server asks for more (`Retry-After`)."""
+    """Longest wait before any try, even if a server asks for more (`Retry-After`)."""
     max_redirects: int = 5
     sleep: Callable[[float], None] = cancellation.sleep
     clock: Callable[[], float] = time.monotonic
@@ -61,10 +61,9 @@ POLICY = Policy()
 
 
 def redacted(url: str) -> str:
-    """Return `url` without what may be secret: user, password, query and fragment.
+    """Return `url` without its possibly secret parts: user, password, query and fragment.
 
-    Where it is not clear which part is which, nothing of it is returned: a `/` in a password, for one, makes the
-    rest of it look like a path.
+    Returns no part of an ambiguous URL: a `/` in a password, for example, makes the rest of it look like a path.
     """
     try:
         parts = urlsplit(url)
@@ -79,20 +78,20 @@ def redacted(url: str) -> str:
 def download(
     url: str, part: Part, limit: int, check: Callable[[Received], None], policy: Policy, deadline: float
 ) -> Received:
-    """Read `url` into `part`, as the server has it: `Content-Encoding` is not undone.
+    """Download `url` into `part`, byte for byte as the server sends it, without decoding `Content-Encoding`.
 
-    Tries again, after a random wait that grows, what may heal: lost connections, time-outs, 5xx, 429. Follows
-    redirects, but never from https to http, to anything but HTTP, or from the internet into this machine's network.
-    Never asks a link-local address (RFC 3927, RFC 4291) or a cloud's metadata service: there clouds keep the
-    credentials of a machine.
+    Retries temporary failures (lost connections, timeouts, 5xx, 429) with random exponential backoff. Follows
+    redirects, but never from https to http, to another protocol, or from the internet into this machine's network.
+    Never contacts a link-local address (RFC 3927, RFC 4291) or a cloud's metadata service, which hands out the
+    credentials of the machine.
 
     Args:
-        limit: most bytes that are read.
-        check: called with what came in; raises `SourceFailed` if that is not the archive.
+        limit: maximum number of bytes to read.
+        check: called with the received file; raises `SourceFailed` if that is not the archive.
         deadline: on the clock of `policy`.
 
     Raises:
-        SourceFailed: the archive is not to be had here.
+        SourceFailed: the archive could not be downloaded from here.
         OSError: the file cannot be written.
         Stopped: the run is being ended.
     """
@@ -114,11 +113,11 @@ class _Download:
     _hop: int = 0
     """Redirects followed in this try."""
     _proxied: bool = False
-    """The request in hand goes to a proxy."""
+    """The current request goes through a proxy."""
     _resumed: bool = False
-    """The body in hand goes on where an earlier one ended."""
+    """The current body continues an earlier download."""
     _public_seen: bool = False
-    """A server of the public internet has answered."""
+    """A server on the public internet has answered."""
 
     def run(self, check: Callable[[Received], None]) -> Received:
         for attempt in range(self._policy.tries):
@@ -132,7 +131,7 @@ class _Download:
 
     def _pause(self, failure: SourceFailed, attempt: int) -> None:
         bound = min(self._policy.backoff_seconds * 2**attempt, self._policy.max_wait_seconds)
-        # Full jitter: clients that failed together do not come back together.
+        # Full jitter, so that clients that failed together do not retry together.
         seconds = random.uniform(0, bound) if failure.wait is None else failure.wait
         if self._policy.clock() + seconds >= self._deadline:
             raise SourceFailed(f"{failure}, and no time was left for another try", refused=failure.refused)
@@ -167,7 +166,7 @@ class _Download:
                 return self._body(response, 0)
             else:
                 raise _status_failure(response, self._policy)
-        # The rest does not belong to what is here.
+        # The rest of the file does not match the part already here.
         self._part.clear()
         return self._receive()
 
@@ -178,16 +177,16 @@ class _Download:
         if total is not None and total > self._limit:
             raise too_large(self._limit, total)
         received = self._part.fill(self._blocks(response), self._limit, total, resume=start > 0)
-        # A body that only the connection's end ends looks whole when the deadline cuts it.
+        # A body delimited by the end of the connection looks complete when the deadline cuts it off.
         self._check_time()
         framed = length is not None or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         return replace(received, framed=framed, encoding=response.headers.get("Content-Encoding", ""))
 
     def _blocks(self, response: httpx.Response) -> Iterator[bytes]:
-        """Yield the body as it comes in, at least at the lowest rate and until the deadline."""
+        """Yield the body as it arrives, enforcing the lowest rate and the deadline."""
         clock, policy = self._policy.clock, self._policy
         mark, amount = clock(), 0
-        # No chunk size: httpx would hold small pieces back, and with them the look at the clock.
+        # No chunk size: httpx would buffer small pieces, and so delay the check of the clock.
         for block in response.iter_raw():
             yield block
             amount += len(block)
@@ -228,7 +227,7 @@ class _Download:
             raise SourceFailed("it redirects to something other than HTTP, which is not followed")
         if before.scheme == "https" and after.scheme == "http":
             raise SourceFailed("it redirects from https to http, which is not followed")
-        # Behind a proxy no address is seen but the proxy's, only the names are.
+        # Behind a proxy, only the proxy's address is visible, so go by the host's name.
         public = self._public_seen or (self._proxied and self._reach(before.host) == "public")
         if public and self._reach(after.host) != "public":
             raise _into_private_network()
@@ -237,7 +236,7 @@ class _Download:
         return reach_of_host(host, self._policy.reach_of)
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
-        """Look at each connection once it is made and before anything is sent over it."""
+        """Check each connection once it is made and before anything is sent over it."""
         if not event.endswith("connect_tcp.complete"):
             return
         stream = info["return_value"]
@@ -255,14 +254,14 @@ class _Download:
         reach = self._policy.reach_of(address)
         if reach == "forbidden":
             raise _forbidden()
-        # The first address is the user's own choice.
+        # The address before any redirect is the user's own choice.
         if self._hop and self._public_seen and reach != "public":
             raise _into_private_network()
         self._public_seen |= reach == "public"
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn httpx's errors, whose texts and attributes name the whole address, into clauses."""
+        """Translate httpx's errors, whose texts and attributes contain the full address, into clauses without it."""
         try:
             yield
         except httpx.HTTPError as error:
@@ -295,13 +294,13 @@ class _Download:
 
 
 class _Watch:
-    """The connections of a download, to be ended from another thread."""
+    """The connections of a download, which another thread can end."""
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
 
     def add(self, connection: socket.socket) -> None:
-        # A duplicate: TLS takes the original over, and an end of either is an end of both.
+        # A duplicate, because TLS takes over the original; shutting down either ends both.
         self._sockets.append(connection.dup())
 
     def cut(self) -> None:
@@ -316,7 +315,7 @@ class _Watch:
 
 @contextmanager
 def _watching(seconds: float) -> Iterator[_Watch]:
-    """End all connections after so many seconds, or when the run is ended: also those that wait for an answer."""
+    """End all connections after `seconds`, or when the run is being ended, even while they wait for an answer."""
     watch = _Watch()
     timer = threading.Timer(max(seconds, 0), watch.cut)
     timer.daemon = True
@@ -337,8 +336,8 @@ def _not_of_a_download(record: logging.LogRecord) -> bool:
     return not _downloading.get()
 
 
-# These log every address with its password and signature, httpx at INFO already. What they say of other
-# requests, such as Prefect's, is left as it is.
+# These loggers write every address with its password and signature, httpx even at INFO. Their records about other
+# requests, such as Prefect's, are kept.
 for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy", "httpcore.socks"):
     logging.getLogger(_name).addFilter(_not_of_a_download)
 
@@ -354,7 +353,7 @@ def _unlogged() -> Iterator[None]:
 
 @contextmanager
 def _client(policy: Policy) -> Iterator[httpx.Client]:
-    """Give a client that takes proxies and certificates from the environment (httpx reads no netrc)."""
+    """Make a client that takes proxies and certificates from the environment (httpx does not read netrc)."""
     if said := proxies.unusable():
         raise SourceFailed(f"no connection, because {said}; {proxies.REMEDY}")
     try:
@@ -372,7 +371,7 @@ def _client(policy: Policy) -> Iterator[httpx.Client]:
 
 
 def _continues(response: httpx.Response, size: int, etag: str) -> bool:
-    """Tell whether the body of an answer is the rest of the file whose first `size` bytes had this ETag."""
+    """Tell whether the body of a response is the rest of the file whose first `size` bytes had this ETag."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if response.status_code != 206 or not match or response.headers.get("ETag") != etag:
         return False
@@ -395,7 +394,7 @@ def _status_failure(response: httpx.Response, policy: Policy) -> SourceFailed:
 
 
 def _retry_after(value: str) -> float | None:
-    """Return the seconds a `Retry-After` header asks for (RFC 9110, 10.2.3), or None if it says nothing usable."""
+    """Return the seconds that a `Retry-After` header asks for (RFC 9110, 10.2.3), or None if it is unusable."""
     if re.fullmatch(r"\d{1,9}", value):
         return float(value)
     try:
@@ -421,7 +420,7 @@ def _proxy_of(url: httpx.URL) -> str | None:
 
 
 def _why(error: BaseException) -> str:
-    """Return what the operating system says about a failed connection; its texts name no address."""
+    """Return the operating system's reason for a failed connection, which contains no address."""
     cause = _cause(error, OSError)
     if isinstance(error, httpx.TimeoutException) or isinstance(cause, TimeoutError):
         return " (no answer in time)"

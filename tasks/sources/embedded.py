@@ -1,4 +1,4 @@
-"""The embedded data set: real digits that scikit-learn carries, written as IDX archives."""
+"""Write the embedded data set, real digits shipped with scikit-learn, as IDX archives."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SEED = 0
 def digits() -> dict[str, np.ndarray]:
     """Return the four arrays of the data set by role.
 
-    Images are uint8 of shape (rows, 8, 8), 0-16; labels uint8 of shape (rows,), 0-9. The 1,797 rows come
-    sorted by writer, so they are shuffled, each class in proportion, before the last 360 become the test split.
+    Images are uint8 of shape (rows, 8, 8), 0-16; labels uint8 of shape (rows,), 0-9. The 1,797 rows are sorted by
+    writer, so they are shuffled, stratified by class, before the last 360 become the test split.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -36,12 +36,12 @@ def digits() -> dict[str, np.ndarray]:
 
 
 def write(dataset: Dataset, inbox: Path) -> None:
-    """Write the archives of the embedded `dataset` into `inbox`, those that are not there yet."""
+    """Write those archives of the embedded `dataset` that are not yet in `inbox`."""
     wanted = [spec for spec in dataset.archives if not (inbox / spec.file).is_file()]
     if not wanted:
         return
     make_folder(inbox)
     arrays = digits()
     for spec in wanted:
-        # mtime 0: the same digits give the same bytes at any time.
+        # mtime 0, so that the bytes do not depend on the time of writing.
         write_bytes(inbox / spec.file, gzip.compress(idx.encode(arrays[spec.role]), mtime=0))

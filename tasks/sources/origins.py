@@ -1,4 +1,4 @@
-"""Where an archive may come from, and how it is known to be the right one."""
+"""Define where an archive may come from, and verify that it is the right one."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from tasks.sources.download import Policy, download, redacted
 from tasks.sources.partial_file import BLOCK, Part, Received, SourceFailed, too_large
 
 DEFAULT_LIMIT = 1 << 32
-"""Most bytes of an archive, or of its payload, whose size the manifest does not state."""
+"""Maximum bytes of an archive, or of its payload, if the manifest does not state the size."""
 INSPECTED = 1 << 28
-"""Most bytes of a wrong archive's payload that are read to say what it is."""
+"""Maximum bytes of a wrong archive's payload that are read to identify it."""
 EMBEDDED = "scikit-learn (embedded)"
 GZIP_MAGIC = b"\x1f\x8b"
 
 OPEN_SOURCE = r"^(?!(?:[A-Za-z][A-Za-z0-9+.-]+:|[\s\S]*://)[\s\S]*[@?#])"
-"""What a source may be where everyone sees it: no address with the characters that lead in user, password, query or
-fragment. Also a pattern of JSON Schema, so that Prefect's server refuses it before it keeps it."""
+"""Pattern of a source that may be shown to everyone: no address with the characters that introduce a user, password,
+query or fragment. Also valid in JSON Schema, so that Prefect's server refuses other sources before it stores them."""
 
-# A folder whose name looks so is written `./a:b`, as in RFC 3986, 4.2. The second form is for what somebody has put
-# quotes or blanks around: shown as a folder that is not there, it would be shown with its password.
+# A folder with such a name is written `./a:b`, as in RFC 3986, 4.2. The second form matches an address inside quotes or
+# blanks: reported as a missing folder, it would be shown with its password.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:|.*://", re.IGNORECASE | re.DOTALL)
 
 
@@ -49,13 +49,13 @@ class Origin(Protocol):
 
     @property
     def where(self) -> str:
-        """Its name for people, without secrets."""
+        """Human-readable name, without secrets."""
 
     def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
-        """Write the archive into `part`; return where exactly it was, without secrets.
+        """Write the archive into `part`, and return its exact location, without secrets.
 
         Raises:
-            SourceFailed: it is not here, or not the one that is wanted.
+            SourceFailed: the archive is not here, or is not the wanted one.
         """
 
 
@@ -74,7 +74,7 @@ class Folder:
         """Return the archive's file.
 
         Raises:
-            SourceFailed: there is none that can be read.
+            SourceFailed: there is no readable file.
         """
         with _reading(self.path):
             if not self.path.is_dir():
@@ -89,9 +89,9 @@ class Folder:
         raise SourceFailed(f"there is no {spec.file}{self._alike(spec)}")
 
     def _alike(self, spec: ArchiveSpec) -> str:
-        """Name the file that may have been meant, where a name was mistyped."""
+        """Return the file that was probably meant, if its name was mistyped."""
         names = sorted(path.name for path in self.path.iterdir() if path.is_file() and path.name not in _USUAL)
-        # The usual names are alike themselves.
+        # A high threshold, because the usual names resemble each other.
         return catalog.one_line(meant(spec.file, names, alike=0.9))
 
     def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
@@ -102,7 +102,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Inbox:
-    """Data that a library carries, written as archives into the store's inbox on the way in."""
+    """Data shipped with a library, written as archives into the store's inbox first."""
 
     store: Store
     dataset: Dataset
@@ -113,10 +113,10 @@ class Inbox:
         return EMBEDDED
 
     def find(self, spec: ArchiveSpec) -> Path:
-        """Return the archive's file, written now if it is not there as it should be."""
+        """Return the archive's file, writing it first if it is missing or wrong."""
         inbox = self.store.inbox(self.dataset.name)
         lock = self.store.dataset(self.dataset.name) / "locks" / "inbox.lock"
-        # All archives are written by whoever comes first.
+        # The first process to get the lock writes all archives.
         with store_errors(self.store.root), locked(lock):
             path = inbox / spec.file
             if path.is_file() and not _is_wanted(spec, path):
@@ -148,13 +148,13 @@ class Web:
 
 
 def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None) -> list[Origin]:
-    """Return the places to look for an archive in their order; none of them is opened.
+    """Return the places to look for an archive, in order, without opening any.
 
-    A digest makes sure that the same file comes from each. An archive without one is looked for in one place only,
-    the first: from another it could be of other data, with labels that do not belong to the images.
+    A digest ensures that each place gives the same file. An archive without a digest is only looked for in the first
+    place: another could have different data, with labels that do not belong to the images.
 
     Raises:
-        ConfigError: the user's `source` cannot be one.
+        ConfigError: the user's `source` is not a valid source.
     """
     origins: list[Origin] = [_given(dataset, spec, source)] if source else []
     if dataset.source:
@@ -165,12 +165,12 @@ def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | 
 
 
 def check_source(source: str) -> None:
-    """Check a source that is given as a parameter of a run, before anything starts.
+    """Check a source given as a run parameter, before anything starts.
 
-    Prefect keeps the parameters of all runs and shows them, so an address there carries no credentials.
+    Prefect stores and shows the parameters of all runs, so an address among them must not contain credentials.
 
     Raises:
-        ConfigError: it cannot be a source, or carries what may be secret.
+        ConfigError: it is not a valid source, or may contain a secret.
     """
     _place(source)
     if not re.match(OPEN_SOURCE, source):
@@ -182,7 +182,7 @@ def check_source(source: str) -> None:
 
 
 def _place(source: str) -> Folder | SplitResult:
-    """Return the folder or the parts of the http(s) address that `source` is."""
+    """Parse `source` as a folder or an http(s) address."""
     if "\0" in source:
         raise ConfigError("--source: expected a folder or an address; found a text with a NUL character; remove it")
     if not _ADDRESS.match(source):
@@ -200,7 +200,7 @@ def _place(source: str) -> Folder | SplitResult:
 
 
 def _given(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
-    """Turn what the user gave as source into a place to look."""
+    """Turn the user's source into a place to look."""
     parts = _place(source)
     if isinstance(parts, Folder):
         return parts
@@ -221,10 +221,10 @@ def _unusable(source: str) -> ConfigError:
 
 
 def check_archive(spec: ArchiveSpec, path: Path, received: Received) -> None:
-    """Accept what came in at `path` if its SHA-256 is the published one, or that of its payload is.
+    """Accept the received file at `path` if its SHA-256, or that of its payload, is the published one.
 
     Raises:
-        SourceFailed: neither is; says what was found.
+        SourceFailed: neither is; the message says what was found.
     """
     if received.sha256 == spec.sha256:
         return
@@ -247,7 +247,7 @@ def check_archive(spec: ArchiveSpec, path: Path, received: Received) -> None:
 
 
 def _published_as(path: Path, received: Received) -> str:
-    """Say which other archive of the catalog this file is, compressed again or not; empty if none."""
+    """Return the name of the other catalog archive that this file is, recompressed or not; empty if none."""
     found = {received.sha256}
     with suppress(FormatError):
         found.add(payload_sha256(path, INSPECTED))
@@ -259,7 +259,7 @@ def _published_as(path: Path, received: Received) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Tell whether a file is a complete gzip or IDX file, whatever it holds."""
+    """Tell whether a file is a complete gzip or IDX file with any content."""
     try:
         with open_regular(path) as stream:
             is_gzip = stream.read(2) == GZIP_MAGIC
@@ -274,12 +274,12 @@ def _is_whole(path: Path) -> bool:
 
 
 def payload_sha256(path: Path, limit: int) -> str:
-    """Return the SHA-256 of what a gzip file holds, all its members, or of the file itself if it is not gzip.
+    """Return the SHA-256 of a gzip file's content, with all its members, or of the file itself if it is not gzip.
 
-    Memory does not grow with the payload, and no more than `limit` bytes of it (and one block) are inflated.
+    Memory does not grow with the payload, and at most `limit` bytes of it (plus one block) are inflated.
 
     Raises:
-        FormatError: the gzip stream is cut, damaged, followed by something or holds more than `limit` bytes.
+        FormatError: the gzip stream is truncated, damaged, has trailing data or holds more than `limit` bytes.
     """
     with open_regular(path) as stream:
         if stream.read(2) != GZIP_MAGIC:
@@ -295,9 +295,9 @@ def payload_sha256(path: Path, limit: int) -> str:
 
 
 def network_limit(spec: ArchiveSpec) -> int:
-    """Return the most bytes that are read over the network.
+    """Return the maximum number of bytes to read over the network.
 
-    That is the published size; where the payload's digest allows that it was compressed again, twice that and 1 MiB.
+    This is the published size, or twice that plus 1 MiB if the payload's digest permits a recompressed file.
     """
     if spec.payload_sha256:
         known = 2 * spec.bytes if spec.bytes else spec.payload_bytes
@@ -306,7 +306,7 @@ def network_limit(spec: ArchiveSpec) -> int:
 
 
 def _inflated(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield what the members of a gzip file inflate to, one after the other, in pieces of at most `BLOCK` bytes."""
+    """Yield the inflated members of a gzip file in order, in pieces of at most `BLOCK` bytes."""
     pending = stream.read(BLOCK)
     while pending:
         inflate = zlib.decompressobj(wbits=31)
@@ -370,7 +370,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Make what goes wrong while a source is read the source's failure, not the store's."""
+    """Report errors while reading a source as failures of the source, not of the store."""
     try:
         yield
     except OSError as error:
@@ -378,9 +378,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def file_names(spec: ArchiveSpec) -> list[str]:
-    """Return the names an archive may have in a folder.
+    """Return the names that an archive may have in a folder.
 
-    As declared, decompressed, and both in the older spelling `train-images.idx3-ubyte`.
+    These are the declared name, that of the decompressed file, and both in the older form `train-images.idx3-ubyte`.
     """
     names = [spec.file, spec.file.removesuffix(".gz")]
     names += [re.sub(r"-(?=idx\d-)", ".", name) for name in names]

@@ -1,4 +1,4 @@
-"""The file an archive grows in until it is known to be the right one."""
+"""The file that receives an archive until the archive has been verified."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from storage.runtime import cancellation
 from tasks.ui.progress import Progress, advance
 
 BLOCK = 1 << 18
-"""Bytes that are read at a time."""
+"""Bytes read at a time."""
 
 _PROGRESS_SECONDS = 0.1
 _STRONG_ETAG = re.compile(r'"[^"]*"')
 
 
 class SourceFailed(Exception):
-    """One source did not give the archive. The text is a short clause without secrets.
+    """A source did not deliver the archive. The text is a short clause without secrets.
 
     Args:
-        refused: the error this is if no other source helps, where bytes came but not the declared ones;
-            None where nothing could be read.
-        heals: trying the same source again may help.
-        wait: seconds its server asks to wait before that.
+        refused: the error to raise if no other source succeeds, when the bytes received were not the declared ones;
+            None if nothing could be read.
+        heals: the failure may be temporary, so retry the same source.
+        wait: seconds that the server asks to wait before the retry.
     """
 
     def __init__(
@@ -40,23 +40,23 @@ class SourceFailed(Exception):
 
 @dataclass(frozen=True)
 class Received:
-    """A file that came in to its end."""
+    """A file that was received completely."""
 
     size_bytes: int
     sha256: str
     resumed: bool = False
-    """Its first part is from an earlier download."""
+    """The beginning of the file is from an earlier download."""
     framed: bool = True
-    """The sender said how long it is. If not, a lost connection looks like the end."""
+    """The sender stated the length. If not, a lost connection looks like the end of the file."""
     encoding: str = ""
-    """The `Content-Encoding` a server named."""
+    """The `Content-Encoding` that the server sent."""
 
 
 class Part:
-    """The file an archive grows in, with a note beside it of what is needed to go on later.
+    """The file that receives an archive, next to a note with the details needed to resume.
 
-    A note is only there for a download whose server named a strong ETag (RFC 9110, 8.8.3): with the same
-    address and the same ETag, the rest of the file belongs to what is here.
+    Only a download whose server sent a strong ETag (RFC 9110, 8.8.3) has a note: with the same address and the same
+    ETag, the rest of the file belongs to the bytes already here.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -66,16 +66,16 @@ class Part:
 
     @property
     def size(self) -> int:
-        """Bytes that came so far."""
+        """Bytes received so far."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def clear(self) -> None:
-        """Forget what came so far."""
+        """Discard the bytes received so far."""
         self.note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
     def remember(self, url: str, etag: str) -> None:
-        """Note where the bytes come from, if the ETag is a strong one."""
+        """Note the source of the bytes, if the ETag is strong."""
         if _STRONG_ETAG.fullmatch(etag):
             self.note.write_text(json.dumps({"url": _digest(url), "etag": etag}), encoding="utf-8")
 
@@ -89,11 +89,11 @@ class Part:
         return (self.size, etag) if same and self.size and _STRONG_ETAG.fullmatch(etag) else None
 
     def fill(self, blocks: Iterable[bytes], limit: int, total: int | None, resume: bool = False) -> Received:
-        """Write `blocks` to the file, after what is there if `resume`, hashing them on the way.
+        """Write `blocks` to the file, appending if `resume`, and hash them on the way.
 
         Raises:
-            SourceFailed: there are more than `limit` bytes; none beyond are written.
-            Stopped: the run is being ended; what came so far stays.
+            SourceFailed: there are more than `limit` bytes; no byte beyond the limit is written.
+            Stopped: the run is being ended; the bytes received so far stay.
             OSError: the file cannot be written.
         """
         digest, done, told = hashlib.sha256(), 0, -_PROGRESS_SECONDS
@@ -116,7 +116,7 @@ class Part:
 
 
 def too_large(limit: int, found: int | None = None) -> SourceFailed:
-    """Return the failure of a source that has more bytes than can be right."""
+    """Return the failure of a source that has more bytes than the limit."""
     has = f"{found:,}" if found is not None else "more"
     return SourceFailed(f"found {has} bytes where at most {limit:,} can be right", refused=FormatError)
 

@@ -1,7 +1,7 @@
-"""Proxies of the environment: archives are fetched through them, what is on this machine is never asked through one.
+"""Proxies from the environment: used to fetch archives, bypassed for servers on this machine.
 
-HTTP clients read the variables when they are made, whatever they are made for: one that names a proxy which a client
-cannot use would end every request, also those to a Prefect server on this machine. Such a variable is set aside.
+Every HTTP client reads the proxy variables when it is created. A variable with an unusable proxy would make all
+requests fail, even those to a Prefect server on this machine, so it is set aside.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _ASIDE = "IDXFLOW_SET_ASIDE_"
 
 
 def keep_direct(*hosts: str) -> None:
-    """Have this process, and all that it starts from now on, ask these hosts without a proxy.
+    """Make this process, and the processes that it starts from now on, contact these hosts without a proxy.
 
-    Set aside what names a proxy that cannot be used.
+    Sets aside variables that name an unusable proxy.
     """
     for name in _named(os.environ):
         if not _usable(os.environ[name]):
             os.environ[f"{_ASIDE}{name}"] = os.environ.pop(name)
     if _named(os.environ):
         exceptions = with_exceptions(os.environ, hosts)
-        # Whichever a library prefers.
+        # Set both spellings: libraries differ in which they prefer.
         os.environ.update(dict.fromkeys(_EXCEPTIONS, exceptions))
 
 
 def with_exceptions(environment: Mapping[str, str], hosts: tuple[str, ...]) -> str:
-    """Return what `NO_PROXY` has to be for the hosts to be asked themselves, beside what is excepted already."""
-    # As urllib and httpx have it: the one in small letters first, if it is there.
+    """Return the value of `NO_PROXY` that adds these hosts to the present exceptions."""
+    # Like urllib and httpx: the lower-case variable takes precedence, if it is set.
     given = environment.get("no_proxy", environment.get("NO_PROXY", ""))
     known = [name.strip() for name in given.split(",") if name.strip()]
     if "*" in known:
@@ -44,7 +44,7 @@ def with_exceptions(environment: Mapping[str, str], hosts: tuple[str, ...]) -> s
 
 
 def shell_lines() -> Iterator[str]:
-    """Yield lines that do for other programs, in a terminal with the user's variables, what `keep_direct` did here."""
+    """Yield shell lines that do for programs in the user's terminal what `keep_direct` did for this process."""
     for name in _set_aside():
         yield f"unset {name}"
     if _named(os.environ):
@@ -53,7 +53,7 @@ def shell_lines() -> Iterator[str]:
 
 
 def unusable() -> str | None:
-    """Say which variables name proxies that were set aside, without their values, which may hold passwords."""
+    """Say which proxy variables were set aside, without their values, which may contain passwords."""
     names = _set_aside()
     if not names:
         return None
@@ -71,10 +71,10 @@ def _named(environment: Mapping[str, str]) -> list[str]:
 
 
 def _usable(proxy: str) -> bool:
-    """Return whether an HTTP client can be made with it (httpx; `http` where no scheme is named)."""
+    """Tell whether an HTTP client can be made with this proxy (httpx; `http` if it has no scheme)."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        # Looked at, because a port that is none is noticed then.
+        # Reading `port` raises an error if it is not a valid port.
         named = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False

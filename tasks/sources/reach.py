@@ -1,4 +1,4 @@
-"""How far away an address is: of the public internet, of this machine's own network, or never to be asked."""
+"""Classify addresses: on the public internet, in this machine's own network, or forbidden."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ METADATA = tuple(
         "fd00:a9fe:a9fe::1/128",  # Akamai (Linode): "Metadata service API"
     )
 )
-"""Services that are not link-local, as those of AWS, Azure, DigitalOcean, Google, OpenStack, Tencent and others are."""
+"""Metadata services that are not link-local, unlike those of AWS, Azure, DigitalOcean, Google, OpenStack, Tencent, …"""
 METADATA_NAMES = ("metadata", "metadata.google.internal", "metadata.goog", "instance-data", "metadata.tencentyun.com")
-"""Names that clouds give them. Without a proxy, whatever name leads there is found out by its address."""
+"""Host names of metadata services. Without a proxy, any other name for them is recognised by its address."""
 
 _AS_THE_INNER = (ip_network("::ffff:0:0/96"), ip_network("64:ff9b::/96"))
-"""Addresses that are another spelling of an IPv4 one: mapped (RFC 4291, 2.5.5.2), and NAT64 (RFC 6052, 2.1)."""
+"""Other notations of an IPv4 address: mapped (RFC 4291, 2.5.5.2) and NAT64 (RFC 6052, 2.1)."""
 _NOT_PUBLIC = tuple(
     # Python counts these as global before 3.11.10, 3.12.4 and 3.13 (python/cpython#113171), or still does.
     ip_network(text)
@@ -39,12 +39,12 @@ _NOT_PUBLIC = tuple(
 
 
 def reach_of(address: str) -> Reach:
-    """Tell how far away an IP address is, in any spelling of an IPv4 one: `127.1`, `2130706433`, `0x7f000001`.
+    """Classify an IP address; IPv4 in any notation, such as `127.1`, `2130706433`, `0x7f000001`.
 
-    An address with another one inside is as near as the nearer of the two.
+    An address that embeds another one gets the more restricted class of the two.
 
     Raises:
-        ValueError: it is not an address but a name.
+        ValueError: it is a name, not an address.
     """
     with suppress(OSError):
         address = socket.inet_ntoa(socket.inet_aton(address))
@@ -57,7 +57,7 @@ def reach_of(address: str) -> Reach:
 
 
 def reach_of_host(host: str, of_address: Callable[[str], Reach] = reach_of) -> Reach:
-    """Tell how far away the host of a URL is by what it is called alone: no name is looked up."""
+    """Classify the host of a URL by its name or address alone, without a DNS lookup."""
     name = host.rstrip(".").lower()
     try:
         return of_address(name)
@@ -79,7 +79,7 @@ def _reach(ip: IPv4Address | IPv6Address) -> Reach:
 
 
 def _inside(ip: int) -> Iterator[IPv4Address]:
-    """Yield the IPv4 addresses that an IPv6 one may stand for."""
+    """Yield the IPv4 addresses that an IPv6 address may embed."""
 
     def at(bit: int) -> IPv4Address:
         return IPv4Address(ip >> (96 - bit) & 0xFFFFFFFF)

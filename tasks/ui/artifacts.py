@@ -1,8 +1,8 @@
-"""What a run shows in the Prefect UI besides its log.
+"""Show the artifacts of a run in the Prefect UI.
 
-It is a view of what the store holds. So outside of a run nothing is shown, and a Prefect API that does not answer
-is a warning, not the end of a run. Nor may it hold one up: Prefect tries each request again for half a minute, and a
-training asks every second. So once it could not be reached, it is left alone for a while.
+Artifacts are only a view of the store. So nothing is shown outside of a run, and an unreachable Prefect API causes a
+warning, not a failure. It must not delay a run either: Prefect retries each request for half a minute, and a training
+makes one every second. So after a failed request, the API is not used for a while.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tasks.ui.markdown import escaped
 
 # Prefect: left-alone.
 QUIET_SECONDS = 300
-"""How long nothing is shown after the Prefect API could not be reached."""
+"""How long nothing is shown after a failure to reach the Prefect API."""
 
 _log = logging.getLogger(__name__)
 _silent_until = -math.inf
@@ -39,10 +39,10 @@ def show_markdown(name: str, text: str, description: str) -> None:
 
 
 def show_table(name: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-    """Publish `rows` as the table artifact `name`; values should be texts or rounded numbers.
+    """Publish `rows` as the table artifact `name`; values should be strings or rounded numbers.
 
-    Prefect's page takes each text of a table for Markdown with HTML in it, as it does a description: the name of a
-    class could load a picture from anywhere. So texts are escaped.
+    Prefect's page renders each string in a table as Markdown with HTML, as it does a description: the name of a class
+    could load a picture from anywhere. So strings are escaped.
     """
     from prefect.artifacts import create_table_artifact
 
@@ -53,7 +53,7 @@ def show_table(name: str, rows: Sequence[Mapping[str, Any]], description: str) -
 
 
 def reachable() -> bool:
-    """Tell whether the Prefect API is worth asking: it could be reached the last time."""
+    """Tell whether the Prefect API is worth calling: no recent request failed to reach it."""
     return time.monotonic() >= _silent_until
 
 
@@ -82,9 +82,9 @@ def _show(call: Callable[..., Any], description: str, **arguments: Any) -> Any:
     try:
         return call(description=escaped(description), **arguments)
     except Exception as error:
-        # Whatever the client raises: there are more kinds than it documents.
+        # Any exception: the client raises more kinds than it documents.
         _log.warning("not shown in the Prefect UI: %s: %s", type(error).__name__, error)
-        # A server that answers, if only that it is busy, is there, and is asked again.
+        # A server that responds, even only that it is busy, is reachable, so it is called again.
         if not isinstance(error, httpx.HTTPStatusError):
             _silent_until = time.monotonic() + QUIET_SECONDS
         return None

@@ -1,4 +1,4 @@
-"""What libraries write to standard error while they load, without what says nothing."""
+"""Filter out the meaningless messages that libraries write to standard error while they load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def without_banners() -> Iterator[None]:
-    """Hold back what TensorFlow's C++ writes to standard error while it loads, and pass on all but its chat.
+    """Capture what TensorFlow's C++ code writes to standard error while it loads, and pass on all but its banners.
 
     `TF_CPP_MIN_LOG_LEVEL` does not reach these lines (tensorflow/tensorflow#100442).
     """

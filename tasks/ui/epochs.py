@@ -1,4 +1,4 @@
-"""How far a training is: each epoch for a listener, and now and then one for the log and the Prefect UI."""
+"""Report the progress of a training: every epoch to a listener, some of them to the log and the Prefect UI."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tasks.ui import artifacts
 from tasks.ui.progress import Progress, advance
 
 SHOW_SECONDS = 1.0
-"""Least time between two lines about epochs."""
+"""Minimum time between two log lines about epochs."""
 
 _log = logging.getLogger(__name__)
 
 
 class EpochDisplay:
-    """Shows every epoch to a listener, and one in `SHOW_SECONDS` in the log and the Prefect UI."""
+    """Shows every epoch to a listener, and at most one per `SHOW_SECONDS` in the log and the Prefect UI."""
 
     def __init__(self, dataset: str, epochs: int) -> None:
         self._name, self._total = dataset, epochs
@@ -25,7 +25,7 @@ class EpochDisplay:
         self._shown = -math.inf
 
     def __call__(self, epoch: Epoch, is_last: bool) -> None:
-        """Show an epoch that is over."""
+        """Show a completed epoch."""
         words = f"loss {epoch.loss:.4f}, {epoch.accuracy:.2%} of the fitted rows right"
         if epoch.validation_accuracy is not None:
             words += f"; held-out rows {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}"

@@ -1,4 +1,4 @@
-"""Progress of long work: tasks say how far they are, whoever listens shows it."""
+"""Report the progress of long work: steps publish it, a listener displays it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one piece of work is."""
+    """The progress of one piece of work."""
 
     name: str
     done: float
     total: float | None
-    """None where the end is not known."""
+    """None if the total is unknown."""
     unit: str
     """`bytes` or `epochs`."""
     note: str = ""
-    """Latest numbers, for people."""
+    """Latest numbers, for display."""
 
 
 Listener = Callable[[Progress], None]
 
-# A context variable, because Prefect carries those into the threads that run submitted tasks.
+# A context variable, because Prefect copies these into the threads that run submitted tasks.
 _listener: ContextVar[Listener | None] = ContextVar("idxflow_progress", default=None)
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Have `listener` called for each progress made while the block runs, also in threads of submitted tasks."""
+    """Call `listener` on all progress while the block runs, including in the threads of submitted tasks."""
     token = _listener.set(listener)
     try:
         yield
@@ -39,7 +39,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def advance(progress: Progress) -> None:
-    """Tell the listener, if there is one."""
+    """Pass `progress` to the listener, if there is one."""
     listener = _listener.get()
     if listener:
         listener(progress)
@@ -47,7 +47,7 @@ def advance(progress: Progress) -> None:
 
 @contextmanager
 def working(name: str) -> Iterator[None]:
-    """Tell the listener, if there is one, that work is in progress while the block runs, which may take a while."""
+    """Tell the listener, if there is one, that work is in progress for as long as the block runs."""
     advance(Progress(name, 0, None, ""))
     try:
         yield

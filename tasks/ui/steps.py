@@ -1,4 +1,4 @@
-"""How each task says what it did: one line in the log, which is also what the command line prints."""
+"""Log one line for each step, which the command line also prints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from storage.records import Step
 
 
 def log_step(log: logging.Logger, step: Step) -> None:
-    """Log the line of a step. The `Step` itself goes along as `record.step`, for listeners that want more."""
+    """Log the line of a step, with the `Step` itself as `record.step` for listeners that need more."""
     how = "reused" if step.reused else f"ran: {step.reason}"
     log.info("%s: %s (%.2f s, %s)", step.name, step.summary, step.seconds, how, extra={"step": step})

@@ -1,4 +1,4 @@
-"""The line that each step shows of its result. Nothing here decides what a result is."""
+"""Summarize the result of each step in one line, for display only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from storage.words import counted, times
 
 
 def split(split: Split) -> str:
-    """Say how many images a split has, and of which size."""
+    """Return the number and size of a split's images."""
     return f"{counted(split.rows, 'image')} of {times(split.image_shape)}"
 
 
 def validation(validation: Validation, rows: int) -> str:
-    """Say how many checks passed on the `rows` of both splits."""
+    """Return how many checks passed on the `rows` of both splits."""
     checks, failures, warnings = len(validation.checks), len(validation.failures), len(validation.warnings)
     remark = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
     if failures:
@@ -22,12 +22,12 @@ def validation(validation: Validation, rows: int) -> str:
 
 
 def normalization(record: Normalization) -> str:
-    """Say the statistics, and how many rows they are of."""
+    """Return the statistics, and the number of rows behind them."""
     return f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {counted(record.rows, 'row')}"
 
 
 def model(model: TrainedModel) -> str:
-    """Say how a training went: epochs, shares of right rows, weights."""
+    """Return the result of a training: epochs, accuracies, weights."""
     kept = "" if model.chosen_epoch == model.epochs_run else f", the one after {model.chosen_epoch} kept"
     held_out = read_history(model.history)[model.chosen_epoch - 1].validation_accuracy
     watched = "" if held_out is None else f" (held out: {held_out:.2%})"
@@ -39,7 +39,7 @@ def model(model: TrainedModel) -> str:
 
 
 def evaluation(evaluation: Evaluation) -> str:
-    """Say how many rows of the test split are right, with the 95% interval of their share."""
+    """Return the accuracy on the test split, with its 95% confidence interval."""
     return (
         f"{evaluation.correct:,} of {evaluation.rows:,} right, {100 * evaluation.accuracy:.2f}% "
         f"({100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}), loss {evaluation.loss:.4f}"
@@ -47,13 +47,13 @@ def evaluation(evaluation: Evaluation) -> str:
 
 
 def confirmation(confirmation: Confirmation) -> str:
-    """Say for how many rows the other process predicts the same."""
+    """Return for how many rows the fresh process makes the same predictions."""
     rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
     return f"a fresh process predicts the same for {counted(confirmation.rows, 'row')}{rounding}"
 
 
 def decision(decision: Decision) -> str:
-    """Say the outcome, and how many of the rules are met."""
+    """Return the outcome, and how many of the rules are met."""
     if decision.outcome == "unchanged":
         return decision.sentence
     met = sum(rule.passed for rule in decision.rules)

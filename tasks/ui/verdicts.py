@@ -1,4 +1,4 @@
-"""The verdict on the data in words: a table for the Prefect UI, and the sentence of a refusal."""
+"""Present the verdict on the data: a table for the Prefect UI, and the sentence of a refusal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LABEL_COLUMNS = frozenset({"label", "share", "imbalance", "by_chance"})
 
 
 def refusal(dataset: Dataset, validation: Validation) -> str:
-    """Say in one sentence which critical checks failed, where, and what to do; names at most 20 rows."""
+    """Return one sentence on which critical checks failed, where, and what to do; it names at most 20 rows."""
     failures = validation.failures
     named, rows_left = [], _ROWS_NAMED
     for failure in failures[:_CHECKS_NAMED]:
