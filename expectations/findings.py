@@ -1,9 +1,9 @@
-"""What Great Expectations finds in a part of a table, and how the findings of all parts become those of the whole.
+"""Findings of Great Expectations in the parts of a table, and how they merge into the findings for the whole table.
 
-Great Expectations wants a table as one frame in memory; a table of millions of rows is given to it in parts. Counts,
-sums, extremes, absent values and the first offending rows of parts add up exactly to those of the whole, and whether
-they meet the bounds is the same question of the whole as of a part. `check.run` makes sure of that: for each part, the
-answer from here must be that of Great Expectations.
+Great Expectations needs a table as one frame in memory, so a table of millions of rows is passed to it in parts.
+Counts, sums, extremes, absent values and first offending rows of the parts merge exactly into those of the whole table,
+and are compared with the bounds in the same way. `run_suites.run` verifies this: for each part, the result from here
+must agree with that of Great Expectations.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ import numpy as np
 from expectations.summary import Table
 
 NAMED = 20
-"""How many offending rows, and values, are kept of a part and of the whole. Great Expectations keeps no more."""
+"""Maximum offending rows, and values, kept for a part and for the whole. Great Expectations keeps no more."""
 
 Arguments = Mapping[str, Any]
 
 
 class Finding(Protocol):
-    """What was found about one expectation."""
+    """The finding about one expectation."""
 
     @classmethod
     def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
-        """Return what Great Expectations found (`result` of its result as JSON) in a part that is `table`."""
+        """Return Great Expectations' finding (`result` of its JSON result) in the part `table`."""
 
     def merged(self, later: Self) -> Self:
-        """Return the finding for these rows and the `later` ones together."""
+        """Return the finding for these rows and the later ones together."""
 
     def holds(self, arguments: Arguments) -> bool:
-        """Return whether the expectation of these arguments is met."""
+        """Tell whether the expectation with these arguments is met."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Of an expectation about each row: how many rows break it, and which are the first."""
+    """Finding of an expectation about each row: how many rows break it, and the first of them."""
 
     rows: int
     considered: int
-    """Rows that have a value; an expectation about values says nothing of the others."""
+    """Rows that have a value; an expectation about values ignores the others."""
     unexpected: int
     values: tuple[Any, ...]
-    """The first offending ones."""
+    """The first offending values."""
     places: tuple[int, ...]
     """Their `index`."""
 
@@ -78,13 +78,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Absent:
-    """Of an expectation that a column has every value of a set: those it has not, in the order of the set."""
+    """Finding of an expectation that a column has every value of a set: the absent values, in the order of the set."""
 
     values: tuple[Any, ...]
 
     @classmethod
     def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
-        # Great Expectations names 20 of them at most, and what all parts lack would be lost among the others.
+        # Great Expectations names at most 20, among which a value absent from all parts could be missing.
         present = set(np.unique(table[arguments["column"]]).tolist())
         return cls(tuple(value for value in arguments["value_set"] if value not in present))
 
@@ -97,7 +97,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Columns:
-    """Of an expectation about the names of the columns."""
+    """Finding of an expectation about the names of the columns."""
 
     names: tuple[str, ...]
 
@@ -106,7 +106,7 @@ class Columns:
         return cls(tuple(found["observed_value"]))
 
     def merged(self, later: Self) -> Self:
-        """Return the names that all parts have; a name that only some have is no column of the whole."""
+        """Return the names that all parts have; a name that only some parts have is not a column of the whole table."""
         return type(self)(tuple(name for name in self.names if name in later.names))
 
     def holds(self, arguments: Arguments) -> bool:
@@ -115,7 +115,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Value:
-    """Of an expectation about one number for all rows: that number, None where there is none."""
+    """Finding of an expectation about one number for all rows: that number, or None."""
 
     value: float | None
 
@@ -131,12 +131,12 @@ class Value:
         if self.value is None:
             return False
         low, high = (arguments.get(name, arguments.get("value")) for name in ("min_value", "max_value"))
-        # Great Expectations gives some numbers as NumPy's, whose comparisons are no plain bool.
+        # Great Expectations returns some numbers as NumPy scalars, whose comparisons are not a plain bool.
         return bool((low is None or self.value >= low) and (high is None or self.value <= high))
 
     @staticmethod
     def _together(values: list[float]) -> float:
-        """Return the number for the rows of all parts, from the numbers of parts."""
+        """Combine the numbers of the parts into the number for all rows."""
         raise NotImplementedError
 
 
@@ -166,7 +166,7 @@ class Most(Value):
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of a column, kept as the sum and the number of its values: exact for whole numbers."""
+    """The mean of a column, kept as the sum and the number of its values: exact for integers."""
 
     total: Fraction
     rows: int
@@ -201,4 +201,4 @@ FINDINGS: dict[str, type[Finding]] = {
     "ExpectTableRowCountToBeBetween": Count,
     "ExpectTableRowCountToEqual": Count,
 }
-"""The expectations whose findings in parts are known to add up, by their class in Great Expectations."""
+"""The expectations whose findings in parts can be merged, by their class in Great Expectations."""

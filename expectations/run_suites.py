@@ -1,4 +1,4 @@
-"""Run a suite on a table with Great Expectations, and say what came out in words."""
+"""Run a suite on a table with Great Expectations, and report the results as text."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from storage.records import Check
 _VALUES_NAMED = 5
 
 _Seen = tuple[Finding, list[int]]
-"""What was found in a part, and which classes are out of bounds in it."""
+"""The finding in a part, and the classes that are out of bounds in it."""
 
-# Threads share one context, and importing the modules of Great Expectations from several of them at once fails. A
-# suite takes a hundredth of a second, so they take turns.
+# Threads share one context, and importing Great Expectations from several threads at once fails. A suite takes a
+# hundredth of a second, so threads take turns.
 _turn = threading.Lock()
 
 
 def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
-    """Evaluate every expectation of `suite` on the table whose rows `parts` has, in the order of the suite.
+    """Evaluate every expectation of `suite`, in order, on the table made of `parts`.
 
-    One part is in memory at a time. The outcome is that of all rows at once, wherever they are cut. Nothing is read
-    from or written to disk or network. Safe to call from several threads.
+    One part is in memory at a time. The result is the same as for all rows at once, for any division into parts. Uses
+    neither disk nor network. Thread-safe.
 
     Raises:
-        IdxflowError: the suite is empty, there is no part, or an expectation could not be evaluated. That is no
+        IdxflowError: the suite is empty, there are no parts, or an expectation could not be evaluated, which is not a
             verdict on the data.
     """
     if not suite.expectations:
@@ -49,13 +49,13 @@ def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
 
 
 def prepare() -> None:
-    """Import Great Expectations, which takes seconds, before it is needed."""
+    """Import Great Expectations in advance, because that takes seconds."""
     with _turn:
         _great_expectations()
 
 
 def _look(suite: Suite, table: Table) -> list[_Seen]:
-    """Return what is found in one part, in the order of the suite."""
+    """Return the findings in one part, in the order of the suite."""
     with _turn:
         results = _evaluate(suite, table)
     if sorted(results) != list(range(len(suite.expectations))):
@@ -70,7 +70,7 @@ def _look(suite: Suite, table: Table) -> list[_Seen]:
 
 
 def _evaluate(suite: Suite, table: Table) -> dict[int, Any]:
-    """Return the result of each expectation by its number in the suite: results come back in another order."""
+    """Return the result of each expectation by its index in the suite, because results come back in another order."""
     gx = _great_expectations()
     import pandas as pd
 
@@ -91,7 +91,7 @@ def _great_expectations() -> Any:
     log = logging.getLogger("great_expectations")
     if log.level == logging.NOTSET:
         log.setLevel(logging.WARNING)
-    # Its import warns of modules that Python has deprecated, and redirects all warnings to the log.
+    # Its import warns about modules deprecated in Python, and redirects all warnings to the log.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import great_expectations as gx
@@ -100,7 +100,7 @@ def _great_expectations() -> Any:
 
 @cache
 def _whole_table() -> Any:
-    """Return what makes a batch of a table, in a context that lives in memory. Making it takes longer than a suite."""
+    """Return the batch definition for a table, in an in-memory context; cached because it takes longer than a suite."""
     from great_expectations.data_context.types import base
 
     context = _great_expectations().get_context(
@@ -116,7 +116,7 @@ def _whole_table() -> Any:
 
 
 def _finding(suite: Suite, wanted: Expectation, result: Any, table: Table) -> Finding:
-    """Return what Great Expectations found in a part, once it is sure that both judge it alike."""
+    """Return Great Expectations' finding in a part, after checking that it agrees with `Finding.holds`."""
     found, arguments = result.to_json_dict()["result"], wanted.arguments
     if not found:
         raise IdxflowError(
@@ -172,7 +172,7 @@ def _number(value: float | None, share: bool) -> str:
 
 
 def _offenders(suite: Suite, finding: Rows) -> str:
-    """Say how many rows break the expectation, and with which values."""
+    """Return the number of rows that break the expectation, and their values, as text."""
     of = {"row": "rows", "class": "classes", "split": "splits"}[suite.of]
     count, total = finding.unexpected, finding.rows
     if not count:
@@ -190,7 +190,7 @@ def _text(value: Any) -> str:
 
 
 def _outside(wanted: Expectation, table: Table) -> list[int]:
-    """Return the classes whose value is outside of the bounds."""
+    """Return the classes whose value is out of bounds."""
     values = table[wanted.column]
     low, high = wanted.arguments.get("min_value", -np.inf), wanted.arguments.get("max_value", np.inf)
     return [int(label) for label in table["index"][(values < low) | (values > high)]]

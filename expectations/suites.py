@@ -1,7 +1,7 @@
-"""The contract of a data set, as suites of expectations built from its manifest, never from the data under check.
+"""The contract of a data set, as suites of expectations built from its manifest, never from the data to be checked.
 
-Suites are Python: a suite file with an unknown expectation silently loses it, and Python does not.
-Nothing here imports Great Expectations; `kind` names its class, which `check.run` looks up.
+Suites are Python, because a suite file silently loses an unknown expectation. Nothing here imports Great Expectations:
+`kind` names its class, which `run_suites.run` looks up.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Limits
 from storage.records import SPLITS, Severity, SplitName
 
-# Limits are shares written in decimal: 1 - 0.059 is a little more than 0.941, the share that then still passes.
+# Limits are decimal shares: in floating point, 1 - 0.059 is slightly more than 0.941, a share that must still pass.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """One thing that must hold for a table."""
+    """One condition that a table must meet."""
 
     name: str
-    """What is expected, in words."""
+    """Description of the expectation, for display."""
     kind: str
     """A class of `great_expectations.expectations`."""
     arguments: Mapping[str, Any]
-    """What that class takes."""
+    """Arguments of that class."""
     limit: str
-    """The bounds, in words."""
+    """The bounds, for display."""
     severity: Severity = "critical"
-    """Critical: the data is refused. Warning: it is remarked on."""
+    """A failed critical expectation refuses the data; a failed warning is only reported."""
     percent: bool = False
-    """Whether what is observed is a share, shown in per cent."""
+    """Whether the observed value is a share, shown as a percentage."""
     setting: str = ""
-    """What of the manifest to change where the data is meant to be so; empty where nothing can make that right."""
+    """Manifest key to change if the data is correct as it is; empty if no setting relaxes this expectation."""
 
     @property
     def column(self) -> str:
-        """The column it is about; empty where it is about the whole table."""
+        """The column that it is about; empty if it is about the whole table."""
         return str(self.arguments.get("column") or self.arguments.get("column_A") or "")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """All that must hold for one table."""
+    """All expectations for one table."""
 
     table: str
     """`archives`, `train` or `test`."""
     of: str
-    """What one row of the table is: `row` (an image), `class` or `split`."""
+    """What a row of the table represents: `row` (an image), `class` or `split`."""
     expectations: tuple[Expectation, ...]
 
 
 def archives(dataset: Dataset) -> Suite:
-    """Return what must hold for `summary.archive_table`: what decode found is what the manifest declares."""
+    """Return the suite for `summary.archive_table`: the decoded archives match the manifest."""
     wanted = [
         _equal("rows in the file are those that were decoded", "rows_found", "rows_decoded"),
         _equal("content of the file is what was decoded", "content_found", "content_decoded"),
@@ -74,14 +74,14 @@ def archives(dataset: Dataset) -> Suite:
 
 
 def images(dataset: Dataset, split: SplitName) -> Suite:
-    """Return what must hold for the image table (`summary.images`) of a split."""
+    """Return the suite for the image table (`summary.images`) of a split."""
     return Suite(
         split, "row", (*_complete(dataset, split), *_labels(dataset), *_pixels(dataset), *_repeats(dataset, split))
     )
 
 
 def classes(dataset: Dataset, split: SplitName) -> Suite:
-    """Return what must hold for the class table (`summary.class_table`) of a split."""
+    """Return the suite for the class table (`summary.class_table`) of a split."""
     limits = dataset.limits
     least = limits.least_class_share(len(dataset.classes))
     return Suite(
@@ -117,7 +117,7 @@ def classes(dataset: Dataset, split: SplitName) -> Suite:
 
 
 def match(dataset: Dataset, split: SplitName) -> Suite:
-    """Return what must hold for the match of labels and images (`summary.match_table`) of a split."""
+    """Return the suite for the match of labels and images (`summary.match_table`) of a split."""
     most = dataset.limits.max_label_chance
     expectation = Expectation(
         "labels belong to their images: not so by chance",
@@ -130,7 +130,7 @@ def match(dataset: Dataset, split: SplitName) -> Suite:
 
 
 def percent(share: float) -> str:
-    """Return a share for people: 0.0123 is `1.23%`."""
+    """Format a share for display: 0.0123 is `1.23%`."""
     return f"{100 * share:.4g}%"
 
 
@@ -190,7 +190,7 @@ def _labels(dataset: Dataset) -> tuple[Expectation, ...]:
             "ExpectColumnMeanToBeBetween",
             {"column": "centroid_hit", "min_value": least},
             f"at least {percent(least)}",
-            # A figure that is known of the data set is a limit; the usual one says only that classes look alike.
+            # A limit set for this data set is critical; failing the default one only shows that classes look alike.
             "warning" if dataset.limits.min_centroid_hit is None else "critical",
             percent=True,
             setting=_limits("min_centroid_hit"),
@@ -251,5 +251,5 @@ def _rarely(name: str, column: str, limits: Limits, key: str, severity: Severity
 
 
 def _limits(*keys: str) -> str:
-    """Return how a person finds the keys in a manifest."""
+    """Return where to find these keys in a manifest."""
     return f"[limits] {' and '.join(keys)}"

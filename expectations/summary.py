@@ -1,11 +1,11 @@
-"""What the expectations look at instead of pixels: a small table with one row per image, and two smaller ones.
+"""Summarize a split for the expectations: a small table with one row per image instead of pixels, and smaller tables.
 
-784 pixel columns would cost Great Expectations minutes; these tables cost it milliseconds. Columns of the
-image table are int64 or float64, the two types it does not walk through in Python.
+784 pixel columns would take Great Expectations minutes; these tables take milliseconds. Columns of the image table are
+int64 or float64, the two types over which it does not loop in Python.
 
-A split is read twice. The first reading (`survey`) keeps what compares images with each other: 9 bytes per row. The
-second (`images`) measures each image and yields the table in parts, so that millions of its rows are never
-in memory at once. Images are turned to float32 in pieces of a few MB, whatever their size.
+A split is read twice. The first pass (`survey`) keeps the data needed to compare images: 9 bytes per row. The second
+(`images`) measures each image and yields the table in parts, so that millions of rows are never in memory at once.
+Images of any size are converted to float32 in pieces of a few MB.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ IMAGE_COLUMNS: dict[str, type] = {
 }
 
 _MEASURED = ("label", "pixel_min", "pixel_max", "mean", "blank", "nearest", "centroid_hit")
-"""The columns that each image has by itself; the others compare it with its split, or with the training split."""
+"""The columns measured from each image alone; the others compare it with its split, or with the training split."""
 
 _LEAST_MATCHED = 30
-"""Rows, for the normal distribution to be near."""
+"""Minimum number of rows for the normal approximation."""
 _PIECE_PIXELS = 1 << 20
-"""How many pixels are turned to float32 at a time: 4 MB, which stays in a processor's cache."""
+"""How many pixels are converted to float32 at a time: 4 MB, which stays in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Centroids:
     means: np.ndarray
     """float32, shape (n, pixels), 0-255."""
     counts: np.ndarray
-    """int64, shape (n,): how many images each mean is of."""
+    """int64, shape (n,): number of images behind each mean."""
 
     def nearest(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
-        """Return the label whose mean is nearest (least squares) to each of `images`; -1 where there are no means.
+        """Return the label whose mean is nearest (least squares) to each of `images`; -1 if there are no means.
 
         Args:
             images: uint8, shape (rows, pixels).
-            own: their labels, if the means are of these images: each is then left out of its own mean, which it
-                draws to itself. An image that is alone in its class is not.
+            own: their labels, if the means are of these images: each image, unless it is alone in its class, is then
+                left out of its class mean, which it would pull towards itself.
 
         Returns:
             int64, shape (rows,).
@@ -73,7 +73,7 @@ class Centroids:
         if not len(self.labels):
             return np.full(len(images), -1)
         pixels = images.astype(np.float32)
-        # |x - c|² without |x|², which is the same for every c, halved and negated: the largest is the nearest.
+        # |x - c|² without |x|², which is the same for every c, halved and negated: the largest score is the nearest.
         scores = pixels @ self.means.T - (self.means**2).sum(axis=1) / 2
         if own is not None:
             # Without x, the mean of the n images of its class is n / (n - 1) times as far from x.
@@ -88,7 +88,7 @@ class Centroids:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first reading of a split finds out."""
+    """The results of the first pass over a split."""
 
     labels: np.ndarray
     """uint8, shape (rows,)."""
@@ -100,14 +100,14 @@ class Survey:
 
 
 def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Survey:
-    """Read a split for the first time, from blocks as `storage.formats.parquet.blocks` yields them.
+    """Make the first pass over a split, given as the blocks of `storage.formats.parquet.blocks`.
 
-    Labels that are no class are left out of the means. The sums are exact, so the order of the blocks changes nothing.
+    Labels that are not a class are left out of the means. The sums are exact, so the order of blocks does not matter.
     """
     sums, counts = np.zeros((classes, 1)), np.zeros(classes, np.int64)
     digests, seen = bytearray(), bytearray()
     for flat, labels in _pieces(blocks):
-        # A piece has at most 65,536 rows of at most 255: the sums are whole numbers below 2²⁴, exact in float32.
+        # A piece has at most 65,536 rows of at most 255: the sums are integers below 2²⁴, exact in float32.
         member = (labels == np.arange(classes)[:, None]).astype(np.float32)
         sums = sums + (member @ flat.astype(np.float32)).astype(np.float64)
         counts += np.bincount(labels, minlength=256)[:classes]
@@ -125,14 +125,14 @@ def images(
     train: Survey | None,
     part_rows: int,
 ) -> Iterator[Table]:
-    """Yield the image table of one split in parts, its columns as in `IMAGE_COLUMNS`: at least one, if without rows.
+    """Yield the image table of one split in parts, with the columns of `IMAGE_COLUMNS`: at least one, even if empty.
 
     Args:
-        blocks: as `storage.formats.parquet.blocks` yields them, the same ones as `found` is about.
-        found: what the first reading of the split found out.
-        train: the same of the training split, which `nearest` and `leaked` look at; None: this is the training
-            split, and nothing is leaked.
-        part_rows: a part has at least so many rows, but for the last one.
+        blocks: of `storage.formats.parquet.blocks`, for the same split as `found`.
+        found: the results of the first pass over the split.
+        train: the same for the training split, used by `nearest` and `leaked`; None: this is the training split, and
+            nothing is leaked.
+        part_rows: minimum number of rows of each part but the last.
     """
     compared = _repeats(found.digests, found.labels)
     leaked = np.zeros(len(found.digests), bool) if train is None else _among(found.digests, train.digests)
@@ -149,7 +149,7 @@ def images(
 def class_table(labels: np.ndarray, classes: int) -> Table:
     """Return one row per class: `index` (its label), `rows`, `share` of all rows, `imbalance`.
 
-    `imbalance` is the rows of the largest class / the rows of this one, infinite for a class without rows.
+    `imbalance` is the rows of the largest class divided by the rows of this class, infinite for a class without rows.
     """
     rows = class_counts(labels, classes)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -158,12 +158,12 @@ def class_table(labels: np.ndarray, classes: int) -> Table:
 
 
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return the rows of each class, int64 of shape (classes,); labels that are no class are left out."""
+    """Return the rows of each class, int64 of shape (classes,); labels that are not a class are left out."""
     return np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
 
 
 class Matches:
-    """Counts how often the nearest class mean is that of the label, and how often it would be by chance."""
+    """Counts how often the nearest class mean is that of the label, to compare with chance."""
 
     def __init__(self) -> None:
         self._rows, self._hits = 0, 0
@@ -177,18 +177,18 @@ class Matches:
 
     @property
     def by_chance(self) -> float:
-        """The chance of so many hits or more, in [0, 1], if the same labels were dealt out to the images at random.
+        """The probability of at least this many hits, in [0, 1], if the same labels were assigned to images at random.
 
-        The number of hits is then a sum of hypergeometric counts; its distribution is taken as normal. Below 30 rows,
-        where that does not hold, nothing can be told: 0.
+        The number of hits is then a sum of hypergeometric counts, whose distribution is approximated as normal. 0 below
+        30 rows, too few for the approximation.
         """
         rows = self._rows
         if rows < _LEAST_MATCHED:
             return 0.0
-        # As Python's numbers, which do not overflow.
+        # Python integers do not overflow.
         pairs = [(int(a), int(b)) for a, b in zip(self._labels, self._nearest, strict=True) if a and b]
         expected = sum(a * b for a, b in pairs) / rows
-        # The counts of a table with fixed margins: variance of one on the diagonal, covariance of two.
+        # Counts of a table with fixed margins: variance of one diagonal count, covariance of two.
         single = sum(a * b * (rows - a) * (rows - b) - (a * b) ** 2 for a, b in pairs)
         variance = (single + sum(a * b for a, b in pairs) ** 2) / (rows**2 * (rows - 1))
         away = (self._hits - expected) / math.sqrt(variance) if variance > 0 else 0.0
@@ -201,14 +201,14 @@ def match_table(found: Matches) -> Table:
 
 
 def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[SplitName, int]) -> Table:
-    """Return one row per split: what the manifest declares beside what decode recorded and the file holds.
+    """Return one row per split: the values declared in the manifest, recorded by decode and found in the file.
 
-    What the manifest does not declare is missing (None).
+    Values that the manifest does not declare are None.
 
     Args:
-        dataset: what is declared.
-        splits: what decode recorded.
-        rows: how many rows were read of each.
+        dataset: with the declared values.
+        splits: as recorded by decode.
+        rows: how many rows were read of each split.
     """
     found = [_archive_row(dataset, split, parquet.metadata(split.file), rows[split.name]) for split in splits]
     names = found[0].keys()
@@ -245,7 +245,7 @@ def _pieces(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[n
 def _parts(
     pieces: Iterable[tuple[np.ndarray, np.ndarray]], means: Centroids, of_them: bool, part_rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the columns that each image has by itself, in parts: at least one."""
+    """Yield the columns measured from each image alone, in parts: at least one."""
     part: list[dict[str, np.ndarray]] = []
     rows = parts = 0
     for flat, labels in pieces:
@@ -280,20 +280,20 @@ def _measured(flat: np.ndarray, labels: np.ndarray, means: Centroids, of_them: b
 
 
 def _repeats(digests: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the columns `duplicate` and `conflict` as bool: sorted, equal images are neighbours."""
+    """Return the columns `duplicate` and `conflict` as bool; sorting makes equal images neighbours."""
     order = np.argsort(digests, kind="stable")
     ordered, labels = digests[order], labels[order]
     again = ordered[1:] == ordered[:-1]
     duplicate = np.zeros(len(digests), bool)
     duplicate[order[1:][again]] = True
-    # An image that has two labels has them next to each other somewhere.
+    # If an image has two labels, they are adjacent somewhere in this order.
     twofold = ordered[1:][again & (labels[1:] != labels[:-1])]
     del order, ordered
     return {"duplicate": duplicate, "conflict": _among(digests, twofold)}
 
 
 def _among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return which of `digests` are in `known`, as bool: `numpy.isin` takes several times the memory."""
+    """Return which of `digests` are in `known`, as bool; `numpy.isin` takes several times the memory."""
     if not len(known):
         return np.zeros(len(digests), bool)
     ordered = np.sort(known)

@@ -223,14 +223,14 @@ def _champion_met(registry: Registry, run: RunRecord) -> int | None:
     began = datetime.fromisoformat(run.started)
     ended = datetime.fromisoformat(record["time"]) if record else datetime.now(UTC)
     for turn in reversed(registry.outline()):
-        # A decision made while it ran does not count; a decision with a later time came from a wrong clock.
+        # A decision made while the run was active does not count; one with a later time does: its clock was wrong.
         if turn.took_effect and (end is None or place(turn.record) < end) and not began < turn.time <= ended:
             return turn.after
     return None
 
 
 def _record_of(store: Store, version: Version) -> RunRecord:
-    """Return what is known of the run of a version that was killed before the ledger had it."""
+    """Return the record, as far as known, of the run that made a version but was killed before the ledger had it."""
     keys = {"train": version.model, "evaluate": version.evaluation}
     parameters = store.made_from(version.dataset, "train", version.model)["parameters"]
     # Not all of them are configuration.
