@@ -15,7 +15,7 @@ _SUBJECTS = ("", *ROLES, *SPLITS)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. Fields that it did not reach are None."""
+    """How a run ended. Results that it did not reach are None."""
 
     state: str
     """`promoted`, `kept`, `unchanged`, `refused`, `failed`, `valid`, `superseded` or one of `CUT_OFF`."""

@@ -114,7 +114,7 @@ def url() -> str | None:
 
 
 def api_key(api: str) -> str | None:
-    """Return the configured API key if `api` is the hosted API it is for, or None."""
+    """Return the configured API key if `api` is the configured URL of the API, or None."""
     key = _value("PREFECT_API_KEY")
     return key if key and url() == api else None
 

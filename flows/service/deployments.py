@@ -1,4 +1,4 @@
-"""What the server has to know: the work pool, the deployments, and the automation that ends dead runs."""
+"""Set up the server: the work pool, the deployments, and the automation that ends dead runs."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ from storage.errors import ConfigError, PrefectFailed
 
 PLAN = ROOT / "prefect.yaml"
 VARIABLE = "idxflow_schedules"
-"""Prefect variable that holds, by deployment, what was last taken from `prefect.yaml` (`Applied`)."""
+"""Prefect variable that holds, by deployment, the schedules last applied from `prefect.yaml` (`Applied`)."""
 AUTOMATION = "idxflow: end flow runs whose process is gone"
 _PROCESS = "process"
 _OURS = "flows."
-"""What the entry points of idxflow's flows begin with."""
+"""Prefix of the entry points of idxflow's flows."""
 _WAIT_SECONDS = 0.5
-# Prefect: names-in-events. An event is called by the name of a state, and a heartbeat has no type to ask for.
+# Prefect: names-in-events. An event is named after a state's name, and a heartbeat has no type to query.
 _ENDINGS = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What `idxflow up` puts on a server, and sees to that it stays there."""
+    """The setup that `idxflow up` creates on a server and maintains."""
 
     pool: str
     zombie_seconds: int
     environment: Mapping[str, str]
-    """Of `prefect deploy`."""
+    """The environment of `prefect deploy`."""
     memory: Memory
     plan: Mapping[str, Any]
-    """What `prefect.yaml` said when it was read."""
+    """The contents of `prefect.yaml` when it was read."""
     meanwhile: Callable[[], object]
-    """Called now and then while `prefect deploy` is at work, which waits for a server that has died."""
+    """Called repeatedly while `prefect deploy` runs, because that waits even for a server that has died."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is there of it."""
+    """The parts of the setup that exist on the server."""
 
     wanted: tuple[str, ...]
-    """The names of all deployments."""
+    """The names of all deployments in `prefect.yaml`."""
     pool: WorkPool | None
     deployments: Mapping[str, DeploymentResponse]
     dropped: Mapping[str, DeploymentResponse]
-    """Those that came from an earlier `prefect.yaml`, which this one does not have."""
+    """Deployments from an earlier `prefect.yaml` that are not in the current one."""
     automation: Automation | None
     applied: Mapping[str, Applied] | None
     """None on a server that `up` does not know."""
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Say what is not there."""
+        """Names of the missing parts."""
         absent = [name for name in self.wanted if name not in self.deployments]
         return (
             *(() if self.pool else ("the work pool",)),
@@ -88,19 +88,19 @@ class Seen:
 
 @dataclass(frozen=True)
 class Deployed:
-    """What `deploy` did beside deploying."""
+    """The side effects of `deploy`."""
 
     kept: tuple[str, ...]
     """The names of deployments whose schedules stay as people left them."""
     removed: tuple[str, ...]
-    """What had come from `prefect.yaml` and is not in it any more, in words."""
+    """Descriptions of what was removed because it is no longer in `prefect.yaml`."""
 
 
 def read_plan(path: Path = PLAN) -> dict[str, Any]:
-    """Return what `prefect.yaml` says, with a slug for each schedule: what came from the file is known by it.
+    """Return the contents of `prefect.yaml`, with a slug for each schedule that identifies it as the file's.
 
     Raises:
-        ConfigError: a schedule of it is in a wrong form, or never comes due.
+        ConfigError: a schedule is malformed or never comes due.
     """
     found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     for deployment in found["deployments"]:
@@ -118,10 +118,10 @@ def read_plan(path: Path = PLAN) -> dict[str, Any]:
 
 
 def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
-    """Look, with few and small requests.
+    """Return the parts of the setup on the server, using few and small requests.
 
     Raises:
-        Exception: whatever Prefect's client raises where the server does not answer queries.
+        Exception: any error of Prefect's client if the server does not answer queries.
     """
     entrypoints = {d["name"]: d["entrypoint"] for d in plan["deployments"]}
     variable = client.read_variable_by_name(VARIABLE)
@@ -141,7 +141,7 @@ def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
 
 
 def provide(client: SyncPrefectClient, promise: Promise) -> Deployed:
-    """Put on the server what is promised, and take away what was promised by an earlier `prefect.yaml` alone."""
+    """Create the setup on the server, and remove what only an earlier `prefect.yaml` had."""
     remembered = promise.memory.read()
     ensure_pool(client, promise.pool, remembered.pool if remembered else {})
     ensure_automation(client, promise.zombie_seconds, remembered.automation_enabled if remembered else True)
@@ -151,7 +151,7 @@ def provide(client: SyncPrefectClient, promise: Promise) -> Deployed:
 
 
 def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
-    """Put again on the server what is not there any more, and say so; else remember what people have changed."""
+    """Restore the parts that are missing on the server, and return a message; otherwise remember people's changes."""
     seen = see(client, promise.pool, promise.plan)
     if seen.missing:
         kept = provide(client, promise).kept
@@ -162,7 +162,7 @@ def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
 
 
 def remember(memory: Memory, seen: Seen) -> None:
-    """Keep what people have changed, unless something is missing: a lost database must not be remembered."""
+    """Save what people have changed, unless something is missing: a lost database must not be remembered."""
     if seen.missing or not (seen.pool and seen.automation):
         return
     applied = seen.applied or {}
@@ -176,7 +176,7 @@ def remember(memory: Memory, seen: Seen) -> None:
 
 def _dumped(schedules: list[DeploymentSchedule]) -> list[dict[str, Any]]:
     kept = {"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
-    # The server's order changes.
+    # The order on the server varies.
     return sorted((s.model_dump(mode="json", include=kept) for s in schedules), key=json.dumps)
 
 
@@ -188,26 +188,26 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, remembered: Mapping[str, Any] | None = None) -> str:
-    """Create the process work pool unless it is there, as it is remembered; return its type."""
+    """Create the process work pool, as remembered, unless it exists; return its type."""
     found = _pool(client, name)
     wanted = WorkPoolCreate(name=name, type=_PROCESS, **(remembered or {}))
     return found.type if found else client.create_work_pool(wanted).type
 
 
 def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered | None = None) -> Deployed:
-    """Deploy everything in `prefect.yaml` to the pool, and remove what came from it and is not in it any more.
+    """Deploy everything in `prefect.yaml` to the pool, and remove what came from it but is no longer in it.
 
-    `prefect deploy` sets schedules to what the file says, also those that a user has changed, paused or deleted on
-    the server, and removes none. Here whoever changed them last wins: the file's schedules are applied to a new
-    deployment, and again only when they differ from those that were applied the last time. What people have made stays.
-    A deployment that the server has lost gets back what is remembered of it, by the same rule.
+    `prefect deploy` sets schedules as in the file, even those that a user has changed, paused or deleted on the
+    server, and removes none. Here the last change wins: the file's schedules are applied to a new deployment, and
+    again only if they differ from those applied last. Schedules that people made are kept. A deployment that the
+    server has lost is restored from memory, by the same rule.
     """
     wanted, seen = copy.deepcopy(dict(promise.plan)), see(client, promise.pool, promise.plan)
     earlier = remembered.deployments if remembered else {}
     changes, applied = dict[str, _Change](), dict[str, Applied]()
     for deployment in wanted["deployments"]:
         name = deployment["name"]
-        # Prefect: pool-of-all. `prefect deploy --all` takes no --pool when it deploys more than one.
+        # Prefect: pool-of-all. `prefect deploy --all` accepts no --pool if there are several deployments.
         deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": promise.pool}
         file = deployment.get("schedules") or []
         now = Applied(_digest(file), tuple(schedule["slug"] for schedule in file))
@@ -228,14 +228,14 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
 
 @dataclass(frozen=True)
 class _Change:
-    """What is to become of the schedules of one deployment."""
+    """The pending change to the schedules of one deployment."""
 
     file: list[dict[str, Any]]
     now: Applied
-    """What `prefect.yaml` has now, and what was applied the last time."""
+    """The schedules in `prefect.yaml` now; `before`, those applied last."""
     before: Applied
     lost: Changed | None
-    """How the deployment was, where the server has lost it."""
+    """The remembered state of the deployment, if the server has lost it."""
 
     @property
     def changed(self) -> bool:
@@ -247,7 +247,7 @@ class _Change:
         return not self.changed and bool(self.file or (self.lost and self.lost.schedules))
 
     def make(self, client: SyncPrefectClient, deployment: DeploymentResponse) -> list[str]:
-        """Make the schedules of a deployment what they are to be; say which were removed."""
+        """Apply the change to a deployment; return a description of each removed schedule."""
         if self.lost:
             _put_back(client, deployment, self.lost)
             deployment = client.read_deployment(deployment.id)
@@ -255,7 +255,7 @@ class _Change:
             return []
         slugs = {schedule["slug"] for schedule in self.file}
         theirs = [schedule for schedule in deployment.schedules if self.before.made(schedule.slug)]
-        # One of the same slug is made anew.
+        # A schedule with the same slug is created again.
         for schedule in deployment.schedules:
             if schedule in theirs or schedule.slug in slugs:
                 client.delete_deployment_schedule(deployment.id, schedule.id)
@@ -266,10 +266,10 @@ class _Change:
 
 
 def _schedule(values: Mapping[str, Any]) -> DeploymentScheduleCreate:
-    """Return a schedule of `prefect.yaml` as the server takes it.
+    """Return a schedule of `prefect.yaml` in the form that the server accepts.
 
     Raises:
-        ValueError: it is none, or it never comes due.
+        ValueError: it is not a schedule, or it never comes due.
     """
     given = {name: value for name, value in values.items() if value is not None and name != "replaces"}
     about = {name: given.pop(name) for name in ("active", "max_scheduled_runs", "parameters", "slug") if name in given}
@@ -281,7 +281,7 @@ def _schedule(values: Mapping[str, Any]) -> DeploymentScheduleCreate:
 
 
 def comes_due(schedule: CronSchedule) -> bool:
-    """Return whether a schedule has a time to come within fifty years; 31 February has none."""
+    """Return whether a schedule comes due within fifty years; 31 February never does."""
     times: Any = croniter(schedule.cron, datetime.now(UTC), day_or=schedule.day_or)  # type: ignore[no-untyped-call]
     try:
         times.get_next()
@@ -291,7 +291,7 @@ def comes_due(schedule: CronSchedule) -> bool:
 
 
 def _drop(client: SyncPrefectClient, deployment: DeploymentResponse, applied: Applied) -> str:
-    """Remove a deployment that is not in `prefect.yaml` any more, or only its schedules where people made others."""
+    """Remove a deployment that is no longer in `prefect.yaml`, or only the file's schedules if people made others."""
     theirs = [schedule for schedule in deployment.schedules if applied.made(schedule.slug)]
     if len(theirs) == len(deployment.schedules):
         client.delete_deployment(deployment.id)
@@ -338,7 +338,7 @@ def _deploy(plan: dict[str, Any], promise: Promise) -> None:
 
 
 def _ended(process: subprocess.Popen[bytes], meanwhile: Callable[[], object]) -> int:
-    """Return the exit code; negative if it does not come to an end."""
+    """Return the exit code; negative if the process does not end."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -361,9 +361,9 @@ def _remember(client: SyncPrefectClient, applied: Mapping[str, Applied]) -> None
 
 
 def ensure_automation(client: SyncPrefectClient, seconds: int, enabled: bool = True) -> None:
-    """Have the server end a run as Crashed when it has sent heartbeats and then none for so many seconds.
+    """Make the server mark a run as Crashed if its heartbeats stop for `seconds`.
 
-    An automation that a user has disabled stays disabled; a new one is made as `enabled` says. After
+    An automation that a user has disabled stays disabled; `enabled` applies to a new one. Based on
     https://docs.prefect.io/v3/advanced/detect-zombie-flows.
     """
     wanted = _automation(seconds)

@@ -1,8 +1,9 @@
-"""How a browser is let in: a link that works once, for as long as it takes to click it.
+"""Log a browser in: a link that works once, within a short time.
 
-The link's token is behind a `#`, which a browser keeps to itself: it is in no request, so in no log. The page at the
-link sends it back as JSON and gets the auth string, which it keeps where Prefect's UI looks for it. Of a token the
-private folder has only the digest, as the name of a file: whoever removes that file has used the link.
+The link's token follows a `#`, so the browser does not send it in the request, and it appears in no log. The page at
+the link sends the token back as JSON and receives the auth string, which it stores where Prefect's UI looks for it.
+The private folder holds only the token's digest, as the name of a file: the request that removes that file has used
+the link.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from flows.service.guard import Application, Message, Receive, Send, answer
 PATH = "/enter"
 SECONDS = 900
 _LONGEST_BODY = 1000
-# Prefect's pages of both versions look there.
+# Both versions of Prefect's UI look there.
 _SCRIPT = """
 const say = words => { document.querySelector("p").textContent = words };
 const token = location.hash.slice(1);
@@ -45,7 +46,7 @@ _PAGE = (
 
 
 def link(folder: Path, ui: str, now: Callable[[], float] = time.time) -> str:
-    """Return a link that lets one browser in, once, within 15 minutes; `folder` remembers its digest."""
+    """Return a link that lets one browser in, once, within 15 minutes; its token's digest is stored in `folder`."""
     folder.mkdir(mode=0o700, exist_ok=True)
     _forget(folder, now())
     token = secrets.token_urlsafe(32)
@@ -54,11 +55,11 @@ def link(folder: Path, ui: str, now: Callable[[], float] = time.time) -> str:
 
 
 def use(folder: Path, token: str, now: Callable[[], float] = time.time) -> bool:
-    """Return whether a token lets its bearer in. It does so once, also when two ask at the same time."""
+    """Use a token and return whether it is valid. It is valid only once, even if two requests arrive together."""
     path = _file(folder, token)
     try:
         until = float(path.read_text(encoding="utf-8"))
-        # Of all who ask at once, one can remove it.
+        # Of several requests at once, only one can remove it.
         path.unlink()
     except (FileNotFoundError, ValueError):
         return False
@@ -66,7 +67,7 @@ def use(folder: Path, token: str, now: Callable[[], float] = time.time) -> bool:
 
 
 def entrance(folder: Path, auth_string: str) -> Application:
-    """Return the application at the link: the page, and what it sends its token to."""
+    """Return the application at the link: the page, and the endpoint to which it sends its token."""
 
     async def application(scope: Message, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
@@ -115,7 +116,7 @@ def _file(folder: Path, token: str) -> Path:
 
 
 def _forget(folder: Path, now: float) -> None:
-    """Remove the links that nobody used in time."""
+    """Remove expired links."""
     for path in folder.iterdir():
         with suppress(FileNotFoundError, ValueError):
             if float(path.read_text(encoding="utf-8")) < now:

@@ -1,14 +1,14 @@
-"""Who may speak to a Prefect server that idxflow starts: an ASGI application around Prefect's own.
+"""Access control for a Prefect server that idxflow starts: an ASGI application around Prefect's own.
 
-Prefect asks for the auth string, and that is all: it answers any `Host`, takes a body without a type as JSON, and
-leaves its pages free to load from anywhere. So a page in the browser of somebody who has the UI open could drive it.
-Here each request is looked at before Prefect sees it, and refused with one sentence:
+Prefect only checks the auth string: it answers any `Host`, accepts a body without a content type as JSON, and lets its
+pages load from anywhere. So another page in the browser of a user who has the UI open could control it. Here each
+request is checked before Prefect sees it, and refused with one sentence:
 
-- 421 where `Host` is no name of this server: the page of another site made its own name lead here (DNS rebinding).
-- 403 where `Origin` or `Sec-Fetch-Site` say that a page of another origin asks; opening a link is no such request.
-- 415 where a body is not said to be JSON: that is all that a page may send elsewhere without being asked for leave.
+- 421 if `Host` is not a name of this server: another site's name may have been pointed here (DNS rebinding).
+- 403 if `Origin` or `Sec-Fetch-Site` shows that a page of another origin sent it; opening a link is allowed.
+- 415 if a body's content type is not JSON: a page can send other types to another origin without a CORS preflight.
 
-Answers keep the pages to themselves: they load nothing from elsewhere, and no other page can frame them.
+Response headers isolate the pages: they load nothing from elsewhere, and no other page can frame them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ ANY_ADDRESS = ("0.0.0.0", "::")
 _NAME = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[0-9]{1,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443", "ws": "80", "wss": "443"}
 _SCHEMA = ("/docs", "/openapi.json", "/redoc")
-"""Pages of Prefect's application that ask for no auth string. What they show is under `/api`, with one."""
+"""Pages of Prefect's application that require no auth string. Their content is under `/api`, which does."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not passed on: an HTTP status and one sentence."""
+    """The reason for refusing a request: an HTTP status and one sentence."""
 
     status: int
     sentence: str
@@ -45,16 +45,16 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a server takes. `names` are what its `Host` may be, `any_address` adds every IP address."""
+    """The requests that a server accepts. `names` are valid values of `Host`; `any_address` adds all IP addresses."""
 
     names: frozenset[str] = frozenset(LOOPBACK)
     any_address: bool = False
     origins: frozenset[str] = frozenset()
-    """Names that the user added, with the port where there is one: how a proxy in front is called."""
+    """Names that the user added, with the port if any, such as those of a proxy in front."""
 
     @classmethod
     def listening(cls, host: str, added: Iterable[str] = ()) -> Rules:
-        """Return the rules of a server that listens on `host`, and is also called by the names in `added`."""
+        """Return the rules of a server that listens on `host` and also has the names in `added`."""
         every = host in ANY_ADDRESS
         own = {socket.gethostname().lower()} if every else {host.lower()}
         origins = frozenset(name.lower() for name in added)
@@ -93,7 +93,7 @@ class Rules:
 
 
 class Guard:
-    """The application: `inner` behind the rules, and pages of its own (by path) that `inner` never sees."""
+    """The application: `inner` behind the rules, and its own pages (by path), which never reach `inner`."""
 
     def __init__(self, inner: Application, rules: Rules, own: dict[str, Application]) -> None:
         self._inner, self._rules, self._own = inner, rules, own
@@ -103,7 +103,7 @@ class Guard:
             return await self._inner(scope, receive, send)
         refusal = self._rules.refusal(scope)
         if refusal and scope["type"] == "websocket":
-            # Before it is accepted, which the server answers with 403.
+            # Closing before accepting makes the server answer with 403.
             return await send({"type": "websocket.close", "code": 1008, "reason": ""})
         closed = _closed(send, _Headers(scope["headers"]).only("host"))
         if refusal:
@@ -114,20 +114,20 @@ class Guard:
 
 
 async def answer(send: Send, status: int, body: object) -> None:
-    """Answer with JSON that nobody keeps."""
+    """Send a JSON response that must not be cached."""
     headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
 def split(host: str) -> tuple[str, bool]:
-    """Return the name of a lower-case `Host`, without port and brackets, and whether it has that form at all."""
+    """Return the name in a lower-case `Host`, without port and brackets, and whether `Host` is well-formed."""
     found = _NAME.fullmatch(host)
     return (found["name"].strip("[]"), True) if found else (host, False)
 
 
 class _Headers:
-    """The headers of a scope. One that comes twice is one with a value that nobody accepts."""
+    """The headers of a scope. A repeated header gets a value that nothing accepts."""
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         self._found: dict[str, list[str]] = {}
@@ -155,17 +155,17 @@ def _is_address(name: str) -> bool:
 
 
 def _opens_page(scope: Message, headers: _Headers) -> bool:
-    """Return whether somebody follows a link to a page, which shows it to him and to nobody else."""
+    """Return whether the request opens a link to a page, whose content only the user sees, not the linking page."""
     opened = (headers.only("sec-fetch-mode"), headers.only("sec-fetch-dest")) == ("navigate", "document")
     return opened and scope["type"] == "http" and scope["method"] == "GET"
 
 
 def _closed(send: Send, host: str) -> Send:
-    """Return a `send` that adds the headers which keep pages to themselves, where the answer has none of its own."""
+    """Return a `send` that adds the headers that isolate pages, unless the response already has them."""
     sockets = f" ws://{host} wss://{host}" if split(host.lower())[1] else ""
     added = {
-        # Prefect: outside-address. No page may ask an address outside, which the UI does whatever its settings say.
-        # It paints graphs with a library that compiles its shaders, and styles elements one by one.
+        # Prefect: outside-address. No page may contact outside hosts, which the UI does regardless of its settings.
+        # The UI draws graphs with a library that compiles its shaders, and sets inline styles.
         b"content-security-policy": (
             "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
             f"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:{sockets}; "
@@ -180,7 +180,7 @@ def _closed(send: Send, host: str) -> Send:
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            # Prefect lets every origin read one of its refusals.
+            # Prefect lets any origin read one of its error responses.
             headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"access-control-allow-origin"]
             there = {name.lower() for name, _ in headers}
             message["headers"] = [*headers, *((name, value) for name, value in added.items() if name not in there)]

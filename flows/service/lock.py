@@ -1,4 +1,4 @@
-"""One `idxflow up` per server and pool on a machine: a lock that the kernel lets go when its holder dies."""
+"""One `idxflow up` per server and pool on a machine: a lock that the kernel releases when its holder dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 
 class Lock:
-    """An advisory lock on a file that also says who holds it. See flock(2)."""
+    """An advisory lock on a file that also describes its holder. See flock(2)."""
 
     def __init__(self, folder: Path, api: str, pool: str) -> None:
         name = hashlib.sha256(f"{api} {pool}".encode()).hexdigest()[:12]
@@ -33,7 +33,7 @@ class Lock:
         return True
 
     def say(self, words: dict[str, Any]) -> None:
-        """Write what the holder wants others to know."""
+        """Write the holder's information for other processes."""
         if self._stream:
             self._stream.seek(0)
             self._stream.truncate()
@@ -41,7 +41,7 @@ class Lock:
             self._stream.flush()
 
     def read(self) -> dict[str, Any]:
-        """Return what the holder wrote; empty while it is writing."""
+        """Return the information that the holder wrote; empty while it is writing."""
         try:
             words: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
         except ValueError:
@@ -50,7 +50,7 @@ class Lock:
 
 
 def ready(folder: Path) -> Iterator[str]:
-    """Yield the API of each `idxflow up` that once was ready, the newest first. It may have ended since."""
+    """Yield the API of each `idxflow up` that was once ready, newest first. It may have ended since."""
     files = [(path.stat().st_mtime, path) for path in folder.glob("up-*.json")]
     for _, path in sorted(files, reverse=True):
         try:
@@ -62,7 +62,7 @@ def ready(folder: Path) -> Iterator[str]:
 
 
 def running(folder: Path, api: str) -> dict[str, Any]:
-    """Return what an `idxflow up` says that looks after this server now; empty if there is none on this machine."""
+    """Return the information of the `idxflow up` that now maintains this server; empty if none on this machine does."""
     for path in folder.glob("up-*.json"):
         with suppress(OSError, ValueError), path.open(encoding="utf-8") as stream:
             try:

@@ -1,7 +1,7 @@
-"""What `idxflow up` remembers of the server: what people have changed there, so that a lost database does not lose it.
+"""The memory of `idxflow up`: people's changes on the server, so that they survive the loss of its database.
 
-It is one file in `up`'s own folder. It is written only while the server has all that `up` has put there, so the
-emptiness of a new database never gets into it.
+It is one file in `up`'s own folder, written only while the server has everything that `up` created there, so the
+empty state of a new database is never saved.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from storage.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Applied:
-    """The schedules of a deployment that were last taken from `prefect.yaml`."""
+    """The schedules of a deployment that were last applied from `prefect.yaml`."""
 
     digest: str
     slugs: tuple[str, ...] | None = None
-    """None where an earlier version of idxflow took them, which did not note them."""
+    """None if an earlier version of idxflow applied them, which did not record slugs."""
 
     @classmethod
     def from_json(cls, values: Any) -> Applied:
-        """Return it from what `asdict` has made of it, or from the digest that earlier versions kept."""
+        """Return an instance from the output of `asdict`, or from the digest that earlier versions stored."""
         if isinstance(values, str):
             return cls(values)
         return cls(values["digest"], None if values["slugs"] is None else tuple(values["slugs"]))
 
     def made(self, slug: str | None) -> bool:
-        """Return whether a schedule is one of these. Those that people make in the UI have no slug."""
+        """Return whether a schedule is one of these. Schedules that people make in the UI have no slug."""
         return slug is not None and (self.slugs is None or slug in self.slugs)
 
 
 @dataclass(frozen=True)
 class Changed:
-    """How a deployment is, where people may have changed it."""
+    """The state of a deployment that people may have changed."""
 
     paused: bool
     schedules: list[dict[str, Any]]
@@ -46,23 +46,23 @@ class Changed:
 
 @dataclass(frozen=True)
 class Remembered:
-    """How the server was when it was last seen well."""
+    """The state of the server when it was last complete."""
 
     deployments: Mapping[str, Changed] = field(default_factory=dict)
     pool: Mapping[str, Any] = field(default_factory=dict)
-    """Of the work pool: what its users set."""
+    """The users' settings of the work pool."""
     automation_enabled: bool = True
 
 
 class Memory:
-    """The file that holds it."""
+    """The file that stores a `Remembered`."""
 
     def __init__(self, folder: Path, api: str, pool: str) -> None:
         name = hashlib.sha256(f"{api} {pool}".encode()).hexdigest()[:12]
         self.path = folder / f"remembered-{name}.json"
 
     def read(self) -> Remembered | None:
-        """Return what was remembered; None if nothing was, or if it cannot be read."""
+        """Return the remembered state; None if there is none or it cannot be read."""
         try:
             values = read_json(self.path)
         except (OSError, ValueError):
@@ -74,6 +74,6 @@ class Memory:
         return Remembered(deployments, **values)
 
     def write(self, now: Remembered) -> None:
-        """Remember this instead, if it is anything else."""
+        """Replace the remembered state if it differs."""
         if now != self.read():
             write_json(self.path, asdict(now))

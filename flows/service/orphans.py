@@ -1,4 +1,4 @@
-"""Flow runs whose process is gone: said to be so at once, rather than after their heartbeat has been missed."""
+"""Flow runs whose process is dead: marked at once, instead of after missed heartbeats."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed
 
-# Prefect: orphans. Nobody else notices a run that died together with its worker.
+# Prefect: orphans. Nothing else notices a run that died together with its worker.
 _UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
 _WORKER_LABEL = "prefect.worker.name"
 
 
 def end_orphans(client: SyncPrefectClient, pool: str, worker: str, before: datetime, why: str) -> tuple[str, ...]:
-    """End the runs that an earlier process of this worker began and whose own process is gone; return their names.
+    """End the runs that an earlier process of this worker started and whose own process is dead; return their names.
 
     A worker of that name exists on one machine only, so their process ids are this machine's. Ending a run also
-    frees its deployment's slot, so that the next run is not turned away.
+    frees its deployment's concurrency slot, so that the next run is not rejected.
 
     Args:
-        client: Reaches the server.
+        client: A client of the server.
         pool: Name of the work pool.
         worker: Name of the worker.
-        before: Only runs whose state is older: the present worker looks after its own.
-        why: What happened, for the state's message.
+        before: Only runs whose state is older; the current worker handles its own.
+        why: The cause, for the state's message.
     """
     ended = []
     for run in _unfinished(client, pool, worker):
@@ -61,17 +61,17 @@ def _unfinished(client: SyncPrefectClient, pool: str, worker: str) -> Iterator[F
 
 
 def _alive(run: FlowRun) -> bool:
-    """Return whether the run's process exists; on Linux also whether the number was not given to another since."""
+    """Return whether the run's process exists; on Linux, also check that its id was not reused by another process."""
     pid = run.infrastructure_pid
     if not pid or not pid.isdigit():
         return False
     environment = Path(f"/proc/{pid}/environ")
     try:
         os.kill(int(pid), 0)
-        # Empty for a process that has ended and was not waited for.
+        # Empty for a zombie process.
         return str(run.id).encode() in environment.read_bytes() if environment.parent.exists() else True
     except PermissionError:
-        # Another user's, which a run of ours is not.
+        # Another user's process, so not one of our runs.
         return False
     except (ProcessLookupError, FileNotFoundError):
         return False

@@ -18,23 +18,24 @@ from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_me
 from storage.errors import PrefectFailed
 
 START_SECONDS = 600
-"""What may pass until a process that was started answers: with a tenth of a processor a server takes four minutes.
-That one has died is noticed at once, so only what hangs takes so long."""
+"""Timeout for a started process to answer: with a tenth of a processor a server takes four minutes.
+
+A dead process is noticed at once, so only one that hangs takes this long.
+"""
 MAX_DEATHS = 5
-"""So many deaths in a row, each within `SETTLED_SECONDS` of the start, are no accident any more."""
+"""Give up after this many deaths in a row, each within `SETTLED_SECONDS` of the start."""
 SETTLED_SECONDS = 60
 _LONGEST_PAUSE = 30
 _EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Refused|NotFound)\b.*: \S")
 _LOG_BYTES = 10_000_000
 _LAST_LINES = 60
-"""What a process says of its death is among its last lines: a trace with what its libraries add to it."""
+"""Number of last lines searched for the cause of a death: a traceback, with lines that libraries add."""
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to run: a name for messages, the argument vector, its environment, its folder, a file for its output, and
-    the open files that it inherits by number."""
+    """A process to start: name for messages, arguments, environment, folder, output file, inherited descriptors."""
 
     name: str
     arguments: tuple[str, ...]
@@ -45,9 +46,9 @@ class Command:
 
 
 class Service:
-    """One process that is to stay alive. It leads a session of its own, so Ctrl-C in the terminal does not reach it.
+    """One process to keep alive. It has its own session, so Ctrl-C in the terminal does not reach it.
 
-    On Linux it gets SIGTERM when the process that started it dies in whatever way; elsewhere it may outlive that.
+    On Linux it gets SIGTERM when its parent process dies for any reason; elsewhere it may outlive its parent.
     """
 
     def __init__(self, command: Command, now: Callable[[], float] = time.monotonic) -> None:
@@ -63,12 +64,12 @@ class Service:
 
     @property
     def pid(self) -> int | None:
-        """Process id, or None where none runs."""
+        """Process id, or None if it is not running."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     @property
     def age(self) -> float:
-        """Seconds since it was started last."""
+        """Seconds since the last start."""
         return self._now() - self._started
 
     def start(self) -> None:
@@ -93,13 +94,13 @@ class Service:
         self._kills = (kills_for_memory(self._counter),) * 2
 
     def revive(self) -> str | None:
-        """Start the process again if it has died and its pause is over; say so in one sentence, else None.
+        """Restart the process if it has died and its pause is over; return a message about it, or None.
 
         Raises:
             PrefectFailed: it died `MAX_DEATHS` times in a row soon after its start.
         """
         if self.pid:
-            # What was counted before the last look: in that one, this very death may be counted already.
+            # Keep the count before the last check, because the last one may already include this death.
             self._kills = (self._kills[1], kills_for_memory(self._counter))
             return None
         if self._process:
@@ -123,10 +124,10 @@ class Service:
         return f"the {epitaph}; starting it again in {pause} s; see {self.command.log}"
 
     def epitaph(self) -> str:
-        """Return what ended the process: a signal, or what it said last itself."""
+        """Return the cause of the process's end: a signal, or its own last error."""
         process = self._process
         if process and process.returncode and process.returncode < 0:
-            # Whatever it had said before has not ended it.
+            # A signal ended it, not an error that it logged earlier.
             memory = kills_for_memory(self._counter) > self._kills[0] or in_kernel_log(process.pid)
             return f"{self.command.name} {by_signal(-process.returncode, memory)}"
         words = self.last_words()
@@ -134,32 +135,32 @@ class Service:
         return f"{self.command.name} {how}" + (f": {words}" if words else "")
 
     def last_words(self) -> str:
-        """Return the error that the process said last, in at most 300 characters; nothing if it did not end on one."""
+        """Return the process's last error, in at most 300 characters; empty if it did not end with an error."""
         with self.command.log.open("rb") as stream:
             stream.seek(self._log_start)
             said = stream.read().decode(errors="replace").splitlines()
         lines = [line.strip() for line in said if line.strip()][-_LAST_LINES:]
-        # What an exception says tells more than what was logged about it.
+        # An exception's message is more informative than a log line about it.
         raised = [line for line in lines if _EXCEPTION.match(line)]
         logged = [line for line in lines if "ERROR" in line or "error:" in line.lower()]
         return (raised or logged or [""])[-1][:300]
 
     def stop(self, seconds: float) -> None:
-        """End the process and all of its session: politely, and after `seconds` by force."""
+        """End the process and its whole session: with SIGTERM, and after `seconds` with SIGKILL."""
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-        # What is left of the session, such as a grandchild that ignored its parent's end.
+        # The rest of the session, such as a grandchild that outlived its parent.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """Return what has the kernel send SIGTERM to the new process when this one dies, where it can (Linux: prctl(2))."""
+    """Return a function that makes the kernel send SIGTERM to the new process when this one dies (Linux: prctl(2))."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl

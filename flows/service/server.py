@@ -1,4 +1,4 @@
-"""A Prefect server on this machine: is one there, and with which closed settings is one started?"""
+"""A Prefect server on this machine: whether it is running, and the secure settings with which to start it."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ LOG = "server.log"
 _DRIVERS = ("postgresql+asyncpg", "sqlite+aiosqlite")
 _HEALTH_SECONDS = 20
 _SOON_SECONDS = 2
-"""A server that has not answered by then is worth a line that says what is waited for."""
+"""Time without an answer after which a line says what is being waited for."""
 _LISTENING = "0A"
 _SERVER_ONLY = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_", "PREFECT_ORION_", "PG")
-"""What the names of variables begin with that open the server or its database."""
+"""Prefixes of the variables that give access to the server or its database."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens (`host`, `port`), and the URL of its API as clients on this machine reach it."""
+    """The address on which the server listens (`host`, `port`), and the URL of its API for clients on this machine."""
 
     host: str
     port: int
@@ -53,14 +53,14 @@ class Address:
 
     @property
     def shown(self) -> str:
-        """The URL for messages: without what may be secret in it."""
+        """The URL for messages, without possible secrets."""
         from tasks.sources.download import redacted
 
         return redacted(self.api)
 
     @property
     def name(self) -> str:
-        """The name or address that clients on this machine ask."""
+        """The host name or IP address that clients on this machine use."""
         return urlsplit(self.api).hostname or self.host
 
     @property
@@ -71,7 +71,7 @@ class Address:
 
 
 class Unexpected(PrefectFailed):
-    """What answers is no Prefect server, or none that can be used; `remedy` is what a client of it can do."""
+    """The program that answers is not a usable Prefect server; `remedy` is what a client can do."""
 
     def __init__(self, where: Address, found: str, remedy: str) -> None:
         super().__init__(
@@ -82,10 +82,9 @@ class Unexpected(PrefectFailed):
 
 
 def address(host: str, port: int | None, configured: str | None) -> Address:
-    """Return the server's address: `port` if given, else the API URL Prefect is configured with, else port 4200.
+    """Return the server's address from `port`, or the configured URL of Prefect's API, or port 4200, in this order.
 
-    A server that is started at a URL of this machine listens on `host`, so it is reached at that: the URL is kept
-    where it leads there.
+    A server started for a URL of this machine listens on `host` and is reached there; a URL that leads there is kept.
     """
     if port is None and configured:
         parts = urlsplit(configured)
@@ -99,22 +98,22 @@ def address(host: str, port: int | None, configured: str | None) -> Address:
 
 
 def _name(host: str) -> str:
-    """Return the name in a URL that leads to what listens on `host`."""
+    """Return the host name for a URL that reaches a server listening on `host`."""
     reached = {"0.0.0.0": LOOPBACK[0], "::": "::1"}.get(host, host)
     return f"[{reached}]" if ":" in reached else reached
 
 
 def _leads(name: str | None, host: str) -> bool:
-    """Return whether a client that asks `name` comes to what listens on `host`; it tries each address of a name."""
+    """Return whether a client that connects to `name`, trying each of its addresses, reaches a server on `host`."""
     return name in (host, _name(host)) or (name == "localhost" and host in (LOOPBACK[0], *ANY_ADDRESS))
 
 
 def is_up(where: Address, auth: str | None = None, seconds: float | None = None) -> bool:
-    """Return whether a Prefect server answers there, in so many seconds; without them, say what is waited for.
+    """Return whether a Prefect server answers there within `seconds`; without them, print what is being waited for.
 
     Raises:
-        Unexpected: something answers that is no Prefect server.
-        PrefectFailed: the server wants another auth string.
+        Unexpected: the program that answers is not a Prefect server.
+        PrefectFailed: the server requires another auth string.
     """
     import httpx
 
@@ -138,15 +137,15 @@ def is_up(where: Address, auth: str | None = None, seconds: float | None = None)
 
 
 def _asked(where: Address, auth: str | None, seconds: float) -> tuple[httpx.Response, httpx.Response]:
-    """Return what is answered about the health, and what to a question for which one has to be known."""
+    """Return the responses to a health check and to a request that requires the auth string."""
     with session(where, auth, seconds) as client:
-        # Without a secret: that is told to no other program which has the port.
+        # Without the auth string, which must not reach another program that has the port.
         health = client.get("/health", auth=None)
         return health, client.get("/admin/version")
 
 
 def session(where: Address, auth: str | None, seconds: float) -> httpx.Client:
-    """Return an HTTP client that asks the API as one who is known there, and waits so many seconds for an answer."""
+    """Return an authenticated HTTP client of the API with a timeout of `seconds`."""
     import httpx
 
     key = None if auth else configuration.api_key(where.api)
@@ -178,7 +177,7 @@ def _say_awaited(shown: str) -> None:
 
 
 def listening(where: Address) -> socket.socket:
-    """Return a socket that listens there. Raises PrefectFailed if that cannot be."""
+    """Return a socket that listens there. Raises PrefectFailed if that is not possible."""
     try:
         return listen(where.host, where.port)
     except OSError as error:
@@ -186,9 +185,9 @@ def listening(where: Address) -> socket.socket:
 
 
 def auth_string(folder: Path) -> str:
-    """Return what a server that is started here asks for, made at random the first time and kept in `folder`.
+    """Return the auth string of a server started here, created at random the first time and kept in `folder`.
 
-    The file is readable by its owner only. Raises ConfigError where the string is not of the form user:password.
+    The file is readable only by its owner. Raises ConfigError if the string is not of the form user:password.
     """
     known = kept_auth_string(folder) or _made_auth_string(auth_file(folder))
     if ":" not in known or not known.isascii():
@@ -202,10 +201,10 @@ def auth_string(folder: Path) -> str:
 
 
 def _made_auth_string(path: Path) -> str:
-    """Make the file in one step: an empty one, as a full disk leaves it, would be no secret and in the way for ever."""
+    """Create the file atomically: an empty file, as a full disk leaves it, would be no secret and block a new one."""
     partial = path.with_name(f".{path.name}.partial")
     with locked(path.with_name(f".{path.name}.lock"), passing=True):
-        # Another `idxflow up` may have been first.
+        # Another `idxflow up` may have created it first.
         if not (known := kept_auth_string(path.parent)):
             known = f"idxflow:{secrets.token_urlsafe(24)}"
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
@@ -215,7 +214,7 @@ def _made_auth_string(path: Path) -> str:
 
 
 def kept_auth_string(folder: Path) -> str | None:
-    """Return the auth string of the environment, else the one kept in `folder`, else None."""
+    """Return the auth string from the environment, or the one kept in `folder`, or None."""
     given, path = os.environ.get(AUTH), auth_file(folder)
     if not given and path.is_file():
         given = path.read_text(encoding="utf-8").strip()
@@ -223,14 +222,14 @@ def kept_auth_string(folder: Path) -> str | None:
 
 
 def auth_file(folder: Path) -> Path:
-    """Return where a made auth string is kept."""
+    """Return the path of the file with a created auth string."""
     return folder / "auth-string"
 
 
 def known_auth_string(where: Address, folder: Path) -> str | None:
-    """Return the auth string for a server that may be there: the one Prefect is configured with, else the kept one.
+    """Return the auth string for a server that may run there: the configured one, or the kept one.
 
-    The kept one is told to no other user who listens there, nor to another machine.
+    The kept one is never sent to a server of another user or on another machine.
     """
     if configured := configuration.auth_string():
         return configured
@@ -238,10 +237,7 @@ def known_auth_string(where: Address, folder: Path) -> str | None:
 
 
 def is_ours(where: Address, folder: Path) -> bool:
-    """Return whether nobody but this user, root, and the owner of `folder` listens on the port.
-
-    True where the system does not tell.
-    """
+    """Return whether only this user, root or the owner of `folder` listens on the port; True if unknown."""
     trusted = {os.geteuid(), 0} | ({folder.stat().st_uid} if folder.exists() else set())
     return _listeners(where.port) <= trusted
 
@@ -258,7 +254,7 @@ def _listeners(port: int) -> set[int]:
 
 
 def login(auth: str | None, folder: Path) -> str | None:
-    """Return the line of a shell that tells Prefect's own commands the auth string, without saying it."""
+    """Return a shell command that gives Prefect's own commands the auth string without showing it."""
     if auth is None:
         return None
     if os.environ.get(CLIENT_AUTH) == auth:
@@ -269,7 +265,7 @@ def login(auth: str | None, folder: Path) -> str | None:
 
 
 def opened(auth: bool, csrf: bool) -> Iterator[str]:
-    """Yield what the server is open to, as asked for."""
+    """Yield a description of each protection that the user turned off."""
     if not auth:
         yield "--no-auth: every user of this machine can run code as you through this server"
     if not csrf:
@@ -277,7 +273,7 @@ def opened(auth: bool, csrf: bool) -> Iterator[str]:
 
 
 def checked_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of `--allow-host`. Raises ConfigError if one is no name, or says where to look for it."""
+    """Return the names of `--allow-host`. Raises ConfigError if one is not a host name."""
     for name in names:
         if not split(name.lower())[1]:
             raise ConfigError(
@@ -290,8 +286,8 @@ def checked_database(url: str | None) -> str | None:
     """Return the connection URL of `--database`, or None.
 
     Raises:
-        ConfigError: its driver is not one that Prefect's server works with, or it holds a password, which every
-            user of the machine could read in the list of processes.
+        ConfigError: Prefect's server does not support its driver, or it contains a password, which every user of the
+            machine could read in the list of processes.
     """
     if url is None:
         return None
@@ -310,7 +306,7 @@ def checked_database(url: str | None) -> str | None:
 
 
 def shown_database(url: str | None) -> str:
-    """Return the database without user and password, for messages."""
+    """Return the database URL without user and password, for messages."""
     if not url:
         return "SQLite"
     parts = urlsplit(url)
@@ -318,18 +314,18 @@ def shown_database(url: str | None) -> str:
 
 
 def server_environment(where: Address, database: str | None, auth: str | None, csrf: bool) -> dict[str, str]:
-    """Return the whole environment of the server. What the user has set goes first, except for where it listens."""
+    """Return the whole environment of the server. The user's settings take precedence, except for where it listens."""
     closed = {
-        # The guard refuses pages of other origins; no answer tells a browser otherwise.
+        # The guard refuses pages of other origins, so no response may permit them.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": where.ui,
-        # Prefect: address-of-the-ui. By whatever name and port the UI was opened, its API is there as well.
+        # Prefect: address-of-the-ui. The API has the same host name and port with which the UI was opened.
         "PREFECT_UI_API_URL": "/api",
-        # Prefect: vacuum. Prefect keeps runs for ever otherwise.
+        # Prefect: vacuum. Otherwise Prefect keeps runs forever.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        # Prefect: leases. In memory, a restart would forget the slots of running flows, and the runs be ended for it.
+        # Prefect: leases. In memory, the slots of running flows would be lost in a restart, and their runs ended.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "120",
-        # Prefect: locked. Seconds that SQLite waits for its one writer; after the default of 10, a busy machine gives
+        # Prefect: locked. Seconds to wait for SQLite's only writer; with the default of 10, a busy machine causes
         # "database is locked".
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": str(csrf).lower(),
@@ -357,5 +353,5 @@ def client_environment(where: Address, auth: str | None, store: str | None) -> d
 
 
 def prefect(*arguments: str) -> tuple[str, ...]:
-    """Return the argument vector of a Prefect command, of the same Python as this."""
+    """Return the argument vector of a Prefect command, run with this Python."""
     return (sys.executable, "-m", "prefect", *arguments)

@@ -1,4 +1,4 @@
-"""The file of Prefect's SQLite database: which one it is, whether it is still the same, and what is wrong with it."""
+"""The file of Prefect's SQLite database: its path, its identity, and problems with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Identity = tuple[int, int]
 
 
 def database_file(url: str) -> Path | None:
-    """Return the file that a connection URL names; None for another kind of database, or one in memory."""
+    """Return the file that a connection URL names; None for another kind of database, or an in-memory one."""
     parts = urlsplit(url)
     path = parts.path[1:]
     return Path(path) if parts.scheme.startswith("sqlite") and path and ":memory:" not in path else None
@@ -32,7 +32,7 @@ def configured(url: str | None = None) -> Path | None:
 
 
 def identity(path: Path) -> Identity | None:
-    """Return what tells a file from another one of the same name; None if there is none."""
+    """Return the identity that distinguishes a file from another of the same name; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -41,14 +41,14 @@ def identity(path: Path) -> Identity | None:
 
 
 def journal(path: Path) -> Path:
-    """Return the file of what was written to a database and is not in its own file yet."""
+    """Return the write-ahead log: the file with changes that are not in the database's own file yet."""
     return path.with_name(f"{path.name}-wal")
 
 
 def forget_journal(path: Path, opened: Identity | None) -> None:
-    """Remove the journal of a database that is gone, where it is still the one that was `opened` with it.
+    """Remove the journal of a lost database, if it is still the file with the identity `opened`.
 
-    SQLite would apply it to whatever has the database's name now, and break that: see
+    SQLite would apply it to the file that has the database's name now, and corrupt that: see
     https://www.sqlite.org/howtocorrupt.html, "mispairing database files and hot journals".
     """
     if opened and identity(journal(path)) == opened:
@@ -57,9 +57,9 @@ def forget_journal(path: Path, opened: Identity | None) -> None:
 
 
 def trouble(path: Path, gc: str) -> str | None:
-    """Return what keeps a server from using a database, and what to do about it, in one sentence; None if nothing.
+    """Return one sentence on the problem that keeps a server from using a database, with its remedy, or None.
 
-    An empty file and none at all are no trouble: the server makes a database of them.
+    An empty or missing file is not a problem: the server creates a database.
 
     Args:
         gc: the command that removes old results from the store.
@@ -77,7 +77,7 @@ def trouble(path: Path, gc: str) -> str | None:
 
 
 def full_disk(path: Path, gc: str) -> str | None:
-    """Return that a database has hardly any disk left, and what to do, in one sentence; None where it has."""
+    """Return one sentence, with a remedy, if the database's disk is almost full; otherwise None."""
     if shutil.disk_usage(path.parent).free >= LEAST_FREE_BYTES:
         return None
     least = f"{LEAST_FREE_BYTES / 1e6:,.0f} MB"
@@ -101,7 +101,7 @@ def _broken(path: Path) -> str | None:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
             said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.OperationalError as error:
-        # Such as one that is locked: a server is at work on it.
+        # For example locked, because a server is using it.
         return str(error) if "malformed" in str(error) else None
     except sqlite3.DatabaseError as error:
         return str(error)

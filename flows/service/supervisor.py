@@ -44,14 +44,14 @@ LINKS = "links"
 """Folder, below that of the logs, of the links that let a browser in."""
 PROCESS = "process"
 TABLES_SECONDS = 240
-"""A server that was started so long ago may still be making its tables, and is not complained of."""
+"""A server younger than this may still be creating its tables, so a missing answer is not reported."""
 STOP_SECONDS = 6
-"""For each of worker and server, before force is used; together well below the 15 s that `up` may take to stop."""
+"""Timeout before SIGKILL, for worker and server each; together well below the 15 s that `up` may take to stop."""
 SWEEP_SECONDS = 10
 LOOK_SECONDS = 15
-"""How often the server is looked at: whether it answers queries and still has what was put there."""
+"""Interval of the checks that the server answers queries and still has its setup."""
 QUERY_SECONDS = 10
-"""What it may take for one answer, when looked at."""
+"""Timeout of one query in such a check."""
 ZOMBIE_VARIABLE = "IDXFLOW_ZOMBIE_SECONDS"
 ZOMBIE_SECONDS = 90
 """Three heartbeats of 30 s, the shortest that Prefect allows."""
@@ -62,7 +62,7 @@ _OF_SERVER = ("--host", "--no-auth", "--no-csrf", "--database", "--allow-host")
 
 @dataclass(frozen=True)
 class UpOptions:
-    """How the server and the worker are to run; empty options are the defaults of `idxflow up`."""
+    """Options of the server and the worker; empty options are the defaults of `idxflow up`."""
 
     host: str = LOOPBACK[0]
     port: int | None = None
@@ -86,17 +86,17 @@ class UpOptions:
         }
 
     def ineffective(self, held: Mapping[str, object]) -> list[str]:
-        """Return the names of the options that were asked for and differ from those in effect, `held`."""
-        # A store that the environment names is asked for, too.
+        """Return the names of the options that were given and differ from those in effect, `held`."""
+        # A store that the environment names counts as given, too.
         usual = {**UpOptions().effects(), _STORE: str(store_path(BESIDE))}
         return [name for name, value in self.effects().items() if value not in (usual[name], held.get(name, value))]
 
 
 def supervise(options: UpOptions) -> int:
-    """Bring up a server and a worker, and keep them running until a signal comes; return the exit code.
+    """Start a server and a worker, and keep them running until a signal arrives; return the exit code.
 
     Raises:
-        ConfigError: options contradict each other, or the environment.
+        ConfigError: options contradict each other or the environment.
         PrefectFailed: the server or the worker does not start.
     """
     if options.host not in LOOPBACK and not options.auth:
@@ -110,21 +110,21 @@ def supervise(options: UpOptions) -> int:
         with stop_signals(), home_errors():
             return Supervisor(options).run()
     except Stopped:
-        # Only before anything was started; afterwards `run` itself ends on it.
+        # Only before anything was started; later, `run` handles it.
         return 0
 
 
 class Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP was received; its argument is which."""
+    """SIGINT, SIGTERM or SIGHUP was received; the argument is the signal's number."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Have SIGINT, SIGTERM and SIGHUP raise `Stopped` in the block, once."""
+    """Make SIGINT, SIGTERM and SIGHUP raise `Stopped` in the block, once."""
     received: list[Stopped] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        # Stopping takes its bounded time; a second Ctrl-C must not leave half of it running.
+        # Stopping takes a bounded time; a second Ctrl-C must not leave half of the processes running.
         if not received:
             received.append(Stopped(number))
             raise received[0]
@@ -135,7 +135,7 @@ def stop_signals() -> Iterator[None]:
         received.clear()
         return int(error.args[0])
 
-    # A signal that is ignored, as SIGHUP is after `nohup`, stays so.
+    # A signal that is ignored, such as SIGHUP after `nohup`, stays ignored.
     caught = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in caught}
     try:
@@ -147,25 +147,25 @@ def stop_signals() -> Iterator[None]:
 
 
 class Supervisor:
-    """The server and worker of one `idxflow up`, and how far they have come."""
+    """The server and worker of one `idxflow up`, and their state."""
 
     def __init__(self, options: UpOptions) -> None:
         self.options = options
         configured = configuration.url()
         self.chosen = options.port is None and bool(configured)
-        """Whether the user says whose server it is."""
+        """Whether the user configured which server to use."""
         self.where = server.address(options.host, options.port, configured)
         self.home = private_home()
         self.folder = self.home / "idxflow"
-        # Nor is another address of this machine asked through a proxy.
+        # No address of this machine is reached through a proxy.
         proxies.keep_direct(*proxies.LOOPBACK, *([self.where.name] if self.where.local else []))
         self.auth = server.known_auth_string(self.where, self.folder)
         self.worker_name = f"idxflow-up {socket.gethostname()}"
         self.lock = Lock(self.folder, self.where.api, options.pool)
         self.listener: socket.socket | None = None
-        """Kept open, so that nobody else can have the port while the server is started again."""
+        """Kept open, so that no other process can take the port while the server restarts."""
         self.database: IO[bytes] | None = None
-        """Kept open, so that no temporary server uses the database as well."""
+        """Kept open, so that no temporary server uses the database, too."""
         self.server: Service | None = None
         self.worker: Service | None = None
         self.worker_since = datetime.now(UTC)
@@ -173,17 +173,17 @@ class Supervisor:
         self.database_file: Path | None = None
         """The file of the database of a server that was started here, if it is SQLite."""
         self.opened: sqlite.Identity | None = None
-        """That file as the server has it open; None while that is not known."""
+        """The identity of the file that the server has open; None if unknown."""
         self.journal: sqlite.Identity | None = None
         self.promise: Promise | None = None
         self.store = Store(store_root(options.store))
         self.known = set[UUID]()
-        """Runs that have ended, and that need no second look."""
+        """Runs that have ended and need no further check."""
         self.said, self.told = "", dict[str, object]()
-        """What was said last of something that lasts, and what was told others."""
+        """The last line printed about a lasting problem, and the last information written for others."""
 
     def run(self) -> int:
-        """Bring everything up and keep it so; return the exit code."""
+        """Start everything and keep it running; return the exit code."""
         if not self.lock.take():
             return self._say_what_runs()
         try:
@@ -278,13 +278,13 @@ class Supervisor:
         making = "making the database of the server, once" if new else "waiting for the server"
         with _waiting(making), starting(self.home):
             self.server.start()
-            # What the next steps need is imported meanwhile.
+            # Import the modules of the next steps while the server starts.
             import_module("flows.service.deployments")
             self._await_server(self.server)
         _say(f"server ready, process {self.server.pid}")
 
     def _refuse_shared_database(self) -> None:
-        """Raise PrefectFailed where another `idxflow up` uses the SQLite database, and so has the queue of writers."""
+        """Raise PrefectFailed if another `idxflow up` uses the SQLite database, and thus has the queue of writers."""
         if self.database or not (self.database_file and in_use(self.database_file)):
             return
         others = [api for api in ready(self.folder) if running(self.folder, api)]
@@ -298,7 +298,7 @@ class Supervisor:
         deadline = time.monotonic() + START_SECONDS
         while service.pid and time.monotonic() < deadline:
             with suppress(PrefectFailed):  # it answers, but not yet in full
-                # Soon enough to notice that it has died: the port is open all the time.
+                # A short timeout, to notice its death: the port stays open all the time.
                 if server.is_up(self.where, self.auth, seconds=1):
                     self._note_database()
                     return
@@ -344,7 +344,7 @@ class Supervisor:
         )
 
     def _workers(self, client: SyncPrefectClient) -> dict[str, datetime]:
-        """Return the workers that are online, and when each gave its last heartbeat."""
+        """Return the workers that are online, with the time of each one's last heartbeat."""
         found = client.read_workers_for_work_pool(self.options.pool)
         return {w.name: w.last_heartbeat_time for w in found if w.status == "ONLINE" and w.last_heartbeat_time}
 
@@ -355,21 +355,21 @@ class Supervisor:
             _say(f"  {step}")
         if not (self.server and self.auth):
             return
-        # What is not a terminal may be kept, and be read by others.
+        # Output that is not a terminal may be stored, and read by others.
         if sys.stdout.isatty():
             self._say_link()
         else:
             _say("in a browser: `idxflow up` in a terminal prints a link for it")
 
     def _next_steps(self) -> Iterator[str]:
-        """Yield lines that work in the terminal of somebody who has set nothing: not even this one's variables."""
+        """Yield commands that work in a new terminal, without any of this one's variables."""
         programs = Path(sys.executable).parent
         if Path(shutil.which("idxflow") or "").parent != programs:
             yield f"export PATH={shlex.quote(str(programs))}:$PATH"
         yield f"export PREFECT_API_URL={shlex.quote(self.where.api)}"
         if login := server.login(self.auth, self.folder):
             yield login
-        # Prefect's own commands would send these requests to the proxy.
+        # Otherwise Prefect's own commands would send these requests through the proxy.
         yield from proxies.shell_lines()
         # Prefect: telemetry.
         yield f"export DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}"
@@ -377,7 +377,7 @@ class Supervisor:
         yield Store(store_root(self.options.store)).command("status", usual=BESIDE)
 
     def _keep(self) -> None:
-        """Restart what dies until a signal comes; return at once if nothing was started here."""
+        """Restart processes that die, until a signal arrives; return at once if nothing was started here."""
         if not self._services:
             _say("everything is already running; nothing was started")
             return
@@ -385,7 +385,7 @@ class Supervisor:
         swept = looked = time.monotonic()
         while True:
             self._revive_all()
-            # A server that is gone is not asked: its port takes the question, and nobody would start it meanwhile.
+            # Do not query a dead server: its port still accepts the request, and waiting would delay the restart.
             if not self.server or self.server.pid:
                 if time.monotonic() - looked > LOOK_SECONDS:
                     self._look_after()
@@ -398,7 +398,7 @@ class Supervisor:
 
     @property
     def _services(self) -> list[Service]:
-        """What was started here."""
+        """Return the services that were started here."""
         return [service for service in (self.server, self.worker) if service]
 
     def _revive_all(self) -> None:
@@ -406,7 +406,7 @@ class Supervisor:
             self._revive(service)
 
     def _revive(self, service: Service) -> None:
-        """Start a service again if it has died."""
+        """Restart a service if it has died."""
         before = service.pid
         try:
             happened = service.revive()
@@ -420,11 +420,11 @@ class Supervisor:
             if service is self.worker:
                 self.worker_since = datetime.now(UTC)
             else:
-                # Which file it opens is known when it answers.
+                # The file that it opens is known once it answers.
                 self.opened = None
 
     def _look_after(self) -> None:
-        """See that the server has its database, answers queries, and has what was put there; mend what is not so."""
+        """Check that the server has its database, answers queries and has its setup; repair it if not."""
         from flows.service.deployments import look_after
 
         if self._restart_on_lost_database():
@@ -439,10 +439,10 @@ class Supervisor:
             if trouble := self._trouble():
                 self._say_once(trouble)
             elif not (self.server and self.server.age < TABLES_SECONDS):
-                # One that was started just now may be making its tables.
+                # A server that has just started may be creating its tables.
                 self._say_once(self._unanswered(error))
             return
-        # It may answer what is only read.
+        # With a full disk the server may still answer queries that only read.
         full = sqlite.full_disk(self.database_file, self._gc) if self.database_file else None
         if full:
             self._say_once(full)
@@ -453,7 +453,7 @@ class Supervisor:
             _say(done)
 
     def _restart_on_lost_database(self) -> bool:
-        """Restart a server whose database was removed or replaced: it would go on with what nobody else can see."""
+        """Restart a server whose database was removed or replaced, because it would keep using the old file."""
         if not (self.database_file and self.opened and self.server and self.server.pid):
             return False
         now = sqlite.identity(self.database_file)
@@ -466,13 +466,13 @@ class Supervisor:
         return True
 
     def _note_database(self) -> None:
-        """Note which file the server has open."""
+        """Record the identity of the file that the server has open."""
         if self.server and self.server.pid and self.database_file and not self.opened:
             self.opened = sqlite.identity(self.database_file)
             self.journal = sqlite.identity(sqlite.journal(self.database_file))
 
     def _tell(self) -> None:
-        """Say in the lock's file what others want to know, such as `idxflow doctor`."""
+        """Write information for other commands, such as `idxflow doctor`, into the lock's file."""
         words: dict[str, object] = {
             "api": self.where.api,
             "links": bool(self.server and self.auth),
@@ -482,7 +482,7 @@ class Supervisor:
         }
         if words == self.told:
             return
-        # On a full disk it is said later.
+        # If the disk is full, write it later.
         with suppress(OSError):
             self.lock.say({"pid": os.getpid(), "ready": True, **words})
             self.told = words
@@ -501,7 +501,7 @@ class Supervisor:
         )
 
     def _say_once(self, line: str) -> None:
-        """Say something that lasts, the first time."""
+        """Print a line about a lasting problem, only the first time."""
         if line != self.said:
             _say(line)
             self.said = line
@@ -510,7 +510,7 @@ class Supervisor:
         from flows import endings
         from flows.service.orphans import end_orphans
 
-        # A server that is being started again is no reason to end; the next sweep finds what this one did not.
+        # A restarting server is no reason to stop; the next sweep finds what this one missed.
         with suppress(Exception):
             for name in end_orphans(client, self.options.pool, self.worker_name, self.worker_since, why):
                 _say(f"ended the run {name} as crashed: its process is gone")
@@ -518,7 +518,7 @@ class Supervisor:
             endings.unstarted(client, self.store, self.known)
 
     def _stop(self) -> None:
-        """Stop the worker, its runs, and the server, whichever were started here. Never raises."""
+        """Stop the worker, its runs and the server, if they were started here. Never raises."""
         if self.worker:
             self.worker.stop(STOP_SECONDS)
             with suppress(Exception):
@@ -530,7 +530,7 @@ class Supervisor:
 
     @contextmanager
     def _impatient(self, seconds: int) -> Iterator[SyncPrefectClient]:
-        """Yield a client that does not wait for a server that does not answer."""
+        """Yield a client with a timeout of `seconds` that does not retry."""
         from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
         settings = {PREFECT_API_REQUEST_TIMEOUT: seconds, PREFECT_CLIENT_MAX_RETRIES: 0}
@@ -538,7 +538,7 @@ class Supervisor:
             yield client
 
     def _end_runs(self) -> None:
-        """End the runs of a worker that was stopped: it does not wait for them, nor say that they have ended."""
+        """End the runs of a stopped worker, which neither waits for them nor reports their end."""
         # Prefect: orphans.
         from flows.service.orphans import processes
 
@@ -547,17 +547,17 @@ class Supervisor:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            # They are not children of this process, so their end cannot be waited for.
+            # They are not children of this process, so it cannot wait for their end.
             time.sleep(1 if left else 0)
             self.worker_since = datetime.now(UTC)
             self._sweep(client, "`idxflow up` was stopped")
 
 
 def zombie_seconds() -> int:
-    """Return after how many seconds without a heartbeat a run counts as dead.
+    """Return the number of seconds without a heartbeat after which a run counts as dead.
 
     Raises:
-        ConfigError: the environment has no number for it that is large enough.
+        ConfigError: the environment's value is not a number, or too small.
     """
     given = os.environ.get(ZOMBIE_VARIABLE, str(ZOMBIE_SECONDS))
     if not given.isdigit() or int(given) < _LEAST_ZOMBIE_SECONDS:
@@ -578,7 +578,7 @@ def _waiting(what: str) -> AbstractContextManager[object]:
 
 @cache
 def _screen() -> Screen:
-    """Return what prints lines: it takes the one that moves away first."""
+    """Return the one screen of this process, which clears the status line before it prints another."""
     from rich.console import Console
 
     return Console(highlight=False)

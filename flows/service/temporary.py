@@ -1,10 +1,10 @@
-"""A Prefect server for the time of one run, where no lasting one is configured.
+"""A temporary Prefect server for one run, if no permanent server is configured.
 
-Prefect can start one itself, but imports its whole server into the run for that, and waits for it before anything
-else. Here the two start at the same time: the server in a process of its own, the run's imports in this one.
+Prefect can start one itself, but imports its whole server into the run's process and waits for it before anything
+else. Here both start at the same time: the server in its own process, the run's imports in this one.
 
-It asks for a secret that is made for it and that nobody else is told. It has a port, not a socket in a private folder:
-Prefect's clients make their connections, for requests and for events, from a URL, and have no setting for a socket.
+The server requires a secret that is created for it and known only to this process. It has a port, not a socket in a
+private folder: Prefect's clients connect, for requests and for events, by URL, and have no setting for a socket.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _NO_LOOPBACK = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
 
 class TemporaryServer:
-    """The server, from the moment it is started."""
+    """A temporary server, from its start."""
 
     def __init__(self, home: Path, folder: Path, more: Mapping[str, str], gc: str) -> None:
         self._home, self._folder, self._gc = home, folder, gc
         listener = listen(_HOST, 0)
         port = listener.getsockname()[1]
         self.api, self.secret = f"http://{_HOST}:{port}/api", f"idxflow:{secrets.token_urlsafe(24)}"
-        # This process is kept quiet; what the server says of its death is wanted.
+        # Logging of this process is off, but the server must be able to log why it died.
         loud = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_")}
         closed = {AUTH: self.secret, "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true"}
         log = folder / "server.log"
@@ -56,13 +56,13 @@ class TemporaryServer:
             self._starting.enter_context(database.starting(home))
         self._service = Service(Plan(_HOST).command({**loud, **closed, **more}, Path.cwd(), log, listener))
         self._service.start()
-        # From now on the server's alone: when it dies, who waits for an answer is told so.
+        # Only the server holds the socket now, so if it dies, a waiting client gets a connection error.
         listener.close()
         self._asked = HTTPConnection(_HOST, port, timeout=START_SECONDS)
         self._answered = False
 
     def _has_answered(self, seconds: float) -> bool:
-        """Return whether it is up, waiting so long for it. Its port takes the question before it can answer.
+        """Return whether it answers within `seconds`. Its port accepts the request before the server can answer.
 
         Raises:
             PrefectFailed: this machine cannot reach itself.
@@ -87,14 +87,14 @@ class TemporaryServer:
         return self._answered
 
     def is_decided(self) -> bool:
-        """Return whether it is up, or has ended instead."""
+        """Return whether it is up or has ended."""
         return self._has_answered(0) or self._service.pid is None
 
     def wait(self) -> None:
         """Wait until it answers.
 
         Raises:
-            PrefectFailed: it ended instead, does not answer in ten minutes, or cannot be reached.
+            PrefectFailed: it ended, does not answer within ten minutes, or cannot be reached.
         """
         deadline = time.monotonic() + START_SECONDS
         while (left := deadline - time.monotonic()) > 0:
@@ -104,7 +104,7 @@ class TemporaryServer:
                 file = sqlite.configured()
                 remedy = (sqlite.trouble(file, self._gc) if file else None) or "try again"
                 raise PrefectFailed(f"expected a Prefect server for this run; the {self._service.epitaph()}; {remedy}")
-            # One that is dying lets go of its port before it is gone.
+            # A dying server releases its port before it exits.
             time.sleep(_LOOK_SECONDS)
         raise PrefectFailed(
             f"expected a Prefect server for this run to answer within {START_SECONDS} s; it did not; free CPU time or "
@@ -112,13 +112,13 @@ class TemporaryServer:
         )
 
     def stop(self) -> None:
-        """End it, once it has all that this process has to tell it."""
+        """Stop it, after sending it all pending logs and events of this process."""
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
 
         self._asked.close()
         self._starting.close()
-        # Prefect: drained. It ends its own server without waiting for what is still to be sent.
+        # Prefect: drained. Prefect stops its own server without waiting for what is still to be sent.
         if self._service.pid:
             APILogWorker.instance().drain()
             EventsWorker.drain_all()
@@ -127,13 +127,13 @@ class TemporaryServer:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Yield a private folder that is removed at the end, and remove those that killed runs left."""
+    """Yield a private folder that is removed at the end, and remove folders that killed runs left."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         _remove_if_abandoned(left)
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         descriptor = os.open(name, os.O_RDONLY)
         try:
-            # The kernel releases it, however this process ends.
+            # The kernel releases the lock when this process ends for any reason.
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield Path(name)
         finally:
@@ -143,7 +143,7 @@ def _folder() -> Iterator[Path]:
 def _remove_if_abandoned(folder: Path) -> None:
     with suppress(OSError):
         found = folder.lstat()
-        # Another user may have put anything there, and a run may just be starting.
+        # Another user may have created it, or a run may just be starting.
         is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
         if not is_own or time.time() - found.st_mtime < _YOUNG_SECONDS:
             return
@@ -156,7 +156,7 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def in_use() -> bool:
-    """Return whether the server of this process ends with it, whoever started it."""
+    """Return whether the server of this process ends with it, regardless of what started the server."""
     from prefect.settings import PREFECT_API_URL
 
     return _VARIABLE in os.environ or not PREFECT_API_URL.value()
@@ -164,10 +164,10 @@ def in_use() -> bool:
 
 @contextmanager
 def temporary_server(gc: str) -> Iterator[TemporaryServer]:
-    """Start a server, and have Prefect use it in this process while the block runs. It may not answer yet.
+    """Start a server, and make Prefect use it in this process while the block runs. It may not answer yet.
 
     Args:
-        gc: the command that removes old results from the store, for one who has no space left.
+        gc: the command that removes old results from the store, for messages about a full disk.
     """
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 

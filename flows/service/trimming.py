@@ -1,8 +1,9 @@
-"""What a server of idxflow forgets when it is asked to: old flow runs with all that belongs to them, and old events.
+"""Trim the database of a server of idxflow: delete old flow runs with all their data, and old events.
 
-Prefect deletes by age alone, keeps the events of a deleted run, and has no request that deletes an event. A week of
-many runs would grow the database without bound. So the server has one request more, `POST /api/idxflow/trim`, which
-deletes a bounded number of rows, so that others who write wait for no more than that; whoever asks repeats it.
+Prefect deletes only by age, keeps the events of a deleted run, and has no request that deletes an event, so a week of
+many runs would grow the database without bound. The server therefore has an additional request,
+`POST /api/idxflow/trim`, which deletes a bounded number of rows, to keep other writers waiting only briefly; the
+client repeats it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ PATH = "/idxflow/trim"
 _RUNS_AT_ONCE = 25
 _EVENTS_AT_ONCE = 2_000
 _ROWS_AT_ONCE = 500
-"""Of one statement."""
+"""Rows per statement."""
 
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What one request has deleted."""
+    """The numbers of rows that one request deleted."""
 
     flow_runs: int
     events: int
@@ -40,7 +41,7 @@ class Trimmed:
 
 
 def router() -> APIRouter:
-    """Return the request; Prefect's application asks for the auth string before it gets here."""
+    """Return the router of the request; Prefect's application has already checked the auth string."""
     made = APIRouter()
 
     @made.post(PATH)
@@ -55,9 +56,9 @@ async def trim(db: PrefectDBInterface, keep_flow_runs: int, event_days: float) -
 
     Args:
         db: the server's database.
-        keep_flow_runs: how many of the newest runs that have ended stay, per flow and deployment. One that has not
-            ended always stays.
-        event_days: events that are older than this go.
+        keep_flow_runs: how many of the newest finished runs to keep, per flow and deployment. Unfinished runs are
+            always kept.
+        event_days: age in days beyond which events are deleted.
     """
     async with db.session_context(begin_transaction=True) as session:
         ended = await _old_runs(db, session, keep_flow_runs)
@@ -66,7 +67,7 @@ async def trim(db: PrefectDBInterface, keep_flow_runs: int, event_days: float) -
         events += await _delete_events(db, session, _before(db, datetime.now(UTC) - timedelta(days=event_days)))
     more = len(runs) == _RUNS_AT_ONCE or events >= _EVENTS_AT_ONCE
     if not more:
-        # Logs, artifacts, and what shows the newest artifact of a key: all whose run is gone, from whenever.
+        # Logs, artifacts, and entries for the newest artifact of a key: all whose run was deleted, of any age.
         await db_vacuum.vacuum_orphaned_logs(db=db)
         await db_vacuum.vacuum_orphaned_artifacts(db=db)
         await db_vacuum.vacuum_stale_artifact_collections(db=db)
@@ -97,7 +98,7 @@ def _before(db: PrefectDBInterface, moment: datetime) -> sa.Select[tuple[UUID]]:
 
 
 async def _delete_events(db: PrefectDBInterface, session: AsyncSession, wanted: sa.Select[tuple[UUID]]) -> int:
-    """Delete events and what they are about, which no foreign key connects."""
+    """Delete events and their related resources, which no foreign key connects."""
     found = list((await session.execute(wanted)).scalars())
     for start in range(0, len(found), _ROWS_AT_ONCE):
         part = found[start : start + _ROWS_AT_ONCE]

@@ -1,9 +1,9 @@
-"""SQLite as Prefect's server is to use it: one writer at a time, in the order in which they came.
+"""SQLite for Prefect's server with one writer at a time, first come, first served.
 
-Prefect begins most transactions in SQLite's deferred mode: reading first, and asking for the write lock with the first
-change. If another connection has written in between, SQLite refuses at once with "database is locked", however long it
-may wait for locks (https://www.sqlite.org/isolation.html, SQLITE_BUSY_SNAPSHOT). In a burst of requests that is the
-usual case. Here whoever writes waits in one queue, and then has the lock from the first statement on.
+Prefect begins most transactions in SQLite's deferred mode: they read first, and request the write lock with the first
+change. If another connection has written in between, SQLite fails at once with "database is locked", regardless of
+its timeout (https://www.sqlite.org/isolation.html, SQLITE_BUSY_SNAPSHOT). In a burst of requests this is common.
+Here writers wait in one queue, and then hold the lock from the first statement on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 @dataclass
 class _Turn:
-    """The time for which one transaction has the write lock."""
+    """The period in which one transaction holds the write lock."""
 
     over: bool = False
 
@@ -34,7 +34,7 @@ _TURN: ContextVar[_Turn | None] = ContextVar("turn", default=None)
 
 # Prefect: one-writer.
 class OneWriter(AioSqliteConfiguration):
-    """Prefect's way to use SQLite, with a queue in front of the transactions that may write."""
+    """Prefect's configuration of SQLite, with a queue for transactions that may write."""
 
     def __init__(self, connection_url: str) -> None:
         super().__init__(connection_url)
@@ -46,19 +46,19 @@ class OneWriter(AioSqliteConfiguration):
     ) -> AsyncIterator[AsyncSessionTransaction]:
         turn = _TURN.get()
         if turn and not turn.over:
-            # A second transaction inside of one would wait for itself.
+            # A second transaction nested in the first would wait for itself.
             async with super().begin_transaction(session, with_for_update) as transaction:
                 yield transaction
             return
         async with self._queue(), super().begin_transaction(session, with_for_update=True) as transaction:
-            await session.connection()  # begins: from here on nobody else writes
+            await session.connection()  # begins: from here on no other transaction writes
             turn = _Turn()
-            # What is only read meanwhile, by other sessions, must not ask for the lock.
+            # Other sessions that only read in this period must not request the lock.
             mode, token = SQLITE_BEGIN_MODE.set("DEFERRED"), _TURN.set(turn)
             try:
                 yield transaction
             finally:
-                # Tasks that were begun in here and go on have a copy of the variable.
+                # asyncio tasks that were started here and outlive the block have a copy of the variable.
                 turn.over = True
                 _TURN.reset(token)
                 SQLITE_BEGIN_MODE.reset(mode)
@@ -68,7 +68,7 @@ class OneWriter(AioSqliteConfiguration):
 
 
 def queue_writers() -> None:
-    """Have the server of this process write one transaction after the other, if its database is SQLite."""
+    """Make the server of this process write one transaction at a time, if its database is SQLite."""
     url = PREFECT_API_DATABASE_CONNECTION_URL.value()
     if get_dialect(url).name == "sqlite":
         set_database_config(OneWriter(url))
