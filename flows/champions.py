@@ -12,7 +12,7 @@ from storage.differences import differences
 from storage.errors import ConfigError, DamagedEntry
 from storage.ledger import TOLERANCE
 from storage.records import Evaluation, TrainedModel
-from storage.registry import Turn, Version
+from storage.registry import PastDecision, Version
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Moment:
     time: datetime
     """UTC; now, if a later time today was requested."""
     is_now: bool
-    decision: Turn | None
+    decision: PastDecision | None
     """The decision that made it the champion; None if there was no champion yet."""
     doubt: str | None
     """Why the answer is uncertain, if the clock was set back."""
 
 
-def decision_values(data: DatasetInStore, turn: Turn) -> dict[str, Any]:
+def decision_values(data: DatasetInStore, turn: PastDecision) -> dict[str, Any]:
     """Return a decision as JSON values."""
     return {
         "time": turn.time.isoformat(timespec="milliseconds"),
@@ -146,7 +146,9 @@ def _asked_by(data: DatasetInStore, run: str) -> str | None:
     return (data.ledger.find("runs", run) or {}).get("asked_by") or None
 
 
-def _doubt(data: DatasetInStore, changes: Sequence[Turn], answer: Turn | None, moment: datetime) -> str | None:
+def _doubt(
+    data: DatasetInStore, changes: Sequence[PastDecision], answer: PastDecision | None, moment: datetime
+) -> str | None:
     """Return why the answer is uncertain, if a wrong clock affects which of the `changes` was the last by then.
 
     The answer is the last change with an earlier time. If all clocks were right, it directly precedes the first change

@@ -71,7 +71,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Inbox:
+class ArrivalFolder:
     """A folder in which archives of a data set arrive."""
 
     folder: Path

@@ -10,7 +10,7 @@ from flows.champions import damage
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import remark
 from storage.errors import ConfigError, DamagedEntry
-from storage.registry import NO_RUN, Turn, Version, line
+from storage.registry import NO_RUN, PastDecision, Version, line
 
 MAX_REASON = 1000
 
@@ -60,7 +60,7 @@ class Change:
     outcome: str
     """`forced` or `rolled back`."""
     reason: str
-    choose: Callable[[list[Turn], int | None], Version]
+    choose: Callable[[list[PastDecision], int | None], Version]
     """Returns the new champion, from the history and the current champion; called while the registry is locked."""
 
 
@@ -75,7 +75,7 @@ def _reason(text: str | None, data: DatasetInStore) -> str:
     return words
 
 
-def _earlier(data: DatasetInStore, to: str, history: list[Turn], now: int | None) -> Version:
+def _earlier(data: DatasetInStore, to: str, history: list[PastDecision], now: int | None) -> Version:
     """Return the champion to go back to."""
     if to != "previous":
         wanted = data.version(to)
@@ -145,7 +145,7 @@ def _decision(data: DatasetInStore, change: Change, target: Version, champion: V
     }
 
 
-def _last_about(data: DatasetInStore, version: Version) -> Turn | None:
+def _last_about(data: DatasetInStore, version: Version) -> PastDecision | None:
     """Return the gate's last decision about a version."""
     return next((turn for turn in reversed(data.registry.about(version.number)) if not turn.by_hand), None)
 

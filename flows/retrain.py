@@ -151,7 +151,7 @@ def carry_out(
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _describe_run(f"{job.dataset.name} {job.record.id}")
     settle(job.store, job.dataset.name)
-    with _under_way(job, request, command), cancellation.stoppable(), job.store.in_use(job.dataset.name):
+    with _under_way(job, request, command), cancellation.cancellable(), job.store.in_use(job.dataset.name):
         try:
             walk(job, caller)
             job.refuse_if_below_floor()

@@ -330,8 +330,8 @@ def prepare(request: Request, asked_by: str) -> Job:
     """
     dataset, config = request.resolve()
     store = Store(store_root(request.store))
-    store.prepare()
     now = _now()
+    store.prepare()
     record = RunRecord(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         dataset=dataset.name,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import arrival_runs, datasets
-from flows.inbox import Inbox, Look
+from flows.inbox import ArrivalFolder, Look
 from flows.interruption import interruptible
 from flows.terminal.output import print_line, remark
 from storage.arrivals import WELL, Arrival, Arrivals, mark_of, new_id
@@ -90,7 +90,7 @@ def _remark(problem: IdxflowError, every: float) -> str:
     return f"not complete yet: {problem}" if refused else f"{problem}; retrying every {every:g} s"
 
 
-def _inbox(options: WatchOptions) -> Inbox:
+def _inbox(options: WatchOptions) -> ArrivalFolder:
     if (options.dataset is None) == (options.dataset_file is None):
         raise ConfigError(
             "expected either --dataset or --dataset-file, to know what the archives are; found "
@@ -107,14 +107,14 @@ def _inbox(options: WatchOptions) -> Inbox:
     if options.dataset_file:
         # Not resolved: the target of `/dev/stdin` has no path.
         path = options.dataset_file.expanduser().absolute()
-        return Inbox(place, catalog.read(path), str(path), options.marker)
-    return Inbox(place, datasets.named(options.dataset or "", options.store), None, options.marker)
+        return ArrivalFolder(place, catalog.read(path), str(path), options.marker)
+    return ArrivalFolder(place, datasets.named(options.dataset or "", options.store), None, options.marker)
 
 
 class _Watcher:
     """Polls an inbox."""
 
-    def __init__(self, inbox: Inbox, store: Store) -> None:
+    def __init__(self, inbox: ArrivalFolder, store: Store) -> None:
         self._inbox, self._store = inbox, store
         self._name, self._source = inbox.dataset.name, str(inbox.folder)
         self._arrivals = Arrivals(store, self._name)

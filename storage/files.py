@@ -251,7 +251,7 @@ def locked(
         passing: remove the file at the end; a process waiting for it creates another.
 
     Raises:
-        Stopped: the waiting run is being stopped.
+        Cancelled: the waiting run is being stopped.
     """
     make_folder(path.parent)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

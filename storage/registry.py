@@ -67,7 +67,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Turn:
+class PastDecision:
     """One decision about the champion, as recorded in the ledger, and whether it was carried out."""
 
     time: datetime
@@ -110,7 +110,7 @@ NO_RUN = "by-hand"
 """The run id of manual decisions."""
 
 
-def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[Turn]:
+def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[PastDecision]:
     """Return the ledger's `decisions`, oldest first, as turns; `champion` is the version that the pointer names now.
 
     Raises:
@@ -121,7 +121,7 @@ def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[
     return [_turn(d, d.get("champion") == then) for d, then in zip(decisions, met, strict=bool(decisions))]
 
 
-def line(history: Sequence[Turn]) -> list[int]:
+def line(history: Sequence[PastDecision]) -> list[int]:
     """Return the champions that led to the current one, oldest first; a rollback removes the last.
 
     Rolling back twice goes back two champions: it never returns to one that was rolled back.
@@ -144,7 +144,7 @@ def _number(path: Path) -> int:
     return int(path.stem)
 
 
-def _turn(decision: Mapping[str, Any], took_effect: bool) -> Turn:
+def _turn(decision: Mapping[str, Any], took_effect: bool) -> PastDecision:
     try:
         time = datetime.fromisoformat(decision["time"])
     except (KeyError, TypeError, ValueError) as error:
@@ -153,7 +153,7 @@ def _turn(decision: Mapping[str, Any], took_effect: bool) -> Turn:
             "or move it out of the ledger"
         ) from error
     sentence = str(decision.get("sentence") or "")
-    return Turn(
+    return PastDecision(
         time=time,
         outcome=str(decision.get("outcome")),
         version=decision.get("version"),
@@ -286,7 +286,7 @@ class Registry:
             records = self._decisions.records()
         return [{**records[name], "run": run_of(name), "name": name} for name in sorted(records, key=place)]
 
-    def outline(self) -> list[Turn]:
+    def outline(self) -> list[PastDecision]:
         """Return every decision from the index, oldest first: without sentence, reason, rules and `asked_by`.
 
         Needs no lock.
@@ -297,7 +297,7 @@ class Registry:
         champion, decisions = self._while_standing(self.decisions)
         return turns(decisions, champion)
 
-    def newest(self) -> Iterator[Turn]:
+    def newest(self) -> Iterator[PastDecision]:
         """Yield every decision, newest first, reading each on demand. Needs no lock.
 
         Raises:
@@ -309,11 +309,11 @@ class Registry:
             yield _turn(decision, decision.get("champion") == then)
             then = decision.get("previous")
 
-    def history(self) -> list[Turn]:
+    def history(self) -> list[PastDecision]:
         """Return every decision, oldest first, reading all records."""
         return list(self.newest())[::-1]
 
-    def whole(self, turn: Turn) -> Turn:
+    def whole(self, turn: PastDecision) -> PastDecision:
         """Return a decision of `outline` with all its fields.
 
         Raises:
@@ -321,7 +321,7 @@ class Registry:
         """
         return _turn(self._named(turn.record), turn.took_effect)
 
-    def about(self, number: int) -> list[Turn]:
+    def about(self, number: int) -> list[PastDecision]:
         """Return the decisions about one version, oldest first.
 
         Raises:
@@ -329,7 +329,7 @@ class Registry:
         """
         return [self.whole(turn) for turn in self.outline() if turn.version == number]
 
-    def settled_by_hand(self, weights_digest: str) -> tuple[Version, Turn] | None:
+    def manual_decision_about(self, weights_digest: str) -> tuple[Version, PastDecision] | None:
         """Return the manual decision that already ruled on a model with these weights, and the model's version.
 
         Training the same model again does not undo what a person forced or rolled back: the gate decides only on

@@ -301,7 +301,7 @@ class Store:
             except (OSError, ValueError):
                 continue
 
-    def once(
+    def get_or_make(
         self,
         plan: Plan,
         kind: type[R],

@@ -19,7 +19,7 @@ from storage.records import Confirmation, Done, Evaluation, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.model import confirm_worker
-from tasks.model.confirm_worker import ROWS, fixture_rows
+from tasks.model.confirm_worker import ROWS, sample_rows
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
@@ -52,7 +52,7 @@ def confirm(
         with progress.working("confirm"):
             return confirm_into(folder, dataset, model, test, evaluation)
 
-    done = store.once(plan, Confirmation, make, summaries.confirmation)
+    done = store.get_or_make(plan, Confirmation, make, summaries.confirmation)
     log_step(_log, done.step)
     return done
 
@@ -83,7 +83,7 @@ def confirm_into(
     if ended.returncode:
         said = ended.stderr.strip().splitlines()
         raise _refused(dataset, said[-1] if said else f"it ended with code {ended.returncode}")
-    rows, classes = fixture_rows(test.rows), len(dataset.classes)
+    rows, classes = sample_rows(test.rows), len(dataset.classes)
     answered = arrays.read(output, {"probability": (np.float32, (len(rows), classes))})["probability"]
     expected: arrays.Expected = {
         "predicted": (np.uint8, (test.rows,)),

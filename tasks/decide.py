@@ -143,7 +143,7 @@ def _decided(
     facts = _facts(dataset, candidate, champion, judgement, past)
     # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
-    settled = None if candidate.forced else registry.settled_by_hand(candidate.model.weights_digest)
+    settled = None if candidate.forced else registry.manual_decision_about(candidate.model.weights_digest)
     if settled and champion and answer is None:
         return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts), "nothing changed"
     if known and answer is None and _already_decided(past, known, champion, facts):

@@ -20,7 +20,7 @@ from storage.files import canonical
 from storage.formats import idx, parquet
 from storage.records import Archive, Done, Split, SplitName
 from storage.runtime import cancellation, code_digests
-from storage.runtime.prefetch import ahead
+from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
 from storage.words import times
 from tasks.ui import summaries
@@ -48,7 +48,9 @@ def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, lab
         parameters=_declared(dataset, name),
         code=code_digests.digests(__name__),
     )
-    done = store.once(plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), summaries.split)
+    done = store.get_or_make(
+        plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), summaries.split
+    )
     log_step(_log, done.step)
     return done
 
@@ -58,7 +60,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
 
     Raises:
         FormatError: see `decode`.
-        Stopped: the run is being ended.
+        Cancelled: the run is being ended.
     """
     split = Split(folder, name, 0, dataset.image_shape, len(dataset.classes), "", {})
     with ExitStack() as stack:
@@ -69,7 +71,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         at_once = _rows_at_once(dataset)
         blocks = zip(image_reader.blocks(at_once), _class_labels(dataset, label_reader, at_once), strict=True)
         # Inflate and hash in another thread, compress and write in this one.
-        for image_block, label_block in stack.enter_context(closing(ahead(blocks))):
+        for image_block, label_block in stack.enter_context(closing(prefetch(blocks))):
             cancellation.check()
             writer.write(image_block, label_block)
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}

@@ -16,7 +16,7 @@ from storage.files import sha256_of
 from storage.formats import arrays, parquet
 from storage.records import ClassScore, Done, Evaluation, Mistake, Split, TrainedModel
 from storage.runtime import code_digests
-from storage.runtime.prefetch import ahead
+from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
 from tasks.gate import wilson
 from tasks.model import network
@@ -55,7 +55,7 @@ def evaluate(
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("numpy", "scikit-learn", "scipy"),
     )
-    done = store.once(
+    done = store.get_or_make(
         plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), summaries.evaluation
     )
     if whose != "candidate":
@@ -74,7 +74,7 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
     _check_fit(classifier.architecture, dataset, test)
     labels = parquet.labels(test.file).astype(np.int64)
     check_labels(dataset, test, labels)
-    logits = np.concatenate([classifier.logits(images) for images, _ in ahead(parquet.blocks(test.file))])
+    logits = np.concatenate([classifier.logits(images) for images, _ in prefetch(parquet.blocks(test.file))])
     if not len(logits) == len(labels) == test.rows:
         raise DamagedEntry(
             f"{test.file}: expected {test.rows:,} rows, as its entry says; found {len(logits):,}; "

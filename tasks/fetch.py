@@ -19,9 +19,9 @@ from storage.datasets.catalog import ROLES, ArchiveSpec, Dataset
 from storage.errors import FormatError, IdxflowError, SourceUnavailable, StoreError
 from storage.records import Archive, Done
 from storage.store import Plan, Store
-from tasks.sources.download import POLICY, Policy
-from tasks.sources.origins import EMBEDDED, GZIP_MAGIC, Folder, Inbox, Origin, measured, origins_of
-from tasks.sources.partial_file import Part, Received, SourceFailed
+from tasks.sources.download import POLICY, DownloadPolicy
+from tasks.sources.origins import EMBEDDED, GZIP_MAGIC, EmbeddedSource, Folder, Origin, measured, origins_of
+from tasks.sources.partial_file import PartialFile, Received, SourceFailed
 from tasks.ui.steps import log_step
 
 _FIX = "with --source FOLDER or URL, or IDXFLOW_SOURCE"
@@ -54,7 +54,7 @@ def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None 
 
 
 def find_or_fetch(
-    store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None, policy: Policy
+    store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None, policy: DownloadPolicy
 ) -> Done[Archive]:
     """Do what `fetch` does, with the timeouts and retries of `policy`.
 
@@ -68,26 +68,26 @@ def find_or_fetch(
         spec, place = _pin(dataset, spec, origins)
     digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
     plan = Plan(dataset.name, "fetch", spec.role, inputs={name: d for name, d in digests.items() if d})
-    wanted = Wanted(dataset.name, spec, policy)
-    done = store.once(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec, place))
+    wanted = FetchRequest(dataset.name, spec, policy)
+    done = store.get_or_make(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec, place))
     if source and done.step.reused and spec.role == ROLES[0]:
         _warn_of_no_folder(wanted, origins[0])
     return done
 
 
-def _warn_of_no_folder(wanted: Wanted, given: Origin) -> None:
+def _warn_of_no_folder(wanted: FetchRequest, given: Origin) -> None:
     """Warn that a missing folder was not needed: the user may believe that its files were read."""
     if isinstance(given, Folder) and not given.path.is_dir():
         _log.warning("%s: %s: no such folder; using the archives that are in the store", wanted.dataset, given.where)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FetchRequest:
     """The archive to fetch, with its timeouts and retries."""
 
     dataset: str
     spec: ArchiveSpec
-    policy: Policy
+    policy: DownloadPolicy
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Wanted:
         return f"{self.dataset}: {self.spec.file}"
 
 
-def bring(wanted: Wanted, origins: Sequence[Origin], folder: Path) -> Archive:
+def bring(wanted: FetchRequest, origins: Sequence[Origin], folder: Path) -> Archive:
     """Write the archive into `folder` from the first of `origins` that has it.
 
     `folder` may hold the files of an interrupted run: a partial download is resumed, anything else is removed. The
@@ -106,7 +106,7 @@ def bring(wanted: Wanted, origins: Sequence[Origin], folder: Path) -> Archive:
         StoreError: there is less free space than the archive's declared size.
         OSError: the folder cannot be written.
     """
-    part = Part(folder, wanted.spec.file)
+    part = PartialFile(folder, wanted.spec.file)
     _remove_others(folder, part)
     _make_sure_it_fits(wanted, folder, part)
     deadline = wanted.policy.clock() + wanted.policy.deadline_seconds
@@ -126,7 +126,7 @@ def bring(wanted: Wanted, origins: Sequence[Origin], folder: Path) -> Archive:
     return Archive(folder, wanted.spec.role, name, received.size_bytes, received.sha256, source)
 
 
-def _make_sure_it_fits(wanted: Wanted, folder: Path, part: Part) -> None:
+def _make_sure_it_fits(wanted: FetchRequest, folder: Path, part: PartialFile) -> None:
     needed, free = (wanted.spec.bytes or 0) - part.size, shutil.disk_usage(folder).free
     if free < needed:
         raise StoreError(
@@ -137,15 +137,15 @@ def _make_sure_it_fits(wanted: Wanted, folder: Path, part: Part) -> None:
 
 def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, str]:
     """Return `spec` with the digest of the file at the only origin in `origins`, and that file's location."""
-    wanted = Wanted(dataset.name, spec, POLICY)
+    wanted = FetchRequest(dataset.name, spec, POLICY)
     if not origins:
         raise _error(wanted, [])
     (origin,) = origins
-    if not isinstance(origin, Folder | Inbox):
+    if not isinstance(origin, Folder | EmbeddedSource):
         raise TypeError(f"expected a folder for an archive without a digest; found {origin.where}")
     try:
         path = origin.find(spec)
-        return _as_found(spec, path), EMBEDDED if isinstance(origin, Inbox) else str(path)
+        return _as_found(spec, path), EMBEDDED if isinstance(origin, EmbeddedSource) else str(path)
     except SourceFailed as failure:
         if failure.refused:
             raise _error(wanted, [(origin, failure)]) from failure
@@ -164,7 +164,7 @@ def _as_found(spec: ArchiveSpec, path: Path) -> ArchiveSpec:
     return replace(spec, bytes=found.size_bytes, sha256=found.sha256, payload_bytes=None)
 
 
-def _first(wanted: Wanted, origins: Sequence[Origin], look: Callable[[Origin], T]) -> T:
+def _first(wanted: FetchRequest, origins: Sequence[Origin], look: Callable[[Origin], T]) -> T:
     """Return the result of `look` for the first of `origins` at which it succeeds."""
     failures: list[tuple[Origin, SourceFailed]] = []
     for number, origin in enumerate(origins, start=1):
@@ -177,7 +177,7 @@ def _first(wanted: Wanted, origins: Sequence[Origin], look: Callable[[Origin], T
     raise _error(wanted, failures)
 
 
-def _error(wanted: Wanted, failures: Sequence[tuple[Origin, SourceFailed]]) -> IdxflowError:
+def _error(wanted: FetchRequest, failures: Sequence[tuple[Origin, SourceFailed]]) -> IdxflowError:
     if not failures:
         return SourceUnavailable(f"{wanted.name}: expected a source in the manifest; found none; give one {_FIX}")
     refused = next((failure.refused for _, failure in failures if failure.refused), None)
@@ -208,7 +208,7 @@ def _final_name(spec: ArchiveSpec, path: Path) -> str:
         return spec.file if stream.read(2) == GZIP_MAGIC else spec.file.removesuffix(".gz")
 
 
-def _remove_others(folder: Path, part: Part) -> None:
+def _remove_others(folder: Path, part: PartialFile) -> None:
     for path in folder.iterdir():
         if path in (part.path, part.note):
             continue

@@ -18,7 +18,7 @@ from storage.errors import TrainingFailed
 from storage.formats import parquet
 from storage.records import Done, Normalization, Split
 from storage.runtime import code_digests
-from storage.runtime.prefetch import ahead
+from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
 from tasks.model import holdout
 from tasks.model.scaling import Statistics, write
@@ -50,7 +50,7 @@ def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConf
         parameters=parameters,
         code=code_digests.digests(__name__),
     )
-    done = store.once(
+    done = store.get_or_make(
         plan, Normalization, lambda folder: _write(dataset, train, config, folder), summaries.normalization
     )
     log_step(_log, done.step)
@@ -69,7 +69,7 @@ def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
     sums = np.zeros(math.prod(train.image_shape), np.int64)
     squares, start, rows = 0, 0, 0
     darkest, brightest = 255, 0
-    for images, _ in ahead(parquet.blocks(train.file)):
+    for images, _ in prefetch(parquet.blocks(train.file)):
         pixels = images.reshape(len(images), -1)
         if left_out is not None:
             pixels = pixels[~left_out[start : start + len(images)]]

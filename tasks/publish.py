@@ -39,7 +39,7 @@ def publish(registry: Registry, dataset: Dataset, run: RunRecord) -> Done[Report
     plan = Plan(dataset.name, "publish", name=run.id, parameters={"run": run.id})
     place = f"{dataset.name}/{store.entries(dataset.name, 'publish').name}/{run.id}/report.html"
     document = compose(registry, dataset, run)
-    done = store.once(plan, Report, lambda folder: write_report(folder, document), lambda _: place)
+    done = store.get_or_make(plan, Report, lambda folder: write_report(folder, document), lambda _: place)
     _show(document, place)
     log_step(_log, done.step)
     return done

@@ -71,7 +71,7 @@ def train(
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("tensorflow", "keras", "numpy"),
     )
-    done = store.once(plan, TrainedModel, lambda folder: train_into(folder, training), summaries.model)
+    done = store.get_or_make(plan, TrainedModel, lambda folder: train_into(folder, training), summaries.model)
     log_step(_log, done.step)
     return done
 

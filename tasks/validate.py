@@ -60,7 +60,9 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
         with progress.working("validate"):
             return judge(dataset, train, test, folder)
 
-    done = store.once(plan, Validation, make, lambda verdict: summaries.validation(verdict, train.rows + test.rows))
+    done = store.get_or_make(
+        plan, Validation, make, lambda verdict: summaries.validation(verdict, train.rows + test.rows)
+    )
     log_step(_log, done.step)
     artifacts.show_table(artifacts.key("checks", dataset.name), verdicts.table_rows(done.record), done.step.summary)
     if not done.record.passed:

@@ -109,28 +109,28 @@ def supervise(options: UpOptions) -> int:
         configuration.read()
         with stop_signals(), home_errors():
             return Supervisor(options).run()
-    except Stopped:
+    except Cancelled:
         # Only before anything was started; later, `run` handles it.
         return 0
 
 
-class Stopped(BaseException):
+class Cancelled(BaseException):
     """SIGINT, SIGTERM or SIGHUP was received; the argument is the signal's number."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Make SIGINT, SIGTERM and SIGHUP raise `Stopped` in the block, once."""
-    received: list[Stopped] = []
+    """Make SIGINT, SIGTERM and SIGHUP raise `Cancelled` in the block, once."""
+    received: list[Cancelled] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         # Stopping takes a bounded time; a second Ctrl-C must not leave half of the processes running.
         if not received:
-            received.append(Stopped(number))
+            received.append(Cancelled(number))
             raise received[0]
 
     def lost(error: BaseException | None) -> int | None:
-        if not isinstance(error, Stopped):
+        if not isinstance(error, Cancelled):
             return None
         received.clear()
         return int(error.args[0])
@@ -192,7 +192,7 @@ class Supervisor:
                 self._start(client)
                 self._ready()
             self._keep()
-        except Stopped:
+        except Cancelled:
             _say("stopping")
             self._stop()
             _say("stopped")

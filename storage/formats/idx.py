@@ -26,7 +26,7 @@ import numpy as np
 from isal import isal_zlib
 
 from storage.errors import FormatError
-from storage.runtime.prefetch import ahead
+from storage.runtime.prefetch import prefetch
 
 TYPES: dict[int, np.dtype] = {
     0x08: np.dtype(">u1"),
@@ -127,7 +127,7 @@ class Reader:
         """Yield the data as read-only arrays of at most `rows` rows, in the file's (big-endian) type."""
         taken, rest = self._taken(rows), self.header.shape[1:]
         # Another thread inflates while this one hashes; a small file is not worth starting a thread.
-        for data in taken if self._is_small else ahead(taken):
+        for data in taken if self._is_small else prefetch(taken):
             self._hash.update(data)
             yield np.frombuffer(data, self.header.dtype).reshape(-1, *rest)
         self._input.finish(self.header)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 
-class Stopped(BaseException):
+class Cancelled(BaseException):
     """Raised in worker threads when their run is stopped. A BaseException, like KeyboardInterrupt."""
 
 
@@ -49,7 +49,7 @@ _stop: ContextVar[_Stop | None] = ContextVar("idxflow_stop", default=None)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def cancellable() -> Iterator[None]:
     """Stop the block's work in other threads if Ctrl-C or a termination ends the block."""
     stop = _Stop()
     token = _stop.set(stop)
@@ -67,24 +67,24 @@ def check() -> None:
     """Check that the run is not being stopped.
 
     Raises:
-        Stopped: it is.
+        Cancelled: it is.
     """
     stop = _stop.get()
     if stop and stop.event.is_set():
-        raise Stopped
+        raise Cancelled
 
 
 def sleep(seconds: float) -> None:
     """Sleep, but no longer than until the run is being stopped.
 
     Raises:
-        Stopped: it is.
+        Cancelled: it is.
     """
     stop = _stop.get()
     if stop is None:
         time.sleep(seconds)
     elif stop.event.wait(seconds):
-        raise Stopped
+        raise Cancelled
 
 
 @contextmanager

@@ -12,7 +12,7 @@ T = TypeVar("T")
 _END = object()
 
 
-def ahead(items: Iterable[T], most: int = 2) -> Generator[T]:
+def prefetch(items: Iterable[T], most: int = 2) -> Generator[T]:
     """Yield `items` in order, making each in another thread while the caller works on earlier ones.
 
     This helps if making an item releases the GIL: inflating, hashing, reading files.
@@ -24,7 +24,7 @@ def ahead(items: Iterable[T], most: int = 2) -> Generator[T]:
         Exception: the error of making an item, raised when that item is due.
     """
     source = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as worker:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as worker:
         made = deque(worker.submit(next, source, _END) for _ in range(most))
         try:
             while (item := made.popleft().result()) is not _END:

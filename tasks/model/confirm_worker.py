@@ -20,7 +20,7 @@ from tasks.model.classifier import predict
 ROWS = 64
 
 
-def fixture_rows(rows: int) -> np.ndarray:
+def sample_rows(rows: int) -> np.ndarray:
     """Return the numbers of the rows to predict again: at most `ROWS`, evenly spaced over the split."""
     return np.unique(np.linspace(0, rows - 1, min(ROWS, rows)).astype(int))
 
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     """Predict the fixture rows of a split with a model, both given by path, and write the probabilities."""
     model_folder, split_file, output = map(Path, arguments)
     rows = parquet.metadata(split_file)["rows"]
-    images = parquet.rows(split_file, fixture_rows(rows).tolist())
+    images = parquet.rows(split_file, sample_rows(rows).tolist())
     arrays.write(output, {"probability": predict(load(model_folder, TrainedModel), images)})
 
 

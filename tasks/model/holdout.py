@@ -16,7 +16,7 @@ from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
 from storage.formats import arrays, parquet
 from storage.records import Split
-from storage.runtime.prefetch import ahead
+from storage.runtime.prefetch import prefetch
 
 _LABELS = 256
 
@@ -109,7 +109,7 @@ def _taken(images: np.ndarray, sizes: np.ndarray, quota: int) -> np.ndarray:
 def _surveyed(train: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return the label of each row, uint8, and the digest of its image, int64: BLAKE2b, 64 bits."""
     labels, digests = bytearray(), bytearray()
-    for block, of_block in ahead(parquet.blocks(train.file)):
+    for block, of_block in prefetch(parquet.blocks(train.file)):
         rows = block.reshape(len(block), -1)
         digests += b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
         labels += of_block.tobytes()

@@ -24,7 +24,7 @@ from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
 from storage.formats import parquet
 from storage.records import Split
-from storage.runtime.prefetch import ahead
+from storage.runtime.prefetch import prefetch
 from tasks.model import network
 from tasks.ui.progress import Progress, advance
 
@@ -191,12 +191,12 @@ class InShards:
 
     def windows(self, epoch: int) -> Iterator[Window]:
         """Yield the shards one by one: see `Rows`."""
-        yield from ahead((self._window(epoch, shard) for shard in self._shards.order(epoch)), most=1)
+        yield from prefetch((self._window(epoch, shard) for shard in self._shards.order(epoch)), most=1)
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
         """Yield rows in the order of the file: see `Rows`."""
         firsts = range(start, stop, SCORED_AT_ONCE)
-        yield from ahead(_tensors(*self._read(first, min(first + SCORED_AT_ONCE, stop))) for first in firsts)
+        yield from prefetch(_tensors(*self._read(first, min(first + SCORED_AT_ONCE, stop))) for first in firsts)
 
     def _deal(self, held: np.ndarray) -> None:
         """Write each row into its shard; the held-out rows form one more shard after the others."""
@@ -205,7 +205,7 @@ class InShards:
         places[~held] = self._shards.assigned()
         filled = np.append(np.arange(count) * size, self._shards.rows)
         done, told = 0, -math.inf
-        for images, labels in ahead(parquet.blocks(self._split.file)):
+        for images, labels in prefetch(parquet.blocks(self._split.file)):
             here = places[done : done + len(labels)]
             by_place = np.argsort(here, kind="stable")
             ends = np.cumsum(np.bincount(here, minlength=count + 1))
@@ -239,7 +239,7 @@ def _all(split: Split, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((split.rows, math.prod(split.image_shape)), np.uint8)
     labels = np.empty(split.rows, np.uint8)
     start, filled = 0, [0, split.rows - int(held.sum())]
-    for image_block, label_block in ahead(parquet.blocks(split.file)):
+    for image_block, label_block in prefetch(parquet.blocks(split.file)):
         here = held[start : start + len(label_block)]
         for side, chosen in enumerate((~here, here)):
             rows = slice(filled[side], filled[side] + int(chosen.sum()))

@@ -82,7 +82,7 @@ def export(model: Model, kind: Format, folder: Path) -> Export:
     """
     folder = folder.expanduser().absolute()
     check_possible(kind, folder)
-    images = fixture_rows(model)
+    images = probe_images(model)
     with _beside(folder) as temporary:
         answer = _WRITERS[kind](model, temporary)
         difference = _difference(model, images, answer)
@@ -115,7 +115,7 @@ def export_version(store: Store, dataset: str, version: str, kind: str, folder: 
         return export(load_champion(dataset, store, found), kind, target)  # type: ignore[arg-type]
 
 
-def fixture_rows(model: Model) -> np.ndarray:
+def probe_images(model: Model) -> np.ndarray:
     """Return images to compare predictions on, always the same for a model: uint8, shape (32, height, width).
 
     They are a black and a white image, the mean training image, and that mean with increasing noise.

@@ -23,7 +23,7 @@ import httpx
 
 from storage.runtime import cancellation
 from tasks.sources import proxies
-from tasks.sources.partial_file import Part, Received, SourceFailed, too_large
+from tasks.sources.partial_file import PartialFile, Received, SourceFailed, too_large
 from tasks.sources.reach import Reach, reach_of, reach_of_host
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -34,7 +34,7 @@ E = TypeVar("E", bound=BaseException)
 
 
 @dataclass(frozen=True)
-class Policy:
+class DownloadPolicy:
     """Timeouts, lowest rate and retries of a download."""
 
     connect_seconds: float = 10.0
@@ -57,7 +57,7 @@ class Policy:
     reach_of: Callable[[str], Reach] = reach_of
 
 
-POLICY = Policy()
+POLICY = DownloadPolicy()
 
 
 def redacted(url: str) -> str:
@@ -76,7 +76,7 @@ def redacted(url: str) -> str:
 
 
 def download(
-    url: str, part: Part, limit: int, check: Callable[[Received], None], policy: Policy, deadline: float
+    url: str, part: PartialFile, limit: int, check: Callable[[Received], None], policy: DownloadPolicy, deadline: float
 ) -> Received:
     """Download `url` into `part`, byte for byte as the server sends it, without decoding `Content-Encoding`.
 
@@ -93,7 +93,7 @@ def download(
     Raises:
         SourceFailed: the archive could not be downloaded from here.
         OSError: the file cannot be written.
-        Stopped: the run is being ended.
+        Cancelled: the run is being ended.
     """
     with _watching(deadline - policy.clock()) as watch, _unlogged(), _client(policy) as client:
         return _Download(url, part, limit, policy, deadline, client, watch).run(check)
@@ -104,9 +104,9 @@ class _Download:
     """One archive from one address."""
 
     _url: str
-    _part: Part
+    _part: PartialFile
     _limit: int
-    _policy: Policy
+    _policy: DownloadPolicy
     _deadline: float
     _client: httpx.Client
     _watch: _Watch
@@ -124,7 +124,7 @@ class _Download:
             try:
                 return self._attempt(check)
             except SourceFailed as failure:
-                if not failure.heals or attempt + 1 == self._policy.tries:
+                if not failure.retryable or attempt + 1 == self._policy.tries:
                     raise
                 self._pause(failure, attempt)
         raise ValueError("a policy needs at least one try")
@@ -280,13 +280,13 @@ class _Download:
         if certificate:
             return SourceFailed(f"its certificate is not trusted ({certificate.verify_message})")
         if isinstance(error, httpx.ReadTimeout):
-            return SourceFailed(f"nothing came for {self._policy.read_seconds:g} s", heals=True)
+            return SourceFailed(f"nothing came for {self._policy.read_seconds:g} s", retryable=True)
         if isinstance(error, httpx.ConnectError | httpx.TimeoutException | httpx.ProxyError):
-            heals = not isinstance(error, httpx.ProxyError)
-            return SourceFailed(f"no connection{_why(error)}{self._through()}", heals=heals)
+            retryable = not isinstance(error, httpx.ProxyError)
+            return SourceFailed(f"no connection{_why(error)}{self._through()}", retryable=retryable)
         if isinstance(error, httpx.RemoteProtocolError) and "without sending" not in str(error):
-            return SourceFailed("it does not answer in valid HTTP", heals=True)
-        return SourceFailed(f"the connection broke off after {self._part.size:,} bytes", heals=True)
+            return SourceFailed("it does not answer in valid HTTP", retryable=True)
+        return SourceFailed(f"the connection broke off after {self._part.size:,} bytes", retryable=True)
 
     def _through(self) -> str:
         proxy = _proxy_of(httpx.URL(self._url))
@@ -352,7 +352,7 @@ def _unlogged() -> Iterator[None]:
 
 
 @contextmanager
-def _client(policy: Policy) -> Iterator[httpx.Client]:
+def _client(policy: DownloadPolicy) -> Iterator[httpx.Client]:
     """Make a client that takes proxies and certificates from the environment (httpx does not read netrc)."""
     if said := proxies.unusable():
         raise SourceFailed(f"no connection, because {said}; {proxies.REMEDY}")
@@ -379,7 +379,7 @@ def _continues(response: httpx.Response, size: int, etag: str) -> bool:
     return first == size and last + 1 == total
 
 
-def _status_failure(response: httpx.Response, policy: Policy) -> SourceFailed:
+def _status_failure(response: httpx.Response, policy: DownloadPolicy) -> SourceFailed:
     code = response.status_code
     try:
         clause = f"{code} {http.HTTPStatus(code).phrase}"
@@ -390,7 +390,7 @@ def _status_failure(response: httpx.Response, policy: Policy) -> SourceFailed:
     wait = _retry_after(response.headers.get("Retry-After", ""))
     if wait is not None and wait > policy.max_wait_seconds:
         return SourceFailed(f"{clause}, and it asks to wait {wait:,.0f} s")
-    return SourceFailed(clause, heals=True, wait=wait)
+    return SourceFailed(clause, retryable=True, wait=wait)
 
 
 def _retry_after(value: str) -> float | None:

@@ -22,8 +22,8 @@ from storage.formats import idx
 from storage.store import Store, store_errors
 from storage.words import meant
 from tasks.sources import embedded
-from tasks.sources.download import Policy, download, redacted
-from tasks.sources.partial_file import BLOCK, Part, Received, SourceFailed, too_large
+from tasks.sources.download import DownloadPolicy, download, redacted
+from tasks.sources.partial_file import BLOCK, PartialFile, Received, SourceFailed, too_large
 
 DEFAULT_LIMIT = 1 << 32
 """Maximum bytes of an archive, or of its payload, if the manifest does not state the size."""
@@ -51,7 +51,9 @@ class Origin(Protocol):
     def where(self) -> str:
         """Human-readable name, without secrets."""
 
-    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+    def deliver(
+        self, spec: ArchiveSpec, part: PartialFile, policy: DownloadPolicy, deadline: float
+    ) -> tuple[str, Received]:
         """Write the archive into `part`, and return its exact location, without secrets.
 
         Raises:
@@ -94,14 +96,16 @@ class Folder:
         # A high threshold, because the usual names resemble each other.
         return catalog.one_line(meant(spec.file, names, alike=0.9))
 
-    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+    def deliver(
+        self, spec: ArchiveSpec, part: PartialFile, policy: DownloadPolicy, deadline: float
+    ) -> tuple[str, Received]:
         """See `Origin`."""
         path = self.find(spec)
         return str(path), _copy(path, spec, part)
 
 
 @dataclass(frozen=True)
-class Inbox:
+class EmbeddedSource:
     """Data shipped with a library, written as archives into the store's inbox first."""
 
     store: Store
@@ -124,7 +128,9 @@ class Inbox:
             embedded.write(self.dataset, inbox)
         return path
 
-    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+    def deliver(
+        self, spec: ArchiveSpec, part: PartialFile, policy: DownloadPolicy, deadline: float
+    ) -> tuple[str, Received]:
         """See `Origin`."""
         return EMBEDDED, _copy(self.find(spec), spec, part)
 
@@ -140,7 +146,9 @@ class Web:
         """See `Origin`."""
         return redacted(self.url)
 
-    def deliver(self, spec: ArchiveSpec, part: Part, policy: Policy, deadline: float) -> tuple[str, Received]:
+    def deliver(
+        self, spec: ArchiveSpec, part: PartialFile, policy: DownloadPolicy, deadline: float
+    ) -> tuple[str, Received]:
         """See `Origin`."""
         check = partial(check_archive, spec, part.path)
         received = download(self.url, part, network_limit(spec), check, policy, deadline)
@@ -160,7 +168,7 @@ def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | 
     if dataset.source:
         origins.append(Folder(dataset.source))
     if dataset.embedded:
-        origins.append(Inbox(store, dataset))
+        origins.append(EmbeddedSource(store, dataset))
     return origins + [Web(url) for url in spec.mirrors] if spec.pinned else origins[:1]
 
 
@@ -242,7 +250,7 @@ def check_archive(spec: ArchiveSpec, path: Path, received: Received) -> None:
     raise SourceFailed(
         f"found {received.sha256[:12]}…, {received.size_bytes:,} bytes" + (f" ({hint})" if hint else ""),
         refused=DigestMismatch,
-        heals=short and not received.framed,
+        retryable=short and not received.framed,
     )
 
 
@@ -349,7 +357,7 @@ def _is_wanted(spec: ArchiveSpec, path: Path) -> bool:
     return True
 
 
-def _copy(path: Path, spec: ArchiveSpec, part: Part) -> Received:
+def _copy(path: Path, spec: ArchiveSpec, part: PartialFile) -> Received:
     """Copy a local file into `part`, and check the copy."""
     limit = max(network_limit(spec), spec.payload_bytes or 0)
     with _reading(path):

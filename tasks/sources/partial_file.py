@@ -27,15 +27,20 @@ class SourceFailed(Exception):
     Args:
         refused: the error to raise if no other source succeeds, when the bytes received were not the declared ones;
             None if nothing could be read.
-        heals: the failure may be temporary, so retry the same source.
+        retryable: the failure may be temporary, so retry the same source.
         wait: seconds that the server asks to wait before the retry.
     """
 
     def __init__(
-        self, clause: str, *, refused: type[DataRefused] | None = None, heals: bool = False, wait: float | None = None
+        self,
+        clause: str,
+        *,
+        refused: type[DataRefused] | None = None,
+        retryable: bool = False,
+        wait: float | None = None,
     ) -> None:
         super().__init__(clause)
-        self.refused, self.heals, self.wait = refused, heals, wait
+        self.refused, self.retryable, self.wait = refused, retryable, wait
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Received:
     """The `Content-Encoding` that the server sent."""
 
 
-class Part:
+class PartialFile:
     """The file that receives an archive, next to a note with the details needed to resume.
 
     Only a download whose server sent a strong ETag (RFC 9110, 8.8.3) has a note: with the same address and the same
@@ -93,7 +98,7 @@ class Part:
 
         Raises:
             SourceFailed: there are more than `limit` bytes; no byte beyond the limit is written.
-            Stopped: the run is being ended; the bytes received so far stay.
+            Cancelled: the run is being ended; the bytes received so far stay.
             OSError: the file cannot be written.
         """
         digest, done, told = hashlib.sha256(), 0, -_PROGRESS_SECONDS

@@ -50,9 +50,9 @@ def made(store: Store, number: int) -> tuple[TrainedModel, Evaluation]:
         (folder / "predictions.npz").write_bytes(b"predictions %d" % number)
         return Evaluation(folder, f"weights-{number}", "test rows", 100, 90, 0.9, 0.8, 1.0, 0.1, (), (), ())
 
-    model = store.once(plan, TrainedModel, train, str).record
+    model = store.get_or_make(plan, TrainedModel, train, str).record
     scoring = Plan("mine", "evaluate", inputs={"weights": model.weights_digest, "test": "test rows"})
-    return model, store.once(scoring, Evaluation, score, str).record
+    return model, store.get_or_make(scoring, Evaluation, score, str).record
 
 
 @pytest.fixture
@@ -258,8 +258,8 @@ def test_rolling_back_twice_goes_back_two_champions(cli: Cli, filled: Store):
     assert [d["outcome"] for d in decisions(filled)[4:]] == ["rolled back"] * 3
     assert_agreed(filled)
     for digest in ("weights-1", "weights-2", "weights-3"):
-        assert Registry(filled, "mine").settled_by_hand(digest)
-    assert Registry(filled, "mine").settled_by_hand("weights-5") is None
+        assert Registry(filled, "mine").manual_decision_about(digest)
+    assert Registry(filled, "mine").manual_decision_about("weights-5") is None
 
 
 WRONG = {
@@ -333,7 +333,7 @@ def test_killed_before_the_pointer_moved_nothing_is_claimed_and_the_same_again_d
     assert len(decisions(filled)) == 5
     assert "did not take effect" in cli("registry", "history", "mine").stdout.splitlines()[0]
     assert value(cli("registry", "at", "mine", "9999-12-31", "--json"))["version"] == 4
-    assert Registry(filled, "mine").settled_by_hand("weights-4") is None
+    assert Registry(filled, "mine").manual_decision_about("weights-4") is None
 
     assert cli(*command).returncode == 0
     told = value(cli("registry", "history", "mine", "--json"))

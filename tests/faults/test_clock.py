@@ -30,7 +30,7 @@ def test_a_clock_from_before_1980_is_said_before_anything_is_made(
     assert outcome["error"]["exit_code"] == 2
     assert "expected a clock that is right" in outcome["sentence"]
     assert "found 1970-05-01 12:00 UTC" in outcome["sentence"]
-    assert not list(store.root.rglob("*.json"))
+    assert not store.datasets()
 
 
 def test_runs_of_other_years_keep_their_order_and_a_whole_store(

@@ -299,7 +299,7 @@ def an_entry(store: Store) -> Path:
         (folder / "data.bin").write_bytes(b"data")
         return Thing(folder, "we")
 
-    return store.once(Plan("tiny", "train"), Thing, make, str).record.folder
+    return store.get_or_make(Plan("tiny", "train"), Thing, make, str).record.folder
 
 
 @given(part=st.sampled_from(["files", "record", "made_from", "format", "step", "name", "dataset", "new"]), value=JSON)

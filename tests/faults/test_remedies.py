@@ -43,7 +43,7 @@ from flows.arrival_runs import DEPLOYMENT, connected
 from flows.commands.cli import run_command
 from flows.commands.destination import destination, write
 from flows.commands.report import _open
-from flows.inbox import Inbox
+from flows.inbox import ArrivalFolder
 from flows.run import Request, _arrived
 from flows.service.application import AUTH
 from flows.service.deployments import read_plan
@@ -1659,7 +1659,7 @@ def as_link(path: Path) -> None:
     path.symlink_to(path.parent.parent / "elsewhere")
 
 
-def inbox_of(here: Here) -> Inbox:
+def inbox_of(here: Here) -> ArrivalFolder:
     return _inbox(WatchOptions(here.mine, None, here.folder / "mine.toml"))
 
 

@@ -101,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._made(number, STEPS[:steps])
         step = STEPS[steps]
         try:
-            self.store.once(plan_of(step, number), Thing, crashing, str)
+            self.store.get_or_make(plan_of(step, number), Thing, crashing, str)
         except Crash:
             assert (step, number) not in self.whole
             self.left_over.add((step, number))

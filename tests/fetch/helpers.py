@@ -17,7 +17,7 @@ from storage.formats import idx
 from storage.records import Archive, Done
 from storage.store import Store
 from tasks.fetch import find_or_fetch
-from tasks.sources.download import Policy
+from tasks.sources.download import DownloadPolicy
 from tasks.sources.reach import Reach, reach_of
 from tests.support.faultserver import FaultServer
 
@@ -32,7 +32,7 @@ PAGE = b"<!doctype html><title>Log in</title>"
 SPEC = ArchiveSpec("test-images", FILE, len(BODY), SHA256)
 PAYLOAD_TOO = replace(SPEC, payload_bytes=len(PAYLOAD), payload_sha256=PAYLOAD_SHA256)
 UNPINNED = ArchiveSpec("test-images", FILE)
-QUICK = Policy(
+QUICK = DownloadPolicy(
     connect_seconds=60,
     read_seconds=60,
     deadline_seconds=240,
@@ -53,7 +53,7 @@ def get(
     *urls: str,
     spec: ArchiveSpec = SPEC,
     source: str | None = None,
-    policy: Policy = QUICK,
+    policy: DownloadPolicy = QUICK,
 ) -> Done[Archive]:
     return find_or_fetch(store, dataset, replace(spec, mirrors=urls), source, policy=policy)
 
@@ -66,8 +66,9 @@ def folder(tmp_path: Path, data: bytes = BODY, name: str = FILE) -> Path:
 
 
 def leftovers(store: Store) -> list[str]:
-    """Every file of the store but its locks."""
-    return sorted(p.name for p in store.root.rglob("*") if p.is_file() and p.parent.name != "locks")
+    """Every file of the store's data sets but their locks."""
+    files = (path for name in store.datasets() for path in store.dataset(name).rglob("*") if path.is_file())
+    return sorted(path.name for path in files if path.parent.name != "locks")
 
 
 def outside(server: FaultServer) -> Callable[[str], Reach]:

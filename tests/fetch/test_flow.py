@@ -14,7 +14,7 @@ import tasks.fetch
 from flows.retrain import to_validation, validate_dataset
 from flows.run import RunFailed
 from storage.store import Store
-from tasks.sources.download import Policy
+from tasks.sources.download import DownloadPolicy
 from tests.conftest import TinyFactory
 from tests.fetch.certificates import authority
 from tests.fetch.helpers import SECRET, Published, publish
@@ -38,7 +38,7 @@ from tests.support.runs import message_of, run_without_prefect
 
 pytestmark = [pytest.mark.flow, pytest.mark.usefixtures("results")]
 
-HURRIED = Policy(
+HURRIED = DownloadPolicy(
     connect_seconds=60,
     read_seconds=60,
     deadline_seconds=240,

@@ -16,7 +16,7 @@ from storage.errors import IdxflowError, SourceUnavailable
 from storage.store import Store
 from tasks.sources.download import download
 from tasks.sources.origins import DEFAULT_LIMIT, network_limit
-from tasks.sources.partial_file import Part, Received, SourceFailed
+from tasks.sources.partial_file import PartialFile, Received, SourceFailed
 from tasks.ui.progress import Progress, listening
 from tests.fetch.helpers import BODY, FILE, PATH, PAYLOAD, PAYLOAD_TOO, QUICK, SPEC, get
 from tests.support.faultserver import (
@@ -127,7 +127,7 @@ def test_progress_is_told_from_the_first_byte_to_the_last(store: Store, dataset:
     assert len(told) < 10
 
 
-class CountingPart(Part):
+class CountingPart(PartialFile):
     """A part that counts what is taken from the network for it, and refuses gigabytes if nothing else does."""
 
     taken, most = 0, 2_000_000

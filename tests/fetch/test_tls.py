@@ -13,7 +13,7 @@ import pytest
 from storage.datasets.catalog import Dataset
 from storage.errors import SourceUnavailable
 from storage.store import Store
-from tasks.sources.download import Policy
+from tasks.sources.download import DownloadPolicy
 from tests.fetch.certificates import DAY, Authority, authority, oldest_allowed
 from tests.fetch.helpers import BODY, PATH, QUICK, SHA256, get, leftovers
 from tests.support.faultserver import FaultServer, cut, good, in_turn, redirect
@@ -31,7 +31,7 @@ def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     return made
 
 
-def refused(store: Store, dataset: Dataset, server: FaultServer, policy: Policy = TWICE) -> str:
+def refused(store: Store, dataset: Dataset, server: FaultServer, policy: DownloadPolicy = TWICE) -> str:
     """Fail to fetch over https; return the sentence. The server and a plain one see no request at all."""
     with FaultServer({PATH: good(BODY)}) as plain:
         with pytest.raises(SourceUnavailable) as raised:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from flows.interruption import Terminated, interruptible
-from flows.service.supervisor import Stopped, stop_signals
+from flows.service.supervisor import Cancelled, stop_signals
 
 SECONDS = 60
 
@@ -75,7 +75,7 @@ def test_the_block_ends_as_interrupted(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_up_stops_also_where_the_exception_is_lost(number: signal.Signals):
-    with pytest.raises(Stopped), stop_signals():
+    with pytest.raises(Cancelled), stop_signals():
         lost(number)
 
 

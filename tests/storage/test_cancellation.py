@@ -19,8 +19,8 @@ from storage.datasets.catalog import Dataset
 from storage.files import locked
 from storage.runtime import cancellation
 from storage.store import Store
-from tasks.sources.download import Policy
-from tasks.sources.partial_file import Part
+from tasks.sources.download import DownloadPolicy
+from tasks.sources.partial_file import PartialFile
 from tests.conftest import TinyFactory
 from tests.fetch.helpers import BODY, PATH, SPEC, get, publish
 from tests.support.commands import Command, idxflow
@@ -30,7 +30,7 @@ SECONDS = 240
 """Only what hangs takes so long."""
 LONGER = 10 * SECONDS
 """What they wait for if nothing ends them."""
-PATIENT = Policy(read_seconds=LONGER, backoff_seconds=LONGER, rate_window_seconds=LONGER)
+PATIENT = DownloadPolicy(read_seconds=LONGER, backoff_seconds=LONGER, rate_window_seconds=LONGER)
 
 
 def hush(exchange: Exchange) -> None:
@@ -48,7 +48,7 @@ def ended(work: Callable[[], object], started: Callable[[], bool]) -> list[BaseE
         except BaseException as error:
             raised.append(error)
 
-    with suppress(KeyboardInterrupt), cancellation.stoppable():
+    with suppress(KeyboardInterrupt), cancellation.cancellable():
         # As Prefect starts its threads.
         thread = threading.Thread(target=contextvars.copy_context().run, args=(carry_out,), daemon=True)
         thread.start()
@@ -74,7 +74,7 @@ def test_a_thread_that_waits_for_a_lock_stops(tmp_path: Path):
             pass
 
     with locked(tmp_path / "lock"):
-        assert [type(error) for error in ended(work, waits.is_set)] == [cancellation.Stopped]
+        assert [type(error) for error in ended(work, waits.is_set)] == [cancellation.Cancelled]
 
 
 @pytest.mark.parametrize(
@@ -93,21 +93,21 @@ def test_a_thread_that_waits_for_the_network_stops_and_asks_no_other_server(
         urls, spec = (server.url(PATH), server.url("/mirror")), replace(SPEC, payload_sha256="")
         dataset: Dataset = tiny()
         raised = ended(lambda: get(store, dataset, *urls, spec=spec, policy=PATIENT), lambda: bool(server.asked(PATH)))
-        assert [type(error) for error in raised] == [cancellation.Stopped]
+        assert [type(error) for error in raised] == [cancellation.Cancelled]
         assert (server.asked(PATH), server.asked("/mirror")) == (1, 0)
 
 
 def test_a_thread_that_copies_a_file_stops(tmp_path: Path):
-    part, blocks = Part(tmp_path, "endless"), repeat(b"block")
+    part, blocks = PartialFile(tmp_path, "endless"), repeat(b"block")
 
     def fill() -> object:
         return part.fill(blocks, limit=1 << 60, total=None)
 
-    assert [type(error) for error in ended(fill, lambda: part.size > 0)] == [cancellation.Stopped]
+    assert [type(error) for error in ended(fill, lambda: part.size > 0)] == [cancellation.Cancelled]
 
 
 def test_what_a_run_leaves_by_itself_stops_nothing():
-    with suppress(ValueError), cancellation.stoppable():
+    with suppress(ValueError), cancellation.cancellable():
         work = contextvars.copy_context()
         raise ValueError
     work.run(cancellation.check)

@@ -240,7 +240,7 @@ def test_what_a_person_decided_stands_against_every_model_there_was_then(
         ledger.append("decisions", "run", record)
         registry.promote(record["champion"], "run")
     register(registry, "three", "three")
-    settled = registry.settled_by_hand(digest)
+    settled = registry.manual_decision_about(digest)
     assert (settled[0].number if settled else None) == version
     assert settled is None or settled[1].outcome == "rolled back"
 

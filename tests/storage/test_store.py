@@ -41,7 +41,7 @@ class Maker:
 
 
 def once(store: Store, maker: Maker, plan: Plan = PLAN):
-    return store.once(plan, Thing, maker, lambda thing: f"value {thing.value}")
+    return store.get_or_make(plan, Thing, maker, lambda thing: f"value {thing.value}")
 
 
 def test_a_result_is_made_once_and_found_again(store: Store):
@@ -150,7 +150,7 @@ def test_a_failed_step_leaves_nothing_under_its_name(store: Store):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        store.once(PLAN, Thing, fail, str)
+        store.get_or_make(PLAN, Thing, fail, str)
     assert store.find(PLAN, Thing) is None
     assert once(store, Maker()).step.reason == "first run"
 
@@ -172,7 +172,7 @@ from storage.store import Store
 def make(folder):
     (folder / "data.bin").write_bytes(b"half")
     os.kill(os.getpid(), 9)
-Store(pathlib.Path(sys.argv[1])).once(PLAN, Thing, make, str)
+Store(pathlib.Path(sys.argv[1])).get_or_make(PLAN, Thing, make, str)
 """
 
 
@@ -201,7 +201,7 @@ def test_a_full_disk_is_said(store: Store):
         return Thing(folder, 1)
 
     with pytest.raises(StoreError, match="No space left"):
-        store.once(PLAN, Thing, full, str)
+        store.get_or_make(PLAN, Thing, full, str)
 
 
 def test_what_was_left_is_never_followed_out_of_the_store(store: Store, tmp_path: Path):

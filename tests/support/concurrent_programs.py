@@ -84,7 +84,7 @@ def write(store: Store, stop: str, number: str) -> None:
 
     while not Path(stop).exists():
         with store.in_use(DATASET):
-            shared = store.once(SHARED, Thing, make, str).step.key
+            shared = store.get_or_make(SHARED, Thing, make, str).step.key
             version = retrain(store, int(number) + made, promoted=made % 3 == 0)
             store.get(DATASET, "decode", shared, Thing)
             store.get(DATASET, "train", version.model, Thing)
@@ -120,7 +120,7 @@ def _make_slowly(store: Store) -> None:
         (folder / "more.bin").write_bytes(b"more")
         return Thing(folder, "slow")
 
-    store.once(SHARED, Thing, make, str)
+    store.get_or_make(SHARED, Thing, make, str)
 
 
 def _begin_slowly(store: Store) -> None:
@@ -162,7 +162,7 @@ def follow(store: Store, what: str) -> None:
             (folder / "more.bin").write_bytes(b"more")
             return Thing(folder, "slow")
 
-        say("reused" if store.once(SHARED, Thing, make, str).step.reused else "made")
+        say("reused" if store.get_or_make(SHARED, Thing, make, str).step.reused else "made")
     elif what == "deciding":
         registry = Registry(store, DATASET)
         with registry.deciding(lambda: logging.info("waiting for the other decision")):

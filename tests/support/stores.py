@@ -29,7 +29,7 @@ def add(store: Store, step: str, number: int, subject: str = "", name: str = "")
         return Thing(folder, f"weights {number}")
 
     plan = Plan(DATASET, step, subject, parameters={"number": number}, name=name)
-    done = store.once(plan, Thing, make, lambda thing: thing.weights_digest)
+    done = store.get_or_make(plan, Thing, make, lambda thing: thing.weights_digest)
     return done.step.key, done.record.folder
 
 

@@ -13,7 +13,7 @@ from storage.errors import ModelRefused
 from storage.formats import arrays
 from storage.runtime import code_digests
 from storage.store import Store
-from tasks.confirm import ROWS, confirm, fixture_rows
+from tasks.confirm import ROWS, confirm, sample_rows
 from tasks.evaluate import evaluate
 from tests.conftest import TinyFactory
 from tests.support import models
@@ -61,8 +61,8 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_sentence(store: Store, 
 
 
 @pytest.mark.parametrize("rows", [1, 2, ROWS, ROWS + 1, 10_000])
-def test_fixture_rows_cover_the_split(rows: int):
-    found = fixture_rows(rows)
+def test_sample_rows_cover_the_split(rows: int):
+    found = sample_rows(rows)
     assert len(found) == min(rows, ROWS)
     assert (found[0], found[-1]) == (0, rows - 1)
 

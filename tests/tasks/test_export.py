@@ -21,7 +21,7 @@ from tasks.model.classifier import softmax
 from tasks.model.scaling import Statistics
 from tasks.serving import export as exports
 from tasks.serving import onnx_graph
-from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, export_version, fixture_rows
+from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, export_version, probe_images
 from tasks.serving.predict import Model, load_champion
 from tests.support.blobs import SHAPE, blobs, store_with_champion
 from tests.support.commands import idxflow
@@ -102,9 +102,9 @@ def test_onnx_of_every_network_gives_its_probabilities_in_the_usual_runtime(
 
 
 def test_the_rows_that_are_compared_reach_every_class_and_are_always_the_same(model: Model):
-    rows = fixture_rows(model)
+    rows = probe_images(model)
     assert (rows.dtype, rows.shape) == (np.uint8, (CHECKED_ROWS, *SHAPE))
-    np.testing.assert_array_equal(rows, fixture_rows(model))
+    np.testing.assert_array_equal(rows, probe_images(model))
     assert rows[0].max() == 0
     assert rows[1].min() == 255
     assert len(np.unique(rows[2:], axis=0)) == CHECKED_ROWS - 2
