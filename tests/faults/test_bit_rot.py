@@ -34,7 +34,7 @@ FLIPS = 300
 ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     "fetch": (Archive, ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]),
     "decode": (Split, ["train.parquet"]),
-    "validate": (Validation, ["summary.parquet"]),
+    "validate": (Validation, ["summary.parquet", "means.npz"]),
     "normalize": (Normalization, ["normalization.npz", "held_out.npz"]),
     "train": (
         TrainedModel,

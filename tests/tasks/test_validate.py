@@ -270,7 +270,7 @@ def test_a_changed_limit_is_a_new_verdict_and_says_so(store: Store, bad: tuple[D
     dataset, *both = bad
     changed = replace(dataset, limits=replace(dataset.limits, max_blank=0.5))
     error = refused(store, (changed, *both))  # type: ignore[arg-type]
-    assert error.step.reason == "max_blank 0.0 → 0.5"  # type: ignore[union-attr]
+    assert error.step.reason == "max_blank 0 → 0.5"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
