@@ -39,7 +39,7 @@ IDXFLOW = (
     "from flows.service import supervisor; supervisor.LOOK_SECONDS = 2; from flows.commands.cli import main; main()",
 )
 """The command, with less time between two looks at the server."""
-RESTORED = "put there again; schedules as people had left them: "
+RESTORED = "deployed again; schedules as people had left them: "
 
 
 @pytest.fixture(scope="module")
