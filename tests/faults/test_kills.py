@@ -85,8 +85,8 @@ def kills(runner: Runner, folder: Path, manifest: Path, count: int, seed: int = 
     """Kill `count` runs at random; return how many were killed after which step had ended.
 
     Half of them at a random time, half as soon as the store has a random number of files and folders, more than half of
-    all: that meets the moments between two writes, and on a machine however busy also steps other than the first. Every store is killed several times, unless the run ends first, then gone on with
-    to the end.
+    all: that meets the moments between two writes and, on a machine however busy, later steps than the first. Every
+    store is killed several times, unless the run ends first, then a run completes it.
     """
     chance = random.Random(seed)
     met: Counter[str] = Counter()
