@@ -160,6 +160,16 @@ class PatientBrowser:
 
 
 @pytest.fixture(autouse=True)
+def environment_as_found() -> Iterator[None]:
+    """Undo what a test, or a command it calls in this process, has set: it would reach all that is started later."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def places_of_remedies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Have a test meet all refusals whose remedies it is marked to show."""
     marks = list(request.node.iter_markers("remedies"))

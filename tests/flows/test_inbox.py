@@ -59,7 +59,7 @@ class World:
     def words(self, *more: str) -> list[str]:
         return ["watch", str(self.inbox), "--dataset-file", str(self.manifest), *more]
 
-    def get_or_make(self) -> subprocess.CompletedProcess[str]:
+    def once(self) -> subprocess.CompletedProcess[str]:
         return idxflow(*self.words("--once"), env=self.environment)
 
     def sets(self) -> list[str]:
