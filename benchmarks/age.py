@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks.machine import describe
 from benchmarks.measure import ROOT, ratio, say, spread
-from storage.files import create_json, read_json, sealed
+from storage.files import put_json_if_absent, read_json, sealed
 from storage.ledger import Ledger
 from storage.records import to_json
 from storage.registry import Registry
@@ -158,7 +158,7 @@ class _Writer:
         like = registry.version(self.pattern["version"])
         made = {"number": number, "model": keys["train"], "evaluation": keys["evaluate"], "weights_digest": weights}
         version = dataclasses.replace(like, run=run, **made)
-        create_json(self.store.part(DATASET, "registry") / "versions" / f"{number:08d}.json", to_json(version))
+        put_json_if_absent(self.store.part(DATASET, "registry") / "versions" / f"{number:08d}.json", to_json(version))
         changed = {"version": number, "looks": number, "weights_digest": weights}
         self._append("decisions", run, {**self.decision, **changed})
         steps = [
@@ -180,7 +180,7 @@ class _Writer:
     def _append(self, kind: str, run: str, values: Mapping[str, Any]) -> None:
         time = (self.began + timedelta(minutes=self.record / 2)).isoformat(timespec="milliseconds")
         path = self.store.part(DATASET, "ledger") / kind / f"{self.record:08d}-{run}.json"
-        create_json(path, {**values, "run": run, "time": time})
+        put_json_if_absent(path, {**values, "run": run, "time": time})
         self.record += 1
 
     def _entry(self, step: str, number: int, run: str, weights: str) -> str:

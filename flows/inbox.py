@@ -56,7 +56,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Look:
+class Contents:
     """The contents of the folder at one poll; equal values mean unchanged contents."""
 
     archives: Mapping[str, Entry] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class ArrivalFolder:
     marker: str | None = None
     """Name of a file that the sender writes after the four archives."""
 
-    def look(self) -> Look:
+    def contents(self) -> Contents:
         """Return the current contents.
 
         Raises:
@@ -91,30 +91,31 @@ class ArrivalFolder:
             roles = {spec.role: _first(names, spec) for spec in self.dataset.archives}
             unfinished = sorted(name for name in names if self._is_unfinished(name))
             found = {role: _entry(folder, name) for role, name in roles.items() if name}
-            return Look(
+            return Contents(
                 {role: entry for role, entry in found.items() if entry},
                 tuple(entry for name in unfinished if (entry := _entry(folder, name))),
                 _entry(folder, self.marker) if self.marker in names else None,
             )
 
-    def why_not(self, look: Look) -> str | None:
+    def why_not(self, contents: Contents) -> str | None:
         """Return why there is no set to take, as a clause; None if there may be one."""
-        if len(look.archives) < len(self.dataset.archives):
+        if len(contents.archives) < len(self.dataset.archives):
             return f"the four archives are not all in {self.folder}"
-        if self.marker and look.marker is None:
+        if self.marker and contents.marker is None:
             return f"{self.marker} is not in {self.folder}"
-        if look.marker and look.marker.changed_ns < max(entry.changed_ns for entry in look.archives.values()):
+        newest = max(entry.changed_ns for entry in contents.archives.values())
+        if contents.marker and contents.marker.changed_ns < newest:
             return f"{self.marker} in {self.folder} is older than the archives"
         return None
 
-    def refuse(self, look: Look) -> None:
+    def refuse(self, contents: Contents) -> None:
         """Refuse contents that cannot be copied.
 
         Raises:
             FormatError: an archive is not a file, or too large; or a transfer is unfinished.
         """
         for spec in self.dataset.archives:
-            entry = look.archives[spec.role]
+            entry = contents.archives[spec.role]
             if entry.kind != stat.S_IFREG:
                 kind = _KINDS.get(entry.kind, "something else")
                 raise FormatError(f"{entry.name}: expected a file; found {kind}; copy the archive itself there")
@@ -122,37 +123,37 @@ class ArrivalFolder:
             if entry.bytes > limit:
                 remedy = f"; {self._other_sets()}" if spec.pinned else ""
                 raise FormatError(f"{entry.name}: expected at most {limit:,} bytes; found {entry.bytes:,}{remedy}")
-        if look.unfinished:
+        if contents.unfinished:
             raise FormatError(
-                f"{look.unfinished[0].name}: expected whole archives only; found what a transfer has not finished; "
+                f"{contents.unfinished[0].name}: expected whole archives only; found what a transfer has not finished; "
                 "wait until it has finished, or remove the partial file"
             )
 
-    def copy(self, look: Look, place: Path) -> dict[str, ArrivedFile] | None:
-        """Copy the archives; return None if they have changed since that look.
+    def copy(self, contents: Contents, place: Path) -> dict[str, ArrivedFile] | None:
+        """Copy the archives; return None if they have changed since then.
 
         Raises:
             SourceUnavailable: an archive cannot be read.
             OSError: a copy cannot be written.
         """
-        for entry in look.archives.values():
+        for entry in contents.archives.values():
             with self._opened() as folder, _file(folder, entry) as descriptor:
                 if descriptor is None:
                     return None
                 copied(descriptor, place / entry.name)
-        if self.look() != look:
+        if self.contents() != contents:
             return None
-        return {role: _arrived(place / entry.name) for role, entry in look.archives.items()}
+        return {role: _arrived(place / entry.name) for role, entry in contents.archives.items()}
 
-    def digests(self, look: Look) -> dict[str, ArrivedFile] | None:
+    def digests(self, contents: Contents) -> dict[str, ArrivedFile] | None:
         """Return the same as `copy`, without copying."""
         found = {}
-        for role, entry in look.archives.items():
+        for role, entry in contents.archives.items():
             with self._opened() as folder, _file(folder, entry) as descriptor:
                 if descriptor is None:
                     return None
                 found[role] = ArrivedFile(entry.name, entry.bytes, _sha256(descriptor, entry.name))
-        return found if self.look() == look else None
+        return found if self.contents() == contents else None
 
     def check(self, files: Mapping[str, ArrivedFile], place: Path) -> None:
         """Read each copied archive to its end.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import arrival_runs, datasets
-from flows.inbox import ArrivalFolder, Look
+from flows.inbox import ArrivalFolder, Contents
 from flows.interruption import interruptible
 from flows.terminal.output import print_line, remark
 from storage.arrivals import WELL, Arrival, Arrivals, mark_of, new_id
@@ -57,12 +57,12 @@ def watch_folder(options: WatchOptions) -> int:
     watcher = _Watcher(inbox, Store(store_root(options.store)))
     with interruptible():
         if options.once:
-            return _look_once(watcher, min(options.every, 1))
+            return _poll_until_unchanged(watcher, min(options.every, 1))
         name = inbox.dataset.name
         _print(f"watching {inbox.folder} for the archives of {name}, every {options.every:g} s; Ctrl-C stops it")
         shown: set[str] = set()
         while True:
-            remarks = [_remark(problem, options.every) for problem in watcher.look()]
+            remarks = [_remark(problem, options.every) for problem in watcher.poll()]
             for text in remarks:
                 if text not in shown:
                     remark(text)
@@ -70,9 +70,9 @@ def watch_folder(options: WatchOptions) -> int:
             time.sleep(options.every)
 
 
-def _look_once(watcher: _Watcher, pause: float) -> int:
+def _poll_until_unchanged(watcher: _Watcher, pause: float) -> int:
     while True:
-        problems = watcher.look()
+        problems = watcher.poll()
         for problem in problems[1:]:
             remark(str(problem))
         if problems:
@@ -118,8 +118,8 @@ class _Watcher:
         self._inbox, self._store = inbox, store
         self._name, self._source = inbox.dataset.name, str(inbox.folder)
         self._arrivals = Arrivals(store, self._name)
-        self._before: Look | None = None
-        self._known: Look | None = None
+        self._before: Contents | None = None
+        self._known: Contents | None = None
         """The contents that any watcher has taken, or that were refused."""
         self._refused: DataRefused | None = None
         self._waiting: dict[str, Arrival] = {}
@@ -131,7 +131,7 @@ class _Watcher:
         self.settled: str | None = None
         """Why there is nothing to wait for in the folder, in one sentence; None if there is something."""
 
-    def look(self) -> list[IdxflowError]:
+    def poll(self) -> list[IdxflowError]:
         """Poll once; return the problems."""
         problems = []
         for step in (self._take, self._announce):
@@ -149,39 +149,39 @@ class _Watcher:
             SourceUnavailable: it cannot be read.
             StoreError: it cannot be written into the store.
         """
-        look = self._inbox.look()
-        before, self._before = self._before, look
-        why_not = self._inbox.why_not(look)
+        contents = self._inbox.contents()
+        before, self._before = self._before, contents
+        why_not = self._inbox.why_not(contents)
         self.settled = f"{self._name}: nothing to announce, {why_not}" if why_not else None
         if why_not:
             return
-        if look == before and look != self._known:
+        if contents == before and contents != self._known:
             self._refused = None
             try:
-                self._inbox.refuse(look)
-                self._keep(look)
+                self._inbox.refuse(contents)
+                self._keep(contents)
             except DataRefused as error:
-                self._known, self._refused = look, error
-        if look == self._known:
+                self._known, self._refused = contents, error
+        if contents == self._known:
             if self._refused:
                 raise self._refused
             self.settled = f"{self._name}: nothing to announce, the archives in {self._source} have been announced"
 
-    def _keep(self, look: Look) -> None:
+    def _keep(self, contents: Contents) -> None:
         """Copy the set into the store and record it, unless it is the last set and still in the store."""
         inbox = self._inbox
         with self._arrivals.alone():
             last = self._arrivals.last(self._source)
-            if last and all(last.files[role].bytes == entry.bytes for role, entry in look.archives.items()):
-                found = inbox.digests(look)
+            if last and all(last.files[role].bytes == entry.bytes for role, entry in contents.archives.items()):
+                found = inbox.digests(contents)
                 if found is None:
                     return
                 if mark_of(self._name, found) == last.mark and not self._arrivals.is_lost(last):
-                    self._known = look
+                    self._known = contents
                     return
             with self._arrivals.partial() as place:
-                _make_sure_it_fits(place, look.bytes)
-                files = inbox.copy(look, place)
+                _make_sure_it_fits(place, contents.bytes)
+                files = inbox.copy(contents, place)
                 if files is None:
                     return
                 inbox.check(files, place)
@@ -190,8 +190,8 @@ class _Watcher:
                 else:
                     arrival = Arrival(new_id(), self._name, inbox.dataset_file, self._source, files)
                 self._arrivals.add(place, arrival)
-        self._known = look
-        _print(f"{self._name}: {len(files)} new archives, {look.bytes:,} bytes, complete; set {arrival.id}")
+        self._known = contents
+        _print(f"{self._name}: {len(files)} new archives, {contents.bytes:,} bytes, complete; set {arrival.id}")
 
     def _announce(self) -> None:
         """Make sure that each set has its flow run, one after the other.

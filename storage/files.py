@@ -178,7 +178,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     flush(path.parent)
 
 
-def create_json(path: Path, values: Mapping[str, Any]) -> bool:
+def put_json_if_absent(path: Path, values: Mapping[str, Any]) -> bool:
     """Write `values`, sealed, to `path` only if it does not exist; return whether this call wrote it."""
     temporary = _write_beside(path, sealed(values))
     try:

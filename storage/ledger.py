@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, locked, read_json
+from storage.files import locked, put_json_if_absent, read_json
 from storage.index import Index
 from storage.store import LOCKS, Store, store_errors
 from storage.store_format import FORMAT
@@ -63,7 +63,7 @@ class Ledger:
         with store_errors(folder), locked(self._lock):
             path = folder / f"{self._next_number():08d}-{run}.json"
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            if not create_json(path, {**values, "format": FORMAT, "run": run, "time": now}):
+            if not put_json_if_absent(path, {**values, "format": FORMAT, "run": run, "time": now}):
                 raise StoreError(f"{path}: expected no such record yet; it exists; run again")
         return path
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, listed, locked, read_json, write_json
+from storage.files import listed, locked, put_json_if_absent, read_json, write_json
 from storage.index import Index
 from storage.ledger import Ledger, place, run_of
 from storage.records import from_json, to_json
@@ -246,7 +246,7 @@ class Registry:
                 f"{self.dataset}: expected a version that can be retired; version {number} is champion; run again"
             )
         with store_errors(self._folder):
-            create_json(self._retired(number), {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+            put_json_if_absent(self._retired(number), {"time": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def champion(self) -> Version | None:
         """Return the version in use, or None before the first promotion.
@@ -372,7 +372,7 @@ class Registry:
                 time = datetime.now(UTC).isoformat(timespec="seconds")
                 version = Version(dataset=self.dataset, number=number, time=time, format=FORMAT, **values)
                 # Another run may have taken the number since; if so, try the next.
-                if create_json(self._path(number), to_json(version)):
+                if put_json_if_absent(self._path(number), to_json(version)):
                     return version
 
     @contextmanager

@@ -400,12 +400,12 @@ def load(folder: Path, kind: type[R]) -> R:
         StoreError: it cannot be read now, so it may be intact.
     """
     try:
-        return from_json(kind, described(folder)["record"], folder)
+        return from_json(kind, read_entry(folder)["record"], folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntry(f"{folder / ENTRY}: expected a record of {kind.__name__}; {error}") from error
 
 
-def described(folder: Path, contents: bool = True) -> dict[str, Any]:
+def read_entry(folder: Path, contents: bool = True) -> dict[str, Any]:
     """Return `entry.json` of the entry in `folder` after checking that it has exactly the listed files.
 
     The size of each file is checked, and its SHA-256 unless `contents` is False.

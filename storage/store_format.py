@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from storage.errors import DamagedEntry, StoreError, unreadable
-from storage.files import NotRegular, create_json, read_json
+from storage.files import NotRegular, put_json_if_absent, read_json
 
 FORMAT = 3
 """The format that this version writes."""
@@ -64,7 +64,7 @@ def mark(root: Path) -> None:
         for left_by_a_killed_run in root.glob(f".{STORE_FILE}.*"):
             left_by_a_killed_run.unlink()
         if not is_marked:
-            create_json(root / STORE_FILE, {"format": FORMAT, "idxflow": _version()})
+            put_json_if_absent(root / STORE_FILE, {"format": FORMAT, "idxflow": _version()})
 
 
 def _version() -> str:

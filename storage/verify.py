@@ -23,7 +23,7 @@ from storage.errors import IdxflowError
 from storage.files import kind_of, locked, read_json
 from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
 from storage.registry import Registry, Version
-from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, described, store_errors
+from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, read_entry, store_errors
 from storage.underway import UNDER_WAY, was_cut_off
 
 PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
@@ -39,7 +39,7 @@ _GO_ON = "run the same command again to resume"
 
 
 @dataclass(frozen=True)
-class Finding:
+class StoreFinding:
     """One problem in the store."""
 
     path: Path
@@ -59,18 +59,18 @@ class Verdict:
     """Number of ledger records: runs and decisions."""
     bytes: int
     """Total size of the files read."""
-    findings: tuple[Finding, ...]
+    findings: tuple[StoreFinding, ...]
 
     @property
-    def damage(self) -> tuple[Finding, ...]:
+    def damage(self) -> tuple[StoreFinding, ...]:
         return tuple(finding for finding in self.findings if finding.kind == "damage")
 
     @property
-    def leftovers(self) -> tuple[Finding, ...]:
+    def leftovers(self) -> tuple[StoreFinding, ...]:
         return tuple(finding for finding in self.findings if finding.kind == "leftover")
 
     @property
-    def remarks(self) -> tuple[Finding, ...]:
+    def remarks(self) -> tuple[StoreFinding, ...]:
         return tuple(finding for finding in self.findings if finding.kind == "remark")
 
 
@@ -103,12 +103,12 @@ def verify(store: Store, dataset: str | None = None, contents: bool = True, now:
     )
 
 
-def _of_format(store: Store) -> Iterator[Finding]:
+def _of_format(store: Store) -> Iterator[StoreFinding]:
     try:
         store_format.check(store.root)
     except IdxflowError as error:
         remedy = "remove it: the next run writes it again"
-        yield Finding(store.root / store_format.STORE_FILE, "damage", _one_line(error), remedy)
+        yield StoreFinding(store.root / store_format.STORE_FILE, "damage", _one_line(error), remedy)
 
 
 class _Busy(Exception):
@@ -125,7 +125,7 @@ class _Check:
         self.dataset = dataset
         self.folder = store.dataset(dataset)
         self.entries = self.versions = self.records = self.bytes = 0
-        self.findings: list[Finding] = []
+        self.findings: list[StoreFinding] = []
 
     def run(self) -> None:
         if not self._only_folders():
@@ -143,7 +143,7 @@ class _Check:
         return f"`{self.store.command('gc')}` removes it; so does the next run that needs the place"
 
     def _damage(self, path: Path, problem: object, remedy: str) -> None:
-        self.findings.append(Finding(path, "damage", _one_line(problem), remedy))
+        self.findings.append(StoreFinding(path, "damage", _one_line(problem), remedy))
 
     def _only_folders(self) -> bool:
         """Report everything that is in the place of a folder; return whether nothing is."""
@@ -159,7 +159,7 @@ class _Check:
             for path in _visible(self.folder / part):
                 self.entries += 1
                 try:
-                    entry = described(path, self.contents)
+                    entry = read_entry(path, self.contents)
                 except IdxflowError as error:
                     self._damage(path, error, _REMOVE_REPORT if part == FOLDERS["publish"] else _MAKE_AGAIN)
                 else:
@@ -249,7 +249,7 @@ class _Check:
         found = jumps({name: time for name, (_, time) in times.items()}, self.now)
         for jump in found:
             remedy = _SET_CLOCK if jump.ahead else _CLOCK_IS_RIGHT
-            self.findings.append(Finding(times[jump.name][0], "remark", jump.problem, remedy))
+            self.findings.append(StoreFinding(times[jump.name][0], "remark", jump.problem, remedy))
 
     def _indexes(self, registry: Registry) -> None:
         for index in registry.indexes:
@@ -284,7 +284,7 @@ class _Check:
             needed = ()
         for path in found:
             remedy = _GO_ON if path in needed else self._clear
-            self.findings.append(Finding(path, "leftover", "a run ended while it was working on it", remedy))
+            self.findings.append(StoreFinding(path, "leftover", "a run ended while it was working on it", remedy))
 
 
 @contextmanager
@@ -359,5 +359,5 @@ def as_json(verdict: Verdict, store: Store) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 
-def _finding(finding: Finding) -> dict[str, str]:
+def _finding(finding: StoreFinding) -> dict[str, str]:
     return {"path": str(finding.path), "problem": finding.problem, "remedy": finding.remedy}

@@ -22,9 +22,9 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 Schema = Mapping[str, Any]
 
 _KINDS = {
-    "integer": ("a whole number", "whole numbers"),
+    "integer": ("an integer", "integers"),
     "number": ("a number", "numbers"),
-    "string": ("a text", "texts"),
+    "string": ("a string", "strings"),
     "boolean": ("true or false", ""),
     "object": ("a table", "tables"),
     "null": ("null", ""),
@@ -65,7 +65,7 @@ def part(schema: Schema, keys: Sequence[str]) -> Schema:
 
 
 def in_words(schema: Schema) -> str:
-    """Return a description of valid values, such as `a whole number from 1 to 10,000`."""
+    """Return a description of valid values, such as `an integer from 1 to 10,000`."""
     if EXPECTED in schema:
         return str(schema[EXPECTED])
     if "anyOf" in schema:

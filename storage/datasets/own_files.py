@@ -177,7 +177,7 @@ def _rows_by_label(path: Path, column: int | None) -> Counter[int]:
 def _check_labels(path: Path, header: idx.Header, column: int | None) -> None:
     shape, kind = header.shape, header.dtype.name
     if header.dtype.kind not in "ui":
-        remedy = f"write them as whole numbers, in NumPy with .astype(np.uint8), {_WRITE}"
+        remedy = f"write them as integers, in NumPy with .astype(np.uint8), {_WRITE}"
     elif len(shape) > 2:
         remedy = "give the archive of the labels; this looks like one of images"
     elif len(shape) == 2 and column is None:
@@ -187,7 +187,7 @@ def _check_labels(path: Path, header: idx.Header, column: int | None) -> None:
     else:
         return
     raise FormatError(
-        f"{path}: expected one label for each image, a whole number, or rows of at most {MAX_LABEL_COLUMNS:,} numbers "
+        f"{path}: expected one label for each image, an integer, or rows of at most {MAX_LABEL_COLUMNS:,} numbers "
         f"of which one is; found {kind} of shape {shape} in the header; {remedy}"
     )
 

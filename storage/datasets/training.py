@@ -107,7 +107,8 @@ class TrainingConfig(BaseModel):
         default=True, description="With patience: keep the weights of the best epoch instead of the last one."
     )
     memory: Memory = Field(
-        default="512MiB", description="What the pixels may take while training, such as 2GiB; more rows come in shards."
+        default="512MiB",
+        description="Memory budget for training pixels, such as 2GiB; more rows are read from shards on disk.",
     )
     seed: int = Field(default=1, ge=0, le=2**32 - 1, description="Of initial weights, rows held out and order of rows.")
 

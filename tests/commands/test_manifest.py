@@ -134,7 +134,7 @@ LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
         ({"train-images": np.zeros((1, 4097, 1), np.uint8), "train-labels": np.ones(1, np.uint8)}, "at most 4096"),
         ({"test-labels": np.zeros((30, 2), np.uint8)}, "t10k-labels.*--label-column 0"),
         ({"test-labels": np.zeros((30, 9, 7), np.uint8)}, "give the archive of the labels"),
-        ({"test-labels": np.full(30, np.nan, ">f4")}, "found float32 .* write them as whole numbers"),
+        ({"test-labels": np.full(30, np.nan, ">f4")}, "found float32 .* write them as integers"),
         (
             {"test-labels": LITTLE.astype("<i4").view(">i4")},
             "0 to 33,554,432, or more; write them big-endian",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flows.commands import registry as registry_commands
-from storage.files import create_json
+from storage.files import put_json_if_absent
 from storage.ledger import Ledger
 from storage.records import Evaluation, TrainedModel
 from storage.registry import Registry
@@ -84,7 +84,9 @@ def filled(store: Store) -> Store:
             "time": moment,
         }
         stamp = moment[:19].replace("-", "").replace(":", "")
-        create_json(store.dataset("mine") / "ledger" / "decisions" / f"{stamp}.000000Z-run-{number}.json", decision)
+        put_json_if_absent(
+            store.dataset("mine") / "ledger" / "decisions" / f"{stamp}.000000Z-run-{number}.json", decision
+        )
         Ledger(store, "mine").append(
             "runs", f"run-{number}", {"asked_by": "schedule", "profile": "default", "config": {"seed": number, "lr": 1}}
         )

@@ -206,7 +206,7 @@ def test_a_data_set_that_is_none_ends_the_run_with_2(refused: Refused, tmp_path:
     ("manifest", "words"),
     [
         ("surprise = 1\n", "surprise"),
-        ("[training]\nepochs = 0\n", "expected training.epochs to be a whole number from 1 to 10,000; found 0"),
+        ("[training]\nepochs = 0\n", "expected training.epochs to be an integer from 1 to 10,000; found 0"),
         ("[training]\nlearning_rate = nan\n", "above 0 and at most 10; found nan"),
         ('[archives.train-images]\nsha256 = "d41d8cd98f00b204e9800998ecf8427e"\n', "64 hexadecimal digits"),
         ("[limits]\nmax_blank = 2\n", "limits.max_blank"),

@@ -17,7 +17,7 @@ from flows.commands.cli import run_command
 from flows.run import Job
 from storage.datasets import catalog
 from storage.errors import ConfigError, DamagedEntry, IdxflowError
-from storage.store import ENTRY, Store, described
+from storage.store import ENTRY, Store, read_entry
 from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.fetch.helpers import FILE, SPEC, UNPINNED, get
@@ -191,7 +191,7 @@ def test_in_the_store_it_is_damage(copy: Store):
         assert entry in {finding.path for finding in damage}
         if entry != path:
             with no_hang(), pytest.raises(DamagedEntry, match="FIFO"):
-                described(entry)
+                read_entry(entry)
         path.unlink()
         path.write_bytes(whole)
     assert not verify(copy, "tiny").damage

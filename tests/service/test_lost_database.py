@@ -38,7 +38,7 @@ IDXFLOW = (
     "-c",
     "from flows.service import supervisor; supervisor.LOOK_SECONDS = 2; from flows.commands.cli import main; main()",
 )
-"""The command, with less time between two looks at the server."""
+"""The command, with a shorter polling interval."""
 RESTORED = "deployed again; schedules as people had left them: "
 
 

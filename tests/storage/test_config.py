@@ -39,7 +39,7 @@ def test_the_data_set_overrides_the_profile_and_the_user_both(profile, overrides
 
 
 def test_a_wrong_parameter_of_a_manifest_names_the_manifest(tiny: TinyFactory):
-    with pytest.raises(ConfigError, match=r"tiny\.toml: expected training\.epochs to be a whole number"):
+    with pytest.raises(ConfigError, match=r"tiny\.toml: expected training\.epochs to be an integer"):
         tiny(manifest="[training]\nepochs = -1")
 
 

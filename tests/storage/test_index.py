@@ -11,7 +11,7 @@ import pytest
 
 from storage import index
 from storage.errors import DamagedEntry
-from storage.files import create_json, read_json, sealed
+from storage.files import put_json_if_absent, read_json, sealed
 from storage.index import Index
 from storage.ledger import Ledger
 from storage.registry import Registry
@@ -126,7 +126,7 @@ def test_a_record_that_was_replaced_is_read_anew(indexed: Store):
     path = indexed.dataset(DATASET) / "registry" / "versions" / "00000003.json"
     values = read_json(path)
     path.unlink()
-    create_json(path, {**values, "model": "another"})
+    put_json_if_absent(path, {**values, "model": "another"})
     found = Registry(indexed, DATASET).find("another", values["evaluation"])
     assert found
     assert found.number == 3

@@ -13,7 +13,7 @@ import pytest
 
 from flows import diagnosis
 from flows.commands.cli import run_command
-from storage.files import create_json
+from storage.files import put_json_if_absent
 from storage.ledger import KINDS, Ledger, jumps, place, run_of
 from storage.store import Store
 from storage.verify import verify
@@ -34,7 +34,7 @@ def ledger(store: Store) -> Ledger:
 def written_earlier(store: Store, kind: str, run: str, stamp: str = OLD) -> None:
     """Write a record as earlier versions did, which named it by its time."""
     time = datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC).isoformat(timespec="milliseconds")
-    create_json(store.dataset(DATASET) / "ledger" / kind / f"{stamp}-{run}.json", {"run": run, "time": time})
+    put_json_if_absent(store.dataset(DATASET) / "ledger" / kind / f"{stamp}-{run}.json", {"run": run, "time": time})
 
 
 def test_the_order_is_that_of_writing_whatever_the_clock_says(ledger: Ledger):

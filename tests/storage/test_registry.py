@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import create_json, read_json, sealed
+from storage.files import put_json_if_absent, read_json, sealed
 from storage.index import Index
 from storage.ledger import Ledger
 from storage.registry import Registry, line, turns
@@ -52,8 +52,8 @@ def test_the_same_model_keeps_its_number(registry: Registry):
 
 def test_what_is_there_is_never_replaced(tmp_path: Path):
     path = tmp_path / "00000001.json"
-    assert create_json(path, {"run": "first"})
-    assert not create_json(path, {"run": "second"})
+    assert put_json_if_absent(path, {"run": "first"})
+    assert not put_json_if_absent(path, {"run": "second"})
     assert read_json(path) == {"run": "first"}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -121,10 +121,10 @@ DAMAGED = [
     pytest.param("bit", marks=pytest.mark.remedies("storage.store:_check_file:4")),
     pytest.param("cut", marks=pytest.mark.remedies("storage.store:_check_file:2")),
     pytest.param("gone", marks=pytest.mark.remedies("storage.store:_check_file:3")),
-    pytest.param("entry", marks=pytest.mark.remedies("storage.store:described")),
-    pytest.param("no entry", marks=pytest.mark.remedies("storage.store:described")),
+    pytest.param("entry", marks=pytest.mark.remedies("storage.store:read_entry")),
+    pytest.param("no entry", marks=pytest.mark.remedies("storage.store:read_entry")),
     pytest.param("link", marks=pytest.mark.remedies("storage.store:_check_file")),
-    pytest.param("another file", marks=pytest.mark.remedies("storage.store:described:2")),
+    pytest.param("another file", marks=pytest.mark.remedies("storage.store:read_entry:2")),
     pytest.param("another record", marks=pytest.mark.remedies("storage.store:load")),
 ]
 """And the places that notice it. A run names no remedy: it makes the entry again."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.files import create_json, read_json
+from storage.files import put_json_if_absent, read_json
 from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
@@ -134,7 +134,7 @@ USES = {
 def test_a_store_of_a_later_version_is_refused_by_every_command(
     old: Store, idxflow: Idxflow, tmp_path: Path, command: str
 ):
-    create_json(old.root / STORE_FILE, {"format": FORMAT + 1, "idxflow": "7.1.0"})
+    put_json_if_absent(old.root / STORE_FILE, {"format": FORMAT + 1, "idxflow": "7.1.0"})
     before = sorted(path for path in old.root.rglob("*"))
     refused = idxflow(*USES[command])
     assert refused.returncode == 1

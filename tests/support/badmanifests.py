@@ -43,13 +43,13 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a digest too short": (GOOD + '[archives.train-images]\nsha256 = "abc"', "64 hexadecimal digits"),
     "an MD5": (GOOD + f'[archives.train-images]\nsha256 = "{"d4" * 16}"', "64 hexadecimal digits"),
     "a digest of other letters": (GOOD + f'[archives.train-images]\nsha256 = "{"g" * 64}"', "64 hexadecimal digits"),
-    "a negative size": (GOOD + "[archives.train-images]\nbytes = -1", "bytes to be a whole number from 1 to"),
+    "a negative size": (GOOD + "[archives.train-images]\nbytes = -1", "bytes to be an integer from 1 to"),
     "a size of 40 digits": (
         GOOD + f"[archives.train-images]\nbytes = {'9' * 40}",
-        "a whole number from 1 to 1,099,511,627,776",
+        "an integer from 1 to 1,099,511,627,776",
     ),
     "a payload of 40 digits": (GOOD + f"[archives.test-labels]\npayload_bytes = {'9' * 40}", "payload_bytes to be a"),
-    "rows of 40 digits": (GOOD + f"[rows]\ntrain = {'9' * 40}", "rows.train to be a whole number from 1 to 4,294,"),
+    "rows of 40 digits": (GOOD + f"[rows]\ntrain = {'9' * 40}", "rows.train to be an integer from 1 to 4,294,"),
     "a path as file": (GOOD + '[archives.train-images]\nfile = "../x.gz"', "a file name without a folder"),
     "a hidden file": (GOOD + '[archives.train-images]\nfile = ".x.gz"', "a file name without a folder"),
     "a source with a NUL": (GOOD + 'source = "a\\u0000"', "source to be a folder"),
@@ -81,7 +81,7 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "an unknown key of the gate": (GOOD + "[gate]\nbeta = 0.1", "found gate.beta"),
     "a misspelt key": ('nmae = "mine"\n' + TWO, "found nmae (did you mean name?); remove it or correct its spelling"),
     "a misspelt limit": (GOOD + "[limits]\nmax_blanks = 1", "found limits.max_blanks (did you mean max_blank?); "),
-    "no epochs": (GOOD + "[training]\nepochs = 0", "training.epochs to be a whole number from 1 to 10,000; found 0; "),
+    "no epochs": (GOOD + "[training]\nepochs = 0", "training.epochs to be an integer from 1 to 10,000; found 0; "),
     "a misspelt parameter": (GOOD + "[training]\nepoch = 1", "found training.epoch (did you mean epochs?); "),
     "memory without a unit": (
         GOOD + "[training]\nmemory = 5",
@@ -91,9 +91,9 @@ MANIFESTS: dict[str, tuple[str, str]] = {
         GOOD + "[training]\npatience = 2\nvalidation_fraction = 0",
         "expected held-out rows, because patience needs them",
     ),
-    "rows as text": (GOOD + '[rows]\ntrain = "many"', "rows.train to be a whole number from 1"),
+    "rows as text": (GOOD + '[rows]\ntrain = "many"', "rows.train to be an integer from 1"),
     "rows of another split": (GOOD + "[rows]\ndev = 1", "found rows.dev"),
-    "column -1": (GOOD + "label_column = -1", "label_column to be a whole number from 0 to 1,023; found -1"),
+    "column -1": (GOOD + "label_column = -1", "label_column to be an integer from 0 to 1,023; found -1"),
     "one label too few": (
         GOOD + "labels = [1]",
         "labels to be a list of 2 different 32-bit integers, one per class; found 1;",
@@ -116,6 +116,6 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     ),
     "a column of truth": (
         GOOD + "label_column = true",
-        "label_column to be a whole number from 0 to 1,023; found True",
+        "label_column to be an integer from 0 to 1,023; found True",
     ),
 }
