@@ -50,7 +50,7 @@ def calibration(sure: np.ndarray | None, right: np.ndarray | None) -> dict[str, 
 
 
 def _sentence(error: float, surer: bool) -> str:
-    amount = f"on average, its confidence and its accuracy are {100 * error:.2f} points apart"
+    amount = f"on average, its confidence and its accuracy differ by {100 * error:.2f} points"
     if error < _GOOD:
         return f"The model is well calibrated: {amount} (expected calibration error)."
     much = "somewhat" if error < _FAIR else "clearly"

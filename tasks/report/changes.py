@@ -24,7 +24,7 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         met = run.decision.previous if run.decision else None
         sentence = "No champion (the model in use) existed before this run, so there is nothing to compare it with."
         if met is not None:
-            sentence = f"The record of what champion v{met} was made from can no longer be read."
+            sentence = f"The record of the inputs of champion v{met} can no longer be read."
         return {"sentence": sentence, "champion": None, "run": None, "differences": []}
     changed = run_differences((champion.run, champion.made), (run, evidence.made))
     return {

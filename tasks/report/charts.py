@@ -38,7 +38,7 @@ def _training(training: Mapping[str, Any]) -> list[Chart]:
     loss = f"Loss by epoch; on the fitted rows it ends at {number(last['loss'])}"
     accuracy = f"Accuracy by epoch; on the fitted rows it ends at {percent(last['accuracy'])}"
     rate = f"Learning rate by epoch, from {number(epochs[0]['learning_rate'])} to {number(last['learning_rate'])}"
-    seconds = f"Seconds per epoch, {duration(sum(e['seconds'] for e in epochs))} in all"
+    seconds = f"Seconds per epoch, {duration(sum(e['seconds'] for e in epochs))} in total"
     return [
         Chart("loss", x, "epoch", pair("loss"), loss, chosen, kept),
         Chart("accuracy", x, "epoch", pair("accuracy"), accuracy, chosen, kept, percent=True),
@@ -54,8 +54,8 @@ def _calibration(calibration: Mapping[str, Any]) -> Chart:
         Line("observed", [one["accuracy"] for one in bins]),
         Line("perfectly calibrated", [one["confidence"] for one in bins], held_out=True, points=False),
     ]
-    said = f"Share of right answers by confidence; expected calibration error {percent(calibration['ece'])}"
-    return Chart("calibration", sure, "probability of the answer, %", lines, said, percent=True)
+    said = f"Accuracy by confidence; expected calibration error {percent(calibration['ece'])}"
+    return Chart("calibration", sure, "predicted probability, %", lines, said, percent=True)
 
 
 def _trend(runs: Sequence[Mapping[str, Any]]) -> list[Chart]:

@@ -37,7 +37,7 @@ def _sentence(found: Sequence[Check]) -> str:
     warnings = len(failed) - critical
     remark = f"look at {counted(warnings, 'warning')}" if warnings else ""
     if critical:
-        said = f"{critical} of {counted(len(found), 'check')} failed, so nothing was trained on this data"
+        said = f"{critical} of {counted(len(found), 'check')} failed, so no model was trained on this data"
         return f"{said}; {remark}." if remark else f"{said}."
     if remark:
         return f"No critical check failed; {remark} ({len(found)} checks in all)."

@@ -75,15 +75,15 @@ def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
     """Return the predictions of both runs for the same images, or the reason why they cannot be compared."""
     first, second, test = a.evaluation, b.evaluation, b.test or a.test
     if first is None or second is None:
-        return None, "without the answers of both models they cannot be compared image by image"
+        return None, "without the predictions of both models, they cannot be compared image by image"
     if first.split_digest != second.split_digest:
-        return None, "the runs were tested on different images, so their answers are not compared image by image"
+        return None, "the runs were tested on different images, so their predictions are not compared image by image"
     if test is None:
-        return None, "without the test images the answers cannot be compared"
+        return None, "without the test images, the predictions cannot be compared"
     labels = readable(parquet.labels, test.file)
     ours, theirs = (answers(score.file).get("predicted") for score in (first, second))
     if labels is None or ours is None or theirs is None or not len(labels) == len(ours) == len(theirs):
-        return None, "the answers of the models do not fit the test images, so they are not compared"
+        return None, "the predictions of the models do not match the test images, so they are not compared"
     return _Answers(labels, ours, theirs), ""
 
 

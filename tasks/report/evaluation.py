@@ -65,21 +65,21 @@ def leaked(run: RunRecord, evidence: Evidence) -> int | None:
 
 
 def _sentence(score: Evaluation, others: Mapping[str, Any] | None, only_seen: bool) -> str:
-    said = f"Of {score.rows:,} test images the model names {score.correct:,} correctly"
+    said = f"The model classifies {score.correct:,} of {score.rows:,} test images correctly"
     if others:
         said += (
-            f", but {score.rows - others['rows']:,} of them are in the training split too. Of the other "
-            f"{others['rows']:,} it names {others['correct']:,} correctly ({others['accuracy']:.2%})"
+            f", but {score.rows - others['rows']:,} test images are in the training split too. Of the other "
+            f"{others['rows']:,}, it classifies {others['correct']:,} correctly ({others['accuracy']:.2%})"
         )
     if only_seen:
-        return f"{said}, but all of them are in the training split too, so this says nothing about new images."
+        return f"{said}, but all test images are in the training split too, so this says nothing about new images."
     low, high = (others["low"], others["high"]) if others else (score.accuracy_low, score.accuracy_high)
     return f"{said}; on more images like these, expect an accuracy of {low:.2%} to {high:.2%} (95% interval)."
 
 
 def _confirmation(confirmation: Confirmation) -> dict[str, Any]:
     rows, difference = counted(confirmation.rows, "test image"), confirmation.difference
-    largest = f"the largest difference of a probability is {difference:.0e}" if difference else "to the last bit"
+    largest = f"the largest difference in probability is {difference:.0e}" if difference else "to the last bit"
     said = f"A new process that loaded the saved model predicted the same for {rows}: {largest}."
     return {"sentence": said, **to_json(confirmation)}
 

@@ -1,4 +1,4 @@
-"""The held-out rows: do they resemble the fitted ones? If not, they reveal little about over-fitting."""
+"""The held-out rows: do they resemble the fitted ones? If not, they reveal little about overfitting."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ def _sentence(without: Sequence[str], classes_p: float, ink_p: float | None) -> 
         return f"The held-out rows are like the fitted rows: {compared} differ no more than chance allows."
     return (
         f"The held-out rows differ from the fitted rows: {', '.join(found)}. So the gap between the two says little "
-        "about over-fitting."
+        "about overfitting."
     )

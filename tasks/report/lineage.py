@@ -22,7 +22,7 @@ def lineage(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     if evidence.code:
         code["decide"] = dict(evidence.code)
     return {
-        "sentence": "What this run was made from. The command runs this configuration again.",
+        "sentence": "The inputs of this run, and the command that runs its configuration again.",
         "command": command(run),
         "seed": run.config.get("seed"),
         "python": made_with.python if made_with else None,

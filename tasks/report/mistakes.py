@@ -79,7 +79,7 @@ def _at(probability: np.ndarray | None, row: int, label: int) -> float | None:
 def _sentence(wrong: int, found: dict[str, Any]) -> str:
     said = f"The model gets {counted(wrong, 'test image')} wrong" if wrong else "The model gets every test image right"
     if found["lost"] is None:
-        return f"{said}; there are no answers of a champion to compare with."
+        return f"{said}; there are no champion's predictions to compare with."
     lost, gained = found["lost"]["count"], found["gained"]["count"]
     if not lost and not gained:
         return f"{said}, the same ones as the champion." if wrong else f"{said}, as does the champion."

@@ -176,7 +176,7 @@ def _within(limit: int, template: str, values: dict[str, Any], pictures: Picture
         if len(text.encode()) < limit:
             return text
         _log.info("%s: %d bytes with pictures of %d pixels a side", name, len(text.encode()), side)
-    _log.warning("%s: left out the pictures, it was %d bytes", name, len(text.encode()))
+    _log.warning("%s: left out the pictures, it was %d bytes with them", name, len(text.encode()))
     text = _render(template, values, Pictures(), max_side)
     size_bytes = len(text.encode())
     if size_bytes < limit:
@@ -196,7 +196,7 @@ def _result_alone(values: dict[str, Any]) -> dict[str, Any]:
     command = values["lineage"]["command"]
     command = command if len(command) < _LONG else "(too long for this page, see report.json)"
     lineage = {**values["lineage"], "command": command, "packages": {}, "libraries": {}, "digests": {}, "code": {}}
-    said = "This page would be too large with everything that the run found out: report.json has it."
+    said = "The full content would make this page too large: report.json has it."
     verdict = {**values["verdict"], "not_reached": [], "advice": [*values["verdict"]["advice"], said]}
     return {**values, **dict.fromkeys(_LISTS), "changes": changes, "lineage": lineage, "verdict": verdict}
 

@@ -1,4 +1,4 @@
-"""Training: loss and accuracy by epoch, the epoch that was kept, and the degree of over-fitting."""
+"""Training: loss and accuracy by epoch, the epoch that was kept, and the degree of overfitting."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
 
 
 def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None = None) -> tuple[str, float | None, str]:
-    """Return the degree of over-fitting at the chosen epoch, the gap behind it, and a sentence.
+    """Return the degree of overfitting at the chosen epoch, the gap behind it, and a sentence.
 
     The gap is between the accuracies on fitted and on held-out rows. `not learned` if the loss on the fitted rows is at
     least 98% of `by_shares`, the loss of predicting only the class shares. Otherwise `none` below 1 percentage point,
@@ -66,22 +66,22 @@ def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None =
     """
     epoch = next((e for e in history if e.epoch == chosen), None)
     if epoch is None:
-        return "unknown", None, "The history of this training cannot be read, so over-fitting cannot be judged."
+        return "unknown", None, "The history of this training cannot be read, so overfitting cannot be judged."
     if by_shares and epoch.loss >= _UNLEARNED * by_shares:
         said = (
             f"The model did not learn: after epoch {chosen} its loss on the fitted rows is {epoch.loss:.4f}, and "
-            f"guessing by the shares of the classes alone gives {by_shares:.4f}. Try another learning rate or "
+            f"predicting only the class shares gives {by_shares:.4f}. Try another learning rate or "
             "activation, more epochs, or fewer layers."
         )
         return "not learned", None, said
     if epoch.validation_accuracy is None or epoch.validation_loss is None:
-        said = "No rows were held out, so only the gap between training and test accuracy can show over-fitting."
+        said = "No rows were held out, so only the gap between training and test accuracy can show overfitting."
         return "unknown", None, said
     gap = epoch.accuracy - epoch.validation_accuracy
     losses = [e.validation_loss for e in history if e.validation_loss is not None and e.epoch <= chosen]
     risen = epoch.validation_loss > _LOSS_RISE * min(losses)
     word = "clear" if risen or gap >= _SLIGHT_GAP else "slight" if gap >= _NO_GAP else "none"
-    said = {"clear": "Clear over-fitting", "slight": "Slight over-fitting", "none": "No notable over-fitting"}[word]
+    said = {"clear": "Clear overfitting", "slight": "Slight overfitting", "none": "No notable overfitting"}[word]
     said += (
         f": at epoch {chosen} the model gets {epoch.accuracy:.2%} of the fitted rows and "
         f"{epoch.validation_accuracy:.2%} of the held-out rows right, {abs(gap) * 100:.2f} points apart"

@@ -70,7 +70,7 @@ def _settings(run: RunRecord) -> list[str]:
     """Return the manifest keys to change if the data is right: those with the limits of the failed checks."""
     failures = run.validation.failures if run.validation else ()
     keys = ", ".join(dict.fromkeys(check.setting for check in failures if check.setting))
-    return [f"If the data is meant to be so, change {keys} in the manifest."] if keys else []
+    return [f"If the data is meant to be like this, change {keys} in the manifest."] if keys else []
 
 
 def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
         score, others = run.evaluation, unseen(evidence)
         note = _in_training(score.rows, leaked(run, evidence))
         if others:
-            note += f"; {others['accuracy']:.2%} of the others"
+            note += f"; accuracy on the others: {others['accuracy']:.2%}"
         measures.append(_measure("Test accuracy", score.accuracy, score, note))
     if run.model:
         rows = run.model.fitted_rows + run.model.validation_rows
@@ -90,7 +90,7 @@ def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:
         score = run.champion_evaluation
         before = " before" if run.decision.outcome == "promoted" else ""
         name = f"Champion{before}, v{run.decision.previous}"
-        measures.append(_measure(name, score.accuracy, score, "the same ones as above"))
+        measures.append(_measure(name, score.accuracy, score, "the same images as above"))
     return measures
 
 

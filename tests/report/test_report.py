@@ -1,4 +1,4 @@
-"""What the report says: over-fitting in words, the command that does it again, confusions, and what is kept private."""
+"""What the report says: overfitting in words, the command that does it again, confusions, and what is kept private."""
 
 from __future__ import annotations
 
@@ -184,10 +184,11 @@ def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_
     assert values["test"]["unseen"]["correct"] == 70
     assert values["test"]["unseen"]["accuracy"] == 0.875
     assert (
-        "20 of them are in the training split too. Of the other 80 it names 70 correctly (87.50%)"
+        "20 test images are in the training split too. Of the other 80, it classifies 70 correctly (87.50%)"
         in (values["test"]["sentence"])
     )
-    assert values["verdict"]["accuracy"][0]["note"] == "20 of them in the training split too; 87.50% of the others"
+    note = values["verdict"]["accuracy"][0]["note"]
+    assert note == "20 of them in the training split too; accuracy on the others: 87.50%"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_the_advice_names_the_keys_of_the_failed_checks() -> None:
         ("[rows] train", "critical", False),
         ("[limits] max_repeated", "warning", False),
         ("[limits] max_imbalance", "critical", True),
-    ) == ["If the data is meant to be so, change [limits] max_blank, [rows] train in the manifest."]
+    ) == ["If the data is meant to be like this, change [limits] max_blank, [rows] train in the manifest."]
     # Labels that name no class are wrong whatever a manifest says.
     assert advice(("", "critical", False)) == []
 

@@ -200,7 +200,7 @@ def test_without_the_champion_s_answers_nothing_is_said_about_them(store: Store,
     found = mistakes(a_run(store, dataset), evidence)
     assert found is not None
     assert found["lost"] is found["gained"] is None
-    assert "no answers of a champion" in found["sentence"]
+    assert "no champion's predictions" in found["sentence"]
 
 
 def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store, dataset: Dataset) -> None:
@@ -283,6 +283,6 @@ def test_an_unknown_profile_is_no_difference(store: Store, dataset: Dataset) -> 
 def test_without_a_champion_there_is_nothing_to_compare(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
     assert run.decision
-    assert "champion v1 was made from can no longer be read" in changes(run, Evidence())["sentence"]
+    assert "inputs of champion v1 can no longer be read" in changes(run, Evidence())["sentence"]
     first = dataclasses.replace(run, decision=dataclasses.replace(run.decision, previous=None))
     assert "No champion (the model in use) existed before this run" in changes(first, Evidence())["sentence"]

@@ -77,7 +77,7 @@ def test_a_complete_run_has_every_section_in_order(store: Store, dataset: Datase
     assert titles == [
         "What changed since the champion",
         "The data",
-        "Checks of the data",
+        "Data checks",
         "Training",
         "Test results",
         "Mistakes and disagreements",
