@@ -103,7 +103,7 @@ class _Table:
 
 @dataclass(frozen=True, config=_TABLE)
 class Limits(_Table):
-    """What may be wrong with the data before it is refused (critical) or remarked on (warning)."""
+    """Limits of the data checks, beyond which the data is refused (critical) or a warning is given."""
 
     min_class_share: Share | None = Field(
         default=None,
@@ -159,42 +159,45 @@ class Limits(_Table):
 
 @dataclass(frozen=True, config=_TABLE)
 class Floors(_Table):
-    """What a model must reach on the test split to be used at all."""
+    """Minimum scores on the test split for a model to be used at all."""
 
-    accuracy: Share = Field(default=0.5, description="Smallest share of test rows that it predicts correctly.")
+    accuracy: Share = Field(default=0.5, description="Smallest share of test rows that the model predicts correctly.")
     class_recall: Share = Field(
         default=0.1,
-        description="Smallest recall of its worst class: a model that never predicts a class is of no use for it.",
+        description="Smallest recall of the model's worst class: a model that never predicts a class is useless for "
+        "it.",
     )
 
 
 @dataclass(frozen=True, config=_TABLE)
 class Gate(_Table):
-    """What a model above the floors must show to replace the champion."""
+    """Conditions under which a model above the floors replaces the champion."""
 
     policy: Literal["better", "not_worse", "ask"] = Field(
         default="better",
-        description="`better`: more right answers than chance explains; `not_worse`: worse by at most `margin`; `ask`: "
-        "as `better`, and a person decides.",
+        description="`better`: more correct predictions than chance explains; `not_worse`: worse by at most `margin`; "
+        "`ask`: like `better`, but a person decides.",
     )
     alpha: Rate = Field(
-        default=0.05, description="How often a model that is no better (`not_worse`: worse by `margin`) may pass."
+        default=0.05,
+        description="Largest probability that a model no better than the champion (`not_worse`: worse by `margin`) "
+        "passes.",
     )
     margin: Share = Field(default=0.005, description="For `not_worse`: the share of test rows that may be lost.")
     max_class_loss: Share = Field(
-        default=0.05, description="How far the recall of any class may fall below the champion's; 1: to any value."
+        default=0.05, description="Largest drop in the recall of any class, compared with the champion; 1: no limit."
     )
     ask_hours: float = Field(
         default=24,
         strict=True,
         gt=0,
         le=24 * 365,
-        description="For `ask`: hours to wait for an answer. Then the champion stays.",
+        description="For `ask`: hours to wait for an answer; after that, the champion stays.",
     )
 
 
 class Rows(BaseModel):
-    """How many rows each split has. A split that is not named may have any number."""
+    """Number of rows of each split. A split without one may have any number."""
 
     model_config = _MODEL
 
@@ -203,22 +206,23 @@ class Rows(BaseModel):
 
 
 class Archive(BaseModel):
-    """One file. A digest that is not known is left out."""
+    """One of the four files. An unknown digest is left out."""
 
     model_config = _MODEL
 
     file: str | None = Field(
         default=None,
         pattern=r"^[^/\x00.][^/\x00]*$",
-        description="Its name. Not set: that of MNIST's file.",
+        description="File name. Not set: that of MNIST's file.",
         json_schema_extra=_expects("a file name without a folder"),
     )
-    bytes: Bytes | None = Field(default=None, description="Its size in bytes.")
-    sha256: Sha256 | None = Field(default=None, description="Its SHA-256: a file with another one is refused.")
-    payload_bytes: Bytes | None = Field(default=None, description="Its size in bytes, decompressed.")
+    bytes: Bytes | None = Field(default=None, description="Size in bytes.")
+    sha256: Sha256 | None = Field(default=None, description="SHA-256; a file with a different one is refused.")
+    payload_bytes: Bytes | None = Field(default=None, description="Size in bytes, decompressed.")
     payload_sha256: Sha256 | None = Field(
         default=None,
-        description="Its SHA-256, decompressed, header included, which a mirror keeps that compressed it again.",
+        description="SHA-256 of the decompressed file, header included; it does not change if a mirror compresses the "
+        "file again.",
     )
     mirrors: Addresses = Field(default=(), description="Complete URLs, best first.")
 
@@ -241,16 +245,16 @@ class Archives(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A data set: what it is, where its files are, what they must hold, and what a model of it must reach."""
+    """A data set: its files and sources, the limits of its checks, and the conditions that its models must meet."""
 
     model_config = _MODEL
 
     name: str = Field(
         pattern=NAME_SCHEMA,
-        description="What the store and commands call it. No name of the catalog, unless it is the same data.",
+        description="Name in the store and in commands. A name from the catalog only if it is the same data.",
         json_schema_extra=_expects("a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit"),
     )
-    title: str = Field(default="", description="What people call it. Not set: its name.")
+    title: str = Field(default="", description="Title for people. Not set: the name.")
     classes: Annotated[tuple[ClassName, ...], AfterValidator(_different)] = Field(
         min_length=2,
         max_length=MAX_CLASSES,
@@ -275,29 +279,31 @@ class Manifest(BaseModel):
         strict=True,
         ge=0,
         le=MAX_LABEL_COLUMNS - 1,
-        description="The column that has the class, where labels have several, as in QMNIST. Not set: they have one.",
+        description="Column with the class, if label files have several, as in QMNIST. Not set: they have one.",
     )
     source: str = Field(
         default="",
-        description="Folder of the files, relative to the manifest. `--source` and `IDXFLOW_SOURCE` come first.",
+        description="Folder of the files, relative to the manifest. `--source` and `IDXFLOW_SOURCE` take precedence.",
     )
     mirrors: Addresses = Field(
-        default=(), description="URLs of folders that have the files under their names, best first."
+        default=(), description="URLs of folders that hold the files under their names, best first."
     )
     embedded: bool = Field(
-        default=False, strict=True, description="Whether idxflow writes the files itself, from a data set in a library."
+        default=False,
+        strict=True,
+        description="Whether idxflow writes the files itself, from a data set that a library contains.",
     )
-    licence: str = Field(default="not stated", description="Under which licence the data is published.")
-    homepage: str = Field(default="", description="Where the data is described.")
-    citation: str = Field(default="", description="How to cite it.")
-    rows: Rows = Field(default=Rows(), description="How many rows each split has.")
+    licence: str = Field(default="not stated", description="Licence of the data.")
+    homepage: str = Field(default="", description="Web page that describes the data.")
+    citation: str = Field(default="", description="Reference to cite.")
+    rows: Rows = Field(default=Rows(), description="Number of rows of each split.")
     archives: Archives = Field(default=Archives(), description="The four files: names, sizes, digests.")
     training: TrainingOverrides = Field(
-        default=TrainingOverrides(), description="What differs from the default training parameters."
+        default=TrainingOverrides(), description="Training parameters that differ from the defaults."
     )
-    limits: Limits = Field(default=Limits(), description="What may be wrong with the data.")
-    floors: Floors = Field(default=Floors(), description="What a model must reach to be used at all.")
-    gate: Gate = Field(default=Gate(), description="What a model must show to replace the champion.")
+    limits: Limits = Field(default=Limits(), description="Limits of the data checks.")
+    floors: Floors = Field(default=Floors(), description="Minimum scores for a model to be used at all.")
+    gate: Gate = Field(default=Gate(), description="Conditions under which a model replaces the champion.")
 
     @model_validator(mode="after")
     def _one_label_per_class(self) -> Manifest:

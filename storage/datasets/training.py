@@ -1,4 +1,4 @@
-"""How a model is trained: one validated, frozen configuration, made of profile, data set and overrides."""
+"""The training configuration: validated, frozen, and combined from profile, data set and overrides."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ class TrainingConfig(BaseModel):
         default="tanh", description="Activation of the hidden layers."
     )
     learning_rate: float = Field(default=0.001, gt=0, le=10, description="Step size of stochastic gradient descent.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Share of the last step that is taken again.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Share of the previous step added to the next one.")
     decay: float = Field(
         default=1e-7, ge=0, le=1, description="Inverse-time decay: the rate at step t is learning_rate / (1 + decay·t)."
     )
     weight_decay: float = Field(
-        default=0.0, ge=0, le=1, description="Share of each weight removed per step, times the rate."
+        default=0.0, ge=0, le=1, description="Share of each weight removed per step, times the learning rate."
     )
     batch_size: int = Field(
         default=64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest."
     )
-    epochs: int = Field(default=50, ge=1, le=10_000, description="Passes over the fitted rows, at most.")
+    epochs: int = Field(default=50, ge=1, le=10_000, description="Maximum number of passes over the fitted rows.")
     validation_fraction: float = Field(
-        default=0.1, ge=0, le=0.9, description="Share of the training rows that is held out to watch over-fitting."
+        default=0.1, ge=0, le=0.9, description="Share of the training rows that is held out to detect overfitting."
     )
     held_out: Literal["stratified", "tail"] = Field(
         default="stratified",
@@ -101,7 +101,7 @@ class TrainingConfig(BaseModel):
         description="Stop after this many epochs without improvement on the held-out rows.",
     )
     min_delta: float = Field(
-        default=0.0, ge=0, le=10, description="Smallest drop of the held-out loss that is improvement."
+        default=0.0, ge=0, le=10, description="Smallest drop in the held-out loss that counts as an improvement."
     )
     restore_best: bool = Field(
         default=True, description="With patience: keep the weights of the best epoch instead of the last one."
@@ -110,7 +110,9 @@ class TrainingConfig(BaseModel):
         default="512MiB",
         description="Memory budget for training pixels, such as 2GiB; more rows are read from shards on disk.",
     )
-    seed: int = Field(default=1, ge=0, le=2**32 - 1, description="Of initial weights, rows held out and order of rows.")
+    seed: int = Field(
+        default=1, ge=0, le=2**32 - 1, description="Random seed of initial weights, held-out rows and order of rows."
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -152,7 +154,7 @@ else:
     TrainingOverrides = create_model(
         "TrainingOverrides",
         __base__=TrainingConfig,
-        __doc__="Single training parameters; what is not set stays as profile and data set have it.",
+        __doc__="Individual training parameters; the profile and the data set supply the others.",
         **{
             name: (
                 field.annotation | None,

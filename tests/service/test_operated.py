@@ -181,7 +181,7 @@ def test_the_server_has_logged_no_error(operated: Operated):
 
 def test_parameters_have_bounds_and_descriptions(operated: Operated):
     schema = json.dumps(operated.deployment("digits")["parameter_openapi_schema"])
-    assert "Passes over the fitted rows, at most. From 1 to 10,000." in schema
+    assert "Maximum number of passes over the fitted rows. From 1 to 10,000." in schema
     assert '"minimum": 1' in schema
     assert "Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default)" in schema
 
@@ -446,7 +446,7 @@ def test_the_form_has_typed_fields_and_refuses_a_wrong_value(page: Any, operated
     page.get_by_role("tab", name="TrainingOverrides").click()
     for words in (
         "Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.",
-        "Passes over the fitted rows, at most. From 1 to 10,000.",
+        "Maximum number of passes over the fitted rows. From 1 to 10,000.",
         "Step size of stochastic gradient descent. Above 0 and at most 10.",
         "Train, evaluate and decide again even if nothing is new.",
         "What to do about scheduled times that were missed: latest (one run makes up for all) or all.",
