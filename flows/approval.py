@@ -28,7 +28,7 @@ class Approval(RunInput):
     """The fields of the form in the Prefect UI."""
 
     promote: bool = Field(False, description="Replace the champion by the candidate.")
-    reason: str = Field("", max_length=500, description="Why. It is kept in the ledger and shown in the report.")
+    reason: str = Field("", max_length=500, description="Reason, recorded in the ledger and shown in the report.")
 
 
 def ask(dataset: str, question: str, hours: float) -> Answer | None:
@@ -42,7 +42,8 @@ def ask(dataset: str, question: str, hours: float) -> Answer | None:
             dataset,
         )
         return None
-    form = Approval.with_initial_data(description=f"**{dataset}**: {question}\n\nNo answer keeps the champion.")
+    text = f"**{dataset}**: {question}\n\nWithout an answer, the champion stays."
+    form = Approval.with_initial_data(description=text)
     said = "%s: waiting up to %g hours for an answer in the Prefect UI: %s"
     _log.info(said, dataset, hours, question, extra=WAITING)
     seconds = hours * 3600

@@ -117,7 +117,7 @@ def connected() -> Iterator[Server]:
         if deployment is None or deployment.entrypoint != ENTRYPOINT:
             what = "none" if deployment is None else "that of an earlier version"
             raise PrefectFailed(
-                f"expected the deployment {DEPLOYMENT} at {client.api_url}, found {what}; `idxflow up` makes it"
+                f"expected the deployment {DEPLOYMENT} at {client.api_url}, found {what}; `idxflow up` creates it"
             )
         yield Server(client, deployment.id)
 
@@ -147,5 +147,5 @@ def _answers(expected: str) -> Iterator[None]:
         raise PrefectFailed(f"expected the server {expected}, found {said}; run `idxflow doctor`") from error
     except httpx.HTTPError as error:
         raise PrefectFailed(
-            f"expected the server {expected}, found {type(error).__name__}; is it up? `idxflow doctor` says it"
+            f"expected the server {expected}, found {type(error).__name__}; is it up? Check with `idxflow doctor`"
         ) from error

@@ -161,8 +161,8 @@ def _doubt(
         return None
     names = " or ".join(version_name(turn.after if turn else None) for turn in (answer, other))
     return (
-        f"the clock was put back between changes of the champion, so the answer is uncertain: {names}, of which the "
-        f"first is shown; `{data.store.command(f'registry history {data.name}')}` shows the order, "
+        f"the clock was set back between changes of the champion, so the answer is uncertain: {names}; the first of "
+        f"these is shown; `{data.store.command(f'registry history {data.name}')}` shows the order, "
         f"`{data.store.command('verify')}` the wrong times"
     )
 

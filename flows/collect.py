@@ -33,13 +33,13 @@ def collect(
 ) -> State[dict[str, Any]]:
     """Remove old results from the store, and old flow runs and events from Prefect's database.
 
-    What is in use, what has not ended, every champion that a rollback can return to, and the ledger stay.
+    It keeps everything in use, unfinished runs, every champion that a rollback can return to, and the ledger.
 
     Args:
-        keep_versions: How many of the newest versions and runs of each data set stay in the store, as with idxflow gc.
-        keep_flow_runs: How many of the newest ended runs of each deployment stay in Prefect, with their logs.
-        event_days: For how many days Prefect keeps events. Those of a removed run go with it.
-        store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
+        keep_versions: Number of newest versions and runs of each data set to keep in the store, as with idxflow gc.
+        keep_flow_runs: Number of newest ended runs of each deployment to keep in Prefect, with their logs.
+        event_days: Number of days to keep Prefect's events. Those of a removed run are removed with it.
+        store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
     """
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)

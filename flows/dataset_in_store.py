@@ -105,11 +105,11 @@ class DatasetInStore:
             return record
         if matching:
             raise ConfigError(
-                f"expected the beginning of one run's id; {wanted[:40]!r} begins {len(matching)} of {self.name}: "
+                f"expected the beginning of a single run's id; {wanted[:40]!r} begins {len(matching)} of {self.name}: "
                 f"{_newest(matching)}; type more of it"
             )
         raise ConfigError(
-            f"expected a run of {self.name}, by its id, the beginning of one, `latest` or `champion`; "
+            f"expected a run of {self.name}, by its id, the beginning of its id, `latest` or `champion`; "
             f"found {wanted[:40]!r}{_alike(wanted, runs)}; give one of these, the latest: {_newest(runs)}"
         )
 

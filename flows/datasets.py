@@ -64,7 +64,7 @@ def in_store(store: Store, name: str | None) -> Sequence[str]:
     if not store.root.is_dir():
         raise ConfigError(
             f"expected a store at {store.root}; found {kind_of(store.root)}; name another with --store or "
-            f"IDXFLOW_STORE, or fill this one: `{store.command('run')}`"
+            f"IDXFLOW_STORE, or create this one: `{store.command('run')}`"
         )
     names = store.datasets()
     if name is None:

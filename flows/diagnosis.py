@@ -149,7 +149,7 @@ def _clock(store: Store) -> Diagnosis:
         return Diagnosis("warning", "clock", said, "check the clock with timedatectl; if it is right now, ignore this")
     if found:
         name, jump = found[-1]
-        return Diagnosis("ok", "clock", f"put back before {jump.name} of {name}; the records are in order")
+        return Diagnosis("ok", "clock", f"set back before {jump.name} of {name}; the records are in order")
     return Diagnosis("ok", "clock", f"{now:%Y-%m-%d %H:%M} UTC, later than every record in the ledgers")
 
 
@@ -170,7 +170,7 @@ def _zones() -> Diagnosis:
 def _proxies() -> Diagnosis:
     if said := proxies.unusable():
         return Diagnosis("problem", "proxies", f"{said}; archives cannot be fetched", proxies.REMEDY)
-    return Diagnosis("ok", "proxies", "none set that cannot be used; local addresses bypass them")
+    return Diagnosis("ok", "proxies", "no unusable proxy is set; local addresses bypass proxies")
 
 
 def _settings() -> Diagnosis:
@@ -247,7 +247,7 @@ def _database(client: SyncPrefectClient, store: Store) -> Diagnosis:
     restart = "`idxflow up` restarts the server by itself within seconds" if up else "restart the server"
     if file and up.get("opened") and sqlite.identity(file) != tuple(up["opened"]):
         happened = "replaced" if file.exists() else "removed"
-        return Diagnosis("problem", "database", f"{file} was {happened} under the running server", restart)
+        return Diagnosis("problem", "database", f"{file} was {happened} while the server was running", restart)
     try:
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: _QUERY_SECONDS}):
             see(client, POOL, read_plan())

@@ -158,7 +158,7 @@ def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Map
     unknown = ("version", "champion", "train_accuracy", "test_accuracy", "epochs", "seconds", "report", "test_rows")
     decision = ledger.find("decisions", values["run"])
     if decision and decision.get("sentence"):
-        sentence = f"{sentence}; it had decided before: {decision['sentence']}"
+        sentence = f"{sentence}; before that, it decided: {decision['sentence']}"
     known = ("started", "asked_by", "profile", "config", "arrival")
     ledger.append(
         "runs",

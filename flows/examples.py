@@ -66,7 +66,7 @@ def _newest(data: DatasetInStore, split: str) -> Split:
         if lost:
             remark(f"the images of the newest run were removed or are damaged; taken from run {record.get('run')}")
         return decoded
-    found = "were removed from the store or are damaged" if lost else "were decoded by no run yet"
+    found = "were removed from the store or are damaged" if lost else "have not been decoded yet"
     raise ConfigError(f"expected decoded {split} images of {data.name}; they {found}; {data.run_command} decodes them")
 
 

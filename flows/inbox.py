@@ -125,7 +125,7 @@ class ArrivalFolder:
                 raise FormatError(f"{entry.name}: expected at most {limit:,} bytes; found {entry.bytes:,}{remedy}")
         if contents.unfinished:
             raise FormatError(
-                f"{contents.unfinished[0].name}: expected whole archives only; found what a transfer has not finished; "
+                f"{contents.unfinished[0].name}: expected complete archives only; found an unfinished transfer; "
                 "wait until it has finished, or remove the partial file"
             )
 

@@ -112,7 +112,7 @@ def to_decision(job: Job, caller: Caller) -> None:
     ):
         champion, done = _scored_champion(job, caller, test_split)
         if answer and answer.about != _number(champion):
-            _log.warning("%s: the champion changed while an answer was awaited; it does not count", dataset.name)
+            _log.warning("%s: the champion changed before the answer came; the answer does not count", dataset.name)
             answer = None
         if done:
             job.keep("champion_evaluation", done)

@@ -27,7 +27,7 @@ def preload(request: Request, is_over: Callable[[], bool]) -> None:
             load()
         except Exception as error:
             # The step that needs it reports the error itself.
-            _log.debug("cannot import ahead: %s", error)
+            _log.debug("cannot preload: %s", error)
 
 
 def needed(request: Request) -> list[Callable[[], Any]]:

@@ -64,17 +64,17 @@ def retrain(
     """Retrain the classifier of one data set and keep the better model.
 
     Fetches the archives, decodes, validates, normalizes, trains, evaluates, decides whether the new model
-    replaces the champion, and publishes a report. What is in the store already is verified and reused.
+    replaces the champion, and publishes a report. Results that are already in the store are verified and reused.
 
     Args:
         dataset: Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.
         profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
-        training: Single training parameters that differ from the profile and the data set's own defaults.
+        training: Individual training parameters that differ from the profile and the data set's own defaults.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
-        store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
+        store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
         force: Train, evaluate and decide again even if nothing is new.
-        catch_up: What to do about scheduled times that were missed: latest (one run makes up for all) or all.
+        catch_up: Runs for scheduled times that were missed: latest (one run makes up for all) or all.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
     request = Request(dataset, dataset_file, profile, overrides, source=source, store=store, force=force)
@@ -98,13 +98,13 @@ def retrain_arrival(
     """Retrain the classifier on a set of archives that has arrived in a folder.
 
     Does what the other deployments of `retrain` do, on a set that `idxflow watch` has taken into the store of this
-    worker. The store says which manifest and which archives these are; no parameter does.
+    worker. The store, not a parameter, determines the manifest and the archives.
 
     Args:
         dataset: Name of the data set.
-        arrival: The set, as `idxflow watch` has named it, such as 20261128-201530-0c4f1a2b.
+        arrival: Id of the set, as `idxflow watch` prints it, such as 20261128-201530-0c4f1a2b.
         profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
-        training: Single training parameters that differ from the profile and the data set's own defaults.
+        training: Individual training parameters that differ from the profile and the data set's own defaults.
         force: Train, evaluate and decide again even if nothing is new.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
@@ -123,7 +123,7 @@ def validate_dataset(
     Args:
         dataset: Name of a data set of the catalog.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
-        store: Folder that everything is kept in. Default: IDXFLOW_STORE, else `store` beside the source code.
+        store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
     """
     return carry_out(Request(dataset, dataset_file, source=source, store=store), to_validation, "validate")
@@ -203,7 +203,7 @@ def _is_cancelling() -> bool:
         with temporary_settings(settings), get_client(sync_client=True) as client:
             kind = client.read_flow_run(UUID(str(runtime.flow_run.id))).state_type
     except Exception as error:
-        _log.debug("the server does not say why the run is ended: %s", error)
+        _log.debug("cannot ask the server why the run is being ended: %s", error)
         return False
     return kind in (StateType.CANCELLING, StateType.CANCELLED)
 

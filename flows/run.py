@@ -48,7 +48,7 @@ class Request:
     dataset_file: str | None = None
     profile: Profile = "default"
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Single training parameters by name; checked by `resolve`."""
+    """Individual training parameters by name; checked by `resolve`."""
     settings: tuple[str, ...] = ()
     """The same as given to `--set`, `name=value`; these take precedence."""
     source: str | None = None
@@ -80,7 +80,7 @@ class Request:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Single training parameters by name."""
+        """Individual training parameters by name."""
         return {**self.training, **parse_overrides(self.settings)}
 
     def command(self, name: str) -> str:
@@ -116,15 +116,14 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
     arrived = arrivals.find(arrival)
     if not arrived:
         raise ConfigError(
-            f"expected the set {arrival} of {name} in the ledger of {arrivals.store.root}, which this run keeps "
-            "everything in; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store "
-            "or IDXFLOW_STORE"
+            f"expected the set {arrival} of {name} in the ledger of {arrivals.store.root}, the store of this run; "
+            "found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or IDXFLOW_STORE"
         )
     dataset = catalog.read(Path(arrived.dataset_file)) if arrived.dataset_file else catalog.find(arrived.dataset)
     if dataset.name != name:
         raise ConfigError(
             f"{dataset.manifest}: expected the manifest of {name}; found that of {dataset.name}; "
-            "put the manifest back that the set was taken by"
+            "restore the manifest that the set was announced with"
         )
     archives = tuple(_pinned(spec, arrived.files[spec.role]) for spec in dataset.archives)
     return dataclasses.replace(dataset, archives=archives, source=None, embedded=False)
@@ -217,7 +216,7 @@ class Job:
             self.trace = begin(self.store, self.dataset.name, record.id, about)
         except OSError as error:
             # A full disk may still hold everything that the run needs.
-            _log.debug("the run leaves no trace: %s", error)
+            _log.debug("cannot mark the run as under way: %s", error)
         trace = self.trace
         try:
             yield
@@ -352,8 +351,8 @@ def _now() -> datetime:
     now = datetime.now(UTC)
     if now.year < FIRST_YEAR:
         raise ConfigError(
-            "expected a clock that is right, because records and archives bear its time; found "
-            f"{now:%Y-%m-%d %H:%M} UTC; set it, for example by timedatectl, then run again"
+            "expected a clock that is right, because records and archives carry its time; found "
+            f"{now:%Y-%m-%d %H:%M} UTC; set it, for example with timedatectl, then run again"
         )
     return now
 

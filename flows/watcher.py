@@ -102,7 +102,7 @@ def _inbox(options: WatchOptions) -> ArrivalFolder:
         )
     place = options.folder.expanduser().absolute()
     if not place.is_dir():
-        raise ConfigError(f"expected a folder at {place}; found {kind_of(place)}; make the folder, or name another")
+        raise ConfigError(f"expected a folder at {place}; found {kind_of(place)}; create the folder, or name another")
     place = place.resolve()
     if options.dataset_file:
         # Not resolved: the target of `/dev/stdin` has no path.
@@ -214,8 +214,8 @@ class _Watcher:
                 if not run.started and number < len(left):
                     # The server may start two waiting runs in either order.
                     raise PrefectFailed(
-                        f"{self._name}: the set {left[number].id} waits; its run is created when the run {run.name!r} "
-                        "of the set before it has started; `idxflow doctor` shows why a run does not start"
+                        f"{self._name}: the set {left[number].id} waits; its run is created when the previous set's "
+                        f"run, {run.name!r}, has started; `idxflow doctor` shows why a run does not start"
                     )
 
     def _announced(self, server: arrival_runs.Server, arrival: Arrival) -> arrival_runs.Announced:

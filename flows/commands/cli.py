@@ -178,7 +178,7 @@ def _refuse_empty(tokens: list[str]) -> None:
             is_option = empty.startswith("--")
             what, remedy = (empty, ", or leave the option out") if is_option else ("each argument", "")
             raise ConfigError(
-                f"expected a value for {what}; found an empty one, as an unset variable leaves; give a value{remedy}"
+                f"expected a value for {what}; found an empty one, perhaps an unset variable; give a value{remedy}"
             )
 
 

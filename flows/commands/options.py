@@ -23,4 +23,4 @@ ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")
 SplitName = Literal["train", "test"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]
 Limit = Annotated[int, Parameter(help="Maximum number of lines.", validator=Number(gte=1))]
-Reason = Annotated[str | None, Parameter(help="Why, in one sentence. Required; recorded in the ledger.")]
+Reason = Annotated[str | None, Parameter(help="Reason, in one sentence. Required; recorded in the ledger.")]

@@ -17,7 +17,7 @@ from flows.terminal.text import clock, percent
 from storage.registry import NO_RUN
 from storage.words import brief, counted
 
-app = App(name="registry", help="Show the champion, since when and why; compare versions.")
+app = App(name="registry", help="Show the champion and its history; compare versions.")
 
 
 @app.command

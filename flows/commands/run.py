@@ -140,7 +140,7 @@ def _with_server(flow: str, request: Request, console: Console) -> Outcome:
             from flows.preload import preload
 
             if server:
-                waiting_for("importing what the run needs, while Prefect's server starts")
+                waiting_for("importing libraries while Prefect's server starts")
                 if flow == "retrain":
                     preload(request, server.is_decided)
                 waiting_for("waiting for Prefect's server")

@@ -87,7 +87,7 @@ def diff(
         return print_json(found)
     _print(found)
     if file:
-        print_line(f"picture        {figure}" if drawn else "picture        none: no image is known to have flipped")
+        print_line(f"picture        {figure}" if drawn else "picture        none: no flipped images known")
     return 0
 
 
@@ -163,6 +163,6 @@ def _compared(found: Mapping[str, Any]) -> Iterator[str]:
         rows = flips[kind]["rows"]
         yield f"{name:14} {counted(flips[kind]['count'], 'image')}"
         for one in rows[:SHOWN]:
-            yield f"{'':14} row {one['row']:,}: {one['label']}, answered {one['a']} → {one['b']}"
+            yield f"{'':14} row {one['row']:,}: {one['label']}, predicted {one['a']} → {one['b']}"
         if len(rows) > SHOWN:
             yield f"{'':14} and {len(rows) - SHOWN:,} more, which --json lists"

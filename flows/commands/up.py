@@ -17,7 +17,7 @@ def up(
     port: Annotated[
         int | None,
         Parameter(
-            help="Port of the server. Default: that of PREFECT_API_URL, else 4200.",
+            help="Port of the server. Default: that of PREFECT_API_URL, otherwise 4200.",
             validator=Number(gte=1, lte=65535),
         ),
     ] = None,
@@ -43,13 +43,13 @@ def up(
     auth: Annotated[
         bool,
         Parameter(
-            help="Require an auth string: that of PREFECT_SERVER_API_AUTH_STRING (user:password), or else one that is "
-            "generated once and kept in a file only you can read. Without it, every user of this machine can run code "
-            "as you.",
+            help="Require an auth string: that of PREFECT_SERVER_API_AUTH_STRING (user:password), otherwise one "
+            "generated once and kept in a file that only you can read. Without it, every user of this machine can run "
+            "code as you.",
         ),
     ] = True,
     csrf: Annotated[
-        bool, Parameter(help="Require a token for every change, against cross-site request forgery.")
+        bool, Parameter(help="Require a token with every change, to prevent cross-site request forgery.")
     ] = True,
     store: StoreFolder = None,
 ) -> int:

@@ -144,7 +144,7 @@ def _is_up(where: server.Address) -> bool:
         PrefectFailed: the program that answers is not a Prefect server, or requires another auth string or key.
     """
     if not where.local and (trouble := proxies.unusable()):
-        raise PrefectFailed(f"expected a way to the Prefect server at {_named(where)}; {trouble}; {proxies.REMEDY}")
+        raise PrefectFailed(f"expected to reach the Prefect server at {_named(where)}; {trouble}; {proxies.REMEDY}")
     try:
         return server.is_up(where, _auth(where))
     except server.Unexpected as error:

@@ -82,7 +82,7 @@ class Seen:
             *(() if self.pool else ("the work pool",)),
             *([f"the deployments {', '.join(absent)}"] if absent else ()),
             *(() if self.automation else ("the automation that ends dead runs",)),
-            *(() if self.applied is not None else ("what is known of schedules",)),
+            *(() if self.applied is not None else ("the record of schedules",)),
         )
 
 
@@ -155,7 +155,7 @@ def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
     seen = see(client, promise.pool, promise.plan)
     if seen.missing:
         kept = provide(client, promise).kept
-        as_before = f"; schedules as people had left them: {', '.join(kept)}" if kept else ""
+        as_before = f"; schedules as users had left them: {', '.join(kept)}" if kept else ""
         return f"the server no longer had {', '.join(seen.missing)}; deployed again{as_before}"
     remember(promise.memory, seen)
     return None
@@ -331,9 +331,9 @@ def _deploy(plan: dict[str, Any], promise: Promise) -> None:
             process.wait()
         if code:
             words = " ".join(said.read_text(encoding="utf-8", errors="replace").split())[-400:]
-            found = words if code > 0 else f"no end within {START_SECONDS} s"
+            found = words if code > 0 else f"it did not end within {START_SECONDS} s"
             raise PrefectFailed(
-                f"expected `prefect deploy --all` to take {PLAN}; found: {found}; correct that, then start again"
+                f"expected `prefect deploy --all` to accept {PLAN}; found: {found}; correct that, then start again"
             )
 
 
@@ -385,10 +385,10 @@ def _automation(seconds: int) -> AutomationCore:
         threshold=1,
         within=timedelta(seconds=seconds),
     )
-    message = f"no sign of life for {seconds} s: its process or its machine is gone; run it again to resume"
+    message = f"no heartbeat for {seconds} s: its process or its machine is gone; run it again to resume"
     return AutomationCore(
         name=AUTOMATION,
-        description="Made by `idxflow up`. Without it a run whose machine has died stays Running for ever.",
+        description="Created by `idxflow up`. Without it, a run whose machine has died stays Running forever.",
         trigger=trigger,
         actions=[ChangeFlowRunState(name=None, state=StateType.CRASHED, message=message, force=False)],
     )

@@ -75,7 +75,7 @@ def entrance(folder: Path, auth_string: str) -> Application:
         token = await _token(receive)
         if token and use(folder, token):
             return await answer(send, 200, {"auth_string": auth_string})
-        said = "This link was used before, or is older than 15 minutes. Type `idxflow up` again for a new one."
+        said = "This link was used before, or is older than 15 minutes. Run `idxflow up` again for a new one."
         return await answer(send, 403, {"detail": said})
 
     return application

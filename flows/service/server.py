@@ -161,11 +161,11 @@ def _check(where: Address, auth: str | None, health: httpx.Response, version: ht
     codes = (health.status_code, version.status_code)
     if codes == (200, 401):
         raise PrefectFailed(
-            f"the Prefect server at {where.api} wants an auth string, and found {'another' if auth else 'none'}; "
+            f"the Prefect server at {where.api} requires {'a different' if auth else 'an'} auth string; "
             f"put it into the environment variable {CLIENT_AUTH}"
         )
     if codes[0] in (401, 403):
-        raise Unexpected(where, f"HTTP {codes[0]}", "put the key that it wants into PREFECT_API_KEY")
+        raise Unexpected(where, f"HTTP {codes[0]}", "put the key that it requires into PREFECT_API_KEY")
     if (health.text.strip() != "true" or codes[1] != 200) and not configuration.is_hosted(where.api):
         api = "correct the address" if where.api.endswith("/api") else "an address of Prefect's API ends in /api"
         raise Unexpected(where, f"HTTP {codes[0]}", api)
@@ -173,7 +173,7 @@ def _check(where: Address, auth: str | None, health: httpx.Response, version: ht
 
 @cache
 def _say_awaited(shown: str) -> None:
-    remark(f"waiting for an answer of {shown}, for at most {_HEALTH_SECONDS} s")
+    remark(f"waiting for {shown} to answer, for at most {_HEALTH_SECONDS} s")
 
 
 def listening(where: Address) -> socket.socket:
@@ -191,11 +191,11 @@ def auth_string(folder: Path) -> str:
     """
     known = kept_auth_string(folder) or _made_auth_string(auth_file(folder))
     if ":" not in known or not known.isascii():
-        found = "no colon in it" if known.isascii() else "a letter that is not ASCII, which Prefect cannot compare"
+        found = "no colon in it" if known.isascii() else "a non-ASCII character, which Prefect cannot compare"
         made, take_away = (AUTH, "unset it") if os.environ.get(AUTH) else (auth_file(folder), "remove it")
         raise ConfigError(
             f"expected {made} to be of the form user:password, found {found}; correct it, or {take_away}, "
-            "and one is made"
+            "and one is generated"
         )
     return known
 
@@ -269,7 +269,10 @@ def opened(auth: bool, csrf: bool) -> Iterator[str]:
     if not auth:
         yield "--no-auth: every user of this machine can run code as you through this server"
     if not csrf:
-        yield "--no-csrf: no token is asked for with changes; a request without Origin is believed to be no page's"
+        yield (
+            "--no-csrf: changes need no token; a request without an Origin header is assumed not to come from a web "
+            "page"
+        )
 
 
 def checked_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -299,7 +302,7 @@ def checked_database(url: str | None) -> str | None:
         )
     if parts.password:
         raise ConfigError(
-            f"expected no password in --database, where every user of this machine sees it; put the whole URL into "
+            f"expected no password in --database, where every user of this machine can see it; put the whole URL into "
             f"{DATABASE}, or the password into PGPASSWORD or ~/.pgpass"
         )
     return url

@@ -81,14 +81,13 @@ def full_disk(path: Path, gc: str) -> str | None:
     if shutil.disk_usage(path.parent).free >= LEAST_FREE_BYTES:
         return None
     least = f"{LEAST_FREE_BYTES / 1e6:,.0f} MB"
-    return f"{path}, Prefect's database, has less than {least} of its disk left; free some, for instance with `{gc}`"
+    return f"{path}, Prefect's database, has less than {least} free on its disk; free some, for instance with `{gc}`"
 
 
 def _aside(path: Path) -> str:
     return (
         f"move it aside (mkdir {path.parent}/broken && mv {path}* {path.parent}/broken) and start again: a new one is "
-        "made, and `idxflow up` puts deployments and schedules there; the history of runs and automations of your own "
-        "are lost"
+        "created, and `idxflow up` deploys to it; the history of runs and your own automations are lost"
     )
 
 
@@ -96,7 +95,7 @@ def _broken(path: Path) -> str | None:
     with path.open("rb") as stream:
         magic = stream.read(len(_MAGIC))
     if magic and magic != _MAGIC:
-        return "it is no SQLite database"
+        return "it is not an SQLite database"
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
             said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])

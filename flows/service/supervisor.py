@@ -104,7 +104,7 @@ def supervise(options: UpOptions) -> int:
             f"expected no --no-auth with --host {options.host}, which other machines can reach; drop one of them"
         )
     if AUTH in os.environ and not options.auth:
-        raise ConfigError(f"expected no --no-auth where {AUTH} is set; drop one of them")
+        raise ConfigError(f"expected no --no-auth if {AUTH} is set; drop one of them")
     try:
         configuration.read()
         with stop_signals(), home_errors():
@@ -252,7 +252,7 @@ class Supervisor:
                 "another with --port, or set PREFECT_API_URL to trust that one"
             )
         if server.is_up(self.where, self.auth):
-            _say(f"found a Prefect server at {self.where.ui}; it is left running at the end")
+            _say(f"found a Prefect server at {self.where.ui}; it stays up when this command ends")
             for option in self.options.ineffective(dict.fromkeys(_OF_SERVER)):
                 _say(f"{option} has no effect on that server")
             return
@@ -275,7 +275,7 @@ class Supervisor:
         for opened in server.opened(self.options.auth, self.options.csrf):
             _say(opened)
         new = bool(self.database_file and not self.database_file.exists())
-        making = "making the database of the server, once" if new else "waiting for the server"
+        making = "creating the server's database, once" if new else "waiting for the server"
         with _waiting(making), starting(self.home):
             self.server.start()
             # Import the modules of the next steps while the server starts.
@@ -460,7 +460,7 @@ class Supervisor:
         if now == self.opened:
             return False
         happened = "replaced" if now else "removed"
-        _say(f"the database {self.database_file} was {happened} under the running server; restarting the server")
+        _say(f"the database {self.database_file} was {happened} while the server was running; restarting the server")
         self.server.stop(STOP_SECONDS)
         sqlite.forget_journal(self.database_file, self.journal)
         return True

@@ -380,7 +380,7 @@ def test_a_difference_is_told_in_lines(cli: Cli, runs: dict[str, RunRecord]) -> 
     assert any(line.startswith("recall bar") for line in words)
     assert any(line.startswith("paired test of ") for line in words)
     assert any(line.startswith("wrong→right") for line in words)
-    assert any(line.startswith("row ") and "answered bar" in line for line in words)
+    assert any(line.startswith("row ") and "predicted bar" in line for line in words)
     assert "libraries" not in said.out
 
 

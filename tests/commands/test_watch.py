@@ -161,7 +161,7 @@ def test_a_transfer_that_goes_on_is_waited_for(world: World, left: str):
     (world.inbox / left).write_bytes(b"some")
     with world.watching() as watcher:
         name = left.split("/")[0]
-        until(lambda: f"not complete yet: {name}: expected whole archives only" in watcher.errors)
+        until(lambda: f"not complete yet: {name}: expected complete archives only" in watcher.errors)
         assert world.sets() == []
         (world.inbox / left).unlink()
         if "/" in left:

@@ -990,7 +990,7 @@ CASES: dict[str, Case] = {
     ),
     "up: an auth string of another form": Case(
         lambda here: (here.patch.setenv(AUTH, "secret"), auth_string(here.folder)),
-        "or unset it, and one is made",
+        "or unset it, and one is generated",
         lambda here: here.patch.delenv(AUTH),
         lambda here: auth_string(here.folder),
     ),
@@ -1000,7 +1000,7 @@ CASES: dict[str, Case] = {
         lambda here: (here.folder / "auth-string").unlink(),
         lambda here: auth_string(here.folder),
     ),
-    "a server that wants an auth string": Case(
+    "a server that requires an auth string": Case(
         lambda here: protected(here),
         "put it into the environment variable PREFECT_API_AUTH_STRING",
         nothing,
@@ -1011,7 +1011,7 @@ CASES: dict[str, Case] = {
     ),
     "up: what dies again and again of its database": Case(
         lambda here: (here.write("prefect.db", b"no database"), kept_alive_by_up(here)),
-        "prefect.db, Prefect's database, is broken (it is no SQLite database); move it aside",
+        "prefect.db, Prefect's database, is broken (it is not an SQLite database); move it aside",
         lambda here: moved_aside(here),
         lambda here: kept_alive_by_up(here),
     ),
@@ -1046,7 +1046,7 @@ CASES: dict[str, Case] = {
         lambda here: _inbox(WatchOptions(here.folder, "mnist", None, marker="done")),
     ),
     "watch: no such folder": Case(
-        lambda here: _inbox(WatchOptions(here.mine, "mnist", None)), "make the folder", lambda here: here.mine.mkdir()
+        lambda here: _inbox(WatchOptions(here.mine, "mnist", None)), "create the folder", lambda here: here.mine.mkdir()
     ),
     # --- files of the store ---------------------------------------------------------------------------------------
     "an entry of other arrays": Case(
@@ -1233,7 +1233,7 @@ CASES: dict[str, Case] = {
             here.manifest(text=MANIFEST.replace('"mine"', '"other"', 1)),
             _arrived(Arrivals(Store(here.folder / "store"), "mine"), arrival, "mine"),
         ),
-        "put the manifest back that the set was taken by",
+        "restore the manifest that the set was announced with",
         lambda here: here.manifest(),
         lambda here: _arrived(
             Arrivals(Store(here.folder / "store"), "mine"),
@@ -1336,7 +1336,7 @@ CASES: dict[str, Case] = {
     ),
     "a clock that starts in 1970": Case(
         lambda here: (here.patch.setattr(run, "datetime", clock(1970)), run._now()),
-        "set it, for example by timedatectl, then run again",
+        "set it, for example with timedatectl, then run again",
         lambda here: here.patch.setattr(run, "datetime", clock(2026)),
         lambda here: run._now(),
     ),
@@ -1434,13 +1434,13 @@ CASES: dict[str, Case] = {
         lambda here: announced(here, status(500)),
         "run `idxflow doctor`",
         nothing,
-        further(lambda here: announced(here, status(404)), "`idxflow up` makes it"),
+        further(lambda here: announced(here, status(404)), "`idxflow up` creates it"),
     ),
     "watch: a server that breaks off": Case(
         lambda here: announced(here, broken_off(b"{}" * 9, 5)),
-        "is it up? `idxflow doctor` says it",
+        "is it up? Check with `idxflow doctor`",
         nothing,
-        further(lambda here: announced(here, status(404)), "`idxflow up` makes it"),
+        further(lambda here: announced(here, status(404)), "`idxflow up` creates it"),
     ),
 }
 

@@ -198,7 +198,7 @@ def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
     second = subprocess.run(others, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)
     assert "is already running" in second.stdout, second.stderr
     assert "--no-auth has no effect on what is already running" in second.stdout
-    assert "wants an auth string" not in second.stdout
+    assert "requires an auth string" not in second.stdout
     assert second.stderr == ""
 
 
@@ -314,7 +314,7 @@ def test_the_owner_s_commands_find_the_secret_themselves(service: Service, place
     wrong = {**place, "PREFECT_API_AUTH_STRING": "somebody:else"}
     told = idxflow("validate", "digits", env=wrong)
     assert told.returncode == 1
-    assert "wants an auth string, and found another" in told.stderr
+    assert "requires a different auth string" in told.stderr
 
 
 def test_another_port_is_no_way_to_a_second_server_on_the_same_database(service: Service, place: dict[str, str]):

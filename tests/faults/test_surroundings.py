@@ -196,7 +196,7 @@ def test_an_address_that_is_no_api_is_named_as_what_it_is(tmp_path: Path):
         missing = said(other.url())
         assert f"{other.url()} (PREFECT_API_URL of the environment), found HTTP 404; an address of" in missing
         assert "ends in /api" in missing
-        assert "found HTTP 401; put the key that it wants into PREFECT_API_KEY" in said(other.url("/api"))
+        assert "found HTTP 401; put the key that it requires into PREFECT_API_KEY" in said(other.url("/api"))
         # And what is advised gets further.
         assert "HTTP 401" not in said(other.url("/api"), PREFECT_API_KEY="pnu_x")
         assert "found HTTP 200; correct the address" in said(other.url("/other/api"))
@@ -225,7 +225,7 @@ def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
             with pytest.raises(server.Unexpected, match=r"no answer within 0.1 s"):
                 server.is_up(where)
     # Once, however often it is asked.
-    assert capsys.readouterr().err == f"idxflow: waiting for an answer of {where.api}, for at most 0.1 s\n"
+    assert capsys.readouterr().err == f"idxflow: waiting for {where.api} to answer, for at most 0.1 s\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::"])

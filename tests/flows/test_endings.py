@@ -152,7 +152,7 @@ def test_a_trace_that_was_damaged_is_still_of_a_run(filled: Store):
 def test_a_decision_that_was_made_before_is_said(filled: Store):
     Ledger(filled, DATASET).append("decisions", RUN, {"sentence": "promoted v2: better", "version": 2})
     die(filled)
-    assert recorded(filled)["sentence"].endswith("; it had decided before: promoted v2: better")
+    assert recorded(filled)["sentence"].endswith("; before that, it decided: promoted v2: better")
     assert recorded(filled)["version"] == 2
 
 

@@ -290,7 +290,7 @@ def test_what_options_open_is_said_and_a_secret_that_contradicts_them_is_refused
     assert list(server.opened(auth=True, csrf=True)) == []
     assert [line.split(":")[0] for line in server.opened(auth=False, csrf=False)] == ["--no-auth", "--no-csrf"]
     monkeypatch.setenv(AUTH, "me:secret")
-    with pytest.raises(ConfigError, match=f"expected no --no-auth where {AUTH} is set"):
+    with pytest.raises(ConfigError, match=f"expected no --no-auth if {AUTH} is set"):
         up(auth=False)
 
 

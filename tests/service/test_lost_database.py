@@ -39,7 +39,7 @@ IDXFLOW = (
     "from flows.service import supervisor; supervisor.LOOK_SECONDS = 2; from flows.commands.cli import main; main()",
 )
 """The command, with a shorter polling interval."""
-RESTORED = "deployed again; schedules as people had left them: "
+RESTORED = "deployed again; schedules as users had left them: "
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def said(service: Service, words: str, before: str) -> Callable[[], bool]:
 def test_a_database_that_is_removed_under_the_server_is_filled_again(service: Service):
     lose(service)
     restored(service, before="")
-    assert f"the database {database(service)} was removed under the running server" in service.said
+    assert f"the database {database(service)} was removed while the server was running" in service.said
     assert "digits, mnist" in service.said.rpartition(RESTORED)[2]
     assert_all_there(service)
     assert_worker_works(service)
@@ -186,7 +186,7 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
         assert "within a minute" in gone.remedy
         with (
             patiently_configured(service),
-            pytest.raises(PrefectFailed, match="found none; `idxflow up` makes it"),
+            pytest.raises(PrefectFailed, match="found none; `idxflow up` creates it"),
             connected(),
         ):
             pass
@@ -222,7 +222,7 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
         os.replace(copy, database(service))
         found = findings(service)["database"]
         assert found.verdict == "problem"
-        assert f"{database(service)} was replaced under the running server" in found.found
+        assert f"{database(service)} was replaced while the server was running" in found.found
     until(said(service, "restarting the server", before))
     until(said(service, "server started again", before))
     until(lambda: (now := findings(service).get("database")) and now.verdict == "ok")
@@ -330,6 +330,6 @@ def as_nobody(look: Callable[[], str | None]) -> str:
 def test_a_full_disk_is_said_with_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
     assert re.search(
-        r"has less than [\d,.]+ MB of its disk left; free some",
+        r"has less than [\d,.]+ MB free on its disk; free some",
         sqlite.trouble(tmp_path / "prefect.db", "idxflow gc") or "",
     )

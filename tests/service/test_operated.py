@@ -449,7 +449,7 @@ def test_the_form_has_typed_fields_and_refuses_a_wrong_value(page: Any, operated
         "Maximum number of passes over the fitted rows. From 1 to 10,000.",
         "Step size of stochastic gradient descent. Above 0 and at most 10.",
         "Train, evaluate and decide again even if nothing is new.",
-        "What to do about scheduled times that were missed: latest (one run makes up for all) or all.",
+        "Runs for scheduled times that were missed: latest (one run makes up for all) or all.",
     ):
         page.get_by_text(words, exact=True).wait_for()
     assert field(page, "force").get_by_role("switch").is_visible()

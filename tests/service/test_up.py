@@ -225,7 +225,7 @@ def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: 
 
 def test_a_run_whose_machine_is_gone_is_ended_by_the_server(service: Service, lost_run: str):
     message = until(lambda: service.has_state(lost_run, "CRASHED"))
-    assert "no sign of life for 60 s" in message
+    assert "no heartbeat for 60 s" in message
     assert service.slots("mnist") == 0
 
 

@@ -175,7 +175,7 @@ def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
         found = diagnosis._clock(store)
     assert (found.verdict, found.found) == (
         "ok",
-        "put back before 00000005-run-3.json of tiny; the records are in order",
+        "set back before 00000005-run-3.json of tiny; the records are in order",
     )
 
 
@@ -216,4 +216,4 @@ def test_who_was_champion_is_said_with_a_doubt_where_the_clock_leaves_one(
     assert run_command(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
     said = capsys.readouterr()
     assert (f"champion v{version}," if version else "no champion yet") in said.out
-    assert ("the clock was put back" not in said.err) is is_sure
+    assert ("the clock was set back" not in said.err) is is_sure
