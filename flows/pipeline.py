@@ -107,9 +107,8 @@ def to_decision(job: Job, caller: Caller) -> None:
     job.keep("confirmation", caller.call(confirm, store, dataset, model, test_split, evaluation))
     candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
     answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
-    with job.registry.deciding(
-        lambda: _log.info("%s: another process is deciding about the champion, waiting", dataset.name, extra=WAITING)
-    ):
+    waiting = "%s: waiting for another process that is deciding about the champion"
+    with job.registry.deciding(lambda: _log.info(waiting, dataset.name, extra=WAITING)):
         champion, done = _scored_champion(job, caller, test_split)
         if answer and answer.about != _number(champion):
             _log.warning("%s: the champion changed before the answer came; the answer does not count", dataset.name)

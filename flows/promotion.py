@@ -115,7 +115,7 @@ def _carry_out(data: DatasetInStore, change: Change) -> dict[str, Any]:
 
 
 def _remark_waiting(data: DatasetInStore) -> None:
-    remark(f"{data.name}: another process is deciding about the champion, waiting")
+    remark(f"{data.name}: waiting for another process that is deciding about the champion")
 
 
 def _check_whole(data: DatasetInStore, version: Version) -> None:

@@ -277,7 +277,7 @@ def _read(descriptor: int, name: str) -> bytes:
     try:
         return os.read(descriptor, _BLOCK)
     except OSError as error:
-        raise SourceUnavailable(f"{name}: expected to read it to its end; {error.strerror}; copy it again") from error
+        raise SourceUnavailable(f"{name}: expected to read all of it; {error.strerror}; copy it again") from error
 
 
 def _described(snapshot: Path) -> Arrival:

@@ -39,7 +39,7 @@ class IdxflowError(Exception):
     """Meaning of the exit code, for the help."""
     headline: ClassVar[str] = "an unexpected error"
     """Headline of the report of a run that ended with it."""
-    advice: ClassVar[str] = "Look at the log of the run for the details."
+    advice: ClassVar[str] = "See the run's log for details."
     """The advice in that report."""
     refuses: ClassVar[str] = ""
     """`data` or `model` if the run refused it; empty if the run failed."""
@@ -130,7 +130,7 @@ class DamagedEntry(StoreError):
     """A file of the store is missing or differs from its description."""
 
     headline = "a file of the store is damaged"
-    advice = "Start the run again: it replaces damaged results. If damage comes back, check the disk."
+    advice = "Start the run again: it replaces damaged results. If damage recurs, check the disk."
 
 
 class TrainingFailed(IdxflowError):
@@ -156,7 +156,7 @@ class CutOff(IdxflowError):
     """The run was stopped before it finished: the kind of its failure is a state of `CUT_OFF`."""
 
     headline = "the run was cut off"
-    advice = "Start the run again. That it was cut off says nothing about the data or the model."
+    advice = "Start the run again. The interruption says nothing about the data or the model."
 
 
 EXIT_CODES: Mapping[int, str] = {
@@ -168,7 +168,7 @@ EXIT_CODES: Mapping[int, str] = {
     128 + signal.SIGINT: "interrupted (SIGINT)",
     128 + signal.SIGTERM: "terminated (SIGTERM, SIGHUP)",
 }
-"""Short meaning of each exit code; docs/commands.md has the details."""
+"""Short meaning of each exit code; docs/reference/exit-codes.md has the details."""
 
 
 def error_class(kind: str) -> type[IdxflowError]:
@@ -199,9 +199,9 @@ def shortage(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and ("failed to map" in text or "annot allocate memory" in text):
         return f"expected memory to load a library; {text}; {more}"
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return f"expected memory to go on; the system gave no more; {more}"
+        return f"expected memory to continue; the system has none left; {more}"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"expected to open one more file; {text}; raise the limit of open files (ulimit -n), then run again"
+        return f"expected to open another file; {text}; raise the limit of open files (ulimit -n), then run again"
     threads = isinstance(error, RuntimeError) and "can't start new thread" in text
     if threads or isinstance(error, BlockingIOError):
         return (

@@ -260,7 +260,7 @@ class Registry:
         with store_errors(self._pointer):
             if not self._path(number).is_file():
                 raise DamagedEntry(
-                    f"{self._pointer}: expected a version that is there; found {number}; restore "
+                    f"{self._pointer}: expected an existing version; found {number}; restore "
                     f'{self._path(number)} from a backup, or write {{"version": NUMBER}} of another one there'
                 )
         return self.version(number)

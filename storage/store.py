@@ -229,7 +229,7 @@ class Store:
         lock = self.part(dataset, LOCKS) / IN_USE
 
         def say_waiting() -> None:
-            _log.info("%s: `gc` is at work, waiting", dataset, extra=WAITING)
+            _log.info("%s: waiting for `gc` to finish", dataset, extra=WAITING)
 
         with ExitStack() as held:
             try:
@@ -336,7 +336,7 @@ class Store:
         lock = self.part(plan.dataset, LOCKS) / f"{plan.step}-{plan.key}.lock"
 
         def say_waiting() -> None:
-            _log.info("%s: another run is making it, waiting", plan.label, extra=WAITING)
+            _log.info("%s: waiting for another run that is making it", plan.label, extra=WAITING)
 
         with self.in_use(plan.dataset), locked(lock, say_waiting, passing=True):
             yield
@@ -475,11 +475,11 @@ def store_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = Path(str(error.filename or where))
-        remedy = "free space or permissions there, or choose another with --store"
+        remedy = "free space or correct the permissions there, or choose another with --store"
         if isinstance(error, NotADirectoryError):
             # The nearest path that exists is the obstacle.
             path = next(place for place in (path, *path.parents) if place.exists())
-            remedy = "move that away, where a folder belongs: `idxflow verify` names each such place"
+            remedy = "move it away, because a folder belongs there; `idxflow verify` lists all such paths"
         raise StoreError(f"the store cannot be used: {error.strerror} at {path}; {remedy}") from error
 
 

@@ -140,7 +140,7 @@ class _Check:
 
     @property
     def _clear(self) -> str:
-        return f"`{self.store.command('gc')}` removes it; so does the next run that needs the place"
+        return f"`{self.store.command('gc')}` removes it, and so does the next run that uses this path"
 
     def _damage(self, path: Path, problem: object, remedy: str) -> None:
         self.findings.append(StoreFinding(path, "damage", _one_line(problem), remedy))
@@ -192,7 +192,9 @@ class _Check:
     def _version(self, registry: Registry, path: Path) -> None:
         version = registry.version(int(path.stem))
         if (version.dataset, f"{version.number:08d}.json") != (self.dataset, path.name):
-            raise ValueError(f"expected version {path.stem} of {self.dataset}; found {version.number} of another place")
+            raise ValueError(
+                f"expected version {path.stem} of {self.dataset}; found version {version.number} of {version.dataset}"
+            )
         self.bytes += path.stat().st_size
         if not registry.retired(version):
             self._parts_of(version, path)
@@ -242,7 +244,7 @@ class _Check:
         record = self._sealed(path, "restore it from a backup or move it out of the ledger")
         if record and record.get("run") != run_of(path.name):
             problem = f"expected a record of run {run_of(path.name)}, as it is named; found one of {record.get('run')}"
-            self._damage(path, problem, "give it back the name that it had")
+            self._damage(path, problem, "restore its original name")
         return time_of(record)
 
     def _clock(self, times: dict[str, tuple[Path, datetime]]) -> None:
@@ -259,7 +261,7 @@ class _Check:
                 self._damage(index.file, error, _REMOVE_INDEX)
                 continue
             if wrong:
-                problem = f"expected what the records say; it says something else of {len(wrong)}, first {wrong[0]}"
+                problem = f"expected it to agree with the records; it differs on {len(wrong)}, first {wrong[0]}"
                 self._damage(index.file, problem, _REMOVE_INDEX)
 
     def _sealed(self, path: Path, remedy: str) -> dict[str, Any]:
@@ -284,7 +286,7 @@ class _Check:
             needed = ()
         for path in found:
             remedy = _GO_ON if path in needed else self._clear
-            self.findings.append(StoreFinding(path, "leftover", "a run ended while it was working on it", remedy))
+            self.findings.append(StoreFinding(path, "leftover", "a run ended while writing it", remedy))
 
 
 @contextmanager

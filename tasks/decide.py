@@ -182,7 +182,7 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
     if not len(labels) == len(ours) == len(theirs):
         raise DamagedEntry(
             f"{candidate.test.file}: expected a label for each of the {len(ours):,} answers of the candidate and the "
-            f"{len(theirs):,} of the champion; found {len(labels):,}; run again, so that both are scored anew"
+            f"{len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
         )
     return criteria.paired(labels, ours, theirs, dataset.gate.alpha)
 

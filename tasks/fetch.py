@@ -160,7 +160,7 @@ def _as_found(spec: ArchiveSpec, path: Path) -> ArchiveSpec:
     found = measured(path)
     declared = spec.bytes if path.suffix == Path(spec.file).suffix else spec.payload_bytes
     if declared not in (None, found.size_bytes):
-        raise SourceFailed(f"found {found.size_bytes:,} bytes where {declared:,} are declared", refused=FormatError)
+        raise SourceFailed(f"found {found.size_bytes:,} bytes; the manifest declares {declared:,}", refused=FormatError)
     return replace(spec, bytes=found.size_bytes, sha256=found.sha256, payload_bytes=None)
 
 

@@ -9,7 +9,7 @@ from tasks.serving.predict import Model, load_champion
 __all__ = ["Model", "load_champion"]
 
 warnings.warn(
-    "tasks.predict has moved: import load_champion from tasks.serving.predict; this place goes with the next release",
+    "tasks.predict has moved: import load_champion from tasks.serving.predict; the next release removes this module",
     DeprecationWarning,
     stacklevel=2,
 )

@@ -230,7 +230,7 @@ def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, M
     for epoch in state.epochs:
         course.add(epoch)
     course.resumed_after = len(course.epochs)
-    _log.info("%s: training goes on after epoch %d of %d", training.dataset.name, len(course.epochs), most)
+    _log.info("%s: training resumes after epoch %d of %d", training.dataset.name, len(course.epochs), most)
     return course, state.best
 
 

@@ -96,8 +96,8 @@ def home_errors() -> Iterator[None]:
 
 def _unusable(error: OSError, home: Path) -> PrefectFailed:
     return PrefectFailed(
-        f"Prefect's folder cannot be used: {error.strerror} at {error.filename or home}; free space or permissions "
-        "there, or choose another with PREFECT_HOME"
+        f"Prefect's folder cannot be used: {error.strerror} at {error.filename or home}; free space or correct "
+        "the permissions there, or choose another with PREFECT_HOME"
     )
 
 

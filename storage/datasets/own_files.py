@@ -94,7 +94,7 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
         lines += [f"[archives.{role}]", f"file = {_text(file.name)}", *named, ""]
     lines += [
         *_limits(splits, labels),
-        "# What a model must reach on the test split, and what differs from the default training, for example:",
+        "# Minimum scores on the test split, the policy of the gate, and training parameters, for example:",
         "# [floors]",
         "# accuracy = 0.9",
         "# [gate]",
@@ -290,8 +290,8 @@ def _files(folder: Path) -> dict[str, Path]:
         remedy = (
             f"give {inside}, which has them"
             if inside
-            else "give the folder that has them, or rename them so; write pictures and tables as such files first: "
-            "storage.formats.idx.encode(array) gives the bytes of one"
+            else "give the folder that has them, or rename them accordingly; write pictures and tables as such files "
+            "first: storage.formats.idx.encode(array) gives the bytes of one"
         )
         raise _no_set(folder, among, remedy)
     for role, files in found.items():

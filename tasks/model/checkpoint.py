@@ -60,7 +60,7 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]], most_epochs: int, wi
     try:
         values = arrays.read(path, {"epochs": (np.float64, (most_epochs, len(_COLUMNS))), **expected})
     except DamagedEntry as error:
-        _log.warning("the checkpoint is not used, training starts anew: %s", error)
+        _log.warning("the checkpoint is not used, training starts over: %s", error)
         return None
     named = {part: {name: values[f"{part}.{name}"] for name in shapes} for part in parts}
     return Checkpoint(_epochs(values["epochs"]), named["weights"], named["velocity"], named.get("best", {}))

@@ -70,7 +70,7 @@ def _settings(run: RunRecord) -> list[str]:
     """Return the manifest keys to change if the data is right: those with the limits of the failed checks."""
     failures = run.validation.failures if run.validation else ()
     keys = ", ".join(dict.fromkeys(check.setting for check in failures if check.setting))
-    return [f"If the data is meant to be like this, change {keys} in the manifest."] if keys else []
+    return [f"If this data is intended, change {keys} in the manifest."] if keys else []
 
 
 def _accuracy(run: RunRecord, evidence: Evidence) -> list[dict[str, Any]]:

@@ -244,7 +244,7 @@ def _beside(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     except OSError as error:
         raise ConfigError(
-            f"expected a folder that can be made at {folder}; {error.strerror}; choose another --out"
+            f"expected a folder that can be created at {folder}; {error.strerror}; choose another --out"
         ) from error
     try:
         # `mkdtemp` gives access only to the owner.

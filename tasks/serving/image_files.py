@@ -260,8 +260,8 @@ def _in_range(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -
         images = np.rint(black + images * ((white - black) / 255)).astype(np.uint8)
     elif images.max() > white or images.min() < black:
         say(
-            f"{path} has pixels from {images.min()} to {images.max()}; those that the model was trained on are from "
-            f"{black} to {white}: the answers mean little; --scale brings 0-255 to that"
+            f"{path} has pixels from {images.min()} to {images.max()}, but the model was trained on pixels from "
+            f"{black} to {white}: its predictions mean little; --scale maps 0-255 to that range"
         )
     return np.clip(black + white - images.astype(np.int16), 0, 255).astype(np.uint8) if options.invert else images
 

@@ -134,7 +134,7 @@ class _Download:
         # Full jitter, so that clients that failed together do not retry together.
         seconds = random.uniform(0, bound) if failure.wait is None else failure.wait
         if self._policy.clock() + seconds >= self._deadline:
-            raise SourceFailed(f"{failure}, and no time was left for another try", refused=failure.refused)
+            raise SourceFailed(f"{failure}, and no time is left to retry", refused=failure.refused)
         _log.info(
             "%s: %s; try %d of %d in %.1f s", redacted(self._url), failure, attempt + 2, self._policy.tries, seconds
         )
@@ -148,7 +148,7 @@ class _Download:
         except SourceFailed as failure:
             if not (self._resumed and failure.refused):
                 raise
-        _log.info("%s: what was resumed is not the archive; once more from its start", redacted(self._url))
+        _log.info("%s: the resumed file is not the archive; downloading it again from the start", redacted(self._url))
         self._part.clear()
         received = self._receive()
         check(received)

@@ -28,7 +28,7 @@ def refusal(dataset: Dataset, validation: Validation) -> str:
 def _settings(dataset: Dataset, failures: tuple[Check, ...]) -> str:
     """Name the keys of the manifest that would let this data pass."""
     keys = ", ".join(dict.fromkeys(f.setting for f in failures if f.setting))
-    return f" or, if the data is meant to be so, change {keys} in the manifest {dataset.manifest}" if keys else ""
+    return f" or, if this data is intended, change {keys} in the manifest {dataset.manifest}" if keys else ""
 
 
 def table_rows(validation: Validation) -> list[dict[str, str]]:

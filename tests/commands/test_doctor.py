@@ -118,7 +118,7 @@ def test_a_ledger_that_cannot_be_listed(store: Store, tmp_path: Path):
     runs = store.dataset(DATASET) / "ledger" / "runs"
     runs.rename(tmp_path / "backup")
     runs.touch()
-    advised(diagnosis._clock(store), "move that away, where a folder belongs")
+    advised(diagnosis._clock(store), "move it away, because a folder belongs there")
     runs.unlink()
     (tmp_path / "backup").rename(runs)
     assert diagnosis._clock(store).verdict == "ok"

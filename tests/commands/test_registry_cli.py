@@ -359,7 +359,7 @@ def test_a_rollback_waits_for_a_run_that_is_deciding(filled: Store, tmp_path: Pa
     with registry.deciding():
         command = [str(BIN / "idxflow"), "rollback", "mine", "--reason", "x"]
         process = subprocess.Popen(command, **options(filled, tmp_path))
-        assert "another process is deciding about the champion, waiting" in process.stderr.readline()
+        assert "waiting for another process that is deciding about the champion" in process.stderr.readline()
         time.sleep(0.2)
         assert process.poll() is None
         # The run that holds the lock promotes v3; the rollback goes back from there.

@@ -99,7 +99,7 @@ def test_pixels_of_0_to_16_pass_once_the_limits_that_are_named_are_set(tmp_path:
     assert_says(
         refusal(dataset, found),
         "expected 129 to 255, found 15; ",
-        f"if the data is meant to be so, change [limits] min_pixel_max in the manifest {dataset.manifest}",
+        f"if this data is intended, change [limits] min_pixel_max in the manifest {dataset.manifest}",
     )
     (tmp_path / "more").mkdir()
     assert judged(tmp_path / "more", changes, "[limits]\nmin_pixel_max = 15\n")[1].passed

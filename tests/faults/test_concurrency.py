@@ -129,9 +129,9 @@ def test_retention_removes_neither_the_champion_nor_what_a_run_uses(store: Store
 
 
 WAITING = {
-    "making": "decode shared: another run is making it, waiting",
+    "making": "decode shared: waiting for another run that is making it",
     "deciding": "waiting for the other decision",
-    "collecting": "`gc` is at work, waiting",
+    "collecting": "waiting for `gc` to finish",
 }
 
 

@@ -845,7 +845,7 @@ CASES: dict[str, Case] = {
     ),
     "answers about other rows": Case(
         lambda here: compared(here, scored="test"),
-        "run again, so that both are scored anew",
+        "run again to score both",
         nothing,
         lambda here: compared(here, scored="train"),
     ),
@@ -1147,7 +1147,7 @@ CASES: dict[str, Case] = {
                 Ledger(Store(here.folder / "store"), "mine").append("runs", "run", {}),
             )
         ),
-        "free space or permissions there",
+        "free space or correct the permissions there",
         lambda here: (here.folder / "store/mine/ledger/runs").chmod(0o755),
         as_any_user(lambda here: Ledger(Store(here.folder / "store"), "mine").append("runs", "run", {})),
     ),

@@ -65,8 +65,8 @@ main(["registry", "history", "tiny", "--store", "store"])
     [
         (LIBRARY, "expected memory to load a library; "),
         (THREADS, "expected to start a thread or a "),
-        (MEMORY, "expected memory to go on; "),
-        (FILES, "idxflow: expected to open one more file; "),
+        (MEMORY, "expected memory to continue; "),
+        (FILES, "idxflow: expected to open another file; "),
     ],
 )
 def test_it_is_said_what_to_raise(tmp_path: Path, code: str, said: str):

@@ -78,7 +78,7 @@ def test_a_folder_may_have_the_archive_or_its_payload(
         ),
         pytest.param(b"", PAYLOAD_TOO, DigestMismatch, "0 bytes", id="empty"),
         pytest.param(bytes(10**7), PAYLOAD_TOO, FormatError, "10,000,000 bytes where at most", id="too large"),
-        pytest.param(BODY, replace(UNPINNED, bytes=7), FormatError, "where 7 are declared", id="unpinned, other size"),
+        pytest.param(BODY, replace(UNPINNED, bytes=7), FormatError, "manifest declares 7", id="unpinned, other size"),
     ],
 )
 def test_a_folder_with_another_file_is_refused(

@@ -90,7 +90,7 @@ def test_a_wait_that_a_server_asks_for_is_kept_and_junk_is_not(
 def test_all_tries_at_all_sources_together_end_in_time(store: Store, dataset: Dataset):
     """With real waits."""
     policy = replace(QUICK, tries=100, backoff_seconds=0.02, deadline_seconds=0.5, sleep=time.sleep)
-    with FaultServer({PATH: status(503)}) as server, pytest.raises(SourceUnavailable, match="no time was left"):
+    with FaultServer({PATH: status(503)}) as server, pytest.raises(SourceUnavailable, match="no time is left to retry"):
         get(store, dataset, *[server.url(PATH)] * 3, policy=policy)
     assert len(server.requests) < 100
 
@@ -98,7 +98,7 @@ def test_all_tries_at_all_sources_together_end_in_time(store: Store, dataset: Da
 def test_a_wait_beyond_the_deadline_is_not_begun(store: Store, dataset: Dataset):
     policy = replace(QUICK, deadline_seconds=10)
     with FaultServer({PATH: status(503, Retry_After=30)}) as server:
-        with pytest.raises(SourceUnavailable, match="503 Service Unavailable, and no time was left"):
+        with pytest.raises(SourceUnavailable, match="503 Service Unavailable, and no time is left to retry"):
             get(store, dataset, server.url(PATH), policy=policy)
         assert server.asked(PATH) == 1
 

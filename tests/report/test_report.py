@@ -302,7 +302,7 @@ def test_the_advice_names_the_keys_of_the_failed_checks() -> None:
         ("[rows] train", "critical", False),
         ("[limits] max_repeated", "warning", False),
         ("[limits] max_imbalance", "critical", True),
-    ) == ["If the data is meant to be like this, change [limits] max_blank, [rows] train in the manifest."]
+    ) == ["If this data is intended, change [limits] max_blank, [rows] train in the manifest."]
     # Labels that name no class are wrong whatever a manifest says.
     assert advice(("", "critical", False)) == []
 

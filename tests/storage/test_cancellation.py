@@ -138,8 +138,8 @@ def test_ctrl_c_ends_a_run_that_waits_for_another_one_and_says_so(environment: d
     locks = store.dataset("tiny") / "locks"
     decoded = next(store.entries("tiny", "decode").iterdir())
     for lock, said in (
-        (locks / "in-use.lock", "tiny: `gc` is at work, waiting"),
-        (locks / f"decode-{decoded.name}.lock", ": another run is making it, waiting"),
+        (locks / "in-use.lock", "tiny: waiting for `gc` to finish"),
+        (locks / f"decode-{decoded.name}.lock", ": waiting for another run that is making it"),
     ):
         with locked(lock):
             interrupted(environment, command, lambda process, said=said: said in process.said)

@@ -140,7 +140,7 @@ def edited(module: str, old: str, new: str) -> bool:
 @pytest.mark.parametrize(
     ("module", "old", "new", "again"),
     [
-        ("tasks.train", '_log.info("%s: training goes on after', '_log.warning("%s: resumed after', False),
+        ("tasks.train", '_log.info("%s: training resumes after', '_log.warning("%s: resumed after', False),
         ("tasks.decode", "expected as many labels as images; ", "expected a label for each image; ", False),
         ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
         ("tasks.normalize", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),

@@ -150,7 +150,7 @@ def test_verify_finds_an_index_that_lies(indexed: Store):
     versions.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
     found = {finding.path: finding.problem for finding in verify(indexed).damage}
     assert found.keys() == {versions, decisions}
-    assert found[versions].endswith("something else of 1, first 00000003.json")
+    assert found[versions].endswith("differs on 1, first 00000003.json")
     assert "SHA-256" in found[decisions]
     for file in found:
         file.unlink()

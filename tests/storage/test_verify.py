@@ -78,7 +78,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Store], object], str]] = {
     "a champion that is not there": (
         "registry",
         lambda s: (s.dataset(DATASET) / "registry/champion.json").write_text('{"version": 9}'),
-        "expected a version that is there; found 9",
+        "expected an existing version; found 9",
     ),
     "a cut pointer": ("registry", lambda s: edit(s.dataset(DATASET) / "registry/champion.json", lambda d: d[:9]), ""),
     "no pointer": (

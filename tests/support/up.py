@@ -99,7 +99,7 @@ class Service:
     def waiting_run(self) -> Iterator[str]:
         """Start a run that waits for others, which takes no processor; yield its flow run once it says so."""
         with locked(Path(self.environment["IDXFLOW_STORE"], "digits", "locks", "in-use.lock")):
-            yield self._start({}, "`gc` is at work, waiting")
+            yield self._start({}, "waiting for `gc` to finish")
 
     def _start(self, parameters: dict[str, Any], words: str) -> str:
         """Run the deployment `digits`; return its flow run once a line of its log has these words."""

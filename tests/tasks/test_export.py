@@ -147,7 +147,7 @@ def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"expected nothing at .*export; found a"):
         export(model, "keras", tmp_path / "export")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"expected a folder that can be made at .*file/export"):
+    with pytest.raises(ConfigError, match=r"expected a folder that can be created at .*file/export"):
         export(model, "keras", tmp_path / "file" / "export")
 
 

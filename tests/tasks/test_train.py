@@ -235,7 +235,7 @@ def test_a_broken_training_goes_on_and_ends_as_an_unbroken_one(
     resumed = done.record
     assert resumed.resumed_after == epoch
     assert f" epochs, the first {epoch} by an interrupted run" in done.step.summary
-    assert f"training goes on after epoch {epoch} of" in caplog.text
+    assert f"training resumes after epoch {epoch} of" in caplog.text
     assert heard == list(range(epoch + 1, whole.epochs_run + 1))
     assert replace(resumed, folder=whole.folder, resumed_after=0) == whole
     timeless = [[replace(e, seconds=0.0) for e in read_history(model.history)] for model in (whole, resumed)]
@@ -293,7 +293,7 @@ def test_a_damaged_checkpoint_and_other_leftovers_are_cleared(
         }[damage]
     )
     done = trained(store, dataset)
-    assert "the checkpoint is not used, training starts anew" in caplog.text
+    assert "the checkpoint is not used, training starts over" in caplog.text
     assert done.record.weights_digest == whole.weights_digest
     assert {path.name for path in done.record.folder.iterdir()} == FILES
 
