@@ -126,8 +126,8 @@ def _finding(suite: Suite, wanted: Expectation, result: Any, table: Table) -> Fi
     finding = FINDINGS[wanted.kind].of(found, arguments, table)
     if finding.holds(arguments) != bool(result.success):
         raise IdxflowError(
-            f"{suite.table}: expected {wanted.name!r} to be judged as Great Expectations does, which says "
-            f"{'passed' if result.success else 'failed'} of {found}; this is a fault of the suite, not of the data"
+            f"{suite.table}: expected the verdict of Great Expectations on {wanted.name!r}; it is "
+            f"{'passed' if result.success else 'failed'} for {found}; this is a fault of the suite, not of the data"
         )
     return finding
 
@@ -162,7 +162,7 @@ def _observed(suite: Suite, wanted: Expectation, finding: Finding) -> str:
             return f"{len(finding.names)} columns"
         case Value() | Mean():
             return _number(finding.value, wanted.percent)
-    raise TypeError(f"expected a finding that can be said in words; found {finding}")
+    raise TypeError(f"expected a finding with a known wording; found {finding}")
 
 
 def _number(value: float | None, share: bool) -> str:

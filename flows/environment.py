@@ -23,7 +23,7 @@ def prepare() -> None:
         Path.cwd()
     except OSError as error:
         raise ConfigError(
-            f"expected a current folder; {error.strerror}: it was removed or may not be entered; cd to another"
+            f"expected a current folder; {error.strerror}: it was removed, or you may not enter it; cd to another"
         ) from error
 
 

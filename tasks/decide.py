@@ -181,8 +181,8 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
     ours, theirs = _answers(candidate.evaluation), _answers(champion.score)
     if not len(labels) == len(ours) == len(theirs):
         raise DamagedEntry(
-            f"{candidate.test.file}: expected a label for each of the {len(ours):,} answers of the candidate and the "
-            f"{len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
+            f"{candidate.test.file}: expected a label for each of the {len(ours):,} predictions of the candidate and "
+            f"the {len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
         )
     return criteria.paired(labels, ours, theirs, dataset.gate.alpha)
 
@@ -209,7 +209,7 @@ def judge(
         reason = f"champion {champion.name} cannot be compared: {champion.obstacle}"
         return Judgement("promoted", reason, (*rules, Rule("champion can be compared", "yes", "no", False)), ask=ask)
     if paired is None:
-        raise ValueError(f"expected the answers compared with those of {champion.name}; found none; see compare()")
+        raise ValueError(f"expected the comparison with the predictions of {champion.name}; found none; see compare()")
     asked, reason = _against(dataset, candidate, champion, champion.score, paired)
     outcome: Verdict = "promoted" if all(rule.passed for rule in asked) else "kept"
     return Judgement(outcome, reason, (*rules, *asked), paired, ask and paired.differing > 0)

@@ -162,7 +162,7 @@ def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
         raise FormatError(
             f"{labels.name}: expected rows of {column + 1:,} to {MAX_LABEL_COLUMNS:,} columns, because the manifest "
             f"declares label_column = {column}; found {found} in the header; correct label_column in "
-            f"{dataset.manifest}, or give the archive that it is about"
+            f"{dataset.manifest}, or give the archive that it describes"
         )
 
 

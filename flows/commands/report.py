@@ -31,7 +31,7 @@ def report(
     """Print the path of a run's report, or open it.
 
     A report that was removed or damaged is rebuilt from what is left. The store is not changed: a rebuilt report goes
-    to --out, or else into a new temporary folder.
+    to --out, otherwise into a new temporary folder.
 
     Examples: `idxflow report mnist --open` · `idxflow report mnist 20261124-0803 --out report.html`
 

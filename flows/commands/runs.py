@@ -63,7 +63,7 @@ def diff(
 ) -> int:
     """Show what differs between two runs.
 
-    Compares inputs, scores, and the answers to test images. If both used the same test images, the answers are compared
+    Compares inputs, scores, and predictions. If both used the same test images, the predictions are compared
     image by image (McNemar test, B against A).
 
     Example: `idxflow runs diff mnist champion latest --figure flipped.png`

@@ -29,7 +29,7 @@ def watch(
     """Watch a folder and retrain when new archives are complete.
 
     Each complete set is copied into the store and gets a run of the deployment `retrain/inbox`, one set after the
-    other; from then on the folder may change. Sets that are still being copied are waited for, and the same set is run
+    other; from then on the folder may change. It waits for sets that are still being copied, and runs the same set
     only once.
 
     Example: `idxflow watch ~/inbox --dataset-file letters.toml`, while `idxflow up` is running.

@@ -71,7 +71,7 @@ class Rules:
                 "`idxflow up --allow-host NAME`",
             )
         if headers.has("origin") and not self._same_origin(headers.only("origin").lower(), host):
-            return Refusal(403, f"expected no page of another origin, found {headers.only('origin')[:100]!r}")
+            return Refusal(403, f"expected no request from another origin, found {headers.only('origin')[:100]!r}")
         if headers.only("sec-fetch-site", "none") not in ("same-origin", "none") and not _opens_page(scope, headers):
             return Refusal(403, "expected no request from a page of another site")
         if headers.has_body() and headers.media_type() != "application/json":

@@ -43,8 +43,8 @@ def paired(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, alph
     """
     if not len(labels) == len(candidate) == len(champion) or not len(labels):
         raise ValueError(
-            f"expected the answers of both models to the same test rows, at least one; found {len(labels)} labels, "
-            f"{len(candidate)} and {len(champion)} answers; score both models again"
+            f"expected predictions of both models for the same test rows, at least one; found {len(labels)} labels, "
+            f"{len(candidate)} and {len(champion)} predictions; score both models again"
         )
     ours, theirs = candidate == labels, champion == labels
     table = tuple(int(np.sum(rows)) for rows in (ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs))

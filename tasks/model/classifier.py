@@ -51,9 +51,9 @@ class Classifier:
         """Return float32 of shape (n, classes) for `images`, uint8 of shape (n, height, width)."""
         if images.ndim != 3 or math.prod(images.shape[1:]) != self.architecture.inputs or images.dtype != np.uint8:
             raise ConfigError(
-                f"expected images of {self.architecture.inputs:,} pixels as uint8, such as the model was trained on; "
-                f"found {images.dtype} of shape {images.shape}; convert them in NumPy with .astype(np.uint8) and "
-                ".reshape(-1, height, width)"
+                f"expected images of {self.architecture.inputs:,} pixels as uint8, like those that the model was "
+                f"trained on; found {images.dtype} of shape {images.shape}; convert them in NumPy with "
+                ".astype(np.uint8) and .reshape(-1, height, width)"
             )
         starts = range(0, len(images), SCORED_AT_ONCE)
         blocks = [scaling.apply(images[start : start + SCORED_AT_ONCE], self._statistics) for start in starts]

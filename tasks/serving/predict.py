@@ -107,8 +107,8 @@ class Model:
         if rows.dtype != np.uint8 or rows.ndim != 3 or rows.shape[1:] != self.image_shape:
             height, width = self.image_shape
             raise ConfigError(
-                f"expected images as uint8 of shape (n, {height}, {width}), or ({height}, {width}) for one, such as "
-                f"v{self.version.number} of {self.version.dataset} was trained on; "
+                f"expected images as uint8 of shape (n, {height}, {width}), or ({height}, {width}) for one image, like "
+                f"those that v{self.version.number} of {self.version.dataset} was trained on; "
                 f"found {images.dtype} of shape {images.shape}; "
                 "convert them, in NumPy with .astype(np.uint8) and .reshape"
             )

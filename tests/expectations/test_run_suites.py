@@ -217,7 +217,7 @@ def test_what_great_expectations_says_of_one_part_is_what_is_said():
 @pytest.mark.remedies("expectations.run_suites:_finding:2")
 def test_another_judgement_than_that_of_great_expectations_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(findings.Mean, "holds", lambda self, arguments: True)
-    with pytest.raises(IdxflowError, match=r"'mean' to be judged as Great Expectations does, which says failed.*suite"):
+    with pytest.raises(IdxflowError, match=r"the verdict of Great Expectations on 'mean'; it is failed.*suite"):
         one(MEAN, {"value": [1.0]})
     monkeypatch.undo()
     assert not one(MEAN, {"value": [1.0]}).passed
