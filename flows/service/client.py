@@ -64,7 +64,8 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
             # For an error status, the second line of the message is about HTTP in general.
             found = str(error).partition("\n")[0] or type(error).__name__
             raise PrefectFailed(
-                f"expected an answer of the Prefect server at {_named(where)}, found {found}; see its log{_log(where)}"
+                f"expected an answer from the Prefect server at {_named(where)}, found {found}; "
+                f"see its log{_log(where)}"
             ) from error
 
 

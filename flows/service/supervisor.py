@@ -217,7 +217,7 @@ class Supervisor:
         return 0
 
     def _say_link(self) -> None:
-        _say(f"in a browser, once, within {entry.SECONDS // 60} minutes:")
+        _say(f"open in a browser, once, within {entry.SECONDS // 60} minutes:")
         _say(f"  {entry.link(self.folder / LINKS, self.where.ui)}")
 
     @contextmanager
@@ -359,7 +359,7 @@ class Supervisor:
         if sys.stdout.isatty():
             self._say_link()
         else:
-            _say("in a browser: `idxflow up` in a terminal prints a link for it")
+            _say("for a link to open in a browser, run `idxflow up` in a terminal")
 
     def _next_steps(self) -> Iterator[str]:
         """Yield commands that work in a new terminal, without any of this one's variables."""
