@@ -479,7 +479,7 @@ def store_errors(where: Path) -> Iterator[None]:
         if isinstance(error, NotADirectoryError):
             # The nearest path that exists is the obstacle.
             path = next(place for place in (path, *path.parents) if place.exists())
-            remedy = "move it away, because a folder belongs there; `idxflow verify` lists all such paths"
+            remedy = "move it away, because a folder belongs there: `idxflow verify` lists all such paths"
         raise StoreError(f"the store cannot be used: {error.strerror} at {path}; {remedy}") from error
 
 

@@ -1414,7 +1414,7 @@ CASES: dict[str, Case] = {
     ),
     "up: an auth string and none": Case(
         lambda here: up(here, "--no-auth", **{AUTH: "me:secret"}),
-        "expected no --no-auth where",
+        "expected no --no-auth if",
         nothing,
         further(lambda here: up(here), "start it there"),
     ),
