@@ -1210,10 +1210,10 @@ CASES: dict[str, Case] = {
         lambda here: taken(here),
     ),
     "watch: a folder that is gone": Case(
-        lambda here: (arrived(here), (inbox := inbox_of(here)), shutil.rmtree(here.mine), inbox.look()),
+        lambda here: (arrived(here), (inbox := inbox_of(here)), shutil.rmtree(here.mine), inbox.contents()),
         "create it again",
         lambda here: here.mine.mkdir(),
-        lambda here: inbox_of(here).look(),
+        lambda here: inbox_of(here).contents(),
     ),
     "watch: an archive that may not be read": Case(
         as_any_user(lambda here: (arrived(here), next(here.mine.iterdir()).chmod(0), taken(here))),
@@ -1666,7 +1666,7 @@ def inbox_of(here: Here) -> ArrivalFolder:
 def taken(here: Here) -> None:
     """Take what is in the folder, as `idxflow watch` does."""
     inbox, place = inbox_of(here), Path(tempfile.mkdtemp(dir=here.folder))
-    look = inbox.look()
+    look = inbox.contents()
     inbox.refuse(look)
     inbox.check(inbox.copy(look, place) or {}, place)
 
