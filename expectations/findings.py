@@ -27,7 +27,7 @@ class Finding(Protocol):
     """The finding about one expectation."""
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+    def of(cls, result: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
         """Return Great Expectations' finding (`result` of its JSON result) in the part `table`."""
 
     def merged(self, later: Self) -> Self:
@@ -51,14 +51,14 @@ class Rows:
     """Their `index`."""
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
-        rows = found["element_count"]
-        places = (int(place["index"]) for place in found.get("partial_unexpected_index_list") or ())
+    def of(cls, result: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        rows = result["element_count"]
+        places = (int(place["index"]) for place in result.get("partial_unexpected_index_list") or ())
         return cls(
             rows,
-            rows - found.get("missing_count", 0),
-            found["unexpected_count"],
-            tuple(found["partial_unexpected_list"])[:NAMED],
+            rows - result.get("missing_count", 0),
+            result["unexpected_count"],
+            tuple(result["partial_unexpected_list"])[:NAMED],
             tuple(places)[:NAMED],
         )
 
@@ -83,7 +83,7 @@ class Absent:
     values: tuple[Any, ...]
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+    def of(cls, result: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
         # Great Expectations names at most 20, among which a value absent from all parts could be missing.
         present = set(np.unique(table[arguments["column"]]).tolist())
         return cls(tuple(value for value in arguments["value_set"] if value not in present))
@@ -102,8 +102,8 @@ class Columns:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
-        return cls(tuple(found["observed_value"]))
+    def of(cls, result: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        return cls(tuple(result["observed_value"]))
 
     def merged(self, later: Self) -> Self:
         """Return the names that all parts have; a name that only some parts have is not a column of the whole table."""
@@ -120,12 +120,12 @@ class Value:
     value: float | None
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
-        return cls(found["observed_value"])
+    def of(cls, result: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+        return cls(result["observed_value"])
 
     def merged(self, later: Self) -> Self:
-        known = [value for value in (self.value, later.value) if value is not None]
-        return type(self)(self._together(known) if known else None)
+        values = [value for value in (self.value, later.value) if value is not None]
+        return type(self)(self._together(values) if values else None)
 
     def holds(self, arguments: Arguments) -> bool:
         if self.value is None:
@@ -172,10 +172,10 @@ class Mean:
     rows: int
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
+    def of(cls, result: Mapping[str, Any], arguments: Arguments, table: Table) -> Self:
         column = table[arguments["column"]]
         rows = int(np.count_nonzero(column == column))  # NaN, a missing value, is not equal to itself
-        total = Fraction(found["observed_value"] or 0) * rows
+        total = Fraction(result["observed_value"] or 0) * rows
         return cls(total if column.dtype.kind == "f" else Fraction(round(total)), rows)
 
     @property

@@ -40,11 +40,12 @@ def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
     """
     if not suite.expectations:
         raise IdxflowError(f"{suite.table}: expected a suite of expectations; it is empty and would pass any data")
-    looked = [_look(suite, table) for table in parts]
-    if not looked:
+    findings = [_look(suite, table) for table in parts]
+    if not findings:
         raise IdxflowError(f"{suite.table}: expected at least one part of a table; found none to evaluate")
     return tuple(
-        _check(suite, wanted, seen) for wanted, seen in zip(suite.expectations, zip(*looked, strict=True), strict=True)
+        _check(suite, expectation, seen)
+        for expectation, seen in zip(suite.expectations, zip(*findings, strict=True), strict=True)
     )
 
 
@@ -64,8 +65,11 @@ def _look(suite: Suite, table: Table) -> list[_Seen]:
             "this is a fault of the suite, not of the data"
         )
     return [
-        (_finding(suite, wanted, results[number], table), _outside(wanted, table) if suite.of == "class" else [])
-        for number, wanted in enumerate(suite.expectations)
+        (
+            _finding(suite, expectation, results[number], table),
+            _outside(expectation, table) if suite.of == "class" else [],
+        )
+        for number, expectation in enumerate(suite.expectations)
     ]
 
 
@@ -75,15 +79,15 @@ def _evaluate(suite: Suite, table: Table) -> dict[int, Any]:
     import pandas as pd
 
     batch = _whole_table().get_batch(batch_parameters={"dataframe": pd.DataFrame(table)})
-    wanted = [
+    expectations = [
         getattr(gx.expectations, e.kind)(**e.arguments, severity=e.severity, meta={"number": number})
         for number, e in enumerate(suite.expectations)
     ]
-    result = batch.validate(
-        gx.ExpectationSuite(suite.table, expectations=wanted),
+    validation = batch.validate(
+        gx.ExpectationSuite(suite.table, expectations=expectations),
         result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["index"]},
     )
-    return {one.expectation_config.meta["number"]: one for one in result.results}
+    return {result.expectation_config.meta["number"]: result for result in validation.results}
 
 
 @cache
@@ -115,44 +119,44 @@ def _whole_table() -> Any:
     return asset.add_batch_definition_whole_dataframe("whole")
 
 
-def _finding(suite: Suite, wanted: Expectation, result: Any, table: Table) -> Finding:
+def _finding(suite: Suite, expectation: Expectation, result: Any, table: Table) -> Finding:
     """Return Great Expectations' finding in a part, after checking that it agrees with `Finding.holds`."""
-    found, arguments = result.to_json_dict()["result"], wanted.arguments
-    if not found:
+    details, arguments = result.to_json_dict()["result"], expectation.arguments
+    if not details:
         raise IdxflowError(
-            f"{suite.table}: expected {wanted.name!r} to be evaluated; Great Expectations says: {_complaint(result)}; "
-            "this is a fault of the suite, not of the data"
+            f"{suite.table}: expected {expectation.name!r} to be evaluated; Great Expectations says: "
+            f"{_complaint(result)}; this is a fault of the suite, not of the data"
         )
-    finding = FINDINGS[wanted.kind].of(found, arguments, table)
+    finding = FINDINGS[expectation.kind].of(details, arguments, table)
     if finding.holds(arguments) != bool(result.success):
         raise IdxflowError(
-            f"{suite.table}: expected the verdict of Great Expectations on {wanted.name!r}; it is "
-            f"{'passed' if result.success else 'failed'} for {found}; this is a fault of the suite, not of the data"
+            f"{suite.table}: expected the verdict of Great Expectations on {expectation.name!r}; it is "
+            f"{'passed' if result.success else 'failed'} for {details}; this is a fault of the suite, not of the data"
         )
     return finding
 
 
-def _check(suite: Suite, wanted: Expectation, seen: Sequence[_Seen]) -> Check:
-    finding = reduce(lambda one, later: one.merged(later), (part for part, _ in seen))
-    passed, observed = finding.holds(wanted.arguments), _observed(suite, wanted, finding)
+def _check(suite: Suite, expectation: Expectation, seen: Sequence[_Seen]) -> Check:
+    finding = reduce(lambda earlier, later: earlier.merged(later), (part for part, _ in seen))
+    passed, observed = finding.holds(expectation.arguments), _observed(suite, expectation, finding)
     if suite.of == "class" and not passed:
         outside = [label for _, labels in seen for label in labels]
         observed += f" ({_list(outside, 'class', 'classes')})"
     return Check(
         table=suite.table,
-        name=wanted.name,
-        expectation=re.sub("(?<!^)(?=[A-Z])", "_", wanted.kind).lower(),
-        column=wanted.column,
-        limit=wanted.limit,
+        name=expectation.name,
+        expectation=re.sub("(?<!^)(?=[A-Z])", "_", expectation.kind).lower(),
+        column=expectation.column,
+        limit=expectation.limit,
         observed=observed,
-        severity=wanted.severity,
+        severity=expectation.severity,
         passed=passed,
         rows=finding.places if isinstance(finding, Rows) and suite.of == "row" else (),
-        setting=wanted.setting,
+        setting=expectation.setting,
     )
 
 
-def _observed(suite: Suite, wanted: Expectation, finding: Finding) -> str:
+def _observed(suite: Suite, expectation: Expectation, finding: Finding) -> str:
     match finding:
         case Rows():
             return _offenders(suite, finding)
@@ -161,7 +165,7 @@ def _observed(suite: Suite, wanted: Expectation, finding: Finding) -> str:
         case Columns():
             return f"{len(finding.names)} columns"
         case Value() | Mean():
-            return _number(finding.value, wanted.percent)
+            return _number(finding.value, expectation.percent)
     raise TypeError(f"expected a finding with a known wording; found {finding}")
 
 
@@ -189,16 +193,16 @@ def _text(value: Any) -> str:
     return text if len(text) <= 20 else f"{text[:12]}…"
 
 
-def _outside(wanted: Expectation, table: Table) -> list[int]:
+def _outside(expectation: Expectation, table: Table) -> list[int]:
     """Return the classes whose value is out of bounds."""
-    values = table[wanted.column]
-    low, high = wanted.arguments.get("min_value", -np.inf), wanted.arguments.get("max_value", np.inf)
+    values = table[expectation.column]
+    low, high = expectation.arguments.get("min_value", -np.inf), expectation.arguments.get("max_value", np.inf)
     return [int(label) for label in table["index"][(values < low) | (values > high)]]
 
 
-def _list(items: Sequence[Any], one: str, several: str) -> str:
+def _list(items: Sequence[Any], singular: str, plural: str) -> str:
     shown = ", ".join(str(item) for item in items[:NAMED]) + (", …" if len(items) > NAMED else "")
-    return f"{one if len(items) == 1 else several} {shown}"
+    return f"{singular if len(items) == 1 else plural} {shown}"
 
 
 def _complaint(result: Any) -> str:

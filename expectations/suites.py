@@ -57,20 +57,20 @@ class Suite:
 
 def archives(dataset: Dataset) -> Suite:
     """Return the suite for `summary.archive_table`: the decoded archives match the manifest."""
-    wanted = [
+    expectations = [
         _equal("rows in the file are those that were decoded", "rows_found", "rows_decoded"),
         _equal("content of the file is what was decoded", "content_found", "content_decoded"),
         _equal("image shape is as declared", "shape_found", "shape_declared", "image_shape"),
     ]
     if dataset.rows:
-        wanted.append(_equal("rows are as declared", "rows_found", "rows_declared", "[rows]"))
+        expectations.append(_equal("rows are as declared", "rows_found", "rows_declared", "[rows]"))
     for kind in ("images", "labels"):
         if any(dataset.archive(f"{split}-{kind}").payload_sha256 for split in SPLITS):
-            wanted.append(
+            expectations.append(
                 _equal(f"{kind} are the published bytes", f"{kind}_found", f"{kind}_declared", "payload_sha256")
             )
     count = Expectation("both splits are there", "ExpectTableRowCountToEqual", {"value": len(SPLITS)}, str(len(SPLITS)))
-    return Suite("archives", "split", (count, *wanted))
+    return Suite("archives", "split", (count, *expectations))
 
 
 def images(dataset: Dataset, split: SplitName) -> Suite:
@@ -237,8 +237,8 @@ def _repeats(dataset: Dataset, split: SplitName) -> tuple[Expectation, ...]:
     return (*repeats, _rarely("no test image is in the training split", "leaked", limits, "max_leaked"))
 
 
-def _equal(name: str, found: str, declared: str, setting: str = "") -> Expectation:
-    arguments = {"column_A": found, "column_B": declared, "ignore_row_if": "either_value_is_missing"}
+def _equal(name: str, actual: str, declared: str, setting: str = "") -> Expectation:
+    arguments = {"column_A": actual, "column_B": declared, "ignore_row_if": "either_value_is_missing"}
     return Expectation(name, "ExpectColumnPairValuesToBeEqual", arguments, "equal", setting=setting)
 
 

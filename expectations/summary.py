@@ -79,9 +79,9 @@ class Centroids:
             # Without x, the mean of the n images of its class is n / (n - 1) times as far from x.
             away = np.where(self.counts > 1, self.counts / np.maximum(self.counts - 1, 1), 1).astype(np.float32) ** 2
             places = np.searchsorted(self.labels, own)
-            known = np.flatnonzero(np.isin(own, self.labels))
-            halves, mine = (pixels[known] ** 2).sum(axis=1) / 2, (known, places[known])
-            scores[mine] = halves - away[places[known]] * (halves - scores[mine])
+            rows = np.flatnonzero(np.isin(own, self.labels))
+            halves, mine = (pixels[rows] ** 2).sum(axis=1) / 2, (rows, places[rows])
+            scores[mine] = halves - away[places[rows]] * (halves - scores[mine])
         nearest: np.ndarray = self.labels[scores.argmax(axis=1)]
         return nearest
 
@@ -121,23 +121,23 @@ def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Sur
 
 def images(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
-    found: Survey,
+    split_survey: Survey,
     train: Survey | None,
     part_rows: int,
 ) -> Iterator[Table]:
     """Yield the image table of one split in parts, with the columns of `IMAGE_COLUMNS`: at least one, even if empty.
 
     Args:
-        blocks: of `storage.formats.parquet.blocks`, for the same split as `found`.
+        blocks: of `storage.formats.parquet.blocks`, for the same split as `split_survey`.
         found: the results of the first pass over the split.
         train: the same for the training split, used by `nearest` and `leaked`; None: this is the training split, and
             nothing is leaked.
         part_rows: minimum number of rows of each part but the last.
     """
-    compared = _repeats(found.digests, found.labels)
-    leaked = np.zeros(len(found.digests), bool) if train is None else _among(found.digests, train.digests)
-    compared |= {"digest": found.digests, "leaked": leaked}
-    means, start = (train or found).means, 0
+    compared = _repeats(split_survey.digests, split_survey.labels)
+    leaked = np.zeros(len(split_survey.digests), bool) if train is None else _among(split_survey.digests, train.digests)
+    compared |= {"digest": split_survey.digests, "leaked": leaked}
+    means, start = (train or split_survey).means, 0
     for measured in _parts(_pieces(blocks), means, train is None, part_rows):
         stop = start + len(measured["label"])
         table = measured | {name: values[start:stop] for name, values in compared.items()}
@@ -195,9 +195,9 @@ class Matches:
         return math.erfc(away / math.sqrt(2)) / 2
 
 
-def match_table(found: Matches) -> Table:
+def match_table(matches: Matches) -> Table:
     """Return one row: `by_chance`, see `Matches`."""
-    return {"index": np.arange(1), "by_chance": np.array([found.by_chance])}
+    return {"index": np.arange(1), "by_chance": np.array([matches.by_chance])}
 
 
 def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[SplitName, int]) -> Table:
@@ -210,9 +210,11 @@ def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[Split
         splits: as recorded by decode.
         rows: how many rows were read of each split.
     """
-    found = [_archive_row(dataset, split, parquet.metadata(split.file), rows[split.name]) for split in splits]
-    names = found[0].keys()
-    return {"index": np.arange(len(found))} | {name: np.array([row[name] for row in found], object) for name in names}
+    split_rows = [_archive_row(dataset, split, parquet.metadata(split.file), rows[split.name]) for split in splits]
+    names = split_rows[0].keys()
+    return {"index": np.arange(len(split_rows))} | {
+        name: np.array([row[name] for row in split_rows], object) for name in names
+    }
 
 
 def _archive_row(dataset: Dataset, split: Split, footer: Mapping[str, Any], rows: int) -> dict[str, Any]:
@@ -292,15 +294,15 @@ def _repeats(digests: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     return {"duplicate": duplicate, "conflict": _among(digests, twofold)}
 
 
-def _among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return which of `digests` are in `known`, as bool; `numpy.isin` takes several times the memory."""
-    if not len(known):
+def _among(digests: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return which of `digests` are in `reference`, as bool; `numpy.isin` takes several times the memory."""
+    if not len(reference):
         return np.zeros(len(digests), bool)
-    ordered = np.sort(known)
+    ordered = np.sort(reference)
     places = np.searchsorted(ordered, digests)
     places[places == len(ordered)] = 0
-    found: np.ndarray = ordered[places] == digests
-    return found
+    matches: np.ndarray = ordered[places] == digests
+    return matches
 
 
 def _times(shape: Iterable[int]) -> str:
