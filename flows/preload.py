@@ -36,12 +36,12 @@ def needed(request: Request) -> list[Callable[[], Any]]:
     A validation in the store, or a training with the same parameters, may be reused without its library.
     """
     dataset, config = request.resolve()
-    store, wanted = Store(store_root(request.store)), config.model_dump(mode="json", exclude={"memory"})
+    store, settings = Store(store_root(request.store)), config.model_dump(mode="json", exclude={"memory"})
     trained = any(
-        all(made["made_from"]["parameters"].get(name) == value for name, value in wanted.items())
-        for made in store.made(dataset.name, "train")
+        all(entry["made_from"]["parameters"].get(name) == value for name, value in settings.items())
+        for entry in store.newest_entries(dataset.name, "train")
     )
-    validated = any(store.made(dataset.name, "validate"))
+    validated = any(store.newest_entries(dataset.name, "validate"))
     imports: list[Callable[[], Any]] = [] if validated else [run_suites.prepare]
     if request.force or not trained:
         imports.append(network.tensorflow)

@@ -154,7 +154,7 @@ class Arrivals:
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
         """
-        return next((found for found in self._newest_first() if found.source == source), None)
+        return next((arrival for arrival in self._newest_first() if arrival.source == source), None)
 
     def waiting(self, source: str) -> list[Arrival]:
         """Return the sets of a folder that arrived after the last set that was run, oldest first.
@@ -162,13 +162,13 @@ class Arrivals:
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
         """
-        found: list[Arrival] = []
+        arrivals: list[Arrival] = []
         for arrival in self._newest_first():
             if arrival.source == source:
                 if self.run_of(arrival.id):
                     break
-                found.append(arrival)
-        return found[::-1]
+                arrivals.append(arrival)
+        return arrivals[::-1]
 
     def run_of(self, arrival: str) -> dict[str, Any] | None:
         """Return the ledger's record of the newest finished run of a set, or None.
@@ -182,10 +182,10 @@ class Arrivals:
             names = [name for name in reversed(self._ledger.names("runs")) if since is not None and place(name) > since]
             runs = (self._ledger.record("runs", name) for name in names)
             ended = (run for run in runs if run.get("state") not in CUT_OFF)
-            found = next((run for run in ended if run.get("arrival") == arrival), None)
-            if found is None:
+            newest = next((run for run in ended if run.get("arrival") == arrival), None)
+            if newest is None:
                 return None
-            self._runs[arrival] = found
+            self._runs[arrival] = newest
         return self._runs[arrival]
 
     def discard(self, arrival: str) -> None:
@@ -200,16 +200,16 @@ class Arrivals:
             DamagedEntry: a record of the ledger cannot be read.
         """
         snapshots = {path.name: path for path in listed(self._folder)}
-        unseen, over, found = set(snapshots), set[str](), list[Path]()
+        unseen, over, unneeded = set(snapshots), set[str](), list[Path]()
         for arrival in self._newest_first() if snapshots else ():
             if arrival.source not in over and (self.run_of(arrival.id) or {}).get("state") in WELL:
                 over.add(arrival.source)
             if arrival.source in over and arrival.id in snapshots:
-                found.append(snapshots[arrival.id])
+                unneeded.append(snapshots[arrival.id])
             unseen.discard(arrival.id)
             if not unseen:
                 break
-        return sorted(found)
+        return sorted(unneeded)
 
     def damage(self, contents: bool = True) -> Iterator[tuple[Path, str]]:
         """Yield each damaged snapshot with a description of the problem.
@@ -219,8 +219,8 @@ class Arrivals:
         for path in listed(self._folder):
             try:
                 for file in _described(path).files.values():
-                    found = (path / file.name).stat().st_size
-                    if found != file.bytes or (contents and sha256_of(path / file.name) != file.sha256):
+                    size = (path / file.name).stat().st_size
+                    if size != file.bytes or (contents and sha256_of(path / file.name) != file.sha256):
                         raise DamagedEntry(f"{file.name} is not what arrived")
             except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedEntry) as error:
                 yield path, str(error)

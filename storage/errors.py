@@ -175,8 +175,8 @@ def error_class(kind: str) -> type[IdxflowError]:
     """Return the class that a record names (`Failure.kind`); the base class for an unexpected error."""
     if kind.lower() in CUT_OFF:
         return CutOff
-    known = globals().get(kind)
-    return known if isinstance(known, type) and issubclass(known, IdxflowError) else IdxflowError
+    value = globals().get(kind)
+    return value if isinstance(value, type) and issubclass(value, IdxflowError) else IdxflowError
 
 
 def made_again(file: Path) -> str:

@@ -56,7 +56,7 @@ def kind_of(path: Path) -> str:
 def alike(path: Path) -> str:
     """Suggest names in the same folder that a missing `path` may have meant, as `storage.words.meant` does."""
     try:
-        beside = [] if path.exists() else [found.name for found in path.parent.iterdir()]
+        beside = [] if path.exists() else [entry.name for entry in path.parent.iterdir()]
     except OSError:
         beside = []
     return meant(path.name, (name for name in beside if name.isprintable()))
@@ -80,10 +80,10 @@ def check_local(what: str, path: str | Path) -> None:
     Raises:
         ConfigError: it is a URL.
     """
-    if found := _ADDRESS.match(str(path)):
+    if match := _ADDRESS.match(str(path)):
         # Leave out the rest, which may contain a password.
         raise ConfigError(
-            f"expected {what} to be a path of this machine; found an address, {found[1]}://…; "
+            f"expected {what} to be a path of this machine; found an address, {match[1]}://…; "
             "give a path instead, such as that of a mounted folder"
         )
 
@@ -156,10 +156,10 @@ def listed(folder: Path, suffix: str = "") -> list[Path]:
         OSError: the folder cannot be read. `Path.glob` would treat it as empty, and needed entries would be removed.
     """
     try:
-        found = list(folder.iterdir())
+        paths = list(folder.iterdir())
     except FileNotFoundError:
         return []
-    return sorted(path for path in found if not path.name.startswith(".") and path.name.endswith(suffix))
+    return sorted(path for path in paths if not path.name.startswith(".") and path.name.endswith(suffix))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

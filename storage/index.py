@@ -47,7 +47,7 @@ class Index:
         Raises:
             OSError: the folder cannot be read.
         """
-        before = self.kept() if self._lines is None else self._lines
+        before = self.intact_lines() if self._lines is None else self._lines
         lines: dict[str, _Line] = {}
         for name, stamp in self._stamps():
             line = before.get(name)
@@ -66,7 +66,7 @@ class Index:
                 write_bytes(self.file, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
                 self._unkept = 0
 
-    def kept(self) -> dict[str, _Line]:
+    def intact_lines(self) -> dict[str, _Line]:
         """Return the lines of the index file, by record; none if it is missing or damaged."""
         try:
             return self.stored()
@@ -86,10 +86,10 @@ class Index:
         digest, _, text = self.file.read_bytes().partition(b"\n")
         if hashlib.sha256(text).hexdigest().encode() != digest:
             raise ValueError("its contents do not have the SHA-256 written in it")
-        found = json.loads(text)
-        if found["fields"] != list(self._fields):
+        contents = json.loads(text)
+        if contents["fields"] != list(self._fields):
             return {}
-        return {name: (_stamp(line[0]), line[1]) for name, line in found["lines"].items()}
+        return {name: (_stamp(line[0]), line[1]) for name, line in contents["lines"].items()}
 
     def differing(self) -> list[str]:
         """Return the names of the records whose line in the index file differs from the record.

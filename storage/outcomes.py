@@ -66,10 +66,10 @@ def steps_of(record: Mapping[str, Any]) -> tuple[Step, ...]:
     Raises:
         AttributeError, TypeError, ValueError: the steps are in neither form.
     """
-    kept = record.get("steps") or ()
-    if isinstance(kept, Mapping):
-        return tuple(sorted((_step({**_identity(name), **values}) for name, values in kept.items()), key=_place))
-    return tuple(_step(values) for values in kept)
+    steps = record.get("steps") or ()
+    if isinstance(steps, Mapping):
+        return tuple(sorted((_step({**_identity(name), **values}) for name, values in steps.items()), key=_place))
+    return tuple(_step(values) for values in steps)
 
 
 def _of_step(step: Step, names: tuple[str, ...]) -> dict[str, Any]:
@@ -88,5 +88,5 @@ def _identity(name: str) -> dict[str, str]:
 
 
 def _place(step: Step) -> tuple[int, int, str]:
-    known = _ORDER.index(step.step) if step.step in _ORDER and not step.of else len(_ORDER)
-    return known, _SUBJECTS.index(step.subject) if step.subject in _SUBJECTS else len(_SUBJECTS), step.name
+    position = _ORDER.index(step.step) if step.step in _ORDER and not step.of else len(_ORDER)
+    return position, _SUBJECTS.index(step.subject) if step.subject in _SUBJECTS else len(_SUBJECTS), step.name

@@ -482,13 +482,13 @@ def from_json(kind: type[R], values: Mapping[str, Any], folder: Path | None = No
         TypeError: a field is missing or unknown.
     """
     hints = typing.get_type_hints(kind)
-    made = {name: _revive(hints[name], value) for name, value in values.items() if name in hints}
-    unknown = values.keys() - made.keys()
+    arguments = {name: _revive(hints[name], value) for name, value in values.items() if name in hints}
+    unknown = values.keys() - arguments.keys()
     if unknown:
         raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
     if "folder" in hints:
-        made["folder"] = folder
-    return kind(**made)
+        arguments["folder"] = folder
+    return kind(**arguments)
 
 
 def _revive(hint: Any, value: Any) -> Any:

@@ -366,9 +366,9 @@ class Registry:
             while True:
                 number = max(self.numbers(), default=0) + 1
                 # Search after listing: a listing made while others register may lack a version below its newest.
-                known = self.find(values["model"], values["evaluation"])
-                if known:
-                    return known
+                existing = self.find(values["model"], values["evaluation"])
+                if existing:
+                    return existing
                 time = datetime.now(UTC).isoformat(timespec="seconds")
                 version = Version(dataset=self.dataset, number=number, time=time, format=FORMAT, **values)
                 # Another run may have taken the number since; if so, try the next.

@@ -88,42 +88,42 @@ def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: boo
 
 def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
     dataset = registry.dataset
-    numbers = _kept_numbers(registry, keep_last)
+    numbers = _numbers_to_keep(registry, keep_last)
     versions = [registry.version(number) for number in sorted(numbers)]
-    names = _kept_names(registry, versions, keep_last)
+    names = _names_to_keep(registry, versions, keep_last)
     entries = list(_entries(store, dataset))
     removed = tuple(path for path in entries if path.name not in names)
-    gone = {path.name for path in removed}
+    keys = {path.name for path in removed}
     unfinished = for_the_next_run(registry)
-    left = (path for path in leftovers(store, dataset) if path not in unfinished)
-    rubbish = (*left, *Arrivals(store, dataset).surplus())
+    abandoned = (path for path in leftovers(store, dataset) if path not in unfinished)
+    rubbish = (*abandoned, *Arrivals(store, dataset).surplus())
     return Collected(
         dataset,
         busy=False,
         entries=removed,
         leftovers=rubbish,
-        retired=tuple(registry.made_of(gone)),
+        retired=tuple(registry.made_of(keys)),
         kept=len(entries) - len(removed),
         unfinished=unfinished,
         bytes=sum(_size(path) for path in (*removed, *rubbish)),
     )
 
 
-def _kept_numbers(registry: Registry, keep_last: int) -> set[int]:
+def _numbers_to_keep(registry: Registry, keep_last: int) -> set[int]:
     """Return the numbers of the champion, of the champions that led to it, and of the newest versions."""
-    there, champion = registry.numbers(), registry.champion()
+    existing, champion = registry.numbers(), registry.champion()
     numbers = {*line(registry.outline()), *([champion.number] if champion else [])}
-    return (numbers & {*there}) | {*there[-keep_last:]}
+    return (numbers & {*existing}) | {*existing[-keep_last:]}
 
 
-def _kept_names(registry: Registry, versions: list[Version], keep_last: int) -> set[str]:
+def _names_to_keep(registry: Registry, versions: list[Version], keep_last: int) -> set[str]:
     """Return the folder names of all entries to keep: keys, and the ids of runs whose reports are kept."""
     ledger = registry.ledger
     makers, runs = {version.run for version in versions}, ledger.names("runs")
     newest = {*runs[-keep_last:]}
-    kept = [ledger.record("runs", name) for name in runs if name in newest or run_of(name) in makers]
+    records = [ledger.record("runs", name) for name in runs if name in newest or run_of(name) in makers]
     names = {key for version in versions for key in (version.model, version.evaluation)}
-    for run in kept:
+    for run in records:
         # An unchanged run shares the report of the last run that decided something.
         names |= {run["run"], Path(run.get("report") or run["run"]).name}
         names |= {step.key for step in steps_of(run)}

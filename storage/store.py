@@ -85,20 +85,20 @@ BESIDE = Path(__file__).resolve().parent.parent / "store"
 """The default store."""
 
 
-def store_path(given: str | Path | None = None) -> Path:
-    """Return the store's folder: `given`, or `IDXFLOW_STORE`, or `store` next to the source code."""
-    return Path(given or os.environ.get(STORE_VARIABLE) or BESIDE).expanduser().absolute()
+def store_path(folder: str | Path | None = None) -> Path:
+    """Return the store's folder: `folder`, or `IDXFLOW_STORE`, or `store` next to the source code."""
+    return Path(folder or os.environ.get(STORE_VARIABLE) or BESIDE).expanduser().absolute()
 
 
-def store_root(given: str | Path | None = None) -> Path:
+def store_root(folder: str | Path | None = None) -> Path:
     """Return `store_path` after checking that it is a readable folder or does not exist yet.
 
     Raises:
         ConfigError: it is a URL.
         StoreError: it is not a folder, cannot be read, or was written by a later version.
     """
-    check_local("the store (--store or IDXFLOW_STORE)", given or os.environ.get(STORE_VARIABLE) or "")
-    root = store_path(given)
+    check_local("the store (--store or IDXFLOW_STORE)", folder or os.environ.get(STORE_VARIABLE) or "")
+    root = store_path(folder)
     with store_errors(root):
         if root.exists() and not root.is_dir():
             raise StoreError(
@@ -284,12 +284,12 @@ class Store:
         """
         path = self.entries(dataset, step) / key / ENTRY
         try:
-            made: dict[str, Any] = read_json(path)["made_from"]
+            origin: dict[str, Any] = read_json(path)["made_from"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedEntry(f"{path}: expected what it was made from; {error}") from error
-        return made
+        return origin
 
-    def made(self, dataset: str, step: str) -> Iterator[dict[str, Any]]:
+    def newest_entries(self, dataset: str, step: str) -> Iterator[dict[str, Any]]:
         """Yield `entry.json` of the newest entries of a step, newest first, without checking anything else.
 
         At most `LOOKED_AT` entries are read.
@@ -381,13 +381,15 @@ class Store:
         if plan.name:
             return "new for each run"
         same = (plan.step, plan.subject)
-        others = [made for made in self.made(plan.dataset, plan.step) if (made["step"], made["subject"]) == same]
+        others = [
+            entry for entry in self.newest_entries(plan.dataset, plan.step) if (entry["step"], entry["subject"]) == same
+        ]
         if not others:
             looked_at_all = len(_newest(self.entries(plan.dataset, plan.step))) < LOOKED_AT
             return "first run" if looked_at_all else "nothing similar among the newest results"
         now = plan.made_from
-        before = ({part: made["made_from"][part] for part in _PARTS} for made in others)
-        changes = [_in_words(d) for d in min((differences(made, now) for made in before), key=len)]
+        before = ({part: entry["made_from"][part] for part in _PARTS} for entry in others)
+        changes = [_in_words(d) for d in min((differences(entry, now) for entry in before), key=len)]
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         return ", ".join(changes[:3]) + rest if changes else "made again"
 
@@ -442,10 +444,10 @@ def _check_identity(folder: Path, entry: Mapping[str, Any]) -> None:
     if entry["format"] != ENTRY_FORMAT:
         raise ValueError(f"expected format {ENTRY_FORMAT}; found {entry['format']!r}")
     plan = Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
-    found = (entry["dataset"], FOLDERS.get(plan.step), plan.folder)
+    actual = (entry["dataset"], FOLDERS.get(plan.step), plan.folder)
     expected = (folder.parent.parent.name, folder.parent.name, folder.name)
-    if found != expected:
-        raise ValueError(f"expected the entry of {'/'.join(expected)}; found that of {'/'.join(map(str, found))}")
+    if actual != expected:
+        raise ValueError(f"expected the entry of {'/'.join(expected)}; found that of {'/'.join(map(str, actual))}")
     for name in entry["files"]:
         if name in (ENTRY, "", ".", "..") or "/" in name or "\0" in name:
             raise ValueError(f"expected the names of files in its folder; found {name!r}")
@@ -456,9 +458,9 @@ def _check_file(path: Path, size: int, sha256: str | None) -> None:
         if path.is_symlink():
             raise DamagedEntry(f"{path}: expected a file; found a symbolic link")
         check_regular(path)
-        found = path.stat().st_size
-        if found != size:
-            raise DamagedEntry(f"{path}: expected {size:,} bytes; found {found:,}")
+        actual = path.stat().st_size
+        if actual != size:
+            raise DamagedEntry(f"{path}: expected {size:,} bytes; found {actual:,}")
         digest = sha256_of(path) if sha256 else None
     except (FileNotFoundError, IsADirectoryError, NotRegular) as error:
         raise DamagedEntry(f"{path}: expected {size:,} bytes; {error.strerror}") from error
@@ -526,10 +528,12 @@ def _newest(folder: Path) -> list[str]:
     """Return the names of the newest entries in a folder, newest first, at most `LOOKED_AT`."""
     try:
         with os.scandir(folder) as entries:
-            made = [(e.stat(follow_symlinks=False).st_mtime_ns, e.name) for e in entries if not e.name.startswith(".")]
+            candidates = [
+                (e.stat(follow_symlinks=False).st_mtime_ns, e.name) for e in entries if not e.name.startswith(".")
+            ]
     except OSError:
         return []
-    return [name for _, name in heapq.nlargest(LOOKED_AT, made)]
+    return [name for _, name in heapq.nlargest(LOOKED_AT, candidates)]
 
 
 def discard(folder: Path) -> None:

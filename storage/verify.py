@@ -150,8 +150,8 @@ class _Check:
         others = [path for part in ("", *PARTS) if not _is_folder(path := self.folder / part)]
         others += [path for part in INNER if _is_folder((path := self.folder / part).parent) and not _is_folder(path)]
         for path in others:
-            found = "a symbolic link" if path.is_symlink() else kind_of(path)
-            self._damage(path, f"expected a folder; found {found}", _MOVE_LINKED if path.is_symlink() else _MOVE_AWAY)
+            actual = "a symbolic link" if path.is_symlink() else kind_of(path)
+            self._damage(path, f"expected a folder; found {actual}", _MOVE_LINKED if path.is_symlink() else _MOVE_AWAY)
         return not others
 
     def _entries(self) -> None:
@@ -248,8 +248,8 @@ class _Check:
         return time_of(record)
 
     def _clock(self, times: dict[str, tuple[Path, datetime]]) -> None:
-        found = jumps({name: time for name, (_, time) in times.items()}, self.now)
-        for jump in found:
+        clock_jumps = jumps({name: time for name, (_, time) in times.items()}, self.now)
+        for jump in clock_jumps:
             remedy = _SET_CLOCK if jump.ahead else _CLOCK_IS_RIGHT
             self.findings.append(StoreFinding(times[jump.name][0], "remark", jump.problem, remedy))
 
@@ -276,7 +276,7 @@ class _Check:
     def _leftovers(self) -> None:
         try:
             with _unused(self.store, self.dataset):
-                found = leftovers(self.store, self.dataset)
+                paths = leftovers(self.store, self.dataset)
         except _Busy:
             return
         try:
@@ -284,7 +284,7 @@ class _Check:
         except IdxflowError:
             # The unreadable record is already reported as damage.
             needed = ()
-        for path in found:
+        for path in paths:
             remedy = _GO_ON if path in needed else self._clear
             self.findings.append(StoreFinding(path, "leftover", "a run ended while writing it", remedy))
 
@@ -314,8 +314,8 @@ def leftovers(store: Store, dataset: str) -> list[Path]:
     places += [folder / INBOX / ARRIVALS]
     places += [folder / "registry" / name for name in ("versions", "retired")]
     places += [folder / "ledger" / kind for kind in (*KINDS, UNDER_WAY)]
-    found = {path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(".")}
-    return sorted(found)
+    paths = {path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(".")}
+    return sorted(paths)
 
 
 def for_the_next_run(registry: Registry) -> tuple[Path, ...]:

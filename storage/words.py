@@ -37,17 +37,17 @@ def shortened(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def meant(given: object, known: Iterable[str], alike: float = 0.6) -> str:
-    """Return ` (did you mean mnist?)`, to be placed after `given`, or an empty string if no known name is similar.
+def meant(value: object, known: Iterable[str], alike: float = 0.6) -> str:
+    """Return ` (did you mean mnist?)`, to be placed after `value`, or an empty string if no known name is similar.
 
     Args:
         given: the text that a user typed; case is ignored.
         alike: share of letters that must match, from 0 to 1.
     """
-    if not isinstance(given, str) or len(given) > _LONGEST:
+    if not isinstance(value, str) or len(value) > _LONGEST:
         return ""
-    names = {name.lower(): name for name in known if name != given}
-    close = get_close_matches(given.lower(), names, n=1, cutoff=alike)
+    names = {name.lower(): name for name in known if name != value}
+    close = get_close_matches(value.lower(), names, n=1, cutoff=alike)
     return f" (did you mean {names[close[0]]}?)" if close else ""
 
 

@@ -49,16 +49,16 @@ def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: json_schema
         # A validator's own sentence.
         return error["msg"].removeprefix("Value error, ")
     if error["type"] in _UNKNOWN_KEY:
-        known = json_schema.part(model, keys[:-1])["properties"]
+        properties = json_schema.part(model, keys[:-1])["properties"]
         remedy = "remove it or correct its spelling"
-        return f"expected one of {', '.join(known)}; found {name}{meant(keys[-1], known)}; {remedy}"
+        return f"expected one of {', '.join(properties)}; found {name}{meant(keys[-1], properties)}; {remedy}"
     allowed = json_schema.part(model, keys)
     is_missing = error["type"] == "missing"
-    given, remedy = ("nothing", "add it") if is_missing else (_given(error, allowed, values, keys), "correct it")
-    return f"expected {name} to be {json_schema.in_words(allowed)}; found {given}; {remedy}"
+    value, remedy = ("nothing", "add it") if is_missing else (_value_text(error, allowed, values, keys), "correct it")
+    return f"expected {name} to be {json_schema.in_words(allowed)}; found {value}; {remedy}"
 
 
-def _given(error: ErrorDetails, allowed: json_schema.Schema, values: Any, keys: Sequence[str]) -> str:
+def _value_text(error: ErrorDetails, allowed: json_schema.Schema, values: Any, keys: Sequence[str]) -> str:
     if allowed.get("items", {}).get("format") == "uri":
         # Not the whole URL, which may contain a password.
         address = error["input"]

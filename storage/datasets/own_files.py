@@ -72,9 +72,9 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
     shape = _shape(folder, splits)
     labels = sorted({label for split in splits for label in split.rows_by_label})
     if not 2 <= len(labels) <= MAX_CLASSES:
-        found = f"only the label {labels[0]}" if len(labels) == 1 else f"{len(labels):,} different ones"
+        count = f"only the label {labels[0]}" if len(labels) == 1 else f"{len(labels):,} different ones"
         raise FormatError(
-            f"{folder}: expected labels of 2 to {MAX_CLASSES} classes; found {found}; give files with that many classes"
+            f"{folder}: expected labels of 2 to {MAX_CLASSES} classes; found {count}; give files with that many classes"
         )
     lines = [
         f"name = {_text(name or _name_of(folder))}",
@@ -116,14 +116,14 @@ def _classes(labels: list[int], column: int | None) -> list[str]:
 
 
 def _split(images: Path, labels: Path, column: int | None) -> _Split:
-    found, counts = _images(images), _rows_by_label(labels, column)
+    described, counts = _images(images), _rows_by_label(labels, column)
     rows = sum(counts.values())
-    if found.rows != rows:
+    if described.rows != rows:
         raise FormatError(
-            f"{images} and {labels.name}: expected as many labels as images; found {found.rows:,} images and "
+            f"{images} and {labels.name}: expected as many labels as images; found {described.rows:,} images and "
             f"{rows:,} labels; give the two files that belong together"
         )
-    return _Split(found, counts)
+    return _Split(described, counts)
 
 
 def _images(path: Path) -> _Images:
@@ -280,12 +280,12 @@ def _files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise _no_set(folder, f"{kind_of(folder)}{alike(folder)}", "correct the path")
-    found = {role: _files_of(folder, role) for role in ROLES}
-    missing = [role for role, files in found.items() if not files]
+    candidates = {role: _files_of(folder, role) for role in ROLES}
+    missing = [role for role, files in candidates.items() if not files]
     if missing:
-        there = sorted(_shown_entry(path) for path in folder.iterdir() if path.name[0] != ".")
-        more = f" and {len(there) - _NAMES_SHOWN:,} more" if len(there) > _NAMES_SHOWN else ""
-        among = f"none for {', '.join(missing)} among {', '.join(there[:_NAMES_SHOWN]) or 'nothing'}{more}"
+        entries = sorted(_shown_entry(path) for path in folder.iterdir() if path.name[0] != ".")
+        more = f" and {len(entries) - _NAMES_SHOWN:,} more" if len(entries) > _NAMES_SHOWN else ""
+        among = f"none for {', '.join(missing)} among {', '.join(entries[:_NAMES_SHOWN]) or 'nothing'}{more}"
         inside = next((sub for sub in sorted(folder.glob("*/")) if all(_files_of(sub, role) for role in ROLES)), None)
         remedy = (
             f"give {inside}, which has them"
@@ -294,33 +294,33 @@ def _files(folder: Path) -> dict[str, Path]:
             "first: storage.formats.idx.encode(array) gives the bytes of one"
         )
         raise _no_set(folder, among, remedy)
-    for role, files in found.items():
+    for role, files in candidates.items():
         if len(files) > 1:
             names = ", ".join(path.name for path in files)
             raise ConfigError(
                 f"{folder}: expected one file of {role}; found {len(files)}: {names}; move the others to another folder"
             )
-    return {role: files[0] for role, files in found.items()}
+    return {role: files[0] for role, files in candidates.items()}
 
 
 def _files_of(folder: Path, role: str) -> list[Path]:
     """Return the files that could be that of `role`; a compressed file takes precedence over the same uncompressed."""
     pattern = re.compile(_PATTERNS[role], re.IGNORECASE)
-    found = sorted(path for path in folder.glob("*") if pattern.search(path.name) and path.name[0] != ".")
-    found = [path for path in found if path.is_file()]
-    packed = [path for path in found if path.suffix == ".gz"]
-    return packed if len(packed) == 1 else found
+    paths = sorted(path for path in folder.glob("*") if pattern.search(path.name) and path.name[0] != ".")
+    paths = [path for path in paths if path.is_file()]
+    packed = [path for path in paths if path.suffix == ".gz"]
+    return packed if len(packed) == 1 else paths
 
 
 def _shown_entry(path: Path) -> str:
     return path.name if path.is_file() else f"{path.name} ({kind_of(path)})"
 
 
-def _no_set(folder: Path, found: str, remedy: str) -> ConfigError:
+def _no_set(folder: Path, actual: str, remedy: str) -> ConfigError:
     return ConfigError(
         f"{folder}: expected a folder of four IDX files (the format of MNIST's archives, plain or gzip), with "
         "train-images, train-labels, t10k-images or test-images, t10k-labels or test-labels in their names; found "
-        f"{catalog.one_line(found)}; {remedy}"
+        f"{catalog.one_line(actual)}; {remedy}"
     )
 
 

@@ -71,11 +71,15 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def _check_names(path: Path, found: list[str], expected: list[str]) -> None:
+def _check_names(path: Path, actual: list[str], expected: list[str]) -> None:
     """Check the names as lists, not sets: no name may appear twice, since readers differ on which they use."""
-    if sorted(found) != sorted(expected):
-        wanted, there = (", ".join(sorted(name.removesuffix(".npy") for name in names)) for names in (expected, found))
-        raise DamagedEntry(f"{path}: expected the arrays {wanted}; found {_shown(there) or 'none'}; {made_again(path)}")
+    if sorted(actual) != sorted(expected):
+        expected_text, actual_text = (
+            ", ".join(sorted(name.removesuffix(".npy") for name in names)) for names in (expected, actual)
+        )
+        raise DamagedEntry(
+            f"{path}: expected the arrays {expected_text}; found {_shown(actual_text) or 'none'}; {made_again(path)}"
+        )
 
 
 def _member(
@@ -104,10 +108,10 @@ def _member(
 
 
 def _described(header: str) -> str:
-    known = _HEADER.fullmatch(header)
-    if not known:
+    match = _HEADER.fullmatch(header)
+    if not match:
         return _shown(header)
-    return f"{np.dtype(known[1])} and shape {known[3]}{' in Fortran order' if known[2] == 'True' else ''}"
+    return f"{np.dtype(match[1])} and shape {match[3]}{' in Fortran order' if match[2] == 'True' else ''}"
 
 
 def _shown(text: str) -> str:

@@ -141,8 +141,8 @@ class Reader:
         magic = self._header_bytes(4, "the 4-byte magic number")
         zeros, code, dimensions = magic[:2], magic[2], magic[3]
         if zeros != b"\0\0" or code not in TYPES:
-            known = ", ".join(f"{c:02x}" for c in TYPES)
-            expected = f"an IDX magic number 0000TTNN with a type TT of {known}"
+            codes = ", ".join(f"{c:02x}" for c in TYPES)
+            expected = f"an IDX magic number 0000TTNN with a type TT of {codes}"
             start = magic + self._input.read(_TAR_MAGIC_AT + len(_TAR_MAGIC) - len(magic))
             guess, remedy = _guess(start)
             raise _refused(self.name, expected, f"{magic.hex()}{_text(start[:_SHOWN])} ({guess})", remedy)
@@ -153,9 +153,9 @@ class Reader:
         if 0 in header.shape:
             raise _refused(self.name, "at least one element", f"the shape {header.shape} in the header", _FIT)
         if header.data_bytes > MAX_PAYLOAD_BYTES:
-            found = f"{header.shape} of {header.dtype.name} in the header, {header.data_bytes:,} bytes"
+            actual = f"{header.shape} of {header.dtype.name} in the header, {header.data_bytes:,} bytes"
             expected = f"at most {MAX_PAYLOAD_BYTES:,} bytes of data"
-            raise _refused(self.name, expected, found, _swapped(header) or _FIT)
+            raise _refused(self.name, expected, actual, _swapped(header) or _FIT)
         return header
 
     def _header_bytes(self, count: int, what: str) -> bytes:
@@ -168,15 +168,15 @@ class Reader:
     def _taken(self, rows: int) -> Iterator[bytes]:
         """Yield the bytes of at most `rows` rows at a time."""
         size, step = self.header.data_bytes, rows * self.header.row_bytes
-        for done in range(0, size, step):
-            yield self._take(min(step, size - done), done)
+        for start in range(0, size, step):
+            yield self._take(min(step, size - start), start)
 
-    def _take(self, count: int, done: int) -> bytes:
+    def _take(self, count: int, start: int) -> bytes:
         data = self._input.read(count)
         if len(data) < count:
             expected = f"{self.header.data_bytes:,} bytes of data for shape {self.header.shape} of "
-            found = f"the end of the data after {done + len(data):,}"
-            raise _refused(self.name, expected + self.header.dtype.name, found, _swapped(self.header) or _FIT)
+            actual = f"the end of the data after {start + len(data):,}"
+            raise _refused(self.name, expected + self.header.dtype.name, actual, _swapped(self.header) or _FIT)
         return data
 
 
@@ -251,8 +251,8 @@ class _Gzip:
                 raise _refused(self._name, expected, "the end of the file before it", _AGAIN)
         trailing = len(self._pending) + len(self._stream.read(_CHUNK))
         if trailing:
-            found = f"at least {trailing:,} more bytes"
-            raise _refused(self._name, "gzip and nothing after it", found, _PACK_AGAIN)
+            actual = f"at least {trailing:,} more bytes"
+            raise _refused(self._name, "gzip and nothing after it", actual, _PACK_AGAIN)
 
     def _begin_member(self) -> None:
         """Begin another member if the pending bytes look like one; otherwise end the gzip stream."""
@@ -274,8 +274,8 @@ class _Gzip:
         try:
             data: bytes = inflate.decompress(self._pending, limit)
         except isal_zlib.error as error:  # type: ignore[misc]  # its stub says an instance
-            found = f"damage ({_PLAIN_ERROR.sub('', str(error)).lower()})"
-            raise _refused(self._name, "an undamaged gzip stream", found, _AGAIN) from error
+            actual = f"damage ({_PLAIN_ERROR.sub('', str(error)).lower()})"
+            raise _refused(self._name, "an undamaged gzip stream", actual, _AGAIN) from error
         self._pending = inflate.unconsumed_tail
         if inflate.eof:
             self._pending = inflate.unused_data
@@ -291,8 +291,8 @@ def _open_input(stream: BinaryIO, name: str) -> _Plain | _Gzip:
     return _Gzip(stream, name) if magic == _GZIP_MAGIC else _Plain(stream, name)
 
 
-def _refused(name: str, expected: str, found: str, remedy: str) -> FormatError:
-    return FormatError(f"{name}: expected {expected}; found {found}; {remedy}")
+def _refused(name: str, expected: str, actual: str, remedy: str) -> FormatError:
+    return FormatError(f"{name}: expected {expected}; found {actual}; {remedy}")
 
 
 def _too_long(name: str, header: Header) -> FormatError:
@@ -304,9 +304,9 @@ def _guess(start: bytes) -> tuple[str, str]:
     """Return the likely kind of a file that is not IDX, from its first bytes, and the remedy."""
     if start[_TAR_MAGIC_AT:] == _TAR_MAGIC:
         return "a tar archive", _UNPACK
-    for beginning, other in _OTHERS.items():
+    for beginning, guess in _OTHERS.items():
         if start.startswith(beginning):
-            return other
+            return guess
     if start[:1] in (b"<", b"\n", b" "):
         page = "a web page: the address leads elsewhere, or a log-in page answered"
         return page, "open the address in a browser, and fetch the archive itself"

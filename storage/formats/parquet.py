@@ -108,18 +108,18 @@ def labels(path: Path) -> np.ndarray:
         return _labels(file.read(columns=["label"]))
 
 
-def rows(path: Path, wanted: list[int]) -> np.ndarray:
-    """Return the images of the given row numbers, uint8 of shape (len(wanted), height, width)."""
-    found: dict[int, np.ndarray] = {}
-    start, missing = 0, set(wanted)
+def rows(path: Path, numbers: list[int]) -> np.ndarray:
+    """Return the images of the rows `numbers`, uint8 of shape (len(numbers), height, width)."""
+    images_by_row: dict[int, np.ndarray] = {}
+    start, missing = 0, set(numbers)
     for images, _ in blocks(path):
         for row in [r for r in missing if r < start + len(images)]:
-            found[row] = images[row - start]
+            images_by_row[row] = images[row - start]
             missing.discard(row)
         start += len(images)
         if not missing:
             break
-    return np.stack([found[row] for row in wanted])
+    return np.stack([images_by_row[row] for row in numbers])
 
 
 @contextmanager
@@ -145,12 +145,12 @@ def _image_shape(file: pq.ParquetFile, path: Path) -> tuple[int, int]:
     height, width = values["image_shape"]
     if not (type(height) is type(width) is int and min(height, width) > 0 and height * width <= _MAX_PIXELS):
         raise ValueError(f"its images are {height} by {width} pixels")
-    expected, found = _columns(height * width), file.schema_arrow
+    expected, actual = _columns(height * width), file.schema_arrow
     # Do not rely only on Arrow's schema, which is just metadata: definition level 0 means that there are no nulls.
     levels = [file.schema.column(number).max_definition_level for number in range(len(file.schema))]
-    if list(found) != list(expected) or levels != [0, 0]:
+    if list(actual) != list(expected) or levels != [0, 0]:
         raise DamagedEntry(
-            f"{path}: expected the columns {_named(expected)}; found {_named(found)}; {made_again(path)}"
+            f"{path}: expected the columns {_named(expected)}; found {_named(actual)}; {made_again(path)}"
         )
     rows = file.metadata.num_rows
     if rows < 1 or values.get("rows", rows) != rows:

@@ -36,14 +36,14 @@ def digests(module: str) -> dict[str, str]:
     Raises:
         ValueError: a module imports something in a way that cannot be followed.
     """
-    known: dict[str, str] = {}
+    by_module: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in known:
-            known[name], imported = _read(name)
+        if name not in by_module:
+            by_module[name], imported = _read(name)
             waiting.extend(imported)
-    return dict(sorted(known.items()))
+    return dict(sorted(by_module.items()))
 
 
 def library_versions(*libraries: str) -> dict[str, str]:

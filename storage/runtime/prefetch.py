@@ -25,12 +25,12 @@ def prefetch(items: Iterable[T], most: int = 2) -> Generator[T]:
     """
     source = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as worker:
-        made = deque(worker.submit(next, source, _END) for _ in range(most))
+        futures = deque(worker.submit(next, source, _END) for _ in range(most))
         try:
-            while (item := made.popleft().result()) is not _END:
-                made.append(worker.submit(next, source, _END))
+            while (item := futures.popleft().result()) is not _END:
+                futures.append(worker.submit(next, source, _END))
                 yield item  # type: ignore[misc]
         finally:
             # A caller that stops early waits only for the item being made.
-            for future in made:
+            for future in futures:
                 future.cancel()

@@ -38,7 +38,7 @@ GUARDS = {
     ),
     "size of an entry's file": Guard(
         "storage/store.py",
-        "if found != size:",
+        "if actual != size:",
         "if False:",
         ("tests/storage/test_verify.py::test_damage_is_named[a cut file]",),
     ),
@@ -50,7 +50,7 @@ GUARDS = {
     ),
     "place of an entry": Guard(
         "storage/store.py",
-        "if found != expected:",
+        "if actual != expected:",
         "if False:",
         ("tests/storage/test_verify.py::test_damage_is_named[an entry in another's place]",),
     ),
