@@ -174,14 +174,17 @@ def _run(values: Mapping[str, Any]) -> RunStatus:
 
 def _scheduled() -> tuple[dict[str, datetime], str | None]:
     """Return when each data set is due next, by name, and why the schedule is unknown, if it is."""
-    from flows.service.client import asked
+    from flows.service.client import querying
 
     waiting = {"state": {"type": {"any_": ["SCHEDULED"]}}}
     due: dict[str, datetime] = {}
     try:
-        with asked() as ask:
+        with querying() as ask:
             runs = ask("/flow_runs/filter", {"flow_runs": waiting, "sort": "NEXT_SCHEDULED_START_TIME_ASC"})
-            names = {found["id"]: found["parameters"].get("dataset") for found in ask("/deployments/filter", {})}
+            names = {
+                deployment["id"]: deployment["parameters"].get("dataset")
+                for deployment in ask("/deployments/filter", {})
+            }
     except PrefectFailed as error:
         return {}, str(error)
     for run in runs:

@@ -30,7 +30,7 @@ def connected_client() -> Iterator[SyncPrefectClient]:
     Raises:
         PrefectFailed: the settings cannot be read, no server answers there, or it does not accept the auth string.
     """
-    where = _found()
+    where = _server_address()
     configuration.read()
     from prefect.client.orchestration import get_client
 
@@ -39,7 +39,7 @@ def connected_client() -> Iterator[SyncPrefectClient]:
 
 
 @contextmanager
-def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]]:
+def querying() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]]:
     """Yield a function that queries the same server without Prefect's client, which is slow to import.
 
     It takes a path such as `/flow_runs/filter` and a filter, and returns the objects as in the API's JSON.
@@ -47,7 +47,7 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
     Raises:
         PrefectFailed: as for `connected_client`, or a response is an error.
     """
-    where = _found()
+    where = _server_address()
     import httpx
 
     with server.session(where, _auth(where), _ANSWER_SECONDS) as session:
@@ -62,9 +62,9 @@ def asked() -> Iterator[Callable[[str, Mapping[str, Any]], list[dict[str, Any]]]
             yield ask
         except (httpx.HTTPError, ValueError) as error:
             # For an error status, the second line of the message is about HTTP in general.
-            found = str(error).partition("\n")[0] or type(error).__name__
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise PrefectFailed(
-                f"expected an answer from the Prefect server at {_named(where)}, found {found}; "
+                f"expected an answer from the Prefect server at {_named(where)}, found {reason}; "
                 f"see its log{_log(where)}"
             ) from error
 
@@ -73,9 +73,9 @@ def environment() -> dict[str, str]:
     """Return the environment in which Prefect's own commands use the same server.
 
     Raises:
-        PrefectFailed: as `found`.
+        PrefectFailed: as for `connected_client`.
     """
-    where = _found()
+    where = _server_address()
     return server.client_environment(where, _auth(where), None)
 
 
@@ -94,7 +94,7 @@ def _token(session: httpx.Client) -> dict[str, str]:
     return {"Prefect-Csrf-Client": name, "Prefect-Csrf-Token": answer.raise_for_status().json()["token"]}
 
 
-def _found() -> server.Address:
+def _server_address() -> server.Address:
     configured = configuration.url()
     where = server.address(LOOPBACK[0], None, configured)
     if not configured and (running := server_of_up()):
@@ -150,7 +150,7 @@ def _is_up(where: server.Address) -> bool:
         return server.is_up(where, _auth(where))
     except server.Unexpected as error:
         remedy = error.remedy if configuration.source() else "start one at another port with `idxflow up --port`"
-        raise PrefectFailed(f"expected a Prefect server at {_named(where)}, found {error.found}; {remedy}") from error
+        raise PrefectFailed(f"expected a Prefect server at {_named(where)}, found {error.actual}; {remedy}") from error
 
 
 def _named(where: server.Address) -> str:

@@ -95,11 +95,11 @@ def url() -> str | None:
     Raises:
         PrefectFailed: the settings cannot be read, or the value is not a URL.
     """
-    given = _value(URL)
-    if not given:
+    value = _value(URL)
+    if not value:
         return None
     try:
-        parts = urlsplit(given)
+        parts = urlsplit(value)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
@@ -107,10 +107,10 @@ def url() -> str | None:
         from tasks.sources.download import redacted
 
         raise PrefectFailed(
-            f"expected an address such as http://127.0.0.1:4200/api in {source()}; found {redacted(given)}; correct it "
+            f"expected an address such as http://127.0.0.1:4200/api in {source()}; found {redacted(value)}; correct it "
             "there"
         )
-    return given.rstrip("/")
+    return value.rstrip("/")
 
 
 def api_key(api: str) -> str | None:
@@ -201,10 +201,10 @@ def _in(path: Path, *keys: str) -> bool:
 
 def _table(path: Path, *keys: str) -> dict[str, Any]:
     """Return a table of a TOML file; empty if there is no such table."""
-    found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    value: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def _trouble(error: Exception) -> str:
@@ -236,6 +236,6 @@ def _wrong_value(error: Exception) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     first = error.errors(include_input=False)[0]
     name = "_".join(str(part) for part in first["loc"])
-    given = [key for key in os.environ if key.upper().startswith("PREFECT_") and key.upper().endswith(name.upper())]
-    where = f"{given[0]} of the environment" if given else f"{name} ({error.title})"
+    variables = [key for key in os.environ if key.upper().startswith("PREFECT_") and key.upper().endswith(name.upper())]
+    where = f"{variables[0]} of the environment" if variables else f"{name} ({error.title})"
     return f"{where}: {first['msg']}"

@@ -76,8 +76,8 @@ def in_use(database: Path) -> bool:
     if not sys.platform.startswith("linux") or not shared.exists():
         return False
     with shared.open("rb") as stream:
-        asked = struct.pack(_GETLK, fcntl.F_WRLCK, os.SEEK_SET, _OPEN_BYTE, 1, 0)
-        kind: int = struct.unpack_from(_GETLK, fcntl.fcntl(stream, fcntl.F_GETLK, asked.ljust(64, b"\0")))[0]
+        lock_request = struct.pack(_GETLK, fcntl.F_WRLCK, os.SEEK_SET, _OPEN_BYTE, 1, 0)
+        kind: int = struct.unpack_from(_GETLK, fcntl.fcntl(stream, fcntl.F_GETLK, lock_request.ljust(64, b"\0")))[0]
     return kind != fcntl.F_UNLCK
 
 
@@ -124,21 +124,21 @@ def alone(home: Path, folder: Path) -> Iterator[dict[str, str]]:
 
 def keep_empty(home: Path, folder: Path) -> None:
     """Keep the database in `folder`, if it exists and is still empty, for the next temporary server that needs one."""
-    made, kept = folder / _NAME, _kept(home)
-    if kept.exists() or not made.exists():
+    database, saved = folder / _NAME, _saved_file(home)
+    if saved.exists() or not database.exists():
         return
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
-    with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(partial)) as target:
+    partial = saved.with_suffix(f".{os.getpid()}.partial")
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(partial)) as target:
         source.backup(target)
-    partial.replace(kept)
+    partial.replace(saved)
 
 
 def _own(home: Path, folder: Path) -> dict[str, str]:
-    if _kept(home).exists():
-        shutil.copyfile(_kept(home), folder / _NAME)
+    if _saved_file(home).exists():
+        shutil.copyfile(_saved_file(home), folder / _NAME)
     # Prefect: memo. Prefect records there what it has written to the database, and would write to the usual one again.
     return {DATABASE: f"{_SQLITE}{folder / _NAME}", "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo.toml")}
 
 
-def _kept(home: Path) -> Path:
+def _saved_file(home: Path) -> Path:
     return home / "idxflow" / f"empty-{version('prefect')}.db"

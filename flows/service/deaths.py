@@ -34,8 +34,8 @@ def counter(pid: int) -> Path | None:
 def kills_for_memory(counter: Path | None) -> int:
     """Return the number of processes that the kernel killed there for lack of memory; 0 if unknown."""
     with suppress(OSError):
-        found = _KILLS.search(counter.read_text()) if counter else None
-        return int(found[1]) if found else 0
+        match = _KILLS.search(counter.read_text()) if counter else None
+        return int(match[1]) if match else 0
     return 0
 
 
@@ -46,8 +46,8 @@ def by_signal(number: int, memory: bool) -> str:
         number: the signal's number.
         memory: whether the kernel killed a process for lack of memory at that time.
     """
-    known = {signal.value for signal in signal.Signals}
-    name = signal.Signals(number).name if number in known else f"signal {number}"
+    numbers = {signal.value for signal in signal.Signals}
+    name = signal.Signals(number).name if number in numbers else f"signal {number}"
     if number != signal.SIGKILL:
         return f"was ended by {name}"
     if memory:
@@ -58,6 +58,6 @@ def by_signal(number: int, memory: bool) -> str:
 def in_kernel_log(pid: int) -> bool:
     """Return whether the kernel's log, if readable, says that it killed the process for lack of memory."""
     with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["dmesg"], capture_output=True, text=True, timeout=_KERNEL_LOG_SECONDS, check=False)
-        return f"Killed process {pid} " in done.stdout
+        process = subprocess.run(["dmesg"], capture_output=True, text=True, timeout=_KERNEL_LOG_SECONDS, check=False)
+        return f"Killed process {pid} " in process.stdout
     return False

@@ -64,7 +64,7 @@ class Promise:
 class Seen:
     """The parts of the setup that exist on the server."""
 
-    wanted: tuple[str, ...]
+    names: tuple[str, ...]
     """The names of all deployments in `prefect.yaml`."""
     pool: WorkPool | None
     deployments: Mapping[str, DeploymentResponse]
@@ -77,7 +77,7 @@ class Seen:
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of the missing parts."""
-        absent = [name for name in self.wanted if name not in self.deployments]
+        absent = [name for name in self.names if name not in self.deployments]
         return (
             *(() if self.pool else ("the work pool",)),
             *([f"the deployments {', '.join(absent)}"] if absent else ()),
@@ -102,19 +102,19 @@ def read_plan(path: Path = PLAN) -> dict[str, Any]:
     Raises:
         ConfigError: a schedule is malformed or never comes due.
     """
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for deployment in found["deployments"]:
+    plan: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for deployment in plan["deployments"]:
         for schedule in deployment.get("schedules") or ():
             try:
                 schedule.setdefault("slug", f"{path.name} {_digest(schedule)}")
                 _schedule(schedule)
             except (ValueError, TypeError, AttributeError) as error:
-                said = " ".join(str(error).split())
+                problem = " ".join(str(error).split())
                 raise ConfigError(
-                    f"{path}: expected schedules that come due for the deployment {deployment['name']}; {said}; "
+                    f"{path}: expected schedules that come due for the deployment {deployment['name']}; {problem}; "
                     "correct the schedule there"
                 ) from error
-    return found
+    return plan
 
 
 def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
@@ -125,16 +125,16 @@ def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
     """
     entrypoints = {d["name"]: d["entrypoint"] for d in plan["deployments"]}
     variable = client.read_variable_by_name(VARIABLE)
-    known = variable.value if variable and isinstance(variable.value, dict) else None
-    applied = None if known is None else {name: Applied.from_json(values) for name, values in known.items()}
+    stored = variable.value if variable and isinstance(variable.value, dict) else None
+    applied = None if stored is None else {name: Applied.from_json(values) for name, values in stored.items()}
     names = [*{**entrypoints, **(applied or {})}]
-    found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
+    deployments = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
     automations = client.read_automations_by_name(AUTOMATION)
     return Seen(
         tuple(entrypoints),
         _pool(client, pool),
-        {d.name: d for d in found if d.entrypoint == entrypoints.get(d.name)},
-        {d.name: d for d in found if d.name not in entrypoints and (d.entrypoint or "").startswith(_OURS)},
+        {d.name: d for d in deployments if d.entrypoint == entrypoints.get(d.name)},
+        {d.name: d for d in deployments if d.name not in entrypoints and (d.entrypoint or "").startswith(_OURS)},
         automations[0] if automations else None,
         applied,
     )
@@ -145,17 +145,17 @@ def provide(client: SyncPrefectClient, promise: Promise) -> Deployed:
     remembered = promise.memory.read()
     ensure_pool(client, promise.pool, remembered.pool if remembered else {})
     ensure_automation(client, promise.zombie_seconds, remembered.automation_enabled if remembered else True)
-    done = deploy(client, promise, remembered)
+    deployed = deploy(client, promise, remembered)
     remember(promise.memory, see(client, promise.pool, promise.plan))
-    return done
+    return deployed
 
 
 def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
     """Restore the parts that are missing on the server, and return a message; otherwise remember people's changes."""
     seen = see(client, promise.pool, promise.plan)
     if seen.missing:
-        kept = provide(client, promise).kept
-        as_before = f"; schedules as users had left them: {', '.join(kept)}" if kept else ""
+        unchanged = provide(client, promise).kept
+        as_before = f"; schedules as users had left them: {', '.join(unchanged)}" if unchanged else ""
         return f"the server no longer had {', '.join(seen.missing)}; deployed again{as_before}"
     remember(promise.memory, seen)
     return None
@@ -175,9 +175,9 @@ def remember(memory: Memory, seen: Seen) -> None:
 
 
 def _dumped(schedules: list[DeploymentSchedule]) -> list[dict[str, Any]]:
-    kept = {"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
+    fields = {"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
     # The order on the server varies.
-    return sorted((s.model_dump(mode="json", include=kept) for s in schedules), key=json.dumps)
+    return sorted((s.model_dump(mode="json", include=fields) for s in schedules), key=json.dumps)
 
 
 def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
@@ -189,9 +189,9 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
 
 def ensure_pool(client: SyncPrefectClient, name: str, remembered: Mapping[str, Any] | None = None) -> str:
     """Create the process work pool, as remembered, unless it exists; return its type."""
-    found = _pool(client, name)
-    wanted = WorkPoolCreate(name=name, type=_PROCESS, **(remembered or {}))
-    return found.type if found else client.create_work_pool(wanted).type
+    existing = _pool(client, name)
+    pool = WorkPoolCreate(name=name, type=_PROCESS, **(remembered or {}))
+    return existing.type if existing else client.create_work_pool(pool).type
 
 
 def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered | None = None) -> Deployed:
@@ -202,10 +202,10 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
     again only if they differ from those applied last. Schedules that people made are kept. A deployment that the
     server has lost is restored from memory, by the same rule.
     """
-    wanted, seen = copy.deepcopy(dict(promise.plan)), see(client, promise.pool, promise.plan)
+    plan, seen = copy.deepcopy(dict(promise.plan)), see(client, promise.pool, promise.plan)
     earlier = remembered.deployments if remembered else {}
     changes, applied = dict[str, _Change](), dict[str, Applied]()
-    for deployment in wanted["deployments"]:
+    for deployment in plan["deployments"]:
         name = deployment["name"]
         # Prefect: pool-of-all. `prefect deploy --all` accepts no --pool if there are several deployments.
         deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": promise.pool}
@@ -217,9 +217,9 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
             deployment.pop("schedules", None)
             changes[name] = _Change(file, now, lost.applied if lost else (seen.applied or {}).get(name, now), lost)
         applied[name] = now
-    _deploy(wanted, promise)
-    there = see(client, promise.pool, promise.plan).deployments
-    removed = [words for name, change in changes.items() for words in change.make(client, there[name])]
+    _deploy(plan, promise)
+    deployments = see(client, promise.pool, promise.plan).deployments
+    removed = [words for name, change in changes.items() for words in change.make(client, deployments[name])]
     for name, deployment in seen.dropped.items():
         removed.append(_drop(client, deployment, (seen.applied or {})[name]))
     _remember(client, applied)
@@ -254,15 +254,15 @@ class _Change:
         if not self.changed:
             return []
         slugs = {schedule["slug"] for schedule in self.file}
-        theirs = [schedule for schedule in deployment.schedules if self.before.made(schedule.slug)]
+        theirs = [schedule for schedule in deployment.schedules if self.before.includes(schedule.slug)]
         # A schedule with the same slug is created again.
         for schedule in deployment.schedules:
             if schedule in theirs or schedule.slug in slugs:
                 client.delete_deployment_schedule(deployment.id, schedule.id)
         if self.file:
             client.create_deployment_schedules(deployment.id, [_schedule(schedule) for schedule in self.file])
-        gone = [schedule.slug for schedule in theirs if schedule.slug not in slugs]
-        return [f"the schedule {slug} of {deployment.name}" for slug in gone]
+        removed_slugs = [schedule.slug for schedule in theirs if schedule.slug not in slugs]
+        return [f"the schedule {slug} of {deployment.name}" for slug in removed_slugs]
 
 
 def _schedule(values: Mapping[str, Any]) -> DeploymentScheduleCreate:
@@ -271,10 +271,12 @@ def _schedule(values: Mapping[str, Any]) -> DeploymentScheduleCreate:
     Raises:
         ValueError: it is not a schedule, or it never comes due.
     """
-    given = {name: value for name, value in values.items() if value is not None and name != "replaces"}
-    about = {name: given.pop(name) for name in ("active", "max_scheduled_runs", "parameters", "slug") if name in given}
+    fields = {name: value for name, value in values.items() if value is not None and name != "replaces"}
+    about = {
+        name: fields.pop(name) for name in ("active", "max_scheduled_runs", "parameters", "slug") if name in fields
+    }
     kinds = {"cron": CronSchedule, "interval": IntervalSchedule, "rrule": RRuleSchedule}
-    schedule: Any = next((kind(**given) for name, kind in kinds.items() if name in given), None)
+    schedule: Any = next((kind(**fields) for name, kind in kinds.items() if name in fields), None)
     if isinstance(schedule, CronSchedule) and not comes_due(schedule):
         raise ValueError(f"{schedule.cron!r} never comes due")
     return DeploymentScheduleCreate(schedule=schedule, **about)
@@ -292,7 +294,7 @@ def comes_due(schedule: CronSchedule) -> bool:
 
 def _drop(client: SyncPrefectClient, deployment: DeploymentResponse, applied: Applied) -> str:
     """Remove a deployment that is no longer in `prefect.yaml`, or only the file's schedules if people made others."""
-    theirs = [schedule for schedule in deployment.schedules if applied.made(schedule.slug)]
+    theirs = [schedule for schedule in deployment.schedules if applied.includes(schedule.slug)]
     if len(theirs) == len(deployment.schedules):
         client.delete_deployment(deployment.id)
         return f"the deployment {deployment.name}"
@@ -305,17 +307,17 @@ def _put_back(client: SyncPrefectClient, deployment: DeploymentResponse, before:
     for schedule in deployment.schedules:
         client.delete_deployment_schedule(deployment.id, schedule.id)
     if before.schedules:
-        wanted = [DeploymentScheduleCreate.model_validate(schedule) for schedule in before.schedules]
-        client.create_deployment_schedules(deployment.id, wanted)
+        schedules = [DeploymentScheduleCreate.model_validate(schedule) for schedule in before.schedules]
+        client.create_deployment_schedules(deployment.id, schedules)
     if before.paused:
         client.pause_deployment(deployment.id)
 
 
 def _deploy(plan: dict[str, Any], promise: Promise) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path, said = Path(folder) / PLAN.name, Path(folder) / "said"
+        path, log = Path(folder) / PLAN.name, Path(folder) / "said"
         path.write_text(json.dumps(plan), encoding="utf-8")  # JSON is YAML
-        with said.open("wb") as output:
+        with log.open("wb") as output:
             process = subprocess.Popen(
                 prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
                 cwd=ROOT,
@@ -330,10 +332,10 @@ def _deploy(plan: dict[str, Any], promise: Promise) -> None:
             process.kill()
             process.wait()
         if code:
-            words = " ".join(said.read_text(encoding="utf-8", errors="replace").split())[-400:]
-            found = words if code > 0 else f"it did not end within {START_SECONDS} s"
+            words = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-400:]
+            problem = words if code > 0 else f"it did not end within {START_SECONDS} s"
             raise PrefectFailed(
-                f"expected `prefect deploy --all` to accept {PLAN}; found: {found}; correct that, then start again"
+                f"expected `prefect deploy --all` to accept {PLAN}; found: {problem}; correct that, then start again"
             )
 
 
@@ -353,7 +355,7 @@ def _digest(schedules: object) -> str:
 
 
 def _remember(client: SyncPrefectClient, applied: Mapping[str, Applied]) -> None:
-    value = {name: asdict(one) for name, one in applied.items()}
+    value = {name: asdict(deployment) for name, deployment in applied.items()}
     if client.read_variable_by_name(VARIABLE):
         client.update_variable(VariableUpdate(name=VARIABLE, value=value))
     else:
@@ -366,12 +368,12 @@ def ensure_automation(client: SyncPrefectClient, seconds: int, enabled: bool = T
     An automation that a user has disabled stays disabled; `enabled` applies to a new one. Based on
     https://docs.prefect.io/v3/advanced/detect-zombie-flows.
     """
-    wanted = _automation(seconds)
-    found = client.read_automations_by_name(AUTOMATION)
-    if not found:
-        client.create_automation(wanted.model_copy(update={"enabled": enabled}))
-    elif found[0].trigger.model_dump(exclude={"id"}) != wanted.trigger.model_dump(exclude={"id"}):
-        client.update_automation(found[0].id, wanted.model_copy(update={"enabled": found[0].enabled}))
+    automation = _automation(seconds)
+    existing = client.read_automations_by_name(AUTOMATION)
+    if not existing:
+        client.create_automation(automation.model_copy(update={"enabled": enabled}))
+    elif existing[0].trigger.model_dump(exclude={"id"}) != automation.trigger.model_dump(exclude={"id"}):
+        client.update_automation(existing[0].id, automation.model_copy(update={"enabled": existing[0].enabled}))
 
 
 def _automation(seconds: int) -> AutomationCore:

@@ -75,8 +75,8 @@ def entrance(folder: Path, auth_string: str) -> Application:
         token = await _token(receive)
         if token and use(folder, token):
             return await answer(send, 200, {"auth_string": auth_string})
-        said = "This link was used before, or is older than 15 minutes. Run `idxflow up` again for a new one."
-        return await answer(send, 403, {"detail": said})
+        refusal = "This link was used before, or is older than 15 minutes. Run `idxflow up` again for a new one."
+        return await answer(send, 403, {"detail": refusal})
 
     return application
 
@@ -87,10 +87,10 @@ async def _token(receive: Receive) -> str | None:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
     try:
-        found = json.loads(body)["token"]
+        token = json.loads(body)["token"]
     except (ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) else None
+    return token if isinstance(token, str) else None
 
 
 async def _show(send: Send) -> None:

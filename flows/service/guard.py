@@ -122,8 +122,8 @@ async def answer(send: Send, status: int, body: object) -> None:
 
 def split(host: str) -> tuple[str, bool]:
     """Return the name in a lower-case `Host`, without port and brackets, and whether `Host` is well-formed."""
-    found = _NAME.fullmatch(host)
-    return (found["name"].strip("[]"), True) if found else (host, False)
+    match = _NAME.fullmatch(host)
+    return (match["name"].strip("[]"), True) if match else (host, False)
 
 
 class _Headers:
@@ -182,8 +182,8 @@ def _closed(send: Send, host: str) -> Send:
         if message["type"] == "http.response.start":
             # Prefect lets any origin read one of its error responses.
             headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"access-control-allow-origin"]
-            there = {name.lower() for name, _ in headers}
-            message["headers"] = [*headers, *((name, value) for name, value in added.items() if name not in there)]
+            present = {name.lower() for name, _ in headers}
+            message["headers"] = [*headers, *((name, value) for name, value in added.items() if name not in present)]
         await send(message)
 
     return sending

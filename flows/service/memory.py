@@ -30,7 +30,7 @@ class Applied:
             return cls(values)
         return cls(values["digest"], None if values["slugs"] is None else tuple(values["slugs"]))
 
-    def made(self, slug: str | None) -> bool:
+    def includes(self, slug: str | None) -> bool:
         """Return whether a schedule is one of these. Schedules that people make in the UI have no slug."""
         return slug is not None and (self.slugs is None or slug in self.slugs)
 

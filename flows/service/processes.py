@@ -138,8 +138,8 @@ class Service:
         """Return the process's last error, in at most 300 characters; empty if it did not end with an error."""
         with self.command.log.open("rb") as stream:
             stream.seek(self._log_start)
-            said = stream.read().decode(errors="replace").splitlines()
-        lines = [line.strip() for line in said if line.strip()][-_LAST_LINES:]
+            output = stream.read().decode(errors="replace").splitlines()
+        lines = [line.strip() for line in output if line.strip()][-_LAST_LINES:]
         # An exception's message is more informative than a log line about it.
         raised = [line for line in lines if _EXCEPTION.match(line)]
         logged = [line for line in lines if "ERROR" in line or "error:" in line.lower()]

@@ -73,12 +73,12 @@ class Address:
 class Unexpected(PrefectFailed):
     """The program that answers is not a usable Prefect server; `remedy` is what a client can do."""
 
-    def __init__(self, where: Address, found: str, remedy: str) -> None:
+    def __init__(self, where: Address, actual: str, remedy: str) -> None:
         super().__init__(
-            f"expected a Prefect server or a free port at {where.ui}, found something else ({found}); "
+            f"expected a Prefect server or a free port at {where.ui}, found something else ({actual}); "
             "choose another with --port"
         )
-        self.found, self.remedy = found, remedy
+        self.actual, self.remedy = actual, remedy
 
 
 def address(host: str, port: int | None, configured: str | None) -> Address:
@@ -89,9 +89,9 @@ def address(host: str, port: int | None, configured: str | None) -> Address:
     if port is None and configured:
         parts = urlsplit(configured)
         number = parts.port or (443 if parts.scheme == "https" else 80)
-        kept = Address(host, number, configured.rstrip("/"))
-        if not kept.local or _leads(parts.hostname, host):
-            return kept
+        candidate = Address(host, number, configured.rstrip("/"))
+        if not candidate.local or _leads(parts.hostname, host):
+            return candidate
         return Address(host, number, f"http://{_name(host)}:{number}/api")
     number = port or DEFAULT_PORT
     return Address(host, number, f"http://{_name(host)}:{number}/api")
@@ -119,24 +119,24 @@ def is_up(where: Address, auth: str | None = None, seconds: float | None = None)
 
     try:
         try:
-            answers = _asked(where, auth, seconds or min(_SOON_SECONDS, _HEALTH_SECONDS))
+            answers = _responses(where, auth, seconds or min(_SOON_SECONDS, _HEALTH_SECONDS))
         except httpx.TimeoutException:
             if seconds:
                 raise
             _say_awaited(where.shown)
-            answers = _asked(where, auth, _HEALTH_SECONDS)
+            answers = _responses(where, auth, _HEALTH_SECONDS)
     except httpx.ConnectError:
         return False
     except httpx.TimeoutException as error:
-        said = f"no answer within {seconds or _HEALTH_SECONDS} s"
-        raise Unexpected(where, said, "correct the address, or find out why it does not answer") from error
+        problem = f"no answer within {seconds or _HEALTH_SECONDS} s"
+        raise Unexpected(where, problem, "correct the address, or find out why it does not answer") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError) as error:
         raise Unexpected(where, type(error).__name__, "correct the address") from error
     _check(where, auth, *answers)
     return True
 
 
-def _asked(where: Address, auth: str | None, seconds: float) -> tuple[httpx.Response, httpx.Response]:
+def _responses(where: Address, auth: str | None, seconds: float) -> tuple[httpx.Response, httpx.Response]:
     """Return the responses to a health check and to a request that requires the auth string."""
     with session(where, auth, seconds) as client:
         # Without the auth string, which must not reach another program that has the port.
@@ -189,36 +189,36 @@ def auth_string(folder: Path) -> str:
 
     The file is readable only by its owner. Raises ConfigError if the string is not of the form user:password.
     """
-    known = kept_auth_string(folder) or _made_auth_string(auth_file(folder))
-    if ":" not in known or not known.isascii():
-        found = "no colon in it" if known.isascii() else "a non-ASCII character, which Prefect cannot compare"
-        made, take_away = (AUTH, "unset it") if os.environ.get(AUTH) else (auth_file(folder), "remove it")
+    secret = kept_auth_string(folder) or _new_auth_string(auth_file(folder))
+    if ":" not in secret or not secret.isascii():
+        problem = "no colon in it" if secret.isascii() else "a non-ASCII character, which Prefect cannot compare"
+        origin, take_away = (AUTH, "unset it") if os.environ.get(AUTH) else (auth_file(folder), "remove it")
         raise ConfigError(
-            f"expected {made} to be of the form user:password, found {found}; correct it, or {take_away}, "
+            f"expected {origin} to be of the form user:password, found {problem}; correct it, or {take_away}, "
             "and one is generated"
         )
-    return known
+    return secret
 
 
-def _made_auth_string(path: Path) -> str:
+def _new_auth_string(path: Path) -> str:
     """Create the file atomically: an empty file, as a full disk leaves it, would be no secret and block a new one."""
     partial = path.with_name(f".{path.name}.partial")
     with locked(path.with_name(f".{path.name}.lock"), passing=True):
         # Another `idxflow up` may have created it first.
-        if not (known := kept_auth_string(path.parent)):
-            known = f"idxflow:{secrets.token_urlsafe(24)}"
+        if not (secret := kept_auth_string(path.parent)):
+            secret = f"idxflow:{secrets.token_urlsafe(24)}"
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-                stream.write(known + "\n")
+                stream.write(secret + "\n")
             partial.replace(path)
-    return known
+    return secret
 
 
 def kept_auth_string(folder: Path) -> str | None:
     """Return the auth string from the environment, or the one kept in `folder`, or None."""
-    given, path = os.environ.get(AUTH), auth_file(folder)
-    if not given and path.is_file():
-        given = path.read_text(encoding="utf-8").strip()
-    return given or None
+    secret, path = os.environ.get(AUTH), auth_file(folder)
+    if not secret and path.is_file():
+        secret = path.read_text(encoding="utf-8").strip()
+    return secret or None
 
 
 def auth_file(folder: Path) -> Path:
@@ -244,13 +244,13 @@ def is_ours(where: Address, folder: Path) -> bool:
 
 def _listeners(port: int) -> set[int]:
     """Return the ids of the users that listen on a port of this machine. See proc(5), `/proc/net/tcp`."""
-    found = set()
+    users = set()
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         lines = table.read_text().splitlines()[1:] if table.exists() else []
         for _, local, _, state, _, _, _, user, *_ in (line.split() for line in lines):
             if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
-                found.add(int(user))
-    return found
+                users.add(int(user))
+    return users
 
 
 def login(auth: str | None, folder: Path) -> str | None:

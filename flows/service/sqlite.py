@@ -98,10 +98,10 @@ def _broken(path: Path) -> str | None:
         return "it is not an SQLite database"
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as connection:
-            said = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+            verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.OperationalError as error:
         # For example locked, because a server is using it.
         return str(error) if "malformed" in str(error) else None
     except sqlite3.DatabaseError as error:
         return str(error)
-    return None if said == "ok" else " ".join(said.split())[:200]
+    return None if verdict == "ok" else " ".join(verdict.split())[:200]

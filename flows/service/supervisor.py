@@ -179,7 +179,7 @@ class Supervisor:
         self.store = Store(store_root(options.store))
         self.known = set[UUID]()
         """Runs that have ended and need no further check."""
-        self.said, self.told = "", dict[str, object]()
+        self.last_problem, self.last_information = "", dict[str, object]()
         """The last line printed about a lasting problem, and the last information written for others."""
 
     def run(self) -> int:
@@ -238,11 +238,11 @@ class Supervisor:
             self.options.pool, zombie_seconds(), environment, memory, deployments.read_plan(), self._revive_all
         )
         with _waiting("deploying prefect.yaml"):
-            done = deployments.provide(client, self.promise)
+            deployed = deployments.provide(client, self.promise)
         self.pool_type = client.read_work_pool(self.options.pool).type
-        kept = f"; schedules kept as they are on the server: {', '.join(done.kept)}" if done.kept else ""
-        removed = f"; removed, no longer in the file: {', '.join(done.removed)}" if done.removed else ""
-        _say(f"deployed prefect.yaml{kept}{removed}")
+        unchanged = f"; schedules kept as they are on the server: {', '.join(deployed.kept)}" if deployed.kept else ""
+        removed = f"; removed, no longer in the file: {', '.join(deployed.removed)}" if deployed.removed else ""
+        _say(f"deployed prefect.yaml{unchanged}{removed}")
         self._start_worker(client, environment)
 
     def _start_server(self) -> None:
@@ -303,9 +303,9 @@ class Supervisor:
                     self._note_database()
                     return
             time.sleep(0.3)
-        found = f"none within {START_SECONDS} s" if service.pid else service.epitaph()
+        problem = f"none within {START_SECONDS} s" if service.pid else service.epitaph()
         raise PrefectFailed(
-            f"expected a Prefect server at {self.where.ui}, found: {found}; "
+            f"expected a Prefect server at {self.where.ui}, found: {problem}; "
             f"{self._trouble() or f'see {service.command.log}'}"
         )
 
@@ -338,15 +338,15 @@ class Supervisor:
             if self._workers(client).get(self.worker_name, self.worker_since) > self.worker_since:
                 return
             time.sleep(0.3)
-        found = f"none within {START_SECONDS} s" if service.pid else service.epitaph()
+        problem = f"none within {START_SECONDS} s" if service.pid else service.epitaph()
         raise PrefectFailed(
-            f"expected a worker in the pool {self.options.pool}, found: {found}; see {service.command.log}"
+            f"expected a worker in the pool {self.options.pool}, found: {problem}; see {service.command.log}"
         )
 
     def _workers(self, client: SyncPrefectClient) -> dict[str, datetime]:
         """Return the workers that are online, with the time of each one's last heartbeat."""
-        found = client.read_workers_for_work_pool(self.options.pool)
-        return {w.name: w.last_heartbeat_time for w in found if w.status == "ONLINE" and w.last_heartbeat_time}
+        workers = client.read_workers_for_work_pool(self.options.pool)
+        return {w.name: w.last_heartbeat_time for w in workers if w.status == "ONLINE" and w.last_heartbeat_time}
 
     def _ready(self) -> None:
         self._tell()
@@ -431,7 +431,7 @@ class Supervisor:
             return
         try:
             with self._impatient(QUERY_SECONDS) as client:
-                done = look_after(client, self.promise) if self.promise else None
+                message = look_after(client, self.promise) if self.promise else None
         except PrefectFailed as error:
             self._say_once(str(error))
             return
@@ -446,11 +446,11 @@ class Supervisor:
         full = sqlite.full_disk(self.database_file, self._gc) if self.database_file else None
         if full:
             self._say_once(full)
-        self.said = full or ""
+        self.last_problem = full or ""
         self._note_database()
         self._tell()
-        if done:
-            _say(done)
+        if message:
+            _say(message)
 
     def _restart_on_lost_database(self) -> bool:
         """Restart a server whose database was removed or replaced, because it would keep using the old file."""
@@ -480,12 +480,12 @@ class Supervisor:
             "opened": self.opened,
             "effects": self.options.effects(),
         }
-        if words == self.told:
+        if words == self.last_information:
             return
         # If the disk is full, write it later.
         with suppress(OSError):
             self.lock.say({"pid": os.getpid(), "ready": True, **words})
-            self.told = words
+            self.last_information = words
 
     def _trouble(self) -> str | None:
         return sqlite.trouble(self.database_file, self._gc) if self.database_file else None
@@ -502,9 +502,9 @@ class Supervisor:
 
     def _say_once(self, line: str) -> None:
         """Print a line about a lasting problem, only the first time."""
-        if line != self.said:
+        if line != self.last_problem:
             _say(line)
-            self.said = line
+            self.last_problem = line
 
     def _sweep(self, client: SyncPrefectClient, why: str) -> None:
         from flows import endings
@@ -543,12 +543,12 @@ class Supervisor:
         from flows.service.orphans import processes
 
         with self._impatient(STOP_SECONDS) as client:
-            left = processes(client, self.options.pool, self.worker_name)
-            for pid in left:
+            pids = processes(client, self.options.pool, self.worker_name)
+            for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             # They are not children of this process, so it cannot wait for their end.
-            time.sleep(1 if left else 0)
+            time.sleep(1 if pids else 0)
             self.worker_since = datetime.now(UTC)
             self._sweep(client, "`idxflow up` was stopped")
 
@@ -559,13 +559,13 @@ def zombie_seconds() -> int:
     Raises:
         ConfigError: the environment's value is not a number, or too small.
     """
-    given = os.environ.get(ZOMBIE_VARIABLE, str(ZOMBIE_SECONDS))
-    if not given.isdigit() or int(given) < _LEAST_ZOMBIE_SECONDS:
+    value = os.environ.get(ZOMBIE_VARIABLE, str(ZOMBIE_SECONDS))
+    if not value.isdigit() or int(value) < _LEAST_ZOMBIE_SECONDS:
         raise ConfigError(
             f"expected {ZOMBIE_VARIABLE} to be a number of seconds of at least {_LEAST_ZOMBIE_SECONDS}, two "
-            f"heartbeats, found {given!r}"
+            f"heartbeats, found {value!r}"
         )
-    return int(given)
+    return int(value)
 
 
 def _say(line: str) -> None:

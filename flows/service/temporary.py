@@ -58,7 +58,7 @@ class TemporaryServer:
         self._service.start()
         # Only the server holds the socket now, so if it dies, a waiting client gets a connection error.
         listener.close()
-        self._asked = HTTPConnection(_HOST, port, timeout=START_SECONDS)
+        self._connection = HTTPConnection(_HOST, port, timeout=START_SECONDS)
         self._answered = False
 
     def _has_answered(self, seconds: float) -> bool:
@@ -70,15 +70,15 @@ class TemporaryServer:
         if self._answered:
             return True
         try:
-            if not self._asked.sock:
-                self._asked.request("GET", "/api/health")
-            if select.select([self._asked.sock], [], [], seconds)[0]:
-                self._answered = self._asked.getresponse().status == HTTPStatus.OK
-                self._asked.close()
+            if not self._connection.sock:
+                self._connection.request("GET", "/api/health")
+            if select.select([self._connection.sock], [], [], seconds)[0]:
+                self._answered = self._connection.getresponse().status == HTTPStatus.OK
+                self._connection.close()
                 if self._answered:
                     self._starting.close()
         except (OSError, HTTPException) as error:
-            self._asked.close()
+            self._connection.close()
             if isinstance(error, OSError) and error.errno in _NO_LOOPBACK:
                 raise PrefectFailed(
                     f"expected to reach this machine's own address, {_HOST}; {error.strerror}; "
@@ -97,8 +97,8 @@ class TemporaryServer:
             PrefectFailed: it ended, does not answer within ten minutes, or cannot be reached.
         """
         deadline = time.monotonic() + START_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            if self._has_answered(left):
+        while (remaining := deadline - time.monotonic()) > 0:
+            if self._has_answered(remaining):
                 return database.keep_empty(self._home, self._folder)
             if self._service.pid is None:
                 file = sqlite.configured()
@@ -116,7 +116,7 @@ class TemporaryServer:
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
 
-        self._asked.close()
+        self._connection.close()
         self._starting.close()
         # Prefect: drained. Prefect stops its own server without waiting for what is still to be sent.
         if self._service.pid:
@@ -128,8 +128,8 @@ class TemporaryServer:
 @contextmanager
 def _folder() -> Iterator[Path]:
     """Yield a private folder that is removed at the end, and remove folders that killed runs left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        _remove_if_abandoned(left)
+    for abandoned in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        _remove_if_abandoned(abandoned)
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         descriptor = os.open(name, os.O_RDONLY)
         try:
@@ -142,10 +142,10 @@ def _folder() -> Iterator[Path]:
 
 def _remove_if_abandoned(folder: Path) -> None:
     with suppress(OSError):
-        found = folder.lstat()
+        status = folder.lstat()
         # Another user may have created it, or a run may just be starting.
-        is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-        if not is_own or time.time() - found.st_mtime < _YOUNG_SECONDS:
+        is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if not is_own or time.time() - status.st_mtime < _YOUNG_SECONDS:
             return
         descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
         try:

@@ -42,13 +42,13 @@ class Trimmed:
 
 def router() -> APIRouter:
     """Return the router of the request; Prefect's application has already checked the auth string."""
-    made = APIRouter()
+    routes = APIRouter()
 
-    @made.post(PATH)
+    @routes.post(PATH)
     async def trim_database(keep_flow_runs: int = Body(ge=1), event_days: float = Body(ge=0)) -> dict[str, Any]:
         return asdict(await trim(provide_database_interface(), keep_flow_runs, event_days))
 
-    return made
+    return routes
 
 
 async def trim(db: PrefectDBInterface, keep_flow_runs: int, event_days: float) -> Trimmed:
@@ -84,8 +84,8 @@ async def _old_runs(db: PrefectDBInterface, session: AsyncSession, keep: int) ->
         .where(db.FlowRun.state_type.in_(TERMINAL_STATES), db.FlowRun.parent_task_run_id.is_(None))
         .subquery()
     )
-    found = await session.execute(sa.select(ended.c.id).where(ended.c.place > keep).limit(_RUNS_AT_ONCE))
-    return list(found.scalars())
+    result = await session.execute(sa.select(ended.c.id).where(ended.c.place > keep).limit(_RUNS_AT_ONCE))
+    return list(result.scalars())
 
 
 def _about(db: PrefectDBInterface, runs: Sequence[UUID]) -> sa.Select[tuple[UUID]]:
@@ -97,11 +97,11 @@ def _before(db: PrefectDBInterface, moment: datetime) -> sa.Select[tuple[UUID]]:
     return sa.select(db.Event.id).where(db.Event.occurred < moment).limit(_EVENTS_AT_ONCE)
 
 
-async def _delete_events(db: PrefectDBInterface, session: AsyncSession, wanted: sa.Select[tuple[UUID]]) -> int:
+async def _delete_events(db: PrefectDBInterface, session: AsyncSession, query: sa.Select[tuple[UUID]]) -> int:
     """Delete events and their related resources, which no foreign key connects."""
-    found = list((await session.execute(wanted)).scalars())
-    for start in range(0, len(found), _ROWS_AT_ONCE):
-        part = found[start : start + _ROWS_AT_ONCE]
+    ids = list((await session.execute(query)).scalars())
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        part = ids[start : start + _ROWS_AT_ONCE]
         await session.execute(sa.delete(db.EventResource).where(db.EventResource.event_id.in_(part)))
         await session.execute(sa.delete(db.Event).where(db.Event.id.in_(part)))
-    return len(found)
+    return len(ids)

@@ -18,7 +18,7 @@ import pytest
 from flows import arrival_runs, diagnosis
 from flows.arrival_runs import connected
 from flows.service import server, sqlite
-from flows.service.client import asked
+from flows.service.client import querying
 from flows.service.deployments import AUTOMATION, VARIABLE
 from storage.errors import PrefectFailed
 from storage.store import Store
@@ -211,7 +211,7 @@ def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service
     assert findings(service)["database"].verdict == "ok"
 
 
-@pytest.mark.remedies("flows.diagnosis:_database", "flows.diagnosis:_database:2", "flows.service.client:asked")
+@pytest.mark.remedies("flows.diagnosis:_database", "flows.diagnosis:_database:2", "flows.service.client:querying")
 def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(service: Service):
     before = service.said
     with stopped(service):
@@ -253,7 +253,7 @@ def renamed(service: Service, before: str, now: str) -> None:
 
 
 def ask_for_deployments(service: Service) -> list[dict[str, Any]]:
-    with patiently_configured(service), asked() as ask:
+    with patiently_configured(service), querying() as ask:
         return ask("/deployments/filter", {})
 
 
