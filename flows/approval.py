@@ -44,20 +44,20 @@ def ask(dataset: str, question: str, hours: float) -> Answer | None:
         return None
     text = f"**{dataset}**: {question}\n\nWithout an answer, the champion stays."
     form = Approval.with_initial_data(description=text)
-    said = "%s: waiting up to %g hours for an answer in the Prefect UI: %s"
-    _log.info(said, dataset, hours, question, extra=WAITING)
+    message = "%s: waiting up to %g hours for an answer in the Prefect UI: %s"
+    _log.info(message, dataset, hours, question, extra=WAITING)
     seconds = hours * 3600
     timer = threading.Timer(seconds, _in_this_context(_give_up, runtime.flow_run.id))
     timer.daemon = True
     timer.start()
     try:
-        given = pause_flow_run(wait_for_input=form, timeout=int(seconds) + _GRACE_SECONDS, poll_interval=2)
+        answer = pause_flow_run(wait_for_input=form, timeout=int(seconds) + _GRACE_SECONDS, poll_interval=2)
     finally:
         timer.cancel()
-    if given.reason == NO_ANSWER:
+    if answer.reason == NO_ANSWER:
         _log.warning("%s: no answer within %g hours", dataset, hours)
         return None
-    return Answer(given.promote, given.reason)
+    return Answer(answer.promote, answer.reason)
 
 
 def _give_up(run: str) -> None:

@@ -58,7 +58,7 @@ class Server:
         """
         from prefect.client.schemas.objects import FlowRun
 
-        wanted = {
+        body = {
             "name": f"{arrival.dataset} {arrival.id}",
             "parameters": {"dataset": arrival.dataset, "arrival": arrival.id},
             # The server creates one run per key, however often this request is repeated.
@@ -67,7 +67,7 @@ class Server:
         }
         with _answers(f"to make a run of {DEPLOYMENT}"):
             answer = self._client.request(
-                "POST", "/deployments/{id}/create_flow_run", path_params={"id": str(self._deployment)}, json=wanted
+                "POST", "/deployments/{id}/create_flow_run", path_params={"id": str(self._deployment)}, json=body
             )
         return _announced(FlowRun.model_validate(answer.json()), answer.status_code == HTTPStatus.CREATED)
 
@@ -131,8 +131,8 @@ def _announced(run: FlowRun, is_new: bool) -> Announced:
     state = run.state
     if state is None:
         return Announced(run.name, is_new, started=False, ended=None)
-    said = f"{state.name}: {state.message}" if state.message else str(state.name)
-    return Announced(run.name, is_new, not state.is_scheduled(), said if state.is_final() else None)
+    description = f"{state.name}: {state.message}" if state.message else str(state.name)
+    return Announced(run.name, is_new, not state.is_scheduled(), description if state.is_final() else None)
 
 
 @contextmanager
@@ -143,8 +143,8 @@ def _answers(expected: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
-        said = f"HTTP {error.response.status_code}: {error.response.text[:200]}"
-        raise PrefectFailed(f"expected the server {expected}, found {said}; run `idxflow doctor`") from error
+        response = f"HTTP {error.response.status_code}: {error.response.text[:200]}"
+        raise PrefectFailed(f"expected the server {expected}, found {response}; run `idxflow doctor`") from error
     except httpx.HTTPError as error:
         raise PrefectFailed(
             f"expected the server {expected}, found {type(error).__name__}; is it up? Check with `idxflow doctor`"

@@ -119,10 +119,10 @@ def parsed_moment(text: str) -> datetime:
 
 def version_differences(data: DatasetInStore, a: Version, b: Version) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the differences between two versions: part (such as `code`) → name → values `a` and `b`."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    changes: dict[str, dict[str, dict[str, Any]]] = {}
     for difference in differences(_origin(data, a), _origin(data, b)):
-        found.setdefault(difference.part, {})[difference.name] = {"a": difference.old, "b": difference.new}
-    return found
+        changes.setdefault(difference.part, {})[difference.name] = {"a": difference.old, "b": difference.new}
+    return changes
 
 
 def _verify(data: DatasetInStore, version: Version) -> None:
@@ -156,10 +156,10 @@ def _doubt(
     """
     past = [turn for turn in changes if turn.time <= datetime.now(UTC) + TOLERANCE]
     after = next((n for n, turn in enumerate(past) if turn.time > moment), len(past))
-    other = past[after - 1] if after else None
-    if other == answer:
+    alternative = past[after - 1] if after else None
+    if alternative == answer:
         return None
-    names = " or ".join(version_name(turn.after if turn else None) for turn in (answer, other))
+    names = " or ".join(version_name(turn.after if turn else None) for turn in (answer, alternative))
     return (
         f"the clock was set back between changes of the champion, so the answer is uncertain: {names}; the first of "
         f"these is shown; `{data.store.command(f'registry history {data.name}')}` shows the order, "

@@ -46,14 +46,14 @@ def collect(
     outcome, problems = _collect_store(Store(store_root(store)), keep_versions)
     with get_client(sync_client=True) as client:
         outcome |= _trim(client, keep_flow_runs, event_days)
-    said = (
+    summary = (
         f"removed {outcome['entries']:,} entries ({outcome['bytes'] / 1e6:,.1f} MB) of the store, "
         f"{outcome['flow_runs']:,} flow runs and {outcome['events']:,} events"
     )
-    _log.info(said)
+    _log.info(summary)
     if problems:
-        return Failed(message="; ".join([*problems, said]), data=outcome)
-    return Completed(message=said, data=outcome)
+        return Failed(message="; ".join([*problems, summary]), data=outcome)
+    return Completed(message=summary, data=outcome)
 
 
 def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
@@ -62,31 +62,31 @@ def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
     problems = []
     for name in store.datasets() if store.root.is_dir() else ():
         try:
-            done = retention.collect(store, name, keep)
+            collected = retention.collect(store, name, keep)
         except IdxflowError as error:
             problems.append(f"{name}: {error}")
             continue
-        if done.busy:
+        if collected.busy:
             _log.info("%s: a run is in progress, nothing removed", name)
             outcome["busy"].append(name)
-        outcome["entries"] += len(done.entries)
-        outcome["bytes"] += done.bytes
+        outcome["entries"] += len(collected.entries)
+        outcome["bytes"] += collected.bytes
     return outcome, problems
 
 
 def _trim(client: SyncPrefectClient, keep_flow_runs: int, event_days: float) -> dict[str, Any]:
     """Have the server delete old runs and events in batches, so that other requests can run in between."""
-    done = {"flow_runs": 0, "events": 0}
-    wanted = {"keep_flow_runs": keep_flow_runs, "event_days": event_days}
+    totals = {"flow_runs": 0, "events": 0}
+    limits = {"keep_flow_runs": keep_flow_runs, "event_days": event_days}
     more = True
     while more:
         try:
-            answer = client.request("POST", "/idxflow/trim", json=wanted).json()  # type: ignore[arg-type]
+            answer = client.request("POST", "/idxflow/trim", json=limits).json()  # type: ignore[arg-type]
         except PrefectHTTPStatusError as error:
             if error.response.status_code not in _NOT_FOUND:
                 raise
             _log.warning("the server was not started by idxflow; its runs and events are left as they are")
             break
-        done = {name: done[name] + answer[name] for name in done}
+        totals = {name: totals[name] + answer[name] for name in totals}
         more = answer["more"]
-    return done
+    return totals

@@ -37,8 +37,8 @@ class DatasetInStore:
             ConfigError: the store has no data set with this name.
         """
         opened = Store(store_root(store))
-        known = {path.parent.name for part in ("registry", "ledger") for path in opened.root.glob(f"*/{part}")}
-        datasets.check_known(opened, name, known)
+        names = {path.parent.name for part in ("registry", "ledger") for path in opened.root.glob(f"*/{part}")}
+        datasets.check_known(opened, name, names)
         return cls(opened, name)
 
     @cached_property
@@ -74,12 +74,12 @@ class DatasetInStore:
         if text == "champion":
             return self.champion()
         digits = text.removeprefix("v")
-        known = self.registry.numbers()
-        if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in known):
-            newest = max(known, default=0)
+        numbers = self.registry.numbers()
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in numbers):
+            newest = max(numbers, default=0)
             choice = "give v1, the only one" if newest == 1 else f"give one of v1 to v{newest}"
-            remedy = choice if known else f"it has no version yet: {self.run_command}"
-            names = ("champion", *(f"v{number}" for number in known))
+            remedy = choice if numbers else f"it has no version yet: {self.run_command}"
+            names = ("champion", *(f"v{number}" for number in numbers))
             raise ConfigError(
                 f"expected a version of {self.name}, a number or `champion`; found {text[:40]!r}"
                 f"{meant(text, names, alike=0.75)}; {remedy}"
@@ -98,19 +98,19 @@ class DatasetInStore:
             raise ConfigError(
                 f"expected a run of {self.name} in the ledger; found none yet; run it: {self.run_command}"
             )
-        wanted = runs[-1] if text == "latest" else self.champion().run if text == "champion" else text
-        matching = [wanted] if wanted in runs else _beginning(runs, wanted)
+        run_id = runs[-1] if text == "latest" else self.champion().run if text == "champion" else text
+        matching = [run_id] if run_id in runs else _beginning(runs, run_id)
         record = self.ledger.find("runs", matching[0]) if len(matching) == 1 else None
         if record:
             return record
         if matching:
             raise ConfigError(
-                f"expected the beginning of a single run's id; {wanted[:40]!r} begins {len(matching)} of {self.name}: "
+                f"expected the beginning of a single run's id; {run_id[:40]!r} begins {len(matching)} of {self.name}: "
                 f"{_newest(matching)}; type more of it"
             )
         raise ConfigError(
             f"expected a run of {self.name}, by its id, the beginning of its id, `latest` or `champion`; "
-            f"found {wanted[:40]!r}{_alike(wanted, runs)}; give one of these, the latest: {_newest(runs)}"
+            f"found {run_id[:40]!r}{_alike(run_id, runs)}; give one of these, the latest: {_newest(runs)}"
         )
 
 

@@ -40,12 +40,12 @@ def check_known(store: Store, name: str, known: Collection[str]) -> None:
     """
     if name in known:
         return
-    there = f" ({', '.join(sorted(known))})" if known else ""
-    found = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none"
+    choices = f" ({', '.join(sorted(known))})" if known else ""
+    actual = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none"
     first = f"run it first: `{run_command(store, name)}`" if name in catalog.names() else ""
     remedy = first or ("give one of these" if known else f"run one first: `{store.command('run')}`")
     raise ConfigError(
-        f"expected a data set of the store {store.root}{there}; found {found}; {remedy}, or name another store with "
+        f"expected a data set of the store {store.root}{choices}; found {actual}; {remedy}, or name another store with "
         "--store or IDXFLOW_STORE"
     )
 

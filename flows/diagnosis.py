@@ -87,27 +87,27 @@ def _tensorflow() -> Diagnosis:
     code = "import gc; gc.disable(); import tensorflow as tf; print(tf.__version__)"
     try:
         # -P: modules in the current folder must not shadow the libraries.
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return Diagnosis("problem", "TensorFlow", f"not imported within {_IMPORT_SECONDS} s", "free memory or CPU time")
-    if done.returncode == 0:
-        return Diagnosis("ok", "TensorFlow", f"{done.stdout.split()[-1]} can be imported")
-    said = done.stderr.strip().splitlines()[-1:] or [f"ended by signal {-done.returncode}"]
+    if process.returncode == 0:
+        return Diagnosis("ok", "TensorFlow", f"{process.stdout.split()[-1]} can be imported")
+    last_line = process.stderr.strip().splitlines()[-1:] or [f"ended by signal {-process.returncode}"]
     remedy = (
         "fetching and validating work without it; for training, use a processor with AVX, then `make clean && make run`"
     )
-    return Diagnosis("problem", "TensorFlow", f"cannot be imported: {said[0]}", remedy)
+    return Diagnosis("problem", "TensorFlow", f"cannot be imported: {last_line[0]}", remedy)
 
 
 def _disk(store: Store) -> Diagnosis:
     place = next(folder for folder in (store.root, *store.root.parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
-    said = f"{free / 1e9:,.1f} GB free at {place}"
+    finding = f"{free / 1e9:,.1f} GB free at {place}"
     if free < LEAST_FREE_BYTES:
-        return Diagnosis("warning", "disk", said, f"{store.command('gc')}, or another store with --store")
-    return Diagnosis("ok", "disk", said)
+        return Diagnosis("warning", "disk", finding, f"{store.command('gc')}, or another store with --store")
+    return Diagnosis("ok", "disk", finding)
 
 
 def _whole(store: Store) -> Diagnosis:
@@ -119,36 +119,38 @@ def _whole(store: Store) -> Diagnosis:
         verdict = verify(store, contents=False)
     except IdxflowError as error:
         return Diagnosis("problem", "store", str(error), "chown it to the user that runs the worker, or choose another")
-    said = (
+    summary = (
         f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
         f"{counted(verdict.records, 'ledger record')}, sizes checked"
     )
     if verdict.damage:
-        said = f"{len(verdict.damage)} damaged, first {verdict.damage[0].path}"
-        return Diagnosis("problem", "store", said, store.command("verify"))
+        summary = f"{len(verdict.damage)} damaged, first {verdict.damage[0].path}"
+        return Diagnosis("problem", "store", summary, store.command("verify"))
     needed = {path for name in store.datasets() for path in for_the_next_run(Registry(store, name))}
     rest = [finding for finding in verdict.leftovers if finding.path not in needed]
     if needed:
-        said = f"{said}; {len(needed)} unfinished, which the next run resumes"
+        summary = f"{summary}; {len(needed)} unfinished, which the next run resumes"
     if rest:
-        return Diagnosis("warning", "store", f"{said}; {len(rest)} left over by killed runs", store.command("gc"))
-    return Diagnosis("ok", "store", said)
+        return Diagnosis("warning", "store", f"{summary}; {len(rest)} left over by killed runs", store.command("gc"))
+    return Diagnosis("ok", "store", summary)
 
 
 def _clock(store: Store) -> Diagnosis:
     """Report where the ledgers show a wrong clock; a clock that has been corrected needs no action."""
     now = datetime.now(UTC)
     try:
-        found = [(name, jump) for name in store.datasets() for jump in Ledger(store, name).recent_jumps(now)]
+        jumps = [(name, jump) for name in store.datasets() for jump in Ledger(store, name).recent_jumps(now)]
     except IdxflowError as error:
         return Diagnosis("problem", "clock", *_parted(error))
-    ahead = [(name, jump) for name, jump in found if jump.ahead]
+    ahead = [(name, jump) for name, jump in jumps if jump.ahead]
     if ahead:
         name, jump = ahead[0]
-        said = f"the ledger of {name} has times in the future: {jump.problem}"
-        return Diagnosis("warning", "clock", said, "check the clock with timedatectl; if it is right now, ignore this")
-    if found:
-        name, jump = found[-1]
+        finding = f"the ledger of {name} has times in the future: {jump.problem}"
+        return Diagnosis(
+            "warning", "clock", finding, "check the clock with timedatectl; if it is right now, ignore this"
+        )
+    if jumps:
+        name, jump = jumps[-1]
         return Diagnosis("ok", "clock", f"set back before {jump.name} of {name}; the records are in order")
     return Diagnosis("ok", "clock", f"{now:%Y-%m-%d %H:%M} UTC, later than every record in the ledgers")
 
@@ -168,8 +170,8 @@ def _zones() -> Diagnosis:
 
 
 def _proxies() -> Diagnosis:
-    if said := proxies.unusable():
-        return Diagnosis("problem", "proxies", f"{said}; archives cannot be fetched", proxies.REMEDY)
+    if problem := proxies.unusable():
+        return Diagnosis("problem", "proxies", f"{problem}; archives cannot be fetched", proxies.REMEDY)
     return Diagnosis("ok", "proxies", "no unusable proxy is set; local addresses bypass proxies")
 
 
@@ -188,8 +190,8 @@ def _settings() -> Diagnosis:
 
 def _parted(error: IdxflowError) -> tuple[str, str]:
     """Split an error's message into what was found and what to do."""
-    found, _, remedy = str(error).rpartition("; ")
-    return found, remedy
+    finding, _, remedy = str(error).rpartition("; ")
+    return finding, remedy
 
 
 def _server(store: Store) -> Iterator[Diagnosis]:
@@ -230,8 +232,8 @@ def _server(store: Store) -> Iterator[Diagnosis]:
 def _same_version(client: SyncPrefectClient) -> Diagnosis:
     ours, theirs = client.client_version(), client.api_version()
     if ours.split(".")[:2] != theirs.split(".")[:2]:
-        said = f"{theirs} at {client.api_url}, but {ours} here"
-        return Diagnosis("problem", "server", said, "install the same Prefect on both sides")
+        finding = f"{theirs} at {client.api_url}, but {ours} here"
+        return Diagnosis("problem", "server", finding, "install the same Prefect on both sides")
     return Diagnosis("ok", "server", f"Prefect {theirs} at {client.api_url}")
 
 
@@ -253,12 +255,12 @@ def _database(client: SyncPrefectClient, store: Store) -> Diagnosis:
             see(client, POOL, read_plan())
     except Exception as error:
         # The client may raise anything; the server has passed its health check.
-        said = f"the server at {client.api_url} answers its health check, but not queries ({type(error).__name__})"
+        finding = f"the server at {client.api_url} answers its health check, but not queries ({type(error).__name__})"
         trouble = sqlite.trouble(file, store.command("gc")) if file else None
-        return Diagnosis("problem", "database", said, trouble or "read the server's log, then restart it")
+        return Diagnosis("problem", "database", finding, trouble or "read the server's log, then restart it")
     if file and (full := sqlite.full_disk(file, store.command("gc"))):
-        said, _, remedy = full.rpartition("; ")
-        return Diagnosis("problem", "database", said, remedy)
+        finding, _, remedy = full.rpartition("; ")
+        return Diagnosis("problem", "database", finding, remedy)
     return Diagnosis("ok", "database", "answers queries")
 
 
@@ -277,25 +279,25 @@ def _worker(client: SyncPrefectClient, up: str) -> Diagnosis:
     pools = sorted({d.work_pool_name for d in _ours(client) if d.work_pool_name}) or [POOL]
     for pool in pools:
         try:
-            known = client.read_work_pool(pool)
+            work_pool = client.read_work_pool(pool)
         except ObjectNotFound:
-            return Diagnosis("problem", "worker", f"no work pool {pool!r}", _put_there(client, up))
-        if known.is_paused:
+            return Diagnosis("problem", "worker", f"no work pool {pool!r}", _restore_remedy(client, up))
+        if work_pool.is_paused:
             return Diagnosis(
                 "problem", "worker", f"the pool {pool!r} is paused", f"idxflow prefect work-pool resume {pool}"
             )
         if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
-            said = f"none polls the pool {pool!r}, so no run starts"
-            return Diagnosis("problem", "worker", said, _start_one(up, pool))
+            finding = f"none polls the pool {pool!r}, so no run starts"
+            return Diagnosis("problem", "worker", finding, _start_remedy(up, pool))
     return Diagnosis("ok", "worker", f"polling {', '.join(pools)}")
 
 
-def _start_one(up: str, pool: str) -> str:
+def _start_remedy(up: str, pool: str) -> str:
     """Return how to start a worker."""
     return f"{up}, or idxflow prefect worker start --pool {pool} --type process"
 
 
-def _put_there(client: SyncPrefectClient, up: str) -> str:
+def _restore_remedy(client: SyncPrefectClient, up: str) -> str:
     if _running_up(client):
         return "wait: the running `idxflow up` restores it within a minute"
     return up
@@ -312,7 +314,7 @@ def _deployments(client: SyncPrefectClient, up: str) -> Diagnosis:
 
     ours = _ours(client)
     if not ours:
-        return Diagnosis("problem", "deployments", "none", _put_there(client, up))
+        return Diagnosis("problem", "deployments", "none", _restore_remedy(client, up))
     paused = [d for d in ours if d.paused]
     if paused:
         # Prefect: resume-deployment. Its command line has no command for this.
@@ -320,9 +322,9 @@ def _deployments(client: SyncPrefectClient, up: str) -> Diagnosis:
         return Diagnosis("warning", "deployments", f"paused, so no runs are scheduled: {_names(paused)}", remedy)
     for deployment, schedule in ((d, s) for d in ours for s in d.schedules if s.active):
         if isinstance(schedule.schedule, CronSchedule) and not comes_due(schedule.schedule):
-            said = f"a schedule of {deployment.name} never comes due: {schedule.schedule.cron}"
+            finding = f"a schedule of {deployment.name} never comes due: {schedule.schedule.cron}"
             remedy = f"idxflow prefect deployment schedule delete {_full_name(client, deployment)} {schedule.id}"
-            return Diagnosis("warning", "deployments", said, f"{remedy} -y; then create one for a day that exists")
+            return Diagnosis("warning", "deployments", finding, f"{remedy} -y; then create one for a day that exists")
     asleep = [d for d in ours if d.schedules and not any(s.active for s in d.schedules)]
     if asleep:
         first = asleep[0]
@@ -348,9 +350,12 @@ def _limits(client: SyncPrefectClient) -> Diagnosis:
         if limit and limit.active_slots >= limit.limit:
             cancels = options and options.collision_strategy == ConcurrencyLimitStrategy.CANCEL_NEW
             fate = "is cancelled" if cancels else "waits"
-            said = f"{deployment.name} already runs ({limit.active_slots} of {limit.limit}); a new run {fate}"
+            finding = f"{deployment.name} already runs ({limit.active_slots} of {limit.limit}); a new run {fate}"
             return Diagnosis(
-                "warning", "limits", said, "wait for it, or idxflow prefect flow-run ls --state RUNNING and cancel it"
+                "warning",
+                "limits",
+                finding,
+                "wait for it, or idxflow prefect flow-run ls --state RUNNING and cancel it",
             )
     return Diagnosis("ok", "limits", "no deployment is at its limit")
 
@@ -361,7 +366,7 @@ def _late(client: SyncPrefectClient, up: str) -> Diagnosis:
     now = datetime.now(UTC)
     late = [run for run in _runs(client, StateType.SCHEDULED) if now - (run.next_scheduled_start_time or now) > LATE]
     if late:
-        remedy = f"start a worker: {_start_one(up, late[0].work_pool_name or POOL)}"
+        remedy = f"start a worker: {_start_remedy(up, late[0].work_pool_name or POOL)}"
         return Diagnosis("problem", "late runs", f"{len(late)}, first {late[0].name!r}", remedy)
     return Diagnosis("ok", "late runs", "none")
 
@@ -382,11 +387,13 @@ def _lifeless(client: SyncPrefectClient) -> Diagnosis:
 def _automation(client: SyncPrefectClient, up: str) -> Diagnosis:
     from flows.service.deployments import AUTOMATION
 
-    known = client.read_automations_by_name(AUTOMATION)
-    if not known:
-        return Diagnosis("warning", "dead runs", "no automation ends runs whose machine died", _put_there(client, up))
-    if not known[0].enabled:
-        remedy = f"idxflow prefect automation resume --id {known[0].id}"
+    automations = client.read_automations_by_name(AUTOMATION)
+    if not automations:
+        return Diagnosis(
+            "warning", "dead runs", "no automation ends runs whose machine died", _restore_remedy(client, up)
+        )
+    if not automations[0].enabled:
+        remedy = f"idxflow prefect automation resume --id {automations[0].id}"
         return Diagnosis("warning", "dead runs", f"the automation {AUTOMATION!r} is disabled", remedy)
     return Diagnosis("ok", "dead runs", "ended by an automation")
 
@@ -395,5 +402,5 @@ def _runs(client: SyncPrefectClient, kind: StateType) -> list[FlowRun]:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.sorting import FlowRunSort
 
-    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[kind])))
-    return client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    run_filter = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[kind])))
+    return client.read_flow_runs(flow_run_filter=run_filter, sort=FlowRunSort.EXPECTED_START_TIME_ASC)

@@ -82,10 +82,10 @@ def unstarted(client: SyncPrefectClient, store: Store, known: set[UUID]) -> None
         due = run.expected_start_time or datetime.now(UTC)
         ledger, name = Ledger(store, dataset), f"{due:%Y%m%d-%H%M%S}-{run.id.hex[:4]}"
         if ledger.find("runs", name) is None:
-            said = f"it {_word(run.state)} before it started{_message(run.state)}"
+            sentence = f"it {_word(run.state)} before it started{_message(run.state)}"
             # Without the set that it should have run: this set still waits for a run.
             values = {"run": name, "started": due.isoformat(timespec="milliseconds"), "asked_by": "deployment"}
-            _record(ledger, dataset, _STATES[run.state.type.value], said, values)
+            _record(ledger, dataset, _STATES[run.state.type.value], sentence, values)
 
 
 _STATES = {"CANCELLED": "cancelled", "CANCELLING": "cancelled", "CRASHED": "crashed", "FAILED": "failed"}
@@ -106,13 +106,13 @@ def _ended(client: SyncPrefectClient) -> list[FlowRun]:
 
     ours = {d.id: d.parameters for d in client.read_deployments() if (d.entrypoint or "").startswith("flows.retrain.")}
     kinds = [StateType.CANCELLED, StateType.CRASHED, StateType.FAILED]
-    wanted = FlowRunFilter(
+    run_filter = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=kinds)),
         end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - _LOOK_BACK),  # type: ignore[arg-type]
     )
-    found = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.END_TIME_DESC, limit=_LOOKED_AT)
+    runs = client.read_flow_runs(flow_run_filter=run_filter, sort=FlowRunSort.END_TIME_DESC, limit=_LOOKED_AT)
     # A run turned away by the concurrency limit may still be carried out (`flows.schedule`).
-    return [run for run in found if run.deployment_id in ours and not turned_away(run)]
+    return [run for run in runs if run.deployment_id in ours and not turned_away(run)]
 
 
 def _ending(values: Mapping[str, Any]) -> tuple[str, str]:
@@ -122,8 +122,8 @@ def _ending(values: Mapping[str, Any]) -> tuple[str, str]:
     remedy = f"; run it again to resume: {again}" if again else "; run it again to resume"
     if state and state.type.value in ("CANCELLED", "CANCELLING"):
         return "cancelled", f"it was cancelled{_message(state)}{remedy}"
-    told = _message(state) if state and state.type.value == "CRASHED" else ""
-    return "crashed", f"{_of_process(values)}{told}{remedy}"
+    server_message = _message(state) if state and state.type.value == "CRASHED" else ""
+    return "crashed", f"{_of_process(values)}{server_message}{remedy}"
 
 
 def _of_process(values: Mapping[str, Any]) -> str:
@@ -159,7 +159,7 @@ def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Map
     decision = ledger.find("decisions", values["run"])
     if decision and decision.get("sentence"):
         sentence = f"{sentence}; before that, it decided: {decision['sentence']}"
-    known = ("started", "asked_by", "profile", "config", "arrival")
+    fields = ("started", "asked_by", "profile", "config", "arrival")
     ledger.append(
         "runs",
         values["run"],
@@ -171,7 +171,7 @@ def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Map
             "dataset": dataset,
             "steps": [],
             "error": {"kind": _KINDS[state], "sentence": sentence, "exit_code": 1},
-            **{name: values[name] for name in known if values.get(name) is not None},
+            **{name: values[name] for name in fields if values.get(name) is not None},
         },
     )
 

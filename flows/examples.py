@@ -66,10 +66,12 @@ def _newest(data: DatasetInStore, split: str) -> Split:
         if lost:
             remark(f"the images of the newest run were removed or are damaged; taken from run {record.get('run')}")
         return decoded
-    found = "were removed from the store or are damaged" if lost else "have not been decoded yet"
-    raise ConfigError(f"expected decoded {split} images of {data.name}; they {found}; {data.run_command} decodes them")
+    problem = "were removed from the store or are damaged" if lost else "have not been decoded yet"
+    raise ConfigError(
+        f"expected decoded {split} images of {data.name}; they {problem}; {data.run_command} decodes them"
+    )
 
 
 def _classes(data: DatasetInStore, split: Split) -> list[str]:
-    made: dict[str, Any] = data.store.made_from(data.name, "decode", split.folder.name)["parameters"]
-    return [str(name) for name in made["classes"]]
+    parameters: dict[str, Any] = data.store.made_from(data.name, "decode", split.folder.name)["parameters"]
+    return [str(name) for name in parameters["classes"]]

@@ -90,9 +90,9 @@ class ArrivalFolder:
             names = _names(folder)
             roles = {spec.role: _first(names, spec) for spec in self.dataset.archives}
             unfinished = sorted(name for name in names if self._is_unfinished(name))
-            found = {role: _entry(folder, name) for role, name in roles.items() if name}
+            entries = {role: _entry(folder, name) for role, name in roles.items() if name}
             return Contents(
-                {role: entry for role, entry in found.items() if entry},
+                {role: entry for role, entry in entries.items() if entry},
                 tuple(entry for name in unfinished if (entry := _entry(folder, name))),
                 _entry(folder, self.marker) if self.marker in names else None,
             )
@@ -147,13 +147,13 @@ class ArrivalFolder:
 
     def digests(self, contents: Contents) -> dict[str, ArrivedFile] | None:
         """Return the same as `copy`, without copying."""
-        found = {}
+        files = {}
         for role, entry in contents.archives.items():
             with self._opened() as folder, _file(folder, entry) as descriptor:
                 if descriptor is None:
                     return None
-                found[role] = ArrivedFile(entry.name, entry.bytes, _sha256(descriptor, entry.name))
-        return found if self.contents() == contents else None
+                files[role] = ArrivedFile(entry.name, entry.bytes, _sha256(descriptor, entry.name))
+        return files if self.contents() == contents else None
 
     def check(self, files: Mapping[str, ArrivedFile], place: Path) -> None:
         """Read each copied archive to its end.
@@ -177,9 +177,9 @@ class ArrivalFolder:
                 pass
             rows, payload = math.prod(reader.header.shape[:1]), reader.payload_sha256
         if spec.pinned and file.sha256 != spec.sha256 and payload != spec.payload_sha256:
-            wanted = spec.sha256 or spec.payload_sha256
+            expected = spec.sha256 or spec.payload_sha256
             raise DigestMismatch(
-                f"{file.name}: expected the published archive, SHA-256 {wanted:.12}…; found {file.sha256:.12}…; copy "
+                f"{file.name}: expected the published archive, SHA-256 {expected:.12}…; found {file.sha256:.12}…; copy "
                 f"that one, or: {self._other_sets()}"
             )
         return rows
@@ -208,11 +208,11 @@ class ArrivalFolder:
     def _is_unfinished(self, name: str) -> bool:
         if name == _RSYNC_FOLDER:
             return True
-        found = _UNFINISHED.fullmatch(name)
-        if not found:
+        match = _UNFINISHED.fullmatch(name)
+        if not match:
             return False
-        wanted = found["rsync"] or found["other"]
-        return any(wanted in file_names(spec) for spec in self.dataset.archives)
+        final_name = match["rsync"] or match["other"]
+        return any(final_name in file_names(spec) for spec in self.dataset.archives)
 
 
 def _names(folder: int) -> set[str]:
@@ -231,17 +231,17 @@ def _first(names: set[str], spec: ArchiveSpec) -> str | None:
 
 def _entry(folder: int, name: str) -> Entry | None:
     try:
-        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unreadable(name, error) from error
-    return _entry_of(name, found)
+    return _entry_of(name, status)
 
 
-def _entry_of(name: str, found: os.stat_result) -> Entry:
-    identity = (found.st_dev, found.st_ino, found.st_mtime_ns)
-    return Entry(name, stat.S_IFMT(found.st_mode), found.st_size, identity, found.st_ctime_ns)
+def _entry_of(name: str, status: os.stat_result) -> Entry:
+    identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+    return Entry(name, stat.S_IFMT(status.st_mode), status.st_size, identity, status.st_ctime_ns)
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
         raise received[-1]
 
     # Ignored signals stay ignored, such as Ctrl-C for a background job or SIGHUP after nohup.
-    wanted = [number for number in _HANDLED if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in wanted}
+    numbers = [number for number in _HANDLED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         with sent_again(_signal_of):
             yield received

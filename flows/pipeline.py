@@ -85,10 +85,10 @@ def to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
     """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
     store, dataset = job.store, job.dataset
     fetched = caller.call_together(fetch, [(store, dataset, spec, job.source) for spec in dataset.archives])
-    archives = {done.record.role: job.keep("archives", done) for done in fetched}
+    archives = {finished.record.role: job.keep("archives", finished) for finished in fetched}
     pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
     decoded = caller.call_together(decode, [(store, dataset, *pair) for pair in pairs])
-    train_split, test_split = (job.keep(name, done) for name, done in zip(SPLITS, decoded, strict=True))
+    train_split, test_split = (job.keep(name, finished) for name, finished in zip(SPLITS, decoded, strict=True))
     try:
         job.keep("validation", caller.call(validate, store, dataset, train_split, test_split))
     except ValidationFailed as error:
@@ -109,14 +109,14 @@ def to_decision(job: Job, caller: Caller) -> None:
     answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
     waiting = "%s: waiting for another process that is deciding about the champion"
     with job.registry.deciding(lambda: _log.info(waiting, dataset.name, extra=WAITING)):
-        champion, done = _scored_champion(job, caller, test_split)
+        champion, finished = _scored_champion(job, caller, test_split)
         if answer and answer.about != _number(champion):
             _log.warning("%s: the champion changed before the answer came; the answer does not count", dataset.name)
             answer = None
-        if done:
-            job.keep("champion_evaluation", done)
-        given = answer.answer if answer else None
-        job.keep("decision", caller.call(decide, job.registry, dataset, job.record.id, candidate, champion, given))
+        if finished:
+            job.keep("champion_evaluation", finished)
+        reply = answer.answer if answer else None
+        job.keep("decision", caller.call(decide, job.registry, dataset, job.record.id, candidate, champion, reply))
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class _Answered:
 def _answer(job: Job, caller: Caller, candidate: Candidate) -> _Answered | None:
     """Ask a person, if the decision needs one; hold no lock, because the answer may take a day."""
     champion, _ = _scored_champion(job, caller, candidate.test)
-    asked = question(job.registry, job.dataset, candidate, champion)
-    answer = ask(job.dataset.name, asked, job.dataset.gate.ask_hours) if asked else None
+    prompt = question(job.registry, job.dataset, candidate, champion)
+    answer = ask(job.dataset.name, prompt, job.dataset.gate.ask_hours) if prompt else None
     return _Answered(answer, _number(champion)) if answer else None
 
 
@@ -144,16 +144,16 @@ def _scored_champion(job: Job, caller: Caller, test_split: Split) -> tuple[Incum
     champion = current_champion(job.registry, job.dataset)
     if champion is None or champion.model is None:
         return champion, None
-    done = caller.call(evaluate, job.store, job.dataset, champion.model, test_split, whose="champion")
-    return dataclasses.replace(champion, score=done.record), done
+    finished = caller.call(evaluate, job.store, job.dataset, champion.model, test_split, whose="champion")
+    return dataclasses.replace(champion, score=finished.record), finished
 
 
 def report(job: Job, caller: Caller) -> Report | None:
     """Return a new report, or the existing one of the same version if nothing is new."""
     if job.state == "valid":
         return None
-    known = job.known_report() if job.state == "unchanged" else None
-    if known:
-        point_to_report(job.dataset.name, job.sentence, job.version.strip(), known)
-        return known
+    existing = job.existing_report() if job.state == "unchanged" else None
+    if existing:
+        point_to_report(job.dataset.name, job.sentence, job.version.strip(), existing)
+        return existing
     return job.passed(caller.call(publish, job.registry, job.dataset, job.record))

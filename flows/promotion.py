@@ -27,13 +27,13 @@ def promote(data: DatasetInStore, version: str, force: bool, reason: str | None)
         ConfigError: `force` or the reason is missing, there is no such version, or it is the champion.
         StoreError: a file of the version is missing or damaged, or the ledger cannot be written.
     """
-    wanted = data.version(version)
+    target = data.version(version)
     if not force:
         raise ConfigError(
-            f"expected --force and --reason to promote v{wanted.number} by hand; found no --force; "
-            f"add it to override the gate: {_why_not(data, wanted)}"
+            f"expected --force and --reason to promote v{target.number} by hand; found no --force; "
+            f"add it to override the gate: {_why_not(data, target)}"
         )
-    return _carry_out(data, Change("forced", _reason(reason, data), lambda history, now: wanted))
+    return _carry_out(data, Change("forced", _reason(reason, data), lambda history, now: target))
 
 
 def roll_back(data: DatasetInStore, to: str, reason: str | None) -> dict[str, Any]:
@@ -67,10 +67,10 @@ class Change:
 def _reason(text: str | None, data: DatasetInStore) -> str:
     words = " ".join((text or "").split())
     if not words or not words.isprintable() or len(words) > MAX_REASON:
-        found = f"{len(words):,} characters" if words else "none"
+        actual = f"{len(words):,} characters" if words else "none"
         raise ConfigError(
             f"expected --reason with 1 to {MAX_REASON:,} printable characters, for the ledger of {data.name}; "
-            f'found {found}; say why in a sentence, such as --reason "class 8 is worse"'
+            f'found {actual}; say why in a sentence, such as --reason "class 8 is worse"'
         )
     return words
 
@@ -78,19 +78,19 @@ def _reason(text: str | None, data: DatasetInStore) -> str:
 def _earlier(data: DatasetInStore, to: str, history: list[PastDecision], now: int | None) -> Version:
     """Return the champion to go back to."""
     if to != "previous":
-        wanted = data.version(to)
-        if wanted.number not in {turn.after for turn in history if turn.changed}:
-            promote = f'promote {data.name} {wanted.number} --force --reason "…"'
+        target = data.version(to)
+        if target.number not in {turn.after for turn in history if turn.changed}:
+            promote = f'promote {data.name} {target.number} --force --reason "…"'
             raise ConfigError(
-                f"expected a version that was the champion of {data.name} before; found v{wanted.number}, which "
+                f"expected a version that was the champion of {data.name} before; found v{target.number}, which "
                 f"never was; to make it the champion: `{data.store.command(promote)}`"
             )
-        return wanted
+        return target
     champions = [number for number in line(history) if number != now]
     if not champions:
-        found = f"none before v{now}" if now else "no champion yet"
+        actual = f"none before v{now}" if now else "no champion yet"
         raise ConfigError(
-            f"expected an earlier champion of {data.name} to go back to; found {found}; nothing was changed; to "
+            f"expected an earlier champion of {data.name} to go back to; found {actual}; nothing was changed; to "
             f"make any other version the champion: "
             f"`{data.store.command(f'promote {data.name} NUMBER --force --reason …')}`"
         )

@@ -180,8 +180,8 @@ def _again(request: Request, command: str) -> str:
     """Return the command that repeats the run."""
     deployment = runtime.deployment.name
     if deployment:
-        given = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
-        parameters = "".join(f" --param {name}={value}" for name, value in given.items())
+        values = {"dataset": request.dataset, "arrival": request.arrival} if request.arrival else {}
+        parameters = "".join(f" --param {name}={value}" for name, value in values.items())
         return f"idxflow prefect deployment run {runtime.flow_run.flow_name}/{deployment}{parameters}"
     return request.command(command)
 

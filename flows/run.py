@@ -172,19 +172,19 @@ class Job:
         number = self.record.decision.version if self.record.decision else None
         return f" v{number}" if number else ""
 
-    def keep(self, name: str, done: Done[R]) -> R:
+    def keep(self, name: str, finished: Done[R]) -> R:
         """Record a finished step and its result, as a field of the run's record; return the result.
 
         `archives` are appended one by one.
         """
         before = getattr(self.record, name)
-        self.note(**{name: (*before, done.record) if isinstance(before, tuple) else done.record})
-        return self.passed(done)
+        self.note(**{name: (*before, finished.record) if isinstance(before, tuple) else finished.record})
+        return self.passed(finished)
 
-    def passed(self, done: Done[R]) -> R:
+    def passed(self, finished: Done[R]) -> R:
         """Record a finished step whose result is not in the run's record; return the result."""
-        self.note(steps=(*self.record.steps, done.step))
-        return done.record
+        self.note(steps=(*self.record.steps, finished.step))
+        return finished.record
 
     def note(self, **fields: Any) -> None:
         """Set fields of the run's record."""
@@ -308,14 +308,14 @@ class Job:
             with store_errors(self.store.root):
                 Arrivals(self.store, self.dataset.name).discard(self.arrival)
 
-    def known_report(self) -> Report | None:
+    def existing_report(self) -> Report | None:
         """Return the report of the run that made the version that this run reuses; None if it no longer exists."""
         number = self.record.decision.version if self.record.decision else None
         if number is None:
             return None
         # A run that was killed after its decision is missing.
-        made_by = self.registry.version(number).run
-        run = self.registry.ledger.find("runs", made_by)
+        maker = self.registry.version(number).run
+        run = self.registry.ledger.find("runs", maker)
         report = Report(self.store.root / run["report"]) if run and run["report"] else None
         return report if report and report.html.is_file() else None
 

@@ -74,14 +74,14 @@ def _make_way(client: SyncPrefectClient, run: FlowRun) -> str | None:
 
 def _others(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
     """Return the other runs scheduled until now, latest first, without those that a user cancelled."""
-    wanted = FlowRunFilter(
+    run_filter = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id] if run.deployment_id else []),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),  # type: ignore[arg-type]
     )
-    found = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+    runs = client.read_flow_runs(flow_run_filter=run_filter, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
     return [
         other
-        for other in found
+        for other in runs
         if other.auto_scheduled
         and other.id != run.id
         and (other.state_type != StateType.CANCELLED or turned_away(other))

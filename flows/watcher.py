@@ -173,10 +173,10 @@ class _Watcher:
         with self._arrivals.alone():
             last = self._arrivals.last(self._source)
             if last and all(last.files[role].bytes == entry.bytes for role, entry in contents.archives.items()):
-                found = inbox.digests(contents)
-                if found is None:
+                digests = inbox.digests(contents)
+                if digests is None:
                     return
-                if mark_of(self._name, found) == last.mark and not self._arrivals.is_lost(last):
+                if mark_of(self._name, digests) == last.mark and not self._arrivals.is_lost(last):
                     self._known = contents
                     return
             with self._arrivals.partial() as place:
@@ -205,16 +205,16 @@ class _Watcher:
             if arrival.id not in waiting:
                 self._say_end(arrival)
         self._waiting = waiting
-        left = [arrival for arrival in waiting.values() if arrival.id not in self._over]
-        if not left:
+        due = [arrival for arrival in waiting.values() if arrival.id not in self._over]
+        if not due:
             return
         with arrival_runs.connected() as server:
-            for number, arrival in enumerate(left, 1):
+            for number, arrival in enumerate(due, 1):
                 run = self._announced(server, arrival)
-                if not run.started and number < len(left):
+                if not run.started and number < len(due):
                     # The server may start two waiting runs in either order.
                     raise PrefectFailed(
-                        f"{self._name}: the set {left[number].id} waits; its run is created when the previous set's "
+                        f"{self._name}: the set {due[number].id} waits; its run is created when the previous set's "
                         f"run, {run.name!r}, has started; `idxflow doctor` shows why a run does not start"
                     )
 

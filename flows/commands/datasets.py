@@ -18,10 +18,10 @@ def datasets(*, as_json: AsJson = False) -> int:
 
     Example: `idxflow datasets --json`
     """
-    found = [catalog.find(name) for name in catalog.names()]
+    entries = [catalog.find(name) for name in catalog.names()]
     if as_json:
-        return print_json([_values(dataset) for dataset in found])
-    print_table(map(_cells, found))
+        return print_json([_values(dataset) for dataset in entries])
+    print_table(map(_cells, entries))
     return 0
 
 

@@ -21,16 +21,16 @@ def doctor(*, store: StoreFolder = None, as_json: AsJson = False) -> int:
     """
     from flows.diagnosis import diagnose
 
-    found = []
+    diagnoses = []
     for diagnosis in diagnose(Store(store_root(store))):
-        found.append(diagnosis)
+        diagnoses.append(diagnosis)
         if not as_json:
             print_line(f"{diagnosis.verdict:<8} {diagnosis.what}: {diagnosis.found}")
             if diagnosis.remedy:
                 print_line(f"{'':8} → {diagnosis.remedy}")
-    problems, warnings = (sum(d.verdict == verdict for d in found) for verdict in ("problem", "warning"))
+    problems, warnings = (sum(d.verdict == verdict for d in diagnoses) for verdict in ("problem", "warning"))
     if as_json:
-        print_json({"findings": [asdict(diagnosis) for diagnosis in found]})
+        print_json({"findings": [asdict(diagnosis) for diagnosis in diagnoses]})
     else:
         print_line(f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}")
     return 1 if problems else 0

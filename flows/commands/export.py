@@ -41,15 +41,15 @@ def export(
     """
     from tasks.serving.export import export_version
 
-    done = export_version(Store(store_root(store)), dataset, version, format_, out)
+    exported = export_version(Store(store_root(store)), dataset, version, format_, out)
     if as_json:
-        return print_json({**to_json(done), "folder": str(done.folder), "error": None})
-    print_line(_sentence(done))
+        return print_json({**to_json(exported), "folder": str(exported.folder), "error": None})
+    print_line(_sentence(exported))
     return 0
 
 
-def _sentence(done: Export) -> str:
+def _sentence(exported: Export) -> str:
     return (
-        f"v{done.version} as {done.format} in {done.folder}: "
-        f"probabilities of {counted(done.rows, 'image')} within {done.difference:.1g} of the model's own"
+        f"v{exported.version} as {exported.format} in {exported.folder}: "
+        f"probabilities of {counted(exported.rows, 'image')} within {exported.difference:.1g} of the model's own"
     )

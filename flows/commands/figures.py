@@ -36,10 +36,10 @@ def figures(
     data = DatasetInStore.open(dataset, store)
     file = destination("--out", out or Path(f"{dataset}.png"), PICTURES, data.store, force)
     with data.store.in_use(dataset):
-        found = examples(data, split)
-    write_picture(file, found.images, [[name] for name in found.names])
-    if found.without:
-        remark(f"{dataset}: no {split} image of {', '.join(found.without)}")
-    total = len(found.names) + len(found.without)
-    print_line(f"{file}: {len(found.names)} of the {total} classes of {dataset}, {split}")
+        sample = examples(data, split)
+    write_picture(file, sample.images, [[name] for name in sample.names])
+    if sample.without:
+        remark(f"{dataset}: no {split} image of {', '.join(sample.without)}")
+    total = len(sample.names) + len(sample.without)
+    print_line(f"{file}: {len(sample.names)} of the {total} classes of {dataset}, {split}")
     return 0

@@ -41,12 +41,12 @@ def gc(
         dataset: Clean up only this data set.
     """
     opened = Store(store_root(store))
-    done = [retention.collect(opened, name, keep_last, dry_run) for name in datasets.in_store(opened, dataset)]
+    outcomes = [retention.collect(opened, name, keep_last, dry_run) for name in datasets.in_store(opened, dataset)]
     if as_json:
-        return print_json({"store": str(opened.root), "dry_run": dry_run, "datasets": [_values(c) for c in done]})
-    for collected in done:
+        return print_json({"store": str(opened.root), "dry_run": dry_run, "datasets": [_values(c) for c in outcomes]})
+    for collected in outcomes:
         _print(collected, dry_run)
-    if not done:
+    if not outcomes:
         print_line(f"nothing in {opened.root}")
     return 0
 
@@ -58,11 +58,11 @@ def _print(collected: Collected, dry_run: bool) -> None:
     removed = "would remove" if dry_run else "removed"
     versions = f" (of {ranges})" if (ranges := _ranges(collected.retired)) else ""
     entries = counted(len(collected.entries), "entry", "entries") + versions
-    kept = f"{counted(collected.kept, 'entry', 'entries')} kept"
+    remaining = f"{counted(collected.kept, 'entry', 'entries')} kept"
     unfinished = f", and {len(collected.unfinished)} unfinished for the next run" if collected.unfinished else ""
     print_line(
         f"{collected.dataset}: {removed} {entries} and {counted(len(collected.leftovers), 'leftover')}, "
-        f"{size(collected.bytes)}; {kept}{unfinished}"
+        f"{size(collected.bytes)}; {remaining}{unfinished}"
     )
     for path in (*collected.entries, *collected.leftovers) if dry_run else ():
         print_line(f"  {path}")

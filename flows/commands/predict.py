@@ -50,30 +50,30 @@ def predict(
     from tasks.serving.classify_files import PredictOptions, classify
 
     options = PredictOptions(dataset, tuple(files), version, out, resize, scale, invert, store)
-    done = classify(options, lambda text: remark(f"warning: {text}"))
+    classified = classify(options, lambda text: remark(f"warning: {text}"))
     if as_json:
-        return print_json(done.values())
-    _print(done)
+        return print_json(classified.values())
+    _print(classified)
     return 0
 
 
-def _print(done: Classified) -> None:
-    rows = done.rows
+def _print(classified: Classified) -> None:
+    rows = classified.rows
     shown = rows if len(rows) <= SHOWN_WHOLE else rows[:SHOWN_FIRST]
     places = [printable(f"{row.file}[{row.row}]") for row in shown]
     width, wide = max(map(len, places)), max(len(row.name) for row in shown)
     for place, row in zip(places, shown, strict=True):
         print_line(f"{place:{width}}  {row.name:{wide}}  {row.probability:.4f}  v{row.version}")
     if len(rows) > len(shown):
-        rest = "" if done.out else "; --out FILE.parquet or --json for all"
+        rest = "" if classified.out else "; --out FILE.parquet or --json for all"
         print_line(f"… {len(rows) - len(shown):,} more of {len(rows):,}{rest}")
-        _print_counts(done)
-    if done.out:
-        print_line(f"{counted(len(rows), 'row')} written to {done.out}")
+        _print_counts(classified)
+    if classified.out:
+        print_line(f"{counted(len(rows), 'row')} written to {classified.out}")
 
 
-def _print_counts(done: Classified) -> None:
-    counts = Counter(row.label for row in done.rows)
-    wide = max(map(len, done.version.classes))
-    for label, name in enumerate(done.version.classes):
-        print_line(f"{name:{wide}}  {counts[label]:>9,}  {counts[label] / len(done.rows):6.1%}")
+def _print_counts(classified: Classified) -> None:
+    counts = Counter(row.label for row in classified.rows)
+    wide = max(map(len, classified.version.classes))
+    for label, name in enumerate(classified.version.classes):
+        print_line(f"{name:{wide}}  {counts[label]:>9,}  {counts[label] / len(classified.rows):6.1%}")

@@ -43,10 +43,10 @@ def report(
     record = run_with_report(data, data.run(run))
     file = destination("--out", out, (".html",), data.store) if out else None
     with data.store.in_use(dataset), without_log_warnings():
-        found = report_of(data, record)
+        run_report = report_of(data, record)
         # With --json alone, only the content is needed.
-        page = _page(data, found, file) if file or open_ or not as_json else None
-        content = found.json() if as_json else None
+        page = _page(data, run_report, file) if file or open_ or not as_json else None
+        content = run_report.json() if as_json else None
     if open_ and page:
         _open(page)
     if content is not None:
@@ -56,14 +56,14 @@ def report(
     return 0
 
 
-def _page(data: DatasetInStore, found: RunReport, out: Path | None) -> Path:
+def _page(data: DatasetInStore, run_report: RunReport, out: Path | None) -> Path:
     """Return the path of the page; write the file if `out` is given or the report was rebuilt."""
     if out is None:
-        if found.published:
-            return found.published.html
+        if run_report.published:
+            return run_report.published.html
         # A folder that nobody else can write to: in a shared one, the file could be another user's.
-        out = Path(tempfile.mkdtemp(prefix="idxflow-")) / f"{data.name}-{found.run}.html"
-    write(out, found.html())
+        out = Path(tempfile.mkdtemp(prefix="idxflow-")) / f"{data.name}-{run_report.run}.html"
+    write(out, run_report.html())
     return out
 
 

@@ -81,11 +81,11 @@ def diff(
     file = destination("--figure", figure, PICTURES, data.store) if figure else None
     with data.store.in_use(dataset), without_log_warnings():
         records = run_record(data.store, first), run_record(data.store, second)
-        found = compare(data.store, *records)
-        drawn = _draw(file, records, found["flips"]) if file else False
+        comparison = compare(data.store, *records)
+        drawn = _draw(file, records, comparison["flips"]) if file else False
     if as_json:
-        return print_json(found)
-    _print(found)
+        return print_json(comparison)
+    _print(comparison)
     if file:
         print_line(f"picture        {figure}" if drawn else "picture        none: no flipped images known")
     return 0
@@ -122,36 +122,38 @@ def _draw(file: Path, records: tuple[RunRecord, RunRecord], flips: dict[str, Any
 
     shown = pictured(flips) if flips else []
     if shown:
-        captions = [[f"row {one['row']:,}", f"labelled {one['label']}", f"{one['a']} → {one['b']}"] for one in shown]
-        write_picture(file, images(*records, [one["row"] for one in shown]), captions)
+        captions = [
+            [f"row {flip['row']:,}", f"labelled {flip['label']}", f"{flip['a']} → {flip['b']}"] for flip in shown
+        ]
+        write_picture(file, images(*records, [flip["row"] for flip in shown]), captions)
     return bool(shown)
 
 
-def _print(found: Mapping[str, Any]) -> None:
-    rows = [*_differing(found)]
+def _print(comparison: Mapping[str, Any]) -> None:
+    rows = [*_differing(comparison)]
     print_table(rows)
-    lines = [*_compared(found)]
+    lines = [*_compared(comparison)]
     for line in lines:
         print_line(line)
     if not rows and not lines:
-        limits = " in what is left" if found["missing"] else ""
-        print_line(f"runs {found['a']} and {found['b']} do not differ{limits}")
-    for sentence in found["missing"]:
+        limits = " in what is left" if comparison["missing"] else ""
+        print_line(f"runs {comparison['a']} and {comparison['b']} do not differ{limits}")
+    for sentence in comparison["missing"]:
         remark(sentence)
 
 
-def _differing(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for one in found["differences"]:
-        yield f"{one['part']:14} {one['name']:32}", f"{brief(one['a'])} → {brief(one['b'])}"
-    for name, change in found["accuracy"].items():
+def _differing(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for difference in comparison["differences"]:
+        yield f"{difference['part']:14} {difference['name']:32}", f"{brief(difference['a'])} → {brief(difference['b'])}"
+    for name, change in comparison["accuracy"].items():
         yield f"{'accuracy':14} {name:32}", f"{percent(change['a'])} → {percent(change['b'])}"
-    for score in found["classes"] or ():
+    for score in comparison["classes"] or ():
         name = f"{score['class'][:20]} ({score['rows']:,} images)"
         yield f"{'recall':14} {name:32}", f"{percent(score['a'])} → {percent(score['b'])}"
 
 
-def _compared(found: Mapping[str, Any]) -> Iterator[str]:
-    paired, flips = found["paired"], found["flips"]
+def _compared(comparison: Mapping[str, Any]) -> Iterator[str]:
+    paired, flips = comparison["paired"], comparison["flips"]
     if not paired or not paired["differing"]:
         return
     yield (
@@ -162,7 +164,7 @@ def _compared(found: Mapping[str, Any]) -> Iterator[str]:
     for kind, name in _FLIPPED.items():
         rows = flips[kind]["rows"]
         yield f"{name:14} {counted(flips[kind]['count'], 'image')}"
-        for one in rows[:SHOWN]:
-            yield f"{'':14} row {one['row']:,}: {one['label']}, predicted {one['a']} → {one['b']}"
+        for flip in rows[:SHOWN]:
+            yield f"{'':14} row {flip['row']:,}: {flip['label']}, predicted {flip['a']} → {flip['b']}"
         if len(rows) > SHOWN:
             yield f"{'':14} and {len(rows) - SHOWN:,} more, which --json lists"

@@ -37,24 +37,24 @@ def status(
         dataset: Show only this data set.
     """
     opened, now = Store(store_root(store)), datetime.now(UTC)
-    found = overview(opened, dataset, timedelta(days=max_age), now)
+    summary = overview(opened, dataset, timedelta(days=max_age), now)
     if as_json:
-        healths = [asdict(health) for health in found.healths]
-        print_json({"store": str(opened.root), "schedule": found.schedule_unknown, "datasets": healths})
+        healths = [asdict(health) for health in summary.healths]
+        print_json({"store": str(opened.root), "schedule": summary.schedule_unknown, "datasets": healths})
     else:
-        _print(opened, found, now)
-    return 1 if any(health.problems for health in found.healths) else 0
+        _print(opened, summary, now)
+    return 1 if any(health.problems for health in summary.healths) else 0
 
 
-def _print(store: Store, found: Overview, now: datetime) -> None:
-    for health in found.healths:
+def _print(store: Store, summary: Overview, now: datetime) -> None:
+    for health in summary.healths:
         print_line(f"{health.dataset}: {'needs attention' if health.problems else 'ok'}")
         for label, text in _lines(health, now):
             print_line(f"  {label:<9} {text}")
-    if not found.healths:
+    if not summary.healths:
         print_line(f"nothing in {store.root} yet; start with `{store.command('run')}`")
-    if found.schedule_unknown:
-        print_line(f"the next runs are unknown: {found.schedule_unknown}")
+    if summary.schedule_unknown:
+        print_line(f"the next runs are unknown: {summary.schedule_unknown}")
 
 
 def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:

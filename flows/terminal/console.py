@@ -181,8 +181,8 @@ class _HowFar(ProgressColumn):
         """Return them as text."""
         if task.total is None:
             return Text(f"{task.elapsed or 0:.0f} s")
-        left = f" {task.time_remaining:.0f} s left" if task.time_remaining else ""
-        return Text(f"{task.percentage:3.0f}% {task.fields['note']}{left}")
+        remaining = f" {task.time_remaining:.0f} s left" if task.time_remaining else ""
+        return Text(f"{task.percentage:3.0f}% {task.fields['note']}{remaining}")
 
 
 class _StepHandler(logging.Handler):

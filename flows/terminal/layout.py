@@ -99,7 +99,7 @@ def shortened(text: str) -> str:
 
 def callable_from_here(text: str) -> str:
     """Write programs that are not on the PATH with their folder."""
-    return _TO_TYPE.sub(lambda found: f"{_called(found[1])} ", text)
+    return _TO_TYPE.sub(lambda match: f"{_called(match[1])} ", text)
 
 
 @cache
