@@ -82,8 +82,8 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_usage_is_said_at_once_with_2(tmp_path: Path, arguments: list[str], said: str):
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_usage_ends_at_once_with_2(tmp_path: Path, arguments: list[str], message: str):
     result = subprocess.run(
         [str(BIN / "idxflow"), *arguments],
         cwd=tmp_path,
@@ -92,7 +92,7 @@ def test_wrong_usage_is_said_at_once_with_2(tmp_path: Path, arguments: list[str]
         env=clean_environment(tmp_path),
     )
     assert result.returncode == 2
-    assert said in " ".join(result.stderr.split())
+    assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
 
 
@@ -117,12 +117,12 @@ def test_refused_data_ends_with_3_and_a_report(cli: Cli, tiny: TinyFactory):
     labels[42] = 37
     manifest = str(tiny(arrays={"train-labels": labels}).manifest)
     result = cli("run", "--dataset-file", manifest, "--json")
-    found = outcome(result)
+    run = outcome(result)
     assert result.returncode == 3
-    assert (found["state"], found["error"]["kind"]) == ("refused", "ValidationFailed")
-    assert "42" in found["error"]["sentence"]
-    assert "train" not in found["steps"]
-    assert "37" in Path(found["report"]).read_text()
+    assert (run["state"], run["error"]["kind"]) == ("refused", "ValidationFailed")
+    assert "42" in run["error"]["sentence"]
+    assert "train" not in run["steps"]
+    assert "37" in Path(run["report"]).read_text()
     checked = cli("validate", "--dataset-file", manifest)
     assert checked.returncode == 3
 
@@ -150,12 +150,12 @@ def test_no_source_ends_with_4_and_says_what_to_do(cli: Cli, tmp_path: Path, tin
     manifest = tiny().manifest
     manifest.write_text(manifest.read_text().replace("tiny-source", "nowhere"))
     result = cli("run", "--dataset-file", str(manifest), "--source", str(tmp_path / "empty"), "--json")
-    found = outcome(result)
+    run = outcome(result)
     assert result.returncode == 4
-    assert found["error"]["kind"] == "SourceUnavailable"
-    assert "--source" in found["error"]["sentence"]
-    assert "\n" not in found["error"]["sentence"]
-    assert Path(found["report"]).is_file()
+    assert run["error"]["kind"] == "SourceUnavailable"
+    assert "--source" in run["error"]["sentence"]
+    assert "\n" not in run["error"]["sentence"]
+    assert Path(run["report"]).is_file()
 
 
 def test_the_seconds_are_those_since_the_process_was_started():
@@ -173,10 +173,10 @@ def test_a_model_below_a_floor_ends_with_5_and_is_no_champion(cli: Cli, tiny: Ti
     lax = "[limits]\nmax_label_chance = 1\n[floors]\naccuracy = 0.9"
     dataset = tiny(arrays={"train-labels": shuffled}, manifest=lax)
     result = cli("run", "--dataset-file", str(dataset.manifest), "--set", "epochs=1", "--json")
-    found = outcome(result)
+    run = outcome(result)
     assert result.returncode == 5
-    assert (found["state"], found["version"], found["champion"]) == ("refused", None, None)
-    assert "test accuracy" in found["error"]["sentence"]
+    assert (run["state"], run["version"], run["champion"]) == ("refused", None, None)
+    assert "test accuracy" in run["error"]["sentence"]
 
 
 @pytest.mark.flow
@@ -187,7 +187,7 @@ def test_an_unusable_store_ends_with_1(cli: Cli, tmp_path: Path):
     assert outcome(result)["error"]["kind"] == "StoreError"
 
 
-def test_a_server_that_does_not_answer_is_said(tmp_path: Path):
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path):
     environment = clean_environment(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
     command = [str(BIN / "idxflow"), "run", "--store", str(tmp_path / "store"), "--json"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -198,7 +198,7 @@ def test_a_server_that_does_not_answer_is_said(tmp_path: Path):
 
 
 @pytest.mark.flow
-def test_ctrl_c_is_said_and_the_next_run_goes_on(server: dict[str, str], tmp_path: Path, tiny: TinyFactory):
+def test_ctrl_c_is_reported_and_the_next_run_resumes(server: dict[str, str], tmp_path: Path, tiny: TinyFactory):
     environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store")}
     command = ("run", "--dataset-file", str(tiny().manifest), "--set", "learning_rate=0.1", "--set")
     models = tmp_path / "store" / "tiny" / "5-models"

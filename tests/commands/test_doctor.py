@@ -35,9 +35,9 @@ def test_a_package_of_another_version(tmp_path: Path):
     (tmp_path / "numpy-1.0.dist-info" / "METADATA").write_text("Name: numpy\nVersion: 1.0\n")
     with pytest.MonkeyPatch.context() as other:
         other.syspath_prepend(tmp_path)
-        found = diagnosis._versions()
-    assert "numpy 1.0 is not " in found.found
-    advised(found, "make clean && make run")
+        finding = diagnosis._versions()
+    assert "numpy 1.0 is not " in finding.found
+    advised(finding, "make clean && make run")
     # An environment without what does not belong there.
     assert diagnosis._versions().verdict == "ok"
 
@@ -47,9 +47,9 @@ def test_a_tensorflow_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytes
     module = tmp_path / "tensorflow.py"
     module.write_text("raise ImportError('needs a processor with AVX')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = diagnosis._tensorflow()
-    assert "needs a processor with AVX" in found.found
-    advised(found, "fetching and validating work without it")
+    finding = diagnosis._tensorflow()
+    assert "needs a processor with AVX" in finding.found
+    advised(finding, "fetching and validating work without it")
     module.write_text("__version__ = '2.21'")
     assert diagnosis._tensorflow().verdict == "ok"
 
@@ -72,8 +72,8 @@ def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for store in (full, other):
         store.prepare()
     usage = shutil.disk_usage(tmp_path)
-    left = {full.root: 1_000, other.root: 1 << 40}
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=left[place]))
+    free_bytes = {full.root: 1_000, other.root: 1 << 40}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free_bytes[place]))
     advised(diagnosis._disk(full), "or another store with --store")
     assert diagnosis._disk(other).verdict == "ok"
 
@@ -94,9 +94,9 @@ def test_a_store_that_is_damaged(store: Store, capsys: pytest.CaptureFixture):
     file = add(store, "train", 1)[1] / "data.bin"
     file.chmod(0o644)
     file.write_bytes(b"")
-    found = diagnosis._whole(store)
-    advised(found, store.command("verify"))
-    assert run_command(found.remedy.split()[1:]) == 1
+    finding = diagnosis._whole(store)
+    advised(finding, store.command("verify"))
+    assert run_command(finding.remedy.split()[1:]) == 1
     # It names what is damaged; a run makes that again.
     assert str(file.parent) in capsys.readouterr().out
     retrain(store, 1)
@@ -107,8 +107,8 @@ def test_a_store_that_is_damaged(store: Store, capsys: pytest.CaptureFixture):
 def test_a_store_with_what_dead_runs_left(store: Store):
     retrain(store, 1)
     (store.dataset(DATASET) / "5-models" / ".abc.partial").mkdir()
-    found = diagnosis._whole(store)
-    assert run_command(found.remedy.split()[1:]) == 0
+    finding = diagnosis._whole(store)
+    assert run_command(finding.remedy.split()[1:]) == 0
     assert diagnosis._whole(store).verdict == "ok"
 
 
@@ -150,16 +150,16 @@ def test_a_proxy_that_cannot_be_used():
 @pytest.mark.remedies("flows.diagnosis:_settings", "flows.diagnosis:_server")
 def test_settings_that_name_no_server(store: Store, monkeypatch: pytest.MonkeyPatch):
     with temporary_settings({PREFECT_API_URL: "ftp://127.0.0.1/api"}):
-        (found,) = diagnosis._server(store)
-        advised(found, "correct it there")
+        (finding,) = diagnosis._server(store)
+        advised(finding, "correct it there")
     nowhere = f"http://127.0.0.1:{free_port()}/api"
     monkeypatch.setenv("PREFECT_API_URL", nowhere)
     with temporary_settings({PREFECT_API_URL: nowhere}):
-        settings, found = diagnosis._server(store)
+        settings, finding = diagnosis._server(store)
         assert settings.verdict == "ok"
-        advised(found, "or remove that setting")
-        assert found.verdict == "problem"
+        advised(finding, "or remove that setting")
+        assert finding.verdict == "problem"
     # Then it keeps nobody from anything.
     monkeypatch.delenv("PREFECT_API_URL")
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        assert "problem" not in [found.verdict for found in diagnosis._server(store)]
+        assert "problem" not in [finding.verdict for finding in diagnosis._server(store)]

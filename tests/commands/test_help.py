@@ -36,17 +36,19 @@ def help_of(*words: str) -> str:
 
 
 def test_the_overview_has_every_command_in_a_group_on_a_line_of_its_own():
-    found: dict[str, list[str]] = {}
+    overview: dict[str, list[str]] = {}
     for line in help_of().splitlines():
         if line in OVERVIEW:
-            found[line] = []
+            overview[line] = []
         elif line.startswith("  "):
             name, _, summary = line.strip().partition(" ")
-            found[list(found)[-1]].append(name)
+            overview[list(overview)[-1]].append(name)
             assert summary.endswith(".")
-    assert found == OVERVIEW
-    assert list(found) == list(OVERVIEW)
-    assert sorted(name for names in found.values() for name in names) == sorted({words[0] for words in commands(app)})
+    assert overview == OVERVIEW
+    assert list(overview) == list(OVERVIEW)
+    assert sorted(name for names in overview.values() for name in names) == sorted(
+        {words[0] for words in commands(app)}
+    )
 
 
 @pytest.mark.parametrize("words", [*commands(app)], ids=" ".join)

@@ -31,18 +31,18 @@ Arrays = dict[str, np.ndarray]
 
 def of(change: Callable[[np.ndarray], np.ndarray], arrays: Arrays | None = None) -> Arrays:
     """Return a learnable set with all images changed."""
-    made = arrays or bars(120, 30, 3, (9, 7))
-    return {role: change(array).astype(np.uint8) if "images" in role else array for role, array in made.items()}
+    originals = arrays or bars(120, 30, 3, (9, 7))
+    return {role: change(array).astype(np.uint8) if "images" in role else array for role, array in originals.items()}
 
 
 def planes() -> Arrays:
     """Images of one value each, which tells their class: below 85, below 170, above. No value is in both splits."""
     values = {"train": np.arange(0, 256, 2, np.uint8), "test": np.arange(1, 256, 10, np.uint8)}
-    made = {}
+    result = {}
     for split, value in values.items():
-        made[f"{split}-images"] = np.broadcast_to(value[:, None, None], (len(value), 4, 4)).copy()
-        made[f"{split}-labels"] = np.minimum(value // 85, 2).astype(np.uint8)
-    return made
+        result[f"{split}-images"] = np.broadcast_to(value[:, None, None], (len(value), 4, 4)).copy()
+        result[f"{split}-labels"] = np.minimum(value // 85, 2).astype(np.uint8)
+    return result
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
@@ -80,8 +80,8 @@ def test_a_set_of_any_range_is_valid_and_trained_with_the_manifest_that_is_writt
 
 def numbered(*values: int, kind: str = "u1") -> Arrays:
     """Return a learnable set whose classes have other labels than 0, 1 and 2."""
-    known, made = np.array(values, kind), bars(120, 30, 3, (9, 7))
-    return {role: known[array] if "labels" in role else array for role, array in made.items()}
+    class_labels, originals = np.array(values, kind), bars(120, 30, 3, (9, 7))
+    return {role: class_labels[array] if "labels" in role else array for role, array in originals.items()}
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,10 @@ def test_a_set_of_any_labels_is_valid_and_the_report_says_which(store: Store, tm
     assert (dataset.labels, dataset.classes) == (tuple(values), tuple(map(str, values)))
     job = whole_run(store, manifest, epochs=8)
     assert job.record.evaluation.accuracy > 0.9
-    shown = "1 to 3" if values == [1, 2, 3] else "-1 to 1" if values == [-1, 0, 1] else ", ".join(map(str, values))
-    assert f"in 3 classes (labelled {shown} in the files)" in job.report.html.read_text(encoding="utf-8")
+    labels_text = (
+        "1 to 3" if values == [1, 2, 3] else "-1 to 1" if values == [-1, 0, 1] else ", ".join(map(str, values))
+    )
+    assert f"in 3 classes (labelled {labels_text} in the files)" in job.report.html.read_text(encoding="utf-8")
 
 
 def test_a_column_of_wider_labels_is_the_class_where_it_is_chosen(store: Store, tmp_path: Path):
@@ -119,7 +121,7 @@ LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"train-images": np.zeros((120, 9, 7), ">f4")}, "write the pixels as 0-255"),
         ({"train-images": np.full((120, 9, 7), np.nan, ">f8")}, "write the pixels as 0-255"),
@@ -146,9 +148,9 @@ LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
         ),
     ],
 )
-def test_what_no_manifest_could_describe_is_said_at_once(tmp_path: Path, change: Arrays, said: str):
+def test_what_no_manifest_could_describe_is_refused_at_once(tmp_path: Path, change: Arrays, message: str):
     folder = write_archives(tmp_path / "mine", bars(120, 30, 3, (9, 7)) | change)
-    with pytest.raises(FormatError, match=said) as caught:
+    with pytest.raises(FormatError, match=message) as caught:
         manifest_of(folder)
     assert_says(caught.value)
 
@@ -168,9 +170,9 @@ def test_however_many_labels_there_are_little_memory_is_taken(tmp_path: Path):
 
 
 def test_one_class_is_none_to_tell_apart(tmp_path: Path):
-    made = bars(20, 10, 2, (9, 7)) | {"train-labels": np.zeros(20, np.uint8), "test-labels": np.zeros(10, np.uint8)}
+    arrays = bars(20, 10, 2, (9, 7)) | {"train-labels": np.zeros(20, np.uint8), "test-labels": np.zeros(10, np.uint8)}
     with pytest.raises(FormatError, match="found only the label 0"):
-        manifest_of(write_archives(tmp_path / "mine", made))
+        manifest_of(write_archives(tmp_path / "mine", arrays))
 
 
 def test_a_folder_of_other_files_is_described_and_what_to_do(tmp_path: Path):
@@ -195,11 +197,11 @@ def test_a_folder_of_other_files_is_described_and_what_to_do(tmp_path: Path):
 
 
 def test_what_may_be_a_fault_of_the_data_is_only_proposed(store: Store, tmp_path: Path):
-    made = bars(400, 30, 3, (9, 7))
-    made["train-images"][:3] = 7
-    made["train-labels"][3:] = np.where(made["train-labels"][3:] == 2, 1, made["train-labels"][3:])
+    arrays = bars(400, 30, 3, (9, 7))
+    arrays["train-images"][:3] = 7
+    arrays["train-labels"][3:] = np.where(arrays["train-labels"][3:] == 2, 1, arrays["train-labels"][3:])
     manifest = tmp_path / "mine.toml"
-    text = manifest_of(write_archives(tmp_path / "mine", made))
+    text = manifest_of(write_archives(tmp_path / "mine", arrays))
     manifest.write_text(text, encoding="utf-8")
     assert (
         "# 3 of 430 images have one value in all pixels, which is refused unless you set:\n# max_blank = 0.0075" in text
@@ -215,14 +217,14 @@ def test_what_may_be_a_fault_of_the_data_is_only_proposed(store: Store, tmp_path
 
 
 def test_a_class_that_a_split_has_no_row_of_is_named_and_taking_it_out_leads_on(store: Store, tmp_path: Path):
-    made, manifest = bars(120, 30, 3, (9, 7)), tmp_path / "mine.toml"
-    kept = made["test-labels"] != 1
-    made |= {"test-images": made["test-images"][kept], "test-labels": made["test-labels"][kept]}
-    text = manifest_of(write_archives(tmp_path / "mine", made))
+    arrays, manifest = bars(120, 30, 3, (9, 7)), tmp_path / "mine.toml"
+    rows = arrays["test-labels"] != 1
+    arrays |= {"test-images": arrays["test-images"][rows], "test-labels": arrays["test-labels"][rows]}
+    text = manifest_of(write_archives(tmp_path / "mine", arrays))
     assert "# The test split has no row with a label of [1], which is refused: add such rows to it, or take" in text
-    kept = made["train-labels"] != 1
-    made |= {"train-images": made["train-images"][kept], "train-labels": made["train-labels"][kept]}
-    manifest.write_text(manifest_of(write_archives(tmp_path / "mine", made)), encoding="utf-8")
+    rows = arrays["train-labels"] != 1
+    arrays |= {"train-images": arrays["train-images"][rows], "train-labels": arrays["train-labels"][rows]}
+    manifest.write_text(manifest_of(write_archives(tmp_path / "mine", arrays)), encoding="utf-8")
     assert catalog.read(manifest).labels == (0, 2)
     assert run_without_prefect(store, dataset_file=str(manifest), to=retrain.to_validation)["error"] is None
 
@@ -245,7 +247,7 @@ def test_a_folder_of_any_name_gives_a_manifest_that_can_be_read(tmp_path: Path, 
     assert dataset.name not in catalog.names()
 
 
-def test_a_name_that_no_manifest_can_hold_is_said(tmp_path: Path):
+def test_a_name_that_no_manifest_can_hold_is_refused(tmp_path: Path):
     folder = write_archives(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), bars(20, 10, 2, (9, 7)))
     with pytest.raises(ConfigError, match="in UTF-8"):
         manifest_of(folder)

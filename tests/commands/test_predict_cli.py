@@ -76,11 +76,11 @@ def test_all_kinds_of_files_give_the_same_answers(ask: Ask, home: Path):
     np.savez_compressed("other.npz", labels=np.arange(30), pixels=IMAGES)
     expected = load_champion("tiny").predict(IMAGES)
     files = ["plain.idx", "packed.png", "many.npy", "many.npz", "other.npz"]
-    found = ask(*files)
-    assert (found["code"], found["said"], found["error"], found["version"]) == (0, "", None, 1)
-    assert [(row["file"], row["row"]) for row in found["rows"]] == [(file, n) for file in files for n in range(30)]
+    result = ask(*files)
+    assert (result["code"], result["said"], result["error"], result["version"]) == (0, "", None, 1)
+    assert [(row["file"], row["row"]) for row in result["rows"]] == [(file, n) for file in files for n in range(30)]
     for start in range(0, 150, 30):
-        rows = found["rows"][start : start + 30]
+        rows = result["rows"][start : start + 30]
         assert [row["label"] for row in rows] == expected.label.tolist()
         assert [row["class"] for row in rows] == list(expected.name)
         np.testing.assert_array_equal(np.array([row["probability"] for row in rows], "f4"), expected.probability)
@@ -92,9 +92,9 @@ def test_pictures_give_the_answers_of_their_pixels(ask: Ask, home: Path):
     np.save("one.npy", GREY)
     Path("one.idx").write_bytes(idx.encode(GREY))
     files = [save("grey.png"), save("grey.bmp"), save("equal.png", rgb(GREY, 1, 1, 1)), "palette.png"]
-    found = ask(*files, "one.npy", "one.idx", save("grey.jpg", quality=100))
-    assert (found["code"], found["remarks"]) == (0, [])
-    answers = [(row["label"], row["probability"]) for row in found["rows"]]
+    result = ask(*files, "one.npy", "one.idx", save("grey.jpg", quality=100))
+    assert (result["code"], result["remarks"]) == (0, [])
+    answers = [(row["label"], row["probability"]) for row in result["rows"]]
     assert len(set(answers[:6])) == 1
     assert answers[6][0] == answers[0][0] == load_champion("tiny").predict(GREY).label[0]
 
@@ -104,22 +104,22 @@ def test_a_turned_photograph_is_put_upright(ask: Ask, home: Path):
     exif[0x0112] = 6
     # Stored lying on its side, as cameras do; Orientation 6 says: turn by 90 degrees clockwise to show.
     save("turned.jpg", np.rot90(GREY), quality=100, exif=exif)
-    found = ask("turned.jpg", save("grey.png"))
-    assert found["code"] == 0
-    assert found["rows"][0]["label"] == found["rows"][1]["label"]
+    result = ask("turned.jpg", save("grey.png"))
+    assert result["code"] == 0
+    assert result["rows"][0]["label"] == result["rows"][1]["label"]
 
 
-def test_colour_is_said_and_becomes_the_usual_grey(ask: Ask, home: Path):
-    found = ask(save("red.png", rgb(GREY, 1, 0.5, 0.2)))
+def test_colour_is_reported_and_becomes_the_usual_grey(ask: Ask, home: Path):
+    result = ask(save("red.png", rgb(GREY, 1, 0.5, 0.2)))
     luma = np.asarray(Image.open("red.png").convert("L"))
-    assert found["remarks"] == [
+    assert result["remarks"] == [
         "red.png is a colour image; its grey values are used (ITU-R 601: 0.299 red, 0.587 green, 0.114 blue)"
     ]
-    assert "idxflow: warning: red.png is a colour image" in found["said"]
-    assert found["rows"][0]["probability"] == pytest.approx(float(load_champion("tiny").predict(luma).probability[0]))
+    assert "idxflow: warning: red.png is a colour image" in result["said"]
+    assert result["rows"][0]["probability"] == pytest.approx(float(load_champion("tiny").predict(luma).probability[0]))
 
 
-def test_inverted_images_are_said_and_invert_turns_them_round(ask: Ask, home: Path):
+def test_inverted_images_are_reported_and_invert_turns_them_round(ask: Ask, home: Path):
     np.save("inverted.npy", 255 - IMAGES)
     plain = ask(save("inverted.png", 255 - GREY), "inverted.npy")
     assert plain["remarks"] == [
@@ -143,9 +143,9 @@ def test_resize_scales_with_antialiasing(ask: Ask, home: Path):
     refused = ask("large.npy")
     assert refused["code"] == refused["error"]["exit_code"] == 3
     assert "expected images of 10×8 pixels (height×width); found 30×24; --resize scales them" in refused["said"]
-    found = ask("large.npy", resize=True)
-    assert (found["code"], found["remarks"]) == (0, [])
-    assert [row["label"] for row in found["rows"]] == load_champion("tiny").predict(IMAGES).label.tolist()
+    result = ask("large.npy", resize=True)
+    assert (result["code"], result["remarks"]) == (0, [])
+    assert [row["label"] for row in result["rows"]] == load_champion("tiny").predict(IMAGES).label.tolist()
     fine = np.zeros((20, 16), np.uint8)
     # A one-pixel checkerboard averages to grey; picking pixels would give black or white.
     fine[::2, ::2] = fine[1::2, 1::2] = 255
@@ -192,12 +192,12 @@ def _packed(samples: np.ndarray, depth: int) -> bytes:
 def test_every_kind_of_png_gives_its_grey_values(home: Path, colour: int, depth: int, interlaced: bool):
     levels = 2**depth - 1
     grey = (GREY.astype(int) * levels + 127) // 255
-    said: list[str] = []
-    (found,) = image_files.read(
-        Path(png("any.png", grey, colour, depth, interlaced)), image_files.ImageOptions(GREY.shape), said.append
+    remarks: list[str] = []
+    (image,) = image_files.read(
+        Path(png("any.png", grey, colour, depth, interlaced)), image_files.ImageOptions(GREY.shape), remarks.append
     )
-    np.testing.assert_allclose(found[0], grey * (255 / levels), atol=1)
-    assert said == []
+    np.testing.assert_allclose(image[0], grey * (255 / levels), atol=1)
+    assert remarks == []
 
 
 @pytest.mark.parametrize("interlaced", [False, True], ids=["plain", "interlaced"])
@@ -214,8 +214,8 @@ def test_a_picture_as_wide_as_an_image_has_pixels_is_one_image(ask: Ask, home: P
     assert large.shape[1] == GREY.size
     np.save("flat.npy", large)
     np.save("one.npy", large[None])
-    found = ask(save("large.png", large), "one.npy", save("grey.png"), resize=True)
-    assert len({row["label"] for row in found["rows"]}) == 1, found
+    result = ask(save("large.png", large), "one.npy", save("grey.png"), resize=True)
+    assert len({row["label"] for row in result["rows"]}) == 1, result
     assert "or with [None] if it is one image" in ask("flat.npy", resize=True)["said"]
 
 
@@ -272,13 +272,13 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_taken_is_said_in_one_sentence(home: Path, capsys, make: Callable[[], str], said: str):
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_taken_is_refused_in_one_sentence(home: Path, capsys, make: Callable[[], str], message: str):
     file, out = Path(make()), Path("out.parquet")
     code = run_command(["predict", "tiny", str(file), "--out", str(out)])
     printed = capsys.readouterr()
     assert code == 3
-    assert said in printed.err
+    assert message in printed.err
     assert str(file) in printed.err
     assert printed.err.count("\n") == 1
     assert printed.out == ""
@@ -303,12 +303,12 @@ def test_arrays_that_unpack_to_too_much_are_refused(home: Path, monkeypatch, cap
 def test_all_rows_are_in_the_parquet_file(ask: Ask, home: Path):
     np.save("many.npy", IMAGES)
     Path("out.parquet").write_text("what was there is replaced")
-    found = ask("many.npy", save("grey.png"), out=Path("out.parquet"))
+    result = ask("many.npy", save("grey.png"), out=Path("out.parquet"))
     table = pq.read_table("out.parquet")
     assert table.column_names == ["file", "row", "label", "class", "probability", "version"]
-    assert table.to_pylist() == found["rows"]
+    assert table.to_pylist() == result["rows"]
     assert len(table) == 31
-    assert found["out"] == str(home / "out.parquet")
+    assert result["out"] == str(home / "out.parquet")
     assert not list(home.glob(".out*"))
 
 
@@ -326,9 +326,9 @@ def test_many_rows_are_counted_and_the_first_are_shown(home: Path, capsys):
 def test_a_file_name_that_is_no_text_is_written_out(ask: Ask, home: Path):
     name = os.fsdecode(b"gr\xe9y.png")
     Path(save("grey.png")).rename(name)
-    found = ask(name, out=Path("out.parquet"))
-    assert (found["code"], found["rows"][0]["file"]) == (0, r"gr\udce9y.png")
-    assert pq.read_table("out.parquet").to_pylist() == found["rows"]
+    result = ask(name, out=Path("out.parquet"))
+    assert (result["code"], result["rows"][0]["file"]) == (0, r"gr\udce9y.png")
+    assert pq.read_table("out.parquet").to_pylist() == result["rows"]
 
 
 def test_control_characters_stay_out_of_the_terminal(home: Path, capsys):
@@ -355,7 +355,7 @@ def test_as_a_user_types_it(home: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["tiny", "none.png"], 2, "found nothing; correct the path"),
         (["tiny", "."], 2, "found a folder"),
@@ -368,11 +368,11 @@ def test_as_a_user_types_it(home: Path):
         (["tiny", "file"], 3, "found one that begins with the bytes 6d616465"),
     ],
 )
-def test_wrong_usage_is_said_at_once(home: Path, capsys, arguments: list[str], code: int, said: str):
+def test_wrong_usage_is_refused_at_once(home: Path, capsys, arguments: list[str], code: int, message: str):
     Path("file").write_text("made up")
     assert run_command(["predict", *arguments]) == code
     printed = capsys.readouterr()
-    assert said in " ".join(printed.err.split())
+    assert message in " ".join(printed.err.split())
     assert printed.out == ""
 
 

@@ -31,7 +31,7 @@ HISTORY = [
 TRAIN_DATA = {1: "first rows", 2: "more rows", 3: "more rows", 4: "more rows"}
 
 
-def made(store: Store, number: int) -> tuple[TrainedModel, Evaluation]:
+def put_version(store: Store, number: int) -> tuple[TrainedModel, Evaluation]:
     """Put a model and its evaluation into the store, as training and scoring would."""
     plan = Plan(
         "mine",
@@ -60,7 +60,7 @@ def filled(store: Store) -> Store:
     """A user's own data set: v1, v2 and v4 promoted by runs, v3 kept out."""
     registry = Registry(store, "mine")
     for outcome, number, before, after, moment in HISTORY:
-        model, evaluation = made(store, number)
+        model, evaluation = put_version(store, number)
         registry.register(
             model=model.folder.name,
             evaluation=evaluation.folder.name,
@@ -123,9 +123,9 @@ def decisions(store: Store) -> list[dict]:
 
 def assert_agreed(store: Store) -> None:
     """Each decision found the champion that the one before it made, and the pointer names the last one's."""
-    kept = decisions(store)
-    assert [d["previous"] for d in kept[1:]] == [d["champion"] for d in kept[:-1]]
-    assert champion(store) == kept[-1]["champion"]
+    ledger = decisions(store)
+    assert [d["previous"] for d in ledger[1:]] == [d["champion"] for d in ledger[:-1]]
+    assert champion(store) == ledger[-1]["champion"]
 
 
 def test_history_has_a_line_per_decision_the_newest_first(cli: Cli):
@@ -138,8 +138,8 @@ def test_history_has_a_line_per_decision_the_newest_first(cli: Cli):
     ]
     assert "run run-4 (schedule)" in lines[3]
     assert lines[3].endswith("net +4")
-    told = value(cli("registry", "history", "mine", "--json"))
-    assert [(t["outcome"], t["before"], t["after"], t["asked_by"]) for t in told[::-1]] == [
+    history = value(cli("registry", "history", "mine", "--json"))
+    assert [(t["outcome"], t["before"], t["after"], t["asked_by"]) for t in history[::-1]] == [
         (outcome, before, after, "schedule") for outcome, _, before, after, _ in HISTORY
     ]
 
@@ -174,9 +174,9 @@ def test_history_has_as_many_as_asked_for_and_says_how_to_see_the_rest(cli: Cli)
 )
 def test_who_was_champion_then(filled: Store, capsys: pytest.CaptureFixture, moment: str, version: int | None):
     assert registry_commands.at("mine", moment, store=str(filled.root), as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["version"] == version
-    assert (found["decision"] or {}).get("reason") == (f"net +{version}" if version else None)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["version"] == version
+    assert (answer["decision"] or {}).get("reason") == (f"net +{version}" if version else None)
 
 
 def test_at_says_why(cli: Cli):
@@ -186,20 +186,20 @@ def test_at_says_why(cli: Cli):
     )
 
 
-def test_of_today_only_what_has_passed_is_said(cli: Cli):
+def test_the_date_of_today_means_until_now(cli: Cli):
     before = datetime.now(UTC)
     for moment in (before.date().isoformat(), f"{before.date()}T23:59:59.999999"):
-        told = value(cli("registry", "at", "mine", moment, "--json"))
+        answer = value(cli("registry", "at", "mine", moment, "--json"))
         if datetime.now(UTC).date() == before.date():
-            assert (told["version"], before <= datetime.fromisoformat(told["at"]) <= datetime.now(UTC)) == (4, True)
+            assert (answer["version"], before <= datetime.fromisoformat(answer["at"]) <= datetime.now(UTC)) == (4, True)
     later = cli("registry", "at", "mine", "9999-01-01")
     assert later.stdout.startswith("9999-01-01 23:59:59 UTC: champion v4, ")
     assert later.stderr == "idxflow: 9999-01-01 23:59:59 UTC is in the future: this is the champion as of now\n"
 
 
 def test_diff_shows_only_what_differs(cli: Cli):
-    found = value(cli("registry", "diff", "mine", "1", "v2", "--json"))
-    assert found["differences"] == {
+    diff = value(cli("registry", "diff", "mine", "1", "v2", "--json"))
+    assert diff["differences"] == {
         "training": {"seed": {"a": 1, "b": 2}},
         "data": {"train": {"a": "first rows", "b": "more rows"}},
         "code": {"tasks.train": {"a": "old code", "b": "new code"}},
@@ -214,13 +214,21 @@ def test_diff_shows_only_what_differs(cli: Cli):
 
 
 def test_show_tells_everything_of_a_version(cli: Cli, filled: Store):
-    found = value(cli("registry", "show", "mine", "--json"))
-    assert (found["version"], found["champion"], found["champion_since"]) == (4, True, HISTORY[3][4])
-    assert (found["test_accuracy"], found["weights_digest"], found["damage"]) == (0.94, "weights-4", None)
-    assert found["decisions"][0]["rules"][0]["limit"] == "p at most 0.05"
-    shown = cli("registry", "show", "mine", "3").stdout
-    assert "v3 of mine, not the champion" in shown
-    assert "failed: better: p at most 0.05; found p 0.4" in shown
+    details = value(cli("registry", "show", "mine", "--json"))
+    assert (details["version"], details["champion"], details["champion_since"]) == (
+        4,
+        True,
+        HISTORY[3][4],
+    )
+    assert (details["test_accuracy"], details["weights_digest"], details["damage"]) == (
+        0.94,
+        "weights-4",
+        None,
+    )
+    assert details["decisions"][0]["rules"][0]["limit"] == "p at most 0.05"
+    text = cli("registry", "show", "mine", "3").stdout
+    assert "v3 of mine, not the champion" in text
+    assert "failed: better: p at most 0.05; found p 0.4" in text
 
     damage(filled, 4)
     damaged = cli("registry", "show", "mine", "--json")
@@ -229,7 +237,7 @@ def test_show_tells_everything_of_a_version(cli: Cli, filled: Store):
 
 
 def damage(store: Store, number: int) -> None:
-    weights = made(store, number)[0].folder / "weights.npz"
+    weights = put_version(store, number)[0].folder / "weights.npz"
     weights.chmod(0o644)
     weights.write_bytes(b"other")
 
@@ -240,8 +248,8 @@ def test_a_forced_promotion_is_on_record_with_what_it_went_past(cli: Cli, filled
     assert "add it to override the gate: it failed better: expected p at most 0.05, found p 0.4" in refused.stderr
     assert champion(filled) == 4
 
-    made_it = value(cli("promote", "mine", "v3", "--force", "--reason", "new\n scanner", "--json"))
-    assert (made_it["outcome"], made_it["previous"], made_it["champion"]) == ("forced", 4, 3)
+    promotion = value(cli("promote", "mine", "v3", "--force", "--reason", "new\n scanner", "--json"))
+    assert (promotion["outcome"], promotion["previous"], promotion["champion"]) == ("forced", 4, 3)
     last = decisions(filled)[-1]
     assert (last["reason"], last["asked_by"], last["rules"][0]["passed"]) == ("new scanner", "command line", False)
     assert_agreed(filled)
@@ -284,11 +292,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG)
-def test_wrong_usage_ends_with_2_and_moves_nothing(cli: Cli, filled: Store, arguments: list[str], said: str):
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_usage_ends_with_2_and_moves_nothing(cli: Cli, filled: Store, arguments: list[str], message: str):
     result = cli(*arguments)
     assert result.returncode == 2, result.stderr
-    assert said in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert (champion(filled), len(decisions(filled))) == (4, 4)
 
@@ -297,7 +305,7 @@ def test_wrong_usage_ends_with_2_and_moves_nothing(cli: Cli, filled: Store, argu
     "spoil",
     [
         lambda store: damage(store, 2),
-        lambda store: made(store, 2)[1].folder.rename(store.root / "gone"),
+        lambda store: put_version(store, 2)[1].folder.rename(store.root / "gone"),
         lambda store: (store.dataset("mine") / "registry" / "champion.json").write_text("{"),
         lambda store: Ledger(store, "mine").append("decisions", "run", {}).write_text("{"),
     ],
@@ -338,17 +346,17 @@ def test_killed_before_the_pointer_moved_nothing_is_claimed_and_the_same_again_d
     assert Registry(filled, "mine").manual_decision_about("weights-4") is None
 
     assert cli(*command).returncode == 0
-    told = value(cli("registry", "history", "mine", "--json"))
-    assert [(t["before"], t["after"], t["took_effect"]) for t in told[:2]] == [(4, 2, True), (4, 4, False)]
+    history = value(cli("registry", "history", "mine", "--json"))
+    assert [(t["before"], t["after"], t["took_effect"]) for t in history[:2]] == [(4, 2, True), (4, 4, False)]
 
 
 def test_processes_at_once_end_where_ledger_and_pointer_agree(filled: Store, tmp_path: Path):
-    asked = [["promote", "mine", str(n), "--force"] for n in (1, 2, 3)] + [["rollback", "mine"]] * 3
+    commands = [["promote", "mine", str(n), "--force"] for n in (1, 2, 3)] + [["rollback", "mine"]] * 3
     command = str(BIN / "idxflow")
-    started = [subprocess.Popen([command, *a, "--reason", "at once"], **options(filled, tmp_path)) for a in asked]
-    said = [process.communicate(timeout=240)[1] for process in started]
+    started = [subprocess.Popen([command, *a, "--reason", "at once"], **options(filled, tmp_path)) for a in commands]
+    errors = [process.communicate(timeout=240)[1] for process in started]
     codes = [process.returncode for process in started]
-    assert set(codes) <= {0, 2}, said
+    assert set(codes) <= {0, 2}, errors
     assert codes.count(0) == len(decisions(filled)) - 4 >= 3
     assert_agreed(filled)
     assert all(turn.took_effect for turn in Registry(filled, "mine").history())

@@ -34,7 +34,7 @@ MANIFEST = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n"
 
 
 @dataclass(frozen=True)
-class Said:
+class Output:
     """What a command printed and how it ended."""
 
     code: int
@@ -46,7 +46,7 @@ class Said:
         return json.loads(self.out)
 
 
-Cli = Callable[..., Said]
+Cli = Callable[..., Output]
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +92,14 @@ def cli(
 ) -> Cli:
     monkeypatch.setenv("IDXFLOW_STORE", str(filled[0].root))
 
-    def call(*words: str | Path) -> Said:
+    def call(*words: str | Path) -> Output:
         with pytest.raises(SystemExit) as ended:
             main([str(word) for word in words])
-        said = capsys.readouterr()
-        assert "\x1b" not in said.out + said.err
+        printed = capsys.readouterr()
+        assert "\x1b" not in printed.out + printed.err
         code = ended.value.code
         assert isinstance(code, int)
-        return Said(code, said.out, said.err)
+        return Output(code, printed.out, printed.err)
 
     return call
 
@@ -134,7 +134,7 @@ def test_the_report_in_the_store_is_named_as_it_is(cli: Cli, filled: Any, runs: 
     before = digests(store.root)
     latest = published(store, runs["refused"]) / "report.html"
     for words in ([], ["latest"], [runs["refused"].id]):
-        assert cli("report", "tiny", *words) == Said(0, f"{latest}\n", "")
+        assert cli("report", "tiny", *words) == Output(0, f"{latest}\n", "")
     assert digests(store.root) == before
 
 
@@ -149,7 +149,7 @@ def test_the_champion_s_report_is_that_of_the_run_that_made_it(
 
 def test_json_is_the_content_of_the_published_report(cli: Cli, filled: Any, runs: dict[str, RunRecord]) -> None:
     text = (published(filled[0], runs["second"]) / "report.json").read_text(encoding="utf-8")
-    assert cli("report", "tiny", runs["second"].id, "--json") == Said(0, text, "")
+    assert cli("report", "tiny", runs["second"].id, "--json") == Output(0, text, "")
 
 
 @pytest.mark.remedies("flows.dataset_in_store:run:2")
@@ -158,9 +158,9 @@ def test_the_beginning_of_an_id_is_enough_if_it_is_of_one_run(cli: Cli, runs: di
     first = runs["first"].id
     short = next(first[:n] for n in range(1, 30) if sum(run.startswith(first[:n]) for run in ids) == 1)
     assert first in cli("report", "tiny", short).out
-    said = cli("report", "tiny", "20")
-    assert (said.code, said.out) == (2, "")
-    assert f"'20' begins 4 of tiny: {', '.join(reversed(ids))}; type more of it" in said.err
+    output = cli("report", "tiny", "20")
+    assert (output.code, output.out) == (2, "")
+    assert f"'20' begins 4 of tiny: {', '.join(reversed(ids))}; type more of it" in output.err
     assert cli("report", "tiny", f"20{first[2:]}").code == 0
 
 
@@ -172,21 +172,21 @@ def test_an_unknown_run_is_refused_in_a_sentence_with_the_latest(
     cli: Cli, runs: dict[str, RunRecord], text: str
 ) -> None:
     for words in (["report", "tiny", text], ["runs", "diff", "tiny", "latest", text]):
-        said = cli(*words)
-        assert (said.code, said.out) == (2, "")
-        assert f"the latest: {', '.join(run.id for run in reversed(runs.values()))}" in said.err
-        assert said.err.count("\n") == 1
-        assert said.err.strip().isprintable()
-        assert len(said.err) < 500
+        output = cli(*words)
+        assert (output.code, output.out) == (2, "")
+        assert f"the latest: {', '.join(run.id for run in reversed(runs.values()))}" in output.err
+        assert output.err.count("\n") == 1
+        assert output.err.strip().isprintable()
+        assert len(output.err) < 500
         assert cli(*words[:-1], runs["refused"].id).code == 0
 
 
 @pytest.mark.parametrize("words", [["report"], ["runs", "list"], ["figures"]])
 def test_a_data_set_that_was_never_run_is_refused_in_a_sentence(cli: Cli, words: list[str]) -> None:
     for name in ("mnist", "../tiny", "\x1b[31m", "."):
-        said = cli(*words, name)
-        assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
-        assert "expected a data set of the store" in said.err
+        output = cli(*words, name)
+        assert (output.code, output.out, output.err.count("\n")) == (2, "", 1)
+        assert "expected a data set of the store" in output.err
 
 
 def test_errors_are_one_json_object_with_json(cli: Cli) -> None:
@@ -196,9 +196,9 @@ def test_errors_are_one_json_object_with_json(cli: Cli) -> None:
         ["runs", "list", "no"],
         ["runs", "diff", "tiny", "x", "y"],
     ):
-        said = cli(*words, "--json")
-        assert said.code == said.json["error"]["exit_code"] == 2
-        assert said.json["error"]["kind"] == "ConfigError"
+        output = cli(*words, "--json")
+        assert output.code == output.json["error"]["exit_code"] == 2
+        assert output.json["error"]["kind"] == "ConfigError"
 
 
 @pytest.mark.parametrize("fate", ["was removed", "is damaged"])
@@ -214,13 +214,13 @@ def test_a_report_that_is_gone_or_damaged_is_made_again_elsewhere(
         html.chmod(0o644)
         html.write_text(text.replace("champion", "chimpanzee"), encoding="utf-8")
     before = digests(copied.root)
-    said = cli("report", "tiny", runs["second"].id)
-    made = Path(said.out.strip())
-    assert (said.code, said.err.count("\n")) == (0, 1)
-    assert f"the report of run {runs['second'].id} {fate}; this one was rebuilt from the ledger" in said.err
-    assert made.parent.parent == tmp_path
-    assert made.parent.stat().st_mode & 0o077 == 0
-    assert made.read_text(encoding="utf-8") == text
+    output = cli("report", "tiny", runs["second"].id)
+    page = Path(output.out.strip())
+    assert (output.code, output.err.count("\n")) == (0, 1)
+    assert f"the report of run {runs['second'].id} {fate}; this one was rebuilt from the ledger" in output.err
+    assert page.parent.parent == tmp_path
+    assert page.parent.stat().st_mode & 0o077 == 0
+    assert page.read_text(encoding="utf-8") == text
     assert cli("report", "tiny", runs["second"].id, "--json").out == content
     assert digests(copied.root) == before
     assert len(list(tmp_path.glob("idxflow-*"))) == 1, "--json alone writes no file"
@@ -231,10 +231,10 @@ def test_a_report_is_made_again_without_the_entries_that_are_gone_too(
 ) -> None:
     for step in ("publish", "train", "fetch"):
         shutil.rmtree(copied.entries("tiny", step))
-    said = cli("report", "tiny", runs["second"].id, "--out", "made.html")
-    assert (said.code, said.out, said.err.count("\n")) == (0, f"{here / 'made.html'}\n", 1)
-    gone = "fetch train-images, fetch train-labels, fetch test-images, fetch test-labels, train"
-    assert f"without what was also removed: {gone}\n" in said.err
+    output = cli("report", "tiny", runs["second"].id, "--out", "made.html")
+    assert (output.code, output.out, output.err.count("\n")) == (0, f"{here / 'made.html'}\n", 1)
+    removed_steps = "fetch train-images, fetch train-labels, fetch test-images, fetch test-labels, train"
+    assert f"without what was also removed: {removed_steps}\n" in output.err
     check_page((here / "made.html").read_text(encoding="utf-8"))
 
 
@@ -244,9 +244,9 @@ def test_a_run_with_nothing_new_has_the_report_of_the_version_it_found(
     ledger, second = Ledger(copied, "tiny"), runs["second"]
     values = next(run for run in ledger.read("runs") if run["run"] == second.id)
     ledger.append("runs", "20991231-000000-abcd", {**values, "state": "unchanged"})
-    said = cli("report", "tiny")
-    assert said.out == f"{published(copied, second) / 'report.html'}\n"
-    assert f"this is the report of v{values['version']}, run {second.id}" in said.err
+    output = cli("report", "tiny")
+    assert output.out == f"{published(copied, second) / 'report.html'}\n"
+    assert f"this is the report of v{values['version']}, run {second.id}" in output.err
 
 
 def test_out_writes_the_page_and_replaces_only_a_page(
@@ -254,25 +254,25 @@ def test_out_writes_the_page_and_replaces_only_a_page(
 ) -> None:
     text = (published(filled[0], runs["second"]) / "report.html").read_bytes()
     for _ in range(2):
-        said = cli("report", "tiny", "champion", "--out", "copy.html")
-        assert said == Said(0, f"{here / 'copy.html'}\n", "")
+        output = cli("report", "tiny", "champion", "--out", "copy.html")
+        assert output == Output(0, f"{here / 'copy.html'}\n", "")
         assert (here / "copy.html").read_bytes() == text
     (here / "mine.html").write_text("my notes")
     (here / "folder.html").mkdir()
-    kept = published(filled[0], runs["second"])
+    stored = published(filled[0], runs["second"])
     for file, why in {
         "mine.html": "holds something else",
         "folder.html": "is a folder",
         "page.txt": "expected --out to end in .html",
         "none/page.html": "expected a folder to write",
-        str(kept / "report.html"): "outside the store",
+        str(stored / "report.html"): "outside the store",
         str(filled[0].root / "new.html"): "outside the store",
     }.items():
-        said = cli("report", "tiny", "--out", file)
-        assert (said.code, said.out) == (2, "")
-        assert why in said.err
+        output = cli("report", "tiny", "--out", file)
+        assert (output.code, output.out) == (2, "")
+        assert why in output.err
     assert (here / "mine.html").read_text() == "my notes"
-    assert (kept / "report.html").read_bytes() == text
+    assert (stored / "report.html").read_bytes() == text
     assert sorted(path.name for path in here.iterdir()) == ["copy.html", "folder.html", "mine.html"]
 
 
@@ -280,17 +280,19 @@ def test_open_shows_the_page_in_the_browser(filled: Any, runs: dict[str, RunReco
     browser, seen = tmp_path / "browser", tmp_path / "seen"
     browser.write_text(f'#!/bin/sh\necho "$1" > {seen}\n')
     browser.chmod(0o755)
-    done = typed(tmp_path, filled[0], ["report", "tiny", "--open"], BROWSER=f"{browser} %s")
+    process = typed(tmp_path, filled[0], ["report", "tiny", "--open"], BROWSER=f"{browser} %s")
     page = published(filled[0], runs["refused"]) / "report.html"
-    assert (done.returncode, done.stdout) == (0, f"{page}\n")
+    assert (process.returncode, process.stdout) == (0, f"{page}\n")
     assert seen.read_text() == f"{page.as_uri()}\n"
 
 
-def test_open_without_a_browser_is_said_in_a_sentence(filled: Any, runs: dict[str, RunRecord], tmp_path: Path) -> None:
-    done = typed(tmp_path, filled[0], ["report", "tiny", "--open"], PATH=str(tmp_path), BROWSER="", DISPLAY="")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"expected a browser to show {published(filled[0], runs['refused'])}" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_open_without_a_browser_is_refused_in_a_sentence(
+    filled: Any, runs: dict[str, RunRecord], tmp_path: Path
+) -> None:
+    process = typed(tmp_path, filled[0], ["report", "tiny", "--open"], PATH=str(tmp_path), BROWSER="", DISPLAY="")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert f"expected a browser to show {published(filled[0], runs['refused'])}" in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 def typed(home: Path, store: Store, words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
@@ -304,8 +306,8 @@ def typed(home: Path, store: Store, words: list[str], **more: str) -> subprocess
 
 
 def test_runs_are_listed_newest_first_a_line_each(cli: Cli, runs: dict[str, RunRecord]) -> None:
-    said = cli("runs", "list", "tiny")
-    lines = said.out.splitlines()
+    output = cli("runs", "list", "tiny")
+    lines = output.out.splitlines()
     assert [line.split()[2] for line in lines] == [run.id for run in reversed(runs.values())]
     assert [line.split()[3] for line in lines][::3] == ["refused", "promoted"]
     second = runs["second"]
@@ -318,12 +320,12 @@ def test_runs_are_listed_newest_first_a_line_each(cli: Cli, runs: dict[str, RunR
 
 
 def test_runs_are_listed_as_json(cli: Cli, runs: dict[str, RunRecord]) -> None:
-    told = cli("runs", "list", "tiny", "--json", "--limit", "3").json
-    assert [run["run"] for run in told] == [run.id for run in reversed(runs.values())][:3]
+    listed = cli("runs", "list", "tiny", "--json", "--limit", "3").json
+    assert [run["run"] for run in listed] == [run.id for run in reversed(runs.values())][:3]
     second = runs["second"]
     assert second.evaluation
-    assert told[2]["test_accuracy"] == second.evaluation.accuracy
-    assert (told[2]["version"], told[2]["asked_by"], told[0]["version"]) == (2, "test", None)
+    assert listed[2]["test_accuracy"] == second.evaluation.accuracy
+    assert (listed[2]["version"], listed[2]["asked_by"], listed[0]["version"]) == (2, "test", None)
 
 
 def test_what_another_wrote_into_the_ledger_does_not_reach_the_terminal(cli: Cli, copied: Store) -> None:
@@ -331,10 +333,10 @@ def test_what_another_wrote_into_the_ledger_does_not_reach_the_terminal(cli: Cli
     for number, text in enumerate(HOSTILE):
         run = f"20991231-00000{number % 10}-{number:04}"
         ledger.append("runs", run, {"state": text, "asked_by": text, "started": text, "version": text, "seconds": text})
-    said = cli("runs", "list", "tiny", "--limit", str(len(HOSTILE)))
-    assert said.code == 0
-    assert len(said.out.splitlines()) == len(HOSTILE)
-    assert all(line.isprintable() for line in said.out.splitlines())
+    output = cli("runs", "list", "tiny", "--limit", str(len(HOSTILE)))
+    assert output.code == 0
+    assert len(output.out.splitlines()) == len(HOSTILE)
+    assert all(line.isprintable() for line in output.out.splitlines())
 
 
 def answers(run: RunRecord) -> np.ndarray:
@@ -345,104 +347,112 @@ def answers(run: RunRecord) -> np.ndarray:
 
 def test_a_difference_of_two_runs_is_what_their_answers_say(cli: Cli, runs: dict[str, RunRecord]) -> None:
     first, second = runs["first"], runs["second"]
-    found = cli("runs", "diff", "tiny", first.id, second.id, "--json").json
-    told = {(one["part"], one["name"]): (one["a"], one["b"]) for one in found["differences"]}
-    assert told == {("parameters", "epochs"): (1, 2), ("parameters", "learning_rate"): (1e-6, 0.1)}
+    diff = cli("runs", "diff", "tiny", first.id, second.id, "--json").json
+    differences = {
+        (difference["part"], difference["name"]): (difference["a"], difference["b"])
+        for difference in diff["differences"]
+    }
+    assert differences == {("parameters", "epochs"): (1, 2), ("parameters", "learning_rate"): (1e-6, 0.1)}
     assert second.test
     labels, a, b = parquet.labels(second.test.file), answers(first), answers(second)
     lost = np.flatnonzero((a == labels) & (b != labels)).tolist()
     gained = np.flatnonzero((a != labels) & (b == labels)).tolist()
     assert gained
     for kind, rows in {"right_to_wrong": lost, "wrong_to_right": gained}.items():
-        flips = found["flips"][kind]
-        assert (flips["count"], [one["row"] for one in flips["rows"]]) == (len(rows), rows)
-        for one in flips["rows"]:
-            row = one["row"]
-            assert [one["label"], one["a"], one["b"]] == [f"bar {values[row]}" for values in (labels, a, b)]
-    paired = found["paired"]
+        flips = diff["flips"][kind]
+        assert (flips["count"], [flip["row"] for flip in flips["rows"]]) == (len(rows), rows)
+        for flip in flips["rows"]:
+            row = flip["row"]
+            assert [flip["label"], flip["a"], flip["b"]] == [f"bar {values[row]}" for values in (labels, a, b)]
+    paired = diff["paired"]
     assert (paired["only_a"], paired["only_b"], paired["rows"]) == (len(lost), len(gained), 90)
     assert paired["net"] == len(gained) - len(lost)
     assert paired["differing"] == int((a != b).sum())
     assert second.decision
     assert second.decision.paired
     assert paired["p_better"] == second.decision.paired.p_better
-    assert found["missing"] == []
+    assert diff["missing"] == []
     turned = cli("runs", "diff", "tiny", second.id, first.id, "--json").json
     assert turned["paired"]["net"] == -paired["net"]
 
 
 def test_a_difference_is_told_in_lines(cli: Cli, runs: dict[str, RunRecord]) -> None:
-    said = cli("runs", "diff", "tiny", runs["first"].id, "champion")
-    assert (said.code, said.err) == (0, "")
-    words = [" ".join(line.split()) for line in said.out.splitlines()]
+    output = cli("runs", "diff", "tiny", runs["first"].id, "champion")
+    assert (output.code, output.err) == (0, "")
+    words = [" ".join(line.split()) for line in output.out.splitlines()]
     assert "parameters epochs 1 → 2" in words
     assert any(line.startswith("accuracy test") for line in words)
     assert any(line.startswith("recall bar") for line in words)
     assert any(line.startswith("paired test of ") for line in words)
     assert any(line.startswith("wrong→right") for line in words)
     assert any(line.startswith("row ") and "predicted bar" in line for line in words)
-    assert "libraries" not in said.out
+    assert "libraries" not in output.out
 
 
 def test_a_run_does_not_differ_from_itself(cli: Cli, runs: dict[str, RunRecord]) -> None:
     second = runs["second"].id
-    assert cli("runs", "diff", "tiny", second, "champion") == Said(0, f"runs {second} and {second} do not differ\n", "")
+    assert cli("runs", "diff", "tiny", second, "champion") == Output(
+        0, f"runs {second} and {second} do not differ\n", ""
+    )
     # The first model is often wrong; that is no change.
-    found = cli("runs", "diff", "tiny", runs["first"].id, runs["first"].id, "--json").json
-    assert found["paired"]["both_wrong"] > 0
-    assert [kind["count"] for kind in found["flips"].values()] == [0, 0]
+    diff = cli("runs", "diff", "tiny", runs["first"].id, runs["first"].id, "--json").json
+    assert diff["paired"]["both_wrong"] > 0
+    assert [kind["count"] for kind in diff["flips"].values()] == [0, 0]
 
 
 def test_runs_on_other_test_images_are_not_compared_image_by_image(cli: Cli, runs: dict[str, RunRecord]) -> None:
     words = ["runs", "diff", "tiny", runs["second"].id, runs["other test"].id]
-    found = cli(*words, "--json").json
-    assert (found["paired"], found["flips"]) == (None, None)
-    assert {one["name"] for one in found["differences"] if one["part"] == "data"} >= {"test rows", "test content"}
-    said = cli(*words, "--figure", "none.png")
-    assert "the runs were tested on different images" in said.err
-    assert "picture        none" in said.out
+    diff = cli(*words, "--json").json
+    assert (diff["paired"], diff["flips"]) == (None, None)
+    assert {difference["name"] for difference in diff["differences"] if difference["part"] == "data"} >= {
+        "test rows",
+        "test content",
+    }
+    output = cli(*words, "--figure", "none.png")
+    assert "the runs were tested on different images" in output.err
+    assert "picture        none" in output.out
     assert not Path("none.png").exists()
 
 
 def test_a_refused_run_is_compared_as_far_as_it_came(cli: Cli, runs: dict[str, RunRecord]) -> None:
-    said = cli("runs", "diff", "tiny", runs["other test"].id, "latest")
-    assert said.code == 0
-    assert "train content" in said.out
-    assert f"run {runs['refused'].id} ended before its model was tested" in said.err
+    output = cli("runs", "diff", "tiny", runs["other test"].id, "latest")
+    assert output.code == 0
+    assert "train content" in output.out
+    assert f"run {runs['refused'].id} ended before its model was tested" in output.err
 
 
 @pytest.mark.parametrize("step", ["evaluate", "decode", "train"])
-def test_collected_entries_are_said_and_the_rest_is_shown(
+def test_collected_entries_are_named_and_the_rest_is_shown(
     cli: Cli, copied: Store, runs: dict[str, RunRecord], step: str
 ) -> None:
     shutil.rmtree(copied.entries("tiny", step))
-    said = cli("runs", "diff", "tiny", runs["first"].id, runs["second"].id)
-    assert said.code == 0
-    assert "learning_rate" in said.out
+    output = cli("runs", "diff", "tiny", runs["first"].id, runs["second"].id)
+    assert output.code == 0
+    assert "learning_rate" in output.out
     for name in ("first", "second"):
-        assert f"run {runs[name].id}: removed from the store or damaged: {step}" in said.err
-    assert ("paired test" in said.out) == (step == "train")
-    assert ("recall" in said.out) == (step != "evaluate")
-    assert "Traceback" not in said.err
-    assert "left out" not in said.err
+        assert f"run {runs[name].id}: removed from the store or damaged: {step}" in output.err
+    assert ("paired test" in output.out) == (step == "train")
+    assert ("recall" in output.out) == (step != "evaluate")
+    assert "Traceback" not in output.err
+    assert "left out" not in output.err
 
 
-def test_what_is_missing_is_said_in_sentences_alone(copied: Store, runs: dict[str, RunRecord], tmp_path: Path) -> None:
+def test_what_is_missing_is_named_in_sentences_alone(copied: Store, runs: dict[str, RunRecord], tmp_path: Path) -> None:
     shutil.rmtree(copied.entries("tiny", "evaluate"))
-    done = typed(tmp_path, copied, ["runs", "diff", "tiny", runs["first"].id, runs["second"].id])
-    assert done.returncode == 0
+    process = typed(tmp_path, copied, ["runs", "diff", "tiny", runs["first"].id, runs["second"].id])
+    assert process.returncode == 0
     # In a process of its own, where no one has set up logging.
-    assert [line[:13] for line in done.stderr.splitlines()] == ["idxflow: run ", "idxflow: run ", "idxflow: with"]
+    assert [line[:13] for line in process.stderr.splitlines()] == ["idxflow: run ", "idxflow: run ", "idxflow: with"]
 
 
 def test_the_flipped_images_are_pictured(cli: Cli, runs: dict[str, RunRecord], here: Path) -> None:
     words = ["runs", "diff", "tiny", runs["first"].id, runs["second"].id]
     flips = cli(*words, "--json").json["flips"]
-    shown = min(25, sum(kind["count"] for kind in flips.values()))
-    said = cli(*words, "--figure", "flipped.svg")
-    assert said.out.splitlines()[-1] == "picture        flipped.svg"
+    count = min(25, sum(kind["count"] for kind in flips.values()))
+    output = cli(*words, "--figure", "flipped.svg")
+    assert output.out.splitlines()[-1] == "picture        flipped.svg"
     texts = svg_texts((here / "flipped.svg").read_bytes())
-    assert sum(text.startswith("row ") for text in texts) == shown
+    assert sum(text.startswith("row ") for text in texts) == count
     assert any("bar" in text and "→" in text for text in texts)
     cli(*words, "--figure", "flipped.png")
     with Image.open(here / "flipped.png") as picture:
@@ -460,8 +470,8 @@ def svg_texts(data: bytes) -> list[str]:
 
 
 def test_the_figure_has_one_example_of_each_class(cli: Cli, here: Path) -> None:
-    said = cli("figures", "tiny")
-    assert said == Said(0, f"{here / 'tiny.png'}: 3 of the 3 classes of tiny, train\n", "")
+    output = cli("figures", "tiny")
+    assert output == Output(0, f"{here / 'tiny.png'}: 3 of the 3 classes of tiny, train\n", "")
     with Image.open(here / "tiny.png") as picture:
         pixels = np.asarray(picture.convert("L"))
     # The bar of class n is its image's row n, as ink on paper: three dark bars, each lower than the one before.
@@ -477,9 +487,9 @@ def test_a_figure_replaces_only_a_figure(cli: Cli, here: Path) -> None:
     assert [cli("figures", "tiny").code for _ in range(2)] == [0, 0]
     (here / "notes.png").write_text("not a picture")
     (here / "a.png").mkdir()
-    said = cli("figures", "tiny", "--out", "notes.png")
-    assert (said.code, said.out) == (2, "")
-    assert "notes.png holds something else" in said.err
+    output = cli("figures", "tiny", "--out", "notes.png")
+    assert (output.code, output.out) == (2, "")
+    assert "notes.png holds something else" in output.err
     assert (here / "notes.png").read_text() == "not a picture"
     assert cli("figures", "tiny", "--out", "notes.png", "--force").code == 0
     assert (here / "notes.png").read_bytes().startswith(b"\x89PNG")
@@ -490,12 +500,12 @@ def test_a_figure_replaces_only_a_figure(cli: Cli, here: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [240, 300])
-def test_a_file_that_cannot_be_written_is_said_in_a_sentence(cli: Cli, here: Path, length: int) -> None:
+def test_a_file_that_cannot_be_written_is_refused_in_a_sentence(cli: Cli, here: Path, length: int) -> None:
     # A name of 240 characters is possible, but not the longer one under which the file is prepared.
-    said = cli("figures", "tiny", "--out", "x" * length + ".png")
-    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
-    assert "expected a file that can be written" in said.err
-    assert "File name too long" in said.err
+    output = cli("figures", "tiny", "--out", "x" * length + ".png")
+    assert (output.code, output.out, output.err.count("\n")) == (2, "", 1)
+    assert "expected a file that can be written" in output.err
+    assert "File name too long" in output.err
     assert list(here.iterdir()) == []
 
 
@@ -505,13 +515,13 @@ def test_an_older_run_s_images_are_taken_where_the_newest_are_gone(
     refused = runs["refused"].train
     assert refused
     shutil.rmtree(copied.entries("tiny", "decode") / refused.folder.name)
-    said = cli("figures", "tiny")
-    assert said.code == 0
-    assert f"taken from run {runs['other test'].id}" in said.err
+    output = cli("figures", "tiny")
+    assert output.code == 0
+    assert f"taken from run {runs['other test'].id}" in output.err
     shutil.rmtree(copied.entries("tiny", "decode"))
-    said = cli("figures", "tiny")
-    assert (said.code, said.err.count("\n")) == (2, 1)
-    assert "removed from the store or are damaged" in said.err
+    output = cli("figures", "tiny")
+    assert (output.code, output.err.count("\n")) == (2, 1)
+    assert "removed from the store or are damaged" in output.err
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 26, 256])
@@ -548,8 +558,8 @@ print(code, *{{name.split(".")[0] for name in sys.modules}} & heavy, file=sys.st
 def assert_light(words: list[str]) -> None:
     """Check that a command succeeds in a process of its own without any library that takes long to load."""
     code = LIGHT.format(words=words)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "0"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stderr.splitlines()[-1] == "0"
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ def fresh(store: Store) -> Store:
 
 def test_a_fresh_data_set_is_ok(fresh: Store, capsys: pytest.CaptureFixture):
     assert run_command(["status", "--store", str(fresh.root)]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("tiny: ok\n")
-    assert "champion  v1, 90.00% on test, since " in said
-    assert "last run  " in said
-    assert "kept v2" in said
-    assert "the next runs are unknown: expected a Prefect server at" in said
+    output = capsys.readouterr().out
+    assert output.startswith("tiny: ok\n")
+    assert "champion  v1, 90.00% on test, since " in output
+    assert "last run  " in output
+    assert "kept v2" in output
+    assert "the next runs are unknown: expected a Prefect server at" in output
 
 
 def test_json_says_the_same(fresh: Store, capsys: pytest.CaptureFixture):
@@ -60,8 +60,8 @@ def test_a_data_set_without_a_good_run_for_too_long_is_stale(
 
     monkeypatch.setattr(status, "datetime", Later)
     assert run_command(["status", "--store", str(fresh.root)]) == 1
-    said = capsys.readouterr().out
-    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in said
+    output = capsys.readouterr().out
+    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in output
     assert run_command(["status", "--max-age", "30", "--store", str(fresh.root)]) == 0
 
 
@@ -81,7 +81,7 @@ def test_no_champion_is_a_problem_and_no_data_set_wrong_usage(store: Store, caps
 
 
 @pytest.mark.parametrize(
-    ("minutes", "said"),
+    ("minutes", "text"),
     [
         (0, "less than a minute"),
         (1, "1 minute"),
@@ -92,8 +92,8 @@ def test_no_champion_is_a_problem_and_no_data_set_wrong_usage(store: Store, caps
         (10_000, "6 days"),
     ],
 )
-def test_spans_are_said_in_their_largest_unit(minutes: int, said: str):
-    assert health.span_text(timedelta(minutes=minutes)) == said
+def test_spans_are_given_in_their_largest_unit(minutes: int, text: str):
+    assert health.span_text(timedelta(minutes=minutes)) == text
 
 
 def test_the_doctor_finds_nothing_wrong_without_a_server(fresh: Store, capsys: pytest.CaptureFixture):

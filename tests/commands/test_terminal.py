@@ -39,7 +39,7 @@ FETCHED = Step("fetch", "", SUMMARY, 0.5, False, "", "train-images")
 LONG = "word " * 30
 
 
-def shown(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
+def terminal_text(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch, columns: int = COLUMNS) -> str:
     """Return what a terminal gets of a call, both streams together, without colours."""
     return _CONTROL.sub("", sent(call, monkeypatch, columns))
 
@@ -94,7 +94,7 @@ def test_the_lines_of_each_command_fit(filled: Store, monkeypatch: pytest.Monkey
     # As for one who works where the store is.
     monkeypatch.chdir(filled.root.parent)
     monkeypatch.setenv("IDXFLOW_STORE", str(filled.root))
-    lines = shown(lambda: run_command(words.split()), monkeypatch).splitlines()
+    lines = terminal_text(lambda: run_command(words.split()), monkeypatch).splitlines()
     assert any(lines)
     assert [line for line in lines if len(line) > COLUMNS] == []
     assert str(filled.root) not in "".join(lines)
@@ -129,12 +129,12 @@ def test_the_lines_of_a_run_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "importing Prefect" in written
     lines = [line.rstrip() for line in seen(written)]
     assert [line for line in lines if len(line) > COLUMNS] == []
-    said = "\n".join(lines)
-    assert "fetch train-images        0.50 s" in said
-    assert f"\n    {SUMMARY}\n" in said
-    assert "\nreport store/tiny/7-reports/20261124-143212-5725/report.html\n" in said
-    assert "importing Prefect" not in said
-    assert ", 1 epoch, " in said
+    text = "\n".join(lines)
+    assert "fetch train-images        0.50 s" in text
+    assert f"\n    {SUMMARY}\n" in text
+    assert "\nreport store/tiny/7-reports/20261124-143212-5725/report.html\n" in text
+    assert "importing Prefect" not in text
+    assert ", 1 epoch, " in text
 
 
 def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPatch):
@@ -146,14 +146,14 @@ def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPat
             with console.waiting("importing Prefect"):
                 log.warning("first")
             for name in names:
-                for done in (0, 40, 100):
-                    console._advance(Progress(name, done, 100, "bytes"))
+                for percent in (0, 40, 100):
+                    console._advance(Progress(name, percent, 100, "bytes"))
                     console._bars.refresh()
-                    log.info("", extra={"step": Step(f"{name} at {done}", "", SUMMARY, 0.5, False, "first run")})
+                    log.info("", extra={"step": Step(f"{name} at {percent}", "", SUMMARY, 0.5, False, "first run")})
             log.warning("last")
 
     lines = [line.rstrip() for line in seen(sent(run, monkeypatch)) if line.strip()]
-    steps = [f"{name} at {done}" for name in names for done in (0, 40, 100)]
+    steps = [f"{name} at {percent}" for name in names for percent in (0, 40, 100)]
     assert [line.partition("  ")[0] for line in lines if not line.startswith("  ")] == ["first", *steps, "last"]
     assert lines.count(f"    {SUMMARY}") == len(steps)
 
@@ -161,8 +161,8 @@ def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPat
 def test_in_a_pipe_nothing_is_broken_or_shortened(filled: Store, tmp_path: Path):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(filled.root), COLUMNS="60")
     command = [str(BIN / "idxflow"), "report", "tiny"]
-    done = subprocess.run(command, env=environment, cwd=filled.root, capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()).is_absolute()
+    process = subprocess.run(command, env=environment, cwd=filled.root, capture_output=True, text=True, check=True)
+    assert Path(process.stdout.strip()).is_absolute()
     listed = subprocess.run(
         [str(BIN / "idxflow"), "datasets"], env=environment, capture_output=True, text=True, check=True
     )
@@ -180,7 +180,7 @@ def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.Mon
             console._say_step(FETCHED)
     (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
     assert f"{SUMMARY}    " in line
-    assert {found[-1] for found in _CONTROL.findall(line)} <= {"m"}
+    assert {sequence[-1] for sequence in _CONTROL.findall(line)} <= {"m"}
 
 
 @pytest.mark.parametrize("command", ["idxflow status --store", "/opt/my/bin/prefect deployment run", "export PATH="])
@@ -250,9 +250,9 @@ def test_programs_that_are_not_on_the_path_are_named_as_they_can_be_called(
         line = "start it with `{0} up`: {0} gc, {1} --no-prompt deploy; {2} 0.1, Prefect and {2}.toml"
         programs = ("idxflow", "prefect", "idxflow")
         folder = f"{beside.parent.name}/bin"
-        found = layout.callable_from_here(line.format(*programs))
-        assert found == line.format(f"{folder}/idxflow", f"{folder}/prefect", "idxflow")
-        called = re.findall(r"`(\S+) up`", found)[0]
+        text = layout.callable_from_here(line.format(*programs))
+        assert text == line.format(f"{folder}/idxflow", f"{folder}/prefect", "idxflow")
+        called = re.findall(r"`(\S+) up`", text)[0]
         assert shutil.which(str(Path.cwd() / called))
         layout._called.cache_clear()
         monkeypatch.setenv("PATH", str(beside))

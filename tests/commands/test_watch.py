@@ -57,9 +57,9 @@ class World:
     def sets(self) -> list[Arrival]:
         return [Arrival.from_json(values) for values in Ledger(self.store, "tiny").read("arrivals")]
 
-    def taken(self, count: int) -> Arrival:
+    def wait_for_sets(self, count: int) -> Arrival:
         """Wait for so many sets; return the last one."""
-        return until(lambda: found[-1] if len(found := self.sets()) == count else None)
+        return until(lambda: arrivals[-1] if len(arrivals := self.sets()) == count else None)
 
     def contents(self, arrival: Arrival) -> dict[str, bytes]:
         """What the store has of a set."""
@@ -74,10 +74,10 @@ def world(tmp_path: Path) -> World:
 
 def archives(seed: int, plain: bool = False, train: int = 120) -> dict[str, bytes]:
     """The four files of a set; plain ones of two seeds have equal sizes."""
-    made = {DEFAULT_FILES[role]: idx.encode(array) for role, array in bars(train, 30, 3, (9, 7), seed).items()}
+    arrays = {DEFAULT_FILES[role]: idx.encode(array) for role, array in bars(train, 30, 3, (9, 7), seed).items()}
     if plain:
-        return {name.removesuffix(".gz"): data for name, data in made.items()}
-    return {name: gzip.compress(data, mtime=0) for name, data in made.items()}
+        return {name.removesuffix(".gz"): data for name, data in arrays.items()}
+    return {name: gzip.compress(data, mtime=0) for name, data in arrays.items()}
 
 
 def put(folder: Path, files: dict[str, bytes]) -> None:
@@ -110,22 +110,22 @@ def test_a_set_of_the_same_sizes_and_times_is_another_one(tmp_path: Path, replac
         assert [len(data) for data in first.values()] == [len(data) for data in second.values()]
         put(world.inbox, first)
         with world.watching():
-            one = world.taken(1)
+            arrival = world.wait_for_sets(1)
             replace(world.inbox, second)
-            two = world.taken(2)
-        assert world.contents(one) == first
+            two = world.wait_for_sets(2)
+        assert world.contents(arrival) == first
         assert world.contents(two) == second
         # Nobody has seen the folder meanwhile.
         replace(world.inbox, first)
         with world.watching():
-            assert world.contents(world.taken(3)) == first
+            assert world.contents(world.wait_for_sets(3)) == first
 
 
 def test_the_same_set_copied_again_is_no_new_one(world: World):
     files = archives(1)
     put(world.inbox, files)
     with world.watching():
-        world.taken(1)
+        world.wait_for_sets(1)
     put(world.inbox, files)
     again = idxflow(*world.words("--once"), env=world.environment)
     # The set is there, and what is missing is a server to tell.
@@ -134,7 +134,7 @@ def test_the_same_set_copied_again_is_no_new_one(world: World):
     assert len(world.sets()) == 1
 
 
-def test_a_copy_that_stalls_is_said_once_and_never_taken(world: World):
+def test_a_copy_that_stalls_is_reported_once_and_never_taken(world: World):
     files = archives(1)
     put(world.inbox, {**files, TRAIN: files[TRAIN][:100]})
     with world.watching() as watcher:
@@ -144,29 +144,29 @@ def test_a_copy_that_stalls_is_said_once_and_never_taken(world: World):
         until(lambda: watcher.errors.count("not complete yet") == 2)
         assert world.sets() == []
         put(world.inbox, {TRAIN: files[TRAIN]})
-        assert world.contents(world.taken(1)) == files
+        assert world.contents(world.wait_for_sets(1)) == files
         assert watcher.errors.count("not complete yet") == 2
     assert verify(world.store).findings == ()
 
 
 @pytest.mark.parametrize(
-    "left",
+    "leftover",
     [f".{LABELS}.x9Y8z7", f"{LABELS}.part", f"{LABELS}.filepart", f".~tmp~/{LABELS}"],
     ids=["rsync", "part", "filepart", "rsync --delay-updates"],
 )
-def test_a_transfer_that_goes_on_is_waited_for(world: World, left: str):
+def test_a_transfer_that_goes_on_is_waited_for(world: World, leftover: str):
     """Two files of the new set are there, the third is under way; the old ones would make a set with these."""
     put(world.inbox, archives(1))
-    (world.inbox / left).parent.mkdir(exist_ok=True)
-    (world.inbox / left).write_bytes(b"some")
+    (world.inbox / leftover).parent.mkdir(exist_ok=True)
+    (world.inbox / leftover).write_bytes(b"some")
     with world.watching() as watcher:
-        name = left.split("/")[0]
+        name = leftover.split("/")[0]
         until(lambda: f"not complete yet: {name}: expected complete archives only" in watcher.errors)
         assert world.sets() == []
-        (world.inbox / left).unlink()
-        if "/" in left:
-            (world.inbox / left).parent.rmdir()
-        world.taken(1)
+        (world.inbox / leftover).unlink()
+        if "/" in leftover:
+            (world.inbox / leftover).parent.rmdir()
+        world.wait_for_sets(1)
 
 
 def test_files_that_only_resemble_archives_are_no_transfer(world: World):
@@ -175,7 +175,7 @@ def test_files_that_only_resemble_archives_are_no_transfer(world: World):
         {**archives(1), f"{TRAIN}.sha256": b"a digest", f".{TRAIN}.swp": b"", "notes.tmp": b"", "x.part": b""},
     )
     with world.watching():
-        world.taken(1)
+        world.wait_for_sets(1)
 
 
 def test_a_set_that_comes_file_by_file_is_taken_when_the_last_one_is_whole(world: World):
@@ -185,33 +185,33 @@ def test_a_set_that_comes_file_by_file_is_taken_when_the_last_one_is_whole(world
             assert world.sets() == []
             for end in (len(data) // 2, len(data)):
                 put(world.inbox, {name: data[:end]})
-        assert world.contents(world.taken(1)) == files
+        assert world.contents(world.wait_for_sets(1)) == files
         # Now one that replaces it, one file of a pair at first.
         other = archives(2, train=90)
         put(world.inbox, {TRAIN: other[TRAIN]})
         until(lambda: "expected as many train labels as images, found 150 labels and 90 images" in watcher.errors)
         assert len(world.sets()) == 1
         put(world.inbox, other)
-        assert world.contents(world.taken(2)) == other
+        assert world.contents(world.wait_for_sets(2)) == other
 
 
 def test_with_a_marker_no_mixture_of_two_sets_is_taken(world: World):
     first, second = archives(1), archives(2)
     put(world.inbox, first)
-    told = idxflow(*world.words("--once", "--marker", "READY"), env=world.environment)
-    assert (told.returncode, told.stdout) == (0, f"tiny: nothing to announce, READY is not in {world.inbox}\n")
+    result = idxflow(*world.words("--once", "--marker", "READY"), env=world.environment)
+    assert (result.returncode, result.stdout) == (0, f"tiny: nothing to announce, READY is not in {world.inbox}\n")
     put(world.inbox, {"READY": b""})
     with world.watching("--marker", "READY"):
-        assert world.contents(world.taken(1)) == first
+        assert world.contents(world.wait_for_sets(1)) == first
     # Half of the second set: with the other half of the first it would be whole.
     put(world.inbox, {name: second[name] for name in (TRAIN, TEST)})
-    told = idxflow(*world.words("--once", "--marker", "READY"), env=world.environment)
+    result = idxflow(*world.words("--once", "--marker", "READY"), env=world.environment)
     # One line is about the set before, that there is no server to tell of.
-    assert "expected a Prefect server at" in told.stderr
+    assert "expected a Prefect server at" in result.stderr
     assert len(world.sets()) == 1
     put(world.inbox, second | {"READY": b""})
     with world.watching("--marker", "READY"):
-        assert world.contents(world.taken(2)) == second
+        assert world.contents(world.wait_for_sets(2)) == second
 
 
 def as_link(path: Path) -> None:
@@ -237,18 +237,18 @@ def as_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "description"),
     [(as_link, "a symbolic link"), (as_folder, "a folder"), (as_pipe, "a named pipe"), (as_socket, "a socket")],
 )
 def test_what_is_no_file_is_refused_at_once(
-    world: World, change: Callable[[Path], None], found: str, monkeypatch: pytest.MonkeyPatch
+    world: World, change: Callable[[Path], None], description: str, monkeypatch: pytest.MonkeyPatch
 ):
     # The paths of sockets are short.
     monkeypatch.chdir(world.inbox)
     put(world.inbox, archives(1))
     change(world.inbox / LABELS)
     refused = idxflow(*world.words("--once"), env=world.environment)
-    sentence = f"idxflow: {LABELS}: expected a file; found {found}; copy the archive itself there\n"
+    sentence = f"idxflow: {LABELS}: expected a file; found {description}; copy the archive itself there\n"
     assert (refused.returncode, refused.stderr) == (3, sentence)
     assert world.sets() == []
 
@@ -272,7 +272,7 @@ def test_what_the_manifest_does_not_name_as_published_is_refused(world: World):
     # What the sentence says to do.
     world.manifest.write_text(world.manifest.read_text().removesuffix(digests))
     with world.watching():
-        world.taken(1)
+        world.wait_for_sets(1)
 
 
 def test_ten_thousand_other_files_do_not_matter(world: World):
@@ -280,21 +280,21 @@ def test_ten_thousand_other_files_do_not_matter(world: World):
         (world.inbox / f"{number}.gz").touch()
     put(world.inbox, archives(1))
     with world.watching():
-        world.taken(1)
+        world.wait_for_sets(1)
 
 
 def test_a_folder_that_is_removed_and_made_again_is_watched_on(world: World):
     put(world.inbox, archives(1))
     with world.watching() as watcher:
-        world.taken(1)
+        world.wait_for_sets(1)
         shutil.rmtree(world.inbox)
-        gone = (
+        warning = (
             f"idxflow: expected a folder that can be read at {world.inbox}; No such file or directory; create it again"
         )
-        until(lambda: gone in watcher.errors)
+        until(lambda: warning in watcher.errors)
         world.inbox.mkdir()
         put(world.inbox, archives(2))
-        assert world.contents(world.taken(2)) == archives(2)
+        assert world.contents(world.wait_for_sets(2)) == archives(2)
         # A link in its place is another folder.
         world.inbox.rename(world.inbox.with_name("moved"))
         world.inbox.symlink_to("moved")
@@ -302,14 +302,14 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_on(world: World):
 
 
 def test_two_watchers_of_a_folder_take_each_set_once(world: World):
-    with world.watching() as one, world.watching() as other:
+    with world.watching() as first, world.watching() as second:
         for number in (1, 2, 3):
             put(world.inbox, archives(number))
-            world.taken(number)
+            world.wait_for_sets(number)
             # Both have seen that there is nothing to do any more.
-            assert [watcher.poll() for watcher in (one, other)] == [None, None]
-        said = one.said + other.said
-    assert said.count("tiny: 4 new archives, ") == 3
+            assert [watcher.poll() for watcher in (first, second)] == [None, None]
+        output = first.said + second.said
+    assert output.count("tiny: 4 new archives, ") == 3
     assert [world.contents(arrival) for arrival in world.sets()] == [archives(1), archives(2), archives(3)]
 
 
@@ -317,7 +317,7 @@ def test_a_signal_ends_it_in_a_sentence_and_leaves_nothing(world: World):
     put(world.inbox, archives(1))
     for number, code, word in ((signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")):
         with world.watching() as watcher:
-            world.taken(1)
+            world.wait_for_sets(1)
             watcher.send_signal(number)
             assert watcher.wait(240) == code
             assert watcher.errors.endswith(f"idxflow: {word}; run the same command again to resume\n")
@@ -335,41 +335,41 @@ def test_a_snapshot_stays_until_a_run_has_ended_well(world: World):
     for number in (1, 2, 3):
         put(world.inbox, archives(number))
         with world.watching():
-            world.taken(number)
+            world.wait_for_sets(number)
     first, second, third = world.sets()
-    kept = world.arrivals.folder
+    snapshot = world.arrivals.folder
 
-    def left() -> list[bool]:
+    def remaining() -> list[bool]:
         collect(world.store, "tiny")
         assert verify(world.store).damage == ()
-        return [kept(arrival.id).exists() for arrival in (first, second, third)]
+        return [snapshot(arrival.id).exists() for arrival in (first, second, third)]
 
     ledger = Ledger(world.store, "tiny")
-    assert left() == [True, True, True]
+    assert remaining() == [True, True, True]
     ledger.append("runs", "run-1", {"state": "refused", "report": None, "arrival": second.id})
-    assert left() == [True, True, True]
+    assert remaining() == [True, True, True]
     ledger.append("runs", "run-2", {"state": "kept", "report": None, "arrival": second.id})
-    assert left() == [False, False, True]
+    assert remaining() == [False, False, True]
 
 
 @pytest.mark.remedies("storage.arrivals:damage", "storage.arrivals:_described")
 def test_a_damaged_snapshot_is_found_and_the_set_taken_again(world: World):
     put(world.inbox, archives(1))
     with world.watching():
-        arrival = world.taken(1)
+        arrival = world.wait_for_sets(1)
     path = world.arrivals.folder(arrival.id) / TRAIN
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    (found,) = verify(world.store).damage
-    assert (found.path, found.problem) == (path.parent, f"{TRAIN} is not what arrived")
+    (damage,) = verify(world.store).damage
+    assert (damage.path, damage.problem) == (path.parent, f"{TRAIN} is not what arrived")
     assert verify(world.store, contents=False).damage == ()
     record = path.with_name("arrival.json")
     record.chmod(0o644)
     record.write_bytes(sealed({**read_json(record), "arrival": "20260101-000000-00000000"}))
-    (found,) = verify(world.store).damage
-    assert "describes 20260101-000000-00000000" in found.problem
+    (damage,) = verify(world.store).damage
+    assert "describes 20260101-000000-00000000" in damage.problem
     # What it says to do, for a set that no run has had yet.
-    assert found.remedy == "copy the set into its folder again, and remove this"
+    assert damage.remedy == "copy the set into its folder again, and remove this"
     with world.watching():
         shutil.rmtree(path.parent)
         put(world.inbox, archives(1))
