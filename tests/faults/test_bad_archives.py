@@ -42,9 +42,9 @@ def decoded(store: Store, dataset: Dataset, split: str = "train"):
     )
 
 
-@pytest.mark.parametrize(("data", "said"), UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_the_reader_refuses_it_in_one_sentence(tmp_path: Path, data: bytes, said: str):
-    with pytest.raises(FormatError, match=said) as caught:
+@pytest.mark.parametrize(("data", "message"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_the_reader_refuses_it_in_one_sentence(tmp_path: Path, data: bytes, message: str):
+    with pytest.raises(FormatError, match=message) as caught:
         idx.read(file_of(tmp_path, data))
     assert_says(caught.value, f"{IMAGES_FILE}: expected ")
 
@@ -155,21 +155,21 @@ def test_bombs_and_overflows_cost_neither_memory_nor_time(tmp_path: Path):
     files.mkdir()
     for name, data in GIGANTIC.items():
         (files / name).write_bytes(data)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MEASURED, str(files), str(work)],
         env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect")},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr[-2000:]
+    measured = json.loads(process.stdout)
     read = [name for name in GIGANTIC if "wide" not in name]
-    assert set(found["found"]) == {*read, *(f"{name}, decoded" for name in GIGANTIC)}
-    for name, (processor_seconds, sentence) in found["found"].items():
+    assert set(measured["found"]) == {*read, *(f"{name}, decoded" for name in GIGANTIC)}
+    for name, (processor_seconds, sentence) in measured["found"].items():
         assert processor_seconds < 2, name
         assert_says(
             sentence,
             DEFAULT_FILES["train-labels" if "labels" in name else "train-images"] if "decoded" in name else name,
         )
-    assert found["mebibytes"] < 64, found
+    assert measured["mebibytes"] < 64, measured

@@ -54,8 +54,8 @@ ARCHIVES = {
 def good(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with a champion of the good data."""
     store = Store(tmp_path_factory.mktemp("store"))
-    found = run(store, dataset_file=str(badfiles.write(tmp_path_factory.mktemp("good")).manifest))
-    assert found["state"] == "promoted", found["sentence"]
+    outcome = run(store, dataset_file=str(badfiles.write(tmp_path_factory.mktemp("good")).manifest))
+    assert outcome["state"] == "promoted", outcome["sentence"]
     return store
 
 

@@ -18,13 +18,13 @@ from tests.support.badmanifests import GOOD, MANIFESTS
 from tests.support.servers import BIN, clean_environment
 
 
-@pytest.mark.parametrize(("text", "said"), MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_a_wrong_manifest_is_refused_by_file_and_key(tmp_path: Path, text: str, said: str):
+@pytest.mark.parametrize(("text", "message"), MANIFESTS.values(), ids=MANIFESTS.keys())
+def test_a_wrong_manifest_is_refused_by_file_and_key(tmp_path: Path, text: str, message: str):
     path = tmp_path / "mine.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         catalog.read(path)
-    assert_says(caught.value, f"{path}: expected ", said)
+    assert_says(caught.value, f"{path}: expected ", message)
     assert "secret" not in str(caught.value)
 
 
@@ -40,14 +40,14 @@ def test_a_name_can_never_leave_the_store(tmp_path: Path, name: str):
     assert_says(caught.value, f"{path}: expected name to be a-z, 0-9")
 
 
-@pytest.mark.parametrize("made", ["no file", "a folder", "bytes that are no text", "no user"])
-def test_a_manifest_that_cannot_be_read_is_said(tmp_path: Path, made: str):
+@pytest.mark.parametrize("case", ["no file", "a folder", "bytes that are no text", "no user"])
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path, case: str):
     path = tmp_path / "mine.toml"
-    if made == "a folder":
+    if case == "a folder":
         path.mkdir()
-    elif made == "bytes that are no text":
+    elif case == "bytes that are no text":
         path.write_bytes(b'name = "\xff\xfe"')
-    elif made == "no user":
+    elif case == "no user":
         path = Path("~nobody-of-that-name/mine.toml")
     with pytest.raises(ConfigError) as caught:
         catalog.read(path)
@@ -133,11 +133,11 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("overrides", "said"), PARAMETERS.values(), ids=PARAMETERS.keys())
-def test_a_wrong_parameter_is_refused_in_one_short_sentence(overrides: dict[str, Any], said: str):
+@pytest.mark.parametrize(("overrides", "message"), PARAMETERS.values(), ids=PARAMETERS.keys())
+def test_a_wrong_parameter_is_refused_in_one_short_sentence(overrides: dict[str, Any], message: str):
     with pytest.raises(ConfigError) as caught:
         training_config(catalog.find("mnist"), "default", overrides)
-    assert_says(caught.value, "training parameters: expected ", said)
+    assert_says(caught.value, "training parameters: expected ", message)
 
 
 @pytest.mark.parametrize("text", ["epochs", "=5", " =5", "", "x" * 10_000_000, "a\nb"])
@@ -167,14 +167,14 @@ def test_an_unknown_profile_is_answered_with_those_there_are():
 def test_the_command_says_it_with_2_and_makes_no_store(tmp_path: Path, arguments: list[str]):
     badfiles.write(tmp_path).manifest.rename(tmp_path / "mine.toml")
     (tmp_path / "mine.toml").write_text("surprise = 1")
-    there = set(tmp_path.rglob("*"))
-    done = subprocess.run(
+    paths = set(tmp_path.rglob("*"))
+    process = subprocess.run(
         [str(BIN / "idxflow"), *arguments, "--store", str(tmp_path / "new")],
         cwd=tmp_path,
         env=clean_environment(tmp_path, first_start=True, TMPDIR="/nowhere", KERAS_HOME="/dev/null/keras"),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2
-    assert_says(done.stderr.removesuffix("\n"), "idxflow: ")
-    assert set(tmp_path.rglob("*")) == there
+    assert process.returncode == 2
+    assert_says(process.stderr.removesuffix("\n"), "idxflow: ")
+    assert set(tmp_path.rglob("*")) == paths

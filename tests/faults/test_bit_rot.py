@@ -56,7 +56,7 @@ RECORDS: dict[str, Callable[[Store], object]] = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A store with all of one run in it."""
     folder = tmp_path_factory.mktemp("bit-rot")
     store = Store(folder / "store")
@@ -85,46 +85,44 @@ class Copy:
         assert self.file.read_bytes() == whole
 
 
-def copied(made: Job, folder: Path, *parts: Path) -> Store:
+def copied(job: Job, folder: Path, *parts: Path) -> Store:
     """Return a store with `parts` of the run's store, writable."""
     store = Store(folder / "copy")
     for part in parts:
-        shutil.copytree(part, store.root / part.relative_to(made.store.root))
+        shutil.copytree(part, store.root / part.relative_to(job.store.root))
     for path in store.root.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return store
 
 
-def entry_with(made: Job, step: str, name: str) -> Path:
+def entry_with(job: Job, step: str, name: str) -> Path:
     """Return the folder of an entry of `step` that has the file `name`."""
     marked = f'"step": "{step}"'
-    found = (path.parent for path in made.store.entries("tiny", step).glob(f"*/{name}"))
-    return next(folder for folder in found if marked in (folder / ENTRY).read_text())
+    folders = (path.parent for path in job.store.entries("tiny", step).glob(f"*/{name}"))
+    return next(folder for folder in folders if marked in (folder / ENTRY).read_text())
 
 
-def test_the_run_left_no_file_that_is_not_flipped_here(made: Job):
-    found = {
+def test_the_run_left_no_file_that_is_not_flipped_here(job: Job):
+    files = {
         (FOLDERS[step], path.name)
         for step in ENTRIES
-        for path in made.store.entries("tiny", step).glob("*/*")
+        for path in job.store.entries("tiny", step).glob("*/*")
         if not path.name.startswith("t10k") and path.name != "test.parquet"
     }
-    assert found == {(FOLDERS[step], name) for step, name in FILES}
-    others = {path.parent.name for path in made.store.dataset("tiny").rglob("*.json")} - {
-        f.name for f in _folders(made)
-    }
+    assert files == {(FOLDERS[step], name) for step, name in FILES}
+    others = {path.parent.name for path in job.store.dataset("tiny").rglob("*.json")} - {f.name for f in _folders(job)}
     assert others == {"versions", "registry", "runs", "decisions", "arrivals"}
 
 
-def _folders(made: Job) -> list[Path]:
-    return [path.parent for path in made.store.root.rglob(ENTRY)]
+def _folders(job: Job) -> list[Path]:
+    return [path.parent for path in job.store.root.rglob(ENTRY)]
 
 
 @pytest.mark.parametrize(("step", "name"), FILES)
-def test_no_flipped_bit_of_an_entry_goes_unnoticed(made: Job, tmp_path: Path, step: str, name: str):
-    entry = entry_with(made, step, name)
-    store = copied(made, tmp_path, entry)
-    folder = store.root / entry.relative_to(made.store.root)
+def test_no_flipped_bit_of_an_entry_goes_unnoticed(job: Job, tmp_path: Path, step: str, name: str):
+    entry = entry_with(job, step, name)
+    store = copied(job, tmp_path, entry)
+    folder = store.root / entry.relative_to(job.store.root)
     kind = ENTRIES[step][0]
     load(folder, kind)
     assert not verify(store, "tiny").damage
@@ -135,8 +133,8 @@ def test_no_flipped_bit_of_an_entry_goes_unnoticed(made: Job, tmp_path: Path, st
 
 
 @pytest.mark.parametrize("place", RECORDS)
-def test_no_flipped_bit_of_registry_or_ledger_goes_unnoticed(made: Job, tmp_path: Path, place: str):
-    store = copied(made, tmp_path, *(made.store.dataset("tiny") / part for part in ("registry", "ledger")))
+def test_no_flipped_bit_of_registry_or_ledger_goes_unnoticed(job: Job, tmp_path: Path, place: str):
+    store = copied(job, tmp_path, *(job.store.dataset("tiny") / part for part in ("registry", "ledger")))
     path = store.dataset("tiny") / place
     file = path if path.is_file() else next(path.glob("*.json"))
     assert RECORDS[place](store)
@@ -149,9 +147,9 @@ def test_no_flipped_bit_of_registry_or_ledger_goes_unnoticed(made: Job, tmp_path
         assert file in {finding.path for finding in set(verify(store, "tiny").damage) - known}
 
 
-def test_no_flipped_bit_of_a_checkpoint_is_trained_on_with(made: Job, tmp_path: Path):
+def test_no_flipped_bit_of_a_checkpoint_is_trained_on_with(job: Job, tmp_path: Path):
     """Not used, or no other than it was: the ZIP around the numbers has fields that mean nothing to anyone."""
-    model, most = made.record.model, made.config.epochs
+    model, most = job.record.model, job.config.epochs
     assert model
     weights = arrays.read(
         model.weights, {n: (np.float32, s) for n, s in load_architecture(model.architecture).shapes.items()}
@@ -162,13 +160,13 @@ def test_no_flipped_bit_of_a_checkpoint_is_trained_on_with(made: Job, tmp_path: 
     checkpoint.save(path, saved, most)
     shapes = {name: array.shape for name, array in weights.items()}
     used = 0
-    for _ in Copy(made.store, path).flips():
-        found = checkpoint.load(path, shapes, most, False)
-        if found:
+    for _ in Copy(job.store, path).flips():
+        loaded = checkpoint.load(path, shapes, most, False)
+        if loaded:
             used += 1
-            assert found.epochs == epochs
-            assert arrays.digest(found.weights) == arrays.digest(weights)
-            assert arrays.digest(found.velocity) == arrays.digest(saved.velocity)
+            assert loaded.epochs == epochs
+            assert arrays.digest(loaded.weights) == arrays.digest(weights)
+            assert arrays.digest(loaded.velocity) == arrays.digest(saved.velocity)
     assert used < FLIPS / 10
 
 
@@ -190,16 +188,16 @@ def _parquet(path: Path) -> tuple[str, ...]:
     ],
 )
 def test_even_without_the_store_s_digests_a_flipped_bit_never_gives_other_data(
-    made: Job, tmp_path: Path, step: str, name: str, read: Callable[[Path], tuple[str, ...]]
+    job: Job, tmp_path: Path, step: str, name: str, read: Callable[[Path], tuple[str, ...]]
 ):
-    path = Path(shutil.copy(entry_with(made, step, name) / name, tmp_path))
+    path = Path(shutil.copy(entry_with(job, step, name) / name, tmp_path))
     path.chmod(0o644)
     good, refused = read(path), 0
-    for _ in Copy(made.store, path).flips():
+    for _ in Copy(job.store, path).flips():
         try:
-            found = read(path)
+            data = read(path)
         except (DamagedEntry, FormatError):
             refused += 1
         else:
-            assert found == good
+            assert data == good
     assert refused > FLIPS * 0.6

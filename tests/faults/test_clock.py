@@ -22,7 +22,7 @@ def at(monkeypatch: pytest.MonkeyPatch, year: int) -> None:
     monkeypatch.setattr(run, "datetime", Clock)
 
 
-def test_a_clock_from_before_1980_is_said_before_anything_is_made(
+def test_a_clock_from_before_1980_is_refused_before_anything_is_made(
     store: Store, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch
 ):
     at(monkeypatch, 1970)

@@ -55,7 +55,7 @@ def ending(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
-def said(process: subprocess.Popen) -> tuple[str, str]:
+def output_of(process: subprocess.Popen) -> tuple[str, str]:
     """Wait for the end of a program that must succeed; return its standard output and its log."""
     output, log = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output + log
@@ -80,7 +80,7 @@ def versions(store: Store) -> list[int]:
 
 
 def test_ten_at_once_with_the_same_inputs_do_each_step_once(store: Store, start: Start):
-    logs = [said(process)[1] for process in [start("publish", 7) for _ in range(10)]]
+    logs = [output_of(process)[1] for process in [start("publish", 7) for _ in range(10)]]
     reasons = Counter(re.findall(r"^(\w+).* [0-9a-f]{32}: (.*)$", "\n".join(logs), re.MULTILINE))
     first = {step: count for (step, reason), count in reasons.items() if reason in ("first run", "new for each run")}
     assert first == {"decode": 1, "train": 1, "evaluate": 1, "publish": 1}
@@ -99,13 +99,13 @@ def test_versions_are_numbered_without_gap_and_twenty_readers_see_no_half_of_it(
     for reader in readers:
         await_line(reader.stdout, "reading")
     writers = [start("publish", number) for number in range(1, 11)]
-    taken = [line.split() for writer in writers for line in said(writer)[0].splitlines()]
+    rows = [line.split() for writer in writers for line in output_of(writer)[0].splitlines()]
     stop.touch()
-    heard = [said(reader)[0] for reader in readers]
-    assert [line for output in heard for line in output.splitlines() if line.startswith("bad")] == []
-    rounds = [int(output.rsplit("rounds", 1)[1]) for output in heard]
+    outputs = [output_of(reader)[0] for reader in readers]
+    assert [line for output in outputs for line in output.splitlines() if line.startswith("bad")] == []
+    rounds = [int(output.rsplit("rounds", 1)[1]) for output in outputs]
     assert min(rounds) > 1
-    assert sorted(int(version) for _, _, version in taken) == list(range(2, 12))
+    assert sorted(int(version) for _, _, version in rows) == list(range(2, 12))
     assert versions(store) == list(range(1, 12))
     history = Registry(store, DATASET).history()
     assert [turn.before for turn in history[1:]] == [turn.after for turn in history[:-1]]
@@ -118,12 +118,12 @@ def test_retention_removes_neither_the_champion_nor_what_a_run_uses(store: Store
     stop = tmp_path / "stop"
     readers = [start("read", stop, 0.2)]
     writers = [start("write", stop, 1000 * n) for n in range(1, 3)]
-    collected = said(start("gc", stop, 3))[0].split()
-    heard = [said(process)[0] for process in (*readers, *writers)]
-    assert [line for output in heard for line in output.splitlines() if line.startswith("bad")] == []
+    collected = output_of(start("gc", stop, 3))[0].split()
+    outputs = [output_of(process)[0] for process in (*readers, *writers)]
+    assert [line for output in outputs for line in output.splitlines() if line.startswith("bad")] == []
     assert int(collected[1]) == 3
-    made = sum(output.count("made\n") for output in heard)
-    assert made > 1, "what was collected is made again, by one at a time"
+    count = sum(output.count("made\n") for output in outputs)
+    assert count > 1, "what was collected is made again, by one at a time"
     assert versions(store) == list(range(1, len(versions(store)) + 1))
     assert verify(store).damage == ()
 
@@ -152,7 +152,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(store: Store, start: Start
             pass
     follower.send_signal(signal.SIGCONT)
     await_line(follower.stdout, "got")
-    said(follower)
+    output_of(follower)
     assert verify(store).findings == ()
 
 
@@ -163,8 +163,8 @@ def test_a_stopped_process_that_makes_an_entry_is_waited_for_and_makes_it_once(s
     await_line(follower.stderr, WAITING["making"])
     assert verify(store).findings == (), "work in progress is neither damage nor left over"
     holder.send_signal(signal.SIGCONT)
-    assert "done" in said(holder)[0]
-    assert said(follower)[0] == "reused\n"
+    assert "done" in output_of(holder)[0]
+    assert output_of(follower)[0] == "reused\n"
     assert (store.get(DATASET, "decode", SHARED.key, Thing).folder / "data.bin").read_bytes().endswith(b"second half")
 
 
@@ -176,8 +176,8 @@ def test_a_stopped_process_that_decides_is_waited_for_and_overwrites_nothing(sto
     await_line(follower.stderr, WAITING["deciding"])
     assert Registry(store, DATASET).champion().number == 1, "it is not moved before its decision is complete"
     holder.send_signal(signal.SIGCONT)
-    said(holder)
-    said(follower)
+    output_of(holder)
+    output_of(follower)
     assert [(turn.before, turn.after) for turn in Registry(store, DATASET).history()[1:]] == [(1, 1), (1, 2), (2, 3)]
     assert versions(store) == [1, 2, 3]
     assert verify(store).findings == ()
@@ -200,11 +200,11 @@ def test_a_process_stopped_before_it_began_replaces_nothing_if_its_lock_was_remo
     holder = start("hold", "beginning")
     await_stopped(holder)
     remove_locks(store)
-    assert "made" in said(start("follow", "making"))[0]
+    assert "made" in output_of(start("follow", "making"))[0]
     folder = store.entries(DATASET, "decode") / SHARED.key
     published = folder.stat().st_ino
     holder.send_signal(signal.SIGCONT)
-    assert "done" in said(holder)[0]
+    assert "done" in output_of(holder)[0]
     assert folder.stat().st_ino == published
     assert verify(store).damage == ()
 
@@ -222,17 +222,17 @@ def test_a_stopped_process_whose_lock_or_work_was_removed_replaces_nothing(
         await_line(follower.stderr, WAITING["making"])
         published = {}
     else:
-        assert "made" in said(follower)[0]
+        assert "made" in output_of(follower)[0]
         published = fingerprint(store)
     holder.send_signal(signal.SIGCONT)
     output, log = holder.communicate(timeout=SECONDS)
     assert "Traceback" not in log
     assert holder.returncode == 0 or "failed StoreError" in output
     if follower.poll() is None:
-        said(follower)
+        output_of(follower)
     assert {path: data for path, data in fingerprint(store).items() if path in published} == published
     assert verify(store).damage == ()
-    assert said(start("follow", "making"))[0] == "reused\n"
+    assert output_of(start("follow", "making"))[0] == "reused\n"
 
 
 def test_a_lock_file_removed_between_opening_and_locking_is_not_taken_for_the_lock(tmp_path: Path):
@@ -261,7 +261,7 @@ def test_a_lock_file_removed_between_opening_and_locking_is_not_taken_for_the_lo
 
 
 def test_threads_share_no_temporary_name_and_change_nothing_of_their_process(store: Store, start: Start):
-    output, _ = said(start("threads"))
+    output, _ = output_of(start("threads"))
     assert "bad" not in output
     written, names = map(int, output.split()[-2:])
     assert written == names > 0
@@ -290,8 +290,10 @@ def test_three_real_runs_at_once_two_of_them_the_same_and_a_reader_of_the_histor
     registered = [version.number for version in Registry(store, "digits").versions()]
     assert registered == [1, 2]
     assert outcomes[0]["version"] == outcomes[1]["version"] != outcomes[2]["version"]
-    decided, found = sorted((outcome["state"] for outcome in outcomes[:2]), key=lambda state: state == "unchanged")
-    assert (decided in ("promoted", "kept"), found) == (True, "unchanged")
-    made = Counter((name, s["key"]) for o in outcomes for name, s in o["steps"].items() if s["key"] and not s["reused"])
-    assert {name: count for name, count in made.items() if count > 1} == {}
+    decided, repeated = sorted((outcome["state"] for outcome in outcomes[:2]), key=lambda state: state == "unchanged")
+    assert (decided in ("promoted", "kept"), repeated) == (True, "unchanged")
+    times_made = Counter(
+        (name, s["key"]) for o in outcomes for name, s in o["steps"].items() if s["key"] and not s["reused"]
+    )
+    assert {name: count for name, count in times_made.items() if count > 1} == {}
     assert (checked.returncode, json.loads(checked.stdout)["leftovers"]) == (0, [])

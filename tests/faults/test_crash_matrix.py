@@ -73,7 +73,7 @@ class Bench:
         return Store(shutil.copytree(self.folder / "before", self.folder / name))
 
 
-def told(folder: Path, name: str, trace: Sequence[str], wanted: Callable[[Call], bool]) -> Bench:
+def bench_of(folder: Path, name: str, trace: Sequence[str], relevant: Callable[[Call], bool]) -> Bench:
     before, story = Store(folder / "before"), STORIES[name]
     story.prepare(before)
     champion = Registry(before, DATASET).champion()
@@ -81,7 +81,7 @@ def told(folder: Path, name: str, trace: Sequence[str], wanted: Callable[[Call],
     with Tracer(folder) as tracer:
         ended = tracer.run(story, after, trace)
     assert ended.code == 0, ended.said
-    points = tuple(call for call in ended.log if wanted(call) and call.is_below(after.root))
+    points = tuple(call for call in ended.log if relevant(call) and call.is_below(after.root))
     expected = state(after)
     champions = {champion and champion.number, expected["champion"]}
     return Bench(folder, name, published(before), champions, expected, points)
@@ -99,7 +99,7 @@ def tried(bench: Bench, case: tuple[Call, str]) -> list[str]:
     store = bench.copy()
     ended = tracer().run(bench.story, store, (point.name,), f"{point.name}:{fault}:when={point.number}")
     wrong = [] if ended.met else ["the fault was not met"]
-    wrong += wrongly_said(ended, fault)
+    wrong += message_faults(ended, fault)
     if ended.code == 0 and state(store) != bench.expected:
         wrong.append(f"exit code 0, but {state(store)}")
     wrong += harmed(bench, store)
@@ -109,16 +109,16 @@ def tried(bench: Bench, case: tuple[Call, str]) -> list[str]:
     return [f"{point.name} {point.number} ({point.paths[-1].name}) {fault}: {problem}" for problem in wrong]
 
 
-def wrongly_said(ended: Ended, fault: str) -> list[str]:
-    code, said = ended.code, ended.said
+def message_faults(ended: Ended, fault: str) -> list[str]:
+    code, message = ended.code, ended.said
     if fault == KILL:
         return [] if code == -9 else [f"exit code {code}"]
     if code == 0:
         return []
-    one_sentence = said.count("\n") == 0 and said.startswith(("StoreError: ", "DamagedEntry: "))
-    names_it = ERRORS.get(fault, "") in said
+    one_sentence = message.count("\n") == 0 and message.startswith(("StoreError: ", "DamagedEntry: "))
+    names_it = ERRORS.get(fault, "") in message
     if code != 1 or not one_sentence or not names_it or fault == INTERRUPTED:
-        return [f"exit code {code}, said {said!r}"]
+        return [f"exit code {code}, said {message!r}"]
     return []
 
 
@@ -126,8 +126,8 @@ def harmed(bench: Bench, store: Store) -> list[str]:
     """Return which files that were published before were changed, or removed by a command that is not to remove any."""
     now = published(store)
     changed = [path for path, digest in bench.before.items() if now.get(path, digest) != digest]
-    gone = [path for path in bench.before if path not in now and bench.story.command != "tidy"]
-    return [] if bench.story.damaged else [f"{path} was harmed" for path in changed + gone]
+    removed = [path for path in bench.before if path not in now and bench.story.command != "tidy"]
+    return [] if bench.story.damaged else [f"{path} was harmed" for path in changed + removed]
 
 
 def all_of(workers: Executor, bench: Bench, faults: Callable[[Call], Sequence[str]]) -> list[str]:
@@ -150,7 +150,7 @@ def when_reading(point: Call) -> Sequence[str]:
 @pytest.mark.parametrize("story", STORIES)
 def test_a_fault_at_any_call_that_writes_harms_nothing(workers: Executor, folder: Path, story: str):
     need_strace()
-    bench = told(folder, story, CALLS, lambda call: call.changes)
+    bench = bench_of(folder, story, CALLS, lambda call: call.changes)
     assert bench.points
     wrong = all_of(workers, bench, when_writing)
     assert not wrong, "\n".join(wrong)
@@ -160,10 +160,10 @@ READERS = ("an entry is found again", "the champion is replaced", "old versions 
 
 
 @pytest.mark.parametrize("story", READERS)
-def test_what_cannot_be_read_is_said_and_never_replaced(workers: Executor, folder: Path, story: str):
+def test_what_cannot_be_read_is_reported_and_never_replaced(workers: Executor, folder: Path, story: str):
     """A bad sector under a good file is no reason to write another one, or to forget what the file says."""
     need_strace()
-    bench = told(folder, story, READING, lambda call: not call.changes and '""' not in call.arguments)
+    bench = bench_of(folder, story, READING, lambda call: not call.changes and '""' not in call.arguments)
     assert {call.name for call in bench.points} > {"openat", "read", "getdents64"}
     wrong = all_of(workers, bench, when_reading)
     assert not wrong, "\n".join(wrong)

@@ -43,7 +43,7 @@ class World:
 
     def command(self, name: str, epochs: int) -> list[str]:
         training = [f"epochs={epochs}", "learning_rate=0.1", "hidden=[8]"]
-        words = [word for one in training for word in ("--set", one)]
+        words = [word for setting in training for word in ("--set", setting)]
         place = ["--dataset-file", str(self.manifest), "--store", str(self.home / name)]
         return ["run", *place, *words, "--json"]
 
@@ -56,9 +56,9 @@ class World:
         folder.mkdir()
         (folder / "up-1.json").write_text(json.dumps({"pid": os.getpid(), "ready": True, "api": self.url}))
 
-    def until(self, process: Command, found: Callable[[], bool]) -> None:
+    def until(self, process: Command, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + BOUND_SECONDS
-        while not found():
+        while not condition():
             assert process.poll() is None, process.errors
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -92,11 +92,11 @@ def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str]]:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         training.send_signal(signal.SIGCONT)
-        found = {}
+        results = {}
         for name, process in (("between", between), ("training", training)):
             out, errors = process.communicate(timeout=BOUND_SECONDS)
-            found[name] = (process.wait(), json.loads(out), errors)
-        return found
+            results[name] = (process.wait(), json.loads(out), errors)
+        return results
 
 
 @pytest.mark.parametrize("name", ["between", "training"])
@@ -114,13 +114,13 @@ def test_a_run_goes_on_and_ends_as_what_it_is(world: World, ended: dict[str, Any
 
 
 @pytest.mark.parametrize("name", ["between", "training"])
-def test_it_is_said_once_and_in_words(world: World, ended: dict[str, Any], name: str):
+def test_it_is_reported_once_and_in_words(world: World, ended: dict[str, Any], name: str):
     errors = ended[name][2]
-    said = [line for line in errors.splitlines() if "the Prefect server could not be reached" in line]
-    assert len(said) == 1
-    assert "may still show the run as running" in said[0]
+    sentences = [line for line in errors.splitlines() if "the Prefect server could not be reached" in line]
+    assert len(sentences) == 1
+    assert "may still show the run as running" in sentences[0]
     remedy = f"is the server at {world.url} up? Start it, or remove PREFECT_API_URL of the environment"
-    assert ("try again" if name == "training" else remedy) in said[0]
+    assert ("try again" if name == "training" else remedy) in sentences[0]
     for noise in ("Traceback", "Error logging to API", "failed to process item", "Still processing"):
         assert noise not in errors
     assert errors.count("not shown in the Prefect UI") <= 1

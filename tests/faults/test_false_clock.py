@@ -45,17 +45,17 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.Ca
         return code, capsys.readouterr().out
 
     def problems() -> list[str]:
-        code, said = idxflow("status", "--json")
-        found = json.loads(said)["datasets"][0]["problems"]
-        assert code == bool(found)
-        return found
+        code, output = idxflow("status", "--json")
+        faults = json.loads(output)["datasets"][0]["problems"]
+        assert code == bool(faults)
+        return faults
 
     wrong = ["faketime", "--exclude-monotonic", "-f", "+365d", sys.executable, "-c", RUN, str(store.root)]
     ended = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    found = problems()
-    assert len(found) == 1, found
-    (problem,) = found
+    remaining = problems()
+    assert len(remaining) == 1, remaining
+    (problem,) = remaining
     assert "the last successful run has a time in the future" in problem
 
     right = run_without_prefect(store)
@@ -64,5 +64,5 @@ def test_a_run_under_a_wrong_clock_blinds_nobody(store: Store, capsys: pytest.Ca
         assert problems() == ["stale: the last successful run was 9 days ago; expected one at least every 8 days"]
     listed = json.loads(idxflow("runs", "list", "digits", "--json")[1])
     assert [run["run"] for run in listed] == [right["run"], ended.stdout.strip()]
-    code, said = idxflow("verify")
-    assert (code, said.count("remark: ")) == (0, 2)
+    code, output = idxflow("verify")
+    assert (code, output.count("remark: ")) == (0, 2)

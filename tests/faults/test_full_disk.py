@@ -90,20 +90,22 @@ def mount(tmp_path: Path) -> Path:
     [("size", [4096 * pages for pages in range(1, 34)]), ("nr_inodes", list(range(2, 40, 2)))],
     ids=["space", "inodes"],
 )
-def test_a_full_disk_is_said_and_more_space_is_all_that_it_takes(mount: Path, option: str, sizes: list[int]):
+def test_a_full_disk_is_reported_and_more_space_is_all_that_it_takes(mount: Path, option: str, sizes: list[int]):
     """The whole path of the store on disks of growing sizes, from hopeless to sufficient."""
-    done = in_namespace(GROWING, str(store_scenarios.ROOT), str(mount), option, json.dumps(sizes))
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one["size"] for one in found] == sizes, done.stderr
-    assert {one["code"] for one in found} == {0, 1}
-    for one in found:
-        assert one["damage"] == [], one
-        assert one["champion"] in (None, 1)
-        assert one["code"] == 1 or one["champion"] == 1
-        assert one["code"] == 0 or "StoreError: the store cannot be used: No space left on device" in one["said"], one
-        assert one["said"].count("\n") == one["code"]
-        assert one["again"] == [0, ""], one
-        assert (one["findings"], one["champion again"]) == ([], 1), one
+    process = in_namespace(GROWING, str(store_scenarios.ROOT), str(mount), option, json.dumps(sizes))
+    attempts = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [attempt["size"] for attempt in attempts] == sizes, process.stderr
+    assert {attempt["code"] for attempt in attempts} == {0, 1}
+    for attempt in attempts:
+        assert attempt["damage"] == [], attempt
+        assert attempt["champion"] in (None, 1)
+        assert attempt["code"] == 1 or attempt["champion"] == 1
+        assert (
+            attempt["code"] == 0 or "StoreError: the store cannot be used: No space left on device" in attempt["said"]
+        ), attempt
+        assert attempt["said"].count("\n") == attempt["code"]
+        assert attempt["again"] == [0, ""], attempt
+        assert (attempt["findings"], attempt["champion again"]) == ([], 1), attempt
 
 
 SHARDS = """
@@ -139,15 +141,15 @@ run(retrain.to_decision)
 """
 
 
-def test_shards_that_do_not_fit_on_the_disk_are_said_and_more_space_is_all_that_it_takes(
+def test_shards_that_do_not_fit_on_the_disk_are_reported_and_more_space_is_all_that_it_takes(
     mount: Path, tiny: TinyFactory
 ):
     manifest = tiny(train=9_000, manifest="[floors]\naccuracy = 0.5\n").manifest
-    done = in_namespace(SHARDS, str(store_scenarios.ROOT), str(manifest), str(mount), alone=False)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [one[0] for one in found] == ["Completed", "Failed", "Completed"], done.stderr
-    assert "No space left on device" in found[1][1]
-    assert [one[2] for one in found] == [[], [], []]
+    process = in_namespace(SHARDS, str(store_scenarios.ROOT), str(manifest), str(mount), alone=False)
+    attempts = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [attempt[0] for attempt in attempts] == ["Completed", "Failed", "Completed"], process.stderr
+    assert "No space left on device" in attempts[1][1]
+    assert [attempt[2] for attempt in attempts] == [[], [], []]
 
 
 READ_ONLY = """
@@ -162,7 +164,7 @@ os.execv(command[0], command)
 def test_a_read_only_store_can_be_read_and_verified(mount: Path, store: Store):
     whole(store)
     for command in (["verify"], ["registry", "history", DATASET], ["registry", "show", DATASET, "1"]):
-        done = in_namespace(
+        process = in_namespace(
             READ_ONLY,
             str(mount),
             str(store.root),
@@ -172,13 +174,13 @@ def test_a_read_only_store_can_be_read_and_verified(mount: Path, store: Store):
             "--store",
             str(mount),
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
     child = [sys.executable, "-I", "-S", "-B", store_scenarios.__file__, "whole", str(mount)]
-    done = in_namespace(READ_ONLY, str(mount), str(store.root), *child)
-    assert done.returncode == 1
-    assert done.stderr.startswith("StoreError: ")
-    assert "Read-only file system" in done.stderr or "permission denied" in done.stderr
-    assert done.stderr.count("\n") == 1
+    process = in_namespace(READ_ONLY, str(mount), str(store.root), *child)
+    assert process.returncode == 1
+    assert process.stderr.startswith("StoreError: ")
+    assert "Read-only file system" in process.stderr or "permission denied" in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 @pytest.fixture
@@ -212,14 +214,14 @@ def test_a_folder_that_may_not_be_written_is_named(open_folder: Path, closed: st
     (store.root / closed).chmod(0o555)
     if os.getuid() == 0:
         os.chown(store.root / closed, 0, 0)
-    done = as_nobody("choose-second", store)
+    process = as_nobody("choose-second", store)
     (store.root / closed).chmod(0o755)
-    if done.returncode:
-        assert done.returncode == 1
-        assert done.stderr.startswith("StoreError: ")
-        assert str(store.root / closed) in done.stderr
-        assert "ermission denied" in done.stderr
-    assert (done.returncode != 0) == (closed in (".", f"{DATASET}/registry"))
+    if process.returncode:
+        assert process.returncode == 1
+        assert process.stderr.startswith("StoreError: ")
+        assert str(store.root / closed) in process.stderr
+        assert "ermission denied" in process.stderr
+    assert (process.returncode != 0) == (closed in (".", f"{DATASET}/registry"))
     assert before.items() <= published(store).items()
 
 
@@ -235,7 +237,7 @@ def test_a_store_behind_a_link_is_a_store(tmp_path: Path):
     assert len(Registry(direct, DATASET).versions()) == 1
 
 
-def test_a_path_that_is_too_long_is_said(tmp_path: Path):
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path):
     store = Store(tmp_path.joinpath(*["a" * 200] * 30))
     with pytest.raises(StoreError, match="File name too long"):
         store.prepare()
@@ -289,12 +291,12 @@ print(json.dumps([up.returncode, up.stderr, auth_string(folder)]))
 """
 
 
-def test_a_full_disk_under_prefects_folder_is_said_and_leaves_no_empty_secret(mount: Path):
+def test_a_full_disk_under_prefects_folder_is_reported_and_leaves_no_empty_secret(mount: Path):
     up = [str(BIN / "idxflow"), "up", "--port", str(free_port())]
-    done = in_namespace(PREFECT_HOME, str(mount), *up, alone=False)
-    assert done.returncode == 0, done.stderr
-    code, said, secret = json.loads(done.stdout)
+    process = in_namespace(PREFECT_HOME, str(mount), *up, alone=False)
+    assert process.returncode == 0, process.stderr
+    code, stderr_text, secret = json.loads(process.stdout)
     assert code == 1
-    assert said.startswith(f"idxflow: Prefect's folder cannot be used: No space left on device at {mount}")
-    assert said.count("\n") == 1
+    assert stderr_text.startswith(f"idxflow: Prefect's folder cannot be used: No space left on device at {mount}")
+    assert stderr_text.count("\n") == 1
     assert len(secret) > len("idxflow:")

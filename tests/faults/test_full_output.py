@@ -82,10 +82,10 @@ def words(command: str, world: Path) -> list[str]:
 
 def on_full_disk(arguments: list[str], errors: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Call the command with standard output where nothing can be written."""
-    with Path(FULL).open("w") as output, errors.open("w") as said, monkeypatch.context() as here:
+    with Path(FULL).open("w") as output, errors.open("w") as stderr, monkeypatch.context() as patch:
         # Not in a fixture: pytest sets its own ones between that and the test.
-        here.setattr(sys, "stdout", output)
-        here.setattr(sys, "stderr", said)
+        patch.setattr(sys, "stdout", output)
+        patch.setattr(sys, "stderr", stderr)
         return run_command(arguments)
 
 
@@ -104,10 +104,10 @@ def test_every_command_is_in_the_table():
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - NEED_SERVERS - NEED_LIBRARIES))
 def test_a_full_disk_is_one_sentence_and_1(command: str, world: Path, errors: Path, monkeypatch: pytest.MonkeyPatch):
     code = on_full_disk(words(command, world), errors, monkeypatch)
-    said = errors.read_text()
+    stderr_text = errors.read_text()
     assert code == 1
-    assert said.splitlines()[-1].startswith(SENTENCE)
-    assert "Traceback" not in said
+    assert stderr_text.splitlines()[-1].startswith(SENTENCE)
+    assert "Traceback" not in stderr_text
 
 
 @pytest.mark.parametrize("command", sorted(JSON))
@@ -125,10 +125,10 @@ def test_so_is_it_with_help(command: str, errors: Path, monkeypatch: pytest.Monk
 
 def test_what_a_command_did_stays_done(world: Path, errors: Path, monkeypatch: pytest.MonkeyPatch):
     registry = Registry(Store(world / "store"), "tiny")
-    wanted = 1 if registry.champion().number == 2 else 2
-    arguments = ["promote", "tiny", str(wanted), "--force", "--reason", "a try", "--store", str(world / "store")]
+    version = 1 if registry.champion().number == 2 else 2
+    arguments = ["promote", "tiny", str(version), "--force", "--reason", "a try", "--store", str(world / "store")]
     assert on_full_disk(arguments, errors, monkeypatch) == 1
-    assert registry.champion().number == wanted
+    assert registry.champion().number == version
     assert not verify(Store(world / "store")).damage
 
 
@@ -140,10 +140,10 @@ def test_a_run_goes_on_to_its_end(results: Path, tmp_path: Path, errors: Path, m
     arguments = ["run", "--dataset-file", str(tmp_path / "tiny.toml"), "--store", str(tmp_path / "store")]
     training = [word for setting in ("epochs=4", "learning_rate=0.1", "batch_size=16") for word in ("--set", setting)]
     assert on_full_disk(arguments + training, errors, monkeypatch) == 1
-    said = errors.read_text()
-    assert "No space left on device" in said
-    assert "the run itself finished: promoted v1" in said
-    assert "Traceback" not in said
+    stderr_text = errors.read_text()
+    assert "No space left on device" in stderr_text
+    assert "the run itself finished: promoted v1" in stderr_text
+    assert "Traceback" not in stderr_text
     with (tmp_path / "out").open("w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert run_command([*arguments, *training, "--json"]) == 0
@@ -169,11 +169,11 @@ def test_a_letter_that_the_terminal_does_not_have_ends_nothing(
 ):
     assert in_letters("ascii", words(command, world), tmp_path, monkeypatch)
     if command in JSON:
-        said = [
+        outputs = [
             json.loads(in_letters(encoding, [*words(command, world), "--json"], tmp_path, monkeypatch))
             for encoding in ("ascii", "utf-8")
         ]
-        assert said[0] == said[1]
+        assert outputs[0] == outputs[1]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "euc_jp"])
@@ -192,9 +192,9 @@ def test_a_name_that_is_no_text_is_written_too(tmp_path: Path, monkeypatch: pyte
 def test_a_run_is_not_ended_by_its_own_lines(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_tiny(tmp_path)
     arguments = ["validate", "--dataset-file", str(tmp_path / "tiny.toml"), "--store", str(tmp_path / "store")]
-    said = in_letters("ascii", arguments, tmp_path, monkeypatch)
-    assert "120 images of 9\\u00d77" in said
-    assert "the data is valid" in said
+    output = in_letters("ascii", arguments, tmp_path, monkeypatch)
+    assert "120 images of 9\\u00d77" in output
+    assert "the data is valid" in output
 
 
 def call(home: Path, *arguments: str, out: TextIO | int, err: TextIO | int) -> subprocess.CompletedProcess:
@@ -208,9 +208,9 @@ def test_nothing_is_left_to_python_where_standard_error_is_full_too(tmp_path: Pa
     """Python itself would end with 120 when it cannot flush, and write its traceback."""
     with Path(FULL).open("w") as full:
         both = call(tmp_path, *arguments, out=full, err=full)
-        one = call(tmp_path, *arguments, out=subprocess.PIPE, err=full)
+        process = call(tmp_path, *arguments, out=subprocess.PIPE, err=full)
     assert both.returncode in (1, 2)
-    assert one.returncode == (2 if arguments[0] in ("predict", "run") else 0)
+    assert process.returncode == (2 if arguments[0] in ("predict", "run") else 0)
 
 
 def test_in_a_process_of_its_own_it_is_one_line(tmp_path: Path):

@@ -61,9 +61,9 @@ def test_arrays_of_all_types_and_dimensions_come_back_in_blocks_of_any_size(
     with idx.Reader(path) as reader:
         blocks = list(reader.blocks(rows))
     assert [len(block) for block in blocks[:-1]] == [rows] * (math.ceil(len(array) / rows) - 1)
-    found = np.concatenate(blocks)
-    assert found.astype(array.dtype).tobytes() == array.tobytes()
-    assert (found.shape, found.dtype.newbyteorder("=")) == (array.shape, array.dtype)
+    joined = np.concatenate(blocks)
+    assert joined.astype(array.dtype).tobytes() == array.tobytes()
+    assert (joined.shape, joined.dtype.newbyteorder("=")) == (array.shape, array.dtype)
 
 
 @st.composite
@@ -119,11 +119,11 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(folder: Path, kind: str):
     @settings(max_examples=EXAMPLES, deadline=None)
     def check(data: bytes) -> None:
         try:
-            found = read(write(folder / kind, data))
+            contents = read(write(folder / kind, data))
         except refusal:
             return
-        np.testing.assert_array_equal(found["images"], IMAGES)
-        np.testing.assert_array_equal(found["labels"], LABELS)
+        np.testing.assert_array_equal(contents["images"], IMAGES)
+        np.testing.assert_array_equal(contents["labels"], LABELS)
 
     check()
 
@@ -214,11 +214,11 @@ def test_no_manifest_leads_out_of_the_store_or_ends_in_a_foreign_error(
     try:
         dataset = catalog.read(path)
     except ConfigError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
+        message = ""
         _check_places(folder, dataset)
-    assert "\n" not in said
+    assert "\n" not in message
 
 
 def _check_places(folder: Path, dataset: catalog.Dataset) -> None:

@@ -96,14 +96,14 @@ class Bait:
         self.port.settimeout(0.01)
         self.url = f"http://127.0.0.1:{self.port.getsockname()[1]}/x"
 
-    def taken(self) -> list[str]:
+    def touched(self) -> list[str]:
         """Return what was touched."""
-        touched = [str(self.ran)] if self.ran.exists() else []
+        traces = [str(self.ran)] if self.ran.exists() else []
         with suppress(TimeoutError):
             connection, address = self.port.accept()
             connection.close()
-            touched.append(f"connection from {address}")
-        return touched
+            traces.append(f"connection from {address}")
+        return traces
 
 
 @pytest.fixture
@@ -354,17 +354,17 @@ def test_the_bait_is_taken_by_who_trusts_such_a_file(world: Path, bait: Bait, se
         keras.saving.load_model(path)
     assert not seen
     with zipfile.ZipFile(path) as zipped:
-        made = keras.saving.deserialize_keras_object(json.loads(zipped.read("config.json")), safe_mode=False)
+        restored = keras.saving.deserialize_keras_object(json.loads(zipped.read("config.json")), safe_mode=False)
     if not bait.ran.exists():
-        made(np.zeros((1, 9, 7), np.float32))
-    assert bait.taken() == [str(bait.ran)]
+        restored(np.zeros((1, 9, 7), np.float32))
+    assert bait.touched() == [str(bait.ran)]
     bait.ran.rmdir()
     pickle.loads(WEIGHTS["a bare pickle"](bait))
     assert any(event.startswith("pickle.find_class") for event in seen)
     socket.create_connection(bait.port.getsockname()).close()
     bait.secret.read_bytes()
     assert {event.split()[0] for event in seen} >= {"pickle.find_class", "socket.connect", "open", "mkdir"}
-    assert len(bait.taken()) == 2
+    assert len(bait.touched()) == 2
 
 
 @pytest.mark.parametrize("what", KERAS)
@@ -374,7 +374,7 @@ def test_no_way_opens_the_keras_file_of_a_version(store: Store, bait: Bait, tmp_
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert through_all(store, tmp_path) == set()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH // 1024
-    assert (seen, bait.taken()) == ([], [])
+    assert (seen, bait.touched()) == ([], [])
     assert path.exists()
     # What is exported comes from the arrays: it is the model, and nothing of the file.
     import keras
@@ -388,7 +388,7 @@ def test_no_way_opens_the_keras_file_of_a_version(store: Store, bait: Bait, tmp_
 def test_nor_does_an_export_of_another_kind(store: Store, bait: Bait, tmp_path: Path, seen: list[str], name: str):
     planted(store, "model.keras", KERAS["a layer of marshalled code"](bait))
     assert command("export", "tiny", "--format", name, "--out", str(tmp_path / "out"), store=store) == 0
-    assert (seen, bait.taken()) == ([], [])
+    assert (seen, bait.touched()) == ([], [])
     assert not list((tmp_path / "out").rglob("*.keras"))
 
 
@@ -412,7 +412,7 @@ def test_a_hostile_file_is_refused_by_all_who_read_it_and_runs_nothing(
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert through_all(store, tmp_path) == {"predict", "evaluate", "export"}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH // 1024
-    assert (seen, bait.taken()) == ([], [])
+    assert (seen, bait.touched()) == ([], [])
     assert "Traceback" not in capsys.readouterr().err
     assert not list(tmp_path.glob("export*")), "half an export was left"
 
@@ -428,6 +428,6 @@ def test_the_fresh_process_that_confirms_runs_nothing_either(store: Store, bait:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert ended.returncode != 0
         assert "DamagedEntry" in ended.stderr.splitlines()[-1]
-        assert bait.taken() == []
+        assert bait.touched() == []
         planted(store, name, good)
     assert not (tmp_path / "out.npz").exists()

@@ -40,10 +40,10 @@ def change(path: Path, edit: Callable[[bytes], bytes]) -> None:
     path.write_bytes(edit(path.read_bytes()))
 
 
-def exchanged(one: Path, other: Path) -> None:
-    first, second = one.read_bytes(), other.read_bytes()
-    one.write_bytes(second)
-    other.write_bytes(first)
+def exchanged(path: Path, other_path: Path) -> None:
+    first, second = path.read_bytes(), other_path.read_bytes()
+    path.write_bytes(second)
+    other_path.write_bytes(first)
 
 
 def rewritten(path: Path, shift: int = 0, groups: int = 1) -> None:
@@ -141,15 +141,15 @@ TAMPERED: dict[str, tuple[str, str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_what_was_tampered_with_is_noticed_said_and_made_again(
+def test_what_was_tampered_with_is_noticed_reported_and_made_again(
     first: Path, copy: Store, caplog: pytest.LogCaptureFixture, what: str
 ):
     part, name, tamper = TAMPERED[what]
     tamper(file(copy, part, name))
     assert verify(copy).damage
-    found = run_without_prefect(copy, dataset_file=str(first / "tiny.toml"))
-    assert (found["state"], found["champion"]) == ("unchanged", 1)
-    again = {name: step["reason"] for name, step in found["steps"].items() if not step["reused"]}
+    outcome = run_without_prefect(copy, dataset_file=str(first / "tiny.toml"))
+    assert (outcome["state"], outcome["champion"]) == ("unchanged", 1)
+    again = {name: step["reason"] for name, step in outcome["steps"].items() if not step["reused"]}
     assert list(again) == [STEPS[part]]
     assert again[STEPS[part]].startswith("damaged: ")
     assert len(again[STEPS[part]]) < 1_000
@@ -161,9 +161,9 @@ def test_what_was_tampered_with_is_noticed_said_and_made_again(
 
 def test_train_and_test_exchanged_are_both_decoded_again(first: Path, copy: Store):
     exchanged(file(copy, "2-splits", "train.parquet"), file(copy, "2-splits", "test.parquet"))
-    found = run_with_prefect(first / "tiny.toml", copy.root)
-    assert {name for name, step in found["steps"].items() if not step["reused"]} == {"decode train", "decode test"}
-    assert found["state"] == "unchanged"
+    outcome = run_with_prefect(first / "tiny.toml", copy.root)
+    assert {name for name, step in outcome["steps"].items() if not step["reused"]} == {"decode train", "decode test"}
+    assert outcome["state"] == "unchanged"
 
 
 SEALED: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
@@ -189,14 +189,14 @@ SEALED: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", SEALED)
-def test_what_was_sealed_again_is_refused_by_whoever_reads_it(first: Path, copy: Store, what: str):
-    part, name, tamper, said = SEALED[what]
+def test_what_was_sealed_again_is_refused_by_every_reader(first: Path, copy: Store, what: str):
+    part, name, tamper, message = SEALED[what]
     path = file(copy, part, name)
     tamper(path)
     reseal(path.parent)
-    found = run_without_prefect(copy, dataset_file=str(first / "tiny.toml"), learning_rate=0.2)
-    assert (found["state"], found["error"]["kind"], found["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
-    assert said in found["sentence"]
+    outcome = run_without_prefect(copy, dataset_file=str(first / "tiny.toml"), learning_rate=0.2)
+    assert (outcome["state"], outcome["error"]["kind"], outcome["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
+    assert message in outcome["sentence"]
     assert Registry(copy, "tiny").champion().number == 1
 
 
@@ -227,10 +227,10 @@ def test_too_little_memory_while_training_fails_the_run_in_a_sentence(
         raise MemoryError
 
     monkeypatch.setattr(fitting.Fitting, "epoch", out_of_memory)
-    found = run_with_prefect(first / "tiny.toml", copy.root, seed=3)
-    assert found["error"]["exit_code"] == 1
-    assert "expected memory" in found["sentence"]
-    assert found["champion"] is None
+    outcome = run_with_prefect(first / "tiny.toml", copy.root, seed=3)
+    assert outcome["error"]["exit_code"] == 1
+    assert "expected memory" in outcome["sentence"]
+    assert outcome["champion"] is None
     assert Registry(copy, "tiny").champion().number == 1
 
 
@@ -238,10 +238,10 @@ def test_no_result_that_prefect_keeps_is_a_pickle_or_is_believed(first: Path, co
     """It keeps none on disk as it is set up; whatever there is, now or later, must not be run."""
     for path in [path for path in results.rglob("*") if path.is_file()]:
         assert json.loads(path.read_bytes())["metadata"]["serializer"]["type"] == "json"
-        shown = json.loads(path.read_bytes())
-        shown["metadata"]["serializer"]["type"] = "pickle"
-        shown["result"] = base64.b64encode(pickle.dumps(Marker(copy.root / "ran"))).decode()
-        path.write_text(json.dumps(shown))
-    found = run_with_prefect(first / "tiny.toml", copy.root)
-    assert found["state"] == "unchanged"
+        cached = json.loads(path.read_bytes())
+        cached["metadata"]["serializer"]["type"] = "pickle"
+        cached["result"] = base64.b64encode(pickle.dumps(Marker(copy.root / "ran"))).decode()
+        path.write_text(json.dumps(cached))
+    outcome = run_with_prefect(first / "tiny.toml", copy.root)
+    assert outcome["state"] == "unchanged"
     assert not (copy.root / "ran").exists()

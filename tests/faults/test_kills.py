@@ -101,8 +101,8 @@ def kills(runner: Runner, folder: Path, manifest: Path, count: int, seed: int = 
                 if not killed:
                     break
                 met[_last_step(run.errors)] += 1
-        done = unbroken(runner, manifest, store)
-        assert (done.weights_digest, done.turns) == (whole.weights_digest, whole.turns)
+        ending = unbroken(runner, manifest, store)
+        assert (ending.weights_digest, ending.turns) == (whole.weights_digest, whole.turns)
         assert verify(store).damage == ()
         assert collect(store, "tiny").busy is False
         assert verify(store).findings == ()
@@ -111,12 +111,12 @@ def kills(runner: Runner, folder: Path, manifest: Path, count: int, seed: int = 
 
 
 def _moment(chance: random.Random, store: Store, whole: End, by_time: bool) -> Callable[[], bool]:
-    there = names(store)
+    count = names(store)
     # What is there is only looked through, which takes about a third of the time.
-    done = min(1, there / whole.names)
-    until = time.monotonic() + chance.uniform(0, whole.seconds * (1 - done * 2 / 3))
-    wanted = chance.randint(max(there, whole.names // 2), max(there, whole.names))
-    return lambda: time.monotonic() >= until if by_time else names(store) >= wanted
+    progress = min(1, count / whole.names)
+    until = time.monotonic() + chance.uniform(0, whole.seconds * (1 - progress * 2 / 3))
+    target = chance.randint(max(count, whole.names // 2), max(count, whole.names))
+    return lambda: time.monotonic() >= until if by_time else names(store) >= target
 
 
 def _killed(run: Forked, moment: Callable[[], bool]) -> bool:
@@ -129,11 +129,11 @@ def _killed(run: Forked, moment: Callable[[], bool]) -> bool:
     return code != 0
 
 
-def _last_step(said: str) -> str:
+def _last_step(output: str) -> str:
     """Return the last step that the run said was done."""
-    lines = [line.split(" - ", 1)[1] for line in said.splitlines() if " | tasks." in line]
-    done = [line.split(":", 1)[0].split()[0] for line in lines if line.rstrip().endswith(")")]
-    return done[-1] if done else "nothing"
+    lines = [line.split(" - ", 1)[1] for line in output.splitlines() if " | tasks." in line]
+    steps = [line.split(":", 1)[0].split()[0] for line in lines if line.rstrip().endswith(")")]
+    return steps[-1] if steps else "nothing"
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def runner() -> Iterator[Runner]:
 
 
 @pytest.mark.timeout(500 + 40 * KILLS)
-def test_killed_at_random_and_gone_on_with_it_ends_the_same(runner: Runner, folder: Path, tiny: TinyFactory):
+def test_killed_at_random_and_resumed_it_ends_the_same(runner: Runner, folder: Path, tiny: TinyFactory):
     met = kills(runner, folder, tiny().manifest, KILLS)
     sys.stdout.write(f"{KILLS} kills, by the last step that was done: {dict(met)}\n")
     assert sum(met.values()) == KILLS
@@ -172,7 +172,7 @@ BOUNDARIES = {
 
 
 @pytest.mark.flow
-def test_the_command_ended_at_each_step_is_gone_on_with(
+def test_the_command_ended_at_each_step_is_resumed(
     server: dict[str, str], runner: Runner, folder: Path, tiny: TinyFactory
 ):
     """The real command, ended at one step after the other: each time it is gone on with from there."""
@@ -180,11 +180,11 @@ def test_the_command_ended_at_each_step_is_gone_on_with(
     command = ["run", "--dataset-file", str(manifest), "--store", str(store.root)]
     command += [part for setting in SETTINGS for part in ("--set", setting)]
     for name, (moment, number) in BOUNDARIES.items():
-        code, said = ended_at(moment, number, command, server, store)
+        code, output = ended_at(moment, number, command, server, store)
         if number == signal.SIGTERM:
-            assert code == 143, (name, said)
-            assert said.endswith(ENDED)
-            assert "Traceback" not in said
+            assert code == 143, (name, output)
+            assert output.endswith(ENDED)
+            assert "Traceback" not in output
         else:
             assert code == -number, name
         check(store)
@@ -208,9 +208,9 @@ def ended_at(
         return process.wait(WAIT_SECONDS), process.errors
 
 
-def reached(moment: str, said: str, store: Store) -> bool:
+def reached(moment: str, output: str, store: Store) -> bool:
     if moment.startswith("said:"):
-        return f"\n{moment.removeprefix('said:')}" in said
+        return f"\n{moment.removeprefix('said:')}" in output
     return any(store.dataset("tiny").glob(moment))
 
 

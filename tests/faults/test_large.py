@@ -60,10 +60,10 @@ def write_repeated(path: Path, shape: tuple[int, ...], block: bytes, times: int)
 def run(script: str, folder: Path) -> dict[str, Any]:
     """Run a script in a new process, and return the object that it prints."""
     command = [sys.executable, "-c", script, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    result: dict[str, Any] = json.loads(process.stdout)
+    return result
 
 
 STATISTICS = """
@@ -97,13 +97,13 @@ def test_more_than_two_gibibytes_of_pixels_are_counted_exactly_in_little_memory(
     write_repeated(tmp_path / DEFAULT_FILES["train-labels"], (ROWS,), labels, REPEATS)
     manifest = f'name = "large"\nclasses = {[str(n) for n in range(10)]}\nimage_shape = [{SIDE}, {SIDE}]\n'
     (tmp_path / "large.toml").write_text(manifest, encoding="utf-8")
-    found = run(STATISTICS, tmp_path)
-    assert (found["rows"], found["metadata"]) == (ROWS, ROWS)
+    result = run(STATISTICS, tmp_path)
+    assert (result["rows"], result["metadata"]) == (ROWS, ROWS)
     # The mean of 4 to 254 is 129.
-    assert found["mean"] == [(2 * 129 / 255 - 1 if pixel % 2 == 0 else -1) for pixel in range(SIDE * SIDE)]
+    assert result["mean"] == [(2 * 129 / 255 - 1 if pixel % 2 == 0 else -1) for pixel in range(SIDE * SIDE)]
     squares = sum(value**2 for value in range(4, 255)) / VALUES / 2
-    assert found["std"] == pytest.approx(2 / 255 * math.sqrt(squares - 64.5**2), rel=1e-15)
-    assert found["above"] < 400_000_000
+    assert result["std"] == pytest.approx(2 / 255 * math.sqrt(squares - 64.5**2), rel=1e-15)
+    assert result["above"] < 400_000_000
 
 
 def blocks(rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -117,8 +117,8 @@ def test_the_table_of_a_split_takes_few_bytes_of_each_row():
     def peak(rows: int) -> int:
         tracemalloc.start()
         try:
-            found = summary.survey(blocks(rows), 10)
-            for _ in summary.images(blocks(rows), found, found, 5000):
+            survey = summary.survey(blocks(rows), 10)
+            for _ in summary.images(blocks(rows), survey, survey, 5000):
                 pass
             return tracemalloc.get_traced_memory()[1]
         finally:
@@ -131,16 +131,16 @@ def test_the_table_of_a_split_takes_few_bytes_of_each_row():
 
 def test_a_part_of_a_table_is_let_go_before_the_next_but_one_is_made():
     suite = suites.images(dataclasses.replace(catalog.find("mnist"), rows={}), "test")
-    made: list[weakref.ref[np.ndarray]] = []
+    references: list[weakref.ref[np.ndarray]] = []
     alive: list[int] = []
 
     def parts() -> Iterator[summary.Table]:
         for table in summary.images(blocks(30_000), summary.survey(blocks(30_000), 10), None, 5000):
-            made.append(weakref.ref(table["mean"]))
+            references.append(weakref.ref(table["mean"]))
             yield table
             gc.collect()
-            alive.append(sum(array() is not None for array in made))
+            alive.append(sum(array() is not None for array in references))
 
     run_suites.run(suite, parts())
-    assert len(made) == 6
+    assert len(references) == 6
     assert max(alive) <= 2

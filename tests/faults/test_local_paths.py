@@ -37,26 +37,28 @@ CALLS: dict[str, list[str]] = {
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "x.png").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def refused(code: int, said: str, here: Path) -> None:
-    assert code == 2, said
-    assert "to be a path of this machine; found an address" in said
-    assert "secret" not in said
-    assert [path.name for path in here.iterdir()] == ["x.png"]
+def refused(code: int, stderr_text: str, folder: Path) -> None:
+    assert code == 2, stderr_text
+    assert "to be a path of this machine; found an address" in stderr_text
+    assert "secret" not in stderr_text
+    assert [path.name for path in folder.iterdir()] == ["x.png"]
 
 
 @pytest.mark.parametrize("by", ["flag", "variable"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-def test_an_address_as_the_store_is_refused_by_every_command(here: Path, monkeypatch, capsys, call: list[str], by: str):
+def test_an_address_as_the_store_is_refused_by_every_command(
+    folder: Path, monkeypatch, capsys, call: list[str], by: str
+):
     if by == "variable":
         monkeypatch.setenv("IDXFLOW_STORE", ADDRESSES[1])
     code = run_command([*call, *(["--store", ADDRESSES[1]] if by == "flag" else [])])
-    refused(code, capsys.readouterr().err, here)
+    refused(code, capsys.readouterr().err, folder)
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -65,16 +67,16 @@ def test_an_address_as_the_store_is_refused_by_every_command(here: Path, monkeyp
     [store_root, lambda store: prepare(Request(store=store), "a test"), lambda store: load_champion("digits", store)],
     ids=["the store", "a run", "Python"],
 )
-def test_any_address_is_refused_also_as_a_parameter_of_a_deployment(here: Path, address: str, call: Callable):
+def test_any_address_is_refused_also_as_a_parameter_of_a_deployment(folder: Path, address: str, call: Callable):
     with pytest.raises(ConfigError) as caught:
         call(address)
-    refused(caught.value.exit_code, str(caught.value), here)
+    refused(caught.value.exit_code, str(caught.value), folder)
 
 
-def test_the_scheduled_removal_refuses_it_too(here: Path):
+def test_the_scheduled_removal_refuses_it_too(folder: Path):
     with pytest.raises(ConfigError) as caught:
         collect.fn(store=ADDRESSES[0])
-    refused(caught.value.exit_code, str(caught.value), here)
+    refused(caught.value.exit_code, str(caught.value), folder)
 
 
 @pytest.mark.parametrize(
@@ -85,17 +87,17 @@ def test_the_scheduled_removal_refuses_it_too(here: Path):
     ],
     ids=lambda call: call[0],
 )
-def test_an_address_to_write_to_is_refused(here: Path, monkeypatch, capsys, tmp_path_factory, call: list[str]):
+def test_an_address_to_write_to_is_refused(folder: Path, monkeypatch, capsys, tmp_path_factory, call: list[str]):
     monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path_factory.mktemp("store")))
-    refused(run_command(call), capsys.readouterr().err, here)
+    refused(run_command(call), capsys.readouterr().err, folder)
 
 
-def test_an_address_for_a_picture_or_a_report_is_refused(here: Path):
+def test_an_address_for_a_picture_or_a_report_is_refused(folder: Path):
     with pytest.raises(ConfigError) as caught:
-        destination("--out", Path("s3://bucket/x.png"), (".png",), Store(here / "store"), force=False)
-    refused(caught.value.exit_code, str(caught.value), here)
+        destination("--out", Path("s3://bucket/x.png"), (".png",), Store(folder / "store"), force=False)
+    refused(caught.value.exit_code, str(caught.value), folder)
 
 
-def test_a_path_with_a_colon_is_a_path(here: Path):
+def test_a_path_with_a_colon_is_a_path(folder: Path):
     for name in ("a:b", "C:/x", "store 12:30", "./s3:/x"):
-        assert store_root(name) == here / name
+        assert store_root(name) == folder / name

@@ -120,10 +120,10 @@ def test_where_it_still_can_speak_it_says_for_what_there_is_no_memory(first: Pat
     with begin(first, copy, "address space") as process:
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 1, errors
-    said = [line for line in errors.splitlines() if line.startswith("idxflow: ")]
-    assert len(said) == 1, errors
-    assert said[0].startswith("idxflow: TrainingFailed: tiny: expected memory for 9,204,003 weights and 120 rows")
-    assert "hidden layers" in said[0]
+    messages = [line for line in errors.splitlines() if line.startswith("idxflow: ")]
+    assert len(messages) == 1, errors
+    assert messages[0].startswith("idxflow: TrainingFailed: tiny: expected memory for 9,204,003 weights and 120 rows")
+    assert "hidden layers" in messages[0]
     assert_unharmed(copy, before)
     assert carried_out(copy, first / "tiny.toml", seed=2).model
 

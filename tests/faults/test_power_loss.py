@@ -80,8 +80,8 @@ def losses(
             if contents not in seen:
                 seen.append(contents)
                 store = lay_out(contents, folder / "lost")
-                found = problems(store, story, champions) + problems_after_again(store, story, expected)
-                wrong += [f"after {call.name} {call.paths[-1].name}: {problem}" for problem in found]
+                faults = problems(store, story, champions) + problems_after_again(store, story, expected)
+                wrong += [f"after {call.name} {call.paths[-1].name}: {problem}" for problem in faults]
                 shutil.rmtree(store.root)
     return len(seen), wrong
 

@@ -77,7 +77,7 @@ def no_hang() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Job:
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A store with all of one run in it."""
     folder = tmp_path_factory.mktemp("regular")
     store = Store(folder / "store")
@@ -86,10 +86,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.fixture
-def copy(made: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def copy(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A copy of that store, which all commands find."""
     store = Store(tmp_path / "store")
-    shutil.copytree(made.store.root, store.root)
+    shutil.copytree(job.store.root, store.root)
     for path in store.root.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     monkeypatch.setenv("IDXFLOW_STORE", str(store.root))
@@ -144,19 +144,19 @@ def test_every_command_refuses_it_in_a_sentence(
     values = {"folder": folder, "image": tmp_path / "image"}
     with no_hang():
         assert run_command([word.format(place, **values) for word in command.split()]) == code
-    said = " ".join(capsys.readouterr().err.split())
-    assert words in said, said
+    message = " ".join(capsys.readouterr().err.split())
+    assert words in message, message
     assert os.path.samestat((tmp_path / f"thing{suffix}").lstat(), before)
 
 
 def test_a_source_of_such_archives_is_refused(
-    copy: Store, made: Job, tmp_path: Path, thing: tuple[Callable[[Path], None], str]
+    copy: Store, job: Job, tmp_path: Path, thing: tuple[Callable[[Path], None], str]
 ):
     make, words = thing
     folder = tmp_path / "folder"
     folder.mkdir()
     make(folder / FILE)
-    dataset = replace(made.dataset, source=None)
+    dataset = replace(job.dataset, source=None)
     for source in (folder, f"file://{folder}", folder / FILE, f"file://{folder / FILE}"):
         for spec in (SPEC, UNPINNED):
             with no_hang(), pytest.raises(IdxflowError) as raised:
@@ -209,10 +209,12 @@ def test_no_command_waits_for_a_file_of_the_store(copy: Store, tmp_path: Path, c
     from PIL import Image
 
     Image.new("L", (7, 9)).save(tmp_path / "image.png")
-    kept = {path: path.read_bytes() for path in _files(copy)}
-    parts = {path: "" if path.parent == copy.root else path.relative_to(copy.dataset("tiny")).parts[0] for path in kept}
+    contents = {path: path.read_bytes() for path in _files(copy)}
+    parts = {
+        path: "" if path.parent == copy.root else path.relative_to(copy.dataset("tiny")).parts[0] for path in contents
+    }
     for chosen in ({""}, {"registry"}, {"ledger"}, set(parts.values()) - {"", "registry", "ledger"}):
-        touched = [path for path in kept if parts[path] in chosen]
+        touched = [path for path in contents if parts[path] in chosen]
         for path in touched:
             _replaced(path, fifo)
         for command in READERS:
@@ -221,10 +223,10 @@ def test_no_command_waits_for_a_file_of_the_store(copy: Store, tmp_path: Path, c
             assert "Traceback" not in capsys.readouterr().err
         for path in touched:
             path.unlink(missing_ok=True)
-            path.write_bytes(kept[path])
+            path.write_bytes(contents[path])
 
 
-def test_a_run_makes_entries_anew_whose_files_have_become_such(copy: Store, made: Job):
+def test_a_run_makes_entries_anew_whose_files_have_become_such(copy: Store, job: Job):
     for path in _files(copy):
         if path.parent != copy.root and path.relative_to(copy.dataset("tiny")).parts[0] not in (
             "registry",
@@ -233,8 +235,8 @@ def test_a_run_makes_entries_anew_whose_files_have_become_such(copy: Store, made
         ):
             _replaced(path, fifo)
     with no_hang():
-        again = whole_run(copy, made.dataset.manifest)
+        again = whole_run(copy, job.dataset.manifest)
     assert again.record.model
-    assert made.record.model
-    assert again.record.model.weights_digest == made.record.model.weights_digest
+    assert job.record.model
+    assert again.record.model.weights_digest == job.record.model.weights_digest
     assert not verify(copy, "tiny").damage

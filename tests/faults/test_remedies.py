@@ -100,7 +100,7 @@ class Here:
     folder: Path
     ready: Path
     patch: pytest.MonkeyPatch
-    made: list[IdxflowError] = field(default_factory=list)
+    errors: list[IdxflowError] = field(default_factory=list)
 
     @property
     def mine(self) -> Path:
@@ -131,15 +131,15 @@ class Here:
     def validate(self, **parameters: Any) -> None:
         """Do what `idxflow validate --dataset-file mine.toml` does, without Prefect."""
         store = Store(self.folder / "store")
-        asked = {"dataset_file": str(self.folder / "mine.toml"), "to": retrain.to_validation, **parameters}
-        outcome = run_without_prefect(store, **asked)
+        run_in_store = {"dataset_file": str(self.folder / "mine.toml"), "to": retrain.to_validation, **parameters}
+        outcome = run_without_prefect(store, **run_in_store)
         if outcome["error"]:
-            raise next(error for error in reversed(self.made) if str(error) == outcome["error"]["sentence"])
+            raise next(error for error in reversed(self.errors) if str(error) == outcome["error"]["sentence"])
 
     def run(self, *words: str, store: bool = True) -> None:
         """Run a command, in the store that has a champion."""
         if run_command([*words, *(["--store", str(self.ready)] if store else [])]):
-            raise self.made[-1]
+            raise self.errors[-1]
 
     def train(self, **parameters: Any) -> None:
         """Do what `idxflow run --dataset-file mine.toml` does up to the decision, without Prefect."""
@@ -333,9 +333,9 @@ def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object
 
 def removed(here: Here) -> None:
     """Remove what the last message says to remove, before a run."""
-    told = re.search(r"remove (/\S+), then run again", str(here.made[-1]))
-    assert told
-    shutil.rmtree(told[1])
+    match = re.search(r"remove (/\S+), then run again", str(here.errors[-1]))
+    assert match
+    shutil.rmtree(match[1])
 
 
 def removed_and_trained(here: Here) -> None:
@@ -343,11 +343,11 @@ def removed_and_trained(here: Here) -> None:
     here.train_again()
 
 
-def further(act: Act, said: str) -> Act:
+def further(act: Act, message: str) -> Act:
     """Do what comes to the next refusal, which says something else."""
 
     def act_further(here: Here) -> None:
-        with pytest.raises(IdxflowError, match=re.escape(said)):
+        with pytest.raises(IdxflowError, match=re.escape(message)):
             act(here)
 
     return act_further
@@ -371,7 +371,7 @@ def as_any_user(act: Act) -> Act:
     return plainly
 
 
-def sent_again(train: int) -> Case:
+def arriving_again(train: int) -> Case:
     """Another set, of so many training rows, is sent to a folder whose manifest names the digests of the first."""
     return Case(
         lambda here: (
@@ -379,11 +379,11 @@ def sent_again(train: int) -> Case:
             here.manifest(text=manifest_of(here.mine)),
             # Of fewer test rows: the limits of their sizes are not what is met.
             write_archives(here.mine, bars(train, 15, 3, (9, 7))),
-            taken(here),
+            take_arrivals(here),
         ),
         "`idxflow manifest FOLDER --no-digests` writes none",
         lambda here: here.manifest(text=manifest_of(here.mine, digests=False)),
-        lambda here: taken(here),
+        lambda here: take_arrivals(here),
     )
 
 
@@ -941,10 +941,10 @@ CASES: dict[str, Case] = {
         lambda here: here.change("promote", "tiny", "2", "--force", "--reason", "x"),
     ),
     "registry: no champion yet": Case(
-        lambda here: (here.set(), here.manifest(), here.validate(), shown(here)),
+        lambda here: (here.set(), here.manifest(), here.validate(), version_shown(here)),
         "`idxflow run --dataset-file FILE --store",
         lambda here: here.train(epochs=1),
-        lambda here: shown(here),
+        lambda here: version_shown(here),
     ),
     "rollback: to what was never champion": Case(
         lambda here: here.change("rollback", "tiny", "--to", "2", "--reason", "x"),
@@ -1190,24 +1190,24 @@ CASES: dict[str, Case] = {
     ),
     # --- folders that archives arrive in --------------------------------------------------------------------------
     "watch: a link to an archive": Case(
-        lambda here: (arrived(here), as_link(here.mine / DEFAULT_FILES["test-labels"]), taken(here)),
+        lambda here: (arrived(here), as_link(here.mine / DEFAULT_FILES["test-labels"]), take_arrivals(here)),
         "copy the archive itself there",
         lambda here: shutil.move(here.folder / "elsewhere", here.mine / DEFAULT_FILES["test-labels"]),
-        lambda here: taken(here),
+        lambda here: take_arrivals(here),
     ),
-    "watch: a larger archive than the published one": sent_again(train=4_000),
-    "watch: another archive than the published one": sent_again(train=110),
+    "watch: a larger archive than the published one": arriving_again(train=4_000),
+    "watch: another archive than the published one": arriving_again(train=110),
     "watch: a transfer that has not ended": Case(
-        lambda here: (arrived(here), (here.mine / f"{DEFAULT_FILES['test-labels']}.part").touch(), taken(here)),
+        lambda here: (arrived(here), (here.mine / f"{DEFAULT_FILES['test-labels']}.part").touch(), take_arrivals(here)),
         "or remove the partial file",
         lambda here: (here.mine / f"{DEFAULT_FILES['test-labels']}.part").unlink(),
-        lambda here: taken(here),
+        lambda here: take_arrivals(here),
     ),
     "watch: one file of a pair": Case(
-        lambda here: (arrived(here), here.set(test_labels=GOOD["test-labels"][:-1]), taken(here)),
+        lambda here: (arrived(here), here.set(test_labels=GOOD["test-labels"][:-1]), take_arrivals(here)),
         "copy the other file, too",
         lambda here: here.set(test_labels=GOOD["test-labels"][:-1], test_images=GOOD["test-images"][:-1]),
-        lambda here: taken(here),
+        lambda here: take_arrivals(here),
     ),
     "watch: a folder that is gone": Case(
         lambda here: (arrived(here), (inbox := inbox_of(here)), shutil.rmtree(here.mine), inbox.contents()),
@@ -1216,10 +1216,10 @@ CASES: dict[str, Case] = {
         lambda here: inbox_of(here).contents(),
     ),
     "watch: an archive that may not be read": Case(
-        as_any_user(lambda here: (arrived(here), next(here.mine.iterdir()).chmod(0), taken(here))),
+        as_any_user(lambda here: (arrived(here), next(here.mine.iterdir()).chmod(0), take_arrivals(here))),
         "correct its permissions",
         lambda here: [path.chmod(0o644) for path in here.mine.iterdir()],
-        as_any_user(lambda here: taken(here)),
+        as_any_user(lambda here: take_arrivals(here)),
     ),
     "a set that is in another store": Case(
         lambda here: _arrived(Arrivals(Store(here.folder / "other"), "mine"), a_set(here), "mine"),
@@ -1242,10 +1242,10 @@ CASES: dict[str, Case] = {
         ),
     ),
     "watch: a folder whose names cannot be read": Case(
-        lambda here: (arrived(here), here.patch.setattr(os, "listdir", failing(errno.EIO)), taken(here)),
+        lambda here: (arrived(here), here.patch.setattr(os, "listdir", failing(errno.EIO)), take_arrivals(here)),
         "check its disk",
         lambda here: here.patch.setattr(os, "listdir", LISTDIR),
-        lambda here: taken(here),
+        lambda here: take_arrivals(here),
     ),
     "watch: an archive that cannot be read to its end": Case(
         lambda here: (here.set(), copied_with(here, failing(errno.EIO))),
@@ -1284,43 +1284,46 @@ CASES: dict[str, Case] = {
         lambda here: here.run("predict", "tiny", "x.png", "--version", "2"),
     ),
     "a proxy that no server can be asked through": Case(
-        lambda here: looked(here, ALL_PROXY="socks5://127.0.0.1:9"), "or unset it", nothing, lambda here: looked(here)
+        lambda here: look_for_server(here, ALL_PROXY="socks5://127.0.0.1:9"),
+        "or unset it",
+        nothing,
+        lambda here: look_for_server(here),
     ),
     # --- runs and reports -----------------------------------------------------------------------------------------
     "report: of a champion that is not there": Case(
-        lambda here: (here.set(), here.manifest(), here.validate(), asked(here, "report", "mine", "champion")),
+        lambda here: (here.set(), here.manifest(), here.validate(), run_in_store(here, "report", "mine", "champion")),
         "found none yet; run it: `idxflow run --dataset-file",
         lambda here: here.train(epochs=1),
-        lambda here: asked(here, "report", "mine", "champion"),
+        lambda here: run_in_store(here, "report", "mine", "champion"),
     ),
     "report: of no run": Case(
         lambda here: (
             *(here.set(), here.manifest(), here.validate()),
-            *(shutil.rmtree(here.folder / "store/mine/ledger/runs"), asked(here, "report", "mine")),
+            *(shutil.rmtree(here.folder / "store/mine/ledger/runs"), run_in_store(here, "report", "mine")),
         ),
         "found none yet; run it: `idxflow run",
         lambda here: here.validate(),
-        lambda here: asked(here, "report", "mine"),
+        lambda here: run_in_store(here, "report", "mine"),
     ),
     "figures: images that are gone": Case(
         lambda here: (
             *(here.set(), here.manifest(), here.validate()),
-            *(shutil.rmtree(here.folder / "store/mine/2-splits"), asked(here, "figures", "mine")),
+            *(shutil.rmtree(here.folder / "store/mine/2-splits"), run_in_store(here, "figures", "mine")),
         ),
         "decodes them",
         lambda here: here.validate(),
-        lambda here: asked(here, "figures", "mine"),
+        lambda here: run_in_store(here, "figures", "mine"),
     ),
     "figures: of no class": Case(
         lambda here: (
             here.set(train_labels=LABELS + 9),
             here.manifest(),
             suppressed(here.validate),
-            asked(here, "figures", "mine"),
+            run_in_store(here, "figures", "mine"),
         ),
         "correct the labels",
         lambda here: (here.set(), here.validate()),
-        lambda here: asked(here, "figures", "mine"),
+        lambda here: run_in_store(here, "figures", "mine"),
     ),
     "report: no browser": Case(
         lambda here: (here.patch.setattr(webbrowser, "_tryorder", []), _open(here.folder / "page.html")),
@@ -1488,7 +1491,7 @@ def change_version(here: Here) -> None:
     path.write_bytes(sealed(read_json(path) | {"weights_digest": "0" * 64}))
 
 
-def shown(here: Here) -> None:
+def version_shown(here: Here) -> None:
     here.run("registry", "show", "mine", "--store", str(here.folder / "store"), store=False)
 
 
@@ -1523,9 +1526,9 @@ def kept_alive(here: Here) -> None:
 def kept_alive_by_up(here: Here) -> None:
     """The same in `idxflow up`, of what cannot use its database, `prefect.db`."""
     with needing(here, "! test -e prefect.db") as service, temporary_settings({PREFECT_HOME: here.folder}):
-        kept = Supervisor(UpOptions())
-        kept.server, kept.database_file = service, here.folder / "prefect.db"
-        until_started(here, kept._revive_all)
+        supervisor = Supervisor(UpOptions())
+        supervisor.server, supervisor.database_file = service, here.folder / "prefect.db"
+        until_started(here, supervisor._revive_all)
 
 
 @contextmanager
@@ -1549,9 +1552,9 @@ def until_started(here: Here, look: Callable[[], object]) -> None:
 
 def moved_aside(here: Here) -> None:
     """Do what the last message tells the shell."""
-    told = re.search(r"\((mkdir .*)\) and start again", str(here.made[-1]))
-    assert told
-    subprocess.run(["bash", "-c", told[1]], check=True)
+    match = re.search(r"\((mkdir .*)\) and start again", str(here.errors[-1]))
+    assert match
+    subprocess.run(["bash", "-c", match[1]], check=True)
 
 
 def scheduled(here: Here, cron: str) -> object:
@@ -1570,8 +1573,8 @@ def spoiled(here: Here, name: str, change: Callable[[Path], object]) -> None:
 
 
 def not_finite(path: Path) -> None:
-    with np.load(path) as found:
-        values = dict(found)
+    with np.load(path) as archive:
+        values = dict(archive)
     np.savez(path, **{name: array * np.float32("nan") for name, array in values.items()})
 
 
@@ -1663,7 +1666,7 @@ def inbox_of(here: Here) -> ArrivalFolder:
     return _inbox(WatchOptions(here.mine, None, here.folder / "mine.toml"))
 
 
-def taken(here: Here) -> None:
+def take_arrivals(here: Here) -> None:
     """Take what is in the folder, as `idxflow watch` does."""
     inbox, place = inbox_of(here), Path(tempfile.mkdtemp(dir=here.folder))
     look = inbox.contents()
@@ -1680,7 +1683,7 @@ def a_set(here: Here) -> str:
     return Ledger(Store(here.folder / "store"), "mine").read("arrivals")[0]["arrival"]
 
 
-def asked(here: Here, *words: str) -> None:
+def run_in_store(here: Here, *words: str) -> None:
     here.run(*words, "--store", str(here.folder / "store"), store=False)
 
 
@@ -1720,11 +1723,11 @@ def up(here: Here, *words: str, **more: str) -> None:
         raise IdxflowError(ended.stderr)
 
 
-def looked(here: Here, **more: str) -> None:
+def look_for_server(here: Here, **more: str) -> None:
     """Have `idxflow status` look for the same server; it has to come to the one that is not there."""
-    said = idxflow("status", env=clean_environment(here.folder, True, PREFECT_API_URL=NOWHERE, **more)).stdout
-    if "found none" not in said:
-        raise IdxflowError(said)
+    output = idxflow("status", env=clean_environment(here.folder, True, PREFECT_API_URL=NOWHERE, **more)).stdout
+    if "found none" not in output:
+        raise IdxflowError(output)
 
 
 def other_server(here: Here) -> None:
@@ -1763,11 +1766,11 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, ready: Path, notes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    found = Here(tmp_path, ready, monkeypatch)
+    place = Here(tmp_path, ready, monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IDXFLOW_SOURCE", raising=False)
-    with refusals.noting(notes, found.made):
-        yield found
+    with refusals.noting(notes, place.errors):
+        yield place
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -115,30 +115,30 @@ def assert_unharmed(store: Store) -> None:
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_another_schema_or_count_is_refused_by_training(first: Path, copy: Store, what: str):
-    change, said = REFUSED[what]
+    change, message = REFUSED[what]
     changed(split(copy), change)
     with pytest.raises(DamagedEntry) as refused:
         carried_out(copy, first / "tiny.toml", seed=2)
     assert str(split(copy)) in str(refused.value)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert str(refused.value).endswith(f"remove {split(copy).parent}, then run again")
     assert Registry(copy, "tiny").champion().number == 1
 
 
 @pytest.mark.parametrize("what", THROUGH_THE_FLOW)
 def test_and_ends_the_run_in_a_sentence(first: Path, copy: Store, what: str):
-    change, said = REFUSED[what]
+    change, message = REFUSED[what]
     path = split(copy)
     changed(path, change)
     # Another seed: the split is read by training, and nothing before it.
-    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
-    assert (found["state"], found["error"]["kind"], found["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
-    sentence = found["error"]["sentence"]
+    outcome = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
+    assert (outcome["state"], outcome["error"]["kind"], outcome["error"]["exit_code"]) == ("failed", "DamagedEntry", 1)
+    sentence = outcome["error"]["sentence"]
     assert str(path) in sentence
-    assert said in sentence
+    assert message in sentence
     assert sentence.endswith(f"remove {path.parent}, then run again")
     assert "\n" not in sentence
-    assert "train" not in found["steps"]
+    assert "train" not in outcome["steps"]
     assert_unharmed(copy)
 
 
@@ -146,9 +146,9 @@ def test_what_it_says_to_do_mends_it(first: Path, copy: Store):
     changed(split(copy), column("label", pa.int64()))
     assert run_with_prefect(first / "tiny.toml", copy.root, seed=2)["error"]["kind"] == "DamagedEntry"
     shutil.rmtree(split(copy).parent)
-    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
-    assert found["state"] in ("promoted", "kept", "unchanged")
-    again = {name for name, step in found["steps"].items() if not step["reused"]}
+    outcome = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
+    assert outcome["state"] in ("promoted", "kept", "unchanged")
+    again = {name for name, step in outcome["steps"].items() if not step["reused"]}
     # The seed draws the rows that are held out, so these are new, too.
     assert {"decode train", "normalize", "train"} <= again
     assert not {"decode test", "validate"} & again
@@ -159,10 +159,10 @@ def test_what_it_says_to_do_mends_it(first: Path, copy: Store):
 def test_a_test_split_of_another_schema_scores_nothing(first: Path, copy: Store):
     path = split(copy, "test")
     changed(path, column("label", pa.int64()))
-    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
-    assert (found["state"], found["error"]["kind"]) == ("failed", "DamagedEntry")
-    assert str(path) in found["error"]["sentence"]
-    assert found["test_accuracy"] is None
+    outcome = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
+    assert (outcome["state"], outcome["error"]["kind"]) == ("failed", "DamagedEntry")
+    assert str(path) in outcome["error"]["sentence"]
+    assert outcome["test_accuracy"] is None
     assert_unharmed(copy)
 
 
@@ -194,8 +194,8 @@ def test_other_rows_in_a_good_file_are_read_as_what_they_are(first: Path, copy: 
     Labels that are no class are refused all the same: whoever trains or scores looks at them.
     """
     changed(split(copy), column("label", pa.uint8(), lambda label: label + 1))
-    found = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
-    assert (found["state"], found["error"]["exit_code"]) == ("refused", 3)
-    assert "3" in found["error"]["sentence"]
+    outcome = run_with_prefect(first / "tiny.toml", copy.root, seed=2)
+    assert (outcome["state"], outcome["error"]["exit_code"]) == ("refused", 3)
+    assert "3" in outcome["error"]["sentence"]
     assert Registry(copy, "tiny").champion().number == 1
     assert np.array_equal(np.unique(pq.read_table(split(copy)).column("label").to_numpy()), [1, 2, 3])

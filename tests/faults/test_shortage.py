@@ -61,7 +61,7 @@ main(["registry", "history", "tiny", "--store", "store"])
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         (LIBRARY, "expected memory to load a library; "),
         (THREADS, "expected to start a thread or a "),
@@ -69,7 +69,7 @@ main(["registry", "history", "tiny", "--store", "store"])
         (FILES, "idxflow: expected to open another file; "),
     ],
 )
-def test_it_is_said_what_to_raise(tmp_path: Path, code: str, said: str):
+def test_the_error_names_what_to_raise(tmp_path: Path, code: str, message: str):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -80,7 +80,7 @@ def test_it_is_said_what_to_raise(tmp_path: Path, code: str, said: str):
         timeout=240,
         check=False,
     )
-    assert result.stdout.startswith(said), result.stderr
+    assert result.stdout.startswith(message), result.stderr
     assert "then run again" in result.stdout
 
 

@@ -79,7 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.champions[-1] if self.champions else None
 
     @property
-    def there(self) -> set[tuple[str, int]]:
+    def entries(self) -> set[tuple[str, int]]:
         return self.whole | self.damaged
 
     @rule(number=NUMBERS, promoted=st.booleans())
@@ -88,7 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
         version = retrain(self.store, number, promoted)
         self.versions.setdefault(number, len(self.versions) + 1)
         assert version.number == self.versions[number]
-        self._made(number, STEPS)
+        self._mark_whole(number, STEPS)
         self.runs.append(number)
         if promoted and number != self.champion:
             self.champions.append(number)
@@ -98,7 +98,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A run that ends while it makes its next step; what it did before is kept."""
         for step in STEPS[:steps]:
             add(self.store, step, number, SUBJECTS.get(step, ""))
-        self._made(number, STEPS[:steps])
+        self._mark_whole(number, STEPS[:steps])
         step = STEPS[steps]
         try:
             self.store.get_or_make(plan_of(step, number), Thing, crashing, str)
@@ -108,7 +108,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert (step, number) in self.whole
 
-    def _made(self, number: int, steps: tuple[str, ...]) -> None:
+    def _mark_whole(self, number: int, steps: tuple[str, ...]) -> None:
         entries = {(step, number) for step in steps}
         self.left_over -= entries
         self.whole |= entries
@@ -144,7 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
     def force(self, data: st.DataObject) -> None:
         """By hand, whatever the gate said; refused where the model was collected."""
         number = data.draw(st.sampled_from(sorted(self.versions)))
-        if number in self.collected and not {("train", number), ("evaluate", number)} <= self.there:
+        if number in self.collected and not {("train", number), ("evaluate", number)} <= self.entries:
             with pytest.raises(StoreError, match="removed by `idxflow gc`"), self.registry.deciding():
                 self.registry.promote(self.versions[number], NO_RUN)
         elif number != self.champion:
@@ -161,17 +161,19 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(keep_last=st.integers(1, 2))
     def collect(self, keep_last: int) -> None:
-        done = collect(self.store, DATASET, keep_last)
-        assert not done.busy
-        kept = {*self.champions, *list(self.versions)[-keep_last:]}
-        kept_runs = kept | set(self.runs[-keep_last:])
-        gone = {(step, number) for step, number in self.there if number not in kept_runs}
-        retired = {n for step, n in gone if step in ("train", "evaluate") and n in self.versions}
-        assert {(path.parent.name, path.name) for path in done.entries} == {self._place(*entry) for entry in gone}
-        assert set(done.retired) == {self.versions[n] for n in retired}
+        collection = collect(self.store, DATASET, keep_last)
+        assert not collection.busy
+        models = {*self.champions, *list(self.versions)[-keep_last:]}
+        kept_runs = models | set(self.runs[-keep_last:])
+        removed = {(step, number) for step, number in self.entries if number not in kept_runs}
+        retired = {n for step, n in removed if step in ("train", "evaluate") and n in self.versions}
+        assert {(path.parent.name, path.name) for path in collection.entries} == {
+            self._place(*entry) for entry in removed
+        }
+        assert set(collection.retired) == {self.versions[n] for n in retired}
         self.collected |= retired
-        self.whole -= gone
-        self.damaged -= gone
+        self.whole -= removed
+        self.damaged -= removed
         self.left_over.clear()
 
     def _folder(self, step: str, number: int) -> Path:
@@ -188,8 +190,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def versions_are_never_renumbered(self) -> None:
-        found = {version.run: version.number for version in self.registry.versions()}
-        assert found == {f"run-{number}": version for number, version in self.versions.items()}
+        numbers = {version.run: version.number for version in self.registry.versions()}
+        assert numbers == {f"run-{number}": version for number, version in self.versions.items()}
 
     @invariant()
     def verify_finds_what_was_damaged_and_nothing_else(self) -> None:
@@ -200,7 +202,7 @@ class StoreMachine(RuleBasedStateMachine):
             (part, f".{name}.partial") for part, name in places
         }
         assert verdict.versions == len(self.versions)
-        assert verdict.entries == len(self.there)
+        assert verdict.entries == len(self.entries)
 
     @invariant()
     def what_is_whole_is_found_again_and_what_is_damaged_is_not_used(self) -> None:

@@ -64,57 +64,57 @@ def service(place: dict[str, str], home: Path) -> Iterator[Service]:
 
 def children(process: int) -> list[int]:
     """All processes that a process has started, and that these have."""
-    found = []
+    processes = []
     for tasks in Path(f"/proc/{process}/task").glob("*/children"):
         for child in tasks.read_text().split():
-            found += [int(child), *children(int(child))]
-    return found
+            processes += [int(child), *children(int(child))]
+    return processes
 
 
 def ports(process: int) -> list[int]:
     """The ports that a process and its children listen on."""
     held = set()
-    for one in (process, *children(process)):
-        for file in Path(f"/proc/{one}/fd").iterdir():
+    for owner in (process, *children(process)):
+        for file in Path(f"/proc/{owner}/fd").iterdir():
             try:
                 held.add(str(file.readlink()))
             except FileNotFoundError:
                 continue
-    found = set()
+    listening = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             words = line.split()
             if words[3] == "0A" and f"socket:[{words[9]}]" in held:
-                found.add(int(words[1].rpartition(":")[2], 16))
-    return sorted(found)
+                listening.add(int(words[1].rpartition(":")[2], 16))
+    return sorted(listening)
 
 
 def attack(ports: list[int], marker: Path, *folders: Path) -> dict[str, Any]:
-    asked = {"ports": ports, "folders": [str(folder) for folder in folders], "marker": str(marker)}
-    command = [sys.executable, "-I", stranger.__file__, json.dumps(asked)]
+    request = {"ports": ports, "folders": [str(folder) for folder in folders], "marker": str(marker)}
+    command = [sys.executable, "-I", stranger.__file__, json.dumps(request)]
     ended = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=SECONDS, check=False)
     assert ended.returncode == 0, ended.stderr
-    found = json.loads(ended.stdout)
-    assert found["user"] == pwd.getpwnam("nobody").pw_uid
-    return found
+    report = json.loads(ended.stdout)
+    assert report["user"] == pwd.getpwnam("nobody").pw_uid
+    return report
 
 
 def secrets(process: int) -> set[str]:
     """What is secret in the environments of a process and its children."""
-    found = set()
-    for one in (process, *children(process)):
-        words = Path(f"/proc/{one}/environ").read_bytes().decode("latin-1").split("\0")
-        found |= {word.partition("=")[2] for word in words if "AUTH_STRING=" in word}
-    return found
+    values = set()
+    for owner in (process, *children(process)):
+        words = Path(f"/proc/{owner}/environ").read_bytes().decode("latin-1").split("\0")
+        values |= {word.partition("=")[2] for word in words if "AUTH_STRING=" in word}
+    return values
 
 
-def nothing_came_of(found: dict[str, Any], secret: set[str], said: str) -> None:
-    assert found["worked"] == []
-    assert not [path for path in found["read"] if "prefect" in path]
-    shown = "".join([found["commands"], *found["read"].values(), said])
+def nothing_came_of(report: dict[str, Any], secret: set[str], log: str) -> None:
+    assert report["worked"] == []
+    assert not [path for path in report["read"] if "prefect" in path]
+    text = "".join([report["commands"], *report["read"].values(), log])
     assert secret
-    for one in secret:
-        assert one.partition(":")[2] not in shown
+    for auth_string in secret:
+        assert auth_string.partition(":")[2] not in text
 
 
 @contextmanager
@@ -135,10 +135,10 @@ def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen
             process.wait(SECONDS)
 
 
-def test_a_command_s_own_server_is_nobody_else_s(home: Path):
+def test_a_command_s_own_server_is_closed_to_other_users(home: Path):
     commands = ("run", "validate")
     with ExitStack() as stack:
-        found, secret, folders = [], set(), []
+        open_ports, secret, folders = [], set(), []
         for name in commands:
             (home / name).mkdir()
             environment = clean_environment(home / name, IDXFLOW_STORE=str(home / name / "store"))
@@ -146,16 +146,16 @@ def test_a_command_s_own_server_is_nobody_else_s(home: Path):
             assert ports(process.pid)
             # It keeps no other server from starting, as that of `idxflow up`, while it waits.
             assert not is_starting(Path(environment["PREFECT_HOME"]))
-            found += ports(process.pid)
+            open_ports += ports(process.pid)
             secret |= secrets(process.pid)
             folders.append(Path(environment["PREFECT_HOME"]))
         assert len(secret) == len(commands)
         folders += Path(tempfile.gettempdir()).glob("idxflow-prefect-*")
-        came = attack(found, home / "marker", *folders)
+        came = attack(open_ports, home / "marker", *folders)
     nothing_came_of(came, secret, "".join((home / name / "store.log").read_text() for name in commands))
 
 
-def test_the_server_of_up_is_nobody_else_s(home: Path, service: Service, place: dict[str, str]):
+def test_the_server_of_up_is_closed_to_other_users(home: Path, service: Service, place: dict[str, str]):
     prefect = Path(place["PREFECT_HOME"])
     came = attack(ports(service.process.pid), home / "marker", prefect)
     logs = "".join(path.read_text() for path in (prefect / "idxflow").glob("*.log"))
@@ -202,26 +202,26 @@ def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
     assert second.stderr == ""
 
 
-def test_what_is_advised_works_for_somebody_who_has_exported_nothing(
+def test_what_is_advised_works_in_a_shell_that_has_exported_nothing(
     service: Service, place: dict[str, str], home: Path
 ):
     """Prefect's own command would start a server that asks nobody for a password, on the database of `up`."""
     exported = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
     environment = {name: value for name, value in place.items() if name not in exported}
 
-    def said_by_doctor() -> dict[str, str]:
-        found = json.loads(idxflow("doctor", "--json", env=environment).stdout)["findings"]
-        return {finding["what"]: finding["remedy"] for finding in found}
+    def doctor_remedies() -> dict[str, str]:
+        findings = json.loads(idxflow("doctor", "--json", env=environment).stdout)["findings"]
+        return {finding["what"]: finding["remedy"] for finding in findings}
 
     service.ask("PATCH", "work_pools/idxflow", json={"is_paused": True})
-    advice = said_by_doctor()["worker"]
+    advice = doctor_remedies()["worker"]
     assert advice == "idxflow prefect work-pool resume idxflow"
-    done = subprocess.run(
+    process = subprocess.run(
         [BIN / "idxflow", *advice.split()[1:]], env=environment, cwd="/", capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert "temporary server" not in done.stdout + done.stderr
-    assert not said_by_doctor()["worker"]
+    assert process.returncode == 0, process.stderr
+    assert "temporary server" not in process.stdout + process.stderr
+    assert not doctor_remedies()["worker"]
     # Where there is no server, none is started.
     (home / "empty").mkdir()
     refused = idxflow("prefect", "deployment", "ls", env=clean_environment(home / "empty"))
@@ -285,8 +285,8 @@ def test_a_page_of_another_port_changes_and_reads_nothing(browser: Any, server: 
     pools = HTTP.post(f"{api}/work_pools/filter", json={}, timeout=60).json()
     assert not {pool["name"] for pool in pools} & {"cors-blob", "cors-text", "no-cors-blob", "no-cors-text", "json"}
     assert not [pool for pool in pools if pool["name"] in ("beacon", "form")]
-    wanted = {"filter": {"event": {"name": ["idxflow.inbox.complete"]}, "resource": {"id": ["idxflow.inbox.page"]}}}
-    assert HTTP.post(f"{api}/events/filter", json=wanted, timeout=60).json()["events"] == []
+    query = {"filter": {"event": {"name": ["idxflow.inbox.complete"]}, "resource": {"id": ["idxflow.inbox.page"]}}}
+    assert HTTP.post(f"{api}/events/filter", json=query, timeout=60).json()["events"] == []
 
 
 @pytest.mark.browser
@@ -309,29 +309,29 @@ def test_a_name_that_is_made_to_lead_here_is_refused(browser: Any, server: dict[
 
 def test_the_owner_s_commands_find_the_secret_themselves(service: Service, place: dict[str, str]):
     """`PREFECT_API_URL` is exported, as `up` says, and nothing else."""
-    told = idxflow("validate", "digits", env=place)
-    assert told.returncode == 0, told.stderr
+    result = idxflow("validate", "digits", env=place)
+    assert result.returncode == 0, result.stderr
     wrong = {**place, "PREFECT_API_AUTH_STRING": "somebody:else"}
-    told = idxflow("validate", "digits", env=wrong)
-    assert told.returncode == 1
-    assert "requires a different auth string" in told.stderr
+    result = idxflow("validate", "digits", env=wrong)
+    assert result.returncode == 1
+    assert "requires a different auth string" in result.stderr
 
 
 def test_another_port_is_no_way_to_a_second_server_on_the_same_database(service: Service, place: dict[str, str]):
     words = [BIN / "idxflow", "up", "--port", str(free_port())]
-    told = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
-    assert told.returncode == 1
+    result = subprocess.run(words, env=place, cwd="/", capture_output=True, text=True, check=False)
+    assert result.returncode == 1
     api = place["PREFECT_API_URL"]
-    assert f"prefect.db; found that of `idxflow up` at {api}; stop that one first" in told.stderr
+    assert f"prefect.db; found that of `idxflow up` at {api}; stop that one first" in result.stderr
 
 
 @pytest.fixture(scope="module")
 def link(service: Service, place: dict[str, str]) -> str:
     """What `idxflow up` prints for the browser when it is typed again."""
     again = subprocess.run([BIN / "idxflow", "up"], env=place, cwd="/", capture_output=True, text=True, check=True)
-    found = re.search(r"http://\S+/enter#\S+", again.stdout)
-    assert found, again.stdout
-    return found[0]
+    match = re.search(r"http://\S+/enter#\S+", again.stdout)
+    assert match, again.stdout
+    return match[0]
 
 
 @pytest.mark.browser
@@ -339,10 +339,10 @@ def test_a_person_is_let_in_by_a_link_once_and_nothing_is_asked_outside(
     browser: Any, service: Service, place: dict[str, str], link: str
 ):
     ui = place["PREFECT_API_URL"].removesuffix("/api")
-    asked: set[str | None] = set()
+    hosts: set[str | None] = set()
     context = browser.new_context()
     page = context.new_page()
-    page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     page.goto(link)
     page.wait_for_url("**/v2/dashboard")
     page.get_by_text("Logout").wait_for()
@@ -358,14 +358,14 @@ def test_a_person_is_let_in_by_a_link_once_and_nothing_is_asked_outside(
     # The older pages know him as well.
     page.goto(f"{ui}/runs")
     page.get_by_text("Switch to V2 UI").wait_for()
-    assert asked - {None} == {"127.0.0.1"}
+    assert hosts - {None} == {"127.0.0.1"}
     context.close()
     logs = "".join(path.read_text() for path in (Path(place["PREFECT_HOME"]) / "idxflow").glob("*.log"))
     assert link.partition("#")[2] not in logs + service.said
 
 
 @pytest.mark.browser
-def test_a_link_that_was_used_says_so(browser: Any, link: str):
+def test_the_page_of_a_used_link_tells_that_it_was_used(browser: Any, link: str):
     context = browser.new_context()
     page = context.new_page()
     page.goto(link)

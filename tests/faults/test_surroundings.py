@@ -48,8 +48,8 @@ def test_a_server_that_is_not_there_is_named_with_the_place_of_its_address(tmp_p
         (tmp_path / file).write_text(text)
     else:
         environment["PREFECT_API_URL"] = NOWHERE
-    said = idxflow("status", env=environment, cwd=tmp_path).stdout
-    assert f"expected a Prefect server at {NOWHERE} ({place.format(tmp_path)}), found none; start one" in said
+    output = idxflow("status", env=environment, cwd=tmp_path).stdout
+    assert f"expected a Prefect server at {NOWHERE} ({place.format(tmp_path)}), found none; start one" in output
     # What is advised ends it.
     if file:
         (tmp_path / file).unlink()
@@ -89,7 +89,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.remedies("flows.service.configuration:read")
 @pytest.mark.parametrize("case", BROKEN)
 def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str):
-    file, content, said = BROKEN[case]
+    file, content, message = BROKEN[case]
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     if file:
         (tmp_path / file).write_bytes(content)
@@ -99,7 +99,7 @@ def test_settings_that_cannot_be_read_are_one_sentence(tmp_path: Path, case: str
     result = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert f"expected settings that Prefect can read; {said.format(tmp_path)}" in result.stderr
+    assert f"expected settings that Prefect can read; {message.format(tmp_path)}" in result.stderr
     assert json.loads(result.stdout)["error"]["kind"] == "PrefectFailed"
     # As it is advised: what cannot be read is corrected there.
     if file:
@@ -122,13 +122,13 @@ def test_a_profile_that_does_not_exist_is_one_sentence(tmp_path: Path, place: st
         profiles.write_text(f'active = "wrok"\n{profiles.read_text()}')
     else:
         environment["PREFECT_PROFILE"] = "wrok"
-    said = (
+    message = (
         f"expected {place.format(tmp_path)} to name a profile of Prefect's (cloud, ephemeral, local, test, work); "
         "found 'wrok' (did you mean work?)"
     )
     result = doctor_and_status(tmp_path, environment)
     assert result.stdout.startswith("Diagnosis(verdict='problem', what='settings'")
-    assert said in result.stdout
+    assert message in result.stdout
     assert "WARNING" not in result.stderr
     # As it is advised: it is removed.
     profiles.write_text(profiles.read_text().replace("wrok", "work"))
@@ -190,19 +190,19 @@ def test_an_address_that_is_no_api_is_named_as_what_it_is(tmp_path: Path):
     answers = {"/api/health": keyed, "/api/admin/version": keyed, "/other/api/health": good(b"<html>")}
     with FaultServer(answers) as other:
 
-        def said(url: str, **more: str) -> str:
+        def status_of(url: str, **more: str) -> str:
             return idxflow("status", env={**environment, "PREFECT_API_URL": url, **more}).stdout
 
-        missing = said(other.url())
+        missing = status_of(other.url())
         assert f"{other.url()} (PREFECT_API_URL of the environment), found HTTP 404; an address of" in missing
         assert "ends in /api" in missing
-        assert "found HTTP 401; put the key that it requires into PREFECT_API_KEY" in said(other.url("/api"))
+        assert "found HTTP 401; put the key that it requires into PREFECT_API_KEY" in status_of(other.url("/api"))
         # And what is advised gets further.
-        assert "HTTP 401" not in said(other.url("/api"), PREFECT_API_KEY="pnu_x")
-        assert "found HTTP 200; correct the address" in said(other.url("/other/api"))
+        assert "HTTP 401" not in status_of(other.url("/api"), PREFECT_API_KEY="pnu_x")
+        assert "found HTTP 200; correct the address" in status_of(other.url("/other/api"))
         assert "--port" not in missing
     for wrong in ("localhost:4200", "http://me:word@127.0.0.1:port/api", "http://", "ftp://127.0.0.1/api"):
-        refused = said(wrong)
+        refused = status_of(wrong)
         assert "expected an address such as http://127.0.0.1:4200/api in PREFECT_API_URL of the environment" in refused
         assert "word" not in refused
     corrected = idxflow("status", env={**environment, "PREFECT_API_URL": NOWHERE}).stdout
@@ -216,7 +216,7 @@ def test_something_else_at_the_usual_port_is_answered_with_another_port():
             client._is_up(where)
 
 
-def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_what_is_waited_for_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(server, "_SOON_SECONDS", 0.05)
     monkeypatch.setattr(server, "_HEALTH_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -259,9 +259,9 @@ def test_this_machine_is_never_asked_through_a_proxy_and_archives_are(
     }
     result = idxflow("validate", "mnist", "--source", "http://archive.invalid/mnist", "--json", env=environment)
     assert result.returncode == 4, result.stderr
-    asked = {request.headers["host"].partition(":")[0] for request in proxy.requests}
-    assert "archive.invalid" in asked
-    assert not asked & {"127.0.0.1", "localhost", "::1"}
+    hosts = {request.headers["host"].partition(":")[0] for request in proxy.requests}
+    assert "archive.invalid" in hosts
+    assert not hosts & {"127.0.0.1", "localhost", "::1"}
     assert json.loads(result.stdout)["error"]["kind"] == "SourceUnavailable"
 
 
@@ -294,7 +294,7 @@ def test_a_proxy_that_no_client_can_use_is_set_aside(value: str, usable: bool, m
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("exceptions", "expected"),
     [
         ({}, "127.0.0.1,localhost,::1"),
         ({"NO_PROXY": "a.example"}, "a.example,127.0.0.1,localhost,::1"),
@@ -302,8 +302,10 @@ def test_a_proxy_that_no_client_can_use_is_set_aside(value: str, usable: bool, m
         ({"no_proxy": "*"}, "*"),
     ],
 )
-def test_other_programs_are_told_the_exceptions(given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch):
-    users = {**given, "HTTP_PROXY": "http://proxy.example", "ALL_PROXY": "gopher://h"}
+def test_other_programs_are_told_the_exceptions(
+    exceptions: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    users = {**exceptions, "HTTP_PROXY": "http://proxy.example", "ALL_PROXY": "gopher://h"}
     monkeypatch.setattr(os, "environ", dict(users))
     proxies.keep_direct(*proxies.LOOPBACK)
     lines = "\n".join([*proxies.shell_lines(), 'echo "$NO_PROXY|$no_proxy|$HTTP_PROXY|$ALL_PROXY"'])
@@ -334,8 +336,8 @@ def test_a_user_whom_the_system_does_not_know_has_a_home(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("home", ["/proc/nobody", "file"])
 def test_a_home_that_cannot_be_written_is_named_and_another_helps(tmp_path: Path, home: str):
     (tmp_path / "file").write_text("")
-    made = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"), HOME=str(tmp_path / home))
-    broken = {name: value for name, value in made.items() if name != "PREFECT_HOME"}
+    variables = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"), HOME=str(tmp_path / home))
+    broken = {name: value for name, value in variables.items() if name != "PREFECT_HOME"}
     words = [BIN / "idxflow", "up", "--port", str(free_port())]
     result = subprocess.run(words, env=broken, cwd="/", capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -343,8 +345,8 @@ def test_a_home_that_cannot_be_written_is_named_and_another_helps(tmp_path: Path
     assert "Prefect's folder cannot be used" in result.stderr
     assert f"at {tmp_path / home}" in result.stderr
     # As it is advised: the next error is that of the server which is not there.
-    there = {**broken, "PREFECT_HOME": made["PREFECT_HOME"], "PREFECT_API_URL": "http://a.invalid/api"}
-    assert "start it there" in idxflow("up", env=there).stderr
+    advised = {**broken, "PREFECT_HOME": variables["PREFECT_HOME"], "PREFECT_API_URL": "http://a.invalid/api"}
+    assert "start it there" in idxflow("up", env=advised).stderr
 
 
 def test_a_folder_that_was_removed_is_one_sentence(
@@ -423,9 +425,9 @@ def test_all_that_is_started_imports_the_same(tmp_path: Path):
         "child = [sys.executable, '-c', 'import sys, flows; print(sys.path); print(flows.__file__)']\n"
         "print(sys.path); sys.stdout.flush(); subprocess.run(child, check=True)\n"
     )
-    found = {**os.environ, "PYTHONPATH": f"{tmp_path}::relative"}
+    variables = {**os.environ, "PYTHONPATH": f"{tmp_path}::relative"}
     result = subprocess.run(
-        [sys.executable, "-c", code], env=found, cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     own, childs, flows = result.stdout.splitlines()
     assert own.startswith(f"[{str(ROOT)!r}, '/elsewhere', ")
