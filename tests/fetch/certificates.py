@@ -60,9 +60,9 @@ def authority(folder: Path) -> Authority:
     folder.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"Throw-away authority {folder.name}")])
-    made = Authority(folder, key, _certificate(None, key, key, name, DAY))
-    made.file.write_bytes(made.certificate.public_bytes(serialization.Encoding.PEM))
-    return made
+    result = Authority(folder, key, _certificate(None, key, key, name, DAY))
+    result.file.write_bytes(result.certificate.public_bytes(serialization.Encoding.PEM))
+    return result
 
 
 def _certificate(

@@ -51,7 +51,7 @@ POLICIES = {silent: IMPATIENT, TRICKLE: STRICT}
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "words", "asked"),
+    ("answer", "error", "words", "requests"),
     [
         pytest.param(status(404), SourceUnavailable, "404 Not Found", 1, id="404"),
         pytest.param(status(410), SourceUnavailable, "410 Gone", 1, id="410"),
@@ -102,12 +102,12 @@ POLICIES = {silent: IMPATIENT, TRICKLE: STRICT}
     ],
 )
 def test_a_source_that_fails_for_good_publishes_nothing(
-    store: Store, dataset: Dataset, answer: Answer, error: type[IdxflowError], words: str, asked: int
+    store: Store, dataset: Dataset, answer: Answer, error: type[IdxflowError], words: str, requests: int
 ):
     with FaultServer({PATH: answer}) as server:
         with pytest.raises(error) as raised:
             get(store, dataset, server.url(PATH), policy=POLICIES.get(answer, QUICK))
-        assert server.asked(PATH) == asked
+        assert server.asked(PATH) == requests
         sentence = str(raised.value)
         assert words in sentence
         assert sentence.startswith(f"tiny: {FILE}: expected ")
@@ -118,7 +118,7 @@ def test_a_source_that_fails_for_good_publishes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("answer", "asked"),
+    ("answer", "requests"),
     [
         pytest.param(good(BODY), 1, id="good"),
         pytest.param(good(BODY, Content_Length=None), 1, id="length unsaid"),
@@ -138,10 +138,10 @@ def test_a_source_that_fails_for_good_publishes_nothing(
         pytest.param(in_turn(redirect(PATH, 301), redirect(PATH, 307), good(BODY)), 3, id="redirects"),
     ],
 )
-def test_what_can_heal_is_tried_again(store: Store, dataset: Dataset, answer: Answer, asked: int):
+def test_what_can_heal_is_tried_again(store: Store, dataset: Dataset, answer: Answer, requests: int):
     with FaultServer({PATH: answer}) as server:
         archive = get(store, dataset, server.url(PATH)).record
-        assert server.asked(PATH) == asked
+        assert server.asked(PATH) == requests
         assert server.requests[0].headers["accept-encoding"] == "identity"
         assert archive.source == server.url(PATH)
     assert archive.file.read_bytes() == BODY
@@ -159,8 +159,8 @@ def test_the_next_mirror_helps_and_the_log_names_the_one_that_failed(
     store: Store, dataset: Dataset, caplog: pytest.LogCaptureFixture
 ):
     with FaultServer({"/1": status(404), "/2": good(WRONG), "/3": good(BODY)}) as server:
-        done = get(store, dataset, *(server.url(f"/{n}") for n in (1, 2, 3)))
-        assert done.record.source == server.url("/3")
+        fetched = get(store, dataset, *(server.url(f"/{n}") for n in (1, 2, 3)))
+        assert fetched.record.source == server.url("/3")
         warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         assert len(warnings) == 2
         assert f"{server.url('/1')}: 404 Not Found; trying {server.url('/2')}" in warnings[0]
@@ -186,7 +186,7 @@ def test_nothing_reachable_says_what_to_do(store: Store, dataset: Dataset):
     assert e.value.exit_code == 4
 
 
-def test_a_name_that_is_none_is_said(store: Store, dataset: Dataset):
+def test_a_name_that_does_not_exist_is_named(store: Store, dataset: Dataset):
     # Top-level names ending so are never given to anyone: RFC 6761.
     with pytest.raises(SourceUnavailable, match="no connection") as e:
         get(store, dataset, f"http://archives.invalid{PATH}")
@@ -202,12 +202,12 @@ def test_four_archives_from_the_network_at_once(store: Store, dataset: Dataset):
     ]
     answers = {f"/{spec.file}": in_turn(status(500), good(bodies[spec.role])) for spec in specs}
     with FaultServer(answers) as server, ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda spec: get(store, dataset, spec=spec, source=server.url()), specs))
-    assert [d.record.file.read_bytes() for d in done] == list(bodies.values())
+        results = list(pool.map(lambda spec: get(store, dataset, spec=spec, source=server.url()), specs))
+    assert [result.record.file.read_bytes() for result in results] == list(bodies.values())
 
 
-def test_a_mirror_that_compressed_the_payload_again_is_accepted_and_said_so(store: Store, dataset: Dataset):
+def test_a_mirror_that_compressed_the_payload_again_is_accepted_and_named(store: Store, dataset: Dataset):
     with FaultServer({PATH: good(OTHER)}) as server:
-        done = get(store, dataset, server.url(PATH), spec=PAYLOAD_TOO)
+        fetched = get(store, dataset, server.url(PATH), spec=PAYLOAD_TOO)
         expected = f"{len(OTHER):,} bytes from {server.host}, sha256 {hashlib.sha256(OTHER).hexdigest()[:12]}"
-    assert done.step.summary == f"{expected}, compressed again, same content as published"
+    assert fetched.step.summary == f"{expected}, compressed again, same content as published"

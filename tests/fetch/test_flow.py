@@ -103,9 +103,11 @@ def test_a_fault_for_good_fails_the_run_with_its_sentence(
     fault, code, words = FAILS[name]
     answers = {path: good(body) for path, body in published.bodies.items()} | {BROKEN: fault(published.bodies[BROKEN])}
     with FaultServer(answers) as server:
-        found = run_without_prefect(store, dataset_file=str(published.manifest), source=server.url(), to=to_validation)
-    assert found["error"]["exit_code"] == code, found["sentence"]
-    assert words in found["sentence"]
+        outcome = run_without_prefect(
+            store, dataset_file=str(published.manifest), source=server.url(), to=to_validation
+        )
+    assert outcome["error"]["exit_code"] == code, outcome["sentence"]
+    assert words in outcome["sentence"]
     assert not list(store.root.rglob("*.parquet"))
     assert sorted(path.name for path in store.root.rglob("*-ubyte.gz")) == [
         path[1:] for path in sorted(published.bodies) if path != BROKEN
@@ -117,11 +119,11 @@ def test_to_prefect_it_is_a_failed_run_with_the_same_sentence(published: Publish
     fault, code, words = FAILS[name]
     answers = {path: good(body) for path, body in published.bodies.items()} | {BROKEN: fault(published.bodies[BROKEN])}
     with FaultServer(answers) as server:
-        state, found = run(published.manifest, store, server.url())
+        state, outcome = run(published.manifest, store, server.url())
     assert state.type.value == "FAILED"
-    assert state.message == message_of(found)
-    assert found["error"]["exit_code"] == code, found["sentence"]
-    assert words in found["sentence"]
+    assert state.message == message_of(outcome)
+    assert outcome["error"]["exit_code"] == code, outcome["sentence"]
+    assert words in outcome["sentence"]
 
 
 # The archives of labels are of a few dozen bytes.
@@ -173,29 +175,29 @@ def test_the_second_mirror_helps_and_the_log_names_the_first(
 
 def test_no_server_at_all_and_a_proxy_that_is_down(published: Published, store: Store, monkeypatch: pytest.MonkeyPatch):
     with FaultServer({}) as server:
-        gone = server.url()
-    state, found = run(published.manifest, store, gone)
-    assert (state.type.value, found["error"]["exit_code"]) == ("FAILED", 4)
-    assert "no connection (Connection refused)" in found["sentence"]
-    monkeypatch.setenv("HTTPS_PROXY", gone.replace("//", f"//user:{SECRET}@"))
-    _, found = run(published.manifest, store, "https://archive.invalid")
-    assert f"through the proxy {gone}" in found["sentence"]
-    assert SECRET not in found["sentence"]
+        address = server.url()
+    state, outcome = run(published.manifest, store, address)
+    assert (state.type.value, outcome["error"]["exit_code"]) == ("FAILED", 4)
+    assert "no connection (Connection refused)" in outcome["sentence"]
+    monkeypatch.setenv("HTTPS_PROXY", address.replace("//", f"//user:{SECRET}@"))
+    _, outcome = run(published.manifest, store, "https://archive.invalid")
+    assert f"through the proxy {address}" in outcome["sentence"]
+    assert SECRET not in outcome["sentence"]
 
 
 def test_tls_that_is_not_trusted(published: Published, store: Store, tmp_path: Path):
     with FaultServer({}, tls=authority(tmp_path / "other").server()) as server:
-        _, found = run(published.manifest, store, server.url())
-        assert found["error"]["exit_code"] == 4
-        assert "certificate is not trusted" in found["sentence"]
+        _, outcome = run(published.manifest, store, server.url())
+        assert outcome["error"]["exit_code"] == 4
+        assert "certificate is not trusted" in outcome["sentence"]
         assert set(server.openings) == {b"\x16"}
 
 
 def test_nothing_is_fetched_without_a_digest(tiny: TinyFactory, store: Store):
     with FaultServer({}) as server:
-        state, found = run(tiny().manifest, store, server.url())
-        assert (state.type.value, found["error"]["exit_code"]) == ("FAILED", 2)
-        assert ".sha256 because" in found["sentence"]
+        state, outcome = run(tiny().manifest, store, server.url())
+        assert (state.type.value, outcome["error"]["exit_code"]) == ("FAILED", 2)
+        assert ".sha256 because" in outcome["sentence"]
         assert server.openings == []
 
 
@@ -203,6 +205,6 @@ def test_nothing_is_fetched_without_a_digest(tiny: TinyFactory, store: Store):
     "source", ["ftp://host/", "javascript:alert(1)", f"https://u:{SECRET}@host/", f"https://host/?{SECRET}"]
 )
 def test_a_source_that_cannot_be_one_fails_the_run_at_once(published: Published, store: Store, source: str):
-    state, found = run(published.manifest, store, source)
-    assert (state.type.value, found["error"]["exit_code"], found["steps"]) == ("FAILED", 2, {})
-    assert SECRET not in found["sentence"]
+    state, outcome = run(published.manifest, store, source)
+    assert (state.type.value, outcome["error"]["exit_code"], outcome["steps"]) == ("FAILED", 2, {})
+    assert SECRET not in outcome["sentence"]

@@ -157,7 +157,7 @@ def test_a_disk_that_takes_no_more_is_the_stores_fault(store: Store, dataset: Da
 def test_real_mnist_is_accepted_by_digest_or_payload(store: Store, mnist_dir: Path):
     dataset = catalog.find("mnist")
     for spec in dataset.archives:
-        done = fetch.fn(store, dataset, spec, str(mnist_dir))
-        assert done.record.sha256 == sha256_of(mnist_dir / spec.file)
-        again = done.record.sha256 != spec.sha256
-        assert done.step.summary.endswith("compressed again, same content as published") is again
+        fetched = fetch.fn(store, dataset, spec, str(mnist_dir))
+        assert fetched.record.sha256 == sha256_of(mnist_dir / spec.file)
+        again = fetched.record.sha256 != spec.sha256
+        assert fetched.step.summary.endswith("compressed again, same content as published") is again

@@ -66,7 +66,7 @@ def test_a_folder_may_be_given_as_url(store: Store, dataset: Dataset, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("url", "shown"),
+    ("url", "expected"),
     [
         ("https://user:pw@host:8443/a/b.gz?sig=1#x", "https://host:8443/a/b.gz"),
         ("https://u@se@host/a", "https://host/a"),
@@ -78,8 +78,8 @@ def test_a_folder_may_be_given_as_url(store: Store, dataset: Dataset, tmp_path: 
         ("user:pw@host", "an address that cannot be read"),
     ],
 )
-def test_redacted(url: str, shown: str):
-    assert redacted(url) == shown
+def test_redacted(url: str, expected: str):
+    assert redacted(url) == expected
 
 
 @pytest.mark.parametrize("source", ["file:///etc/passwd", "/etc/passwd", "file:///etc", "file:///dev/zero"])

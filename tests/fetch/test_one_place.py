@@ -99,9 +99,9 @@ def test_each_step_and_the_report_say_from_where_also_where_the_bytes_were_there
     for place in (old.source, same):
         run(store, old, str(place))
         values = next(iter(Ledger(store, old.name).newest("runs")))
-        said = [step.summary for step in steps_of(values) if step.step == "fetch"]
-        assert len(said) == 4
-        assert all(f" bytes from {place}, " in line for line in said), json.dumps(said)
+        summaries = [step.summary for step in steps_of(values) if step.step == "fetch"]
+        assert len(summaries) == 4
+        assert all(f" bytes from {place}, " in line for line in summaries), json.dumps(summaries)
         record = past_runs.find(Registry(store, old.name), values["run"])
         assert record
         archives = build(Registry(store, old.name), record).values["data"]["archives"]
@@ -119,13 +119,13 @@ def test_with_digests_each_file_may_come_from_another_place(
             store, dataset_file=str(published.manifest), source=str(new), to=retrain.to_validation
         )
     assert ended["state"] == "valid"
-    said = {name: step["summary"] for name, step in ended["steps"].items()}
-    assert f" from {server.host}, " in said["fetch test-labels"]
-    assert f" from {new}, " in said["fetch test-images"]
+    summaries = {name: step["summary"] for name, step in ended["steps"].items()}
+    assert f" from {server.host}, " in summaries["fetch test-labels"]
+    assert f" from {new}, " in summaries["fetch test-images"]
     assert f"there is no {LABELS}" in caplog.text
 
 
-def test_a_given_folder_that_is_not_there_is_said_also_where_nothing_is_needed_of_it(
+def test_a_given_folder_that_is_missing_is_named_also_where_nothing_is_needed_of_it(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     nowhere = str(tmp_path / "nothing")

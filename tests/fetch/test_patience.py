@@ -74,14 +74,14 @@ def test_the_deadline_ends_whatever_goes_on(store: Store, dataset: Dataset, answ
 
 
 @pytest.mark.parametrize(
-    ("asked", "least", "most"), [("0", 0, 0), ("1", 1, 1), ("junk", 0, 0.5), ("-1", 0, 0.5), ("\u00b2", 0, 0.5)]
+    ("delay", "least", "most"), [("0", 0, 0), ("1", 1, 1), ("junk", 0, 0.5), ("-1", 0, 0.5), ("\u00b2", 0, 0.5)]
 )
 def test_a_wait_that_a_server_asks_for_is_kept_and_junk_is_not(
-    store: Store, dataset: Dataset, asked: str, least: float, most: float
+    store: Store, dataset: Dataset, delay: str, least: float, most: float
 ):
     slept: list[float] = []
     policy = replace(QUICK, backoff_seconds=0.5, sleep=slept.append)
-    with FaultServer({PATH: in_turn(status(429, Retry_After=asked), good(BODY))}) as server:
+    with FaultServer({PATH: in_turn(status(429, Retry_After=delay), good(BODY))}) as server:
         get(store, dataset, server.url(PATH), policy=policy)
     assert len(slept) == 1
     assert least <= slept[0] <= most
@@ -118,26 +118,26 @@ def test_what_is_read_is_bounded(spec: ArchiveSpec, limit: int):
 
 
 def test_progress_is_told_from_the_first_byte_to_the_last(store: Store, dataset: Dataset):
-    told: list[Progress] = []
-    with FaultServer({PATH: good(BODY)}) as server, listening(told.append):
+    progress: list[Progress] = []
+    with FaultServer({PATH: good(BODY)}) as server, listening(progress.append):
         get(store, dataset, server.url(PATH))
-    assert told[-1] == Progress(FILE, len(BODY), len(BODY), "bytes")
-    assert [p.done for p in told] == sorted(p.done for p in told)
-    assert {p.total for p in told} == {len(BODY)}
-    assert len(told) < 10
+    assert progress[-1] == Progress(FILE, len(BODY), len(BODY), "bytes")
+    assert [p.done for p in progress] == sorted(p.done for p in progress)
+    assert {p.total for p in progress} == {len(BODY)}
+    assert len(progress) < 10
 
 
 class CountingPart(PartialFile):
     """A part that counts what is taken from the network for it, and refuses gigabytes if nothing else does."""
 
-    taken, most = 0, 2_000_000
+    counted, most = 0, 2_000_000
 
     def fill(self, blocks: Iterable[bytes], limit: int, total: int | None, resume: bool = False) -> Received:
         return super().fill(map(self._count, blocks), limit, total, resume)
 
     def _count(self, block: bytes) -> bytes:
-        self.taken += len(block)
-        assert self.taken < self.most
+        self.counted += len(block)
+        assert self.counted < self.most
         return block
 
 
@@ -146,7 +146,7 @@ def test_a_body_without_end_is_left_at_most_64_kib_after_its_limit(tmp_path: Pat
     part = CountingPart(tmp_path, FILE)
     with FaultServer({PATH: endless()}) as server, pytest.raises(SourceFailed, match="more bytes"):
         download(server.url(PATH), part, limit, lambda _: None, QUICK, time.monotonic() + 240)
-    assert limit < part.taken <= limit + 65536
+    assert limit < part.counted <= limit + 65536
     assert part.size <= limit
 
 

@@ -59,10 +59,10 @@ def embedded(address: str) -> Iterator[str]:
     yield f"2001:db8::5efe:{high:x}:{low:x}"
     yield f"2606:2800::200:5efe:{high:x}:{low:x}"
     # NAT64 for local use, with a prefix of 48, 56, 64 and 96 bits (RFC 6052, 2.2).
-    one, two, three, four = number.to_bytes(4)
-    yield f"64:ff9b:1:{one:02x}{two:02x}:{three:x}:{four:02x}00::"
-    yield f"64:ff9b:1:{one:x}:{two:x}:{three:02x}{four:02x}::"
-    yield f"64:ff9b:1:0:{one:x}:{two:02x}{three:02x}:{four:02x}00:0"
+    first, second, third, fourth = number.to_bytes(4)
+    yield f"64:ff9b:1:{first:02x}{second:02x}:{third:x}:{fourth:02x}00::"
+    yield f"64:ff9b:1:{first:x}:{second:x}:{third:02x}{fourth:02x}::"
+    yield f"64:ff9b:1:0:{first:x}:{second:02x}{third:02x}:{fourth:02x}00:0"
     yield f"64:ff9b:1::{address}"
 
 

@@ -23,7 +23,7 @@ def test_a_password_is_not_sent_to_another_host(store: Store, dataset: Dataset):
 
 
 @pytest.mark.parametrize(
-    ("target", "words", "asked"),
+    ("target", "words", "requests"),
     [
         pytest.param("", "redirects more than 5 times", 6, id="loop"),
         pytest.param("file:///etc/passwd", "other than HTTP", 1, id="file"),
@@ -35,12 +35,12 @@ def test_a_password_is_not_sent_to_another_host(store: Store, dataset: Dataset):
     ],
 )
 def test_a_redirect_to_where_nothing_is_fetched_from_ends_there(
-    store: Store, dataset: Dataset, target: str, words: str, asked: int
+    store: Store, dataset: Dataset, target: str, words: str, requests: int
 ):
     with FaultServer({PATH: redirect(target or PATH)}) as server:
         with pytest.raises(SourceUnavailable, match=words) as raised:
             get(store, dataset, server.url(PATH))
-        assert server.asked(PATH) == asked
+        assert server.asked(PATH) == requests
     assert "root:" not in str(raised.value)
     assert leftovers(store) == []
 
@@ -142,7 +142,7 @@ def test_a_name_that_leads_to_a_forbidden_address_is_sent_no_request(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "localhost", "2130706433", "0x7f000001", "files.example"])
-def test_a_server_of_this_machine_is_a_source_where_somebody_says_so(
+def test_a_server_of_this_machine_is_a_source_where_it_is_named_as_such(
     store: Store, dataset: Dataset, host: str, names: dict[str, str]
 ):
     names["files.example"] = "127.0.0.1"

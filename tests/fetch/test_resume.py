@@ -53,9 +53,9 @@ def test_an_interrupted_download_goes_on_only_where_that_is_safe(
             get(store, dataset, server.url(PATH), policy=replace(QUICK, tries=1))
         assert leftovers(store) == [f"{FILE}.part", f"{FILE}.part.json"]
         archive = get(store, dataset, server.url(PATH)).record
-        asked = [request.headers.get("range") for request in server.requests[1:]]
+        headers = [request.headers.get("range") for request in server.requests[1:]]
     assert archive.file.read_bytes() == BODY
-    assert asked == [n and f"bytes={n}-" for n in ranges]
+    assert headers == [n and f"bytes={n}-" for n in ranges]
     assert leftovers(store) == ["entry.json", FILE]
 
 

@@ -40,9 +40,9 @@ def test_a_damaged_archive_in_the_store_is_noticed_and_fetched_again(store: Stor
         file = get(store, dataset, server.url(PATH)).record.file
         file.chmod(0o644)
         file.write_bytes(WRONG)
-        done = get(store, dataset, server.url(PATH))
-        assert done.step.reason.startswith("damaged")
-        assert done.record.file.read_bytes() == BODY
+        fetched = get(store, dataset, server.url(PATH))
+        assert fetched.step.reason.startswith("damaged")
+        assert fetched.record.file.read_bytes() == BODY
         assert server.asked(PATH) == 2
 
 
@@ -77,8 +77,8 @@ def test_the_embedded_data_come_by_the_same_way_four_at_once(
         return fetch.fn(store, dataset, spec)
 
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(run, dataset.archives))
-    for spec, result in zip(dataset.archives, done, strict=True):
+        results = list(pool.map(run, dataset.archives))
+    for spec, result in zip(dataset.archives, results, strict=True):
         assert result.record.role == spec.role
         assert payload_sha256(result.record.file, 10**6) == spec.payload_sha256
         assert "bytes from scikit-learn (embedded), sha256 " in result.step.summary

@@ -41,19 +41,19 @@ def test_a_secret_in_an_address_is_sent_to_its_server_and_said_nowhere(
     with FaultServer(answers) as server:
         answers["/away"] = redirect(f"{server.url('/bad')}?signature={SECRET}")
         urls = [server.url(f"{path}?signature={SECRET}", user=f"{SECRET}:{SECRET}@") for path in ("/away", PATH)]
-        done = get(store, dataset, *urls)
+        fetched = get(store, dataset, *urls)
         # httpx quotes what it cannot read.
         answers["/nonsense"] = redirect(f"http://127.0.0.1:{SECRET}/")
         with pytest.raises(SourceUnavailable) as raised:
             get(store, dataset, urls[0], server.url("/nonsense"), spec=replace(SPEC, sha256="0" * 64))
         assert SECRET in server.requests[0].path
         assert server.requests[0].headers["authorization"].startswith("Basic ")
-    said = "".join(traceback.format_exception(raised.value)) + caplog.text + repr(done)
-    said += "".join(str(p) + p.read_text(errors="replace") for p in store.root.rglob("*") if p.is_file())
-    assert SECRET not in said
-    assert base64.b64encode(f"{SECRET}:{SECRET}".encode()).decode() not in said
-    assert "HTTP Request" not in said
-    assert done.record.source == server.url(PATH)
+    text = "".join(traceback.format_exception(raised.value)) + caplog.text + repr(fetched)
+    text += "".join(str(p) + p.read_text(errors="replace") for p in store.root.rglob("*") if p.is_file())
+    assert SECRET not in text
+    assert base64.b64encode(f"{SECRET}:{SECRET}".encode()).decode() not in text
+    assert "HTTP Request" not in text
+    assert fetched.record.source == server.url(PATH)
 
 
 PASSWORD = f"{SECRET}%40+word"
@@ -99,17 +99,17 @@ class Place:
         a word; and what the API shows.
         """
         home = Path(self.prefect["HOME"])
-        found = {
+        contents = {
             str(path): str(path).encode() + path.read_bytes()
             for folder in (home, self.folder)
             for path in folder.rglob("*")
             if path.is_file()
         }
         with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
-            found["dump of prefect.db"] = "\n".join(database.iterdump()).encode()
+            contents["dump of prefect.db"] = "\n".join(database.iterdump()).encode()
         for path in ("logs", "artifacts", "flow_runs", "task_runs", "deployments", "block_documents"):
-            found[f"API: {path}"] = self.api(f"{path}/filter", {"limit": 200}).raise_for_status().content
-        return found
+            contents[f"API: {path}"] = self.api(f"{path}/filter", {"limit": 200}).raise_for_status().content
+        return contents
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def assert_no_canary(place: Place) -> None:
     """Look for the credentials as they are, decoded, and as a request's header has them."""
     header = base64.b64encode(f"{SECRET}-user:{unquote(PASSWORD)}".encode())
-    found = place.everything()
+    contents = place.everything()
     # What is looked through is what was said: the address without its secrets is in there.
     address = place.source.host.encode()
     for kind in (".said", "prefect.db", "API: logs", "API: artifacts", "API: flow_runs", "report.json"):
-        assert any(kind in name and address in data for name, data in found.items()), kind
-    assert [name for name, data in found.items() if SECRET.encode() in data or header[:-4] in data] == []
+        assert any(kind in name and address in data for name, data in contents.items()), kind
+    assert [name for name, data in contents.items() if SECRET.encode() in data or header[:-4] in data] == []
 
 
 @pytest.mark.flow
@@ -141,9 +141,9 @@ def test_credentials_of_a_source_are_found_nowhere_after_runs_that_succeed_and_f
     quick = ("--set", "epochs=2", "--set", "learning_rate=0.1", "--set", "hidden=[8]")
     run = place.cli("run", *quick, IDXFLOW_SOURCE=place.secret_source, IDXFLOW_STORE=str(place.folder / "store"))
     assert "report " in run.stdout, run.stderr
-    asked = place.source.requests
-    assert {f"token={SECRET}-token", f"X-Signature={SECRET}-signature"} == {r.path.partition("?")[2] for r in asked}
-    assert all(request.headers["authorization"].startswith("Basic ") for request in asked)
+    requests = place.source.requests
+    assert {f"token={SECRET}-token", f"X-Signature={SECRET}-signature"} == {r.path.partition("?")[2] for r in requests}
+    assert all(request.headers["authorization"].startswith("Basic ") for request in requests)
 
     # Each archive fails in its own way; the run's sentence is one of them, the rest is in the log.
     place.source.answers |= {

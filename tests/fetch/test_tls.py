@@ -26,9 +26,9 @@ TWICE = replace(QUICK, tries=2)
 @pytest.fixture
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     """An authority that this process trusts."""
-    made = authority(tmp_path / "trusted")
-    monkeypatch.setenv("SSL_CERT_FILE", str(made.file))
-    return made
+    ca = authority(tmp_path / "trusted")
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca.file))
+    return ca
 
 
 def refused(store: Store, dataset: Dataset, server: FaultServer, policy: DownloadPolicy = TWICE) -> str:
