@@ -29,8 +29,8 @@ from tests.support.servers import HTTP, ROOT, guarded_server, used_in_this_proce
 
 pytestmark = [pytest.mark.flow]
 
-KEPT = 3
-MADE = 12
+KEEP_RUNS = 3
+CREATED = 12
 TABLES = ("flow_run", "flow_run_state", "log", "artifact", "artifact_collection", "events", "event_resources")
 
 
@@ -84,19 +84,19 @@ def about(home: Path) -> set[str]:
 
 def make_runs(client: SyncPrefectClient, deployment: UUID, home: Path) -> list[UUID]:
     """Make runs that leave what runs leave: states, logs, a large artifact, events of all that."""
-    made = []
-    for number in range(MADE):
+    runs = []
+    for number in range(CREATED):
         run = client.create_flow_run_from_deployment(deployment).id
         client.set_flow_run_state(run, Running())
         line = LogCreate(name="made", level=20, message="a line" * 20, timestamp=now("UTC"), flow_run_id=run)
         client.create_logs([line] * 30)
         client.create_artifact(ArtifactCreate(key="made", type="markdown", data=f"{number}" * 50_000, flow_run_id=run))
         client.set_flow_run_state(run, Completed())
-        made.append(run)
+        runs.append(run)
     # Events are kept later than they happen, in their order.
     completed = "SELECT resource_id FROM events WHERE event = 'prefect.flow-run.Completed'"
-    until(lambda: names(made) <= {name for (name,) in ask(home, completed)})
-    return made
+    until(lambda: names(runs) <= {name for (name,) in ask(home, completed)})
+    return runs
 
 
 def test_old_runs_go_with_all_that_is_theirs_and_the_database_stays_as_large_as_it_is(
@@ -110,20 +110,20 @@ def test_old_runs_go_with_all_that_is_theirs_and_the_database_stays_as_large_as_
     client.set_flow_run_state(other, Completed())
     sizes = []
     for _ in range(3):
-        made = make_runs(client, deployment, home)
-        state = collect(keep_flow_runs=KEPT, store=str(tmp_path / "store"), return_state=True)
+        runs = make_runs(client, deployment, home)
+        state = collect(keep_flow_runs=KEEP_RUNS, store=str(tmp_path / "store"), return_state=True)
         assert state.type == StateType.COMPLETED, state.message
         after = rows(home)
-        there = {run.id for run in client.read_flow_runs()}
+        remaining = {run.id for run in client.read_flow_runs()}
         # The newest that have ended, the one that has not, and what another deployment has.
-        assert there >= {*made[-KEPT:], unfinished, other}
-        assert not there & set(made[:-KEPT])
-        assert after["artifact"] == KEPT
-        assert ask(home, "SELECT count(*) FROM log WHERE name = 'made'") == [(30 * KEPT,)]
+        assert remaining >= {*runs[-KEEP_RUNS:], unfinished, other}
+        assert not remaining & set(runs[:-KEEP_RUNS])
+        assert after["artifact"] == KEEP_RUNS
+        assert ask(home, "SELECT count(*) FROM log WHERE name = 'made'") == [(30 * KEEP_RUNS,)]
         assert after["artifact_collection"] == 1
         assert client.read_artifacts(limit=1)
-        assert not names(made[:-KEPT]) & about(home)
-        assert names(made[-KEPT:]) <= about(home)
+        assert not names(runs[:-KEEP_RUNS]) & about(home)
+        assert names(runs[-KEEP_RUNS:]) <= about(home)
         sizes.append(pages(home))
     # Where there was room for twelve runs, there is room for the next twelve.
     (_, first), (used, second), (used_again, third) = sizes
@@ -132,11 +132,11 @@ def test_old_runs_go_with_all_that_is_theirs_and_the_database_stays_as_large_as_
 
 
 def test_events_go_by_age_too(client: SyncPrefectClient, deployment: UUID, home: Path, tmp_path: Path):
-    made = make_runs(client, deployment, home)
-    assert names(made) <= about(home)
+    runs = make_runs(client, deployment, home)
+    assert names(runs) <= about(home)
     collect(event_days=0, store=str(tmp_path / "store"))
-    assert not names(made) & about(home)
-    assert set(made) <= {run.id for run in client.read_flow_runs()}
+    assert not names(runs) & about(home)
+    assert set(runs) <= {run.id for run in client.read_flow_runs()}
 
 
 def test_nobody_else_makes_the_server_forget(client: SyncPrefectClient):
@@ -144,7 +144,7 @@ def test_nobody_else_makes_the_server_forget(client: SyncPrefectClient):
     assert answer.status_code in (401, 403)
 
 
-def test_the_store_is_collected_and_what_cannot_be_is_said(client: SyncPrefectClient, tmp_path: Path):
+def test_the_store_is_collected_and_what_cannot_be_is_named(client: SyncPrefectClient, tmp_path: Path):
     store = Store(tmp_path / "store")
     dataset = write_tiny(tmp_path)
     for seed in range(3):
@@ -154,9 +154,9 @@ def test_the_store_is_collected_and_what_cannot_be_is_said(client: SyncPrefectCl
         busy = collect(keep_versions=1, store=str(store.root))
     assert busy["busy"] == ["tiny"]
     assert busy["entries"] == 0
-    done = collect(keep_versions=1, store=str(store.root))
-    assert done["entries"] > 0
-    assert done["bytes"] > 0
+    summary = collect(keep_versions=1, store=str(store.root))
+    assert summary["entries"] > 0
+    assert summary["bytes"] > 0
     assert sum(1 for path in store.root.rglob("*") if path.is_file()) < before
     assert not verify(store).damage
 

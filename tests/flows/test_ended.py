@@ -51,13 +51,13 @@ def failed(capsys: pytest.CaptureFixture, words: list[str], code: int) -> str:
     """Return the sentence of a command that fails, once as JSON and once in a line."""
     assert run_command(words) == code
     out, errors = capsys.readouterr()
-    found = json.loads(out)["error"]
-    assert found["exit_code"] == code
+    error = json.loads(out)["error"]
+    assert error["exit_code"] == code
     assert errors.count("\n") == 1
     assert errors.startswith("idxflow: ")
     assert "Traceback" not in errors
     assert not any(letter in errors for letter in "\x1b\x7f╭")
-    return str(found["sentence"])
+    return str(error["sentence"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,9 +65,9 @@ def test_a_failure_is_a_sentence_and_an_object_of_json(command: str, store: Stor
     words = COMMANDS[command]
     code = 1 if command == "export" else 2
     assert "expected" in failed(capsys, [*words, "--json"], code)
-    said = failed(capsys, [*words, "--json", "--frobnicate"], 2)
-    assert said.startswith("Unknown option: --frobnicate. ")
-    assert said.endswith(f" {command.split()[-1]} --help`.")
+    sentence = failed(capsys, [*words, "--json", "--frobnicate"], 2)
+    assert sentence.startswith("Unknown option: --frobnicate. ")
+    assert sentence.endswith(f" {command.split()[-1]} --help`.")
 
 
 @pytest.mark.remedies("flows.commands.cli:_refuse_empty")
@@ -110,13 +110,13 @@ def test_an_interruption_is_json_too(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr("flows.commands.gc_command.retention.collect", interrupted)
-    said = failed(capsys, ["gc", "--json"], code)
+    sentence = failed(capsys, ["gc", "--json"], code)
     how = "interrupted" if number == signal.SIGINT else "terminated"
-    assert said == f"{how}; run the same command again to resume"
+    assert sentence == f"{how}; run the same command again to resume"
     # That would go back another champion, where the first call has gone back one.
     monkeypatch.setattr("flows.promotion.roll_back", interrupted)
-    said = failed(capsys, ["rollback", "tiny", "--reason", "none", "--json"], code)
-    assert said == f"{how}; `idxflow registry history DATASET` shows whether the champion was changed"
+    sentence = failed(capsys, ["rollback", "tiny", "--reason", "none", "--json"], code)
+    assert sentence == f"{how}; `idxflow registry history DATASET` shows whether the champion was changed"
 
 
 NOBODY = 65534
@@ -145,9 +145,9 @@ def test_a_store_that_may_not_be_listed_is_not_taken_for_an_empty_one(command: s
         Path(folder).chmod(0o755)
         root.chmod(0o300)
         with by_another_user():
-            said = failed(capsys, [*command.split(), "--store", str(root), "--json"], 1)
+            sentence = failed(capsys, [*command.split(), "--store", str(root), "--json"], 1)
         root.chmod(0o755)
-    assert f"the store cannot be used: Permission denied at {root}" in said
+    assert f"the store cannot be used: Permission denied at {root}" in sentence
 
 
 @pytest.mark.parametrize("refused", ["train-images-idx3-ubyte", "."])

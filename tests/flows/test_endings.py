@@ -39,8 +39,8 @@ def filled(store: Store) -> Store:
 
 def die(store: Store, **about: Any) -> None:
     """Do what a run does that dies: begin, and let go of its lock."""
-    told = {"started": STARTED, "asked_by": "command line", **endings.present(), "again": "idxflow run tiny", **about}
-    underway.begin(store, DATASET, RUN, told).close()
+    record = {"started": STARTED, "asked_by": "command line", **endings.present(), "again": "idxflow run tiny", **about}
+    underway.begin(store, DATASET, RUN, record).close()
 
 
 def recorded(store: Store) -> dict[str, Any]:
@@ -76,16 +76,16 @@ def test_a_run_that_is_ended_is_in_the_ledger_and_its_remedy_ends_well(
     listed = idxflow("runs", "list", "tiny", "--json", env=environment)
     (run,) = json.loads(listed.stdout)
     assert (run["state"], run["sentence"], run["asked_by"]) == (state, expected, "command line")
-    asked = idxflow("status", "tiny", env=environment)
-    assert asked.returncode == 1
-    assert f"the last run was {state}: {expected}" in " ".join(asked.stdout.split())
+    result = idxflow("status", "tiny", env=environment)
+    assert result.returncode == 1
+    assert f"the last run was {state}: {expected}" in " ".join(result.stdout.split())
     assert idxflow(*again.split()[1:], env=environment).returncode == 0
     assert [values["state"] for values in Ledger(store, "tiny").read("runs")] == [state, "valid"]
     assert list(underway.folder(store, "tiny").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("about", "said"),
+    ("about", "cause"),
     [
         ({"boot": "another"}, "ended when its machine restarted"),
         ({"host": "elsewhere"}, "on the machine elsewhere is gone"),
@@ -93,8 +93,8 @@ def test_a_run_that_is_ended_is_in_the_ledger_and_its_remedy_ends_well(
         ({}, "was killed, or could not record how the run ended"),
     ],
 )
-def test_what_a_process_died_of_is_said_as_far_as_it_is_known(
-    filled: Store, tmp_path: Path, about: dict[str, Any], said: str
+def test_what_a_process_died_of_is_named_as_far_as_it_is_known(
+    filled: Store, tmp_path: Path, about: dict[str, Any], cause: str
 ):
     # As the kernel counts them.
     counter = tmp_path / "memory.events"
@@ -103,13 +103,13 @@ def test_what_a_process_died_of_is_said_as_far_as_it_is_known(
         about = {"memory": [str(counter), 2]}
     die(filled, **about)
     record, remedy = recorded(filled), "run it again to resume: idxflow run tiny"
-    assert (record["state"], record["sentence"]) == ("crashed", f"its process {os.getpid()} {said}; {remedy}")
+    assert (record["state"], record["sentence"]) == ("crashed", f"its process {os.getpid()} {cause}; {remedy}")
 
 
 def test_the_command_that_resumes_a_run_asks_for_the_same(tmp_path: Path):
     manifest, store = str(tmp_path / "my own.toml"), tmp_path / "store"
-    asked = Request("tiny", manifest, "fast", {"epochs": 2}, ("hidden=[5, 5]",), "in box", str(store))
-    program, command, *words = shlex.split(asked.command("run"))
+    request = Request("tiny", manifest, "fast", {"epochs": 2}, ("hidden=[5, 5]",), "in box", str(store))
+    program, command, *words = shlex.split(request.command("run"))
     assert (program, command, words[-2:]) == ("idxflow", "run", ["--store", str(store)])
     assert words[:-2] == [
         *("--dataset-file", manifest, "--profile", "fast"),
@@ -149,7 +149,7 @@ def test_a_trace_that_was_damaged_is_still_of_a_run(filled: Store):
     assert recorded(filled)["sentence"].startswith("its process was killed, or could not record how the run ended")
 
 
-def test_a_decision_that_was_made_before_is_said(filled: Store):
+def test_a_decision_that_was_made_before_is_reported(filled: Store):
     Ledger(filled, DATASET).append("decisions", RUN, {"sentence": "promoted v2: better", "version": 2})
     die(filled)
     assert recorded(filled)["sentence"].endswith("; before that, it decided: promoted v2: better")
@@ -164,14 +164,12 @@ def test_the_next_command_that_looks_records_it(filled: Store, command: list[str
     assert "Traceback" not in "".join(capsys.readouterr())
 
 
-def test_status_gives_the_time_when_it_began_and_says_so_until_a_run_ends_well(
-    filled: Store, capsys: pytest.CaptureFixture
-):
+def test_status_names_a_crashed_run_and_its_start_until_a_run_ends_well(filled: Store, capsys: pytest.CaptureFixture):
     die(filled)
     assert run_command(["status", "--store", str(filled.root)]) == 1
-    said = " ".join(capsys.readouterr().out.split())
-    assert "problem the last run was crashed: its process" in said
-    assert "last run 2026-01-01 00:00 UTC (" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "problem the last run was crashed: its process" in output
+    assert "last run 2026-01-01 00:00 UTC (" in output
     retrain(filled, 2)
     assert run_command(["status", "--store", str(filled.root)]) == 0
 
@@ -193,12 +191,12 @@ def test_what_a_resume_needs_stays_until_a_run_came_to_its_end(filled: Store):
         die(filled)
         settled()
         other.mkdir()
-        done = retention.collect(filled, DATASET)
-        assert (done.leftovers, done.unfinished) == ((other,), (unfinished,))
+        collection = retention.collect(filled, DATASET)
+        assert (collection.leftovers, collection.unfinished) == ((other,), (unfinished,))
         assert (unfinished / "checkpoint.npz").is_file()
-        found = diagnosis._whole(filled)
-        assert (found.verdict, found.remedy) == ("ok", "")
-        assert "1 unfinished, which the next run resumes" in found.found
+        finding = diagnosis._whole(filled)
+        assert (finding.verdict, finding.remedy) == ("ok", "")
+        assert "1 unfinished, which the next run resumes" in finding.found
         assert [f.remedy for f in verify(filled).leftovers] == ["run the same command again to resume"]
     retrain(filled, 2)
     assert diagnosis._whole(filled).remedy == filled.command("gc")
@@ -216,7 +214,7 @@ def test_looking_reads_what_is_under_way_and_nothing_else(filled: Store, monkeyp
 def counted(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> list[None]:
     calls: list[None] = []
     real: Callable[..., Any] = getattr(where, name)
-    monkeypatch.setattr(where, name, lambda *given: (calls.append(None), real(*given))[1])
+    monkeypatch.setattr(where, name, lambda *arguments: (calls.append(None), real(*arguments))[1])
     return calls
 
 

@@ -67,8 +67,8 @@ class World:
 
     def runs(self) -> list[dict[str, Any]]:
         """The runs of sets of this world, oldest first."""
-        wanted = {"deployments": {"id": {"any_": [self.deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        runs = post(self.environment, "flow_runs/filter", wanted)
+        query = {"deployments": {"id": {"any_": [self.deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        runs = post(self.environment, "flow_runs/filter", query)
         return [run for run in runs if run["parameters"]["arrival"] in self.sets()]
 
     def announced(self) -> list[str]:
@@ -93,17 +93,19 @@ def world(tmp_path: Path, server: dict[str, str], deployed: str) -> World:
 def test_a_set_is_announced_until_there_is_a_run_of_it_and_then_no_more(world: World):
     world.put(world.first)
     first = world.once()
-    (one,) = world.sets()
+    (arrival,) = world.sets()
     assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.endswith(f"complete; set {one}\ntiny: set {one} announced, its flow run is created\n")
-    assert world.announced() == [one]
+    assert first.stdout.endswith(f"complete; set {arrival}\ntiny: set {arrival} announced, its flow run is created\n")
+    assert world.announced() == [arrival]
     nothing = f"tiny: nothing to announce, the archives in {world.inbox} have been announced\n"
     assert world.once().stdout == nothing
     world.delete()
-    assert world.once().stdout == f"tiny: set {one} announced, its flow run is created\n"
-    assert world.announced() == [one]
+    assert world.once().stdout == f"tiny: set {arrival} announced, its flow run is created\n"
+    assert world.announced() == [arrival]
     # It may have ended while the server was not there, or had lost its database.
-    Ledger(world.store, "tiny").append("runs", "run", {"state": "promoted", "sentence": "promoted v1", "arrival": one})
+    Ledger(world.store, "tiny").append(
+        "runs", "run", {"state": "promoted", "sentence": "promoted v1", "arrival": arrival}
+    )
     world.delete()
     assert world.once().stdout == nothing
     assert world.announced() == []
@@ -115,22 +117,24 @@ def test_the_next_set_is_announced_when_the_run_of_the_one_before_it_has_started
     assert world.once().returncode == 0
     world.put(world.second)
     waits = world.once()
-    one, other = world.sets()
+    earlier, later = world.sets()
     assert waits.returncode == 1
-    assert f"idxflow: tiny: the set {other} waits; its run is created when the run 'tiny {one}' of the" in waits.stderr
-    assert world.announced() == [one]
+    assert (
+        f"idxflow: tiny: the set {later} waits; its run is created when the run 'tiny {earlier}' of the" in waits.stderr
+    )
+    assert world.announced() == [earlier]
     world.set_state("RUNNING")
-    assert world.once().stdout == f"tiny: set {other} announced, its flow run is created\n"
-    assert world.announced() == [one, other]
+    assert world.once().stdout == f"tiny: set {later} announced, its flow run is created\n"
+    assert world.announced() == [earlier, later]
 
 
-def test_a_run_whose_process_died_is_said_once_and_not_repeated(world: World):
+def test_a_run_whose_process_died_is_reported_once_and_not_repeated(world: World):
     world.put(world.first)
     with Command(*world.words("--every", "0.2"), env=world.environment) as watcher:
         until(lambda: "announced, its flow run is created" in watcher.said)
-        (one,) = world.sets()
+        (arrival,) = world.sets()
         world.set_state("CRASHED", "killed by signal 9")
-        again = f"prefect deployment run retrain/inbox --param dataset=tiny --param arrival={one}"
+        again = f"prefect deployment run retrain/inbox --param dataset=tiny --param arrival={arrival}"
         until(lambda: again in watcher.errors)
         # The next set is not held up by it.
         world.put(world.second)
@@ -138,7 +142,7 @@ def test_a_run_whose_process_died_is_said_once_and_not_repeated(world: World):
         assert watcher.errors.count("found Crashed: killed by signal 9; it is not retried automatically") == 1
     # What the command says does what it says.
     prefect(world.environment, *again.split()[1:])
-    assert [world.announced().count(arrival) for arrival in world.sets()] == [2, 1]
+    assert [world.announced().count(announced) for announced in world.sets()] == [2, 1]
 
 
 def test_what_a_killed_watcher_had_taken_is_announced_by_the_next_one(world: World):
@@ -150,11 +154,11 @@ def test_what_a_killed_watcher_had_taken_is_announced_by_the_next_one(world: Wor
         os.kill(watcher.pid, signal.SIGKILL)
     # As if killed before the record of it was written.
     (record,) = (world.store.dataset("tiny") / "ledger" / "arrivals").iterdir()
-    (one,) = world.sets()
+    (arrival,) = world.sets()
     record.unlink()
     world.put(world.second)
     with Command(*world.words("--every", "0.2"), env=world.environment):
-        until(lambda: world.announced() == [one])
+        until(lambda: world.announced() == [arrival])
         world.set_state("RUNNING")
         until(lambda: len(world.announced()) == 2)
     assert world.announced() == world.sets()

@@ -79,10 +79,10 @@ def test_up_stops_also_where_the_exception_is_lost(number: signal.Signals):
         lost(number)
 
 
-def test_other_errors_stay_what_they_are_and_other_ignored_ones_are_said():
-    said = []
+def test_other_errors_stay_what_they_are_and_other_ignored_ones_are_reported():
+    reported = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.unraisablehook", said.append)
+        patch.setattr("sys.unraisablehook", reported.append)
 
         class Dying:
             def __del__(self) -> None:
@@ -96,4 +96,4 @@ def test_other_errors_stay_what_they_are_and_other_ignored_ones_are_said():
 
         with pytest.raises(OSError, match="^other$"):
             fails()
-    assert [str(ignored.exc_value) for ignored in said] == ["ignored"]
+    assert [str(ignored.exc_value) for ignored in reported] == ["ignored"]

@@ -45,12 +45,12 @@ def run(results: Path, store: Store, tiny: TinyFactory):
     def call(manifest: Path, force: bool = False, **training: Any) -> tuple[Any, dict[str, Any]]:
         where = {"dataset_file": str(manifest), "store": str(store.root)}
         state = retrain(**where, training=QUICK | training, force=force, return_state=True)
-        return state, outcome(state)
+        return state, outcome_of(state)
 
     return call
 
 
-def outcome(state: Any) -> dict[str, Any]:
+def outcome_of(state: Any) -> dict[str, Any]:
     result = state.result(raise_on_failure=False)
     ended = result.outcome if isinstance(result, RunFailed) else result
     # Parameters that Prefect refuses end in an error of its own.
@@ -80,8 +80,8 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     _, again = run(manifest)
     assert (again["state"], again["version"], again["report"]) == ("unchanged", 1, first["report"])
     assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
-    runs = {found["run"] for found in (first, second, third, again)}
-    events = until(lambda: found if len(found := decided(server, runs)) > 1 else None)
+    runs = {outcome["run"] for outcome in (first, second, third, again)}
+    events = until(lambda: decisions if len(decisions := decided(server, runs)) > 1 else None)
     assert sorted(events) == sorted([("promoted", first["run"]), (third["state"], third["run"])])
 
 
@@ -89,8 +89,8 @@ def decided(server: dict[str, str], runs: set[str]) -> list[tuple[str, str]]:
     """Return the events about models that the server has of these runs."""
     EventsWorker.drain_all()
     resource = {"id": ["idxflow.model.tiny"]}
-    found = post(server, "events/filter", {"filter": {"resource": resource, "occurred": LAST_DAY}, "limit": 50})
-    about = [(event["event"].rpartition(".")[2], event["payload"]["run"]) for event in found["events"]]
+    response = post(server, "events/filter", {"filter": {"resource": resource, "occurred": LAST_DAY}, "limit": 50})
+    about = [(event["event"].rpartition(".")[2], event["payload"]["run"]) for event in response["events"]]
     return [(outcome, run) for outcome, run in about if run in runs]
 
 
@@ -111,10 +111,10 @@ def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: St
 
 
 def test_runs_are_named_and_tagged_by_what_was_decided(run: Any, tiny: TinyFactory):
-    _, found = run(tiny().manifest)
+    _, outcome = run(tiny().manifest)
     with get_client(sync_client=True) as client:
-        flow_run = next(r for r in client.read_flow_runs() if found["run"] in r.name)
-    assert flow_run.name == f"tiny {found['run']} promoted v1"
+        flow_run = next(r for r in client.read_flow_runs() if outcome["run"] in r.name)
+    assert flow_run.name == f"tiny {outcome['run']} promoted v1"
     assert "promoted" in flow_run.tags
 
 
@@ -126,12 +126,12 @@ def test_refusals_say_what_was_refused_and_set_off_what_waits_for_failed_runs(ru
     }
     with failures_noted() as noted:
         for words, case in cases.items():
-            state, found = run(tiny(**case).manifest, epochs=1, learning_rate=1e-6)
+            state, outcome = run(tiny(**case).manifest, epochs=1, learning_rate=1e-6)
             assert (state.type.value, state.name) == ("FAILED", "Failed")
             assert words in state.message
             with get_client(sync_client=True) as client:
-                flow_run = next(r for r in client.read_flow_runs() if str(found["run"]) in r.name)
-            assert flow_run.name == f"tiny {found['run']} {words}"
+                flow_run = next(r for r in client.read_flow_runs() if str(outcome["run"]) in r.name)
+            assert flow_run.name == f"tiny {outcome['run']} {words}"
             assert "refused" in flow_run.tags
         state, _ = run(tiny().manifest, validation_fraction=0.999)
         assert (state.type.value, state.name) == ("FAILED", "Failed")
@@ -154,22 +154,22 @@ def failures_noted() -> Iterator[Callable[[], int]]:
         "within": 0,
     }
     name = f"flow run enters Failed {uuid4()}"
-    wanted = {"filter": {"event": {"name": ["prefect.automation.triggered"]}, "occurred": LAST_DAY}}
+    query = {"filter": {"event": {"name": ["prefect.automation.triggered"]}, "occurred": LAST_DAY}}
     with get_client(sync_client=True) as client:
         body = {"name": name, "trigger": trigger, "actions": [{"type": "do-nothing"}]}
-        made = client.request("POST", "/automations/", json=body).json()["id"]
+        automation = client.request("POST", "/automations/", json=body).json()["id"]
 
         def count() -> int:
-            events = client.request("POST", "/events/filter", json=wanted).json()["events"]
+            events = client.request("POST", "/events/filter", json=query).json()["events"]
             return sum(event["resource"]["prefect.resource.name"] == name for event in events)
 
         try:
             yield count
         finally:
-            client.request("DELETE", "/automations/{id}", path_params={"id": made})
+            client.request("DELETE", "/automations/{id}", path_params={"id": automation})
 
 
-def test_a_rollback_stands_and_the_next_report_says_so(run: Any, store: Store, tiny: TinyFactory):
+def test_a_rollback_stands_and_the_next_report_names_it(run: Any, store: Store, tiny: TinyFactory):
     manifest = tiny(manifest='[gate]\npolicy = "not_worse"\nmargin = 1.0\nmax_class_loss = 1.0').manifest
     run(manifest, epochs=1, learning_rate=0.001)
     _, second = run(manifest)
@@ -192,9 +192,9 @@ def answer(promote: bool, reason: str) -> threading.Thread:
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             with get_client(sync_client=True) as client:
-                found = client.read_flow_runs(flow_run_filter=paused)
-            if found:
-                resume_flow_run(found[0].id, run_input={"promote": promote, "reason": reason})
+                runs = client.read_flow_runs(flow_run_filter=paused)
+            if runs:
+                resume_flow_run(runs[0].id, run_input={"promote": promote, "reason": reason})
                 return
             time.sleep(0.3)
 
@@ -204,22 +204,24 @@ def answer(promote: bool, reason: str) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize(("promote", "said"), [(True, "promoted by a person"), (False, "declined by a person")])
-def test_a_person_decides_where_the_policy_is_ask(run: Any, store: Store, tiny: TinyFactory, promote: bool, said: str):
+@pytest.mark.parametrize(("promote", "reason"), [(True, "promoted by a person"), (False, "declined by a person")])
+def test_a_person_decides_where_the_policy_is_ask(
+    run: Any, store: Store, tiny: TinyFactory, promote: bool, reason: str
+):
     manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.2').manifest
     thread = answer(promote, "looked at it")
-    _, found = run(manifest)
+    _, outcome = run(manifest)
     thread.join()
-    assert found["state"] == ("promoted" if promote else "kept")
-    assert f"{said}: looked at it" in found["sentence"]
+    assert outcome["state"] == ("promoted" if promote else "kept")
+    assert f"{reason}: looked at it" in outcome["sentence"]
     assert (Registry(store, "tiny").champion() is not None) == promote
 
 
 def test_no_answer_in_time_keeps_the_champion(run: Any, store: Store, tiny: TinyFactory):
     manifest = tiny(manifest='[gate]\npolicy = "ask"\nask_hours = 0.0003').manifest
-    _, found = run(manifest)
-    assert found["state"] == "kept"
-    assert "no person approved it" in found["sentence"]
+    _, outcome = run(manifest)
+    assert outcome["state"] == "kept"
+    assert "no person approved it" in outcome["sentence"]
     assert Registry(store, "tiny").champion() is None
 
 
@@ -235,12 +237,12 @@ def test_the_report_of_a_run_that_was_deleted_is_made_again(run: Any, tiny: Tiny
 def test_refused_data_fails_the_run_before_training_with_a_report(run: Any, store: Store, tiny: TinyFactory):
     labels = (np.arange(120) % 3).astype(np.uint8)
     labels[7] = 200
-    state, found = run(tiny(arrays={"train-labels": labels}).manifest)
+    state, outcome = run(tiny(arrays={"train-labels": labels}).manifest)
     assert state.type.value == "FAILED"
-    assert state.message == message_of(found)
-    assert (found["state"], found["error"]["exit_code"]) == ("refused", 3)
+    assert state.message == message_of(outcome)
+    assert (outcome["state"], outcome["error"]["exit_code"]) == ("refused", 3)
     assert not list(store.entries("tiny", "train").glob("*"))
-    report = json.loads(Path(found["report"]).with_name("report.json").read_text())
+    report = json.loads(Path(outcome["report"]).with_name("report.json").read_text())
     assert report["verdict"]["outcome"] == "refused"
 
 
@@ -250,14 +252,14 @@ def test_a_model_below_the_floor_is_never_champion(run: Any, store: Store, tiny:
     run(good.manifest)
     strict = good.manifest.read_text() + "[floors]\naccuracy = 1.0\n"
     good.manifest.write_text(strict)
-    state, found = run(good.manifest, epochs=1, learning_rate=1e-6)
+    state, outcome = run(good.manifest, epochs=1, learning_rate=1e-6)
     assert state.type.value == "FAILED"
-    assert (found["state"], found["error"]["exit_code"], found["champion"]) == ("refused", 5, 1)
+    assert (outcome["state"], outcome["error"]["exit_code"], outcome["champion"]) == ("refused", 5, 1)
     assert Registry(store, "tiny").champion().number == 1
     # With lower floors it is compared with the champion.
     good.manifest.write_text(strict.replace("1.0", "0.0") + "class_recall = 0.0\n")
-    _, found = run(good.manifest, epochs=1, learning_rate=1e-6)
-    assert (found["state"], found["error"]) == ("kept", None)
+    _, outcome = run(good.manifest, epochs=1, learning_rate=1e-6)
+    assert (outcome["state"], outcome["error"]) == ("kept", None)
 
 
 @pytest.mark.parametrize("broken", ["normalize", "train", "evaluate", "decide", "publish"])
@@ -268,12 +270,12 @@ def test_a_bug_in_a_task_is_a_failed_run_not_a_completed_one(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(pipeline, broken, fails)
-    state, found = run(tiny().manifest)
+    state, outcome = run(tiny().manifest)
     assert state.type.value == "FAILED"
-    assert found["state"] == "failed"
-    assert found["error"] == {"kind": "RuntimeError", "sentence": "unexpected RuntimeError: a bug", "exit_code": 1}
+    assert outcome["state"] == "failed"
+    assert outcome["error"] == {"kind": "RuntimeError", "sentence": "unexpected RuntimeError: a bug", "exit_code": 1}
     # The report tells what the run found out up to there.
-    assert bool(found["report"]) == (broken != "publish")
+    assert bool(outcome["report"]) == (broken != "publish")
 
 
 def test_a_report_that_cannot_be_shown_does_not_hide_why_the_run_failed(
@@ -284,18 +286,18 @@ def test_a_report_that_cannot_be_shown_does_not_hide_why_the_run_failed(
 
     monkeypatch.setattr(pipeline, "publish", fails)
     labels = np.full(120, 200, np.uint8)
-    _, found = run(tiny(arrays={"train-labels": labels}).manifest)
-    assert found["error"]["kind"] == "ValidationFailed"
+    _, outcome = run(tiny(arrays={"train-labels": labels}).manifest)
+    assert outcome["error"]["kind"] == "ValidationFailed"
 
 
 def test_a_wrong_manifest_is_a_failed_run_with_the_sentence(results: Path, tmp_path: Path):
     state = retrain(dataset_file=str(tmp_path / "none.toml"), return_state=True)
     assert state.type.value == "FAILED"
     assert "expected a manifest in TOML" in state.message
-    assert outcome(state)["error"]["exit_code"] == 2
+    assert outcome_of(state)["error"]["exit_code"] == 2
 
 
-def test_a_set_that_the_store_does_not_have_is_said(results: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_a_set_that_the_store_does_not_have_is_refused(results: Path, store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("IDXFLOW_STORE", str(store.root))
     state = retrain_arrival("digits", "20260101-000000-00000000", return_state=True)
     assert state.type.value == "FAILED"
@@ -308,5 +310,5 @@ def test_a_set_that_the_store_does_not_have_is_said(results: Path, store: Store,
 
 def test_validation_alone_stops_before_training(results: Path, store: Store, tiny: TinyFactory):
     state = validate_dataset(dataset_file=str(tiny().manifest), store=str(store.root), return_state=True)
-    assert outcome(state)["state"] == "valid"
+    assert outcome_of(state)["state"] == "valid"
     assert not store.entries("tiny", "normalize").exists()

@@ -50,11 +50,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """The first run of `digits`, and the same again."""
     store = tmp_path_factory.mktemp("unchanged") / "store"
     command = [sys.executable, "-c", COUNTED, str(store)]
-    found = {}
+    outcomes = {}
     for name in ("first", "again"):
         ended = subprocess.run(command, cwd=code_digests.ROOT, capture_output=True, text=True, check=True)
-        found[name] = json.loads(ended.stdout)
-    return found
+        outcomes[name] = json.loads(ended.stdout)
+    return outcomes
 
 
 def test_the_unchanged_run_imports_no_heavy_library(runs: dict[str, dict]):
