@@ -39,8 +39,8 @@ class Clockwork:
 
     def __call__(self, module: str, variant: str, threads: int | None) -> Outcome:
         self.asked.append((variant, threads))
-        found = self.left[variant].pop(0)
-        return found if isinstance(found, Outcome) else Outcome({variant: found}, "done")
+        value = self.left[variant].pop(0)
+        return value if isinstance(value, Outcome) else Outcome({variant: value}, "done")
 
 
 def results(ours: tuple[float, ...], theirs: tuple[float, ...]) -> Results:
@@ -49,15 +49,15 @@ def results(ours: tuple[float, ...], theirs: tuple[float, ...]) -> Results:
 
 def test_ratios_are_taken_within_rounds():
     """Of the medians it would be 2: a round that is slow for all must not count as slow for one."""
-    found = ratio((1.0, 4.0, 10.0), (1.0, 16.0, 2.0))
-    assert found
-    assert (found.median, found.low, found.high) == (1.0, 0.25, 5.0)
+    ratios = ratio((1.0, 4.0, 10.0), (1.0, 16.0, 2.0))
+    assert ratios
+    assert (ratios.median, ratios.low, ratios.high) == (1.0, 0.25, 5.0)
 
 
 def test_a_round_in_which_one_failed_has_no_ratio():
-    found = ratio((1.0, None, 3.0), (2.0, 4.0, None))
-    assert found
-    assert (found.low, found.high) == (0.5, 0.5)
+    ratios = ratio((1.0, None, 3.0), (2.0, 4.0, None))
+    assert ratios
+    assert (ratios.low, ratios.high) == (0.5, 0.5)
     assert ratio((None,), (1.0,)) is None
     assert spread(()) is None
 
@@ -70,9 +70,9 @@ def test_rounds_go_through_all_variants_in_turn():
 
 
 def test_the_faster_number_of_threads_is_kept():
-    one = Comparison("one", "", "", "none", (Variant("a", "", (1, 2)),), "a")
+    comparison = Comparison("one", "", "", "none", (Variant("a", "", (1, 2)),), "a")
     run = Clockwork(a=[2.0, 1.5, 1.6])
-    (row,) = compare(one, 1, run)
+    (row,) = compare(comparison, 1, run)
     assert run.asked == [("a", 1), ("a", 2), ("a", 2)]
     assert (row.threads, row.seconds) == (2, (1.6,))
 
@@ -94,7 +94,7 @@ def test_a_failure_costs_its_round_and_names_no_file_of_this_machine():
     assert "/home" not in text
 
 
-def test_a_goal_that_is_met_says_so_and_no_reason(monkeypatch: pytest.MonkeyPatch):
+def test_a_goal_that_is_met_is_reported_without_a_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(goals.WHY, "job", "Prefect takes its time.")
     text = page(results((3.0, 3.3), (10.0, 10.0)), [suite.JOB], MACHINE, "python -m benchmarks")
     assert "| whole job / tutorial script | ≤ 0.35 | 0.315 (0.300–0.330) | met | tutorial script |" in text
@@ -214,30 +214,30 @@ def test_a_wrong_decoder_is_not_measured(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_network_by_hand_descends_its_gradient():
     """The mean loss falls by the rate times the squared gradient, which the first step leaves in the velocity."""
     random = np.random.default_rng(0)
-    rows, wanted = random.normal(size=(64, 784)).astype(np.float32), random.integers(0, 10, 64)
+    rows, labels = random.normal(size=(64, 784)).astype(np.float32), random.integers(0, 10, 64)
     network, rate = training.ByHand(), 1e-3
-    before, _ = network.step(rows, wanted, rate)
+    before, _ = network.step(rows, labels, rate)
     squared = sum(float(((velocity / rate) ** 2).sum()) for velocity in network.velocity)
     first = network.velocity[0].copy()
-    after, _ = network.step(rows, wanted, 0.0)
+    after, _ = network.step(rows, labels, 0.0)
     assert np.allclose(network.velocity[0], 0.9 * first)
     assert (before - after) / 64 == pytest.approx(rate * squared, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--only", "training,cooking"], "there is no 'cooking'"),
         (["--rounds", "0"], "whole number above 0"),
     ],
 )
-def test_a_wrong_wish_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+def test_wrong_arguments_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         command.main(words)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_missing_archives_are_said(tmp_path: Path):
+def test_missing_archives_are_named(tmp_path: Path):
     with pytest.raises(SystemExit, match="train-images-idx3-ubyte.gz"):
         command.main(["--mnist", str(tmp_path)])
 
@@ -252,24 +252,24 @@ def test_help_names_every_comparison(capsys: pytest.CaptureFixture[str]):
 def test_a_part_is_printed_and_the_committed_page_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    kept = tmp_path / "results.md"
-    monkeypatch.setattr(command, "PAGE", kept)
+    results = tmp_path / "results.md"
+    monkeypatch.setattr(command, "PAGE", results)
     monkeypatch.setattr(Bench, "run", lambda self, module, variant, threads: Outcome({variant: 0.25}))
     assert command.main(["--mnist", str(archives(tmp_path)), "--only", "starting", "--rounds", "1"]) == 0
     printed = capsys.readouterr().out
     assert "| `idxflow --help` | ≤ 0.5 s | 0.250 s (0.250–0.250) | met |" in printed
     assert "`python -m benchmarks --only starting --rounds 1`" in printed
     assert str(tmp_path) not in printed
-    assert not kept.exists()
+    assert not results.exists()
 
 
 def test_the_lock_of_the_comparison_has_hashes_names_no_host_and_agrees_with_the_other():
     def pins(name: str) -> set[str]:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "://" not in text
-        found = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
-        assert all(line.rstrip().endswith("\\") for line in found)
-        return {line.rstrip(" \\") for line in found}
+        lines = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
+        assert all(line.rstrip().endswith("\\") for line in lines)
+        return {line.rstrip(" \\") for line in lines}
 
     ours, bench = pins("requirements.lock"), pins("requirements-bench.lock")
     names = {pin.split("==")[0] for pin in ours}

@@ -36,9 +36,9 @@ def started_by_image() -> list[str]:
 def test_idxflow_takes_the_command(words: list[str]):
     function, arguments, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert function is up
-    given: dict[str, Any] = arguments.arguments
-    assert given.get("auth", True) is True
-    assert ":" not in str(given.get("database", "")).removeprefix("postgresql+asyncpg://").split("@")[0]
+    options: dict[str, Any] = arguments.arguments
+    assert options.get("auth", True) is True
+    assert ":" not in str(options.get("database", "")).removeprefix("postgresql+asyncpg://").split("@")[0]
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path):

@@ -33,13 +33,13 @@ def shell_lines(text: str) -> list[str]:
 
 
 def commands(program: str) -> list[str]:
-    found = {
+    lines = {
         line.split("=", 1)[1].split(" ", 1)[1] if re.match(r"[A-Z_]+=\S+ ", line) else line
         for document in DOCUMENTS
         for line in shell_lines(document.read_text(encoding="utf-8"))
         if re.match(rf"([A-Z_]+=\S+ )*(\.venv/bin/)?{program} ", line)
     }
-    return sorted(line.removeprefix(".venv/bin/").split(" > ")[0].split(" | ")[0] for line in found)
+    return sorted(line.removeprefix(".venv/bin/").split(" > ")[0].split(" | ")[0] for line in lines)
 
 
 @cache
@@ -154,8 +154,8 @@ def test_each_deployment_that_is_shown_could_be_in_prefect_yaml():
         (deployment,) = yaml.safe_load(f"{definitions}deployments:\n{block}")["deployments"]
         module, _, flow = deployment["entrypoint"].rpartition(".")
         source = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
-        (found,) = (node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == flow)
-        assert deployment["parameters"].keys() <= {argument.arg for argument in found.args.args}
+        (function,) = (node for node in source.body if isinstance(node, ast.FunctionDef) and node.name == flow)
+        assert deployment["parameters"].keys() <= {argument.arg for argument in function.args.args}
 
 
 def marked() -> dict[str, set[str]]:
@@ -163,12 +163,12 @@ def marked() -> dict[str, set[str]]:
     files = [ROOT / "pyproject.toml", ROOT / "prefect.yaml"]
     for folder in ("flows", "tasks", "storage", "expectations", "tests", "deploy"):
         files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".toml", "")]
-    found: dict[str, set[str]] = {}
+    marks: dict[str, set[str]] = {}
     for path in files:
         if path.is_file():
             for name in re.findall(r"^\s*# Prefect: ([a-z-]+)\.", path.read_text(encoding="utf-8"), re.MULTILINE):
-                found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
-    return found
+                marks.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    return marks
 
 
 def test_each_work_around_for_prefect_is_on_the_page_and_in_the_code():

@@ -15,12 +15,12 @@ pytest.importorskip("atheris", reason="needs atheris, which is there for Linux o
 
 @pytest.mark.parametrize(("target", "runs"), [("idx", 250_000), ("manifest", 10_000)])
 def test_made_up_files_are_refused_or_read_and_nothing_else(tmp_path: Path, target: str, runs: int):
-    done = fuzz(target, runs, ["-seed=1"], tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert f"Done {runs} runs" in done.stderr
+    process = fuzz(target, runs, ["-seed=1"], tmp_path)
+    assert process.returncode == 0, process.stderr[-4000:]
+    assert f"Done {runs} runs" in process.stderr
     assert not list(tmp_path.iterdir())
     # The search was guided: it came further than the seeds.
-    branches = [int(found) for found in re.findall(r"cov: (\d+)", done.stderr)]
+    branches = [int(count) for count in re.findall(r"cov: (\d+)", process.stderr)]
     assert branches[-1] > branches[0] > 50
 
 
@@ -36,7 +36,7 @@ def test_a_foreign_error_is_a_finding_with_its_input(tmp_path: Path):
     broken = tmp_path / "broken" / "sitecustomize.py"
     broken.parent.mkdir()
     broken.write_text("import struct\nstruct.unpack = None\n")
-    done = fuzz("idx", 1000, cwd=tmp_path, path=[broken.parent])
-    assert done.returncode != 0
-    assert "Test unit written to ./crash-" in done.stderr
+    process = fuzz("idx", 1000, cwd=tmp_path, path=[broken.parent])
+    assert process.returncode != 0
+    assert "Test unit written to ./crash-" in process.stderr
     assert [path.name[:6] for path in tmp_path.glob("crash-*")] == ["crash-"]

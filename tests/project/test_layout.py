@@ -87,30 +87,30 @@ FLAGS = {"allow_pickle": False, "shell": False, "safe_mode": True, "autoescape":
 
 def dangers(tree: ast.AST) -> list[str]:
     """Return what in a module unpickles, evaluates, loads a foreign model or starts a shell."""
-    found = []
+    calls = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] in RUN_CODE]
+            calls += [alias.name for alias in node.names if alias.name.split(".")[0] in RUN_CODE]
         elif isinstance(node, ast.ImportFrom):
-            found += [node.module] if (node.module or "").split(".")[0] in RUN_CODE else []
-            found += [alias.name for alias in node.names if alias.name in CALLS]
+            calls += [node.module] if (node.module or "").split(".")[0] in RUN_CODE else []
+            calls += [alias.name for alias in node.names if alias.name in CALLS]
         elif isinstance(node, ast.Call):
-            found += _called(node)
-    return found
+            calls += _called(node)
+    return calls
 
 
 def _called(node: ast.Call) -> list[str]:
     words = ast.unparse(node.func).split(".")
     module, name = ".".join(words[:-1]), words[-1]
-    found = [name] if name in CALLS and (module, name) not in HARMLESS else []
-    found += [f"{module}.load"] if name == "load" and module in ("yaml", "torch", "numpy", "np") else []
+    calls = [name] if name in CALLS and (module, name) not in HARMLESS else []
+    calls += [f"{module}.load"] if name == "load" and module in ("yaml", "torch", "numpy", "np") else []
     for keyword in node.keywords:
         value = keyword.value.value if isinstance(keyword.value, ast.Constant) else ...
         if keyword.arg in FLAGS and value is not FLAGS[keyword.arg]:
-            found.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
+            calls.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
     if (module, name, "allow_pickle") in {("np", "load", k.arg) for k in node.keywords}:
-        found.remove("np.load")
-    return found
+        calls.remove("np.load")
+    return calls
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

@@ -22,26 +22,30 @@ def archives(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archives_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic.write(tmp_path_factory.mktemp("synthetic"), ROWS).parent
 
 
 @pytest.mark.parametrize("units", [2, 5])
-def test_the_same_seed_gives_the_same_bytes_however_many_are_made_at_a_time(units: int, made: Path, tmp_path: Path):
+def test_the_same_seed_gives_the_same_bytes_however_many_are_made_at_a_time(
+    units: int, archives_folder: Path, tmp_path: Path
+):
     synthetic.write(tmp_path, ROWS, units=units)
-    assert archives(tmp_path) == archives(made)
+    assert archives(tmp_path) == archives(archives_folder)
 
 
-def test_another_seed_gives_other_images(made: Path, tmp_path: Path):
+def test_another_seed_gives_other_images(archives_folder: Path, tmp_path: Path):
     synthetic.write(tmp_path, ROWS, seed=2)
-    ours, others = archives(made), archives(tmp_path)
+    ours, others = archives(archives_folder), archives(tmp_path)
     assert not [role for role in ours if ours[role] == others[role]]
 
 
-def test_more_images_begin_with_the_same_ones(made: Path, tmp_path: Path):
+def test_more_images_begin_with_the_same_ones(archives_folder: Path, tmp_path: Path):
     synthetic.write(tmp_path, {"train": 1000, "test": 1400})
     for role in catalog.ROLES:
-        few, more = sorted((idx.read(folder / catalog.DEFAULT_FILES[role]) for folder in (made, tmp_path)), key=len)
+        few, more = sorted(
+            (idx.read(folder / catalog.DEFAULT_FILES[role]) for folder in (archives_folder, tmp_path)), key=len
+        )
         np.testing.assert_array_equal(few, more[: len(few)])
 
 
@@ -57,19 +61,19 @@ def test_all_checks_pass_without_a_warning(side: int, tmp_path: Path):
         )
         return write_split(dataset, name, images, labels, tmp_path)
 
-    found = judge(dataset, split("train"), split("test"), tmp_path)
-    assert [check.name for check in found.checks if not check.passed] == []
+    validation = judge(dataset, split("train"), split("test"), tmp_path)
+    assert [check.name for check in validation.checks if not check.passed] == []
 
 
-def test_a_nearest_neighbour_tells_most_test_images(made: Path):
-    images, labels, test, answers = (idx.read(made / catalog.DEFAULT_FILES[role]) for role in catalog.ROLES)
-    flat, asked = images.reshape(len(images), -1).astype(np.float32), test.reshape(len(test), -1).astype(np.float32)
-    nearest = ((flat**2).sum(axis=1) - 2 * asked @ flat.T).argmin(axis=1)
+def test_a_nearest_neighbour_tells_most_test_images(archives_folder: Path):
+    images, labels, test, answers = (idx.read(archives_folder / catalog.DEFAULT_FILES[role]) for role in catalog.ROLES)
+    flat, queries = images.reshape(len(images), -1).astype(np.float32), test.reshape(len(test), -1).astype(np.float32)
+    nearest = ((flat**2).sum(axis=1) - 2 * queries @ flat.T).argmin(axis=1)
     assert 0.85 < (labels[nearest] == answers).mean() < 1
 
 
-def test_no_image_occurs_twice_or_in_both_splits(made: Path):
-    images = np.concatenate([idx.read(made / catalog.DEFAULT_FILES[f"{split}-images"]) for split in ROWS])
+def test_no_image_occurs_twice_or_in_both_splits(archives_folder: Path):
+    images = np.concatenate([idx.read(archives_folder / catalog.DEFAULT_FILES[f"{split}-images"]) for split in ROWS])
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
 
 
@@ -87,6 +91,6 @@ def test_one_size_has_no_exponent():
 
 
 def test_memory_that_is_taken_and_given_back_is_seen():
-    found = scaling.measured(lambda: len(b"\1" * 100_000_000))
-    assert 95_000_000 < found.above < 120_000_000
+    measured = scaling.measured(lambda: len(b"\1" * 100_000_000))
+    assert 95_000_000 < measured.above < 120_000_000
     assert scaling.measured(lambda: None).above < 10_000_000

@@ -27,9 +27,9 @@ COMMANDS = {
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_command_in_a_terminal_keeps_to_itself(words: str, tmp_path: Path):
     write_tiny(tmp_path)
-    with FaultServer({}) as taken:
-        said = words.replace("PORT", taken.host.partition(":")[2]).replace("FOLDER", str(tmp_path))
-        command = [BIN / "idxflow", *said.split(), "--store", str(tmp_path / "store")]
+    with FaultServer({}) as server:
+        arguments = words.replace("PORT", server.host.partition(":")[2]).replace("FOLDER", str(tmp_path))
+        command = [BIN / "idxflow", *arguments.split(), "--store", str(tmp_path / "store")]
         ended = typed(command, user(tmp_path), tmp_path)
     assert ended.code == COMMANDS[words], ended.said
     assert "usage data" not in ended.said
@@ -53,15 +53,15 @@ def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
         steps = re.search(r"try, in another terminal:\n((?:  .*\n)+)", up.sent)
         assert steps, up.sent
         worker = "prefect worker start --pool idxflow --type process --run-once"
-        told = typed(["sh", "-e", "-c", f"{steps[1]}\n{worker}"], environment, tmp_path)
-        assert told.code == 0, told.said
-        assert "finished successfully in 'Completed'" in told.said
-        assert "Worker 'ProcessWorker" in told.said
+        served = typed(["sh", "-e", "-c", f"{steps[1]}\n{worker}"], environment, tmp_path)
+        assert served.code == 0, served.said
+        assert "finished successfully in 'Completed'" in served.said
+        assert "Worker 'ProcessWorker" in served.said
         up.interrupt()
         stopped = up.ended()
     assert stopped.code == 0, stopped.said
     assert stopped.said.endswith("stopped\n")
-    for ended in (ran, told, stopped):
+    for ended in (ran, served, stopped):
         assert "usage data" not in ended.said
         assert ended.asked == frozenset()
     # What moves while that starts is gone afterwards.
@@ -70,7 +70,7 @@ def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
         assert not any(waited_for in line for line in seen(stopped.said))
 
 
-def test_what_is_said_and_asked_would_be_seen(tmp_path: Path):
+def test_output_and_requests_would_be_seen(tmp_path: Path):
     code = (
         "import prefect, urllib.request\n"
         "try: urllib.request.urlopen('http://192.0.2.1:9', timeout=0.1)\n"
