@@ -59,9 +59,9 @@ def test_what_is_asked_for_at_once_is_made_and_nothing_is_locked(served: tuple[S
     _, environment = served
     patient = {**environment, "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
     with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
-        done = burst(patient, home / "server.log", RUNS, COMMANDS)
-    assert (done.asked, done.accepted, done.refused) == (RUNS + COMMANDS, RUNS + COMMANDS, 0)
-    assert (done.existing, done.lost, done.locked) == (RUNS + COMMANDS, 0, 0)
+        outcome = burst(patient, home / "server.log", RUNS, COMMANDS)
+    assert (outcome.asked, outcome.accepted, outcome.refused) == (RUNS + COMMANDS, RUNS + COMMANDS, 0)
+    assert (outcome.existing, outcome.lost, outcome.locked) == (RUNS + COMMANDS, 0, 0)
 
 
 def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_the_server(
@@ -81,16 +81,16 @@ def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_th
             server.start()
 
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
-        done = burst({**environment, **impatient}, home / "server.log", RUNS, 0, kill_at_the_third)
-    assert done.lost == 0
-    assert done.refused > 0
-    assert done.accepted + done.refused == done.asked
-    assert done.existing >= done.accepted
+        outcome = burst({**environment, **impatient}, home / "server.log", RUNS, 0, kill_at_the_third)
+    assert outcome.lost == 0
+    assert outcome.refused > 0
+    assert outcome.accepted + outcome.refused == outcome.asked
+    assert outcome.existing >= outcome.accepted
 
     server.stop(3)
     command = [str(BIN / "prefect"), "deployment", "run", DEPLOYMENT]
     impatient["PREFECT_API_REQUEST_TIMEOUT"] = "2"
-    told = subprocess.run(
+    process = subprocess.run(
         command, env={**environment, **impatient}, cwd="/", capture_output=True, text=True, timeout=280
     )
-    assert told.returncode != 0
+    assert process.returncode != 0

@@ -27,7 +27,7 @@ def started(folder: Path, program: str) -> Service:
     return service
 
 
-def said_of_its_death(service: Service) -> str:
+def cause_of_death(service: Service) -> str:
     """What is said, with a look every now and then while it is alive."""
     return until(service.revive)
 
@@ -35,16 +35,16 @@ def said_of_its_death(service: Service) -> str:
 def test_a_signal_is_named_and_no_old_line_of_the_log_blamed(tmp_path: Path):
     service = started(tmp_path, "")
     os.kill(service.pid, signal.SIGKILL)
-    said = said_of_its_death(service)
-    assert said.startswith("the server was killed by SIGKILL; nothing says that memory ran out, so ")
-    assert "database is locked" not in said
+    message = cause_of_death(service)
+    assert message.startswith("the server was killed by SIGKILL; nothing says that memory ran out, so ")
+    assert "database is locked" not in message
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(signal.SIGSEGV, "was ended by SIGSEGV"), (signal.SIGRTMIN + 3, "was ended by signal 37")]
+    ("number", "message"), [(signal.SIGSEGV, "was ended by SIGSEGV"), (signal.SIGRTMIN + 3, "was ended by signal 37")]
 )
-def test_other_signals_are_named_too(number: int, said: str):
-    assert by_signal(number, memory=True) == said
+def test_other_signals_are_named_too(number: int, message: str):
+    assert by_signal(number, memory=True) == message
 
 
 def test_the_kernels_kill_for_memory_is_named_as_such(tmp_path: Path):
@@ -59,7 +59,7 @@ def test_the_kernels_kill_for_memory_is_named_as_such(tmp_path: Path):
             # Where control groups may not be made, this is how the kernel's kill would look.
             service._counter.write_text("oom_kill 1\n")
             os.kill(service.pid, signal.SIGKILL)
-        assert "killed by SIGKILL: the kernel sent it because memory ran out" in said_of_its_death(service)
+        assert "killed by SIGKILL: the kernel sent it because memory ran out" in cause_of_death(service)
     finally:
         if group:
             group.rmdir()
@@ -68,6 +68,6 @@ def test_the_kernels_kill_for_memory_is_named_as_such(tmp_path: Path):
 def test_an_error_at_the_end_is_the_reason_and_an_early_one_is_not(tmp_path: Path):
     (tmp_path / "go").touch()
     late = started(tmp_path, "raise ValueError('expected a port')")
-    assert "ended with exit code 1: ValueError: expected a port" in said_of_its_death(late)
+    assert "ended with exit code 1: ValueError: expected a port" in cause_of_death(late)
     early = started(tmp_path, "print('INFO fine\\n' * 200, flush=True)\nraise SystemExit(3)")
-    assert said_of_its_death(early).startswith("the server ended with exit code 3; starting it again in ")
+    assert cause_of_death(early).startswith("the server ended with exit code 3; starting it again in ")

@@ -45,9 +45,9 @@ def planned(tmp_path: Path, **schedules: dict[str, str] | None) -> dict[str, Any
                     {
                         "name": name,
                         "entrypoint": "flows.retrain.retrain",
-                        **({"schedules": [_scheduled(*one) for one in wanted.items()]} if wanted is not None else {}),
+                        **({"schedules": [_scheduled(*item) for item in crons.items()]} if crons is not None else {}),
                     }
-                    for name, wanted in schedules.items()
+                    for name, crons in schedules.items()
                 ],
             }
         )
@@ -59,7 +59,7 @@ def _scheduled(slug: str, cron: str) -> dict[str, str]:
     return {"cron": cron, **({} if slug == "-" else {"slug": slug})}
 
 
-def there(client: SyncPrefectClient) -> dict[str, set[str]]:
+def schedules_by_deployment(client: SyncPrefectClient) -> dict[str, set[str]]:
     """The schedules of the deployments of the pool, by name."""
     return {
         deployment.name: {schedule.schedule.cron for schedule in deployment.schedules}
@@ -71,8 +71,8 @@ def there(client: SyncPrefectClient) -> dict[str, set[str]]:
 def make(client: SyncPrefectClient, name: str, cron: str, slug: str | None = None) -> None:
     """Make a schedule as a person does: in the UI, which gives it no slug, or by the API."""
     deployment = next(d for d in client.read_deployments() if d.name == name)
-    wanted = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron), slug=slug)
-    client.create_deployment_schedules(deployment.id, [wanted])
+    schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron=cron), slug=slug)
+    client.create_deployment_schedules(deployment.id, [schedule])
 
 
 @pytest.mark.flow
@@ -97,7 +97,7 @@ def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
         deployments.deploy(client, wrong)
     # As it is advised.
     assert deployments.deploy(client, promise) == deployments.Deployed((), ())
-    assert {name: len(crons) for name, crons in there(client).items()} == {
+    assert {name: len(crons) for name, crons in schedules_by_deployment(client).items()} == {
         **dict.fromkeys(("all_taken_out", "renamed", "unchanged", "removed", "removed_but_used"), 1),
         "taken_out": 2,
     }
@@ -113,8 +113,8 @@ def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
         unchanged={"weekly": "0 0 6 1 *"},
         new={"weekly": "0 0 9 1 *"},
     )
-    done = deployments.deploy(client, replace(promise, plan=then), Remembered())
-    assert there(client) == {
+    deployed = deployments.deploy(client, replace(promise, plan=then), Remembered())
+    assert schedules_by_deployment(client) == {
         "taken_out": {"0 0 3 1 *", "0 0 1 2 *", "0 0 1 3 *"},
         "all_taken_out": {"0 0 1 2 *"},
         "renamed": {"0 0 5 1 *", "0 0 1 2 *"},
@@ -122,8 +122,8 @@ def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
         "removed_but_used": {"0 0 1 2 *"},
         "new": {"0 0 9 1 *"},
     }
-    assert done.kept == ("unchanged",)
-    assert set(done.removed) == {
+    assert deployed.kept == ("unchanged",)
+    assert set(deployed.removed) == {
         "the schedule weekly of taken_out",
         "the schedule weekly of all_taken_out",
         "the schedule weekly of renamed",

@@ -26,7 +26,7 @@ OWN = "127.0.0.1:4200"
 JSON = "application/json"
 
 
-class Asked:
+class Exchange:
     """One request to a guarded application, and what came of it. The application answers 200 and reads nothing."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Asked:
 )
 def test_this_machine_s_names_are_taken_with_any_port(host: str):
     # The port may be another one, as through a tunnel; that of another machine is none.
-    assert Asked({"Host": host}).status == 200
+    assert Exchange({"Host": host}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -78,40 +78,40 @@ def test_this_machine_s_names_are_taken_with_any_port(host: str):
     ],
 )  # fmt: skip
 def test_another_name_is_no_name_of_this_server(host: str):
-    found = Asked({"Host": host})
-    assert (found.status, found.reached) == (421, False)
-    assert "expected a Host that is a name of this server" in json.loads(found.sent[1]["body"])["detail"]
+    exchange = Exchange({"Host": host})
+    assert (exchange.status, exchange.reached) == (421, False)
+    assert "expected a Host that is a name of this server" in json.loads(exchange.sent[1]["body"])["detail"]
 
 
 def test_a_host_that_is_missing_or_comes_twice_is_refused():
-    assert Asked({}).status == 421
-    assert Asked([("Host", OWN), ("Host", OWN)]).status == 421
-    assert Asked([("Host", OWN), ("host", "evil.example")]).status == 421
+    assert Exchange({}).status == 421
+    assert Exchange([("Host", OWN), ("Host", OWN)]).status == 421
+    assert Exchange([("Host", OWN), ("host", "evil.example")]).status == 421
 
 
 def test_names_that_the_user_adds_are_taken_and_their_pages_are_own_ones():
     rules = Rules.listening("127.0.0.1", ["Prefect.example.org", "other.example:8443"])
     for host in ("prefect.example.org", "prefect.EXAMPLE.org:443", "other.example"):
-        assert Asked({"Host": host}, rules).status == 200
+        assert Exchange({"Host": host}, rules).status == 200
     # A proxy may say its own name, or that of the server behind it.
     for host in ("prefect.example.org", OWN):
-        assert Asked({"Host": host, "Origin": "https://prefect.example.org"}, rules).status == 200
-    assert Asked({"Host": OWN, "Origin": "https://other.example:8443"}, rules).status == 200
+        assert Exchange({"Host": host, "Origin": "https://prefect.example.org"}, rules).status == 200
+    assert Exchange({"Host": OWN, "Origin": "https://other.example:8443"}, rules).status == 200
     for origin in ("https://other.example", "https://prefect.example.org:1", "https://x.prefect.example.org"):
-        assert Asked({"Host": OWN, "Origin": origin}, rules).status == 403
+        assert Exchange({"Host": OWN, "Origin": origin}, rules).status == 403
 
 
 def test_an_open_address_is_reached_by_every_address_and_by_the_machine_s_name(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("socket.gethostname", lambda: "Box")
     for host in ("0.0.0.0", "::"):
         rules = Rules.listening(host)
-        taken = ("192.168.1.5:4200", "[2001:db8::1]:4200", "box:4200", "localhost")
-        assert [Asked({"Host": name}, rules).status for name in taken] == [200] * 4
+        accepted = ("192.168.1.5:4200", "[2001:db8::1]:4200", "box:4200", "localhost")
+        assert [Exchange({"Host": name}, rules).status for name in accepted] == [200] * 4
         # These may be made to lead here by their owner.
         refused = ("evil.example", "0.0.0.0", "[::]", "box.evil.example")
-        assert [Asked({"Host": name}, rules).status for name in refused] == [421] * 4
-    assert Asked({"Host": "192.168.1.5:4200"}, Rules.listening("192.168.1.5")).status == 200
-    assert Asked({"Host": "192.168.1.6:4200"}, Rules.listening("192.168.1.5")).status == 421
+        assert [Exchange({"Host": name}, rules).status for name in refused] == [421] * 4
+    assert Exchange({"Host": "192.168.1.5:4200"}, Rules.listening("192.168.1.5")).status == 200
+    assert Exchange({"Host": "192.168.1.6:4200"}, Rules.listening("192.168.1.5")).status == 421
 
 
 @pytest.mark.parametrize("names", [["http://prefect.example.org"], ["a/b"], [""], ["a b"], ["*"]])
@@ -130,26 +130,26 @@ def test_a_name_that_is_none_is_refused(names: list[str]):
     ],
 )  # fmt: skip
 def test_a_page_of_another_origin_is_refused_whatever_it_asks(method: str, origin: str):
-    found = Asked({"Host": OWN, "Origin": origin, "Content-Type": JSON, "Content-Length": "2"}, method=method)
-    assert (found.status, found.reached) == (403, False)
+    exchange = Exchange({"Host": OWN, "Origin": origin, "Content-Type": JSON, "Content-Length": "2"}, method=method)
+    assert (exchange.status, exchange.reached) == (403, False)
 
 
 def test_an_own_page_is_let_through():
     for host, origin in ((OWN, f"http://{OWN}"), ("LOCALHOST", "http://localhost"), ("[::1]:1", "http://[::1]:1")):
-        assert Asked({"Host": host, "Origin": origin, "Sec-Fetch-Site": "same-origin"}).status == 200
-    assert Asked({"Host": "localhost:80", "Origin": "http://localhost"}).status == 200
-    assert Asked({"Host": "localhost:443", "Origin": "https://localhost"}).status == 200
+        assert Exchange({"Host": host, "Origin": origin, "Sec-Fetch-Site": "same-origin"}).status == 200
+    assert Exchange({"Host": "localhost:80", "Origin": "http://localhost"}).status == 200
+    assert Exchange({"Host": "localhost:443", "Origin": "https://localhost"}).status == 200
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "CROSS-SITE", "other"])
 def test_a_request_of_another_site_s_page_is_refused_and_a_link_may_be_opened(site: str):
     own = {"Host": OWN, "Sec-Fetch-Site": site}
     link = {**own, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
-    assert Asked(link).status == 200
-    assert Asked(own).status == 403
-    assert Asked({**own, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}).status == 403
-    assert Asked({**link, "Sec-Fetch-Dest": "iframe"}).status == 403
-    assert Asked({**link, "Content-Type": JSON, "Content-Length": "2"}, method="POST").status == 403
+    assert Exchange(link).status == 200
+    assert Exchange(own).status == 403
+    assert Exchange({**own, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}).status == 403
+    assert Exchange({**link, "Sec-Fetch-Dest": "iframe"}).status == 403
+    assert Exchange({**link, "Content-Type": JSON, "Content-Length": "2"}, method="POST").status == 403
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "GET"])
@@ -163,43 +163,47 @@ def test_a_request_of_another_site_s_page_is_refused_and_a_link_may_be_opened(si
 @pytest.mark.parametrize("length", [{"Content-Length": "2"}, {"Transfer-Encoding": "chunked"}])
 def test_a_body_that_is_not_said_to_be_json_is_refused(method: str, kind: str | None, length: dict[str, str]):
     headers = {"Host": OWN, **length, **({} if kind is None else {"Content-Type": kind})}
-    found = Asked(headers, method=method)
-    assert (found.status, found.reached) == (415, False)
+    exchange = Exchange(headers, method=method)
+    assert (exchange.status, exchange.reached) == (415, False)
 
 
 def test_json_is_let_through_and_so_is_a_request_without_a_body():
     for kind in (JSON, "Application/JSON", f"{JSON}; charset=utf-8", f"{JSON} ;x"):
-        assert Asked({"Host": OWN, "Content-Type": kind, "Content-Length": "2"}, method="POST").status == 200
-    assert Asked({"Host": OWN, "Content-Length": "0"}, method="POST").status == 200
-    assert Asked({"Host": OWN}, method="DELETE").status == 200
+        assert Exchange({"Host": OWN, "Content-Type": kind, "Content-Length": "2"}, method="POST").status == 200
+    assert Exchange({"Host": OWN, "Content-Length": "0"}, method="POST").status == 200
+    assert Exchange({"Host": OWN}, method="DELETE").status == 200
     twice = [("Host", OWN), ("Content-Type", JSON), ("Content-Type", "text/plain"), ("Content-Length", "2")]
-    assert Asked(twice, method="POST").status == 415
+    assert Exchange(twice, method="POST").status == 415
 
 
 def test_a_websocket_of_another_page_is_closed_before_it_is_open():
     for headers in ({"Host": OWN, "Origin": "http://evil.example"}, {"Host": "evil.example"}):
-        found = Asked(headers, type="websocket", path="/api/events/in")
-        assert [message["type"] for message in found.sent] == ["websocket.close"]
-        assert not found.reached
-    assert Asked({"Host": OWN, "Origin": f"http://{OWN}"}, type="websocket").reached
-    assert Asked({"Host": OWN}, type="websocket").reached
+        exchange = Exchange(headers, type="websocket", path="/api/events/in")
+        assert [message["type"] for message in exchange.sent] == ["websocket.close"]
+        assert not exchange.reached
+    assert Exchange({"Host": OWN, "Origin": f"http://{OWN}"}, type="websocket").reached
+    assert Exchange({"Host": OWN}, type="websocket").reached
 
 
 def test_the_schema_is_not_shown_beside_the_api():
     for path in ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"):
-        assert Asked({"Host": OWN}, path=path).status == 404
+        assert Exchange({"Host": OWN}, path=path).status == 404
 
 
 def test_every_answer_keeps_its_page_to_itself():
-    for found in (Asked({"Host": OWN}), Asked({"Host": OWN, "Origin": "null"}), Asked({"Host": "evil.example"})):
-        policy = dict(part.split(" ", 1) for part in found.headers["content-security-policy"].split("; "))
+    for exchange in (
+        Exchange({"Host": OWN}),
+        Exchange({"Host": OWN, "Origin": "null"}),
+        Exchange({"Host": "evil.example"}),
+    ):
+        policy = dict(part.split(" ", 1) for part in exchange.headers["content-security-policy"].split("; "))
         assert policy["frame-ancestors"] == policy["object-src"] == policy["base-uri"] == "'none'"
-        assert not re.search(r"https?:|\*", found.headers["content-security-policy"])
-        assert found.headers["x-frame-options"] == "DENY"
-        assert found.headers["referrer-policy"] == "no-referrer"
-        assert found.headers["x-content-type-options"] == "nosniff"
-        assert "access-control-allow-origin" not in found.headers
-    assert "evil" not in Asked({"Host": "evil.example; script-src *"}).headers["content-security-policy"]
+        assert not re.search(r"https?:|\*", exchange.headers["content-security-policy"])
+        assert exchange.headers["x-frame-options"] == "DENY"
+        assert exchange.headers["referrer-policy"] == "no-referrer"
+        assert exchange.headers["x-content-type-options"] == "nosniff"
+        assert "access-control-allow-origin" not in exchange.headers
+    assert "evil" not in Exchange({"Host": "evil.example; script-src *"}).headers["content-security-policy"]
 
 
 def enter(folder: Path, body: bytes) -> tuple[int, dict[str, Any]]:
@@ -220,11 +224,11 @@ def test_a_link_lets_one_browser_in_once(tmp_path: Path):
     token = entry.link(folder, "http://localhost:4200").removeprefix("http://localhost:4200/enter#")
     assert folder.stat().st_mode & 0o777 == 0o700
     assert [path.name for path in folder.iterdir()] == [hashlib.sha256(token.encode()).hexdigest()]
-    said = json.dumps({"token": token}).encode()
-    assert enter(folder, said) == (200, {"auth_string": "me:secret"})
-    status, found = enter(folder, said)
+    body = json.dumps({"token": token}).encode()
+    assert enter(folder, body) == (200, {"auth_string": "me:secret"})
+    status, answer = enter(folder, body)
     assert status == 403
-    assert "This link was used before" in found["detail"]
+    assert "This link was used before" in answer["detail"]
 
 
 def test_of_many_that_use_a_link_at_once_one_is_let_in(tmp_path: Path):
@@ -245,12 +249,12 @@ def test_of_many_that_use_a_link_at_once_one_is_let_in(tmp_path: Path):
 
 
 def test_a_link_is_too_old_after_a_quarter_of_an_hour_and_then_forgotten(tmp_path: Path):
-    made = 1_000_000.0
-    tokens = [entry.link(tmp_path, "", lambda: made).removeprefix("/enter#") for _ in range(2)]
-    assert entry.use(tmp_path, tokens[0], lambda: made + 899)
-    assert not entry.use(tmp_path, tokens[1], lambda: made + 901)
-    entry.link(tmp_path, "", lambda: made)
-    entry.link(tmp_path, "", lambda: made + 2000)
+    created = 1_000_000.0
+    tokens = [entry.link(tmp_path, "", lambda: created).removeprefix("/enter#") for _ in range(2)]
+    assert entry.use(tmp_path, tokens[0], lambda: created + 899)
+    assert not entry.use(tmp_path, tokens[1], lambda: created + 901)
+    entry.link(tmp_path, "", lambda: created)
+    entry.link(tmp_path, "", lambda: created + 2000)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -286,7 +290,7 @@ def test_who_listens_is_told_by_the_system(tmp_path: Path):
         assert server.is_ours(where, tmp_path)
 
 
-def test_what_options_open_is_said_and_a_secret_that_contradicts_them_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_what_options_open_is_printed_and_a_secret_that_contradicts_them_is_refused(monkeypatch: pytest.MonkeyPatch):
     assert list(server.opened(auth=True, csrf=True)) == []
     assert [line.split(":")[0] for line in server.opened(auth=False, csrf=False)] == ["--no-auth", "--no-csrf"]
     monkeypatch.setenv(AUTH, "me:secret")
@@ -294,27 +298,29 @@ def test_what_options_open_is_said_and_a_secret_that_contradicts_them_is_refused
         up(auth=False)
 
 
-@pytest.mark.parametrize("given", ["secret", "me:söcret"])
-def test_an_auth_string_that_prefect_cannot_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str):
-    monkeypatch.setenv(AUTH, given)
+@pytest.mark.parametrize("auth_string", ["secret", "me:söcret"])
+def test_an_auth_string_that_prefect_cannot_use_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auth_string: str
+):
+    monkeypatch.setenv(AUTH, auth_string)
     with pytest.raises(ConfigError, match="of the form user:password, found") as refused:
         server.auth_string(tmp_path)
-    assert given not in str(refused.value)
+    assert auth_string not in str(refused.value)
 
 
 def test_the_line_that_logs_in_says_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(AUTH, raising=False)
     folder = tmp_path / "a 'home'"
     folder.mkdir()
-    made = server.auth_string(folder)
+    auth_string = server.auth_string(folder)
     assert (folder / "auth-string").stat().st_mode & 0o777 == 0o600
     for variable in (None, AUTH, server.CLIENT_AUTH):
         if variable:
-            monkeypatch.setenv(variable, made)
-        line = server.login(made, folder)
+            monkeypatch.setenv(variable, auth_string)
+        line = server.login(auth_string, folder)
         assert line is not None
-        assert made not in line
-        told = subprocess.run(
+        assert auth_string not in line
+        process = subprocess.run(
             ["bash", "-euc", f'{line}; printf %s "${server.CLIENT_AUTH}"'], capture_output=True, text=True, check=True
         )
-        assert told.stdout == made
+        assert process.stdout == auth_string

@@ -57,19 +57,19 @@ def run(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dic
 def pages(server: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the paths of the pages that show something of the run, each with a text that they end up with."""
 
-    def found(what: str, **body: Any) -> list[dict[str, Any]]:
+    def read_all(what: str, **body: Any) -> list[dict[str, Any]]:
         return HTTP.post(f"{server['PREFECT_API_URL']}/{what}/filter", json=body).json()
 
-    run = found("flow_runs", flow_runs={"name": {"like_": "hostile"}})[0]
+    run = read_all("flow_runs", flow_runs={"name": {"like_": "hostile"}})[0]
     yield "/runs", run["name"]
     yield f"/runs/flow-run/{run['id']}", run["name"]
     yield "/artifacts", "metrics-hostile"
-    task = found("task_runs", flow_runs={"id": {"any_": [run["id"]]}})[0]
+    task = read_all("task_runs", flow_runs={"id": {"any_": [run["id"]]}})[0]
     yield f"/runs/task-run/{task['id']}", task["name"]
-    shown = {"metrics": "95% interval", "checks": "manifest key", "report": MARKUP[0]}
-    for artifact in found("artifacts", artifacts={"flow_run_id": {"any_": [run["id"]]}}):
+    landmarks = {"metrics": "95% interval", "checks": "manifest key", "report": MARKUP[0]}
+    for artifact in read_all("artifacts", artifacts={"flow_run_id": {"any_": [run["id"]]}}):
         kind = artifact["key"].removesuffix("-hostile")
-        yield f"/artifacts/artifact/{artifact['id']}", shown.get(kind, artifact["key"])
+        yield f"/artifacts/artifact/{artifact['id']}", landmarks.get(kind, artifact["key"])
 
 
 @pytest.mark.parametrize("interface", ["", "/v2"])
@@ -80,18 +80,18 @@ def test_the_pages_of_prefect_run_and_load_nothing_of_it(interface: str, server:
     The newer one shows cells of a table as plain text, so with the escapes that the older one needs.
     """
     at = server["PREFECT_API_URL"].removesuffix("/api")
-    page, asked, said, shown = browser.new_page(), [], [], ""
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page, requests, dialogs, shown_text = browser.new_page(), [], [], ""
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     for path, text in pages(server):
         page.goto(f"{at}{interface}{path}")
         page.wait_for_function("text => document.body.innerText.includes(text)", arg=text)
-        shown += page.inner_text("body")
+        shown_text += page.inner_text("body")
         assert page.evaluate(INJECTED) == [], path
     page.close()
-    assert said == []
-    assert [url for url in asked if "evil.example" in url or url == f"{at}/x"] == []
-    assert interface or [name for name in (*MARKUP[:2], *FORMULAS) if name not in shown] == []
+    assert dialogs == []
+    assert [url for url in requests if "evil.example" in url or url == f"{at}/x"] == []
+    assert interface or [name for name in (*MARKUP[:2], *FORMULAS) if name not in shown_text] == []
 
 
 @pytest.mark.usefixtures("run")

@@ -63,8 +63,8 @@ def _as_people_do(service: Service) -> None:
     mnist, digits, inbox = (service.deployment(name) for name in ("mnist", "digits", "inbox"))
     changed = {"schedule": {"cron": CRON, "timezone": "UTC"}, "active": False}
     service.ask("PATCH", f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}", json=changed)
-    made = {"schedule": {"interval": 3600, "anchor_date": "2020-01-01T00:00:00Z"}, "active": True, "slug": "hourly"}
-    service.post(f"deployments/{digits['id']}/schedules", [made])
+    schedule = {"schedule": {"interval": 3600, "anchor_date": "2020-01-01T00:00:00Z"}, "active": True, "slug": "hourly"}
+    service.post(f"deployments/{digits['id']}/schedules", [schedule])
     service.post(f"deployments/{inbox['id']}/pause_deployment", {})
     service.ask("PATCH", f"automations/{_automations(service)[0]['id']}", json={"enabled": False})
 
@@ -90,12 +90,14 @@ def restored(service: Service, before: str) -> None:
 
 
 def assert_all_there(service: Service) -> None:
-    found = {d["name"]: d for d in service.post("deployments/filter", {})}
-    assert set(found) == {"digits", "garbage", "inbox", "mnist"}
-    schedules = {name: [(s["active"], s["slug"], s["schedule"]) for s in d["schedules"]] for name, d in found.items()}
+    deployments = {d["name"]: d for d in service.post("deployments/filter", {})}
+    assert set(deployments) == {"digits", "garbage", "inbox", "mnist"}
+    schedules = {
+        name: [(s["active"], s["slug"], s["schedule"]) for s in d["schedules"]] for name, d in deployments.items()
+    }
     assert [(a, slug, s["cron"]) for a, slug, s in schedules["mnist"]] == [(False, "weekly", CRON)]
     assert [(a, slug, s["interval"]) for a, slug, s in schedules["digits"]] == [(True, "hourly", 3600)]
-    assert {name for name, d in found.items() if d["paused"]} == {"inbox"}
+    assert {name for name, d in deployments.items() if d["paused"]} == {"inbox"}
     assert [a["enabled"] for a in _automations(service)] == [False]
     assert service.get("work_pools/idxflow")["type"] == "process"
     assert service.get(f"variables/name/{VARIABLE}")
@@ -103,12 +105,12 @@ def assert_all_there(service: Service) -> None:
 
 def assert_worker_works(service: Service) -> None:
     """A run that is refused at once: the data set is not known."""
-    wanted = {"parameters": {"dataset": "no-such-data"}}
-    run = service.post(f"deployments/{service.deployment('digits')['id']}/create_flow_run", wanted)["id"]
+    body = {"parameters": {"dataset": "no-such-data"}}
+    run = service.post(f"deployments/{service.deployment('digits')['id']}/create_flow_run", body)["id"]
     until(lambda: service.state(run)[0] == "FAILED")
 
 
-def said(service: Service, words: str, before: str) -> Callable[[], bool]:
+def has_logged(service: Service, words: str, before: str) -> Callable[[], bool]:
     return lambda: words in service.said.removeprefix(before)
 
 
@@ -167,7 +169,7 @@ def findings(service: Service) -> dict[str, diagnosis.Diagnosis]:
 
 @pytest.mark.remedies("flows.diagnosis:_worker", "flows.diagnosis:_deployments", "flows.diagnosis:_automation")
 @pytest.mark.remedies("flows.arrival_runs:connected")
-def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
+def test_what_a_person_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
     before = service.said
     with stopped(service, service.pid("worker")):
         assert findings(service)["database"].verdict == "ok"
@@ -181,9 +183,9 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
         dead = findings(service)["dead runs"]
         assert dead.found == "no automation ends runs whose machine died"
         assert "within a minute" in dead.remedy
-        gone = findings(service)["deployments"]
-        assert (gone.verdict, gone.found) == ("problem", "none")
-        assert "within a minute" in gone.remedy
+        finding = findings(service)["deployments"]
+        assert (finding.verdict, finding.found) == ("problem", "none")
+        assert "within a minute" in finding.remedy
         with (
             patiently_configured(service),
             pytest.raises(PrefectFailed, match="found none; `idxflow up` creates it"),
@@ -191,9 +193,9 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
         ):
             pass
     # It names what is still missing: the worker may have made its pool first.
-    until(said(service, "deployed again", before))
+    until(has_logged(service, "deployed again", before))
     again = findings(service)
-    assert again["deployments"].remedy != gone.remedy
+    assert again["deployments"].remedy != finding.remedy
     assert again["worker"].found != pool.found
     with patiently_configured(service), connected():
         pass
@@ -203,10 +205,13 @@ def test_what_somebody_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
 @pytest.mark.remedies("flows.diagnosis:_database:3")
 def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
-    found = findings(service)["database"]
+    finding = findings(service)["database"]
     store = service.environment["IDXFLOW_STORE"]
-    assert (found.verdict, found.remedy) == ("problem", f"free some, for instance with `idxflow gc --store {store}`")
-    assert f"{database(service)}, Prefect's database, has less than" in found.found
+    assert (finding.verdict, finding.remedy) == (
+        "problem",
+        f"free some, for instance with `idxflow gc --store {store}`",
+    )
+    assert f"{database(service)}, Prefect's database, has less than" in finding.found
     monkeypatch.undo()
     assert findings(service)["database"].verdict == "ok"
 
@@ -220,18 +225,18 @@ def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(serv
             connection.execute("VACUUM INTO ?", [str(copy)])
         connection.close()
         os.replace(copy, database(service))
-        found = findings(service)["database"]
-        assert found.verdict == "problem"
-        assert f"{database(service)} was replaced while the server was running" in found.found
-    until(said(service, "restarting the server", before))
-    until(said(service, "server started again", before))
+        finding = findings(service)["database"]
+        assert finding.verdict == "problem"
+        assert f"{database(service)} was replaced while the server was running" in finding.found
+    until(has_logged(service, "restarting the server", before))
+    until(has_logged(service, "server started again", before))
     until(lambda: (now := findings(service).get("database")) and now.verdict == "ok")
 
     # A table is gone, while the file and the server stay.
     renamed(service, "deployment", "elsewhere")
-    found = findings(service)["database"]
-    assert found.verdict == "problem"
-    assert "answers its health check, but not queries" in found.found
+    finding = findings(service)["database"]
+    assert finding.verdict == "problem"
+    assert "answers its health check, but not queries" in finding.found
     with pytest.raises(PrefectFailed, match="found .*500 Internal Server Error.*; see its log") as caught:
         ask_for_deployments(service)
     # As both advise.
@@ -295,9 +300,9 @@ def test_a_broken_database_is_named_with_what_to_do(tmp_path: Path):
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1, refused.stderr
     assert f"{path}" in refused.stderr
-    told = f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken"
-    assert told in refused.stderr
-    subprocess.run(["bash", "-c", told], check=True)
+    remedy = f"mkdir {path.parent}/broken && mv {path}* {path.parent}/broken"
+    assert remedy in refused.stderr
+    subprocess.run(["bash", "-c", remedy], check=True)
     # The next thing that is wrong is said once the server is there.
     again = command({**environment, "IDXFLOW_ZOMBIE_SECONDS": "soon"}, "--port", str(free_port()))
     assert "expected IDXFLOW_ZOMBIE_SECONDS to be a number of seconds" in again.stderr
@@ -327,7 +332,7 @@ def as_nobody(look: Callable[[], str | None]) -> str:
         return answer.read().decode()
 
 
-def test_a_full_disk_is_said_with_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_with_the_bytes_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sqlite, "LEAST_FREE_BYTES", 1 << 60)
     assert re.search(
         r"has less than [\d,.]+ MB free on its disk; free some",

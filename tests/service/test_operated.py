@@ -86,8 +86,8 @@ def promoted_triggers_a_run(operated: Operated) -> str:
 @pytest.fixture(scope="module")
 def run(operated: Operated, promoted_triggers_a_run: str) -> dict[str, Any]:
     """The first run of the deployment `digits`, as the server has it."""
-    said = prefect(operated.environment, "deployment", "run", "retrain/digits", *WATCH, cwd=Path("/"))
-    assert "finished successfully in 'Completed'" in said
+    output = prefect(operated.environment, "deployment", "run", "retrain/digits", *WATCH, cwd=Path("/"))
+    assert "finished successfully in 'Completed'" in output
     return operated.runs("digits")[0]
 
 
@@ -103,17 +103,17 @@ def context(operated: Operated, browser: Any) -> Iterator[Any]:
 @pytest.fixture
 def page(context: Any, tmp_path: Path) -> Iterator[Any]:
     """A page that reaches the server and nothing else; at its end, what it looked like is kept."""
-    asked: set[str | None] = set()
+    hosts: set[str | None] = set()
     errors: list[str] = []
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     yield page
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     page.close()
     assert errors == []
-    assert "127.0.0.1" in asked
-    assert asked <= {"127.0.0.1", None}
+    assert "127.0.0.1" in hosts
+    assert hosts <= {"127.0.0.1", None}
 
 
 def test_a_run_of_a_deployment_says_what_was_decided(operated: Operated, run: dict[str, Any]):
@@ -143,8 +143,8 @@ def test_a_run_of_a_deployment_says_what_was_decided(operated: Operated, run: di
 def test_a_promotion_is_an_event_that_automations_act_on(
     operated: Operated, run: dict[str, Any], promoted_triggers_a_run: str
 ):
-    wanted = {"filter": {"event": {"name": ["idxflow.model.promoted"]}, "occurred": LAST_DAY}}
-    events = until(lambda: operated.post("events/filter", wanted)["events"])
+    query = {"filter": {"event": {"name": ["idxflow.model.promoted"]}, "occurred": LAST_DAY}}
+    events = until(lambda: operated.post("events/filter", query)["events"])
     assert events[0]["resource"]["prefect.resource.id"] == "idxflow.model.digits"
     assert events[0]["payload"]["sentence"] == run["state"]["message"]
     assert events[0]["payload"]["rules"]
@@ -203,8 +203,8 @@ def test_the_server_sends_nothing_anywhere(operated: Operated):
 
 def artifact(operated: Operated, run: dict[str, Any], key: str) -> str:
     """The path of the newest artifact of a run with that key."""
-    found = operated.post("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    return f"/v2/artifacts/artifact/{next(a['id'] for a in found if a['key'] == key)}"
+    artifacts = operated.post("artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return f"/v2/artifacts/artifact/{next(a['id'] for a in artifacts if a['key'] == key)}"
 
 
 @pytest.mark.browser
@@ -250,20 +250,20 @@ def pixels(picture: bytes) -> np.ndarray:
 def test_each_artifact_opens_from_its_task_in_the_graph(page: Any, run: dict[str, Any]):
     with page.expect_response(lambda answer: answer.url.endswith("/graph-v2")) as answer:
         page.goto(f"/v2/runs/flow-run/{run['id']}")
-    made = {node["label"]: {a["key"] for a in node["artifacts"]} for _, node in answer.value.json()["nodes"]}
+    keys_of = {node["label"]: {a["key"] for a in node["artifacts"]} for _, node in answer.value.json()["nodes"]}
     expected = {
         "validate": {"checks-digits"},
         "train": {"train-digits"},
         "decide": {"decision-digits"},
         "publish": {"report-digits", "metrics-digits"},
     }
-    assert {label: keys for label, keys in made.items() if keys} == expected
+    assert {label: keys for label, keys in keys_of.items() if keys} == expected
     canvas = page.locator("canvas")
     canvas.wait_for()
 
     def at_rest() -> list[tuple[int, int]] | None:
-        found = chips(canvas.screenshot())
-        return found if len(found) == 5 and chips(canvas.screenshot()) == found else None
+        positions = chips(canvas.screenshot())
+        return positions if len(positions) == 5 and chips(canvas.screenshot()) == positions else None
 
     places = until(at_rest)
     opened = {}
@@ -377,14 +377,14 @@ def ended(operated: Operated) -> Ended:
     deployment = operated.post("deployments/", {"name": "endings", "flow_id": flow})["id"]
     for run, name in ENDED_AS.items():
         # Not scheduled, so that it is not late.
-        wanted = {"name": run, "state": {"type": "PENDING"}}
-        made = operated.post(f"deployments/{deployment}/create_flow_run", wanted)["id"]
+        body = {"name": run, "state": {"type": "PENDING"}}
+        run_id = operated.post(f"deployments/{deployment}/create_flow_run", body)["id"]
         for state in ({"type": "RUNNING"}, {"type": ENDINGS[name], "name": name}):
-            operated.post(f"flow_runs/{made}/set_state", {"state": state})
+            operated.post(f"flow_runs/{run_id}/set_state", {"state": state})
     return Ended(flow, deployment)
 
 
-def shown(page: Any) -> dict[str, str]:
+def endings_on(page: Any) -> dict[str, str]:
     """The endings of the runs `ENDED_AS` that a page shows, by the names of the runs."""
     cards = page.evaluate("""() => [...document.querySelectorAll("a")]
         .filter(link => (link.innerText || "").startsWith("ended as "))
@@ -400,7 +400,7 @@ def shown(page: Any) -> dict[str, str]:
 def test_pages_show_runs_whatever_the_name_of_their_ending(page: Any, ended: Ended):
     for where in ("runs", f"deployments/deployment/{ended.deployment}", f"flows/flow/{ended.flow}"):
         page.goto(f"/v2/{where}")
-        until(lambda: shown(page) == ENDED_AS)
+        until(lambda: endings_on(page) == ENDED_AS)
 
 
 @pytest.mark.browser
@@ -414,7 +414,7 @@ def test_the_dashboard_has_runs_under_the_type_of_their_ending(page: Any):
         page.get_by_role("button", name="endings").click()
         kinds = tab.removesuffix(" runs").upper().split("-")
         expected = {run: name for run, name in ENDED_AS.items() if ENDINGS[name] in kinds}
-        until(lambda expected=expected: shown(page) == expected)
+        until(lambda expected=expected: endings_on(page) == expected)
 
 
 @pytest.mark.browser
@@ -424,19 +424,19 @@ def test_the_filter_finds_runs_by_the_name_of_their_ending(page: Any, ended: End
         page.get_by_role("button", name="All run states").click()
         # Which leaves out what has a name that is not Prefect's.
         page.get_by_role("menuitem", name="All except scheduled").click()
-        until(lambda: ENDED_AS.items() <= shown(page).items())
+        until(lambda: ENDED_AS.items() <= endings_on(page).items())
     page.goto("/v2/runs")
     page.get_by_role("button", name="All run states").click()
-    wanted: dict[str, str] = {}
+    filtered: dict[str, str] = {}
     for ended_run, name in reversed(ENDED_AS.items()):
         # Beside those before it.
         page.get_by_role("menuitem", name=name, exact=True).click()
-        wanted[ended_run] = name
-        until(lambda: shown(page) == wanted)
+        filtered[ended_run] = name
+        until(lambda: endings_on(page) == filtered)
     # An address as docs/operating.md names one.
     page.goto("/v2/runs?tags=promoted")
     page.get_by_role("link", name=run["name"]).wait_for()
-    assert shown(page) == {}
+    assert endings_on(page) == {}
 
 
 @pytest.mark.browser
@@ -474,7 +474,7 @@ def field(page: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "said"),
+    ("parameters", "message"),
     [
         ({"training": {"epochs": -1}}, "less than the minimum of 1"),
         ({"training": {"learning_rate": 0}}, "less than or equal to the minimum of 0"),
@@ -484,21 +484,21 @@ def field(page: Any, name: str) -> Any:
     ],
 )
 def test_a_wrong_value_is_refused_before_a_run_is_made(
-    operated: Operated, run: dict[str, Any], parameters: dict[str, Any], said: str
+    operated: Operated, run: dict[str, Any], parameters: dict[str, Any], message: str
 ):
     url = f"{operated.environment['PREFECT_API_URL']}/deployments/{run['deployment_id']}/create_flow_run"
     answer = HTTP.post(url, json={"parameters": parameters, "state": {"type": "SCHEDULED"}}, timeout=120)
     assert answer.status_code == 409
-    assert said in answer.json()["detail"]
+    assert message in answer.json()["detail"]
 
 
 def test_prefects_own_command_says_what_is_wrong_with_a_value(operated: Operated, run: dict[str, Any]):
     words = ("deployment", "run", "retrain/digits", "-p", 'training={"epochs": -1}')
     refused = commands.prefect(*words, env=operated.environment)
     assert refused.returncode == 1
-    said = " ".join((refused.stdout + refused.stderr).split())
-    assert "'training.epochs'" in said
-    assert "-1 is less than the minimum of 1" in said
+    output = " ".join((refused.stdout + refused.stderr).split())
+    assert "'training.epochs'" in output
+    assert "-1 is less than the minimum of 1" in output
 
 
 def test_status_shows_the_next_run_also_of_what_has_never_run(operated: Operated, run: dict[str, Any]):
@@ -560,13 +560,13 @@ def test_the_doctor_finds_a_full_limit_and_what_becomes_of_a_new_run(operated: O
     for name, fate in (("mnist", "is cancelled"), ("inbox", "waits")):
         # Not scheduled, so that the worker does not take it.
         parameters = {"dataset": name, **({"arrival": "20260101-000000-00000000"} if name == "inbox" else {})}
-        wanted = {"state": {"type": "FAILED"}, "parameters": parameters}
-        made = operated.post(f"deployments/{operated.deployment(name)['id']}/create_flow_run", wanted)["id"]
+        body = {"state": {"type": "FAILED"}, "parameters": parameters}
+        run_id = operated.post(f"deployments/{operated.deployment(name)['id']}/create_flow_run", body)["id"]
         for state in ("PENDING", "RUNNING"):
-            operated.post(f"flow_runs/{made}/set_state", {"state": {"type": state}})
+            operated.post(f"flow_runs/{run_id}/set_state", {"state": {"type": state}})
         finding = operated.findings()["limits"]
         assert (finding.verdict, finding.found) == ("warning", f"{name} already runs (1 of 1); a new run {fate}")
-        operated.post(f"flow_runs/{made}/set_state", {"state": {"type": "CANCELLED"}})
+        operated.post(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLED"}})
         assert operated.findings()["limits"].verdict == "ok"
 
 
@@ -585,8 +585,8 @@ def interrupted(watcher: Command) -> int:
 
 
 def announced(operated: Operated) -> list[dict[str, Any]]:
-    wanted = {"filter": {"event": {"name": ["idxflow.inbox.complete"]}, "occurred": LAST_DAY}}
-    return operated.post("events/filter", wanted)["events"]
+    query = {"filter": {"event": {"name": ["idxflow.inbox.complete"]}, "occurred": LAST_DAY}}
+    return operated.post("events/filter", query)["events"]
 
 
 def of_tiny(operated: Operated) -> list[dict[str, Any]]:
@@ -625,16 +625,16 @@ def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(o
         until(lambda: all(ends.search(watcher.said) for watcher in watchers))
         assert [interrupted(watcher) for watcher in watchers] == [130, 130]
         assert all("idxflow: interrupted; " in watcher.errors for watcher in watchers)
-        said = [watcher.said for watcher in watchers]
-    assert all(f"tiny: set {arrivals()[0]['arrival']}: promoted v1: " in one for one in said)
-    assert "".join(said).count("tiny: 4 new archives, ") == 2
+        outputs = [watcher.said for watcher in watchers]
+    assert all(f"tiny: set {arrivals()[0]['arrival']}: promoted v1: " in output for output in outputs)
+    assert "".join(outputs).count("tiny: 4 new archives, ") == 2
     sets = [arrival["arrival"] for arrival in arrivals()]
-    assert [run["parameters"] for run in runs] == [{"dataset": "tiny", "arrival": found} for found in sets]
+    assert [run["parameters"] for run in runs] == [{"dataset": "tiny", "arrival": name} for name in sets]
     ended = Ledger(operated.store, "tiny").read("runs")
     assert [run["arrival"] for run in ended] == sets
     assert [steps_of(run)[0].summary for run in ended] == [
-        f"{size:,} bytes from {Arrivals(operated.store, 'tiny').folder(found)}, sha256 {digest:.12}"
-        for found, (size, digest) in zip(sets, [measures(folder / images) for folder in (first, other)], strict=True)
+        f"{size:,} bytes from {Arrivals(operated.store, 'tiny').folder(name)}, sha256 {digest:.12}"
+        for name, (size, digest) in zip(sets, [measures(folder / images) for folder in (first, other)], strict=True)
     ]
     # The event that was forged, and one for each set.
     until(lambda: len(announced(operated)) == 3)
@@ -650,8 +650,8 @@ def measures(path: Path) -> tuple[int, str]:
 
 def event(name: str, resource: str, payload: dict[str, Any]) -> dict[str, Any]:
     occurred = datetime.now(UTC).isoformat()
-    made = {"event": name, "resource": {"prefect.resource.id": resource}, "payload": payload, "related": []}
-    return {**made, "id": str(uuid.uuid4()), "occurred": occurred}
+    values = {"event": name, "resource": {"prefect.resource.id": resource}, "payload": payload, "related": []}
+    return {**values, "id": str(uuid.uuid4()), "occurred": occurred}
 
 
 def _looking_once(operated: Operated, inbox: Path, manifest: Path) -> None:
@@ -683,7 +683,7 @@ def _runs_that_name_no_set(operated: Operated, known: str) -> None:
         assert HTTP.post(url, json={"parameters": wrong}, timeout=120).status_code == 409
 
 
-def test_without_a_server_the_watcher_says_so_and_goes_on(operated: Operated, tmp_path: Path):
+def test_without_a_server_the_watcher_warns_and_continues(operated: Operated, tmp_path: Path):
     dataset = write_tiny(tmp_path)
     inbox = tmp_path / "tiny-source"
     nowhere = {**operated.environment, "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
@@ -707,11 +707,11 @@ def test_without_a_server_the_watcher_says_so_and_goes_on(operated: Operated, tm
 def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated, run: dict[str, Any]):
     operated.stop_worker()
     known = {run["id"] for run in operated.runs("digits")}
-    found = until(lambda: away if (away := operated.findings())["worker"].verdict == "problem" else None)
-    assert found["worker"].found == "none polls the pool 'idxflow', so no run starts"
+    findings = until(lambda: away if (away := operated.findings())["worker"].verdict == "problem" else None)
+    assert findings["worker"].found == "none polls the pool 'idxflow', so no run starts"
     up = operated.store.command("up")
     start = "idxflow prefect worker start --pool idxflow --type process"
-    assert found["worker"].remedy == f"{up}, or {start}"
+    assert findings["worker"].remedy == f"{up}, or {start}"
     _a_late_run_is_found(operated)
     _a_run_without_end_is_found(operated)
 
@@ -721,15 +721,15 @@ def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated
     operated.start_worker([str(BIN / "idxflow"), *start.split()[1:]])
 
     def ended() -> list[dict[str, Any]] | None:
-        found = [run for run in operated.runs("digits") if run["id"] not in known]
+        runs = [run for run in operated.runs("digits") if run["id"] not in known]
         # Cancelled is not the end here: the run that holds the slot makes way and puts it right.
-        return found if all(run["state"]["type"] == "COMPLETED" for run in found) else None
+        return runs if all(run["state"]["type"] == "COMPLETED" for run in runs) else None
 
-    found = until(ended, 400)
-    assert {run["state"]["name"] for run in found} == {"Completed"}
-    assert found[-1]["state"]["message"].startswith("unchanged since v1")
-    assert len(found) == MISSED
-    for run in found[:-1]:
+    runs = until(ended, 400)
+    assert {run["state"]["name"] for run in runs} == {"Completed"}
+    assert runs[-1]["state"]["message"].startswith("unchanged since v1")
+    assert len(runs) == MISSED
+    for run in runs[:-1]:
         assert run["name"] == "digits superseded"
         assert "superseded" in run["tags"]
         assert run["state"]["message"] == f"superseded by the run scheduled for {latest:%Y-%m-%d %H:%M:%S} UTC"
@@ -761,14 +761,14 @@ def miss_some_runs(operated: Operated) -> datetime:
 
 def _a_late_run_is_found(operated: Operated) -> None:
     long_ago = (datetime.now(UTC) - timedelta(minutes=10)).isoformat()
-    wanted = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": long_ago}}, "name": "long-due"}
-    late = operated.post(f"deployments/{operated.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    body = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": long_ago}}, "name": "long-due"}
+    late = operated.post(f"deployments/{operated.deployment('mnist')['id']}/create_flow_run", body)["id"]
     finding = operated.findings()["late runs"]
     assert (finding.verdict, finding.found) == ("problem", "1, first 'long-due'")
-    asked = operated.idxflow("status", "mnist")
-    assert asked.returncode == 1
+    result = operated.idxflow("status", "mnist")
+    assert result.returncode == 1
     assert re.search(
-        r"problem +a run has been due since .*: no worker has taken it; start one: idxflow up", asked.stdout
+        r"problem +a run has been due since .*: no worker has taken it; start one: idxflow up", result.stdout
     )
     operated.delete(f"flow_runs/{late}")
     assert operated.findings()["late runs"].verdict == "ok"
@@ -776,17 +776,17 @@ def _a_late_run_is_found(operated: Operated) -> None:
 
 def _a_run_without_end_is_found(operated: Operated) -> None:
     """One of the day before yesterday, by the clock, whose process is gone."""
-    wanted = {"state": {"type": "FAILED"}, "parameters": {"dataset": "mnist"}}
-    made = operated.post(f"deployments/{operated.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    body = {"state": {"type": "FAILED"}, "parameters": {"dataset": "mnist"}}
+    run_id = operated.post(f"deployments/{operated.deployment('mnist')['id']}/create_flow_run", body)["id"]
     for state in ("PENDING", "RUNNING"):
-        operated.post(f"flow_runs/{made}/set_state", {"state": {"type": state}})
+        operated.post(f"flow_runs/{run_id}/set_state", {"state": {"type": state}})
     with clock_ahead(timedelta(days=2)):
         finding = operated.findings()["old runs"]
         assert (finding.verdict, finding.found) == ("warning", "1 have been running for more than a day")
-        told, _, rest = finding.remedy.partition("; ")
+        command, _, rest = finding.remedy.partition("; ")
         assert rest == "if its process is gone, that takes five minutes"
-        prefect(operated.environment, *told.split()[2:])
-        until(lambda: operated.get(f"flow_runs/{made}")["state"]["type"] == "CANCELLED")
+        prefect(operated.environment, *command.split()[2:])
+        until(lambda: operated.get(f"flow_runs/{run_id}")["state"]["type"] == "CANCELLED")
         assert operated.findings()["old runs"].verdict == "ok"
     assert operated.findings()["limits"].verdict == "ok"
 
@@ -807,8 +807,8 @@ def test_nothing_is_forgotten_when_prefects_database_is_lost(operated: Operated,
 
 def known(operated: Operated) -> list[Any]:
     """What the commands say that remember: no relative times, and nothing that only the server knows."""
-    asked = (("registry", "history", "digits"), ("report", "digits"), ("runs", "list", "digits"))
-    answers = [operated.idxflow(*command) for command in asked]
+    requests = (("registry", "history", "digits"), ("report", "digits"), ("runs", "list", "digits"))
+    answers = [operated.idxflow(*command) for command in requests]
     assert [answer.returncode for answer in answers] == [0, 0, 0], answers
     status = json.loads(operated.idxflow("status", "--json").stdout)["datasets"]
     healths = [(h["dataset"], h["champion"]["version"], h["runs"], h["problems"]) for h in status if h["champion"]]

@@ -39,7 +39,7 @@ def servers_of(process: int) -> list[int]:
     ]
 
 
-def is_gone(process: int) -> bool:
+def has_ended(process: int) -> bool:
     try:
         # A zombie has ended, too, but its parent does not ask.
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -56,7 +56,7 @@ def test_it_ends_with_the_run_however_that_ends(tmp_path: Path, tiny: TinyFactor
         server = servers_of(run.pid)[0]
         run.send_signal(number)
         assert run.wait(SECONDS) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
-        until(lambda: is_gone(server))
+        until(lambda: has_ended(server))
 
 
 def test_a_run_removes_what_killed_ones_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -67,14 +67,14 @@ def test_a_run_removes_what_killed_ones_left(tmp_path: Path, monkeypatch: pytest
         "with temporary._folder() as folder:\n    (folder / 'made').touch()\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", killed], check=False)
-    (left,) = tmp_path.iterdir()
-    (tmp_path / "idxflow-prefect-link").symlink_to(left)
+    (leftover,) = tmp_path.iterdir()
+    (tmp_path / "idxflow-prefect-link").symlink_to(leftover)
     with temporary._folder() as young:
         # It may be that of a run that is just starting.
-        assert left.exists()
-    os.utime(left, (0, 0))
+        assert leftover.exists()
+    os.utime(leftover, (0, 0))
     with temporary._folder() as used:
-        assert not left.exists()
+        assert not leftover.exists()
         os.utime(used, (0, 0))
         with temporary._folder():
             assert used.exists()
@@ -107,23 +107,23 @@ def test_a_machine_that_cannot_reach_itself_is_named_at_once(tmp_path: Path, tin
 
 @pytest.mark.flow
 @pytest.mark.remedies("flows.service.temporary:wait")
-def test_one_that_cannot_start_is_said_in_one_sentence(tmp_path: Path, tiny: TinyFactory):
+def test_a_server_that_cannot_start_is_named_in_one_sentence(tmp_path: Path, tiny: TinyFactory):
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"))
     database = Path(environment["PREFECT_HOME"], "prefect.db")
     database.write_bytes(b"no database" * 1000)
     ended = idxflow("validate", "--dataset-file", str(tiny().manifest), env=environment)
     assert ended.returncode == 1
-    said = ended.stderr.strip().splitlines()
-    assert len(said) == 1, ended.stderr
-    assert said[0].startswith(
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith(
         "idxflow: expected a Prefect server for this run; the Prefect server ended with exit code "
     )
-    assert "file is not a database" in said[0]
-    assert f"mv {database}* {database.parent}/broken" in said[0]
-    assert "try again" not in said[0]
-    told = re.search(f"mkdir .* && mv {database}\\S* {database.parent}/broken", said[0])
-    assert told
-    subprocess.run(["bash", "-c", told[0]], check=True)
+    assert "file is not a database" in lines[0]
+    assert f"mv {database}* {database.parent}/broken" in lines[0]
+    assert "try again" not in lines[0]
+    remedy = re.search(f"mkdir .* && mv {database}\\S* {database.parent}/broken", lines[0])
+    assert remedy
+    subprocess.run(["bash", "-c", remedy[0]], check=True)
     assert idxflow("validate", "--dataset-file", str(tiny().manifest), env=environment).returncode == 0
 
 
@@ -150,8 +150,8 @@ def test_it_shares_its_database_with_no_other_server(place: dict[str, str]):
     assert home.stat().st_mode & 0o777 == 0o700
     # One that is empty is kept for the next; it knows of no run, either.
     (empty,) = (home / "idxflow").glob("empty-*.db")
-    with closing(sqlite3.connect(empty)) as kept:
-        assert kept.execute("select count(*) from flow_run").fetchone() == (0,)
+    with closing(sqlite3.connect(empty)) as connection:
+        assert connection.execute("select count(*) from flow_run").fetchone() == (0,)
 
 
 @contextmanager
@@ -186,14 +186,14 @@ def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_need
     command = ["run", "--dataset-file", "tiny.toml", "--json"]
     command += ["--set", "epochs=3", "--set", "learning_rate=0.1", "--set", "hidden=[8]"]
     ended = idxflow(*command, env=place, cwd=Path(place["HOME"]))
-    found = json.loads(ended.stdout)
-    assert found["state"] == "promoted", found
-    assert found["run"], ended.stderr
-    assert (found["version"], found["champion"], found["epochs"], found["error"]) == (1, 1, 3, None)
-    assert found["dataset"] == "tiny"
-    assert 0 < found["train_accuracy"] <= 1
-    assert set(found["steps"]["train"]) >= {"seconds", "reused", "reason"}
-    assert Path(found["report"]).is_file()
+    outcome = json.loads(ended.stdout)
+    assert outcome["state"] == "promoted", outcome
+    assert outcome["run"], ended.stderr
+    assert (outcome["version"], outcome["champion"], outcome["epochs"], outcome["error"]) == (1, 1, 3, None)
+    assert outcome["dataset"] == "tiny"
+    assert 0 < outcome["train_accuracy"] <= 1
+    assert set(outcome["steps"]["train"]) >= {"seconds", "reused", "reason"}
+    assert Path(outcome["report"]).is_file()
 
     with closing(sqlite3.connect(Path(place["PREFECT_HOME"], "prefect.db"))) as database:
         states = database.execute("select state_name from flow_run").fetchall()

@@ -42,7 +42,7 @@ PASSWORD = f"canary-{uuid.uuid4().hex}"
 """Looked for in all processes of the machine, where other tests may run, too."""
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
@@ -89,8 +89,8 @@ def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
 def lost_run(service: Service) -> str:
     """A run that holds its deployment's only slot, gave one sign of life, and whose machine then lost power."""
     # Not scheduled, so that the worker does not take it.
-    wanted = {"state": {"type": "FAILED"}, "parameters": {"dataset": "mnist"}}
-    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    body = {"state": {"type": "FAILED"}, "parameters": {"dataset": "mnist"}}
+    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", body)["id"]
     for state in ("PENDING", "RUNNING"):
         service.post(f"flow_runs/{run}/set_state", {"state": {"type": state}})
     heartbeat = {
@@ -118,9 +118,9 @@ def test_the_doctor_names_the_command_where_there_is_no_server(
         assert (finding.verdict, finding.what) == ("warning", "server")
         assert finding.remedy == f"{store.command('up')}: needed for schedules, deployments and the UI"
         request.getfixturevalue("service")
-        found = {finding.what: finding for finding in diagnosis._server(store)}
-    assert found["server"].verdict == "ok"
-    assert f" at {place['PREFECT_API_URL']}" in found["server"].found
+        findings = {finding.what: finding for finding in diagnosis._server(store)}
+    assert findings["server"].verdict == "ok"
+    assert f" at {place['PREFECT_API_URL']}" in findings["server"].found
 
 
 # Its server waits for that run's next sign of life while the other tests do their work.
@@ -202,19 +202,19 @@ def recorded(service: Service, dataset: str, state: str) -> str | None:
 
 def test_a_run_that_is_cancelled_before_it_started_is_in_the_ledger(service: Service):
     later = {"state_details": {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()}}
-    wanted = {"state": {"type": "SCHEDULED", **later}, "parameters": {"dataset": "kmnist"}}
-    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", wanted)["id"]
+    body = {"state": {"type": "SCHEDULED", **later}, "parameters": {"dataset": "kmnist"}}
+    run = service.post(f"deployments/{service.deployment('mnist')['id']}/create_flow_run", body)["id"]
     cancelled = {"state": {"type": "CANCELLED", "message": "not this week"}, "force": True}
     service.post(f"flow_runs/{run}/set_state", cancelled)
-    said = until(lambda: recorded(service, "kmnist", "cancelled"))
-    assert said == "it was cancelled before it started: not this week"
+    sentence = until(lambda: recorded(service, "kmnist", "cancelled"))
+    assert sentence == "it was cancelled before it started: not this week"
 
 
 def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: Service):
     run = service.start_long_training()
     process = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
     assert prefect("flow-run", "cancel", run, env=service.login).returncode == 0
-    until(lambda: gone(process))
+    until(lambda: has_ended(process))
     until(lambda: service.has_state(run, "CANCELLED"))
     assert service.slots("digits") == 0
     assert until(lambda: recorded(service, "digits", "cancelled")).startswith("it was cancelled; run it again")
@@ -242,12 +242,12 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(se
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(240) == 0
     assert service.said.rstrip().endswith("stopped")
-    assert all(gone(pid) for pid in pids)
+    assert all(has_ended(pid) for pid in pids)
 
     with going(service.environment, service.output.with_name("up-again.log")) as again:
         assert "schedules kept as they are on the server: mnist" in again.said
-        kept = again.deployment("mnist")["schedules"]
-        assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in kept] == [("30 4 * * 2", False, "weekly")]
+        schedules = again.deployment("mnist")["schedules"]
+        assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in schedules] == [("30 4 * * 2", False, "weekly")]
         assert trigger not in [automation["name"] for automation in again.post("automations/filter", {})]
         assert again.state(run) == ("CRASHED", "`idxflow up` was stopped; run it again to resume")
         _another_one_uses_the_server_and_leaves_it_running(again)
@@ -271,8 +271,13 @@ def _trigger_of_an_earlier_version(service: Service) -> str:
     parameters = {"dataset_file": "{{ event.payload.dataset_file }}"}
     action = {"type": "run-deployment", "source": "selected", "deployment_id": inbox, "parameters": parameters}
     name = "idxflow: retrain what has arrived in an inbox"
-    made = {"name": name, "trigger": trigger, "actions": [action], "owner_resource": f"prefect.deployment.{inbox}"}
-    service.post("automations/", made)
+    request = {
+        "name": name,
+        "trigger": trigger,
+        "actions": [action],
+        "owner_resource": f"prefect.deployment.{inbox}",
+    }
+    service.post("automations/", request)
     assert name in [automation["name"] for automation in service.post("automations/filter", {})]
     return name
 
@@ -300,9 +305,9 @@ def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None
         worker = other.pid("worker")
         other.process.terminate()
         assert other.process.wait(240) == 0
-        assert gone(worker)
+        assert has_ended(worker)
     assert service.get("health") is True
-    assert not gone(service.pid("worker"))
+    assert not has_ended(service.pid("worker"))
 
 
 def _a_worker_that_cannot_start_is_named_with_its_log(service: Service) -> None:
@@ -351,7 +356,7 @@ def _nothing_outlives_it_when_it_is_killed(service: Service) -> None:
     assert len(pids) == 3
     service.process.kill()
     service.process.wait(240)
-    until(lambda: all(gone(pid) for pid in pids))
+    until(lambda: all(has_ended(pid) for pid in pids))
 
 
 def test_a_port_that_something_else_has_is_refused_in_one_sentence(tmp_path: Path):
@@ -362,7 +367,7 @@ def test_a_port_that_something_else_has_is_refused_in_one_sentence(tmp_path: Pat
     assert f"free port at http://{other.host}, found something else (HTTP 404)" in refused.stderr
 
 
-def test_a_port_where_nothing_is_said_is_something_else_s(monkeypatch: pytest.MonkeyPatch):
+def test_a_port_that_answers_nothing_belongs_to_another_program(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server, "_HEALTH_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = server.address("127.0.0.1", silent.getsockname()[1], None)
@@ -389,8 +394,8 @@ def test_a_server_of_another_user_is_used_only_where_it_is_named(tmp_path: Path)
     assert refused.returncode == 1
     advice = "found another user's; choose another with --port, or set PREFECT_API_URL to trust that one"
     assert advice in refused.stderr
-    for next_one in further:
-        assert "found something else (HTTP 404)" in next_one.stderr
+    for attempt in further:
+        assert "found something else (HTTP 404)" in attempt.stderr
 
 
 def port_of(server: FaultServer) -> str:
@@ -442,13 +447,13 @@ def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_sho
             )  # fmt: skip
             assert watched.returncode == 0, watched.stdout + watched.stderr
             processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-            kept = [path for path in tmp_path.rglob("*") if path.is_file() and path != secret_file]
-            written = b"".join(path.read_bytes() for path in kept).decode(errors="replace")
+            files = [path for path in tmp_path.rglob("*") if path.is_file() and path != secret_file]
+            written = b"".join(path.read_bytes() for path in files).decode(errors="replace")
         assert cluster.ask("select count(*) from flow_run where state_type = 'COMPLETED'") == "1"
-    for shown in (processes, written, service.said, watched.stdout):
-        assert PASSWORD not in shown
-        assert secret not in shown
-        assert word not in shown
+    for text in (processes, written, service.said, watched.stdout):
+        assert PASSWORD not in text
+        assert secret not in text
+        assert word not in text
 
 
 def test_a_database_that_refuses_is_named_in_one_sentence_without_the_password(tmp_path: Path):

@@ -35,10 +35,10 @@ async def count(session: AsyncSession) -> int:
 async def add_one(configuration: AioSqliteConfiguration, session: AsyncSession) -> int:
     """Read, let others have their turn, and write: what most requests of Prefect's server do."""
     async with session, configuration.begin_transaction(session):
-        found = await count(session)
+        value = await count(session)
         await asyncio.sleep(0.02)
-        await session.execute(sa.text("INSERT INTO numbers VALUES (:n)"), {"n": found})
-        return found
+        await session.execute(sa.text("INSERT INTO numbers VALUES (:n)"), {"n": value})
+        return value
 
 
 def run(configuration: AioSqliteConfiguration) -> list[int]:
