@@ -8,6 +8,6 @@ from tests.fuzz import fuzz
 
 if __name__ == "__main__":
     target, runs, *options = sys.argv[1:]
-    done = fuzz(target, int(runs), options)
-    sys.stderr.write(done.stderr)
-    sys.exit(done.returncode)
+    process = fuzz(target, int(runs), options)
+    sys.stderr.write(process.stderr)
+    sys.exit(process.returncode)

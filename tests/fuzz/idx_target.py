@@ -53,14 +53,14 @@ def check(data: bytes) -> None:
     file = _file(data)
     path: Any = InMemory(file)
     try:
-        found = idx.read(path)
+        array = idx.read(path)
     except FormatError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = "fuzz: expected"
-        assert idx.encode(found) == (zlib.decompress(file, wbits=31) if file[:2] == b"\x1f\x8b" else file)
-    assert said.startswith("fuzz: expected")
-    assert "\n" not in said
+        message = "fuzz: expected"
+        assert idx.encode(array) == (zlib.decompress(file, wbits=31) if file[:2] == b"\x1f\x8b" else file)
+    assert message.startswith("fuzz: expected")
+    assert "\n" not in message
 
 
 def _file(data: bytes) -> bytes:
