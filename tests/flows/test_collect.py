@@ -30,7 +30,7 @@ from tests.support.servers import HTTP, ROOT, guarded_server, used_in_this_proce
 pytestmark = [pytest.mark.flow]
 
 KEEP_RUNS = 3
-CREATED = 12
+RUNS = 12
 TABLES = ("flow_run", "flow_run_state", "log", "artifact", "artifact_collection", "events", "event_resources")
 
 
@@ -85,7 +85,7 @@ def about(home: Path) -> set[str]:
 def make_runs(client: SyncPrefectClient, deployment: UUID, home: Path) -> list[UUID]:
     """Make runs that leave what runs leave: states, logs, a large artifact, events of all that."""
     runs = []
-    for number in range(CREATED):
+    for number in range(RUNS):
         run = client.create_flow_run_from_deployment(deployment).id
         client.set_flow_run_state(run, Running())
         line = LogCreate(name="made", level=20, message="a line" * 20, timestamp=now("UTC"), flow_run_id=run)

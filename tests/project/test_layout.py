@@ -87,30 +87,30 @@ FLAGS = {"allow_pickle": False, "shell": False, "safe_mode": True, "autoescape":
 
 def dangers(tree: ast.AST) -> list[str]:
     """Return what in a module unpickles, evaluates, loads a foreign model or starts a shell."""
-    calls = []
+    uses = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            calls += [alias.name for alias in node.names if alias.name.split(".")[0] in RUN_CODE]
+            uses += [alias.name for alias in node.names if alias.name.split(".")[0] in RUN_CODE]
         elif isinstance(node, ast.ImportFrom):
-            calls += [node.module] if (node.module or "").split(".")[0] in RUN_CODE else []
-            calls += [alias.name for alias in node.names if alias.name in CALLS]
+            uses += [node.module] if (node.module or "").split(".")[0] in RUN_CODE else []
+            uses += [alias.name for alias in node.names if alias.name in CALLS]
         elif isinstance(node, ast.Call):
-            calls += _called(node)
-    return calls
+            uses += _called(node)
+    return uses
 
 
 def _called(node: ast.Call) -> list[str]:
     words = ast.unparse(node.func).split(".")
     module, name = ".".join(words[:-1]), words[-1]
-    calls = [name] if name in CALLS and (module, name) not in HARMLESS else []
-    calls += [f"{module}.load"] if name == "load" and module in ("yaml", "torch", "numpy", "np") else []
+    uses = [name] if name in CALLS and (module, name) not in HARMLESS else []
+    uses += [f"{module}.load"] if name == "load" and module in ("yaml", "torch", "numpy", "np") else []
     for keyword in node.keywords:
         value = keyword.value.value if isinstance(keyword.value, ast.Constant) else ...
         if keyword.arg in FLAGS and value is not FLAGS[keyword.arg]:
-            calls.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
+            uses.append(f"{keyword.arg}={ast.unparse(keyword.value)}")
     if (module, name, "allow_pickle") in {("np", "load", k.arg) for k in node.keywords}:
-        calls.remove("np.load")
-    return calls
+        uses.remove("np.load")
+    return uses
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
