@@ -52,9 +52,9 @@ def confirm(
         with progress.working("confirm"):
             return confirm_into(folder, dataset, model, test, evaluation)
 
-    done = store.get_or_make(plan, Confirmation, make, summaries.confirmation)
-    log_step(_log, done.step)
-    return done
+    result = store.get_or_make(plan, Confirmation, make, summaries.confirmation)
+    log_step(_log, result.step)
+    return result
 
 
 def confirm_into(
@@ -81,8 +81,8 @@ def confirm_into(
     except subprocess.TimeoutExpired as error:
         raise _refused(dataset, f"it had not ended after {TIMEOUT_SECONDS} seconds") from error
     if ended.returncode:
-        said = ended.stderr.strip().splitlines()
-        raise _refused(dataset, said[-1] if said else f"it ended with code {ended.returncode}")
+        stderr_lines = ended.stderr.strip().splitlines()
+        raise _refused(dataset, stderr_lines[-1] if stderr_lines else f"it ended with code {ended.returncode}")
     rows, classes = sample_rows(test.rows), len(dataset.classes)
     answered = arrays.read(output, {"probability": (np.float32, (len(rows), classes))})["probability"]
     expected: arrays.Expected = {
@@ -101,8 +101,8 @@ def _without_secrets() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PG"))}
 
 
-def _refused(dataset: Dataset, found: str) -> ModelRefused:
+def _refused(dataset: Dataset, problem: str) -> ModelRefused:
     return ModelRefused(
         f"{dataset.name}: expected a fresh process to load the saved model and predict what its trainer does; "
-        f"{found}; the champion stays, train again"
+        f"{problem}; the champion stays, train again"
     )

@@ -139,20 +139,20 @@ def _decided(
     """Carry out and return the decision, with the reason why a decision was made or not."""
     judgement = answered(judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion)), answer)
     past = registry.decisions()
-    known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
+    registered = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     facts = _facts(dataset, candidate, champion, judgement, past)
     # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
     settled = None if candidate.forced else registry.manual_decision_about(candidate.model.weights_digest)
     if settled and champion and answer is None:
         return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts), "nothing changed"
-    if known and answer is None and _already_decided(past, known, champion, facts):
-        return dataclasses.replace(_unchanged(known, champion, judgement), **facts), "nothing changed"
+    if registered and answer is None and _already_decided(past, registered, champion, facts):
+        return dataclasses.replace(_unchanged(registered, champion, judgement), **facts), "nothing changed"
     version = None if judgement.outcome == "refused" else _register(registry, run, dataset, candidate)
     decision = dataclasses.replace(_decision(judgement, version, champion), **facts)
     registry.carry_out(to_json(decision) | _circumstances(candidate), run)
     artifacts.show_table(artifacts.key("decision", dataset.name), to_json(decision.rules), decision.sentence)
-    return decision, "decided again" if known else "new model" if past else "first run"
+    return decision, "decided again" if registered else "new model" if past else "first run"
 
 
 def _circumstances(candidate: Candidate) -> dict[str, Any]:
@@ -210,18 +210,18 @@ def judge(
         return Judgement("promoted", reason, (*rules, Rule("champion can be compared", "yes", "no", False)), ask=ask)
     if paired is None:
         raise ValueError(f"expected the comparison with the predictions of {champion.name}; found none; see compare()")
-    asked, reason = _against(dataset, candidate, champion, champion.score, paired)
-    outcome: Verdict = "promoted" if all(rule.passed for rule in asked) else "kept"
-    return Judgement(outcome, reason, (*rules, *asked), paired, ask and paired.differing > 0)
+    gate_rules, reason = _against(dataset, candidate, champion, champion.score, paired)
+    outcome: Verdict = "promoted" if all(rule.passed for rule in gate_rules) else "kept"
+    return Judgement(outcome, reason, (*rules, *gate_rules), paired, ask and paired.differing > 0)
 
 
 def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
     """Return the question for a person about the candidate; None if the rules decide or nothing is new."""
     judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
-    known = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
+    registered = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
     past = registry.decisions()
     facts = _facts(dataset, candidate, champion, judgement, past)
-    if not judgement.ask or (known and _already_decided(past, known, champion, facts)):
+    if not judgement.ask or (registered and _already_decided(past, registered, champion, facts)):
         return None
     against = f"champion {champion.name}" if champion else "no champion yet"
     advice = "promote" if judgement.outcome == "promoted" else "keep the champion"
@@ -339,15 +339,15 @@ def _decision(judgement: Judgement, version: Version | None, champion: Incumbent
         sentence = f"promoted v{version.number}: {judgement.reason}"
         return Decision("promoted", sentence, version.number, version.number, previous, judgement.rules)
     if judgement.outcome == "kept" and version:
-        kept = f"kept champion v{previous}" if previous else "there is no champion yet"
-        sentence = f"{kept}: candidate v{version.number}, {judgement.reason}"
+        incumbent = f"kept champion v{previous}" if previous else "there is no champion yet"
+        sentence = f"{incumbent}: candidate v{version.number}, {judgement.reason}"
         return Decision("kept", sentence, version.number, previous, previous, judgement.rules)
-    kept = f"champion v{previous} stays" if previous else "there is no champion yet"
-    return Decision("refused", f"refused: {judgement.reason}; {kept}", None, previous, previous, judgement.rules)
+    incumbent = f"champion v{previous} stays" if previous else "there is no champion yet"
+    return Decision("refused", f"refused: {judgement.reason}; {incumbent}", None, previous, previous, judgement.rules)
 
 
 def _already_decided(
-    past: list[dict[str, Any]], known: Version, champion: Incumbent | None, facts: Mapping[str, Any]
+    past: list[dict[str, Any]], version: Version, champion: Incumbent | None, facts: Mapping[str, Any]
 ) -> bool:
     """Tell whether nothing is new: this candidate is the champion, or was compared with it before under the same gate.
 
@@ -356,17 +356,17 @@ def _already_decided(
     if champion is None:
         return False
     number = champion.version.number
-    if number == known.number:
+    if number == version.number:
         return True
-    met = max((n for n, d in enumerate(past) if d.get("version") == known.number), default=None)
+    met = max((n for n, d in enumerate(past) if d.get("version") == version.number), default=None)
     if met is None or any(past[met].get(name) not in (None, "", {}, facts[name]) for name in ("policy", "limits")):
         return False
     return past[met].get("champion") == number or any(d.get("outcome") in BY_HAND for d in past[met + 1 :])
 
 
-def _unchanged(known: Version, champion: Incumbent | None, judgement: Judgement) -> Decision:
+def _unchanged(version: Version, champion: Incumbent | None, judgement: Judgement) -> Decision:
     number = champion.version.number if champion else None
-    ending = "the champion" if number == known.number else f"champion v{number} stays"
+    ending = "the champion" if number == version.number else f"champion v{number} stays"
     return Decision(
-        "unchanged", f"unchanged since v{known.number}: {ending}", known.number, number, number, judgement.rules
+        "unchanged", f"unchanged since v{version.number}: {ending}", version.number, number, number, judgement.rules
     )

@@ -48,11 +48,11 @@ def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, lab
         parameters=_declared(dataset, name),
         code=code_digests.digests(__name__),
     )
-    done = store.get_or_make(
+    result = store.get_or_make(
         plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), summaries.split
     )
-    log_step(_log, done.step)
-    return done
+    log_step(_log, result.step)
+    return result
 
 
 def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Archive, folder: Path) -> Split:
@@ -104,11 +104,11 @@ def _agreed_rows(dataset: Dataset, name: SplitName, images: idx.Reader, labels: 
     """Return the number of rows of the split, after checking that both headers and the manifest agree on it."""
     _check_images(dataset, images)
     _check_labels(dataset, labels)
-    rows, found = labels.header.shape[0], images.header.shape[0]
-    if rows != found:
+    rows, image_rows = labels.header.shape[0], images.header.shape[0]
+    if rows != image_rows:
         raise FormatError(
             f"{images.name} and {labels.name}: expected as many labels as images; "
-            f"found {found:,} images and {rows:,} labels; give the two files that belong together"
+            f"found {image_rows:,} images and {rows:,} labels; give the two files that belong together"
         )
     if dataset.rows.get(name, rows) != rows:
         raise FormatError(
@@ -152,16 +152,16 @@ def _check_labels(dataset: Dataset, labels: idx.Reader) -> None:
 
 def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
     """Accept labels with several columns, such as QMNIST's, only if the manifest says which column is the class."""
-    found, column = times(labels.header.shape), dataset.label_column
+    shape, column = times(labels.header.shape), dataset.label_column
     if column is None:
         raise FormatError(
-            f"{labels.name}: expected one label per row; found {found} in the header, as QMNIST has it; "
+            f"{labels.name}: expected one label per row; found {shape} in the header, as QMNIST has it; "
             f"declare in {dataset.manifest} which column is the class, such as label_column = 0"
         )
     if not column < labels.header.shape[1] <= MAX_LABEL_COLUMNS:
         raise FormatError(
             f"{labels.name}: expected rows of {column + 1:,} to {MAX_LABEL_COLUMNS:,} columns, because the manifest "
-            f"declares label_column = {column}; found {found} in the header; correct label_column in "
+            f"declares label_column = {column}; found {shape} in the header; correct label_column in "
             f"{dataset.manifest}, or give the archive that it describes"
         )
 
@@ -172,12 +172,12 @@ def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[n
     A value taken from the file as it is may not be a class; the data checks report that, for all rows together.
     """
     start = 0
-    known = np.array(dataset.labels or range(256), np.int64)
-    order = np.argsort(known)
+    values = np.array(dataset.labels or range(256), np.int64)
+    order = np.argsort(values)
     for block in reader.blocks(rows):
         column = block if block.ndim == 1 else block[:, dataset.label_column]
-        index = order[np.searchsorted(known, column, sorter=order).clip(max=len(known) - 1)]
-        outside = np.flatnonzero(known[index] != column)
+        index = order[np.searchsorted(values, column, sorter=order).clip(max=len(values) - 1)]
+        outside = np.flatnonzero(values[index] != column)
         if len(outside):
             expected = _listed(dataset.labels) if dataset.labels else f"from 0 to {len(dataset.classes) - 1}"
             raise FormatError(

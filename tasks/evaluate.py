@@ -55,13 +55,13 @@ def evaluate(
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("numpy", "scikit-learn", "scipy"),
     )
-    done = store.get_or_make(
+    result = store.get_or_make(
         plan, Evaluation, lambda folder: evaluate_into(folder, dataset, model, test), summaries.evaluation
     )
     if whose != "candidate":
-        done = replace(done, step=replace(done.step, of=whose))
-    log_step(_log, done.step)
-    return done
+        result = replace(result, step=replace(result.step, of=whose))
+    log_step(_log, result.step)
+    return result
 
 
 def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Split) -> Evaluation:
@@ -140,11 +140,11 @@ def worst_mistakes(labels: np.ndarray, predicted: np.ndarray, probability: np.nd
 
 def _check_fit(architecture: network.Architecture, dataset: Dataset, test: Split) -> None:
     expected = (test.image_shape[0] * test.image_shape[1], len(dataset.classes))
-    found = (architecture.inputs, architecture.classes)
-    if found != expected:
+    actual = (architecture.inputs, architecture.classes)
+    if actual != expected:
         raise ConfigError(
             f"{dataset.name}: expected a model for {expected[0]:,} pixels and {expected[1]} classes; "
-            f"found one for {found[0]:,} pixels and {found[1]} classes; train one for this data set"
+            f"found one for {actual[0]:,} pixels and {actual[1]} classes; train one for this data set"
         )
 
 

@@ -48,9 +48,9 @@ def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None 
         FormatError: likewise, if a source has more bytes than the limit or another size than declared.
         SourceUnavailable: no source could be read, or the only source of an archive without a digest lacks it.
     """
-    done = find_or_fetch(store, dataset, spec, source, POLICY)
-    log_step(_log, done.step)
-    return done
+    result = find_or_fetch(store, dataset, spec, source, POLICY)
+    log_step(_log, result.step)
+    return result
 
 
 def find_or_fetch(
@@ -68,17 +68,19 @@ def find_or_fetch(
         spec, place = _pin(dataset, spec, origins)
     digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
     plan = Plan(dataset.name, "fetch", spec.role, inputs={name: d for name, d in digests.items() if d})
-    wanted = FetchRequest(dataset.name, spec, policy)
-    done = store.get_or_make(plan, Archive, lambda folder: bring(wanted, origins, folder), partial(_line, spec, place))
-    if source and done.step.reused and spec.role == ROLES[0]:
-        _warn_of_no_folder(wanted, origins[0])
-    return done
+    request = FetchRequest(dataset.name, spec, policy)
+    result = store.get_or_make(
+        plan, Archive, lambda folder: bring(request, origins, folder), partial(_line, spec, place)
+    )
+    if source and result.step.reused and spec.role == ROLES[0]:
+        _warn_of_no_folder(request, origins[0])
+    return result
 
 
-def _warn_of_no_folder(wanted: FetchRequest, given: Origin) -> None:
+def _warn_of_no_folder(request: FetchRequest, origin: Origin) -> None:
     """Warn that a missing folder was not needed: the user may believe that its files were read."""
-    if isinstance(given, Folder) and not given.path.is_dir():
-        _log.warning("%s: %s: no such folder; using the archives that are in the store", wanted.dataset, given.where)
+    if isinstance(origin, Folder) and not origin.path.is_dir():
+        _log.warning("%s: %s: no such folder; using the archives that are in the store", request.dataset, origin.where)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class FetchRequest:
         return f"{self.dataset}: {self.spec.file}"
 
 
-def bring(wanted: FetchRequest, origins: Sequence[Origin], folder: Path) -> Archive:
+def bring(request: FetchRequest, origins: Sequence[Origin], folder: Path) -> Archive:
     """Write the archive into `folder` from the first of `origins` that has it.
 
     `folder` may hold the files of an interrupted run: a partial download is resumed, anything else is removed. The
@@ -106,65 +108,67 @@ def bring(wanted: FetchRequest, origins: Sequence[Origin], folder: Path) -> Arch
         StoreError: there is less free space than the archive's declared size.
         OSError: the folder cannot be written.
     """
-    part = PartialFile(folder, wanted.spec.file)
+    part = PartialFile(folder, request.spec.file)
     _remove_others(folder, part)
-    _make_sure_it_fits(wanted, folder, part)
-    deadline = wanted.policy.clock() + wanted.policy.deadline_seconds
+    _make_sure_it_fits(request, folder, part)
+    deadline = request.policy.clock() + request.policy.deadline_seconds
 
     def look(origin: Origin) -> tuple[str, Received]:
         try:
-            return origin.deliver(wanted.spec, part, wanted.policy, deadline)
+            return origin.deliver(request.spec, part, request.policy, deadline)
         except SourceFailed as failure:
             if failure.refused or not part.note.exists():
                 part.clear()
             raise
 
-    source, received = _first(wanted, origins, look)
-    name = _final_name(wanted.spec, part.path)
+    source, received = _first(request, origins, look)
+    name = _final_name(request.spec, part.path)
     os.replace(part.path, folder / name)
     part.clear()
-    return Archive(folder, wanted.spec.role, name, received.size_bytes, received.sha256, source)
+    return Archive(folder, request.spec.role, name, received.size_bytes, received.sha256, source)
 
 
-def _make_sure_it_fits(wanted: FetchRequest, folder: Path, part: PartialFile) -> None:
-    needed, free = (wanted.spec.bytes or 0) - part.size, shutil.disk_usage(folder).free
+def _make_sure_it_fits(request: FetchRequest, folder: Path, part: PartialFile) -> None:
+    needed, free = (request.spec.bytes or 0) - part.size, shutil.disk_usage(folder).free
     if free < needed:
         raise StoreError(
-            f"{wanted.name}: expected {needed:,} bytes free at {folder.parent}; found {free:,}; "
+            f"{request.name}: expected {needed:,} bytes free at {folder.parent}; found {free:,}; "
             "free space there, or choose another with --store"
         )
 
 
 def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, str]:
     """Return `spec` with the digest of the file at the only origin in `origins`, and that file's location."""
-    wanted = FetchRequest(dataset.name, spec, POLICY)
+    request = FetchRequest(dataset.name, spec, POLICY)
     if not origins:
-        raise _error(wanted, [])
+        raise _error(request, [])
     (origin,) = origins
     if not isinstance(origin, Folder | EmbeddedSource):
         raise TypeError(f"expected a folder for an archive without a digest; found {origin.where}")
     try:
         path = origin.find(spec)
-        return _as_found(spec, path), EMBEDDED if isinstance(origin, EmbeddedSource) else str(path)
+        return _with_measured_digest(spec, path), EMBEDDED if isinstance(origin, EmbeddedSource) else str(path)
     except SourceFailed as failure:
         if failure.refused:
-            raise _error(wanted, [(origin, failure)]) from failure
+            raise _error(request, [(origin, failure)]) from failure
         raise SourceUnavailable(
-            f"{wanted.name}: expected it in {origin.where}, because all archives without a digest in the manifest come "
-            f"from one place; found at {origin.where}: {failure}; put it there, or give the folder that has them all "
-            f"{_FIX}"
+            f"{request.name}: expected it in {origin.where}, because all archives without a digest in the manifest "
+            f"come from one place; found at {origin.where}: {failure}; put it there, or give the folder that has them "
+            f"all {_FIX}"
         ) from failure
 
 
-def _as_found(spec: ArchiveSpec, path: Path) -> ArchiveSpec:
-    found = measured(path)
+def _with_measured_digest(spec: ArchiveSpec, path: Path) -> ArchiveSpec:
+    received = measured(path)
     declared = spec.bytes if path.suffix == Path(spec.file).suffix else spec.payload_bytes
-    if declared not in (None, found.size_bytes):
-        raise SourceFailed(f"found {found.size_bytes:,} bytes; the manifest declares {declared:,}", refused=FormatError)
-    return replace(spec, bytes=found.size_bytes, sha256=found.sha256, payload_bytes=None)
+    if declared not in (None, received.size_bytes):
+        raise SourceFailed(
+            f"found {received.size_bytes:,} bytes; the manifest declares {declared:,}", refused=FormatError
+        )
+    return replace(spec, bytes=received.size_bytes, sha256=received.sha256, payload_bytes=None)
 
 
-def _first(wanted: FetchRequest, origins: Sequence[Origin], look: Callable[[Origin], T]) -> T:
+def _first(request: FetchRequest, origins: Sequence[Origin], look: Callable[[Origin], T]) -> T:
     """Return the result of `look` for the first of `origins` at which it succeeds."""
     failures: list[tuple[Origin, SourceFailed]] = []
     for number, origin in enumerate(origins, start=1):
@@ -173,26 +177,26 @@ def _first(wanted: FetchRequest, origins: Sequence[Origin], look: Callable[[Orig
         except SourceFailed as failure:
             failures.append((origin, failure))
             if number < len(origins):
-                _log.warning("%s: %s: %s; trying %s", wanted.name, origin.where, failure, origins[number].where)
-    raise _error(wanted, failures)
+                _log.warning("%s: %s: %s; trying %s", request.name, origin.where, failure, origins[number].where)
+    raise _error(request, failures)
 
 
-def _error(wanted: FetchRequest, failures: Sequence[tuple[Origin, SourceFailed]]) -> IdxflowError:
+def _error(request: FetchRequest, failures: Sequence[tuple[Origin, SourceFailed]]) -> IdxflowError:
     if not failures:
-        return SourceUnavailable(f"{wanted.name}: expected a source in the manifest; found none; give one {_FIX}")
+        return SourceUnavailable(f"{request.name}: expected a source in the manifest; found none; give one {_FIX}")
     refused = next((failure.refused for _, failure in failures if failure.refused), None)
-    found = "; ".join(f"{origin.where}: {failure}" for origin, failure in failures)
+    reasons = "; ".join(f"{origin.where}: {failure}" for origin, failure in failures)
     if not refused:
         places = "its source" if len(failures) == 1 else f"one of {len(failures)} sources"
-        return SourceUnavailable(f"{wanted.name}: expected it at {places}; {found}; give another {_FIX}")
+        return SourceUnavailable(f"{request.name}: expected it at {places}; {reasons}; give another {_FIX}")
     own = any(failure.refused and isinstance(origin, Folder) for origin, failure in failures)
     meant = (
         "; to train on the file found instead, name its data set if the catalog has it (`idxflow datasets`), or write "
         "its manifest with `idxflow manifest FOLDER` and give that with --dataset-file"
     )
     return refused(
-        f"{wanted.name}: expected {_published(wanted.spec)}; {found}; give a place that has the expected file {_FIX}"
-        f"{meant if own else ''}"
+        f"{request.name}: expected {_published(request.spec)}; {reasons}; give a place that has the expected file "
+        f"{_FIX}{meant if own else ''}"
     )
 
 
@@ -218,10 +222,10 @@ def _remove_others(folder: Path, part: PartialFile) -> None:
             path.unlink()
 
 
-def _line(spec: ArchiveSpec, found_at: str, archive: Archive) -> str:
-    other = spec.sha256 and spec.sha256 != archive.sha256
-    note = ", compressed again, same content as published" if other else ""
-    return f"{archive.size_bytes:,} bytes from {_place(found_at or archive.source)}, sha256 {archive.sha256[:12]}{note}"
+def _line(spec: ArchiveSpec, location: str, archive: Archive) -> str:
+    recompressed = spec.sha256 and spec.sha256 != archive.sha256
+    note = ", compressed again, same content as published" if recompressed else ""
+    return f"{archive.size_bytes:,} bytes from {_place(location or archive.source)}, sha256 {archive.sha256[:12]}{note}"
 
 
 def _place(source: str) -> str:

@@ -50,11 +50,11 @@ def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConf
         parameters=parameters,
         code=code_digests.digests(__name__),
     )
-    done = store.get_or_make(
+    result = store.get_or_make(
         plan, Normalization, lambda folder: _write(dataset, train, config, folder), summaries.normalization
     )
-    log_step(_log, done.step)
-    return done
+    log_step(_log, result.step)
+    return result
 
 
 def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
@@ -90,14 +90,16 @@ def _write(dataset: Dataset, train: Split, config: TrainingConfig, folder: Path)
     held_out_rows = int(held.sum())
     left_out = held if held_out_rows and config.normalize_on == "fitted" else None
     rows = train.rows - (held_out_rows if left_out is not None else 0)
-    found = statistics(train, left_out)
-    if found.std == 0:
+    measured = statistics(train, left_out)
+    if measured.std == 0:
         raise TrainingFailed(
             f"{dataset.name}: expected pixels that differ; all pixels of the {rows:,} training rows that count are "
-            f"{round((found.mean[0] + 1) / 2 * 255)}, and nothing can be learned from them; check the image archive"
+            f"{round((measured.mean[0] + 1) / 2 * 255)}, and nothing can be learned from them; check the image archive"
         )
-    record = Normalization(folder, rows, float(found.mean.mean()), found.std, "", found.pixel_range, held_out_rows)
+    record = Normalization(
+        folder, rows, float(measured.mean.mean()), measured.std, "", measured.pixel_range, held_out_rows
+    )
     for file in (record.file, record.held_out):
         file.unlink(missing_ok=True)
     holdout.write(record.held_out, held)
-    return dataclasses.replace(record, digest=write(record.file, found))
+    return dataclasses.replace(record, digest=write(record.file, measured))

@@ -39,10 +39,10 @@ def publish(registry: Registry, dataset: Dataset, run: RunRecord) -> Done[Report
     plan = Plan(dataset.name, "publish", name=run.id, parameters={"run": run.id})
     place = f"{dataset.name}/{store.entries(dataset.name, 'publish').name}/{run.id}/report.html"
     document = compose(registry, dataset, run)
-    done = store.get_or_make(plan, Report, lambda folder: write_report(folder, document), lambda _: place)
+    result = store.get_or_make(plan, Report, lambda folder: write_report(folder, document), lambda _: place)
     _show(document, place)
-    log_step(_log, done.step)
-    return done
+    log_step(_log, result.step)
+    return result
 
 
 def point_to_report(name: str, sentence: str, version: str, report: Report) -> None:
@@ -61,10 +61,10 @@ def compose(registry: Registry, dataset: Dataset, run: RunRecord) -> Document:
 
 def write_report(folder: Path, document: Document) -> Report:
     """Write `report.html` and `report.json` into `folder`."""
-    made = Report(folder)
-    made.json.write_text(document.json(), encoding="utf-8")
-    made.html.write_text(document.html(), encoding="utf-8")
-    return made
+    report = Report(folder)
+    report.json.write_text(document.json(), encoding="utf-8")
+    report.html.write_text(document.html(), encoding="utf-8")
+    return report
 
 
 def _show(document: Document, place: str) -> None:

@@ -71,9 +71,9 @@ def train(
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("tensorflow", "keras", "numpy"),
     )
-    done = store.get_or_make(plan, TrainedModel, lambda folder: train_into(folder, training), summaries.model)
-    log_step(_log, done.step)
-    return done
+    result = store.get_or_make(plan, TrainedModel, lambda folder: train_into(folder, training), summaries.model)
+    log_step(_log, result.step)
+    return result
 
 
 def _shards(training: Training) -> dict[str, int]:
@@ -161,9 +161,9 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     try:
         with (
             _enough_memory(training),
-            training_rows.opened(training.dataset.name, split, config, held, folder) as there,
+            training_rows.opened(training.dataset.name, split, config, held, folder) as rows,
         ):
-            fitting = Fitting(architecture, config, statistics, there, training.fitted)
+            fitting = Fitting(architecture, config, statistics, rows, training.fitted)
             record = _record(folder, fitting, fit(fitting, training, folder))
     except TrainingFailed:
         # It would fail again in the same way, so leave nothing to resume from.

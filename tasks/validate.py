@@ -60,14 +60,14 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
         with progress.working("validate"):
             return judge(dataset, train, test, folder)
 
-    done = store.get_or_make(
+    result = store.get_or_make(
         plan, Validation, make, lambda verdict: summaries.validation(verdict, train.rows + test.rows)
     )
-    log_step(_log, done.step)
-    artifacts.show_table(artifacts.key("checks", dataset.name), verdicts.table_rows(done.record), done.step.summary)
-    if not done.record.passed:
-        raise ValidationFailed(verdicts.refusal(dataset, done.record), done.record, done.step)
-    return done
+    log_step(_log, result.step)
+    artifacts.show_table(artifacts.key("checks", dataset.name), verdicts.table_rows(result.record), result.step.summary)
+    if not result.record.passed:
+        raise ValidationFailed(verdicts.refusal(dataset, result.record), result.record, result.step)
+    return result
 
 
 def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validation:
@@ -76,21 +76,21 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
     `summary.parquet` has a row per image, with a column `split` followed by those of `summary.IMAGE_COLUMNS`.
     `means.npz` has the mean training images, by ascending label.
     """
-    made = Validation(folder, True, "", (), {})
+    validation = Validation(folder, True, "", (), {})
     checks: list[Check] = []
     counts: dict[str, tuple[int, ...]] = {}
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
     with (
         threadpool_limits(1, "blas"),
-        pq.ParquetWriter(made.summary, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
+        pq.ParquetWriter(validation.summary, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
     ):
-        found = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
-        rows = {name: len(survey.labels) for name, survey in found.items()}
-        arrays.write(made.means, {"mean": found["train"].exact_means.reshape(-1, *train.image_shape)})
+        surveys = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
+        rows = {name: len(survey.labels) for name, survey in surveys.items()}
+        arrays.write(validation.means, {"mean": surveys["train"].exact_means.reshape(-1, *train.image_shape)})
         checks += run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])
         for split in (train, test):
-            labels, of_train = found[split.name].labels, None if split is train else found["train"]
-            parts = summary.images(parquet.blocks(split.file), found[split.name], of_train, PART_ROWS)
+            labels, of_train = surveys[split.name].labels, None if split is train else surveys["train"]
+            parts = summary.images(parquet.blocks(split.file), surveys[split.name], of_train, PART_ROWS)
             classes = summary.class_table(labels, len(dataset.classes))
             matches = summary.Matches()
             checks += run_suites.run(suites.images(dataset, split.name), _written(writer, split.name, parts, matches))
@@ -98,7 +98,7 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
             checks += run_suites.run(suites.classes(dataset, split.name), [classes])
             counts[split.name] = tuple(classes["rows"].tolist())
     return dataclasses.replace(
-        made,
+        validation,
         passed=all(c.passed or c.severity != "critical" for c in checks),
         digest=hashlib.sha256(canonical([train.digest, test.digest, to_json(checks), counts])).hexdigest(),
         checks=tuple(checks),

@@ -105,11 +105,11 @@ def interval(table: Table, confidence: float) -> tuple[float, float]:
     both, ours, theirs, _ = table
     rows = sum(table)
     first, second = (both + ours) / rows, (both + theirs) / rows
-    one_low, one_high = wilson.interval(both + ours, rows, confidence)
-    two_low, two_high = wilson.interval(both + theirs, rows, confidence)
+    first_low, first_high = wilson.interval(both + ours, rows, confidence)
+    second_low, second_high = wilson.interval(both + theirs, rows, confidence)
     correlation, difference = _correlation(table), (ours - theirs) / rows
-    below = _side(first - one_low, two_high - second, correlation)
-    above = _side(one_high - first, second - two_low, correlation)
+    below = _side(first - first_low, second_high - second, correlation)
+    above = _side(first_high - first, second - second_low, correlation)
     return max(-1.0, difference - below), min(1.0, difference + above)
 
 
@@ -127,35 +127,37 @@ def _correlation(table: Table) -> float:
     return product / math.sqrt(scale) if scale else 0.0
 
 
-def replaces(gate: Gate, found: Paired) -> bool:
+def replaces(gate: Gate, comparison: Paired) -> bool:
     """Tell whether the paired comparison lets the candidate replace the champion under the policy of `gate`.
 
     Two models that give the same answers are equally good: the champion stays, under any policy.
     """
-    if not found.differing:
+    if not comparison.differing:
         return False
     if gate.policy == "not_worse":
-        return found.low >= -gate.margin
-    return found.net > 0 and found.p_better <= gate.alpha
+        return comparison.low >= -gate.margin
+    return comparison.net > 0 and comparison.p_better <= gate.alpha
 
 
-def difference_rule(gate: Gate, found: Paired, champion: str) -> Rule:
+def difference_rule(gate: Gate, comparison: Paired, champion: str) -> Rule:
     """Return the rule that `replaces` applies, as text; `champion` is its name, such as `v6`."""
-    passed = replaces(gate, found)
-    if not found.differing:
+    passed = replaces(gate, comparison)
+    if not comparison.differing:
         name = f"answers differ from champion {champion}'s"
-        return Rule(name, "on at least 1 test row", f"the same on all {found.rows:,}", passed)
-    counts = f"{_lead(found)} right (only the candidate {found.only_candidate:,}, "
-    counts += f"only the champion {found.only_champion:,})"
+        return Rule(name, "on at least 1 test row", f"the same on all {comparison.rows:,}", passed)
+    counts = f"{_lead(comparison)} right (only the candidate {comparison.only_candidate:,}, "
+    counts += f"only the champion {comparison.only_champion:,})"
     if gate.policy == "not_worse":
-        limit = f"difference at least {_points(-gate.margin)} points, by the {100 * found.confidence:.4g}% interval"
-        low = _points(found.low, -gate.margin)
+        limit = (
+            f"difference at least {_points(-gate.margin)} points, by the {100 * comparison.confidence:.4g}% interval"
+        )
+        low = _points(comparison.low, -gate.margin)
         return Rule(
             f"not worse than champion {champion} on the same rows", limit, f"{counts}, from {low} points", passed
         )
     limit = f"more test images right, p at most {gate.alpha:.6g} (McNemar's exact test, one-sided)"
     return Rule(
-        f"better than champion {champion} on the same rows", limit, f"{counts}, {_p(found, gate.alpha)}", passed
+        f"better than champion {champion} on the same rows", limit, f"{counts}, {_p(comparison, gate.alpha)}", passed
     )
 
 
@@ -176,38 +178,38 @@ def class_rule(gate: Gate, candidate: Evaluation, champion: Evaluation) -> Rule:
     return Rule("largest drop in class recall", limit, observed, passed)
 
 
-def sentence(gate: Gate, found: Paired) -> str:
+def sentence(gate: Gate, comparison: Paired) -> str:
     """Return the deciding result: `31 more of 10,000 test images right than the champion, beyond luck (p 0.01)`."""
-    passed, rows = replaces(gate, found), f"{found.rows:,}"
-    if not found.differing:
+    passed, rows = replaces(gate, comparison), f"{comparison.rows:,}"
+    if not comparison.differing:
         return f"the same answers on all {rows} test rows, so there is nothing to choose"
-    than = f"{_lead(found)} right {'than' if found.net else 'as'} the champion"
+    than = f"{_lead(comparison)} right {'than' if comparison.net else 'as'} the champion"
     if gate.policy == "not_worse":
-        low = _points(found.low, -gate.margin)
+        low = _points(comparison.low, -gate.margin)
         sure = (
             f"may be {low.lstrip('-')} points worse"
-            if found.low < 0
+            if comparison.low < 0
             else f"is at least {low.lstrip('+')} points better"
         )
         return f"{than}; it {sure}, and {'' if passed else 'only '}{100 * gate.margin:.2f} points worse are allowed"
-    if found.net <= 0:
+    if comparison.net <= 0:
         return than
-    p = _p(found, gate.alpha)
+    p = _p(comparison, gate.alpha)
     return f"{than}, beyond luck ({p})" if passed else f"{than}, which may be luck ({p} > {gate.alpha:.6g})"
 
 
-def _lead(found: Paired) -> str:
+def _lead(comparison: Paired) -> str:
     """Return the candidate's lead over the champion in right answers, such as `31 more of 10,000 test images`."""
-    much = f"{abs(found.net):,} {'more' if found.net > 0 else 'fewer'}" if found.net else "as many"
-    return f"{much} of {found.rows:,} test images"
+    much = f"{abs(comparison.net):,} {'more' if comparison.net > 0 else 'fewer'}" if comparison.net else "as many"
+    return f"{much} of {comparison.rows:,} test images"
 
 
-def _p(found: Paired, alpha: float) -> str:
+def _p(comparison: Paired, alpha: float) -> str:
     """Return p with enough digits to stay on its side of `alpha`."""
-    if found.p_better < _LEAST_P <= alpha:
+    if comparison.p_better < _LEAST_P <= alpha:
         return f"p < {_LEAST_P:.4f}"
-    texts = (f"{found.p_better:.{digits}g}" for digits in range(2, 18))
-    return "p " + next(t for t in texts if (float(t) <= alpha) == (found.p_better <= alpha))
+    texts = (f"{comparison.p_better:.{digits}g}" for digits in range(2, 18))
+    return "p " + next(t for t in texts if (float(t) <= alpha) == (comparison.p_better <= alpha))
 
 
 def _points(share: float, limit: float | None = None) -> str:

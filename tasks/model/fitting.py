@@ -83,15 +83,15 @@ class Fitting:
         Returns mean loss and accuracy over the rows, measured for each row just before its step, as Keras reports
         them.
         """
-        loss, correct, done = 0.0, 0, (number - 1) * self.steps
+        loss, correct, completed = 0.0, 0, (number - 1) * self.steps
         for window in self._rows.windows(number):
             steps = math.ceil(len(window.order) / self._config.batch_size)
-            rates = rate_after(self._config, np.arange(done, done + steps)).astype(np.float32)
+            rates = rate_after(self._config, np.arange(completed, completed + steps)).astype(np.float32)
             more_loss, more_correct = self._passes[len(window.order)](
                 window.images, window.labels, self._tf.constant(window.order), self._tf.constant(rates)
             )
             self.calls += 1
-            loss, correct, done = loss + float(more_loss), correct + int(more_correct), done + steps
+            loss, correct, completed = loss + float(more_loss), correct + int(more_correct), completed + steps
         return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:

@@ -28,12 +28,12 @@ def choose(dataset: Dataset, train: Split, config: TrainingConfig) -> np.ndarray
         TrainingFailed: no row is left to fit or of some class, or none is held out although `config` has patience.
         DamagedEntry: the split cannot be read.
     """
-    wanted = train.rows - fitted_rows(train.rows, config.validation_fraction)
+    held_rows = train.rows - fitted_rows(train.rows, config.validation_fraction)
     if config.held_out == "tail":
-        labels, held = parquet.labels(train.file), tail(train.rows, wanted)
-    elif wanted:
+        labels, held = parquet.labels(train.file), tail(train.rows, held_rows)
+    elif held_rows:
         labels, digests = _surveyed(train)
-        held = drawn(labels, digests, wanted, config.seed)
+        held = drawn(labels, digests, held_rows, config.seed)
     else:
         labels, held = parquet.labels(train.file), tail(train.rows, 0)
     _check(dataset, config, labels, held)
@@ -48,13 +48,13 @@ def fitted_rows(rows: int, validation_fraction: float) -> int:
     return int(rows * (1 - validation_fraction)) if validation_fraction else rows
 
 
-def tail(rows: int, wanted: int) -> np.ndarray:
-    """Choose the last `wanted` of `rows` rows, as Keras's `validation_split` does."""
-    return np.arange(rows) >= rows - wanted
+def tail(rows: int, held_rows: int) -> np.ndarray:
+    """Choose the last `held_rows` of `rows` rows, as Keras's `validation_split` does."""
+    return np.arange(rows) >= rows - held_rows
 
 
-def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np.ndarray:
-    """Choose about `wanted` rows at random, in proportion from each class.
+def drawn(labels: np.ndarray, digests: np.ndarray, held_rows: int, seed: int) -> np.ndarray:
+    """Choose about `held_rows` rows at random, in proportion from each class.
 
     Rows with equal digests are chosen together or not at all. At least one row of each class is fitted and, if the
     class has two different images, at least one is held out; so the result may have a few rows more or fewer.
@@ -62,7 +62,7 @@ def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np
     Args:
         labels: uint8 of shape (rows,).
         digests: of the images, int64 of shape (rows,).
-        wanted: at least 1, at most all rows.
+        held_rows: at least 1, at most all rows.
 
     Returns:
         bool of shape (rows,): whether each row is held out.
@@ -78,7 +78,7 @@ def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np
     by_class = images[np.argsort(kinds[images], kind="stable")]
     ends = np.cumsum(np.bincount(kinds, minlength=_LABELS))
     chosen = np.zeros(len(starts), bool)
-    for quota, those in zip(_quotas(labels, wanted), np.split(by_class, ends[:-1]), strict=True):
+    for quota, those in zip(_quotas(labels, held_rows), np.split(by_class, ends[:-1]), strict=True):
         chosen[_taken(those, sizes[those], quota)] = True
     held = np.empty(len(labels), bool)
     held[order] = np.repeat(chosen, sizes)
@@ -87,11 +87,11 @@ def drawn(labels: np.ndarray, digests: np.ndarray, wanted: int, seed: int) -> np
     return held
 
 
-def _quotas(labels: np.ndarray, wanted: int) -> np.ndarray:
+def _quotas(labels: np.ndarray, held_rows: int) -> np.ndarray:
     """Return how many rows of each label to hold out: in proportion, by largest remainders, at least 1."""
     counts = np.bincount(labels, minlength=_LABELS)
-    quotas, rests = np.divmod(wanted * counts, len(labels))
-    quotas[np.argsort(-rests, kind="stable")[: wanted - quotas.sum()]] += 1
+    quotas, rests = np.divmod(held_rows * counts, len(labels))
+    quotas[np.argsort(-rests, kind="stable")[: held_rows - quotas.sum()]] += 1
     return np.maximum(quotas, counts > 0)
 
 

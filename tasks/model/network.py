@@ -166,7 +166,9 @@ _ACTIVATE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 ACTIVATIONS = tuple(_ACTIVATE)
 
 
-def export(path: Path, architecture: Architecture, weights: Weights, found: Statistics, shape: tuple[int, int]) -> None:
+def export(
+    path: Path, architecture: Architecture, weights: Weights, statistics: Statistics, shape: tuple[int, int]
+) -> None:
     """Write a `.keras` file for users: images of 0-255, shape (n, height, width), in; probabilities out.
 
     It includes the normalisation, so it needs no other file. Equal models give equal bytes.
@@ -193,7 +195,7 @@ def export(path: Path, architecture: Architecture, weights: Weights, found: Stat
         name="idxflow",
     )
     _set(model, weights)
-    scale, offset = scale_and_offset(found)
+    scale, offset = scale_and_offset(statistics)
     model.get_layer("normalize").set_weights([np.full(offset.shape, scale), offset])
     with without_copy_warning():
         model.save(path)
@@ -247,13 +249,13 @@ def load_architecture(path: Path) -> Architecture:
     """
     try:
         values = read_json(path)
-        made = Architecture(**values | {"hidden": tuple(values["hidden"])})
+        architecture = Architecture(**values | {"hidden": tuple(values["hidden"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedEntry(f"{path}: expected the description of a network; {error}; {made_again(path)}") from error
-    sizes = (made.inputs, *made.hidden, made.classes)
-    if made.activation not in ACTIVATIONS or not all(type(n) is int and 0 < n <= MAX_UNITS for n in sizes):
+    sizes = (architecture.inputs, *architecture.hidden, architecture.classes)
+    if architecture.activation not in ACTIVATIONS or not all(type(n) is int and 0 < n <= MAX_UNITS for n in sizes):
         raise DamagedEntry(f"{path}: expected sizes above 0 and a known activation; found {values}; {made_again(path)}")
-    return made
+    return architecture
 
 
 def weights_digest(weights: Weights) -> str:

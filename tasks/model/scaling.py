@@ -22,21 +22,21 @@ class Statistics:
     """The darkest and the brightest raw pixel, 0-255; None if not measured. Not saved in the file."""
 
 
-def apply(images: np.ndarray, found: Statistics) -> np.ndarray:
+def apply(images: np.ndarray, statistics: Statistics) -> np.ndarray:
     """Return `images` (uint8, shape (n, height, width)) scaled, centred and divided: float32, shape (n, pixels).
 
     Computes `(((x / 255) - 0.5) * 2 - mean) / std` as one multiplication and one addition (`scale_and_offset`), within
     1e-6 for a `std` typical of real images.
     """
-    scale, offset = scale_and_offset(found)
+    scale, offset = scale_and_offset(statistics)
     pixels: np.ndarray = np.multiply(images.reshape(len(images), -1), scale, dtype=np.float32)
     pixels += offset
     return pixels
 
 
-def scale_and_offset(found: Statistics) -> tuple[np.float32, np.ndarray]:
+def scale_and_offset(statistics: Statistics) -> tuple[np.float32, np.ndarray]:
     """Return the float32 factor and offsets that normalise a pixel of 0-255: `x * scale + offset[pixel]`."""
-    return np.float32(2 / (255 * found.std)), ((-1 - found.mean) / found.std).astype(np.float32)
+    return np.float32(2 / (255 * statistics.std)), ((-1 - statistics.mean) / statistics.std).astype(np.float32)
 
 
 def read(file: Path, pixels: int) -> Statistics:
@@ -46,16 +46,16 @@ def read(file: Path, pixels: int) -> Statistics:
         DamagedEntry: the file does not hold such statistics.
     """
     values = arrays.read(file, {"mean": (np.float64, (pixels,)), "std": (np.float64, ())})
-    found = Statistics(values["mean"], float(values["std"]))
-    if not np.isfinite(found.mean).all() or not 0 < found.std < math.inf:
+    statistics = Statistics(values["mean"], float(values["std"]))
+    if not np.isfinite(statistics.mean).all() or not 0 < statistics.std < math.inf:
         raise DamagedEntry(
             f"{file}: expected finite means and a standard deviation above 0; found others; {made_again(file)}"
         )
-    return found
+    return statistics
 
 
-def write(file: Path, found: Statistics) -> str:
+def write(file: Path, statistics: Statistics) -> str:
     """Write statistics and return the digest of the numbers; equal statistics give equal bytes."""
-    values = {"mean": found.mean, "std": np.asarray(found.std, np.float64)}
+    values = {"mean": statistics.mean, "std": np.asarray(statistics.std, np.float64)}
     arrays.write(file, values)
     return arrays.digest(values)

@@ -204,18 +204,18 @@ class InShards:
         places = np.full(self._split.rows, count, np.int32)
         places[~held] = self._shards.assigned()
         filled = np.append(np.arange(count) * size, self._shards.rows)
-        done, told = 0, -math.inf
+        rows_read, reported = 0, -math.inf
         for images, labels in prefetch(parquet.blocks(self._split.file)):
-            here = places[done : done + len(labels)]
+            here = places[rows_read : rows_read + len(labels)]
             by_place = np.argsort(here, kind="stable")
             ends = np.cumsum(np.bincount(here, minlength=count + 1))
             for place, rows in enumerate(np.split(by_place, ends[:-1])):
                 self._write(int(filled[place]), images[rows], labels[rows])
                 filled[place] += len(rows)
-            done += len(here)
-            if time.monotonic() - told >= _PROGRESS_SECONDS or done == self._split.rows:
-                told = time.monotonic()
-                advance(Progress("shuffle", done, self._split.rows, "rows"))
+            rows_read += len(here)
+            if time.monotonic() - reported >= _PROGRESS_SECONDS or rows_read == self._split.rows:
+                reported = time.monotonic()
+                advance(Progress("shuffle", rows_read, self._split.rows, "rows"))
 
     def _write(self, place: int, images: np.ndarray, labels: np.ndarray) -> None:
         self._labels[place : place + len(labels)] = labels

@@ -7,7 +7,7 @@ from typing import Any
 
 from storage.differences import Difference, differences
 from storage.records import Environment, RunRecord, Split, to_json
-from tasks.report.evidence import Evidence, Made
+from tasks.report.evidence import Evidence, Origins
 from tasks.report.phrases import counted
 
 PARTS = ("parameters", "data", "contract", "code", "libraries", "environment")
@@ -26,7 +26,7 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         if met is not None:
             sentence = f"The record of the inputs of champion v{met} can no longer be read."
         return {"sentence": sentence, "champion": None, "run": None, "differences": []}
-    changed = run_differences((champion.run, champion.made), (run, evidence.made))
+    changed = run_differences((champion.run, champion.origins), (run, evidence.origins))
     return {
         "sentence": _sentence(champion.number, changed),
         "champion": champion.number,
@@ -35,29 +35,29 @@ def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def run_differences(old: tuple[RunRecord, Made], new: tuple[RunRecord, Made]) -> list[Difference]:
+def run_differences(old: tuple[RunRecord, Origins], new: tuple[RunRecord, Origins]) -> list[Difference]:
     """Return the differences between the inputs of two runs, by `PARTS`.
 
     Only steps that both runs reached, and that can be read for both, are compared.
     """
     both = sorted(old[1].keys() & new[1].keys())
-    first, second = (_parts(run, {name: made[name] for name in both}) for run, made in (old, new))
+    first, second = (_parts(run, {name: origins[name] for name in both}) for run, origins in (old, new))
     # A run that ended earlier, or of an older version, has no such values to compare.
     for part in ("data", "environment"):
-        known = first[part].keys() & second[part].keys()
-        first[part], second[part] = ({name: values[part][name] for name in known} for values in (first, second))
+        common = first[part].keys() & second[part].keys()
+        first[part], second[part] = ({name: values[part][name] for name in common} for values in (first, second))
     if None in (first["parameters"]["profile"], second["parameters"]["profile"]):
         first["parameters"]["profile"] = second["parameters"]["profile"] = None
     return differences(first, second)
 
 
-def _parts(run: RunRecord, made: Made) -> dict[str, dict[str, Any]]:
+def _parts(run: RunRecord, origins: Origins) -> dict[str, dict[str, Any]]:
     return {
         "parameters": _parameters(run),
-        "data": _data(run, made),
-        "contract": _contract(made),
-        "code": _merged(origin.code for origin in made.values()),
-        "libraries": _merged(origin.libraries for origin in made.values()),
+        "data": _data(run, origins),
+        "contract": _contract(origins),
+        "code": _merged(origin.code for origin in origins.values()),
+        "libraries": _merged(origin.libraries for origin in origins.values()),
         "environment": _environment(run.environment),
     }
 
@@ -66,12 +66,12 @@ def _parameters(run: RunRecord) -> dict[str, Any]:
     return {"profile": run.profile if run.profile != "unknown" else None, **to_json(run.config)}
 
 
-def _data(run: RunRecord, made: Made) -> dict[str, Any]:
+def _data(run: RunRecord, origins: Origins) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for split in (run.train, run.test):
         if split:
             values |= _split(split)
-    for origin in made.values():
+    for origin in origins.values():
         if origin.step == "decode":
             values |= {f"{role} archive": digest for role, digest in origin.inputs.items()}
     return values
@@ -83,10 +83,10 @@ def _split(split: Split) -> dict[str, Any]:
     return {f"{split.name} {name}": value for name, value in named.items()}
 
 
-def _contract(made: Made) -> dict[str, Any]:
+def _contract(origins: Origins) -> dict[str, Any]:
     """Return the manifest's requirements on the data: the parameters of the steps that check it."""
     values: dict[str, Any] = {}
-    for origin in made.values():
+    for origin in origins.values():
         if origin.step in _ABOUT_DATA:
             values |= origin.parameters
     return values

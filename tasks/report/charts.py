@@ -12,12 +12,12 @@ from tasks.report.rendering import number, percent
 
 def charts(values: Mapping[str, Any]) -> list[Chart]:
     """Return every chart for which the content of a report has values."""
-    found = _training(values["training"]) if values["training"] else []
+    drawn = _training(values["training"]) if values["training"] else []
     if values["test"] and values["test"]["calibration"]:
-        found.append(_calibration(values["test"]["calibration"]))
+        drawn.append(_calibration(values["test"]["calibration"]))
     if values["trend"]:
-        found += _trend(values["trend"]["runs"])
-    return found
+        drawn += _trend(values["trend"]["runs"])
+    return drawn
 
 
 def _training(training: Mapping[str, Any]) -> list[Chart]:
@@ -34,14 +34,14 @@ def _training(training: Mapping[str, Any]) -> list[Chart]:
     def pair(key: str) -> list[Line]:
         return [column(key, "fitted rows"), *([column(f"validation_{key}", "held-out rows", True)] if held_out else [])]
 
-    kept = f"epoch {chosen}, kept"
+    mark_name = f"epoch {chosen}, kept"
     loss = f"Loss by epoch; on the fitted rows it ends at {number(last['loss'])}"
     accuracy = f"Accuracy by epoch; on the fitted rows it ends at {percent(last['accuracy'])}"
     rate = f"Learning rate by epoch, from {number(epochs[0]['learning_rate'])} to {number(last['learning_rate'])}"
     seconds = f"Seconds per epoch, {duration(sum(e['seconds'] for e in epochs))} in total"
     return [
-        Chart("loss", x, "epoch", pair("loss"), loss, chosen, kept),
-        Chart("accuracy", x, "epoch", pair("accuracy"), accuracy, chosen, kept, percent=True),
+        Chart("loss", x, "epoch", pair("loss"), loss, chosen, mark_name),
+        Chart("accuracy", x, "epoch", pair("accuracy"), accuracy, chosen, mark_name, percent=True),
         Chart("rate", x, "epoch", [column("learning_rate", "learning rate")], rate, from_zero=True),
         Chart("seconds", x, "epoch", [column("seconds", "seconds")], seconds, from_zero=True),
     ]
@@ -49,13 +49,13 @@ def _training(training: Mapping[str, Any]) -> list[Chart]:
 
 def _calibration(calibration: Mapping[str, Any]) -> Chart:
     bins = calibration["bins"]
-    sure = [100 * one["confidence"] for one in bins]
+    sure = [100 * bin_["confidence"] for bin_ in bins]
     lines = [
-        Line("observed", [one["accuracy"] for one in bins]),
-        Line("perfectly calibrated", [one["confidence"] for one in bins], held_out=True, points=False),
+        Line("observed", [bin_["accuracy"] for bin_ in bins]),
+        Line("perfectly calibrated", [bin_["confidence"] for bin_ in bins], held_out=True, points=False),
     ]
-    said = f"Accuracy by confidence; expected calibration error {percent(calibration['ece'])}"
-    return Chart("calibration", sure, "predicted probability, %", lines, said, percent=True)
+    description = f"Accuracy by confidence; expected calibration error {percent(calibration['ece'])}"
+    return Chart("calibration", sure, "predicted probability, %", lines, description, percent=True)
 
 
 def _trend(runs: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -63,12 +63,14 @@ def _trend(runs: Sequence[Mapping[str, Any]]) -> list[Chart]:
     accuracy, seconds = ([values[name] for values in runs] for name in ("accuracy", "seconds"))
     intervals = [(v["low"], v["high"]) if v["low"] is not None else None for v in runs]
     promoted = [v["accuracy"] if v["outcome"] == "promoted" else None for v in runs]
-    said = f"Test accuracy of the last {len(runs)} runs with its interval; this run is last, at {percent(accuracy[-1])}"
+    description = (
+        f"Test accuracy of the last {len(runs)} runs with its interval; this run is last, at {percent(accuracy[-1])}"
+    )
     lines = [Line("test accuracy", accuracy, intervals=intervals)]
     if any(value is not None for value in promoted):
         lines.append(Line("promoted", promoted, held_out=True, joined=False))
-    took = f"Seconds of work of the last {len(runs)} runs; this run is last, at {duration(seconds[-1])}"
+    timing = f"Seconds of work of the last {len(runs)} runs; this run is last, at {duration(seconds[-1])}"
     return [
-        Chart("trend", x, "run, this one last", lines, said, percent=True),
-        Chart("duration", x, "run, this one last", [Line("seconds", seconds)], took, from_zero=True),
+        Chart("trend", x, "run, this one last", lines, description, percent=True),
+        Chart("duration", x, "run, this one last", [Line("seconds", seconds)], timing, from_zero=True),
     ]

@@ -31,14 +31,14 @@ def _labels(run: RunRecord, check: Check, evidence: Evidence) -> list[str]:
     return [class_name(run, int(labels[row])) for row in check.rows]
 
 
-def _sentence(found: Sequence[Check]) -> str:
-    failed = [check for check in found if not check.passed]
+def _sentence(run_checks: Sequence[Check]) -> str:
+    failed = [check for check in run_checks if not check.passed]
     critical = sum(check.severity == "critical" for check in failed)
     warnings = len(failed) - critical
     remark = f"look at {counted(warnings, 'warning')}" if warnings else ""
     if critical:
-        said = f"{critical} of {counted(len(found), 'check')} failed, so no model was trained on this data"
-        return f"{said}; {remark}." if remark else f"{said}."
+        sentence = f"{critical} of {counted(len(run_checks), 'check')} failed, so no model was trained on this data"
+        return f"{sentence}; {remark}." if remark else f"{sentence}."
     if remark:
-        return f"No critical check failed; {remark} ({len(found)} checks in all)."
-    return f"All {len(found)} checks passed."
+        return f"No critical check failed; {remark} ({len(run_checks)} checks in all)."
+    return f"All {len(run_checks)} checks passed."

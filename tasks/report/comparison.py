@@ -144,8 +144,8 @@ def _missing(runs: Sequence[RunRecord]) -> list[str]:
     sentences = []
     for run in dict.fromkeys(run.id for run in runs):
         record = next(r for r in runs if r.id == run)
-        if gone := past_runs.missing(record):
-            sentences.append(f"run {run}: removed from the store or damaged: {', '.join(gone)}")
+        if missing := past_runs.missing(record):
+            sentences.append(f"run {run}: removed from the store or damaged: {', '.join(missing)}")
         if record.failure and not record.evaluation:
             sentences.append(f"run {run} ended before its model was tested")
     return sentences

@@ -45,12 +45,12 @@ def _classes(
 ) -> list[dict[str, Any]]:
     first: dict[int, int] = {}
     if labels is not None:
-        found, rows = np.unique(labels, return_index=True)
-        first = dict(zip(found.tolist(), rows.tolist(), strict=True))
+        values, rows = np.unique(labels, return_index=True)
+        first = dict(zip(values.tolist(), rows.tolist(), strict=True))
 
     def rows_of(split: str, label: int) -> int | None:
-        known = counts.get(split)
-        return known[label] if known is not None and label < len(known) else None
+        class_rows = counts.get(split)
+        return class_rows[label] if class_rows is not None and label < len(class_rows) else None
 
     return [
         {
@@ -78,13 +78,14 @@ def _sentence(run: RunRecord, splits: Sequence[Split], counts: Sequence[int] | N
     if not splits:
         return "The archives were fetched but not decoded."
     purpose = {"train": "for training", "test": "for testing"}
-    said = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
+    sentence = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
     height, width = splits[0].image_shape
-    said += f", each {height} × {width} pixels, in {len(class_names(run))} classes{_labels(run)}"
+    sentence += f", each {height} × {width} pixels, in {len(class_names(run))} classes{_labels(run)}"
     if not counts or not max(counts):
-        return said + "."
+        return sentence + "."
     if not min(counts):
-        return f"{said}; classes without training images: {sum(not n for n in counts)}."
+        return f"{sentence}; classes without training images: {sum(not n for n in counts)}."
     return (
-        f"{said}; the largest class has {max(counts) / min(counts):.2f} times as many training images as the smallest."
+        f"{sentence}; the largest class has {max(counts) / min(counts):.2f} times as many training images as "
+        "the smallest."
     )

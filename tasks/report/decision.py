@@ -11,19 +11,19 @@ from tasks.report.phrases import counted, sentence
 
 def decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     """Return the decision of a run with its paired test; None if the run did not reach it."""
-    found = run.decision
-    if not found:
+    record = run.decision
+    if not record:
         return None
     score = run.champion_evaluation
     return {
-        **to_json(found),
+        **to_json(record),
         "sentence": _rules(run),
-        "reason": sentence(found.sentence),
+        "reason": sentence(record.sentence),
         # Sorted as in the ledger, so that a rebuilt report is byte for byte the same.
-        "limits": dict(sorted(found.limits.items())),
+        "limits": dict(sorted(record.limits.items())),
         "champion_accuracy": score.accuracy if score else None,
-        "comparison": _comparison(found.paired) if found.paired else "",
-        "looks_sentence": _looks(found.looks),
+        "comparison": _comparison(record.paired) if record.paired else "",
+        "looks_sentence": _looks(record.looks),
         "by_hand": list(evidence.by_hand),
     }
 

@@ -125,6 +125,8 @@ def _shareable(evidence: Evidence, roots: Mapping[str, str]) -> Evidence:
     return dataclasses.replace(
         evidence,
         champion=sanitize.shareable(evidence.champion, roots) if evidence.champion else None,
-        made={sanitize.presentable(name): sanitize.shareable(made, roots) for name, made in evidence.made.items()},
+        origins={
+            sanitize.presentable(name): sanitize.shareable(origin, roots) for name, origin in evidence.origins.items()
+        },
         by_hand=tuple(sanitize.shareable_values(evidence.by_hand, roots)),
     )

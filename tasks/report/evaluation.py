@@ -21,7 +21,7 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     if not score:
         return None
     before = {c.label: c for c in run.champion_evaluation.per_class} if run.champion_evaluation else {}
-    found, others = slices(evidence.measures, evidence.right), unseen(evidence)
+    quarters, others = slices(evidence.measures, evidence.right), unseen(evidence)
     only_seen = leaked(run, evidence) == score.rows
     return {
         "sentence": _sentence(score, others, only_seen),
@@ -40,8 +40,8 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "most_confused": _most_confused(score),
         "confusions": _confusions(run, score),
         "calibration": calibration(evidence.sure, evidence.right),
-        "slices": found,
-        "slices_sentence": weakest(found),
+        "slices": quarters,
+        "slices_sentence": weakest(quarters),
     }
 
 
@@ -65,23 +65,23 @@ def leaked(run: RunRecord, evidence: Evidence) -> int | None:
 
 
 def _sentence(score: Evaluation, others: Mapping[str, Any] | None, only_seen: bool) -> str:
-    said = f"The model classifies {score.correct:,} of {score.rows:,} test images correctly"
+    text = f"The model classifies {score.correct:,} of {score.rows:,} test images correctly"
     if others:
-        said += (
+        text += (
             f", but {score.rows - others['rows']:,} test images are in the training split too. Of the other "
             f"{others['rows']:,}, it classifies {others['correct']:,} correctly ({others['accuracy']:.2%})"
         )
     if only_seen:
-        return f"{said}, but all test images are in the training split too, so this says nothing about new images."
+        return f"{text}, but all test images are in the training split too, so this says nothing about new images."
     low, high = (others["low"], others["high"]) if others else (score.accuracy_low, score.accuracy_high)
-    return f"{said}; on more images like these, expect an accuracy of {low:.2%} to {high:.2%} (95% interval)."
+    return f"{text}; on more images like these, expect an accuracy of {low:.2%} to {high:.2%} (95% interval)."
 
 
 def _confirmation(confirmation: Confirmation) -> dict[str, Any]:
     rows, difference = counted(confirmation.rows, "test image"), confirmation.difference
     largest = f"the largest difference in probability is {difference:.0e}" if difference else "to the last bit"
-    said = f"A new process that loaded the saved model predicted the same for {rows}: {largest}."
-    return {"sentence": said, **to_json(confirmation)}
+    text = f"A new process that loaded the saved model predicted the same for {rows}: {largest}."
+    return {"sentence": text, **to_json(confirmation)}
 
 
 def _by_recall(score: ClassScore) -> tuple[bool, float, int]:
@@ -127,5 +127,7 @@ def _confusions(run: RunRecord, score: Evaluation) -> list[dict[str, Any]]:
 
 
 def _most_confused(score: Evaluation) -> int:
-    wrong = (n for true, counts in enumerate(score.confusion) for said, n in enumerate(counts) if said != true)
+    wrong = (
+        n for true, counts in enumerate(score.confusion) for predicted, n in enumerate(counts) if predicted != true
+    )
     return max(wrong, default=0)

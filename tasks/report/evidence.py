@@ -46,7 +46,7 @@ class Origin:
     libraries: Mapping[str, str]
 
 
-Made = Mapping[str, Origin]
+Origins = Mapping[str, Origin]
 """The inputs of each step of a run, by the step's name."""
 
 
@@ -56,7 +56,7 @@ class ChampionSnapshot:
 
     number: int
     run: RunRecord
-    made: Made
+    origins: Origins
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Evidence:
     """The last runs in the ledger before this one, oldest first, as many as the trend shows."""
     by_hand: tuple[str, ...] = ()
     """Manual changes of the champion since the previous run, oldest first."""
-    made: Made = field(default_factory=dict)
+    origins: Origins = field(default_factory=dict)
     champion: ChampionSnapshot | None = None
     code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code that decided, by module."""
@@ -133,7 +133,7 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         means=_means(run),
         past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
         by_hand=readable(lambda _: by_hand(registry, run.id), run.dataset) or (),
-        made=made_from(registry.store, run),
+        origins=made_from(registry.store, run),
         champion=readable(lambda _: champion_before(registry, run), run.dataset),
         code=readable(lambda _: _code(ledger, run.id), "ledger/decisions") or {},
     )
@@ -154,8 +154,8 @@ def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
     """Return the inputs of each step of a run, by its name, without the scoring of the champion."""
     origins = {}
     for step in run.steps:
-        if step.key and not step.of and (made := _made_from(store, run.dataset, step)):
-            origins[step.name] = made
+        if step.key and not step.of and (origin := _made_from(store, run.dataset, step)):
+            origins[step.name] = origin
     return origins
 
 
@@ -274,10 +274,10 @@ def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     if split is None:
         return None
-    kept = None
+    stored = None
     if run.validation:
-        kept = readable(lambda path: _of_summary(path, split.name, "mean"), run.validation.summary)
-    return kept if kept is not None and len(kept) == split.rows else _blocks(split.file, measures.ink)
+        stored = readable(lambda path: _of_summary(path, split.name, "mean"), run.validation.summary)
+    return stored if stored is not None and len(stored) == split.rows else _blocks(split.file, measures.ink)
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
@@ -289,9 +289,9 @@ def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
     if validation and validation.means.exists():
         labels = [label for label, rows in enumerate(validation.class_counts["train"]) if rows]
         expected: arrays.Expected = {"mean": (np.float64, (len(labels), *train.image_shape))}
-        kept = readable(lambda path: arrays.read(path, expected)["mean"], validation.means)
-        if kept is not None:
-            return dict(zip(labels, kept, strict=True))
+        stored = readable(lambda path: arrays.read(path, expected)["mean"], validation.means)
+        if stored is not None:
+            return dict(zip(labels, stored, strict=True))
     return _blocks(train.file, lambda blocks: measures.class_means(blocks, train.classes)) or {}
 
 
@@ -310,10 +310,10 @@ def _of_summary(path: Path, split: str, column: str) -> np.ndarray:
 
 
 def _held_out(run: RunRecord) -> np.ndarray | None:
-    train, made = run.train, run.normalization
-    if not train or not made or not run.model:
+    train, normalization = run.train, run.normalization
+    if not train or not normalization or not run.model:
         return None
     # Entries of earlier versions have no choice: they held out the last rows.
-    if not made.held_out.exists():
+    if not normalization.held_out.exists():
         return holdout.tail(train.rows, run.model.validation_rows)
-    return readable(lambda file: holdout.read(file, train.rows), made.held_out)
+    return readable(lambda file: holdout.read(file, train.rows), normalization.held_out)

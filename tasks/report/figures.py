@@ -244,8 +244,8 @@ def _draw(axes: Axes, drawing: Chart) -> None:
             markerfacecolor=colour if line.joined else "none",
             label=line.name,
         )
-        known = [(drawing.x[p], line.intervals[p]) for p in places] if line.intervals else []
-        bars = [(x, *interval) for x, interval in known if interval is not None]
+        intervals = [(drawing.x[p], line.intervals[p]) for p in places] if line.intervals else []
+        bars = [(x, *interval) for x, interval in intervals if interval is not None]
         if bars:
             axes.vlines(*zip(*bars, strict=True), color=colour, alpha=0.45, linewidth=1.2)
     if drawing.mark is not None and drawing.mark in drawing.x:
@@ -306,7 +306,7 @@ def _embeddable(svg: str, drawing: Chart) -> str:
     body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{drawing.name}-", body)
     body = re.sub(r"font-family: [^;\"]*; ?", "", body)
     body = re.sub(r' transform="rotate\(-0 [^"]*"', "", body)
-    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: _rounded(found.group()), body)
+    body = re.sub(r' (?:d|x|y)="[^"]*"', lambda match: _rounded(match.group()), body)
     for colour, replacement in _COLOURS.items():
         body = body.replace(colour, replacement)
     view = f"0 0 {_SIZE[0] * _POINTS:g} {_SIZE[1] * _POINTS:g}"

@@ -62,7 +62,7 @@ def means_p(first: np.ndarray, second: np.ndarray) -> float:
     """
     if min(len(first), len(second)) < 30:
         return 1.0
-    spread = math.sqrt(sum(float(np.var(one, dtype=np.float64)) / (len(one) - 1) for one in (first, second)))
+    spread = math.sqrt(sum(float(np.var(sample, dtype=np.float64)) / (len(sample) - 1) for sample in (first, second)))
     apart = abs(float(first.mean(dtype=np.float64)) - float(second.mean(dtype=np.float64)))
     return min(1.0, 2 * _above(apart / spread)) if spread else float(apart == 0)
 
@@ -72,18 +72,18 @@ def _above(deviate: float) -> float:
 
 
 def _sentence(without: Sequence[str], classes_p: float, ink_p: float | None) -> str:
-    found = []
+    differences = []
     if without:
         named = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
-        found.append(f"no row of {'class' if len(without) == 1 else 'classes'} {named}")
+        differences.append(f"no row of {'class' if len(without) == 1 else 'classes'} {named}")
     if classes_p < LEAST_P:
-        found.append("different shares of the classes")
+        differences.append("different shares of the classes")
     if ink_p is not None and ink_p < LEAST_P:
-        found.append("a different mean brightness")
-    if not found:
+        differences.append("a different mean brightness")
+    if not differences:
         compared = "classes" if ink_p is None else "classes and brightness"
         return f"The held-out rows are like the fitted rows: {compared} differ no more than chance allows."
     return (
-        f"The held-out rows differ from the fitted rows: {', '.join(found)}. So the gap between the two says little "
-        "about overfitting."
+        f"The held-out rows differ from the fitted rows: {', '.join(differences)}. So the gap between the two says "
+        "little about overfitting."
     )

@@ -26,11 +26,14 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     examples = [c["example"] for c in classes if c["example"] is not None][:MAX_CLASSES]
     offending = _offending(values["checks"])
     sheets = _sheets(values["mistakes"])
-    wanted: dict[str, list[int]] = {"train": list(examples), "test": [row for rows in sheets.values() for row in rows]}
+    rows_by_split: dict[str, list[int]] = {
+        "train": list(examples),
+        "test": [row for rows in sheets.values() for row in rows],
+    }
     for table, rows in offending.values():
-        wanted[table] = wanted[table] + rows
+        rows_by_split[table] = rows_by_split[table] + rows
     images: dict[str, dict[int, np.ndarray]] = {
-        split.name: _images(split, wanted[split.name]) for split in (run.train, run.test) if split
+        split.name: _images(split, rows_by_split[split.name]) for split in (run.train, run.test) if split
     }
     checks = {index: _together(images.get(table), rows) for index, (table, rows) in offending.items()}
     shown = {name: _together(images.get("test"), rows) for name, rows in sheets.items()}
@@ -38,8 +41,8 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
         examples=_together(images.get("train"), examples),
         means=_means(classes, evidence.means),
         mistakes=shown.pop("mistakes", None),
-        disagreements={name: found for name, found in shown.items() if found is not None},
-        checks={index: found for index, found in checks.items() if found is not None},
+        disagreements={name: image for name, image in shown.items() if image is not None},
+        checks={index: image for index, image in checks.items() if image is not None},
         charts={chart.name: figures.chart(chart) for chart in charts.charts(values)},
     )
 
@@ -48,11 +51,11 @@ def _sheets(mistakes: Mapping[str, Any] | None) -> dict[str, list[int]]:
     """Return the rows of each sheet of test images."""
     if not mistakes:
         return {}
-    found = {"mistakes": [mistake["row"] for mistake in mistakes["shown"]]}
+    rows = {"mistakes": [mistake["row"] for mistake in mistakes["shown"]]}
     for name in DISAGREEMENTS:
         if mistakes[name]:
-            found[name] = [row["row"] for row in mistakes[name]["shown"]]
-    return found
+            rows[name] = [row["row"] for row in mistakes[name]["shown"]]
+    return rows
 
 
 def _offending(checks: Mapping[str, Any] | None) -> dict[int, tuple[str, list[int]]]:
@@ -68,20 +71,20 @@ def _offending(checks: Mapping[str, Any] | None) -> dict[int, tuple[str, list[in
 
 def _means(classes: Sequence[Mapping[str, Any]], means: Mapping[int, np.ndarray]) -> np.ndarray | None:
     """Return the mean image of each class that has an example, each stretched to its own full range."""
-    wanted = [c["label"] for c in classes if c["example"] is not None][:MAX_CLASSES]
-    if not wanted or any(label not in means for label in wanted):
+    labels = [c["label"] for c in classes if c["example"] is not None][:MAX_CLASSES]
+    if not labels or any(label not in means for label in labels):
         return None
-    found = np.stack([means[label] for label in wanted])
-    tops = np.maximum(found.max(axis=(1, 2), keepdims=True), 1e-9)
-    stretched: np.ndarray = np.rint(found / tops * 255).astype(np.uint8)
+    images = np.stack([means[label] for label in labels])
+    tops = np.maximum(images.max(axis=(1, 2), keepdims=True), 1e-9)
+    stretched: np.ndarray = np.rint(images / tops * 255).astype(np.uint8)
     return stretched
 
 
-def _images(split: Split, wanted: list[int]) -> dict[int, np.ndarray]:
+def _images(split: Split, rows: list[int]) -> dict[int, np.ndarray]:
     """Return the images of those wanted rows that exist, in one pass over the file."""
-    there = sorted({row for row in wanted if 0 <= row < split.rows})
-    found = readable(lambda path: parquet.rows(path, there), split.file) if there else None
-    return {} if found is None else dict(zip(there, found, strict=True))
+    existing = sorted({row for row in rows if 0 <= row < split.rows})
+    images = readable(lambda path: parquet.rows(path, existing), split.file) if existing else None
+    return {} if images is None else dict(zip(existing, images, strict=True))
 
 
 def _together(images: Mapping[int, np.ndarray] | None, rows: Sequence[int]) -> np.ndarray | None:

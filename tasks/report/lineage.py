@@ -15,20 +15,20 @@ from tasks.report.evidence import Evidence
 
 def lineage(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     """Return the inputs, code and environment of a run's result."""
-    made_with, code = run.environment, {}
-    for name, made in evidence.made.items():
-        if made.code:
-            code[name] = dict(made.code)
+    environment, code = run.environment, {}
+    for name, origin in evidence.origins.items():
+        if origin.code:
+            code[name] = dict(origin.code)
     if evidence.code:
         code["decide"] = dict(evidence.code)
     return {
         "sentence": "The inputs of this run, and the command that runs its configuration again.",
         "command": command(run),
         "seed": run.config.get("seed"),
-        "python": made_with.python if made_with else None,
-        "platform": made_with.platform if made_with else None,
-        "packages": dict(sorted(made_with.packages.items())) if made_with else {},
-        "libraries": {name: dict(made.libraries) for name, made in evidence.made.items() if made.libraries},
+        "python": environment.python if environment else None,
+        "platform": environment.platform if environment else None,
+        "packages": dict(sorted(environment.packages.items())) if environment else {},
+        "libraries": {name: dict(origin.libraries) for name, origin in evidence.origins.items() if origin.libraries},
         "digests": _digests(run),
         "code": code,
     }
@@ -65,15 +65,15 @@ def _usual(run: RunRecord) -> dict[str, Any]:
 
 
 def _digests(run: RunRecord) -> dict[str, str]:
-    found = {archive.role: archive.sha256 for archive in run.archives}
+    digests = {archive.role: archive.sha256 for archive in run.archives}
     for split in (run.train, run.test):
         if split:
-            found |= {f"{role} payload": digest for role, digest in sorted(split.sources.items())}
-            found[f"{split.name} split"] = split.digest
+            digests |= {f"{role} payload": digest for role, digest in sorted(split.sources.items())}
+            digests[f"{split.name} split"] = split.digest
     named = {"validation": run.validation, "normalization": run.normalization}
-    found |= {name: record.digest for name, record in named.items() if record}
+    digests |= {name: record.digest for name, record in named.items() if record}
     if run.model:
-        found["weights"] = run.model.weights_digest
+        digests["weights"] = run.model.weights_digest
     if run.decision and run.decision.champion_weights_digest:
-        found["champion's weights"] = run.decision.champion_weights_digest
-    return found
+        digests["champion's weights"] = run.decision.champion_weights_digest
+    return digests

@@ -34,9 +34,9 @@ def mistakes(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         }
         for m in score.mistakes
     ]
-    found = _disagreements(run, evidence)
+    disagreements = _disagreements(run, evidence)
     wrong = score.rows - score.correct
-    return {"sentence": _sentence(wrong, found), "count": wrong, "shown": named, **found}
+    return {"sentence": _sentence(wrong, disagreements), "count": wrong, "shown": named, **disagreements}
 
 
 def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, Any] | None]:
@@ -47,9 +47,9 @@ def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, An
     right, before = ours == labels, theirs == labels
 
     def among(rows: np.ndarray) -> dict[str, Any]:
-        there = np.flatnonzero(rows)
+        numbers = np.flatnonzero(rows)
         if sure is not None:
-            there = there[np.argsort(-sure[there], kind="stable")]
+            numbers = numbers[np.argsort(-sure[numbers], kind="stable")]
         shown = [
             {
                 "row": row,
@@ -59,9 +59,9 @@ def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, An
                 "champion_name": class_name(run, int(theirs[row])),
                 "probability": _at(evidence.probability, row, int(ours[row])),
             }
-            for row in there[:MOST].tolist()
+            for row in numbers[:MOST].tolist()
         ]
-        return {"count": len(there), "shown": shown}
+        return {"count": len(numbers), "shown": shown}
 
     return {
         "lost": among(~right & before),
@@ -76,11 +76,11 @@ def _at(probability: np.ndarray | None, row: int, label: int) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _sentence(wrong: int, found: dict[str, Any]) -> str:
-    said = f"The model gets {counted(wrong, 'test image')} wrong" if wrong else "The model gets every test image right"
-    if found["lost"] is None:
-        return f"{said}; there are no champion's predictions to compare with."
-    lost, gained = found["lost"]["count"], found["gained"]["count"]
+def _sentence(wrong: int, disagreements: dict[str, Any]) -> str:
+    text = f"The model gets {counted(wrong, 'test image')} wrong" if wrong else "The model gets every test image right"
+    if disagreements["lost"] is None:
+        return f"{text}; there are no champion's predictions to compare with."
+    lost, gained = disagreements["lost"]["count"], disagreements["gained"]["count"]
     if not lost and not gained:
-        return f"{said}, the same ones as the champion." if wrong else f"{said}, as does the champion."
-    return f"{said}. Compared with the champion, {counted(gained, 'image')} became right and {lost:,} became wrong."
+        return f"{text}, the same ones as the champion." if wrong else f"{text}, as does the champion."
+    return f"{text}. Compared with the champion, {counted(gained, 'image')} became right and {lost:,} became wrong."

@@ -115,8 +115,8 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
     steps = tuple(step for step in steps_of(values) if step.step != "publish")
 
     def entries(kind: type[R], name: str, subject: str | None = None, of: str = "") -> list[R]:
-        wanted = (step for step in steps if (step.step, step.of) == (name, of) and subject in (None, step.subject))
-        return [record for step in wanted if (record := _entry(store, dataset, step, kind)) is not None]
+        matching = (step for step in steps if (step.step, step.of) == (name, of) and subject in (None, step.subject))
+        return [record for step in matching if (record := _entry(store, dataset, step, kind)) is not None]
 
     def entry(kind: type[R], name: str, subject: str | None = None, of: str = "") -> R | None:
         return next(iter(entries(kind, name, subject, of)), None)
@@ -140,17 +140,17 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         champion_evaluation=entry(Evaluation, "evaluate", of="champion"),
         decision=_part(Decision, values.get("decision")),
         failure=_part(Failure, values.get("error")),
-        facts=_part(DatasetFacts, values.get("facts")) or _known_facts(store, dataset, steps),
+        facts=_part(DatasetFacts, values.get("facts")) or _facts_of_dataset(store, dataset, steps),
         environment=_part(Environment, values.get("environment")),
     )
 
 
 def missing(run: RunRecord) -> list[str]:
     """Return the steps of a run, in order, whose results can no longer be read from the store."""
-    return [step.name for step in run.steps if step.key and not _is_there(run, step)]
+    return [step.name for step in run.steps if step.key and not _has_result(run, step)]
 
 
-def _is_there(run: RunRecord, step: Step) -> bool:
+def _has_result(run: RunRecord, step: Step) -> bool:
     """Tell whether the record has the result of a step; always True if a report does not need that result."""
     if step.step == "fetch":
         return any(archive.role == step.subject for archive in run.archives)
@@ -182,7 +182,7 @@ def _part(kind: type[Any], values: Any) -> Any:
         return None
 
 
-def _known_facts(store: Store, dataset: str, steps: Sequence[Step]) -> DatasetFacts | None:
+def _facts_of_dataset(store: Store, dataset: str, steps: Sequence[Step]) -> DatasetFacts | None:
     """Return the facts of a run whose ledger record has none: from the catalog, otherwise from its decode step."""
     try:
         return facts(catalog.find(dataset))
@@ -190,13 +190,13 @@ def _known_facts(store: Store, dataset: str, steps: Sequence[Step]) -> DatasetFa
         pass
     for step in (step for step in steps if step.step == "decode"):
         try:
-            made = store.made_from(dataset, "decode", step.key)["parameters"]
+            parameters = store.made_from(dataset, "decode", step.key)["parameters"]
             return DatasetFacts(
                 dataset,
-                tuple(made["classes"]),
-                tuple(made["image_shape"]),
+                tuple(parameters["classes"]),
+                tuple(parameters["image_shape"]),
                 manifest=f"{dataset}.toml",
-                labels=tuple(made.get("labels", ())),
+                labels=tuple(parameters.get("labels", ())),
             )
         except (IdxflowError, KeyError, TypeError):
             continue

@@ -196,8 +196,8 @@ def _result_alone(values: dict[str, Any]) -> dict[str, Any]:
     command = values["lineage"]["command"]
     command = command if len(command) < _LONG else "(too long for this page, see report.json)"
     lineage = {**values["lineage"], "command": command, "packages": {}, "libraries": {}, "digests": {}, "code": {}}
-    said = "The full content would make this page too large: report.json has it."
-    verdict = {**values["verdict"], "not_reached": [], "advice": [*values["verdict"]["advice"], said]}
+    note = "The full content would make this page too large: report.json has it."
+    verdict = {**values["verdict"], "not_reached": [], "advice": [*values["verdict"]["advice"], note]}
     return {**values, **dict.fromkeys(_LISTS), "changes": changes, "lineage": lineage, "verdict": verdict}
 
 

@@ -39,8 +39,8 @@ def shareable_values(value: Any, roots: Mapping[str, str]) -> Any:
 
 def presentable(text: str) -> str:
     """Replace characters that UTF-8 cannot encode or that would disturb the surrounding text; cut at `MAX_TEXT`."""
-    kept = (text[:MAX_TEXT] + "…") if len(text) > MAX_TEXT else text
-    return "".join(_shown(character) for character in kept)
+    shortened = (text[:MAX_TEXT] + "…") if len(text) > MAX_TEXT else text
+    return "".join(_shown(character) for character in shortened)
 
 
 def _shown(character: str) -> str:

@@ -29,45 +29,45 @@ def slices(measures: Measures | None, right: np.ndarray | None) -> list[dict[str
     """
     if measures is None or right is None or len(right) != len(measures.ink) or not len(right):
         return []
-    found = []
+    quarters = []
     for name, values in (("ink", measures.ink), ("slant", measures.slant)):
-        found += _quarters(name, values, right)
-    return found
+        quarters += _quarters(name, values, right)
+    return quarters
 
 
-def weakest(found: list[dict[str, Any]]) -> str:
+def weakest(quarters: list[dict[str, Any]]) -> str:
     """Return a sentence on the slice with the lowest accuracy, and whether chance may explain it."""
-    if not found:
+    if not quarters:
         return "Ink and slant of the test images cannot be read."
-    sides = Counter(slice_["by"] for slice_ in found)
-    found = [slice_ for slice_ in found if sides[slice_["by"]] > 1]
-    if not found:
+    sides = Counter(slice_["by"] for slice_ in quarters)
+    quarters = [slice_ for slice_ in quarters if sides[slice_["by"]] > 1]
+    if not quarters:
         return "The test images differ too little in ink and slant to compare."
-    worst = min(found, key=lambda slice_: (slice_["accuracy"], slice_["by"]))
-    others = [s for s in found if s["by"] == worst["by"] and s is not worst]
+    worst = min(quarters, key=lambda slice_: (slice_["accuracy"], slice_["by"]))
+    others = [s for s in quarters if s["by"] == worst["by"] and s is not worst]
     apart = any(worst["high"] < s["low"] for s in others)
-    if worst["accuracy"] == max(s["accuracy"] for s in found):
+    if worst["accuracy"] == max(s["accuracy"] for s in quarters):
         return f"All quarters have the same accuracy, {worst['accuracy']:.2%}."
-    said = f"The weakest quarter is {worst['by']}: {worst['name']}, at {worst['accuracy']:.2%}"
+    sentence = f"The weakest quarter is {worst['by']}: {worst['name']}, at {worst['accuracy']:.2%}"
     if apart:
-        return f"{said}; its interval is below that of another quarter, so chance is an unlikely explanation."
-    return f"{said}; its interval overlaps those of the other quarters, so that may be chance."
+        return f"{sentence}; its interval is below that of another quarter, so chance is an unlikely explanation."
+    return f"{sentence}; its interval overlaps those of the other quarters, so that may be chance."
 
 
 def _quarters(by: str, values: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    known = np.isfinite(values)
-    values, right = values[known], right[known]
+    finite = np.isfinite(values)
+    values, right = values[finite], right[finite]
     if not len(values):
         return []
     edges = np.quantile(values, (0.25, 0.5, 0.75))
     quarter = np.searchsorted(edges, values, side="left")
-    found = []
+    quarters = []
     for number, name in enumerate(_QUARTERS[by]):
         within = quarter == number
         if rows := int(within.sum()):
             correct = int(right[within].sum())
             low, high = wilson.interval(correct, rows)
-            found.append(
+            quarters.append(
                 {
                     "by": by,
                     "name": name,
@@ -80,4 +80,4 @@ def _quarters(by: str, values: np.ndarray, right: np.ndarray) -> list[dict[str, 
                     "high": high,
                 }
             )
-    return found
+    return quarters

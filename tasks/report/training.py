@@ -26,10 +26,10 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     model = run.model
     if not model:
         return None
-    word, gap, said = overfitting(evidence.history, model.chosen_epoch, _by_shares(run, evidence))
+    word, gap, sentence = overfitting(evidence.history, model.chosen_epoch, _by_shares(run, evidence))
     before = [epoch.seconds for epoch in evidence.history[: model.resumed_after]]
     return {
-        "sentence": f"{said} {_resumed(run, before)}".strip(),
+        "sentence": f"{sentence} {_resumed(run, before)}".strip(),
         "overfitting": word,
         "gap": gap,
         "seconds_before": total(before) if before else None,
@@ -44,8 +44,8 @@ def _resumed(run: RunRecord, before: Sequence[float]) -> str:
     if not before or not run.model:
         return ""
     now = sum(step.seconds for step in run.steps if step.step == "train" and not step.reused)
-    said = f"This training continues an interrupted one, whose {run.model.resumed_after:,} epochs took "
-    return f"{said}{duration(total(before))}" + (f"; the rest took {duration(now)}." if now else ".")
+    text = f"This training continues an interrupted one, whose {run.model.resumed_after:,} epochs took "
+    return f"{text}{duration(total(before))}" + (f"; the rest took {duration(now)}." if now else ".")
 
 
 def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
@@ -68,25 +68,25 @@ def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None =
     if epoch is None:
         return "unknown", None, "The history of this training cannot be read, so overfitting cannot be judged."
     if by_shares and epoch.loss >= _UNLEARNED * by_shares:
-        said = (
+        sentence = (
             f"The model did not learn: after epoch {chosen} its loss on the fitted rows is {epoch.loss:.4f}, and "
             f"predicting only the class shares gives {by_shares:.4f}. Try another learning rate or "
             "activation, more epochs, or fewer layers."
         )
-        return "not learned", None, said
+        return "not learned", None, sentence
     if epoch.validation_accuracy is None or epoch.validation_loss is None:
-        said = "No rows were held out, so only the gap between training and test accuracy can show overfitting."
-        return "unknown", None, said
+        sentence = "No rows were held out, so only the gap between training and test accuracy can show overfitting."
+        return "unknown", None, sentence
     gap = epoch.accuracy - epoch.validation_accuracy
     losses = [e.validation_loss for e in history if e.validation_loss is not None and e.epoch <= chosen]
     risen = epoch.validation_loss > _LOSS_RISE * min(losses)
     word = "clear" if risen or gap >= _SLIGHT_GAP else "slight" if gap >= _NO_GAP else "none"
-    said = {"clear": "Clear overfitting", "slight": "Slight overfitting", "none": "No notable overfitting"}[word]
-    said += (
+    sentence = {"clear": "Clear overfitting", "slight": "Slight overfitting", "none": "No notable overfitting"}[word]
+    sentence += (
         f": at epoch {chosen} the model gets {epoch.accuracy:.2%} of the fitted rows and "
         f"{epoch.validation_accuracy:.2%} of the held-out rows right, {abs(gap) * 100:.2f} points apart"
     )
-    return word, gap, f"{said}; {_held_out_trend(history, risen)}."
+    return word, gap, f"{sentence}; {_held_out_trend(history, risen)}."
 
 
 def _held_out_trend(history: Sequence[Epoch], risen: bool) -> str:

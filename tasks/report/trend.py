@@ -20,7 +20,7 @@ MAX_RUNS = MAX_PAST + 1
 
 def trend(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     """Return the last runs of the data set up to this one, oldest first; None if this is the first."""
-    earlier = [found for values in evidence.past if (found := _earlier(values))]
+    earlier = [run_values for values in evidence.past if (run_values := _earlier(values))]
     if not earlier:
         return None
     score = run.evaluation
@@ -37,12 +37,12 @@ def trend(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _sentence(runs: list[dict[str, Any]]) -> str:
-    known = [values["accuracy"] for values in runs if values["accuracy"] is not None]
+    accuracies = [values["accuracy"] for values in runs if values["accuracy"] is not None]
     promoted = sum(values["outcome"] == "promoted" for values in runs)
-    said = f"The last {counted(len(runs), 'run')} of this data set promoted {counted(promoted, 'model')}"
-    if not known:
-        return f"{said}; none of these runs tested a model."
-    return f"{said}; test accuracy ranged from {min(known):.2%} to {max(known):.2%}."
+    text = f"The last {counted(len(runs), 'run')} of this data set promoted {counted(promoted, 'model')}"
+    if not accuracies:
+        return f"{text}; none of these runs tested a model."
+    return f"{text}; test accuracy ranged from {min(accuracies):.2%} to {max(accuracies):.2%}."
 
 
 def _earlier(values: Mapping[str, Any]) -> dict[str, Any] | None:

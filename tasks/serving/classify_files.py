@@ -101,7 +101,7 @@ def _checked_version(options: PredictOptions) -> Version:
     """Run the checks that take only milliseconds, and return the version to predict with."""
     out = options.out
     for file in options.files:
-        image_files.check_there(file)
+        image_files.check_is_file(file)
     check_local("--out", out or "")
     if out and out.exists() and not out.is_file():
         raise ConfigError(f"expected --out to be a file; {out} is {kind_of(out)}; choose another name")
@@ -112,12 +112,12 @@ def _checked_version(options: PredictOptions) -> Version:
 
 def _rows(options: PredictOptions, version: Version, remarks: _Remarks) -> Iterator[Row]:
     model = load_champion(options.dataset, options.store, version)
-    wanted = image_files.ImageOptions(
+    image_options = image_files.ImageOptions(
         model.image_shape, model.pixel_range, options.resize, options.scale, options.invert
     )
     for file in options.files:
         start, inverted = 0, 0
-        for images in image_files.read(file, wanted, remarks):
+        for images in image_files.read(file, image_options, remarks):
             inverted += int(model.looks_inverted(images).sum())
             yield from _answers(model, _utf8(str(file)), start, images)
             start += len(images)
@@ -125,10 +125,10 @@ def _rows(options: PredictOptions, version: Version, remarks: _Remarks) -> Itera
 
 
 def _answers(model: Model, file: str, start: int, images: np.ndarray) -> Iterator[Row]:
-    found = model.predict(images)
-    answers = zip(found.label.tolist(), found.name, found.probability.tolist(), strict=True)
+    predictions = model.predict(images)
+    answers = zip(predictions.label.tolist(), predictions.name, predictions.probability.tolist(), strict=True)
     for row, (label, name, probability) in enumerate(answers, start):
-        yield Row(file, row, label, name, probability, found.version)
+        yield Row(file, row, label, name, probability, predictions.version)
 
 
 def _remark_if_inverted(file: Path, inverted: int, rows: int, after_invert: bool, remarks: _Remarks) -> None:

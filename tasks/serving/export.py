@@ -86,14 +86,14 @@ def export(model: Model, kind: Format, folder: Path) -> Export:
     with _beside(folder) as temporary:
         answer = _WRITERS[kind](model, temporary)
         difference = _difference(model, images, answer)
-        done = Export(folder, kind, model.version.number, len(images), difference)
-        described = json.dumps(_described(model, done), indent=1, ensure_ascii=False)
+        result = Export(folder, kind, model.version.number, len(images), difference)
+        described = json.dumps(_described(model, result), indent=1, ensure_ascii=False)
         write_bytes(temporary / "model.json", described.encode())
         for path in sorted(temporary.rglob("*")):
             flush(path)
         os.rename(temporary, folder)
         flush(folder.parent)
-    return done
+    return result
 
 
 def export_version(store: Store, dataset: str, version: str, kind: str, folder: Path | None) -> Export:
@@ -108,11 +108,11 @@ def export_version(store: Store, dataset: str, version: str, kind: str, folder: 
         IdxflowError: there is no such version, the format or folder cannot be used, or the predictions differ.
     """
     check_local("--out", folder or "")
-    found = find_version(store, dataset, version)
-    target = (folder or Path(f"{dataset}-v{found.number}-{kind}")).expanduser().absolute()
+    version_record = find_version(store, dataset, version)
+    target = (folder or Path(f"{dataset}-v{version_record.number}-{kind}")).expanduser().absolute()
     check_possible(kind, target)
     with store.in_use(dataset):
-        return export(load_champion(dataset, store, found), kind, target)  # type: ignore[arg-type]
+        return export(load_champion(dataset, store, version_record), kind, target)  # type: ignore[arg-type]
 
 
 def probe_images(model: Model) -> np.ndarray:
@@ -132,8 +132,8 @@ def probe_images(model: Model) -> np.ndarray:
 
 def _difference(model: Model, images: np.ndarray, answer: Answer) -> float:
     expected = model.predict(images).probabilities
-    found = np.concatenate([answer(block.astype(np.float32)) for block in _blocks(images)])
-    largest = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    actual = np.concatenate([answer(block.astype(np.float32)) for block in _blocks(images)])
+    largest = float(np.abs(actual - expected).max()) if actual.shape == expected.shape else float("inf")
     # Not `largest > TOLERANCE`, which is false for NaN.
     if not largest <= TOLERANCE:
         raise ExportFailed(
@@ -150,29 +150,29 @@ def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
     return (images[start : start + rows] for start in range(0, len(images), rows))
 
 
-def _described(model: Model, done: Export) -> dict[str, Any]:
+def _described(model: Model, result: Export) -> dict[str, Any]:
     version = model.version
     return {
         "dataset": version.dataset,
         "version": version.number,
-        "format": done.format,
+        "format": result.format,
         "classes": list(version.classes),
         "input": {"shape": [None, *version.image_shape], "type": "float32", "range": list(model.pixel_range)},
         "output": {"shape": [None, len(version.classes)], "type": "float32", "meaning": "probability of each class"},
         "weights_digest": version.weights_digest,
         "test_accuracy": version.test_accuracy,
-        "checked": {"images": done.rows, "largest_difference": done.difference},
+        "checked": {"images": result.rows, "largest_difference": result.difference},
     }
 
 
 def _keras(model: Model, folder: Path) -> Answer:
-    return _answer_of(_made(model, folder / "model.keras"))
+    return _answer_of(_keras_model(model, folder / "model.keras"))
 
 
 def _savedmodel(model: Model, folder: Path) -> Answer:
     tf = network.tensorflow()
     with network.without_copy_warning():
-        _only_made(model, folder).export(folder, format="tf_saved_model", verbose=False)
+        _unsaved_keras_model(model, folder).export(folder, format="tf_saved_model", verbose=False)
     # Keep the object, not only its function: the variables live only as long as the object.
     loaded = tf.saved_model.load(folder)
     return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)).numpy())
@@ -187,11 +187,11 @@ def _onnx(model: Model, folder: Path) -> Answer:
 _WRITERS: dict[Format, Callable[[Model, Path], Answer]] = {"keras": _keras, "savedmodel": _savedmodel, "onnx": _onnx}
 
 
-def _answer_of(made: Any) -> Answer:
-    return lambda pixels: np.asarray(made(pixels, training=False).numpy())
+def _answer_of(keras_model: Any) -> Answer:
+    return lambda pixels: np.asarray(keras_model(pixels, training=False).numpy())
 
 
-def _made(model: Model, path: Path) -> Any:
+def _keras_model(model: Model, path: Path) -> Any:
     """Write the model's arrays as a `.keras` file, byte for byte as after training, and load that file.
 
     The file in the store is for users and is never opened: a Keras model can refer to code, in ways not all known.
@@ -206,12 +206,12 @@ def _parts(model: Model) -> tuple[network.Architecture, network.Weights, scaling
     return architecture, weights, scaling.read(model.record.normalization, architecture.inputs), model.image_shape
 
 
-def _only_made(model: Model, folder: Path) -> Any:
-    """Return the model that `_made` loads, and delete its file."""
+def _unsaved_keras_model(model: Model, folder: Path) -> Any:
+    """Return the model that `_keras_model` loads, and delete its file."""
     path = folder / "model.keras"
-    made = _made(model, path)
+    keras_model = _keras_model(model, path)
     path.unlink()
-    return made
+    return keras_model
 
 
 def _reopened(path: Path) -> Any:
@@ -229,11 +229,11 @@ def _reopened(path: Path) -> Any:
         kinds = [(layer["module"], layer["class_name"]) for layer in config["config"]["layers"]]
         if config["class_name"] != "Sequential" or not set(kinds) <= _LAYERS:
             raise ValueError(f"it is a {config['class_name']} of {kinds}")
-        made = keras.saving.deserialize_keras_object(config, safe_mode=True)
-        made.load_weights(path)
+        keras_model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        keras_model.load_weights(path)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DamagedEntry(f"{path}: expected a Keras model as idxflow writes it; {error}; export it again") from error
-    return made
+    return keras_model
 
 
 @contextmanager

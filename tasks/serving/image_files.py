@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 """Takes a remark about how an image was transformed."""
 
 
-def check_there(path: Path) -> None:
+def check_is_file(path: Path) -> None:
     """Check that `path` is a file.
 
     Raises:
@@ -94,9 +94,10 @@ def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarr
     for start, reader in readers.items():
         if magic.startswith(start):
             return reader
-    found = f"one that begins with the bytes {magic[:4].hex()}" if magic else "an empty file"
+    content = f"one that begins with the bytes {magic[:4].hex()}" if magic else "an empty file"
     raise FormatError(
-        f"{path}: expected IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz; found {found}; convert it to one of these"
+        f"{path}: expected IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz; found {content}; convert it to one "
+        "of these"
     )
 
 
@@ -239,18 +240,18 @@ def _check_not_flat(path: Path, image: np.ndarray, options: ImageOptions) -> Non
 
 
 def _fitted(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
-    found: tuple[int, ...] = images.shape[1:]
-    wanted = options.image_shape
-    if found == wanted:
+    shape: tuple[int, ...] = images.shape[1:]
+    target = options.image_shape
+    if shape == target:
         return np.ascontiguousarray(images)
     if not options.resize:
         raise FormatError(
-            f"{path}: expected images of {_size(wanted)} pixels (height×width); found {_size(found)}; "
+            f"{path}: expected images of {_size(target)} pixels (height×width); found {_size(shape)}; "
             "--resize scales them"
         )
-    if found[0] * wanted[1] != found[1] * wanted[0]:
-        say(f"{path} has images of {_size(found)}, stretched to {_size(wanted)}: their proportions changed")
-    return _resized(images, wanted)
+    if shape[0] * target[1] != shape[1] * target[0]:
+        say(f"{path} has images of {_size(shape)}, stretched to {_size(target)}: their proportions changed")
+    return _resized(images, target)
 
 
 def _in_range(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:

@@ -22,7 +22,9 @@ _OPERATORS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "elu": "Elu"
 """Activations with an operator of their own; with ONNX's defaults, they equal those of `tasks.model.network`."""
 
 
-def write(path: Path, architecture: Architecture, weights: Weights, found: Statistics, shape: tuple[int, int]) -> None:
+def write(
+    path: Path, architecture: Architecture, weights: Weights, statistics: Statistics, shape: tuple[int, int]
+) -> None:
     """Write an ONNX file: `pixels` (float32, shape (n, height, width), raw) in, `probabilities` (n, classes) out.
 
     It includes the normalisation. Equal models give equal bytes.
@@ -30,7 +32,7 @@ def write(path: Path, architecture: Architecture, weights: Weights, found: Stati
     from onnx import TensorProto, checker, helper
 
     graph = _Graph()
-    scale, offset = scale_and_offset(found)
+    scale, offset = scale_and_offset(statistics)
     rows = graph.add("Flatten", ["pixels"], "flat")
     rows = graph.add("Mul", [rows, graph.array("scale", np.asarray(scale))], "scaled")
     rows = graph.add("Add", [rows, graph.array("offset", offset)], "normalized")
@@ -40,7 +42,7 @@ def write(path: Path, architecture: Architecture, weights: Weights, found: Stati
         if name != "classes":
             rows = graph.activate(rows, architecture.activation)
     graph.add("Softmax", [rows], "probabilities")
-    made = helper.make_model(
+    model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "idxflow",
@@ -52,8 +54,8 @@ def write(path: Path, architecture: Architecture, weights: Weights, found: Stati
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=_IR_VERSION,
     )
-    checker.check_model(made, full_check=True)
-    path.write_bytes(made.SerializeToString(deterministic=True))
+    checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def run(path: Path, pixels: np.ndarray) -> np.ndarray:

@@ -78,8 +78,8 @@ class Model:
     @cached_property
     def mean_image(self) -> np.ndarray:
         """The mean of the training images, float64 of shape (height, width), 0-255."""
-        found = scaling.read(self.record.normalization, self.classifier.architecture.inputs)
-        mean: np.ndarray = ((found.mean + 1) * 127.5).reshape(self.image_shape)
+        statistics = scaling.read(self.record.normalization, self.classifier.architecture.inputs)
+        mean: np.ndarray = ((statistics.mean + 1) * 127.5).reshape(self.image_shape)
         return mean
 
     @property
@@ -181,8 +181,8 @@ def load_champion(
         DamagedEntry: a file of the model is not what its record says.
     """
     opened = store if isinstance(store, Store) else Store(store_root(store))
-    found = version if isinstance(version, Version) else find_version(opened, dataset, version)
-    return Model(opened, found)
+    record = version if isinstance(version, Version) else find_version(opened, dataset, version)
+    return Model(opened, record)
 
 
 def find_version(store: Store, dataset: str, version: int | str | None = None) -> Version:
@@ -194,9 +194,9 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
         )
     registry = Registry(store, dataset)
     if version not in (None, "champion"):
-        found = registry.version(_number(version))
-        registry.check_kept(found)
-        return found
+        record = registry.version(_number(version))
+        registry.check_kept(record)
+        return record
     champion = registry.champion()
     if champion is None:
         run = f"run {dataset}" if dataset in catalog.names() else "run --dataset-file FILE"
@@ -245,10 +245,10 @@ def _number(version: int | str | None) -> int:
 def _check_version(version: Version, record: TrainedModel, classifier: Classifier) -> None:
     height, width = version.image_shape
     expected = (version.weights_digest, height * width, len(version.classes))
-    found = (record.weights_digest, classifier.architecture.inputs, classifier.architecture.classes)
-    if found != expected:
+    actual = (record.weights_digest, classifier.architecture.inputs, classifier.architecture.classes)
+    if actual != expected:
         raise DamagedEntry(
             f"v{version.number} of {version.dataset}: expected weights {expected[0][:12]}… for {expected[1]:,} pixels "
-            f"and {expected[2]} classes; found {found[0][:12]}… for {found[1]:,} and {found[2]}; "
+            f"and {expected[2]} classes; found {actual[0][:12]}… for {actual[1]:,} and {actual[2]}; "
             "restore its record in the registry from a backup"
         )

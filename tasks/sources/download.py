@@ -354,8 +354,8 @@ def _unlogged() -> Iterator[None]:
 @contextmanager
 def _client(policy: DownloadPolicy) -> Iterator[httpx.Client]:
     """Make a client that takes proxies and certificates from the environment (httpx does not read netrc)."""
-    if said := proxies.unusable():
-        raise SourceFailed(f"no connection, because {said}; {proxies.REMEDY}")
+    if problem := proxies.unusable():
+        raise SourceFailed(f"no connection, because {problem}; {proxies.REMEDY}")
     try:
         client = httpx.Client(
             timeout=httpx.Timeout(policy.read_seconds, connect=policy.connect_seconds),
@@ -414,8 +414,8 @@ def _forbidden() -> SourceFailed:
 
 
 def _proxy_of(url: httpx.URL) -> str | None:
-    known = urllib.request.getproxies()
-    proxy = known.get(url.scheme) or known.get("all")
+    proxies_by_scheme = urllib.request.getproxies()
+    proxy = proxies_by_scheme.get(url.scheme) or proxies_by_scheme.get("all")
     return proxy if proxy and not urllib.request.proxy_bypass(url.host) else None
 
 

@@ -37,11 +37,11 @@ def digits() -> dict[str, np.ndarray]:
 
 def write(dataset: Dataset, inbox: Path) -> None:
     """Write those archives of the embedded `dataset` that are not yet in `inbox`."""
-    wanted = [spec for spec in dataset.archives if not (inbox / spec.file).is_file()]
-    if not wanted:
+    missing = [spec for spec in dataset.archives if not (inbox / spec.file).is_file()]
+    if not missing:
         return
     make_folder(inbox)
     arrays = digits()
-    for spec in wanted:
+    for spec in missing:
         # mtime 0, so that the bytes do not depend on the time of writing.
         write_bytes(inbox / spec.file, gzip.compress(idx.encode(arrays[spec.role]), mtime=0))

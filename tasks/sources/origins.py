@@ -80,8 +80,10 @@ class Folder:
         """
         with _reading(self.path):
             if not self.path.is_dir():
-                there = f"it is {kind_of(self.path)}, not a folder" if self.path.exists() else "there is no such folder"
-                raise SourceFailed(there)
+                problem = (
+                    f"it is {kind_of(self.path)}, not a folder" if self.path.exists() else "there is no such folder"
+                )
+                raise SourceFailed(problem)
             for name in file_names(spec):
                 path = self.path / name
                 if path.is_file():
@@ -123,7 +125,7 @@ class EmbeddedSource:
         # The first process to get the lock writes all archives.
         with store_errors(self.store.root), locked(lock):
             path = inbox / spec.file
-            if path.is_file() and not _is_wanted(spec, path):
+            if path.is_file() and not _matches(spec, path):
                 path.unlink()
             embedded.write(self.dataset, inbox)
         return path
@@ -164,7 +166,7 @@ def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | 
     Raises:
         ConfigError: the user's `source` is not a valid source.
     """
-    origins: list[Origin] = [_given(dataset, spec, source)] if source else []
+    origins: list[Origin] = [_source_origin(dataset, spec, source)] if source else []
     if dataset.source:
         origins.append(Folder(dataset.source))
     if dataset.embedded:
@@ -207,7 +209,7 @@ def _place(source: str) -> Folder | SplitResult:
     return parts
 
 
-def _given(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
+def _source_origin(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
     """Turn the user's source into a place to look."""
     parts = _place(source)
     if isinstance(parts, Folder):
@@ -256,12 +258,12 @@ def check_archive(spec: ArchiveSpec, path: Path, received: Received) -> None:
 
 def _published_as(path: Path, received: Received) -> str:
     """Return the name of the other catalog archive that this file is, recompressed or not; empty if none."""
-    found = {received.sha256}
+    digests = {received.sha256}
     with suppress(FormatError):
-        found.add(payload_sha256(path, INSPECTED))
+        digests.add(payload_sha256(path, INSPECTED))
     for dataset in map(catalog.find, catalog.names()):
         for spec in dataset.archives:
-            if found & {spec.sha256, spec.payload_sha256}:
+            if digests & {spec.sha256, spec.payload_sha256}:
                 return f"it is {spec.file} of {dataset.name}"
     return ""
 
@@ -308,8 +310,8 @@ def network_limit(spec: ArchiveSpec) -> int:
     This is the published size, or twice that plus 1 MiB if the payload's digest permits a recompressed file.
     """
     if spec.payload_sha256:
-        known = 2 * spec.bytes if spec.bytes else spec.payload_bytes
-        return known + (1 << 20) if known else DEFAULT_LIMIT
+        size = 2 * spec.bytes if spec.bytes else spec.payload_bytes
+        return size + (1 << 20) if size else DEFAULT_LIMIT
     return spec.bytes or DEFAULT_LIMIT
 
 
@@ -347,7 +349,7 @@ def measured(path: Path) -> Received:
     return Received(size, digest.hexdigest())
 
 
-def _is_wanted(spec: ArchiveSpec, path: Path) -> bool:
+def _matches(spec: ArchiveSpec, path: Path) -> bool:
     if not spec.pinned:
         return True
     try:

@@ -101,28 +101,28 @@ class PartialFile:
             Cancelled: the run is being ended; the bytes received so far stay.
             OSError: the file cannot be written.
         """
-        digest, done, told = hashlib.sha256(), 0, -_PROGRESS_SECONDS
+        digest, size, reported = hashlib.sha256(), 0, -_PROGRESS_SECONDS
         with self.path.open("r+b" if resume else "wb") as stream:
-            while resume and (kept := stream.read(BLOCK)):
-                digest.update(kept)
-                done += len(kept)
+            while resume and (existing := stream.read(BLOCK)):
+                digest.update(existing)
+                size += len(existing)
             for block in blocks:
                 cancellation.check()
-                done += len(block)
-                if done > limit:
+                size += len(block)
+                if size > limit:
                     raise too_large(limit)
                 stream.write(block)
                 digest.update(block)
-                if (now := time.monotonic()) - told >= _PROGRESS_SECONDS:
-                    told = now
-                    advance(Progress(self.name, done, total, "bytes"))
-        advance(Progress(self.name, done, done, "bytes"))
-        return Received(done, digest.hexdigest(), resumed=resume)
+                if (now := time.monotonic()) - reported >= _PROGRESS_SECONDS:
+                    reported = now
+                    advance(Progress(self.name, size, total, "bytes"))
+        advance(Progress(self.name, size, size, "bytes"))
+        return Received(size, digest.hexdigest(), resumed=resume)
 
 
-def too_large(limit: int, found: int | None = None) -> SourceFailed:
+def too_large(limit: int, size: int | None = None) -> SourceFailed:
     """Return the failure of a source that has more bytes than the limit."""
-    has = f"{found:,}" if found is not None else "more"
+    has = f"{size:,}" if size is not None else "more"
     return SourceFailed(f"found {has} bytes where at most {limit:,} can be right", refused=FormatError)
 
 

@@ -36,11 +36,11 @@ def keep_direct(*hosts: str) -> None:
 def with_exceptions(environment: Mapping[str, str], hosts: tuple[str, ...]) -> str:
     """Return the value of `NO_PROXY` that adds these hosts to the present exceptions."""
     # Like urllib and httpx: the lower-case variable takes precedence, if it is set.
-    given = environment.get("no_proxy", environment.get("NO_PROXY", ""))
-    known = [name.strip() for name in given.split(",") if name.strip()]
-    if "*" in known:
+    exceptions = environment.get("no_proxy", environment.get("NO_PROXY", ""))
+    names = [name.strip() for name in exceptions.split(",") if name.strip()]
+    if "*" in names:
         return "*"
-    return ",".join([*known, *(host for host in hosts if host not in known)])
+    return ",".join([*names, *(host for host in hosts if host not in names)])
 
 
 def shell_lines() -> Iterator[str]:

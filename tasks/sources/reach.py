@@ -29,7 +29,7 @@ METADATA = tuple(
 METADATA_NAMES = ("metadata", "metadata.google.internal", "metadata.goog", "instance-data", "metadata.tencentyun.com")
 """Host names of metadata services. Without a proxy, any other name for them is recognised by its address."""
 
-_AS_THE_INNER = (ip_network("::ffff:0:0/96"), ip_network("64:ff9b::/96"))
+_IPV4_IN_IPV6 = (ip_network("::ffff:0:0/96"), ip_network("64:ff9b::/96"))
 """Other notations of an IPv4 address: mapped (RFC 4291, 2.5.5.2) and NAT64 (RFC 6052, 2.1)."""
 _NOT_PUBLIC = tuple(
     # Python counts these as global before 3.11.10, 3.12.4 and 3.13 (python/cpython#113171), or still does.
@@ -51,9 +51,9 @@ def reach_of(address: str) -> Reach:
     ip = ip_address(address)
     if isinstance(ip, IPv4Address):
         return _reach(ip)
-    inner = [_reach(found) for found in _inside(int(ip))]
-    found = inner if any(ip in network for network in _AS_THE_INNER) else [_reach(ip), *inner]
-    return next(reach for reach in _NEAREST_FIRST if reach in found)
+    inner = [_reach(embedded) for embedded in _inside(int(ip))]
+    reaches = inner if any(ip in network for network in _IPV4_IN_IPV6) else [_reach(ip), *inner]
+    return next(reach for reach in _NEAREST_FIRST if reach in reaches)
 
 
 def reach_of_host(host: str, of_address: Callable[[str], Reach] = reach_of) -> Reach:

@@ -34,5 +34,5 @@ class EpochDisplay:
         if is_last or now - self._shown >= SHOW_SECONDS:
             self._shown = now
             _log.info("%s: epoch %d of %d: %s", self._name, epoch.epoch, self._total, words)
-            done = 100.0 if is_last else 100 * epoch.epoch / self._total
-            self._bar.move(done, f"Epoch {epoch.epoch} of {self._total}: {words}")
+            percentage = 100.0 if is_last else 100 * epoch.epoch / self._total
+            self._bar.move(percentage, f"Epoch {epoch.epoch} of {self._total}: {words}")

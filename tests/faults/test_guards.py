@@ -146,7 +146,7 @@ GUARDS = {
     ),
     "most bytes of a download": Guard(
         "tasks/sources/partial_file.py",
-        "                if done > limit:",
+        "                if size > limit:",
         "                if False:",
         ("tests/fetch/test_patience.py::test_a_body_without_end_is_left_at_most_64_kib_after_its_limit",),
     ),
@@ -194,7 +194,7 @@ GUARDS = {
     ),
     "gate": Guard(
         "tasks/decide.py",
-        'outcome: Verdict = "promoted" if all(rule.passed for rule in asked) else "kept"',
+        'outcome: Verdict = "promoted" if all(rule.passed for rule in gate_rules) else "kept"',
         'outcome: Verdict = "promoted"',
         ("tests/tasks/test_decide.py::test_a_worse_model_never_replaces_a_better_one",),
     ),

@@ -221,7 +221,7 @@ def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store,
 
 
 def against(run: RunRecord, champion: RunRecord, made: Any = MADE, champion_made: Any = MADE) -> dict[str, Any]:
-    return changes(run, Evidence(made=made, champion=ChampionSnapshot(3, champion, champion_made)))
+    return changes(run, Evidence(origins=made, champion=ChampionSnapshot(3, champion, champion_made)))
 
 
 def told(found: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
