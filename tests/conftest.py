@@ -160,7 +160,7 @@ class PatientBrowser:
 
 
 @pytest.fixture(autouse=True)
-def environment_as_found() -> Iterator[None]:
+def restored_environment() -> Iterator[None]:
     """Undo what a test, or a command it calls in this process, has set: it would reach all that is started later."""
     before = dict(os.environ)
     yield

@@ -70,12 +70,12 @@ class _Remarks:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self.kept: list[str] = []
+        self.texts: list[str] = []
 
     def __call__(self, remark: str) -> None:
         remark = _utf8(remark)
-        if remark not in self.kept:
-            self.kept.append(remark)
+        if remark not in self.texts:
+            self.texts.append(remark)
             self._warn(remark)
 
 
@@ -94,7 +94,7 @@ def classify(options: PredictOptions, warn: Callable[[str], None]) -> Classified
         rows = list(_rows(options, version, remarks))
     if options.out:
         write_parquet(options.out, rows)
-    return Classified(version, rows, remarks.kept, options.out)
+    return Classified(version, rows, remarks.texts, options.out)
 
 
 def _checked_version(options: PredictOptions) -> Version:

@@ -25,49 +25,49 @@ ROOT = Path(__file__).resolve().parents[2]
 MEAN = Expectation("mean", "ExpectColumnMeanToBeBetween", {"column": "value", "min_value": 2}, "at least 2")
 
 
-def one(expectation: Expectation, table: dict[str, Any], of: str = "row") -> Check:
+def single_check(expectation: Expectation, table: dict[str, Any], of: str = "row") -> Check:
     arrays = {"index": np.arange(len(next(iter(table.values())))), **{n: np.array(v) for n, v in table.items()}}
-    (found,) = run_suites.run(Suite("test", of, (expectation,)), [arrays])
-    return found
+    (check,) = run_suites.run(Suite("test", of, (expectation,)), [arrays])
+    return check
 
 
 def named(name: str, **limits: float) -> Expectation:
     """Return an expectation that MNIST's test split is held to, under other limits."""
     dataset = replace(catalog.find("mnist"), limits=Limits(**limits))  # type: ignore[arg-type]
-    (found,) = [e for e in suites.images(dataset, "test").expectations if e.name == name]
-    return found
+    (expectation,) = [e for e in suites.images(dataset, "test").expectations if e.name == name]
+    return expectation
 
 
 @pytest.mark.remedies("expectations.run_suites:run")
 def test_an_empty_suite_never_passes():
     with pytest.raises(IdxflowError, match="empty and would pass any data"):
         run_suites.run(Suite("train", "row", ()), [{"index": np.arange(3)}])
-    assert one(MEAN, {"value": [2.0]}).passed
+    assert single_check(MEAN, {"value": [2.0]}).passed
 
 
 @pytest.mark.remedies("expectations.run_suites:run:2")
 def test_no_part_of_a_table_never_passes():
     with pytest.raises(IdxflowError, match="at least one part of a table"):
         run_suites.run(Suite("test", "row", (MEAN,)), [])
-    assert one(MEAN, {"value": [2.0]}).passed
+    assert single_check(MEAN, {"value": [2.0]}).passed
 
 
 @pytest.mark.remedies("expectations.run_suites:_finding")
 def test_an_expectation_about_an_unknown_column_is_an_error_not_a_verdict():
     with pytest.raises(IdxflowError, match=r"test: expected 'mean' to be evaluated.*\"value\".*not of the data"):
-        one(MEAN, {"other": [1.0]})
+        single_check(MEAN, {"other": [1.0]})
     # The suite is at fault: with the column that there is, it has a verdict.
-    assert not one(replace(MEAN, arguments={**MEAN.arguments, "column": "other"}), {"other": [1.0]}).passed
+    assert not single_check(replace(MEAN, arguments={**MEAN.arguments, "column": "other"}), {"other": [1.0]}).passed
 
 
 def test_an_unknown_expectation_is_an_error():
     with pytest.raises(AttributeError, match="ExpectMiracle"):
-        one(replace(MEAN, kind="ExpectMiracle"), {"value": [1.0]})
+        single_check(replace(MEAN, kind="ExpectMiracle"), {"value": [1.0]})
 
 
 def test_an_unknown_argument_is_an_error():
     with pytest.raises(ValueError, match="minimum"):
-        one(replace(MEAN, arguments={"column": "value", "minimum": 2}), {"value": [1.0]})
+        single_check(replace(MEAN, arguments={"column": "value", "minimum": 2}), {"value": [1.0]})
 
 
 @pytest.mark.remedies("expectations.run_suites:_look")
@@ -83,18 +83,18 @@ def test_an_expectation_that_is_lost_on_the_way_is_an_error(monkeypatch: pytest.
 
 
 def test_checks_come_in_the_order_of_the_suite():
-    wanted = tuple(
+    thresholds = tuple(
         replace(MEAN, name=f"at least {n}", arguments={"column": "value", "min_value": n}) for n in range(9, -1, -1)
     )
-    mixed = (wanted[0], named("no image is blank"), *wanted[1:])
+    mixed = (thresholds[0], named("no image is blank"), *thresholds[1:])
     table = {"index": np.arange(3), "value": np.full(3, 4.0), "blank": np.zeros(3, np.int64)}
-    found = run_suites.run(Suite("train", "row", mixed), [table])
-    assert [c.name for c in found] == [e.name for e in mixed]
-    assert [c.passed for c in found if c.column == "value"] == [n <= 4 for n in range(9, -1, -1)]
+    checks = run_suites.run(Suite("train", "row", mixed), [table])
+    assert [c.name for c in checks] == [e.name for e in mixed]
+    assert [c.passed for c in checks if c.column == "value"] == [n <= 4 for n in range(9, -1, -1)]
 
 
 def test_severity_is_ours():
-    assert one(replace(MEAN, severity="warning"), {"value": [1.0]}).severity == "warning"
+    assert single_check(replace(MEAN, severity="warning"), {"value": [1.0]}).severity == "warning"
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_severity_is_ours():
 def test_what_is_found_is_said_in_words(
     expectation: Expectation, table: dict[str, Any], passed: bool, observed: str, rows: tuple[int, ...]
 ):
-    found = one(expectation, table)
-    assert (found.passed, found.observed, found.rows) == (passed, observed, rows)
+    check = single_check(expectation, table)
+    assert (check.passed, check.observed, check.rows) == (passed, observed, rows)
 
 
 def test_classes_out_of_bounds_are_named():
     table = summary.class_table(np.array([0] * 50 + [1] * 49 + [2]), 4)
-    found = run_suites.run(suites.classes(replace(catalog.find("mnist"), classes=tuple("abcd")), "test"), [table])
-    assert [(c.passed, c.observed, c.rows) for c in found] == [
+    checks = run_suites.run(suites.classes(replace(catalog.find("mnist"), classes=tuple("abcd")), "test"), [table])
+    assert [(c.passed, c.observed, c.rows) for c in checks] == [
         (False, "0% (classes 2, 3)", ()),
         (True, "50%", ()),
         (False, "inf (classes 2, 3)", ()),
@@ -133,24 +133,27 @@ def test_what_was_not_declared_is_no_difference():
     dataset = catalog.find("mnist")
     equal = next(e for e in suites.archives(dataset).expectations if e.name == "rows are as declared")
     both = {"rows_found": np.array([5, 7], object), "rows_declared": np.array([None, 7], object)}
-    assert one(equal, both, "split").passed
+    assert single_check(equal, both, "split").passed
     both["rows_declared"][0] = 6
-    found = one(equal, both, "split")
-    assert not found.passed
-    assert found.observed == "1 of 2 splits, 50%: 5 instead of 6"
+    check = single_check(equal, both, "split")
+    assert not check.passed
+    assert check.observed == "1 of 2 splits, 50%: 5 instead of 6"
 
 
 def test_twenty_offending_rows_are_named():
-    found = one(named("no image is blank"), {"blank": np.arange(200) % 2})
-    assert found.rows == tuple(range(1, 41, 2))
-    assert found.observed == "100 of 200 rows, 50%"
+    check = single_check(named("no image is blank"), {"blank": np.arange(200) % 2})
+    assert check.rows == tuple(range(1, 41, 2))
+    assert check.observed == "100 of 200 rows, 50%"
 
 
 @pytest.mark.parametrize("share", [0.001, 0.007, 0.059, 0.07, 0.3, 0.9])
 def test_a_limit_that_is_just_reached_passes_and_one_row_more_does_not(share: float):
     rows, reached = 1000, round(1000 * share)
     for count, passed in ((reached, True), (reached + 1, False)):
-        assert one(named("no image is blank", max_blank=share), {"blank": np.arange(rows) < count}).passed is passed
+        assert (
+            single_check(named("no image is blank", max_blank=share), {"blank": np.arange(rows) < count}).passed
+            is passed
+        )
 
 
 def test_an_empty_table_does_not_pass():
@@ -209,18 +212,18 @@ def test_what_great_expectations_says_of_one_part_is_what_is_said():
     table = faulty(120, 10, 4)
     suite = suites.images(replace(catalog.find("mnist"), rows={}), "test")
     theirs = run_suites._evaluate(suite, table)
-    for number, found in enumerate(run_suites.run(suite, [table])):
-        assert found.passed == theirs[number].success
-        assert found.expectation == theirs[number].expectation_config.type
+    for number, check in enumerate(run_suites.run(suite, [table])):
+        assert check.passed == theirs[number].success
+        assert check.expectation == theirs[number].expectation_config.type
 
 
 @pytest.mark.remedies("expectations.run_suites:_finding:2")
 def test_another_judgement_than_that_of_great_expectations_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(findings.Mean, "holds", lambda self, arguments: True)
     with pytest.raises(IdxflowError, match=r"the verdict of Great Expectations on 'mean'; it is failed.*suite"):
-        one(MEAN, {"value": [1.0]})
+        single_check(MEAN, {"value": [1.0]})
     monkeypatch.undo()
-    assert not one(MEAN, {"value": [1.0]}).passed
+    assert not single_check(MEAN, {"value": [1.0]}).passed
 
 
 def test_more_missing_classes_than_great_expectations_names_are_all_known():
@@ -228,16 +231,16 @@ def test_more_missing_classes_than_great_expectations_names_are_all_known():
     (present,) = [e for e in suites.images(dataset, "test").expectations if e.name == "every class is present"]
     labels = [np.arange(30), np.arange(30, 59)]
     parts = [{"index": np.arange(len(part)), "label": part} for part in labels]
-    (found,) = run_suites.run(Suite("test", "row", (present,)), parts)
-    assert (found.passed, found.observed) == (False, "class 59 missing")
+    (check,) = run_suites.run(Suite("test", "row", (present,)), parts)
+    assert (check.passed, check.observed) == (False, "class 59 missing")
 
 
 def test_a_column_that_one_part_lacks_is_lacking():
     columns = Expectation("columns", "ExpectTableColumnsToMatchSet", {"column_set": ["index", "a"]}, "2 columns")
     both = {"index": np.arange(2), "a": np.arange(2)}
     for parts in ([both, {"index": np.arange(2)}], [{"index": np.arange(2)}, both]):
-        (found,) = run_suites.run(Suite("test", "row", (columns,)), parts)
-        assert (found.passed, found.observed) == (False, "1 columns")
+        (check,) = run_suites.run(Suite("test", "row", (columns,)), parts)
+        assert (check.passed, check.observed) == (False, "1 columns")
     assert run_suites.run(Suite("test", "row", (columns,)), [both, both])[0].passed
 
 
@@ -258,8 +261,8 @@ def test_sixteen_threads_get_their_own_results():
         return [counted.observed, averaged.observed, str(spotted.rows)]
 
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(job, range(32)))
-    assert found == [[str(n + 1), str(n), f"({n},)"] for n in range(32)]
+        results = list(pool.map(job, range(32)))
+    assert results == [[str(n + 1), str(n), f"({n},)"] for n in range(32)]
 
 
 def test_a_level_that_the_user_gave_its_log_is_kept():
@@ -291,7 +294,7 @@ print(sum(c.passed for c in found))
 
 
 def test_first_use_from_eight_threads_is_silent_and_leaves_nothing(tmp_path: Path):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", FIRST_USE],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "HOME": str(tmp_path)},
@@ -299,5 +302,5 @@ def test_first_use_from_eight_threads_is_silent_and_leaves_nothing(tmp_path: Pat
         text=True,
         timeout=120,
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("8\n", "", 0)
+    assert (process.stdout, process.stderr, process.returncode) == ("8\n", "", 0)
     assert list(tmp_path.iterdir()) == []

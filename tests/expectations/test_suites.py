@@ -86,17 +86,19 @@ def test_only_repeats_and_imbalance_are_warnings(name: str):
 )
 def test_each_limit_of_the_manifest_is_used(change: dict[str, float], column: str, limit: str):
     dataset = replace(catalog.find("mnist"), limits=Limits(**change))  # type: ignore[arg-type]
-    (found,) = [e for s in every_suite(dataset)[-3:] for e in s.expectations if (e.column, e.limit) == (column, limit)]
-    assert set(re.findall("[a-z_]{4,}", found.setting.removeprefix("[limits]"))) >= set(change)
+    (expectation,) = [
+        e for s in every_suite(dataset)[-3:] for e in s.expectations if (e.column, e.limit) == (column, limit)
+    ]
+    assert set(re.findall("[a-z_]{4,}", expectation.setting.removeprefix("[limits]"))) >= set(change)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_failed_check_names_of_the_manifest_can_be_set_there(name: str):
     limits = {f.name for f in dataclasses.fields(Limits)}
-    known = {"[limits]": limits, "[rows]": {"train", "test"}, "image_shape": set(), "classes": {"labels"}}
+    settings = {"[limits]": limits, "[rows]": {"train", "test"}, "image_shape": set(), "classes": {"labels"}}
     for expectation in (e for s in every_suite(catalog.find(name)) for e in s.expectations):
         table, *keys = expectation.setting.replace(" and ", " ").split() or [""]
-        assert set(keys) <= known.get(table, {"payload_sha256"} if table == "payload_sha256" else set())
+        assert set(keys) <= settings.get(table, {"payload_sha256"} if table == "payload_sha256" else set())
         # The rest holds for any data: that the table is whole, and the file the one that was decoded.
         assert table or expectation.column in ("", "label", "mean", "rows_found", "content_found")
 

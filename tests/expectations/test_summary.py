@@ -26,8 +26,8 @@ def blocks(images: object, labels: object, rows: int = 2) -> Blocks:
 
 
 def describe(images: object, labels: object, classes: int = 2, train: summary.Survey | None = None) -> summary.Table:
-    made = blocks(images, labels)
-    return whole(summary.images(made, summary.survey(made, classes), train, ROWS))
+    image_blocks = blocks(images, labels)
+    return whole(summary.images(image_blocks, summary.survey(image_blocks, classes), train, ROWS))
 
 
 def whole(parts: Iterable[summary.Table]) -> summary.Table:
@@ -89,11 +89,11 @@ def test_repeats_are_those_found_one_by_one():
 
 @pytest.mark.parametrize(("part_rows", "sizes"), [(4, [4, 4, 2]), (3, [4, 4, 2]), (10, [10]), (11, [10])])
 def test_the_table_comes_in_parts_of_so_many_rows(part_rows: int, sizes: list[int]):
-    made = blocks(np.arange(10)[:, None, None] % 7, np.arange(10) % 2)
-    found = summary.survey(made, 2)
-    parts = list(summary.images(made, found, None, part_rows))
+    image_blocks = blocks(np.arange(10)[:, None, None] % 7, np.arange(10) % 2)
+    survey = summary.survey(image_blocks, 2)
+    parts = list(summary.images(image_blocks, survey, None, part_rows))
     assert [len(part["index"]) for part in parts] == sizes
-    together, at_once = whole(parts), whole(summary.images(made, found, None, ROWS))
+    together, at_once = whole(parts), whole(summary.images(image_blocks, survey, None, ROWS))
     assert together["index"].tolist() == list(range(10))
     for name in summary.IMAGE_COLUMNS:
         np.testing.assert_array_equal(together[name], at_once[name])
@@ -110,11 +110,14 @@ def test_block_boundaries_change_nothing(rows: int):
     random = np.random.default_rng(1)
     images, labels = random.integers(0, 256, (50, 5, 4)), random.integers(0, 3, 50)
     at_once, cut = blocks(images, labels, 50), blocks(images, labels, rows)
-    found = summary.survey(at_once, 3)
-    np.testing.assert_array_equal(found.means.means, summary.survey(cut, 3).means.means)
-    one, other = (whole(summary.images(made, summary.survey(made, 3), None, ROWS)) for made in (at_once, cut))
+    survey = summary.survey(at_once, 3)
+    np.testing.assert_array_equal(survey.means.means, summary.survey(cut, 3).means.means)
+    first, second = (
+        whole(summary.images(image_blocks, summary.survey(image_blocks, 3), None, ROWS))
+        for image_blocks in (at_once, cut)
+    )
     for name in summary.IMAGE_COLUMNS:
-        np.testing.assert_array_equal(one[name], other[name])
+        np.testing.assert_array_equal(first[name], second[name])
 
 
 def test_centroids_are_the_means_and_the_nearest_is_found():
@@ -122,10 +125,10 @@ def test_centroids_are_the_means_and_the_nearest_is_found():
     images, labels = random.integers(0, 256, (300, 6, 5), dtype=np.uint8), random.integers(0, 4, 300, dtype=np.uint8)
     flat = images.reshape(300, -1).astype(float)
     expected = np.stack([flat[labels == n].mean(axis=0) for n in range(4)])
-    found = summary.survey(blocks(images, labels), 4).means
-    np.testing.assert_allclose(found.means, expected, rtol=1e-6)
+    centroids = summary.survey(blocks(images, labels), 4).means
+    np.testing.assert_allclose(centroids.means, expected, rtol=1e-6)
     nearest = ((flat[:, None] - expected) ** 2).sum(axis=2).argmin(axis=1)
-    np.testing.assert_array_equal(found.nearest(images.reshape(300, -1)), nearest)
+    np.testing.assert_array_equal(centroids.nearest(images.reshape(300, -1)), nearest)
 
 
 def test_an_image_is_left_out_of_its_own_mean():
@@ -133,20 +136,20 @@ def test_an_image_is_left_out_of_its_own_mean():
     random = np.random.default_rng(2)
     images, labels = random.integers(0, 256, (60, 10, 10), dtype=np.uint8), random.integers(0, 3, 60, dtype=np.uint8)
     flat = images.reshape(60, -1)
-    found = summary.survey(blocks(images, labels), 3).means
+    centroids = summary.survey(blocks(images, labels), 3).means
     expected = []
     for row in range(60):
         rest = np.arange(60) != row
         means = [flat[rest & (labels == n)].mean(axis=0) for n in range(3)]
         expected.append(int(np.argmin([((flat[row] - mean) ** 2).sum() for mean in means])))
-    np.testing.assert_array_equal(found.nearest(flat, labels), expected)
-    assert (found.nearest(flat) == labels).mean() > 0.8
+    np.testing.assert_array_equal(centroids.nearest(flat, labels), expected)
+    assert (centroids.nearest(flat) == labels).mean() > 0.8
     assert (np.array(expected) == labels).mean() < 0.4
 
 
 def matched(images: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    made, matches = blocks(images, labels, 50), summary.Matches()
-    for part in summary.images(made, summary.survey(made, classes), None, 50):
+    image_blocks, matches = blocks(images, labels, 50), summary.Matches()
+    for part in summary.images(image_blocks, summary.survey(image_blocks, classes), None, 50):
         matches.add(part)
     return matches.by_chance
 
@@ -155,10 +158,10 @@ def test_the_chance_of_a_match_is_that_of_labels_dealt_out_at_random():
     """Of labels that mean nothing, no more pass a limit than it says."""
     random = np.random.default_rng(4)
     images = random.integers(0, 256, (200, 4, 4), dtype=np.uint8)
-    found = np.array([matched(images, random.integers(0, 4, 200), 4) for _ in range(400)])
+    chances = np.array([matched(images, random.integers(0, 4, 200), 4) for _ in range(400)])
     for limit in (0.01, 0.05, 0.2):
-        assert (found <= limit).mean() <= limit + 3 * np.sqrt(limit / 400)
-    assert (found > 0.4).any()
+        assert (chances <= limit).mean() <= limit + 3 * np.sqrt(limit / 400)
+    assert (chances > 0.4).any()
 
 
 def test_classes_hard_to_tell_apart_match_more_often_than_by_chance():
@@ -166,8 +169,8 @@ def test_classes_hard_to_tell_apart_match_more_often_than_by_chance():
     labels = random.integers(0, 5, 3000)
     means = random.integers(100, 112, (5, 8, 8))
     images = np.clip(random.normal(means[labels], 60), 0, 255).astype(np.uint8)
-    made = blocks(images, labels, 50)
-    share = whole(summary.images(made, summary.survey(made, 5), None, ROWS))["centroid_hit"].mean()
+    image_blocks = blocks(images, labels, 50)
+    share = whole(summary.images(image_blocks, summary.survey(image_blocks, 5), None, ROWS))["centroid_hit"].mean()
     assert 0.22 < share < 0.4
     assert matched(images, labels, 5) < 1e-6
     assert matched(images, np.roll(labels, 1), 5) > 0.01

@@ -127,9 +127,9 @@ def test_chart_gives_the_same_bytes_each_time() -> None:
 
 
 def test_charts_of_the_same_curves_share_no_identifier() -> None:
-    found = [set(re.findall(r'\bid="([^"]+)"', figures.chart(a_chart(name)))) for name in ("loss", "accuracy")]
-    assert found[0]
-    assert not found[0] & found[1]
+    identifiers = [set(re.findall(r'\bid="([^"]+)"', figures.chart(a_chart(name)))) for name in ("loss", "accuracy")]
+    assert identifiers[0]
+    assert not identifiers[0] & identifiers[1]
 
 
 def test_every_reference_in_a_chart_has_its_target() -> None:

@@ -58,7 +58,7 @@ def content(run: RunRecord, evidence: Evidence | None = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "chosen", "word", "said"),
+    ("epochs", "chosen", "word", "phrase"),
     [
         (history((0.3, 0.90, 0.3, 0.90), (0.1, 0.97, 0.11, 0.965)), 2, "none", "lowest at the last epoch"),
         (history((0.1, 0.97, 0.1, 0.965), (0.09, 0.98, 0.101, 0.965)), 2, "slight", "lowest at epoch 1"),
@@ -77,36 +77,36 @@ def content(run: RunRecord, evidence: Evidence | None = None) -> dict[str, Any]:
         (history((0.1, 0.97, 0.1, 0.965)), 7, "unknown", "cannot be read"),
     ],
 )
-def test_overfitting_in_a_word(epochs: tuple[Epoch, ...], chosen: int, word: str, said: str) -> None:
+def test_overfitting_in_a_word(epochs: tuple[Epoch, ...], chosen: int, word: str, phrase: str) -> None:
     run = a_run(catalog.find("digits"), model=a_model(chosen, len(epochs)))
     training = content(run, Evidence(history=epochs))["training"]
     assert training["overfitting"] == word
-    assert said in training["sentence"]
+    assert phrase in training["sentence"]
     assert training["epochs"] == to_json(epochs)
 
 
-def held_out_said(labels: np.ndarray, held: np.ndarray, ink: np.ndarray | None = None) -> dict[str, Any]:
+def held_out_section(labels: np.ndarray, held: np.ndarray, ink: np.ndarray | None = None) -> dict[str, Any]:
     run = a_run(catalog.find("digits"), model=a_model(1, 1))
     evidence = Evidence(history=history((0.1, 0.97, 0.1, 0.96)), labels={"train": labels}, held_out=held)
-    found: dict[str, Any] = content(run, dataclasses.replace(evidence, training_ink=ink))["training"]["held_out"]
-    return found
+    section: dict[str, Any] = content(run, dataclasses.replace(evidence, training_ink=ink))["training"]["held_out"]
+    return section
 
 
 def test_held_out_rows_drawn_from_every_class_are_like_the_fitted_ones() -> None:
     labels = np.repeat(np.arange(10), 200).astype(np.uint8)
     random = np.random.default_rng(1)
-    found = held_out_said(labels, drawn(labels, np.arange(2000), 200, 1), random.normal(40, 9, 2000))
-    assert (found["like"], found["without"]) == (True, [])
-    assert found["sentence"].startswith("The held-out rows are like the fitted rows")
-    assert found["classes_p"] > 0.99
+    section = held_out_section(labels, drawn(labels, np.arange(2000), 200, 1), random.normal(40, 9, 2000))
+    assert (section["like"], section["without"]) == (True, [])
+    assert section["sentence"].startswith("The held-out rows are like the fitted rows")
+    assert section["classes_p"] > 0.99
 
 
 def test_the_last_rows_of_a_sorted_split_are_not() -> None:
-    found = held_out_said(np.repeat(np.arange(10), 200).astype(np.uint8), tail(2000, 300))
-    assert (found["like"], len(found["without"]), found["classes_p"] < 1e-9) == (False, 8, True)
+    section = held_out_section(np.repeat(np.arange(10), 200).astype(np.uint8), tail(2000, 300))
+    assert (section["like"], len(section["without"]), section["classes_p"] < 1e-9) == (False, 8, True)
     assert (
         "differ from the fitted rows: no row of classes 0, 1, 2, 3, 4, …, different shares of the classes."
-        in (found["sentence"])
+        in (section["sentence"])
     )
 
 
@@ -114,23 +114,23 @@ def test_held_out_rows_that_are_darker_are_not() -> None:
     labels = np.tile(np.arange(10), 200).astype(np.uint8)
     ink = np.random.default_rng(1).normal(40, 9, 2000)
     ink[1800:] -= 5
-    found = held_out_said(labels, tail(2000, 200), ink)
-    assert not found["like"]
-    assert "differ from the fitted rows: a different mean brightness." in found["sentence"]
+    section = held_out_section(labels, tail(2000, 200), ink)
+    assert not section["like"]
+    assert "differ from the fitted rows: a different mean brightness." in section["sentence"]
 
 
 def test_without_held_out_rows_nothing_is_said_of_them() -> None:
-    assert held_out_said(np.arange(10, dtype=np.uint8), tail(10, 0)) is None
+    assert held_out_section(np.arange(10, dtype=np.uint8), tail(10, 0)) is None
 
 
 def test_two_samples_of_the_same_are_seldom_said_to_be_unlike() -> None:
     random = np.random.default_rng(3)
     counts = [np.stack([random.multinomial(900, [0.1] * 10), random.multinomial(100, [0.1] * 10)]) for _ in range(2000)]
-    classes = np.array([homogeneity_p(one) for one in counts])
+    classes = np.array([homogeneity_p(table) for table in counts])
     means = np.array([means_p(random.normal(size=900), random.normal(size=100)) for _ in range(2000)])
-    for found in (classes, means):
-        assert 0.03 < (found < 0.05).mean() < 0.07
-        assert (found < LEAST_P).mean() < 0.005
+    for p_values in (classes, means):
+        assert 0.03 < (p_values < 0.05).mean() < 0.07
+        assert (p_values < LEAST_P).mean() < 0.005
 
 
 def test_a_model_that_knows_no_more_than_the_shares_of_the_classes_has_not_learned() -> None:
@@ -158,10 +158,10 @@ def test_a_resumed_training_says_so_with_the_seconds_of_all_its_parts() -> None:
     run = a_run(catalog.find("digits"), model=model, steps=(step,))
     values = content(run, Evidence(history=epochs))
     assert values["training"]["seconds_before"] == 0.3
-    said = "This training continues an interrupted one, whose 3 epochs took 0.30 s"
-    assert f"{said}; the rest took 0.25 s." in values["training"]["sentence"]
+    phrase = "This training continues an interrupted one, whose 3 epochs took 0.30 s"
+    assert f"{phrase}; the rest took 0.25 s." in values["training"]["sentence"]
     reused = dataclasses.replace(run, steps=(dataclasses.replace(step, reused=True),))
-    assert f"{said}." in content(reused, Evidence(history=epochs))["training"]["sentence"]
+    assert f"{phrase}." in content(reused, Evidence(history=epochs))["training"]["sentence"]
     assert (
         content(a_run(catalog.find("digits"), model=a_model(5, 5)), Evidence(history=epochs))["training"][
             "seconds_before"
@@ -192,7 +192,7 @@ def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_
 
 
 @pytest.mark.parametrize(
-    ("of_check", "leaked", "note", "said"),
+    ("of_check", "leaked", "note", "ending"),
     [
         ((), None, "none of them in the training split", "(95% interval)"),
         ((0, 1), np.ones(4, bool), "all of them in the training split too", "says nothing about new images"),
@@ -201,7 +201,7 @@ def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_
     ids=["none", "all", "unreadable"],
 )
 def test_how_many_test_images_are_in_the_training_split_is_only_said_where_it_is_known(
-    of_check: tuple[int, ...], leaked: np.ndarray | None, note: str, said: str
+    of_check: tuple[int, ...], leaked: np.ndarray | None, note: str, ending: str
 ) -> None:
     check = Check("test", "no leak", "e", "leaked", "l", "o", "critical", True, of_check)
     run = a_run(
@@ -212,7 +212,7 @@ def test_how_many_test_images_are_in_the_training_split_is_only_said_where_it_is
     evidence = Evidence(labels={"test": np.zeros(4, np.uint8)}, predicted=np.array([0, 0, 0, 1]), leaked=leaked)
     values = content(run, evidence)
     assert values["verdict"]["accuracy"][0]["note"] == note
-    assert values["test"]["sentence"].endswith(f"{said}.")
+    assert values["test"]["sentence"].endswith(f"{ending}.")
 
 
 def test_which_test_images_are_in_the_training_split_is_read_from_the_validation(store: Store) -> None:
@@ -222,9 +222,9 @@ def test_which_test_images_are_in_the_training_split_is_read_from_the_validation
     train, test = (split(store, dataset, name) for name in SPLITS)
     record = validate.fn(store, dataset, train, test).record
     run = a_run(dataset, train=train, test=test, validation=record)
-    found = gather(Registry(store, run.dataset), run).leaked
-    assert found is not None
-    assert np.flatnonzero(found).tolist() == [5, 8]
+    rows = gather(Registry(store, run.dataset), run).leaked
+    assert rows is not None
+    assert np.flatnonzero(rows).tolist() == [5, 8]
     sound = write_tiny(store.root, name="sound")
     train, test = (split(store, sound, name) for name in SPLITS)
     run = a_run(sound, train=train, test=test, validation=validate.fn(store, sound, train, test).record)
@@ -238,9 +238,9 @@ def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[
     config = training_config(dataset, profile, overrides)
     words = shlex.split(command(a_run(dataset, profile=profile, config=config.model_dump(mode="json"))))
     assert words[:5] == ["idxflow", "run", "digits", "--profile", profile]
-    given = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
-    assert len(given) == len(overrides)
-    assert training_config(dataset, profile, parse_overrides(given)) == config
+    overrides_given = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    assert len(overrides_given) == len(overrides)
+    assert training_config(dataset, profile, parse_overrides(overrides_given)) == config
 
 
 def test_the_command_names_a_manifest_of_ones_own_without_its_folder(tmp_path: Path) -> None:
@@ -288,12 +288,12 @@ def test_labels_outside_the_classes_are_shown_but_not_counted() -> None:
 
 def test_the_advice_names_the_keys_of_the_failed_checks() -> None:
     def advice(*checks: tuple[str, str, bool]) -> list[str]:
-        made = tuple(Check("train", "n", "e", "", "l", "o", s, ok, (), key) for key, s, ok in checks)  # type: ignore[arg-type]
+        failed_checks = tuple(Check("train", "n", "e", "", "l", "o", s, ok, (), key) for key, s, ok in checks)  # type: ignore[arg-type]
         failure = Failure("ValidationFailed", "2 checks failed", 3)
-        validation = Validation(Path(), False, "va", made, {})
+        validation = Validation(Path(), False, "va", failed_checks, {})
         run = a_run(catalog.find("digits"), validation=validation, failure=failure)
-        said: list[str] = content(run)["verdict"]["advice"]
-        return [line for line in said if "manifest" in line]
+        lines: list[str] = content(run)["verdict"]["advice"]
+        return [line for line in lines if "manifest" in line]
 
     critical = ("[limits] max_blank", "critical", False)
     assert advice(
@@ -338,7 +338,7 @@ def test_environment_names_neither_user_nor_host() -> None:
     import getpass
     import platform
 
-    found = past_runs.environment()
-    assert found.packages["numpy"] == np.__version__
+    environment = past_runs.environment()
+    assert environment.packages["numpy"] == np.__version__
     for private in (platform.node(), getpass.getuser(), str(Path.home())):
-        assert private not in str(dataclasses.asdict(found))
+        assert private not in str(dataclasses.asdict(environment))

@@ -88,11 +88,11 @@ def leaked() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_report_made_again_from_the_store_says_the_same(story: Story, name: str) -> None:
-    found = past_runs.find(story.registry, story.runs[name].id)
-    assert found
-    document = build(story.registry, found)
+    run = past_runs.find(story.registry, story.runs[name].id)
+    assert run
+    document = build(story.registry, run)
     assert json.loads(document.json()) == story.published(name)
-    folder = story.store.entries("tiny", "publish") / found.id
+    folder = story.store.entries("tiny", "publish") / run.id
     page = document.html()
     assert page == (folder / "report.html").read_text(encoding="utf-8")
     check_page(page)
@@ -132,15 +132,17 @@ def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
 
 
 def test_what_changed_since_the_champion_of_then(story: Story) -> None:
-    def told(name: str) -> list[tuple[str, str, Any, Any]]:
-        found = story.published(name)["changes"]["differences"]
-        return [(one["part"], one["name"], one["old"], one["new"]) for one in found]
+    def changed_inputs(name: str) -> list[tuple[str, str, Any, Any]]:
+        differences = story.published(name)["changes"]["differences"]
+        return [
+            (difference["part"], difference["name"], difference["old"], difference["new"]) for difference in differences
+        ]
 
     assert story.published("first")["changes"]["champion"] is None
-    assert told("promoted") == [("parameters", "epochs", 1, 2), ("parameters", "learning_rate", 1e-6, 0.1)]
+    assert changed_inputs("promoted") == [("parameters", "epochs", 1, 2), ("parameters", "learning_rate", 1e-6, 0.1)]
     assert story.published("kept")["changes"]["champion"] == 2
-    assert [one[1] for one in told("kept")] == ["epochs", "learning_rate", "seed"]
-    refused = {one[:2] for one in told("refused")}
+    assert [difference[1] for difference in changed_inputs("kept")] == ["epochs", "learning_rate", "seed"]
+    refused = {difference[:2] for difference in changed_inputs("refused")}
     assert refused == {("data", "train content"), ("data", "train-labels archive")}
 
 
@@ -148,8 +150,8 @@ def test_a_run_that_begins_in_the_second_of_a_decision_began_after_it(story: Sto
     decided = Ledger(store, "tiny").append("decisions", "run", {})
     manifest = str(story.store.root.with_name("tiny.toml"))
     begun = prepare(Request(dataset_file=manifest, store=str(store.root)), "a test").record
-    told = json.loads(decided.read_text(encoding="utf-8"))["time"]
-    assert datetime.fromisoformat(told) <= datetime.fromisoformat(begun.started)
+    decided_at = json.loads(decided.read_text(encoding="utf-8"))["time"]
+    assert datetime.fromisoformat(decided_at) <= datetime.fromisoformat(begun.started)
 
 
 def test_the_model_and_the_champion_disagree_on_what_the_paired_test_counts(story: Story) -> None:
@@ -192,8 +194,8 @@ assert len(document.html()) > 10_000 and document.values["test"]
 heavy = {{"tensorflow", "keras", "great_expectations", "prefect", "sklearn", "scipy"}}
 print(*{{name.split(".")[0] for name in sys.modules}} & heavy)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "\n"
 
 
 def test_a_report_is_made_again_with_what_is_left(story: Story, tmp_path: Path) -> None:
@@ -203,9 +205,9 @@ def test_a_report_is_made_again_with_what_is_left(story: Story, tmp_path: Path) 
     for step in ("train", "fetch"):
         shutil.rmtree(store.entries("tiny", step))
     registry = Registry(store, "tiny")
-    found = past_runs.find(registry, story.runs["kept"].id)
-    assert found
-    values = build(registry, found).values
+    run = past_runs.find(registry, story.runs["kept"].id)
+    assert run
+    values = build(registry, run).values
     assert (values["training"], values["data"]["archives"]) == (None, [])
     assert values["test"] == story.published("kept")["test"]
 
@@ -281,7 +283,7 @@ def test_the_report_has_the_documented_fields_and_types(story: Story, name: str)
 
 def test_every_documented_field_is_there_in_some_report(story: Story) -> None:
     fields = documented()
-    found = {path for name in RUNS for path, _ in walk(story.published(name), "", fields)}
-    never = {path for path in fields if path not in found}
+    present = {path for name in RUNS for path, _ in walk(story.published(name), "", fields)}
+    never = {path for path in fields if path not in present}
     # Nothing was done by hand, and two models with three classes are rarely wrong in different ways.
     assert never <= {path for path in fields if path.startswith(("decision.by_hand", "mistakes.otherwise_wrong."))}

@@ -129,8 +129,8 @@ def test_pictures_are_drawn(browser: Any, pages: dict[str, Path]) -> None:
 
 def rows(page: Any, heading: str) -> list[list[str]]:
     """Return the texts of the table that a heading names."""
-    found = page.locator(f"[role=region][aria-labelledby={heading}] tbody tr")
-    return [[cell.strip() for cell in row.locator("th, td").all_inner_texts()] for row in found.all()]
+    table_rows = page.locator(f"[role=region][aria-labelledby={heading}] tbody tr")
+    return [[cell.strip() for cell in row.locator("th, td").all_inner_texts()] for row in table_rows.all()]
 
 
 def test_a_person_finds_what_each_section_is_for(browser: Any, pages: dict[str, Path]) -> None:

@@ -23,7 +23,7 @@ from tasks.report.slices import slices, weakest
 from tests.support.pages import both
 from tests.support.reports import a_dataset, a_run
 
-MADE = {
+ORIGINS = {
     "decode train": Origin("decode", {"train-images": "aa"}, {"rows": 120}, {}, {}),
     "train": Origin("train", {"train": "t"}, {}, {"tasks.train": "1"}, {"tensorflow": "2.21.0"}),
 }
@@ -40,37 +40,37 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_calibration_by_hand() -> None:
     sure = np.array([0.95, 0.95, 0.95, 0.95, 0.5, 0.5], np.float32)
     right = np.array([True, True, True, False, True, False])
-    found = calibration(sure, right)
-    assert found is not None
-    assert found["ece"] == pytest.approx(4 / 6 * 0.20 + 2 / 6 * 0.0, abs=1e-6)
-    assert [(b["rows"], b["accuracy"], round(b["confidence"], 6)) for b in found["bins"]] == [
+    section = calibration(sure, right)
+    assert section is not None
+    assert section["ece"] == pytest.approx(4 / 6 * 0.20 + 2 / 6 * 0.0, abs=1e-6)
+    assert [(b["rows"], b["accuracy"], round(b["confidence"], 6)) for b in section["bins"]] == [
         (2, 0.5, 0.5),
         (4, 0.75, 0.95),
     ]
-    assert "clearly overconfident" in found["sentence"]
-    assert "13.33 points" in found["sentence"]
+    assert "clearly overconfident" in section["sentence"]
+    assert "13.33 points" in section["sentence"]
 
 
 @pytest.mark.parametrize(
-    ("sure", "right", "said"),
+    ("sure", "right", "phrase"),
     [
         ([1.0, 1.0], [True, True], "is well calibrated"),
         ([0.6, 0.6], [True, True], "clearly underconfident"),
         ([0.97, 0.97], [True, True], "somewhat underconfident"),
     ],
 )
-def test_calibration_in_words(sure: list[float], right: list[bool], said: str) -> None:
-    found = calibration(np.array(sure, np.float32), np.array(right))
-    assert found is not None
-    assert said in found["sentence"]
+def test_calibration_in_words(sure: list[float], right: list[bool], phrase: str) -> None:
+    section = calibration(np.array(sure, np.float32), np.array(right))
+    assert section is not None
+    assert phrase in section["sentence"]
 
 
 def test_every_row_is_in_one_bin_whatever_its_confidence() -> None:
     sure = np.array([0, 1 / 15, 2 / 15, 0.5, 1, 1 + 1e-6], np.float64)
-    found = calibration(sure, np.ones(6, bool))
-    assert found is not None
-    assert sum(b["rows"] for b in found["bins"]) == 6
-    assert all(b["low"] - 1e-9 <= b["confidence"] <= b["high"] + 1e-9 for b in found["bins"])
+    section = calibration(sure, np.ones(6, bool))
+    assert section is not None
+    assert sum(b["rows"] for b in section["bins"]) == 6
+    assert all(b["low"] - 1e-9 <= b["confidence"] <= b["high"] + 1e-9 for b in section["bins"])
 
 
 @pytest.mark.parametrize("sure", [None, np.empty(0), np.array([0.5]), np.array([0.5, np.nan])])
@@ -90,9 +90,9 @@ def stroke(slope: float) -> np.ndarray:
 
 
 def test_slant_is_the_angle_of_a_stroke() -> None:
-    found = slants(np.stack([stroke(0), stroke(1), stroke(-1), stroke(0.5)]))
-    np.testing.assert_allclose(found[:3], [0, 45, -45], atol=1e-6)
-    assert found[3] == pytest.approx(np.degrees(np.arctan(0.5)), abs=2)
+    angles = slants(np.stack([stroke(0), stroke(1), stroke(-1), stroke(0.5)]))
+    np.testing.assert_allclose(angles[:3], [0, 45, -45], atol=1e-6)
+    assert angles[3] == pytest.approx(np.degrees(np.arctan(0.5)), abs=2)
 
 
 def test_ink_without_height_has_no_slant() -> None:
@@ -115,9 +115,9 @@ def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (60, 5, 4), dtype=np.uint8), random.integers(0, 3, 60).astype(np.uint8)
     labels[:5] = 200
-    found = class_means([(images[:20], labels[:20]), (images[:0], labels[:0]), (images[20:], labels[20:])], 4)
-    assert list(found) == [0, 1, 2]
-    for label, mean in found.items():
+    means = class_means([(images[:20], labels[:20]), (images[:0], labels[:0]), (images[20:], labels[20:])], 4)
+    assert list(means) == [0, 1, 2]
+    for label, mean in means.items():
         np.testing.assert_allclose(mean, images[labels == label].mean(axis=0))
 
 
@@ -125,8 +125,8 @@ def test_quarters_count_every_row_once() -> None:
     inks, slopes = np.arange(100.0), np.full(100, np.nan)
     slopes[:40] = np.arange(40)
     right = np.arange(100) >= 20
-    found = slices(Measures(inks, slopes), right)
-    assert [(s["by"], s["rows"], s["correct"]) for s in found] == [
+    quarters = slices(Measures(inks, slopes), right)
+    assert [(s["by"], s["rows"], s["correct"]) for s in quarters] == [
         ("ink", 25, 5),
         ("ink", 25, 25),
         ("ink", 25, 25),
@@ -136,25 +136,25 @@ def test_quarters_count_every_row_once() -> None:
         ("slant", 10, 10),
         ("slant", 10, 10),
     ]
-    assert (found[0]["from"], found[0]["to"], found[0]["accuracy"]) == (0, 24, 0.2)
-    assert (found[0]["low"], found[0]["high"]) == wilson.interval(5, 25)
-    assert weakest(found).startswith("The weakest quarter is slant: furthest left, at 0.00%; its interval is below")
+    assert (quarters[0]["from"], quarters[0]["to"], quarters[0]["accuracy"]) == (0, 24, 0.2)
+    assert (quarters[0]["low"], quarters[0]["high"]) == wilson.interval(5, 25)
+    assert weakest(quarters).startswith("The weakest quarter is slant: furthest left, at 0.00%; its interval is below")
 
 
 def test_no_quarter_is_the_weakest_where_all_do_alike() -> None:
-    found = slices(Measures(np.arange(100.0), np.arange(100.0)), np.ones(100, bool))
-    assert weakest(found) == "All quarters have the same accuracy, 100.00%."
+    quarters = slices(Measures(np.arange(100.0), np.arange(100.0)), np.ones(100, bool))
+    assert weakest(quarters) == "All quarters have the same accuracy, 100.00%."
 
 
 def test_the_names_of_quarters_say_nothing_of_a_side_that_no_image_leans_to() -> None:
-    found = slices(Measures(np.arange(100.0), np.linspace(5, 30, 100)), np.ones(100, bool))
-    assert [s["name"] for s in found if s["by"] == "slant"][1:3] == ["second quarter", "third quarter"]
+    quarters = slices(Measures(np.arange(100.0), np.linspace(5, 30, 100)), np.ones(100, bool))
+    assert [s["name"] for s in quarters if s["by"] == "slant"][1:3] == ["second quarter", "third quarter"]
 
 
 def test_quarters_of_equal_values_are_fewer() -> None:
-    found = slices(Measures(np.full(8, 3.0), np.full(8, np.nan)), np.ones(8, bool))
-    assert [(s["name"], s["rows"]) for s in found] == [("least ink", 8)]
-    assert "differ too little in ink and slant" in weakest(found)
+    quarters = slices(Measures(np.full(8, 3.0), np.full(8, np.nan)), np.ones(8, bool))
+    assert [(s["name"], s["rows"]) for s in quarters] == [("least ink", 8)]
+    assert "differ too little in ink and slant" in weakest(quarters)
 
 
 def test_no_slices_of_what_cannot_be_read() -> None:
@@ -179,39 +179,39 @@ def answers(labels: list[int], ours: list[int], theirs: list[int]) -> Evidence:
 
 def test_disagreements_are_told_apart_and_the_surest_come_first(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
-    found = mistakes(run, answers([0, 0, 0, 1, 1, 2], [1, 1, 0, 1, 2, 2], [0, 0, 0, 2, 0, 2]))
-    assert found is not None
-    assert (found["lost"]["count"], found["gained"]["count"], found["otherwise_wrong"]["count"]) == (2, 1, 1)
-    assert [one["row"] for one in found["lost"]["shown"]] == [1, 0]
-    first = found["lost"]["shown"][0]
+    section = mistakes(run, answers([0, 0, 0, 1, 1, 2], [1, 1, 0, 1, 2, 2], [0, 0, 0, 2, 0, 2]))
+    assert section is not None
+    assert (section["lost"]["count"], section["gained"]["count"], section["otherwise_wrong"]["count"]) == (2, 1, 1)
+    assert [image["row"] for image in section["lost"]["shown"]] == [1, 0]
+    first = section["lost"]["shown"][0]
     assert (first["name"], first["predicted_name"], first["champion_name"]) == ("bar 0", "bar 1", "bar 0")
     assert first["probability"] == pytest.approx(0.58)
-    assert found["sentence"].endswith("Compared with the champion, 1 image became right and 2 became wrong.")
+    assert section["sentence"].endswith("Compared with the champion, 1 image became right and 2 became wrong.")
 
 
 def test_only_so_many_disagreements_are_shown(store: Store, dataset: Dataset) -> None:
-    found = mistakes(a_run(store, dataset), answers([0] * 40, [1] * 40, [0] * 40))
-    assert found is not None
-    assert (found["lost"]["count"], len(found["lost"]["shown"])) == (40, MOST)
+    section = mistakes(a_run(store, dataset), answers([0] * 40, [1] * 40, [0] * 40))
+    assert section is not None
+    assert (section["lost"]["count"], len(section["lost"]["shown"])) == (40, MOST)
 
 
 def test_without_the_champion_s_answers_nothing_is_said_about_them(store: Store, dataset: Dataset) -> None:
     evidence = dataclasses.replace(answers([0], [1], [0]), champion_predicted=None)
-    found = mistakes(a_run(store, dataset), evidence)
-    assert found is not None
-    assert found["lost"] is found["gained"] is None
-    assert "no champion's predictions" in found["sentence"]
+    section = mistakes(a_run(store, dataset), evidence)
+    assert section is not None
+    assert section["lost"] is section["gained"] is None
+    assert "no champion's predictions" in section["sentence"]
 
 
 def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
     assert run.evaluation
     assert run.champion_evaluation
-    found = evaluation(run, Evidence())
-    assert found is not None
+    section = evaluation(run, Evidence())
+    assert section is not None
     expected = np.array(run.evaluation.confusion) - np.array(run.champion_evaluation.confusion)
     assert expected.any()
-    assert found["confusion_change"] == expected.tolist()
+    assert section["confusion_change"] == expected.tolist()
     page, _ = both(store, dataset, run)
     small = [a for tag, a in page.elements if tag == "small"]
     assert len(small) == np.count_nonzero(expected)
@@ -220,19 +220,24 @@ def test_the_confusion_matrix_shows_what_differs_from_the_champion(store: Store,
 # --- changes ------------------------------------------------------------------------------------------------------
 
 
-def against(run: RunRecord, champion: RunRecord, made: Any = MADE, champion_made: Any = MADE) -> dict[str, Any]:
-    return changes(run, Evidence(origins=made, champion=ChampionSnapshot(3, champion, champion_made)))
+def against(
+    run: RunRecord, champion: RunRecord, origins: Any = ORIGINS, champion_origins: Any = ORIGINS
+) -> dict[str, Any]:
+    return changes(run, Evidence(origins=origins, champion=ChampionSnapshot(3, champion, champion_origins)))
 
 
-def told(found: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
-    return [(one["part"], one["name"], one["old"], one["new"]) for one in found["differences"]]
+def changed_inputs(section: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    return [
+        (difference["part"], difference["name"], difference["old"], difference["new"])
+        for difference in section["differences"]
+    ]
 
 
 def test_nothing_changed_is_said(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
-    found = against(run, run)
-    assert (found["differences"], found["champion"], found["run"]) == ([], 3, run.id)
-    assert found["sentence"].startswith("Nothing: ")
+    section = against(run, run)
+    assert (section["differences"], section["champion"], section["run"]) == ([], 3, run.id)
+    assert section["sentence"].startswith("Nothing: ")
 
 
 def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset) -> None:
@@ -245,14 +250,14 @@ def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset)
         environment=Environment("3.11.1", "Linux", {}),
     )
     run = dataclasses.replace(run, environment=Environment("3.12.9", "Linux", {}))
-    made = {
-        "decode train": dataclasses.replace(MADE["decode train"], inputs={"train-images": "bb"}),
+    origins = {
+        "decode train": dataclasses.replace(ORIGINS["decode train"], inputs={"train-images": "bb"}),
         "train": dataclasses.replace(
-            MADE["train"], code={"tasks.train": "2", "tasks.new": "3"}, libraries={"tensorflow": "2.22.0"}
+            ORIGINS["train"], code={"tasks.train": "2", "tasks.new": "3"}, libraries={"tensorflow": "2.22.0"}
         ),
     }
-    found = against(run, before, made=made)
-    assert told(found) == [
+    section = against(run, before, origins=origins)
+    assert changed_inputs(section) == [
         ("parameters", "learning_rate", 0.5, 0.001),
         ("data", "train rows", 119, 120),
         ("data", "train-images archive", "aa", "bb"),
@@ -261,7 +266,7 @@ def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset)
         ("libraries", "tensorflow", "2.21.0", "2.22.0"),
         ("environment", "python", "3.11.1", "3.12.9"),
     ]
-    assert found["sentence"] == (
+    assert section["sentence"] == (
         "7 differences from champion v3: in parameters, data, code, libraries and environment."
     )
 
@@ -269,13 +274,13 @@ def test_only_what_differs_is_listed_old_and_new(store: Store, dataset: Dataset)
 def test_a_step_that_only_one_run_came_to_is_no_difference(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
     cut = dataclasses.replace(run, train=None, test=None, environment=None)
-    assert told(against(cut, run, made={"decode train": MADE["decode train"]})) == []
+    assert changed_inputs(against(cut, run, origins={"decode train": ORIGINS["decode train"]})) == []
 
 
 def test_an_unknown_profile_is_no_difference(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
-    assert told(against(run, dataclasses.replace(run, profile="unknown"))) == []
-    assert told(against(run, dataclasses.replace(run, profile="fast"))) == [
+    assert changed_inputs(against(run, dataclasses.replace(run, profile="unknown"))) == []
+    assert changed_inputs(against(run, dataclasses.replace(run, profile="fast"))) == [
         ("parameters", "profile", "fast", "default")
     ]
 

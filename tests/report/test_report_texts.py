@@ -61,8 +61,8 @@ def test_hostile_errors_stay_texts(store: Store, text: str) -> None:
 
 def test_lone_surrogates_and_control_characters_are_replaced(store: Store, dataset: Dataset) -> None:
     run = cut_at(a_run(store, dataset), "fetch", Failure("FormatError", "file \udcff\x00\x07 is bad", 3))
-    done = publish.fn(Registry(store, dataset.name), dataset, run)
-    for path in (done.record.html, done.record.json):
+    result = publish.fn(Registry(store, dataset.name), dataset, run)
+    for path in (result.record.html, result.record.json):
         text = path.read_text("utf-8")
         assert "file \ufffd\ufffd\ufffd is bad" in text
         assert "\x00" not in text
@@ -93,10 +93,10 @@ def test_only_web_addresses_become_links(store: Store, tmp_path: Path, address: 
 
 def test_report_names_no_folder_of_the_machine(store: Store, dataset: Dataset, tmp_path: Path) -> None:
     home = Path.home()
-    said = f"cannot read {home}/secret/x.gz, {store.root}/tiny/2-splits/k/train.parquet and /srv/private/deep/y.gz"
+    sentence = f"cannot read {home}/secret/x.gz, {store.root}/tiny/2-splits/k/train.parquet and /srv/private/deep/y.gz"
     archive = Archive(tmp_path, "train-images", "x.gz", 1, "ab" * 32, f"{home}/data of mine/x.gz")
     run = dataclasses.replace(
-        cut_at(a_run(store, dataset), "fetch", Failure("StoreError", said, 1)), archives=(archive,)
+        cut_at(a_run(store, dataset), "fetch", Failure("StoreError", sentence, 1)), archives=(archive,)
     )
     document = compose(Registry(store, dataset.name), dataset, run)
     for text in (document.html(), document.markdown(), document.json()):
@@ -121,15 +121,15 @@ def test_a_page_that_is_too_large_without_pictures_tells_the_result_alone(
     config = {f"{number} {'n' * 900}": "v" * 900 for number in range(600)}
     run = a_run(store, dataset)
     large = dataclasses.replace(run, config={**run.config, **config})
-    done = publish.fn(Registry(store, dataset.name), dataset, large)
-    page = done.record.html.read_text(encoding="utf-8")
+    result = publish.fn(Registry(store, dataset.name), dataset, large)
+    page = result.record.html.read_text(encoding="utf-8")
     assert len(page.encode()) < rendering.MAX_HTML_BYTES
     words = Page(page).words()
     assert "Version 2 is the new champion" in words
     assert "report.json has it" in words
     assert "base64" not in page
     assert "report.html: expected less than 1,000,000 bytes; found 2," in caplog.text
-    content = json.loads(done.record.json.read_text(encoding="utf-8"))
+    content = json.loads(result.record.json.read_text(encoding="utf-8"))
     assert len(content["training"]["configuration"]) >= 600
     assert content["test"]
 

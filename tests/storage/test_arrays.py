@@ -20,22 +20,22 @@ EXPECTED = {"a": (np.float32, (2, 3)), "b": (np.float64, ())}
 
 def test_what_was_written_comes_back_and_numpy_reads_it_too(tmp_path: Path):
     arrays.write(tmp_path / "x.npz", VALUES)
-    found = arrays.read(tmp_path / "x.npz", EXPECTED)
+    values = arrays.read(tmp_path / "x.npz", EXPECTED)
     with np.load(tmp_path / "x.npz", allow_pickle=False) as theirs:
         for name, array in VALUES.items():
-            np.testing.assert_array_equal(found[name], array)
+            np.testing.assert_array_equal(values[name], array)
             np.testing.assert_array_equal(theirs[name], array)
 
 
 def test_equal_arrays_give_equal_bytes_however_they_lie_in_memory():
-    one, two = io.BytesIO(), io.BytesIO()
-    arrays.write(one, VALUES)
-    arrays.write(two, {name: np.asarray(array, order="F") for name, array in VALUES.items()})
-    assert one.getvalue() == two.getvalue()
+    first, second = io.BytesIO(), io.BytesIO()
+    arrays.write(first, VALUES)
+    arrays.write(second, {name: np.asarray(array, order="F") for name, array in VALUES.items()})
+    assert first.getvalue() == second.getvalue()
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changed",
     [
         {"a": VALUES["a"] + 1, "b": VALUES["b"]},
         {"a": VALUES["a"].reshape(3, 2), "b": VALUES["b"]},
@@ -44,9 +44,9 @@ def test_equal_arrays_give_equal_bytes_however_they_lie_in_memory():
     ],
     ids=["value", "shape", "type", "name"],
 )
-def test_the_digest_is_over_names_types_shapes_and_values(other: dict[str, np.ndarray]):
+def test_the_digest_is_over_names_types_shapes_and_values(changed: dict[str, np.ndarray]):
     assert arrays.digest(VALUES) == arrays.digest(dict(reversed(VALUES.items())))
-    assert arrays.digest(VALUES) != arrays.digest(other)
+    assert arrays.digest(VALUES) != arrays.digest(changed)
 
 
 def _object_array(path: Path) -> None:
@@ -125,11 +125,11 @@ FOREIGN: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "said"), FOREIGN.values(), ids=FOREIGN.keys())
-def test_anything_else_is_refused_in_one_sentence(tmp_path: Path, make: Callable[[Path], None], said: str):
+@pytest.mark.parametrize(("make", "message"), FOREIGN.values(), ids=FOREIGN.keys())
+def test_anything_else_is_refused_in_one_sentence(tmp_path: Path, make: Callable[[Path], None], message: str):
     path = tmp_path / "x.npz"
     make(path)
-    with pytest.raises(DamagedEntry, match=f"x.npz: expected.*{said}"):
+    with pytest.raises(DamagedEntry, match=f"x.npz: expected.*{message}"):
         arrays.read(path, EXPECTED)
 
 
@@ -142,7 +142,7 @@ def test_no_cut_and_no_flipped_byte_gives_other_values(tmp_path: Path):
     for data in damaged:
         path.write_bytes(data)
         try:
-            found = arrays.read(path, EXPECTED)
+            values = arrays.read(path, EXPECTED)
         except DamagedEntry:
             continue
-        assert arrays.digest(found) == arrays.digest(VALUES)
+        assert arrays.digest(values) == arrays.digest(VALUES)

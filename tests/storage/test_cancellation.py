@@ -137,12 +137,12 @@ def test_ctrl_c_ends_a_run_that_waits_for_another_one_and_says_so(environment: d
     assert idxflow(*command, env=environment).returncode == 0
     locks = store.dataset("tiny") / "locks"
     decoded = next(store.entries("tiny", "decode").iterdir())
-    for lock, said in (
+    for lock, message in (
         (locks / "in-use.lock", "tiny: waiting for `gc` to finish"),
         (locks / f"decode-{decoded.name}.lock", ": waiting for another run that is making it"),
     ):
         with locked(lock):
-            interrupted(environment, command, lambda process, said=said: said in process.said)
+            interrupted(environment, command, lambda process, message=message: message in process.said)
 
 
 @pytest.mark.flow
@@ -155,7 +155,7 @@ def test_ctrl_c_ends_a_download_and_the_next_run_goes_on_with_it(environment: di
         command = ["validate", "--dataset-file", str(published.manifest), "--source", server.url()]
         parts = Path(environment["IDXFLOW_STORE"], "tiny", "1-archives")
         interrupted(environment, command, lambda _: any(p.stat().st_size for p in parts.glob(f".*/{PATH[1:]}.part")))
-        done: subprocess.CompletedProcess[str] = idxflow(*command, env=environment)
-        assert done.returncode == 0, done.stderr
-        asked = [request.headers.get("range") for request in server.requests if request.path == PATH]
-    assert asked == [None, "bytes=1000-"]
+        process: subprocess.CompletedProcess[str] = idxflow(*command, env=environment)
+        assert process.returncode == 0, process.stderr
+        ranges = [request.headers.get("range") for request in server.requests if request.path == PATH]
+    assert ranges == [None, "bytes=1000-"]

@@ -133,8 +133,10 @@ def edited(module: str, old: str, new: str) -> bool:
     path = code_digests._path(module)
     source = path.read_text()
     assert source.count(old) == 1, f"{module} has no such line any more, or several"
-    kept = [ast.unparse(code_digests._Deciding().visit(ast.parse(text))) for text in (source, source.replace(old, new))]
-    return kept[0] != kept[1]
+    deciding = [
+        ast.unparse(code_digests._Deciding().visit(ast.parse(text))) for text in (source, source.replace(old, new))
+    ]
+    return deciding[0] != deciding[1]
 
 
 @pytest.mark.parametrize(
@@ -167,11 +169,11 @@ def test_docstrings_and_comments_do_not_count(step: str):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node, False))
     ]
     assert len(docstrings) > 1
-    other = "# Another comment.\n" + source
+    reworded = "# Another comment.\n" + source
     for text in docstrings:
-        other = other.replace(text, "Other words.")
-    deciding = [ast.unparse(code_digests._Deciding().visit(ast.parse(text))) for text in (source, other)]
-    assert "Other words." in other
+        reworded = reworded.replace(text, "Other words.")
+    deciding = [ast.unparse(code_digests._Deciding().visit(ast.parse(text))) for text in (source, reworded)]
+    assert "Other words." in reworded
     assert deciding[0] == deciding[1]
 
 
@@ -187,4 +189,4 @@ def test_threads_may_ask_at_once():
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             code_digests._read.cache_clear()
-            assert len({tuple(found) for found in pool.map(code_digests.digests, ["tasks.train"] * 8)}) == 1
+            assert len({tuple(digests) for digests in pool.map(code_digests.digests, ["tasks.train"] * 8)}) == 1

@@ -34,9 +34,9 @@ def write(folder: Path, data: bytes) -> Path:
 def test_any_array_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, packed: bool, array: np.ndarray):
     data = idx.encode(array)
     path = write(tmp_path_factory.mktemp("idx"), gzip.compress(data) if packed else data)
-    found = idx.read(path)
-    assert found.dtype == array.dtype
-    np.testing.assert_array_equal(found, array)
+    decoded = idx.read(path)
+    assert decoded.dtype == array.dtype
+    np.testing.assert_array_equal(decoded, array)
 
 
 def test_encode_writes_the_published_layout():
@@ -66,12 +66,12 @@ def test_a_flipped_bit_never_changes_what_is_read(tmp_path: Path):
         data = bytearray(PACKED)
         data[bit // 8] ^= 1 << bit % 8
         try:
-            found = idx.read(write(tmp_path, bytes(data)))
+            decoded = idx.read(write(tmp_path, bytes(data)))
         except FormatError:
             refused += 1
         else:
             # Time and system in the gzip header, and padding at the end of the stream, carry no data.
-            np.testing.assert_array_equal(found, IMAGES)
+            np.testing.assert_array_equal(decoded, IMAGES)
     assert refused > len(PACKED) * 8 * 0.75
 
 

@@ -27,17 +27,17 @@ def indexed(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(index, "_KEEP_EVERY", 1)
     for number in range(1, 5):
         retrain(store, number, promoted=number == 2)
-    told(store)
+    lookups(store)
     for number in (5, 6):
         retrain(store, number, promoted=False)
     return store
 
 
-def told(store: Store) -> dict[str, object]:
+def lookups(store: Store) -> dict[str, object]:
     """Return all that is found through the index, and write it."""
     registry = Registry(store, DATASET)
     versions = registry.versions()
-    found = {
+    answers = {
         "found": [registry.find(v.model, v.evaluation) for v in versions],
         "of": registry.made_of({versions[0].model, versions[2].evaluation}),
         "decisions": registry.decisions(),
@@ -45,26 +45,26 @@ def told(store: Store) -> dict[str, object]:
         "about": [registry.about(v.number) for v in versions],
     }
     registry.keep_index()
-    return found
+    return answers
 
 
 def files(store: Store) -> list[Path]:
-    return [found.file for found in Registry(store, DATASET).indexes]
+    return [part.file for part in Registry(store, DATASET).indexes]
 
 
 def test_what_is_found_does_not_depend_on_the_index(indexed: Store):
-    with_it = told(indexed)
+    with_it = lookups(indexed)
     assert all(file.is_file() for file in files(indexed))
     for file in files(indexed):
         file.unlink()
-    assert told(indexed) == with_it
+    assert lookups(indexed) == with_it
     assert [version.number for version in with_it["found"]] == [1, 2, 3, 4, 5, 6]
     assert with_it["of"] == [1, 3]
 
 
 def test_only_records_that_are_not_in_it_are_read(indexed: Store, monkeypatch: pytest.MonkeyPatch):
     read: list[Path] = []
-    told(indexed)
+    lookups(indexed)
     retrain(indexed, 7, promoted=False)
     monkeypatch.setattr("storage.registry.read_json", lambda path: (read.append(path), read_json(path))[1])
     monkeypatch.setattr("storage.ledger.read_json", lambda path: (read.append(path), read_json(path))[1])
@@ -90,9 +90,9 @@ def flipped(file: Path) -> None:
 
 def of_other_fields(file: Path) -> None:
     Index(file.with_suffix(""), ("something",), read_json).records()
-    other = Index(file.with_suffix(""), ("something",), read_json)
-    other.records()
-    other.keep()
+    successor = Index(file.with_suffix(""), ("something",), read_json)
+    successor.records()
+    successor.keep()
 
 
 def replaced_by_a_folder(file: Path) -> None:
@@ -102,38 +102,38 @@ def replaced_by_a_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [emptied, cut, flipped, of_other_fields, replaced_by_a_folder])
 def test_an_index_that_was_spoilt_changes_no_answer(indexed: Store, spoil: Callable[[Path], None]):
-    expected = told(indexed)
+    expected = lookups(indexed)
     for file in files(indexed):
         spoil(file)
-    assert told(indexed) == expected
+    assert lookups(indexed) == expected
 
 
 def test_an_index_of_an_older_state_or_of_another_store_changes_no_answer(indexed: Store, tmp_path: Path):
     """As after a kill before it was replaced, or when the records beside it were restored from a backup."""
-    kept = {file: file.read_bytes() for file in files(indexed)}
-    expected = told(indexed)
-    for file, data in kept.items():
+    contents = {file: file.read_bytes() for file in files(indexed)}
+    expected = lookups(indexed)
+    for file, data in contents.items():
         file.write_bytes(data)
-    assert told(indexed) == expected
+    assert lookups(indexed) == expected
     copied = Store(shutil.copytree(indexed.root, tmp_path / "copy"))
     for number in (1, 6):
         (copied.dataset(DATASET) / "registry" / "versions" / f"{number:08d}.json").unlink()
-    assert [v.number for v in told(copied)["found"]] == [2, 3, 4, 5]
+    assert [v.number for v in lookups(copied)["found"]] == [2, 3, 4, 5]
 
 
 def test_a_record_that_was_replaced_is_read_anew(indexed: Store):
-    told(indexed)
+    lookups(indexed)
     path = indexed.dataset(DATASET) / "registry" / "versions" / "00000003.json"
     values = read_json(path)
     path.unlink()
     put_json_if_absent(path, {**values, "model": "another"})
-    found = Registry(indexed, DATASET).find("another", values["evaluation"])
-    assert found
-    assert found.number == 3
+    version = Registry(indexed, DATASET).find("another", values["evaluation"])
+    assert version
+    assert version.number == 3
 
 
 def test_a_record_that_was_changed_in_its_place_is_damage_as_before(indexed: Store):
-    told(indexed)
+    lookups(indexed)
     name = Ledger(indexed, DATASET).names("decisions")[0]
     path = indexed.dataset(DATASET) / "ledger" / "decisions" / name
     path.write_text(path.read_text().replace("kept", "Kept"))
@@ -142,17 +142,17 @@ def test_a_record_that_was_changed_in_its_place_is_damage_as_before(indexed: Sto
 
 
 def test_verify_finds_an_index_that_lies(indexed: Store):
-    told(indexed)
+    lookups(indexed)
     assert verify(indexed).findings == ()
     versions, decisions = files(indexed)
     flipped(decisions)
     text = versions.read_bytes().partition(b"\n")[2].replace(b"weights 3", b"weights 4")
     versions.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
-    found = {finding.path: finding.problem for finding in verify(indexed).damage}
-    assert found.keys() == {versions, decisions}
-    assert found[versions].endswith("differs on 1, first 00000003.json")
-    assert "SHA-256" in found[decisions]
-    for file in found:
+    problems = {finding.path: finding.problem for finding in verify(indexed).damage}
+    assert problems.keys() == {versions, decisions}
+    assert problems[versions].endswith("differs on 1, first 00000003.json")
+    assert "SHA-256" in problems[decisions]
+    for file in problems:
         file.unlink()
     assert verify(indexed).findings == ()
 
@@ -161,9 +161,9 @@ def test_the_index_cannot_be_written_and_nothing_is_lost(indexed: Store):
     for file in files(indexed):
         replaced_by_a_folder(file)
     with Registry(indexed, DATASET).deciding():
-        told(indexed)
+        lookups(indexed)
     collect(indexed, DATASET, keep_last=1)
-    assert len(told(indexed)["found"]) == 6
+    assert len(lookups(indexed)["found"]) == 6
 
 
 def test_a_name_that_is_no_number_among_the_versions_is_said(indexed: Store):

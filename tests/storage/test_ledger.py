@@ -95,7 +95,7 @@ def times(*hours: float) -> dict[str, datetime]:
 
 
 @pytest.mark.parametrize(
-    ("hours", "found"),
+    ("hours", "expected"),
     [
         ((), []),
         ((-3, -2, -1, 0), []),
@@ -106,8 +106,8 @@ def times(*hours: float) -> dict[str, datetime]:
         ((-9, -1, -8, -7, -9), [(3, False), (5, False)]),
     ],
 )
-def test_a_clock_that_was_wrong_shows_in_the_times(hours: tuple[float, ...], found: list[tuple[int, bool]]):
-    assert [(place(jump.name)[1], jump.ahead) for jump in jumps(times(*hours), NOW)] == found
+def test_a_clock_that_was_wrong_shows_in_the_times(hours: tuple[float, ...], expected: list[tuple[int, bool]]):
+    assert [(place(jump.name)[1], jump.ahead) for jump in jumps(times(*hours), NOW)] == expected
 
 
 def status(store: Store, capsys: pytest.CaptureFixture) -> tuple[int, str]:
@@ -121,27 +121,27 @@ def test_a_run_from_the_future_neither_proves_freshness_nor_stamps_those_after_i
     retrain(store, 1)
     with clock_ahead(YEAR):
         retrain(store, 2)
-    code, said = status(store, capsys)
+    code, output = status(store, capsys)
     assert code == 1
-    assert re.search(r"problem +the last successful run has a time in the future, 20\d\d-.* \(in 36[45] days\)", said)
-    assert "stale" not in said, "the run before it is fresh"
+    assert re.search(r"problem +the last successful run has a time in the future, 20\d\d-.* \(in 36[45] days\)", output)
+    assert "stale" not in output, "the run before it is fresh"
     with clock_ahead(timedelta(days=9)):
         assert "stale: the last successful run was 9 days ago" in status(store, capsys)[1]
 
     retrain(store, 3)
     assert status(store, capsys)[0] == 0
     with clock_ahead(timedelta(days=9)):
-        code, said = status(store, capsys)
+        code, output = status(store, capsys)
     assert code == 1
-    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in said
-    assert "in the future" not in said
+    assert "stale: the last successful run was 9 days ago; expected one at least every 8 days" in output
+    assert "in the future" not in output
 
 
 def test_only_runs_from_the_future_are_a_problem(store: Store, capsys: pytest.CaptureFixture):
     with clock_ahead(YEAR):
         retrain(store, 1)
-    code, said = status(store, capsys)
-    assert (code, "in the future" in said) == (1, True)
+    code, output = status(store, capsys)
+    assert (code, "in the future" in output) == (1, True)
 
 
 def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: pytest.CaptureFixture):
@@ -168,12 +168,12 @@ def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
     assert diagnosis._clock(store).verdict == "ok"
     with clock_ahead(YEAR):
         retrain(store, 2)
-    found = diagnosis._clock(store)
-    assert (found.verdict, "2 up to 20" in found.found, "timedatectl" in found.remedy) == ("warning", True, True)
+    finding = diagnosis._clock(store)
+    assert (finding.verdict, "2 up to 20" in finding.found, "timedatectl" in finding.remedy) == ("warning", True, True)
     retrain(store, 3)
     with clock_ahead(2 * YEAR):
-        found = diagnosis._clock(store)
-    assert (found.verdict, found.found) == (
+        finding = diagnosis._clock(store)
+    assert (finding.verdict, finding.found) == (
         "ok",
         "set back before 00000005-run-3.json of tiny; the records are in order",
     )
@@ -191,7 +191,7 @@ def test_history_and_runs_are_in_the_order_they_happened(store: Store, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("ahead", "asked", "version", "is_sure"),
+    ("ahead", "days_from_now", "version", "is_sure"),
     [
         ((-2, 365, 0), 1, 3, True),
         ((-2, 365, 0), -3, None, True),
@@ -205,15 +205,15 @@ def test_who_was_champion_is_said_with_a_doubt_where_the_clock_leaves_one(
     store: Store,
     capsys: pytest.CaptureFixture,
     ahead: tuple[float, ...],
-    asked: float,
+    days_from_now: float,
     version: int | None,
     is_sure: bool,
 ):
     for number, days in enumerate(ahead, start=1):
         with clock_ahead(timedelta(days=days)):
             retrain(store, number)
-    moment = (datetime.now(UTC) + timedelta(days=asked)).isoformat()
+    moment = (datetime.now(UTC) + timedelta(days=days_from_now)).isoformat()
     assert run_command(["registry", "at", DATASET, moment, "--store", str(store.root)]) == 0
-    said = capsys.readouterr()
-    assert (f"champion v{version}," if version else "no champion yet") in said.out
-    assert ("the clock was set back" not in said.err) is is_sure
+    output = capsys.readouterr()
+    assert (f"champion v{version}," if version else "no champion yet") in output.out
+    assert ("the clock was set back" not in output.err) is is_sure

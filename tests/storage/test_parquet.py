@@ -127,10 +127,10 @@ OTHER: dict[str, tuple[pa.Table, object, str]] = {
 @pytest.mark.parametrize("what", OTHER)
 @pytest.mark.parametrize("read", [parquet.read, parquet.labels, lambda path: parquet.rows(path, [0])])
 def test_anything_but_a_split_is_refused_in_one_sentence(tmp_path: Path, what: str, read: Callable[[Path], object]):
-    foreign, values, said = OTHER[what]
+    foreign, values, message = OTHER[what]
     path = tmp_path / "other.parquet"
     pq.write_table(foreign.replace_schema_metadata({"idxflow": json.dumps(values)}), path)
-    with pytest.raises(DamagedEntry, match=said) as caught:
+    with pytest.raises(DamagedEntry, match=message) as caught:
         read(path)
     assert str(caught.value).startswith(f"{path}: expected")
 
@@ -154,9 +154,9 @@ def test_row_groups_of_any_size_are_the_same_data(tmp_path: Path, arrays: tuple[
         for start, count in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 38), (40, 0)]:
             writer.write_table(whole.slice(start, count))
     assert [pq.ParquetFile(path).metadata.row_group(n).num_rows for n in range(6)] == [0, 1, 0, 1, 38, 0]
-    found = parquet.read(path)
-    np.testing.assert_array_equal(found[0], images)
-    np.testing.assert_array_equal(found[1], labels)
+    arrays_read = parquet.read(path)
+    np.testing.assert_array_equal(arrays_read[0], images)
+    np.testing.assert_array_equal(arrays_read[1], labels)
     np.testing.assert_array_equal(parquet.rows(path, [39, 0, 1]), images[[39, 0, 1]])
 
 

@@ -70,11 +70,11 @@ def test_the_champion_is_what_was_promoted_last(registry: Registry):
 
 @pytest.mark.remedies("storage.registry:version")
 def test_a_version_that_is_not_there_cannot_be_promoted(registry: Registry):
-    there = register(registry).number
+    number = register(registry).number
     with pytest.raises(StoreError, match="found none; `idxflow registry history tiny .*` lists the versions"):
-        registry.promote(there + 1, "r")
+        registry.promote(number + 1, "r")
     assert registry.champion() is None
-    registry.promote(there, "r")
+    registry.promote(number, "r")
     assert registry.champion()
 
 
@@ -195,12 +195,12 @@ def test_a_decision_without_a_time_is_damage(registry: Registry, store: Store, t
     ledger = Ledger(store, "tiny")
     registry.promote(register(registry).number, "run")
     ledger.append("decisions", "run", FIRST)
-    other = ledger.append("decisions", "run", SECOND)
-    values = read_json(other)
-    other.write_bytes(sealed({**values, "time": time}))
+    second = ledger.append("decisions", "run", SECOND)
+    values = read_json(second)
+    second.write_bytes(sealed({**values, "time": time}))
     with pytest.raises(DamagedEntry, match="to have a time; .* move it out of the ledger"):
         registry.history()
-    other.rename(tmp_path / "moved")
+    second.rename(tmp_path / "moved")
     assert registry.history()
 
 
@@ -215,8 +215,8 @@ def test_history_read_while_others_decide_never_misses_the_decision_behind_the_p
     ledger.append("decisions", "run-1", FIRST)
     registry.promote(1, "run-1")
 
-    def overtaken(self: Ledger | Index, *given: str) -> object:
-        records = read(self, *given)
+    def overtaken(self: Ledger | Index, *names: str) -> object:
+        records = read(self, *names)
         if registry.champion().number == 1:
             ledger.append("decisions", "run-2", SECOND)
             registry.promote(numbers[1], "run-2")
@@ -262,17 +262,17 @@ def test_a_pointer_to_a_version_that_is_gone_is_damage(registry: Registry, store
 
 
 def test_deciding_waits_and_says_so(registry: Registry):
-    said: list[str] = []
+    events: list[str] = []
 
     def second() -> None:
-        with registry.deciding(lambda: said.append("waiting")):
-            said.append("decided")
+        with registry.deciding(lambda: events.append("waiting")):
+            events.append("decided")
 
     with ThreadPoolExecutor(1) as pool:
         with registry.deciding():
             waiting = pool.submit(second)
-            while not said:
+            while not events:
                 assert not waiting.done()
-            said.append("released")
+            events.append("released")
         waiting.result(10)
-    assert said == ["waiting", "released", "decided"]
+    assert events == ["waiting", "released", "decided"]

@@ -35,11 +35,11 @@ def reports(store: Store) -> set[str]:
 
 
 def test_the_champion_its_line_and_the_newest_stay(filled: Store):
-    done = collect(filled, DATASET, keep_last=2)
-    assert done.retired == tuple(range(4, 11))
+    collected = collect(filled, DATASET, keep_last=2)
+    assert collected.retired == tuple(range(4, 11))
     assert retired(filled) == list(range(4, 11))
-    assert len(done.entries) == 7 * 4
-    assert done.kept == 5 * 4
+    assert len(collected.entries) == 7 * 4
+    assert collected.kept == 5 * 4
     assert reports(filled) == {f"run-{n}" for n in (1, 2, 3, 11, 12)}
     assert verify(filled).findings == ()
 
@@ -84,10 +84,10 @@ def test_what_dead_runs_left_is_reclaimed(filled: Store):
     partial.mkdir()
     (partial / "checkpoint.npz").write_bytes(b"x" * 1000)
     (filled.dataset(DATASET) / "ledger" / "runs" / ".x.tmp").touch()
-    done = collect(filled, DATASET, keep_last=99)
-    assert len(done.leftovers) == 2
-    assert done.bytes == 1000
-    assert done.entries == ()
+    collected = collect(filled, DATASET, keep_last=99)
+    assert len(collected.leftovers) == 2
+    assert collected.bytes == 1000
+    assert collected.entries == ()
     assert not partial.exists()
     assert not list((filled.dataset(DATASET) / "locks").glob("train-*.lock"))
 
@@ -126,19 +126,19 @@ def test_gc_says_what_it_removed(filled: Store, capsys: pytest.CaptureFixture):
     assert run_command(["gc", "--keep-last", "2", "--dry-run", *where]) == 0
     assert capsys.readouterr().out.startswith("tiny: would remove 28 entries (of v4–v10)")
     assert run_command(["gc", DATASET, "--keep-last", "2", "--json", *where]) == 0
-    said = json.loads(capsys.readouterr().out)["datasets"][0]
-    assert (len(said["entries"]), said["kept"], said["busy"]) == (28, 20, False)
+    report = json.loads(capsys.readouterr().out)["datasets"][0]
+    assert (len(report["entries"]), report["kept"], report["busy"]) == (28, 20, False)
     with filled.in_use(DATASET):
         assert run_command(["gc", *where]) == 0
     assert "a run is in progress" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "ranges"),
     [((), ""), ((3,), "v3"), ((1, 2), "v1–v2"), ((*range(1, 38), 40), "v1–v37, v40"), ((1, 3, 4, 9), "v1, v3–v4, v9")],
 )
-def test_versions_are_said_as_ranges(numbers: tuple[int, ...], said: str):
-    assert gc_command._ranges(numbers) == said
+def test_versions_are_said_as_ranges(numbers: tuple[int, ...], ranges: str):
+    assert gc_command._ranges(numbers) == ranges
 
 
 def test_gc_keeps_at_least_one(filled: Store):

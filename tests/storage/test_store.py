@@ -65,8 +65,8 @@ def test_an_entry_lists_its_files_and_what_it_was_made_from(store: Store):
 
 
 def test_the_same_plan_gives_the_same_bytes(store: Store, tmp_path: Path):
-    other = Store(tmp_path / "other")
-    first, second = (once(s, Maker()).record.folder for s in (store, other))
+    copy = Store(tmp_path / "other")
+    first, second = (once(s, Maker()).record.folder for s in (store, copy))
     assert (first / ENTRY).read_bytes() == (second / ENTRY).read_bytes()
 
 
@@ -83,16 +83,16 @@ def test_the_same_plan_gives_the_same_bytes(store: Store, tmp_path: Path):
 def test_a_changed_plan_is_made_anew_and_says_why(store: Store, change: dict, reason: str):
     once(store, Maker())
     maker = Maker()
-    done = once(store, maker, dataclasses.replace(PLAN, **change))
+    result = once(store, maker, dataclasses.replace(PLAN, **change))
     assert maker.calls == 1
-    assert done.step.reason == reason
+    assert result.step.reason == reason
 
 
 def test_the_reason_compares_with_the_most_similar_result(store: Store):
     for rate in (0.001, 0.003):
         once(store, Maker(), dataclasses.replace(PLAN, parameters={"rate": rate, "seed": 1}))
-    done = once(store, Maker(), dataclasses.replace(PLAN, parameters={"rate": 0.001, "seed": 2}))
-    assert done.step.reason == "seed 1 → 2"
+    result = once(store, Maker(), dataclasses.replace(PLAN, parameters={"rate": 0.001, "seed": 2}))
+    assert result.step.reason == "seed 1 → 2"
 
 
 def test_steps_that_share_a_folder_are_not_compared(store: Store):
@@ -137,9 +137,9 @@ def test_damage_is_noticed_said_and_mended(store: Store, how: str, caplog: pytes
     with pytest.raises(DamagedEntry):
         store.find(PLAN, Thing)
     maker = Maker()
-    done = once(store, maker)
+    result = once(store, maker)
     assert maker.calls == 1
-    assert done.step.reason.startswith("damaged: ")
+    assert result.step.reason.startswith("damaged: ")
     assert "making it again" in caplog.text
     assert once(store, maker).step.reused
 
@@ -183,8 +183,8 @@ def test_a_killed_run_blocks_nothing(store: Store):
     )
     assert killed.returncode == -9
     assert store.find(PLAN, Thing) is None
-    done = once(store, Maker())
-    assert done.record.value == 7
+    result = once(store, Maker())
+    assert result.record.value == 7
     assert [p.name for p in store.entries("tiny", "decode").iterdir()] == [PLAN.key]
 
 
@@ -216,11 +216,11 @@ def test_what_was_left_is_never_followed_out_of_the_store(store: Store, tmp_path
     once(store, Maker())
     assert (secret.read_bytes(), secret.stat().st_mode & 0o777) == (b"keep", 0o400)
 
-    other = dataclasses.replace(PLAN, subject="test")
-    partial = store.entries("tiny", "decode") / f".{other.key}.partial"
+    test_plan = dataclasses.replace(PLAN, subject="test")
+    partial = store.entries("tiny", "decode") / f".{test_plan.key}.partial"
     partial.mkdir()
     (partial / "data.bin").symlink_to(secret)
-    folder = once(store, Maker(), other).record.folder
+    folder = once(store, Maker(), test_plan).record.folder
     assert (secret.read_bytes(), secret.stat().st_mode & 0o777) == (b"keep", 0o400)
     assert not (folder / "data.bin").is_symlink()
 

@@ -115,12 +115,12 @@ def link(store: Store, name: str, target: Path) -> None:
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_named(filled: Store, what: str):
-    place, damage, said = DAMAGE[what]
+    place, damage, problem = DAMAGE[what]
     damage(filled)
-    found = verify(filled).damage
-    assert found, what
-    assert any(place in str(f.path) and said in f.problem for f in found), found
-    assert all("\n" not in f.problem and f.remedy for f in found)
+    damaged = verify(filled).damage
+    assert damaged, what
+    assert any(place in str(f.path) and problem in f.problem for f in damaged), damaged
+    assert all("\n" not in f.problem and f.remedy for f in damaged)
 
 
 def test_what_a_dead_run_left_is_no_damage(filled: Store):
@@ -169,19 +169,19 @@ def test_verify_exits_with_1_on_damage_and_says_what(filled: Store, capsys: pyte
     path = part(filled, "5-models") / "data.bin"
     edit(path, lambda data: data[:-1])
     assert run_command(["verify", DATASET, "--store", str(filled.root)]) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert str(path) in said[0]
-    assert "run the same command again" in said[0]
-    assert said[-1].startswith("DAMAGED:")
+    lines = capsys.readouterr().out.splitlines()
+    assert str(path) in lines[0]
+    assert "run the same command again" in lines[0]
+    assert lines[-1].startswith("DAMAGED:")
 
 
 def test_verify_speaks_json(filled: Store, capsys: pytest.CaptureFixture):
     (filled.dataset(DATASET) / "5-models" / ".abc.partial").mkdir()
     edit(part(filled, "5-models") / "data.bin", lambda data: data[:-1])
     assert run_command(["verify", "--store", str(filled.root), "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert (said["entries"], len(said["damage"]), len(said["leftovers"])) == (12, 1, 1)
-    assert said["damage"][0].keys() == {"path", "problem", "remedy"}
+    report = json.loads(capsys.readouterr().out)
+    assert (report["entries"], len(report["damage"]), len(report["leftovers"])) == (12, 1, 1)
+    assert report["damage"][0].keys() == {"path", "problem", "remedy"}
 
 
 @pytest.mark.parametrize("command", ["verify", "gc"])
@@ -200,5 +200,5 @@ def test_verify_needs_neither_tensorflow_nor_prefect_nor_numpy(filled: Store):
     )
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", code, str(filled.root)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "0 []\n"
+    process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout == "0 []\n"

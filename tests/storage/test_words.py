@@ -9,7 +9,7 @@ from storage.words import counted, meant, written
 
 
 @pytest.mark.parametrize(
-    ("given", "known", "name"),
+    ("word", "names", "name"),
     [
         ("mnits", catalog.names(), "mnist"),
         ("MNIST", catalog.names(), "mnist"),
@@ -17,13 +17,13 @@ from storage.words import counted, meant, written
         ("lable_column", ["label_column", "labels"], "label_column"),
     ],
 )
-def test_a_mistyped_name_is_answered_with_the_one_that_was_meant(given: str, known: list[str], name: str):
-    assert meant(given, known) == f" (did you mean {name}?)"
+def test_a_mistyped_name_is_answered_with_the_one_that_was_meant(word: str, names: list[str], name: str):
+    assert meant(word, names) == f" (did you mean {name}?)"
 
 
-@pytest.mark.parametrize("given", ["imagenet", "", "x" * 10_000_000, None, 5, ["mnist"]])
-def test_what_is_like_no_name_is_answered_with_nothing(given: object):
-    assert meant(given, catalog.names()) == ""
+@pytest.mark.parametrize("word", ["imagenet", "", "x" * 10_000_000, None, 5, ["mnist"]])
+def test_what_is_like_no_name_is_answered_with_nothing(word: object):
+    assert meant(word, catalog.names()) == ""
 
 
 def test_values_are_written_as_people_write_them():

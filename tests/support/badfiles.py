@@ -55,8 +55,8 @@ def assert_says(error: BaseException | str, *words: str) -> None:
     assert "Traceback" not in sentence
     assert len(sentence) < 2000, len(sentence)
     assert "expected " in sentence, sentence
-    found, *clauses = sentence.split("expected ", 1)[1].partition("found")[2].split("; ")
-    assert found.strip(), f"says not what was found: {sentence}"
+    problem, *clauses = sentence.split("expected ", 1)[1].partition("found")[2].split("; ")
+    assert problem.strip(), f"says not what was found: {sentence}"
     assert any(_REMEDY.match(clause) for clause in clauses), f"says not what to do: {sentence}"
     for word in words:
         assert word in sentence, f"{word!r} is not in: {sentence}"
@@ -168,8 +168,8 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "header says one image more": (header(ROWS + 1, HEIGHT, WIDTH) + PIXELS, CUT),
 }
 UNREADABLE |= {
-    f"gzip: {name}": (gzip.compress(data), said)
-    for name, (data, said) in list(UNREADABLE.items())
+    f"gzip: {name}": (gzip.compress(data), message)
+    for name, (data, message) in list(UNREADABLE.items())
     if name not in ("0 bytes", "3 bytes")
 }
 UNREADABLE |= {

@@ -20,13 +20,13 @@ SHAPE = (10, 8)
 def blobs(train: int = 120, test: int = 30) -> dict[str, np.ndarray]:
     """Return arrays by role: a bright bar in row 4, 5 or 6, away from the dark border."""
     random = np.random.default_rng(0)
-    made: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, rows in (("train", train), ("test", test)):
         labels = (np.arange(rows) % 3).astype(np.uint8)
         images = random.integers(0, 30, (rows, *SHAPE), dtype=np.uint8)
         images[np.arange(rows), 4 + labels, 1:-1] = random.integers(220, 256, (rows, SHAPE[1] - 2), dtype=np.uint8)
-        made |= {f"{name}-images": images, f"{name}-labels": labels}
-    return made
+        arrays |= {f"{name}-images": images, f"{name}-labels": labels}
+    return arrays
 
 
 def blobs_dataset(folder: Path) -> Dataset:

@@ -48,11 +48,11 @@ def real_digits(store: Store, dataset: Dataset) -> RunRecord:
     evaluation = scored(folder / "evaluation", dataset, test, probability)
     labels = arrays["test-labels"].astype(int)
     right = probability.argmax(axis=1) == labels
-    other = probability.copy()
+    champion_probability = probability.copy()
     # The champion is wrong on six rows that the model gets right, and right on eight that it gets wrong.
-    other[np.flatnonzero(right)[:60:10]] = np.roll(probability[np.flatnonzero(right)[:60:10]], 1, axis=1)
-    other[np.flatnonzero(~right)[:8]] = np.eye(10)[labels[np.flatnonzero(~right)[:8]]]
-    champion = scored(folder / "champion", dataset, test, other)
+    champion_probability[np.flatnonzero(right)[:60:10]] = np.roll(probability[np.flatnonzero(right)[:60:10]], 1, axis=1)
+    champion_probability[np.flatnonzero(~right)[:8]] = np.eye(10)[labels[np.flatnonzero(~right)[:8]]]
+    champion = scored(folder / "champion", dataset, test, champion_probability)
     return assembled(store, dataset, (train, test), (evaluation, champion))
 
 
@@ -97,8 +97,8 @@ def assembled(
     holds = dataclasses.replace(check, name="every label names a class", severity="critical", passed=True, rows=())
     rule = Rule("more test rows right than champion v3", "more than 326 of 360", "324 of 360", False)
     paired = criteria.paired(parquet.labels(test.file), answers(evaluation), answers(champion))
-    said = f"kept champion v3: candidate v4, net {paired.net:+} of {paired.rows} test rows"
-    decision = Decision("kept", said, 4, 3, 3, (rule,), "better", {"alpha": 0.05}, paired, 12)
+    sentence = f"kept champion v3: candidate v4, net {paired.net:+} of {paired.rows} test rows"
+    decision = Decision("kept", sentence, 4, 3, 3, (rule,), "better", {"alpha": 0.05}, paired, 12)
     return RunRecord(
         "x",
         "digits",
@@ -138,9 +138,9 @@ def with_a_past(store: Store, dataset: Dataset, run: RunRecord) -> None:
         state = "promoted" if n in (0, 17, 31) else "kept"
         accuracy = 0.88 + 0.02 * float(random.random())
         steps = {"train": {"seconds": 3 + n % 5, "key": "k", "summary": "", "reused": False, "reason": ""}}
-        told = {"state": state, "test_accuracy": accuracy, "test_rows": 360, "seconds": 4.0, "dataset": dataset.name}
+        outcome = {"state": state, "test_accuracy": accuracy, "test_rows": 360, "seconds": 4.0, "dataset": dataset.name}
         config = {**run.config, "learning_rate": 0.02, "hidden": [100, 50]}
-        ledger.append("runs", name, {**told, "steps": steps, "config": config, "profile": "default"})
+        ledger.append("runs", name, {**outcome, "steps": steps, "config": config, "profile": "default"})
         if state == "promoted":
             registry.register(
                 model=name,

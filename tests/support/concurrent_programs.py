@@ -73,7 +73,7 @@ def _load_champion(store: Store, registry: Registry) -> None:
 
 def write(store: Store, stop: str, number: str) -> None:
     """Retrain with ever new numbers until the file `stop` is there; what one uses must stay while one does."""
-    one_at_a_time, made, pause = Path(stop).with_suffix(".making"), 0, random.Random(int(number))
+    one_at_a_time, rounds, pause = Path(stop).with_suffix(".making"), 0, random.Random(int(number))
 
     def make(folder: Path) -> Thing:
         with one_at_a_time.open("x"):
@@ -85,20 +85,20 @@ def write(store: Store, stop: str, number: str) -> None:
     while not Path(stop).exists():
         with store.in_use(DATASET):
             shared = store.get_or_make(SHARED, Thing, make, str).step.key
-            version = retrain(store, int(number) + made, promoted=made % 3 == 0)
+            version = retrain(store, int(number) + rounds, promoted=rounds % 3 == 0)
             store.get(DATASET, "decode", shared, Thing)
             store.get(DATASET, "train", version.model, Thing)
-        made += 1
+        rounds += 1
         time.sleep(pause.uniform(0, 0.2))
-    say("rounds", made)
+    say("rounds", rounds)
 
 
 def gc(store: Store, stop: str, times: str) -> None:
     """Collect until it has removed something so many times, then create the file `stop`."""
     seen: Counter[str] = Counter()
     while seen["removed"] < int(times):
-        done = collect(store, DATASET, keep_last=1)
-        seen["busy" if done.busy else "removed" if done.entries else "nothing"] += 1
+        collected = collect(store, DATASET, keep_last=1)
+        seen["busy" if collected.busy else "removed" if collected.entries else "nothing"] += 1
     Path(stop).touch()
     say("collected", seen["removed"], seen["busy"])
 

@@ -53,9 +53,9 @@ def need_strace() -> None:
         pytest.skip("needs strace: on Debian, apt-get install strace")
     with subprocess.Popen(["sleep", "9"]) as sleep:
         probe = ["timeout", "1", "strace", "-qq", "-o", "/dev/null", "-p", str(sleep.pid)]
-        said = subprocess.run(probe, capture_output=True, text=True, check=False).stderr
+        stderr_text = subprocess.run(probe, capture_output=True, text=True, check=False).stderr
         sleep.kill()
-    if "not permitted" in said:
+    if "not permitted" in stderr_text:
         pytest.skip("needs the permission to trace processes (ptrace), which this machine refuses")
 
 
@@ -87,9 +87,11 @@ class Call:
         texts = [_text(a) for a in self.arguments]
         if self.name in _AT:
             pairs = zip(texts, texts[1:], self.arguments[1:], strict=False)
-            return tuple(Path(folder, name) for folder, name, given in pairs if given.startswith('"'))
+            return tuple(Path(folder, name) for folder, name, argument in pairs if argument.startswith('"'))
         if self.arguments[0].startswith('"'):
-            return tuple(Path(text) for text, given in zip(texts, self.arguments, strict=True) if given[:1] == '"')
+            return tuple(
+                Path(text) for text, argument in zip(texts, self.arguments, strict=True) if argument[:1] == '"'
+            )
         return (Path(texts[0]),) if texts[0] else ()
 
     @property
@@ -114,17 +116,17 @@ class Call:
 def calls(log: Path) -> list[Call]:
     """Read what `strace -y -xx` wrote."""
     numbers: Counter[str] = Counter()
-    found = []
+    entries = []
     for line in log.read_text().splitlines():
         match = _LINE.match(line)
         if match:
             name, arguments, result, rest = match.groups()
             numbers[name] += 1
             injected = "(INJECTED)" in rest
-            found.append(
+            entries.append(
                 Call(name, numbers[name], tuple(arguments.split(", ")), int(result) if result != "?" else -1, injected)
             )
-    return found
+    return entries
 
 
 def _text(argument: str) -> str:
@@ -182,8 +184,8 @@ class Tracer:
         command += ["-e", f"inject={fault}"] if fault else []
         with subprocess.Popen([*command, "-p", str(process)], stderr=subprocess.PIPE, text=True) as strace:
             assert strace.stderr
-            said = strace.stderr.readline()
-            assert "attached" in said, said
+            line = strace.stderr.readline()
+            assert "attached" in line, line
             yield strace
 
 
@@ -251,12 +253,12 @@ class Node:
     entries: dict[str, Node] | None = None
     """Of a folder."""
     data: bytes = b""
-    kept_entries: dict[str, Node] = field(default_factory=dict)
-    kept_data: bytes = b""
+    flushed_entries: dict[str, Node] = field(default_factory=dict)
+    flushed_data: bytes = b""
 
     @property
     def is_flushed(self) -> bool:
-        return self.kept_data == self.data and (self.entries is None or self.kept_entries == self.entries)
+        return self.flushed_data == self.data and (self.entries is None or self.flushed_entries == self.entries)
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -272,9 +274,9 @@ class Disk:
         self.top = Node({})
         for path in sorted(root.rglob("*")) if root.exists() else ():
             node = self._put(path, Node({}) if path.is_dir() else Node(data=path.read_bytes()))
-            node.kept_data = node.data
+            node.flushed_data = node.data
         for node in self.nodes():
-            node.kept_entries = dict(node.entries or {})
+            node.flushed_entries = dict(node.entries or {})
 
     def nodes(self) -> Iterator[Node]:
         waiting = [self.top]
@@ -283,11 +285,11 @@ class Disk:
             yield node
             waiting.extend((node.entries or {}).values())
 
-    def find(self, path: Path, kept: bool = False) -> Node | None:
-        """Return what is at `path`; `kept`: what would surely be there after a power loss."""
+    def find(self, path: Path, flushed: bool = False) -> Node | None:
+        """Return what is at `path`; `flushed`: what would surely be there after a power loss."""
         node: Node | None = self.top
         for part in path.relative_to(self.root).parts:
-            entries = (node.kept_entries if kept else node.entries) if node else None
+            entries = (node.flushed_entries if flushed else node.entries) if node else None
             node = (entries or {}).get(part)
         return node
 
@@ -320,7 +322,7 @@ class Disk:
                 self._at(path).data += call.data
             case "fsync" | "fdatasync":
                 node = self._at(path)
-                node.kept_data, node.kept_entries = node.data, dict(node.entries or {})
+                node.flushed_data, node.flushed_entries = node.data, dict(node.entries or {})
             case "chmod" | "fchmod" | "fchmodat":
                 pass
             case _:
@@ -356,34 +358,34 @@ class Disk:
         lost, cut in half, or zeros.
         """
         loose = [node for node in self.nodes() if node.entries is not None and not node.is_flushed]
-        found: list[dict[str, bytes | None]] = []
-        for there in (loose, [], *([node] for node in loose[: len(loose) * (len(loose) > 1)])):
+        states: list[dict[str, bytes | None]] = []
+        for flushed in (loose, [], *([node] for node in loose[: len(loose) * (len(loose) > 1)])):
             for loss in ("lost", "half", "zeros"):
                 contents: dict[str, bytes | None] = {}
-                _collect(self.top, Path(), set(map(id, there)), loss, contents)
-                if contents not in found:
-                    found.append(contents)
-        return found
+                _collect(self.top, Path(), set(map(id, flushed)), loss, contents)
+                if contents not in states:
+                    states.append(contents)
+        return states
 
 
-def _collect(node: Node, path: Path, there: set[int], loss: str, contents: dict[str, bytes | None]) -> None:
+def _collect(node: Node, path: Path, flushed: set[int], loss: str, contents: dict[str, bytes | None]) -> None:
     if node.entries is None:
         contents[str(path)] = _lost(node, loss)
         return
     contents[str(path)] = None
-    for name, child in (node.entries if id(node) in there else node.kept_entries).items():
-        _collect(child, path / name, there, loss, contents)
+    for name, child in (node.entries if id(node) in flushed else node.flushed_entries).items():
+        _collect(child, path / name, flushed, loss, contents)
 
 
 def _lost(node: Node, loss: str) -> bytes:
-    if node.data == node.kept_data:
+    if node.data == node.flushed_data:
         return node.data
-    kept = node.kept_data if node.data.startswith(node.kept_data) else b""
-    rest = len(node.data) - len(kept)
+    flushed = node.flushed_data if node.data.startswith(node.flushed_data) else b""
+    rest = len(node.data) - len(flushed)
     return {
-        "lost": kept,
-        "half": node.data[: len(kept) + rest // 2],
-        "zeros": kept + bytes(rest),
+        "lost": flushed,
+        "half": node.data[: len(flushed) + rest // 2],
+        "zeros": flushed + bytes(rest),
     }[loss]
 
 
@@ -399,19 +401,19 @@ def lay_out(contents: Mapping[str, bytes | None], root: Path) -> Store:
 
 def careless(disk: Disk, log: Sequence[Call]) -> list[str]:
     """Return every place where a published name depends on something that was not flushed to the disk."""
-    found: list[str] = []
+    places: list[str] = []
     for call in log:
         target = call.paths[-1] if call.paths else disk.root
         named = call.name.startswith(("rename", "link")) and call.result == 0 and _is_final(target, disk.root)
         if named:
-            found += _unflushed(disk, call.paths[0], target)
+            places += _unflushed(disk, call.paths[0], target)
         disk.apply(call)
         if named:
-            found += _too_early(disk, target)
+            places += _too_early(disk, target)
     for path, node in _folders(disk.top, disk.root):
-        names = (node.entries or {}).items() ^ node.kept_entries.items()
-        found += [f"{path}: not flushed after {n}" for n, _ in names if _is_final(path / n, disk.root)]
-    return found
+        names = (node.entries or {}).items() ^ node.flushed_entries.items()
+        places += [f"{path}: not flushed after {n}" for n, _ in names if _is_final(path / n, disk.root)]
+    return places
 
 
 def _is_final(path: Path, root: Path) -> bool:
@@ -436,12 +438,12 @@ def _too_early(disk: Disk, target: Path) -> list[str]:
     elif target.name == "champion.json":
         number = json.loads(disk._at(target).data)["version"]
         needed = [folder / "registry" / "versions" / f"{number:08d}.json"]
-        decisions = disk.find(folder / "ledger" / "decisions", kept=True)
-        kept = [json.loads(node.data) for node in (decisions.kept_entries if decisions else {}).values()]
-        if not any(decision.get("champion") == number for decision in kept):
+        decisions = disk.find(folder / "ledger" / "decisions", flushed=True)
+        records = [json.loads(node.data) for node in (decisions.flushed_entries if decisions else {}).values()]
+        if not any(decision.get("champion") == number for decision in records):
             return [f"{target}: names v{number} before its decision is in the ledger for sure"]
     return [
-        f"{target}: names {path}, which a power loss could take" for path in needed if not disk.find(path, kept=True)
+        f"{target}: names {path}, which a power loss could take" for path in needed if not disk.find(path, flushed=True)
     ]
 
 

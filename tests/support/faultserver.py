@@ -122,8 +122,8 @@ def good(body: bytes, **headers: object) -> Answer:
     """The whole body. Underscores in header names stand for dashes; `Content_Length=None` leaves it out."""
 
     def answer(exchange: Exchange) -> None:
-        wanted = {"Content-Length": len(body)} | {k.replace("_", "-"): v for k, v in headers.items()}
-        exchange.head(200, {name: value for name, value in wanted.items() if value is not None})
+        all_headers = {"Content-Length": len(body)} | {k.replace("_", "-"): v for k, v in headers.items()}
+        exchange.head(200, {name: value for name, value in all_headers.items() if value is not None})
         exchange.send(body)
 
     return answer
@@ -140,8 +140,8 @@ def status(code: int, body: bytes = b"", **headers: object) -> Answer:
 
 def in_turn(*answers: Answer) -> Answer:
     """The first answer to the first request, and so on; the last one for ever."""
-    left = list(answers)
-    return lambda exchange: (left.pop(0) if len(left) > 1 else left[0])(exchange)
+    remaining = list(answers)
+    return lambda exchange: (remaining.pop(0) if len(remaining) > 1 else remaining[0])(exchange)
 
 
 def cut(body: bytes, after: int, **headers: object) -> Answer:
@@ -244,10 +244,10 @@ def ranged(body: bytes, etag: str, first: int | None = None, sends: bytes | None
     """
 
     def answer(exchange: Exchange) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-", exchange.request.headers.get("range", ""))
-        if not asked or exchange.request.headers.get("if-range") != etag:
+        match = re.fullmatch(r"bytes=(\d+)-", exchange.request.headers.get("range", ""))
+        if not match or exchange.request.headers.get("if-range") != etag:
             return good(body, ETag=etag)(exchange)
-        start = int(asked[1])
+        start = int(match[1])
         if start >= len(body):
             return status(416, Content_Range=f"bytes */{len(body)}")(exchange)
         rest = (sends or body)[start:]

@@ -22,7 +22,7 @@ TRAINING = {"epochs": 40, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}
 
 def call(request: dict[str, str]) -> int:
     train.CHECKPOINT_SECONDS = 0.0
-    asked = Request(dataset_file=request["manifest"], store=request["store"], training=TRAINING)
-    state = retrain.carry_out(asked, to_decision, caller=Unconfirmed())
+    run_request = Request(dataset_file=request["manifest"], store=request["store"], training=TRAINING)
+    state = retrain.carry_out(run_request, to_decision, caller=Unconfirmed())
     sys.stderr.write(f"{state.message}\n")
     return 0 if state.is_completed() else 1

@@ -75,7 +75,7 @@ class Forked:
             # Without a buffer, what has not been read yet can be waited for.
             self._answers = opened.enter_context(self._connection.makefile("rb", buffering=0))
             self.pid = self._start(request)
-            self._kept = opened.pop_all()
+            self._resources = opened.pop_all()
 
     def _start(self, request: Mapping[str, object]) -> int:
         line = f"{json.dumps(request)}\n".encode()
@@ -96,7 +96,7 @@ class Forked:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.wait()
-        self._kept.close()
+        self._resources.close()
 
     def poll(self) -> int | None:
         """Return the exit code (minus the signal that ended it), or None while it runs."""
@@ -203,9 +203,9 @@ class _Server:
     def _leave(self, connection: socket.socket, streams: list[int]) -> None:
         """Let go, in a new process, of all that is not its own."""
         end_with_parent()
-        for end, (_, other) in self._running.items():
+        for end, (_, running) in self._running.items():
             os.close(end)
-            other.close()
+            running.close()
         connection.close()
         self._listener.close()
         for number, stream in enumerate(streams):

@@ -38,10 +38,10 @@ class Operated:
     def start_server(self) -> None:
         # A run that cannot be cancelled is waited for five minutes otherwise.
         patience = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "5"}
-        found = self._server.enter_context(prefect_server(self.home, **patience))
+        environment = self._server.enter_context(prefect_server(self.home, **patience))
         more = {"IDXFLOW_STORE": str(self.store.root), "PREFECT_WORKER_QUERY_SECONDS": "2"}
         # So that the server notices within half a minute that a worker is gone.
-        self.environment = {**found, **more, "PREFECT_WORKER_HEARTBEAT_SECONDS": "5"}
+        self.environment = {**environment, **more, "PREFECT_WORKER_HEARTBEAT_SECONDS": "5"}
         with self.client() as client:
             ensure_pool(client, "idxflow")
             ensure_automation(client, 90)
@@ -90,8 +90,8 @@ class Operated:
 
     def runs(self, name: str) -> list[dict[str, Any]]:
         """The runs of a deployment, in the order of their scheduled times."""
-        wanted = {"id": {"any_": [self.deployment(name)["id"]]}}
-        return self.post("flow_runs/filter", {"deployments": wanted, "sort": "EXPECTED_START_TIME_ASC"})
+        by_id = {"id": {"any_": [self.deployment(name)["id"]]}}
+        return self.post("flow_runs/filter", {"deployments": by_id, "sort": "EXPECTED_START_TIME_ASC"})
 
     def idxflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return commands.idxflow(*arguments, env=self.environment, cwd=Path("/"))
@@ -111,10 +111,10 @@ def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> s
 def until(look: Callable[[], Any], seconds: float = 240) -> Any:
     """Look again until there is something; what is there then, or a failed test."""
     deadline = time.monotonic() + seconds
-    while not (found := look()):
+    while not (value := look()):
         assert time.monotonic() < deadline, "not within the time"
         time.sleep(0.5)
-    return found
+    return value
 
 
 def post(environment: dict[str, str], path: str, body: Any) -> Any:

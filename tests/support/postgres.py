@@ -88,12 +88,12 @@ def postgres(password: str) -> Iterator[Cluster]:
 
 
 def _binaries() -> Path:
-    found = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parent.parent.name.split(".")[0]))
+    programs = sorted(_DEBIAN.glob("*/bin/initdb"), key=lambda path: int(path.parent.parent.name.split(".")[0]))
     on_path = shutil.which("initdb")
-    if not on_path and not found:
+    if not on_path and not programs:
         pytest.skip("needs PostgreSQL: on Debian, apt-get install postgresql")
     # A name on the path may be a link to one program of the folder.
-    return (found[-1] if found else Path(on_path or "").resolve()).parent
+    return (programs[-1] if programs else Path(on_path or "").resolve()).parent
 
 
 def _as_ordinary_user(folder: Path) -> list[str]:

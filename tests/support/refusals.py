@@ -40,12 +40,12 @@ class Refusal:
 @cache
 def refusals() -> tuple[Refusal, ...]:
     """Return all places, by module and line."""
-    found: list[Refusal] = []
+    places: list[Refusal] = []
     for package in ("flows", "tasks", "expectations", "storage"):
         for file in sorted((ROOT / package).rglob("*.py")):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            found += _numbered(_refusals(file, module, ast.parse(file.read_text(encoding="utf-8")), ""))
-    return tuple(found)
+            places += _numbered(_refusals(file, module, ast.parse(file.read_text(encoding="utf-8")), ""))
+    return tuple(places)
 
 
 def _refusals(file: Path, module: str, node: ast.AST, function: str) -> Iterator[Refusal]:
@@ -64,9 +64,9 @@ def _advises(call: ast.Call, module: str) -> bool:
     return call.func.id in _KINDS or (module == "flows.diagnosis" and call.func.id == "Diagnosis" and verdict != "ok")
 
 
-def _numbered(found: Iterator[Refusal]) -> Iterator[Refusal]:
+def _numbered(places: Iterator[Refusal]) -> Iterator[Refusal]:
     seen: dict[str, int] = {}
-    for refusal in found:
+    for refusal in places:
         number = seen[refusal.name] = seen.get(refusal.name, 0) + 1
         yield Refusal(refusal.file, f"{refusal.name}:{number}", refusal.lines) if number > 1 else refusal
 
@@ -81,29 +81,29 @@ def marked() -> Iterator[str]:
 
 
 @contextmanager
-def noting(notes: Path, made: list[IdxflowError] | None = None) -> Iterator[None]:
-    """Note each error that is made in the block, here and in commands that are called; put those here into `made`."""
+def noting(notes: Path, raised: list[IdxflowError] | None = None) -> Iterator[None]:
+    """Note each error that is made in the block, here and in called commands; append those made here to `raised`."""
     from flows.diagnosis import Diagnosis
 
     notes.touch()
-    found = Diagnosis.__init__
+    initialise = Diagnosis.__init__
     os.environ[NOTES] = str(notes)
-    note_if_asked(made)
+    note_if_asked(raised)
 
     def find(finding: Diagnosis, *arguments: Any) -> None:
         _note(sys._getframe(1))
-        found(finding, *arguments)
+        initialise(finding, *arguments)
 
     Diagnosis.__init__ = find  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Diagnosis.__init__ = found  # type: ignore[method-assign]
+        Diagnosis.__init__ = initialise  # type: ignore[method-assign]
         del IdxflowError.__init__
         del os.environ[NOTES]
 
 
-def note_if_asked(made: list[IdxflowError] | None = None) -> None:
+def note_if_asked(raised: list[IdxflowError] | None = None) -> None:
     """Have this process note each error that it makes, if the environment names a file for that."""
     if NOTES not in os.environ:
         return
@@ -113,8 +113,8 @@ def note_if_asked(made: list[IdxflowError] | None = None) -> None:
         while frame.f_locals.get("self") is error and frame.f_back:
             frame = frame.f_back
         _note(frame)
-        if made is not None:
-            made.append(error)
+        if raised is not None:
+            raised.append(error)
         Exception.__init__(error, *arguments)
 
     IdxflowError.__init__ = note  # type: ignore[method-assign]
@@ -139,4 +139,4 @@ def met(notes: Path) -> set[str]:
     """Return the places of which there are notes."""
     lines = {tuple(line.rsplit(":", 1)) for line in notes.read_text(encoding="utf-8").splitlines()}
     places = {(Path(file), int(number)) for file, number in lines}
-    return {found.name for found in refusals() if any((found.file, number) in places for number in found.lines)}
+    return {refusal.name for refusal in refusals() if any((refusal.file, number) in places for number in refusal.lines)}

@@ -56,9 +56,9 @@ def run_with_prefect(manifest: Path, store: Path, **training: Any) -> dict[str, 
     """Call the flow in this process (fixture `results`); return the outcome."""
     state = retrain.retrain(dataset_file=str(manifest), store=str(store), training=QUICK | training, return_state=True)
     result = state.result(raise_on_failure=False)
-    found = (result.outcome if isinstance(result, RunFailed) else result).to_json()
-    assert (state.type.value == "COMPLETED") == (found["error"] is None)
-    return found
+    outcome = (result.outcome if isinstance(result, RunFailed) else result).to_json()
+    assert (state.type.value == "COMPLETED") == (outcome["error"] is None)
+    return outcome
 
 
 def message_of(outcome: dict[str, Any]) -> str:
@@ -79,8 +79,8 @@ def carried_out(store: Store, manifest: Path, **training: Any) -> RunRecord:
 
     It trains for 2 epochs if no more are asked for. The confirmation is left out: it starts a process of its own.
     """
-    wanted = QUICK | {"epochs": 2} | training
-    job = prepare(Request(dataset_file=str(manifest), training=wanted, store=str(store.root)), asked_by="test")
+    settings = QUICK | {"epochs": 2} | training
+    job = prepare(Request(dataset_file=str(manifest), training=settings, store=str(store.root)), asked_by="test")
     try:
         pipeline.to_decision(job, Unconfirmed())
     except ValidationFailed as error:

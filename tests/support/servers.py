@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 """For requests of tests. Making a client takes longer than a request, and servers come and go at the same address."""
-KEPT = Path(tempfile.gettempdir())
+TEMPORARY = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """From the lowest of these on, the system gives ports by itself; Linux, ip(7)."""
@@ -69,11 +69,11 @@ def free_port() -> int:
 
 def migrated_database() -> Path:
     """Return an empty database of this Prefect; making one takes each new server ten seconds, so one is kept."""
-    folder = KEPT / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}"
+    folder = TEMPORARY / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    made = folder / "prefect.db"
+    template = folder / "prefect.db"
     with locked(folder / "lock"):
-        if not made.exists():
+        if not template.exists():
             with tempfile.TemporaryDirectory(dir=folder) as home:
                 upgrade = [str(BIN / "prefect"), "server", "database", "upgrade", "--yes"]
                 environment = {**os.environ, "PREFECT_HOME": home}
@@ -82,8 +82,8 @@ def migrated_database() -> Path:
                 with sqlite3.connect(database) as connection:
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 connection.close()
-                database.rename(made)
-    return made
+                database.rename(template)
+    return template
 
 
 def clean_environment(home: Path, first_start: bool = False, **more: str) -> dict[str, str]:
@@ -91,14 +91,14 @@ def clean_environment(home: Path, first_start: bool = False, **more: str) -> dic
 
     Prefect's database is empty but made, unless this is to be the very `first_start`.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "IDXFLOW_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "IDXFLOW_"))}
     database = home / "prefect" / "prefect.db"
     if not first_start and not database.exists():
         database.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(migrated_database(), database)
     # Rich fits its output to the terminal; without one it would wrap at 80 columns.
     own = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200", "NO_COLOR": "1"}
-    return {**kept, **refusals.python_environment(), **own, **more}
+    return {**inherited, **refusals.python_environment(), **own, **more}
 
 
 def is_starting(home: Path) -> bool:

@@ -60,7 +60,7 @@ def make_model(store: Store, model: int = 1) -> None:
             (folder / name).write_bytes(bytes([64 + model]) * 4100 * size)
         return TrainedModel(folder, digest(model), 10, 90, 10, 3, 3, 0.5, 0.9)
 
-    store.get_or_make(train_plan(model), TrainedModel, write, lambda made: f"{made.epochs_run} epochs")
+    store.get_or_make(train_plan(model), TrainedModel, write, lambda record: f"{record.epochs_run} epochs")
 
 
 def make_evaluation(store: Store, model: int = 1) -> None:
@@ -70,7 +70,7 @@ def make_evaluation(store: Store, model: int = 1) -> None:
         (folder / "predictions.npz").write_bytes(bytes([96 + model]) * 500)
         return Evaluation(folder, digest(model), "b" * 64, 10, 9, 0.9, 0.6, 1.0, 0.4, (), ((9, 1), (0, 0)), ())
 
-    store.get_or_make(evaluate_plan(model), Evaluation, write, lambda made: f"{made.correct} right")
+    store.get_or_make(evaluate_plan(model), Evaluation, write, lambda record: f"{record.correct} right")
 
 
 def register(store: Store, model: int = 1) -> int:

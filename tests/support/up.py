@@ -48,8 +48,8 @@ class Service:
     def _headers(self) -> dict[str, str]:
         """What proves that a change was meant."""
         api, user = self.environment["PREFECT_API_URL"], str(uuid.uuid4())
-        found = HTTP.get(f"{api}/csrf-token?client={user}", auth=self.credentials, timeout=60).json()
-        return {"Prefect-Csrf-Token": found["token"], "Prefect-Csrf-Client": user}
+        token = HTTP.get(f"{api}/csrf-token?client={user}", auth=self.credentials, timeout=60).json()
+        return {"Prefect-Csrf-Token": token["token"], "Prefect-Csrf-Client": user}
 
     @property
     def credentials(self) -> tuple[str, str]:
@@ -87,9 +87,9 @@ class Service:
 
     def has_state(self, run: str, kind: str) -> str | None:
         """The state's message once the run has that state; a run that ended in another way fails the test."""
-        found, message = self.state(run)
-        assert found in (kind, "SCHEDULED", "PENDING", "RUNNING", "CANCELLING"), (found, message)
-        return (message or "-") if found == kind else None
+        state, message = self.state(run)
+        assert state in (kind, "SCHEDULED", "PENDING", "RUNNING", "CANCELLING"), (state, message)
+        return (message or "-") if state == kind else None
 
     def start_long_training(self) -> str:
         """Start a training that would take minutes; return its flow run once epochs are being logged."""
@@ -103,8 +103,8 @@ class Service:
 
     def _start(self, parameters: dict[str, Any], words: str) -> str:
         """Run the deployment `digits`; return its flow run once a line of its log has these words."""
-        wanted = {"parameters": {"dataset": "digits", **parameters}}
-        run = self.post(f"deployments/{self.deployment('digits')['id']}/create_flow_run", wanted)["id"]
+        body = {"parameters": {"dataset": "digits", **parameters}}
+        run = self.post(f"deployments/{self.deployment('digits')['id']}/create_flow_run", body)["id"]
         logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
         until(lambda: any(words in line["message"] for line in self.post("logs/filter", logs)))
         return run

@@ -20,23 +20,23 @@ from tests.support import models
 
 
 @pytest.fixture
-def made(store: Store, tiny: TinyFactory):
+def inputs(store: Store, tiny: TinyFactory):
     dataset = tiny()
     model = models.trained(store, dataset).record
     test = models.split(store, dataset, "test")
     return dataset, model, test, evaluate.fn(store, dataset, model, test).record
 
 
-def test_a_good_model_is_confirmed_once(store: Store, made: tuple):
-    first, second = confirm.fn(store, *made), confirm.fn(store, *made)
+def test_a_good_model_is_confirmed_once(store: Store, inputs: tuple):
+    first, second = confirm.fn(store, *inputs), confirm.fn(store, *inputs)
     assert first.record.rows == 30
     assert first.record.difference == 0
     assert (first.step.reused, second.step.reused) == (False, True)
     assert "a fresh process predicts the same for 30 rows" in first.step.summary
 
 
-def test_other_predictions_than_the_trainer_s_are_refused(store: Store, made: tuple):
-    dataset, model, test, evaluation = made
+def test_other_predictions_than_the_trainer_s_are_refused(store: Store, inputs: tuple):
+    dataset, model, test, evaluation = inputs
     stored = arrays.read(
         evaluation.file, {"predicted": (np.uint8, (test.rows,)), "probability": (np.float32, (test.rows, 3))}
     )
@@ -48,8 +48,8 @@ def test_other_predictions_than_the_trainer_s_are_refused(store: Store, made: tu
 
 
 @pytest.mark.remedies("tasks.confirm:_refused")
-def test_a_model_that_cannot_be_loaded_is_refused_in_one_sentence(store: Store, made: tuple):
-    dataset, model, test, evaluation = made
+def test_a_model_that_cannot_be_loaded_is_refused_in_one_sentence(store: Store, inputs: tuple):
+    dataset, model, test, evaluation = inputs
     model.weights.chmod(0o644)
     model.weights.write_bytes(model.weights.read_bytes()[:-5])
     with pytest.raises(ModelRefused, match=r"weights\.npz.*the champion stays") as caught:
@@ -62,15 +62,15 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_sentence(store: Store, 
 
 @pytest.mark.parametrize("rows", [1, 2, ROWS, ROWS + 1, 10_000])
 def test_sample_rows_cover_the_split(rows: int):
-    found = sample_rows(rows)
-    assert len(found) == min(rows, ROWS)
-    assert (found[0], found[-1]) == (0, rows - 1)
+    numbers = sample_rows(rows)
+    assert len(numbers) == min(rows, ROWS)
+    assert (numbers[0], numbers[-1]) == (0, rows - 1)
 
 
 def test_the_fresh_process_loads_neither_prefect_nor_tensorflow():
     heavy = {"prefect", "tensorflow", "keras", "pydantic"}
-    said = f"import sys, tasks.model.confirm_worker; print(*{heavy} & sys.modules.keys())"
+    code = f"import sys, tasks.model.confirm_worker; print(*{heavy} & sys.modules.keys())"
     process = subprocess.run(
-        [sys.executable, "-c", said], cwd=code_digests.ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=code_digests.ROOT, capture_output=True, text=True, check=True
     )
     assert process.stdout.strip() == ""

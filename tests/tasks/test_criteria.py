@@ -23,21 +23,27 @@ def test_counts_of_a_table_by_hand():
     labels = np.array([0, 0, 1, 1, 2, 2, 2], np.uint8)
     candidate = np.array([0, 0, 1, 0, 2, 1, 0], np.uint8)
     champion = np.array([0, 1, 1, 1, 0, 1, 1], np.uint8)
-    found = criteria.paired(labels, candidate, champion)
-    counts = (found.rows, found.both_right, found.only_candidate, found.only_champion, found.both_wrong)
+    comparison = criteria.paired(labels, candidate, champion)
+    counts = (
+        comparison.rows,
+        comparison.both_right,
+        comparison.only_candidate,
+        comparison.only_champion,
+        comparison.both_wrong,
+    )
     assert counts == (7, 2, 2, 1, 2)
     # Row 6: both wrong, each in its own way.
-    assert (found.differing, found.net, found.difference) == (4, 1, 1 / 7)
-    assert found.p_better == pytest.approx(0.5)
-    assert found.p_value == pytest.approx(2 * (0.5 - 0.375 / 2))
+    assert (comparison.differing, comparison.net, comparison.difference) == (4, 1, 1 / 7)
+    assert comparison.p_better == pytest.approx(0.5)
+    assert comparison.p_value == pytest.approx(2 * (0.5 - 0.375 / 2))
 
 
 def test_published_numbers():
-    found = criteria.compared(BENTUR, 8, alpha=0.025)
-    assert found.confidence == pytest.approx(0.95)
-    assert found.p_value == pytest.approx(0.0391, abs=5e-5)
+    comparison = criteria.compared(BENTUR, 8, alpha=0.025)
+    assert comparison.confidence == pytest.approx(0.95)
+    assert comparison.p_value == pytest.approx(0.0391, abs=5e-5)
     assert 2 * criteria.exact_p(7, 1) == pytest.approx(0.0703, abs=5e-5)
-    assert (found.low, found.high) == pytest.approx((-0.507, -0.026), abs=5e-4)
+    assert (comparison.low, comparison.high) == pytest.approx((-0.507, -0.026), abs=5e-4)
 
 
 @pytest.mark.parametrize(
@@ -122,32 +128,35 @@ DECISIONS = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "table", "passed", "said"), DECISIONS)
-def test_policies(settings: Gate, table: criteria.Table, passed: bool, said: str):
-    found = criteria.compared(table, table[1] + table[2], settings.alpha)
-    assert criteria.replaces(settings, found) is passed
-    assert said in criteria.sentence(settings, found)
-    rule = criteria.difference_rule(settings, found, "v6")
+@pytest.mark.parametrize(("settings", "table", "passed", "phrase"), DECISIONS)
+def test_policies(settings: Gate, table: criteria.Table, passed: bool, phrase: str):
+    comparison = criteria.compared(table, table[1] + table[2], settings.alpha)
+    assert criteria.replaces(settings, comparison) is passed
+    assert phrase in criteria.sentence(settings, comparison)
+    rule = criteria.difference_rule(settings, comparison, "v6")
     assert rule.passed is passed
     assert "champion v6" in rule.name
-    assert f"{found.rows:,} test images right (only the candidate {found.only_candidate:,}" in rule.observed
+    assert f"{comparison.rows:,} test images right (only the candidate {comparison.only_candidate:,}" in rule.observed
 
 
 @pytest.mark.parametrize("policy", ["better", "not_worse", "ask"])
 def test_the_same_answers_never_replace(policy: str):
     settings = Gate(policy, margin=1.0)  # type: ignore[arg-type]
-    found = criteria.compared((350, 0, 0, 10), differing=0)
-    assert not criteria.replaces(settings, found)
-    assert criteria.sentence(settings, found) == "the same answers on all 360 test rows, so there is nothing to choose"
-    assert not criteria.difference_rule(settings, found, "v6").passed
+    comparison = criteria.compared((350, 0, 0, 10), differing=0)
+    assert not criteria.replaces(settings, comparison)
+    assert (
+        criteria.sentence(settings, comparison)
+        == "the same answers on all 360 test rows, so there is nothing to choose"
+    )
+    assert not criteria.difference_rule(settings, comparison, "v6").passed
 
 
 @pytest.mark.parametrize("excess", [1e-4, 1e-7, 1e-12])
 def test_a_p_value_is_never_shown_on_the_wrong_side_of_alpha(excess: float):
-    found = criteria.compared((350, 5, 0, 5), 5)
-    settings = Gate("better", found.p_better * (1 - excess))
-    assert not criteria.replaces(settings, found)
-    shown = criteria.sentence(settings, found).split("p ")[1].split(" > ")[0]
+    comparison = criteria.compared((350, 5, 0, 5), 5)
+    settings = Gate("better", comparison.p_better * (1 - excess))
+    assert not criteria.replaces(settings, comparison)
+    shown = criteria.sentence(settings, comparison).split("p ")[1].split(" > ")[0]
     assert float(shown) > settings.alpha
 
 

@@ -53,10 +53,12 @@ class World:
         predicted[list(wrong)] ^= 1
         per_class, confusion = by_class(CLASSES, LABELS, predicted)
         right = ROWS - len(wrong)
-        made = Evaluation(folder, "w", self.test.digest, ROWS, right, right / ROWS, 0, 1, 0.1, per_class, confusion, ())
-        made.file.unlink(missing_ok=True)
-        arrays.write(made.file, {"predicted": predicted, "probability": np.zeros((ROWS, 2), np.float32)})
-        return made
+        evaluation = Evaluation(
+            folder, "w", self.test.digest, ROWS, right, right / ROWS, 0, 1, 0.1, per_class, confusion, ()
+        )
+        evaluation.file.unlink(missing_ok=True)
+        arrays.write(evaluation.file, {"predicted": predicted, "probability": np.zeros((ROWS, 2), np.float32)})
+        return evaluation
 
     def model(self, name: str) -> TrainedModel:
         return TrainedModel(self.folder / f"m-{name}", f"weights-{name}", 10, 90, 10, 5, 5, 0.1, 0.95)
@@ -135,7 +137,7 @@ def test_floors_refuse(world: World, wrong: Sequence[int], outcome: str, broken:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "champion", "outcome", "said"),
+    ("wrong", "champion", "outcome", "sentence"),
     [
         (
             [],
@@ -174,12 +176,12 @@ def test_floors_refuse(world: World, wrong: Sequence[int], outcome: str, broken:
     ],
 )
 def test_better_on_the_same_rows_than_chance_explains(
-    world: World, wrong: Sequence[int], champion: Sequence[int], outcome: str, said: str
+    world: World, wrong: Sequence[int], champion: Sequence[int], outcome: str, sentence: str
 ):
     assert world.settle("1", champion).sentence == "promoted v1: the first model above the floors"
     second = world.having(floors=Floors(0.0, 0.0)).settle("2", wrong, champion)
     assert (second.outcome, second.version) == (outcome, 2)
-    assert said in second.sentence
+    assert sentence in second.sentence
     assert world.champion == (2 if outcome == "promoted" else 1)
 
 
@@ -203,19 +205,19 @@ def test_a_worse_model_never_replaces_a_better_one(world: World, policy: Any, ba
 @pytest.mark.parametrize(("wrong", "outcome"), [([0], "promoted"), ([0, 1], "promoted"), ([0, 1, 2, 3], "kept")])
 def test_not_worse_allows_its_margin_and_no_more(world: World, wrong: list[int], outcome: str):
     world.having(gate=Gate("not_worse", margin=0.06)).settle("1", [])
-    found = world.judged(wrong, [])
-    assert found.outcome == outcome
-    assert f"worse, and {'' if outcome == 'promoted' else 'only '}6.00 points worse are allowed" in found.reason
+    judgement = world.judged(wrong, [])
+    assert judgement.outcome == outcome
+    assert f"worse, and {'' if outcome == 'promoted' else 'only '}6.00 points worse are allowed" in judgement.reason
 
 
 def test_a_class_may_not_be_given_up_for_another(world: World):
     """Ten rows of class a gained, four of b lost: better as a whole, and kept."""
     candidate, champion = ODD[:4], EVEN[:20]
     world.having(floors=Floors(0.0, 0.0)).settle("1", champion)
-    kept = world.judged(candidate, champion)
-    assert kept.outcome == "kept"
-    assert [rule.name for rule in kept.rules if not rule.passed] == ["largest drop in class recall"]
-    assert kept.reason.endswith("largest drop in class recall is 8.00 points (class b), allowed at most 5 points")
+    judgement = world.judged(candidate, champion)
+    assert judgement.outcome == "kept"
+    assert [rule.name for rule in judgement.rules if not rule.passed] == ["largest drop in class recall"]
+    assert judgement.reason.endswith("largest drop in class recall is 8.00 points (class b), allowed at most 5 points")
     world.having(gate=Gate(max_class_loss=0.08))
     assert world.judged(candidate, champion).outcome == "promoted"
 
@@ -240,7 +242,7 @@ def test_a_changed_test_split_is_said_and_both_are_scored_on_it(world: World):
 
 
 @pytest.mark.parametrize(
-    ("answer", "outcome", "said"),
+    ("answer", "outcome", "ending"),
     [
         (
             Answer(True, ""),
@@ -252,7 +254,7 @@ def test_a_changed_test_split_is_said_and_both_are_scored_on_it(world: World):
         (None, "kept", "(p 0.5 > 0.05); no person approved it"),
     ],
 )
-def test_ask_leaves_it_to_a_person(world: World, answer: Answer | None, outcome: str, said: str):
+def test_ask_leaves_it_to_a_person(world: World, answer: Answer | None, outcome: str, ending: str):
     first = world.having(gate=Gate("ask")).settle("1", [3])
     assert first.outcome == "kept"
     assert first.sentence.startswith("there is no champion yet: candidate v1, the first model above the floors; no ")
@@ -261,7 +263,7 @@ def test_ask_leaves_it_to_a_person(world: World, answer: Answer | None, outcome:
     assert (judgement.outcome, judgement.ask) == ("kept", True)
     second = world.settle("2", [], champion=[3], answer=answer)
     assert second.outcome == outcome
-    assert second.sentence.endswith(said)
+    assert second.sentence.endswith(ending)
     assert (second.rules[-1].name, second.rules[-1].passed) == ("a person approves", outcome == "promoted")
     assert world.champion == (2 if outcome == "promoted" else 1)
 
@@ -269,8 +271,8 @@ def test_ask_leaves_it_to_a_person(world: World, answer: Answer | None, outcome:
 def test_the_question_says_what_is_at_stake_and_is_asked_once(world: World):
     world.having(gate=Gate("ask"))
     candidate = world.candidate("1", [3])
-    asked = question(world.registry, world.dataset, candidate, None)
-    assert asked == ("a candidate with 99.00% on test, no champion yet: the first model above the floors (promote)")
+    text = question(world.registry, world.dataset, candidate, None)
+    assert text == ("a candidate with 99.00% on test, no champion yet: the first model above the floors (promote)")
     world.settle("1", [3], answer=Answer(True, ""))
     champion = current_champion(world.registry, world.dataset)
     rival = dataclasses.replace(champion, model=candidate.model, obstacle="", score=candidate.evaluation)
@@ -297,12 +299,12 @@ def test_every_decision_is_in_the_ledger_with_all_it_was_made_from(world: World)
     world.having(floors=Floors(0.9)).settle("1", range(5))
     world.settle("2", [1], champion=range(5))
     world.settle("3", range(50), champion=range(5))
-    kept = world.ledger
-    assert [d["outcome"] for d in kept] == ["promoted", "kept", "refused"]
-    assert [d["run"] for d in kept] == ["run-1", "run-2", "run-3"]
-    assert [d["looks"] for d in kept] == [1, 2, 3]
-    assert [bool(d["paired"]) for d in kept] == [False, True, True]
-    second = kept[1]
+    records = world.ledger
+    assert [d["outcome"] for d in records] == ["promoted", "kept", "refused"]
+    assert [d["run"] for d in records] == ["run-1", "run-2", "run-3"]
+    assert [d["looks"] for d in records] == [1, 2, 3]
+    assert [bool(d["paired"]) for d in records] == [False, True, True]
+    second = records[1]
     assert second["rules"][-2] == {
         "name": "better than champion v1 on the same rows",
         "limit": "more test images right, p at most 0.05 (McNemar's exact test, one-sided)",

@@ -31,14 +31,14 @@ def decoded(store: Store, dataset: Dataset, name: str = "train"):
 
 def test_pixels_and_labels_arrive_as_they_were(store: Store, tiny: TinyFactory):
     dataset = tiny(train=20000)
-    done = decoded(store, dataset)
+    result = decoded(store, dataset)
     arrays = bars(20000, 30, 3, (9, 7))
-    images, labels = parquet.read(done.record.file)
+    images, labels = parquet.read(result.record.file)
     np.testing.assert_array_equal(images, arrays["train-images"])
     np.testing.assert_array_equal(labels, arrays["train-labels"])
-    assert done.record.rows == 20000
-    assert done.step.summary == "20,000 images of 9×7"
-    assert done.record.sources["train-images"] == hashlib.sha256(idx.encode(arrays["train-images"])).hexdigest()
+    assert result.record.rows == 20000
+    assert result.step.summary == "20,000 images of 9×7"
+    assert result.record.sources["train-images"] == hashlib.sha256(idx.encode(arrays["train-images"])).hexdigest()
 
 
 def test_the_second_time_it_is_reused(store: Store, tiny: TinyFactory):

@@ -36,8 +36,8 @@ def test_every_digit_is_in_exactly_one_split_with_its_label(tmp_path: Path):
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    there = np.column_stack([bunch.data.astype(np.uint8), bunch.target.astype(np.uint8)])
-    np.testing.assert_array_equal(np.unique(np.vstack(rows), axis=0), np.unique(there, axis=0))
+    expected = np.column_stack([bunch.data.astype(np.uint8), bunch.target.astype(np.uint8)])
+    np.testing.assert_array_equal(np.unique(np.vstack(rows), axis=0), np.unique(expected, axis=0))
     # Each class in proportion.
     shares = [np.bincount(r[:, -1], minlength=10) / len(r) for r in rows]
     np.testing.assert_allclose(shares[0], shares[1], atol=0.002)
@@ -52,9 +52,9 @@ def test_the_same_bytes_at_any_time(tmp_path: Path):
 
 def test_only_what_is_missing_is_written(tmp_path: Path):
     embedded.write(DIGITS, tmp_path)
-    kept, lost = (tmp_path / spec.file for spec in DIGITS.archives[:2])
-    kept.write_bytes(b"kept")
-    lost.unlink()
+    edited, missing = (tmp_path / spec.file for spec in DIGITS.archives[:2])
+    edited.write_bytes(b"kept")
+    missing.unlink()
     embedded.write(DIGITS, tmp_path)
-    assert kept.read_bytes() == b"kept"
-    assert idx.read(lost).shape == (DIGITS.rows["train"],)
+    assert edited.read_bytes() == b"kept"
+    assert idx.read(missing).shape == (DIGITS.rows["train"],)

@@ -28,21 +28,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def predictions(evaluation: Evaluation, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    found = arrays.read(
+    values = arrays.read(
         evaluation.file,
         {
             "predicted": (np.uint8, (evaluation.rows,)),
             "probability": (np.float32, (evaluation.rows, classes)),
         },
     )
-    return found["predicted"], found["probability"]
+    return values["predicted"], values["probability"]
 
 
 def test_every_row_is_scored_also_beyond_one_block(store: Store, tiny: TinyFactory):
     dataset = tiny(test=10_001)
     model, test = trained(store, dataset, epochs=1).record, split(store, dataset, "test")
-    done = evaluate.fn(store, dataset, model, test)
-    evaluation = done.record
+    result = evaluate.fn(store, dataset, model, test)
+    evaluation = result.record
     predicted, probability = predictions(evaluation, 3)
     labels = parquet.labels(test.file)
     assert evaluation.rows == len(predicted) == 10_001
@@ -52,7 +52,7 @@ def test_every_row_is_scored_also_beyond_one_block(store: Store, tiny: TinyFacto
     assert (predicted == probability.argmax(axis=1)).all()
     assert sum(map(sum, evaluation.confusion)) == sum(score.rows for score in evaluation.per_class) == 10_001
     assert [score.name for score in evaluation.per_class] == ["bar 0", "bar 1", "bar 2"]
-    assert done.step.summary.startswith(f"{evaluation.correct:,} of 10,001 right, ")
+    assert result.step.summary.startswith(f"{evaluation.correct:,} of 10,001 right, ")
     assert {path.name for path in evaluation.folder.iterdir()} == {"entry.json", "predictions.npz"}
 
 
@@ -134,8 +134,8 @@ def test_it_is_reused_for_the_same_weights_whoever_asks(store: Store, tiny: Tiny
     first = evaluate.fn(store, dataset, model, test)
     again = evaluate.fn(store, dataset, store.get("tiny", "train", model.folder.name, TrainedModel), test, "champion")
     assert (again.step.reused, again.record) == (True, first.record)
-    other = evaluate.fn(store, dataset, trained(store, dataset, learning_rate=0.06).record, test)
-    assert (other.step.reused, other.step.reason) == (False, "new weights")
+    retrained = evaluate.fn(store, dataset, trained(store, dataset, learning_rate=0.06).record, test)
+    assert (retrained.step.reused, retrained.step.reason) == (False, "new weights")
 
 
 def test_a_model_for_other_classes_is_refused(store: Store, tiny: TinyFactory):
@@ -158,14 +158,16 @@ def test_a_test_label_that_is_no_class_is_refused(store: Store, tiny: TinyFactor
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         ("weights.npz", "expected the weights .* found others"),
         ("architecture.json", "expected the description of a network"),
         ("normalization.npz", "expected arrays in NumPy's npz format"),
     ],
 )
-def test_a_changed_file_of_the_model_is_refused(store: Store, tiny: TinyFactory, tmp_path: Path, file: str, said: str):
+def test_a_changed_file_of_the_model_is_refused(
+    store: Store, tiny: TinyFactory, tmp_path: Path, file: str, message: str
+):
     dataset = tiny()
     model = trained(store, dataset, epochs=1).record
     changed = replace(model, folder=shutil.copytree(model.folder, tmp_path / "changed"))
@@ -174,7 +176,7 @@ def test_a_changed_file_of_the_model_is_refused(store: Store, tiny: TinyFactory,
         network.save_weights(changed.weights, network.initial_weights(network.load_architecture(model.architecture), 9))
     else:
         (changed.folder / file).write_text("{}")
-    with pytest.raises(DamagedEntry, match=said):
+    with pytest.raises(DamagedEntry, match=message):
         evaluate.fn(store, dataset, changed, split(store, dataset, "test"))
     (changed.folder / file).unlink()
     with pytest.raises(DamagedEntry, match=file):
@@ -211,16 +213,16 @@ scored = evaluate.fn(store, dataset, model.record, split(store, dataset, "test")
 print(model.step.reused, scored.step.reused, scored.record.accuracy)
 print(*{{name.split(".")[0] for name in sys.modules}} & {{"tensorflow", "keras", "sklearn", "scipy"}})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"True True {evaluation.accuracy}\n\n"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == f"True True {evaluation.accuracy}\n\n"
 
 
 def test_the_tutorial_s_result_on_the_real_mnist(store: Store, mnist_dir: Path):
     """Published: 98.81% and 96.27%. Five seeds of ours gave 98.95-99.06% and 96.03-96.31%."""
     dataset = catalog.find("mnist")
-    done = trained(store, dataset, training_config(dataset, "tutorial"), mnist_dir)
-    evaluation = evaluate.fn(store, dataset, done.record, split(store, dataset, "test", mnist_dir)).record
-    assert 0.986 <= done.record.train_accuracy <= 0.993
+    result = trained(store, dataset, training_config(dataset, "tutorial"), mnist_dir)
+    evaluation = evaluate.fn(store, dataset, result.record, split(store, dataset, "test", mnist_dir)).record
+    assert 0.986 <= result.record.train_accuracy <= 0.993
     assert 0.957 <= evaluation.accuracy <= 0.969
     assert evaluation.rows == 10_000
 
@@ -230,7 +232,7 @@ def test_the_embedded_digits_are_learnt_with_their_own_defaults(store: Store):
 
     dataset = catalog.find("digits")
     embedded.write(dataset, store.inbox("digits"))
-    done = trained(store, dataset, training_config(dataset), store.inbox("digits"))
-    evaluation = evaluate.fn(store, dataset, done.record, split(store, dataset, "test", store.inbox("digits"))).record
+    result = trained(store, dataset, training_config(dataset), store.inbox("digits"))
+    evaluation = evaluate.fn(store, dataset, result.record, split(store, dataset, "test", store.inbox("digits"))).record
     assert evaluation.accuracy >= 0.95
     assert min(score.recall for score in evaluation.per_class) >= dataset.floors.class_recall

@@ -68,15 +68,15 @@ KINDS = {"keras": used_with_keras, "savedmodel": used_with_tensorflow, "onnx": u
 @pytest.mark.parametrize(("kind", "use"), KINDS.items())
 def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_path: Path, kind: str, use):
     folder = tmp_path / "new" / "export"
-    done = export(model, kind, folder)
+    result = export(model, kind, folder)
     np.testing.assert_allclose(use(folder), model.predict(IMAGES).probabilities, atol=TOLERANCE)
-    assert (done.folder, done.version, done.rows) == (folder, 1, CHECKED_ROWS)
-    assert 0 <= done.difference <= TOLERANCE
+    assert (result.folder, result.version, result.rows) == (folder, 1, CHECKED_ROWS)
+    assert 0 <= result.difference <= TOLERANCE
     described = json.loads((folder / "model.json").read_text())
     assert described["classes"] == ["bar 0", "bar 1", "bar 2"]
     assert described["input"]["shape"] == [None, *SHAPE]
     assert described["input"]["range"] == [0, 255]
-    assert described["checked"] == {"images": CHECKED_ROWS, "largest_difference": done.difference}
+    assert described["checked"] == {"images": CHECKED_ROWS, "largest_difference": result.difference}
     assert [path.name for path in folder.parent.iterdir()] == ["export"]
     assert folder.stat().st_mode & 0o777 == 0o755
 
@@ -90,14 +90,14 @@ def test_onnx_of_every_network_gives_its_probabilities_in_the_usual_runtime(
     random = np.random.default_rng(0)
     # Such that values are on both sides of 0, where activations differ.
     weights = {n: random.normal(0, 2 / s[0] ** 0.5, s).astype(np.float32) for n, s in architecture.shapes.items()}
-    found = Statistics(IMAGES.reshape(len(IMAGES), -1).mean(axis=0) / 127.5 - 1, 0.3)
-    onnx_graph.write(tmp_path / "model.onnx", architecture, weights, found, SHAPE)
-    expected = softmax(network.logits(architecture, weights, scaling.apply(IMAGES, found)))
+    statistics = Statistics(IMAGES.reshape(len(IMAGES), -1).mean(axis=0) / 127.5 - 1, 0.3)
+    onnx_graph.write(tmp_path / "model.onnx", architecture, weights, statistics, SHAPE)
+    expected = softmax(network.logits(architecture, weights, scaling.apply(IMAGES, statistics)))
     assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose(used_with_onnxruntime(tmp_path), expected, atol=TOLERANCE)
     np.testing.assert_allclose(onnx_graph.run(tmp_path / "model.onnx", IMAGES.astype("f4")), expected, atol=TOLERANCE)
     again = tmp_path / "again.onnx"
-    onnx_graph.write(again, architecture, weights, found, SHAPE)
+    onnx_graph.write(again, architecture, weights, statistics, SHAPE)
     assert again.read_bytes() == (tmp_path / "model.onnx").read_bytes()
 
 
@@ -171,10 +171,10 @@ def test_an_onnx_export_loads_no_tensorflow(ready: Path, tmp_path: Path):
         "print(sorted({'tensorflow', 'keras', 'prefect'} & set(sys.modules)))\n"
     )
     environment = clean_environment(tmp_path, PYTHONPATH=str(ROOT))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert process.stdout.splitlines()[-1] == "[]"
     assert sorted(path.name for path in (tmp_path / "tiny-v1-onnx").iterdir()) == ["model.json", "model.onnx"]
 
 
@@ -187,9 +187,9 @@ def test_as_a_user_types_it(ready: Path, tmp_path: Path):
     assert first.stdout.startswith(f"v1 as keras in {tmp_path / 'tiny-v1-keras'}: probabilities of 32 images within ")
     again = export_tiny("--json")
     assert (again.returncode, json.loads(again.stdout)["error"]["kind"]) == (2, "ConfigError")
-    other = export_tiny("--version", "1", "--format", "savedmodel", "--out", "served", "--json")
-    assert json.loads(other.stdout)["folder"] == str(tmp_path / "served"), other.stderr
-    assert other.stderr == ""
+    second = export_tiny("--version", "1", "--format", "savedmodel", "--out", "served", "--json")
+    assert json.loads(second.stdout)["folder"] == str(tmp_path / "served"), second.stderr
+    assert second.stderr == ""
 
 
 def test_a_saved_model_needs_nothing_of_idxflow(model: Model, tmp_path: Path):

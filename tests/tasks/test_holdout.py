@@ -44,10 +44,10 @@ def test_as_many_rows_are_held_out_as_keras_does(rows: int, fraction: float, fit
 def test_every_class_is_fitted_and_held_out_where_its_rows_allow(images, fraction: float, seed: int):
     digests, labels = np.array(images, np.int64).T
     labels = labels.astype(np.uint8)
-    wanted = len(labels) - holdout.fitted_rows(len(labels), fraction)
-    if not wanted:
+    held_rows = len(labels) - holdout.fitted_rows(len(labels), fraction)
+    if not held_rows:
         return
-    held = holdout.drawn(labels, digests, wanted, seed)
+    held = holdout.drawn(labels, digests, held_rows, seed)
     assert not set(digests[held]) & set(digests[~held])
     assert set(labels[~held]) == set(labels)
     for label in set(labels):
@@ -56,7 +56,7 @@ def test_every_class_is_fitted_and_held_out_where_its_rows_allow(images, fractio
         # An image with two labels may have to stay for the other one.
         if len(own) > 1 and not shared:
             assert held[labels == label].any()
-    np.testing.assert_array_equal(held, holdout.drawn(labels, digests, wanted, seed))
+    np.testing.assert_array_equal(held, holdout.drawn(labels, digests, held_rows, seed))
 
 
 @pytest.mark.parametrize("order", ["mixed", "sorted"])
@@ -71,12 +71,12 @@ def test_classes_are_held_out_in_proportion_whatever_the_order_of_the_rows(order
 
 def test_a_split_sorted_by_class_is_learned_with_all_its_classes(store: Store, tiny: TinyFactory):
     """By its tail, the last class would be held out whole."""
-    made = bars(300, 30, 3, (9, 7))
-    order = np.argsort(made["train-labels"], kind="stable")
-    dataset = tiny(train=300, arrays={f"train-{kind}": made[f"train-{kind}"][order] for kind in ("images", "labels")})
-    done = trained(store, dataset, epochs=6)
-    assert (done.record.fitted_rows, done.record.validation_rows) == (270, 30)
-    assert done.record.train_accuracy > 0.95
+    arrays = bars(300, 30, 3, (9, 7))
+    order = np.argsort(arrays["train-labels"], kind="stable")
+    dataset = tiny(train=300, arrays={f"train-{kind}": arrays[f"train-{kind}"][order] for kind in ("images", "labels")})
+    result = trained(store, dataset, epochs=6)
+    assert (result.record.fitted_rows, result.record.validation_rows) == (270, 30)
+    assert result.record.train_accuracy > 0.95
     with pytest.raises(TrainingFailed, match="found all rows of bar 2 held out, .* with --set held_out=stratified"):
         trained(store, dataset, validation_fraction=0.4, held_out="tail")
 
@@ -93,13 +93,13 @@ def test_another_seed_holds_out_others_and_nothing_else_does(store: Store, tiny:
     dataset = tiny()
     train = split(store, dataset, "train")
 
-    def made(**parameters) -> Normalization:
+    def normalized(**parameters) -> Normalization:
         return normalize.fn(store, dataset, train, TrainingConfig(**parameters)).record
 
-    first = made()
-    assert made(epochs=9, hidden=()) == first
-    assert made(seed=2).digest != first.digest
-    assert made(seed=2, held_out="tail") == made(held_out="tail")
+    first = normalized()
+    assert normalized(epochs=9, hidden=()) == first
+    assert normalized(seed=2).digest != first.digest
+    assert normalized(seed=2, held_out="tail") == normalized(held_out="tail")
 
 
 def test_the_statistics_are_those_of_the_fitted_rows(store: Store, tiny: TinyFactory):
@@ -113,18 +113,20 @@ def test_the_statistics_are_those_of_the_fitted_rows(store: Store, tiny: TinyFac
 
 @pytest.mark.parametrize("memory", ["5KB", "1MB"])
 def test_in_shards_as_in_memory_epochs_take_the_fitted_rows_and_scores_the_others(tmp_path: Path, memory: str):
-    there, config = numbered(tmp_path), SMALL.model_copy(update={"memory": memory})
-    _, labels = parquet.read(there.file)
+    train, config = numbered(tmp_path), SMALL.model_copy(update={"memory": memory})
+    _, labels = parquet.read(train.file)
     held = holdout.drawn(labels, np.arange(1000), 100, 1)
-    with training_rows.opened("tiny", there, config, held, tmp_path) as opened:
+    with training_rows.opened("tiny", train, config, held, tmp_path) as opened:
         for epoch in (1, 2):
             passed = sorted(number for window in opened.windows(epoch) for number in numbers(window))
             assert passed == np.flatnonzero(~held).tolist()
-        pieces = [(images.numpy().astype(int), found.numpy()) for images, found in opened.pieces(900, 1000)]
+        pieces = [
+            (images.numpy().astype(int), piece_labels.numpy()) for images, piece_labels in opened.pieces(900, 1000)
+        ]
         scored = np.concatenate([images[:, 0] * 256 + images[:, 1] for images, _ in pieces])
         assert sorted(scored) == np.flatnonzero(held).tolist()
-        assert np.concatenate([found for _, found in pieces]).tolist() == labels[scored].tolist()
-        assert sum(len(found) for _, found in opened.pieces(0, 1000)) == 1000
+        assert np.concatenate([piece_labels for _, piece_labels in pieces]).tolist() == labels[scored].tolist()
+        assert sum(len(piece_labels) for _, piece_labels in opened.pieces(0, 1000)) == 1000
 
 
 def test_a_choice_that_cannot_be_read_is_refused(tmp_path: Path):

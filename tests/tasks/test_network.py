@@ -55,11 +55,11 @@ def test_what_is_saved_is_the_same_network_again(tmp_path: Path, activation: str
     expected = network.build(architecture, weights)(rows).numpy()
     network.save_weights(tmp_path / "weights.npz", weights)
     network.save_architecture(tmp_path / "architecture.json", architecture)
-    found = network.load_architecture(tmp_path / "architecture.json")
-    assert found == architecture
-    loaded = network.load_weights(tmp_path / "weights.npz", found)
+    loaded_architecture = network.load_architecture(tmp_path / "architecture.json")
+    assert loaded_architecture == architecture
+    loaded = network.load_weights(tmp_path / "weights.npz", loaded_architecture)
     assert network.weights_digest(loaded) == network.weights_digest(weights)
-    np.testing.assert_array_equal(network.build(found, loaded)(rows).numpy(), expected)
+    np.testing.assert_array_equal(network.build(loaded_architecture, loaded)(rows).numpy(), expected)
 
 
 @pytest.mark.parametrize("activation", network.ACTIVATIONS)
@@ -67,9 +67,9 @@ def test_numpy_gives_what_keras_gives(activation: str):
     architecture = Architecture(20, (9, 5), activation, 4)
     weights = {name: array * 3 for name, array in network.initial_weights(architecture, 4).items()}
     rows = np.random.default_rng(0).normal(scale=3, size=(500, 20)).astype(np.float32)
-    found = network.logits(architecture, weights, rows)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, network.build(architecture, weights)(rows).numpy(), rtol=2e-5, atol=2e-5)
+    logits = network.logits(architecture, weights, rows)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, network.build(architecture, weights)(rows).numpy(), rtol=2e-5, atol=2e-5)
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
@@ -116,25 +116,25 @@ def test_a_description_of_no_such_network_is_refused(tmp_path: Path, text: str):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_export_takes_raw_pixels_and_is_the_same_bytes_each_time(tmp_path: Path):
     weights = network.initial_weights(SMALL, 1)
-    found = Statistics(np.linspace(-1, 1, 63), 0.6)
+    statistics = Statistics(np.linspace(-1, 1, 63), 0.6)
     for name in ("a.keras", "b.keras"):
-        network.export(tmp_path / name, SMALL, weights, found, (9, 7))
+        network.export(tmp_path / name, SMALL, weights, statistics, (9, 7))
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
 
     import keras
 
     images = np.random.default_rng(0).integers(0, 256, (20, 9, 7), dtype=np.uint8)
     theirs = keras.saving.load_model(tmp_path / "a.keras").predict(images, verbose=0)
-    ours = keras.ops.softmax(network.build(SMALL, weights)(apply(images, found))).numpy()
+    ours = keras.ops.softmax(network.build(SMALL, weights)(apply(images, statistics))).numpy()
     np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
 
 def test_what_an_export_has_per_pixel_are_arrays_and_the_very_normalization(tmp_path: Path):
     shape = (512, 512)
     large = Architecture(512 * 512, (), "tanh", 2)
-    found = Statistics(np.random.default_rng(0).uniform(-1, 1, large.inputs), 0.0472)
+    statistics = Statistics(np.random.default_rng(0).uniform(-1, 1, large.inputs), 0.0472)
     path = tmp_path / "large.keras"
-    network.export(path, large, network.initial_weights(large, 1), found, shape)
+    network.export(path, large, network.initial_weights(large, 1), statistics, shape)
     with zipfile.ZipFile(path) as archive:
         assert archive.getinfo("config.json").file_size < 10_000
     # A scale, an offset and two weights for each pixel.
@@ -145,7 +145,7 @@ def test_what_an_export_has_per_pixel_are_arrays_and_the_very_normalization(tmp_
     images = np.random.default_rng(1).integers(0, 256, (3, *shape), dtype=np.uint8)
     normalize = keras.saving.load_model(path).get_layer("normalize")
     assert not normalize.trainable
-    assert np.array_equal(normalize(images.reshape(3, -1).astype(np.float32)), apply(images, found))
+    assert np.array_equal(normalize(images.reshape(3, -1).astype(np.float32)), apply(images, statistics))
 
 
 def test_loading_tensorflow_is_quiet_but_hides_no_other_message():
@@ -158,6 +158,6 @@ with without_banners():
 network.tensorflow().constant(1.0)
 """
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stderr == "F0000 a fatal message\n"
-    assert done.stdout == ""
+    process = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert process.stderr == "F0000 a fatal message\n"
+    assert process.stdout == ""

@@ -32,21 +32,21 @@ def reference(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
 def test_statistics_are_those_of_numpy(store: Store, tiny: TinyFactory, rows: int, used: int):
     train = split(store, tiny(train=rows), "train")
     _, mean, std = reference(bars(rows, 30, 3, (9, 7))["train-images"][:used])
-    found = statistics(train, tail(rows, rows - used))
-    np.testing.assert_allclose(found.mean, mean, rtol=0, atol=1e-12)
-    assert found.std == pytest.approx(std, abs=1e-12)
+    measured = statistics(train, tail(rows, rows - used))
+    np.testing.assert_allclose(measured.mean, mean, rtol=0, atol=1e-12)
+    assert measured.std == pytest.approx(std, abs=1e-12)
 
 
 def test_statistics_of_the_real_mnist(store: Store, mnist_dir: Path):
     dataset = catalog.find("mnist")
     train = split(store, dataset, "train", mnist_dir)
-    done = normalize.fn(store, dataset, train, TAIL)
-    found = read(done.record.file, 784)
+    result = normalize.fn(store, dataset, train, TAIL)
+    measured = read(result.record.file, 784)
     _, mean, std = reference(parquet.read(train.file)[0][:54_000])
-    np.testing.assert_allclose(found.mean, mean, rtol=0, atol=1e-9)
-    assert found.std == pytest.approx(std, abs=1e-9)
-    assert done.record.mean_of_means == pytest.approx(mean.mean(), abs=1e-9)
-    assert done.step.summary == "mean -0.7386, standard deviation 0.6164 over 54,000 rows"
+    np.testing.assert_allclose(measured.mean, mean, rtol=0, atol=1e-9)
+    assert measured.std == pytest.approx(std, abs=1e-9)
+    assert result.record.mean_of_means == pytest.approx(mean.mean(), abs=1e-9)
+    assert result.step.summary == "mean -0.7386, standard deviation 0.6164 over 54,000 rows"
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_statistics_of_the_real_mnist(store: Store, mnist_dir: Path):
 def test_the_rows_are_those_that_are_fitted_or_all(store: Store, tiny: TinyFactory, parameters: dict, rows: int):
     dataset = tiny()
     config = TrainingConfig(**parameters, held_out="tail")
-    done = normalize.fn(store, dataset, split(store, dataset, "train"), config)
-    assert done.record.rows == rows
+    result = normalize.fn(store, dataset, split(store, dataset, "train"), config)
+    assert result.record.rows == rows
     _, mean, _ = reference(bars(120, 30, 3, (9, 7))["train-images"][:rows])
-    np.testing.assert_allclose(read(done.record.file, 63).mean, mean, atol=1e-12)
+    np.testing.assert_allclose(read(result.record.file, 63).mean, mean, atol=1e-12)
 
 
 def test_only_other_rows_make_it_run_again(store: Store, tiny: TinyFactory):
@@ -78,10 +78,10 @@ def test_only_other_rows_make_it_run_again(store: Store, tiny: TinyFactory):
 
 
 def test_the_same_numbers_are_the_same_bytes_and_digest(tmp_path: Path):
-    found = Statistics(np.linspace(-1, 1, 5), 0.5)
-    assert write(tmp_path / "a.npz", found) == write(tmp_path / "b.npz", found)
+    values = Statistics(np.linspace(-1, 1, 5), 0.5)
+    assert write(tmp_path / "a.npz", values) == write(tmp_path / "b.npz", values)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert write(tmp_path / "b.npz", Statistics(found.mean, 0.25)) != write(tmp_path / "a.npz", found)
+    assert write(tmp_path / "b.npz", Statistics(values.mean, 0.25)) != write(tmp_path / "a.npz", values)
 
 
 def test_applied_it_is_the_formula():

@@ -37,16 +37,21 @@ def test_a_model_answers_as_it_was_judged(store: Store, dataset: Dataset):
         {"predicted": (np.uint8, (30,)), "probability": (np.float32, (30, 3))},
     )
     images = blobs()["test-images"]
-    found = load_champion("tiny", store.root).predict(images)
-    np.testing.assert_array_equal(found.label, judged["predicted"])
-    np.testing.assert_array_equal(found.probabilities, judged["probability"])
-    np.testing.assert_array_equal(found.probability, judged["probability"].max(axis=1))
-    assert found.name == tuple(f"bar {n}" for n in judged["predicted"])
-    assert (found.label.dtype, found.probability.dtype, found.version, len(found)) == (np.uint8, np.float32, 1, 30)
-    assert (found.label == blobs()["test-labels"]).mean() > 0.9
-    one = load_champion("tiny", store).predict(images[3])
-    assert (one.label.shape, one.probabilities.shape) == ((1,), (1, 3))
-    assert one.label[0] == found.label[3]
+    predictions = load_champion("tiny", store.root).predict(images)
+    np.testing.assert_array_equal(predictions.label, judged["predicted"])
+    np.testing.assert_array_equal(predictions.probabilities, judged["probability"])
+    np.testing.assert_array_equal(predictions.probability, judged["probability"].max(axis=1))
+    assert predictions.name == tuple(f"bar {n}" for n in judged["predicted"])
+    assert (predictions.label.dtype, predictions.probability.dtype, predictions.version, len(predictions)) == (
+        np.uint8,
+        np.float32,
+        1,
+        30,
+    )
+    assert (predictions.label == blobs()["test-labels"]).mean() > 0.9
+    single = load_champion("tiny", store).predict(images[3])
+    assert (single.label.shape, single.probabilities.shape) == ((1,), (1, 3))
+    assert single.label[0] == predictions.label[3]
 
 
 def test_two_lines_are_enough_with_the_store_in_the_environment(store: Store, dataset: Dataset, monkeypatch):
@@ -66,8 +71,8 @@ def test_the_store_is_where_it_was_asked_for(tmp_path: Path, monkeypatch):
 def test_any_version_can_be_asked(store: Store, dataset: Dataset):
     first, second = registered(store, dataset), registered(store, dataset, promote=False, seed=2)
     assert load_champion("tiny", store).version == first
-    for asked in (2, "2", "v2", second):
-        assert load_champion("tiny", store, asked).version == second
+    for name in (2, "2", "v2", second):
+        assert load_champion("tiny", store, name).version == second
     with pytest.raises(StoreError, match="expected version 3 of 'tiny'"):
         load_champion("tiny", store, 3)
     for wrong in ("newest", "-1", "1.0", "²"):
@@ -141,40 +146,40 @@ def test_where_the_mean_image_is_mid_grey_nothing_is_said(store: Store, tiny: Ti
 @pytest.mark.parametrize(("low", "high"), [(0, 16), (0, 255), (70, 80)])
 def test_inverted_images_are_noticed_whatever_the_range_is(store: Store, tmp_path: Path, low: int, high: int):
     """And `--invert`, `--scale`, the warning of other pixels and an export go by that range."""
-    made = {role: _ranged(array, low, high) if "images" in role else array for role, array in blobs().items()}
-    dataset = write_tiny(tmp_path, shape=SHAPE, arrays=made)
+    arrays_by_role = {role: _ranged(array, low, high) if "images" in role else array for role, array in blobs().items()}
+    dataset = write_tiny(tmp_path, shape=SHAPE, arrays=arrays_by_role)
     registered(store, dataset, epochs=1)
-    model, images = load_champion("tiny", store), made["test-images"]
+    model, images = load_champion("tiny", store), arrays_by_role["test-images"]
     assert model.record.pixel_range == (low, high)
     assert model.pixel_range == (low, high)
     assert not model.looks_inverted(images).any()
     assert model.looks_inverted((low + high - images.astype(int)).astype(np.uint8)).all()
     np.save(tmp_path / "x.npy", images)
-    options, said = image_files.ImageOptions(SHAPE, model.pixel_range, invert=True), []
-    (turned,) = image_files.read(tmp_path / "x.npy", options, said.append)
+    options, messages = image_files.ImageOptions(SHAPE, model.pixel_range, invert=True), []
+    (turned,) = image_files.read(tmp_path / "x.npy", options, messages.append)
     np.testing.assert_array_equal(turned, low + high - images.astype(int))
     np.save(tmp_path / "full.npy", _ranged(blobs()["test-images"], 0, 255))
     options = image_files.ImageOptions(SHAPE, model.pixel_range, scale=True)
-    (scaled,) = image_files.read(tmp_path / "full.npy", options, said.append)
+    (scaled,) = image_files.read(tmp_path / "full.npy", options, messages.append)
     np.testing.assert_allclose(scaled, images, atol=1)
-    assert said == []
-    list(image_files.read(tmp_path / "full.npy", image_files.ImageOptions(SHAPE, model.pixel_range), said.append))
-    assert len(said) == ((low, high) != (0, 255))
-    assert all(f"are from {low} to {high}" in remark and "--scale" in remark for remark in said)
+    assert messages == []
+    list(image_files.read(tmp_path / "full.npy", image_files.ImageOptions(SHAPE, model.pixel_range), messages.append))
+    assert len(messages) == ((low, high) != (0, 255))
+    assert all(f"are from {low} to {high}" in remark and "--scale" in remark for remark in messages)
     for scale in (False, True):
         options = PredictOptions("tiny", (tmp_path / "full.npy",), scale=scale, store=str(store.root))
         remarks: list[str] = []
         assert classify(options, remarks.append).remarks == remarks
-        assert any("--scale" in remark for remark in remarks) == (bool(said) and not scale)
-    done = export(model, "onnx", tmp_path / "export")
-    assert json.loads((done.folder / "model.json").read_text())["input"]["range"] == [low, high]
+        assert any("--scale" in remark for remark in remarks) == (bool(messages) and not scale)
+    exported = export(model, "onnx", tmp_path / "export")
+    assert json.loads((exported.folder / "model.json").read_text())["input"]["range"] == [low, high]
 
 
 def test_all_inverted_test_images_of_real_data_are_noticed_and_none_as_they_are(mnist_dir: Path):
     """The numbers of the README."""
     mnist = {role: idx.read(mnist_dir / file) for role, file in catalog.DEFAULT_FILES.items() if "images" in role}
-    for found, white, rows in ((embedded.digits(), 16, 360), (mnist, 255, 10_000)):
-        mean, images = found["train-images"].mean(axis=0), found["test-images"]
+    for arrays_by_role, white, rows in ((embedded.digits(), 16, 360), (mnist, 255, 10_000)):
+        mean, images = arrays_by_role["train-images"].mean(axis=0), arrays_by_role["test-images"]
         assert look_inverted(white - images, mean, (0, white)).sum() == rows == len(images)
         assert look_inverted(images, mean, (0, white)).sum() == 0
 

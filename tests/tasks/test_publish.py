@@ -34,11 +34,11 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def test_publish_writes_html_and_json_once(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
-    done = publish.fn(Registry(store, dataset.name), dataset, run)
-    assert done.record.folder == store.entries("tiny", "publish") / run.id
-    assert done.step.summary == f"tiny/7-reports/{run.id}/report.html"
-    check_page(done.record.html.read_text("utf-8"), dataset.homepage)
-    values = json.loads(done.record.json.read_text("utf-8"))
+    result = publish.fn(Registry(store, dataset.name), dataset, run)
+    assert result.record.folder == store.entries("tiny", "publish") / run.id
+    assert result.step.summary == f"tiny/7-reports/{run.id}/report.html"
+    check_page(result.record.html.read_text("utf-8"), dataset.homepage)
+    values = json.loads(result.record.json.read_text("utf-8"))
     assert values["schema"] == report.SCHEMA == 2
     assert values == compose(Registry(store, dataset.name), dataset, run).values
     assert publish.fn(Registry(store, dataset.name), dataset, run).step.reused
@@ -86,7 +86,7 @@ def test_a_complete_run_has_every_section_in_order(store: Store, dataset: Datase
         "Lineage",
     ]
     assert page.headings[0] == (1, "Version 2 is the new champion")
-    for said in (
+    for phrase in (
         "79.03%",
         "95% interval 71.23% to 87.65%",
         "98.77%",
@@ -96,9 +96,9 @@ def test_a_complete_run_has_every_section_in_order(store: Store, dataset: Datase
         "learning_rate 0.001 → 0.003",
         "idxflow run --dataset-file tiny.toml",
     ):
-        assert said in page.words(), said
-    for said in ("79.03%", "71.23% to 87.65%", "learning\\_rate 0.001 → 0.003"):
-        assert said in text
+        assert phrase in page.words(), phrase
+    for phrase in ("79.03%", "71.23% to 87.65%", "learning\\_rate 0.001 → 0.003"):
+        assert phrase in text
 
 
 def test_every_class_and_mistake_is_pictured(store: Store, dataset: Dataset) -> None:
@@ -129,9 +129,9 @@ def test_pictures_are_the_rows_they_say(store: Store, dataset: Dataset) -> None:
     mean = train[parquet.labels(run.train.file) == 1].mean(axis=0)
     np.testing.assert_allclose(document.pictures.means[1], mean / mean.max() * 255, atol=0.51)
     lost, gained = (document.values["mistakes"][name] for name in ("lost", "gained"))
-    np.testing.assert_array_equal(document.pictures.disagreements["lost"], test[[one["row"] for one in lost["shown"]]])
-    assert {one["row"] % 5 for one in lost["shown"]} == {1}
-    assert {one["row"] % 5 for one in gained["shown"]} == {2}
+    np.testing.assert_array_equal(document.pictures.disagreements["lost"], test[[row["row"] for row in lost["shown"]]])
+    assert {row["row"] % 5 for row in lost["shown"]} == {1}
+    assert {row["row"] % 5 for row in gained["shown"]} == {2}
     position = next(n for n, check in enumerate(document.values["checks"]["checks"]) if check["name"] == "repeats")
     np.testing.assert_array_equal(document.pictures.checks[position], test[[1, 7]])
     assert document.values["checks"]["checks"][position]["labels"] == ["bar 1", "bar 1"]
@@ -222,12 +222,12 @@ def test_the_paired_comparison_is_shown(store: Store, dataset: Dataset) -> None:
     decision = dataclasses.replace(run.decision, paired=paired, looks=3, policy="better")
     shown = dataclasses.replace(run, decision=decision)
     page, text = both(store, dataset, shown)
-    said = (
+    sentence = (
         "Of 10,000 test images, both models get 9,400 right, only this model 153, only the champion 147, and neither "
         "300. This model gets 6 more right than the champion: +0.06 points of accuracy (90% interval -0.23 to +0.35)."
     )
     for words in (page.words(), text.replace("\\", "")):
-        assert said in words
+        assert sentence in words
         assert "would have probability 0.39 (McNemar's exact test, one-sided)" in words
         assert "This is decision 3 on these test images" in words
     values = compose(Registry(store, dataset.name), dataset, shown).values["decision"]
@@ -300,8 +300,8 @@ def test_earlier_runs_are_drawn_and_strange_ones_passed_over(store: Store, datas
     ledger = Ledger(store, "tiny")
     for day in range(1, 41):
         run = f"2026{3 + day // 21:02d}{day % 21:02d}-000000-aaaa"
-        told = {"test_accuracy": 0.9, "test_rows": 60, "state": "kept", "steps": {"train": {"seconds": 2.5}}}
-        ledger.append("runs", run, told)
+        record = {"test_accuracy": 0.9, "test_rows": 60, "state": "kept", "steps": {"train": {"seconds": 2.5}}}
+        ledger.append("runs", run, record)
     ledger.append("runs", "20260501-x", {"test_accuracy": "no", "state": []})
     run = a_run(store, dataset)
     # The order of the ledger tells: ids of one second sort by chance.

@@ -97,8 +97,8 @@ def test_each_epoch_takes_each_row_once_in_an_order_of_its_own():
 def test_scores_are_over_every_row_also_beyond_one_call():
     config = TrainingConfig(hidden=())
     pixels, labels = random_rows(5000)
-    there = InMemory(pixels, labels, 100, config.seed)
-    fitting = Fitting(network.Architecture(12, (), "tanh", 3), config, STATISTICS, there, 100)
+    rows = InMemory(pixels, labels, 100, config.seed)
+    fitting = Fitting(network.Architecture(12, (), "tanh", 3), config, STATISTICS, rows, 100)
     logits = apply(pixels, STATISTICS) @ fitting.weights["classes.kernel"]
     exact = np.log(np.exp(logits).sum(1)) - logits[np.arange(5000), labels]
     loss, accuracy = fitting.score(100, 5000)
@@ -107,8 +107,8 @@ def test_scores_are_over_every_row_also_beyond_one_call():
 
 
 def test_a_training_leaves_its_files_record_and_line(store: Store, tiny: TinyFactory):
-    done = trained(store, tiny(), hidden=(8,), epochs=4)
-    model = done.record
+    result = trained(store, tiny(), hidden=(8,), epochs=4)
+    model = result.record
     assert {path.name for path in model.folder.iterdir()} == FILES
     assert (model.fitted_rows, model.validation_rows, model.epochs_run, model.chosen_epoch) == (108, 12, 4, 4)
     assert model.parameters == 63 * 8 + 8 + 8 * 3 + 3
@@ -116,7 +116,7 @@ def test_a_training_leaves_its_files_record_and_line(store: Store, tiny: TinyFac
     assert [epoch.epoch for epoch in history] == [1, 2, 3, 4]
     assert history[-1].learning_rate == rate_after(TrainingConfig(learning_rate=0.05), 4 * 7)
     assert history[-1].loss < history[0].loss
-    assert done.step.summary == (
+    assert result.step.summary == (
         f"4 epochs, {100 * model.train_accuracy:.2f}% of rows right "
         f"(held out: {100 * history[-1].validation_accuracy:.2f}%), 539 weights"
     )
@@ -136,20 +136,20 @@ def test_the_recorded_scores_are_those_of_the_kept_weights_on_all_training_rows(
 
 
 def test_without_held_out_rows_nothing_is_said_about_them(store: Store, tiny: TinyFactory):
-    done = trained(store, tiny(), validation_fraction=0)
-    assert (done.record.fitted_rows, done.record.validation_rows) == (120, 0)
-    assert read_history(done.record.history)[0].validation_loss is None
-    assert "held out" not in done.step.summary
+    result = trained(store, tiny(), validation_fraction=0)
+    assert (result.record.fitted_rows, result.record.validation_rows) == (120, 0)
+    assert read_history(result.record.history)[0].validation_loss is None
+    assert "held out" not in result.step.summary
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path, tiny: TinyFactory):
     dataset = tiny()
-    one, two, other = (
+    first, second, third = (
         trained(Store(tmp_path / name), dataset, seed=seed).record for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
-    assert one.weights_digest == two.weights_digest != other.weights_digest
+    assert first.weights_digest == second.weights_digest != third.weights_digest
     for name in FILES - {"entry.json", "history.jsonl"}:
-        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
 def test_again_it_is_reused_and_a_change_is_named(store: Store, tiny: TinyFactory):
@@ -170,12 +170,12 @@ def noisy(tiny: TinyFactory):
 
 def test_training_stops_when_the_held_out_loss_no_longer_falls(store: Store, tiny: TinyFactory):
     dataset = noisy(tiny)
-    done = trained(store, dataset, **EARLY)
-    model, history = done.record, read_history(done.record.history)
+    result = trained(store, dataset, **EARLY)
+    model, history = result.record, read_history(result.record.history)
     losses = [epoch.validation_loss for epoch in history]
     assert model.chosen_epoch == losses.index(min(losses)) + 1
     assert model.epochs_run == len(history) == model.chosen_epoch + 3 < 40
-    assert f"{model.epochs_run} epochs, the one after {model.chosen_epoch} kept" in done.step.summary
+    assert f"{model.epochs_run} epochs, the one after {model.chosen_epoch} kept" in result.step.summary
     up_to_it = trained(store, dataset, **EARLY | {"epochs": model.chosen_epoch, "patience": None})
     assert up_to_it.record.weights_digest == model.weights_digest
 
@@ -231,10 +231,10 @@ def test_a_broken_training_goes_on_and_ends_as_an_unbroken_one(
         trained(store, dataset, **parameters)
     heard: list[float] = []
     with listening(lambda progress: heard.append(progress.done)), caplog.at_level(logging.INFO):
-        done = trained(store, dataset, **parameters)
-    resumed = done.record
+        result = trained(store, dataset, **parameters)
+    resumed = result.record
     assert resumed.resumed_after == epoch
-    assert f" epochs, the first {epoch} by an interrupted run" in done.step.summary
+    assert f" epochs, the first {epoch} by an interrupted run" in result.step.summary
     assert f"training resumes after epoch {epoch} of" in caplog.text
     assert heard == list(range(epoch + 1, whole.epochs_run + 1))
     assert replace(resumed, folder=whole.folder, resumed_after=0) == whole
@@ -292,10 +292,10 @@ def test_a_damaged_checkpoint_and_other_leftovers_are_cleared(
             "of another network": whole.weights.read_bytes(),
         }[damage]
     )
-    done = trained(store, dataset)
+    result = trained(store, dataset)
     assert "the checkpoint is not used, training starts over" in caplog.text
-    assert done.record.weights_digest == whole.weights_digest
-    assert {path.name for path in done.record.folder.iterdir()} == FILES
+    assert result.record.weights_digest == whole.weights_digest
+    assert {path.name for path in result.record.folder.iterdir()} == FILES
 
 
 def test_checkpoints_are_not_written_more_often_than_they_are_worth(
@@ -314,9 +314,11 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_nothing(
     config = {"activation": "relu", "learning_rate": 10, "hidden": (50, 50, 50), "batch_size": 120}
     with pytest.raises(TrainingFailed) as caught:
         trained(store, tiny(), epochs=20, validation_fraction=validation_fraction, **config)
-    said = str(caught.value)
-    assert "tiny: expected a finite loss and finite weights; in epoch " in said
-    assert said.endswith("at learning rate 10 and momentum 0.9; train with a lower rate, such as --set learning_rate=1")
+    message = str(caught.value)
+    assert "tiny: expected a finite loss and finite weights; in epoch " in message
+    assert message.endswith(
+        "at learning rate 10 and momentum 0.9; train with a lower rate, such as --set learning_rate=1"
+    )
     assert list(store.entries("tiny", "train").glob("[!.]*")) == []
     assert list(store.entries("tiny", "train").glob(".*/*")) == []
 

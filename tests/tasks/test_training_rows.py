@@ -33,8 +33,8 @@ STATISTICS = Statistics(np.zeros(PIXELS), 0.6)
 
 @pytest.mark.parametrize("fitted", [1000, 900, 897])
 def test_every_epoch_passes_over_every_fitted_row_once(tmp_path: Path, fitted: int):
-    there = numbered(tmp_path)
-    with training_rows.opened("tiny", there, SMALL, tail(1000, 1000 - fitted), tmp_path) as opened:
+    train = numbered(tmp_path)
+    with training_rows.opened("tiny", train, SMALL, tail(1000, 1000 - fitted), tmp_path) as opened:
         for epoch in (1, 2):
             windows = [numbers(window) for window in opened.windows(epoch)]
             assert sorted(number for window in windows for number in window) == list(range(fitted))
@@ -46,19 +46,19 @@ def test_every_epoch_passes_over_every_fitted_row_once(tmp_path: Path, fitted: i
 
 
 def test_images_and_labels_stay_together(tmp_path: Path):
-    there = numbered(tmp_path)
-    _, labels = parquet.read(there.file)
-    with training_rows.opened("tiny", there, SMALL, tail(1000, 100), tmp_path) as opened:
+    train = numbered(tmp_path)
+    _, labels = parquet.read(train.file)
+    with training_rows.opened("tiny", train, SMALL, tail(1000, 100), tmp_path) as opened:
         for window in opened.windows(1):
             assert window.labels.numpy()[window.order].tolist() == labels[numbers(window)].tolist()
 
 
 def test_orders_differ_between_epochs_and_seeds_and_are_the_same_again(tmp_path: Path):
-    there = numbered(tmp_path)
+    train = numbered(tmp_path)
 
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         config = SMALL.model_copy(update={"seed": seed})
-        with training_rows.opened("tiny", there, config, tail(1000, 100), tmp_path) as opened:
+        with training_rows.opened("tiny", train, config, tail(1000, 100), tmp_path) as opened:
             return tuple(number for window in opened.windows(epoch) for number in numbers(window))
 
     assert len({order(1, 1), order(1, 2), order(2, 1)}) == 3
@@ -72,8 +72,8 @@ def test_the_rows_of_every_shard_are_a_fair_draw_of_a_split_sorted_by_class():
     assert np.bincount(assigned).tolist() == [shards.length(shard) for shard in range(shards.count)]
     table = np.array([np.bincount(labels[assigned == shard], minlength=10) for shard in range(shards.count)])
     expected = np.outer([shards.length(shard) for shard in range(shards.count)], np.full(10, 0.1))
-    found = chisquare(table.ravel(), expected.ravel(), ddof=shards.count + 9 - 1)
-    assert 0.001 < found.pvalue < 0.999
+    test = chisquare(table.ravel(), expected.ravel(), ddof=shards.count + 9 - 1)
+    assert 0.001 < test.pvalue < 0.999
 
 
 def test_each_epoch_by_itself_is_as_random_as_in_memory():
@@ -89,9 +89,9 @@ def test_each_epoch_by_itself_is_as_random_as_in_memory():
 
 def test_training_in_shards_is_training_in_memory_in_that_order(tmp_path: Path):
     # The last shard is whole batches, too: so the steps are the same, whichever shard comes last.
-    there, architecture = numbered(tmp_path), network.Architecture(PIXELS, (5,), "tanh", 3)
-    images, labels = parquet.read(there.file)
-    with training_rows.opened("tiny", there, SMALL, tail(1000, 104), tmp_path) as opened:
+    train, architecture = numbered(tmp_path), network.Architecture(PIXELS, (5,), "tanh", 3)
+    images, labels = parquet.read(train.file)
+    with training_rows.opened("tiny", train, SMALL, tail(1000, 104), tmp_path) as opened:
         sharded = Fitting(architecture, SMALL, STATISTICS, opened, 896)
         reported = [sharded.epoch(1), sharded.epoch(2), sharded.score(896, 1000), sharded.score(0, 1000)]
         orders = {epoch: [n for window in opened.windows(epoch) for n in numbers(window)] for epoch in (1, 2)}
@@ -120,10 +120,10 @@ def test_more_memory_than_needed_changes_nothing(store: Store, tiny: TinyFactory
 def test_what_is_trained_in_shards_is_another_training_and_says_so(store: Store, tiny: TinyFactory):
     dataset = tiny(train=400)
     trained(store, dataset, epochs=2, batch_size=16)
-    done = trained(store, dataset, epochs=2, batch_size=16, memory="30KB")
-    assert not done.step.reused
-    assert done.step.reason == "rows_at_once none → 96"
-    assert done.record.train_accuracy > 0.4
+    result = trained(store, dataset, epochs=2, batch_size=16, memory="30KB")
+    assert not result.step.reused
+    assert result.step.reason == "rows_at_once none → 96"
+    assert result.record.train_accuracy > 0.4
     assert trained(store, dataset, epochs=2, batch_size=16, memory="30.5KB").step.reused
 
 

@@ -61,10 +61,10 @@ def verdict(dataset: Dataset, tmp_path: Path) -> Validation:
 
 def failed(checks: tuple[Check, ...]) -> dict[str, list[str]]:
     """Return the columns of the failed checks by table."""
-    found: dict[str, list[str]] = {}
+    columns: dict[str, list[str]] = {}
     for c in checks:
-        found.setdefault(c.table, []).append(c.column)
-    return found
+        columns.setdefault(c.table, []).append(c.column)
+    return columns
 
 
 def test_a_test_image_in_the_training_split_is_refused(tiny: TinyFactory, tmp_path: Path):
@@ -77,36 +77,36 @@ def test_a_test_image_in_the_training_split_is_refused(tiny: TinyFactory, tmp_pa
 def test_an_image_that_occurs_twice_is_a_warning(tiny: TinyFactory, tmp_path: Path):
     arrays = bars(120, 30, 3, (9, 7))
     arrays["test-images"][7] = arrays["test-images"][4]
-    found = verdict(tiny(arrays=arrays), tmp_path)
-    assert found.passed
-    assert [(w.column, w.rows) for w in found.warnings] == [("duplicate", (7,))]
+    record = verdict(tiny(arrays=arrays), tmp_path)
+    assert record.passed
+    assert [(w.column, w.rows) for w in record.warnings] == [("duplicate", (7,))]
 
 
 def test_an_image_with_two_labels_is_a_warning(tiny: TinyFactory, tmp_path: Path):
     arrays = bars(120, 30, 3, (9, 7))
     arrays["train-images"][7] = arrays["train-images"][3]
-    found = verdict(tiny(arrays=arrays), tmp_path)
-    assert found.passed
-    assert [(w.column, w.rows) for w in found.warnings] == [("conflict", (3, 7))]
+    record = verdict(tiny(arrays=arrays), tmp_path)
+    assert record.passed
+    assert [(w.column, w.rows) for w in record.warnings] == [("conflict", (3, 7))]
 
 
 def test_a_large_class_is_a_warning(tiny: TinyFactory, tmp_path: Path):
     arrays = bars(120, 30, 3, (9, 7))
-    kept = np.r_[np.flatnonzero(arrays["train-labels"] == 0), np.arange(30)]
-    arrays |= {role: arrays[role][kept] for role in ("train-images", "train-labels")}
+    rows = np.r_[np.flatnonzero(arrays["train-labels"] == 0), np.arange(30)]
+    arrays |= {role: arrays[role][rows] for role in ("train-images", "train-labels")}
     arrays["train-images"][:40, 8] = np.arange(40)[:, None]
-    found = verdict(tiny(arrays=arrays), tmp_path)
-    assert found.passed
-    assert [(w.column, w.observed) for w in found.warnings] == [("imbalance", "5 (classes 1, 2)")]
+    record = verdict(tiny(arrays=arrays), tmp_path)
+    assert record.passed
+    assert [(w.column, w.observed) for w in record.warnings] == [("imbalance", "5 (classes 1, 2)")]
 
 
 def test_pixels_that_never_vary_are_accepted(tiny: TinyFactory, tmp_path: Path):
     arrays = bars(120, 30, 3, (9, 7))
     for role in ("train-images", "test-images"):
         arrays[role][:, :, 3] = 17
-    found = verdict(tiny(arrays=arrays), tmp_path)
-    assert found.passed
-    assert not found.warnings
+    record = verdict(tiny(arrays=arrays), tmp_path)
+    assert record.passed
+    assert not record.warnings
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -125,24 +125,24 @@ def test_one_row_per_class_is_enough(tiny: TinyFactory, tmp_path: Path):
 
 def test_other_bytes_than_the_published_are_refused(tiny: TinyFactory, tmp_path: Path):
     dataset = tiny(manifest=f'[archives.test-labels]\npayload_sha256 = "{"0" * 64}"\n')
-    (other,) = verdict(dataset, tmp_path).failures
-    assert (other.table, other.column) == ("archives", "labels_found")
-    assert other.observed.endswith("instead of 000000000000…")
+    (failure,) = verdict(dataset, tmp_path).failures
+    assert (failure.table, failure.column) == ("archives", "labels_found")
+    assert failure.observed.endswith("instead of 000000000000…")
 
 
 def test_a_file_of_another_run_is_refused(tiny: TinyFactory, tmp_path: Path):
     dataset = tiny()
     train, test = decoded(dataset, tmp_path)
-    found = judge(dataset, train, replace(test, digest="f" * 64, rows=31), tmp_path)
-    assert failed(found.failures) == {"archives": ["rows_found", "content_found"]}
+    record = judge(dataset, train, replace(test, digest="f" * 64, rows=31), tmp_path)
+    assert failed(record.failures) == {"archives": ["rows_found", "content_found"]}
 
 
 def test_clean_mnist_passes_without_a_warning(mnist_dir: Path, tmp_path: Path):
     mnist = catalog.find("mnist")
-    found = judge(mnist, *splits(mnist, mnist_dir, tmp_path / "splits"), tmp_path)
-    assert failed(tuple(c for c in found.checks if not c.passed)) == {}
-    assert found.passed
-    assert [sum(found.class_counts[name]) for name in ("train", "test")] == [60_000, 10_000]
+    record = judge(mnist, *splits(mnist, mnist_dir, tmp_path / "splits"), tmp_path)
+    assert failed(tuple(c for c in record.checks if not c.passed)) == {}
+    assert record.passed
+    assert [sum(record.class_counts[name]) for name in ("train", "test")] == [60_000, 10_000]
 
 
 @pytest.fixture
@@ -153,15 +153,15 @@ def digits(tmp_path: Path) -> tuple[Dataset, Split, Split]:
 
 
 def test_clean_digits_pass_without_a_warning(digits: tuple[Dataset, Split, Split], tmp_path: Path):
-    found = judge(*digits, tmp_path)
-    assert found.passed
-    assert not found.warnings
+    record = judge(*digits, tmp_path)
+    assert record.passed
+    assert not record.warnings
 
 
 def test_step_says_how_many_checks_passed(store: Store, digits: tuple[Dataset, Split, Split]):
-    done = validate.fn(store, *digits)
-    assert done.step.summary == f"{len(done.record.checks)} checks on 1,797 rows passed"
-    assert not done.step.reused
+    result = validate.fn(store, *digits)
+    assert result.step.summary == f"{len(result.record.checks)} checks on 1,797 rows passed"
+    assert not result.step.reused
     assert validate.fn(store, *digits).step.reused
 
 
@@ -180,13 +180,13 @@ def test_a_table_in_many_parts_gives_the_same_verdict_and_summary(
     arrays["test-images"][8_990] = arrays["train-images"][9_001]
     arrays["test-labels"][[5, 8_700]] = 9
     dataset = tiny(arrays=arrays)
-    splits_made = decoded(dataset, tmp_path)
+    two_splits = decoded(dataset, tmp_path)
     at_once, in_parts = tmp_path / "at once", tmp_path / "in parts"
     for folder in (at_once, in_parts):
         folder.mkdir()
-    whole = judge(dataset, *splits_made, at_once)
+    whole = judge(dataset, *two_splits, at_once)
     monkeypatch.setattr(validation, "PART_ROWS", 1)
-    parts = judge(dataset, *splits_made, in_parts)
+    parts = judge(dataset, *two_splits, in_parts)
     assert replace(parts, folder=whole.folder) == whole
     assert {c.column: c.rows for c in whole.failures} == {"label": (5, 8_700), "leaked": (8_990,)}
     assert {c.column: c.rows for c in whole.warnings} == {"conflict": (6, 19_000)}
@@ -244,9 +244,9 @@ def test_at_most_twenty_rows_are_named(tiny: TinyFactory, tmp_path: Path):
     images = bars(120, 30, 3, (9, 7))["test-images"]
     images[3:] = 0
     dataset = tiny(arrays={"test-labels": labels, "test-images": images})
-    found = verdict(dataset, tmp_path)
-    assert [len(c.rows) for c in found.failures if c.rows] == [20, 20]
-    message = refusal(dataset, found)
+    record = verdict(dataset, tmp_path)
+    assert [len(c.rows) for c in record.failures if c.rows] == [20, 20]
+    message = refusal(dataset, record)
     assert "at rows 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22;" in message
     assert message.count(" at row") == 1
 
@@ -294,9 +294,9 @@ def test_no_verdict_is_kept_when_checking_itself_fails(
         with pytest.raises((IdxflowError, AttributeError)) as caught:
             validate.fn(store, *digits)
     assert not isinstance(caught.value, ValidationFailed)
-    done: Done[Validation] = validate.fn(store, *digits)
-    assert done.record.passed
-    assert not done.step.reused
+    result: Done[Validation] = validate.fn(store, *digits)
+    assert result.record.passed
+    assert not result.step.reused
 
 
 AGAIN = """
@@ -322,7 +322,7 @@ def test_a_kept_verdict_needs_neither_great_expectations_nor_pandas(
     validate.fn(store, *digits)
     refused(store, bad)
     (tmp_path / "arguments").write_bytes(pickle.dumps((store, [digits, bad])))
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", AGAIN, str(tmp_path / "arguments")],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
@@ -330,4 +330,4 @@ def test_a_kept_verdict_needs_neither_great_expectations_nor_pandas(
         text=True,
         timeout=120,
     )
-    assert done.stdout.splitlines() == ["True False", "True True", "[]"], done.stderr
+    assert process.stdout.splitlines() == ["True False", "True True", "[]"], process.stderr
