@@ -50,7 +50,7 @@ class World:
     @contextmanager
     def watching(self, *more: str) -> Iterator[Command]:
         with Command(*self.words(*more), env=self.environment) as command:
-            until(lambda: "watching " in command.said or command.poll() is not None)
+            until(lambda: "watching " in command.output or command.poll() is not None)
             assert command.poll() is None, command.errors
             yield command
 
@@ -308,7 +308,7 @@ def test_two_watchers_of_a_folder_take_each_set_once(world: World):
             world.wait_for_sets(number)
             # Both have seen that there is nothing to do any more.
             assert [watcher.poll() for watcher in (first, second)] == [None, None]
-        output = first.said + second.said
+        output = first.output + second.output
     assert output.count("tiny: 4 new archives, ") == 3
     assert [world.contents(arrival) for arrival in world.sets()] == [archives(1), archives(2), archives(3)]
 

@@ -97,7 +97,7 @@ def test_wherever_an_archive_is_cut_it_is_refused(tmp_path: Path, packed: bool):
 @pytest.mark.parametrize("case", MISPLACED.values(), ids=MISPLACED.keys())
 def test_an_archive_that_is_not_what_it_stands_for_becomes_no_split(store: Store, tmp_path: Path, case: Misplaced):
     dataset = badfiles.write(tmp_path / "in", case.changes, case.manifest)
-    with pytest.raises(FormatError, match=case.said) as caught:
+    with pytest.raises(FormatError, match=case.message) as caught:
         decoded(store, dataset, case.split)
     assert_says(caught.value, "bars: ", case.file)
 

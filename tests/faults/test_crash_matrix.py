@@ -80,7 +80,7 @@ def bench_of(folder: Path, name: str, trace: Sequence[str], relevant: Callable[[
     after = Store(shutil.copytree(before.root, folder / "after"))
     with Tracer(folder) as tracer:
         ended = tracer.run(story, after, trace)
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     points = tuple(call for call in ended.log if relevant(call) and call.is_below(after.root))
     expected = state(after)
     champions = {champion and champion.number, expected["champion"]}
@@ -110,7 +110,7 @@ def tried(bench: Bench, case: tuple[Call, str]) -> list[str]:
 
 
 def message_faults(ended: Ended, fault: str) -> list[str]:
-    code, message = ended.code, ended.said
+    code, message = ended.code, ended.output
     if fault == KILL:
         return [] if code == -9 else [f"exit code {code}"]
     if code == 0:

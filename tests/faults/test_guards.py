@@ -253,14 +253,14 @@ class Pytest:
 
     def __init__(self, folder: Path, server: ForkServer) -> None:
         self._folder, self._server = folder, server
-        self.said = ""
+        self.output = ""
 
     def run(self, *tests: str) -> int:
         """Return the exit code."""
         options = ["-x", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
         request = {"folder": str(self._folder), "arguments": [*options, *tests]}
         with Forked(self._server.address, request) as process:
-            self.said = "".join(process.communicate())
+            self.output = "".join(process.communicate())
             return process.wait()
 
 
@@ -284,7 +284,7 @@ def test_a_guard_that_is_gone_is_noticed(copy: Path, in_the_copy: Pytest, name: 
     finally:
         path.write_text(source, encoding="utf-8")
     # 1: tests failed; anything else, such as 4 for a test that is not there, proves nothing.
-    assert code == 1, in_the_copy.said[-2000:]
+    assert code == 1, in_the_copy.output[-2000:]
 
 
 def test_with_all_guards_the_copy_passes(in_the_copy: Pytest):
@@ -296,4 +296,4 @@ def test_with_all_guards_the_copy_passes(in_the_copy: Pytest):
         "tests/expectations/test_run_suites.py",
     )
     code = in_the_copy.run(*sorted({t for guard in GUARDS.values() for t in guard.tests if t.startswith(quick)}))
-    assert code == 0, in_the_copy.said[-2000:]
+    assert code == 0, in_the_copy.output[-2000:]

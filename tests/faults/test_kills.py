@@ -203,7 +203,7 @@ def ended_at(
 ) -> tuple[int, str]:
     """Run a command and send it a signal at a moment; return its exit code and what it said of the end."""
     with Command(*command, env=environment) as process:
-        wait_for(lambda: reached(moment, process.said, store) or process.poll() is not None)
+        wait_for(lambda: reached(moment, process.output, store) or process.poll() is not None)
         process.send_signal(number)
         return process.wait(WAIT_SECONDS), process.errors
 

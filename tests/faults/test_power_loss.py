@@ -44,7 +44,7 @@ def traced(folder: Path, story: Story, script: str = store_scenarios.__file__) -
     before = Disk(store.root)
     with Tracer(folder, script) as tracer:
         ended = tracer.run(story, store, CALLS)
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     return before, tuple(call for call in ended.log if call.changes and call.is_below(store.root)), store
 
 

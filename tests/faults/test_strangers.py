@@ -159,11 +159,11 @@ def test_the_server_of_up_is_closed_to_other_users(home: Path, service: Service,
     prefect = Path(place["PREFECT_HOME"])
     came = attack(ports(service.process.pid), home / "marker", prefect)
     logs = "".join(path.read_text() for path in (prefect / "idxflow").glob("*.log"))
-    nothing_came_of(came, secrets(service.process.pid), service.said + logs)
+    nothing_came_of(came, secrets(service.process.pid), service.output + logs)
     # Not even while it is being started again is its port free.
     os.kill(service.pid("server"), signal.SIGKILL)
     assert not stranger.can_listen(urlsplit(place["PREFECT_API_URL"]).port or 0)
-    until(lambda: "server started again" in service.said)
+    until(lambda: "server started again" in service.output)
     assert not (home / "marker").exists()
 
 
@@ -181,17 +181,17 @@ def test_a_run_uses_the_server_of_up_and_starts_none(service: Service, place: di
 def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
     service: Service, place: dict[str, str], home: Path
 ):
-    lines = re.search(r"in another terminal:\n((?:  .*\n)+)", service.said)
+    lines = re.search(r"in another terminal:\n((?:  .*\n)+)", service.output)
     assert lines
     # In a fresh terminal of somebody who has never used Prefect; `up` knows whether its programs are on the PATH.
     new = user(home / "new", PATH=place["PATH"], TERM="dumb", COLUMNS="200")
     (home / "new").mkdir()
     first = typed(["bash", "-euc", lines[1]], new, home)
-    assert first.code == 0, first.said
-    assert "finished successfully in 'Completed'" in first.said
-    assert "digits: ok" in first.said
-    assert "usage data" not in first.said
-    assert first.asked == frozenset()
+    assert first.code == 0, first.output
+    assert "finished successfully in 'Completed'" in first.output
+    assert "digits: ok" in first.output
+    assert "usage data" not in first.output
+    assert first.contacted == frozenset()
     # What these lines set is as good for all other commands.
     doctor = f"{lines[1].partition('  prefect ')[0]}\nexport PREFECT_HOME={place['PREFECT_HOME']}\nidxflow doctor"
     others = ["bash", "-uc", f"{doctor} --store {place['IDXFLOW_STORE']}; idxflow up --no-auth"]
@@ -361,7 +361,7 @@ def test_a_person_is_let_in_by_a_link_once_and_nothing_is_asked_outside(
     assert hosts - {None} == {"127.0.0.1"}
     context.close()
     logs = "".join(path.read_text() for path in (Path(place["PREFECT_HOME"]) / "idxflow").glob("*.log"))
-    assert link.partition("#")[2] not in logs + service.said
+    assert link.partition("#")[2] not in logs + service.output
 
 
 @pytest.mark.browser

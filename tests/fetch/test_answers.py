@@ -107,7 +107,7 @@ def test_a_source_that_fails_for_good_publishes_nothing(
     with FaultServer({PATH: answer}) as server:
         with pytest.raises(error) as raised:
             get(store, dataset, server.url(PATH), policy=POLICIES.get(answer, QUICK))
-        assert server.asked(PATH) == requests
+        assert server.request_count(PATH) == requests
         sentence = str(raised.value)
         assert words in sentence
         assert sentence.startswith(f"tiny: {FILE}: expected ")
@@ -141,7 +141,7 @@ def test_a_source_that_fails_for_good_publishes_nothing(
 def test_what_can_heal_is_tried_again(store: Store, dataset: Dataset, answer: Answer, requests: int):
     with FaultServer({PATH: answer}) as server:
         archive = get(store, dataset, server.url(PATH)).record
-        assert server.asked(PATH) == requests
+        assert server.request_count(PATH) == requests
         assert server.requests[0].headers["accept-encoding"] == "identity"
         assert archive.source == server.url(PATH)
     assert archive.file.read_bytes() == BODY
@@ -152,7 +152,7 @@ def test_what_can_heal_is_tried_again(store: Store, dataset: Dataset, answer: An
 def test_silence_is_broken_off_and_tried_again(store: Store, dataset: Dataset):
     with FaultServer({PATH: in_turn(silent, good(BODY))}) as server:
         assert get(store, dataset, server.url(PATH), policy=IMPATIENT).record.sha256 == SHA256
-        assert server.asked(PATH) >= 2
+        assert server.request_count(PATH) >= 2
 
 
 def test_the_next_mirror_helps_and_the_log_names_the_one_that_failed(

@@ -100,7 +100,7 @@ def test_a_wait_beyond_the_deadline_is_not_begun(store: Store, dataset: Dataset)
     with FaultServer({PATH: status(503, Retry_After=30)}) as server:
         with pytest.raises(SourceUnavailable, match="503 Service Unavailable, and no time is left to retry"):
             get(store, dataset, server.url(PATH), policy=policy)
-        assert server.asked(PATH) == 1
+        assert server.request_count(PATH) == 1
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_a_proxy_in_this_network_is_not_what_a_redirect_leads_to(
         with FaultServer({PATH: redirect(f"http://archive.invalid{PATH}")}) as server:
             policy = replace(QUICK, reach_of=outside(server))
             assert get(store, dataset, server.url(PATH), policy=policy).record.sha256 == SHA256
-        assert proxy.asked(PATH) == 1
+        assert proxy.request_count(PATH) == 1
 
 
 def test_proxies_that_cannot_be_used_are_a_sentence(store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch):

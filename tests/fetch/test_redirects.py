@@ -40,7 +40,7 @@ def test_a_redirect_to_where_nothing_is_fetched_from_ends_there(
     with FaultServer({PATH: redirect(target or PATH)}) as server:
         with pytest.raises(SourceUnavailable, match=words) as raised:
             get(store, dataset, server.url(PATH))
-        assert server.asked(PATH) == requests
+        assert server.request_count(PATH) == requests
     assert "root:" not in str(raised.value)
     assert leftovers(store) == []
 
@@ -50,7 +50,7 @@ def test_five_redirects_are_followed_and_six_are_not(store: Store, dataset: Data
     with FaultServer(answers) as server:
         with pytest.raises(SourceUnavailable, match="redirects more than 5 times"):
             get(store, dataset, server.url("/0"))
-        assert server.asked("/6") == 0
+        assert server.request_count("/6") == 0
         assert get(store, dataset, server.url("/1")).record.sha256 == SHA256
 
 

@@ -74,7 +74,7 @@ def test_a_server_that_keeps_lying_about_its_file_is_asked_once_more_and_no_more
     with FaultServer({PATH: answer}) as server:
         with pytest.raises(DigestMismatch):
             get(store, dataset, server.url(PATH))
-        assert server.asked(PATH) == 3
+        assert server.request_count(PATH) == 3
     assert leftovers(store) == []
 
 

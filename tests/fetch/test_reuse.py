@@ -43,7 +43,7 @@ def test_a_damaged_archive_in_the_store_is_noticed_and_fetched_again(store: Stor
         fetched = get(store, dataset, server.url(PATH))
         assert fetched.step.reason.startswith("damaged")
         assert fetched.record.file.read_bytes() == BODY
-        assert server.asked(PATH) == 2
+        assert server.request_count(PATH) == 2
 
 
 def test_an_archive_without_digest_is_known_by_its_content(store: Store, tiny: TinyFactory):

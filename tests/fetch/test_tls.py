@@ -122,4 +122,4 @@ def test_a_connection_that_ends_without_a_goodbye_in_the_middle_is_a_cut_archive
 ):
     with FaultServer({PATH: in_turn(cut(BODY, 9000), good(BODY))}, tls=trusted.server()) as server:
         assert get(store, dataset, server.url(PATH)).record.sha256 == SHA256
-        assert server.asked(PATH) == 2
+        assert server.request_count(PATH) == 2

@@ -67,7 +67,7 @@ def test_a_run_that_is_ended_is_in_the_ledger_and_its_remedy_ends_well(
     # It waits there, which takes no processor.
     busy = locked(store.part("tiny", "locks") / "in-use.lock")
     with busy, Command("validate", "--dataset-file", manifest, env=environment) as command:
-        until(lambda: "waiting for `gc` to finish" in command.said or command.poll() is not None)
+        until(lambda: "waiting for `gc` to finish" in command.output or command.poll() is not None)
         assert Ledger(store, "tiny").names("runs") == []
         command.send_signal(number)
         assert command.wait(120) == code, command.errors

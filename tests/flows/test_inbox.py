@@ -131,7 +131,7 @@ def test_the_next_set_is_announced_when_the_run_of_the_one_before_it_has_started
 def test_a_run_whose_process_died_is_reported_once_and_not_repeated(world: World):
     world.put(world.first)
     with Command(*world.words("--every", "0.2"), env=world.environment) as watcher:
-        until(lambda: "announced, its flow run is created" in watcher.said)
+        until(lambda: "announced, its flow run is created" in watcher.output)
         (arrival,) = world.sets()
         world.set_state("CRASHED", "killed by signal 9")
         again = f"prefect deployment run retrain/inbox --param dataset=tiny --param arrival={arrival}"

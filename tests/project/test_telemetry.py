@@ -31,9 +31,9 @@ def test_a_command_in_a_terminal_keeps_to_itself(words: str, tmp_path: Path):
         arguments = words.replace("PORT", server.host.partition(":")[2]).replace("FOLDER", str(tmp_path))
         command = [BIN / "idxflow", *arguments.split(), "--store", str(tmp_path / "store")]
         ended = typed(command, user(tmp_path), tmp_path)
-    assert ended.code == COMMANDS[words], ended.said
-    assert "usage data" not in ended.said
-    assert ended.asked == frozenset()
+    assert ended.code == COMMANDS[words], ended.output
+    assert "usage data" not in ended.output
+    assert ended.contacted == frozenset()
     # What a flow run notes in that folder stays there.
     assert not (tmp_path / ".prefect" / ".sdk_telemetry").exists()
 
@@ -46,28 +46,28 @@ def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
     shutil.copyfile(migrated_database(), database)
     environment = user(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"), PREFECT_WORKER_QUERY_SECONDS="2")
     ran = typed([BIN / "idxflow", "run", "digits"], environment, tmp_path)
-    assert ran.code == 0, ran.said
-    assert "promoted v1" in ran.said
+    assert ran.code == 0, ran.output
+    assert "promoted v1" in ran.output
     with opened([BIN / "idxflow", "up", "--port", str(free_port())], environment, tmp_path) as up:
         until(lambda: "\nCtrl-C stops server and worker" in up.sent or not up.running)
         steps = re.search(r"try, in another terminal:\n((?:  .*\n)+)", up.sent)
         assert steps, up.sent
         worker = "prefect worker start --pool idxflow --type process --run-once"
         served = typed(["sh", "-e", "-c", f"{steps[1]}\n{worker}"], environment, tmp_path)
-        assert served.code == 0, served.said
-        assert "finished successfully in 'Completed'" in served.said
-        assert "Worker 'ProcessWorker" in served.said
+        assert served.code == 0, served.output
+        assert "finished successfully in 'Completed'" in served.output
+        assert "Worker 'ProcessWorker" in served.output
         up.interrupt()
         stopped = up.ended()
-    assert stopped.code == 0, stopped.said
-    assert stopped.said.endswith("stopped\n")
+    assert stopped.code == 0, stopped.output
+    assert stopped.output.endswith("stopped\n")
     for ended in (ran, served, stopped):
-        assert "usage data" not in ended.said
-        assert ended.asked == frozenset()
+        assert "usage data" not in ended.output
+        assert ended.contacted == frozenset()
     # What moves while that starts is gone afterwards.
     for waited_for in ("waiting for the server", "deploying prefect.yaml", "waiting for the worker"):
-        assert waited_for in stopped.said
-        assert not any(waited_for in line for line in seen(stopped.said))
+        assert waited_for in stopped.output
+        assert not any(waited_for in line for line in seen(stopped.output))
 
 
 def test_output_and_requests_would_be_seen(tmp_path: Path):
@@ -77,5 +77,5 @@ def test_output_and_requests_would_be_seen(tmp_path: Path):
         "except OSError: pass\n"
     )
     ended = typed([sys.executable, "-c", code], user(tmp_path), tmp_path)
-    assert "usage data" in ended.said
-    assert "192.0.2.1 9" in ended.asked
+    assert "usage data" in ended.output
+    assert "192.0.2.1 9" in ended.contacted

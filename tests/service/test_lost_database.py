@@ -84,7 +84,7 @@ def lose(service: Service) -> None:
 
 def restored(service: Service, before: str) -> None:
     """Wait until all is there again."""
-    until(lambda: RESTORED in service.said.removeprefix(before))
+    until(lambda: RESTORED in service.output.removeprefix(before))
     # The token against forged requests was in the lost database.
     vars(service).pop("_headers", None)
 
@@ -111,27 +111,27 @@ def assert_worker_works(service: Service) -> None:
 
 
 def has_logged(service: Service, words: str, before: str) -> Callable[[], bool]:
-    return lambda: words in service.said.removeprefix(before)
+    return lambda: words in service.output.removeprefix(before)
 
 
 def test_a_database_that_is_removed_under_the_server_is_filled_again(service: Service):
     lose(service)
     restored(service, before="")
-    assert f"the database {database(service)} was removed while the server was running" in service.said
-    assert "digits, mnist" in service.said.rpartition(RESTORED)[2]
+    assert f"the database {database(service)} was removed while the server was running" in service.output
+    assert "digits, mnist" in service.output.rpartition(RESTORED)[2]
     assert_all_there(service)
     assert_worker_works(service)
 
 
 def test_a_database_that_is_lost_while_the_server_is_killed_is_filled_again(service: Service):
-    before = service.said
+    before = service.output
     dead = service.pid("server")
     with stopped(service):
         os.kill(dead, signal.SIGKILL)
         lose(service)
         database(service).touch()
     restored(service, before)
-    assert "the server was killed by SIGKILL" in service.said
+    assert "the server was killed by SIGKILL" in service.output
     assert service.pid("server") != dead
     assert_all_there(service)
 
@@ -170,7 +170,7 @@ def findings(service: Service) -> dict[str, diagnosis.Diagnosis]:
 @pytest.mark.remedies("flows.diagnosis:_worker", "flows.diagnosis:_deployments", "flows.diagnosis:_automation")
 @pytest.mark.remedies("flows.arrival_runs:connected")
 def test_what_a_person_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(service: Service):
-    before = service.said
+    before = service.output
     with stopped(service, service.pid("worker")):
         assert findings(service)["database"].verdict == "ok"
         for name in ("digits", "mnist", "inbox", "garbage"):
@@ -218,7 +218,7 @@ def test_the_doctor_finds_that_the_disk_of_the_database_is_full(service: Service
 
 @pytest.mark.remedies("flows.diagnosis:_database", "flows.diagnosis:_database:2", "flows.service.client:querying")
 def test_the_doctor_finds_a_replaced_database_and_one_that_answers_no_query(service: Service):
-    before = service.said
+    before = service.output
     with stopped(service):
         copy = database(service).with_name("copy.db")
         with sqlite3.connect(database(service)) as connection:

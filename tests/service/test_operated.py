@@ -574,7 +574,7 @@ def test_the_doctor_finds_a_full_limit_and_what_becomes_of_a_new_run(operated: O
 def watching(environment: dict[str, str], inbox: Path, manifest: Path) -> Iterator[Command]:
     words = ("watch", str(inbox), "--dataset-file", str(manifest), "--every", "0.5")
     with Command(*words, env=environment) as watcher:
-        until(lambda: "watching " in watcher.said or watcher.poll() is not None)
+        until(lambda: "watching " in watcher.output or watcher.poll() is not None)
         assert watcher.poll() is None, watcher.errors
         yield watcher
 
@@ -622,10 +622,10 @@ def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(o
         shutil.copytree(other, inbox, dirs_exist_ok=True)
         runs = until(lambda: retrained(operated, 2), 480)
         ends = re.compile("kept champion|promoted v2")
-        until(lambda: all(ends.search(watcher.said) for watcher in watchers))
+        until(lambda: all(ends.search(watcher.output) for watcher in watchers))
         assert [interrupted(watcher) for watcher in watchers] == [130, 130]
         assert all("idxflow: interrupted; " in watcher.errors for watcher in watchers)
-        outputs = [watcher.said for watcher in watchers]
+        outputs = [watcher.output for watcher in watchers]
     assert all(f"tiny: set {arrivals()[0]['arrival']}: promoted v1: " in output for output in outputs)
     assert "".join(outputs).count("tiny: 4 new archives, ") == 2
     sets = [arrival["arrival"] for arrival in arrivals()]

@@ -126,7 +126,7 @@ def test_the_doctor_names_the_command_where_there_is_no_server(
 # Its server waits for that run's next sign of life while the other tests do their work.
 @pytest.mark.usefixtures("lost_run")
 def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Service, watcher: Command):
-    until(lambda: "promoted v1" in watcher.said or watcher.poll() is not None)
+    until(lambda: "promoted v1" in watcher.output or watcher.poll() is not None)
     assert watcher.poll() is None, watcher.errors
     assert "idxflow: expected a Prefect server at" in watcher.errors
     assert len(Ledger(Store(Path(service.environment["IDXFLOW_STORE"])), "tiny").read("runs")) == 1
@@ -136,8 +136,8 @@ def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Se
 def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
     address = service.environment["PREFECT_API_URL"].removesuffix("/api")
     # No line moves where nobody looks.
-    assert "\x1b" not in service.said
-    assert f"the UI is at {address}" in service.said
+    assert "\x1b" not in service.output
+    assert f"the UI is at {address}" in service.output
     assert "<html" in HTTP.get(address, follow_redirects=True, timeout=30).text
 
 
@@ -173,7 +173,7 @@ def test_a_second_server_on_the_same_database_is_refused(service: Service, tmp_p
         in refused.stderr
     )
     with Command(*words, env={**service.environment, "PREFECT_HOME": str(tmp_path)}) as other:
-        until(lambda: "starting a Prefect server at " in other.said or other.poll() is not None)
+        until(lambda: "starting a Prefect server at " in other.output or other.poll() is not None)
         other.send_signal(signal.SIGTERM)
         assert other.wait(240) == 0, other.errors
 
@@ -188,7 +188,7 @@ def test_a_killed_worker_is_replaced_and_its_run_blocks_nothing(service: Service
     assert "its worker ended" in message
     assert service.slots("digits") == 0
     until(lambda: service.pid("worker") != worker)
-    assert re.search("the worker was killed by SIGKILL; .*; starting it again in 1 s", service.said)
+    assert re.search("the worker was killed by SIGKILL; .*; starting it again in 1 s", service.output)
     again = "idxflow prefect deployment run retrain/digits"
     sentence = until(lambda: recorded(service, "digits", "crashed"))
     assert sentence.endswith(f"; run it again to resume: {again}")
@@ -241,11 +241,11 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(se
         pids = [service.pid("server"), service.pid("worker"), child]
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(240) == 0
-    assert service.said.rstrip().endswith("stopped")
+    assert service.output.rstrip().endswith("stopped")
     assert all(has_ended(pid) for pid in pids)
 
-    with going(service.environment, service.output.with_name("up-again.log")) as again:
-        assert "schedules kept as they are on the server: mnist" in again.said
+    with going(service.environment, service.log.with_name("up-again.log")) as again:
+        assert "schedules kept as they are on the server: mnist" in again.output
         schedules = again.deployment("mnist")["schedules"]
         assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in schedules] == [("30 4 * * 2", False, "weekly")]
         assert trigger not in [automation["name"] for automation in again.post("automations/filter", {})]
@@ -299,9 +299,9 @@ def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -
 
 def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None:
     _a_worker_that_cannot_start_is_named_with_its_log(service)
-    with going(service.environment, service.output.with_name("other.log"), "--pool", "other") as other:
-        assert "found a Prefect server" in other.said
-        assert other.said.rstrip().endswith("Ctrl-C stops worker")
+    with going(service.environment, service.log.with_name("other.log"), "--pool", "other") as other:
+        assert "found a Prefect server" in other.output
+        assert other.output.rstrip().endswith("Ctrl-C stops worker")
         worker = other.pid("worker")
         other.process.terminate()
         assert other.process.wait(240) == 0
@@ -312,7 +312,7 @@ def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None
 
 def _a_worker_that_cannot_start_is_named_with_its_log(service: Service) -> None:
     """As with a file of settings for logging that is damaged; without that, the next one starts."""
-    logging = service.output.with_name("logging.yml")
+    logging = service.log.with_name("logging.yml")
     logging.write_text("{")
     with configured(service):
         other = Supervisor(UpOptions(pool="other"))
@@ -450,7 +450,7 @@ def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_sho
             files = [path for path in tmp_path.rglob("*") if path.is_file() and path != secret_file]
             written = b"".join(path.read_bytes() for path in files).decode(errors="replace")
         assert cluster.ask("select count(*) from flow_run where state_type = 'COMPLETED'") == "1"
-    for text in (processes, written, service.said, watched.stdout):
+    for text in (processes, written, service.output, watched.stdout):
         assert PASSWORD not in text
         assert secret not in text
         assert word not in text

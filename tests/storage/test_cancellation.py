@@ -92,9 +92,11 @@ def test_a_thread_that_waits_for_the_network_stops_and_asks_no_other_server(
     with FaultServer({PATH: answer, "/mirror": hush}) as server:
         urls, spec = (server.url(PATH), server.url("/mirror")), replace(SPEC, payload_sha256="")
         dataset: Dataset = tiny()
-        raised = ended(lambda: get(store, dataset, *urls, spec=spec, policy=PATIENT), lambda: bool(server.asked(PATH)))
+        raised = ended(
+            lambda: get(store, dataset, *urls, spec=spec, policy=PATIENT), lambda: bool(server.request_count(PATH))
+        )
         assert [type(error) for error in raised] == [cancellation.Cancelled]
-        assert (server.asked(PATH), server.asked("/mirror")) == (1, 0)
+        assert (server.request_count(PATH), server.request_count("/mirror")) == (1, 0)
 
 
 def test_a_thread_that_copies_a_file_stops(tmp_path: Path):
@@ -127,7 +129,7 @@ def interrupted(environment: dict[str, str], command: list[str], started: Callab
         assert process.wait(SECONDS) == 130
         assert process.errors.endswith("idxflow: interrupted; run the same command again to resume\n")
         assert "Traceback" not in process.errors
-        return process.said
+        return process.output
 
 
 @pytest.mark.flow
@@ -142,7 +144,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_another_one_and_says_so(environment: d
         (locks / f"decode-{decoded.name}.lock", ": waiting for another run that is making it"),
     ):
         with locked(lock):
-            interrupted(environment, command, lambda process, message=message: message in process.said)
+            interrupted(environment, command, lambda process, message=message: message in process.output)
 
 
 @pytest.mark.flow

@@ -224,8 +224,8 @@ class Misplaced:
     """Whole IDX files that are not what they stand for."""
 
     changes: Mapping[str, np.ndarray | bytes]
-    said: str
-    """A pattern of what is said."""
+    message: str
+    """A pattern of the error message."""
     file: str
     """The archive that is named."""
     manifest: str = ""

@@ -144,7 +144,7 @@ class Ended:
     """How a command ended, and its system calls."""
 
     code: int
-    said: str
+    output: str
     log: tuple[Call, ...]
 
     @property

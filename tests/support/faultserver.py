@@ -78,7 +78,7 @@ class FaultServer:
     def url(self, path: str = "", user: str = "") -> str:
         return f"{'https' if self.tls else 'http'}://{user}{self.host}{path}"
 
-    def asked(self, path: str) -> int:
+    def request_count(self, path: str) -> int:
         return sum(request.path.partition("?")[0] == path for request in self.requests)
 
     def _accept(self) -> None:

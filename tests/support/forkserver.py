@@ -114,7 +114,7 @@ class Forked:
             self.send_signal(signal.SIGUSR2)
             # Until it has written them.
             time.sleep(1)
-            raise TimeoutError(f"still running after {timeout} s; it said {self.said!r}\n{self.errors}")
+            raise TimeoutError(f"still running after {timeout} s; it said {self.output!r}\n{self.errors}")
         code = self.poll()
         assert code is not None
         return code
@@ -122,10 +122,10 @@ class Forked:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end; return what standard output and standard error have got."""
         self.wait(timeout)
-        return self.said, self.errors
+        return self.output, self.errors
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """What standard output has got so far."""
         return _content(self._out)
 

@@ -35,8 +35,8 @@ class Typed:
     """How a command ended, and what could be seen of it."""
 
     code: int
-    said: str
-    asked: frozenset[str]
+    output: str
+    contacted: frozenset[str]
     """Addresses outside of this machine, and name servers, that anything was sent to."""
 
 
@@ -52,7 +52,7 @@ def traced(log: Path) -> list[str]:
     return ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log)]
 
 
-def asked(log: Path) -> frozenset[str]:
+def addresses_in(log: Path) -> frozenset[str]:
     """Return the addresses in a log of `traced` that are not of this machine, or of a name server."""
     addresses = set()
     for line in log.read_text(errors="replace").splitlines():
@@ -69,7 +69,7 @@ class Terminal:
     def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str], folder: Path, log: Path) -> None:
         self._log = log
         self._keyboard, theirs = pty.openpty()
-        self._said = b""
+        self._output = b""
         self._process = subprocess.Popen(
             [*traced(log), *map(str, command)],
             env=environment,
@@ -88,12 +88,12 @@ class Terminal:
         # It fails when the last process has closed the terminal.
         with suppress(OSError):
             while block := os.read(self._keyboard, 1 << 16):
-                self._said += block
+                self._output += block
 
     @property
     def sent(self) -> str:
         """All that the terminal has got so far."""
-        return self._said.decode(errors="replace").replace("\r\n", "\n")
+        return self._output.decode(errors="replace").replace("\r\n", "\n")
 
     @property
     def running(self) -> bool:
@@ -107,7 +107,7 @@ class Terminal:
         """Wait for the end of the command and of all that has its terminal."""
         code = self._process.wait()
         self._reader.join()
-        return Typed(code, self.sent, asked(self._log))
+        return Typed(code, self.sent, addresses_in(self._log))
 
     def close(self) -> None:
         """End the command, if it still runs."""

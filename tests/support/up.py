@@ -29,11 +29,11 @@ class Service:
 
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
-    output: Path
+    log: Path
 
     @property
-    def said(self) -> str:
-        return self.output.read_text()
+    def output(self) -> str:
+        return self.log.read_text()
 
     @property
     def secret(self) -> str:
@@ -111,7 +111,9 @@ class Service:
 
     def pid(self, name: str) -> int:
         """The process id of the server or worker that was said last."""
-        lines = [line for line in self.said.splitlines() if line.startswith((f"{name} ready", f"{name} started again"))]
+        lines = [
+            line for line in self.output.splitlines() if line.startswith((f"{name} ready", f"{name} started again"))
+        ]
         return int(lines[-1].rpartition(" ")[2])
 
 
@@ -150,8 +152,8 @@ def going(
         )
     service = Service(environment, process, output)
     try:
-        until(lambda: "\nCtrl-C stops" in service.said or process.poll() is not None)
-        assert process.poll() is None, service.said
+        until(lambda: "\nCtrl-C stops" in service.output or process.poll() is not None)
+        assert process.poll() is None, service.output
         yield service
     finally:
         if process.poll() is None:
