@@ -19,8 +19,8 @@ def main() -> None:
 
     # Raw pixels, as the archives have them: the model normalizes them itself.
     images, labels = draw(6, seed=3)
-    found = model.predict(images)
-    for name, probability, label in zip(found.name, found.probability, labels, strict=True):
+    predictions = model.predict(images)
+    for name, probability, label in zip(predictions.name, predictions.probability, labels, strict=True):
         print(f"{name:<6} {probability:.1%}  (it is a {model.classes[label]})")
 
 
