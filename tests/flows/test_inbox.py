@@ -119,9 +119,8 @@ def test_the_next_set_is_announced_when_the_run_of_the_one_before_it_has_started
     waits = world.once()
     earlier, later = world.sets()
     assert waits.returncode == 1
-    assert (
-        f"idxflow: tiny: the set {later} waits; its run is created when the run 'tiny {earlier}' of the" in waits.stderr
-    )
+    created = f"its run is created when the previous set's run, 'tiny {earlier}', has started"
+    assert f"idxflow: tiny: the set {later} waits; {created}" in waits.stderr
     assert world.announced() == [earlier]
     world.set_state("RUNNING")
     assert world.once().stdout == f"tiny: set {later} announced, its flow run is created\n"

@@ -180,7 +180,7 @@ def test_a_rollback_stands_and_the_next_report_names_it(run: Any, store: Store, 
     assert (again["state"], again["champion"]) == ("unchanged", 1)
     _, other = run(manifest, seed=3)
     page = Path(other["report"]).read_text()
-    assert "changed by hand" in page
+    assert "Manual changes of the champion before this run" in page
     assert "class 1 &lt;worse&gt;" in page
 
 
@@ -302,8 +302,8 @@ def test_a_set_that_the_store_does_not_have_is_refused(results: Path, store: Sto
     state = retrain_arrival("digits", "20260101-000000-00000000", return_state=True)
     assert state.type.value == "FAILED"
     assert state.message == (
-        f"expected the set 20260101-000000-00000000 of digits in the ledger of {store.root}, which this run keeps "
-        "everything in; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or "
+        f"expected the set 20260101-000000-00000000 of digits in the ledger of {store.root}, the store of this "
+        "run; found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or "
         "IDXFLOW_STORE"
     )
 
