@@ -93,7 +93,7 @@ def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
     promise = Promise(POOL, 60, server, memory, first, lambda: None)
     deployments.ensure_pool(client, POOL)
     wrong = replace(promise, plan={**first, "deployments": [{**first["deployments"][0], "entrypoint": "flows.none.x"}]})
-    with pytest.raises(PrefectFailed, match="to take .*prefect.yaml; found: .*; correct that, then start again"):
+    with pytest.raises(PrefectFailed, match="to accept .*prefect.yaml; found: .*; correct that, then start again"):
         deployments.deploy(client, wrong)
     # As it is advised.
     assert deployments.deploy(client, promise) == deployments.Deployed((), ())
