@@ -165,7 +165,7 @@ def test_inverted_images_are_noticed_whatever_the_range_is(store: Store, tmp_pat
     assert messages == []
     list(image_files.read(tmp_path / "full.npy", image_files.ImageOptions(SHAPE, model.pixel_range), messages.append))
     assert len(messages) == ((low, high) != (0, 255))
-    assert all(f"are from {low} to {high}" in remark and "--scale" in remark for remark in messages)
+    assert all(f"from {low} to {high}: its" in remark and "--scale" in remark for remark in messages)
     for scale in (False, True):
         options = PredictOptions("tiny", (tmp_path / "full.npy",), scale=scale, store=str(store.root))
         remarks: list[str] = []
