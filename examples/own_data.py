@@ -38,10 +38,10 @@ def idx(values: np.ndarray) -> bytes:
     return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()
 
 
-def idxflow(*arguments: str) -> str:
-    """Run the command of this environment; return its standard output. What happens meanwhile goes to the terminal."""
+def idxflow(*arguments: str, output: int | None = None) -> str:
+    """Run the command of this environment; return its standard output if `output` is `PIPE`, otherwise show it."""
     command = [str(Path(sys.executable).with_name("idxflow")), *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(command, check=True, stdout=output, text=True).stdout
 
 
 def main(folder: Path) -> None:
@@ -53,9 +53,11 @@ def main(folder: Path) -> None:
         (folder / f"{split}-labels-idx1-ubyte").write_bytes(idx(labels))
 
     # Sizes, classes and digests are read from the files. The names of the classes are for you to say.
-    text = idxflow("manifest", str(folder), "--name", "shapes")
+    text = idxflow("manifest", str(folder), "--name", "shapes", output=subprocess.PIPE)
     manifest = folder / "shapes.toml"
     manifest.write_text(text.replace('["0", "1", "2"]', str(list(CLASSES)).replace("'", '"')), encoding="utf-8")
+
+    print(f"wrote four archives and {manifest}")
 
     idxflow("run", "--dataset-file", str(manifest), "--set", "learning_rate=0.01", "--set", "epochs=20")
 

@@ -13,7 +13,7 @@ from storage.errors import ConfigError
 from storage.ledger import Ledger, run_of
 from storage.registry import Registry, Version
 from storage.store import Store, store_root
-from storage.words import meant
+from storage.words import meant, versions_to_give
 
 _LATEST = 5
 """How many runs an error lists."""
@@ -76,9 +76,7 @@ class DatasetInStore:
         digits = text.removeprefix("v")
         numbers = self.registry.numbers()
         if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) in numbers):
-            newest = max(numbers, default=0)
-            choice = "give v1, the only one" if newest == 1 else f"give one of v1 to v{newest}"
-            remedy = choice if numbers else f"it has no version yet: {self.run_command}"
+            remedy = versions_to_give(numbers) if numbers else f"it has no version yet: {self.run_command}"
             names = ("champion", *(f"v{number}" for number in numbers))
             raise ConfigError(
                 f"expected a version of {self.name}, a number or `champion`; found {text[:40]!r}"

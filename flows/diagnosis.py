@@ -172,7 +172,7 @@ def _zones() -> Diagnosis:
 def _proxies() -> Diagnosis:
     if problem := proxies.unusable():
         return Diagnosis("problem", "proxies", f"{problem}; archives cannot be fetched", proxies.REMEDY)
-    return Diagnosis("ok", "proxies", "no unusable proxy is set; local addresses bypass proxies")
+    return Diagnosis("ok", "proxies", "proxy settings are usable; local addresses bypass proxies")
 
 
 def _settings() -> Diagnosis:

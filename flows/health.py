@@ -124,7 +124,8 @@ def _problems(
     if champion is None and runs:
         problems.append("no champion yet; expected one after the first run")
     if runs and runs[0].state in BAD:
-        problems.append(f"the last run was {runs[0].state}: {runs[0].sentence}")
+        ended = runs[0].state if runs[0].state in ("failed", "crashed") else f"was {runs[0].state}"
+        problems.append(f"the last run {ended}: {runs[0].sentence}")
     last = next(good, None)
     if last and _is_ahead(time_of(last), now):
         problems.append(

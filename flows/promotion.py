@@ -105,8 +105,8 @@ def _carry_out(data: DatasetInStore, change: Change) -> dict[str, Any]:
         target = change.choose(history, champion.number if champion else None)
         if champion and target.number == champion.number:
             raise ConfigError(
-                f"expected a version that is not the champion of {data.name}; found v{target.number}, which is; "
-                "choose another, or do nothing"
+                f"expected a version other than the champion of {data.name}; v{target.number} is the champion already; "
+                "nothing was changed"
             )
         _check_whole(data, target)
         decision = _decision(data, change, target, champion)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -49,6 +49,11 @@ def meant(value: object, known: Iterable[str], alike: float = 0.6) -> str:
     names = {name.lower(): name for name in known if name != value}
     close = get_close_matches(value.lower(), names, n=1, cutoff=alike)
     return f" (did you mean {names[close[0]]}?)" if close else ""
+
+
+def versions_to_give(numbers: Sequence[int]) -> str:
+    """Return which of these versions to name instead, at least one, such as `give one of v1 to v7`."""
+    return "give v1, the only one" if max(numbers) == 1 else f"give one of v1 to v{max(numbers)}"
 
 
 def times(shape: tuple[int, ...]) -> str:

@@ -41,5 +41,5 @@ def figures(
     if sample.without:
         remark(f"{dataset}: no {split} image of {', '.join(sample.without)}")
     total = len(sample.names) + len(sample.without)
-    print_line(f"{file}: {len(sample.names)} of the {total} classes of {dataset}, {split}")
+    print_line(f"{file}: examples of {len(sample.names)} of {total} classes of {dataset}, {split} split")
     return 0

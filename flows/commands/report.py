@@ -76,6 +76,6 @@ def _open(page: Path) -> None:
         opened = False
     if not opened:
         raise IdxflowError(
-            f"expected a browser to show {page}; found none that starts; open the file yourself, "
+            f"expected a browser to show {page}; none could be started; open the file yourself, "
             "or set the environment variable BROWSER"
         )

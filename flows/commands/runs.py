@@ -157,9 +157,9 @@ def _compared(comparison: Mapping[str, Any]) -> Iterator[str]:
     if not paired or not paired["differing"]:
         return
     yield (
-        f"{'paired test':14} of {counted(paired['rows'], 'test image')}, only A gets {paired['only_a']:,} right, "
-        f"only B {paired['only_b']:,}: p {paired['p_value']:.2g} (two-sided); B is {100 * paired['low']:+.2f} to "
-        f"{100 * paired['high']:+.2f} points better ({paired['confidence']:.0%} interval)"
+        f"{'paired test':14} of {counted(paired['rows'], 'test image')}, {paired['only_a']:,} only the first run gets "
+        f"right, {paired['only_b']:,} only the second (two-sided p {paired['p_value']:.2g}); the second is "
+        f"{100 * paired['low']:+.2f} to {100 * paired['high']:+.2f} points better ({paired['confidence']:.0%} interval)"
     )
     for kind, name in _FLIPPED.items():
         rows = flips[kind]["rows"]

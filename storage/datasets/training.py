@@ -178,7 +178,7 @@ def training_config(
     if profile not in PROFILES:
         raise ConfigError(
             f"expected a profile of {', '.join(PROFILES)}; found {shown(profile)}{meant(profile, PROFILES)}; "
-            "give one of these, or none"
+            "choose one of these, or leave it out"
         )
     own = {} if profile == "tutorial" else dataset.training
     return checked(TrainingConfig, {**PROFILES[profile], **own, **(overrides or {})}, "training parameters")

@@ -70,7 +70,9 @@ def check_possible(kind: str, folder: Path) -> None:
             "'onnx>=1.23,<2'`, the extra `onnx` of pyproject.toml), or choose keras or savedmodel"
         )
     if folder.exists() or folder.is_symlink():
-        raise ConfigError(f"expected nothing at {folder}; found {kind_of(folder)}; delete it or choose another --out")
+        raise ConfigError(
+            f"expected a new name for --out; {folder} already exists ({kind_of(folder)}); delete it, or choose another"
+        )
 
 
 def export(model: Model, kind: Format, folder: Path) -> Export:

@@ -16,12 +16,12 @@ import numpy as np
 
 from storage.datasets import catalog
 from storage.datasets.manifest import Limits
-from storage.errors import ConfigError, DamagedEntry, StoreError
+from storage.errors import ConfigError, DamagedEntry
 from storage.files import write_bytes
 from storage.records import TrainedModel
 from storage.registry import Registry, Version
 from storage.store import Store, store_root
-from storage.words import meant
+from storage.words import meant, versions_to_give
 from tasks.model import scaling
 from tasks.model.classifier import Classifier, softmax
 
@@ -176,8 +176,8 @@ def load_champion(
         version: `champion`, a number such as 7 or "v7", or what `find_version` returned.
 
     Raises:
-        ConfigError: `dataset` is not a valid name, or `version` not a valid number.
-        StoreError: there is no champion yet, or no such version.
+        ConfigError: `dataset` is not a valid name, or there is no champion yet, or no such version.
+        StoreError: `gc` has removed the model of this version.
         DamagedEntry: a file of the model is not what its record says.
     """
     opened = store if isinstance(store, Store) else Store(store_root(store))
@@ -194,13 +194,17 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
         )
     registry = Registry(store, dataset)
     if version not in (None, "champion"):
-        record = registry.version(_number(version))
+        number, numbers = _number(version), registry.numbers()
+        if number not in numbers:
+            remedy = versions_to_give(numbers) if numbers else f"`{store.command('run')}` makes the first"
+            raise ConfigError(f"expected a version of {dataset}; found v{number}; {remedy}")
+        record = registry.version(number)
         registry.check_kept(record)
         return record
     champion = registry.champion()
     if champion is None:
         run = f"run {dataset}" if dataset in catalog.names() else "run --dataset-file FILE"
-        raise StoreError(
+        raise ConfigError(
             f"expected a champion of {dataset} in {store.root}; found none yet{meant(dataset, store.datasets())}; run "
             f"`{store.command(run)}` first, or name another store"
         )

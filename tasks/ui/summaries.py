@@ -48,7 +48,7 @@ def evaluation(evaluation: Evaluation) -> str:
 
 def confirmation(confirmation: Confirmation) -> str:
     """Return for how many rows the fresh process makes the same predictions."""
-    rounding = f", to {confirmation.difference:.0e}" if confirmation.difference else ""
+    rounding = f", within {confirmation.difference:.0e}" if confirmation.difference else ""
     return f"a fresh process predicts the same for {counted(confirmation.rows, 'row')}{rounding}"
 
 

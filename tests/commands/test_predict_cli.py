@@ -363,8 +363,8 @@ def test_as_a_user_types_it(home: Path):
         (["tiny", "file", "--version", "best"], 2, "expected a version as `champion` or a number"),
         (["tiny", "file", "--out", "."], 2, "is a folder; choose another name"),
         (["tiny", "file", "--out", "./file"], 2, "to differ from the files to read"),
-        (["other", "file"], 1, "run `idxflow run --dataset-file FILE` first"),
-        (["tiny", "file", "--version", "7"], 1, "expected version 7 of 'tiny'"),
+        (["other", "file"], 2, "run `idxflow run --dataset-file FILE` first"),
+        (["tiny", "file", "--version", "7"], 2, "expected a version of tiny; found v7; give v1, the only one"),
         (["tiny", "file"], 3, "found one that begins with the bytes 6d616465"),
     ],
 )

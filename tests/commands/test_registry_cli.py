@@ -282,11 +282,11 @@ WRONG = {
     "date out of range": (["registry", "at", "mine", "0001-01-01T00:00+14:00"], "expected a date or a time"),
     "promote without reason": (["promote", "mine", "3", "--force"], "expected --reason"),
     "promote with an empty reason": (["promote", "mine", "3", "--force", "--reason", " \n"], "expected --reason"),
-    "promote the champion": (["promote", "mine", "4", "--force", "--reason", "x"], "found v4, which is; choose"),
+    "promote the champion": (["promote", "mine", "4", "--force", "--reason", "x"], "v4 is the champion already"),
     "promote what is not there": (["promote", "mine", "9", "--force", "--reason", "x"], "give one of v1 to v4"),
     "rollback without reason": (["rollback", "mine"], "expected --reason"),
     "rollback with controls": (["rollback", "mine", "--reason", "a\x1b[2J"], "printable"),
-    "rollback to the champion": (["rollback", "mine", "--to", "4", "--reason", "x"], "found v4, which is; choose"),
+    "rollback to the champion": (["rollback", "mine", "--to", "4", "--reason", "x"], "v4 is the champion already"),
     "rollback to no champion": (["rollback", "mine", "--to", "3", "--reason", "x"], "never was"),
     "rollback to nowhere": (["rollback", "mine", "--to", "0", "--reason", "x"], "give one of v1 to v4"),
 }

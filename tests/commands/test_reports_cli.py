@@ -471,7 +471,7 @@ def svg_texts(data: bytes) -> list[str]:
 
 def test_the_figure_has_one_example_of_each_class(cli: Cli, here: Path) -> None:
     output = cli("figures", "tiny")
-    assert output == Output(0, f"{here / 'tiny.png'}: 3 of the 3 classes of tiny, train\n", "")
+    assert output == Output(0, f"{here / 'tiny.png'}: examples of 3 of 3 classes of tiny, train split\n", "")
     with Image.open(here / "tiny.png") as picture:
         pixels = np.asarray(picture.convert("L"))
     # The bar of class n is its image's row n, as ink on paper: three dark bars, each lower than the one before.

@@ -70,7 +70,8 @@ def test_a_failing_data_set_needs_help(fresh: Store, state: str, capsys: pytest.
     record = {"state": state, "sentence": "tiny: label 10", "seconds": 0.1, "steps": {}, "report": None}
     Ledger(fresh, DATASET).append("runs", "run-3", record)
     assert run_command(["status", "--store", str(fresh.root)]) == 1
-    assert f"the last run was {state}: tiny: label 10" in capsys.readouterr().out
+    ended = {"refused": "was refused", "failed": "failed"}[state]
+    assert f"the last run {ended}: tiny: label 10" in capsys.readouterr().out
 
 
 def test_no_champion_is_a_problem_and_no_data_set_wrong_usage(store: Store, capsys: pytest.CaptureFixture):

@@ -78,7 +78,8 @@ def test_a_run_that_is_ended_is_in_the_ledger_and_its_remedy_ends_well(
     assert (run["state"], run["sentence"], run["asked_by"]) == (state, expected, "command line")
     result = idxflow("status", "tiny", env=environment)
     assert result.returncode == 1
-    assert f"the last run was {state}: {expected}" in " ".join(result.stdout.split())
+    ended = state if state == "crashed" else f"was {state}"
+    assert f"the last run {ended}: {expected}" in " ".join(result.stdout.split())
     assert idxflow(*again.split()[1:], env=environment).returncode == 0
     assert [values["state"] for values in Ledger(store, "tiny").read("runs")] == [state, "valid"]
     assert list(underway.folder(store, "tiny").iterdir()) == []
@@ -168,7 +169,7 @@ def test_status_names_a_crashed_run_and_its_start_until_a_run_ends_well(filled: 
     die(filled)
     assert run_command(["status", "--store", str(filled.root)]) == 1
     output = " ".join(capsys.readouterr().out.split())
-    assert "problem the last run was crashed: its process" in output
+    assert "problem the last run crashed: its process" in output
     assert "last run 2026-01-01 00:00 UTC (" in output
     retrain(filled, 2)
     assert run_command(["status", "--store", str(filled.root)]) == 0

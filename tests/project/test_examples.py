@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,20 @@ def test_a_champion_of_own_images_answers(
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("IDXFLOW_STORE", environment["IDXFLOW_STORE"])
 
-    def the_command(*arguments: str) -> str:
+    def the_command(*arguments: str, output: int | None = None) -> str:
         """The same command as that of the script, without the seconds that its imports take."""
         result = idxflow(*arguments, env=environment)
         assert result.returncode == 0, result.stderr
+        if output is None:
+            sys.stdout.write(result.stdout)
         return result.stdout
 
     own_data = importlib.import_module("own_data")
     monkeypatch.setattr(own_data, "idxflow", the_command)
     own_data.main(tmp_path / "shapes")
+    written, *_, page = capsys.readouterr().out.splitlines()
+    assert written == f"wrote four archives and {tmp_path / 'shapes' / 'shapes.toml'}"
+    assert Path(page.removeprefix("report ")).is_file()
     importlib.import_module("use_champion").main()
     first, *answers = capsys.readouterr().out.splitlines()
     assert first.startswith("champion v1, ")

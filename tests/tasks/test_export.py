@@ -144,7 +144,7 @@ def test_a_keras_file_with_other_layers_is_not_loaded(model: Model, tmp_path: Pa
 
 def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
     (tmp_path / "export").mkdir()
-    with pytest.raises(ConfigError, match=r"expected nothing at .*export; found a"):
+    with pytest.raises(ConfigError, match=r"expected a new name for --out; .*export already exists \(a"):
         export(model, "keras", tmp_path / "export")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"expected a folder that can be created at .*file/export"):
