@@ -42,7 +42,7 @@ class Outcome:
         return self.error.exit_code if self.error else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome that `--json` prints (docs/commands.md), with the steps by name."""
+        """Return the outcome that `--json` prints (docs/reference/exit-codes.md), with the steps by name."""
         steps = {step.name: _of_step(step, ("seconds", "reused", "reason", "summary", "key")) for step in self.steps}
         return {**{name: to_json(getattr(self, name)) for name in _JSON}, "steps": steps}
 

@@ -255,15 +255,7 @@ class Registry:
             DamagedEntry: the pointer cannot be read, or the version it names does not exist.
         """
         number = self._pointed()
-        if number is None:
-            return None
-        with store_errors(self._pointer):
-            if not self._path(number).is_file():
-                raise DamagedEntry(
-                    f"{self._pointer}: expected an existing version; found {number}; restore "
-                    f'{self._path(number)} from a backup, or write {{"version": NUMBER}} of another one there'
-                )
-        return self.version(number)
+        return None if number is None else self.version(number)
 
     def numbers(self) -> list[int]:
         """Return the numbers of all versions, lowest first.
@@ -446,6 +438,12 @@ class Registry:
             raise self._unreadable(error) from error
         if type(number) is not int:
             raise self._unreadable(f"found {number!r}")
+        with store_errors(self._pointer):
+            if not self._path(number).is_file():
+                raise DamagedEntry(
+                    f"{self._pointer}: expected an existing version; found {number}; restore "
+                    f'{self._path(number)} from a backup, or write {{"version": NUMBER}} of another one there'
+                )
         return number
 
     def _read_pointer(self) -> dict[str, Any]:

@@ -185,8 +185,9 @@ class _Check:
             if champion and registry.retired(champion):
                 self._damage(folder / "champion.json", "the champion's model was collected", "promote another version")
         except IdxflowError as error:
-            history = self.store.command(f"registry history {self.dataset}")
-            self._damage(folder / "champion.json", error, f"`{history}` shows which version was the champion")
+            pointer, records = folder / "champion.json", self.folder / "ledger" / "decisions"
+            problem = str(error).removeprefix(f"{pointer}: ")
+            self._damage(pointer, problem, f"the newest file in {records} says which version was the champion")
         self._indexes(registry)
 
     def _version(self, registry: Registry, path: Path) -> None:
