@@ -212,7 +212,7 @@ def test_drawn_pairs_of_which_one_is_better_or_worse():
 
 
 def test_the_documentation_shows_what_the_simulation_prints(capsys: pytest.CaptureFixture[str]):
-    simulation._equally_good(np.random.default_rng(20), 1000)
+    simulation._equally_good(np.random.RandomState(20), 1000)
     printed = capsys.readouterr().out.strip()
     document = Path(__file__).resolve().parents[2] / "docs" / "gate.md"
     assert printed in document.read_text(encoding="utf-8")
