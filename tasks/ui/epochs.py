@@ -26,9 +26,9 @@ class EpochDisplay:
 
     def __call__(self, epoch: Epoch, is_last: bool) -> None:
         """Show a completed epoch."""
-        words = f"loss {epoch.loss:.4f}, {epoch.accuracy:.2%} of the fitted rows right"
+        words = f"loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.2%}"
         if epoch.validation_accuracy is not None:
-            words += f"; held-out rows {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}"
+            words += f"; held out {epoch.validation_loss:.4f}, {epoch.validation_accuracy:.2%}"
         advance(Progress("train", epoch.epoch, self._total, "epochs", words))
         now = time.monotonic()
         if is_last or now - self._shown >= SHOW_SECONDS:
