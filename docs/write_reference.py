@@ -1,4 +1,6 @@
-"""Write the reference pages that are generated from the code. `make reference` runs it, `tests/project/test_docs.py` compares.
+"""Write the reference pages that are generated from the code.
+
+`make reference` runs it, and `tests/project/test_docs.py` compares its result with the pages.
 
 A page is a function that returns its Markdown; `PAGES` names the file of each. The tables of a model's fields are made
 by `storage.datasets.json_schema.reference`.

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 from uuid import UUID
 
 from flows.interruption import sent_again
-from flows.service import configuration, entry, server, sqlite
+from flows.service import configuration, entry, server, sqlite, worker
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home, starting
 from flows.service.guard import LOOPBACK
@@ -323,7 +323,7 @@ class Supervisor:
         self._sweep(client, "its worker ended")
         log = self.folder / "worker.log"
         pool = ("--pool", self.options.pool, "--type", PROCESS, "--name", self.worker_name)
-        command = Command("worker", server.prefect("worker", "start", *pool), environment, ROOT, log)
+        command = Command("worker", worker.command(STOP_SECONDS, *pool), environment, ROOT, log)
         self.worker = Service(command)
         self.worker_since = datetime.now(UTC)
         self.worker.start()
