@@ -106,7 +106,7 @@ def _carry_out(data: DatasetInStore, change: Change) -> dict[str, Any]:
         if champion and target.number == champion.number:
             raise ConfigError(
                 f"expected a version other than the champion of {data.name}; v{target.number} is the champion already; "
-                "nothing was changed"
+                "nothing was changed; choose another version"
             )
         _check_whole(data, target)
         decision = _decision(data, change, target, champion)

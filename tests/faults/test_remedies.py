@@ -620,7 +620,7 @@ CASES: dict[str, Case] = {
     # --- training parameters --------------------------------------------------------------------------------------
     "an unknown profile": Case(
         lambda here: training_config(catalog.find("digits"), "slow"),  # type: ignore[arg-type]
-        "give one of these",
+        "choose one of these",
         nothing,
         lambda here: training_config(catalog.find("digits"), "fast"),
     ),
@@ -857,7 +857,7 @@ CASES: dict[str, Case] = {
     ),
     "export: to what is there": Case(
         lambda here: here.run("export", "tiny", "--format", "onnx", "--out", str(here.folder)),
-        "choose another --out",
+        "choose another",
         nothing,
         lambda here: here.run("export", "tiny", "--format", "onnx", "--out", "new"),
     ),
