@@ -83,10 +83,24 @@ def _certificate(
         .not_valid_before(now - 30 * DAY)
         .not_valid_after(now + ends)
         .add_extension(x509.BasicConstraints(ca=host is None, path_length=None), critical=True)
+        # Python 3.13 demands what RFC 5280 does: https://docs.python.org/3/library/ssl.html#ssl.create_default_context
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(_USAGE if host else _USAGE_OF_AUTHORITY, critical=True)
     )
     if host:
         builder = builder.add_extension(x509.SubjectAlternativeName([_name(host)]), critical=False)
     return builder.sign(signer, hashes.SHA256())
+
+
+def _usage(*kinds: str) -> x509.KeyUsage:
+    every = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    every += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+    return x509.KeyUsage(**{kind: kind in kinds for kind in every})
+
+
+_USAGE = _usage("digital_signature")
+_USAGE_OF_AUTHORITY = _usage("key_cert_sign", "crl_sign")
 
 
 def _name(host: str) -> x509.GeneralName:
