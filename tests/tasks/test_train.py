@@ -361,7 +361,7 @@ def test_every_epoch_is_heard_but_only_some_are_logged(
     store: Store, tiny: TinyFactory, caplog: pytest.LogCaptureFixture
 ):
     heard: list[Progress] = []
-    with listening(heard.append), caplog.at_level(logging.INFO, training.__name__):
+    with listening(heard.append), caplog.at_level(logging.INFO, "tasks"):
         trained(store, tiny(), epochs=30)
     assert [(p.name, p.done, p.total, p.unit) for p in heard] == [("train", n, 30, "epochs") for n in range(1, 31)]
     assert heard[-1].note.startswith("loss 0.")
