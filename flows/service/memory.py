@@ -62,7 +62,7 @@ class Memory:
         self.path = folder / f"remembered-{name}.json"
 
     def read(self) -> Remembered | None:
-        """Return the remembered state; None if there is none or it cannot be read."""
+        """Return the remembered state, or None if nothing readable was remembered."""
         try:
             values = read_json(self.path)
         except (OSError, ValueError):

@@ -17,7 +17,7 @@ _ABOUT_DATA = ("decode", "validate")
 def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     """Return the champion before the run, and each difference from its inputs as old and new value.
 
-    Only steps that both runs reached are compared. Values are strings, numbers, lists, or null if there is none.
+    Only steps that both runs reached are compared. Values are strings, numbers or lists; a missing value is null.
     """
     champion = evidence.champion
     if champion is None:

@@ -1,6 +1,6 @@
 """Measure images: how much ink they have, how far they lean, and the mean image of each class.
 
-The validation of a run stores the ink and the means; they are measured here if there is none, or an old one.
+The validation of a run stores the ink and the means; if it is missing or too old, they are measured here.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def slants(images: np.ndarray) -> np.ndarray:
     """Return how far each of `images` (uint8, shape (n, height, width)) leans, in degrees, float64 of shape (n,).
 
     The slope of the ink is the ratio of central moments mu11 / mu02, used to deskew handwriting; the angle is its
-    arctangent, with the sign reversed because rows count downwards. NaN if all ink is in one row, or there is none.
+    arctangent, with the sign reversed because rows count downwards. NaN if all ink is in one row, or the image has no ink.
 
     Source: M.-K. Hu 1962, IRE Transactions on Information Theory 8, 179-187 (moments of images).
     """

@@ -97,7 +97,7 @@ class Service:
 
     @contextmanager
     def waiting_run(self) -> Iterator[str]:
-        """Start a run that waits for others, which takes no processor; yield its flow run once it says so."""
+        """Start a run that waits for another, and so uses no processor; yield its flow run once it logs that it waits."""
         with locked(Path(self.environment["IDXFLOW_STORE"], "digits", "locks", "in-use.lock")):
             yield self._start({}, "waiting for `gc` to finish")
 
@@ -110,7 +110,7 @@ class Service:
         return run
 
     def pid(self, name: str) -> int:
-        """The process id of the server or worker that was said last."""
+        """The process id of the server or worker, as `up` last printed it."""
         lines = [
             line for line in self.output.splitlines() if line.startswith((f"{name} ready", f"{name} started again"))
         ]
