@@ -65,7 +65,7 @@ def slants(images: np.ndarray) -> np.ndarray:
     """Return how far each of `images` (uint8, shape (n, height, width)) leans, in degrees, float64 of shape (n,).
 
     The slope of the ink is the ratio of central moments mu11 / mu02, used to deskew handwriting; the angle is its
-    arctangent, with the sign reversed because rows count downwards. NaN if all ink is in one row, or the image has no ink.
+    arctangent, with the sign reversed because rows count downwards. NaN if there is no ink, or all of it is in one row.
 
     Source: M.-K. Hu 1962, IRE Transactions on Information Theory 8, 179-187 (moments of images).
     """

@@ -97,7 +97,7 @@ class Service:
 
     @contextmanager
     def waiting_run(self) -> Iterator[str]:
-        """Start a run that waits for another, and so uses no processor; yield its flow run once it logs that it waits."""
+        """Start a run that waits for another, so it uses no processor; yield its flow run once it waits."""
         with locked(Path(self.environment["IDXFLOW_STORE"], "digits", "locks", "in-use.lock")):
             yield self._start({}, "waiting for `gc` to finish")
 
