@@ -323,7 +323,7 @@ def main() -> int:
     parser.add_argument("--keep-last", type=int, default=5, help="versions and runs that gc keeps")
     asked = parser.parse_args()
     chance, faults = random.Random(asked.seed), Counter[str]()
-    with tempfile.TemporaryDirectory(prefix="idxflow-soak-") as name, prefect_server(Path(name)) as environment:
+    with tempfile.TemporaryDirectory(prefix="idxflow-soak-") as name, prefect_server(Path(name)) as (_, environment):
         server = next(pid for pid in _family(os.getpid()) if pid != os.getpid())
         soak = Soak(Path(name), environment, server, asked.epochs, asked.keep_last, chance)
         first = soak.run(1)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -39,6 +40,9 @@ NO_SKIP = "IDXFLOW_NO_SKIP"
 PACKAGE = r"on Debian, apt-get install ([\w-]+)"
 """How a test that skips for want of a program says where that is."""
 PATIENCE_MS = 240_000
+SERVER = pytest.StashKey[subprocess.Popen]()
+USERS = pytest.StashKey[frozenset[Path]]()
+"""The shared server, from its start, and the files whose tests use it."""
 BROWSER_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -59,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(started.close)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that start servers, then the others, the largest of each first.
 
     That is about how long they take; a long one at the end would have all processors wait for it.
@@ -67,6 +71,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     flows = {item.path for item in items if item.get_closest_marker("flow")}
     sizes = {path: path.stat().st_size for path in {item.path for item in items}}
     items.sort(key=lambda item: (item.path not in flows, -sizes[item.path]))
+    config.stash[USERS] = frozenset(item.path for item in items if "server" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Stop the shared server during the tests of files that do not use it: idle, it takes 3 % of a processor."""
+    if server := item.config.stash.get(SERVER, None):
+        server.send_signal(signal.SIGCONT if item.path in item.config.stash[USERS] else signal.SIGSTOP)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -110,12 +122,14 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment that reaches a Prefect server, which many tests share: its start takes longer than their runs."""
     from tests.support.servers import prefect_server
 
-    with prefect_server(tmp_path_factory.mktemp("server")) as environment:
+    with prefect_server(tmp_path_factory.mktemp("server")) as (process, environment):
+        request.config.stash[SERVER] = process
         yield environment
+        process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")

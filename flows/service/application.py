@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,14 @@ class Plan:
         return not self.links
 
     def command(self, environment: Mapping[str, str], folder: Path, log: Path, listener: socket.socket) -> Command:
-        """Return the command of the process."""
+        """Return the command of the process. A temporary server is forked: its parent has just imported Prefect."""
         # -P: import no modules from the current folder.
         arguments = (sys.executable, "-P", "-m", __name__, str(listener.fileno()), json.dumps(asdict(self)))
-        name = "Prefect server" if self.temporary else "server"
-        return Command(name, arguments, environment, folder, log, (listener.fileno(),))
+        inherited = (listener.fileno(),)
+        if not self.temporary:
+            return Command("server", arguments, environment, folder, log, inherited)
+        fork = partial(_serve_forked, listener.fileno(), self)
+        return Command("Prefect server", arguments, environment, folder, log, inherited, fork)
 
 
 def application(plan: Plan) -> Application:
@@ -78,13 +82,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def main() -> None:
-    """Serve until SIGTERM."""
-    relax_garbage_collection()
+def serve(listener: int, plan: Plan) -> None:
+    """Answer requests at a socket that listens, by its descriptor, until SIGTERM."""
     import uvicorn
     from prefect.settings import get_current_settings
 
-    listener, plan = socket.socket(fileno=int(sys.argv[1])), Plan(**json.loads(sys.argv[2]))
     served = application(plan)
     settings = get_current_settings().server
     config = uvicorn.Config(
@@ -99,8 +101,19 @@ def main() -> None:
         ws_ping_interval=settings.api.websocket_ping_interval,
         ws_ping_timeout=settings.api.websocket_ping_timeout,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+
+
+def _serve_forked(listener: int, plan: Plan) -> None:
+    """Serve in a process that has imported Prefect with other settings than its own."""
+    from prefect.context import refresh_global_settings_context
+    from prefect.logging.configuration import setup_logging
+
+    refresh_global_settings_context()
+    setup_logging(incremental=False)
+    serve(listener, plan)
 
 
 if __name__ == "__main__":
-    main()
+    relax_garbage_collection()
+    serve(int(sys.argv[1]), Plan(**json.loads(sys.argv[2])))

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_memory
+from flows.service.fork import Fork
 from storage.errors import PrefectFailed
 
 START_SECONDS = 600
@@ -43,6 +45,8 @@ class Command:
     folder: Path
     log: Path
     inherited: tuple[int, ...] = ()
+    fork: Callable[[], object] | None = None
+    """What a fork of this process does in place of the program, which has to import everything first (Linux)."""
 
 
 class Service:
@@ -54,7 +58,7 @@ class Service:
     def __init__(self, command: Command, now: Callable[[], float] = time.monotonic) -> None:
         self.command = command
         self._now = now
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Fork | None = None
         self._started = 0.0
         self._counter: Path | None = None
         self._kills = (0, 0)
@@ -78,17 +82,7 @@ class Service:
             log.replace(log.with_suffix(".log.1"))
         with log.open("ab") as output:
             self._log_start = output.tell()
-            self._process = subprocess.Popen(
-                self.command.arguments,
-                env=self.command.environment,
-                cwd=self.command.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=self.command.inherited,
-                preexec_fn=end_with_parent(),
-            )
+            self._process = _process(self.command, output)
         self._started = self._now()
         self._counter = counter(self._process.pid)
         self._kills = (kills_for_memory(self._counter),) * 2
@@ -157,6 +151,24 @@ class Service:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _process(command: Command, output: IO[bytes]) -> subprocess.Popen[bytes] | Fork:
+    ends_with_parent, fork = end_with_parent(), command.fork
+    if fork and ends_with_parent:
+        calls = (ends_with_parent, fork)
+        return Fork(calls, command.environment, command.folder, output.fileno(), command.inherited)
+    return subprocess.Popen(
+        command.arguments,
+        env=command.environment,
+        cwd=command.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=command.inherited,
+        preexec_fn=ends_with_parent,
+    )
 
 
 def end_with_parent() -> Callable[[], None] | None:

@@ -1,6 +1,6 @@
 """Bit rot: in every kind of file that the store keeps, no flipped bit is taken for what was written.
 
-One real run fills a store. In a copy of it each kind of file gets 300 single flipped bits, one at a time: the check
+One real run fills a store. In a copy of it each kind of file gets 100 single flipped bits, one at a time: the check
 of the store names the file as damage, and whoever reads it from the store refuses it.
 """
 
@@ -30,7 +30,7 @@ from tasks.model.network import load_architecture
 from tests.conftest import write_tiny
 from tests.support.runs import whole_run
 
-FLIPS = 300
+FLIPS = 100
 ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     "fetch": (Archive, ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]),
     "decode": (Split, ["train.parquet"]),

@@ -120,7 +120,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     answers = {f"/in{path}": redirect(f"/signed{path}?X-Signature={SECRET}-signature") for path in published.bodies}
     answers |= {f"/signed{path}": good(body) for path, body in published.bodies.items()}
     shutil.rmtree(dataset.source)
-    with FaultServer(answers) as source, prefect_server(tmp_path_factory.mktemp("home")) as prefect:
+    with FaultServer(answers) as source, prefect_server(tmp_path_factory.mktemp("home")) as (_, prefect):
         yield Place(prefect, folder, published.manifest, source)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_HOME, temporary_settings
 
-from flows.service import temporary
+from flows.service import application, temporary
+from flows.service.fork import NAME
 from flows.service.temporary import TemporaryServer, temporary_server
 from storage.errors import PrefectFailed
 from tests.conftest import TinyFactory, write_tiny
@@ -34,9 +35,7 @@ SECONDS = 240
 def servers_of(process: int) -> list[int]:
     """The children of a process that are a server."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [
-        int(child) for child in children if b"flows.service.application" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    return [int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == f"{NAME}\n"]
 
 
 def has_ended(process: int) -> bool:
@@ -155,11 +154,10 @@ def test_it_shares_its_database_with_no_other_server(place: dict[str, str]):
 
 
 @contextmanager
-def server_without_an_answer(home: Path, folder: Path) -> Iterator[TemporaryServer]:
+def server_without_an_answer(home: Path) -> Iterator[TemporaryServer]:
     """Start one that gets nothing done, as on a machine that is too busy."""
-    (folder / "sitecustomize.py").write_text("import signal\nsignal.pause()")
     with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_HOME: home}):
-        patch.setenv("PYTHONPATH", str(folder))
+        patch.setattr(application, "_serve_forked", lambda *_: signal.pause())
         patch.setattr(temporary, "START_SECONDS", 0.1)
         with temporary_server("idxflow gc") as server:
             yield server
@@ -167,19 +165,28 @@ def server_without_an_answer(home: Path, folder: Path) -> Iterator[TemporaryServ
 
 def test_no_other_server_starts_on_its_database_until_it_answers(tmp_path: Path):
     """Both would make the tables of a new one, and both would fail."""
-    with server_without_an_answer(tmp_path / "prefect", tmp_path):
+    with server_without_an_answer(tmp_path / "prefect"):
         assert is_starting(tmp_path / "prefect")
     assert not is_starting(tmp_path / "prefect")
 
 
+def test_of_what_the_run_has_open_it_has_only_its_socket(tmp_path: Path):
+    """The locks of the run are free when the run lets go of them, whatever the server does."""
+    with server_without_an_answer(tmp_path / "prefect"):
+        (server,) = until(lambda: servers_of(os.getpid()))
+        opened = sorted(str(path.readlink()) for path in Path(f"/proc/{server}/fd").iterdir())
+    log = opened[1]
+    assert log.endswith("/server.log")
+    assert opened[:3] == ["/dev/null", log, log]
+    assert [target.partition(":")[0] for target in opened[3:]] == ["socket"]
+
+
 @pytest.mark.flow
 @pytest.mark.remedies("flows.service.temporary:wait:2")
-def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_needs(
-    place: dict[str, str], tmp_path: Path
-):
+def test_all_of_a_run_is_in_prefect_s_database_and_json_holds_what_a_script_needs(place: dict[str, str]):
     """The same database, once no other server has it open."""
     with (
-        server_without_an_answer(Path(place["PREFECT_HOME"]), tmp_path) as server,
+        server_without_an_answer(Path(place["PREFECT_HOME"])) as server,
         pytest.raises(PrefectFailed, match=r"within 0\.1 s; it did not; free CPU time or memory, then run again"),
     ):
         server.wait()

@@ -14,8 +14,15 @@ import sys
 from importlib import import_module
 from typing import Any
 
-LATER = ("flows.retrain", "matplotlib.backends.backend_svg", "matplotlib.figure", "sklearn.metrics")
-"""What a run imports when it needs it, Prefect with it."""
+LATER = (
+    "flows.retrain",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "prefect.server.api.server",
+    "sklearn.metrics",
+    "uvicorn",
+)
+"""What a run imports when it needs it, Prefect with it, and what its own Prefect server does."""
 STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
 """Those whose results depend on their source, which takes a quarter of a second to read."""
 RUNS = ("run", "validate")

@@ -38,7 +38,7 @@ class Operated:
     def start_server(self) -> None:
         # A run that cannot be cancelled is waited for five minutes otherwise.
         patience = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "5"}
-        environment = self._server.enter_context(prefect_server(self.home, **patience))
+        _, environment = self._server.enter_context(prefect_server(self.home, **patience))
         more = {"IDXFLOW_STORE": str(self.store.root), "PREFECT_WORKER_QUERY_SECONDS": "2"}
         # So that the server notices within half a minute that a worker is gone.
         self.environment = {**environment, **more, "PREFECT_WORKER_HEARTBEAT_SECONDS": "5"}

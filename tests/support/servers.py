@@ -143,8 +143,8 @@ def running(
 
 
 @contextmanager
-def prefect_server(home: Path, **more: str) -> Iterator[dict[str, str]]:
-    """Run a server as `idxflow up --no-auth --no-csrf` starts it, and yield the environment that reaches it.
+def prefect_server(home: Path, **more: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
+    """Run a server as `idxflow up --no-auth --no-csrf` starts it; yield it and the environment that reaches it.
 
     Args:
         home: its HOME.
@@ -164,7 +164,7 @@ def prefect_server(home: Path, **more: str) -> Iterator[dict[str, str]]:
     command = Plan("127.0.0.1", links=str(home / "links")).command(environment, ROOT, log, listener)
     with listener, running(command.arguments, environment, ROOT, log, command.inherited) as process:
         wait_until_healthy(url, process, log)
-        yield environment
+        yield process, environment
 
 
 @contextmanager
