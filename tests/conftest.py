@@ -64,13 +64,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the files that start servers, then the others, the largest of each first.
+    """Begin with the largest files, which take longest: one at the end would have all processors wait for it.
 
-    That is about how long they take; a long one at the end would have all processors wait for it.
+    Those whose tests wait for servers come between those that compute, so that no processor is idle.
     """
     flows = {item.path for item in items if item.get_closest_marker("flow")}
-    sizes = {path: path.stat().st_size for path in {item.path for item in items}}
-    items.sort(key=lambda item: (item.path not in flows, -sizes[item.path]))
+    files = sorted({item.path for item in items}, key=lambda path: -path.stat().st_size)
+    waiting, computing = ([path for path in files if (path in flows) is which] for which in (True, False))
+    place = {
+        path: (number + half) / len(group)
+        for group, half in ((waiting, 0), (computing, 0.5))
+        for number, path in enumerate(group)
+    }
+    items.sort(key=lambda item: place[item.path])
     config.stash[USERS] = frozenset(item.path for item in items if "server" in getattr(item, "fixturenames", ()))
 
 
