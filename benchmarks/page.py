@@ -69,10 +69,25 @@ def _goal(judged: Judged, quick: bool) -> tuple[str, ...]:
 
 def _section(comparison: Comparison, results: Results) -> str:
     rows = results.rows[comparison.name]
+    if comparison.columns:
+        return f"## {comparison.title}\n\n{comparison.what}\n\n{columns(comparison, rows)}"
     base = results.seconds(comparison.name, comparison.base)
     head = ("", "how", "threads", "seconds", f"ratio to {comparison.base}", "checked")
     lines = table(head, [_row(row, base) for row in rows])
     return f"## {comparison.title}\n\n{comparison.what}\n\n{lines}"
+
+
+def columns(comparison: Comparison, rows: Sequence[Row]) -> str:
+    """Return a table of the median seconds: a line for each line, a column for each column of the comparison."""
+    medians = {row.name: found.median for row in rows if (found := spread(row.seconds))}
+    lines = dict.fromkeys(row.name.rpartition(" | ")[0] for row in rows)
+
+    def cells(line: str) -> tuple[str, ...]:
+        found = (medians.get(f"{line} | {column}") for column in comparison.columns)
+        return line, *("" if value is None else f"{value:.2f}" for value in found)
+
+    shown = (cells(line) for line in lines)
+    return table(("seconds", *comparison.columns), [row for row in shown if any(row[1:])])
 
 
 def _row(row: Row, base: Sequence[float | None]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import spending
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -25,6 +26,14 @@ RERUN = Comparison(
     "job",
     (Variant("unchanged run", "verifies and reuses every step", rows=("first run", "unchanged run")),),
     "first run", most_rounds=3,
+)  # fmt: skip
+SPENDING = Comparison(
+    "spending", "Where the seconds go",
+    "Four whole commands, by what `idxflow run --timings` prints: the imports of each library without what they import "
+    "themselves, Prefect, the steps. `the rest` is what has no name.",
+    "spending",
+    (Variant("parts", "", rows=spending.rows()),),
+    spending.row(spending.ALL, spending.COMMANDS[0]), most_rounds=3, columns=spending.COMMANDS,
 )  # fmt: skip
 TRAINING = Comparison(
     "training", "One epoch of training",
@@ -128,5 +137,17 @@ SEEDS = Comparison(
 
 COMPARISONS = {
     comparison.name: comparison
-    for comparison in (STARTING, DECODING, READING, STATISTICS, VALIDATION, TRAINING, JOB, RERUN, SPLITS, SEEDS)
+    for comparison in (
+        STARTING,
+        DECODING,
+        READING,
+        STATISTICS,
+        VALIDATION,
+        TRAINING,
+        JOB,
+        RERUN,
+        SPENDING,
+        SPLITS,
+        SEEDS,
+    )
 }

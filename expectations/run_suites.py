@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
-import warnings
 from collections.abc import Iterable, Sequence
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from expectations import engine_process
+from expectations.engine import Result
 from expectations.findings import FINDINGS, NAMED, Absent, Columns, Finding, Mean, Rows, Value
 from expectations.suites import Expectation, Suite, percent
 from expectations.summary import Table
@@ -22,10 +21,6 @@ _VALUES_NAMED = 5
 
 _Seen = tuple[Finding, list[int]]
 """The finding in a part, and the classes that are out of bounds in it."""
-
-# Threads share one context, and importing Great Expectations from several threads at once fails. A suite takes a
-# hundredth of a second, so threads take turns.
-_turn = threading.Lock()
 
 
 def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
@@ -49,16 +44,9 @@ def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
     )
 
 
-def prepare() -> None:
-    """Import Great Expectations in advance, because that takes seconds."""
-    with _turn:
-        _great_expectations()
-
-
 def _look(suite: Suite, table: Table) -> list[_Seen]:
     """Return the findings in one part, in the order of the suite."""
-    with _turn:
-        results = _evaluate(suite, table)
+    results = engine_process.evaluate(suite, table)
     if sorted(results) != list(range(len(suite.expectations))):
         raise IdxflowError(
             f"{suite.table}: expected {len(suite.expectations)} expectations to be evaluated; {len(results)} were; "
@@ -73,62 +61,16 @@ def _look(suite: Suite, table: Table) -> list[_Seen]:
     ]
 
 
-def _evaluate(suite: Suite, table: Table) -> dict[int, Any]:
-    """Return the result of each expectation by its index in the suite, because results come back in another order."""
-    gx = _great_expectations()
-    import pandas as pd
-
-    batch = _whole_table().get_batch(batch_parameters={"dataframe": pd.DataFrame(table)})
-    expectations = [
-        getattr(gx.expectations, e.kind)(**e.arguments, severity=e.severity, meta={"number": number})
-        for number, e in enumerate(suite.expectations)
-    ]
-    validation = batch.validate(
-        gx.ExpectationSuite(suite.table, expectations=expectations),
-        result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["index"]},
-    )
-    return {result.expectation_config.meta["number"]: result for result in validation.results}
-
-
-@cache
-def _great_expectations() -> Any:
-    log = logging.getLogger("great_expectations")
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.WARNING)
-    # Its import warns about modules deprecated in Python, and redirects all warnings to the log.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import great_expectations as gx
-    return gx
-
-
-@cache
-def _whole_table() -> Any:
-    """Return the batch definition for a table, in an in-memory context; cached because it takes longer than a suite."""
-    from great_expectations.data_context.types import base
-
-    context = _great_expectations().get_context(
-        mode="ephemeral",
-        cloud_mode=False,
-        project_config=base.DataContextConfig(
-            store_backend_defaults=base.InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
-            progress_bars=base.ProgressBarsConfig(globally=False),
-        ),
-    )
-    asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
-    return asset.add_batch_definition_whole_dataframe("whole")
-
-
-def _finding(suite: Suite, expectation: Expectation, result: Any, table: Table) -> Finding:
+def _finding(suite: Suite, expectation: Expectation, result: Result, table: Table) -> Finding:
     """Return Great Expectations' finding in a part, after checking that it agrees with `Finding.holds`."""
-    details, arguments = result.to_json_dict()["result"], expectation.arguments
+    details, arguments = result.details, expectation.arguments
     if not details:
         raise IdxflowError(
             f"{suite.table}: expected {expectation.name!r} to be evaluated; Great Expectations says: "
-            f"{_complaint(result)}; this is a fault of the suite, not of the data"
+            f"{result.complaint}; this is a fault of the suite, not of the data"
         )
     finding = FINDINGS[expectation.kind].of(details, arguments, table)
-    if finding.holds(arguments) != bool(result.success):
+    if finding.holds(arguments) != result.success:
         raise IdxflowError(
             f"{suite.table}: expected the verdict of Great Expectations on {expectation.name!r}; it is "
             f"{'passed' if result.success else 'failed'} for {details}; this is a fault of the suite, not of the data"
@@ -203,9 +145,3 @@ def _outside(expectation: Expectation, table: Table) -> list[int]:
 def _list(items: Sequence[Any], singular: str, plural: str) -> str:
     shown = ", ".join(str(item) for item in items[:NAMED]) + (", …" if len(items) > NAMED else "")
     return f"{singular if len(items) == 1 else plural} {shown}"
-
-
-def _complaint(result: Any) -> str:
-    info = result.exception_info
-    messages = [info] if "exception_message" in info else list(info.values())
-    return "; ".join(sorted({str(m["exception_message"]) for m in messages})) or "nothing"

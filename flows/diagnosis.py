@@ -84,7 +84,10 @@ def _versions() -> Diagnosis:
 def _tensorflow() -> Diagnosis:
     # In a process of its own: on a processor without AVX the import ends the process.
     # Garbage collection would slow the import down: see `relax_garbage_collection`.
-    code = "import gc; gc.disable(); import tensorflow as tf; print(tf.__version__)"
+    code = (
+        f"import gc, sys; gc.disable(); sys.path.insert(0, {str(ROOT)!r}); "
+        "from tasks.model.network import tensorflow; print(tensorflow().__version__)"
+    )
     try:
         # -P: modules in the current folder must not shadow the libraries.
         process = subprocess.run(

@@ -15,11 +15,13 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from prefect import Task
 from prefect.futures import wait
 
+from expectations import engine_process
 from flows.approval import ask
 from flows.run import Job
 from storage.errors import ValidationFailed
 from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
+from storage.runtime import timings
 from tasks.confirm import confirm
 from tasks.decide import Candidate, Incumbent, current_champion, decide, question
 from tasks.decode import decode
@@ -57,8 +59,9 @@ class ByPrefect:
         return step(*arguments, **named)
 
     def call_together(self, step: Task[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
-        futures = [step.submit(*arguments) for arguments in calls]
-        wait(futures)
+        with timings.span(f"step {step.name}"):
+            futures = [step.submit(*arguments) for arguments in calls]
+            wait(futures)
         return [future.result() for future in futures]
 
 
@@ -83,8 +86,20 @@ class Directly:
 
 def to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
     """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
+    try:
+        return _to_validation(job, caller)
+    finally:
+        engine_process.end()
+
+
+def _to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
     store, dataset = job.store, job.dataset
+    if not any(store.newest_entries(dataset.name, "validate")):
+        engine_process.begin()
     fetched = caller.call_together(fetch, [(store, dataset, spec, job.source) for spec in dataset.archives])
+    if not all(finished.step.reused for finished in fetched):
+        # New data is validated, and to import what that takes takes longer than to decode it.
+        engine_process.begin()
     archives = {finished.record.role: job.keep("archives", finished) for finished in fetched}
     pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
     decoded = caller.call_together(decode, [(store, dataset, *pair) for pair in pairs])

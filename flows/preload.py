@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from expectations import run_suites
+from expectations import engine_process
 from flows.run import Request
 from storage.store import Store, store_root
 from tasks.model import network
@@ -42,7 +42,7 @@ def needed(request: Request) -> list[Callable[[], Any]]:
         for entry in store.newest_entries(dataset.name, "train")
     )
     validated = any(store.newest_entries(dataset.name, "validate"))
-    imports: list[Callable[[], Any]] = [] if validated else [run_suites.prepare]
+    imports: list[Callable[[], Any]] = [] if validated else [engine_process.begin]
     if request.force or not trained:
         imports.append(network.tensorflow)
     return imports

@@ -52,6 +52,7 @@ from storage.files import (
     sha256_of,
 )
 from storage.records import Done, Step, from_json, to_json
+from storage.runtime import timings
 from storage.words import brief
 
 FOLDERS = {
@@ -320,7 +321,7 @@ class Store:
             Exception: any error that `make` raises; then nothing is published.
         """
         started = time.perf_counter()
-        with store_errors(self.root), self._exclusively(plan):
+        with timings.span(f"step {plan.step}"), store_errors(self.root), self._exclusively(plan):
             damaged = self._folder(plan).exists()
             record, reason = self._reuse(plan, kind)
             reused = record is not None

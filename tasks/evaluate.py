@@ -15,7 +15,7 @@ from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.files import sha256_of
 from storage.formats import arrays, parquet
 from storage.records import ClassScore, Done, Evaluation, Mistake, Split, TrainedModel
-from storage.runtime import code_digests
+from storage.runtime import code_digests, imports
 from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
 from tasks.gate import wilson
@@ -118,7 +118,9 @@ def by_class(
 
     A score that is undefined, because the class has no rows or is never predicted, is 0.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    # It takes data frames where pandas is installed, and imports it for that.
+    with imports.without("pandas"):
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     classes = list(range(len(names)))
     scores = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
@@ -126,5 +125,7 @@ def _written(
     """Write and count each part of a table, then yield it."""
     for part in parts:
         matches.add(part)
-        writer.write_table(pa.table({"split": np.full(len(part["index"]), name), **part}, _COLUMNS))
+        numbers = [parquet.column_of(part[column].astype(kind)) for column, kind in summary.IMAGE_COLUMNS.items()]
+        columns = [parquet.column_of_text(name, len(part["index"])), *numbers]
+        writer.write_table(pa.Table.from_arrays(columns, schema=_COLUMNS))
         yield part

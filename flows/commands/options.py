@@ -22,5 +22,9 @@ DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own 
 ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")]
 SplitName = Literal["train", "test"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]
+Timings = Annotated[
+    bool,
+    Parameter(negative="", help="Print where the seconds went: imports, Prefect, each kind of request, each step."),
+]
 Limit = Annotated[int, Parameter(help="Maximum number of lines.", validator=Number(gte=1))]
 Reason = Annotated[str | None, Parameter(help="Reason, in one sentence. Required; recorded in the ledger.")]

@@ -6,19 +6,21 @@ A flow needs a Prefect server: the configured one, otherwise that of `idxflow up
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from flows.commands.options import AsJson, DatasetFile, Source, StoreFolder
+from flows.commands.options import AsJson, DatasetFile, Source, StoreFolder, Timings
 from flows.interruption import interruptible
 from flows.service import configuration
 from flows.settings import silence_prefect
 from flows.terminal.output import print_json, remark
 from storage.errors import IdxflowError, PrefectFailed
 from storage.files import WAITING
+from storage.runtime import timings as clocks
 from storage.store import Store, store_root
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from flows.terminal.console import Console
     from storage.outcomes import Outcome
 
+_VARIABLE = r"/[0-9a-f]{8}-[0-9a-f-]{27}"
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +60,7 @@ def run(
     store: StoreFolder = None,
     dataset_file: DatasetFile = None,
     as_json: AsJson = False,
+    timings: Timings = False,
 ) -> int:
     """Retrain a data set: fetch, validate, train, decide, report.
 
@@ -74,7 +78,7 @@ def run(
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
     # The profile is any text until `Request.resolve` has checked it.
     request = Request(dataset, dataset_file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
-    return _run_flow("retrain", request, as_json)
+    return _run_flow("retrain", request, as_json, timings)
 
 
 def validate(
@@ -84,6 +88,7 @@ def validate(
     store: StoreFolder = None,
     dataset_file: DatasetFile = None,
     as_json: AsJson = False,
+    timings: Timings = False,
 ) -> int:
     """Fetch, decode and validate a data set, without training.
 
@@ -96,13 +101,16 @@ def validate(
     """
     from flows.run import Request
 
-    return _run_flow("validate_dataset", Request(dataset, dataset_file, source=source, store=store), as_json)
+    request = Request(dataset, dataset_file, source=source, store=store)
+    return _run_flow("validate_dataset", request, as_json, timings)
 
 
-def _run_flow(flow: str, request: Request, as_json: bool) -> int:
+def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) -> int:
     """Run one of the flows of `flows.retrain`, print its steps and its outcome, and return the exit code."""
     from flows.run import refusal
+    from flows.terminal import timings
 
+    clock = (clocks.running() or clocks.start()) if with_timings else None
     try:
         # Wrong usage is reported in milliseconds, not after Prefect has started.
         request.resolve()
@@ -112,7 +120,9 @@ def _run_flow(flow: str, request: Request, as_json: bool) -> int:
         outcome = refusal(request, error)
         remark(outcome.sentence)
     if as_json:
-        print_json(outcome.to_json())
+        print_json({**outcome.to_json(), **({"timings": timings.to_json(clock)} if clock else {})})
+    elif clock:
+        timings.print_timings(clock)
     return outcome.exit_code
 
 
@@ -144,8 +154,22 @@ def _with_server(flow: str, request: Request, console: Console) -> Outcome:
                 if flow == "retrain":
                     preload(request, server.is_decided)
                 waiting_for("waiting for Prefect's server")
-                server.wait()
-        return _called(getattr(retrain, flow), request)
+                with clocks.span("waiting for Prefect's server"):
+                    server.wait()
+        _time_requests()
+        with clocks.span("Prefect's flow and task runs"):
+            return _called(getattr(retrain, flow), request)
+
+
+def _time_requests() -> None:
+    """Give requests to Prefect a name each in the timings: the method, and the path without what is variable."""
+    import httpx
+
+    def name(_: object, request: httpx.Request) -> str:
+        return f"request {request.method} {re.sub(_VARIABLE, '/…', request.url.path)}"
+
+    clocks.watch(httpx.HTTPTransport, "handle_request", name)
+    clocks.watch(httpx.AsyncHTTPTransport, "handle_async_request", name)
 
 
 @contextmanager

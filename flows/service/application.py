@@ -21,8 +21,11 @@ from flows.service import entry
 from flows.service.guard import Application, Guard, Rules
 from flows.service.processes import Command
 from flows.settings import relax_garbage_collection
+from storage.runtime import timings
 
 AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+TIMINGS = "IDXFLOW_SERVER_TIMINGS"
+"""Variable that names the file for where the seconds of the server's start went."""
 _BACKLOG = 2048
 """The most connections that wait while a server starts or restarts; uvicorn's own default."""
 
@@ -84,10 +87,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(listener: int, plan: Plan) -> None:
     """Answer requests at a socket that listens, by its descriptor, until SIGTERM."""
+    clock = timings.start() if TIMINGS in os.environ else None
     import uvicorn
     from prefect.settings import get_current_settings
 
-    served = application(plan)
+    with timings.span("making Prefect's application"):
+        served = application(plan)
     settings = get_current_settings().server
     config = uvicorn.Config(
         served,
@@ -101,7 +106,15 @@ def serve(listener: int, plan: Plan) -> None:
         ws_ping_interval=settings.api.websocket_ping_interval,
         ws_ping_timeout=settings.api.websocket_ping_timeout,
     )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=listener)])
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            with timings.span("its database and services"):
+                await super().startup(sockets)
+            if clock:
+                clock.save(Path(os.environ[TIMINGS]))
+
+    Server(config).run(sockets=[socket.socket(fileno=listener)])
 
 
 def _serve_forked(listener: int, plan: Plan) -> None:

@@ -25,9 +25,10 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from flows.service import database, sqlite
-from flows.service.application import AUTH, Plan, listen
+from flows.service.application import AUTH, TIMINGS, Plan, listen
 from flows.service.processes import START_SECONDS, Service
 from storage.errors import PrefectFailed
+from storage.runtime import timings
 
 # Prefect: temporary-server.
 _VARIABLE = "IDXFLOW_TEMPORARY_SERVER"
@@ -35,6 +36,7 @@ _HOST = "127.0.0.1"
 _STOP_SECONDS = 5
 _LOOK_SECONDS = 0.05
 _PREFIX = "idxflow-prefect-"
+_TIMINGS = "timings.json"
 _YOUNG_SECONDS = 60
 _NO_LOOPBACK = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
@@ -50,6 +52,8 @@ class TemporaryServer:
         # Logging of this process is off, but the server must be able to log why it died.
         loud = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_")}
         closed = {AUTH: self.secret, "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true"}
+        if timings.running():
+            closed[TIMINGS] = str(folder / _TIMINGS)
         log = folder / "server.log"
         self._starting = ExitStack()
         if database.DATABASE not in more:
@@ -99,6 +103,7 @@ class TemporaryServer:
         deadline = time.monotonic() + START_SECONDS
         while (remaining := deadline - time.monotonic()) > 0:
             if self._has_answered(remaining):
+                timings.add_elsewhere("Prefect's server, until it answers", self._folder / _TIMINGS)
                 return database.keep_empty(self._home, self._folder)
             if self._service.pid is None:
                 file = sqlite.configured()
@@ -120,9 +125,11 @@ class TemporaryServer:
         self._starting.close()
         # Prefect: drained. Prefect stops its own server without waiting for what is still to be sent.
         if self._service.pid:
-            APILogWorker.instance().drain()
-            EventsWorker.drain_all()
-        self._service.stop(_STOP_SECONDS)
+            with timings.span("sending Prefect the last logs and events"):
+                APILogWorker.instance().drain()
+                EventsWorker.drain_all()
+        with timings.span("stopping Prefect's server"):
+            self._service.stop(_STOP_SECONDS)
 
 
 @contextmanager

@@ -48,7 +48,8 @@ class Writer:
         """Append images (uint8, shape (n, height, width)) and their labels (uint8, shape (n,)) as one row group."""
         pixels = pa.py_buffer(np.ascontiguousarray(images))
         column = pa.FixedSizeBinaryArray.from_buffers(self._schema.field("image").type, len(labels), [None, pixels])
-        self._writer.write_table(pa.table([column, pa.array(labels)], self._schema), row_group_size=len(labels))
+        table = pa.table([column, column_of(labels)], self._schema)
+        self._writer.write_table(table, row_group_size=len(labels))
 
     def close(self, metadata: Mapping[str, Any]) -> None:
         """Finish the file, with `metadata` as JSON in its footer."""
@@ -62,6 +63,25 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
+
+
+def column_of(numbers: np.ndarray) -> pa.Array:
+    """Return an array of numbers, shape (n,), as a column without copying it. `pa.array` would import pandas."""
+    kind = pa.from_numpy_dtype(numbers.dtype)
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))])
+
+
+def numbers_of(column: pa.Array) -> np.ndarray:
+    """Return the numbers of a column without missing values, shape (n,). `to_numpy` would import pandas."""
+    numbers: np.ndarray = np.frombuffer(column.buffers()[1], column.type.to_pandas_dtype())
+    return numbers[column.offset : column.offset + len(column)]
+
+
+def column_of_text(text: str, rows: int) -> pa.Array:
+    """Return a column with `text` in each row. `pa.repeat` would import pandas."""
+    encoded = text.encode()
+    ends = np.arange(rows + 1, dtype=np.int32) * len(encoded)
+    return pa.StringArray.from_buffers(rows, pa.py_buffer(ends), pa.py_buffer(encoded * rows))
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -177,9 +197,7 @@ def _images(column: pa.FixedSizeBinaryArray, shape: tuple[int, int]) -> np.ndarr
 
 
 def _labels(table: pa.Table) -> np.ndarray:
-    # Not with `to_numpy`, which imports pandas.
-    column = table.column("label").combine_chunks()
-    return np.frombuffer(column.buffers()[1], np.uint8)[column.offset : column.offset + len(column)]
+    return numbers_of(table.column("label").combine_chunks())
 
 
 def _huggingface(class_names: tuple[str, ...]) -> bytes:

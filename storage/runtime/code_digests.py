@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from storage.runtime import timings
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("flows", "tasks", "expectations", "storage")
 DECIDING = ("expectations", "storage.formats", "tasks")
@@ -38,11 +40,12 @@ def digests(module: str) -> dict[str, str]:
     """
     by_module: dict[str, str] = {}
     waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in by_module:
-            by_module[name], imported = _read(name)
-            waiting.extend(imported)
+    with timings.span("digests of source code"):
+        while waiting:
+            name = waiting.pop()
+            if name not in by_module:
+                by_module[name], imported = _read(name)
+                waiting.extend(imported)
     return dict(sorted(by_module.items()))
 
 

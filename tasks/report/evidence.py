@@ -304,9 +304,12 @@ def _leaked(run: RunRecord) -> np.ndarray | None:
 
 
 def _of_summary(path: Path, split: str, column: str) -> np.ndarray:
-    table = pq.read_table(path, columns=[column], filters=[("split", "=", split)])
-    values: np.ndarray = table.column(column).to_numpy()
-    return values
+    # Not with `read_table` and filters, which import pandas.
+    with pq.ParquetFile(path, read_dictionary=["split"]) as file:
+        table = file.read(columns=["split", column]).unify_dictionaries()
+    names = table.column("split").combine_chunks()
+    in_split = parquet.numbers_of(names.indices) == names.dictionary.to_pylist().index(split)
+    return parquet.numbers_of(table.column(column).combine_chunks())[in_split]
 
 
 def _held_out(run: RunRecord) -> np.ndarray | None:

@@ -10,6 +10,7 @@ import numpy as np
 from storage.datasets.catalog import Dataset
 from storage.files import make_folder, write_bytes
 from storage.formats import idx
+from storage.runtime import imports
 
 TEST_ROWS = 360
 _SEED = 0
@@ -21,8 +22,10 @@ def digits() -> dict[str, np.ndarray]:
     Images are uint8 of shape (rows, 8, 8), 0-16; labels uint8 of shape (rows,), 0-9. The 1,797 rows are sorted by
     writer, so they are shuffled, stratified by class, before the last 360 become the test split.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    # It takes data frames where pandas is installed, and imports it for that.
+    with imports.without("pandas"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     train, test, train_labels, test_labels = train_test_split(

@@ -23,6 +23,9 @@ from tasks.sources import proxies
 from tests.support.servers import free_port
 from tests.support.stores import DATASET, add, retrain
 
+TENSORFLOW = "from unittest.mock import MagicMock\n__version__, config = '2.21', MagicMock()"
+"""A library that can be imported and configured."""
+
 
 def advised(finding: Diagnosis, advice: str) -> None:
     assert finding.verdict != "ok"
@@ -50,7 +53,7 @@ def test_a_tensorflow_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytes
     finding = diagnosis._tensorflow()
     assert "needs a processor with AVX" in finding.found
     advised(finding, "fetching and validating work without it")
-    module.write_text("__version__ = '2.21'")
+    module.write_text(TENSORFLOW)
     assert diagnosis._tensorflow().verdict == "ok"
 
 
@@ -62,7 +65,7 @@ def test_a_machine_on_which_tensorflow_gets_no_time(tmp_path: Path, monkeypatch:
     with pytest.MonkeyPatch.context() as soon:
         soon.setattr(diagnosis, "_IMPORT_SECONDS", 1)
         advised(diagnosis._tensorflow(), "free memory or CPU time")
-    module.write_text("__version__ = '2.21'")
+    module.write_text(TENSORFLOW)
     assert diagnosis._tensorflow().verdict == "ok"
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expectations import findings, run_suites, suites, summary
+from expectations import engine, engine_process, findings, run_suites, suites, summary
 from expectations.suites import Expectation, Suite
 from storage.datasets import catalog
 from storage.datasets.manifest import Limits
 from storage.errors import IdxflowError
 from storage.records import Check
+from tests.support.tables import faulty
 
 ROOT = Path(__file__).resolve().parents[2]
 MEAN = Expectation("mean", "ExpectColumnMeanToBeBetween", {"column": "value", "min_value": 2}, "at least 2")
@@ -72,8 +73,8 @@ def test_an_unknown_argument_is_an_error():
 
 @pytest.mark.remedies("expectations.run_suites:_look")
 def test_an_expectation_that_is_lost_on_the_way_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    evaluate = run_suites._evaluate
-    monkeypatch.setattr(run_suites, "_evaluate", lambda suite, table: dict(list(evaluate(suite, table).items())[:1]))
+    evaluate = engine_process.evaluate
+    monkeypatch.setattr(engine_process, "evaluate", lambda suite, table: dict(list(evaluate(suite, table).items())[:1]))
     with pytest.raises(IdxflowError, match="expected 2 expectations to be evaluated; 1 were"):
         run_suites.run(Suite("test", "row", (MEAN, MEAN)), [{"index": np.arange(2), "value": np.ones(2)}])
     monkeypatch.undo()
@@ -163,18 +164,6 @@ def test_an_empty_table_does_not_pass():
     assert {"enough rows for every class", "every class is present"} <= failed
 
 
-def faulty(rows: int, classes: int, seed: int) -> summary.Table:
-    """Return an image table with faults of every kind in it."""
-    random = np.random.default_rng(seed)
-    table: summary.Table = {name: random.integers(0, 2, rows) for name in summary.IMAGE_COLUMNS}
-    table |= {"index": np.arange(rows), "digest": random.integers(-(2**63), 2**63 - 1, rows)}
-    # Most classes are in few rows, some in none; some labels are no class.
-    table["label"] = np.minimum(random.geometric(4 / classes, rows), classes + 2)
-    table |= {"pixel_min": random.integers(0, 90, rows), "pixel_max": random.integers(90, 256, rows)}
-    table |= {"mean": random.uniform(10, 40, rows)}
-    return {name: table[name].astype(kind) for name, kind in summary.IMAGE_COLUMNS.items()}
-
-
 def cut(table: summary.Table, places: list[int]) -> list[summary.Table]:
     edges = [0, *places, len(table["index"])]
     return [{name: values[a:b] for name, values in table.items()} for a, b in pairwise(edges)]
@@ -211,10 +200,9 @@ def test_the_verdict_on_parts_is_that_on_the_whole(places: list[int], classes: i
 def test_what_great_expectations_says_of_one_part_is_what_is_said():
     table = faulty(120, 10, 4)
     suite = suites.images(replace(catalog.find("mnist"), rows={}), "test")
-    theirs = run_suites._evaluate(suite, table)
+    theirs = engine.evaluate(suite, table)
     for number, check in enumerate(run_suites.run(suite, [table])):
         assert check.passed == theirs[number].success
-        assert check.expectation == theirs[number].expectation_config.type
 
 
 @pytest.mark.remedies("expectations.run_suites:_finding:2")
@@ -268,10 +256,10 @@ def test_sixteen_threads_get_their_own_results():
 def test_a_level_that_the_user_gave_its_log_is_kept():
     log = logging.getLogger("great_expectations")
     before = log.level
-    run_suites._great_expectations.cache_clear()
+    engine._great_expectations.cache_clear()
     log.setLevel(logging.ERROR)
     try:
-        run_suites._great_expectations()
+        engine._great_expectations()
         assert log.level == logging.ERROR
     finally:
         log.setLevel(before)

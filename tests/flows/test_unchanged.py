@@ -58,7 +58,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 
 def test_the_unchanged_run_imports_no_heavy_library(runs: dict[str, dict]):
-    assert set(runs["first"]["modules"]) >= HEAVY - {"matplotlib"}
+    # Another process imports what validation needs.
+    assert set(runs["first"]["modules"]) & HEAVY == HEAVY - {"great_expectations", "pandas"}
     assert not set(runs["again"]["modules"]) & HEAVY
 
 
@@ -83,7 +84,7 @@ def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: T
         return [f"{load.__module__}.{load.__name__}" for load in needed(request)]
 
     training = [f"{network.__name__}.tensorflow"]
-    assert imported() == ["expectations.run_suites.prepare", *training]
+    assert imported() == ["expectations.engine_process.begin", *training]
     whole_run(store, Path(manifest))
     assert imported() == []
     assert imported(memory="1GiB") == []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import cores, decoding, goals, job, reading, starting, suite, training, validating
+from benchmarks import cores, decoding, goals, job, reading, spending, starting, suite, training, validating
 from benchmarks.goals import GOALS, judge
 from benchmarks.machine import Machine, describe
 from benchmarks.measure import Bench, Comparison, Outcome, Results, Row, Variant, compare, ratio, spread
@@ -21,8 +21,8 @@ from storage.formats import idx
 from tests.conftest import bars
 
 MODULES = {
-    "cores": cores, "decoding": decoding, "job": job, "reading": reading, "starting": starting, "training": training,
-    "validating": validating,
+    "cores": cores, "decoding": decoding, "job": job, "reading": reading, "spending": spending, "starting": starting,
+    "training": training, "validating": validating,
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine("Some CPU", 2, 24.0, "Linux x86_64", "3.11.2", "openblas", (("numpy", "2.4"),), "2026-01-01", 0.1)

@@ -61,8 +61,10 @@ CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
     "validate": FORMATS
     | {
-        "expectations.run_suites",
+        "expectations.engine",
+        "expectations.engine_process",
         "expectations.findings",
+        "expectations.run_suites",
         "expectations.suites",
         "expectations.summary",
     },

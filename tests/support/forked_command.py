@@ -33,13 +33,13 @@ def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
     import yaml
 
-    from expectations import run_suites
+    from expectations import engine
     from flows.settings import relax_garbage_collection
     from storage.runtime import code_digests
     from tasks.model import network
 
     relax_garbage_collection()
-    run_suites.prepare()
+    engine.prepare()
     network.tensorflow()
     for step in STEPS:
         code_digests.digests(f"tasks.{step}")

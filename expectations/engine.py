@@ -1,0 +1,103 @@
+"""Great Expectations: evaluate the expectations of a suite on one table, in this process.
+
+Nothing else imports the library. That takes seconds, so a run lets another process do it (`engine_process`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from expectations.suites import Suite
+from expectations.summary import Table
+
+LIBRARY = "great_expectations"
+
+# Threads share one context, and importing Great Expectations from several threads at once fails. A suite takes a
+# hundredth of a second, so threads take turns.
+_turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What Great Expectations says of one expectation."""
+
+    success: bool
+    details: Mapping[str, Any]
+    """Its `result` as JSON; empty if the expectation could not be evaluated."""
+    complaint: str
+    """Why it could not be evaluated; otherwise `nothing`."""
+
+
+def is_loaded() -> bool:
+    """Return whether this process has imported Great Expectations."""
+    return LIBRARY in sys.modules
+
+
+def prepare() -> None:
+    """Import Great Expectations in advance, because that takes seconds."""
+    with _turn:
+        _great_expectations()
+
+
+def evaluate(suite: Suite, table: Table) -> dict[int, Result]:
+    """Return the result of each expectation by its index in the suite, because results come back in another order."""
+    with _turn:
+        gx = _great_expectations()
+        import pandas as pd
+
+        batch = _whole_table().get_batch(batch_parameters={"dataframe": pd.DataFrame(table)})
+        expectations = [
+            getattr(gx.expectations, e.kind)(**e.arguments, severity=e.severity, meta={"number": number})
+            for number, e in enumerate(suite.expectations)
+        ]
+        validation = batch.validate(
+            gx.ExpectationSuite(suite.table, expectations=expectations),
+            result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["index"]},
+        )
+    return {result.expectation_config.meta["number"]: _result(result) for result in validation.results}
+
+
+def _result(result: Any) -> Result:
+    return Result(bool(result.success), result.to_json_dict()["result"], _complaint(result))
+
+
+def _complaint(result: Any) -> str:
+    info = result.exception_info
+    messages = [info] if "exception_message" in info else list(info.values())
+    return "; ".join(sorted({str(m["exception_message"]) for m in messages})) or "nothing"
+
+
+@cache
+def _great_expectations() -> Any:
+    log = logging.getLogger(LIBRARY)
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.WARNING)
+    # Its import warns about modules deprecated in Python, and redirects all warnings to the log.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import great_expectations as gx
+    return gx
+
+
+@cache
+def _whole_table() -> Any:
+    """Return the batch definition for a table, in an in-memory context; cached because it takes longer than a suite."""
+    from great_expectations.data_context.types import base
+
+    context = _great_expectations().get_context(
+        mode="ephemeral",
+        cloud_mode=False,
+        project_config=base.DataContextConfig(
+            store_backend_defaults=base.InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+            progress_bars=base.ProgressBarsConfig(globally=False),
+        ),
+    )
+    asset = context.data_sources.add_pandas("memory").add_dataframe_asset("table")
+    return asset.add_batch_definition_whole_dataframe("whole")

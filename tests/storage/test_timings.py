@@ -1,0 +1,94 @@
+"""Where the seconds of a command went: every moment belongs to one name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from storage.runtime import timings
+from storage.runtime.timings import Clock, Spent
+from tests.support.servers import BIN, clean_environment
+
+
+def test_a_span_has_its_time_without_that_of_spans_within():
+    moments = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])
+    clock = Clock(lambda: next(moments))
+    clock.enter("outer")
+    clock.enter("inner")
+    clock.leave()
+    clock.leave()
+    assert clock.spent() == (Spent("the rest", 6.0, 0), Spent("outer", 6.0, 1), Spent("inner", 3.0, 1))
+
+
+def test_other_threads_only_count():
+    clock = Clock(iter([0.0, 2.0]).__next__)
+
+    def work() -> None:
+        clock.enter("elsewhere")
+        clock.leave()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert clock.spent() == (Spent("the rest", 2.0, 0), Spent("elsewhere", 0.0, 1))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("prefect.client.orchestration", "prefect"),
+        ("flows.retrain", "idxflow"),
+        ("idxflow_start", "idxflow"),
+        ("json.decoder", "the standard library"),
+        ("_ssl", "the standard library"),
+    ],
+)
+def test_a_module_is_its_library_s(module: str, name: str):
+    assert timings.library(module) == name
+
+
+def test_without_a_clock_spans_measure_nothing():
+    code = (
+        "from storage.runtime import timings\n"
+        "with timings.span('a'):\n    pass\n"
+        "assert timings.running() is None\n"
+        "clock = timings.start()\n"
+        "import wave, numpy\n"
+        "with timings.span('b'):\n    pass\n"
+        "names = {each.name: each.count for each in clock.spent()}\n"
+        "assert names['b'] == 1 and 'a' not in names, names\n"
+        "assert names['import numpy'] > 50 and names['import the standard library'] > 0, names\n"
+        "assert 0 < clock.seconds[timings.PYTHON], clock.seconds\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.flow
+def test_a_run_shows_its_imports_requests_steps_and_its_server(tmp_path: Path):
+    command = [str(BIN / "idxflow"), "validate", "digits", "--store", str(tmp_path / "store"), "--timings"]
+    environment = clean_environment(tmp_path, COLUMNS="80")
+    first = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
+    measured = json.loads(first.stdout)["timings"]
+    names = {each["name"] for each in measured["this command"]}
+    assert names > {
+        *("starting Python", "import prefect", "import pyarrow", "step decode", "step validate"),
+        *("digests of source code", "waiting for Prefect's server", "request POST /api/flow_runs/"),
+        *("Prefect's flow and task runs", "stopping Prefect's server"),
+    }
+    server = {each["name"] for each in measured["Prefect's server, until it answers"]}
+    # A fork of the run, it has Prefect's client already.
+    assert server > {"import sqlalchemy", "making Prefect's application", "its database and services"}
+    assert "starting Python" not in server
+    # Another process imports it.
+    assert "import great_expectations" not in names | server
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert all(len(line) <= 80 for line in again[again.index("") :])
+    heads = [line for line in again if line.endswith(("s of this command", "s of Prefect's server, until it answers"))]
+    assert len(heads) == 2
+    assert any(line.endswith("import prefect") for line in again)
