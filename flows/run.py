@@ -30,7 +30,6 @@ from storage.registry import Registry
 from storage.store import Store, store_errors, store_path, store_root
 from storage.underway import Trace, begin
 from tasks.report import past_runs
-from tasks.sources.origins import check_source
 
 R = TypeVar("R")
 
@@ -65,6 +64,9 @@ class Request:
             ConfigError: the data set, its manifest or a parameter is wrong.
         """
         if self.source:
+            # It imports what downloads.
+            from tasks.sources.origins import check_source
+
             check_source(self.source)
         dataset = self._dataset()
         return dataset, training_config(dataset, self.profile, self.overrides)

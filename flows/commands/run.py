@@ -131,7 +131,6 @@ def _watched(flow: str, request: Request, as_json: bool) -> Outcome:
 
     # Must precede the import of Prefect.
     silence_prefect()
-    configuration.read()
     # Without this, each log line that cannot be sent to the server prints an error.
     logging.raiseExceptions = False
     with interruptible() as interruptions, Console(as_json) as console:
@@ -144,7 +143,9 @@ def _watched(flow: str, request: Request, as_json: bool) -> Outcome:
 def _with_server(flow: str, request: Request, console: Console) -> Outcome:
     """Call the flow; if a Prefect server has to be started, import what the run needs while it starts."""
     with ExitStack() as stack:
+        _log.info("importing Prefect (the first time takes longest)", extra=WAITING)
         with console.waiting("importing Prefect") as waiting_for:
+            configuration.read()
             server = stack.enter_context(_server(Store(store_root(request.store))))
             from flows import retrain
             from flows.preload import preload
@@ -179,7 +180,7 @@ def _server(store: Store) -> Iterator[TemporaryServer | None]:
     Args:
         store: can be cleaned up if the new server finds its disk full.
     """
-    from flows.service import client, temporary
+    from flows.service import client
 
     if configuration.url():
         with client.used_as_configured():
@@ -189,7 +190,8 @@ def _server(store: Store) -> Iterator[TemporaryServer | None]:
         with client.used(running):
             yield None
     else:
-        _log.info("starting Prefect for this run (the first time takes longest)", extra=WAITING)
+        from flows.service import temporary
+
         with temporary.temporary_server(store.command("gc")) as server:
             yield server
 

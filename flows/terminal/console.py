@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -32,6 +29,7 @@ from flows.terminal.text import printable
 from storage.errors import OutputFailed, PrefectFailed
 from storage.outcomes import Outcome
 from storage.records import Step
+from storage.runtime import timings
 from storage.words import counted
 from tasks.ui import progress
 
@@ -143,7 +141,7 @@ class Console:
             self._say(
                 f"accuracy {outcome.train_accuracy:.2%} on all training rows, "
                 f"{outcome.test_accuracy:.2%} on test, "
-                f"{counted(outcome.epochs or 0, 'epoch')}, {waited():.1f} s in all"
+                f"{counted(outcome.epochs or 0, 'epoch')}, {timings.age():.1f} s in all"
             )
         if outcome.report:
             about = f" of v{outcome.version}" if outcome.state == "unchanged" else ""
@@ -166,12 +164,6 @@ class Console:
             self._tasks[step.name] = self._bars.add_task(step.name, total=step.total, note="")
         finished = step.total is not None and step.done >= step.total
         self._bars.update(self._tasks[step.name], completed=step.done, note=step.note, visible=not finished)
-
-
-def waited() -> float:
-    """Return the seconds since this process started, including imports and the start of a server (proc(5))."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 class _HowFar(ProgressColumn):

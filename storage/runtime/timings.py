@@ -89,7 +89,7 @@ def start() -> Clock:
     first = _clock is None
     _clock = Clock()
     if first:
-        _clock.seconds[PYTHON] = _age()
+        _clock.seconds[PYTHON] = age()
         _watch(SourceFileLoader, "exec_module", _importing)
         _watch(ExtensionFileLoader, "create_module", _importing)
         _watch(ExtensionFileLoader, "exec_module", _importing)
@@ -153,8 +153,8 @@ def library(module: str) -> str:
     return OWN if top in _OWN else STANDARD if top in sys.stdlib_module_names else top
 
 
-def _age() -> float:
-    """Return the seconds since this process was started, a hundredth of a second exactly; 0 where it is unknown."""
+def age() -> float:
+    """Return the seconds since this process was started, imports included, or 0 where the system does not tell."""
     stat = Path("/proc/self/stat")
     if not stat.exists():
         return 0.0

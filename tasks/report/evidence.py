@@ -309,7 +309,8 @@ def _of_summary(path: Path, split: str, column: str) -> np.ndarray:
         table = file.read(columns=["split", column]).unify_dictionaries()
     names = table.column("split").combine_chunks()
     in_split = parquet.numbers_of(names.indices) == names.dictionary.to_pylist().index(split)
-    return parquet.numbers_of(table.column(column).combine_chunks())[in_split]
+    numbers: np.ndarray = parquet.numbers_of(table.column(column).combine_chunks())[in_split]
+    return numbers
 
 
 def _held_out(run: RunRecord) -> np.ndarray | None:
