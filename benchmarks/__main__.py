@@ -18,7 +18,7 @@ from benchmarks.suite import COMPARISONS
 
 PAGE = Path(__file__).with_name("results.md")
 ROUNDS, QUICK_ROUNDS = 5, 1
-NEEDS_PREFECT = {"job", "rerun", "spending", "training", "seeds"}
+NEEDS_PREFECT = {"commands", "job", "memory", "rerun", "seeds", "spending", "training"}
 MORE = """\
 comparisons, in this order:
 {list}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks import commands, memory, spending
 from benchmarks.measure import Results, Spread, ratio, spread
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A limit of a ratio of two rows of one comparison; or of seconds, where there is nothing to compare with."""
+    """A limit of a ratio of two rows of one comparison; or of a figure, where there is nothing to compare with."""
 
     key: str
     text: str
@@ -18,6 +19,7 @@ class Goal:
     limit: float
     against: tuple[str, ...] = ()
     """Of these rows the fastest counts."""
+    unit: str = "s"
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,25 @@ class Judged:
 
 GUNZIPS = ("gunzip zlib", "gunzip isal", "gunzip zlib-ng", "gunzip libdeflate")
 JAX = ("jax, lax.scan", "jax, a call per step")
+ALONE, WARM = (spending.row(spending.ALL, spending.COMMANDS[number]) for number in (1, 3))
+PREFECT_ALONE, PREFECT_WARM = (spending.row(spending.PREFECT, spending.COMMANDS[number]) for number in (1, 3))
 GOALS = (
-    Goal("job", "whole job / tutorial script", "job", "idxflow run", 0.35, ("tutorial script",)),
+    Goal("job", "whole job / tutorial script", "job", "idxflow run", 0.22, ("tutorial script",)),
     Goal("fit", "epoch / epoch of `model.fit`", "training", "idxflow", 0.16, ("model.fit",)),
-    Goal("jax", "epoch / epoch of JAX", "training", "idxflow", 0.7, JAX),
-    Goal("blas", "epoch / BLAS floor", "training", "idxflow", 1.25, ("BLAS floor",)),
+    Goal("jax", "epoch / epoch of JAX", "training", "idxflow", 0.99, JAX),
+    Goal("blas", "epoch / BLAS floor", "training", "idxflow", 1.35, ("BLAS floor",)),
     Goal("arrays", "decoding to arrays / fastest gunzip", "decoding", "idxflow to arrays", 2, GUNZIPS),
     Goal("parquet", "decoding to Parquet / fastest gunzip", "decoding", "idxflow to Parquet", 2, GUNZIPS),
     Goal("rerun", "unchanged run / first run", "rerun", "unchanged run", 0.1, ("first run",)),
-    Goal("rerun-seconds", "unchanged run, warm server", "rerun", "unchanged run", 4),
-    Goal("help", "`idxflow --help`", "starting", "idxflow --help", 0.5),
+    Goal("alone", "unchanged run / `import prefect`", "spending", ALONE, 2.5, (PREFECT_ALONE,)),
+    Goal("warm", "unchanged run, warm server / `import prefect`", "spending", WARM, 1.2, (PREFECT_WARM,)),
+    Goal("alone-seconds", "unchanged run", "spending", ALONE, 3),
+    Goal("warm-seconds", "unchanged run, warm server", "spending", WARM, 1.5),
+    Goal("first-line", commands.FIRST_LINE, "commands", commands.FIRST_LINE, 0.3),
+    Goal("help", "`idxflow --help`", "starting", "idxflow --help", 0.25),
+    *(Goal(f"reads-{name}", f"`{name}`", "commands", name, 0.4) for name in commands.READING),
+    Goal("memory", memory.ROWS[0], "memory", memory.ROWS[0], 1.0, unit="GB"),
+    Goal("memory-again", memory.ROWS[1], "memory", memory.ROWS[1], 0.2, unit="GB"),
 )
 
 _OVERHEAD = (
@@ -64,6 +75,8 @@ WHY: dict[str, str] = {
     "jax": "A loop over the whole epoch in one call to XLA, with its fused operations, does as well as ours.",
     "blas": _OVERHEAD,
     "rerun": "Half of it is importing Prefect and the flow (`import flows.retrain` below), before anything else.",
+    "alone": "Prefect's server: its imports, its application and its tables come to twice `import prefect`, beside it.",
+    "warm": "Importing Prefect is all of it: what comes after is the flow's own imports, its requests and its steps.",
     "parquet": "The same bytes are hashed with SHA-256 and compressed with zstd, too, more work than inflating them; "
     "two processors share it.",
 }

@@ -57,6 +57,7 @@ class Comparison:
     base: str
     """The row that the others are compared with."""
     most_rounds: int | None = None
+    unit: str = "seconds"
     columns: tuple[str, ...] = ()
     """If the rows are named `line | column`: the columns of a table with one line for each line."""
 

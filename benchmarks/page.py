@@ -57,7 +57,7 @@ def _goals(results: Results, quick: bool) -> str:
 
 def _goal(judged: Judged, quick: bool) -> tuple[str, ...]:
     goal, found = judged.goal, judged.found
-    unit = "" if goal.against else " s"
+    unit = "" if goal.against else f" {goal.unit}"
     limit = f"≤ {goal.limit:g}{unit}"
     if found is None:
         return goal.text, limit, "not measured", "", "", ""
@@ -72,7 +72,7 @@ def _section(comparison: Comparison, results: Results) -> str:
     if comparison.columns:
         return f"## {comparison.title}\n\n{comparison.what}\n\n{columns(comparison, rows)}"
     base = results.seconds(comparison.name, comparison.base)
-    head = ("", "how", "threads", "seconds", f"ratio to {comparison.base}", "checked")
+    head = ("", "how", "threads", comparison.unit, f"ratio to {comparison.base}", "checked")
     lines = table(head, [_row(row, base) for row in rows])
     return f"## {comparison.title}\n\n{comparison.what}\n\n{lines}"
 
@@ -87,7 +87,7 @@ def columns(comparison: Comparison, rows: Sequence[Row]) -> str:
         return line, *("" if value is None else f"{value:.2f}" for value in found)
 
     shown = (cells(line) for line in lines)
-    return table(("seconds", *comparison.columns), [row for row in shown if any(row[1:])])
+    return table((comparison.unit, *comparison.columns), [row for row in shown if any(row[1:])])
 
 
 def _row(row: Row, base: Sequence[float | None]) -> tuple[str, ...]:

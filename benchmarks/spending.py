@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,16 +32,19 @@ LINES = (
     EXIT,
     ALL,
 )
+PREFECT = "to compare: `python -c 'import prefect'`"
 SERVER_LINES = ("imports of other libraries", "making Prefect's application", "its database and services", "the rest")
 
 
 def parts() -> Measured:
     """Run the four commands, each from typing it to its end."""
-    alone, warm = subjects.new_folder("store"), subjects.new_folder("store")
-    spent = {name: _spent(run_command(alone, epochs()), {}) for name in COMMANDS[:2]}
+    cold, warm = subjects.new_folder("store"), subjects.new_folder("store")
+    spent = {name: _spent(run_command(cold, epochs()), {}) for name in COMMANDS[:2]}
     with prefect_server() as reach:
         spent |= {name: _spent(run_command(warm, epochs()), reach) for name in COMMANDS[2:]}
-    return Measured({row(line, name): seconds for name, lines in spent.items() for line, seconds in lines.items()})
+    alone = subjects.timed(lambda: checked([sys.executable, "-c", "import prefect"]))
+    lines = {name: {**lines, PREFECT: alone} for name, lines in spent.items()}
+    return Measured({row(line, name): seconds for name, found in lines.items() for line, seconds in found.items()})
 
 
 def row(line: str, command: str) -> str:
@@ -50,7 +54,7 @@ def row(line: str, command: str) -> str:
 
 def rows() -> tuple[str, ...]:
     """Return the names of all rows."""
-    lines = (*LINES, *(_of_server(line) for line in SERVER_LINES))
+    lines = (*LINES, PREFECT, *(_of_server(line) for line in SERVER_LINES))
     return tuple(row(line, command) for line in lines for command in COMMANDS)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import spending
+from benchmarks import commands, memory, spending
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -34,6 +34,20 @@ SPENDING = Comparison(
     "spending",
     (Variant("parts", "", rows=spending.rows()),),
     spending.row(spending.ALL, spending.COMMANDS[0]), most_rounds=3, columns=spending.COMMANDS,
+)  # fmt: skip
+COMMANDS = Comparison(
+    "commands", "Commands that read a store",
+    "Whole processes, with a store that has one run in it; and how soon a run prints its first line into a pipe.",
+    "commands",
+    (Variant("commands", "", rows=(*commands.READING, commands.FIRST_LINE)),),
+    commands.FIRST_LINE,
+)  # fmt: skip
+MEMORY = Comparison(
+    "memory", "Memory",
+    "The peak of the largest process of a command: `idxflow run mnist --profile tutorial`, and the same again.",
+    "memory",
+    (Variant("runs", "", rows=memory.ROWS),),
+    memory.ROWS[0], most_rounds=3, unit="GB",
 )  # fmt: skip
 TRAINING = Comparison(
     "training", "One epoch of training",
@@ -138,16 +152,7 @@ SEEDS = Comparison(
 COMPARISONS = {
     comparison.name: comparison
     for comparison in (
-        STARTING,
-        DECODING,
-        READING,
-        STATISTICS,
-        VALIDATION,
-        TRAINING,
-        JOB,
-        RERUN,
-        SPENDING,
-        SPLITS,
-        SEEDS,
+        *(STARTING, COMMANDS, DECODING, READING, STATISTICS, VALIDATION, TRAINING),
+        *(JOB, RERUN, SPENDING, MEMORY, SPLITS, SEEDS),
     )
 }

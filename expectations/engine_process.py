@@ -2,9 +2,9 @@
 
     python -m expectations.engine_process < requests > answers
 
-It halves what a run has to wait for before it trains, and the library is not in the memory of the training. A request
-is a line of JSON with the columns of objects, and with the number of bytes of the NumPy archive that follows, which has
-the columns of numbers. The answer is a line of JSON. The process ends with its standard input, so at the latest with the process that started it.
+A run then waits less for that import, and trains without the library in its memory. A request is a line of JSON with
+the columns of objects and the number of bytes that follow: a NumPy archive with the columns of numbers. The answer is a
+line of JSON. The process ends with its standard input, so at the latest with the process that started it.
 """
 
 from __future__ import annotations
