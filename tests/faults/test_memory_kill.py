@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from storage.errors import IdxflowError
@@ -38,6 +39,8 @@ FREE_BYTES = 50_000_000
 def child(manifest: Path, store: Path) -> None:
     """Run as a program: train a wide network with what the parent grants; say it like the command line."""
     network.tensorflow()
+    # NumPy imports it when it is first used, and that is not what there is to be no memory for.
+    assert np.random
     original = train.train_into
 
     def limited(folder: Path, training: train.Training) -> object:
