@@ -157,7 +157,9 @@ def _ended(tokens: list[str]) -> int:
         # As in `idxflow datasets | head`, which has read all it needs.
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        failure = _failure(error, tokens[0] if tokens else "")
+        forced_run = tokens[:1] == ["run"] and "--force" in tokens
+        # A forced training does not go on where it was; it begins again.
+        failure = _failure(error, tokens[0] if tokens and not forced_run else "")
         if not failure:
             raise
         return _print_failure(failure, as_json="--json" in tokens)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flows.terminal.output import print_line, print_table
+from flows.terminal.output import print_line
 from storage.runtime.timings import Clock, Spent
 
 _SMALL = 0.01
 """Share of the whole below which names of one kind have a line together."""
+_OTHERS = {"import": "import {} other libraries", "request": "{} other requests", "step": "{} other steps"}
+"""By the first word of the names, their kind."""
+_OTHER = "{} others"
 
 
 def to_json(clock: Clock) -> dict[str, list[dict[str, float | str]]]:
@@ -20,15 +23,19 @@ def to_json(clock: Clock) -> dict[str, list[dict[str, float | str]]]:
 
 
 def print_timings(clock: Clock) -> None:
-    """Print a table for each process: seconds, their share, how often, and what for."""
+    """Print a table for each process, longest first: seconds, their share of all, how often, and what for."""
     for process, spent in _processes(clock).items():
         total = sum(each.seconds for each in spent)
         print_line("")
         print_line(f"{total:.2f} s of {process}")
-        print_table(
-            (f"{each.seconds:.2f} s", f"{each.seconds / total:.0%}", f"{each.count}×" if each.count else "", each.name)
-            for each in _merged(spent, total * _SMALL)
-        )
+        print_line(_line("seconds", "share", "times", "for"))
+        for each in _merged(spent, total * _SMALL):
+            times = f"{each.count:,}" if each.count else ""
+            print_line(_line(f"{each.seconds:.2f}", f"{each.seconds / total:.0%}", times, each.name))
+
+
+def _line(seconds: str, share: str, times: str, name: str) -> str:
+    return f"{seconds:>7}  {share:>5}  {times:>5}  {name}"
 
 
 def _processes(clock: Clock) -> dict[str, tuple[Spent, ...]]:
@@ -36,17 +43,17 @@ def _processes(clock: Clock) -> dict[str, tuple[Spent, ...]]:
 
 
 def _merged(spent: Iterable[Spent], least: float) -> list[Spent]:
-    """Return the names in order; of each kind (the first word), those below `least` seconds come together, last."""
-    small: dict[str, list[Spent]] = {}
-    large = []
+    """Return the names, longest first; of each kind, those below `least` seconds have a line together."""
+    large, small = [], dict[str, list[Spent]]()
     for each in spent:
         if each.seconds >= least:
             large.append(each)
         else:
-            small.setdefault(each.name.partition(" ")[0], []).append(each)
-    return large + [_together(kind, few) for kind, few in small.items() if sum(each.count for each in few)]
+            small.setdefault(_OTHERS.get(each.name.partition(" ")[0], _OTHER), []).append(each)
+    lines = large + [_together(others, few) for others, few in small.items()]
+    return sorted(lines, key=lambda each: -each.seconds)
 
 
-def _together(kind: str, few: list[Spent]) -> Spent:
-    name = few[0].name if len(few) == 1 else f"{kind}: {len(few)} others"
+def _together(others: str, few: list[Spent]) -> Spent:
+    name = few[0].name if len(few) == 1 else others.format(len(few))
     return Spent(name, sum(each.seconds for each in few), sum(each.count for each in few))

@@ -25,6 +25,7 @@ PYTHON = "starting Python"
 REST = "the rest"
 OWN = "idxflow"
 STANDARD = "the standard library"
+FILES = "files of Python"
 _OWN = ("expectations", "flows", "idxflow_start", "storage", "tasks")
 _FIELDS_BEFORE_START = 19
 """Of /proc/self/stat after the name of the program; the next is the time of the start in ticks (Linux, proc(5))."""
@@ -143,8 +144,10 @@ def _watch(owner: type, method: str, name: Callable[..., str]) -> None:
 
 
 def _importing(_: object, module: Any) -> str:
-    """Return the name of the import of a module, from the module or its specification."""
-    return f"import {library(getattr(module, '__name__', None) or module.name)}"
+    """Return the name of the import of a module, from the module or, before there is one, its specification."""
+    name = getattr(module, "__name__", None)
+    # What is not imported by name, as migrations of a database, is not a library.
+    return f"import {FILES if name and name not in sys.modules else library(name or module.name)}"
 
 
 def library(module: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from storage.runtime import timings
 from storage.runtime.timings import Clock, Spent
+from tests.support.commands import idxflow
 from tests.support.servers import BIN, clean_environment
 
 
@@ -88,7 +91,27 @@ def test_a_run_shows_its_imports_requests_steps_and_its_server(tmp_path: Path):
     assert "import great_expectations" not in names | server
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert all(len(line) <= 80 for line in again[again.index("") :])
-    heads = [line for line in again if line.endswith(("s of this command", "s of Prefect's server, until it answers"))]
-    assert len(heads) == 2
-    assert any(line.endswith("import prefect") for line in again)
+    shown = again[again.index("") :]
+    assert all(len(line) <= 80 for line in shown)
+    heads = [place for place, line in enumerate(shown) if re.fullmatch(r"[\d.]+ s of .+", line)]
+    assert [shown[place].partition(" s of ")[2] for place in heads] == [*measured]
+    for start, end in pairwise((*heads, len(shown) + 1)):
+        seconds = [float(line.split()[0]) for line in shown[start + 2 : end - 1]]
+        assert seconds == sorted(seconds, reverse=True)
+        # Each line is rounded, but none is left out.
+        assert sum(seconds) == pytest.approx(float(shown[start].split()[0]), abs=0.005 * (len(seconds) + 1))
+
+
+@pytest.mark.flow
+def test_an_unchanged_run_asks_prefect_little(tmp_path: Path, server: dict[str, str]):
+    """Each of these takes milliseconds that a run waits for."""
+    environment = {**server, "HOME": str(tmp_path), "IDXFLOW_STORE": str(tmp_path / "store")}
+    command = ["run", "digits", "--profile", "fast", "--json", "--timings"]
+    for _ in range(2):
+        ended = idxflow(*command, env=environment)
+        assert ended.returncode == 0, ended.stderr
+    outcome = json.loads(ended.stdout)
+    assert outcome["state"] == "unchanged"
+    asked = {e["name"]: e["count"] for e in outcome["timings"]["this command"] if e["name"].startswith("request")}
+    assert asked["request POST /api/flow_runs/…/set_state"] == 2
+    assert sum(asked.values()) <= 20, asked
