@@ -13,7 +13,7 @@ from benchmarks.subjects import Measured
 READING = {
     "idxflow status": ["status"],
     "idxflow registry history": ["registry", "history", "digits"],
-    "idxflow runs list": ["runs", "list"],
+    "idxflow runs list": ["runs", "list", "digits"],
     "idxflow report": ["report", "digits"],
 }
 FIRST_LINE = "first line of `idxflow run`"

@@ -31,8 +31,8 @@ Weights = Mapping[str, np.ndarray]
 
 _log = logging.getLogger(__name__)
 _loading = threading.Lock()
-_OPTIONAL = ("matplotlib", "pandas", "scipy", "sklearn")
-"""Keras imports these if they are installed."""
+_OPTIONAL = ("jax", "matplotlib", "pandas", "scipy", "sklearn")
+"""TensorFlow and Keras import these if they are installed."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def tensorflow() -> Any:
     """Import TensorFlow, which takes seconds, and configure it: quiet, deterministic, one thread.
 
     The matrices are so small that distributing them takes longer than multiplying them: one thread is fastest and
-    leaves the other cores free. A fixed number of threads also fixes the order of sums. What only Keras's plots and
-    adapters use is not imported with it: that would take half as long again, and a quarter more memory.
+    leaves the other cores free. A fixed number of threads also fixes the order of sums. What only converters, plots
+    and adapters use is not imported with it: that would take half as long again, and a quarter more memory.
     """
     with _loading:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

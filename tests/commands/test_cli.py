@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flows.terminal.console import waited
 from tests.conftest import TinyFactory, bars
 from tests.support.commands import Command, idxflow
 from tests.support.operated import until
@@ -156,15 +154,6 @@ def test_no_source_ends_with_4_and_says_what_to_do(cli: Cli, tmp_path: Path, tin
     assert "--source" in run["error"]["sentence"]
     assert "\n" not in run["error"]["sentence"]
     assert Path(run["report"]).is_file()
-
-
-def test_the_seconds_are_those_since_the_process_was_started():
-    """A process that is started in between is younger than what has gone by here."""
-    before = waited()
-    code = "from flows.terminal.console import waited; print(waited())"
-    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
-    # The start is known to a hundredth of a second.
-    assert 0 < child <= waited() - before + 0.02
 
 
 @pytest.mark.flow

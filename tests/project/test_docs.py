@@ -195,7 +195,7 @@ def test_the_keys_of_a_run_as_json_are_those_of_the_page():
         (REFERENCE / "exit-codes.md").read_text(encoding="utf-8").partition("has these keys:")[2].partition("\n## ")[0]
     )
     listed = re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)))
-    command = [sys.executable, "-m", "flows.commands.cli", "run", "no-such-data-set", "--json"]
+    command = [sys.executable, "-m", "flows.commands.cli", "run", "no-such-data-set", "--json", "--timings"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert listed == list(json.loads(result.stdout))

@@ -71,6 +71,15 @@ def test_without_a_clock_spans_measure_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_age_of_a_process_counts_from_its_start():
+    """A process that is started in between is younger than what has gone by here."""
+    before = timings.age()
+    code = "from storage.runtime import timings; print(timings.age())"
+    child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    # The start is known to a hundredth of a second.
+    assert 0 < child <= timings.age() - before + 0.02
+
+
 @pytest.mark.flow
 def test_a_run_shows_its_imports_requests_steps_and_its_server(tmp_path: Path):
     command = [str(BIN / "idxflow"), "validate", "digits", "--store", str(tmp_path / "store"), "--timings"]
