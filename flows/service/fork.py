@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -38,7 +39,10 @@ class Fork:
         inherited: Iterable[int],
     ) -> None:
         self.returncode: int | None = None
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns if there are other threads, as that of a spinner on a terminal.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
         if not self.pid:
             _end(_code(calls, environment, folder, output, inherited))
 
