@@ -49,7 +49,7 @@ def _end(code: int) -> NoReturn:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        # Closed by whoever started this, or by the command after an error.
+        # It may be closed: by the parent process, or after an error.
         with suppress(AttributeError, OSError, ValueError):
             stream.flush()
     os._exit(code)
