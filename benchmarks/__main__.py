@@ -12,11 +12,12 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.measure import Bench, Results, Row, compare, say
-from benchmarks.page import page
+from benchmarks.page import page, with_spending
 from benchmarks.subjects import FILES, MNIST_VARIABLE
-from benchmarks.suite import COMPARISONS
+from benchmarks.suite import COMPARISONS, SPENDING
 
 PAGE = Path(__file__).with_name("results.md")
+DOCUMENT = PAGE.parents[1] / "docs" / "benchmarks.md"
 ROUNDS, QUICK_ROUNDS = 5, 1
 NEEDS_PREFECT = {"commands", "job", "memory", "rerun", "seeds", "spending", "training"}
 MORE = """\
@@ -27,7 +28,7 @@ Every variant runs in a process of its own; rounds go through all variants in tu
 run meanwhile. Progress goes to standard error. All comparisons with 5 rounds take about 25 minutes on two cores.
 
 examples:
-  make bench MNIST=~/archives                  everything; writes benchmarks/results.md
+  make bench MNIST=~/archives                  everything; writes results.md, and a table of docs/benchmarks.md
   make bench ARGS="--only training,decoding"   two comparisons, printed instead of written
   make bench ARGS=--quick                      shortened work, one round: does it run?
   make bench TORCH=torch==2.13.0               PyTorch too (see docs/benchmarks.md about its size)
@@ -43,8 +44,12 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="idxflow-bench-", ignore_cleanup_errors=True) as work:
         bench = Bench(mnist, Path(work), asked.quick)
         rows = _measured(bench, names, asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS))
-    text = page(Results(rows), COMPARISONS.values(), seen, _command(asked), asked.quick)
-    _deliver(text, asked.out or (PAGE if whole else None))
+    results = Results(rows)
+    _deliver(
+        page(results, COMPARISONS.values(), seen, _command(asked), asked.quick), asked.out or (PAGE if whole else None)
+    )
+    if whole:
+        _deliver(with_spending(DOCUMENT.read_text(encoding="utf-8"), SPENDING, results, seen), DOCUMENT)
     say(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     return int(any(row.failed for found in rows.values() for row in found))
 

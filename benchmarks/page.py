@@ -16,6 +16,8 @@ QUICK = "**Made with `--quick`: shortened work, a first look. The goals are abou
 BUSY = "**The machine was busy with other work when this began, so read these figures with care.**"
 BUSY_LOAD = 0.5
 """Load, per core, from which on a machine counts as busy."""
+BEGIN, END = "<!-- make bench: the table begins -->", "<!-- make bench: the table ends -->"
+"""Lines of docs/benchmarks.md, around what `with_spending` replaces."""
 
 
 def page(
@@ -26,6 +28,15 @@ def page(
     parts = ["# Results", INTRODUCTION, _warnings(machine, quick), _setting(machine, command), _goals(results, quick)]
     parts += [_section(comparison, results) for comparison in measured]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def with_spending(text: str, comparison: Comparison, results: Results, machine: Machine) -> str:
+    """Return docs/benchmarks.md with the table of where the seconds go, as measured now."""
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    source = f"Median seconds of `make bench` on {machine.date} ({machine.processor}, {machine.cores} cores):"
+    shown = columns(comparison, results.rows[comparison.name])
+    return "\n\n".join((f"{before}{BEGIN}", source, shown, f"{END}{after}"))
 
 
 def _warnings(machine: Machine, quick: bool) -> str:

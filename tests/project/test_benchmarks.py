@@ -28,7 +28,7 @@ from benchmarks import (
 from benchmarks.goals import GOALS, judge
 from benchmarks.machine import Machine, describe
 from benchmarks.measure import Bench, Comparison, Outcome, Results, Row, Variant, compare, ratio, spread
-from benchmarks.page import BUSY, QUICK, page, table
+from benchmarks.page import BUSY, QUICK, page, table, with_spending
 from benchmarks.subjects import FILES
 from storage.formats import idx
 from tests.conftest import bars
@@ -194,6 +194,22 @@ def test_reasons_belong_to_goals():
 def test_the_documentation_names_every_comparison():
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert set(suite.COMPARISONS) <= set(re.findall(r"`([a-z]+)`", text))
+
+
+def test_the_documentation_gets_the_table_of_where_the_seconds_go_and_nothing_else_changes():
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+    def written(into: str, seconds: float) -> str:
+        rows = tuple(Row(name, "", seconds=(seconds,)) for name in spending.rows())
+        return with_spending(into, suite.SPENDING, Results({"spending": rows}), MACHINE)
+
+    once = written(text, 1.25)
+    assert "| starting Python | 1.25 | 1.25 | 1.25 | 1.25 |" in once
+    assert "on 2026-01-01 (Some CPU, 2 cores)" in once
+    assert written(written(text, 9.75), 1.25) == once
+    start, end = text.index("<!-- make bench"), text.rindex("-->")
+    assert once.startswith(text[:start])
+    assert once.endswith(text[end:])
 
 
 def archives(folder: Path) -> Path:
