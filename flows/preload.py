@@ -1,4 +1,6 @@
-"""Import what a first run needs while its Prefect server starts: Great Expectations and TensorFlow take seconds each.
+"""Do while a run's Prefect server starts what the run needs anyway.
+
+A first run imports Great Expectations and TensorFlow, which take seconds each. Any run reads the source of its steps.
 
 The server is another process, so the two use a processor each. The imports do not run in another thread: two threads
 that import at the same time can deadlock on each other's modules, which Python ends with an error.
@@ -8,19 +10,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from expectations import engine_process
 from flows.run import Request
+from storage.runtime import code_digests
 from storage.store import Store, store_root
 from tasks.model import network
 
 _log = logging.getLogger(__name__)
+_STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
+"""Those whose results depend on their source code."""
 
 
 def preload(request: Request, is_over: Callable[[], bool]) -> None:
-    """Import the libraries that the run of `request` is sure to need, one by one, until `is_over`."""
-    for load in needed(request):
+    """Import the libraries that the run of `request` is sure to need, then read its source, until `is_over`."""
+    source: list[Callable[[], Any]] = [partial(code_digests.digests, f"tasks.{step}") for step in _STEPS]
+    for load in needed(request) + source:
         if is_over():
             return
         try:

@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ TIMINGS = "IDXFLOW_SERVER_TIMINGS"
 """Variable that names the file for where the seconds of the server's start went."""
 _BACKLOG = 2048
 """The most connections that wait while a server starts or restarts; uvicorn's own default."""
+_LOOK = timedelta(seconds=2)
+"""How often the server looks for background work that is due."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,22 @@ def application(plan: Plan) -> Application:
     from flows.service.writers import queue_writers
 
     queue_writers()
+    look_less_often()
     auth = os.environ.get(AUTH)
     own = {entry.PATH: entry.entrance(Path(plan.links), auth)} if plan.links and auth else {}
     inner: Any = create_app(ephemeral=plan.temporary, final=True)
     inner.api_app.include_router(trimming.router())
     return Guard(inner, Rules.listening(plan.host, plan.names), own)
+
+
+def look_less_often() -> None:
+    """Have Prefect's background worker look for due work every two seconds; four times a second, it is never idle."""
+    from docket import Worker
+    from prefect.server.api import background_workers
+
+    # Prefect: restless.
+    patient = partial(Worker, minimum_check_interval=_LOOK, scheduling_resolution=_LOOK)
+    setattr(background_workers, "Worker", patient)  # noqa: B010
 
 
 def listen(host: str, port: int) -> socket.socket:

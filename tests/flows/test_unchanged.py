@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.preload import needed
+from flows.preload import needed, preload
 from flows.run import Request
 from storage.runtime import code_digests
 from storage.store import Store
@@ -90,3 +90,13 @@ def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: T
     assert imported(memory="1GiB") == []
     assert imported(seed=5) == training
     assert imported(force=True) == training
+
+
+def test_the_source_of_the_steps_is_read_ahead(store: Store, tiny: TinyFactory):
+    manifest = tiny().manifest
+    whole_run(store, manifest)
+    code_digests._read.cache_clear()
+    preload(Request(dataset_file=str(manifest), training=QUICK, store=str(store.root)), lambda: False)
+    ahead = code_digests._read.cache_info().misses
+    whole_run(store, manifest)
+    assert code_digests._read.cache_info().misses == ahead > 0
