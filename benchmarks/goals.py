@@ -75,8 +75,16 @@ WHY: dict[str, str] = {
     "jax": "A loop over the whole epoch in one call to XLA, with its fused operations, does as well as ours.",
     "blas": _OVERHEAD,
     "rerun": "Half of it is importing Prefect and the flow (`import flows.retrain` below), before anything else.",
-    "alone": "Prefect's server: its imports, its application and its tables come to twice `import prefect`, beside it.",
-    "warm": "Importing Prefect is all of it: what comes after is the flow's own imports, its requests and its steps.",
+    **dict.fromkeys(
+        ("alone", "alone-seconds"),
+        "Prefect's server: its imports, its application and its tables come to twice `import prefect`, beside it.",
+    ),
+    **dict.fromkeys(
+        ("warm", "warm-seconds"),
+        "After `import prefect` come the imports of other libraries and of idxflow, and Prefect's work for each task.",
+    ),
+    "memory": "About half of it is TensorFlow, without the libraries that training does not use.",
+    "memory-again": "Importing Prefect and pyarrow takes three quarters of it, before anything is read.",
     "parquet": "The same bytes are hashed with SHA-256 and compressed with zstd, too, more work than inflating them; "
     "two processors share it.",
 }

@@ -1,4 +1,7 @@
-"""What a run does not do, counted: an unchanged one reads no source, decodes nothing and imports no heavy library."""
+"""What a run does not do, counted: an unchanged one reads no source, decodes nothing and imports no heavy library.
+
+It starts no process either, and makes few files durable.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,25 @@ from tests.support.runs import QUICK, whole_run
 
 HEAVY = {"tensorflow", "keras", "great_expectations", "pandas", "sklearn", "scipy", "matplotlib"}
 
-# The flow in a process of its own; says which libraries it loaded, which files it opened, how each step ended.
+# The flow in a process of its own; says which libraries it loaded, which files it opened, how each step ended, which
+# processes it started, and how often it waited for the disk.
 COUNTED = """
-import json, logging, sys
+import json, logging, os, sys
 
-opened = []
-sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "open" else None)
+opened, started, synced = [], [], []
+
+def note(event, values):
+    if event == "open":
+        opened.append(str(values[0]))
+    elif event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        started.append(event)
+
+def sync(descriptor, make=os.fsync):
+    synced.append(descriptor)
+    make(descriptor)
+
+sys.addaudithook(note)
+os.fsync = sync
 
 from flows import retrain
 from flows.pipeline import Directly
@@ -39,6 +55,8 @@ print(json.dumps({
     "modules": sorted({name.split(".")[0] for name in sys.modules}),
     "opened": opened[begun:],
     "decoded": readers,
+    "started": started,
+    "synced": len(synced),
     "made": [name for name, step in ended["steps"].items() if not step["reused"]],
     "state": ended["state"],
 }))
@@ -74,6 +92,13 @@ def test_the_unchanged_run_decodes_no_archive_and_opens_none_of_its_source(runs:
     assert any("0-inbox" in path for path in runs["first"]["opened"])
     assert runs["again"]["decoded"] == []
     assert not [path for path in runs["again"]["opened"] if "0-inbox" in path or "sklearn" in path]
+
+
+def test_the_unchanged_run_starts_no_process_and_seldom_waits_for_the_disk(runs: dict[str, dict]):
+    # The one that validates, the one that confirms, and `uname`, which Python asks for the kind of processor.
+    assert len(runs["first"]["started"]) <= 3
+    assert runs["again"]["started"] == []
+    assert 0 < runs["again"]["synced"] <= 4 < runs["first"]["synced"]
 
 
 def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: TinyFactory):

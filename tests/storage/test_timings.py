@@ -113,7 +113,7 @@ def test_a_run_shows_its_imports_requests_steps_and_its_server(tmp_path: Path):
 
 @pytest.mark.flow
 def test_an_unchanged_run_asks_prefect_little(tmp_path: Path, server: dict[str, str]):
-    """Each of these takes milliseconds that a run waits for."""
+    """Each of these takes milliseconds that a run waits for; its log is sent meanwhile, now and then."""
     environment = {**server, "HOME": str(tmp_path), "IDXFLOW_STORE": str(tmp_path / "store")}
     command = ["run", "digits", "--profile", "fast", "--json", "--timings"]
     for _ in range(2):
@@ -123,4 +123,5 @@ def test_an_unchanged_run_asks_prefect_little(tmp_path: Path, server: dict[str, 
     assert outcome["state"] == "unchanged"
     asked = {e["name"]: e["count"] for e in outcome["timings"]["this command"] if e["name"].startswith("request")}
     assert asked["request POST /api/flow_runs/…/set_state"] == 2
-    assert sum(asked.values()) <= 20, asked
+    asked.pop("request POST /api/logs/", None)
+    assert sum(asked.values()) <= 20, list(asked.items())
