@@ -44,7 +44,7 @@ soak: $(READY) ## Retrain again and again with a random fault each, then kill at
 fuzz: $(READY) ## Feed the IDX reader what nobody would write (RUNS=10000000)
 	@$(BIN)/python -m tests.fuzz idx $(or $(RUNS),10000000)
 
-bench: $(BENCH)/.ready ## Compare speed with other libraries, 20 minutes (MNIST=folder, ARGS="--only training --quick", TORCH=torch==2.13.0)
+bench: $(BENCH)/.ready ## Compare speed with other libraries, half an hour or more (MNIST=folder, ARGS="--only training --quick", TORCH=torch==2.13.0)
 	@$(if $(TORCH),$(BENCH)/bin/pip install --quiet --disable-pip-version-check "$(TORCH)")
 	@$(if $(MNIST),IDXFLOW_MNIST_DIR="$(MNIST)") $(BENCH)/bin/python -m benchmarks $(ARGS)
 

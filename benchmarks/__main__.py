@@ -25,7 +25,7 @@ comparisons, in this order:
 {list}
 
 Every variant runs in a process of its own; rounds go through all variants in turn (A B C, A B C, …). Let nothing else
-run meanwhile. Progress goes to standard error. All comparisons with 5 rounds take about 25 minutes on two cores.
+run meanwhile. Progress goes to standard error. Three rounds of all comparisons take half an hour on two cores.
 
 examples:
   make bench MNIST=~/archives                  everything; writes results.md, and a table of docs/benchmarks.md
@@ -39,15 +39,14 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure what was asked for; returns 1 where something of ours failed."""
     asked = _parser().parse_args(words)
     mnist, names = _archives(asked.mnist), asked.only or list(COMPARISONS)
-    whole = not (asked.only or asked.quick)
+    whole = not (asked.only or asked.quick or asked.out)
     seen, started = machine.describe(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="idxflow-bench-", ignore_cleanup_errors=True) as work:
         bench = Bench(mnist, Path(work), asked.quick)
         rows = _measured(bench, names, asked.rounds or (QUICK_ROUNDS if asked.quick else ROUNDS))
     results = Results(rows)
-    _deliver(
-        page(results, COMPARISONS.values(), seen, _command(asked), asked.quick), asked.out or (PAGE if whole else None)
-    )
+    text = page(results, COMPARISONS.values(), seen, _command(asked), asked.quick)
+    _deliver(text, PAGE if whole else asked.out)
     if whole:
         _deliver(with_spending(DOCUMENT.read_text(encoding="utf-8"), SPENDING, results, seen), DOCUMENT)
     say(f"took {(time.monotonic() - started) / 60:.1f} minutes")

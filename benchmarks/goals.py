@@ -83,8 +83,8 @@ WHY: dict[str, str] = {
         ("warm", "warm-seconds"),
         "After `import prefect` come the imports of other libraries and of idxflow, and Prefect's work for each task.",
     ),
-    "memory": "About half of it is TensorFlow, without the libraries that training does not use.",
-    "memory-again": "Importing Prefect and pyarrow takes three quarters of it, before anything is read.",
+    "memory": "Most of it is libraries, TensorFlow first, imported without those that training does not use.",
+    "memory-again": "Most of it is Prefect and pyarrow, imported before anything is read.",
     "parquet": "The same bytes are hashed with SHA-256 and compressed with zstd, too, more work than inflating them; "
     "two processors share it.",
 }

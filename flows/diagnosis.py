@@ -82,8 +82,6 @@ def _versions() -> Diagnosis:
 
 
 def _tensorflow() -> Diagnosis:
-    if loaded := sys.modules.get("tensorflow"):
-        return Diagnosis("ok", "TensorFlow", f"{loaded.__version__} can be imported")
     # In a process of its own: on a processor without AVX the import ends the process.
     # Garbage collection would slow the import down: see `relax_garbage_collection`.
     code = (

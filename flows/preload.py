@@ -1,4 +1,4 @@
-"""Do while a run's Prefect server starts what the run needs anyway.
+"""Do what a run needs anyway while its Prefect server starts.
 
 A first run imports Great Expectations and TensorFlow, which take seconds each. Any run reads the source of its steps.
 
@@ -20,13 +20,13 @@ from storage.store import Store, store_root
 from tasks.model import network
 
 _log = logging.getLogger(__name__)
-_STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
+STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
 """Those whose results depend on their source code."""
 
 
 def preload(request: Request, is_over: Callable[[], bool]) -> None:
     """Import the libraries that the run of `request` is sure to need, then read its source, until `is_over`."""
-    source: list[Callable[[], Any]] = [partial(code_digests.digests, f"tasks.{step}") for step in _STEPS]
+    source: list[Callable[[], Any]] = [partial(code_digests.digests, f"tasks.{step}") for step in STEPS]
     for load in needed(request) + source:
         if is_over():
             return

@@ -29,7 +29,7 @@ TIMINGS = "IDXFLOW_SERVER_TIMINGS"
 """Variable that names the file for where the seconds of the server's start went."""
 _BACKLOG = 2048
 """The most connections that wait while a server starts or restarts; uvicorn's own default."""
-_LOOK = timedelta(seconds=2)
+_LOOK_INTERVAL = timedelta(seconds=2)
 """How often the server looks for background work that is due."""
 
 
@@ -81,7 +81,7 @@ def look_less_often() -> None:
     from prefect.server.api import background_workers
 
     # Prefect: restless.
-    patient = partial(Worker, minimum_check_interval=_LOOK, scheduling_resolution=_LOOK)
+    patient = partial(Worker, minimum_check_interval=_LOOK_INTERVAL, scheduling_resolution=_LOOK_INTERVAL)
     setattr(background_workers, "Worker", patient)  # noqa: B010
 
 

@@ -45,14 +45,7 @@ def test_a_package_of_another_version(tmp_path: Path):
     assert diagnosis._versions().verdict == "ok"
 
 
-@pytest.fixture
-def not_imported_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no TensorFlow in this process, from which `doctor` would know that it can be imported."""
-    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
-
-
 @pytest.mark.remedies("flows.diagnosis:_tensorflow:2")
-@pytest.mark.usefixtures("not_imported_yet")
 def test_a_tensorflow_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     module = tmp_path / "tensorflow.py"
     module.write_text("raise ImportError('needs a processor with AVX')")
@@ -65,7 +58,6 @@ def test_a_tensorflow_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.remedies("flows.diagnosis:_tensorflow")
-@pytest.mark.usefixtures("not_imported_yet")
 def test_a_machine_on_which_tensorflow_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     module = tmp_path / "tensorflow.py"
     module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)")

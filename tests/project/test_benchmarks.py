@@ -28,7 +28,7 @@ from benchmarks import (
 from benchmarks.goals import GOALS, judge
 from benchmarks.machine import Machine, describe
 from benchmarks.measure import Bench, Comparison, Outcome, Results, Row, Variant, compare, ratio, spread
-from benchmarks.page import BUSY, QUICK, page, table, with_spending
+from benchmarks.page import BEGIN, BUSY, END, QUICK, page, table, with_spending
 from benchmarks.subjects import FILES
 from storage.formats import idx
 from tests.conftest import bars
@@ -298,6 +298,22 @@ def test_a_part_is_printed_and_the_committed_page_stays(
     assert "`python -m benchmarks --only starting --rounds 1`" in printed
     assert str(tmp_path) not in printed
     assert not results.exists()
+
+
+def test_the_whole_is_written_where_it_is_kept_and_with_out_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    results, document, elsewhere = tmp_path / "results.md", tmp_path / "benchmarks.md", tmp_path / "elsewhere.md"
+    monkeypatch.setattr(command, "PAGE", results)
+    monkeypatch.setattr(command, "DOCUMENT", document)
+    monkeypatch.setattr(Bench, "run", lambda self, module, variant, threads: Outcome({variant: 0.25}))
+    document.write_text("before\n" + BEGIN + "\n" + END + "\nafter\n")
+    asked = ["--mnist", str(archives(tmp_path)), "--rounds", "1"]
+    command.main([*asked, "--out", str(elsewhere)])
+    assert elsewhere.read_text().startswith("# Results")
+    assert not results.exists()
+    assert "Median seconds" not in document.read_text()
+    command.main(asked)
+    assert results.read_text().startswith("# Results")
+    assert "Median seconds" in document.read_text()
 
 
 def test_the_lock_of_the_comparison_has_hashes_names_no_host_and_agrees_with_the_other():

@@ -123,5 +123,6 @@ def test_an_unchanged_run_asks_prefect_little(tmp_path: Path, server: dict[str, 
     assert outcome["state"] == "unchanged"
     asked = {e["name"]: e["count"] for e in outcome["timings"]["this command"] if e["name"].startswith("request")}
     assert asked["request POST /api/flow_runs/…/set_state"] == 2
-    asked.pop("request POST /api/logs/", None)
-    assert sum(asked.values()) <= 20, list(asked.items())
+    # What sends the log has a client, and a token, of its own.
+    waited_for = {name: count for name, count in asked.items() if not name.endswith(("/logs/", "/csrf-token"))}
+    assert sum(waited_for.values()) <= 19, waited_for

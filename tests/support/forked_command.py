@@ -23,8 +23,6 @@ LATER = (
     "uvicorn",
 )
 """What a run imports when it needs it, Prefect with it, and what its own Prefect server does."""
-STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
-"""Those whose results depend on their source, which takes a quarter of a second to read."""
 RUNS = ("run", "validate")
 """The commands that run a flow of Prefect, which they keep quiet."""
 
@@ -34,6 +32,7 @@ def load() -> None:
     import yaml
 
     from expectations import engine
+    from flows.preload import STEPS
     from flows.settings import relax_garbage_collection
     from storage.runtime import code_digests
     from tasks.model import network
