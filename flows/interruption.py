@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
@@ -45,7 +45,7 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
     numbers = [number for number in _HANDLED if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        with sent_again(_signal_of):
+        with _sent_again():
             yield received
     except Exception as error:
         # Prefect: lost-interruption.
@@ -58,16 +58,12 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
 
 
 @contextmanager
-def sent_again(signal_of: Callable[[BaseException | None], int | None]) -> Iterator[None]:
-    """Resend a signal if its exception is lost: Python ignores exceptions in finalizers and just after a fork.
-
-    Args:
-        signal_of: returns the signal that raised an exception; None if no signal did.
-    """
+def _sent_again() -> Iterator[None]:
+    """Resend a signal if its exception is lost: Python ignores exceptions in finalizers and just after a fork."""
     hook, timers = sys.unraisablehook, list[threading.Timer]()
 
     def look(ignored: _Unraisable) -> None:
-        if number := signal_of(ignored.exc_value):
+        if number := _signal_of(ignored.exc_value):
             # Not immediately: the exception would be lost in the same place.
             timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
             timers[-1].start()

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,6 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 from uuid import UUID
 
-from flows.interruption import sent_again
 from flows.service import configuration, entry, server, sqlite, worker
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home, starting
@@ -45,6 +44,8 @@ LINKS = "links"
 PROCESS = "process"
 TABLES_SECONDS = 240
 """A server younger than this may still be creating its tables, so a missing answer is not reported."""
+_AGAIN_SECONDS = 1.0
+"""How soon a signal whose exception was lost raises it again."""
 STOP_SECONDS = 6
 """Timeout before SIGKILL, for worker and server each; together well below the 15 s that `up` may take to stop."""
 SWEEP_SECONDS = 10
@@ -107,41 +108,53 @@ def supervise(options: UpOptions) -> int:
         raise ConfigError(f"expected no --no-auth if {AUTH} is set; drop one of them")
     try:
         configuration.read()
-        with stop_signals(), home_errors():
-            return Supervisor(options).run()
+        with stop_signals() as caught, home_errors():
+            return Supervisor(options).run(caught)
     except Cancelled:
         # Only before anything was started; later, `run` handles it.
         return 0
 
 
 class Cancelled(BaseException):
-    """SIGINT, SIGTERM or SIGHUP was received; the argument is the signal's number."""
+    """SIGINT, SIGTERM or SIGHUP was received."""
 
 
 @contextmanager
-def stop_signals() -> Iterator[None]:
-    """Make SIGINT, SIGTERM and SIGHUP raise `Cancelled` in the block, once."""
-    received: list[Cancelled] = []
+def stop_signals() -> Iterator[Callable[[], None]]:
+    """Make SIGINT, SIGTERM and SIGHUP raise `Cancelled` in the block; yield what to call once it has been caught.
+
+    Until then it is raised again every second, because it can be lost: Python ignores exceptions in finalizers, and a
+    library may replace it by an error of its own, which the supervisor would ignore as that of a busy server.
+    """
+    received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         # Stopping takes a bounded time; a second Ctrl-C must not leave half of the processes running.
         if not received:
-            received.append(Cancelled(number))
-            raise received[0]
+            received.append(number)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS, _AGAIN_SECONDS)
+            raise Cancelled
 
-    def lost(error: BaseException | None) -> int | None:
-        if not isinstance(error, Cancelled):
-            return None
-        received.clear()
-        return int(error.args[0])
+    def stop_again(_number: int, _frame: FrameType | None) -> None:
+        raise Cancelled
+
+    def caught() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def report(ignored: sys.UnraisableHookArgs) -> None:
+        if not isinstance(ignored.exc_value, Cancelled):
+            hook(ignored)
 
     # A signal that is ignored, such as SIGHUP after `nohup`, stays ignored.
-    caught = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in caught}
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop_again)
+    hook, sys.unraisablehook = sys.unraisablehook, report
     try:
-        with sent_again(lost):
-            yield
+        yield caught
     finally:
+        caught()
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -182,8 +195,8 @@ class Supervisor:
         self.last_problem, self.last_information = "", dict[str, object]()
         """The last line printed about a lasting problem, and the last information written for others."""
 
-    def run(self) -> int:
-        """Start everything and keep it running; return the exit code."""
+    def run(self, caught: Callable[[], None]) -> int:
+        """Start everything and keep it running; return the exit code. Calls `caught` when it begins to stop."""
         if not self.lock.take():
             return self._say_what_runs()
         try:
@@ -193,6 +206,7 @@ class Supervisor:
                 self._ready()
             self._keep()
         except Cancelled:
+            caught()
             _say("stopping")
             self._stop()
             _say("stopped")

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -73,10 +74,35 @@ def test_the_block_ends_as_interrupted(
     assert raised.type is expected
 
 
+def swallowed(number: int) -> None:
+    """As a library does it that is written in C or Rust."""
+    with suppress(BaseException):
+        os.kill(os.getpid(), number)
+        time.sleep(SECONDS)
+    time.sleep(SECONDS)
+
+
+def made_an_error_that_is_ignored(number: int) -> None:
+    with suppress(Exception):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(SECONDS)
+        except BaseException as error:
+            raise ValueError("made of it") from error
+    time.sleep(SECONDS)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_up_stops_also_where_the_exception_is_lost(number: signal.Signals):
-    with pytest.raises(Cancelled), stop_signals():
-        lost(number)
+@pytest.mark.parametrize("happens", [lost, swallowed, made_an_error_that_is_ignored])
+def test_up_stops_also_where_the_exception_is_lost(happens: Callable[[int], None], number: signal.Signals):
+    with stop_signals() as caught:
+        with pytest.raises(Cancelled):
+            happens(number)
+        caught()
+        # Another Ctrl-C does not disturb the stopping.
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_other_errors_stay_what_they_are_and_other_ignored_ones_are_reported():
