@@ -84,7 +84,7 @@ WHY: dict[str, str] = {
         "After `import prefect` come the imports of other libraries and of idxflow, and Prefect's work for each task.",
     ),
     "memory": "Most of it is libraries, TensorFlow first, imported without those that training does not use.",
-    "memory-again": "Most of it is Prefect and pyarrow, imported before anything is read.",
+    "memory-again": "Most of it is importing Prefect and pyarrow, before anything is read.",
     "parquet": "The same bytes are hashed with SHA-256 and compressed with zstd, too, more work than inflating them; "
     "two processors share it.",
 }

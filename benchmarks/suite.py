@@ -44,7 +44,8 @@ COMMANDS = Comparison(
 )  # fmt: skip
 MEMORY = Comparison(
     "memory", "Memory",
-    "The peak of the largest process of a command: `idxflow run mnist --profile tutorial`, and the same again.",
+    "The peak of `idxflow run mnist --profile tutorial`, of the same again, and of the Prefect server of each. "
+    "Libraries are read anew from the disk.",
     "memory",
     (Variant("runs", "", rows=memory.ROWS),),
     memory.ROWS[0], most_rounds=3, unit="GB",
