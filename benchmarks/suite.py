@@ -89,6 +89,20 @@ DECODING = Comparison(
     ),
     "idxflow to arrays",
 )  # fmt: skip
+ADDING = Comparison(
+    "adding", "Making a data set of a table and of pictures",
+    "`idxflow dataset add` on the first 42,000 training images as a CSV table of Kaggle's form, and on all 70,000 "
+    "images as PNG files: read, checked, divided, packed, with a manifest and a picture; files in the system's cache. "
+    "The others only read.",
+    "adding",
+    (
+        Variant("idxflow, table", "to four archives"),
+        Variant("pandas.read_csv", "to a data frame"),
+        Variant("idxflow, pictures", "to four archives"),
+        Variant("Pillow loop", "`numpy.asarray(Image.open(file))` for each file"),
+    ),
+    "idxflow, table", most_rounds=3,
+)  # fmt: skip
 READING = Comparison(
     "reading", "Reading the decoded split back",
     "60,000 images and labels from a file to uint8 arrays; files in the system's cache.",
@@ -153,7 +167,7 @@ SEEDS = Comparison(
 COMPARISONS = {
     comparison.name: comparison
     for comparison in (
-        *(STARTING, COMMANDS, DECODING, READING, STATISTICS, VALIDATION, TRAINING),
+        *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING),
         *(JOB, RERUN, SPENDING, MEMORY, SPLITS, SEEDS),
     )
 }

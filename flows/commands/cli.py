@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from flows import environment
 from flows.commands import (
+    dataset,
     datasets,
     doctor,
     export,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from cyclopts.help import HelpPanel
     from rich.console import Console, ConsoleOptions
 
-OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "manifest": (3,), "predict": (3,)}
+OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "dataset": (3,), "manifest": (3,), "predict": (3,)}
 """Exit codes that only some commands have."""
 
 _THEN = {
@@ -73,7 +74,7 @@ app = App(
 
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     "Run": (run.run, run.validate, watch.watch),
-    "Data": (datasets.datasets, manifest.manifest, figures.figures),
+    "Data": (dataset.app, datasets.datasets, manifest.manifest, figures.figures),
     "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),

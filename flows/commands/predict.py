@@ -37,8 +37,9 @@ def predict(
 ) -> int:
     """Classify images with the champion.
 
-    Prints class, probability and model version of each image. Files can be IDX (plain or gzip), PNG, JPEG, BMP, .npy or
-    .npz (the array `images`, or the first array with three dimensions). Pixels are 8-bit grey, as in the archives.
+    Prints class, probability and model version of each image. Files can be IDX (plain or gzip), PNG, JPEG, BMP, TIFF,
+    GIF, .npy or .npz (the array `images`, or the first array with three dimensions). Pixels are 8-bit grey, as in the
+    archives.
     Exit code 3 if a file cannot be used.
 
     Examples: `idxflow predict mnist seven.png` · `idxflow predict mnist t10k-images-idx3-ubyte.gz --out all.parquet`

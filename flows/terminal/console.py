@@ -11,18 +11,11 @@ from typing import Self
 from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from flows.settings import LOGGERS
+from flows.terminal.bars import Bars
 from flows.terminal.screen import is_screen, moving, styled
 from flows.terminal.streams import ReaderGone
 from flows.terminal.text import printable
@@ -44,15 +37,7 @@ class Console:
         self._terminal = Terminal(stderr=as_json, highlight=False)
         # The console that draws the bar must also print the lines above it: it removes the bar first.
         self._moving = self._terminal if is_screen(self._terminal) else Terminal(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            _HowFar(),
-            console=self._moving,
-            transient=True,
-            disable=not is_screen(self._moving),
-        )
-        self._tasks: dict[str, TaskID] = {}
+        self._bars = Bars(self._moving)
         self._stack = ExitStack()
         self._lost: OutputFailed | None = None
         self._ending: Outcome | None = None
@@ -64,7 +49,7 @@ class Console:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
             self._stack.callback(logger.removeHandler, handler)
-        self._stack.enter_context(progress.listening(self._advance))
+        self._stack.enter_context(progress.listening(self._bars.follow))
         self._stack.enter_context(self._bars)
         return self
 
@@ -158,23 +143,6 @@ class Console:
         with moving(self._moving, what) as change:
             yield change
         self._bars.start()
-
-    def _advance(self, step: progress.Progress) -> None:
-        if step.name not in self._tasks:
-            self._tasks[step.name] = self._bars.add_task(step.name, total=step.total, note="")
-        finished = step.total is not None and step.done >= step.total
-        self._bars.update(self._tasks[step.name], completed=step.done, note=step.note, visible=not finished)
-
-
-class _HowFar(ProgressColumn):
-    """The percentage done and the time left; without a known total, the elapsed time."""
-
-    def render(self, task: Task) -> Text:
-        """Return them as text."""
-        if task.total is None:
-            return Text(f"{task.elapsed or 0:.0f} s")
-        remaining = f" {task.time_remaining:.0f} s left" if task.time_remaining else ""
-        return Text(f"{task.percentage:3.0f}% {task.fields['note']}{remaining}")
 
 
 class _StepHandler(logging.Handler):

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,14 @@ class _Split:
     """Number of rows for each label in the file."""
 
 
-def manifest_of(folder: Path, name: str | None = None, digests: bool = True, label_column: int | None = None) -> str:
+def manifest_of(
+    folder: Path,
+    name: str | None = None,
+    digests: bool = True,
+    label_column: int | None = None,
+    names: Sequence[str] = (),
+    source: str = "",
+) -> str:
     """Return a TOML manifest of the four IDX files in `folder`, for `validate` and `run`.
 
     Args:
@@ -59,6 +66,8 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
         name: name of the data set; None: the folder's name.
         digests: whether the manifest accepts only these archives.
         label_column: the column of the class, if label files have several, as in QMNIST.
+        names: names of the classes, in the order of their labels; empty: their labels.
+        source: the folder as the manifest names it; empty: its full path.
 
     Raises:
         ConfigError: a file is missing, several files could be it, or its name or the given name is not valid in a
@@ -66,7 +75,8 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
         FormatError: a file is not a complete IDX file, or no manifest could describe the four.
     """
     folder = folder.expanduser().absolute()
-    _check_name(name)
+    if name is not None:
+        check_name(name, "--name")
     files = _files(folder)
     splits = [_split(files[f"{split}-images"], files[f"{split}-labels"], label_column) for split in SPLITS]
     shape = _shape(folder, splits)
@@ -78,10 +88,10 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
         )
     lines = [
         f"name = {_text(name or _name_of(folder))}",
-        *_classes(labels, label_column),
+        *_classes(labels, names, label_column),
         f"image_shape = [{shape[0]}, {shape[1]}]",
         "# Folder of the archives, relative to this file. --source and IDXFLOW_SOURCE take precedence.",
-        f"source = {_text(str(folder))}",
+        f"source = {_text(source or str(folder))}",
         '# licence = "…"',
         '# homepage = "https://…"',
         "",
@@ -105,9 +115,10 @@ def manifest_of(folder: Path, name: str | None = None, digests: bool = True, lab
     return "\n".join(lines) + "\n"
 
 
-def _classes(labels: list[int], column: int | None) -> list[str]:
+def _classes(labels: list[int], names: Sequence[str], column: int | None) -> list[str]:
     """Return the lines with the names of the classes and their labels in the files."""
-    lines = ["# Names of the classes, as shown to people.", f"classes = {json.dumps([str(label) for label in labels])}"]
+    shown = ", ".join(_text(name) for name in names or map(str, labels))
+    lines = ["# Names of the classes, as shown to people.", f"classes = [{shown}]"]
     if labels != list(range(len(labels))):
         lines += ["# The label that each class has in the files, because they are not 0, 1, 2, …", f"labels = {labels}"]
     if column is not None:
@@ -280,13 +291,13 @@ def _files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise _no_set(folder, f"{kind_of(folder)}{alike(folder)}", "correct the path")
-    candidates = {role: _files_of(folder, role) for role in ROLES}
+    candidates = {role: files_of(folder, role) for role in ROLES}
     missing = [role for role, files in candidates.items() if not files]
     if missing:
         entries = sorted(_shown_entry(path) for path in folder.iterdir() if path.name[0] != ".")
         more = f" and {len(entries) - _NAMES_SHOWN:,} more" if len(entries) > _NAMES_SHOWN else ""
         among = f"none for {', '.join(missing)} among {', '.join(entries[:_NAMES_SHOWN]) or 'nothing'}{more}"
-        inside = next((sub for sub in sorted(folder.glob("*/")) if all(_files_of(sub, role) for role in ROLES)), None)
+        inside = next((sub for sub in sorted(folder.glob("*/")) if all(files_of(sub, role) for role in ROLES)), None)
         remedy = (
             f"give {inside}, which has them"
             if inside
@@ -303,8 +314,8 @@ def _files(folder: Path) -> dict[str, Path]:
     return {role: files[0] for role, files in candidates.items()}
 
 
-def _files_of(folder: Path, role: str) -> list[Path]:
-    """Return the files that could be that of `role`; a compressed file takes precedence over the same uncompressed."""
+def files_of(folder: Path, role: str) -> list[Path]:
+    """Return the files in a folder that could be that of `role`; a compressed one precedes the same uncompressed."""
     pattern = re.compile(_PATTERNS[role], re.IGNORECASE)
     paths = sorted(path for path in folder.glob("*") if pattern.search(path.name) and path.name[0] != ".")
     paths = [path for path in paths if path.is_file()]
@@ -324,10 +335,15 @@ def _no_set(folder: Path, actual: str, remedy: str) -> ConfigError:
     )
 
 
-def _check_name(name: str | None) -> None:
-    if name is not None and (not catalog.NAME.fullmatch(name) or name in catalog.names()):
+def check_name(name: str, what: str) -> None:
+    """Check the name of a user's data set, which `what` gave.
+
+    Raises:
+        ConfigError: it is no name, or one of the catalog.
+    """
+    if not catalog.NAME.fullmatch(name) or name in catalog.names():
         raise ConfigError(
-            "--name: expected a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit, and none of "
+            f"{what}: expected a-z, 0-9, - and _, at most 64 characters, starting with a letter or digit, and none of "
             f"the catalog's names ({', '.join(catalog.names())}); found {catalog.shown(name)}; choose another name"
         )
 

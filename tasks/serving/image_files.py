@@ -1,32 +1,25 @@
-"""Read images from users' files: IDX, PNG, JPEG, BMP, NumPy. Nothing in a file is executed."""
+"""Read images from users' files: IDX, pictures, NumPy. Nothing in a file is executed."""
 
 from __future__ import annotations
 
-import struct
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from storage.errors import ConfigError, FormatError
 from storage.files import alike, kind_of, open_regular
 from storage.formats import idx
-
-if TYPE_CHECKING:
-    from PIL import Image
+from tasks.serving import picture
 
 READ_AT_ONCE = 8192
 _BLOCK_BYTES = 1 << 26
 """Maximum bytes read at a time, for any image size; at least one image is read."""
 MAX_NPZ_BYTES = 1 << 32
 """Maximum inflated size of all arrays of one `.npz` file."""
-
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, MemoryError, OverflowError)
-"""Exceptions of Pillow and NumPy for damaged files; neither documents a narrower set."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +76,7 @@ def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
 def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:
     """Choose a reader by the magic bytes of the file, because names can be wrong."""
     readers: dict[bytes, Callable[[Path, Say], Iterator[np.ndarray]]] = {
-        b"\x89PNG": _picture,
-        b"\xff\xd8\xff": _picture,
-        b"BM": _picture,
+        **dict.fromkeys(picture.BEGINNINGS, _picture),
         b"\x93NUMPY": _npy,
         b"PK": _npz,
         b"\x1f\x8b": _idx,
@@ -96,8 +87,8 @@ def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarr
             return reader
     content = f"one that begins with the bytes {magic[:4].hex()}" if magic else "an empty file"
     raise FormatError(
-        f"{path}: expected IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz; found {content}; convert it to one "
-        "of these"
+        f"{path}: expected IDX (plain or gzip), PNG, JPEG, BMP, TIFF, GIF, .npy or .npz; found {content}; convert it "
+        "to one of these"
     )
 
 
@@ -114,7 +105,7 @@ def _npy(path: Path, say: Say) -> Iterator[np.ndarray]:
     try:
         # Mapped, not read, so that a header with a false size is detected before memory is allocated.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except _BROKEN as error:
+    except picture.BROKEN as error:
         raise FormatError(
             f"{path}: expected an undamaged .npy file without Python objects; {error}; "
             "write it again, in NumPy with np.save of an array of uint8"
@@ -130,7 +121,7 @@ def _npz(path: Path, say: Say) -> Iterator[np.ndarray]:
             raise ValueError(f"it holds {size:,} bytes, more than {MAX_NPZ_BYTES:,}")
         with np.load(path, allow_pickle=False) as file:
             array = _images_of(file)
-    except (*_BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (*picture.BROKEN, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise FormatError(
             f"{path}: expected an undamaged .npz file without Python objects; {error}; "
             "write it again, in NumPy with np.savez(…, images=…)"
@@ -177,56 +168,12 @@ def _range(array: np.ndarray) -> str:
 
 
 def _picture(path: Path, say: Say) -> Iterator[np.ndarray]:
-    yield _pixels(path, say)[np.newaxis]
-
-
-def _pixels(path: Path, say: Say) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns between its limit and twice that.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG", "BMP")) as picture:
-                _check_depth(path, picture)
-                return np.asarray(_grey(path, picture, say))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise FormatError(
-            f"{path}: expected at most {Image.MAX_IMAGE_PIXELS:,} pixels; {error}; scale it down"
-        ) from error
-    except _BROKEN as error:
-        raise FormatError(f"{path}: expected an undamaged PNG, JPEG or BMP; {error}; copy or save it again") from error
-
-
-def _check_depth(path: Path, picture: Image.Image) -> None:
-    """Refuse more than 8 bits per channel: of most such PNG files, Pillow silently takes the upper 8 bits.
-
-    PNG, third edition, 11.2.1: the header has the bit depth at byte 24 of the file.
-    """
-    with open_regular(path) as stream:
-        start = stream.read(25)
-    depth = start[24] if picture.format == "PNG" else 16 if picture.mode.startswith(("I", "F")) else 8
-    if depth > 8:
-        raise FormatError(
-            f"{path}: expected at most 8 bits per channel; found {depth}; "
-            "convert it to 8-bit grey, such as in ImageMagick: magick OLD -colorspace gray -depth 8 NEW"
-        )
-
-
-def _grey(path: Path, picture: Image.Image, say: Say) -> Image.Image:
-    """Return the picture in 8-bit grey, rotated upright according to its EXIF orientation."""
-    from PIL import ImageOps
-
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode in ("L", "1") and not upright.has_transparency_data:
-        return upright.convert("L")
-    if upright.has_transparency_data and np.asarray(upright.convert("RGBA").getchannel("A")).min() < 255:
-        raise FormatError(f"{path}: expected an opaque picture; it has transparent pixels; put it on a background")
-    colours = upright.convert("RGB")
-    red, green, blue = (np.asarray(channel) for channel in colours.split())
-    if not (np.array_equal(red, green) and np.array_equal(green, blue)):
+    found = picture.read_file(path)
+    if found.was_colour:
         say(f"{path} is a colour image; its grey values are used (ITU-R 601: 0.299 red, 0.587 green, 0.114 blue)")
-    return colours.convert("L")
+    if found.frames > 1:
+        say(f"{path} has {found.frames:,} frames; the first one is used")
+    yield found.pixels[np.newaxis]
 
 
 def _check_not_flat(path: Path, image: np.ndarray, options: ImageOptions) -> None:

@@ -91,12 +91,12 @@ def test_pictures_give_the_answers_of_their_pixels(ask: Ask, home: Path):
     palette.save("palette.png")
     np.save("one.npy", GREY)
     Path("one.idx").write_bytes(idx.encode(GREY))
-    files = [save("grey.png"), save("grey.bmp"), save("equal.png", rgb(GREY, 1, 1, 1)), "palette.png"]
+    files = [save("grey.png"), save("grey.bmp"), save("grey.tif"), save("equal.png", rgb(GREY, 1, 1, 1)), "palette.png"]
     result = ask(*files, "one.npy", "one.idx", save("grey.jpg", quality=100))
     assert (result["code"], result["remarks"]) == (0, [])
     answers = [(row["label"], row["probability"]) for row in result["rows"]]
-    assert len(set(answers[:6])) == 1
-    assert answers[6][0] == answers[0][0] == load_champion("tiny").predict(GREY).label[0]
+    assert len(set(answers[:7])) == 1
+    assert answers[7][0] == answers[0][0] == load_champion("tiny").predict(GREY).label[0]
 
 
 def test_a_turned_photograph_is_put_upright(ask: Ask, home: Path):
@@ -260,14 +260,17 @@ REFUSED = {
     "objects": (lambda: array("o.npy", np.array([{}], object), allow_pickle=True), "without Python objects"),
     "no images": (lambda: arrays_file("n.npz", a=np.zeros(3), b=np.zeros((2, 2))), "found a, b"),
     "transparent": (transparent, "transparent pixels"),
-    "cut PNG": (lambda: cut("cut.png"), "expected an undamaged PNG, JPEG or BMP"),
-    "cut JPEG": (lambda: cut("cut.jpg"), "expected an undamaged PNG, JPEG or BMP"),
-    "cut BMP": (lambda: cut("cut.bmp"), "expected an undamaged PNG, JPEG or BMP"),
+    "cut PNG": (lambda: cut("cut.png"), "expected an undamaged PNG, JPEG, BMP, TIFF or GIF"),
+    "cut JPEG": (lambda: cut("cut.jpg"), "expected an undamaged PNG, JPEG, BMP, TIFF or GIF"),
+    "cut BMP": (lambda: cut("cut.bmp"), "expected an undamaged PNG, JPEG, BMP, TIFF or GIF"),
     "cut npy": (lambda: written("c.npy", Path(array("w.npy", IMAGES)).read_bytes()[:500]), "undamaged .npy"),
     "cut npz": (lambda: written("c.npz", Path(arrays_file("w.npz", a=IMAGES)).read_bytes()[:500]), "undamaged .npz"),
     "cut gzip": (lambda: written("c.gz", gzip.compress(idx.encode(IMAGES))[:300]), "c.gz: expected"),
     "only a magic number": (lambda: written("m.png", b"\x89PNG\r\n\x1a\n"), "m.png: expected an undamaged"),
-    "GIF": (lambda: save("a.gif"), "expected IDX (plain or gzip), PNG, JPEG, BMP, .npy or .npz; found one that"),
+    "WebP": (
+        lambda: save("a.webp"),
+        "expected IDX (plain or gzip), PNG, JPEG, BMP, TIFF, GIF, .npy or .npz; found one",
+    ),
     "empty": (lambda: written("e.png", b""), "found an empty file"),
 }
 

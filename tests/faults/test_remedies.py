@@ -73,7 +73,7 @@ from tasks.model import classifier, holdout, network, scaling
 from tasks.model.labels import check_labels
 from tasks.model.scaling import Statistics
 from tasks.normalize import normalize
-from tasks.serving import image_files
+from tasks.serving import image_files, picture
 from tasks.serving.predict import Model, load_champion
 from tasks.sources.origins import payload_sha256
 from tests.conftest import bars
@@ -727,10 +727,16 @@ CASES: dict[str, Case] = {
         "correct the path",
         lambda here: here.save("x.png", ONE),
     ),
-    "predict: a GIF": Case(
-        lambda here: (here.save("x.gif", ONE), here.read("x.gif")),
+    "predict: WebP": Case(
+        lambda here: (here.save("x.webp", ONE), here.read("x.webp")),
         "convert it to one of these",
-        lambda here: here.save("x.png", opened("x.gif")),
+        lambda here: here.save("x.png", opened("x.webp")),
+        lambda here: here.read("x.png"),
+    ),
+    "predict: a picture of too many bytes": Case(
+        lambda here: (here.patch.setattr(picture, "MAX_BYTES", 20), here.read(here.save("x.png", ONE).name)),
+        "scale it down",
+        lambda here: here.patch.undo(),
         lambda here: here.read("x.png"),
     ),
     "predict: another size": Case(

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    adding,
     commands,
     cores,
     decoding,
@@ -34,7 +35,7 @@ from storage.formats import idx
 from tests.conftest import bars
 
 MODULES = {
-    "commands": commands, "cores": cores, "decoding": decoding, "job": job,
+    "adding": adding, "commands": commands, "cores": cores, "decoding": decoding, "job": job,
     "memory": memory, "reading": reading, "spending": spending, "starting": starting,
     "training": training, "validating": validating,
 }  # fmt: skip

@@ -1,0 +1,154 @@
+"""`idxflow dataset add`: make a data set of what you have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from flows.commands.options import AsJson
+from flows.terminal.output import print_json, print_line, print_table, remark
+from storage.datasets.catalog import MAX_SIDE
+from storage.errors import ConfigError
+from storage.words import counted, times
+
+if TYPE_CHECKING:
+    from tasks.adding.add import Added, ClassCount
+
+app = App(name="dataset", help="Make a data set of your own images.")
+_SKIPPED_SHOWN = 5
+_CLASSES_SHOWN = 64
+
+
+@app.command
+def add(
+    name: str,
+    source: Annotated[Path, Parameter(name="FROM")],
+    *,
+    folder: Annotated[
+        Path | None, Parameter(name="--as", help="Folder to create. Default: NAME in the current folder.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        Parameter(help="Height and width of the images, such as 28x28. Default: as they are, if all have one size."),
+    ] = None,
+    fit: Annotated[
+        Literal["pad", "mass", "stretch"],
+        Parameter(
+            help="How to bring images to that size: `pad` keeps proportions and fills up with the ground, `mass` "
+            "centres the ink by its mass in a box of 20/28, as MNIST was made, `stretch` changes proportions."
+        ),
+    ] = "pad",
+    test_fraction: Annotated[
+        float | None,
+        Parameter(
+            help="Share of each class to draw as test split, if there is none, such as 0.15. Equal images stay on one "
+            "side.",
+            validator=Number(gt=0, lt=1),
+        ),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        Parameter(
+            help="Keep all images of a group in one split, such as those of a writer: a column, or for pictures a "
+            "regular expression that finds the group in the path, such as `writer([0-9]+)`."
+        ),
+    ] = None,
+    seed: Annotated[int, Parameter(help="Seed of that draw.", validator=Number(gte=0))] = 0,
+    label_column: Annotated[
+        str | None, Parameter(help="Column of the labels: its name, or its number from 0. Default: by its name.")
+    ] = None,
+    label_base: Annotated[
+        int | None, Parameter(help="First label; the others must follow without a gap. Default: any labels.")
+    ] = None,
+    classes: Annotated[
+        str | None, Parameter(help="Names of the classes, with commas between, in the order of their labels.")
+    ] = None,
+    white: Annotated[
+        float,
+        Parameter(help="Value of white in tables and arrays: 1 if pixels go from 0 to 1.", validator=Number(gt=0)),
+    ] = 255,
+    transpose: Annotated[
+        bool | None,
+        Parameter(
+            help="Swap rows and columns of each image. Default: only for EMNIST's own files.",
+            negative="--no-transpose",
+        ),
+    ] = None,
+    invert: Annotated[bool, Parameter(negative="", help="Invert the pixels (255 - x).")] = False,
+    match: Annotated[str, Parameter(help="Use only files with this text in their names.")] = "",
+    skip_bad: Annotated[
+        bool, Parameter(negative="", help="Leave out pictures that cannot be read, and list them, instead of stopping.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Make four IDX archives and a manifest of what you have.
+
+    FROM is a folder of pictures with a folder for each class (with or without train/ and test/ around these), a CSV or
+    TSV table with a column per pixel, a Parquet or Feather file, NumPy's .npz or .npy, EMNIST's .mat, IDX files, or a
+    ZIP or tar archive of these. What was found is printed, with a picture of one example per class; nothing is guessed
+    in silence. The source is only read.
+
+    Examples: `idxflow dataset add letters ~/letters --size 28x28 --test-fraction 0.15` ·
+    `idxflow dataset add kaggle train.csv --test-fraction 0.2` · `idxflow dataset add mine mnist.npz`
+
+    Args:
+        name: Name of the data set, in the store and in commands.
+        source: What you have.
+    """
+    from flows.terminal import bars
+    from tasks.adding.add import AddOptions
+    from tasks.adding.add import add as make
+    from tasks.adding.batches import Reading
+
+    reading = Reading(
+        _size(size), fit, label_column, group_by, white, transpose, match=match, invert=invert, skip_bad=skip_bad
+    )
+    names = tuple(word.strip() for word in classes.split(",")) if classes else ()
+    place = (folder or Path(name)).expanduser().absolute()
+    options = AddOptions(name, source.expanduser().absolute(), place, reading, names, label_base, test_fraction, seed)
+    with bars.shown():
+        added = make(options, lambda line: remark(f"note: {line}"))
+    if as_json:
+        return print_json({**added.values(), "error": None})
+    _print(added)
+    return 0
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,4})[x×]([0-9]{1,4})", text.strip().lower())
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not (1 <= size[0] <= MAX_SIDE and 1 <= size[1] <= MAX_SIDE):
+        raise ConfigError(
+            f"--size: expected height and width of 1 to {MAX_SIDE:,} pixels, such as 28x28; found {text!r}; correct it"
+        )
+    return size
+
+
+def _print(added: Added) -> None:
+    how = "the test split was drawn" if added.drawn else "as the source is split"
+    rows = " + ".join(f"{count:,}" for count in added.rows.values())
+    print_line(f"found {added.found}")
+    print_line(
+        f"{rows} images of {times(added.image_shape)}, {how}; pixels {added.darkest} to {added.brightest}, "
+        f"{added.ink} ink"
+    )
+    print_table(map(_cells, added.classes[:_CLASSES_SHOWN]))
+    if len(added.classes) > _CLASSES_SHOWN:
+        print_line(f"… and {counted(len(added.classes) - _CLASSES_SHOWN, 'class', 'classes')} more")
+    for line in added.skipped[:_SKIPPED_SHOWN]:
+        print_line(f"left out: {line}")
+    if len(added.skipped) > _SKIPPED_SHOWN:
+        print_line(f"… and {len(added.skipped) - _SKIPPED_SHOWN:,} more: see {added.manifest.with_suffix('.json')}")
+    print_line(f"made {added.folder}: the archives, {added.manifest.name}, {added.pictures.name}")
+    print_line(f"next: {added.next_command}")
+
+
+def _cells(found: ClassCount) -> tuple[str, str]:
+    shown = "" if found.found_as == found.name else f", {found.found_as!r} in the source"
+    return f"  {found.label:>3}  {found.name}", f"{found.train:,} train + {found.test:,} test{shown}"

@@ -1,0 +1,1 @@
+"""Make a data set of what people have: pictures in folders, tables, arrays, and archives of these."""

@@ -1,0 +1,104 @@
+"""IDX files as they are published: MNIST's four, EMNIST's transposed ones, QMNIST's with eight columns of labels."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from storage.datasets.own_files import files_of
+from storage.formats import idx
+from storage.records import SPLITS, SplitName
+from tasks.adding import arrays
+from tasks.adding.batches import BATCH_ROWS, Batch, Reading, Remarks, Source, refused
+from tasks.adding.sizing import Sized
+from tasks.ui.progress import Progress, advance
+
+_EMNIST = "emnist"
+_MAPPING = "*mapping*.txt"
+
+
+def has_files(folder: Path, reading: Reading) -> bool:
+    """Return whether a folder has the images and labels of a split, by their names."""
+    return any(_pair(folder, split, reading) for split in SPLITS)
+
+
+def _pair(folder: Path, split: SplitName, reading: Reading) -> tuple[list[Path], list[Path]] | None:
+    images, labels = (
+        [path for path in files_of(folder, f"{split}-{kind}") if reading.match in path.name and _is_idx(path)]
+        for kind in ("images", "labels")
+    )
+    return (images, labels) if images and labels else None
+
+
+def _is_idx(path: Path) -> bool:
+    """Return whether a file begins as one in IDX, plain or gzip; arrays and tables may have the same names."""
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start == b"\x1f\x8b":
+        with suppress(OSError, EOFError, zlib.error), gzip.open(path) as packed:
+            start = packed.read(2)
+    return start == b"\0\0"
+
+
+def source(folder: Path, reading: Reading, remarks: Remarks) -> Source:
+    """Return the IDX files in a folder as a source.
+
+    Raises:
+        FormatError: several files could be one of the four, or a file is damaged.
+    """
+    pairs: dict[SplitName, tuple[Path, Path]] = {}
+    for split in SPLITS:
+        images, labels = _pair(folder, split, reading) or ([], [])
+        if len(images) > 1 or len(labels) > 1:
+            raise refused(
+                folder,
+                f"one file of images and one of labels for {split}",
+                ", ".join(path.name for path in (*images, *labels)),
+                "choose those of one data set, by a part of their names: --match TEXT",
+            )
+        if images:
+            pairs[split] = images[0], labels[0]
+    if all(images.name.lower().startswith(_EMNIST) for images, _ in pairs.values()):
+        reading = arrays.upright(reading, remarks)
+    kind = f"IDX files of {' and '.join(pairs)}"
+    return Source(kind, _batches(pairs, reading, remarks), _names(folder, reading.match))
+
+
+def _batches(pairs: Mapping[SplitName, tuple[Path, Path]], reading: Reading, remarks: Remarks) -> Iterator[Batch]:
+    sized = Sized(reading)
+    for split, (images_file, labels_file) in pairs.items():
+        with idx.Reader(images_file, str(images_file)) as images, idx.Reader(labels_file, str(labels_file)) as labels:
+            rows = images.header.shape[0]
+            if rows != labels.header.shape[0]:
+                raise refused(
+                    images_file,
+                    f"as many images as {labels_file.name} has labels",
+                    f"{rows:,} and {labels.header.shape[0]:,}",
+                    "give the files that belong together",
+                )
+            column = arrays.column_of(labels_file, labels.header.shape, reading, remarks)
+            done = 0
+            for pixels, block in zip(images.blocks(BATCH_ROWS), labels.blocks(BATCH_ROWS), strict=True):
+                table = block.reshape(len(block), -1)
+                yield Batch(
+                    sized.images(images_file, arrays.grey(images_file, pixels, reading, remarks)),
+                    arrays.texts(labels_file, table[:, column]),
+                    split,
+                    arrays.groups_of(labels_file, None, table, reading),
+                )
+                done += len(block)
+                advance(Progress(f"read {split}", done, rows, "images"))
+
+
+def _names(folder: Path, match: str) -> dict[str, str]:
+    """Return the characters of EMNIST's labels, from its file of them: a label and codes of characters in each line."""
+    files = [path for path in sorted(folder.glob(_MAPPING)) if match in path.name]
+    if len(files) != 1 or files[0].stat().st_size > 1 << 16:
+        return {}
+    rows = [line.split() for line in files[0].read_text(encoding="utf-8", errors="replace").splitlines()]
+    if not all(len(row) >= 2 and all(word.isdigit() for word in row) for row in rows if row):
+        return {}
+    return {row[0]: "/".join(chr(int(code)) for code in row[1:]) for row in rows if row}

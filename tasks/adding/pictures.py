@@ -1,0 +1,191 @@
+"""A folder of pictures with a folder for each class, with or without folders of splits around these."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage.errors import ConfigError, FormatError
+from storage.records import SplitName
+from storage.words import counted
+from tasks.adding.batches import BATCH_ROWS, Batch, Reading, Remarks, Source, refused, splits_of
+from tasks.adding.sizing import Sized
+from tasks.serving import picture
+from tasks.ui.progress import Progress, advance
+
+BEGINNINGS = picture.BEGINNINGS
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif"})
+_SUFFIXES_SHOWN = 6
+_GREY = "colour pictures are read as grey: 0.299 red, 0.587 green, 0.114 blue (ITU-R 601)"
+
+
+@dataclass(frozen=True)
+class File:
+    """A picture's file, with what its place says of it."""
+
+    path: Path
+    label: str
+    split: SplitName | None
+
+
+def has_pictures(folder: Path) -> bool:
+    """Return whether a sub-folder, or one of those in it, has a picture."""
+    return next(_pictures(folder, "*/*"), None) is not None or next(_pictures(folder, "*/*/*"), None) is not None
+
+
+def _pictures(folder: Path, pattern: str) -> Iterator[Path]:
+    return (path for path in folder.glob(pattern) if _is_picture(path))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.name[0] != "."
+
+
+def source(folder: Path, reading: Reading, remarks: Remarks) -> Source:
+    """Return the pictures in a folder as a source.
+
+    Raises:
+        FormatError: a link leads out of the folder, or a picture has no folder of its class.
+    """
+    files = _files(folder, remarks)
+    classes = {file.label for file in files}
+    kind = f"a folder of {counted(len(files), 'picture')} in {counted(len(classes), 'class', 'classes')}"
+    return Source(kind, _batches(folder, files, reading, remarks), has_names=True)
+
+
+def _files(folder: Path, remarks: Remarks) -> list[File]:
+    """Return all pictures, by class and name, so that the same folder always gives the same order."""
+    tops = _folders(folder)
+    # A class may be named `test`: a split has folders of classes.
+    if not any(_has_classes(top) for top in tops):
+        return list(_of_split(folder, folder, None, remarks))
+    splits = splits_of(tops, remarks)
+    if not any(splits):
+        return list(_of_split(folder, folder, None, remarks))
+    for top, split in zip(tops, splits, strict=True):
+        if not split and _has_classes(top):
+            remarks.add(f"{top.name} is left out, because by its name it is neither to train nor to test")
+    of_splits = [(top, split) for top, split in zip(tops, splits, strict=True) if split]
+    return [file for top, split in of_splits for file in _of_split(folder, top, split, remarks)]
+
+
+def _has_classes(top: Path) -> bool:
+    return next(_pictures(top, "*/*"), None) is not None
+
+
+def _of_split(root: Path, folder: Path, split: SplitName | None, remarks: Remarks) -> Iterator[File]:
+    for path in sorted(_walked(root, folder, remarks), key=_natural):
+        parts = path.relative_to(folder).parts
+        if len(parts) < 2:
+            raise refused(
+                path, "each picture in the folder of its class", "it beside these", "move it into one, or away"
+            )
+        yield File(path, parts[0], split)
+
+
+def _walked(root: Path, folder: Path, remarks: Remarks) -> Iterator[Path]:
+    """Yield the files of pictures in a folder, and remark on others. Nothing outside of `root` is read."""
+    inside, others = root.resolve(), []
+    for path in folder.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(inside)):
+            raise refused(
+                path,
+                f"pictures in {root}",
+                f"a link to {path.resolve()}",
+                "put there what it links to, or give the folder that has it",
+            )
+        if _is_picture(path):
+            yield path
+        elif path.is_file():
+            others.append(path)
+    if others:
+        suffixes = ", ".join(sorted({path.suffix.lower() or "none" for path in others})[:_SUFFIXES_SHOWN])
+        remarks.add(f"{counted(len(others), 'file')} left out, which by their suffixes are no pictures: {suffixes}")
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """Return a key by which 2.png comes before 10.png, also of folders."""
+    words = re.split(r"([0-9]+)", str(path))
+    return [(0, int(word)) if word.isascii() and word.isdigit() else (1, word) for word in words]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=_natural)
+
+
+def _batches(folder: Path, files: Sequence[File], reading: Reading, remarks: Remarks) -> Iterator[Batch]:
+    sized = Sized(reading)
+    for start in range(0, len(files), BATCH_ROWS):
+        read = [(file, _read(file, sized, reading, remarks)) for file in files[start : start + BATCH_ROWS]]
+        good = [(file, image) for file, image in read if image is not None]
+        # A batch is of one split; at a border between two, these are two.
+        for split in dict.fromkeys(file.split for file, _ in good):
+            chosen = [file for file, _ in good if file.split == split]
+            names = [str(file.path.relative_to(folder)) for file in chosen]
+            images = np.stack([image for file, image in good if file.split == split])
+            yield Batch(images, [file.label for file in chosen], split, groups(names, reading.group_by))
+        advance(Progress("read", min(start + BATCH_ROWS, len(files)), len(files), "pictures"))
+
+
+def _read(file: File, sized: Sized, reading: Reading, remarks: Remarks) -> np.ndarray | None:
+    """Return the pixels of a picture; None if it cannot be read and may be left out."""
+    try:
+        found = picture.read_file(file.path)
+    except FormatError as error:
+        leave_out(str(error), error, reading, remarks)
+        return None
+    except OSError as error:
+        leave_out(f"{file.path}: {error.strerror}", error, reading, remarks)
+        return None
+    note(found, remarks)
+    return sized.image(file.path, found.pixels)
+
+
+def leave_out(problem: str, error: Exception, reading: Reading, remarks: Remarks) -> None:
+    """Note that a picture is left out because it cannot be read, if the user allows that.
+
+    Raises:
+        FormatError: the user does not.
+    """
+    if not reading.skip_bad:
+        raise FormatError(f"{problem}; or leave out and list what cannot be read: --skip-bad") from error
+    remarks.skipped.append(problem)
+
+
+def note(found: picture.Picture, remarks: Remarks) -> None:
+    """Remark on what of a picture is not used."""
+    if found.was_colour:
+        remarks.add(_GREY)
+    if found.frames > 1:
+        remarks.add("of pictures with several frames, the first one is read")
+
+
+def groups(names: Iterable[str], pattern: str | None) -> list[str] | None:
+    """Return the group of each picture: what a regular expression finds in its path, or its first group in brackets.
+
+    Raises:
+        ConfigError: it is no regular expression.
+        FormatError: it finds nothing in a path.
+    """
+    if pattern is None:
+        return None
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise ConfigError(
+            f"--group-by: expected a regular expression that finds the group in a path, such as writer([0-9]+); found "
+            f"{pattern!r}: {error}; correct it"
+        ) from error
+    found = []
+    for name in names:
+        match = search(name)
+        if not match:
+            raise refused(name, f"a group by {pattern!r} in each path", "none", "correct --group-by")
+        found.append(match[1] if match.groups() else match[0])
+    return found

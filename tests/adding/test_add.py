@@ -1,0 +1,244 @@
+"""`idxflow dataset add`: from every form of the same data to the same archives, to a model, and what is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.commands.cli import run_command
+from storage.datasets import catalog
+from storage.datasets.catalog import DEFAULT_FILES
+from storage.formats import idx
+from tests.support import sources
+from tests.support.sources import ARRAYS, FORMS, LABELS, SHAPE
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def added(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    """Add a data set, and return what `--json` says of it."""
+    code = run_command(["dataset", "add", *words, "--json"])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return json.loads(printed.out)
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    return {role: idx.read(folder / file) for role, file in DEFAULT_FILES.items()}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in DEFAULT_FILES.values()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_images(form: str, here: Path, tmp_path: Path, capsys):
+    source = FORMS[form](tmp_path / "source")
+    values = added(capsys, "mine", str(source))
+    made = arrays(here / "mine")
+    for split in ("train", "test"):
+        # Folders of classes are read class by class.
+        order = (
+            np.argsort(LABELS[split], kind="stable") if "pictures" in form or form in ("BMP", "TIFF", "GIF") else ...
+        )
+        np.testing.assert_array_equal(made[f"{split}-images"], ARRAYS[f"{split}-images"][order])
+        np.testing.assert_array_equal(made[f"{split}-labels"], LABELS[split][order])
+    assert values["rows"] == {"train": 60, "test": 15}
+    assert values["ink"] == "bright"
+    dataset = catalog.read(here / "mine" / "mine.toml")
+    assert dataset.image_shape == SHAPE
+    assert len(dataset.classes) == 3
+    assert dataset.source == here / "mine"
+    picture = np.asarray(Image.open(here / "mine" / "mine.png"))
+    assert picture.min() < 64 < 192 < picture.max()
+    # Nothing else is left, and a second time gives the same bytes.
+    assert sorted(path.name for path in here.iterdir()) == ["mine"]
+    first = digests(here / "mine")
+    shutil.rmtree(here / "mine")
+    added(capsys, "mine", str(source))
+    assert digests(here / "mine") == first
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        ("pictures", ["bar 0", "bar 1", "bar 2"]),
+        ("Parquet of Hugging Face", ["bar 0", "bar 1", "bar 2"]),
+        ("EMNIST's mat", ["A", "B", "C"]),
+        ("EMNIST's IDX", ["A/a", "B/b", "C/c"]),
+        ("Kaggle's CSV", ["0", "1", "2"]),
+    ],
+)
+def test_classes_have_the_names_that_the_source_gives(form: str, names: list[str], here: Path, tmp_path: Path, capsys):
+    values = added(capsys, "mine", str(FORMS[form](tmp_path / "source")))
+    assert [c["name"] for c in values["classes"]] == names
+    assert list(catalog.read(here / "mine" / "mine.toml").classes) == names
+
+
+def test_what_was_found_is_printed_and_the_command_that_is_named_trains(here: Path, tmp_path: Path, capsys):
+    source = sources.table(tmp_path / "all.csv", [*sources.rows("train"), *sources.rows("test")], sources.HEADER)
+    assert (
+        run_command(["dataset", "add", "mine", str(source), "--test-fraction", "0.2", "--classes", "low, middle, high"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "found a table with a header, the label in column 'label', 36 columns of pixels" in out
+    assert "60 + 15 images of 6×6, the test split was drawn; pixels 0 to 25" in out
+    assert re.search(r"1  middle +20 train \+ 5 test, '1' in the source", out)
+    command = out.splitlines()[-1].removeprefix("next: idxflow ").split()
+    assert run_command([*command, "--profile", "fast", "--store", str(tmp_path / "store"), "--json"]) in (0, 5)
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["dataset"] == "mine"
+    assert outcome["test_accuracy"] is not None
+
+
+def test_the_test_split_is_drawn_from_each_class_by_a_seed(here: Path, tmp_path: Path, capsys):
+    source = sources.table(
+        tmp_path / "sorted.csv", sorted([*sources.rows("train"), *sources.rows("test")]), sources.HEADER
+    )
+    drawn = {}
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        values = added(capsys, name, str(source), "--test-fraction", "0.2", "--seed", seed)
+        assert [(c["train"], c["test"]) for c in values["classes"]] == [(20, 5)] * 3
+        drawn[name] = digests(here / name)
+    assert drawn["a"] == drawn["b"] != drawn["c"]
+
+
+def test_equal_images_stay_on_one_side(here: Path, tmp_path: Path, capsys):
+    rows = [row for row in sources.rows("train") for _ in range(2)]
+    source = sources.table(tmp_path / "twice.csv", rows, sources.HEADER)
+    added(capsys, "mine", str(source), "--test-fraction", "0.3")
+    made = arrays(here / "mine")
+    sides = [{image.tobytes() for image in made[f"{split}-images"]} for split in ("train", "test")]
+    assert not sides[0] & sides[1]
+    assert len(made["test-images"]) == 36
+
+
+def test_groups_stay_on_one_side(here: Path, tmp_path: Path, capsys):
+    header = [*sources.HEADER, "writer"]
+    rows = [[*row, number // 3 % 10] for number, row in enumerate(sources.rows("train"))]
+    source = sources.table(tmp_path / "written.csv", rows, header)
+    added(capsys, "mine", str(source), "--test-fraction", "0.3", "--group-by", "writer")
+    made = arrays(here / "mine")
+    writers = {tuple(row[1:37]): row[37] for row in rows}
+    sides = [
+        {writers[tuple(map(int, image.ravel()))] for image in made[f"{split}-images"]} for split in ("train", "test")
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == 3
+
+
+def test_groups_of_pictures_are_found_in_their_paths(here: Path, tmp_path: Path, capsys):
+    source = sources.pictures(tmp_path / "source", "train")
+    values = added(capsys, "mine", str(source), "--test-fraction", "0.25", "--group-by", r"(\d)\.png")
+    made = arrays(here / "mine")
+    last = {image.tobytes(): row % 10 for row, image in enumerate(ARRAYS["train-images"])}
+    sides = [{last[image.tobytes()] for image in made[f"{split}-images"]} for split in ("train", "test")]
+    assert not sides[0] & sides[1]
+    assert values["rows"]["train"] + values["rows"]["test"] == 60
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test"), [(("training", "validation"), 60, 15), (("train", "val", "test"), 75, 15)]
+)
+def test_a_validation_split_is_the_test_split_or_part_of_the_other(
+    names: tuple[str, ...], train: int, test: int, here: Path, tmp_path: Path, capsys
+):
+    sources.pictures(tmp_path / "source" / names[0], "train")
+    for name in names[1:]:
+        sources.pictures(tmp_path / "source" / name, "test")
+    values = added(capsys, "mine", str(tmp_path / "source"))
+    assert values["rows"] == {"train": train, "test": test}
+    assert any(names[1] in line for line in values["remarks"])
+
+
+def test_pictures_are_brought_to_one_size_and_what_that_loses_is_said(here: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "source"
+    ink = np.zeros((40, 20, 3), np.uint8)
+    ink[5:15, 5:10] = (255, 255, 0)
+    for label, picture in (("high", ink), ("low", ink[::-1])):
+        (folder / label).mkdir(parents=True)
+        for number in range(4):
+            different = picture.clip(max=255 - number)
+            Image.fromarray(np.ascontiguousarray(different)).save(folder / label / f"{number}.jpg", quality=95)
+    made = {}
+    for fit in ("pad", "mass", "stretch"):
+        values = added(capsys, fit, str(folder), "--size", "28x28", "--fit", fit, "--test-fraction", "0.25")
+        assert values["remarks"] == ["colour pictures are read as grey: 0.299 red, 0.587 green, 0.114 blue (ITU-R 601)"]
+        made[fit] = arrays(here / fit)["train-images"]
+        assert made[fit].shape == (6, 28, 28)
+    assert (made["pad"][:, :, :7] < 40).all()
+    assert (made["pad"][0, 4:10, 10:14] > 150).any()
+    # Centred by mass, both classes have their ink in the middle.
+    middles = [np.argwhere(image > 128).mean(axis=0) for image in made["mass"]]
+    assert np.abs(np.array(middles) - 13.5).max() < 1
+    assert (made["stretch"][0, 4:10, 7:14] > 150).any()
+
+
+def test_dark_ink_is_said_and_inverted_if_asked(here: Path, tmp_path: Path, capsys):
+    inverted = [[row[0], *(255 - pixel for pixel in row[1:])] for row in sources.rows("train")]
+    source = sources.table(tmp_path / "dark.csv", inverted, sources.HEADER)
+    values = added(capsys, "dark", str(source), "--test-fraction", "0.2")
+    assert values["ink"] == "dark"
+    assert "--invert" in values["remarks"][-1]
+    values = added(capsys, "bright", str(source), "--test-fraction", "0.2", "--invert")
+    assert (values["ink"], values["remarks"]) == ("bright", [])
+
+
+def test_pictures_that_cannot_be_read_are_listed(here: Path, tmp_path: Path, capsys):
+    source = sources.pictures(tmp_path / "source")
+    (source / "train" / "bar 1" / "4.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    assert run_command(["dataset", "add", "mine", str(source)]) == 3
+    said = capsys.readouterr().err
+    assert "bar 1/4.png: expected an undamaged PNG" in said
+    assert not (here / "mine").exists()
+    values = added(capsys, "mine", str(source), "--skip-bad")
+    assert values["rows"] == {"train": 59, "test": 15}
+    assert ["bar 1/4.png" in line for line in values["skipped"]] == [True]
+    assert json.loads((here / "mine" / "mine.json").read_text())["skipped"] == values["skipped"]
+
+
+def test_exif_turns_a_picture_upright(here: Path, tmp_path: Path, capsys):
+    folder = tmp_path / "source"
+    for label, image in enumerate(ARRAYS["train-images"][:12]):
+        file = folder / str(LABELS["train"][label]) / f"{label}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        # Orientation 6: the picture is stored turned to the left.
+        Image.fromarray(np.rot90(image).copy()).save(file, exif=exif)
+    added(capsys, "mine", str(folder), "--test-fraction", "0.25")
+    originals = {image.tobytes() for image in ARRAYS["train-images"][:12]}
+    assert all(image.tobytes() in originals for image in arrays(here / "mine")["train-images"])
+
+
+def test_pixels_from_0_to_1_are_scaled_by_the_value_of_white(here: Path, tmp_path: Path, capsys):
+    np.savez(tmp_path / "bars.npz", x=ARRAYS["train-images"] / 255, y=LABELS["train"])
+    values = added(capsys, "mine", str(tmp_path / "bars.npz"), "--white", "1", "--test-fraction", "0.2")
+    assert values["brightest"] == ARRAYS["train-images"].max()
+
+
+@pytest.mark.remedies("tasks.adding.add:add")
+def test_one_data_set_of_several_is_chosen_by_its_name(here: Path, tmp_path: Path, capsys):
+    sources.emnist(tmp_path / "source")
+    for file in list((tmp_path / "source").iterdir()):
+        shutil.copy(file, file.with_name(file.name.replace("bars", "others")))
+    assert run_command(["dataset", "add", "mine", str(tmp_path / "source")]) == 3
+    assert "--match" in capsys.readouterr().err
+    values = added(capsys, "mine", str(tmp_path / "source"), "--match", "emnist-bars", "--label-base", "1")
+    assert [c["name"] for c in values["classes"]] == ["A/a", "B/b", "C/c"]
+    np.testing.assert_array_equal(arrays(here / "mine")["test-images"], ARRAYS["test-images"])
