@@ -147,7 +147,7 @@ def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPat
                 log.warning("first")
             for name in names:
                 for percent in (0, 40, 100):
-                    console._advance(Progress(name, percent, 100, "bytes"))
+                    console.advance(Progress(name, percent, 100, "bytes"))
                     console._bars.refresh()
                     log.info("", extra={"step": Step(f"{name} at {percent}", "", SUMMARY, 0.5, False, "first run")})
             log.warning("last")
@@ -176,7 +176,7 @@ def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.Mon
         patch.setattr(sys, "stdout", stream)
         patch.setattr(sys, "stderr", stream)
         with guarded_streams(), Console(as_json=False) as console, console.waiting("importing Prefect"):
-            console._advance(Progress("fetch", 40, 100, "bytes"))
+            console.advance(Progress("fetch", 40, 100, "bytes"))
             console._say_step(FETCHED)
     (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
     assert f"{SUMMARY}    " in line
