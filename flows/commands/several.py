@@ -87,8 +87,12 @@ def _rows(outcomes: Mapping[str, Mapping[str, Any] | None]) -> Iterator[tuple[st
         yield (
             f"{name:{width}}  {_how(outcome):13}  {f'v{version}' if version else '–':4}  "
             f"{f'{accuracy:.2%}' if accuracy is not None else '–':>7}  {seconds:>10}",
-            ended["error"]["sentence"] if ended.get("error") else f"report {ended.get('report') or '–'}",
+            ended["error"]["sentence"] if ended.get("error") else _where(ended.get("report")),
         )
+
+
+def _where(report: str | None) -> str:
+    return f"report {report}" if report else "no report"
 
 
 def _how(outcome: Mapping[str, Any] | None) -> str:

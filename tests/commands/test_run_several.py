@@ -80,9 +80,7 @@ def test_each_is_retrained_whether_or_not_the_others_succeed(
 
 
 @pytest.mark.flow
-def test_ctrl_c_stops_all_and_the_same_command_resumes(
-    environment: dict[str, str], files: dict[str, str], tmp_path: Path
-):
+def test_ctrl_c_stops_all_and_says_how_to_resume(environment: dict[str, str], files: dict[str, str], tmp_path: Path):
     two = given(files["letters"], files["shapes"])
     histories = [tmp_path / "store" / name / "5-models" for name in ("letters", "shapes")]
     with Command("run", *two, *LONG, "--at-once", "2", env=environment) as process:
