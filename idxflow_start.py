@@ -41,10 +41,10 @@ def main() -> None:
         timings.start()
     from flows.commands.cli import run_command
 
-    _end(run_command())
+    end(run_command())
 
 
-def _end(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
     """End the process as Python does, but leave its objects as they are: to take them apart takes half a second."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

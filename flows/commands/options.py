@@ -19,6 +19,14 @@ StoreFolder = Annotated[
     Parameter(help="Folder of the store. Default: `store` next to the source code. [env var: IDXFLOW_STORE]"),
 ]
 DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
+DatasetFiles = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--dataset-file",
+        help="Manifest (TOML) of your own data set, instead of DATASET. Can be repeated.",
+        negative="",
+    ),
+]
 ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")]
 SplitName = Literal["train", "test"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]

@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from flows.commands.options import AsJson, DatasetFile, Source, StoreFolder, Timings
+from flows.commands.options import AsJson, DatasetFile, DatasetFiles, Source, StoreFolder, Timings
+from flows.commands.several import chosen, run_several
 from flows.interruption import interruptible
 from flows.service import configuration
 from flows.settings import silence_prefect
@@ -34,8 +36,16 @@ _log = logging.getLogger(__name__)
 
 
 def run(
-    dataset: str = "digits",
+    dataset: Annotated[list[str] | None, Parameter(negative="")] = None,
     *,
+    all_: Annotated[bool, Parameter(name="--all", negative="", help="Retrain every data set of the catalog.")] = False,
+    at_once: Annotated[
+        int,
+        Parameter(
+            help="Retrain at most so many of several data sets at a time; each needs its own memory.",
+            validator=Number(gte=1),
+        ),
+    ] = 1,
     profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
     set_: Annotated[
         list[str] | None,
@@ -58,27 +68,36 @@ def run(
     ] = False,
     source: Source = None,
     store: StoreFolder = None,
-    dataset_file: DatasetFile = None,
+    dataset_file: DatasetFiles = None,
     as_json: AsJson = False,
     timings: Timings = False,
 ) -> int:
-    """Retrain a data set: fetch, validate, train, decide, report.
+    """Retrain data sets: fetch, validate, train, decide, report.
 
     Results that are in the store are verified and reused, so running again resumes an interrupted run. Each line says
     what a step did, how long it took, and why it ran or that it was reused.
 
+    Of several data sets, each is retrained whether or not the others succeed, with the same options; a table at the end
+    says how each ended. The exit code is 0 if all ended well, otherwise that of the first, in the order given, that did
+    not.
+
     Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
-    `idxflow run --dataset-file mine.toml`
+    `idxflow run --dataset-file mine.toml` · `idxflow run mnist kmnist` · `idxflow run --all --at-once 2`
 
     Args:
-        dataset: A data set of the catalog: see `idxflow datasets`.
+        dataset: Data sets of the catalog: see `idxflow datasets`. Default: `digits`.
     """
     from flows.run import Request
 
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
     # The profile is any text until `Request.resolve` has checked it.
-    request = Request(dataset, dataset_file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
-    return _run_flow("retrain", request, as_json, timings)
+    requests = [
+        Request(name, file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
+        for name, file in chosen(dataset or [], dataset_file or [], all_, timings)
+    ]
+    if len(requests) == 1:
+        return _run_flow("retrain", requests[0], as_json, timings)
+    return run_several(requests, at_once, as_json)
 
 
 def validate(

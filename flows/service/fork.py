@@ -1,4 +1,4 @@
-"""A service that is a fork of this process instead of a new program: it need not import again what this one has.
+"""A process that is a fork of this one instead of a new program: it need not import again what this one has.
 
 A fork has only the thread that made it, and the locks of the others as they were. So it gets its own streams, signal
 handlers and log handlers, and never returns to what this process was doing.
@@ -24,6 +24,7 @@ from flows.settings import LOGGERS
 NAME = "idxflow-server"
 """What `ps -o comm` shows; the arguments are those of the process that it was forked from."""
 _POLL_SECONDS = 0.01
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_NAME = 15
 
 
@@ -42,9 +43,14 @@ class Fork:
         with warnings.catch_warnings():
             # Python 3.12 warns if there are other threads, as that of a spinner on a terminal.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
-        if not self.pid:
-            _end(_code(calls, environment, folder, output, inherited))
+            # Until it has handlers of its own, the new process would do what this one does on a signal.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            try:
+                self.pid = os.fork()
+                if not self.pid:
+                    _end(_code(calls, environment, folder, output, inherited))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def poll(self) -> int | None:
         """Return the exit code (minus the signal that ended it), or None while it runs."""
@@ -70,6 +76,11 @@ class Fork:
         """Send SIGTERM, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
+
+
+def show_as(name: str) -> None:
+    """Have `ps -o comm` show this process under another name (Linux: prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 def _code(
@@ -98,6 +109,7 @@ def _become_own(environment: Mapping[str, str], folder: Path, output: int, inher
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(number, usual)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     _open_streams(output)
     _close_others(inherited)
     for name in LOGGERS:
@@ -105,7 +117,7 @@ def _become_own(environment: Mapping[str, str], folder: Path, output: int, inher
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, NAME.encode())
+    show_as(NAME)
 
 
 def _open_streams(output: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from flows.settings import LOGGERS
 from flows.terminal.bars import Bars
+from flows.terminal.layout import laid_out
 from flows.terminal.screen import is_screen, moving, styled
 from flows.terminal.streams import ReaderGone
 from flows.terminal.text import printable
@@ -49,7 +50,7 @@ class Console:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
             self._stack.callback(logger.removeHandler, handler)
-        self._stack.enter_context(progress.listening(self._bars.follow))
+        self._stack.enter_context(progress.listening(self.advance))
         self._stack.enter_context(self._bars)
         return self
 
@@ -80,9 +81,20 @@ class Console:
             )
         self._bars.stop()
         self._say_end(outcome)
-        if self._lost:
-            raise OutputFailed(f"{self._lost}; the run itself finished: {outcome.sentence}") from self._lost
+        self.check_printed(f"the run itself finished: {outcome.sentence}")
         return outcome
+
+    def check_printed(self, what: str) -> None:
+        """Check that all lines could be printed.
+
+        Args:
+            what: was done, whether or not it could be printed.
+
+        Raises:
+            OutputFailed: a line was lost.
+        """
+        if self._lost:
+            raise OutputFailed(f"{self._lost}; {what}") from self._lost
 
     def _print(self, what: RenderableType, whole: bool = True) -> None:
         """Print something. A closed or full output must not end a run."""
@@ -93,8 +105,15 @@ class Console:
         except OutputFailed as error:
             self._lost = error
 
-    def _say(self, line: str, style: str = "") -> None:
+    def say(self, line: str, style: str = "") -> None:
+        """Print a line."""
         self._print(styled(line, self._terminal, style))
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print a table, in one layout for all its rows (`layout.laid_out`)."""
+        self._bars.stop()
+        for line in laid_out(rows, self._terminal.width if is_screen(self._terminal) else None):
+            self.say(line)
 
     def _say_step(self, step: Step) -> None:
         how = Text("reused", style="dim") if step.reused else Text(printable(step.reason), style="cyan")
@@ -111,26 +130,26 @@ class Console:
         self._ending = outcome
 
     def _say_wait(self, message: str) -> None:
-        self._say(message, "dim")
+        self.say(message, "dim")
 
     def _say_warning(self, message: str) -> None:
-        self._say(message, "yellow")
+        self.say(message, "yellow")
 
     def _say_end(self, outcome: Outcome) -> None:
         if outcome.error:
             errors = Terminal(stderr=True, highlight=False, soft_wrap=True)
             errors.print(styled(f"idxflow: {outcome.error.sentence}", errors, "red"))
         else:
-            self._say(outcome.sentence, "bold green")
+            self.say(outcome.sentence, "bold green")
         if outcome.test_accuracy is not None and outcome.train_accuracy is not None:
-            self._say(
+            self.say(
                 f"accuracy {outcome.train_accuracy:.2%} on all training rows, "
                 f"{outcome.test_accuracy:.2%} on test, "
                 f"{counted(outcome.epochs or 0, 'epoch')}, {timings.age():.1f} s in all"
             )
         if outcome.report:
             about = f" of v{outcome.version}" if outcome.state == "unchanged" else ""
-            self._say(f"report{about} {outcome.report}")
+            self.say(f"report{about} {outcome.report}")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Callable[[str], None]]:
@@ -143,6 +162,10 @@ class Console:
         with moving(self._moving, what) as change:
             yield change
         self._bars.start()
+
+    def advance(self, step: progress.Progress) -> None:
+        """Show the progress of a piece of work, as a bar until it is done."""
+        self._bars.follow(step)
 
 
 class _StepHandler(logging.Handler):

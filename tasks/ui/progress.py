@@ -30,8 +30,17 @@ _listener: ContextVar[Listener | None] = ContextVar("idxflow_progress", default=
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Call `listener` on all progress while the block runs, including in the threads of submitted tasks."""
-    token = _listener.set(listener)
+    """Call `listener` on all progress while the block runs, including in the threads of submitted tasks.
+
+    A listener of a block around it is called, too.
+    """
+    outer = _listener.get()
+
+    def both(progress: Progress) -> None:
+        for each in filter(None, (outer, listener)):
+            each(progress)
+
+    token = _listener.set(both)
     try:
         yield
     finally:

@@ -20,11 +20,12 @@ from pathlib import Path
 import pytest
 
 from flows.commands.cli import run_command
+from flows.commands.several import _rows
 from flows.terminal import layout
 from flows.terminal.console import Console
 from flows.terminal.streams import guarded_streams
 from storage.outcomes import Outcome
-from storage.records import Step
+from storage.records import Failure, Step
 from storage.store import Store
 from tasks.ui.progress import Progress
 from tests.conftest import write_tiny
@@ -147,7 +148,7 @@ def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPat
                 log.warning("first")
             for name in names:
                 for percent in (0, 40, 100):
-                    console._bars.follow(Progress(name, percent, 100, "bytes"))
+                    console.advance(Progress(name, percent, 100, "bytes"))
                     console._bars.refresh()
                     log.info("", extra={"step": Step(f"{name} at {percent}", "", SUMMARY, 0.5, False, "first run")})
             log.warning("last")
@@ -156,6 +157,36 @@ def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPat
     steps = [f"{name} at {percent}" for name in names for percent in (0, 40, 100)]
     assert [line.partition("  ")[0] for line in lines if not line.startswith("  ")] == ["first", *steps, "last"]
     assert lines.count(f"    {SUMMARY}") == len(steps)
+
+
+def test_the_table_of_several_runs_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    report = str(tmp_path / "store" / "letters" / "7-reports" / "20261124-143212-5725" / "report.html")
+    refused = Failure("ValidationFailed", LONG.strip(), 3)
+    outcomes = {
+        "letters": Outcome(
+            "promoted", "", "", "", version=1, test_accuracy=0.9633, seconds=21.1, report=report
+        ).to_json(),
+        "bad": Outcome("refused", "", "", "", seconds=1.0, error=refused).to_json(),
+        "shapes": None,
+    }
+
+    def run() -> None:
+        with guarded_streams(), Console(as_json=False) as console:
+            console.advance(Progress("letters", 0, None, ""))
+            console.say("letters  a step")
+            console.table([*_rows(outcomes)])
+
+    lines = [line.rstrip() for line in seen(sent(run, monkeypatch)) if line.strip()]
+    assert [line for line in lines if len(line) > COLUMNS] == []
+    assert lines[:4] == [
+        "letters  a step",
+        "letters  promoted       v1     96.33%      21.1 s",
+        "    report store/letters/7-reports/20261124-143212-5725/report.html",
+        "bad      data refused   –           –       1.0 s",
+    ]
+    assert lines[4].startswith("    word word")
+    assert lines[-2:] == ["shapes   not started    –           –           –", "    no report"]
 
 
 def test_in_a_pipe_nothing_is_broken_or_shortened(filled: Store, tmp_path: Path):
@@ -176,7 +207,7 @@ def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.Mon
         patch.setattr(sys, "stdout", stream)
         patch.setattr(sys, "stderr", stream)
         with guarded_streams(), Console(as_json=False) as console, console.waiting("importing Prefect"):
-            console._bars.follow(Progress("fetch", 40, 100, "bytes"))
+            console.advance(Progress("fetch", 40, 100, "bytes"))
             console._say_step(FETCHED)
     (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
     assert f"{SUMMARY}    " in line

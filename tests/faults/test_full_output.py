@@ -133,7 +133,7 @@ def test_what_a_command_did_stays_done(world: Path, errors: Path, monkeypatch: p
 
 
 @pytest.mark.flow
-@pytest.mark.remedies("flows.terminal.console:watch")
+@pytest.mark.remedies("flows.terminal.console:check_printed")
 def test_a_run_goes_on_to_its_end(results: Path, tmp_path: Path, errors: Path, monkeypatch: pytest.MonkeyPatch):
     """Its lines are no reason to end it: what it made is kept, and the next one finds it."""
     write_tiny(tmp_path)

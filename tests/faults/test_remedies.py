@@ -43,6 +43,7 @@ from flows.arrival_runs import DEPLOYMENT, connected
 from flows.commands.cli import run_command
 from flows.commands.destination import destination, write
 from flows.commands.report import _open
+from flows.commands.several import chosen
 from flows.inbox import ArrivalFolder
 from flows.run import Request, _arrived
 from flows.service.application import AUTH
@@ -50,6 +51,7 @@ from flows.service.deployments import read_plan
 from flows.service.processes import Command, Service
 from flows.service.server import address, auth_string, checked_database, checked_names, is_up, known_auth_string
 from flows.service.supervisor import ZOMBIE_VARIABLE, Supervisor, UpOptions, zombie_seconds
+from flows.several import by_name
 from flows.watcher import WatchOptions, _inbox, _make_sure_it_fits
 from storage import arrivals, underway
 from storage.arrivals import Arrivals
@@ -677,6 +679,28 @@ CASES: dict[str, Case] = {
         "--set learning_rate=1",
         nothing,
         lambda here: here.train(learning_rate=1, activation="relu", hidden=[100, 100], epochs=1),
+    ),
+    # --- several data sets ----------------------------------------------------------------------------------------
+    "--all and names": Case(
+        lambda here: chosen(["mnist"], [], True), "leave one of them out", nothing, lambda here: chosen([], [], True)
+    ),
+    "names and manifests": Case(
+        lambda here: chosen(["digits", "mnist"], ["mine.toml"], False),
+        "or give --all with the manifests",
+        nothing,
+        lambda here: chosen([], ["mine.toml"], True),
+    ),
+    "timings of several": Case(
+        lambda here: chosen(["digits", "mnist"], [], False, timings=True),
+        "leave --timings out",
+        nothing,
+        lambda here: chosen(["digits", "mnist"], [], False),
+    ),
+    "a data set twice": Case(
+        lambda here: (here.manifest(), by_name([Request(dataset_file=file) for file in ("mine.toml", "./mine.toml")])),
+        "found mine twice, as mine.toml and ./mine.toml; leave one of them out",
+        nothing,
+        lambda here: by_name([Request(dataset_file="mine.toml")]),
     ),
     # --- sources and stores ---------------------------------------------------------------------------------------
     "an address with a password": Case(
