@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from expectations.summary import IMAGE_COLUMNS
-from storage.datasets.catalog import Dataset
+from storage.datasets.catalog import Dataset, Ink
 from storage.datasets.manifest import Limits
 from storage.records import SPLITS, Severity, SplitName
 
 # Limits are decimal shares: in floating point, 1 - 0.059 is slightly more than 0.941, a share that must still pass.
 _ROUNDING = 1e-9
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,19 @@ def match(dataset: Dataset, split: SplitName) -> Suite:
         f"probability at most {most:g}",
         setting=_limits("max_label_chance"),
     )
+    return Suite(split, "split", (expectation,))
+
+
+def ground(ink: Ink, split: SplitName) -> Suite:
+    """Return the suite for the ground (`summary.ground_table`) of a split whose manifest declares its ink."""
+    half = percent(_HALF)
+    if ink == "bright":
+        name, limit = "ink is bright: the border is in the darker half of the pixel range", f"at most {half}"
+        kind, bound = "ExpectColumnMaxToBeBetween", "max_value"
+    else:
+        name, limit = "ink is dark: the border is in the brighter half of the pixel range", f"at least {half}"
+        kind, bound = "ExpectColumnMinToBeBetween", "min_value"
+    expectation = Expectation(name, kind, {"column": "ground", bound: _HALF}, limit, percent=True, setting="ink")
     return Suite(split, "split", (expectation,))
 
 

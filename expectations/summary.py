@@ -200,6 +200,35 @@ def match_table(matches: Matches) -> Table:
     return {"index": np.arange(1), "by_chance": np.array([matches.by_chance])}
 
 
+class PixelRange:
+    """The darkest and the brightest pixel of a split."""
+
+    def __init__(self) -> None:
+        self.darkest, self.brightest = 255, 0
+
+    def add(self, part: Table) -> None:
+        """Take the rows of a part of an image table into account."""
+        if len(part["index"]):
+            self.darkest = min(self.darkest, int(part["pixel_min"].min()))
+            self.brightest = max(self.brightest, int(part["pixel_max"].max()))
+
+
+def ground_table(split_survey: Survey, image_shape: tuple[int, int], pixels: PixelRange) -> Table:
+    """Return one row: `ground`, the mean of the border of the mean image, from 0 (darkest pixel) to 1 (brightest).
+
+    The border is the outermost rows and columns. 0.5, which contradicts no ink, if all pixels have one value or no
+    label is a class.
+    """
+    counts, span = split_survey.means.counts, pixels.brightest - pixels.darkest
+    share = 0.5
+    if len(counts) and span > 0:
+        mean = np.average(split_survey.exact_means, axis=0, weights=counts).reshape(image_shape)
+        border = np.ones(image_shape, bool)
+        border[1:-1, 1:-1] = False
+        share = float(mean[border].mean() - pixels.darkest) / span
+    return {"index": np.arange(1), "ground": np.array([share])}
+
+
 def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[SplitName, int]) -> Table:
     """Return one row per split: the values declared in the manifest, recorded by decode and found in the file.
 

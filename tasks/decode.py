@@ -69,13 +69,14 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         rows = _agreed_rows(dataset, name, image_reader, label_reader)
         writer = stack.enter_context(parquet.Writer(split.file, dataset.image_shape, dataset.classes))
         at_once = _rows_at_once(dataset)
-        blocks = zip(image_reader.blocks(at_once), _class_labels(dataset, label_reader, at_once), strict=True)
+        upright = _upright(dataset, image_reader, at_once)
+        blocks = zip(upright, _class_labels(dataset, label_reader, at_once), strict=True)
         # Inflate and hash in another thread, compress and write in this one.
         for image_block, label_block in stack.enter_context(closing(prefetch(blocks))):
             cancellation.check()
             writer.write(image_block, label_block)
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
-        digest = hashlib.sha256(canonical([sources, dataset.label_column or 0, *_values(dataset)])).hexdigest()
+        digest = hashlib.sha256(canonical([sources, dataset.label_column or 0, *_reading(dataset)])).hexdigest()
         writer.close({"image_shape": dataset.image_shape, "rows": rows, "digest": digest, "sources": sources})
     return Split(folder, name, rows, dataset.image_shape, len(dataset.classes), digest, sources)
 
@@ -87,12 +88,14 @@ def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
         "rows": dataset.rows.get(name),
         "label_column": dataset.label_column,
         **({"labels": list(dataset.labels)} if dataset.labels else {}),
+        **({"transpose": True} if dataset.transpose else {}),
     }
 
 
-def _values(dataset: Dataset) -> list[list[int]]:
-    """Return the part of a split's digest due to `labels`: nothing if unused, so that older digests stay the same."""
-    return [list(dataset.labels)] if dataset.labels else []
+def _reading(dataset: Dataset) -> list[Any]:
+    """Return the part of a split's digest due to how archives are read: nothing if unused, as in older digests."""
+    labels = [list(dataset.labels)] if dataset.labels else []
+    return [*labels, "transpose"] if dataset.transpose else labels
 
 
 def _rows_at_once(dataset: Dataset) -> int:
@@ -121,16 +124,44 @@ def _agreed_rows(dataset: Dataset, name: SplitName, images: idx.Reader, labels: 
 
 def _check_images(dataset: Dataset, images: idx.Reader) -> None:
     shape, kind = images.header.shape, images.header.dtype
-    if len(shape) != 3 or shape[1:] != dataset.image_shape:
+    expected = _stored_shape(dataset)
+    if not _has_images_of(shape, expected):
+        stored = " with transpose = true" if dataset.transpose else ""
         raise FormatError(
-            f"{images.name}: expected images of {times(dataset.image_shape)} pixels, as the manifest declares; "
-            f"found {times(shape)} in the header{_LIKE_LABELS if len(shape) == 1 else ''}; "
-            f"give the archive of the images, or correct image_shape in {dataset.manifest}"
+            f"{images.name}: expected images of {times(expected)} pixels, as the manifest declares{stored}; "
+            f"found {times(shape)} in the header{_LIKE_LABELS if len(shape) == 1 else ''}; give the archive of the "
+            f"images, or correct image_shape in {dataset.manifest}{_or_transpose(dataset, shape)}"
         )
     if kind != np.uint8:
         raise FormatError(
             f"{images.name}: expected pixels of type uint8; found {kind.name} in the header; write the images as uint8"
         )
+
+
+def _stored_shape(dataset: Dataset) -> tuple[int, int]:
+    """Return the rows and columns that an image has in the archive."""
+    height, width = dataset.image_shape
+    return (width, height) if dataset.transpose else (height, width)
+
+
+def _has_images_of(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Return whether the header is that of grey images of this size, with a dimension for their one channel or not."""
+    return shape[1:] in (size, (*size, 1), (1, *size))
+
+
+def _or_transpose(dataset: Dataset, shape: tuple[int, ...]) -> str:
+    """Return a remedy for images that would fit with rows and columns swapped; otherwise an empty string."""
+    rows, columns = _stored_shape(dataset)
+    if not _has_images_of(shape, (columns, rows)):
+        return ""
+    return ", or remove transpose there" if dataset.transpose else ", or set transpose = true there"
+
+
+def _upright(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[np.ndarray]:
+    """Yield blocks of upright images as uint8 of shape (n, height, width)."""
+    for block in reader.blocks(rows):
+        images = block.reshape(-1, *_stored_shape(dataset))
+        yield np.ascontiguousarray(images.swapaxes(1, 2)) if dataset.transpose else images
 
 
 def _check_labels(dataset: Dataset, labels: idx.Reader) -> None:
@@ -182,7 +213,8 @@ def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[n
             expected = _listed(dataset.labels) if dataset.labels else f"from 0 to {len(dataset.classes) - 1}"
             raise FormatError(
                 f"{reader.name}: expected labels {expected}; found {column[outside[0]]} at row {start + outside[0]:,}; "
-                f"correct the labels, or declare the value of each class as labels = […] in {dataset.manifest}"
+                f"correct the labels, or declare the value of each class as labels = […] in {dataset.manifest} "
+                "(label_base = N for N, N+1, …)"
             )
         yield index.astype(np.uint8)
         start += len(block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,13 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
             labels, of_train = surveys[split.name].labels, None if split is train else surveys["train"]
             parts = summary.images(parquet.blocks(split.file), surveys[split.name], of_train, PART_ROWS)
             classes = summary.class_table(labels, len(dataset.classes))
-            matches = summary.Matches()
-            checks += run_suites.run(suites.images(dataset, split.name), _written(writer, split.name, parts, matches))
+            matches, pixels = summary.Matches(), summary.PixelRange()
+            written = _written(writer, split.name, parts, (matches, pixels))
+            checks += run_suites.run(suites.images(dataset, split.name), written)
             checks += run_suites.run(suites.match(dataset, split.name), [summary.match_table(matches)])
+            if dataset.ink:
+                ground = summary.ground_table(surveys[split.name], split.image_shape, pixels)
+                checks += run_suites.run(suites.ground(dataset.ink, split.name), [ground])
             checks += run_suites.run(suites.classes(dataset, split.name), [classes])
             counts[split.name] = tuple(classes["rows"].tolist())
     return dataclasses.replace(
@@ -116,15 +120,20 @@ def _contract(dataset: Dataset) -> dict[str, Any]:
         "min_centroid_hit": dataset.limits.least_centroid_hit(len(dataset.classes)),
         "known_centroid_hit": dataset.limits.min_centroid_hit is not None,
         "min_class_share": dataset.limits.least_class_share(len(dataset.classes)),
+        **({"ink": dataset.ink} if dataset.ink else {}),
     }
 
 
 def _written(
-    writer: pq.ParquetWriter, name: SplitName, parts: Iterable[summary.Table], matches: summary.Matches
+    writer: pq.ParquetWriter,
+    name: SplitName,
+    parts: Iterable[summary.Table],
+    counters: Collection[summary.Matches | summary.PixelRange],
 ) -> Iterator[summary.Table]:
     """Write and count each part of a table, then yield it."""
     for part in parts:
-        matches.add(part)
+        for counter in counters:
+            counter.add(part)
         numbers = [parquet.column_of(part[column].astype(kind)) for column, kind in summary.IMAGE_COLUMNS.items()]
         columns = [parquet.column_of_text(name, len(part["index"])), *numbers]
         writer.write_table(pa.Table.from_arrays(columns, schema=_COLUMNS))

@@ -25,6 +25,13 @@ def manifest(
             validator=Number(gte=0),
         ),
     ] = None,
+    label_base: Annotated[
+        int | None,
+        Parameter(help="Label of the first class: labels that do not count up from it without a gap are refused."),
+    ] = None,
+    transpose: Annotated[
+        bool, Parameter(negative="", help="The files have rows and columns of each image swapped (EMNIST).")
+    ] = False,
 ) -> int:
     """Write a manifest for your own four IDX files.
 
@@ -37,7 +44,7 @@ def manifest(
     Args:
         folder: Folder with the four files.
     """
-    from storage.datasets.own_files import manifest_of
+    from storage.datasets.own_files import Layout, manifest_of
 
-    print_utf8(manifest_of(folder, name, digests, label_column))
+    print_utf8(manifest_of(folder, name, digests, Layout(label_column, label_base, transpose)))
     return 0

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from storage.errors import ConfigError
 from storage.files import alike, kind_of, open_regular
@@ -39,6 +39,9 @@ MAX_ROWS = 2**32 - 1
 MAX_BYTES = 1 << 40
 """The largest archive, compressed or not; `storage.formats.idx` reads no more."""
 MAX_MANIFEST_BYTES = 1 << 20
+
+Ink = Literal["bright", "dark"]
+"""Whether what is drawn is brighter or darker than the ground that it is drawn on."""
 
 _SHOWN = 200
 """The most characters of a user's value repeated in a message."""
@@ -75,7 +78,7 @@ class Dataset:
     title: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width in pixels of the upright images."""
     archives: tuple[ArchiveSpec, ...]
     """In the order of `ROLES`."""
     manifest: Path
@@ -87,6 +90,10 @@ class Dataset:
     label_column: int | None = None
     labels: tuple[int, ...] = ()
     """The label files' value for each class, in the order of `classes`; empty: 0, 1, 2, …"""
+    transpose: bool = False
+    """Whether the archives have rows and columns of each image swapped."""
+    ink: Ink | None = None
+    """What the manifest says about the ink; None: nothing, and the data checks do not look at it."""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
     embedded: bool = False
@@ -183,11 +190,13 @@ def _check_own_name(dataset: Dataset) -> None:
         return
     if _what_it_is(dataset) != _what_it_is(find(dataset.name)):
         raise ConfigError(
-            f"{dataset.manifest}: expected name to be none of the catalog's, unless classes, image_shape, rows and "
-            f"digests are those of that data set; found {dataset.name!r}; choose another name"
+            f"{dataset.manifest}: expected name to be none of the catalog's, unless classes, labels, image_shape, "
+            f"transpose, rows and digests are those of that data set; found {dataset.name!r}; choose another name"
         )
 
 
 def _what_it_is(dataset: Dataset) -> tuple[Any, ...]:
+    """Return what the archives are turned into. Limits and ink are what they are held to, so another may be set."""
     digests = [(spec.sha256, spec.payload_sha256) for spec in dataset.archives]
-    return dataset.classes, dataset.image_shape, dataset.label_column, dataset.labels, dict(dataset.rows), digests
+    labels = (dataset.label_column, dataset.labels)
+    return dataset.classes, dataset.image_shape, dataset.transpose, labels, dict(dataset.rows), digests

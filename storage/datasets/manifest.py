@@ -34,6 +34,7 @@ from storage.datasets.catalog import (
     ROLES,
     ArchiveSpec,
     Dataset,
+    Ink,
 )
 from storage.datasets.json_schema import EXPECTED
 from storage.datasets.training import TrainingOverrides
@@ -266,7 +267,7 @@ class Manifest(BaseModel):
     image_shape: tuple[Side, ...] = Field(
         min_length=2,
         max_length=2,
-        description="Height and width of the images in pixels.",
+        description="Height and width of the upright images in pixels.",
         json_schema_extra=_expects(f"[height, width], each from 1 to {MAX_SIDE:,}"),
     )
     labels: Annotated[tuple[Label, ...], AfterValidator(_different)] = Field(
@@ -274,12 +275,27 @@ class Manifest(BaseModel):
         description="The value of each class in the label files, in the order of `classes`. Not set: 0, 1, 2, …",
         json_schema_extra=_expects("a list of different 32-bit integers, one per class", uniqueItems=True),
     )
+    label_base: Label | None = Field(
+        default=None,
+        description="Short for `labels` that count up from this one without a gap: 1 for those of EMNIST's letters. "
+        "Not set: 0.",
+    )
     label_column: int | None = Field(
         default=None,
         strict=True,
         ge=0,
         le=MAX_LABEL_COLUMNS - 1,
         description="Column with the class, if label files have several, as in QMNIST. Not set: they have one.",
+    )
+    transpose: bool = Field(
+        default=False,
+        strict=True,
+        description="Whether the archives have rows and columns of each image swapped, as EMNIST's have.",
+    )
+    ink: Ink | None = Field(
+        default=None,
+        description="Whether what is drawn is `bright` on a darker ground, or `dark`; a split that contradicts it is "
+        "refused. Not set: that is not checked.",
     )
     source: str = Field(
         default="",
@@ -315,6 +331,20 @@ class Manifest(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _labels_are_written_once(self) -> Manifest:
+        if self.label_base is None:
+            return self
+        if self.labels:
+            raise ValueError("expected labels or label_base, which is short for it; found both; remove one of them")
+        most = MAX_LABEL - len(self.classes) + 1
+        if self.label_base > most:
+            raise ValueError(
+                f"expected label_base to be at most {most:,}, so that the label of the last class has 32 bits; found "
+                f"{self.label_base:,}; correct it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_fetched_has_a_digest(self) -> Manifest:
         for spec in self._specs():
             if spec.mirrors and not spec.pinned:
@@ -342,8 +372,9 @@ class Manifest(BaseModel):
             manifest=path,
             rows={split: rows for split in SPLITS if (rows := getattr(self.rows, split))},
             label_column=self.label_column,
-            # Giving the default values declares the same data set as giving none.
-            labels=() if self.labels == tuple(range(len(self.labels))) else self.labels,
+            labels=self._class_labels(),
+            transpose=self.transpose,
+            ink=self.ink,
             source=(path.parent / Path(self.source).expanduser()).resolve() if self.source else None,
             embedded=self.embedded,
             licence=self.licence,
@@ -354,6 +385,12 @@ class Manifest(BaseModel):
             floors=self.floors,
             gate=self.gate,
         )
+
+    def _class_labels(self) -> tuple[int, ...]:
+        """Return the label of each class, however it is written; empty if they are 0, 1, 2, …, written or not."""
+        base, count = self.label_base or 0, len(self.classes)
+        labels = self.labels or tuple(range(base, base + count))
+        return () if labels == tuple(range(count)) else labels
 
     def _specs(self) -> tuple[ArchiveSpec, ...]:
         tables = (getattr(self.archives, role.replace("-", "_")) for role in ROLES)

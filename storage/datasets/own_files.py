@@ -6,19 +6,20 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from storage.datasets import catalog
-from storage.datasets.catalog import MAX_CLASSES, MAX_LABEL_COLUMNS, MAX_SIDE, ROLES
+from storage.datasets.catalog import MAX_CLASSES, MAX_LABEL, MAX_LABEL_COLUMNS, MAX_SIDE, MIN_LABEL, ROLES
 from storage.datasets.manifest import Limits
 from storage.errors import ConfigError, FormatError
 from storage.files import alike, kind_of, sha256_of
 from storage.formats import idx
 from storage.records import SPLITS
+from storage.words import counted
 
 _PATTERNS = {
     "train-images": r"train.*images",
@@ -29,6 +30,8 @@ _PATTERNS = {
 _BLOCK_BYTES = 1 << 22
 """Bytes to read at a time, for images of any size."""
 _NAMES_SHOWN = 5
+_WITH_CHANNEL = 3
+"""Dimensions of an image that has one for its channels."""
 _WRITE = "and write that: storage.formats.idx.encode(array) gives the bytes of an IDX file"
 
 
@@ -38,6 +41,7 @@ class _Images:
 
     rows: int
     shape: tuple[int, ...]
+    """Rows and columns as the file has them."""
     darkest: int
     brightest: int
     blank: int
@@ -51,13 +55,36 @@ class _Split:
     """Number of rows for each label in the file."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How four files are laid out, where that is not as in MNIST's."""
+
+    label_column: int | None = None
+    """The column of the class, if label files have several, as in QMNIST."""
+    label_base: int | None = None
+    """The label from which the labels must count up without a gap; None: they may be any."""
+    transpose: bool = False
+    """Whether the files have rows and columns of each image swapped, as EMNIST's have."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a manifest says that is not read from the files."""
+
+    names: Sequence[str] = ()
+    """Names of the classes, in the order of their labels; empty: their labels."""
+    source: str = ""
+    """The folder as the manifest names it; empty: its full path."""
+    ink: str = ""
+    """`bright` or `dark`; empty: the manifest proposes it in a comment."""
+
+
 def manifest_of(
     folder: Path,
     name: str | None = None,
     digests: bool = True,
-    label_column: int | None = None,
-    names: Sequence[str] = (),
-    source: str = "",
+    layout: Layout | None = None,
+    stated: Stated | None = None,
 ) -> str:
     """Return a TOML manifest of the four IDX files in `folder`, for `validate` and `run`.
 
@@ -65,35 +92,31 @@ def manifest_of(
         folder: the folder of the files.
         name: name of the data set; None: the folder's name.
         digests: whether the manifest accepts only these archives.
-        label_column: the column of the class, if label files have several, as in QMNIST.
-        names: names of the classes, in the order of their labels; empty: their labels.
-        source: the folder as the manifest names it; empty: its full path.
+        layout: how the files are laid out; None: as MNIST's.
+        stated: what the files do not say; None: nothing.
 
     Raises:
         ConfigError: a file is missing, several files could be it, or its name or the given name is not valid in a
             manifest.
         FormatError: a file is not a complete IDX file, or no manifest could describe the four.
     """
-    folder = folder.expanduser().absolute()
+    folder, layout, stated = folder.expanduser().absolute(), layout or Layout(), stated or Stated()
     if name is not None:
         check_name(name, "--name")
     files = _files(folder)
-    splits = [_split(files[f"{split}-images"], files[f"{split}-labels"], label_column) for split in SPLITS]
-    shape = _shape(folder, splits)
-    labels = sorted({label for split in splits for label in split.rows_by_label})
-    if not 2 <= len(labels) <= MAX_CLASSES:
-        count = f"only the label {labels[0]}" if len(labels) == 1 else f"{len(labels):,} different ones"
-        raise FormatError(
-            f"{folder}: expected labels of 2 to {MAX_CLASSES} classes; found {count}; give files with that many classes"
-        )
+    splits = [_split(files[f"{split}-images"], files[f"{split}-labels"], layout.label_column) for split in SPLITS]
+    labels = _labels(folder, splits)
+    _check_base(folder, labels, layout.label_base)
     lines = [
         f"name = {_text(name or _name_of(folder))}",
-        *_classes(labels, names, label_column),
-        f"image_shape = [{shape[0]}, {shape[1]}]",
+        *_classes(labels, stated.names, layout.label_column),
+        *_size(_shape(folder, splits), layout.transpose),
         "# Folder of the archives, relative to this file. --source and IDXFLOW_SOURCE take precedence.",
-        f"source = {_text(source or str(folder))}",
+        f"source = {_text(stated.source or str(folder))}",
         '# licence = "…"',
         '# homepage = "https://…"',
+        '# Whether what is drawn is "bright" on a darker ground, or "dark". If set, the other is refused.',
+        f'ink = "{stated.ink}"' if stated.ink else '# ink = "bright"',
         "",
         "# With digests, other files are refused; `idxflow manifest --no-digests` is for files that change."
         if digests
@@ -119,11 +142,54 @@ def _classes(labels: list[int], names: Sequence[str], column: int | None) -> lis
     """Return the lines with the names of the classes and their labels in the files."""
     shown = ", ".join(_text(name) for name in names or map(str, labels))
     lines = ["# Names of the classes, as shown to people.", f"classes = [{shown}]"]
-    if labels != list(range(len(labels))):
-        lines += ["# The label that each class has in the files, because they are not 0, 1, 2, …", f"labels = {labels}"]
+    if labels != _counting(labels[0], labels):
+        lines += ["# The label that each class has in the files.", f"labels = {labels}"]
+    elif labels[0]:
+        lines += ["# The labels in the files count up from this one.", f"label_base = {labels[0]}"]
+    if labels[0] < 0:
+        lines += ["# A label below 0 often marks rows without a class. If it does here, take them out of the files."]
     if column is not None:
         lines += ["# The column of the label files that is the class.", f"label_column = {column}"]
     return lines
+
+
+def _counting(base: int, labels: list[int]) -> list[int]:
+    """Return as many labels, counting up from `base`."""
+    return list(range(base, base + len(labels)))
+
+
+def _size(shape: tuple[int, ...], transpose: bool) -> list[str]:
+    """Return the lines with the size of the images, whose rows and columns in the files are `shape`."""
+    rows, columns = shape
+    if not transpose:
+        return [f"image_shape = [{rows}, {columns}]"]
+    return [
+        "# Height and width of the upright images. The files have rows and columns of each image swapped.",
+        f"image_shape = [{columns}, {rows}]",
+        "transpose = true",
+    ]
+
+
+def _labels(folder: Path, splits: list[_Split]) -> list[int]:
+    """Return the labels of both splits, ascending."""
+    labels = sorted({label for split in splits for label in split.rows_by_label})
+    if not 2 <= len(labels) <= MAX_CLASSES:
+        count = f"only the label {labels[0]}" if len(labels) == 1 else f"{len(labels):,} different ones"
+        raise FormatError(
+            f"{folder}: expected labels of 2 to {MAX_CLASSES} classes; found {count}; give files with that many classes"
+        )
+    return labels
+
+
+def _check_base(folder: Path, labels: list[int], base: int | None) -> None:
+    if base is None or labels == _counting(base, labels):
+        return
+    due, other = next((due, label) for due, label in zip(_counting(base, labels), labels, strict=True) if due != label)
+    raise FormatError(
+        f"{folder}: expected labels that count up from {base} without a gap, because of --label-base {base}; found "
+        f"{labels[0]} to {labels[-1]}, and {other} in the place of {due}; remove --label-base, so that they "
+        "are written as they are, or give the files that it is for"
+    )
 
 
 def _split(images: Path, labels: Path, column: int | None) -> _Split:
@@ -140,19 +206,28 @@ def _split(images: Path, labels: Path, column: int | None) -> _Split:
 def _images(path: Path) -> _Images:
     with idx.Reader(path, str(path)) as reader:
         header = reader.header
-        shape = header.shape
+        shape = _plane(header)
         remedy = _of_other_images(header)
         if remedy:
             raise FormatError(
                 f"{path}: expected images as uint8 of shape (n, height, width), of at most {MAX_SIDE}×{MAX_SIDE} "
-                f"pixels; found {header.dtype.name} of shape {shape} in the header; {remedy}"
+                f"pixels; found {header.dtype.name} of shape {header.shape} in the header; {remedy}"
             )
         darkest, brightest, blank = 255, 0, 0
-        for block in reader.blocks(max(1, _BLOCK_BYTES // math.prod(shape[1:]))):
-            least, most = block.min(axis=(1, 2)), block.max(axis=(1, 2))
+        for block in reader.blocks(max(1, _BLOCK_BYTES // header.row_bytes)):
+            pixels = block.reshape(len(block), -1)
+            least, most = pixels.min(axis=1), pixels.max(axis=1)
             darkest, brightest = min(darkest, int(least.min())), max(brightest, int(most.max()))
             blank += int((least == most).sum())
-    return _Images(shape[0], shape[1:], darkest, brightest, blank)
+    return _Images(header.shape[0], shape, darkest, brightest, blank)
+
+
+def _plane(header: idx.Header) -> tuple[int, ...]:
+    """Return the shape of an image, without the dimension of its one channel if it has that: the last or the first."""
+    shape = header.shape[1:]
+    if len(shape) != _WITH_CHANNEL:
+        return shape
+    return shape[:-1] if shape[-1] == 1 else shape[1:] if shape[0] == 1 else shape
 
 
 def _of_other_images(header: idx.Header) -> str:
@@ -162,11 +237,13 @@ def _of_other_images(header: idx.Header) -> str:
         return "give the archive of the images; this looks like one of labels"
     if dimensions == 2:
         return f"give each image its height and width, in NumPy with .reshape(-1, height, width), {_WRITE}"
-    if dimensions > 3:
-        return f"turn colour images into grey ones, such as in NumPy with .mean(axis=3).astype(np.uint8), {_WRITE}"
+    if len(_plane(header)) > 2:
+        # Channels are fewer than rows or columns.
+        axis = 1 if header.shape[1] < header.shape[3] else 3
+        return f"turn colour images into grey ones, such as in NumPy with .mean(axis={axis}).astype(np.uint8), {_WRITE}"
     if header.dtype != np.uint8:
         return f"write the pixels as 0-255, in NumPy with .astype(np.uint8), {_WRITE}"
-    return "write the images smaller" if max(header.shape[1:]) > MAX_SIDE else ""
+    return "write the images smaller" if max(_plane(header)) > MAX_SIDE else ""
 
 
 def _rows_by_label(path: Path, column: int | None) -> Counter[int]:
@@ -174,22 +251,55 @@ def _rows_by_label(path: Path, column: int | None) -> Counter[int]:
     rows: Counter[int] = Counter()
     with idx.Reader(path, str(path)) as reader:
         _check_labels(path, reader.header, column)
-        for block in reader.blocks(max(1, _BLOCK_BYTES // reader.header.row_bytes)):
-            values, counts = np.unique(block if block.ndim == 1 else block[:, column], return_counts=True)
+        if reader.header.dtype.kind == "f":
+            raise _not_integers(path, reader, column)
+        for block in _blocks_of_labels(reader, column):
+            values, counts = np.unique(block, return_counts=True)
+            _check_values(path, np.union1d(values, np.array([*rows], values.dtype)), reader.header)
             rows.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-            if remedy := _of_other_labels(rows, reader.header):
-                raise FormatError(
-                    f"{path}: expected labels of at most {MAX_CLASSES} classes; found {len(rows):,} values, "
-                    f"{min(rows):,} to {max(rows):,}, or more; {remedy}"
-                )
     return rows
+
+
+def _check_values(path: Path, values: np.ndarray, header: idx.Header) -> None:
+    """Refuse labels, given as their different values in ascending order, that are not classes."""
+    if remedy := _of_other_labels(values, header):
+        span = " to ".join(f"{value:,}" for value in dict.fromkeys(values[[0, -1]].tolist()))
+        raise FormatError(
+            f"{path}: expected labels of at most {MAX_CLASSES} classes; found {counted(len(values), 'value')}, {span}, "
+            f"or more; {remedy}"
+        )
+
+
+def _blocks_of_labels(reader: idx.Reader, column: int | None) -> Iterator[np.ndarray]:
+    """Yield the labels of a few MB of the file at a time, shape (n,)."""
+    for block in reader.blocks(max(1, _BLOCK_BYTES // reader.header.row_bytes)):
+        yield block if block.ndim == 1 else block[:, column]
+
+
+def _not_integers(path: Path, reader: idx.Reader, column: int | None) -> FormatError:
+    """Return the error about labels of a floating-point type, after a look at them: NaN, say, cannot be converted."""
+    kind, start, least, most = reader.header.dtype.name, 0, MAX_LABEL, MIN_LABEL
+    for values in _blocks_of_labels(reader, column):
+        with np.errstate(invalid="ignore"):
+            whole = (values >= MIN_LABEL) & (values <= MAX_LABEL) & (values == np.rint(values))
+        if not whole.all():
+            row = int(whole.argmin())
+            return FormatError(
+                f"{path}: expected labels that are integers; found {kind} with {values[row]} at row {start + row:,}; "
+                "give each such row the number of its class, or take it out with its image; then write them as "
+                f"integers, in NumPy with .astype(np.uint8), {_WRITE}"
+            )
+        least, most, start = min(least, int(values.min())), max(most, int(values.max())), start + len(values)
+    integer = "uint8" if least >= 0 and most <= np.iinfo(np.uint8).max else "int32"
+    return FormatError(
+        f"{path}: expected labels that are integers; found {kind}, from {least:,} to {most:,}; write them as integers, "
+        f"in NumPy with .astype(np.{integer}), {_WRITE}"
+    )
 
 
 def _check_labels(path: Path, header: idx.Header, column: int | None) -> None:
     shape, kind = header.shape, header.dtype.name
-    if header.dtype.kind not in "ui":
-        remedy = f"write them as integers, in NumPy with .astype(np.uint8), {_WRITE}"
-    elif len(shape) > 2:
+    if len(shape) > 2:
         remedy = "give the archive of the labels; this looks like one of images"
     elif len(shape) == 2 and column is None:
         remedy = "choose the column that is the class, such as the first, which it is in QMNIST: --label-column 0"
@@ -203,16 +313,16 @@ def _check_labels(path: Path, header: idx.Header, column: int | None) -> None:
     )
 
 
-def _of_other_labels(labels: Collection[int], header: idx.Header) -> str:
+def _of_other_labels(values: np.ndarray, header: idx.Header) -> str:
     """Return the remedy if labels are not classes; otherwise an empty string.
 
     Small numbers written little-endian (IDX is big-endian) are recognized by their values: 1 is read as 16,777,216.
     """
-    if header.dtype.itemsize > 1 and max(labels) >= MAX_CLASSES:
-        swapped = np.array(list(labels), header.dtype).byteswap()
+    if header.dtype.itemsize > 1 and values[-1] >= MAX_CLASSES:
+        swapped = np.array(values, header.dtype).byteswap()
         if swapped.min() >= 0 and swapped.max() < MAX_CLASSES:
             return "write them big-endian, or as uint8; these look little-endian"
-    return "give the file with the classes, not with other numbers" if len(labels) > MAX_CLASSES else ""
+    return "give the file with the classes, not with other numbers" if len(values) > MAX_CLASSES else ""
 
 
 def _shape(folder: Path, splits: list[_Split]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from isal import igzip
 
 from storage.datasets import catalog, own_files
 from storage.datasets.catalog import DEFAULT_FILES, MAX_CLASSES
+from storage.datasets.own_files import Stated
 from storage.errors import ConfigError, DataRefused, FormatError
 from storage.files import check_local, flush, kind_of, locked, make_folder
 from storage.formats import idx
@@ -292,7 +293,8 @@ def _write(folder: Path, added: Added, found: Gathered, is_test: np.ndarray) -> 
             _pack(folder / DEFAULT_FILES[f"{split}-images"], images, found.images(rows))
             labels = idx.Header(np.dtype(np.uint8), (len(rows),))
             _pack(folder / DEFAULT_FILES[f"{split}-labels"], labels, [found.labels[rows].astype(np.uint8)])
-    manifest = own_files.manifest_of(folder, added.name, names=[c.name for c in added.classes], source=".")
+    stated = Stated([c.name for c in added.classes], ".", added.ink)
+    manifest = own_files.manifest_of(folder, added.name, stated=stated)
     _put(folder / added.manifest.name, manifest.encode())
     _put(folder / added.pictures.name, _examples(added, found, is_test))
     _put(folder / f"{added.name}.json", f"{json.dumps(added.values(), ensure_ascii=False, indent=1)}\n".encode())

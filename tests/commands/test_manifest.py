@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import subprocess
 import tracemalloc
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from flows import retrain
 from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES
 from storage.datasets.manifest import Limits
-from storage.datasets.own_files import manifest_of
+from storage.datasets.own_files import Layout, manifest_of
 from storage.errors import ConfigError, FormatError, IdxflowError
 from storage.formats import idx
 from storage.store import Store
 from tests.conftest import bars
 from tests.support.archives import write_archives
 from tests.support.badfiles import assert_says
+from tests.support.commands import idxflow
 from tests.support.runs import run_without_prefect, whole_run
 from tests.support.servers import BIN, clean_environment
 
@@ -91,9 +93,13 @@ def numbered(*values: int, kind: str = "u1") -> Arrays:
 )
 def test_a_set_of_any_labels_is_valid_and_the_report_says_which(store: Store, tmp_path: Path, arrays: Arrays):
     manifest = tmp_path / "mine.toml"
-    manifest.write_text(manifest_of(write_archives(tmp_path / "mine", arrays)), encoding="utf-8")
+    text = manifest_of(write_archives(tmp_path / "mine", arrays))
+    manifest.write_text(text, encoding="utf-8")
     values = sorted(set(arrays["train-labels"].tolist()))
     dataset = catalog.read(manifest)
+    counts_up = values == list(range(values[0], values[0] + 3))
+    assert (f"\nlabel_base = {values[0]}\n" in text, f"\nlabels = {values}\n" in text) == (counts_up, not counts_up)
+    assert ("# A label below 0 often marks rows without a class." in text) == (values[0] < 0)
     assert (dataset.labels, dataset.classes) == (tuple(values), tuple(map(str, values)))
     job = whole_run(store, manifest, epochs=8)
     assert job.record.evaluation.accuracy > 0.9
@@ -101,6 +107,57 @@ def test_a_set_of_any_labels_is_valid_and_the_report_says_which(store: Store, tm
         "1 to 3" if values == [1, 2, 3] else "-1 to 1" if values == [-1, 0, 1] else ", ".join(map(str, values))
     )
     assert f"in 3 classes (labelled {labels_text} in the files)" in job.report.html.read_text(encoding="utf-8")
+
+
+def test_letters_as_they_are_published_are_turned_upright_and_named(store: Store, tmp_path: Path):
+    """As in EMNIST: labels from 1, rows and columns swapped; and here with a dimension for the only channel."""
+    letters = {
+        role: array.swapaxes(1, 2)[..., None] if "images" in role else array + np.uint8(1)
+        for role, array in bars(120, 30, 3, (9, 7)).items()
+    }
+    folder, manifest = write_archives(tmp_path / "mine", letters), tmp_path / "mine.toml"
+    called = idxflow("manifest", str(folder), "--transpose", "--label-base", "1", env=clean_environment(tmp_path))
+    manifest.write_text(called.stdout, encoding="utf-8")
+    for line in ("image_shape = [9, 7]", "transpose = true", "label_base = 1"):
+        assert f"\n{line}\n" in called.stdout, called.stderr
+    assert "\nlabels = " not in called.stdout
+    assert run_without_prefect(store, dataset_file=str(manifest), to=retrain.to_validation)["error"] is None
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("channel", [None, -1, 1])
+def test_a_dimension_for_one_channel_is_none_of_the_image(tmp_path: Path, channel: int | None, swapped: bool):
+    def stored(array: np.ndarray) -> np.ndarray:
+        array = array.swapaxes(1, 2) if swapped else array
+        return array if channel is None else np.expand_dims(array, channel)
+
+    arrays = {role: stored(array) if "images" in role else array for role, array in bars(20, 10, 3, (9, 7)).items()}
+    text = manifest_of(write_archives(tmp_path / "mine", arrays), layout=Layout(transpose=swapped))
+    assert "\nimage_shape = [9, 7]\n" in text
+    assert ("\ntranspose = true\n" in text) == swapped
+
+
+@pytest.mark.parametrize(
+    ("base", "arrays", "message"),
+    [
+        (1, numbered(0, 1, 2), "expected labels that count up from 1 .* found 0 to 2, and 0 in the place of 1; remove"),
+        (0, numbered(1, 2, 3), "found 1 to 3, and 1 in the place of 0; remove --label-base"),
+        (1, numbered(1, 2, 4), "found 1 to 4, and 4 in the place of 3; remove --label-base"),
+        (-1, numbered(0, 1, 2), "found 0 to 2, and 0 in the place of -1; remove --label-base"),
+    ],
+)
+def test_a_base_that_the_labels_do_not_have_is_refused(tmp_path: Path, base: int, arrays: Arrays, message: str):
+    folder = write_archives(tmp_path / "mine", arrays)
+    with pytest.raises(FormatError, match=message) as caught:
+        manifest_of(folder, layout=Layout(label_base=base))
+    assert_says(caught.value)
+    assert manifest_of(folder)
+
+
+def test_the_base_0_is_not_written(tmp_path: Path):
+    folder = write_archives(tmp_path / "mine", bars(20, 10, 3, (9, 7)))
+    assert manifest_of(folder, layout=Layout(label_base=0)) == manifest_of(folder)
+    assert not re.search("^label", manifest_of(folder), re.MULTILINE)
 
 
 def test_a_column_of_wider_labels_is_the_class_where_it_is_chosen(store: Store, tmp_path: Path):
@@ -111,10 +168,10 @@ def test_a_column_of_wider_labels_is_the_class_where_it_is_chosen(store: Store, 
     folder, manifest = write_archives(tmp_path / "mine", wide), tmp_path / "mine.toml"
     with pytest.raises(FormatError, match=r"train-labels.*found int32 of shape \(120, 8\).*: --label-column 0$"):
         manifest_of(folder)
-    manifest.write_text(manifest_of(folder, label_column=0), encoding="utf-8")
+    manifest.write_text(manifest_of(folder, layout=Layout(label_column=0)), encoding="utf-8")
     assert run_without_prefect(store, dataset_file=str(manifest))["error"] is None
     with pytest.raises(FormatError, match="choose another --label-column than 8, below 8"):
-        manifest_of(folder, label_column=8)
+        manifest_of(folder, layout=Layout(label_column=8))
 
 
 LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
@@ -130,13 +187,24 @@ LITTLE = bars(120, 30, 3, (9, 7))["test-labels"]
         ({"train-images": np.zeros((120, 63), np.uint8)}, "give each image its height and width"),
         (
             {"train-images": np.zeros((120, 9, 7, 3), np.uint8)},
-            r"\(120, 9, 7, 3\) in the header; turn colour images into grey",
+            r"\(120, 9, 7, 3\) in the header; turn colour images into grey ones, .* \.mean\(axis=3\)",
         ),
+        ({"train-images": np.zeros((120, 3, 9, 7), np.uint8)}, r"such as in NumPy with \.mean\(axis=1\)"),
+        ({"train-images": np.zeros((1, 4097, 1, 1), np.uint8), "train-labels": np.ones(1, np.uint8)}, "at most 4096"),
         ({"train-images": np.zeros(120, np.uint8)}, "give the archive of the images"),
         ({"train-images": np.zeros((1, 4097, 1), np.uint8), "train-labels": np.ones(1, np.uint8)}, "at most 4096"),
         ({"test-labels": np.zeros((30, 2), np.uint8)}, "t10k-labels.*--label-column 0"),
         ({"test-labels": np.zeros((30, 9, 7), np.uint8)}, "give the archive of the labels"),
-        ({"test-labels": np.full(30, np.nan, ">f4")}, "found float32 .* write them as integers"),
+        ({"test-labels": np.full(30, np.nan, ">f4")}, "found float32 with nan at row 0; give each such row the number"),
+        ({"test-labels": np.where(np.arange(30) == 7, np.inf, 1).astype(">f8")}, "found float64 with inf at row 7; "),
+        ({"test-labels": np.where(np.arange(30) == 29, 1.5, 1).astype(">f4")}, "found float32 with 1.5 at row 29; "),
+        ({"test-labels": np.full((30, 9, 7), 1, ">f4")}, "give the archive of the labels"),
+        ({"test-labels": LITTLE.astype(">f4")}, r"found float32, from 0 to 2; write them as integers, .*\(np\.uint8\)"),
+        ({"test-labels": LITTLE.astype(">f8") - 1}, r"found float64, from -1 to 1; write .*\.astype\(np\.int32\)"),
+        (
+            {"test-labels": np.full(30, 1, "<i4").view(">i4")},
+            "found 1 value, 16,777,216, or more; write them big-endian",
+        ),
         (
             {"test-labels": LITTLE.astype("<i4").view(">i4")},
             "0 to 33,554,432, or more; write them big-endian",
@@ -155,18 +223,26 @@ def test_what_no_manifest_could_describe_is_refused_at_once(tmp_path: Path, chan
     assert_says(caught.value)
 
 
-def test_however_many_labels_there_are_little_memory_is_taken(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda: np.zeros(1 << 25, ">i4"), "found 120 images and 33,554,432 labels"),
+        (lambda: np.zeros(1 << 25, ">f4"), "found float32, from 0 to 0; write them as integers"),
+        (lambda: np.arange(1 << 22, dtype=">i4"), "found 1,048,576 values, 0 to 1,048,575, or more; give the file"),
+    ],
+    ids=["one", "one, as floating-point numbers", "all different"],
+)
+def test_however_many_labels_there_are_little_memory_is_taken(
+    tmp_path: Path, labels: Callable[[], np.ndarray], message: str
+):
     folder = write_archives(tmp_path / "mine", bars(120, 30, 3, (9, 7)))
-    rows = 1 << 25
-    labels = idx.Header(np.dtype(">i4"), (rows,)).encode() + bytes(4 * rows)
-    (folder / DEFAULT_FILES["train-labels"]).write_bytes(gzip.compress(labels, 1))
-    del labels
+    (folder / DEFAULT_FILES["train-labels"]).write_bytes(gzip.compress(idx.encode(labels()), 1))
     tracemalloc.start()
-    with pytest.raises(FormatError, match=f"found 120 images and {rows:,} labels"):
+    with pytest.raises(FormatError, match=message):
         manifest_of(folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < rows
+    assert peak < 3 << 24
 
 
 def test_one_class_is_none_to_tell_apart(tmp_path: Path):

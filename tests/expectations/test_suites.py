@@ -11,7 +11,7 @@ import pytest
 
 from expectations import suites
 from storage.datasets import catalog
-from storage.datasets.catalog import Dataset
+from storage.datasets.catalog import Dataset, Ink
 from storage.datasets.manifest import Limits
 
 NAMES = catalog.names()
@@ -113,6 +113,19 @@ def test_the_least_share_of_a_class_follows_their_number():
     assert Limits().least_class_share(10) == pytest.approx(0.01)
     assert Limits().least_class_share(250) == pytest.approx(0.0004)
     assert Limits(min_class_share=0.05).least_class_share(250) == 0.05
+
+
+@pytest.mark.parametrize(
+    ("ink", "limit", "name"),
+    [
+        ("bright", "at most 50%", "ink is bright: the border is in the darker half of the pixel range"),
+        ("dark", "at least 50%", "ink is dark: the border is in the brighter half of the pixel range"),
+    ],
+)
+def test_ink_is_critical_and_set_in_the_manifest(ink: Ink, limit: str, name: str):
+    (expectation,) = suites.ground(ink, "test").expectations
+    assert (expectation.column, expectation.limit, expectation.name) == ("ground", limit, name)
+    assert (expectation.severity, expectation.setting) == ("critical", "ink")
 
 
 def test_what_is_not_declared_is_not_expected(tmp_path: Path):

@@ -216,6 +216,35 @@ def test_classes_of_no_rows_are_counted():
     assert table["share"].tolist() == [0, 0]
 
 
+def ground(images: object, labels: object, classes: int = 2) -> float:
+    image_blocks, pixels = blocks(images, labels), summary.PixelRange()
+    survey = summary.survey(image_blocks, classes)
+    for part in summary.images(image_blocks, survey, None, 2):
+        pixels.add(part)
+    shape = np.array(images).shape[1:]
+    return float(summary.ground_table(survey, shape, pixels)["ground"][0])  # type: ignore[arg-type]
+
+
+def framed(border: int, inside: int) -> list[list[int]]:
+    return [[border] * 4, [border, inside, inside, border], [border] * 4]
+
+
+def test_the_ground_is_the_border_of_all_images_in_the_range_of_their_pixels():
+    assert ground([framed(10, 210)], [0]) == 0
+    assert ground([framed(210, 10)], [0]) == 1
+    assert ground([framed(60, 210), framed(10, 210), framed(10, 10)], [0, 1, 1]) == pytest.approx(50 / 3 / 200)
+    assert ground([[[10, 210], [10, 210]], [[10, 210], [210, 210]]], [1, 0]) == pytest.approx(5 / 8)
+
+
+def test_the_ground_of_images_without_a_border_of_their_own_is_all_of_them():
+    assert ground([[[0, 0, 0, 200]], [[0, 100, 0, 200]]], [0, 1]) == pytest.approx(500 / 8 / 200)
+
+
+@pytest.mark.parametrize(("images", "labels"), [([[[7]], [[7]]], [0, 1]), ([[[0]], [[9]]], [7, 255]), ([], [])])
+def test_the_ground_of_what_has_no_range_or_no_class_contradicts_no_ink(images: list, labels: list[int]):
+    assert ground(np.array(images).reshape(-1, 1, 1), labels) == 0.5
+
+
 def write_split(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> Split:
     split = Split(folder, name, len(labels), images.shape[1:], 10, "content", {})  # type: ignore[arg-type]
     with parquet.Writer(split.file, images.shape[1:], tuple("0123456789")) as writer:

@@ -79,6 +79,18 @@ def test_the_data_of_the_catalog_may_be_held_to_other_limits(tmp_path: Path):
     assert catalog.read(path).limits.max_imbalance == 3
 
 
+def test_the_data_of_the_catalog_read_in_another_way_is_other_data(tmp_path: Path):
+    path = tmp_path / "mnist.toml"
+    text = (catalog.CATALOG / "mnist.toml").read_text(encoding="utf-8")
+    for other in ("transpose = true\n", "label_base = 1\n"):
+        path.write_text(other + text, encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            catalog.read(path)
+        assert_says(caught.value, "expected name to be none of the catalog's", "transpose", "choose another name")
+    path.write_text(f'transpose = false\nlabel_base = 0\nink = "bright"\n{text}', encoding="utf-8")
+    assert catalog.read(path).ink == "bright"
+
+
 def test_an_unknown_data_set_is_answered_with_those_there_are():
     with pytest.raises(ConfigError) as caught:
         catalog.find("imagenet")

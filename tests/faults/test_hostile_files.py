@@ -192,7 +192,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
-KEYS = ["title", "source", "mirrors", "rows", "label_column", "labels", "embedded", "licence", "homepage", "citation"]
+KEYS = ["title", "source", "mirrors", "rows", "label_column", "labels", "label_base", "transpose", "ink", "embedded"]
+KEYS += ["licence", "homepage", "citation"]
 TABLES = ["archives", "training", "limits", "floors", "gate"]
 
 

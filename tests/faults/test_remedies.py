@@ -57,7 +57,7 @@ from storage import arrivals, underway
 from storage.arrivals import Arrivals
 from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES
-from storage.datasets.own_files import manifest_of
+from storage.datasets.own_files import Layout, manifest_of
 from storage.datasets.training import training_config
 from storage.errors import IdxflowError
 from storage.files import read_json, sealed
@@ -486,15 +486,32 @@ CASES: dict[str, Case] = {
         ".astype(np.uint8)",
         lambda here: here.set(train_labels=LABELS.astype(">f4").astype(np.uint8)),
     ),
+    "manifest: labels of no number": Case(
+        changed(train_labels=np.where(LABELS == 1, np.nan, LABELS).astype(">f4")),
+        "give each such row the number of its class",
+        lambda here: here.set(train_labels=np.nan_to_num(np.where(LABELS == 1, np.nan, LABELS), nan=1).astype("u1")),
+    ),
+    "manifest: a base that the labels do not have": Case(
+        lambda here: (here.set(), manifest_of(here.mine, layout=Layout(label_base=1))),
+        "remove --label-base",
+        nothing,
+        manifest(),
+    ),
     "manifest: images as labels": Case(changed(train_labels=IMAGES), "give the archive of the labels", good),
     "manifest: labels of several columns": Case(
-        changed(train_labels=WIDE, test_labels=WIDE_TEST), "--label-column 0", nothing, manifest(label_column=0)
+        changed(train_labels=WIDE, test_labels=WIDE_TEST),
+        "--label-column 0",
+        nothing,
+        manifest(layout=Layout(label_column=0)),
     ),
     "manifest: a column that is not there": Case(
-        lambda here: (here.set(train_labels=WIDE, test_labels=WIDE_TEST), manifest_of(here.mine, label_column=2)),
+        lambda here: (
+            here.set(train_labels=WIDE, test_labels=WIDE_TEST),
+            manifest_of(here.mine, layout=Layout(label_column=2)),
+        ),
         "choose another --label-column than 2, below 2",
         nothing,
-        manifest(label_column=1),
+        manifest(layout=Layout(label_column=1)),
     ),
     # --- validate and run: archives -------------------------------------------------------------------------------
     "labels from 1, in a manifest for 0": Case(
@@ -508,6 +525,11 @@ CASES: dict[str, Case] = {
         ),
         "declare the value of each class as labels = […]",
         declares("labels = [-1, 0, 1]\n"),
+    ),
+    "labels that count up from 299": Case(
+        decoded(train_labels=LABELS.astype(">i2") + 299, test_labels=GOOD["test-labels"].astype(">i2") + 299),
+        "(label_base = N for N, N+1, …)",
+        declares("label_base = 299\n"),
     ),
     "labels of several columns": Case(
         decoded(train_labels=WIDE, test_labels=WIDE_TEST),
@@ -526,6 +548,17 @@ CASES: dict[str, Case] = {
         decoded(train_images=IMAGES.swapaxes(1, 2), test_images=GOOD["test-images"].swapaxes(1, 2)),
         "or correct image_shape in",
         lambda here: here.manifest(text=MANIFEST.replace("[9, 7]", "[7, 9]")),
+    ),
+    "rows and columns swapped": Case(
+        decoded(train_images=IMAGES.swapaxes(1, 2), test_images=GOOD["test-images"].swapaxes(1, 2)),
+        "or set transpose = true there",
+        declares("transpose = true\n"),
+    ),
+    "rows and columns that are not swapped": Case(
+        decoded("transpose = true\n"), "or remove transpose there", declares("")
+    ),
+    "the other ink": Case(
+        validated('ink = "dark"\n'), "if this data is intended, change ink in", declares('ink = "bright"\n')
     ),
     "other rows": Case(decoded(train_labels=LABELS[:-1]), "give the two files that belong together", good),
     "float images": Case(decoded(train_images=IMAGES.astype(">f4")), "write the images as uint8", good),
@@ -603,6 +636,9 @@ CASES: dict[str, Case] = {
         reads("labls = [1]\n"), "remove it or correct its spelling", declares("labels = [1, 2, 3]\n")
     ),
     "a wrong value": Case(reads("labels = [1]\n"), "correct it", declares("labels = [1, 2, 3]\n")),
+    "labels written in two ways": Case(
+        reads("labels = [1, 2, 3]\nlabel_base = 1\n"), "remove one of them", declares("label_base = 1\n")
+    ),
     "a key that is missing": Case(
         reads("", MANIFEST.replace('name = "mine"\n', "")), "found nothing; add it", declares("")
     ),

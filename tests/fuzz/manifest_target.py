@@ -31,6 +31,7 @@ def seeds() -> Iterator[bytes]:
     small = b'name = "mine"\nclasses = ["a", "b"]\nimage_shape = [20, 16]\n'
     yield small
     yield small + b'source = "data"\nlicence = "CC0"\nhomepage = "https://example.org/"\nlabel_column = 1\n'
+    yield small + b'label_base = 1\ntranspose = true\nink = "dark"\n'
     yield small + b'[archives.train-images]\nfile = "x.gz"\nbytes = 9\n[rows]\ntrain = 100\n[training]\nepochs = 5\n'
     yield small + b'[limits]\nmax_leaked = 0.5\n[floors]\naccuracy = 0.9\n[gate]\npolicy = "ask"\nalpha = 0.01\n'
 

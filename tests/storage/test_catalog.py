@@ -47,6 +47,25 @@ def test_a_small_manifest_gets_defaults(tmp_path: Path):
     assert dataset.floors == Floors()
     assert dataset.gate == Gate("better", 0.05, 0.005, 0.05)
     assert not dataset.archive("train-images").pinned
+    assert (dataset.labels, dataset.transpose, dataset.ink) == ((), False, None)
+
+
+@pytest.mark.parametrize(
+    ("short", "written", "labels"),
+    [
+        ("label_base = 1", "labels = [1, 2]", (1, 2)),
+        ("label_base = -1", "labels = [-1, 0]", (-1, 0)),
+        ("label_base = 2147483646", "labels = [2147483646, 2147483647]", (2147483646, 2147483647)),
+        ("label_base = 0", "labels = [0, 1]", ()),
+        ("label_base = 0", "", ()),
+    ],
+)
+def test_a_base_declares_the_same_as_the_labels_that_it_stands_for(
+    tmp_path: Path, short: str, written: str, labels: tuple[int, ...]
+):
+    dataset = read(tmp_path, GOOD + short)
+    assert dataset.labels == labels
+    assert dataset == read(tmp_path, GOOD + written)
 
 
 def test_a_gate_of_ones_own(tmp_path: Path):

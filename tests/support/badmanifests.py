@@ -114,6 +114,21 @@ MANIFESTS: dict[str, tuple[str, str]] = {
         GOOD + "labels = 1",
         "labels to be a list of different 32-bit integers, one per class; found 1",
     ),
+    "labels and their base": (GOOD + "labels = [1, 2]\nlabel_base = 1", "found both; remove one of them"),
+    "labels and a base of 0": (GOOD + "labels = [1, 2]\nlabel_base = 0", "expected labels or label_base, which is"),
+    "a base of 33 bits": (
+        GOOD + "label_base = 4294967296",
+        "label_base to be an integer from -2,147,483,648 to 2,147,483,647; found 4294967296",
+    ),
+    "a base whose last label has 33 bits": (
+        GOOD + "label_base = 2147483647",
+        "label_base to be at most 2,147,483,646, so that the label of the last class has 32 bits; found 2,147,483,647;",
+    ),
+    "a base of truth": (GOOD + "label_base = true", "label_base to be an integer from "),
+    "transpose as a number": (GOOD + "transpose = 1", "transpose to be true or false; found 1"),
+    "ink of a colour": (GOOD + 'ink = "blue"', "ink to be one of bright, dark; found 'blue'"),
+    "ink that is misspelt": (GOOD + 'ink = "brigth"', "found 'brigth' (did you mean bright?); correct it"),
+    "ink that is a list": (GOOD + 'ink = ["dark"]', "ink to be one of bright, dark; found ['dark']"),
     "a column of truth": (
         GOOD + "label_column = true",
         "label_column to be an integer from 0 to 1,023; found True",

@@ -93,6 +93,58 @@ def test_the_usual_labels_are_those_of_a_manifest_without_any(store: Store, tiny
     assert "labels" not in store.made_from("tiny", "decode", decoded(store, usual).record.folder.name)["parameters"]
 
 
+def test_a_base_is_the_short_form_of_labels(store: Store, tiny: TinyFactory):
+    shifted = {"train-labels": (np.arange(120) % 3 + 1).astype(np.uint8)}
+    written = decoded(store, tiny(arrays=shifted, manifest="labels = [1, 2, 3]"))
+    short = decoded(store, tiny(arrays=shifted, manifest="label_base = 1"))
+    assert short.step.reused
+    assert (short.step.key, short.record) == (written.step.key, written.record)
+    np.testing.assert_array_equal(parquet.labels(short.record.file), np.arange(120) % 3)
+
+
+def test_a_split_read_as_it_is_has_the_key_and_the_digest_of_earlier_versions(store: Store, tiny: TinyFactory):
+    plain = decoded(store, tiny())
+    for nothing in ("label_base = 0", "transpose = false", 'ink = "bright"'):
+        assert decoded(store, tiny(manifest=nothing)).step.key == plain.step.key
+    parameters = store.made_from("tiny", "decode", plain.record.folder.name)["parameters"]
+    assert parameters == {
+        "classes": ["bar 0", "bar 1", "bar 2"],
+        "image_shape": [9, 7],
+        "label_column": None,
+        "rows": None,
+    }
+    assert plain.record.digest == "27dfa9b2c0e5233af1fd3ba9fc8e126bfcc85da7d350fc0a1ea72514cecd0828"
+
+
+ARRAYS = bars(120, 30, 3, (9, 7))
+FORMS = {
+    "upright": (lambda images: images, ""),
+    "a channel at the end": (lambda images: images[..., None], ""),
+    "a channel before the rows": (lambda images: images[:, None], ""),
+    "transposed": (lambda images: images.swapaxes(1, 2), "transpose = true\n"),
+    "transposed, a channel at the end": (lambda images: images.swapaxes(1, 2)[..., None], "transpose = true\n"),
+    "transposed, a channel before the rows": (lambda images: images.swapaxes(1, 2)[:, None], "transpose = true\n"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_are_upright_and_grey_however_the_archive_has_them(store: Store, tiny: TinyFactory, form: str):
+    change, manifest = FORMS[form]
+    split = decoded(store, tiny(arrays={"train-images": change(ARRAYS["train-images"])}, manifest=manifest)).record
+    np.testing.assert_array_equal(parquet.read(split.file)[0], ARRAYS["train-images"])
+    assert split.image_shape == (9, 7)
+
+
+def test_transposed_images_are_another_split_also_where_rows_are_as_many_as_columns(store: Store, tiny: TinyFactory):
+    arrays = bars(120, 30, 3, (8, 8))
+    upright = decoded(store, tiny(shape=(8, 8)))
+    transposed = decoded(store, tiny(shape=(8, 8), manifest="transpose = true"))
+    assert transposed.step.reason == "transpose none → true"
+    assert transposed.record.sources == upright.record.sources
+    assert transposed.record.digest != upright.record.digest
+    np.testing.assert_array_equal(parquet.read(transposed.record.file)[0], arrays["train-images"].transpose(0, 2, 1))
+
+
 def test_a_cut_archive_leaves_no_split(store: Store, tiny: TinyFactory):
     dataset = tiny()
     path = dataset.source / dataset.archive("train-images").file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,7 +139,7 @@ def test_a_file_of_another_run_is_refused(tiny: TinyFactory, tmp_path: Path):
 
 
 def test_clean_mnist_passes_without_a_warning(mnist_dir: Path, tmp_path: Path):
-    mnist = catalog.find("mnist")
+    mnist = replace(catalog.find("mnist"), ink="bright")
     record = judge(mnist, *splits(mnist, mnist_dir, tmp_path / "splits"), tmp_path)
     assert failed(tuple(c for c in record.checks if not c.passed)) == {}
     assert record.passed
@@ -156,6 +157,55 @@ def test_clean_digits_pass_without_a_warning(digits: tuple[Dataset, Split, Split
     record = judge(*digits, tmp_path)
     assert record.passed
     assert not record.warnings
+
+
+def inverted(arrays: Arrays, *of: str) -> Arrays:
+    return {role: 255 - array if role in of else array for role, array in arrays.items()}
+
+
+IMAGES = ("train-images", "test-images")
+
+
+@pytest.mark.parametrize(
+    ("ink", "inverted_splits", "refused_splits"),
+    [
+        ("bright", (), set()),
+        ("bright", IMAGES, {"train", "test"}),
+        ("bright", ("test-images",), {"test"}),
+        ("dark", (), {"train", "test"}),
+        ("dark", IMAGES, set()),
+        ("dark", ("test-images",), {"train"}),
+    ],
+)
+def test_a_split_whose_border_contradicts_the_ink_is_refused(
+    tiny: TinyFactory, tmp_path: Path, ink: str, inverted_splits: tuple[str, ...], refused_splits: set[str]
+):
+    dataset = tiny(arrays=inverted(bars(120, 30, 3, (9, 7)), *inverted_splits), manifest=f'ink = "{ink}"\n')
+    record = verdict(dataset, tmp_path)
+    assert {c.table for c in record.checks if c.column == "ground"} == {"train", "test"}
+    assert {c.table for c in record.failures if c.column == "ground"} == refused_splits
+    if refused_splits:
+        half = "darker half of the pixel range, expected at most" if ink == "bright" else "brighter half"
+        assert half in refusal(dataset, record)
+        assert re.search(r"change .*\bink\b.* in the manifest", refusal(dataset, record))
+
+
+def test_ink_that_is_not_declared_is_neither_checked_nor_in_the_key(store: Store, tiny: TinyFactory, tmp_path: Path):
+    dataset = tiny()
+    plain = validate.fn(store, dataset, *decoded(dataset, tmp_path))
+    assert "ground" not in {check.column for check in plain.record.checks}
+    assert "ink" not in store.made_from("tiny", "validate", plain.record.folder.name)["parameters"]
+    declared = tiny(manifest='ink = "bright"\n')
+    inked = validate.fn(store, declared, *decoded(declared, tmp_path))
+    assert inked.step.reason == "ink none → bright"
+    assert len(inked.record.checks) == len(plain.record.checks) + 2
+
+
+def test_the_ink_of_digits_is_bright(digits: tuple[Dataset, Split, Split], tmp_path: Path):
+    dataset, *both = digits
+    assert judge(replace(dataset, ink="bright"), *both, tmp_path).passed
+    record = judge(replace(dataset, ink="dark"), *both, tmp_path)
+    assert failed(record.failures) == {"train": ["ground"], "test": ["ground"]}
 
 
 def test_step_says_how_many_checks_passed(store: Store, digits: tuple[Dataset, Split, Split]):
