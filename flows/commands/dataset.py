@@ -27,6 +27,7 @@ _CLASSES_SHOWN = 64
 def add(
     name: str,
     source: Annotated[Path, Parameter(name="FROM")],
+    /,
     *,
     folder: Annotated[
         Path | None, Parameter(name="--as", help="Folder to create. Default: NAME in the current folder.")
@@ -45,8 +46,8 @@ def add(
     test_fraction: Annotated[
         float | None,
         Parameter(
-            help="Share of each class to draw as test split, if there is none, such as 0.15. Equal images stay on one "
-            "side.",
+            help="Share of each class to draw as test split if the source has none, such as 0.15. Equal images stay on "
+            "one side.",
             validator=Number(gt=0, lt=1),
         ),
     ] = None,
@@ -79,7 +80,7 @@ def add(
         ),
     ] = None,
     invert: Annotated[bool, Parameter(negative="", help="Invert the pixels (255 - x).")] = False,
-    match: Annotated[str, Parameter(help="Use only files with this text in their names.")] = "",
+    match: Annotated[str | None, Parameter(help="Use only files with this text in their names.")] = None,
     skip_bad: Annotated[
         bool, Parameter(negative="", help="Leave out pictures that cannot be read, and list them, instead of stopping.")
     ] = False,
@@ -105,7 +106,7 @@ def add(
     from tasks.adding.batches import Reading
 
     reading = Reading(
-        _size(size), fit, label_column, group_by, white, transpose, match=match, invert=invert, skip_bad=skip_bad
+        _size(size), fit, label_column, group_by, white, transpose, match=match or "", invert=invert, skip_bad=skip_bad
     )
     names = tuple(word.strip() for word in classes.split(",")) if classes else ()
     place = (folder or Path(name)).expanduser().absolute()

@@ -32,6 +32,8 @@ from tasks.ui.progress import working
 _COMPRESSION = 3
 """The strongest of ISA-L, which compresses several times as fast as zlib does by default."""
 _NAME_LENGTH = 200
+_BRIGHT = 0.4
+"""Where the border of the images is darker than this share of the range of pixels, ink is bright."""
 _ROWS_SHOWN = 3
 
 
@@ -79,7 +81,7 @@ class Added:
     darkest: int
     brightest: int
     ink: str
-    """`bright` on dark ground, as MNIST's, or `dark`."""
+    """`bright` on dark ground, as MNIST's, `dark`, or `unclear`."""
     drawn: bool
     """Whether the test split was drawn here."""
     classes: tuple[ClassCount, ...]
@@ -260,7 +262,7 @@ def _added(
     train, test = (np.bincount(found.labels[rows], minlength=len(names)).tolist() for rows in (~is_test, is_test))
     counts = zip(names, found.classes, train, test, strict=True)
     classes = tuple(ClassCount(label, *values) for label, values in enumerate(counts))
-    ink = "bright" if 2 * found.ground <= found.darkest + found.brightest else "dark"
+    ink = _ink(found)
     if ink == "dark":
         ground = f"border {found.ground:.0f} on average"
         remarks.add(f"ink is dark on bright ground ({ground}); --invert makes it as MNIST's")
@@ -284,6 +286,12 @@ def _added(
     )
 
 
+def _ink(found: Gathered) -> str:
+    """Return whether ink is `bright` or `dark`, by the border of the images; `unclear` if that is in between."""
+    share = (found.ground - found.darkest) / max(1, found.brightest - found.darkest)
+    return "bright" if share < _BRIGHT else "dark" if share > 1 - _BRIGHT else "unclear"
+
+
 def _write(folder: Path, added: Added, found: Gathered, is_test: np.ndarray) -> None:
     """Write the archives, the manifest, the pictures and what was found into a folder, durably."""
     with working("write the archives"):
@@ -293,7 +301,7 @@ def _write(folder: Path, added: Added, found: Gathered, is_test: np.ndarray) -> 
             _pack(folder / DEFAULT_FILES[f"{split}-images"], images, found.images(rows))
             labels = idx.Header(np.dtype(np.uint8), (len(rows),))
             _pack(folder / DEFAULT_FILES[f"{split}-labels"], labels, [found.labels[rows].astype(np.uint8)])
-    stated = Stated([c.name for c in added.classes], ".", added.ink)
+    stated = Stated([c.name for c in added.classes], ".", "" if added.ink == "unclear" else added.ink)
     manifest = own_files.manifest_of(folder, added.name, stated=stated)
     _put(folder / added.manifest.name, manifest.encode())
     _put(folder / added.pictures.name, _examples(added, found, is_test))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from storage.words import times
 from tasks.adding.batches import Batch, Reading, Source, refused
 
 _DIGEST_BYTES = 16
-_AT_ONCE = 8192
+_BYTES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,11 @@ class Gathered:
 
     def images(self, rows: np.ndarray) -> Iterable[np.ndarray]:
         """Yield the images of these rows, uint8 of shape (n, height, width), some at a time."""
-        everything = np.memmap(self.pixels, np.uint8, "r", shape=(self.rows, *self.shape))
-        for start in range(0, len(rows), _AT_ONCE):
-            yield np.asarray(everything[rows[start : start + _AT_ONCE]])
+        step = max(1, _BYTES_AT_ONCE // math.prod(self.shape))
+        for start in range(0, len(rows), step):
+            # Mapped anew, so that no more pages stay in memory than are needed.
+            everything = np.memmap(self.pixels, np.uint8, "r", shape=(self.rows, *self.shape))
+            yield np.asarray(everything[rows[start : start + step]])
 
 
 def gathered(path: Path, source: Source, reading: Reading, file: Path) -> Gathered:

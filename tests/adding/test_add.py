@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from storage.datasets.catalog import DEFAULT_FILES
 from storage.formats import idx
 from tests.support import sources
 from tests.support.sources import ARRAYS, FORMS, LABELS, SHAPE
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +203,16 @@ def test_dark_ink_is_said_and_inverted_if_asked(here: Path, tmp_path: Path, caps
     assert (values["ink"], values["remarks"]) == ("bright", [])
 
 
+def test_where_the_ground_is_neither_dark_nor_bright_the_manifest_does_not_say_which(
+    here: Path, tmp_path: Path, capsys
+):
+    noise = np.random.default_rng(0).integers(0, 256, (60, *SHAPE), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", x=noise, y=LABELS["train"])
+    values = added(capsys, "mine", str(tmp_path / "noise.npz"), "--test-fraction", "0.2")
+    assert (values["ink"], values["remarks"]) == ("unclear", [])
+    assert "\n# ink = " in (here / "mine" / "mine.toml").read_text()
+
+
 def test_pictures_that_cannot_be_read_are_listed(here: Path, tmp_path: Path, capsys):
     source = sources.pictures(tmp_path / "source")
     (source / "train" / "bar 1" / "4.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
@@ -210,6 +224,26 @@ def test_pictures_that_cannot_be_read_are_listed(here: Path, tmp_path: Path, cap
     assert values["rows"] == {"train": 59, "test": 15}
     assert ["bar 1/4.png" in line for line in values["skipped"]] == [True]
     assert json.loads((here / "mine" / "mine.json").read_text())["skipped"] == values["skipped"]
+
+
+def test_memory_does_not_grow_with_the_images(here: Path, tmp_path: Path):
+    """Four times as many images of 3 kB: held in memory, they alone would be 90 MB more."""
+    code = (
+        "import re, sys\nfrom pathlib import Path\nfrom tasks.adding.add import AddOptions, add\n"
+        "add(AddOptions('mine', Path(sys.argv[1]), Path(sys.argv[2]), test_fraction=0.2))\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
+    )
+    peaks = []
+    for rows in (10_000, 40_000):
+        source, random = tmp_path / str(rows), np.random.default_rng(0)
+        source.mkdir()
+        images = random.integers(0, 256, (rows, 55, 55), dtype=np.uint8)
+        (source / "train-images").write_bytes(idx.encode(images))
+        (source / "train-labels").write_bytes(idx.encode((np.arange(rows) % 3).astype(np.uint8)))
+        command = [sys.executable, "-c", code, str(source), str(here / str(rows))]
+        peaks.append(int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout))
+    # In KiB: Linux, proc_pid_status(5).
+    assert peaks[1] - peaks[0] < 25_000
 
 
 def test_exif_turns_a_picture_upright(here: Path, tmp_path: Path, capsys):
