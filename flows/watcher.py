@@ -15,7 +15,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flows import arrival_runs, datasets
@@ -55,14 +57,15 @@ def watch_folder(options: WatchOptions) -> int:
     """
     inbox = _inbox(options)
     watcher = _Watcher(inbox, Store(store_root(options.store)))
-    with interruptible():
+    with interruptible() as interruptions:
+        poll = partial(_poll, watcher, interruptions)
         if options.once:
-            return _poll_until_unchanged(watcher, min(options.every, 1))
+            return _poll_until_unchanged(watcher, poll, min(options.every, 1))
         name = inbox.dataset.name
         _print(f"watching {inbox.folder} for the archives of {name}, every {options.every:g} s; Ctrl-C stops it")
         shown: set[str] = set()
         while True:
-            remarks = [_remark(problem, options.every) for problem in watcher.poll()]
+            remarks = [_remark(problem, options.every) for problem in poll()]
             for text in remarks:
                 if text not in shown:
                     remark(text)
@@ -70,9 +73,17 @@ def watch_folder(options: WatchOptions) -> int:
             time.sleep(options.every)
 
 
-def _poll_until_unchanged(watcher: _Watcher, pause: float) -> int:
+def _poll(watcher: _Watcher, interruptions: list[KeyboardInterrupt]) -> list[IdxflowError]:
+    """Poll once; return the problems. An interruption that a library ignored meanwhile is raised again."""
+    problems = watcher.poll()
+    if interruptions:
+        raise interruptions[0]
+    return problems
+
+
+def _poll_until_unchanged(watcher: _Watcher, poll: Callable[[], list[IdxflowError]], pause: float) -> int:
     while True:
-        problems = watcher.poll()
+        problems = poll()
         for problem in problems[1:]:
             remark(str(problem))
         if problems:

@@ -8,14 +8,18 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from flows.interruption import Terminated, interruptible
+from flows.watcher import _poll
 from storage.arrivals import Arrival, Arrivals
 from storage.datasets.catalog import DEFAULT_FILES
+from storage.errors import IdxflowError
 from storage.files import read_json, sealed
 from storage.formats import idx
 from storage.ledger import Ledger
@@ -322,6 +326,18 @@ def test_a_signal_ends_it_in_a_sentence_and_leaves_nothing(world: World):
             assert watcher.wait(240) == code
             assert watcher.errors.endswith(f"idxflow: {word}; run the same command again to resume\n")
     assert verify(world.store).findings == ()
+
+
+def test_a_signal_that_a_library_ignores_ends_it_at_the_end_of_the_poll():
+    class Busy:
+        def poll(self) -> list[IdxflowError]:
+            with suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            return []
+
+    with pytest.raises(Terminated), interruptible() as interruptions:
+        _poll(Busy(), interruptions)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["a/b", ".."])
