@@ -25,6 +25,7 @@ FULL = "/dev/full"
 SENTENCE = "idxflow: cannot write to standard output: No space left on device; free space"
 
 COMMANDS: dict[str, list[str]] = {
+    "dataset add": ["mine", "TMP/tiny-source", "--as", "TMP/added"],
     "datasets": [],
     "doctor": ["--store", "STORE"],
     "export": ["tiny", "--out", "TMP/export"],
@@ -53,6 +54,8 @@ NEED_SERVERS = {"run", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
 NEED_LIBRARIES = {"export", "doctor"}
 """These load TensorFlow, which takes seconds: their help, too."""
+ONCE = {"dataset add", "promote", "rollback"}
+"""A second time, these are refused."""
 JSON = {"datasets", "gc", "registry at", "registry history", "registry show", "report", "runs list", "status", "verify"}
 
 
@@ -116,7 +119,7 @@ def test_so_is_it_with_json(command: str, world: Path, errors: Path, monkeypatch
     assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
 
 
-@pytest.mark.parametrize("command", ["", *sorted({*COMMANDS, "registry", "runs"})])
+@pytest.mark.parametrize("command", ["", *sorted({*COMMANDS, "dataset", "registry", "runs"})])
 def test_so_is_it_with_help(command: str, errors: Path, monkeypatch: pytest.MonkeyPatch):
     assert on_full_disk([*command.split(), "--help"], errors, monkeypatch) == 1
     assert errors.read_text().startswith(SENTENCE)
@@ -163,7 +166,7 @@ def in_letters(encoding: str, arguments: list[str], folder: Path, monkeypatch: p
     return (folder / "letters").read_text("utf-8" if is_format else encoding)
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - NEED_SERVERS - NEED_LIBRARIES - {"promote", "rollback"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - NEED_SERVERS - NEED_LIBRARIES - ONCE))
 def test_a_letter_that_the_terminal_does_not_have_ends_nothing(
     command: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
