@@ -197,7 +197,7 @@ class _Run:
                 self.failure = message["error"]
 
     def epitaph(self) -> str:
-        """Return what ended its process, which did not say so."""
+        """Return how the process ended, if it reported no outcome."""
         code = self.process.returncode or 0
         if code >= 0:
             return f"ended with exit code {code}"

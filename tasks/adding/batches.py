@@ -112,7 +112,7 @@ def column(where: object, names: list[str], wanted: str) -> int:
     """Return the place of a column that the user named, or numbered from 0.
 
     Raises:
-        FormatError: there is none.
+        FormatError: there is no such column.
     """
     if wanted in names:
         return names.index(wanted)

@@ -1,4 +1,4 @@
-"""`idxflow dataset add`: from every form of the same data to the same archives, to a model, and what is said."""
+"""`idxflow dataset add`: every form of the same data gives the same archives, a model, and the right messages."""
 
 from __future__ import annotations
 
@@ -22,15 +22,6 @@ from tests.support import sources
 from tests.support.sources import ARRAYS, FORMS, LABELS, SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to be in."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def added(capsys: pytest.CaptureFixture[str], *words: str) -> dict:

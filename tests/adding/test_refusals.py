@@ -492,14 +492,6 @@ def npz_at(source: Path) -> Path:
     return source
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 @pytest.mark.parametrize("case", [pytest.param(case, marks=case.mark, id=name) for name, case in CASES.items()])
 def test_what_is_refused_leaves_nothing_and_what_it_advises_leads_on(case: Case, here: Path, tmp_path: Path, capsys):
     source = case.bad(tmp_path / "source")
