@@ -29,6 +29,7 @@ from tasks.evaluate import evaluate
 from tasks.fetch import fetch
 from tasks.normalize import normalize
 from tasks.publish import point_to_report, publish
+from tasks.quarantine import quarantine
 from tasks.train import train
 from tasks.validate import validate
 
@@ -103,13 +104,24 @@ def _to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
     archives = {finished.record.role: job.keep("archives", finished) for finished in fetched}
     pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
     decoded = caller.call_together(decode, [(store, dataset, *pair) for pair in pairs])
-    train_split, test_split = (job.keep(name, finished) for name, finished in zip(SPLITS, decoded, strict=True))
+    splits = tuple(job.keep(name, finished) for name, finished in zip(SPLITS, decoded, strict=True))
+    train_split, test_split = _without_bad_rows(job, caller, *splits)
     try:
         job.keep("validation", caller.call(validate, store, dataset, train_split, test_split))
     except ValidationFailed as error:
         job.note(validation=error.validation, steps=(*job.record.steps, *([error.step] if error.step else [])))
         raise
     return train_split, test_split
+
+
+def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tuple[Split, Split]:
+    """Set bad rows aside, if the data set has a quarantine; return what is left of both splits."""
+    if not job.dataset.quarantine.checks:
+        return train, test
+    bad = job.keep("quarantine", caller.call(quarantine, job.store, job.dataset, train, test))
+    left = bad.rest(train), bad.rest(test)
+    job.note(train=left[0], test=left[1])
+    return left
 
 
 def to_decision(job: Job, caller: Caller) -> None:

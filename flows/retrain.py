@@ -25,7 +25,7 @@ from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
 from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
 from storage.arrivals import ARRIVAL
-from storage.datasets.catalog import NAME_SCHEMA
+from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import IdxflowError
 from storage.outcomes import Outcome
@@ -40,6 +40,7 @@ R = TypeVar("R")
 Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
+Share = Annotated[float, Field(ge=0, le=1)]
 ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
 
 _PATIENCE_SECONDS = 3
@@ -60,6 +61,8 @@ def retrain(
     dataset_file: str | None = None,
     force: bool = False,
     catch_up: CatchUp = "latest",
+    quarantine: list[BadRow] | None = None,
+    quarantine_limit: Share | None = None,
 ) -> State[Outcome]:
     """Retrain the classifier of one data set and keep the better model.
 
@@ -75,9 +78,21 @@ def retrain(
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
         force: Train, evaluate and decide again even if nothing is new.
         catch_up: Runs for scheduled times that were missed: latest (one run makes up for all) or all.
+        quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
+        quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
-    request = Request(dataset, dataset_file, profile, overrides, source=source, store=store, force=force)
+    request = Request(
+        dataset,
+        dataset_file,
+        profile,
+        overrides,
+        source=source,
+        store=store,
+        force=force,
+        quarantine=_given(quarantine),
+        quarantine_limit=quarantine_limit,
+    )
     missed = superseded(catch_up)
     if missed:
         _log.info("%s: %s", dataset_file or dataset, missed)
@@ -117,6 +132,8 @@ def validate_dataset(
     source: Source = None,
     store: str | None = None,
     dataset_file: str | None = None,
+    quarantine: list[BadRow] | None = None,
+    quarantine_limit: Share | None = None,
 ) -> State[Outcome]:
     """Fetch, decode and validate one data set, and stop there.
 
@@ -125,8 +142,22 @@ def validate_dataset(
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
+        quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
+        quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
     """
-    return carry_out(Request(dataset, dataset_file, source=source, store=store), to_validation, "validate")
+    request = Request(
+        dataset,
+        dataset_file,
+        source=source,
+        store=store,
+        quarantine=_given(quarantine),
+        quarantine_limit=quarantine_limit,
+    )
+    return carry_out(request, to_validation, "validate")
+
+
+def _given(quarantine: list[BadRow] | None) -> tuple[str, ...] | None:
+    return None if quarantine is None else tuple(quarantine)
 
 
 def carry_out(

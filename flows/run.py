@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from flows import datasets
 from flows.settings import SOURCE_VARIABLE
 from storage.arrivals import WELL, Arrivals, ArrivedFile
 from storage.datasets import catalog
-from storage.datasets.catalog import ArchiveSpec, Dataset
+from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, IdxflowError, ModelRefused, error_class, shortage
 from storage.outcomes import Outcome
@@ -29,10 +29,13 @@ from storage.records import CUT_OFF, Done, Failure, Report, RunRecord, to_json
 from storage.registry import Registry
 from storage.store import Store, store_errors, store_path, store_root
 from storage.underway import Trace, begin
+from storage.words import meant
 from tasks.report import past_runs
 
 R = TypeVar("R")
 
+NOTHING = "none"
+"""What `--quarantine` is given to set nothing aside."""
 FIRST_YEAR = 1980
 """Keras saves models as ZIP, which has no earlier dates."""
 
@@ -56,6 +59,10 @@ class Request:
     """Train, evaluate and decide again even if nothing is new."""
     arrival: str | None = None
     """The set of archives of `dataset` that `idxflow watch` has taken; it replaces any other source."""
+    quarantine: tuple[str, ...] | None = None
+    """The checks whose rows are set aside; None: those of the manifest."""
+    quarantine_limit: float | None = None
+    """Largest share of a split's rows to set aside; None: that of the manifest."""
 
     def resolve(self) -> tuple[Dataset, TrainingConfig]:
         """Return the data set and the complete training configuration.
@@ -68,13 +75,28 @@ class Request:
             from tasks.sources.origins import check_source
 
             check_source(self.source)
-        dataset = self._dataset()
+        dataset = self._with_quarantine(self._dataset())
         return dataset, training_config(dataset, self.profile, self.overrides)
 
     def _dataset(self) -> Dataset:
         if self.arrival:
             return _arrived(self._arrivals, self.arrival, self.dataset)
         return catalog.read(Path(self.dataset_file)) if self.dataset_file else datasets.named(self.dataset, self.store)
+
+    def _with_quarantine(self, dataset: Dataset) -> Dataset:
+        rules, known = dataset.quarantine, get_args(BadRow)
+        words: Any = self.quarantine
+        for word in words or ():
+            if word not in known:
+                raise ConfigError(
+                    f"--quarantine: expected words from {', '.join(known)}, with commas between, or {NOTHING}; found "
+                    f"{catalog.shown(word)}{meant(word, known)}; correct it"
+                )
+        if words is not None:
+            rules = dataclasses.replace(rules, checks=tuple(dict.fromkeys(words)))
+        if self.quarantine_limit is not None:
+            rules = dataclasses.replace(rules, max_share=self.quarantine_limit)
+        return dataclasses.replace(dataset, quarantine=rules)
 
     @property
     def _arrivals(self) -> Arrivals:
@@ -92,6 +114,8 @@ class Request:
         for key, value in self.overrides.items():
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         words += ["--source", self.source] if self.source else []
+        words += ["--quarantine", ",".join(self.quarantine) or NOTHING] if self.quarantine is not None else []
+        words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
         return Store(store_root(self.store)).command(shlex.join(words))
 
     def source_for(self, dataset: Dataset) -> str | None:

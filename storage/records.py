@@ -94,10 +94,41 @@ class Split:
     """Digest of the decoded content, so that compressing the same pixels differently changes nothing downstream."""
     sources: Mapping[str, str]
     """SHA-256 of each archive's payload (header and data, decompressed), by role."""
+    set_aside: int = 0
+    """Number of the archives' rows that are in quarantine instead; not in older records."""
 
     @property
     def file(self) -> Path:
         return self.folder / f"{self.name}.parquet"
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """The rows of both splits that were set aside, and what is left."""
+
+    folder: Path
+    set_aside: Mapping[str, int]
+    """Number of rows by split."""
+    reasons: Mapping[str, Mapping[str, int]]
+    """Number of rows by split and check; a row can have several reasons."""
+    released: int
+    """Number of rows that a person has released."""
+    checks: tuple[str, ...]
+    """The checks whose rows are set aside."""
+    max_share: float
+    """Largest share of a split's rows that may be, in [0, 1]."""
+    left: tuple[Split, ...]
+    """What is left of each split from which rows were set aside; its files are in this entry."""
+
+    @property
+    def file(self) -> Path:
+        """The rows that were set aside, see `tasks.quarantine`."""
+        return self.folder / "quarantine.parquet"
+
+    def rest(self, split: Split) -> Split:
+        """Return what is left of a split: the split itself if no row of it was set aside."""
+        left = next((left for left in self.left if left.name == split.name), None)
+        return dataclasses.replace(left, folder=self.folder) if left else split
 
 
 @dataclass(frozen=True)
@@ -431,7 +462,10 @@ class RunRecord:
     steps: tuple[Step, ...] = ()
     archives: tuple[Archive, ...] = ()
     train: Split | None = None
+    """Without the rows that were set aside, like `test`."""
     test: Split | None = None
+    quarantine: Quarantine | None = None
+    """None if nothing was to be set aside, and in older records."""
     validation: Validation | None = None
     normalization: Normalization | None = None
     model: TrainedModel | None = None

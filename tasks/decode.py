@@ -27,6 +27,8 @@ from tasks.ui import summaries
 from tasks.ui.steps import log_step
 
 _BLOCK_BYTES = 1 << 26
+NO_CLASS = 255
+"""The label of a row whose value in the file is that of no class, if such rows are set aside."""
 _LABELS_NAMED = 12
 _LIKE_LABELS = ", which looks like a label file"
 
@@ -89,13 +91,20 @@ def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
         "label_column": dataset.label_column,
         **({"labels": list(dataset.labels)} if dataset.labels else {}),
         **({"transpose": True} if dataset.transpose else {}),
+        **({"unknown_labels": "set aside"} if _sets_labels_aside(dataset) else {}),
     }
 
 
 def _reading(dataset: Dataset) -> list[Any]:
     """Return the part of a split's digest due to how archives are read: nothing if unused, as in older digests."""
-    labels = [list(dataset.labels)] if dataset.labels else []
+    labels: list[Any] = [list(dataset.labels)] if dataset.labels else []
+    labels += [f"no class is {NO_CLASS}"] if _sets_labels_aside(dataset) else []
     return [*labels, "transpose"] if dataset.transpose else labels
+
+
+def _sets_labels_aside(dataset: Dataset) -> bool:
+    """Return whether rows whose label is no class are set aside later, and a number is left to mark them."""
+    return "label" in dataset.quarantine.checks and len(dataset.classes) <= NO_CLASS
 
 
 def _rows_at_once(dataset: Dataset) -> int:
@@ -200,7 +209,8 @@ def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
 def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[np.ndarray]:
     """Yield blocks of labels as uint8 of shape (n,): the index of the class, or 0 to 255 as in the file.
 
-    A value taken from the file as it is may not be a class; the data checks report that, for all rows together.
+    A value taken from the file as it is may not be a class; the data checks report that, for all rows together. If such
+    rows are set aside, all other values are `NO_CLASS`.
     """
     start = 0
     values = np.array(dataset.labels or range(256), np.int64)
@@ -209,7 +219,9 @@ def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[n
         column = block if block.ndim == 1 else block[:, dataset.label_column]
         index = order[np.searchsorted(values, column, sorter=order).clip(max=len(values) - 1)]
         outside = np.flatnonzero(values[index] != column)
-        if len(outside):
+        if _sets_labels_aside(dataset):
+            index[outside] = NO_CLASS
+        elif len(outside):
             expected = _listed(dataset.labels) if dataset.labels else f"from 0 to {len(dataset.classes) - 1}"
             raise FormatError(
                 f"{reader.name}: expected labels {expected}; found {column[outside[0]]} at row {start + outside[0]:,}; "

@@ -63,9 +63,11 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
         plan, Validation, make, lambda verdict: summaries.validation(verdict, train.rows + test.rows)
     )
     log_step(_log, result.step)
-    artifacts.show_table(artifacts.key("checks", dataset.name), verdicts.table_rows(result.record), result.step.summary)
+    artifacts.show_table(
+        artifacts.key("checks", dataset.name), verdicts.table_rows(result.record, (train, test)), result.step.summary
+    )
     if not result.record.passed:
-        raise ValidationFailed(verdicts.refusal(dataset, result.record), result.record, result.step)
+        raise ValidationFailed(verdicts.refusal(dataset, result.record, (train, test)), result.record, result.step)
     return result
 
 
@@ -75,6 +77,7 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
     `summary.parquet` has a row per image, with a column `split` followed by those of `summary.IMAGE_COLUMNS`.
     `means.npz` has the mean training images, by ascending label.
     """
+    dataset = _without_set_aside(dataset, (train, test))
     validation = Validation(folder, True, "", (), {})
     checks: list[Check] = []
     counts: dict[str, tuple[int, ...]] = {}
@@ -107,6 +110,12 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
         checks=tuple(checks),
         class_counts=counts,
     )
+
+
+def _without_set_aside(dataset: Dataset, splits: Collection[Split]) -> Dataset:
+    """Return `dataset` with the number of rows that it declares less those that were set aside."""
+    aside = {split.name: split.set_aside for split in splits}
+    return dataclasses.replace(dataset, rows={name: rows - aside[name] for name, rows in dataset.rows.items()})
 
 
 def _contract(dataset: Dataset) -> dict[str, Any]:

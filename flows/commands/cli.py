@@ -25,6 +25,7 @@ from flows.commands import (
     predict,
     prefect_command,
     promote,
+    quarantine,
     registry,
     report,
     rollback,
@@ -74,7 +75,7 @@ app = App(
 
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     "Run": (run.run, run.validate, watch.watch),
-    "Data": (dataset.app, datasets.datasets, manifest.manifest, figures.figures),
+    "Data": (dataset.app, datasets.datasets, manifest.manifest, quarantine.app, figures.figures),
     "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),

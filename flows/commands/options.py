@@ -27,6 +27,21 @@ DatasetFiles = Annotated[
         negative="",
     ),
 ]
+Quarantine = Annotated[
+    str | None,
+    Parameter(
+        help="Bad rows to set aside instead of stopping: words from `blank`, `duplicate`, `conflict`, `leaked`, "
+        "`label`, `suspect`, with commas between, or `none`. Default: `[quarantine] checks` of the manifest."
+    ),
+]
+QuarantineLimit = Annotated[
+    float | None,
+    Parameter(
+        help="Largest share of a split's rows to set aside, from 0 to 1. Default: `[quarantine] max_share` of the "
+        "manifest, or 0.01.",
+        validator=Number(gte=0, lte=1),
+    ),
+]
 ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")]
 SplitName = Literal["train", "test"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]

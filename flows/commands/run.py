@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from flows.commands.options import AsJson, DatasetFile, DatasetFiles, Source, StoreFolder, Timings
+from flows.commands.options import (
+    AsJson,
+    DatasetFile,
+    DatasetFiles,
+    Quarantine,
+    QuarantineLimit,
+    Source,
+    StoreFolder,
+    Timings,
+)
 from flows.commands.several import chosen, run_several
 from flows.interruption import interruptible
 from flows.service import configuration
@@ -66,6 +75,8 @@ def run(
     force: Annotated[
         bool, Parameter(negative="", help="Train, evaluate and decide again even if nothing has changed.")
     ] = False,
+    quarantine: Quarantine = None,
+    quarantine_limit: QuarantineLimit = None,
     source: Source = None,
     store: StoreFolder = None,
     dataset_file: DatasetFiles = None,
@@ -82,7 +93,8 @@ def run(
     not.
 
     Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
-    `idxflow run --dataset-file mine.toml` · `idxflow run mnist kmnist` · `idxflow run --all --at-once 2`
+    `idxflow run --dataset-file mine.toml` · `idxflow run mnist --quarantine leaked` · `idxflow run mnist kmnist` ·
+    `idxflow run --all --at-once 2`
 
     Args:
         dataset: Data sets of the catalog: see `idxflow datasets`. Default: `digits`.
@@ -92,7 +104,17 @@ def run(
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
     # The profile is any text until `Request.resolve` has checked it.
     requests = [
-        Request(name, file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
+        Request(
+            name,
+            file,
+            profile,  # type: ignore[arg-type]
+            settings=settings,
+            source=source,
+            store=store,
+            force=force,
+            quarantine=_words(quarantine),
+            quarantine_limit=quarantine_limit,
+        )
         for name, file in chosen(dataset or [], dataset_file or [], all_, timings)
     ]
     if len(requests) == 1:
@@ -103,6 +125,8 @@ def run(
 def validate(
     dataset: str = "digits",
     *,
+    quarantine: Quarantine = None,
+    quarantine_limit: QuarantineLimit = None,
     source: Source = None,
     store: StoreFolder = None,
     dataset_file: DatasetFile = None,
@@ -120,8 +144,25 @@ def validate(
     """
     from flows.run import Request
 
-    request = Request(dataset, dataset_file, source=source, store=store)
+    request = Request(
+        dataset,
+        dataset_file,
+        source=source,
+        store=store,
+        quarantine=_words(quarantine),
+        quarantine_limit=quarantine_limit,
+    )
     return _run_flow("validate_dataset", request, as_json, timings)
+
+
+def _words(quarantine: str | None) -> tuple[str, ...] | None:
+    """Return the words that `--quarantine` was given; None if it was not."""
+    from flows.run import NOTHING
+
+    if quarantine is None:
+        return None
+    words = tuple(word.strip() for word in quarantine.split(","))
+    return () if words == (NOTHING,) else words
 
 
 def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) -> int:
@@ -229,6 +270,8 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
         "source": request.source,
         "store": request.store,
         "dataset_file": request.dataset_file,
+        "quarantine": request.quarantine and [*request.quarantine],
+        "quarantine_limit": request.quarantine_limit,
     }
     if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}

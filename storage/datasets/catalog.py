@@ -19,7 +19,7 @@ from storage.records import SPLITS, SplitName
 from storage.words import meant
 
 if TYPE_CHECKING:
-    from storage.datasets.manifest import Floors, Gate, Limits
+    from storage.datasets.manifest import Floors, Gate, Limits, Quarantine
 
 CATALOG = Path(__file__).resolve().parent
 ROLES = tuple(f"{split}-{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -42,6 +42,9 @@ MAX_MANIFEST_BYTES = 1 << 20
 
 Ink = Literal["bright", "dark"]
 """Whether what is drawn is brighter or darker than the ground that it is drawn on."""
+
+BadRow = Literal["blank", "duplicate", "conflict", "leaked", "label", "suspect"]
+"""What can be wrong with a row that is set aside; `storage.datasets.manifest` says what each means."""
 
 _SHOWN = 200
 """The most characters of a user's value repeated in a message."""
@@ -85,6 +88,7 @@ class Dataset:
     limits: Limits
     floors: Floors
     gate: Gate
+    quarantine: Quarantine
     rows: Mapping[SplitName, int] = field(default_factory=dict)
     """Declared rows by split; empty if they may vary."""
     label_column: int | None = None

@@ -6,7 +6,7 @@ Commands that only name data sets do not import it: importing pydantic takes a t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -33,6 +33,7 @@ from storage.datasets.catalog import (
     NAME_SCHEMA,
     ROLES,
     ArchiveSpec,
+    BadRow,
     Dataset,
     Ink,
 )
@@ -99,7 +100,7 @@ class _Table:
     def _as_written(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         # Integers stay integers: the keys of results are made from these values.
         check(value)
-        return value
+        return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, config=_TABLE)
@@ -194,6 +195,24 @@ class Gate(_Table):
         gt=0,
         le=24 * 365,
         description="For `ask`: hours to wait for an answer; after that, the champion stays.",
+    )
+
+
+@dataclass(frozen=True, config=_TABLE)
+class Quarantine(_Table):
+    """Bad rows that are set aside, so that they do not stop the run: neither trained on nor tested on."""
+
+    checks: Annotated[tuple[BadRow, ...], AfterValidator(_different)] = Field(
+        default=(),
+        description="What is set aside. `blank`: images of a single value; `duplicate`: images that occur earlier in "
+        "the same split; `conflict`: images that occur in the same split with another label; `leaked`: test images "
+        "that are in the training split; `label`: labels that are no class; `suspect`: training labels that are "
+        "likely wrong.",
+        json_schema_extra=_expects(f"a list of different words from {', '.join(get_args(BadRow))}", uniqueItems=True),
+    )
+    max_share: Share = Field(
+        default=0.01,
+        description="Largest share of a split's rows to set aside; with more, the data is refused.",
     )
 
 
@@ -320,6 +339,9 @@ class Manifest(BaseModel):
     limits: Limits = Field(default=Limits(), description="Limits of the data checks.")
     floors: Floors = Field(default=Floors(), description="Minimum scores for a model to be used at all.")
     gate: Gate = Field(default=Gate(), description="Conditions under which a model replaces the champion.")
+    quarantine: Quarantine = Field(
+        default=Quarantine(), description="Bad rows that are set aside instead of stopping the run."
+    )
 
     @model_validator(mode="after")
     def _one_label_per_class(self) -> Manifest:
@@ -384,6 +406,7 @@ class Manifest(BaseModel):
             limits=self.limits,
             floors=self.floors,
             gate=self.gate,
+            quarantine=self.quarantine,
         )
 
     def _class_labels(self) -> tuple[int, ...]:

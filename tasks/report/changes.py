@@ -11,7 +11,7 @@ from tasks.report.evidence import Evidence, Origins
 from tasks.report.phrases import counted
 
 PARTS = ("parameters", "data", "contract", "code", "libraries", "environment")
-_ABOUT_DATA = ("decode", "validate")
+_ABOUT_DATA = ("decode", "quarantine", "validate")
 
 
 def changes(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
@@ -79,7 +79,13 @@ def _data(run: RunRecord, origins: Origins) -> dict[str, Any]:
 
 def _split(split: Split) -> dict[str, Any]:
     size = "×".join(str(side) for side in split.image_shape)
-    named = {"rows": split.rows, "image size": size, "classes": split.classes, "content": split.digest}
+    named = {
+        "rows": split.rows,
+        "rows set aside": split.set_aside,
+        "image size": size,
+        "classes": split.classes,
+        "content": split.digest,
+    }
     return {f"{split.name} {name}": value for name, value in named.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.formats import parquet
+from storage.formats.quarantined import archive_rows
 from storage.records import Evaluation, Paired, RunRecord, to_json
 from storage.store import Store
 from tasks.gate import criteria
@@ -49,7 +50,7 @@ def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
         "accuracy": _accuracies(a, b),
         "classes": _classes(a.evaluation, b.evaluation),
         "paired": _paired(criteria.paired(both.labels, both.b, both.a)) if both else None,
-        "flips": _flips(b, both) if both else None,
+        "flips": _flips(b if b.test else a, both) if both else None,
         "missing": [*_missing((a, b)), *([reason] if reason else [])],
     }
     shown: dict[str, Any] = sanitize.shareable_values(values, {str(store.root): "store"})
@@ -64,11 +65,16 @@ def pictured(flips: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def images(a: RunRecord, b: RunRecord, rows: list[int]) -> np.ndarray:
-    """Return test images of two runs with the same test split, uint8 of shape (rows, height, width)."""
+    """Return test images of two runs with the same test split, uint8 of shape (rows, height, width).
+
+    Args:
+        rows: their numbers in the archive, as `compare` names them.
+    """
     test = b.test or a.test
     if test is None:
         raise ValueError("expected runs whose test images are in the store")
-    return parquet.rows(test.file, rows)
+    places = {number: row for row, number in enumerate(archive_rows(test, range(test.rows)))}
+    return parquet.rows(test.file, [places[number] for number in rows])
 
 
 def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
@@ -129,14 +135,16 @@ def _flips(run: RunRecord, both: _Answers) -> dict[str, Any]:
 
     def among(rows: np.ndarray) -> dict[str, Any]:
         indices = np.flatnonzero(rows).tolist()
-        return {"count": len(indices), "rows": [_flip(run, both, row) for row in indices]}
+        numbers = archive_rows(run.test, indices) if run.test else indices
+        flips = [_flip(run, both, row, number) for row, number in zip(indices, numbers, strict=True)]
+        return {"count": len(indices), "rows": flips}
 
     return {"right_to_wrong": among(before & ~now), "wrong_to_right": among(~before & now)}
 
 
-def _flip(run: RunRecord, both: _Answers, row: int) -> dict[str, Any]:
+def _flip(run: RunRecord, both: _Answers, row: int, number: int) -> dict[str, Any]:
     named = {"label": both.labels, "a": both.a, "b": both.b}
-    return {"row": row, **{name: class_name(run, int(values[row])) for name, values in named.items()}}
+    return {"row": number, **{name: class_name(run, int(values[row])) for name, values in named.items()}}
 
 
 def _missing(runs: Sequence[RunRecord]) -> list[str]:

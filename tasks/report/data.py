@@ -9,7 +9,7 @@ import numpy as np
 
 from storage.records import RunRecord, Split, to_json
 from tasks.report.evidence import Evidence
-from tasks.report.phrases import class_names
+from tasks.report.phrases import class_names, counted
 
 
 def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
@@ -79,6 +79,8 @@ def _sentence(run: RunRecord, splits: Sequence[Split], counts: Sequence[int] | N
         return "The archives were fetched but not decoded."
     purpose = {"train": "for training", "test": "for testing"}
     sentence = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
+    if aside := sum(split.set_aside for split in splits):
+        sentence += f" ({counted(aside, 'more is', 'more are')} in quarantine)"
     height, width = splits[0].image_shape
     sentence += f", each {height} × {width} pixels, in {len(class_names(run))} classes{_labels(run)}"
     if not counts or not max(counts):

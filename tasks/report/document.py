@@ -26,6 +26,7 @@ from tasks.report.evidence import Evidence, gather
 from tasks.report.images import pictures
 from tasks.report.lineage import lineage
 from tasks.report.mistakes import mistakes
+from tasks.report.quarantine import numbered_as_archives, quarantine
 from tasks.report.rendering import Pictures
 from tasks.report.timing import timing
 from tasks.report.training import training
@@ -75,7 +76,7 @@ def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | No
     roots = {str(registry.store.root): "store", **(folders or {}), os.path.expanduser("~"): "~"}  # noqa: PTH111
     evidence = _shareable(gather(registry, record), roots)
     values = content(sanitize.shareable(_by_folder(record), roots), evidence)
-    return Document(values, pictures(record, values, evidence))
+    return Document(numbered_as_archives(values, record), pictures(record, values, evidence))
 
 
 def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
@@ -83,6 +84,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     sections = {
         "changes": changes(run, evidence),
         "data": data(run, evidence),
+        "quarantine": quarantine(run, evidence),
         "checks": checks(run, evidence),
         "training": training(run, evidence),
         "test": evaluation(run, evidence),

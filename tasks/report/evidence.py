@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import arrays, parquet
+from storage.formats import arrays, parquet, quarantined
 from storage.formats.history import read_history
+from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
 from storage.records import CUT_OFF, Epoch, RunRecord, Split, Step
 from storage.registry import Registry, Version
@@ -29,6 +30,8 @@ from tasks.report.measures import Measures
 S = TypeVar("S")
 T = TypeVar("T")
 
+MAX_SET_ASIDE = 25
+"""Maximum number of rows in quarantine that are shown."""
 MAX_PAST = 29
 """Maximum number of earlier runs in the trend."""
 
@@ -71,6 +74,8 @@ class Evidence:
     predicted: np.ndarray | None = None
     """uint8, shape (test rows,): the predicted classes."""
     champion_predicted: np.ndarray | None = None
+    set_aside: tuple[tuple[SetAside, bytes], ...] = ()
+    """The first rows in quarantine, each with its picture as PNG."""
     leaked: np.ndarray | None = None
     """Whether each test image is also in the training split, bool of shape (test rows,); None if none is."""
     measures: Measures | None = None
@@ -126,6 +131,7 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         probability=ours.get("probability"),
         predicted=ours.get("predicted"),
         champion_predicted=champion.get("predicted"),
+        set_aside=_set_aside(run),
         leaked=_leaked(run),
         measures=_measures(run),
         held_out=_held_out(run),
@@ -293,6 +299,12 @@ def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
         if stored is not None:
             return dict(zip(labels, stored, strict=True))
     return _blocks(train.file, lambda blocks: measures.class_means(blocks, train.classes)) or {}
+
+
+def _set_aside(run: RunRecord) -> tuple[tuple[SetAside, bytes], ...]:
+    file = run.quarantine.file if run.quarantine else None
+    first = readable(lambda path: tuple(islice(quarantined.read(path), MAX_SET_ASIDE)), file) if file else None
+    return first or ()
 
 
 def _leaked(run: RunRecord) -> np.ndarray | None:

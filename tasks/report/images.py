@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     checks = {index: _together(images.get(table), rows) for index, (table, rows) in offending.items()}
     shown = {name: _together(images.get("test"), rows) for name, rows in sheets.items()}
     return Pictures(
+        quarantine=readable(_decoded, [picture for _, picture in evidence.set_aside]),
         examples=_together(images.get("train"), examples),
         means=_means(classes, evidence.means),
         mistakes=shown.pop("mistakes", None),
@@ -45,6 +47,13 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
         checks={index: image for index, image in checks.items() if image is not None},
         charts={chart.name: figures.chart(chart) for chart in charts.charts(values)},
     )
+
+
+def _decoded(files: Sequence[bytes]) -> np.ndarray | None:
+    """Return the images of PNG files of one size; None if there are none."""
+    from PIL import Image
+
+    return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files]) if files else None
 
 
 def _sheets(mistakes: Mapping[str, Any] | None) -> dict[str, list[int]]:

@@ -42,6 +42,9 @@ def command(run: RunRecord) -> str:
     for name, value in _overrides(run).items():
         text = value if isinstance(value, str) else json.dumps(value)
         words += ["--set", f"{name}={text}"]
+    if run.quarantine:
+        words += ["--quarantine", ",".join(run.quarantine.checks)]
+        words += ["--quarantine-limit", f"{run.quarantine.max_share:g}"]
     return shlex.join(words)
 
 

@@ -27,6 +27,7 @@ from storage.records import (
     Evaluation,
     Failure,
     Normalization,
+    Quarantine,
     RunRecord,
     Split,
     Step,
@@ -121,6 +122,12 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
     def entry(kind: type[R], name: str, subject: str | None = None, of: str = "") -> R | None:
         return next(iter(entries(kind, name, subject, of)), None)
 
+    quarantine = entry(Quarantine, "quarantine")
+
+    def split(name: str) -> Split | None:
+        decoded = entry(Split, "decode", name)
+        return quarantine.rest(decoded) if decoded and quarantine else decoded
+
     return RunRecord(
         id=str(values.get("run") or ""),
         dataset=dataset,
@@ -130,8 +137,9 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         config=values.get("config") or {},
         steps=steps,
         archives=tuple(entries(Archive, "fetch")),
-        train=entry(Split, "decode", "train"),
-        test=entry(Split, "decode", "test"),
+        train=split("train"),
+        test=split("test"),
+        quarantine=quarantine,
         validation=entry(Validation, "validate"),
         normalization=entry(Normalization, "normalize"),
         model=entry(TrainedModel, "train"),
@@ -156,6 +164,7 @@ def _has_result(run: RunRecord, step: Step) -> bool:
         return any(archive.role == step.subject for archive in run.archives)
     results = {
         "decode": run.train if step.subject == "train" else run.test,
+        "quarantine": run.quarantine,
         "validate": run.validation,
         "normalize": run.normalization,
         "train": run.model,

@@ -35,7 +35,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL_SIDE = 32
 _LONG = 10_000
 """Maximum characters of a command."""
-_LISTS = ("data", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
+_LISTS = ("data", "quarantine", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
 """The sections that may be missing, as in the report of an interrupted run."""
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 class Pictures:
     """The pictures of a report. Images are uint8 of shape (n, height, width); None if there is nothing to show."""
 
+    quarantine: np.ndarray | None = None
+    """Images of `quarantine.shown`, in order."""
     examples: np.ndarray | None = None
     """Images of the `data.classes` that have an example, in order, at most 64."""
     means: np.ndarray | None = None
@@ -63,6 +65,7 @@ class Pictures:
 class Shown:
     """The pictures in the form that the templates use."""
 
+    quarantine: Sheet | None
     examples: Sheet | None
     means: Sheet | None
     mistakes: Sheet | None
@@ -208,6 +211,7 @@ def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side:
     disagreements = {name: figures.sheet(images, max_side=max_side) for name, images in pictures.disagreements.items()}
     checks = {index: figures.sheet(images, max_side=max_side) for index, images in pictures.checks.items()}
     shown = Shown(
+        sheet(pictures.quarantine),
         sheet(pictures.examples),
         sheet(pictures.means),
         sheet(pictures.mistakes),

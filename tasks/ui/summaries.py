@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from storage.formats.history import read_history
-from storage.records import Confirmation, Decision, Evaluation, Normalization, Split, TrainedModel, Validation
+from storage.records import (
+    Confirmation,
+    Decision,
+    Evaluation,
+    Normalization,
+    Quarantine,
+    Split,
+    TrainedModel,
+    Validation,
+)
 from storage.words import counted, times
 
 
 def split(split: Split) -> str:
     """Return the number and size of a split's images."""
     return f"{counted(split.rows, 'image')} of {times(split.image_shape)}"
+
+
+def quarantine(quarantine: Quarantine) -> str:
+    """Return how many rows of each split were set aside, and for which reasons."""
+    released = f", {quarantine.released:,} released" if quarantine.released else ""
+    total = sum(quarantine.set_aside.values())
+    if not total:
+        return f"no row set aside{released}"
+    splits = ", ".join(f"{number:,} of {name}" for name, number in quarantine.set_aside.items() if number)
+    reasons = {check: sum(counts[check] for counts in quarantine.reasons.values()) for check in quarantine.checks}
+    named = ", ".join(f"{check} {number:,}" for check, number in reasons.items() if number)
+    return f"{splits} set aside: {named}{released}"
 
 
 def validation(validation: Validation, rows: int) -> str:

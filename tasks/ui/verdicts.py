@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from storage.datasets.catalog import Dataset
-from storage.records import Check, Validation
+import dataclasses
+from collections.abc import Collection, Iterable
+from typing import get_args
+
+from storage.datasets.catalog import BadRow, Dataset
+from storage.formats.quarantined import archive_rows
+from storage.records import Check, Split, Validation
 
 _CHECKS_NAMED = 5
 _ROWS_NAMED = 20
 _LABEL_COLUMNS = frozenset({"label", "share", "imbalance", "by_chance"})
 
 
-def refusal(dataset: Dataset, validation: Validation) -> str:
-    """Return one sentence on which critical checks failed, where, and what to do; it names at most 20 rows."""
-    failures = validation.failures
+def refusal(dataset: Dataset, validation: Validation, splits: Collection[Split] = ()) -> str:
+    """Return one sentence on which critical checks failed, where, and what to do; it names at most 20 rows.
+
+    Rows have their numbers in the archives, like those of `table_rows`.
+    """
+    failures = [_numbered(failure, splits) for failure in validation.failures]
     named, rows_left = [], _ROWS_NAMED
     for failure in failures[:_CHECKS_NAMED]:
         named.append(_failure(dataset, failure, rows_left))
@@ -21,17 +29,22 @@ def refusal(dataset: Dataset, validation: Validation) -> str:
     critical = sum(c.severity == "critical" for c in validation.checks)
     return (
         f"{dataset.name}: expected {critical} critical checks to hold; {len(failures)} failed: "
-        f"{'; '.join(named)}{rest}; correct the archives{_settings(dataset, failures)}"
+        f"{'; '.join(named)}{rest}; correct the archives{_remedies(dataset, failures)}"
     )
 
 
-def _settings(dataset: Dataset, failures: tuple[Check, ...]) -> str:
-    """Name the keys of the manifest that would let this data pass."""
+def _remedies(dataset: Dataset, failures: Iterable[Check]) -> str:
+    """Name what would let this data pass: the rows to set aside, and the keys of the manifest."""
+    bad = ",".join(dict.fromkeys(f.column for f in failures if f.column in get_args(BadRow) and f.rows))
     keys = ", ".join(dict.fromkeys(f.setting for f in failures if f.setting))
-    return f" or, if this data is intended, change {keys} in the manifest {dataset.manifest}" if keys else ""
+    aside = f"set these rows aside with --quarantine {bad}" if bad else ""
+    change = f"if this data is intended, change {keys} in the manifest {dataset.manifest}" if keys else ""
+    if aside and change:
+        return f", {aside}, or, {change}"
+    return f" or, {change}" if change else f" or {aside}" if aside else ""
 
 
-def table_rows(validation: Validation) -> list[dict[str, str]]:
+def table_rows(validation: Validation, splits: Collection[Split] = ()) -> list[dict[str, str]]:
     """Return the checks as rows of a table for people, the failed ones first."""
     return [
         {
@@ -44,8 +57,17 @@ def table_rows(validation: Validation) -> list[dict[str, str]]:
             "severity": c.severity,
             "manifest key": c.setting,
         }
-        for c in sorted(validation.checks, key=lambda c: (c.passed, c.severity != "critical"))
+        for c in (
+            _numbered(check, splits)
+            for check in sorted(validation.checks, key=lambda c: (c.passed, c.severity != "critical"))
+        )
     ]
+
+
+def _numbered(check: Check, splits: Collection[Split]) -> Check:
+    """Return a check whose rows have their numbers in the archive."""
+    split = next((split for split in splits if split.name == check.table), None)
+    return dataclasses.replace(check, rows=tuple(archive_rows(split, check.rows))) if split and check.rows else check
 
 
 def _failure(dataset: Dataset, failure: Check, most_rows: int) -> str:

@@ -14,10 +14,11 @@ import pytest
 from cyclopts import App
 
 from flows.commands.cli import app, run_command
+from storage.formats.quarantined import row_digest
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
-from tests.conftest import write_tiny
+from tests.conftest import bars, write_tiny
 from tests.support.runs import carried_out
 from tests.support.servers import BIN, clean_environment
 
@@ -34,6 +35,8 @@ COMMANDS: dict[str, list[str]] = {
     "manifest": ["TMP/tiny-source"],
     "predict": ["tiny", "TMP/tiny-source/t10k-images-idx3-ubyte.gz", "--store", "STORE"],
     "promote": ["tiny", "2", "--force", "--reason", "a try", "--store", "STORE"],
+    "quarantine list": ["tiny", "--store", "STORE"],
+    "quarantine release": ["tiny", "DIGEST", "--store", "STORE"],
     "registry at": ["tiny", "2026-01-01", "--store", "STORE"],
     "registry diff": ["tiny", "1", "2", "--store", "STORE"],
     "registry history": ["tiny", "--store", "STORE"],
@@ -50,20 +53,34 @@ COMMANDS: dict[str, list[str]] = {
     "watch": ["TMP/tiny-source", "--dataset-file", "TMP/tiny.toml", "--once", "--store", "STORE"],
 }
 """Each command, by its words, with arguments that have it print something."""
+REPEATED = bars(120, 30, 3, (9, 7))
+"""Arrays of which one row is set aside: the image of row 0 occurs again in row 3."""
+REPEATED["train-images"][3] = REPEATED["train-images"][0]
 NEED_SERVERS = {"run", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
 NEED_LIBRARIES = {"export", "doctor"}
 """These load TensorFlow, which takes seconds: their help, too."""
 ONCE = {"dataset add", "promote", "rollback"}
 """A second time, these are refused."""
-JSON = {"datasets", "gc", "registry at", "registry history", "registry show", "report", "runs list", "status", "verify"}
+JSON = {
+    "datasets",
+    "gc",
+    "quarantine list",
+    "registry at",
+    "registry history",
+    "registry show",
+    "report",
+    "runs list",
+    "status",
+    "verify",
+}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the archives, the manifest and the store of two runs of `tiny`."""
     folder = tmp_path_factory.mktemp("world")
-    manifest = write_tiny(folder).manifest
+    manifest = write_tiny(folder, arrays=REPEATED, manifest='[quarantine]\nchecks = ["duplicate"]\n').manifest
     for seed in (1, 2):
         carried_out(Store(folder / "store"), manifest, seed=seed)
     return folder
@@ -76,7 +93,7 @@ def errors(tmp_path: Path) -> Path:
 
 
 def words(command: str, world: Path) -> list[str]:
-    places = {"STORE": str(world / "store"), "TMP": str(world)}
+    places = {"STORE": str(world / "store"), "TMP": str(world), "DIGEST": row_digest(REPEATED["train-images"][3], 0)}
     arguments = [*command.split(), *COMMANDS[command]]
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
@@ -119,7 +136,7 @@ def test_so_is_it_with_json(command: str, world: Path, errors: Path, monkeypatch
     assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
 
 
-@pytest.mark.parametrize("command", ["", *sorted({*COMMANDS, "dataset", "registry", "runs"})])
+@pytest.mark.parametrize("command", ["", *sorted({*COMMANDS, "dataset", "quarantine", "registry", "runs"})])
 def test_so_is_it_with_help(command: str, errors: Path, monkeypatch: pytest.MonkeyPatch):
     assert on_full_disk([*command.split(), "--help"], errors, monkeypatch) == 1
     assert errors.read_text().startswith(SENTENCE)

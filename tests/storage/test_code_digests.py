@@ -59,6 +59,7 @@ FORMATS = {"storage.formats.arrays", "storage.formats.parquet"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
 CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
+    "quarantine": {"storage.formats.parquet", "storage.formats.quarantined", "expectations.summary"},
     "validate": FORMATS
     | {
         "expectations.engine",

@@ -269,7 +269,8 @@ def test_refusal_is_a_sentence_with_data_set_file_limit_found_rows_and_remedy(
     assert str(error) == (
         f"tiny: expected {critical} critical checks to hold; 1 failed: test (t10k-labels-idx1-ubyte.gz): "
         "labels are classes, expected 0 to 2, found 3 of 30 rows, 10%: 255, 77 at rows 3, 11, 12; "
-        "correct the archives or, if this data is intended, change classes and labels in the manifest "
+        "correct the archives, set these rows aside with --quarantine label, or, if this data is intended, change "
+        "classes and labels in the manifest "
         f"{bad[0].manifest}"
     )
 
