@@ -22,6 +22,7 @@ from storage.errors import ValidationFailed
 from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
 from storage.runtime import timings
+from tasks.audit import audit
 from tasks.confirm import confirm
 from tasks.decide import Candidate, Incumbent, current_champion, decide, question
 from tasks.decode import decode
@@ -84,15 +85,16 @@ class Directly:
         return results
 
 
-def to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
-    """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
+def to_validation(job: Job, caller: Caller, audited: bool = False) -> tuple[Split, Split]:
+    """Fetch four archives at once, decode both splits at once, audit them if asked, validate them;
+    return train and test."""
     try:
-        return _to_validation(job, caller)
+        return _to_validation(job, caller, audited)
     finally:
         engine_process.end()
 
 
-def _to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
+def _to_validation(job: Job, caller: Caller, audited: bool) -> tuple[Split, Split]:
     store, dataset = job.store, job.dataset
     if not any(store.newest_entries(dataset.name, "validate")):
         engine_process.begin()
@@ -104,6 +106,8 @@ def _to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
     pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
     decoded = caller.call_together(decode, [(store, dataset, *pair) for pair in pairs])
     train_split, test_split = (job.keep(name, finished) for name, finished in zip(SPLITS, decoded, strict=True))
+    if audited:
+        job.keep("audit", caller.call(audit, store, dataset, train_split, test_split, job.config.memory))
     try:
         job.keep("validation", caller.call(validate, store, dataset, train_split, test_split))
     except ValidationFailed as error:
@@ -114,7 +118,7 @@ def _to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
 
 def to_decision(job: Job, caller: Caller) -> None:
     """Carry out all steps; the champion stays locked from its scoring until it is replaced or kept."""
-    train_split, test_split = to_validation(job, caller)
+    train_split, test_split = to_validation(job, caller, job.audit)
     store, dataset = job.store, job.dataset
     normalization = job.keep("normalization", caller.call(normalize, store, dataset, train_split, job.config))
     model = job.keep("model", caller.call(train, store, dataset, train_split, normalization, job.config, job.again))

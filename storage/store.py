@@ -58,6 +58,7 @@ from storage.words import brief
 FOLDERS = {
     "fetch": "1-archives",
     "decode": "2-splits",
+    "audit": "3-audits",
     "validate": "3-validations",
     "normalize": "4-normalization",
     "train": "5-models",

@@ -66,6 +66,10 @@ def run(
     force: Annotated[
         bool, Parameter(negative="", help="Train, evaluate and decide again even if nothing has changed.")
     ] = False,
+    audit: Annotated[
+        bool,
+        Parameter(negative="", help="Look for wrong labels and near-duplicates, too; nothing is removed."),
+    ] = False,
     source: Source = None,
     store: StoreFolder = None,
     dataset_file: DatasetFiles = None,
@@ -92,7 +96,7 @@ def run(
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
     # The profile is any text until `Request.resolve` has checked it.
     requests = [
-        Request(name, file, profile, {}, settings, source, store, force)  # type: ignore[arg-type]
+        Request(name, file, profile, {}, settings, source, store, force, audit)  # type: ignore[arg-type]
         for name, file in chosen(dataset or [], dataset_file or [], all_, timings)
     ]
     if len(requests) == 1:
@@ -232,6 +236,7 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
     }
     if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
+        parameters["audit"] = request.audit
     try:
         state = flow(**parameters, return_state=True)
     except Exception as error:

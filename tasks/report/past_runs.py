@@ -20,6 +20,7 @@ from storage.errors import ConfigError, IdxflowError
 from storage.outcomes import steps_of
 from storage.records import (
     Archive,
+    Audit,
     Confirmation,
     DatasetFacts,
     Decision,
@@ -132,6 +133,7 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         archives=tuple(entries(Archive, "fetch")),
         train=entry(Split, "decode", "train"),
         test=entry(Split, "decode", "test"),
+        audit=entry(Audit, "audit"),
         validation=entry(Validation, "validate"),
         normalization=entry(Normalization, "normalize"),
         model=entry(TrainedModel, "train"),
@@ -156,6 +158,7 @@ def _has_result(run: RunRecord, step: Step) -> bool:
         return any(archive.role == step.subject for archive in run.archives)
     results = {
         "decode": run.train if step.subject == "train" else run.test,
+        "audit": run.audit,
         "validate": run.validation,
         "normalize": run.normalization,
         "train": run.model,

@@ -59,6 +59,19 @@ FORMATS = {"storage.formats.arrays", "storage.formats.parquet"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
 CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
+    "audit": FORMATS
+    | MODEL
+    | {
+        "tasks.auditing.cells",
+        "tasks.auditing.confident",
+        "tasks.auditing.cross_validation",
+        "tasks.auditing.folds",
+        "tasks.auditing.near_duplicates",
+        "tasks.auditing.survey",
+        "tasks.auditing.tables",
+        "tasks.model.fitting",
+        "tasks.model.training_rows",
+    },
     "validate": FORMATS
     | {
         "expectations.engine",
