@@ -22,6 +22,7 @@ from storage.errors import ValidationFailed
 from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
 from storage.runtime import timings
+from tasks.audit import audit
 from tasks.confirm import confirm
 from tasks.decide import Candidate, Incumbent, current_champion, decide, question
 from tasks.decode import decode
@@ -85,15 +86,16 @@ class Directly:
         return results
 
 
-def to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
-    """Fetch four archives at once, decode both splits at once, validate them together; return train and test."""
+def to_validation(job: Job, caller: Caller, audited: bool = False) -> tuple[Split, Split]:
+    """Fetch four archives at once, decode both splits at once, audit them if asked, validate them;
+    return train and test."""
     try:
-        return _to_validation(job, caller)
+        return _to_validation(job, caller, audited)
     finally:
         engine_process.end()
 
 
-def _to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
+def _to_validation(job: Job, caller: Caller, audited: bool) -> tuple[Split, Split]:
     store, dataset = job.store, job.dataset
     if not any(store.newest_entries(dataset.name, "validate")):
         engine_process.begin()
@@ -104,8 +106,12 @@ def _to_validation(job: Job, caller: Caller) -> tuple[Split, Split]:
     archives = {finished.record.role: job.keep("archives", finished) for finished in fetched}
     pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
     decoded = caller.call_together(decode, [(store, dataset, *pair) for pair in pairs])
-    splits = tuple(job.keep(name, finished) for name, finished in zip(SPLITS, decoded, strict=True))
-    train_split, test_split = _without_bad_rows(job, caller, *splits)
+    train_split, test_split = (job.keep(name, finished) for name, finished in zip(SPLITS, decoded, strict=True))
+    job.note(decoded=(train_split, test_split))
+    # To set suspect labels aside, they must be found.
+    if audited or "suspect" in dataset.quarantine.checks:
+        job.keep("audit", caller.call(audit, store, dataset, train_split, test_split, job.config.memory))
+    train_split, test_split = _without_bad_rows(job, caller, train_split, test_split)
     try:
         job.keep("validation", caller.call(validate, store, dataset, train_split, test_split))
     except ValidationFailed as error:
@@ -118,7 +124,7 @@ def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tu
     """Set bad rows aside, if the data set has a quarantine; return what is left of both splits."""
     if not job.dataset.quarantine.checks:
         return train, test
-    bad = job.keep("quarantine", caller.call(quarantine, job.store, job.dataset, train, test))
+    bad = job.keep("quarantine", caller.call(quarantine, job.store, job.dataset, train, test, job.record.audit))
     left = bad.rest(train), bad.rest(test)
     job.note(train=left[0], test=left[1])
     return left
@@ -126,7 +132,7 @@ def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tu
 
 def to_decision(job: Job, caller: Caller) -> None:
     """Carry out all steps; the champion stays locked from its scoring until it is replaced or kept."""
-    train_split, test_split = to_validation(job, caller)
+    train_split, test_split = to_validation(job, caller, job.audit)
     store, dataset = job.store, job.dataset
     normalization = job.keep("normalization", caller.call(normalize, store, dataset, train_split, job.config))
     model = job.keep("model", caller.call(train, store, dataset, train_split, normalization, job.config, job.again))

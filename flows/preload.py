@@ -26,7 +26,8 @@ STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "dec
 
 def preload(request: Request, is_over: Callable[[], bool]) -> None:
     """Import the libraries that the run of `request` is sure to need, then read its source, until `is_over`."""
-    source: list[Callable[[], Any]] = [partial(code_digests.digests, f"tasks.{step}") for step in STEPS]
+    steps = (*STEPS, "audit") if request.audit else STEPS
+    source: list[Callable[[], Any]] = [partial(code_digests.digests, f"tasks.{step}") for step in steps]
     for load in needed(request) + source:
         if is_over():
             return
@@ -50,6 +51,7 @@ def needed(request: Request) -> list[Callable[[], Any]]:
     )
     validated = any(store.newest_entries(dataset.name, "validate"))
     imports: list[Callable[[], Any]] = [] if validated else [engine_process.begin]
-    if request.force or not trained:
+    audited = not (request.audit or dataset.audit) or any(store.newest_entries(dataset.name, "audit"))
+    if request.force or not trained or not audited:
         imports.append(network.tensorflow)
     return imports

@@ -60,6 +60,7 @@ def retrain(
     store: str | None = None,
     dataset_file: str | None = None,
     force: bool = False,
+    audit: bool = False,
     catch_up: CatchUp = "latest",
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
@@ -77,6 +78,7 @@ def retrain(
         store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
         force: Train, evaluate and decide again even if nothing is new.
+        audit: Look for wrong labels and near-duplicates, too; the report shows them, and nothing is removed.
         catch_up: Runs for scheduled times that were missed: latest (one run makes up for all) or all.
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
@@ -90,6 +92,7 @@ def retrain(
         source=source,
         store=store,
         force=force,
+        audit=audit,
         quarantine=_given(quarantine),
         quarantine_limit=quarantine_limit,
     )
@@ -109,6 +112,7 @@ def retrain_arrival(
     profile: Profile = "default",
     training: TrainingOverrides | None = None,
     force: bool = False,
+    audit: bool = False,
 ) -> State[Outcome]:
     """Retrain the classifier on a set of archives that has arrived in a folder.
 
@@ -121,9 +125,11 @@ def retrain_arrival(
         profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         force: Train, evaluate and decide again even if nothing is new.
+        audit: Look for wrong labels and near-duplicates, too; the report shows them, and nothing is removed.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
-    return carry_out(Request(dataset, profile=profile, training=overrides, force=force, arrival=arrival), to_decision)
+    request = Request(dataset, profile=profile, training=overrides, force=force, audit=audit, arrival=arrival)
+    return carry_out(request, to_decision)
 
 
 @flow(name="validate", flow_run_name="{dataset}")

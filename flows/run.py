@@ -9,11 +9,12 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -24,10 +25,10 @@ from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, IdxflowError, ModelRefused, error_class, shortage
-from storage.outcomes import Outcome
-from storage.records import CUT_OFF, Done, Failure, Report, RunRecord, to_json
+from storage.outcomes import Outcome, steps_of
+from storage.records import CUT_OFF, Done, Failure, Report, RunRecord, Step, to_json
 from storage.registry import Registry
-from storage.store import Store, store_errors, store_path, store_root
+from storage.store import LOOKED_AT, Store, store_errors, store_path, store_root
 from storage.underway import Trace, begin
 from storage.words import meant
 from tasks.report import past_runs
@@ -57,6 +58,8 @@ class Request:
     store: str | None = None
     force: bool = False
     """Train, evaluate and decide again even if nothing is new."""
+    audit: bool = False
+    """Look for wrong labels and near-duplicates, too; the manifest may also ask for it."""
     arrival: str | None = None
     """The set of archives of `dataset` that `idxflow watch` has taken; it replaces any other source."""
     quarantine: tuple[str, ...] | None = None
@@ -114,6 +117,7 @@ class Request:
         for key, value in self.overrides.items():
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         words += ["--source", self.source] if self.source else []
+        words += ["--audit"] if self.audit else []
         words += ["--quarantine", ",".join(self.quarantine) or NOTHING] if self.quarantine is not None else []
         words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
         return Store(store_root(self.store)).command(shlex.join(words))
@@ -181,6 +185,7 @@ class Job:
     record: RunRecord
     again: str = ""
     """Not empty if the run is forced: it makes the training differ from all earlier ones."""
+    audit: bool = False
     arrival: str | None = None
     """The id of the set, if the run is of one that has arrived."""
     report: Report | None = None
@@ -335,15 +340,28 @@ class Job:
                 Arrivals(self.store, self.dataset.name).discard(self.arrival)
 
     def existing_report(self) -> Report | None:
-        """Return the report of the run that made the version that this run reuses; None if it no longer exists."""
+        """Return the report of the run that made the version that this run reuses; None if it no longer exists.
+
+        If this run audited the data, the report must have the same audit, so it may be that of a later run.
+        """
         number = self.record.decision.version if self.record.decision else None
         if number is None:
             return None
+        ledger = self.registry.ledger
         # A run that was killed after its decision is missing.
-        maker = self.registry.version(number).run
-        run = self.registry.ledger.find("runs", maker)
-        report = Report(self.store.root / run["report"]) if run and run["report"] else None
-        return report if report and report.html.is_file() else None
+        runs: Iterable[dict[str, Any]] = filter(None, [ledger.find("runs", self.registry.version(number).run)])
+        audit = _audit_key(self.record.steps)
+        if audit:
+            newest = islice(ledger.newest("runs"), LOOKED_AT)
+            later = (run for run in newest if run.get("version") == number)
+            runs = (run for run in chain(runs, later) if _audit_key(steps_of(run)) == audit)
+        reports = (Report(self.store.root / run["report"]) for run in runs if run["report"])
+        return next((report for report in reports if report.html.is_file()), None)
+
+
+def _audit_key(steps: Iterable[Step]) -> str:
+    """Return the key of the audit among the steps of a run; empty if it had none."""
+    return next((step.key for step in steps if step.step == "audit"), "")
 
 
 def prepare(request: Request, asked_by: str) -> Job:
@@ -369,7 +387,16 @@ def prepare(request: Request, asked_by: str) -> Job:
         environment=past_runs.environment(),
     )
     again = record.id if request.force else ""
-    return Job(store, dataset, request.source_for(dataset), config, record, again, request.arrival)
+    return Job(
+        store,
+        dataset,
+        request.source_for(dataset),
+        config,
+        record,
+        again,
+        request.audit or dataset.audit,
+        request.arrival,
+    )
 
 
 def _now() -> datetime:

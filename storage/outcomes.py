@@ -9,7 +9,7 @@ from typing import Any
 from storage.datasets.catalog import ROLES
 from storage.records import SPLITS, Failure, Step, to_json
 
-_ORDER = ("fetch", "decode", "validate", "normalize", "train", "evaluate", "confirm")
+_ORDER = ("fetch", "decode", "audit", "validate", "normalize", "train", "evaluate", "confirm")
 _SUBJECTS = ("", *ROLES, *SPLITS)
 
 

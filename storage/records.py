@@ -183,6 +183,45 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Audit:
+    """What was found out about labels and about images that are in both splits. Nothing was removed."""
+
+    folder: Path
+    digest: str
+    """Digest of both tables."""
+    rows: int
+    """Training rows whose label was judged."""
+    left_out: int
+    """The other training rows: the label is not a class, or the class has too few different images to judge it."""
+    suspect_rows: int
+    """Judged rows for which a network that has not seen them finds another class more probable."""
+    flagged_rows: int
+    """Those of them whose label confident learning counts as wrong."""
+    test_rows: int
+    compared_rows: int
+    """Test rows that were compared with the training split; all, unless there are too many pairs."""
+    equal_rows: int
+    """Test rows whose image is also in the training split."""
+    near_rows: int
+    """Other test rows whose image is within `near` of a training image."""
+    near: float
+    """The largest distance of near-duplicates, see `tasks.auditing.near_duplicates`."""
+    folds: int
+    """Networks that were fitted, each to the rows of all other folds."""
+    seed: int
+
+    @property
+    def suspects(self) -> Path:
+        """`tasks.auditing.tables.Suspects`, most suspicious first."""
+        return self.folder / "suspects.parquet"
+
+    @property
+    def near_duplicates(self) -> Path:
+        """`tasks.auditing.tables.NearDuplicates`, the nearest first."""
+        return self.folder / "near_duplicates.parquet"
+
+
+@dataclass(frozen=True)
 class Normalization:
     """The held-out training rows, and statistics of the scaled pixels, `((x / 255) - 0.5) * 2`, of `rows` rows."""
 
@@ -464,6 +503,10 @@ class RunRecord:
     train: Split | None = None
     """Without the rows that were set aside, like `test`."""
     test: Split | None = None
+    decoded: tuple[Split, ...] = ()
+    """Both splits with all rows of the archives."""
+    audit: Audit | None = None
+    """None if none was asked for, and in older records."""
     quarantine: Quarantine | None = None
     """None if nothing was to be set aside, and in older records."""
     validation: Validation | None = None

@@ -58,6 +58,7 @@ from storage.words import brief
 FOLDERS = {
     "fetch": "1-archives",
     "decode": "2-splits",
+    "audit": "3-audits",
     "quarantine": "2-splits",
     "validate": "3-validations",
     "normalize": "4-normalization",

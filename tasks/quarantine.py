@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -22,10 +21,11 @@ from storage.datasets.catalog import BadRow, Dataset
 from storage.errors import DataRefused
 from storage.formats import parquet, quarantined
 from storage.formats.quarantined import SetAside
-from storage.records import Done, Quarantine, Split
+from storage.records import Audit, Done, Quarantine, Split
 from storage.runtime import cancellation, code_digests
 from storage.store import Plan, Store
 from storage.words import counted
+from tasks.auditing.tables import Suspects
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
@@ -38,30 +38,22 @@ _MEASURED = ("blank", "duplicate", "conflict", "leaked")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Suspects:
-    """The training rows whose labels are likely wrong."""
-
-    digest: str
-    """Of the result that names them."""
-    rows: np.ndarray
-    """int64, shape (n,), counted from 0."""
-
-
 @task(task_run_name="quarantine", cache_policy=NO_CACHE)
 def quarantine(
-    store: Store, dataset: Dataset, train: Split, test: Split, suspects: Suspects | None = None
+    store: Store, dataset: Dataset, train: Split, test: Split, audit: Audit | None = None
 ) -> Done[Quarantine]:
     """Set aside the rows of both splits that `[quarantine]` of the manifest names, or find that done.
 
     Args:
-        suspects: required if the manifest sets suspect labels aside.
+        audit: of both splits; required if the manifest sets suspect labels aside.
 
     Raises:
         DataRefused: more rows are bad than the manifest allows.
         StoreError: the list of released rows cannot be read.
     """
     free = released.read(store, dataset.name)
+    # Only then: another audit need not set the same rows aside again.
+    suspects = audit if "suspect" in dataset.quarantine.checks else None
     plan = Plan(
         dataset.name,
         "quarantine",
@@ -77,7 +69,7 @@ def quarantine(
 
     def make(folder: Path) -> Quarantine:
         with progress.working("quarantine"):
-            return set_aside(dataset, (train, test), folder, suspects, frozenset(free))
+            return set_aside(dataset, (train, test), folder, _flagged(suspects), frozenset(free))
 
     result = store.get_or_make(plan, Quarantine, make, summaries.quarantine)
     log_step(_log, result.step)
@@ -88,7 +80,7 @@ def set_aside(
     dataset: Dataset,
     splits: Sequence[Split],
     folder: Path,
-    suspects: Suspects | None = None,
+    suspects: Sequence[int] = (),
     free: Collection[str] = (),
 ) -> Quarantine:
     """Write the rows that are set aside, and what is left of each split that has some, into `folder`.
@@ -97,6 +89,7 @@ def set_aside(
 
     Args:
         splits: the training split, then the test split.
+        suspects: the training rows whose labels are likely wrong.
         free: digests of rows that stay, whatever is wrong with them.
 
     Raises:
@@ -127,6 +120,14 @@ def set_aside(
     return dataclasses.replace(result, left=tuple(left))
 
 
+def _flagged(audit: Audit | None) -> list[int]:
+    if audit is None:
+        return []
+    found = Suspects.read(audit.suspects)
+    rows: list[int] = found.row[found.flagged].tolist()
+    return rows
+
+
 def _checks(dataset: Dataset) -> list[BadRow]:
     return [check for check in CHECKS if check in dataset.quarantine.checks]
 
@@ -139,7 +140,7 @@ def _counts(dataset: Dataset, reasons: np.ndarray) -> dict[str, int]:
     return {check: int(np.count_nonzero(reasons & _bit(check))) for check in _checks(dataset)}
 
 
-def _reasons(dataset: Dataset, splits: Sequence[Split], suspects: Suspects | None) -> dict[str, np.ndarray]:
+def _reasons(dataset: Dataset, splits: Sequence[Split], suspects: Sequence[int]) -> dict[str, np.ndarray]:
     """Return what is wrong with each row, by split: uint8 of shape (rows,), a bit for each of `CHECKS`."""
     checks = _checks(dataset)
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
@@ -156,8 +157,8 @@ def _reasons(dataset: Dataset, splits: Sequence[Split], suspects: Suspects | Non
                     reasons[start:stop] |= _bit(check) * _bad(check, part, split.classes).astype(np.uint8)
                 start = stop
             found[split.name] = reasons
-    if suspects and "suspect" in checks:
-        found[splits[0].name][suspects.rows] |= _bit("suspect")
+    if "suspect" in checks:
+        found[splits[0].name][list(suspects)] |= _bit("suspect")
     return found
 
 

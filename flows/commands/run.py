@@ -75,6 +75,10 @@ def run(
     force: Annotated[
         bool, Parameter(negative="", help="Train, evaluate and decide again even if nothing has changed.")
     ] = False,
+    audit: Annotated[
+        bool,
+        Parameter(negative="", help="Look for wrong labels and near-duplicates, too; nothing is removed."),
+    ] = False,
     quarantine: Quarantine = None,
     quarantine_limit: QuarantineLimit = None,
     source: Source = None,
@@ -112,6 +116,7 @@ def run(
             source=source,
             store=store,
             force=force,
+            audit=audit,
             quarantine=_words(quarantine),
             quarantine_limit=quarantine_limit,
         )
@@ -275,6 +280,7 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
     }
     if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
+        parameters["audit"] = request.audit
     try:
         state = flow(**parameters, return_state=True)
     except Exception as error:

@@ -101,6 +101,8 @@ class Dataset:
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
     embedded: bool = False
+    audit: bool = False
+    """Whether every run looks for wrong labels and near-duplicates, even if it is not asked to."""
     licence: str = "not stated"
     homepage: str = ""
     citation: str = ""

@@ -328,6 +328,12 @@ class Manifest(BaseModel):
         strict=True,
         description="Whether idxflow writes the files itself, from a data set that a library contains.",
     )
+    audit: bool = Field(
+        default=False,
+        strict=True,
+        description="Whether every run looks for labels that are likely wrong, and for test images that are almost in "
+        "the training split, as with `--audit`.",
+    )
     licence: str = Field(default="not stated", description="Licence of the data.")
     homepage: str = Field(default="", description="Web page that describes the data.")
     citation: str = Field(default="", description="Reference to cite.")
@@ -399,6 +405,7 @@ class Manifest(BaseModel):
             ink=self.ink,
             source=(path.parent / Path(self.source).expanduser()).resolve() if self.source else None,
             embedded=self.embedded,
+            audit=self.audit,
             licence=self.licence,
             homepage=self.homepage,
             citation=self.citation,

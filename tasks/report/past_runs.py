@@ -20,6 +20,7 @@ from storage.errors import ConfigError, IdxflowError
 from storage.outcomes import steps_of
 from storage.records import (
     Archive,
+    Audit,
     Confirmation,
     DatasetFacts,
     Decision,
@@ -137,6 +138,8 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         config=values.get("config") or {},
         steps=steps,
         archives=tuple(entries(Archive, "fetch")),
+        audit=entry(Audit, "audit"),
+        decoded=tuple(entries(Split, "decode")),
         train=split("train"),
         test=split("test"),
         quarantine=quarantine,
@@ -164,6 +167,7 @@ def _has_result(run: RunRecord, step: Step) -> bool:
         return any(archive.role == step.subject for archive in run.archives)
     results = {
         "decode": run.train if step.subject == "train" else run.test,
+        "audit": run.audit,
         "quarantine": run.quarantine,
         "validate": run.validation,
         "normalize": run.normalization,

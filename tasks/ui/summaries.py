@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from storage.formats.history import read_history
 from storage.records import (
+    Audit,
     Confirmation,
     Decision,
     Evaluation,
@@ -19,6 +20,16 @@ from storage.words import counted, times
 def split(split: Split) -> str:
     """Return the number and size of a split's images."""
     return f"{counted(split.rows, 'image')} of {times(split.image_shape)}"
+
+
+def audit(audit: Audit) -> str:
+    """Return how many labels are likely wrong, and how many test images are in the training split, equal or almost."""
+    of = f" of {audit.compared_rows:,} compared" if audit.compared_rows < audit.test_rows else ""
+    both = f", {audit.equal_rows:,} equal" if audit.equal_rows else ""
+    return (
+        f"{counted(audit.flagged_rows, 'label')} of {audit.rows:,} likely wrong, "
+        f"{counted(audit.near_rows, 'near-duplicate')}{both}{of}"
+    )
 
 
 def quarantine(quarantine: Quarantine) -> str:

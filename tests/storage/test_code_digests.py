@@ -59,7 +59,20 @@ FORMATS = {"storage.formats.arrays", "storage.formats.parquet"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
 CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
-    "quarantine": {"storage.formats.parquet", "storage.formats.quarantined", "expectations.summary"},
+    "audit": FORMATS
+    | MODEL
+    | {
+        "tasks.auditing.cells",
+        "tasks.auditing.confident",
+        "tasks.auditing.cross_validation",
+        "tasks.auditing.folds",
+        "tasks.auditing.near_duplicates",
+        "tasks.auditing.survey",
+        "tasks.auditing.tables",
+        "tasks.model.fitting",
+        "tasks.model.training_rows",
+    },
+    "quarantine": FORMATS | {"storage.formats.quarantined", "expectations.summary", "tasks.auditing.tables"},
     "validate": FORMATS
     | {
         "expectations.engine",

@@ -20,7 +20,7 @@ from storage.formats import parquet, quarantined
 from storage.records import Archive, Quarantine, Split, SplitName
 from storage.store import Store
 from tasks.decode import write_split
-from tasks.quarantine import Suspects, quarantine, set_aside
+from tasks.quarantine import quarantine, set_aside
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
 
@@ -141,7 +141,7 @@ def test_the_same_rows_give_the_same_digest_whatever_the_reason(made: Maker):
 
 
 def test_suspect_labels_are_set_aside_if_they_are_named(made: Maker):
-    suspects = Suspects("a digest", np.array([3, 5]))
+    suspects = [3, 5]
     named = '[quarantine]\nchecks = ["blank", "suspect"]\nmax_share = 0.5\n'
     assert rows_of(made(named, suspects=suspects).record) == {("train", 3): "suspect", ("train", 5): "blank, suspect"}
     not_named = made('[quarantine]\nchecks = ["blank"]\nmax_share = 0.5\n', suspects=suspects)
