@@ -31,6 +31,7 @@ from flows.commands import (
     run,
     runs,
     status,
+    suspects,
     up,
     verify,
     watch,
@@ -74,7 +75,7 @@ app = App(
 
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     "Run": (run.run, run.validate, watch.watch),
-    "Data": (dataset.app, datasets.datasets, manifest.manifest, figures.figures),
+    "Data": (dataset.app, datasets.datasets, manifest.manifest, figures.figures, suspects.suspects),
     "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),

@@ -26,9 +26,10 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     examples = [c["example"] for c in classes if c["example"] is not None][:MAX_CLASSES]
     offending = _offending(values["checks"])
     sheets = _sheets(values["mistakes"])
+    suspects, near_test, near_train = _of_audit(values["audit"])
     rows_by_split: dict[str, list[int]] = {
-        "train": list(examples),
-        "test": [row for rows in sheets.values() for row in rows],
+        "train": [*examples, *suspects, *near_train],
+        "test": [*near_test, *(row for rows in sheets.values() for row in rows)],
     }
     for table, rows in offending.values():
         rows_by_split[table] = rows_by_split[table] + rows
@@ -40,6 +41,9 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     return Pictures(
         examples=_together(images.get("train"), examples),
         means=_means(classes, evidence.means),
+        suspects=_together(images.get("train"), suspects),
+        near_test=_together(images.get("test"), near_test),
+        near_train=_together(images.get("train"), near_train),
         mistakes=shown.pop("mistakes", None),
         disagreements={name: image for name, image in shown.items() if image is not None},
         checks={index: image for index, image in checks.items() if image is not None},
@@ -56,6 +60,18 @@ def _sheets(mistakes: Mapping[str, Any] | None) -> dict[str, list[int]]:
         if mistakes[name]:
             rows[name] = [row["row"] for row in mistakes[name]["shown"]]
     return rows
+
+
+def _of_audit(audit: Mapping[str, Any] | None) -> tuple[list[int], list[int], list[int]]:
+    """Return the rows of the suspects, and the test and training rows of the pairs."""
+    if not audit:
+        return [], [], []
+    pairs = audit["pairs"]
+    return (
+        [one["row"] for one in audit["shown"]],
+        [pair["test_row"] for pair in pairs],
+        [pair["train_row"] for pair in pairs],
+    )
 
 
 def _offending(checks: Mapping[str, Any] | None) -> dict[int, tuple[str, list[int]]]:

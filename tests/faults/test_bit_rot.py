@@ -21,7 +21,17 @@ from storage.errors import DamagedEntry, FormatError
 from storage.formats import arrays, idx, parquet
 from storage.formats.history import read_history
 from storage.ledger import Ledger
-from storage.records import Archive, Confirmation, Evaluation, Normalization, Report, Split, TrainedModel, Validation
+from storage.records import (
+    Archive,
+    Audit,
+    Confirmation,
+    Evaluation,
+    Normalization,
+    Report,
+    Split,
+    TrainedModel,
+    Validation,
+)
 from storage.registry import Registry
 from storage.store import ENTRY, FOLDERS, Store, load
 from storage.verify import verify
@@ -34,6 +44,7 @@ FLIPS = 100
 ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     "fetch": (Archive, ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]),
     "decode": (Split, ["train.parquet"]),
+    "audit": (Audit, ["suspects.parquet", "near_duplicates.parquet"]),
     "validate": (Validation, ["summary.parquet", "means.npz"]),
     "normalize": (Normalization, ["normalization.npz", "held_out.npz"]),
     "train": (
@@ -61,7 +72,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("bit-rot")
     store = Store(folder / "store")
     store.prepare()
-    job = whole_run(store, write_tiny(folder).manifest)
+    job = whole_run(store, write_tiny(folder).manifest, audit=True)
     Ledger(store, "tiny").append("arrivals", "mark", {"archives": 4})
     return job
 

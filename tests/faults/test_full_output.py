@@ -43,6 +43,7 @@ COMMANDS: dict[str, list[str]] = {
     "run": ["--dataset-file", "TMP/tiny.toml", "--set", "epochs=2", "--store", "STORE"],
     "runs diff": ["tiny", "latest", "champion", "--store", "STORE"],
     "runs list": ["tiny", "--store", "STORE"],
+    "suspects": ["tiny", "--store", "STORE"],
     "status": ["--store", "STORE"],
     "up": [],
     "validate": ["--dataset-file", "TMP/tiny.toml", "--store", "STORE"],
@@ -56,7 +57,18 @@ NEED_LIBRARIES = {"export", "doctor"}
 """These load TensorFlow, which takes seconds: their help, too."""
 ONCE = {"dataset add", "promote", "rollback"}
 """A second time, these are refused."""
-JSON = {"datasets", "gc", "registry at", "registry history", "registry show", "report", "runs list", "status", "verify"}
+JSON = {
+    "datasets",
+    "gc",
+    "registry at",
+    "registry history",
+    "registry show",
+    "report",
+    "runs list",
+    "status",
+    "suspects",
+    "verify",
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     manifest = write_tiny(folder).manifest
     for seed in (1, 2):
-        carried_out(Store(folder / "store"), manifest, seed=seed)
+        carried_out(Store(folder / "store"), manifest, seed=seed, audit=seed == 2)
     return folder
 
 
