@@ -89,10 +89,10 @@ def _changed(dataset: Dataset, train: Rows, test: Rows, seed: int) -> str:
     labels[rows] = (labels[rows] + random.integers(1, len(dataset.classes), count)) % len(dataset.classes)
     suspects, seconds = _suspects(dataset, (images, labels), test)
     found = np.isin(suspects.row, rows)
-    flagged = found[suspects.flagged]
+    flagged, most = found[suspects.flagged], min(count, 100)
     return (
         f"{dataset.name}, seed {seed}: {count:,} labels of {len(labels):,} changed; {found[:count].mean():.1%} of the "
-        f"{count:,} most suspicious rows are changed ones, {found[:100].mean():.0%} of the first 100; "
+        f"{count:,} most suspicious rows are changed ones, {found[:most].mean():.0%} of the first {most}; "
         f"{len(flagged):,} flagged: {flagged.sum() / count:.1%} of the changed ones, {flagged.mean():.1%} of them "
         f"changed; {seconds:.1f} s of processor time"
     )
