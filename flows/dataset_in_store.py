@@ -54,6 +54,10 @@ class DatasetInStore:
         """The command that creates what is missing, in backquotes."""
         return f"`{datasets.run_command(self.store, self.name)}`"
 
+    def command_with(self, option: str) -> str:
+        """Return `run_command` with one more option."""
+        return f"{self.run_command[:-1]} {option}`"
+
     def champion(self) -> Version:
         """Return the champion.
 

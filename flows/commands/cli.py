@@ -32,6 +32,7 @@ from flows.commands import (
     run,
     runs,
     status,
+    suspects,
     up,
     verify,
     watch,
@@ -75,7 +76,14 @@ app = App(
 
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     "Run": (run.run, run.validate, watch.watch),
-    "Data": (dataset.app, datasets.datasets, manifest.manifest, quarantine.app, figures.figures),
+    "Data": (
+        dataset.app,
+        datasets.datasets,
+        manifest.manifest,
+        figures.figures,
+        suspects.suspects,
+        quarantine.app,
+    ),
     "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),

@@ -18,6 +18,7 @@ PICTURES = (".png", ".svg")
 BEGINNINGS = {
     ".png": (b"\x89png\r\n\x1a\n",),
     ".svg": (b"<svg", b"<?xml"),
+    ".csv": (b"row,label,",),
     ".html": (b"<!doctype html", b"<html"),
 }
 """The first bytes of a file of each kind, in lower case."""

@@ -127,6 +127,9 @@ def cross_validated(
         return CrossValidation(survey, architecture, np.full_like(fold, -1), ())
     weights: list[network.Weights] = []
     for number in range(FOLDS):
+        if not (can & (fold == number)).any():
+            weights.append({})
+            continue
         # Rows without a class are in no fold, and must not be fitted to either.
         held = (fold == number) | (fold < 0)
         with training_rows.opened(name, survey.split, config, held, folder) as rows:

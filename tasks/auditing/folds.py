@@ -18,7 +18,8 @@ def divided(labels: np.ndarray, digests: np.ndarray, classes: int) -> np.ndarray
     """Return the fold of each row, int8 of shape (rows,), from 0 to `FOLDS` - 1; -1 if its label is not a class.
 
     Each class is dealt out in a random order, and the next class begins with the fold at which that ended: so the folds
-    are as large as each other, and the rows of small classes do not all fall into the first.
+    are as large as each other, and the rows of small classes do not all fall into the first. Memory: about 60 bytes
+    for each row.
 
     Args:
         labels: uint8 of shape (rows,).

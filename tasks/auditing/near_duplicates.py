@@ -77,8 +77,8 @@ def search(
 ) -> Search:
     """Return each test image that is in the training split, equal or within `NEAR`, with the nearest training image.
 
-    The work grows with test rows times training rows. Memory: about 20 bytes for each test row, 8 for each training
-    row, and a fixed amount.
+    The work grows with test rows times training rows. Memory: about 30 bytes for each row of both splits, and a
+    fixed amount.
 
     Args:
         train_digests: of the training images, see `survey.digests`.

@@ -24,7 +24,7 @@ FITTED_SIDE = 32
 
 @dataclass(frozen=True)
 class Survey:
-    """What the audit needs to know about a training split. Memory: 9 bytes for each row."""
+    """What the audit needs to know about a training split: 9 bytes for each row."""
 
     split: Split
     """The rows of the split, with images of at most `FITTED_SIDE` pixels a side."""

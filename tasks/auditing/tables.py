@@ -53,9 +53,12 @@ class _Table:
                 if not source.schema_arrow.equals(cls._schema()):
                     raise ValueError(f"its columns are {', '.join(source.schema_arrow.names)}")
                 table = source.read(use_threads=False)
+            columns = [_numbers(table.column(name).combine_chunks()) for name in cls.KINDS]
+            if not all(np.isfinite(values).all() for values in columns):
+                raise ValueError("it has a number that is not finite")
         except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise DamagedEntry(f"{file}: expected a table of an audit; {error}; {made_again(file)}") from error
-        return cls(*(_numbers(table.column(name).combine_chunks()) for name in cls.KINDS))
+        return cls(*columns)
 
     @classmethod
     def _schema(cls) -> pa.Schema:

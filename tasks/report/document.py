@@ -17,6 +17,7 @@ from typing import Any
 from storage.records import RunRecord
 from storage.registry import Registry
 from tasks.report import rendering, sanitize
+from tasks.report.audit import audit
 from tasks.report.changes import changes
 from tasks.report.checks import checks
 from tasks.report.data import data
@@ -84,6 +85,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
     sections = {
         "changes": changes(run, evidence),
         "data": data(run, evidence),
+        "audit": audit(run, evidence),
         "quarantine": quarantine(run, evidence),
         "checks": checks(run, evidence),
         "training": training(run, evidence),

@@ -23,6 +23,7 @@ from storage.ledger import Ledger, Place, place
 from storage.records import CUT_OFF, Epoch, RunRecord, Split, Step
 from storage.registry import Registry, Version
 from storage.store import Store
+from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.model import holdout
 from tasks.report import measures, past_runs
 from tasks.report.measures import Measures
@@ -78,6 +79,8 @@ class Evidence:
     """The first rows in quarantine, each with its picture as PNG."""
     leaked: np.ndarray | None = None
     """Whether each test image is also in the training split, bool of shape (test rows,); None if none is."""
+    suspects: Suspects | None = None
+    near_duplicates: NearDuplicates | None = None
     measures: Measures | None = None
     """Measures of the test images."""
     held_out: np.ndarray | None = None
@@ -133,6 +136,8 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         champion_predicted=champion.get("predicted"),
         set_aside=_set_aside(run),
         leaked=_leaked(run),
+        suspects=readable(Suspects.read, run.audit.suspects) if run.audit else None,
+        near_duplicates=readable(NearDuplicates.read, run.audit.near_duplicates) if run.audit else None,
         measures=_measures(run),
         held_out=_held_out(run),
         training_ink=None if ink is None else ink.astype(np.float32),

@@ -27,6 +27,7 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     examples = [c["example"] for c in classes if c["example"] is not None][:MAX_CLASSES]
     offending = _offending(values["checks"])
     sheets = _sheets(values["mistakes"])
+    suspects, near_test, near_train = _of_audit(values["audit"])
     rows_by_split: dict[str, list[int]] = {
         "train": list(examples),
         "test": [row for rows in sheets.values() for row in rows],
@@ -36,12 +37,18 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     images: dict[str, dict[int, np.ndarray]] = {
         split.name: _images(split, rows_by_split[split.name]) for split in (run.train, run.test) if split
     }
+    # An audit is of all rows, also of those that were set aside later.
+    audited = {"train": [*suspects, *near_train], "test": near_test}
+    of_audit = {split.name: _images(split, audited[split.name]) for split in run.decoded}
     checks = {index: _together(images.get(table), rows) for index, (table, rows) in offending.items()}
     shown = {name: _together(images.get("test"), rows) for name, rows in sheets.items()}
     return Pictures(
         quarantine=readable(_decoded, [picture for _, picture in evidence.set_aside]),
         examples=_together(images.get("train"), examples),
         means=_means(classes, evidence.means),
+        suspects=_together(of_audit.get("train"), suspects),
+        near_test=_together(of_audit.get("test"), near_test),
+        near_train=_together(of_audit.get("train"), near_train),
         mistakes=shown.pop("mistakes", None),
         disagreements={name: image for name, image in shown.items() if image is not None},
         checks={index: image for index, image in checks.items() if image is not None},
@@ -65,6 +72,18 @@ def _sheets(mistakes: Mapping[str, Any] | None) -> dict[str, list[int]]:
         if mistakes[name]:
             rows[name] = [row["row"] for row in mistakes[name]["shown"]]
     return rows
+
+
+def _of_audit(audit: Mapping[str, Any] | None) -> tuple[list[int], list[int], list[int]]:
+    """Return the rows of the suspects, and the test and training rows of the pairs."""
+    if not audit:
+        return [], [], []
+    pairs = audit["pairs"]
+    return (
+        [one["row"] for one in audit["shown"]],
+        [pair["test_row"] for pair in pairs],
+        [pair["train_row"] for pair in pairs],
+    )
 
 
 def _offending(checks: Mapping[str, Any] | None) -> dict[int, tuple[str, list[int]]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from storage.formats.quarantined import archive_rows
-from storage.records import Quarantine, RunRecord
+from storage.records import SPLITS, Quarantine, RunRecord
 from tasks.report.evidence import Evidence, readable
 from tasks.report.phrases import class_name, counted
 
@@ -31,8 +31,14 @@ def quarantine(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "sentence": _sentence(record, len(shown)),
         "checks": list(record.checks),
         "max_share": record.max_share,
-        "set_aside": dict(record.set_aside),
-        "reasons": {split: dict(counts) for split, counts in record.reasons.items()},
+        "splits": [
+            {
+                "split": split,
+                "set_aside": record.set_aside[split],
+                "reasons": {check: record.reasons[split][check] for check in record.checks},
+            }
+            for split in SPLITS
+        ],
         "released": record.released,
         "shown": shown,
     }
@@ -71,7 +77,7 @@ def _sentence(record: Quarantine, shown: int) -> str:
     released = f" {counted(record.released, 'row was', 'rows were')} released by a person." if record.released else ""
     if not total:
         return f"No row was bad, so none was set aside ({limit} may be).{released}"
-    splits = " and ".join(f"{number:,} of {name}" for name, number in record.set_aside.items() if number)
+    splits = " and ".join(f"{record.set_aside[name]:,} of {name}" for name in SPLITS if record.set_aside[name])
     first = f" The first {shown} are shown." if shown < total else ""
     return (
         f"{counted(total, 'row was', 'rows were')} set aside ({splits}; {limit} may be). The model was neither trained "

@@ -35,7 +35,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SMALL_SIDE = 32
 _LONG = 10_000
 """Maximum characters of a command."""
-_LISTS = ("data", "quarantine", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
+_LISTS = ("data", "audit", "quarantine", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
 """The sections that may be missing, as in the report of an interrupted run."""
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,11 @@ class Pictures:
     """Images of the `data.classes` that have an example, in order, at most 64."""
     means: np.ndarray | None = None
     """The mean image of the same classes."""
+    suspects: np.ndarray | None = None
+    """Images of `audit.shown`, in order."""
+    near_test: np.ndarray | None = None
+    near_train: np.ndarray | None = None
+    """Images of `audit.pairs`, in order."""
     mistakes: np.ndarray | None = None
     """Images of `mistakes.shown`, in order."""
     disagreements: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -68,6 +73,9 @@ class Shown:
     quarantine: Sheet | None
     examples: Sheet | None
     means: Sheet | None
+    suspects: Sheet | None
+    near_test: Sheet | None
+    near_train: Sheet | None
     mistakes: Sheet | None
     disagreements: Mapping[str, Sheet]
     checks: Mapping[int, Sheet]
@@ -214,6 +222,9 @@ def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side:
         sheet(pictures.quarantine),
         sheet(pictures.examples),
         sheet(pictures.means),
+        sheet(pictures.suspects),
+        sheet(pictures.near_test),
+        sheet(pictures.near_train),
         sheet(pictures.mistakes),
         disagreements,
         checks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from storage.formats.history import read_history
 from storage.records import (
+    SPLITS,
     Audit,
     Confirmation,
     Decision,
@@ -38,7 +39,7 @@ def quarantine(quarantine: Quarantine) -> str:
     total = sum(quarantine.set_aside.values())
     if not total:
         return f"no row set aside{released}"
-    splits = ", ".join(f"{number:,} of {name}" for name, number in quarantine.set_aside.items() if number)
+    splits = ", ".join(f"{quarantine.set_aside[name]:,} of {name}" for name in SPLITS if quarantine.set_aside[name])
     reasons = {check: sum(counts[check] for counts in quarantine.reasons.values()) for check in quarantine.checks}
     named = ", ".join(f"{check} {number:,}" for check, number in reasons.items() if number)
     return f"{splits} set aside: {named}{released}"

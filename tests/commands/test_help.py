@@ -13,7 +13,7 @@ from flows.commands.cli import app
 
 OVERVIEW = {
     "Run": ["run", "validate", "watch"],
-    "Data": ["dataset", "datasets", "manifest", "quarantine", "figures"],
+    "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine"],
     "Models": ["predict", "export", "registry", "promote", "rollback"],
     "Reports": ["status", "runs", "report"],
     "Operate": ["up", "doctor", "verify", "gc", "prefect"],

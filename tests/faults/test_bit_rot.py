@@ -21,19 +21,32 @@ from storage.errors import DamagedEntry, FormatError
 from storage.formats import arrays, idx, parquet
 from storage.formats.history import read_history
 from storage.ledger import Ledger
-from storage.records import Archive, Confirmation, Evaluation, Normalization, Report, Split, TrainedModel, Validation
+from storage.records import (
+    Archive,
+    Audit,
+    Confirmation,
+    Evaluation,
+    Normalization,
+    Quarantine,
+    Report,
+    Split,
+    TrainedModel,
+    Validation,
+)
 from storage.registry import Registry
 from storage.store import ENTRY, FOLDERS, Store, load
 from storage.verify import verify
 from tasks.model import checkpoint
 from tasks.model.network import load_architecture
-from tests.conftest import write_tiny
+from tests.conftest import repeated, write_tiny
 from tests.support.runs import whole_run
 
 FLIPS = 100
 ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     "fetch": (Archive, ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]),
     "decode": (Split, ["train.parquet"]),
+    "audit": (Audit, ["suspects.parquet", "near_duplicates.parquet"]),
+    "quarantine": (Quarantine, ["train.parquet", "quarantine.parquet"]),
     "validate": (Validation, ["summary.parquet", "means.npz"]),
     "normalize": (Normalization, ["normalization.npz", "held_out.npz"]),
     "train": (
@@ -61,7 +74,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("bit-rot")
     store = Store(folder / "store")
     store.prepare()
-    job = whole_run(store, write_tiny(folder).manifest)
+    rules = '[quarantine]\nchecks = ["duplicate"]\n'
+    job = whole_run(store, write_tiny(folder, arrays=repeated(), manifest=rules).manifest, audit=True)
     Ledger(store, "tiny").append("arrivals", "mark", {"archives": 4})
     return job
 

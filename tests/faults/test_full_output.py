@@ -18,7 +18,7 @@ from storage.formats.quarantined import row_digest
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
-from tests.conftest import bars, write_tiny
+from tests.conftest import repeated, write_tiny
 from tests.support.runs import carried_out
 from tests.support.servers import BIN, clean_environment
 
@@ -46,6 +46,7 @@ COMMANDS: dict[str, list[str]] = {
     "run": ["--dataset-file", "TMP/tiny.toml", "--set", "epochs=2", "--store", "STORE"],
     "runs diff": ["tiny", "latest", "champion", "--store", "STORE"],
     "runs list": ["tiny", "--store", "STORE"],
+    "suspects": ["tiny", "--store", "STORE"],
     "status": ["--store", "STORE"],
     "up": [],
     "validate": ["--dataset-file", "TMP/tiny.toml", "--store", "STORE"],
@@ -53,9 +54,6 @@ COMMANDS: dict[str, list[str]] = {
     "watch": ["TMP/tiny-source", "--dataset-file", "TMP/tiny.toml", "--once", "--store", "STORE"],
 }
 """Each command, by its words, with arguments that have it print something."""
-REPEATED = bars(120, 30, 3, (9, 7))
-"""Arrays of which one row is set aside: the image of row 0 occurs again in row 3."""
-REPEATED["train-images"][3] = REPEATED["train-images"][0]
 NEED_SERVERS = {"run", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
 NEED_LIBRARIES = {"export", "doctor"}
@@ -72,6 +70,7 @@ JSON = {
     "report",
     "runs list",
     "status",
+    "suspects",
     "verify",
 }
 
@@ -80,9 +79,9 @@ JSON = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the archives, the manifest and the store of two runs of `tiny`."""
     folder = tmp_path_factory.mktemp("world")
-    manifest = write_tiny(folder, arrays=REPEATED, manifest='[quarantine]\nchecks = ["duplicate"]\n').manifest
+    manifest = write_tiny(folder, arrays=repeated(), manifest='[quarantine]\nchecks = ["duplicate"]\n').manifest
     for seed in (1, 2):
-        carried_out(Store(folder / "store"), manifest, seed=seed)
+        carried_out(Store(folder / "store"), manifest, seed=seed, audit=seed == 2)
     return folder
 
 
@@ -93,7 +92,7 @@ def errors(tmp_path: Path) -> Path:
 
 
 def words(command: str, world: Path) -> list[str]:
-    places = {"STORE": str(world / "store"), "TMP": str(world), "DIGEST": row_digest(REPEATED["train-images"][3], 0)}
+    places = {"STORE": str(world / "store"), "TMP": str(world), "DIGEST": row_digest(repeated()["train-images"][3], 0)}
     arguments = [*command.split(), *COMMANDS[command]]
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]

@@ -1380,6 +1380,12 @@ CASES: dict[str, Case] = {
         lambda here: here.validate(),
         lambda here: run_in_store(here, "figures", "mine"),
     ),
+    "suspects: of no audit": Case(
+        lambda here: (here.set(), here.manifest(), here.validate(), run_in_store(here, "suspects", "mine")),
+        "no run has had one; make one: `idxflow run --dataset-file FILE --store",
+        lambda here: here.train(audit=True),
+        lambda here: run_in_store(here, "suspects", "mine"),
+    ),
     "figures: of no class": Case(
         lambda here: (
             here.set(train_labels=LABELS + 9),

@@ -69,11 +69,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     manifest_text = "[floors]\naccuracy = 0.0\nclass_recall = 0.0\n[limits]\nmax_leaked = 0.02\n"
     write_tiny(folder, test=90, manifest=manifest_text, arrays=leaked())
     runs["leaked"] = carried_out(store, manifest, held_out="tail")
+    write_tiny(folder, test=90, manifest=f"{manifest_text}{SET_ASIDE}", arrays=suspicious())
+    runs["set aside"] = carried_out(store, manifest, audit=True)
     yield Story(store, runs)
     shutil.rmtree(folder)
 
 
-RUNS = ("first", "promoted", "kept", "refused", "leaked")
+RUNS = ("first", "promoted", "kept", "refused", "leaked", "set aside")
+SET_ASIDE = '[quarantine]\nchecks = ["suspect", "leaked"]\nmax_share = 0.1\n'
 
 
 def leaked() -> dict[str, np.ndarray]:
@@ -83,6 +86,15 @@ def leaked() -> dict[str, np.ndarray]:
     order = np.append(np.setdiff1d(np.arange(120), last), last)
     arrays |= {role: arrays[role][order] for role in ("train-images", "train-labels")}
     arrays["test-images"][3], arrays["test-labels"][3] = arrays["train-images"][0], arrays["train-labels"][0]
+    return arrays
+
+
+def suspicious() -> dict[str, np.ndarray]:
+    """Return data with one leaked test image, one that is almost a training image, and a wrong label."""
+    arrays = leaked()
+    arrays["test-images"][4] = arrays["train-images"][20] ^ 3
+    arrays["test-labels"][4] = arrays["train-labels"][20]
+    arrays["train-labels"][41] = (arrays["train-labels"][41] + 1) % 3
     return arrays
 
 
@@ -124,6 +136,7 @@ def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
     outcomes = {name: story.published(name)["verdict"]["outcome"] for name in RUNS}
     assert outcomes == {
         "first": "promoted",
+        "set aside": "kept",
         "promoted": "promoted",
         "kept": "kept",
         "refused": "refused",

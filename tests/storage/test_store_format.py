@@ -142,6 +142,8 @@ USES = {
     "validate": ("validate", "--dataset-file", "tiny.toml"),
     "watch": ("watch", "tiny-source", "--dataset-file", "tiny.toml", "--once"),
     "figures": ("figures", "tiny"),
+    "suspects": ("suspects", "tiny"),
+    "quarantine": ("quarantine", "list", "tiny"),
 }
 
 

@@ -35,13 +35,16 @@ def run_without_prefect(
     dataset_file: str | None = None,
     source: str | None = None,
     to: Walk = pipeline.to_decision,
+    audit: bool = False,
     **training: Any,
 ) -> dict[str, Any]:
     """Do what the flow does, without Prefect: each of its steps, and what it makes of how they end; return the outcome.
 
     The state that it would give Prefect is checked to say the same.
     """
-    request = Request(dataset, dataset_file, training=QUICK | training, source=source, store=str(store.root))
+    request = Request(
+        dataset, dataset_file, training=QUICK | training, source=source, store=str(store.root), audit=audit
+    )
     state = retrain.carry_out(request, to, caller=pipeline.Directly())
     ended = state.data.outcome if isinstance(state.data, RunFailed) else state.data
     outcome: dict[str, Any] = ended.to_json()
@@ -67,20 +70,22 @@ def message_of(outcome: dict[str, Any]) -> str:
     return ("data refused: " if refused else "") + outcome["sentence"]
 
 
-def whole_run(store: Store, manifest: Path, **training: Any) -> Job:
+def whole_run(store: Store, manifest: Path, audit: bool = False, **training: Any) -> Job:
     """Carry out a run without Prefect, with its report and its record in the ledger; return the job."""
-    job = prepare(Request(dataset_file=str(manifest), training=QUICK | training, store=str(store.root)), "a test")
+    request = Request(dataset_file=str(manifest), training=QUICK | training, store=str(store.root), audit=audit)
+    job = prepare(request, "a test")
     pipeline.to_decision(job, pipeline.Directly())
     return _published(job)
 
 
-def carried_out(store: Store, manifest: Path, **training: Any) -> RunRecord:
+def carried_out(store: Store, manifest: Path, audit: bool = False, **training: Any) -> RunRecord:
     """Carry out a run without Prefect, whose data may be refused; return the record that its report was made from.
 
     It trains for 2 epochs if no more are asked for. The confirmation is left out: it starts a process of its own.
     """
     settings = QUICK | {"epochs": 2} | training
-    job = prepare(Request(dataset_file=str(manifest), training=settings, store=str(store.root)), asked_by="test")
+    request = Request(dataset_file=str(manifest), training=settings, store=str(store.root), audit=audit)
+    job = prepare(request, asked_by="test")
     try:
         pipeline.to_decision(job, Unconfirmed())
     except ValidationFailed as error:

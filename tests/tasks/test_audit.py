@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from storage.datasets import catalog
+from storage.errors import DamagedEntry
 from storage.records import Audit, Split
 from storage.store import Store
 from tasks.audit import audit
@@ -163,6 +166,29 @@ def test_cells_are_means_of_all_pixels(shape: tuple[int, int], most: int):
     np.testing.assert_allclose((means * cells.areas).sum(axis=1), images.sum(axis=(1, 2)))
     if max(shape) <= most:
         assert (means == images.reshape(5, -1)).all()
+
+
+@pytest.mark.remedies("tasks.auditing.tables:read")
+def test_a_table_that_is_none_is_refused_and_made_again(store: Store):
+    image = np.eye(8, dtype=np.uint8)[None]
+    pair = [split_of(store.root, name, image, np.zeros(1, np.uint8), 10, 1) for name in ("train", "test")]
+    file = audit.fn(store, DIGITS, *pair).record.suspects
+    file.chmod(0o644)
+    table = Suspects(*(np.ones(3, kind) for kind in Suspects.KINDS.values()))
+    table.write(file)
+    assert Suspects.read(file).flagged.tolist() == [True] * 3
+    with pytest.raises(DamagedEntry, match="its columns are row, label, suggested, probability"):
+        NearDuplicates.read(file)
+    dataclasses.replace(table, probability=np.array([0.5, np.nan, 0.5])).write(file)
+    with pytest.raises(DamagedEntry, match="it has a number that is not finite"):
+        Suspects.read(file)
+    data = bytearray(file.read_bytes())
+    data[20] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DamagedEntry, match=f"expected a table of an audit; .*; remove {file.parent}, then run again"):
+        Suspects.read(file)
+    shutil.rmtree(file.parent)
+    assert not len(Suspects.read(audit.fn(store, DIGITS, *pair).record.suspects))
 
 
 def test_tables_without_rows_are_tables(tmp_path: Path):
