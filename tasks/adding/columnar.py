@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.adding.arrays import USES
 from tasks.adding.batches import BATCH_ROWS, IMAGES, Reading, column, refused
 from tasks.adding.tables import AGAIN, Layout, Table, is_nested, label_by_name
 
@@ -29,6 +30,7 @@ def table(path: Path, reading: Reading) -> Table:
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
     layout = _layout(path, schema, reading)
+    _check_names(path, schema, layout)
 
     def rows() -> Iterator[pa.RecordBatch]:
         names = [schema.names[place] for place in layout.used] if layout else []
@@ -38,7 +40,20 @@ def table(path: Path, reading: Reading) -> Table:
             raise _damaged(path, error) from error
 
     form = "a Parquet file" if is_parquet else "a Feather file"
-    return Table(path, form, schema.names, layout, rows, _class_names(schema, layout))
+    return Table(path, form, schema.names, layout, rows, _class_names(schema, layout), _uses(schema, layout))
+
+
+def _check_names(path: Path, schema: pa.Schema, layout: Layout | None) -> None:
+    """Refuse columns of one name: Arrow reads columns by their names."""
+    used = [schema.names[place] for place in layout.used] if layout else []
+    if twice := next((name for name in used if schema.names.count(name) > 1), None):
+        raise refused(path, "columns of different names", f"{schema.names.count(twice)} named {twice!r}", AGAIN)
+
+
+def _uses(schema: pa.Schema, layout: Layout | None) -> frozenset[str]:
+    """Return what of `Reading` changes what is read: files of pictures may be broken, and their white is known."""
+    is_file = layout and layout.image is not None and not is_nested(schema.field(layout.image).type)
+    return USES - {"white"} | {"skip_bad"} if is_file else USES
 
 
 def _damaged(path: Path, error: Exception) -> Exception:
