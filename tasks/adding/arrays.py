@@ -30,6 +30,7 @@ from tasks.adding.batches import (
     present,
     raise_if_full,
     refused,
+    rows_at_once,
     shown_of,
     splits_of,
 )
@@ -208,8 +209,9 @@ def _all_rows(
         _check_pair(where, images, labels)
         _check_not_one_hot(where, labels, reading)
         chosen, table = column_of(where, labels.shape, reading), labels.reshape(len(labels), -1)
-        for start in range(0, len(images), BATCH_ROWS):
-            rows = slice(start, start + BATCH_ROWS)
+        step = rows_at_once(images[0].nbytes)
+        for start in range(0, len(images), step):
+            rows = slice(start, start + step)
             pixels = grey(where, np.asarray(images[rows]), reading, remarks, start)
             grouped = groups_of(where, writers[number][rows] if writers else None, table[rows], reading)
             yield Batch(sized.images(where, pixels), texts(where, table[rows, chosen]), split, grouped)

@@ -19,7 +19,9 @@ from storage.words import counted, times
 from tasks.adding.placing import Fit
 
 BATCH_ROWS = 1024
-"""Images in memory at a time."""
+"""The most images in memory at a time."""
+_BATCH_BYTES = 1 << 26
+"""The most bytes of images in memory at a time, unless one has more."""
 _SPLITS: Mapping[str, SplitName] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _VALIDATION = frozenset({"valid", "val", "validation", "dev"})
 _VALIDATING = "validation"
@@ -97,6 +99,11 @@ class Source:
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """Return how many images of so many bytes to have in memory at a time, at least one."""
+    return max(1, min(BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
 
 
 def is_full(error: BaseException) -> bool:

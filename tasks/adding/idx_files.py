@@ -12,7 +12,7 @@ from storage.datasets.own_files import files_of
 from storage.formats import idx
 from storage.records import SPLITS, SplitName
 from tasks.adding import arrays
-from tasks.adding.batches import BATCH_ROWS, Batch, Reading, Remarks, Source, refused, shown_of
+from tasks.adding.batches import Batch, Reading, Remarks, Source, refused, rows_at_once, shown_of
 from tasks.adding.sizing import Sized
 from tasks.ui.progress import Progress, advance
 
@@ -93,8 +93,8 @@ def _batches(pairs: Mapping[SplitName, tuple[Path, Path]], reading: Reading, rem
                     "give the files that belong together",
                 )
             column = _column(labels_file, labels.header, reading, remarks)
-            done = 0
-            for pixels, block in zip(images.blocks(BATCH_ROWS), labels.blocks(BATCH_ROWS), strict=True):
+            done, step = 0, rows_at_once(images.header.row_bytes)
+            for pixels, block in zip(images.blocks(step), labels.blocks(step), strict=True):
                 table = block.reshape(len(block), -1)
                 yield Batch(
                     sized.images(images_file, arrays.grey(images_file, pixels, reading, remarks, done)),

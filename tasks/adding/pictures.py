@@ -13,7 +13,7 @@ import numpy as np
 from storage.errors import ConfigError, FormatError
 from storage.records import SplitName
 from storage.words import counted
-from tasks.adding.batches import BATCH_ROWS, Batch, Reading, Remarks, Source, refused, splits_of
+from tasks.adding.batches import Batch, Reading, Remarks, Source, refused, rows_at_once, splits_of
 from tasks.adding.sizing import Sized
 from tasks.serving import picture
 from tasks.ui.progress import Progress, advance
@@ -144,17 +144,24 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _batches(folder: Path, files: Sequence[File], reading: Reading, remarks: Remarks) -> Iterator[Batch]:
-    sized = Sized(reading)
-    for start in range(0, len(files), BATCH_ROWS):
-        read = [(file, _read(file, sized, reading, remarks)) for file in files[start : start + BATCH_ROWS]]
-        good = [(file, image) for file, image in read if image is not None]
-        # A batch is of one split; at a border between two, these are two.
-        for split in dict.fromkeys(file.split for file, _ in good):
-            chosen = [file for file, _ in good if file.split == split]
-            names = [str(file.path.relative_to(folder)) for file in chosen]
-            images = np.stack([image for file, image in good if file.split == split])
-            yield Batch(images, [file.label for file in chosen], split, groups(names, reading.group_by))
-        advance(Progress("read", min(start + BATCH_ROWS, len(files)), len(files), "pictures"))
+    sized, some, bytes_of_some = Sized(reading), list[tuple[File, np.ndarray]](), 0
+    for done, file in enumerate(files, 1):
+        if (image := _read(file, sized, reading, remarks)) is not None:
+            some.append((file, image))
+            bytes_of_some += image.nbytes
+        if done == len(files) or len(some) >= rows_at_once(bytes_of_some // max(1, len(some))):
+            yield from _in_splits(folder, some, reading)
+            some, bytes_of_some = [], 0
+            advance(Progress("read", done, len(files), "pictures"))
+
+
+def _in_splits(folder: Path, some: Sequence[tuple[File, np.ndarray]], reading: Reading) -> Iterator[Batch]:
+    """Yield batches of pictures, each of one split."""
+    for split in dict.fromkeys(file.split for file, _ in some):
+        chosen = [file for file, _ in some if file.split == split]
+        names = [str(file.path.relative_to(folder)) for file in chosen]
+        images = np.stack([image for file, image in some if file.split == split])
+        yield Batch(images, [file.label for file in chosen], split, groups(names, reading.group_by))
 
 
 def _read(file: File, sized: Sized, reading: Reading, remarks: Remarks) -> np.ndarray | None:

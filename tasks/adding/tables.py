@@ -71,7 +71,7 @@ class Table:
     @property
     def left_out(self) -> list[str]:
         """The names of the columns that are not read."""
-        used = self.layout.used if self.layout else ()
+        used = frozenset(self.layout.used if self.layout else ())
         return [name for place, name in enumerate(self.columns) if place not in used]
 
     @property

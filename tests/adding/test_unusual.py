@@ -19,7 +19,8 @@ from pyarrow import feather
 from flows.commands.cli import run_command
 from storage.datasets.catalog import DEFAULT_FILES
 from storage.formats import idx
-from tasks.adding import unpack
+from tasks.adding import recognize, unpack
+from tasks.adding.batches import Reading, Remarks
 from tests.support import sources
 from tests.support.sources import ARRAYS, LABELS
 
@@ -475,3 +476,27 @@ def test_an_archive_larger_than_the_disk_is_not_called_untrustworthy(here: Path,
         packed.filelist[0].file_size = 1 << 60
         packed.filelist[0].compress_size = 1
     assert "No space left on device" in refusal(capsys, tmp_path / "all.zip", code=1)
+
+
+def test_few_large_images_are_in_memory_at_a_time(here: Path, tmp_path: Path):
+    """Of 8 MB each: a thousand at a time would be 8 GB."""
+    shape, rows = (2048, 4096), 10
+    large = tmp_path / "idx"
+    large.mkdir()
+    with (large / "train-images").open("wb") as stream:
+        stream.write(idx.Header(np.dtype(np.uint8), (rows, *shape)).encode())
+        # A hole in the file: zeros that take no room.
+        stream.truncate(stream.tell() + rows * shape[0] * shape[1])
+    (large / "train-labels").write_bytes(idx.encode(np.arange(rows, dtype=np.uint8)))
+    arrays = tmp_path / "npy"
+    arrays.mkdir()
+    np.lib.format.open_memmap(arrays / "x.npy", "w+", np.uint8, (rows, *shape)).flush()
+    np.save(arrays / "y.npy", np.arange(rows))
+    pictures = tmp_path / "pictures"
+    (pictures / "a").mkdir(parents=True)
+    Image.new("L", (shape[1], shape[0])).save(pictures / "a" / "0.png")
+    for number in range(1, rows):
+        (pictures / "a" / f"{number}.png").symlink_to("0.png")
+    for folder in (large, arrays, pictures):
+        read = recognize.source(folder, tmp_path / "scratch", Reading(), Remarks())
+        assert [len(batch.images) for batch in read.batches] == [8, 2], folder
