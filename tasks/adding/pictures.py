@@ -59,6 +59,8 @@ def source(folder: Path, reading: Reading, remarks: Remarks) -> Source:
         FormatError: a link leads out of the folder, or a picture has no folder of its class.
     """
     files = [file for file in _files(folder, remarks) if reading.match in file.path.relative_to(folder).as_posix()]
+    if not files and reading.match:
+        raise refused(folder, f"pictures with {reading.match!r} in their paths", "none", "correct --match")
     classes = {file.label for file in files}
     kind = f"a folder of {counted(len(files), 'picture')} in {counted(len(classes), 'class', 'classes')}"
     batches = _batches(folder, files, reading, remarks)

@@ -241,6 +241,8 @@ def test_an_archive_of_nothing_is_named_by_its_own_path(here: Path, tmp_path: Pa
     zipfile.ZipFile(tmp_path / "all.zip", "w").close()
     assert f"{tmp_path / 'all.zip'}: expected" in refusal(capsys, tmp_path / "all.zip")
     sources.zipped(sources.pictures)(tmp_path / "other")
+    said = refusal(capsys, sources.pictures(tmp_path / "pictures"), "--match", "zzz")
+    assert "pictures with 'zzz' in their paths; found none; correct --match" in said
     assert "files with 'zzz' in their paths" in refusal(capsys, tmp_path / "other" / "all.zip", "--match", "zzz")
 
 
