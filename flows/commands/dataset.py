@@ -13,6 +13,7 @@ from flows.commands.options import AsJson
 from flows.terminal.output import print_json, print_line, print_table, remark
 from storage.datasets.catalog import MAX_SIDE
 from storage.errors import ConfigError
+from storage.files import check_local
 from storage.words import counted, times
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def add(
     ] = None,
     white: Annotated[
         float,
-        Parameter(help="Value of white in tables and arrays: 1 if pixels go from 0 to 1.", validator=Number(gt=0)),
+        Parameter(
+            help="Value of white in tables and arrays: 1 if pixels go from 0 to 1.", validator=Number(gt=0, lte=1e9)
+        ),
     ] = 255,
     transpose: Annotated[
         bool | None,
@@ -80,7 +83,9 @@ def add(
         ),
     ] = None,
     invert: Annotated[bool, Parameter(negative="", help="Invert the pixels (255 - x).")] = False,
-    match: Annotated[str | None, Parameter(help="Use only files with this text in their names.")] = None,
+    match: Annotated[
+        str | None, Parameter(help="Use only files of a folder or archive with this text in their paths.")
+    ] = None,
     skip_bad: Annotated[
         bool, Parameter(negative="", help="Leave out pictures that cannot be read, and list them, instead of stopping.")
     ] = False,
@@ -105,6 +110,9 @@ def add(
     from tasks.adding.add import add as make
     from tasks.adding.batches import Reading
 
+    check_local("FROM", source)
+    if folder:
+        check_local("--as", folder)
     reading = Reading(
         _size(size), fit, label_column, group_by, white, transpose, match=match or "", invert=invert, skip_bad=skip_bad
     )

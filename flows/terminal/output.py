@@ -34,7 +34,8 @@ def print_utf8(text: str) -> None:
     if (stream.encoding or "utf-8").lower() not in ("utf-8", "utf8"):
         stream.flush()
         stream.reconfigure(encoding="utf-8")
-    stream.write(text)
+    # A path that is not UTF-8 has parts that only an escape can show.
+    stream.write(text.encode(errors="backslashreplace").decode())
 
 
 def remark(line: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from isal import igzip
 
 from storage.datasets import catalog, own_files
 from storage.datasets.catalog import DEFAULT_FILES, MAX_CLASSES
+from storage.datasets.manifest import Limits
 from storage.datasets.own_files import Stated
 from storage.errors import ConfigError, DataRefused, FormatError
-from storage.files import check_local, flush, kind_of, locked, make_folder
+from storage.files import flush, kind_of, locked, make_folder
 from storage.formats import idx
 from storage.records import SPLITS, SplitName
 from storage.words import counted
 from tasks.adding import recognize, splitting
-from tasks.adding.batches import Reading, Remarks, Source, refused
-from tasks.adding.gather import Gathered, gathered
+from tasks.adding.batches import Reading, Remarks, Source, is_full, refused
+from tasks.adding.gather import Gathered, gathered, is_number
 from tasks.report import contact_sheet
 from tasks.ui.progress import working
 
@@ -34,7 +36,14 @@ _COMPRESSION = 3
 _NAME_LENGTH = 200
 _BRIGHT = 0.4
 """Where the border of the images is darker than this share of the range of pixels, ink is bright."""
-_ROWS_SHOWN = 3
+_OPTIONS = {
+    "label_column": "--label-column",
+    "group_by": "--group-by",
+    "white": "--white",
+    "match": "--match",
+    "skip_bad": "--skip-bad",
+}
+"""Options that only some kinds of sources use (`Source.uses`), by the names of their fields."""
 
 
 @dataclass(frozen=True)
@@ -121,31 +130,50 @@ def add(options: AddOptions, say: Callable[[str], None] = lambda _: None) -> Add
         DataRefused: it cannot be divided as asked for.
     """
     _check(options)
-    remarks = Remarks(say)
-    with _scratch(options.folder) as scratch:
-        try:
-            (scratch / "unpacked").mkdir()
-            source = recognize.source(options.source, scratch / "unpacked", options.reading, remarks)
-            found = gathered(options.source, source, options.reading, scratch / "pixels")
-        except FormatError as error:
+    with _scratch(options.folder) as scratch, _plain_errors(options):
+        unpacked = scratch / "unpacked"
+        unpacked.mkdir()
+
+        def plain(text: str) -> str:
             # What was unpacked is gone when the message is read.
-            inside = f"{scratch / 'unpacked'}{os.sep}"
-            raise FormatError(str(error).replace(inside, f"{options.source}: ")) from error
+            return text.replace(f"{unpacked}{os.sep}", f"{options.source}: ").replace(
+                str(unpacked), str(options.source)
+            )
+
+        remarks = Remarks(lambda line: say(plain(line)))
+        try:
+            source = recognize.source(options.source, unpacked, options.reading, remarks)
+            _check_used(options, source)
+            found = gathered(options.source, source, options.reading, scratch / "pixels", remarks)
+        except FormatError as error:
+            raise FormatError(plain(str(error))) from error
         names = _names(options, source, found)
         is_test = _test_rows(options, found, names)
         made = scratch / "made"
         made.mkdir()
         added = _added(options, source, found, names, is_test, remarks)
+        added = replace(added, remarks=tuple(map(plain, added.remarks)), skipped=tuple(map(plain, added.skipped)))
         _write(made, added, found, is_test)
         made.rename(options.folder)
     flush(options.folder.parent)
     return added
 
 
+@contextmanager
+def _plain_errors(options: AddOptions) -> Iterator[None]:
+    """Have an error of the operating system name what the user gave: it may name nothing, or a file that is gone."""
+    try:
+        yield
+    except OSError as error:
+        place = options.folder if is_full(error) else error.filename or options.source
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(place)) from error
+
+
 def _check(options: AddOptions) -> None:
     """Check what takes no time, before anything is read."""
     own_files.check_name(options.name, "NAME")
-    check_local("--as", options.folder)
+    _check_outside(options)
+    _check_together(options)
     if options.folder.exists() or options.folder.is_symlink():
         raise ConfigError(
             f"expected no folder {options.folder} yet; found {kind_of(options.folder)}; remove it, or choose another "
@@ -156,6 +184,41 @@ def _check(options: AddOptions) -> None:
             f"expected a folder to make {options.folder} in; found {kind_of(options.folder.parent)}; make it, or "
             "choose another with --as"
         )
+
+
+def _check_outside(options: AddOptions) -> None:
+    """Refuse to make the data set where the source is, which is only read: nobody is to remove that."""
+    folder, source = Path(os.path.realpath(options.folder)), Path(os.path.realpath(options.source))
+    if folder == source or source in folder.parents or folder in source.parents:
+        raise ConfigError(
+            f"expected to make the data set elsewhere than its source, {options.source}, which is only read; found "
+            f"{options.folder}; choose another folder with --as"
+        )
+
+
+def _check_together(options: AddOptions) -> None:
+    """Refuse options that do nothing without another one."""
+    if options.test_fraction is None and (options.seed or options.reading.group_by):
+        raise ConfigError(
+            "expected --seed and --group-by only where a test split is drawn; found no --test-fraction; draw one with "
+            "--test-fraction 0.15, or leave them out"
+        )
+    if options.reading.size is None and options.reading.fit != "pad":
+        raise ConfigError(
+            f"expected --fit {options.reading.fit} only with the size of the images; found no --size; give it, such as "
+            "--size 28x28, or leave --fit out"
+        )
+
+
+def _check_used(options: AddOptions, source: Source) -> None:
+    """Refuse options that do nothing for this source, rather than ignore them."""
+    usual = Reading()
+    for name, option in _OPTIONS.items():
+        if getattr(options.reading, name) != getattr(usual, name) and name not in source.uses:
+            raise ConfigError(
+                f"expected no {option}, because it does nothing for {options.source}, {source.kind}; found it; "
+                "leave it out"
+            )
 
 
 @contextmanager
@@ -218,6 +281,9 @@ def _check_base(options: AddOptions, base: int, labels: Sequence[str]) -> None:
 def _test_rows(options: AddOptions, found: Gathered, names: Sequence[str]) -> np.ndarray:
     """Return whether each row is of the test split: as the source has it, or drawn."""
     fraction, has_test = options.test_fraction, bool(found.is_test.any())
+    if found.is_test.all():
+        remedy = "add images to train on, or name what has them train, if they are there"
+        raise refused(options.source, "images to train on", "a test split alone", remedy)
     if has_test and fraction is not None:
         raise ConfigError(
             f"expected no --test-fraction, because {options.source} has a test split of "
@@ -245,9 +311,10 @@ def _too_few(options: AddOptions, found: Gathered, label: int, split: str, names
     how = f"{counted(int(rows.sum()), 'image')}, {different:,} different"
     if found.groups is not None:
         how += f", of {counted(len(np.unique(found.groups[rows])), 'group')}"
+    fewer = "" if options.test_fraction is None else ", or draw another share of them: --test-fraction"
     return DataRefused(
         f"{options.source}: expected images of each class in both splits; found none of {names[label]!r} in the "
-        f"{split} split, of {how} in all; add images of this class, or leave it out"
+        f"{split} split, of {how} in all; add images of this class, or leave it out{fewer}"
     )
 
 
@@ -266,8 +333,12 @@ def _added(
     if ink == "dark":
         ground = f"border {found.ground:.0f} on average"
         remarks.add(f"ink is dark on bright ground ({ground}); --invert makes it as MNIST's")
+    if "white" in source.uses and options.reading == replace(options.reading, white=255, invert=False):
+        _remark_dim(found, remarks)
+    if any(label.startswith("-") for label in found.classes if is_number(label)):
+        remarks.add("a label below 0 often marks images without a class; if it does here, take them out")
     if remarks.skipped:
-        remarks.add(f"{counted(len(remarks.skipped), 'picture')} left out, because they cannot be read")
+        remarks.add(f"{counted(len(remarks.skipped), 'picture')} that cannot be read left out")
     return Added(
         options.name,
         str(options.source),
@@ -284,6 +355,13 @@ def _added(
         options.folder / f"{options.name}.toml",
         options.folder / f"{options.name}.png",
     )
+
+
+def _remark_dim(found: Gathered, remarks: Remarks) -> None:
+    """Say so if no pixel is nearly white, as with pixels from 0 to 16."""
+    if found.brightest < Limits().min_pixel_max:
+        value = max(1, found.brightest)
+        remarks.add(f"the brightest pixel is {found.brightest} of 255; if that is white, say so: --white {value}")
 
 
 def _ink(found: Gathered) -> str:
@@ -305,7 +383,9 @@ def _write(folder: Path, added: Added, found: Gathered, is_test: np.ndarray) -> 
     manifest = own_files.manifest_of(folder, added.name, stated=stated)
     _put(folder / added.manifest.name, manifest.encode())
     _put(folder / added.pictures.name, _examples(added, found, is_test))
-    _put(folder / f"{added.name}.json", f"{json.dumps(added.values(), ensure_ascii=False, indent=1)}\n".encode())
+    # A path or a name that is not UTF-8 has parts that JSON can only escape.
+    values = f"{json.dumps(added.values(), ensure_ascii=False, indent=1)}\n"
+    _put(folder / f"{added.name}.json", values.encode(errors="backslashreplace"))
     flush(folder)
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,13 @@ from tasks.adding.batches import (
     Source,
     as_images,
     as_pixels,
+    check_room,
     column,
+    present,
+    raise_if_full,
     refused,
+    rows_at_once,
+    shown_of,
     splits_of,
 )
 from tasks.adding.sizing import Sized
@@ -36,12 +42,14 @@ MAX_BYTES = 1 << 38
 """Maximum inflated size of all arrays of one file."""
 _LABELS = re.compile(r"(^|[^a-z])(y|labels?|targets?|classes)([^a-z]|$)", re.IGNORECASE)
 _IMAGES = re.compile(r"(^|[^a-z])(x|images?|imgs?|data|pixels)([^a-z]|$)", re.IGNORECASE)
-QMNIST_COLUMNS = 8
-"""Class, series, writer, number, NIST's class, index, duplicate, unused (https://arxiv.org/abs/1905.10498)."""
+USES = frozenset({"label_column", "group_by", "white"})
+"""What of `Reading` changes how arrays are read."""
 WRITERS = "writers"
 """What groups EMNIST's images of a MATLAB file."""
 _COLOUR = (0.299, 0.587, 0.114)
 """ITU-R 601."""
+_EXACT = 1 << 53
+"""Up to here, floating-point numbers have each whole number (IEEE 754, binary64)."""
 _AGAIN = "write it again, in NumPy with np.savez(…, x_train=…, y_train=…, x_test=…, y_test=…) of arrays of uint8"
 
 
@@ -68,10 +76,14 @@ def _unpacked(path: Path, folder: Path) -> dict[str, Path]:
             members = archive.infolist()
             if (size := sum(member.file_size for member in members)) > MAX_BYTES:
                 raise ValueError(f"it declares {size:,} bytes, more than {MAX_BYTES:,}")
+            check_room(folder, size)
+            if twice := [name for name, count in Counter(archive.namelist()).items() if count > 1]:
+                raise ValueError(f"two arrays named {twice[0]}")
             for number, member in enumerate(members):
                 with archive.open(member) as packed, (folder / f"{number}.npy").open("xb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
     except (*BROKEN, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise_if_full(error)
         raise refused(path, "an undamaged .npz file", str(error), _AGAIN) from error
     return {member.filename.removesuffix(".npy"): folder / f"{n}.npy" for n, member in enumerate(members)}
 
@@ -91,7 +103,7 @@ def _source(where: Path, arrays: Mapping[str, Path], kind: str, reading: Reading
         (split, _mapped(where, images, arrays), _mapped(where, labels, arrays)) for split, images, labels in pairs
     ]
     kind = f"{kind} with {', '.join(f'{images} and {labels}' for _, images, labels in pairs)}"
-    return Source(kind, _all_rows(where, loaded, reading, remarks))
+    return Source(kind, _all_rows(where, loaded, reading, remarks), uses=USES)
 
 
 def _pairs(where: Path, names: list[str], remarks: Remarks) -> list[tuple[SplitName | None, str, str]]:
@@ -100,14 +112,32 @@ def _pairs(where: Path, names: list[str], remarks: Remarks) -> list[tuple[SplitN
     pairs = []
     for split in dict.fromkeys(splits):
         own = [name for name, found in zip(names, splits, strict=True) if found == split]
-        labels = [name for name in own if _LABELS.search(_words(name))]
-        images = [name for name in own if _IMAGES.search(_words(name)) and name not in labels]
-        if len(labels) == len(images) == 1:
-            pairs.append((split, images[0], labels[0]))
+        # Two of a split, such as those to train and to validate, differ in the rest of their names.
+        alike = [[name for name in own if _rest(name) == rest] for rest in dict.fromkeys(map(_rest, own))]
+        found = [pair] if (pair := _pair(own)) else [pair for names in alike if (pair := _pair(names))]
+        pairs += [(split, *pair) for pair in found]
     if not pairs:
         shown = ", ".join(names[:8]) or "none"
         raise refused(where, "arrays named x_train, y_train, x_test and y_test, or x and y", shown, _AGAIN)
+    used = {name for _, *pair in pairs for name in pair}
+    if left := [name for name in names if name not in used]:
+        remarks.add(
+            f"of the arrays, these are left out, because it is not clear which belong together: {shown_of(left)}"
+        )
     return pairs
+
+
+def _pair(names: list[str]) -> tuple[str, str] | None:
+    """Return the names of the images and of the labels among these, if one of them has images and one has labels."""
+    labels = [name for name in names if _LABELS.search(_words(name))]
+    images = [name for name in names if _IMAGES.search(_words(name)) and name not in labels]
+    return (images[0], labels[0]) if len(labels) == len(images) == 1 else None
+
+
+def _rest(name: str) -> str:
+    """Return a name without the word that says whether it has images or labels, such as `train`."""
+    words = _words(name).lower().split()
+    return " ".join(word for word in words if not (_LABELS.search(word) or _IMAGES.search(word)))
 
 
 def _words(name: str) -> str:
@@ -155,7 +185,7 @@ def mat_source(path: Path, reading: Reading, remarks: Remarks) -> Source:
             "save it in that form, or as .npz",
         ) from error
     reading = upright(reading, remarks)
-    return Source("a MATLAB file of EMNIST", _all_rows(path, loaded, reading, remarks, writers), names)
+    return Source("a MATLAB file of EMNIST", _all_rows(path, loaded, reading, remarks, writers), names, uses=USES)
 
 
 def upright(reading: Reading, remarks: Remarks) -> Reading:
@@ -177,10 +207,12 @@ def _all_rows(
     sized, total, done = Sized(reading), sum(len(images) for _, images, _ in loaded if images.ndim), 0
     for number, (split, images, labels) in enumerate(loaded):
         _check_pair(where, images, labels)
-        chosen, table = column_of(where, labels.shape, reading, remarks), labels.reshape(len(labels), -1)
-        for start in range(0, len(images), BATCH_ROWS):
-            rows = slice(start, start + BATCH_ROWS)
-            pixels = grey(where, np.asarray(images[rows]), reading, remarks)
+        _check_not_one_hot(where, labels, reading)
+        chosen, table = column_of(where, labels.shape, reading), labels.reshape(len(labels), -1)
+        step = rows_at_once(images[0].nbytes)
+        for start in range(0, len(images), step):
+            rows = slice(start, start + step)
+            pixels = grey(where, np.asarray(images[rows]), reading, remarks, start)
             grouped = groups_of(where, writers[number][rows] if writers else None, table[rows], reading)
             yield Batch(sized.images(where, pixels), texts(where, table[rows, chosen]), split, grouped)
             done += len(pixels)
@@ -197,25 +229,36 @@ def _check_pair(where: Path, images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def column_of(where: Path, shape: tuple[int, ...], reading: Reading, remarks: Remarks) -> int:
-    """Return the column of the class in labels of a shape: the only one, the one that the user named, or QMNIST's.
+def _check_not_one_hot(where: Path, labels: np.ndarray, reading: Reading) -> None:
+    """Refuse labels of which each row has a 1 in the column of its class: no column of them is the class."""
+    if reading.label_column is not None or labels.ndim != 2 or labels.shape[1] == 1 or labels.dtype.kind not in "uifb":
+        return
+    first = np.asarray(labels[:BATCH_ROWS])
+    if (np.count_nonzero(first, axis=1) == 1).all() and (first.max(axis=1) == 1).all():
+        raise refused(
+            where,
+            "one label for each image",
+            f"one-hot labels of shape {times(labels.shape)}",
+            "write the number of each class instead, in NumPy with y.argmax(axis=1)",
+        )
+
+
+def column_of(where: Path, shape: tuple[int, ...], reading: Reading) -> int:
+    """Return the column of the class in labels of a shape: the only one, or the one that the user named.
 
     Raises:
         FormatError: it has no such column, or nobody knows which it is.
     """
     columns = math.prod(shape[1:])
-    if reading.label_column is not None:
+    if len(shape) > 2 and columns > 1:
+        remedy = "give the labels; these look like images"
+    elif reading.label_column is not None:
         return column(where, [str(number) for number in range(columns)], reading.label_column)
-    if columns not in (1, QMNIST_COLUMNS):
-        raise refused(
-            where,
-            "one label for each image",
-            f"labels of shape {times(shape)}",
-            "say which column is the class, such as --label-column 0",
-        )
-    if columns == QMNIST_COLUMNS:
-        remarks.add("the labels have QMNIST's 8 columns; column 0 is the class")
-    return 0
+    elif columns == 1:
+        return 0
+    else:
+        remedy = "say which column is the class, such as --label-column 0"
+    raise refused(where, "one label for each image", f"labels of shape {times(shape)}", remedy)
 
 
 def groups_of(where: Path, writers: np.ndarray | None, table: np.ndarray, reading: Reading) -> list[str] | None:
@@ -231,8 +274,11 @@ def groups_of(where: Path, writers: np.ndarray | None, table: np.ndarray, readin
     return texts(where, table[:, column(where, [str(number) for number in range(table.shape[1])], reading.group_by)])
 
 
-def grey(where: object, images: np.ndarray, reading: Reading, remarks: Remarks) -> np.ndarray:
+def grey(where: object, images: np.ndarray, reading: Reading, remarks: Remarks, first: int) -> np.ndarray:
     """Return arrays of images, of 2 to 4 dimensions, as uint8 of shape (n, height, width).
+
+    Args:
+        first: number of the first of these images in the source, for messages.
 
     Raises:
         FormatError: they are no images.
@@ -241,37 +287,46 @@ def grey(where: object, images: np.ndarray, reading: Reading, remarks: Remarks) 
         images = images[..., 0] if images.shape[3] == 1 else images[:, 0]
     if images.ndim == 4 and images.shape[3] == 3:
         remarks.add("colour images are read as grey: 0.299 red, 0.587 green, 0.114 blue (ITU-R 601)")
-        colours = as_pixels(where, images, reading).astype(np.float64)
+        colours = as_pixels(where, images, reading, first).astype(np.float64)
         mixed: np.ndarray = np.rint(colours @ np.array(_COLOUR)).astype(np.uint8)
         return mixed
     if images.ndim == 2:
-        return as_images(where, as_pixels(where, images, reading), reading)
+        return as_images(where, as_pixels(where, images, reading, first), reading)
     if images.ndim != 3:
         raise refused(
             where,
-            "images of shape (n, height, width), (n, height, width, 1) or (n, pixels)",
+            "images of shape (n, height, width), (n, height, width, 1 or 3) or (n, pixels)",
             f"an array of shape {times(images.shape)}",
             "give grey images in one of these shapes",
         )
-    return as_pixels(where, images, reading)
+    return as_pixels(where, images, reading, first)
 
 
 def texts(where: object, values: np.ndarray) -> list[str]:
     """Return labels as text: whole numbers without a fraction, and texts as they are.
 
     Raises:
-        FormatError: they are neither.
+        FormatError: they are neither, or one is missing.
     """
+    actual = values.dtype.name
     if values.dtype.kind in "US":
-        return [str(value) for value in np.char.strip(values.astype(str))]
+        return present(where, _decoded(where, values))
     if values.dtype.kind in "uib":
-        return [str(value) for value in values.astype(np.int64).tolist()]
-    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
         return [str(int(value)) for value in values.tolist()]
-    bad = values[values != np.rint(values)] if values.dtype.kind == "f" else values
-    raise refused(
-        where,
-        "labels as whole numbers or texts",
-        str(bad.flat[0]) if values.dtype.kind == "f" and bad.size else values.dtype.name,
-        "correct the labels, or give the array of labels",
-    )
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (np.abs(values) <= _EXACT)
+        whole[whole] = values[whole] == np.rint(values[whole])
+        if whole.all():
+            return [str(int(value)) for value in values.tolist()]
+        actual = f"{values[~whole].flat[0]:g}"
+    remedy = "correct the labels, or give the array of labels"
+    raise refused(where, "labels as whole numbers or texts", actual, remedy)
+
+
+def _decoded(where: object, values: np.ndarray) -> list[str]:
+    """Return an array of text; that of bytes is UTF-8."""
+    try:
+        decoded = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+    except UnicodeDecodeError as error:
+        raise refused(where, "labels in UTF-8", str(error), "write the labels as numbers, or in UTF-8") from error
+    return [str(value).strip() for value in decoded.tolist()]

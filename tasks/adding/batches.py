@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
+from storage.datasets.catalog import one_line
 from storage.errors import FormatError
 from storage.records import SplitName
-from storage.words import times
+from storage.words import counted, times
 from tasks.adding.placing import Fit
 
 BATCH_ROWS = 1024
-"""Images in memory at a time."""
+"""The most images in memory at a time."""
+_BATCH_BYTES = 1 << 26
+"""The most bytes of images in memory at a time, unless one has more."""
 _SPLITS: Mapping[str, SplitName] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _VALIDATION = frozenset({"valid", "val", "validation", "dev"})
+_VALIDATING = "validation"
+_NAMES_SHOWN = 8
 LABELS = ("label", "labels", "class", "target", "category", "y", "digit", "letter", "fine_label")
 """The names that columns of classes have, best first."""
 IMAGES = ("image", "images", "img", "pixels", "x")
@@ -62,14 +70,15 @@ class Remarks:
     """What the user should know of how a source was understood, and of what was left out."""
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
-        self._say = say
+        self._say, self._kinds = say, set[str]()
         self.lines: list[str] = []
         self.skipped: list[str] = []
         """A sentence for each picture that cannot be read."""
 
-    def add(self, line: str) -> None:
-        """Note a remark, once."""
-        if line not in self.lines:
+    def add(self, line: str, kind: str = "") -> None:
+        """Note a remark, once; of remarks of a kind, the first one."""
+        if (kind or line) not in self._kinds:
+            self._kinds.add(kind or line)
             self.lines.append(line)
             self._say(line)
 
@@ -85,27 +94,87 @@ class Source:
     """The names of classes whose labels in the source are others."""
     has_names: bool = False
     """Whether labels are names, of which some may be numbers."""
+    uses: frozenset[str] = frozenset()
+    """The fields of `Reading`, of those that only some kinds of sources use, that change what is read."""
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+def rows_at_once(row_bytes: int) -> int:
+    """Return how many images of so many bytes to have in memory at a time, at least one."""
+    return max(1, min(BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error is that of a disk where nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def raise_if_full(error: BaseException) -> None:
+    """Raise an error again if it is that of a full disk: it says nothing about the source that is unpacked to it."""
+    if is_full(error):
+        raise error
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Check that a disk has room for a file.
+
+    Raises:
+        OSError: it has not.
+    """
+    if size > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def refused(where: object, expected: str, actual: str, remedy: str) -> FormatError:
     """Return the error for a source that cannot be used."""
-    return FormatError(f"{where}: expected {expected}; found {actual}; {remedy}")
+    return FormatError(f"{where}: expected {expected}; found {one_line(actual)}; {remedy}")
 
 
-def splits_of(paths: Sequence[Path], remarks: Remarks) -> list[SplitName | None]:
-    """Return the split that each file or folder is of, by its name; None if its name does not say.
+def shown_of(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else ""
+    return one_line(", ".join(names[:_NAMES_SHOWN])) + more
 
+
+def present(where: object, texts: list[str]) -> list[str]:
+    """Return texts of labels or groups, none of which is empty.
+
+    Raises:
+        FormatError: one is.
+    """
+    if missing := texts.count(""):
+        raise refused(
+            where, "a label or group in each row", f"{counted(missing, 'row')} without one", "complete the rows"
+        )
+    return texts
+
+
+def splits_of(paths: Sequence[PurePath], remarks: Remarks) -> list[SplitName | None]:
+    """Return the split that each file or folder is of, by its name or by those of the folders around it.
+
+    None if no name says. The paths are relative to the source; what is nearest to the file counts.
     A validation split is the test split if there is no other; otherwise it is part of the training split, of which a
     run holds out rows itself.
     """
-    words = [set(re.split(r"[^a-z0-9]+", path.name.lower())) for path in paths]
-    splits = [next((split for word, split in _SPLITS.items() if word in found), None) for found in words]
-    instead: SplitName = "train" if "test" in splits else "test"
-    for place, found in enumerate(words):
-        if not splits[place] and found & _VALIDATION:
-            splits[place] = instead
-            remarks.add(f"{paths[place].name} is part of the {instead} split")
+    said = [next(filter(None, map(_said, reversed(path.parts))), None) for path in paths]
+    instead: SplitName = "train" if "test" in said else "test"
+    splits: list[SplitName | None] = []
+    for path, kind in zip(paths, said, strict=True):
+        if kind == _VALIDATING:
+            remarks.add(f"{path} is part of the {instead} split")
+            splits.append(instead)
+        else:
+            splits.append(_SPLITS[kind] if kind else None)
     return splits
+
+
+def _said(name: str) -> str | None:
+    """Return the split that a name says."""
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    split = next((split for word, split in _SPLITS.items() if word in words), None)
+    return split or (_VALIDATING if words & _VALIDATION else None)
 
 
 def column(where: object, names: list[str], wanted: str) -> int:
@@ -118,12 +187,15 @@ def column(where: object, names: list[str], wanted: str) -> int:
         return names.index(wanted)
     if wanted.isdigit() and int(wanted) < len(names):
         return int(wanted)
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
-    raise refused(where, f"a column {wanted!r}", f"{len(names):,}: {shown}", "give the name of one of these")
+    shown = f"{len(names):,}: {shown_of(names)}"
+    raise refused(where, f"a column {wanted!r}", shown, "give the name of one of these, or its number from 0")
 
 
-def as_pixels(where: object, values: np.ndarray, reading: Reading) -> np.ndarray:
+def as_pixels(where: object, values: np.ndarray, reading: Reading, first: int) -> np.ndarray:
     """Return pixel values as uint8 of the same shape.
+
+    Args:
+        first: number of the first of these images in the source, for messages.
 
     Raises:
         FormatError: a value is not a pixel.
@@ -132,15 +204,17 @@ def as_pixels(where: object, values: np.ndarray, reading: Reading) -> np.ndarray
         return values
     if values.dtype.kind not in "uifb":
         raise refused(where, "numbers as pixels", values.dtype.name, "give another column, or another file")
+    if values.dtype.kind == "b" and reading.white != 1:
+        raise refused(where, "numbers as pixels", "true and false", "say that true is white: --white 1")
     scaled = values.astype(np.float64) * (255 / reading.white)
     bad = ~((scaled >= 0) & (scaled <= 255))
     if reading.white == 255:
         bad |= scaled != np.rint(scaled)
     if bad.any():
-        first = values[bad].flat[0]
-        remedy = "say which value is white, such as --white 1" if 0 <= first < 1 else "correct it"
-        kind = "whole numbers" if reading.white == 255 else "numbers"
-        raise refused(where, f"pixels as {kind} from 0 to {reading.white:g}", f"{first:g}", remedy)
+        value, row = values[bad].flat[0], first + int(np.argwhere(bad)[0][0])
+        remedy = "say which value is white, such as --white 1" if 0 <= value < 1 else "correct it"
+        expected = f"pixels as {'whole numbers' if reading.white == 255 else 'numbers'} from 0 to {reading.white:g}"
+        raise refused(where, expected, f"{value:g} in image {row:,} (counted from 0)", remedy)
     return np.rint(scaled).astype(np.uint8)
 
 

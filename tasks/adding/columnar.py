@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.adding.batches import BATCH_ROWS, IMAGES, Reading, column, refused
+from tasks.adding.arrays import USES
+from tasks.adding.batches import IMAGES, Reading, column, refused, rows_at_once
 from tasks.adding.tables import AGAIN, Layout, Table, is_nested, label_by_name
 
+_IMAGES_AT_ONCE = 64
+_NUMBER_BYTES = 8
+"""Of the largest type of numbers."""
 BEGINNINGS = (b"PAR1", b"ARROW1")
 """The first bytes of the files; Feather's are those of an Arrow file."""
 
@@ -29,25 +34,46 @@ def table(path: Path, reading: Reading) -> Table:
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
     layout = _layout(path, schema, reading)
+    _check_names(path, schema, layout)
 
     def rows() -> Iterator[pa.RecordBatch]:
         names = [schema.names[place] for place in layout.used] if layout else []
         try:
-            yield from _parquet(path, names) if is_parquet else _feather(path, names)
+            step = _rows_at_once(layout) if layout else 1
+            yield from _parquet(path, names, step) if is_parquet else _feather(path, names, step)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from error
 
     form = "a Parquet file" if is_parquet else "a Feather file"
-    return Table(path, form, schema.names, layout, rows, _class_names(schema, layout))
+    return Table(path, form, schema.names, layout, rows, _class_names(schema, layout), _uses(schema, layout))
+
+
+def _check_names(path: Path, schema: pa.Schema, layout: Layout | None) -> None:
+    """Refuse columns of one name: Arrow reads columns by their names."""
+    used = [schema.names[place] for place in layout.used] if layout else []
+    counts = Counter(schema.names)
+    if twice := next((name for name in used if counts[name] > 1), None):
+        raise refused(path, "columns of different names", f"{counts[twice]} named {twice!r}", AGAIN)
+
+
+def _uses(schema: pa.Schema, layout: Layout | None) -> frozenset[str]:
+    """Return what of `Reading` changes what is read: files of pictures may be broken, and their white is known."""
+    is_file = layout and layout.image is not None and not is_nested(schema.field(layout.image).type)
+    return USES - {"white"} | {"skip_bad"} if is_file else USES
 
 
 def _damaged(path: Path, error: Exception) -> Exception:
     return refused(path, "an undamaged Parquet or Feather file", str(error).partition("\n")[0], AGAIN)
 
 
-def _parquet(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _rows_at_once(layout: Layout) -> int:
+    """Return how many rows to have in memory; a column of images does not say how large these are."""
+    return _IMAGES_AT_ONCE if layout.image is not None else rows_at_once(_NUMBER_BYTES * len(layout.pixels))
+
+
+def _parquet(path: Path, names: list[str], step: int) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
-        for rows in file.iter_batches(BATCH_ROWS, columns=names):
+        for rows in file.iter_batches(step, columns=names):
             yield rows.select(names)
 
 
@@ -56,12 +82,12 @@ def _feather_schema(path: Path) -> pa.Schema:
         return pa.ipc.open_file(mapped).schema
 
 
-def _feather(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _feather(path: Path, names: list[str], step: int) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as file:
         for number in range(file.num_record_batches):
             rows = file.get_batch(number).select(names)
-            for start in range(0, rows.num_rows, BATCH_ROWS):
-                yield rows.slice(start, BATCH_ROWS)
+            for start in range(0, rows.num_rows, step):
+                yield rows.slice(start, step)
 
 
 def _layout(path: Path, schema: pa.Schema, reading: Reading) -> Layout | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from storage.errors import FormatError
-from tasks.adding.batches import LABELS, Reading, column, refused
+from tasks.adding.batches import LABELS, Reading, column, raise_if_full, refused
 from tasks.adding.tables import AGAIN, Layout, Table, label_by_name
 
 MAX_LINE_BYTES = 1 << 23
@@ -22,8 +22,10 @@ MAX_LINE_BYTES = 1 << 23
 _BLOCK_BYTES = 1 << 22
 _SAMPLE_LINES = 300
 _GZIP = b"\x1f\x8b"
-_BROKEN = (OSError, EOFError, ValueError, zlib.error)
+_BROKEN = (OSError, EOFError, ValueError, zlib.error, csv.Error)
 _SHOWN = 40
+MAX_COLUMNS = 1 << 17
+"""The most columns of a table: reading them takes some kilobytes of memory for each."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class _Form:
     delimiter: str
     names: list[str]
     has_header: bool
+    empty_lines: int
+    """Lines before the first one that has something."""
     longest: int
     """Bytes of the longest line among the first ones."""
 
@@ -74,6 +78,7 @@ def _looked_at(path: Path) -> tuple[_Form, list[list[str]]]:
     with path.open("rb") as stream:
         is_packed = stream.read(2) == _GZIP
     lines: list[bytes] = []
+    delimiter, rows, lines_of_first = "", [], 1
     try:
         with _opened(path, is_packed) as stream:
             while len(lines) < _SAMPLE_LINES and (line := stream.readline(MAX_LINE_BYTES + 1)):
@@ -81,16 +86,32 @@ def _looked_at(path: Path) -> tuple[_Form, list[list[str]]]:
                     raise refused(path, f"lines of at most {MAX_LINE_BYTES:,} bytes", "a longer one", "give a table")
                 lines.append(line)
         texts = [line.decode("utf-8-sig" if not number else "utf-8").strip() for number, line in enumerate(lines)]
+        if filled := [text for text in texts if text]:
+            delimiter = max(",\t;", key=filled[0].count)
+            reader = csv.reader(filled, delimiter=delimiter)
+            rows, lines_of_first = [next(reader)], reader.line_num
+            rows += reader
     except _BROKEN as error:
-        raise refused(path, "a table in UTF-8", str(error), "give a table of numbers, or another source") from error
-    texts = [text for text in texts if text]
-    if not texts:
+        raise refused(path, "a table of text in UTF-8", str(error), "save it so, or give another source") from error
+    if not rows:
         raise refused(path, "a table with a row for each image", "an empty file", "give another file")
-    delimiter = max(",\t;", key=texts[0].count)
-    rows = list(csv.reader(texts, delimiter=delimiter))
+    _check_first(path, filled[0], rows[0], lines_of_first)
     has_header = _is_header(rows[0], rows[1] if len(rows) > 1 else [])
     names = rows[0] if has_header else [str(number) for number in range(len(rows[0]))]
-    return _Form(path, is_packed, delimiter, names, has_header, max(map(len, lines))), rows[has_header:]
+    form = _Form(path, is_packed, delimiter, names, has_header, texts.index(filled[0]), max(map(len, lines)))
+    return form, rows[has_header:]
+
+
+def _check_first(path: Path, text: str, row: list[str], lines: int) -> None:
+    """Check the first row of a file, which is taken for a table because it is nothing else."""
+    if lines > 1:
+        raise refused(path, "a first row in one line", f"one of {lines}", "write it in one line, without line breaks")
+    if len(row) == 1:
+        actual = f"one column, which begins with {text[:_SHOWN]!r}"
+        raise refused(path, "a table with columns between commas, tabs or semicolons", actual, "give such a table")
+    if len(row) > MAX_COLUMNS:
+        remedy = "give smaller images, or arrays in an .npz file"
+        raise refused(path, f"at most {MAX_COLUMNS:,} columns", f"{len(row):,}", remedy)
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
@@ -107,7 +128,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return cell.isascii()
 
 
 def _label_by_values(path: Path, rows: list[list[str]]) -> int | None:
@@ -128,7 +149,7 @@ def _rows(form: _Form, layout: Layout, pixel: pa.DataType) -> Iterator[pa.Record
     types |= {names[place]: pa.string() for place in (layout.label, layout.group) if place is not None}
     with form.open() as stream:
         _skip_mark(stream)
-        if form.has_header:
+        for _ in range(form.empty_lines + form.has_header):
             stream.readline()
         try:
             reader = pa_csv.open_csv(
@@ -141,6 +162,7 @@ def _rows(form: _Form, layout: Layout, pixel: pa.DataType) -> Iterator[pa.Record
             )
             yield from reader
         except (pa.ArrowException, *_BROKEN) as error:
+            raise_if_full(error)
             raise _explained(form, layout, pixel == pa.uint8(), error) from error
 
 
@@ -156,7 +178,7 @@ def _explained(form: _Form, layout: Layout, whole: bool, error: Exception) -> Fo
         with form.open() as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
             lines = csv.reader(text, delimiter=form.delimiter)
             for row in lines:
-                if lines.line_num == 1 and form.has_header:
+                if lines.line_num == form.empty_lines + 1 and form.has_header:
                     continue
                 if problem := _problem(form, layout, row, whole):
                     return refused(f"{form.path}, line {lines.line_num:,}", *problem)
@@ -173,11 +195,15 @@ def _problem(form: _Form, layout: Layout, row: list[str], whole: bool) -> tuple[
         return f"{len(form.names):,} columns", f"{len(row):,}", "complete the row, or remove it"
     for place in layout.pixels:
         if not (_is_pixel(row[place]) if whole else _is_number(row[place])):
-            remedy = "correct it, or say which value is white if it is not 255: --white 1"
-            expected = f"a whole number from 0 to 255 in column {form.names[place]!r}"
+            expected = f"{'a whole number from 0 to 255' if whole else 'a number'} in column {form.names[place]!r}"
+            remedy = "correct it, or take a column that is no pixel out of the table"
+            if whole and _is_number(row[place]):
+                remedy = "correct it, or say which value is white if it is not 255: --white 1"
             return expected, repr(row[place][:_SHOWN]), remedy
     return None
 
 
 def _is_pixel(cell: str) -> bool:
-    return cell.strip().isdecimal() and int(cell) <= 255
+    digits = cell.strip()
+    value = digits.lstrip("0")[:4] or "0"
+    return digits.isascii() and digits.isdecimal() and int(value) <= 255

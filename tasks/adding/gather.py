@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from storage.datasets.catalog import MAX_CLASSES, MAX_SIDE
-from storage.words import times
-from tasks.adding.batches import Batch, Reading, Source, refused
+from storage.words import counted, times
+from tasks.adding.batches import Batch, Reading, Remarks, Source, refused
 
 _DIGEST_BYTES = 16
 _BYTES_AT_ONCE = 1 << 22
+_DIGITS = 20
+"""Longer labels are no numbers of classes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Gathered:
             yield np.asarray(everything[rows[start : start + step]])
 
 
-def gathered(path: Path, source: Source, reading: Reading, file: Path) -> Gathered:
+def gathered(path: Path, source: Source, reading: Reading, file: Path, remarks: Remarks) -> Gathered:
     """Read a source, once, and write its pixels into `file`.
 
     Args:
@@ -65,9 +67,12 @@ def gathered(path: Path, source: Source, reading: Reading, file: Path) -> Gather
     gathering = _Gathering(path, source.has_names)
     with file.open("xb") as stream:
         for batch in source.batches:
-            images = 255 - batch.images if reading.invert else batch.images
+            images = np.ascontiguousarray(255 - batch.images if reading.invert else batch.images)
             gathering.add(images, batch)
-            stream.write(images.tobytes())
+            stream.write(images.data)
+    if remarks.skipped and not gathering.rows:
+        left_out = f"{counted(len(remarks.skipped), 'picture')}, none of which can be read: {remarks.skipped[0]}"
+        raise refused(path, "at least one image", left_out, "give a source with images")
     return gathering.result(file)
 
 
@@ -84,6 +89,10 @@ class _Gathering:
         self._digests: list[bytes] = []
         self._groups: list[np.ndarray] = []
         self._darkest, self._brightest, self._border_sum, self._border_count = 255, 0, 0, 0
+
+    @property
+    def rows(self) -> int:
+        return len(self._digests)
 
     def add(self, images: np.ndarray, batch: Batch) -> None:
         """Note some images."""
@@ -112,7 +121,9 @@ class _Gathering:
                 self._path,
                 f"at most {MAX_CLASSES} classes",
                 f"more labels, such as {', '.join(map(repr, list(self._codes)[-3:]))}",
-                "give labels that are classes, or the column that has them: --label-column",
+                "give images of fewer classes"
+                if self._has_names
+                else "give labels that are classes, or the column that has them: --label-column",
             )
         return code
 
@@ -138,7 +149,7 @@ class _Gathering:
     def _sorted(self) -> tuple[tuple[str, ...], np.ndarray]:
         """Return the labels in order, numbers by their value, and the place of each code."""
         labels = list(self._codes)
-        numbers = [label for label in labels if _is_number(label)]
+        numbers = [label for label in labels if is_number(label)]
         if numbers and len(numbers) < len(labels) and not self._has_names:
             text = next(label for label in labels if label not in numbers)
             raise refused(
@@ -147,11 +158,12 @@ class _Gathering:
                 f"{numbers[0]!r} and {text!r}",
                 "correct the labels, or give the column that has them: --label-column",
             )
-        ordered = sorted(labels, key=lambda label: (0, int(label), "") if _is_number(label) else (1, 0, label))
+        ordered = sorted(labels, key=lambda label: (0, int(label), "") if is_number(label) else (1, 0, label))
         places = np.empty(len(labels), np.int32)
         places[[self._codes[label] for label in ordered]] = np.arange(len(labels))
         return tuple(ordered), places
 
 
-def _is_number(label: str) -> bool:
-    return label.removeprefix("-").isdecimal() and label.isascii()
+def is_number(label: str) -> bool:
+    """Return whether a label is a whole number, rather than a name."""
+    return label.removeprefix("-").isdecimal() and label.isascii() and len(label) <= _DIGITS

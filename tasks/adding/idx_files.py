@@ -12,12 +12,16 @@ from storage.datasets.own_files import files_of
 from storage.formats import idx
 from storage.records import SPLITS, SplitName
 from tasks.adding import arrays
-from tasks.adding.batches import BATCH_ROWS, Batch, Reading, Remarks, Source, refused
+from tasks.adding.batches import Batch, Reading, Remarks, Source, refused, rows_at_once, shown_of
 from tasks.adding.sizing import Sized
 from tasks.ui.progress import Progress, advance
 
 _EMNIST = "emnist"
+_QMNIST_COLUMNS = 8
+"""Class, series, writer, number, NIST's class, index, duplicate, unused (https://arxiv.org/abs/1905.10498)."""
 _MAPPING = "*mapping*.txt"
+_MAPPING_BYTES = 1 << 16
+"""Several times as many as EMNIST's largest one."""
 
 
 def has_files(folder: Path, reading: Reading) -> bool:
@@ -27,10 +31,14 @@ def has_files(folder: Path, reading: Reading) -> bool:
 
 def _pair(folder: Path, split: SplitName, reading: Reading) -> tuple[list[Path], list[Path]] | None:
     images, labels = (
-        [path for path in files_of(folder, f"{split}-{kind}") if reading.match in path.name and _is_idx(path)]
-        for kind in ("images", "labels")
+        [path for path in _chosen(folder, split, kind, reading) if _is_idx(path)] for kind in ("images", "labels")
     )
     return (images, labels) if images and labels else None
+
+
+def _chosen(folder: Path, split: SplitName, kind: str, reading: Reading) -> list[Path]:
+    """Return the files that by their names have these images or labels, if the user wants them."""
+    return [path for path in files_of(folder, f"{split}-{kind}") if reading.match in path.name]
 
 
 def _is_idx(path: Path) -> bool:
@@ -61,10 +69,15 @@ def source(folder: Path, reading: Reading, remarks: Remarks) -> Source:
             )
         if images:
             pairs[split] = images[0], labels[0]
+        elif alone := [path for kind in ("images", "labels") for path in _chosen(folder, split, kind, reading)]:
+            other = [path for path in alone if not _is_idx(path)]
+            actual = f"{other[0].name}, which is not in IDX" if other else f"{alone[0].name} alone"
+            remedy = f"add what is missing or fetch it again, or move {(other or alone)[0].name} away"
+            raise refused(folder, f"one IDX file of images and one of labels for {split}", actual, remedy)
     if all(images.name.lower().startswith(_EMNIST) for images, _ in pairs.values()):
         reading = arrays.upright(reading, remarks)
     kind = f"IDX files of {' and '.join(pairs)}"
-    return Source(kind, _batches(pairs, reading, remarks), _names(folder, reading.match))
+    return Source(kind, _batches(pairs, reading, remarks), _names(folder, reading.match, remarks), uses=arrays.USES)
 
 
 def _batches(pairs: Mapping[SplitName, tuple[Path, Path]], reading: Reading, remarks: Remarks) -> Iterator[Batch]:
@@ -79,12 +92,12 @@ def _batches(pairs: Mapping[SplitName, tuple[Path, Path]], reading: Reading, rem
                     f"{rows:,} and {labels.header.shape[0]:,}",
                     "give the files that belong together",
                 )
-            column = arrays.column_of(labels_file, labels.header.shape, reading, remarks)
-            done = 0
-            for pixels, block in zip(images.blocks(BATCH_ROWS), labels.blocks(BATCH_ROWS), strict=True):
+            column = _column(labels_file, labels.header, reading, remarks)
+            done, step = 0, rows_at_once(images.header.row_bytes)
+            for pixels, block in zip(images.blocks(step), labels.blocks(step), strict=True):
                 table = block.reshape(len(block), -1)
                 yield Batch(
-                    sized.images(images_file, arrays.grey(images_file, pixels, reading, remarks)),
+                    sized.images(images_file, arrays.grey(images_file, pixels, reading, remarks, done)),
                     arrays.texts(labels_file, table[:, column]),
                     split,
                     arrays.groups_of(labels_file, None, table, reading),
@@ -93,12 +106,26 @@ def _batches(pairs: Mapping[SplitName, tuple[Path, Path]], reading: Reading, rem
                 advance(Progress(f"read {split}", done, rows, "images"))
 
 
-def _names(folder: Path, match: str) -> dict[str, str]:
+def _column(path: Path, header: idx.Header, reading: Reading, remarks: Remarks) -> int:
+    if reading.label_column is None and header.shape[1:] == (_QMNIST_COLUMNS,):
+        remarks.add("the labels have QMNIST's 8 columns; column 0 is the class")
+        return 0
+    return arrays.column_of(path, header.shape, reading)
+
+
+def _names(folder: Path, match: str, remarks: Remarks) -> dict[str, str]:
     """Return the characters of EMNIST's labels, from its file of them: a label and codes of characters in each line."""
-    files = [path for path in sorted(folder.glob(_MAPPING)) if match in path.name]
-    if len(files) != 1 or files[0].stat().st_size > 1 << 16:
-        return {}
-    rows = [line.split() for line in files[0].read_text(encoding="utf-8", errors="replace").splitlines()]
-    if not all(len(row) >= 2 and all(word.isdigit() for word in row) for row in rows if row):
-        return {}
-    return {row[0]: "/".join(chr(int(code)) for code in row[1:]) for row in rows if row}
+    files = [path for path in sorted(folder.glob(_MAPPING)) if match in path.name and path.is_file()]
+    for file in files[:1]:
+        with file.open("rb") as stream:
+            lines = stream.read(_MAPPING_BYTES).split(b"\n")
+        try:
+            rows = [[int(word) for word in line.split()] for line in lines if line.split()]
+            names = {str(label): "/".join(map(chr, codes)) for label, *codes in rows}
+        except (ValueError, OverflowError):
+            names = {"": ""}
+        if len(files) == 1 and all(name.isprintable() and name for name in names.values()):
+            return names
+        listed = shown_of([path.name for path in files])
+        remarks.add(f"classes have their labels as names, because this is no single file of characters: {listed}")
+    return {}

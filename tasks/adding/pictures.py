@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from storage.errors import ConfigError, FormatError
 from storage.records import SplitName
 from storage.words import counted
-from tasks.adding.batches import BATCH_ROWS, Batch, Reading, Remarks, Source, refused, splits_of
+from tasks.adding.batches import Batch, Reading, Remarks, Source, refused, rows_at_once, splits_of
 from tasks.adding.sizing import Sized
 from tasks.serving import picture
 from tasks.ui.progress import Progress, advance
@@ -37,6 +38,12 @@ def has_pictures(folder: Path) -> bool:
     return next(_pictures(folder, "*/*"), None) is not None or next(_pictures(folder, "*/*/*"), None) is not None
 
 
+def is_around_classes(folder: Path) -> bool:
+    """Return whether a folder is not that of a class or a split, but around folders of classes."""
+    said = splits_of([Path(folder.name)], Remarks())[0]
+    return not said and has_pictures(folder) and next(_pictures(folder, "*"), None) is None
+
+
 def _pictures(folder: Path, pattern: str) -> Iterator[Path]:
     return (path for path in folder.glob(pattern) if _is_picture(path))
 
@@ -51,10 +58,13 @@ def source(folder: Path, reading: Reading, remarks: Remarks) -> Source:
     Raises:
         FormatError: a link leads out of the folder, or a picture has no folder of its class.
     """
-    files = _files(folder, remarks)
+    files = [file for file in _files(folder, remarks) if reading.match in file.path.relative_to(folder).as_posix()]
+    if not files and reading.match:
+        raise refused(folder, f"pictures with {reading.match!r} in their paths", "none", "correct --match")
     classes = {file.label for file in files}
     kind = f"a folder of {counted(len(files), 'picture')} in {counted(len(classes), 'class', 'classes')}"
-    return Source(kind, _batches(folder, files, reading, remarks), has_names=True)
+    batches = _batches(folder, files, reading, remarks)
+    return Source(kind, batches, has_names=True, uses=frozenset({"group_by", "skip_bad"}))
 
 
 def _files(folder: Path, remarks: Remarks) -> list[File]:
@@ -63,9 +73,12 @@ def _files(folder: Path, remarks: Remarks) -> list[File]:
     # A class may be named `test`: a split has folders of classes.
     if not any(_has_classes(top) for top in tops):
         return list(_of_split(folder, folder, None, remarks))
-    splits = splits_of(tops, remarks)
+    splits = splits_of([Path(top.name) for top in tops], remarks)
     if not any(splits):
         return list(_of_split(folder, folder, None, remarks))
+    for path in sorted(folder.iterdir()):
+        if _is_picture(path):
+            raise _beside(path)
     for top, split in zip(tops, splits, strict=True):
         if not split and _has_classes(top):
             remarks.add(f"{top.name} is left out, because by its name it is neither to train nor to test")
@@ -81,25 +94,27 @@ def _of_split(root: Path, folder: Path, split: SplitName | None, remarks: Remark
     for path in sorted(_walked(root, folder, remarks), key=_natural):
         parts = path.relative_to(folder).parts
         if len(parts) < 2:
-            raise refused(
-                path, "each picture in the folder of its class", "it beside these", "move it into one, or away"
+            raise _beside(path)
+        if len(parts) > 2:
+            deeper = (
+                f"pictures in folders deeper inside are of the class of the outer one, such as {path} of {parts[0]}"
             )
+            remarks.add(deeper, "deeper")
         yield File(path, parts[0], split)
+
+
+def _beside(path: Path) -> FormatError:
+    return refused(path, "each picture in the folder of its class", "it beside these", "move it into one, or away")
 
 
 def _walked(root: Path, folder: Path, remarks: Remarks) -> Iterator[Path]:
     """Yield the files of pictures in a folder, and remark on others. Nothing outside of `root` is read."""
-    inside, others = root.resolve(), []
+    others = []
+    _check_link(root, folder)
     for path in folder.rglob("*"):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
-        if path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(inside)):
-            raise refused(
-                path,
-                f"pictures in {root}",
-                f"a link to {path.resolve()}",
-                "put there what it links to, or give the folder that has it",
-            )
+        _check_link(root, path)
         if _is_picture(path):
             yield path
         elif path.is_file():
@@ -107,6 +122,17 @@ def _walked(root: Path, folder: Path, remarks: Remarks) -> Iterator[Path]:
     if others:
         suffixes = ", ".join(sorted({path.suffix.lower() or "none" for path in others})[:_SUFFIXES_SHOWN])
         remarks.add(f"{counted(len(others), 'file')} left out, which by their suffixes are no pictures: {suffixes}")
+
+
+def _check_link(root: Path, path: Path) -> None:
+    """Refuse a link that leads out of the source, to a folder, or to nothing. The source may be a link itself."""
+    if path == root or not path.is_symlink():
+        return
+    target = Path(os.path.realpath(path))
+    if path.is_file() and target.is_relative_to(root.resolve()):
+        return
+    remedy = "put there what it links to, or give the folder that has it" if path.exists() else "remove the link"
+    raise refused(path, f"pictures in {root}", f"a link to {target}", remedy)
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
@@ -120,17 +146,24 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _batches(folder: Path, files: Sequence[File], reading: Reading, remarks: Remarks) -> Iterator[Batch]:
-    sized = Sized(reading)
-    for start in range(0, len(files), BATCH_ROWS):
-        read = [(file, _read(file, sized, reading, remarks)) for file in files[start : start + BATCH_ROWS]]
-        good = [(file, image) for file, image in read if image is not None]
-        # A batch is of one split; at a border between two, these are two.
-        for split in dict.fromkeys(file.split for file, _ in good):
-            chosen = [file for file, _ in good if file.split == split]
-            names = [str(file.path.relative_to(folder)) for file in chosen]
-            images = np.stack([image for file, image in good if file.split == split])
-            yield Batch(images, [file.label for file in chosen], split, groups(names, reading.group_by))
-        advance(Progress("read", min(start + BATCH_ROWS, len(files)), len(files), "pictures"))
+    sized, some, bytes_of_some = Sized(reading), list[tuple[File, np.ndarray]](), 0
+    for done, file in enumerate(files, 1):
+        if (image := _read(file, sized, reading, remarks)) is not None:
+            some.append((file, image))
+            bytes_of_some += image.nbytes
+        if done == len(files) or len(some) >= rows_at_once(bytes_of_some // max(1, len(some))):
+            yield from _in_splits(folder, some, reading)
+            some, bytes_of_some = [], 0
+            advance(Progress("read", done, len(files), "pictures"))
+
+
+def _in_splits(folder: Path, some: Sequence[tuple[File, np.ndarray]], reading: Reading) -> Iterator[Batch]:
+    """Yield batches of pictures, each of one split."""
+    for split in dict.fromkeys(file.split for file, _ in some):
+        chosen = [file for file, _ in some if file.split == split]
+        names = [str(file.path.relative_to(folder)) for file in chosen]
+        images = np.stack([image for file, image in some if file.split == split])
+        yield Batch(images, [file.label for file in chosen], split, groups(names, reading.group_by))
 
 
 def _read(file: File, sized: Sized, reading: Reading, remarks: Remarks) -> np.ndarray | None:
@@ -141,7 +174,8 @@ def _read(file: File, sized: Sized, reading: Reading, remarks: Remarks) -> np.nd
         leave_out(str(error), error, reading, remarks)
         return None
     except OSError as error:
-        leave_out(f"{file.path}: {error.strerror}", error, reading, remarks)
+        problem = f"expected the file of a picture; found that it cannot be read: {error.strerror}; correct that"
+        leave_out(f"{file.path}: {problem}", error, reading, remarks)
         return None
     note(found, remarks)
     return sized.image(file.path, found.pixels)
@@ -162,6 +196,8 @@ def note(found: picture.Picture, remarks: Remarks) -> None:
     """Remark on what of a picture is not used."""
     if found.was_colour:
         remarks.add(_GREY)
+    if found.warning:
+        remarks.add(f"a picture is not quite in order, but can be read: {found.warning}", "warning")
     if found.frames > 1:
         remarks.add("of pictures with several frames, the first one is read")
 
@@ -185,7 +221,8 @@ def groups(names: Iterable[str], pattern: str | None) -> list[str] | None:
     found = []
     for name in names:
         match = search(name)
-        if not match:
+        group = match and (match[1] if match.groups() else match[0])
+        if not group:
             raise refused(name, f"a group by {pattern!r} in each path", "none", "correct --group-by")
-        found.append(match[1] if match.groups() else match[0])
+        found.append(group)
     return found

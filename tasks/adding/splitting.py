@@ -22,7 +22,9 @@ def drawn(labels: np.ndarray, ties: Sequence[np.ndarray], fraction: float, seed:
     unit = _units(ties, len(labels))
     order = np.argsort(unit, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(unit[order])) + 1)
-    missing = np.maximum(1, np.rint(fraction * np.bincount(labels))).astype(np.int64)
+    rows_of = np.bincount(labels)
+    # Some are drawn, and some are left.
+    missing = np.minimum(np.maximum(1, np.rint(fraction * rows_of)), rows_of - 1).astype(np.int64)
     is_drawn = np.zeros(len(labels), bool)
     for place in np.random.Generator(np.random.PCG64(seed)).permutation(len(members)):
         rows = members[place]

@@ -13,14 +13,26 @@ from storage.errors import FormatError
 from storage.records import SplitName
 from storage.words import counted
 from tasks.adding import arrays
-from tasks.adding.batches import LABELS, Batch, Reading, Remarks, Source, as_images, as_pixels, column, refused
+from tasks.adding.batches import (
+    LABELS,
+    Batch,
+    Reading,
+    Remarks,
+    Source,
+    as_images,
+    as_pixels,
+    column,
+    present,
+    refused,
+    shown_of,
+)
 from tasks.adding.pictures import leave_out, note
 from tasks.adding.sizing import Sized
 from tasks.serving import picture
 from tasks.ui.progress import Progress, advance
 
 AGAIN = "write the table again"
-_NAMES_SHOWN = 8
+_TEXTS = frozenset({"string", "large_string", "string_view"})
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,14 @@ class Table:
     rows: Callable[[], Iterator[pa.RecordBatch]]
     """Reads the columns that the layout uses, in its order."""
     class_names: Mapping[str, str] = field(default_factory=dict)
+    uses: frozenset[str] = arrays.USES
+    """See `Source`."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names of the columns that are not read."""
+        used = frozenset(self.layout.used if self.layout else ())
+        return [name for place, name in enumerate(self.columns) if place not in used]
 
     @property
     def kind(self) -> str:
@@ -74,21 +94,55 @@ def source(tables: list[tuple[SplitName | None, Table]], reading: Reading, remar
     labelled = [(split, table) for split, table in tables if table.layout]
     if not labelled:
         raise _no_label(tables[0][1])
+    _check_alike([table for _, table in labelled])
+    _remark_on(tables, labelled, remarks)
+    first = labelled[0][1]
+    kind = first.kind if len(labelled) == 1 else f"{len(labelled)} files, each {first.kind}"
+    uses = frozenset().union(*(table.uses for _, table in labelled))
+    return Source(kind, _batches(labelled, reading, remarks), first.class_names, uses=uses)
+
+
+def _remark_on(
+    tables: list[tuple[SplitName | None, Table]], labelled: list[tuple[SplitName | None, Table]], remarks: Remarks
+) -> None:
+    """Say what is left out, and what is taken together without the names of files saying so."""
     for _, table in tables:
         if not table.layout:
             remarks.add(f"{table.path.name} is left out, because it has no column of labels")
-    first = labelled[0][1]
-    kind = first.kind if len(labelled) == 1 else f"{len(labelled)} files, each {first.kind}"
-    return Source(kind, _batches(labelled, reading, remarks), first.class_names)
+    without = [table.path.name for split, table in labelled if not split]
+    if 0 < len(without) < len(labelled):
+        remarks.add(f"of the train split are also, because their names do not say: {shown_of(without)}")
+    if len(folders := list(dict.fromkeys(table.path.parent.name for _, table in labelled))) > 1:
+        remarks.add(f"the tables of these folders are taken together (--match chooses some): {shown_of(folders)}")
+    for _, table in labelled:
+        if left := table.left_out:
+            remarks.add(f"of the columns, these are left out: {shown_of(left)}")
+
+
+def _check_alike(tables: list[Table]) -> None:
+    """Refuse tables together whose images or classes are others.
+
+    Raises:
+        FormatError: they have other numbers of columns of pixels, or other names for the same labels.
+    """
+    first = tables[0]
+    for table in tables[1:]:
+        counts = [len(layout.pixels) for layout in (first.layout, table.layout) if layout]
+        if counts[0] != counts[1]:
+            expected, actual = (f"{counted(count, 'column')} of pixels" for count in counts)
+            expected += f" as {first.path.name} has"
+        elif first.class_names != table.class_names:
+            expected, actual = f"the names of classes of {first.path.name}", "others for the same labels"
+        else:
+            continue
+        raise refused(table.path, expected, actual, "choose tables that belong together: --match TEXT")
 
 
 def _no_label(table: Table) -> FormatError:
-    names = ", ".join(table.columns[:_NAMES_SHOWN])
-    more = f" and {len(table.columns) - _NAMES_SHOWN:,} more" if len(table.columns) > _NAMES_SHOWN else ""
     return refused(
         table.path,
         f"a column of labels, named {', '.join(LABELS[:4])} or the like",
-        f"the columns {names}{more}",
+        f"the columns {shown_of(table.columns)}" if table.columns else "no columns",
         "say which one it is, by its name or its number from 0: --label-column NAME",
     )
 
@@ -151,7 +205,7 @@ class _Rows:
         columns = [self._column(rows, place).to_numpy(zero_copy_only=False) for place in self._layout.pixels]
         if not columns:
             raise refused(self._path, "columns of pixels beside the label", "none", AGAIN)
-        pixels = as_pixels(self._path, np.column_stack(columns), self._reading)
+        pixels = as_pixels(self._path, np.column_stack(columns), self._reading, self._done)
         return self._sized.images(self._path, as_images(self._path, pixels, self._reading))
 
     def _from_column(self, values: pa.Array) -> np.ndarray | list[np.ndarray | None]:
@@ -168,7 +222,7 @@ class _Rows:
             shape.append(lengths.pop())
             values = values.flatten()
         array = values.to_numpy(zero_copy_only=False).reshape(shape)
-        return self._sized.images(self._path, arrays.grey(self._path, array, self._reading, self._remarks))
+        return self._sized.images(self._path, arrays.grey(self._path, array, self._reading, self._remarks, self._done))
 
     def _picture(self, place: int, data: bytes | None) -> np.ndarray | None:
         name = f"{self._path}, row {self._done + place:,}"
@@ -182,13 +236,18 @@ class _Rows:
 
     def _texts(self, values: pa.Array) -> list[str]:
         """Return a column of labels or groups as text."""
-        if values.null_count:
-            missing = counted(values.null_count, "row")
-            raise refused(self._path, "a label in each row", f"{missing} without one after row {self._done:,}", AGAIN)
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            return [str(text).strip() for text in values.to_pylist()]
+        if values.null_count:
+            missing = counted(values.null_count, "row")
+            actual = f"{missing} without one after row {self._done:,}"
+            raise refused(self._path, "a label or group in each row", actual, AGAIN)
+        if str(values.type) in _TEXTS:
+            return present(self._path, [str(text).strip() for text in values.to_pylist()])
+        if not (
+            pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)
+        ):
+            raise refused(self._path, "labels and groups as whole numbers or texts", f"{values.type}", AGAIN)
         return arrays.texts(self._path, values.to_numpy(zero_copy_only=False))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import stat
 import tarfile
 import zipfile
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from storage.errors import FormatError
-from tasks.adding.batches import refused
+from tasks.adding.batches import check_room, raise_if_full, refused
 from tasks.serving.picture import BROKEN
 from tasks.ui.progress import Progress, advance
 
@@ -43,17 +42,23 @@ def unpack(path: Path, folder: Path, match: str) -> Path:
     try:
         for count, (name, size, content) in enumerate(_members(path)):
             declared += size
-            room = min(MAX_BYTES, shutil.disk_usage(folder).free + declared - size)
-            if declared > room or count > MAX_FILES:
-                raise _unsafe(path, f"at most {MAX_FILES:,} files of {room:,} bytes", f"{declared:,} bytes or more")
+            if declared > MAX_BYTES or count > MAX_FILES:
+                raise _unsafe(
+                    path, f"at most {MAX_FILES:,} files of {MAX_BYTES:,} bytes", f"{declared:,} bytes or more"
+                )
+            check_room(folder, size)
             target = _place(path, folder, name)
             if match in name and not _is_junk(name):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _copy(path, content, target, size)
             advance(Progress("unpack", count, None, "files"))
     except (*BROKEN, zipfile.BadZipFile, tarfile.TarError, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise_if_full(error)
         problem = f"two files named {target.name}" if isinstance(error, FileExistsError) else str(error)
-        raise refused(path, "an undamaged archive", problem, "copy or pack it again") from error
+        if isinstance(error, OSError) and error.filename:
+            problem = f"{problem if isinstance(error, FileExistsError) else error.strerror}, {name}"
+        remedy = "unpack it yourself, and give the folder" if "encrypted" in problem else "copy or pack it again"
+        raise refused(path, "an undamaged archive", problem, remedy) from error
     return _inner(folder)
 
 

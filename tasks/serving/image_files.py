@@ -171,6 +171,8 @@ def _picture(path: Path, say: Say) -> Iterator[np.ndarray]:
     found = picture.read_file(path)
     if found.was_colour:
         say(f"{path} is a colour image; its grey values are used (ITU-R 601: 0.299 red, 0.587 green, 0.114 blue)")
+    if found.warning:
+        say(f"{found.warning} (it can be read)")
     if found.frames > 1:
         say(f"{path} has {found.frames:,} frames; the first one is used")
     yield found.pixels[np.newaxis]

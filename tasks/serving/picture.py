@@ -35,6 +35,8 @@ class Picture:
     """Its grey values are those of ITU-R 601: 0.299 red, 0.587 green, 0.114 blue."""
     frames: int
     """How many it has; only the first is used."""
+    warning: str = ""
+    """What Pillow warns of, such as damaged EXIF data; empty if of nothing."""
 
 
 def read_file(path: Path, name: str = "") -> Picture:
@@ -60,13 +62,16 @@ def read(data: bytes, name: str) -> Picture:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             # Pillow only warns between its limit and twice that.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 _check_depth(data, name, picture)
                 frames = getattr(picture, "n_frames", 1)
-                return Picture(*_grey(name, picture), frames)
+                pixels, was_colour = _grey(name, picture)
+                warning = f"{name}: {' '.join(str(warned[0].message).split())}" if warned else ""
+                return Picture(pixels, was_colour, frames, warning)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise FormatError(
             f"{name}: expected at most {Image.MAX_IMAGE_PIXELS:,} pixels; {error}; scale it down"

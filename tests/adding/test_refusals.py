@@ -270,7 +270,7 @@ CASES = {
     "an empty file": Case(REFUSED, written("all.csv", b""), "an empty file", add_single),
     "white space": Case(REFUSED, written("all.csv", b"\n\n"), "an empty file", add_single),
     "an endless line": Case(REFUSED, written("all.csv", b"1," * (1 << 23)), "lines of at most", add_single),
-    "Latin-1": Case(REFUSED, written("all.csv", "é,1,2\n".encode("latin-1")), "a table in UTF-8", add_single),
+    "Latin-1": Case(REFUSED, written("all.csv", "é,1,2\n".encode("latin-1")), "text in UTF-8", add_single),
     "gzip that ends early": Case(
         REFUSED,
         written("all.csv", gzip.compress(b"1,2,3,4,5\n" * 50)[:-12]),
@@ -399,7 +399,7 @@ CASES = {
     ),
     "one class": Case(REFUSED, one_class, "found one, '1'", add_single),
     "a class of one image": Case(
-        TOO_FEW, single, "found none of '2' in the training split, of 1 image, 1 different", add_single
+        TOO_FEW, single, "found none of '2' in the test split, of 1 image, 1 different", add_single
     ),
     "an empty folder": Case(
         REFUSED, lambda folder: folder.mkdir() or folder, "an empty folder", sources.pictures, better=()
