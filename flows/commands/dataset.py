@@ -1,4 +1,4 @@
-"""`idxflow dataset add`: make a data set of what you have."""
+"""`idxflow dataset`: make a data set of what you have, and retrain your own on a schedule."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from flows.commands.options import AsJson
+from flows.commands.options import AsJson, StoreFolder
 from flows.terminal.output import print_json, print_line, print_table, remark
 from storage.datasets.catalog import MAX_SIDE
 from storage.errors import ConfigError
 from storage.files import check_local
+from storage.store import Store, store_path, store_root
 from storage.words import counted, times
 
 if TYPE_CHECKING:
-    from tasks.adding.add import Added, ClassCount
+    from flows.own_schedules import Scheduled, Times
+    from tasks.adding.add import Added, AddOptions, ClassCount
 
-app = App(name="dataset", help="Make a data set of your own images.")
+app = App(name="dataset", help="Make a data set of your own images, and schedule it.")
+Timezone = Annotated[
+    str | None, Parameter(help="Time zone of the schedule, such as Europe/Berlin. Default: that of this machine.")
+]
 _SKIPPED_SHOWN = 5
 _CLASSES_SHOWN = 64
 
@@ -89,6 +94,12 @@ def add(
     skip_bad: Annotated[
         bool, Parameter(negative="", help="Leave out pictures that cannot be read, and list them, instead of stopping.")
     ] = False,
+    schedule: Annotated[
+        str | None,
+        Parameter(help="Retrain at these times, in cron's form, such as '0 3 * * 0': see `idxflow dataset schedule`."),
+    ] = None,
+    timezone: Timezone = None,
+    store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
     """Make four IDX archives and a manifest of what you have.
@@ -105,6 +116,7 @@ def add(
         name: Name of the data set, in the store and in commands.
         source: What you have.
     """
+    from flows import own_schedules
     from flows.terminal import bars
     from tasks.adding.add import AddOptions
     from tasks.adding.add import add as make
@@ -119,12 +131,79 @@ def add(
     names = tuple(word.strip() for word in classes.split(",")) if classes else ()
     place = (folder or Path(name)).expanduser().absolute()
     options = AddOptions(name, source.expanduser().absolute(), place, reading, names, label_base, test_fraction, seed)
+    times = _times_of_new(options, schedule, timezone, store)
     with bars.shown():
         added = make(options, lambda line: remark(f"note: {line}"))
+    if not as_json:
+        # Whatever happens now, this is made.
+        _print(added, store)
+    scheduled = own_schedules.schedule(Store(store_root(store)), added.manifest, times) if times else None
     if as_json:
-        return print_json({**added.values(), "error": None})
-    _print(added)
+        return print_json({**added.values(), "schedule": scheduled and scheduled.values(), "error": None})
+    if scheduled:
+        _print_schedule(scheduled, store)
     return 0
+
+
+@app.command
+def schedule(manifest: Path, cron: str, /, *, timezone: Timezone = None, store: StoreFolder = None) -> int:
+    """Retrain your own data set on a schedule.
+
+    Writes a deployment, retrain/NAME, to a file beside the manifest, such as letters.prefect.yaml, and lists the
+    manifest in the store. `idxflow up` of the same store deploys it: when it starts, or within a minute while it runs.
+    Typed again, it changes the times.
+
+    Example: `idxflow dataset schedule letters/letters.toml "0 3 * * 0"` (Sundays at 3:00)
+
+    Args:
+        manifest: Manifest (TOML) of your own data set.
+        cron: Minute, hour, day of the month, month and day of the week, as for crontab; or a word such as `@weekly`.
+    """
+    from flows import own_schedules
+
+    opened = Store(store_root(store))
+    _print_schedule(own_schedules.schedule(opened, manifest, own_schedules.checked_times(cron, timezone)), store)
+    return 0
+
+
+@app.command
+def unschedule(manifest: Path, /, *, store: StoreFolder = None) -> int:
+    """Take the schedule of your own data set away.
+
+    Removes the file beside the manifest. `idxflow up` then removes the deployment from the server: when it starts, or
+    within a minute while it runs. Schedules that you made in Prefect's UI stay.
+
+    Example: `idxflow dataset unschedule letters/letters.toml`
+
+    Args:
+        manifest: Manifest (TOML) of your own data set; it may be gone.
+    """
+    from flows import own_schedules
+
+    print_line(f"removed {own_schedules.unschedule(Store(store_root(store)), manifest)}")
+    return 0
+
+
+def _times_of_new(options: AddOptions, cron: str | None, timezone: str | None, store: str | None) -> Times | None:
+    """Check the schedule of a data set that is to be made, before anything is."""
+    from flows import own_schedules
+
+    if cron is None:
+        if timezone:
+            raise ConfigError(
+                f"expected --schedule with --timezone; found only --timezone {timezone}; add one, or leave the other "
+                "out"
+            )
+        return None
+    times = own_schedules.checked_times(cron, timezone)
+    own_schedules.check_free(Store(store_root(store)), options.name, options.manifest)
+    return times
+
+
+def _print_schedule(scheduled: Scheduled, store: str | None) -> None:
+    times = scheduled.times
+    print_line(f"scheduled retrain/{scheduled.name}: next {times.next():%A %Y-%m-%d %H:%M}, {times.timezone}")
+    print_line(f"made {scheduled.file}, which `{Store(store_root(store)).command('up')}` deploys")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -139,7 +218,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return size
 
 
-def _print(added: Added) -> None:
+def _print(added: Added, store: str | None) -> None:
     how = "the test split was drawn" if added.drawn else "as the source is split"
     rows = " + ".join(f"{count:,}" for count in added.rows.values())
     print_line(f"found {added.found}")
@@ -155,7 +234,7 @@ def _print(added: Added) -> None:
     if len(added.skipped) > _SKIPPED_SHOWN:
         print_line(f"… and {len(added.skipped) - _SKIPPED_SHOWN:,} more: see {added.manifest.with_suffix('.json')}")
     print_line(f"made {added.folder}: the archives, {added.manifest.name}, {added.pictures.name}")
-    print_line(f"next: {added.next_command}")
+    print_line(f"next: {Store(store_path(store)).command(added.next_command.removeprefix('idxflow '))}")
 
 
 def _cells(found: ClassCount) -> tuple[str, str]:

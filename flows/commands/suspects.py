@@ -26,7 +26,7 @@ def suspects(
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """List training images whose label is likely wrong, most suspicious first.
+    """List training images whose label is likely wrong.
 
     They are those of the newest run with `--audit`. Each line has the row of the training archive, counted from 0, the
     label and the suggested class, each with its probability. A star marks those that are counted as wrong. Look at the

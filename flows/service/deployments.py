@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,43 @@ _ENDINGS = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
 
 
 @dataclass(frozen=True)
+class OwnPlan:
+    """The deployment of one of the users' own data sets."""
+
+    file: Path
+    """The file beside its manifest that says so."""
+    deployment: Mapping[str, Any]
+    """In the form of `prefect.yaml`."""
+
+    @property
+    def name(self) -> str:
+        return str(self.deployment["name"])
+
+    @property
+    def digest(self) -> str:
+        return _digest(self.deployment)
+
+
+@dataclass(frozen=True)
+class Own:
+    """The deployments of the users' own data sets that a store lists."""
+
+    store: str = ""
+    """The store's folder."""
+    plans: tuple[OwnPlan, ...] = ()
+    held: frozenset[str] = frozenset()
+    """Names whose file cannot be used as it is now; what the server has of them stays."""
+    is_complete: bool = True
+    """False if the list cannot be read, so that nothing is known to be gone."""
+
+    def has_dropped(self, name: str, applied: Applied) -> bool:
+        """Return whether a deployment that is in no file any more was in one of these files, or in `prefect.yaml`."""
+        # That of another store is looked after by the `idxflow up` of that store.
+        is_known = applied.store == self.store and self.is_complete
+        return name not in self.held and (is_known or not applied.store)
+
+
+@dataclass(frozen=True)
 class Promise:
     """The setup that `idxflow up` creates on a server and maintains."""
 
@@ -58,6 +95,7 @@ class Promise:
     """The contents of `prefect.yaml` when it was read."""
     meanwhile: Callable[[], object]
     """Called repeatedly while `prefect deploy` runs, because that waits even for a server that has died."""
+    own: Own = Own()
 
 
 @dataclass(frozen=True)
@@ -65,11 +103,11 @@ class Seen:
     """The parts of the setup that exist on the server."""
 
     names: tuple[str, ...]
-    """The names of all deployments in `prefect.yaml`."""
+    """The names of all deployments in `prefect.yaml` and the users' own files."""
     pool: WorkPool | None
     deployments: Mapping[str, DeploymentResponse]
     dropped: Mapping[str, DeploymentResponse]
-    """Deployments from an earlier `prefect.yaml` that are not in the current one."""
+    """Deployments from an earlier `prefect.yaml`, or from a user's file, that are in none now."""
     automation: Automation | None
     applied: Mapping[str, Applied] | None
     """None on a server that `up` does not know."""
@@ -93,7 +131,9 @@ class Deployed:
     kept: tuple[str, ...]
     """The names of deployments whose schedules stay as people left them."""
     removed: tuple[str, ...]
-    """Descriptions of what was removed because it is no longer in `prefect.yaml`."""
+    """Descriptions of what was removed because it is no longer in `prefect.yaml`, or its own file is gone."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why Prefect did not accept a user's file, by the digest of its deployment."""
 
 
 def read_plan(path: Path = PLAN) -> dict[str, Any]:
@@ -102,7 +142,12 @@ def read_plan(path: Path = PLAN) -> dict[str, Any]:
     Raises:
         ConfigError: a schedule is malformed or never comes due.
     """
-    plan: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return checked_plan(path, path.read_text(encoding="utf-8"))
+
+
+def checked_plan(path: Path, text: str) -> dict[str, Any]:
+    """Return the contents of a file in the form of `prefect.yaml`; the same as `read_plan`."""
+    plan: dict[str, Any] = yaml.safe_load(text)
     for deployment in plan["deployments"]:
         for schedule in deployment.get("schedules") or ():
             try:
@@ -117,13 +162,13 @@ def read_plan(path: Path = PLAN) -> dict[str, Any]:
     return plan
 
 
-def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
+def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any], own: Own = Own()) -> Seen:
     """Return the parts of the setup on the server, using few and small requests.
 
     Raises:
         Exception: any error of Prefect's client if the server does not answer queries.
     """
-    entrypoints = {d["name"]: d["entrypoint"] for d in plan["deployments"]}
+    entrypoints = {d["name"]: d["entrypoint"] for d in (*plan["deployments"], *(o.deployment for o in own.plans))}
     variable = client.read_variable_by_name(VARIABLE)
     stored = variable.value if variable and isinstance(variable.value, dict) else None
     applied = None if stored is None else {name: Applied.from_json(values) for name, values in stored.items()}
@@ -134,25 +179,31 @@ def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any]) -> Seen:
         tuple(entrypoints),
         _pool(client, pool),
         {d.name: d for d in deployments if d.entrypoint == entrypoints.get(d.name)},
-        {d.name: d for d in deployments if d.name not in entrypoints and (d.entrypoint or "").startswith(_OURS)},
+        {
+            d.name: d
+            for d in deployments
+            if d.name not in entrypoints
+            and (d.entrypoint or "").startswith(_OURS)
+            and own.has_dropped(d.name, (applied or {})[d.name])
+        },
         automations[0] if automations else None,
         applied,
     )
 
 
 def provide(client: SyncPrefectClient, promise: Promise) -> Deployed:
-    """Create the setup on the server, and remove what only an earlier `prefect.yaml` had."""
+    """Create the setup on the server, and remove what only an earlier `prefect.yaml` or a file that is gone had."""
     remembered = promise.memory.read()
     ensure_pool(client, promise.pool, remembered.pool if remembered else {})
     ensure_automation(client, promise.zombie_seconds, remembered.automation_enabled if remembered else True)
     deployed = deploy(client, promise, remembered)
-    remember(promise.memory, see(client, promise.pool, promise.plan))
+    remember(promise.memory, see(client, promise.pool, promise.plan, promise.own))
     return deployed
 
 
 def look_after(client: SyncPrefectClient, promise: Promise) -> str | None:
     """Restore the parts that are missing on the server, and return a message; otherwise remember people's changes."""
-    seen = see(client, promise.pool, promise.plan)
+    seen = see(client, promise.pool, promise.plan, promise.own)
     if seen.missing:
         unchanged = provide(client, promise).kept
         as_before = f"; schedules as users had left them: {', '.join(unchanged)}" if unchanged else ""
@@ -202,28 +253,49 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
     again only if they differ from those applied last. Schedules that people made are kept. A deployment that the
     server has lost is restored from memory, by the same rule.
     """
-    plan, seen = copy.deepcopy(dict(promise.plan)), see(client, promise.pool, promise.plan)
+    seen, own = see(client, promise.pool, promise.plan, promise.own), promise.own
+    before, files = seen.applied or {}, {plan.name: plan.file for plan in own.plans}
     earlier = remembered.deployments if remembered else {}
+    plan: dict[str, Any] = copy.deepcopy(dict(promise.plan))
+    plan["deployments"] += copy.deepcopy([dict(own_plan.deployment) for own_plan in own.plans])
     changes, applied = dict[str, _Change](), dict[str, Applied]()
     for deployment in plan["deployments"]:
         name = deployment["name"]
         # Prefect: pool-of-all. `prefect deploy --all` accepts no --pool if there are several deployments.
-        deployment["work_pool"] = {**deployment.get("work_pool", {}), "name": promise.pool}
+        deployment["work_pool"] = {**(deployment.get("work_pool") or {}), "name": promise.pool}
         file = deployment.get("schedules") or []
-        now = Applied(_digest(file), tuple(schedule["slug"] for schedule in file))
+        slugs = tuple(schedule["slug"] for schedule in file)
+        now = Applied(_digest(file), slugs, own.store if name in files else "")
         lost = earlier.get(name) if seen.applied is None or name not in seen.deployments else None
         if lost or name in seen.deployments:
             # Prefect: kept-schedules. Without the key, `prefect deploy` leaves the schedules alone.
             deployment.pop("schedules", None)
-            changes[name] = _Change(file, now, lost.applied if lost else (seen.applied or {}).get(name, now), lost)
+            # On a server that `up` does not know, schedules may be people's; otherwise none were applied.
+            unknown = now if seen.applied is None else Applied("", ())
+            changes[name] = _Change(file, now, lost.applied if lost else before.get(name, unknown), lost)
         applied[name] = now
-    _deploy(plan, promise)
-    deployments = see(client, promise.pool, promise.plan).deployments
-    removed = [words for name, change in changes.items() for words in change.make(client, deployments[name])]
+    refused = _deploy_each(plan, promise, files)
+    deployments = see(client, promise.pool, promise.plan, own).deployments
+    # Of several, Prefect skips one that it does not understand.
+    skipped = {
+        name: f"{file}: expected a deployment that Prefect accepts; it skips this one; correct it"
+        for name, file in files.items()
+        if name not in deployments
+    }
+    refused = {**skipped, **refused}
+    done = {name: change for name, change in changes.items() if name not in refused}
+    removed = [words for name, change in done.items() for words in change.make(client, deployments[name])]
     for name, deployment in seen.dropped.items():
-        removed.append(_drop(client, deployment, (seen.applied or {})[name]))
-    _remember(client, applied)
-    return Deployed(tuple(name for name, change in changes.items() if change.keeps), tuple(removed))
+        removed.append(_drop(client, deployment, before[name]))
+    new = {name: now for name, now in applied.items() if name not in refused}
+    as_before = {name: a for name, a in before.items() if name in refused or not own.has_dropped(name, a)}
+    _remember(client, {**as_before, **new})
+    digests = {plan.name: plan.digest for plan in own.plans}
+    return Deployed(
+        tuple(name for name, change in done.items() if change.keeps),
+        tuple(removed),
+        {digests[name]: words for name, words in refused.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -232,7 +304,7 @@ class _Change:
 
     file: list[dict[str, Any]]
     now: Applied
-    """The schedules in `prefect.yaml` now; `before`, those applied last."""
+    """The schedules in the file now; `before`, those applied last."""
     before: Applied
     lost: Changed | None
     """The remembered state of the deployment, if the server has lost it."""
@@ -293,14 +365,14 @@ def comes_due(schedule: CronSchedule) -> bool:
 
 
 def _drop(client: SyncPrefectClient, deployment: DeploymentResponse, applied: Applied) -> str:
-    """Remove a deployment that is no longer in `prefect.yaml`, or only the file's schedules if people made others."""
+    """Remove a deployment that is in no file any more, or only the file's schedules if people made others."""
     theirs = [schedule for schedule in deployment.schedules if applied.includes(schedule.slug)]
     if len(theirs) == len(deployment.schedules):
         client.delete_deployment(deployment.id)
         return f"the deployment {deployment.name}"
     for schedule in theirs:
         client.delete_deployment_schedule(deployment.id, schedule.id)
-    return f"the schedules of {deployment.name} that came from {PLAN.name}"
+    return f"the schedules of {deployment.name} that came from {'its own file' if applied.store else PLAN.name}"
 
 
 def _put_back(client: SyncPrefectClient, deployment: DeploymentResponse, before: Changed) -> None:
@@ -313,10 +385,35 @@ def _put_back(client: SyncPrefectClient, deployment: DeploymentResponse, before:
         client.pause_deployment(deployment.id)
 
 
-def _deploy(plan: dict[str, Any], promise: Promise) -> None:
+def _deploy_each(plan: dict[str, Any], promise: Promise, files: Mapping[str, Path]) -> dict[str, str]:
+    """Have Prefect deploy all of a plan at once; return why it refused the users' own `files`, by deployment.
+
+    Raises:
+        PrefectFailed: it refused `prefect.yaml`, or could not be asked.
+    """
+    try:
+        _deploy(plan, promise)
+        return {}
+    except PrefectFailed:
+        if not files:
+            raise
+    # A file of a user must not keep the others from being deployed.
+    parts = {d["name"]: {**plan, "deployments": [d]} for d in plan["deployments"] if d["name"] in files}
+    _deploy({**plan, "deployments": [d for d in plan["deployments"] if d["name"] not in files]}, promise)
+    refused = dict[str, str]()
+    for name, part in parts.items():
+        try:
+            _deploy(part, promise, files[name])
+        except PrefectFailed as error:
+            refused[name] = str(error)
+    return refused
+
+
+def _deploy(plan: dict[str, Any], promise: Promise, file: Path = PLAN) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / PLAN.name, Path(folder) / "said"
-        path.write_text(json.dumps(plan), encoding="utf-8")  # JSON is YAML
+        # JSON is YAML, but has no dates.
+        path.write_text(json.dumps(plan, default=str), encoding="utf-8")
         with log.open("wb") as output:
             process = subprocess.Popen(
                 prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(path)),
@@ -335,7 +432,8 @@ def _deploy(plan: dict[str, Any], promise: Promise) -> None:
             words = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-400:]
             problem = words if code > 0 else f"it did not end within {START_SECONDS} s"
             raise PrefectFailed(
-                f"expected `prefect deploy --all` to accept {PLAN}; found: {problem}; correct that, then start again"
+                f"expected `prefect deploy --all` to accept {file}; found: {problem}; correct that"
+                f"{', then start again' if file == PLAN else ''}"
             )
 
 

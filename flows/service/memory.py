@@ -17,18 +17,21 @@ from storage.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Applied:
-    """The schedules of a deployment that were last applied from `prefect.yaml`."""
+    """The schedules of a deployment that were last applied from `prefect.yaml`, or from a user's own file."""
 
     digest: str
     slugs: tuple[str, ...] | None = None
     """None if an earlier version of idxflow applied them, which did not record slugs."""
+    store: str = ""
+    """The store that lists the user's file; empty for `prefect.yaml`."""
 
     @classmethod
     def from_json(cls, values: Any) -> Applied:
         """Return an instance from the output of `asdict`, or from the digest that earlier versions stored."""
         if isinstance(values, str):
             return cls(values)
-        return cls(values["digest"], None if values["slugs"] is None else tuple(values["slugs"]))
+        slugs = None if values["slugs"] is None else tuple(values["slugs"])
+        return cls(values["digest"], slugs, values.get("store", ""))
 
     def includes(self, slug: str | None) -> bool:
         """Return whether a schedule is one of these. Schedules that people make in the UI have no slug."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rich.console import Console as Screen
 
     from flows.service.deployments import Promise
+    from flows.service.own_plans import OwnFiles
 
 LINKS = "links"
 """Folder, below that of the logs, of the links that let a browser in."""
@@ -248,16 +249,25 @@ class Supervisor:
 
         environment = server.client_environment(self.where, self.auth, self.options.store)
         memory = Memory(self.folder, self.where.api, self.options.pool)
-        self.promise = deployments.Promise(
-            self.options.pool, zombie_seconds(), environment, memory, deployments.read_plan(), self._revive_all
+        plan = deployments.read_plan()
+        promise = deployments.Promise(
+            self.options.pool, zombie_seconds(), environment, memory, plan, self._revive_all, self.own.read(plan)
         )
         with _waiting("deploying prefect.yaml"):
-            deployed = deployments.provide(client, self.promise)
+            self.promise, deployed = self.own.provide(client, promise)
         self.pool_type = client.read_work_pool(self.options.pool).type
+        files = ", ".join(["prefect.yaml", *(str(plan.file) for plan in self.promise.own.plans)])
         unchanged = f"; schedules kept as they are on the server: {', '.join(deployed.kept)}" if deployed.kept else ""
         removed = f"; removed, no longer in the file: {', '.join(deployed.removed)}" if deployed.removed else ""
-        _say(f"deployed prefect.yaml{unchanged}{removed}")
+        _say(f"deployed {files}{unchanged}{removed}")
         self._start_worker(client, environment)
+
+    @cached_property
+    def own(self) -> OwnFiles:
+        """The files of the users' own data sets."""
+        from flows.service.own_plans import OwnFiles
+
+        return OwnFiles(self.store.root, _say)
 
     def _start_server(self) -> None:
         if not (self.chosen or server.is_ours(self.where, self.folder)):
@@ -439,13 +449,10 @@ class Supervisor:
 
     def _look_after(self) -> None:
         """Check that the server has its database, answers queries and has its setup; repair it if not."""
-        from flows.service.deployments import look_after
-
         if self._restart_on_lost_database():
             return
         try:
-            with self._impatient(QUERY_SECONDS) as client:
-                message = look_after(client, self.promise) if self.promise else None
+            message = self._keep_promise()
         except PrefectFailed as error:
             self._say_once(str(error))
             return
@@ -465,6 +472,14 @@ class Supervisor:
         self._tell()
         if message:
             _say(message)
+
+    def _keep_promise(self) -> str | None:
+        """Deploy what users have scheduled since, and restore what the server has lost; return what was done."""
+        if not self.promise:
+            return None
+        with self._impatient(QUERY_SECONDS) as client:
+            self.promise, message = self.own.look_after(client, self.promise)
+        return message
 
     def _restart_on_lost_database(self) -> bool:
         """Restart a server whose database was removed or replaced, because it would keep using the old file."""

@@ -64,6 +64,11 @@ class AddOptions:
     seed: int = 0
     """Of that draw."""
 
+    @property
+    def manifest(self) -> Path:
+        """The manifest that is made."""
+        return self.folder / f"{self.name}.toml"
+
 
 @dataclass(frozen=True)
 class ClassCount:
@@ -352,7 +357,7 @@ def _added(
         tuple(remarks.lines),
         tuple(remarks.skipped),
         options.folder,
-        options.folder / f"{options.name}.toml",
+        options.manifest,
         options.folder / f"{options.name}.png",
     )
 

@@ -27,6 +27,8 @@ SENTENCE = "idxflow: cannot write to standard output: No space left on device; f
 
 COMMANDS: dict[str, list[str]] = {
     "dataset add": ["mine", "TMP/tiny-source", "--as", "TMP/added"],
+    "dataset schedule": ["TMP/tiny.toml", "0 3 * * 0", "--store", "STORE"],
+    "dataset unschedule": ["TMP/tiny.toml", "--store", "STORE"],
     "datasets": [],
     "doctor": ["--store", "STORE"],
     "export": ["tiny", "--out", "TMP/export"],
@@ -58,7 +60,7 @@ NEED_SERVERS = {"run", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
 NEED_LIBRARIES = {"export", "doctor"}
 """These load TensorFlow, which takes seconds: their help, too."""
-ONCE = {"dataset add", "promote", "rollback"}
+ONCE = {"dataset add", "dataset unschedule", "promote", "rollback"}
 """A second time, these are refused."""
 JSON = {
     "datasets",

@@ -14,7 +14,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
 
 from flows.service import deployments
-from flows.service.deployments import PLAN, VARIABLE, Promise, read_plan
+from flows.service.deployments import PLAN, VARIABLE, Own, OwnPlan, Promise, read_plan
 from flows.service.memory import Memory, Remembered
 from storage.errors import ConfigError, PrefectFailed
 
@@ -130,6 +130,40 @@ def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
         "the deployment removed",
         "the schedules of removed_but_used that came from prefect.yaml",
     }
+
+
+@pytest.mark.flow
+def test_the_users_own_files_are_deployed_and_dropped_and_keep_no_other_from_that(
+    client: SyncPrefectClient, server: dict[str, str], tmp_path: Path
+):
+    plan = planned(tmp_path, first={"weekly": YEARLY})
+    good, bad = planned(tmp_path, own={"own": YEARLY}, refused={"own": YEARLY})["deployments"]
+    # The server says so.
+    bad["parameters"] = {"profile": "quick"}
+    plans = tuple(OwnPlan(tmp_path / f"{d['name']}.prefect.yaml", d) for d in (good, bad))
+    own = Own("/a store", plans)
+    promise = Promise(POOL, 60, server, Memory(tmp_path, "api", POOL), plan, lambda: None, own)
+    deployments.ensure_pool(client, POOL)
+    deployed = deployments.deploy(client, promise)
+    (words,) = deployed.refused.values()
+    assert [*deployed.refused] == [plans[1].digest]
+    assert f"to accept {plans[1].file}; found: " in words
+    assert schedules_by_deployment(client) == {"first": {YEARLY}, "own": {YEARLY}}
+
+    def dropped(own: Own) -> set[str]:
+        return {*deployments.see(client, POOL, plan, own).dropped}
+
+    assert dropped(Own("/a store")) == {"own"}
+    # Its file is broken; the list of the store is; another store's `idxflow up`; one of an earlier version.
+    for other in (Own("/a store", held=frozenset({"own"})), Own("/a store", is_complete=False), Own("/b store"), Own()):
+        assert dropped(other) == set()
+    make(client, "own", "0 0 1 2 *")
+    deployed = deployments.deploy(client, replace(promise, own=Own("/a store")))
+    assert deployed.removed == ("the schedules of own that came from its own file",)
+    assert schedules_by_deployment(client) == {"first": {YEARLY}, "own": {"0 0 1 2 *"}}
+    # Scheduled again.
+    deployments.deploy(client, replace(promise, own=Own("/a store", plans[:1])))
+    assert schedules_by_deployment(client) == {"first": {YEARLY}, "own": {YEARLY, "0 0 1 2 *"}}
 
 
 @pytest.mark.parametrize("cron", ["0 3 31 2 *", "0 3 30 2 *", "0 3 31 4,6,9,11 *", "not a cron", "0 25 * * *"])

@@ -200,6 +200,27 @@ def recorded(service: Service, dataset: str, state: str) -> str | None:
     return run["sentence"] if run and run["state"] == state else None
 
 
+def test_a_data_set_that_is_added_with_a_schedule_is_deployed_retrained_and_dropped(service: Service, manifest: Path):
+    folder = manifest.with_name("my letters")
+    words = ("dataset", "add", "letters", str(manifest.with_name("tiny-source")), "--as", str(folder))
+    added = idxflow(*words, "--schedule", "0 0 1 1 *", "--timezone", "UTC", env=service.environment)
+    assert added.returncode == 0, added.stderr
+    file = folder / "letters.prefect.yaml"
+    until(lambda: f"deployed {file}" in service.output)
+    letters = service.deployment("letters")
+    assert [s["schedule"]["cron"] for s in letters["schedules"]] == ["0 0 1 1 *"]
+    body = {"parameters": {"training": {"epochs": 4, "learning_rate": 0.1, "hidden": [8], "batch_size": 16}}}
+    run = service.post(f"deployments/{letters['id']}/create_flow_run", body)["id"]
+    # Meanwhile somebody breaks the file: its deployment stays, and so do the others.
+    file.write_text("deployments:")
+    until(lambda: f"warning: {file}: expected the form of prefect.yaml" in service.output)
+    assert until(lambda: service.has_state(run, "COMPLETED")).startswith("promoted v1")
+    assert service.deployment("letters")["schedules"] == letters["schedules"]
+    file.unlink()
+    until(lambda: "\nremoved the deployment letters\n" in service.output)
+    assert "letters" not in [d["name"] for d in service.post("deployments/filter", {})]
+
+
 def test_a_run_that_is_cancelled_before_it_started_is_in_the_ledger(service: Service):
     later = {"state_details": {"scheduled_time": (datetime.now(UTC) + timedelta(days=1)).isoformat()}}
     body = {"state": {"type": "SCHEDULED", **later}, "parameters": {"dataset": "kmnist"}}
