@@ -71,6 +71,28 @@ class ArchiveSpec:
 
 
 @dataclass(frozen=True)
+class ZipSpec:
+    """A published ZIP file that has the four archives among its members."""
+
+    file: str
+    sha256: str
+    bytes: int | None = None
+    folder: str = ""
+    """The folder inside it that has the archives; empty: none."""
+    mirrors: tuple[str, ...] = ()
+    """Complete URLs, best first."""
+
+    def member(self, spec: ArchiveSpec) -> str:
+        """Return the name of an archive inside the ZIP file."""
+        return f"{self.folder}/{spec.file}" if self.folder else spec.file
+
+    @property
+    def itself(self) -> ArchiveSpec:
+        """The ZIP file as an archive, for the checks of a download."""
+        return ArchiveSpec("zip", self.file, self.bytes, self.sha256)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set as its manifest declares it. `storage.datasets.manifest` says what each value means."""
 
@@ -96,6 +118,8 @@ class Dataset:
     """What the manifest says about the ink; None: nothing, and the data checks do not look at it."""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
+    zipped: ZipSpec | None = None
+    """The ZIP file that the archives are published in; None: each is published by itself."""
     embedded: bool = False
     licence: str = "not stated"
     homepage: str = ""
