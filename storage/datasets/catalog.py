@@ -43,6 +43,10 @@ MAX_MANIFEST_BYTES = 1 << 20
 Ink = Literal["bright", "dark"]
 """Whether what is drawn is brighter or darker than the ground that it is drawn on."""
 
+_KUZUSHIJI_49 = ("k49", "kmnist49", "kuzushiji49")
+"""Names by which people ask for Kuzushiji-49. It is published as .npz only, and without SHA-256."""
+_KUZUSHIJI_49_AT = "http://codh.rois.ac.jp/kmnist/"
+
 _SHOWN = 200
 """The most characters of a user's value repeated in a message."""
 
@@ -143,6 +147,12 @@ def find(name: str) -> Dataset:
         ConfigError: no data set has that name.
     """
     if name not in names():
+        if re.sub("[^a-z0-9]", "", name.lower()) in _KUZUSHIJI_49:
+            raise ConfigError(
+                f"expected a data set of the catalog; found {shown(name)}, which is published as .npz files only; "
+                f"download these four from {_KUZUSHIJI_49_AT} into a folder, and make a data set of them: "
+                "`idxflow dataset add kuzushiji-49 FOLDER`"
+            )
         raise ConfigError(
             f"expected a data set of the catalog ({', '.join(names())}); found {shown(name)}{meant(name, names())}; "
             "give one of these, or the manifest of your own data: --dataset-file FILE"
