@@ -124,15 +124,30 @@ def _of_downloads(store: Store, contents: bool) -> Iterator[StoreFinding]:
         yield StoreFinding(place, "damage", f"expected a folder; found {actual}", _REMOVE_DOWNLOAD)
         return
     for folder in downloads(store):
-        for path in sorted(folder.iterdir()):
-            with ExitStack() as held:
-                if not path.name.endswith((_PART, _NOTE)):
-                    if contents and not sha256_of(path).startswith(folder.name):
-                        problem = f"expected the SHA-256 {folder.name}…, which its folder has as name"
-                        yield StoreFinding(path, "damage", problem, _REMOVE_DOWNLOAD)
-                elif free_to_remove(store, folder, held) and not resumed_by_the_next_run(store, folder):
-                    remedy = f"`{store.command('gc')}` removes it, and the next run that needs it resumes it"
-                    yield StoreFinding(path, "leftover", "a run ended while downloading it", remedy)
+        with ExitStack() as held:
+            # Before the files are listed: one that is being downloaded gets another name at the end.
+            is_abandoned = free_to_remove(store, folder, held) and not resumed_by_the_next_run(store, folder)
+            paths = sorted(folder.iterdir())
+        for path in paths:
+            if not path.name.endswith((_PART, _NOTE)):
+                if contents and (problem := _wrong_download(path)):
+                    yield StoreFinding(path, "damage", problem, _REMOVE_DOWNLOAD)
+            elif is_abandoned:
+                remedy = f"`{store.command('gc')}` removes it, and the next run that needs it resumes it"
+                yield StoreFinding(path, "leftover", "a run ended while downloading it", remedy)
+
+
+def _wrong_download(path: Path) -> str:
+    """Say what is wrong with a downloaded ZIP file: its folder has the first half of its SHA-256 as name."""
+    try:
+        digest = sha256_of(path)
+    except FileNotFoundError:
+        # `gc` has removed it meanwhile.
+        return ""
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    name = path.parent.name
+    return "" if digest.startswith(name) else f"expected SHA-256 {name}…, the name of its folder; found {digest[:32]}…"
 
 
 def downloads(store: Store) -> list[Path]:

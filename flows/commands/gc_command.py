@@ -50,7 +50,7 @@ def gc(
     for collected in outcomes:
         _print(collected, dry_run)
     _print_downloads(downloads, dry_run)
-    if not outcomes:
+    if not (outcomes or downloads.removed or downloads.kept):
         print_line(f"nothing in {opened.root}")
     return 0
 

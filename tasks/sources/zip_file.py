@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 _failed: dict[tuple[Path, str], SourceFailed] = {}
 """The last failure of each download of this process, so that threads that waited for it do not repeat it."""
-_downloading: set[Path] = set()
-"""What threads of this process are downloading."""
+_told: set[Path] = set()
+"""What a thread of this process is downloading, or has said to wait for: the others wait in silence."""
 
 
 def take_out(stream: BinaryIO, name: str, part: PartialFile, limit: int) -> Received:
@@ -148,7 +148,6 @@ class KeptZip:
         def check(received: Received) -> None:
             self.check(part.path, received)
 
-        _downloading.add(self._folder)
         try:
             download(self.url, part, limit, check, patient, policy.clock() + seconds)
         except SourceFailed as failure:
@@ -156,8 +155,6 @@ class KeptZip:
             if failure.refused or not part.note.exists():
                 part.clear()
             raise
-        finally:
-            _downloading.discard(self._folder)
         os.replace(part.path, self._file)
         part.clear()
 
@@ -168,12 +165,19 @@ class KeptZip:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        folder = self._folder
+
         def say_waiting() -> None:
-            if self._folder not in _downloading:
+            if folder not in _told:
+                _told.add(folder)
                 _log.info("waiting for another run that is downloading %s", self.zipped.file, extra=WAITING)
 
-        with locked(self.store.download_lock(self.zipped.sha256), say_waiting, passing=True):
-            yield
+        try:
+            with locked(self.store.download_lock(self.zipped.sha256), say_waiting, passing=True):
+                _told.add(folder)
+                yield
+        finally:
+            _told.discard(folder)
 
 
 def in_folder(folder: Path, zipped: ZipSpec) -> Path | None:

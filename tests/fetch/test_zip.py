@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -18,8 +19,11 @@ from pathlib import Path
 
 import pytest
 
+import flows.collect
 import tasks.fetch
+from flows.commands.cli import run_command
 from flows.pipeline import to_validation
+from flows.terminal.text import size
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import DataRefused, DigestMismatch, FormatError, IdxflowError, SourceUnavailable, StoreError
@@ -228,6 +232,11 @@ def test_a_kept_file_that_is_damaged_is_named_by_verify_and_downloaded_again(
         assert verify(store, contents=False).findings == ()
         assert bytes_of(four(store, zipped.second)) == expected(zipped, "other")
         assert len(server.requests) == 2
+        file.unlink()
+        os.mkfifo(file)
+        assert [finding.path for finding in verify(store).damage] == [file]
+        shutil.rmtree(store.dataset("other"))
+        assert bytes_of(four(store, zipped.second)) == expected(zipped, "other")
     assert file.read_bytes() == zipped.data
     assert "is damaged; downloading it again" in caplog.text
 
@@ -444,6 +453,28 @@ def test_gc_removes_the_file_but_not_what_is_being_downloaded(store: Store, tmp_
         server.answers[AT] = answer
         assert bytes_of(four(store, zipped.second)) == expected(zipped, "other")
         assert busy == [(folder,)]
+
+
+def test_the_commands_that_clean_up_say_what_they_removed(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with FaultServer({}) as server:
+        zipped = publish(tmp_path, [server.url(AT)])
+        server.answers[AT] = good(zipped.data)
+        four(store, zipped.dataset)
+        (folder,) = (store.root / "_downloads").iterdir()
+        # What belongs to one data set is not shared.
+        assert run_command(["gc", "tiny", "--store", str(store.root)]) == 0
+        assert "downloads" not in capsys.readouterr().out
+        assert run_command(["gc", "--dry-run", "--store", str(store.root)]) == 0
+        assert f"downloads: would remove 1 ZIP file, {size(len(zipped.data))}\n  {folder}\n" in capsys.readouterr().out
+        assert run_command(["gc", "--json", "--store", str(store.root)]) == 0
+        values = json.loads(capsys.readouterr().out)["downloads"]
+        assert values == {"removed": [str(folder)], "kept": [], "bytes": len(zipped.data)}
+        assert not folder.exists()
+        four(store, zipped.second)
+        outcome, problems = flows.collect._collect_store(store, 10)
+        assert (outcome["bytes"] > len(zipped.data), problems, folder.exists()) == (True, [], False)
 
 
 def test_gc_keeps_a_download_that_the_next_run_resumes(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
