@@ -126,7 +126,7 @@ def _of_downloads(store: Store, contents: bool) -> Iterator[StoreFinding]:
     for folder in downloads(store):
         with ExitStack() as held:
             # Before the files are listed: one that is being downloaded gets another name at the end.
-            is_abandoned = free_to_remove(store, folder, held) and not resumed_by_the_next_run(store, folder)
+            is_abandoned = free_to_remove(store, folder, held) and not _may_be_resumed(store, folder)
             paths = sorted(folder.iterdir())
         for path in paths:
             if not path.name.endswith((_PART, _NOTE)):
@@ -135,6 +135,14 @@ def _of_downloads(store: Store, contents: bool) -> Iterator[StoreFinding]:
             elif is_abandoned:
                 remedy = f"`{store.command('gc')}` removes it, and the next run that needs it resumes it"
                 yield StoreFinding(path, "leftover", "a run ended while downloading it", remedy)
+
+
+def _may_be_resumed(store: Store, folder: Path) -> bool:
+    try:
+        return resumed_by_the_next_run(store, folder)
+    except IdxflowError:
+        # The unreadable record is reported as damage.
+        return True
 
 
 def _wrong_download(path: Path) -> str:
