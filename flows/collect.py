@@ -71,6 +71,10 @@ def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
             outcome["busy"].append(name)
         outcome["entries"] += len(collected.entries)
         outcome["bytes"] += collected.bytes
+    try:
+        outcome["bytes"] += retention.collect_downloads(store).bytes
+    except IdxflowError as error:
+        problems.append(f"downloads: {error}")
     return outcome, problems
 
 

@@ -71,7 +71,7 @@ def retrain(
     replaces the champion, and publishes a report. Results that are already in the store are verified and reused.
 
     Args:
-        dataset: Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.
+        dataset: Name of a data set of the catalog: digits (embedded), mnist, kmnist, emnist-letters, …
         profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.

@@ -156,7 +156,7 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
             "restore the manifest that the set was announced with"
         )
     archives = tuple(_pinned(spec, arrived.files[spec.role]) for spec in dataset.archives)
-    return dataclasses.replace(dataset, archives=archives, source=None, embedded=False)
+    return dataclasses.replace(dataset, archives=archives, source=None, zipped=None, embedded=False)
 
 
 def _pinned(spec: ArchiveSpec, file: ArrivedFile) -> ArchiveSpec:

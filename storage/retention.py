@@ -8,6 +8,9 @@ For each data set, the following is kept, with everything that it was made from:
 - the archives that have arrived in a folder and have not been run yet (`storage.arrivals`),
 - if the newest run was cut off, the unfinished work of it and of others, from which the next run resumes.
 
+What data sets share, downloaded ZIP files, is kept only while it is used or its download is to be resumed
+(`collect_downloads`): each data set has its own archives out of it.
+
 Versions and the ledger are small and never removed. If a version's model is removed, the registry keeps the version's
 figures and marks it (`Registry.retired`). The mark is written before the model is removed, so a process killed
 in between leaves a complete version.
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +30,7 @@ from storage.ledger import run_of
 from storage.outcomes import steps_of
 from storage.registry import Registry, Version, line
 from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
-from storage.verify import for_the_next_run, leftovers
+from storage.verify import downloads, for_the_next_run, free_to_remove, leftovers, resumed_by_the_next_run
 
 KEEP_LAST = 10
 """The default number of versions and runs to keep."""
@@ -50,8 +54,41 @@ class Collected:
     bytes: int = 0
 
 
+@dataclass(frozen=True)
+class CollectedDownloads:
+    """The downloaded ZIP files that were removed, or would be removed."""
+
+    removed: tuple[Path, ...]
+    """Their folders."""
+    kept: tuple[Path, ...]
+    """Those that are being downloaded, or that the next run resumes."""
+    bytes: int
+
+
 class _Busy(Exception):
     pass
+
+
+def collect_downloads(store: Store, dry_run: bool = False) -> CollectedDownloads:
+    """Remove the downloaded ZIP files that no run is downloading and the next run does not resume.
+
+    A run that reads one has it open, and reads it to its end.
+
+    Raises:
+        StoreError: something cannot be removed, or it cannot be told what the next run resumes.
+    """
+    removed, kept, size = [], [], 0
+    for folder in downloads(store):
+        with ExitStack() as held:
+            if not free_to_remove(store, folder, held) or resumed_by_the_next_run(store, folder):
+                kept.append(folder)
+                continue
+            removed.append(folder)
+            size += _size(folder)
+            if not dry_run:
+                with store_errors(folder):
+                    shutil.rmtree(folder)
+    return CollectedDownloads(tuple(removed), tuple(kept), size)
 
 
 def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: bool = False) -> Collected:

@@ -8,6 +8,7 @@
                      7-reports/<run>/
                      registry/  ledger/       see `registry` and `ledger`
                      locks/                   empty files, used only for locking; one per running step
+    <root>/_downloads/<sha256>/               a ZIP file that several data sets share, see `tasks.sources.zip_file`
 
 An entry is a folder named by a key, the digest of what it was made from (`Plan`). It is built in
 `.<key>.partial`, every file flushed to disk, `entry.json` last, and renamed into place, so an entry
@@ -68,6 +69,8 @@ FOLDERS = {
     "publish": "7-reports",
 }
 INBOX = "0-inbox"
+DOWNLOADS = "_downloads"
+"""The folder of ZIP files that several data sets share; no data set can have this name."""
 LOCKS = "locks"
 IN_USE = "in-use.lock"
 ENTRY = "entry.json"
@@ -218,6 +221,18 @@ class Store:
     def inbox(self, dataset: str) -> Path:
         """Return the folder where an embedded data set writes its archives before they are fetched."""
         return self.part(dataset, INBOX)
+
+    def downloads(self, sha256: str) -> Path:
+        """Return the folder of a downloaded ZIP file, which need not exist yet: it has the digest's first half as name.
+
+        Raises:
+            StoreError: as for `part`.
+        """
+        return self.part(DOWNLOADS, sha256[:32])
+
+    def download_lock(self, sha256: str) -> Path:
+        """Return the lock that is held while that ZIP file is downloaded or removed."""
+        return self.part(DOWNLOADS, f"{sha256[:32]}.lock")
 
     def entries(self, dataset: str, step: str) -> Path:
         return self.part(dataset, FOLDERS[step])

@@ -20,10 +20,10 @@ from typing import Any, Literal
 from storage import store_format
 from storage.arrivals import ARRIVALS, Arrivals
 from storage.errors import IdxflowError
-from storage.files import kind_of, locked, read_json
+from storage.files import kind_of, locked, read_json, sha256_of
 from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
 from storage.registry import Registry, Version
-from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, read_entry, store_errors
+from storage.store import DOWNLOADS, ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, read_entry, store_errors
 from storage.underway import UNDER_WAY, was_cut_off
 
 PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
@@ -35,7 +35,10 @@ _REMOVE_REPORT = "remove its folder: a report is written once, and no result dep
 _REMOVE_INDEX = "remove it: it is rebuilt from the records next to it"
 _SET_CLOCK = "correct the clock if it is wrong; the records and their order are intact, only these times are unreliable"
 _CLOCK_IS_RIGHT = "nothing to do: the order of the records does not depend on their times"
+_PART, _NOTE = ".part", ".part.json"
+"""How the names of unfinished downloads end (`tasks.sources.partial_file`)."""
 _GO_ON = "run the same command again to resume"
+_REMOVE_DOWNLOAD = "remove it: it is downloaded again when a run needs it"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def verify(store: Store, dataset: str | None = None, contents: bool = True, now:
         with store_errors(check.folder):
             check.run()
     findings = [*_of_format(store), *(finding for check in checks for finding in check.findings)]
+    if dataset is None:
+        findings += _of_downloads(store, contents)
     return Verdict(
         entries=sum(c.entries for c in checks),
         versions=sum(c.versions for c in checks),
@@ -109,6 +114,80 @@ def _of_format(store: Store) -> Iterator[StoreFinding]:
     except IdxflowError as error:
         remedy = "remove it: the next run writes it again"
         yield StoreFinding(store.root / store_format.STORE_FILE, "damage", _one_line(error), remedy)
+
+
+def _of_downloads(store: Store, contents: bool) -> Iterator[StoreFinding]:
+    """Check the downloaded ZIP files: a complete one has the digest that its folder is named by."""
+    place = store.root / DOWNLOADS
+    if not _is_folder(place):
+        actual = "a symbolic link" if place.is_symlink() else kind_of(place)
+        yield StoreFinding(place, "damage", f"expected a folder; found {actual}", _REMOVE_DOWNLOAD)
+        return
+    for folder in downloads(store):
+        with ExitStack() as held:
+            # Before the files are listed: one that is being downloaded gets another name at the end.
+            is_abandoned = free_to_remove(store, folder, held) and not _may_be_resumed(store, folder)
+            paths = sorted(folder.iterdir())
+        for path in paths:
+            if not path.name.endswith((_PART, _NOTE)):
+                if contents and (problem := _wrong_download(path)):
+                    yield StoreFinding(path, "damage", problem, _REMOVE_DOWNLOAD)
+            elif is_abandoned:
+                remedy = f"`{store.command('gc')}` removes it, and the next run that needs it resumes it"
+                yield StoreFinding(path, "leftover", "a run ended while downloading it", remedy)
+
+
+def _may_be_resumed(store: Store, folder: Path) -> bool:
+    try:
+        return resumed_by_the_next_run(store, folder)
+    except IdxflowError:
+        # The unreadable record is reported as damage.
+        return True
+
+
+def _wrong_download(path: Path) -> str:
+    """Say what is wrong with a downloaded ZIP file: its folder has the first half of its SHA-256 as name."""
+    try:
+        digest = sha256_of(path)
+    except FileNotFoundError:
+        # `gc` has removed it meanwhile.
+        return ""
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    name = path.parent.name
+    return "" if digest.startswith(name) else f"expected SHA-256 {name}…, the name of its folder; found {digest[:32]}…"
+
+
+def downloads(store: Store) -> list[Path]:
+    """Return the folders of the downloaded ZIP files of a store."""
+    place = store.root / DOWNLOADS
+    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+
+
+def free_to_remove(store: Store, folder: Path, held: ExitStack) -> bool:
+    """Tell whether no process is downloading into `folder`, and keep others from it until `held` is closed."""
+    lock = store.download_lock(folder.name)
+
+    def give_up() -> None:
+        raise _Busy
+
+    if lock.exists() and os.access(lock, os.W_OK):
+        try:
+            held.enter_context(locked(lock, give_up, passing=True))
+        except _Busy:
+            return False
+    return True
+
+
+def resumed_by_the_next_run(store: Store, folder: Path) -> bool:
+    """Tell whether a download is unfinished and a run was cut off that may have made it.
+
+    Raises:
+        StoreError: a ledger cannot be read.
+    """
+    if not any(folder.glob(f"*{_PART}")):
+        return False
+    return any(for_the_next_run(Registry(store, name)) for name in store.datasets())
 
 
 class _Busy(Exception):

@@ -16,7 +16,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import ROLES, ArchiveSpec, Dataset
-from storage.errors import FormatError, IdxflowError, SourceUnavailable, StoreError
+from storage.errors import FormatError, IdxflowError, SourceUnavailable
 from storage.records import Archive, Done
 from storage.store import Plan, Store
 from tasks.sources.download import POLICY, DownloadPolicy
@@ -110,7 +110,7 @@ def bring(request: FetchRequest, origins: Sequence[Origin], folder: Path) -> Arc
     """
     part = PartialFile(folder, request.spec.file)
     _remove_others(folder, part)
-    _make_sure_it_fits(request, folder, part)
+    part.check_room(request.name, request.spec.bytes)
     deadline = request.policy.clock() + request.policy.deadline_seconds
 
     def look(origin: Origin) -> tuple[str, Received]:
@@ -126,15 +126,6 @@ def bring(request: FetchRequest, origins: Sequence[Origin], folder: Path) -> Arc
     os.replace(part.path, folder / name)
     part.clear()
     return Archive(folder, request.spec.role, name, received.size_bytes, received.sha256, source)
-
-
-def _make_sure_it_fits(request: FetchRequest, folder: Path, part: PartialFile) -> None:
-    needed, free = (request.spec.bytes or 0) - part.size, shutil.disk_usage(folder).free
-    if free < needed:
-        raise StoreError(
-            f"{request.name}: expected {needed:,} bytes free at {folder.parent}; found {free:,}; "
-            "free space there, or choose another with --store"
-        )
 
 
 def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, str]:

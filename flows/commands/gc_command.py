@@ -14,7 +14,7 @@ from flows.commands.options import AsJson, StoreFolder
 from flows.terminal.output import print_json, print_line, remark
 from flows.terminal.text import size
 from storage import retention
-from storage.retention import KEEP_LAST, Collected
+from storage.retention import KEEP_LAST, Collected, CollectedDownloads
 from storage.store import Store, store_root
 from storage.words import counted
 
@@ -33,7 +33,8 @@ def gc(
 
     Keeps the champion, every earlier champion that `rollback` can return to, the newest versions and runs, all that
     they were made from, and the whole ledger. A data set that a run is using is skipped. If the last run was cut off,
-    its unfinished work is kept as well: the next run resumes it.
+    its unfinished work is kept as well: the next run resumes it. Downloaded ZIP files are removed: each data set
+    has its own archives out of them.
 
     Example: `idxflow gc --dry-run --keep-last 5`
 
@@ -42,11 +43,14 @@ def gc(
     """
     opened = Store(store_root(store))
     outcomes = [retention.collect(opened, name, keep_last, dry_run) for name in datasets.in_store(opened, dataset)]
+    downloads = retention.collect_downloads(opened, dry_run) if dataset is None else CollectedDownloads((), (), 0)
     if as_json:
-        return print_json({"store": str(opened.root), "dry_run": dry_run, "datasets": [_values(c) for c in outcomes]})
+        values = {"datasets": [_values(c) for c in outcomes], "downloads": _values_of(downloads)}
+        return print_json({"store": str(opened.root), "dry_run": dry_run, **values})
     for collected in outcomes:
         _print(collected, dry_run)
-    if not outcomes:
+    _print_downloads(downloads, dry_run)
+    if not (outcomes or downloads.removed or downloads.kept):
         print_line(f"nothing in {opened.root}")
     return 0
 
@@ -66,6 +70,24 @@ def _print(collected: Collected, dry_run: bool) -> None:
     )
     for path in (*collected.entries, *collected.leftovers) if dry_run else ():
         print_line(f"  {path}")
+
+
+def _print_downloads(downloads: CollectedDownloads, dry_run: bool) -> None:
+    if not (downloads.removed or downloads.kept):
+        return
+    removed = "would remove" if dry_run else "removed"
+    kept = f"; {len(downloads.kept)} unfinished kept" if downloads.kept else ""
+    print_line(f"downloads: {removed} {counted(len(downloads.removed), 'ZIP file')}, {size(downloads.bytes)}{kept}")
+    for path in downloads.removed if dry_run else ():
+        print_line(f"  {path}")
+
+
+def _values_of(downloads: CollectedDownloads) -> dict[str, Any]:
+    return {
+        "removed": [str(path) for path in downloads.removed],
+        "kept": [str(path) for path in downloads.kept],
+        "bytes": downloads.bytes,
+    }
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -47,7 +47,14 @@ _log = logging.getLogger(__name__)
 def run(
     dataset: Annotated[list[str] | None, Parameter(negative="")] = None,
     *,
-    all_: Annotated[bool, Parameter(name="--all", negative="", help="Retrain every data set of the catalog.")] = False,
+    all_: Annotated[
+        bool,
+        Parameter(
+            name="--all",
+            negative="",
+            help="Retrain every data set of the catalog. The first time, that downloads 0.7 GB, and EMNIST takes long.",
+        ),
+    ] = False,
     at_once: Annotated[
         int,
         Parameter(

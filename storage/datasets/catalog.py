@@ -46,6 +46,10 @@ Ink = Literal["bright", "dark"]
 BadRow = Literal["blank", "duplicate", "conflict", "leaked", "label", "suspect"]
 """What can be wrong with a row that is set aside; `storage.datasets.manifest` says what each means."""
 
+_KUZUSHIJI_49 = ("k49", "kmnist49", "kuzushiji49")
+"""Names by which people ask for Kuzushiji-49. It is published as .npz only, and without SHA-256."""
+_KUZUSHIJI_49_AT = "http://codh.rois.ac.jp/kmnist/"
+
 _SHOWN = 200
 """The most characters of a user's value repeated in a message."""
 
@@ -71,6 +75,28 @@ class ArchiveSpec:
     @property
     def pinned(self) -> bool:
         return bool(self.sha256 or self.payload_sha256)
+
+
+@dataclass(frozen=True)
+class ZipSpec:
+    """A published ZIP file that has the four archives among its members."""
+
+    file: str
+    sha256: str
+    bytes: int | None = None
+    folder: str = ""
+    """The folder inside it that has the archives; empty: none."""
+    mirrors: tuple[str, ...] = ()
+    """Complete URLs, best first."""
+
+    def member(self, spec: ArchiveSpec) -> str:
+        """Return the name of an archive inside the ZIP file."""
+        return f"{self.folder}/{spec.file}" if self.folder else spec.file
+
+    @property
+    def itself(self) -> ArchiveSpec:
+        """The ZIP file as an archive, for the checks of a download."""
+        return ArchiveSpec("zip", self.file, self.bytes, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,8 @@ class Dataset:
     """What the manifest says about the ink; None: nothing, and the data checks do not look at it."""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
+    zipped: ZipSpec | None = None
+    """The ZIP file that the archives are published in; None: each is published by itself."""
     embedded: bool = False
     audit: bool = False
     """Whether every run looks for wrong labels and near-duplicates, even if it is not asked to."""
@@ -125,6 +153,12 @@ def find(name: str) -> Dataset:
         ConfigError: no data set has that name.
     """
     if name not in names():
+        if re.sub("[^a-z0-9]", "", name.lower()) in _KUZUSHIJI_49:
+            raise ConfigError(
+                f"expected a data set of the catalog; found {shown(name)}, which is published as .npz files only; "
+                f"download these four from {_KUZUSHIJI_49_AT} into a folder, and make a data set of them: "
+                "`idxflow dataset add kuzushiji-49 FOLDER`"
+            )
         raise ConfigError(
             f"expected a data set of the catalog ({', '.join(names())}); found {shown(name)}{meant(name, names())}; "
             "give one of these, or the manifest of your own data: --dataset-file FILE"

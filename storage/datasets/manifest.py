@@ -36,6 +36,7 @@ from storage.datasets.catalog import (
     BadRow,
     Dataset,
     Ink,
+    ZipSpec,
 )
 from storage.datasets.json_schema import EXPECTED
 from storage.datasets.training import TrainingOverrides
@@ -86,6 +87,9 @@ Sha256 = Annotated[
     str,
     Field(pattern="^[0-9A-Fa-f]{64}$", json_schema_extra=_expects("a SHA-256 of 64 hexadecimal digits")),
     AfterValidator(str.lower),
+]
+FileName = Annotated[
+    str, Field(pattern=r"^[^/\x00.][^/\x00]*$", json_schema_extra=_expects("a file name without a folder"))
 ]
 Address = Annotated[
     str, AfterValidator(_address), Field(json_schema_extra={"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})
@@ -230,12 +234,7 @@ class Archive(BaseModel):
 
     model_config = _MODEL
 
-    file: str | None = Field(
-        default=None,
-        pattern=r"^[^/\x00.][^/\x00]*$",
-        description="File name. Not set: that of MNIST's file.",
-        json_schema_extra=_expects("a file name without a folder"),
-    )
+    file: FileName | None = Field(default=None, description="File name. Not set: that of MNIST's file.")
     bytes: Bytes | None = Field(default=None, description="Size in bytes.")
     sha256: Sha256 | None = Field(default=None, description="SHA-256; a file with a different one is refused.")
     payload_bytes: Bytes | None = Field(default=None, description="Size in bytes, decompressed.")
@@ -262,6 +261,26 @@ class Archives(BaseModel):
     train_labels: Archive = Field(default=Archive(), alias="train-labels", description="Labels of the training split.")
     test_images: Archive = Field(default=Archive(), alias="test-images", description="Images of the test split.")
     test_labels: Archive = Field(default=Archive(), alias="test-labels", description="Labels of the test split.")
+
+
+class Zip(BaseModel):
+    """The ZIP file that the four archives are published in, as EMNIST's are. Data sets share a download of it."""
+
+    model_config = _MODEL
+
+    file: FileName = Field(description="File name.")
+    bytes: Bytes | None = Field(default=None, description="Size in bytes.")
+    sha256: Sha256 = Field(description="SHA-256; a file with a different one is refused.")
+    folder: FileName | None = Field(
+        default=None,
+        description="Folder inside it that has the archives. Not set: none.",
+        json_schema_extra=_expects("the name of a folder"),
+    )
+    mirrors: Addresses = Field(default=(), description="Complete URLs, best first.")
+
+    def spec(self) -> ZipSpec:
+        """Return it as the steps know it."""
+        return ZipSpec(self.file, self.sha256, self.bytes, self.folder or "", self.mirrors)
 
 
 class Manifest(BaseModel):
@@ -339,6 +358,11 @@ class Manifest(BaseModel):
     citation: str = Field(default="", description="Reference to cite.")
     rows: Rows = Field(default=Rows(), description="Number of rows of each split.")
     archives: Archives = Field(default=Archives(), description="The four files: names, sizes, digests.")
+    zip_: Zip | None = Field(
+        default=None,
+        alias="zip",
+        description="The ZIP file that the four archives are published in. Not set: each is published by itself.",
+    )
     training: TrainingOverrides = Field(
         default=TrainingOverrides(), description="Training parameters that differ from the defaults."
     )
@@ -375,11 +399,11 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _what_is_fetched_has_a_digest(self) -> Manifest:
         for spec in self._specs():
-            if spec.mirrors and not spec.pinned:
+            if (spec.mirrors or self.zip_) and not spec.pinned:
+                how = "read out of a ZIP file" if self.zip_ else "fetched over the network"
                 raise ValueError(
-                    f"expected archives.{spec.role}.sha256 or archives.{spec.role}.payload_sha256 because it is "
-                    "fetched over the network; found neither; add one: `idxflow manifest FOLDER` writes them for "
-                    "files you have"
+                    f"expected archives.{spec.role}.sha256 or archives.{spec.role}.payload_sha256 because it is {how}; "
+                    "found neither; add one: `idxflow manifest FOLDER` writes them for files you have"
                 )
         return self
 
@@ -404,6 +428,7 @@ class Manifest(BaseModel):
             transpose=self.transpose,
             ink=self.ink,
             source=(path.parent / Path(self.source).expanduser()).resolve() if self.source else None,
+            zipped=self.zip_.spec() if self.zip_ else None,
             embedded=self.embedded,
             audit=self.audit,
             licence=self.licence,

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from storage.datasets import catalog
-from storage.datasets.catalog import DEFAULT_FILES, ArchiveSpec, Dataset
+from storage.datasets.catalog import DEFAULT_FILES, ArchiveSpec, Dataset, ZipSpec
 from storage.errors import ConfigError, DigestMismatch, FormatError
 from storage.files import kind_of, locked, open_regular, sha256_of
 from storage.formats import idx
@@ -24,6 +24,7 @@ from storage.words import meant
 from tasks.sources import embedded
 from tasks.sources.download import DownloadPolicy, download, redacted
 from tasks.sources.partial_file import BLOCK, PartialFile, Received, SourceFailed, too_large
+from tasks.sources.zip_file import KeptZip, in_folder, take_out
 
 DEFAULT_LIMIT = 1 << 32
 """Maximum bytes of an archive, or of its payload, if the manifest does not state the size."""
@@ -63,9 +64,10 @@ class Origin(Protocol):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of archives, compressed or not."""
+    """A folder of archives, compressed or not, or with the ZIP file that they are published in."""
 
     path: Path
+    zipped: ZipSpec | None = None
 
     @property
     def where(self) -> str:
@@ -90,7 +92,8 @@ class Folder:
                     return path
                 if path.exists():
                     raise SourceFailed(f"{name} is {kind_of(path)}, not a regular file")
-        raise SourceFailed(f"there is no {spec.file}{self._alike(spec)}")
+        nor = f", and no {self.zipped.file} with it" if self.zipped else ""
+        raise SourceFailed(f"there is no {spec.file}{nor}{self._alike(spec)}")
 
     def _alike(self, spec: ArchiveSpec) -> str:
         """Return the file that was probably meant, if its name was mistyped."""
@@ -102,7 +105,14 @@ class Folder:
         self, spec: ArchiveSpec, part: PartialFile, policy: DownloadPolicy, deadline: float
     ) -> tuple[str, Received]:
         """See `Origin`."""
-        path = self.find(spec)
+        try:
+            path = self.find(spec)
+        except SourceFailed:
+            with _reading(self.path):
+                whole = in_folder(self.path, self.zipped) if self.zipped else None
+            if not self.zipped or not whole:
+                raise
+            return str(whole), _out_of(whole, self.zipped, spec, part)
         return str(path), _copy(path, spec, part)
 
 
@@ -157,6 +167,36 @@ class Web:
         return self.where, received
 
 
+@dataclass(frozen=True)
+class ZippedWeb:
+    """The ZIP file of the archives, at one http(s) address."""
+
+    store: Store
+    zipped: ZipSpec
+    url: str
+
+    @property
+    def where(self) -> str:
+        """See `Origin`."""
+        return redacted(self.url)
+
+    def deliver(
+        self, spec: ArchiveSpec, part: PartialFile, policy: DownloadPolicy, deadline: float
+    ) -> tuple[str, Received]:
+        """See `Origin`. The time limit is that of the ZIP file, whoever downloads it."""
+        kept = KeptZip(self.store, self.zipped, self.url, partial(_check_zip, self.zipped))
+        with kept.opened(policy) as stream:
+            try:
+                return self.where, _member(stream, self.zipped, spec, part)
+            except SourceFailed as failure:
+                wrong = failure
+        # What has been in the store for long may be damaged.
+        if not kept.discarded():
+            raise wrong
+        with kept.opened(policy) as stream:
+            return self.where, _member(stream, self.zipped, spec, part)
+
+
 def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None) -> list[Origin]:
     """Return the places to look for an archive, in order, without opening any.
 
@@ -166,12 +206,16 @@ def origins_of(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | 
     Raises:
         ConfigError: the user's `source` is not a valid source.
     """
-    origins: list[Origin] = [_source_origin(dataset, spec, source)] if source else []
+    origins: list[Origin] = _source_origins(store, dataset, spec, source) if source else []
     if dataset.source:
-        origins.append(Folder(dataset.source))
+        origins.append(Folder(dataset.source, dataset.zipped))
     if dataset.embedded:
         origins.append(EmbeddedSource(store, dataset))
-    return origins + [Web(url) for url in spec.mirrors] if spec.pinned else origins[:1]
+    if not spec.pinned:
+        return origins[:1]
+    zipped = dataset.zipped
+    in_zip = [ZippedWeb(store, zipped, url) for url in zipped.mirrors] if zipped else []
+    return [*origins, *(Web(url) for url in spec.mirrors), *in_zip]
 
 
 def check_source(source: str) -> None:
@@ -209,18 +253,26 @@ def _place(source: str) -> Folder | SplitResult:
     return parts
 
 
-def _source_origin(dataset: Dataset, spec: ArchiveSpec, source: str) -> Origin:
-    """Turn the user's source into a place to look."""
+def _source_origins(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str) -> list[Origin]:
+    """Turn the user's source into places to look: for the archive, and for the ZIP file that it is published in."""
     parts = _place(source)
     if isinstance(parts, Folder):
-        return parts
+        return [Folder(parts.path, dataset.zipped)]
     if not spec.pinned:
         raise ConfigError(
             f"{dataset.manifest}: expected archives.{spec.role}.sha256 because {spec.file} would be fetched over the "
             f"network from {redacted(source)}; found none; add it, or give a folder as --source"
         )
-    path = f"{parts.path.rstrip('/')}/{quote(spec.file)}"
-    return Web(urlunsplit((parts.scheme, parts.netloc, path, parts.query, "")))
+    origins: list[Origin] = [Web(_joined(parts, spec.file))]
+    if dataset.zipped:
+        origins.append(ZippedWeb(store, dataset.zipped, _joined(parts, dataset.zipped.file)))
+    return origins
+
+
+def _joined(parts: SplitResult, name: str) -> str:
+    """Return the address of a file below an address."""
+    path = f"{parts.path.rstrip('/')}/{quote(name)}"
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 def _unusable(source: str) -> ConfigError:
@@ -357,6 +409,41 @@ def _matches(spec: ArchiveSpec, path: Path) -> bool:
     except SourceFailed:
         return False
     return True
+
+
+def _member(stream: BinaryIO, zipped: ZipSpec, spec: ArchiveSpec, part: PartialFile) -> Received:
+    """Read an archive out of an open ZIP file into `part`, and check it."""
+    received = take_out(stream, zipped.member(spec), part, network_limit(spec))
+    check_archive(spec, part.path, received)
+    return received
+
+
+def _check_zip(zipped: ZipSpec, path: Path, received: Received) -> None:
+    """Accept a downloaded ZIP file if it is the published one.
+
+    Raises:
+        SourceFailed: it is not; the message says what was expected and found.
+    """
+    try:
+        check_archive(zipped.itself, path, received)
+    except SourceFailed as failure:
+        size = f" of {zipped.bytes:,} bytes" if zipped.bytes else ""
+        raise SourceFailed(
+            f"expected the ZIP file with SHA-256 {zipped.sha256[:12]}…{size}; {failure}",
+            refused=failure.refused,
+            retryable=failure.retryable,
+        ) from failure
+
+
+def _out_of(path: Path, zipped: ZipSpec, spec: ArchiveSpec, part: PartialFile) -> Received:
+    """Read an archive out of the user's ZIP file. Its own digest decides, so that of the whole is not needed."""
+    with _reading(path):
+        stream = open_regular(path)
+    with stream:
+        try:
+            return _member(stream, zipped, spec, part)
+        except SourceFailed as failure:
+            raise SourceFailed(f"{path.name}: {failure}", refused=failure.refused) from failure
 
 
 def _copy(path: Path, spec: ArchiveSpec, part: PartialFile) -> Received:

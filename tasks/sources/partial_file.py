@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import DataRefused, FormatError
+from storage.errors import DataRefused, FormatError, StoreError
 from storage.runtime import cancellation
 from tasks.ui.progress import Progress, advance
 
@@ -73,6 +74,20 @@ class PartialFile:
     def size(self) -> int:
         """Bytes received so far."""
         return self.path.stat().st_size if self.path.exists() else 0
+
+    def check_room(self, what: str, size: int | None) -> None:
+        """Check that the disk has room for the rest of a file of `size` bytes, if that is known.
+
+        Raises:
+            StoreError: it has not; the message begins with `what`.
+        """
+        folder = self.path.parent
+        needed, free = (size or 0) - self.size, shutil.disk_usage(folder).free
+        if free < needed:
+            raise StoreError(
+                f"{what}: expected {needed:,} bytes free at {folder.parent}; found {free:,}; "
+                "free space there, or choose another with --store"
+            )
 
     def clear(self) -> None:
         """Discard the bytes received so far."""

@@ -18,6 +18,7 @@ from flows.commands.cli import run_command
 from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES
 from storage.formats import idx
+from tests.conftest import bars
 from tests.support import sources
 from tests.support.sources import ARRAYS, FORMS, LABELS, SHAPE
 
@@ -267,3 +268,27 @@ def test_one_data_set_of_several_is_chosen_by_its_name(here: Path, tmp_path: Pat
     values = added(capsys, "mine", str(tmp_path / "source"), "--match", "emnist-bars", "--label-base", "1")
     assert [c["name"] for c in values["classes"]] == ["A/a", "B/b", "C/c"]
     np.testing.assert_array_equal(arrays(here / "mine")["test-images"], ARRAYS["test-images"])
+
+
+@pytest.mark.parametrize("name", ["k49", "kuzushiji-49", "Kuzushiji49"])
+@pytest.mark.remedies("storage.datasets.catalog:find")
+def test_kuzushiji_49_is_made_of_the_files_in_which_it_is_published(name: str, here: Path, tmp_path: Path, capsys):
+    """Four .npz files with one array each, `arr_0`: images of shape (n, 28, 28), labels from 0 to 48."""
+    assert run_command(["run", name]) == 2
+    said = capsys.readouterr().err
+    assert "published as .npz files only" in said
+    command = re.search("`idxflow (dataset add .*) FOLDER`", " ".join(said.replace("\n", " ").split()))
+    made = bars(49 * 4, 49, 49, (49, 7))
+    folder = tmp_path / "k49"
+    folder.mkdir()
+    for role, array in made.items():
+        split, kind = role.split("-")
+        np.savez_compressed(folder / f"k49-{split}-{'imgs' if kind == 'images' else kind}.npz", array)
+    names = [chr(0x3042 + number) for number in range(49)]
+    added_name = command[1].split()[-1]
+    values = added(capsys, added_name, str(folder), "--classes", ",".join(names))
+    assert values["rows"] == {"train": 49 * 4, "test": 49}
+    written = arrays(here / added_name)
+    for role in made:
+        np.testing.assert_array_equal(written[role], made[role])
+    assert catalog.read(here / added_name / f"{added_name}.toml").classes == tuple(names)

@@ -106,7 +106,10 @@ def test_the_catalog_is_listed(tmp_path: Path):
     result = subprocess.run(
         [str(BIN / "idxflow"), "datasets", "--json"], capture_output=True, text=True, env=clean_environment(tmp_path)
     )
-    assert {d["name"] for d in outcome(result)} == {"digits", "fashion-mnist", "kmnist", "mnist"}
+    listed = {d["name"]: d for d in outcome(result)}
+    assert {"digits", "mnist", "fashion-mnist", "kmnist", "qmnist"} < {*listed}
+    assert len([name for name in listed if name.startswith("emnist-")]) == 6
+    assert listed["emnist-letters"]["mirrors"] == ["https://biometrics.nist.gov/cs_links/EMNIST/"]
 
 
 @pytest.mark.flow

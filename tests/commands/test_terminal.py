@@ -24,6 +24,7 @@ from flows.commands.several import _rows
 from flows.terminal import layout
 from flows.terminal.console import Console
 from flows.terminal.streams import guarded_streams
+from storage.datasets import catalog
 from storage.outcomes import Outcome
 from storage.records import Failure, Step
 from storage.store import Store
@@ -197,7 +198,7 @@ def test_in_a_pipe_nothing_is_broken_or_shortened(filled: Store, tmp_path: Path)
     listed = subprocess.run(
         [str(BIN / "idxflow"), "datasets"], env=environment, capture_output=True, text=True, check=True
     )
-    assert len(listed.stdout.splitlines()) == 4
+    assert len(listed.stdout.splitlines()) == len(catalog.names())
 
 
 def test_in_a_pipe_that_is_to_have_colours_nothing_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

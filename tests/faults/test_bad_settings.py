@@ -94,7 +94,13 @@ def test_the_data_of_the_catalog_read_in_another_way_is_other_data(tmp_path: Pat
 def test_an_unknown_data_set_is_answered_with_those_there_are():
     with pytest.raises(ConfigError) as caught:
         catalog.find("imagenet")
-    assert_says(caught.value, "digits, fashion-mnist, kmnist, mnist", "found 'imagenet'", "--dataset-file")
+    assert_says(
+        caught.value,
+        "digits, emnist-balanced, ",
+        "fashion-mnist, kmnist, mnist, qmnist",
+        "found 'imagenet'",
+        "--dataset-file",
+    )
 
 
 PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {

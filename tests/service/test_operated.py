@@ -445,7 +445,7 @@ def test_the_form_has_typed_fields_and_refuses_a_wrong_value(page: Any, operated
     page.goto(f"/v2/deployments/deployment/{operated.deployment('digits')['id']}/run")
     page.get_by_role("tab", name="TrainingOverrides").click()
     for words in (
-        "Name of a data set of the catalog: digits (embedded), mnist, fashion-mnist, kmnist.",
+        "Name of a data set of the catalog: digits (embedded), mnist, kmnist, emnist-letters, …",
         "Maximum number of passes over the fitted rows. From 1 to 10,000.",
         "Step size of stochastic gradient descent. Above 0 and at most 10.",
         "Train, evaluate and decide again even if nothing is new.",

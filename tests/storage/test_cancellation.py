@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
@@ -15,16 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from storage.datasets.catalog import Dataset
+from storage.datasets.catalog import ROLES, Dataset
 from storage.files import locked
 from storage.runtime import cancellation
 from storage.store import Store
+from tasks.fetch import find_or_fetch
 from tasks.sources.download import DownloadPolicy
 from tasks.sources.partial_file import PartialFile
 from tests.conftest import TinyFactory
 from tests.fetch.helpers import BODY, PATH, SPEC, get, publish
 from tests.support.commands import Command, idxflow
 from tests.support.faultserver import Exchange, FaultServer, in_turn, ranged, stall, status, trickle
+from tests.support.zips import ZIP
+from tests.support.zips import publish as publish_zip
 
 SECONDS = 240
 """Only what hangs takes so long."""
@@ -97,6 +101,26 @@ def test_a_thread_that_waits_for_the_network_stops_and_asks_no_other_server(
         )
         assert [type(error) for error in raised] == [cancellation.Cancelled]
         assert (server.request_count(PATH), server.request_count("/mirror")) == (1, 0)
+
+
+def test_threads_that_wait_for_one_download_stop_with_it(store: Store, tmp_path: Path):
+    """One downloads the ZIP file, the others wait for it; none of them tries again."""
+    zipped = publish_zip(tmp_path)
+    with FaultServer({f"/{ZIP}": stall(zipped.data, after=100)}) as server:
+        dataset = publish_zip(tmp_path, [server.url(f"/{ZIP}")]).dataset
+        waiting = threading.Barrier(4, timeout=SECONDS)
+
+        def one(role: str) -> object:
+            waiting.wait()
+            return find_or_fetch(store, dataset, dataset.archive(role), None, PATIENT)
+
+        def four() -> None:
+            with ThreadPoolExecutor(4) as threads:
+                calls = [threads.submit(contextvars.copy_context().run, one, role) for role in ROLES]
+            assert {type(call.exception()) for call in calls} == {cancellation.Cancelled}
+
+        assert ended(four, lambda: bool(server.requests)) == []
+        assert len(server.requests) == 1
 
 
 def test_a_thread_that_copies_a_file_stops(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import string
 from pathlib import Path
 
 import cloudpickle
@@ -35,9 +36,57 @@ def test_every_data_set_of_the_catalog_is_whole(name: str):
     assert dataset.name == name
     assert [a.role for a in dataset.archives] == list(catalog.ROLES)
     assert all(a.pinned for a in dataset.archives)
-    assert dataset.embedded or all(a.bytes and len(a.mirrors) == 2 for a in dataset.archives)
+    assert dataset.embedded or dataset.zipped or all(a.bytes and a.mirrors for a in dataset.archives)
+    assert {*dataset.rows} == {"train", "test"}
     assert dataset.licence != "not stated"
     training_config(dataset)
+
+
+DIGITS, CAPITAL, SMALL = string.digits, string.ascii_uppercase, string.ascii_lowercase
+EMNIST = {
+    "emnist-balanced": (DIGITS + CAPITAL + "abdefghnqrt", 112_800, 18_800),
+    "emnist-byclass": (DIGITS + CAPITAL + SMALL, 697_932, 116_323),
+    "emnist-bymerge": (DIGITS + CAPITAL + "abdefghnqrt", 697_932, 116_323),
+    "emnist-digits": (DIGITS, 240_000, 40_000),
+    "emnist-letters": (CAPITAL, 124_800, 20_800),
+    "emnist-mnist": (DIGITS, 60_000, 10_000),
+}
+
+
+@pytest.mark.parametrize("name", EMNIST)
+def test_emnist_is_as_its_paper_and_its_files_of_characters_have_it(name: str):
+    """arXiv:1702.05373, table II; the names of classes are the characters of `…-mapping.txt` in their order."""
+    classes, train, test = EMNIST[name]
+    dataset = catalog.find(name)
+    assert "".join(dataset.classes) == classes
+    assert (dataset.rows, dataset.image_shape, dataset.transpose) == ({"train": train, "test": test}, (28, 28), True)
+    assert dataset.labels == (tuple(range(1, 27)) if name == "emnist-letters" else ())
+    assert [dataset.zipped.member(a) for a in dataset.archives] == [
+        f"gzip/{name}-{split}-{kind}-ubyte.gz" for split in ("train", "test") for kind in ("images-idx3", "labels-idx1")
+    ]
+
+
+def test_emnist_is_one_download():
+    assert len({catalog.find(name).zipped for name in EMNIST}) == 1
+    digests = [archive.sha256 for name in catalog.names() for archive in catalog.find(name).archives]
+    assert len({*digests} - {None}) == len([digest for digest in digests if digest])
+
+
+@pytest.mark.parametrize("name", EMNIST)
+def test_the_limits_of_emnist_suit_its_shares_of_classes(name: str):
+    """The rarest class of emnist-bymerge has at least the 2,800 rows of 814,255 that emnist-balanced takes from it."""
+    dataset = catalog.find(name)
+    classes = len(dataset.classes)
+    least, even = dataset.limits.least_class_share(classes), 1 / classes
+    assert least < (2800 / 814_255 if name in ("emnist-byclass", "emnist-bymerge") else even)
+    assert 1.5 * even < dataset.limits.least_centroid_hit(classes) < 0.5
+    assert pytest.approx((dataset.limits.min_pixel_mean + dataset.limits.max_pixel_mean) / 2, abs=1) == 0.174 * 255
+
+
+def test_qmnist_has_its_classes_in_the_first_of_eight_columns():
+    dataset = catalog.find("qmnist")
+    assert (dataset.label_column, dataset.rows) == (0, {"train": 60_000, "test": 60_000})
+    assert dataset.archive("test-labels").file == "qmnist-test-labels-idx2-int.gz"
 
 
 def test_a_small_manifest_gets_defaults(tmp_path: Path):
@@ -85,6 +134,16 @@ def test_a_data_set_can_be_sent_to_another_process():
         dataset = catalog.find(name)
         assert pickle.loads(pickle.dumps(dataset)) == dataset
         assert cloudpickle.loads(cloudpickle.dumps(dataset)) == dataset
+
+
+def test_a_zip_file_is_declared_with_where_the_archives_are_in_it(tmp_path: Path):
+    archives = "".join(f'[archives.{role}]\nsha256 = "{DIGEST}"\n' for role in catalog.ROLES)
+    table = f'[zip]\nfile = "b.zip"\nsha256 = "{"A" * 64}"\nmirrors = ["https://a.example/b.zip"]\n'
+    zipped = read(tmp_path, GOOD + table + archives).zipped
+    assert zipped == catalog.ZipSpec("b.zip", "a" * 64, mirrors=("https://a.example/b.zip",))
+    assert zipped.member(catalog.ArchiveSpec("train-images", "x.gz")) == "x.gz"
+    inside = read(tmp_path, GOOD + table + 'folder = "inner"\n' + archives).zipped
+    assert inside.member(catalog.ArchiveSpec("train-images", "x.gz")) == "inner/x.gz"
 
 
 def test_what_training_changes_is_as_json_has_it(tmp_path: Path):

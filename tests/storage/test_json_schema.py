@@ -21,6 +21,7 @@ BEYOND_A_SCHEMA = {
     "a source with a NUL",
     "a mirror of an archive over two lines",
     "a mirror without digests",
+    "archives of a ZIP file without digests",
     "patience for nothing",
     "one label too few",
     "labels and their base",

@@ -5,6 +5,7 @@ from __future__ import annotations
 GOOD = 'name = "mine"\nclasses = ["a", "b"]\nimage_shape = [20, 16]\n'
 TWO = 'classes = ["a", "b"]\nimage_shape = [2, 2]\n'
 HUGE = "9" * 5000
+DIGEST = "0" * 64
 
 MANIFESTS: dict[str, tuple[str, str]] = {
     "nothing": (
@@ -132,5 +133,25 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a column of truth": (
         GOOD + "label_column = true",
         "label_column to be an integer from 0 to 1,023; found True",
+    ),
+    "a ZIP file without a digest": (
+        GOOD + '[zip]\nfile = "a.zip"',
+        "zip.sha256 to be a SHA-256 of 64 hexadecimal digits; found nothing; add it",
+    ),
+    "a ZIP file in a folder": (
+        GOOD + f'[zip]\nfile = "a/b.zip"\nsha256 = "{DIGEST}"',
+        "zip.file to be a file name without a folder; found 'a/b.zip'",
+    ),
+    "a folder outside the ZIP file": (
+        GOOD + f'[zip]\nfile = "b.zip"\nfolder = ".."\nsha256 = "{DIGEST}"',
+        "zip.folder to be the name of a folder; found '..'",
+    ),
+    "archives of a ZIP file without digests": (
+        GOOD + f'[zip]\nfile = "b.zip"\nsha256 = "{DIGEST}"',
+        "expected archives.train-images.sha256 or archives.train-images.payload_sha256 because it is read out of a ZIP",
+    ),
+    "a ZIP file at another kind of address": (
+        GOOD + f'[zip]\nfile = "b.zip"\nsha256 = "{DIGEST}"\nmirrors = ["ftp://host/b.zip"]',
+        "zip.mirrors to be a list of https:// or http:// addresses; found ftp:…",
     ),
 }
