@@ -71,7 +71,7 @@ def _pairs(run: RunRecord, table: NearDuplicates) -> list[dict[str, Any]]:
 
 def _sentence(audit: Audit) -> str:
     judged = f"{counted(audit.flagged_rows, 'label')} of {counted(audit.rows, 'training row')}"
-    words = f"{judged} {'is' if audit.flagged_rows == 1 else 'are'} likely wrong"
+    words = f"{judged} {'looks' if audit.flagged_rows == 1 else 'look'} wrong"
     if audit.left_out:
         words += f"; {counted(audit.left_out, 'row')} could not be judged"
     compared = "" if audit.compared_rows == audit.test_rows else f" (of {audit.compared_rows:,} compared)"
