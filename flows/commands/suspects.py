@@ -26,11 +26,11 @@ def suspects(
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """List training images whose label is likely wrong.
+    """List training images whose label looks wrong.
 
-    They are those of the newest run with `--audit`. Each line has the row of the training archive, counted from 0, the
-    label and the suggested class, each with its probability. A star marks those that are counted as wrong. Look at the
-    images before you correct a label: the report of the run shows the first ones.
+    They are those of the newest run with `--audit`, the most suspicious first. Each line has the row of the training
+    archive, counted from 0, then the label and the suggested class, each with its probability. A star marks those that
+    are flagged. Look at the images before you correct a label: the report of the run shows the first ones.
 
     Examples: `idxflow suspects mnist` · `idxflow suspects mnist --csv suspects.csv`
 
@@ -76,7 +76,7 @@ def _print(found: Audited, limit: int) -> None:
 
 
 def _counts(found: Audited) -> str:
-    """Return how many there are, and how many of them are counted as wrong."""
+    """Return how many there are, and how many of them are flagged."""
     record = found.record
     suspects = f"{counted(record.suspect_rows, 'suspect')} of {counted(record.rows, 'row')}"
-    return f"{suspects}, {record.flagged_rows:,} likely wrong (*)"
+    return f"{suspects}, {record.flagged_rows:,} flagged (*)"

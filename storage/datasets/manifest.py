@@ -210,8 +210,8 @@ class Quarantine(_Table):
         default=(),
         description="What is set aside. `blank`: images of a single value; `duplicate`: images that occur earlier in "
         "the same split; `conflict`: images that occur in the same split with another label; `leaked`: test images "
-        "that are in the training split; `label`: labels that are no class; `suspect`: training labels that are "
-        "likely wrong.",
+        "that are in the training split; `label`: labels that are no class; `suspect`: training labels that look "
+        "wrong (flagged).",
         json_schema_extra=_expects(f"a list of different words from {', '.join(get_args(BadRow))}", uniqueItems=True),
     )
     max_share: Share = Field(

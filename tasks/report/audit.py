@@ -72,13 +72,13 @@ def _pairs(run: RunRecord, table: NearDuplicates) -> list[dict[str, Any]]:
 def _after(run: RunRecord) -> str:
     """Return what happened to the suspects, in a sentence."""
     if run.quarantine and "suspect" in run.quarantine.checks:
-        return "Rows whose label is likely wrong were set aside, as the quarantine below says."
+        return "Flagged rows were set aside, as the quarantine below says."
     return "Nothing was removed."
 
 
 def _sentence(audit: Audit) -> str:
     judged = f"{counted(audit.flagged_rows, 'label')} of {counted(audit.rows, 'training row')}"
-    words = f"{judged} {'is' if audit.flagged_rows == 1 else 'are'} likely wrong"
+    words = f"{judged} {'looks' if audit.flagged_rows == 1 else 'look'} wrong"
     if audit.left_out:
         words += f"; {counted(audit.left_out, 'row')} could not be judged"
     compared = "" if audit.compared_rows == audit.test_rows else f" (of {audit.compared_rows:,} compared)"

@@ -24,11 +24,12 @@ def split(split: Split) -> str:
 
 
 def audit(audit: Audit) -> str:
-    """Return how many labels are likely wrong, and how many test images are in the training split, equal or almost."""
+    """Return how many labels look wrong, and how many test images are in the training split, equal or almost."""
     of = f" of {audit.compared_rows:,} compared" if audit.compared_rows < audit.test_rows else ""
+    look = "looks" if audit.flagged_rows == 1 else "look"
     both = f", {audit.equal_rows:,} equal" if audit.equal_rows else ""
     return (
-        f"{counted(audit.flagged_rows, 'label')} of {audit.rows:,} likely wrong, "
+        f"{counted(audit.flagged_rows, 'label')} of {audit.rows:,} {look} wrong, "
         f"{counted(audit.near_rows, 'near-duplicate')}{both}{of}"
     )
 

@@ -53,7 +53,7 @@ def test_it_is_a_step_only_if_asked_for_and_is_reused(outcomes: list[dict[str, A
     assert [list(outcome["steps"]).count("audit") for outcome in outcomes] == [0, 1, 1]
     first, again = (outcome["steps"]["audit"] for outcome in outcomes[1:])
     assert (first["reused"], first["reason"], again["reused"]) == (False, "first run", True)
-    assert first["summary"] == "3 labels of 120 likely wrong, 1 near-duplicate, 1 equal"
+    assert first["summary"] == "3 labels of 120 look wrong, 1 near-duplicate, 1 equal"
     names = list(outcomes[1]["steps"])
     assert names[names.index("audit") - 1 : names.index("audit") + 2] == ["decode test", "audit", "validate"]
 
@@ -70,7 +70,7 @@ def test_nothing_else_changes_and_there_is_a_report_with_the_audit(outcomes: lis
 def test_the_report_has_the_suspects_and_the_pairs(outcomes: list[dict[str, Any]]):
     audit = report(outcomes[1])["audit"]
     assert audit["sentence"] == (
-        "3 labels of 120 training rows are likely wrong. 1 test image is almost the same as a training image; 1 is "
+        "3 labels of 120 training rows look wrong. 1 test image is almost the same as a training image; 1 is "
         "equal to one. Nothing was removed."
     )
     shown = {one["row"]: (one["name"], one["suggested_name"], one["flagged"]) for one in audit["shown"]}
@@ -94,7 +94,7 @@ def test_the_suspects_as_a_list_a_table_and_json(
     assert len(lines) == 3
     assert lines[0].startswith("row ")
     assert " → bar " in lines[0]
-    assert lines[2] == f"3 suspects of 120 rows, 3 likely wrong (*), in run {outcomes[2]['run']}"
+    assert lines[2] == f"3 suspects of 120 rows, 3 flagged (*), in run {outcomes[2]['run']}"
     assert printed.err == "idxflow: 1 more are not shown; --csv FILE writes all\n"
     assert run_command([*words, "--csv", str(tmp_path / "all.csv")]) == 0
     with (tmp_path / "all.csv").open() as stream:
@@ -128,7 +128,7 @@ def test_suspects_are_set_aside_only_if_that_is_asked_for(outcomes: list[dict[st
     assert outcome["steps"]["quarantine"]["summary"] == "3 of train, 1 of test set aside: leaked 1, suspect 3"
     values = report(outcome)
     assert {row["row"] for row in values["quarantine"]["shown"] if row["split"] == "train"} == {*WRONG}
-    assert values["audit"]["sentence"].endswith("likely wrong were set aside, as the quarantine below says.")
+    assert values["audit"]["sentence"].endswith("Flagged rows were set aside, as the quarantine below says.")
     # The pictures are of all rows, with those that are no longer in the split.
     assert ".s-suspects { --sheet: url(data:image/png" in Path(outcome["report"]).read_text()
 

@@ -80,11 +80,16 @@ SET_ASIDE = '[quarantine]\nchecks = ["suspect", "leaked"]\nmax_share = 0.1\n'
 
 
 def leaked() -> dict[str, np.ndarray]:
-    """Return data with one test image in the training split, whose last rows are without the third class."""
+    """Return data with one test image in the training split, whose last rows are without the third class.
+
+    Another one is almost in it, and a training label is wrong.
+    """
     arrays = bars(120, 90, 3, (9, 7))
     last = np.flatnonzero(arrays["train-labels"] < 2)[-12:]
     order = np.append(np.setdiff1d(np.arange(120), last), last)
     arrays |= {role: arrays[role][order] for role in ("train-images", "train-labels")}
+    arrays["test-images"][5], arrays["test-labels"][5] = arrays["train-images"][6] ^ 3, arrays["train-labels"][6]
+    arrays["train-labels"][8] = (arrays["train-labels"][8] + 1) % 3
     arrays["test-images"][3], arrays["test-labels"][3] = arrays["train-images"][0], arrays["train-labels"][0]
     return arrays
 
