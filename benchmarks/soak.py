@@ -323,9 +323,11 @@ def main() -> int:
     parser.add_argument("--keep-last", type=int, default=5, help="versions and runs that gc keeps")
     asked = parser.parse_args()
     chance, faults = random.Random(asked.seed), Counter[str]()
-    with tempfile.TemporaryDirectory(prefix="idxflow-soak-") as name, prefect_server(Path(name)) as (_, environment):
-        server = next(pid for pid in _family(os.getpid()) if pid != os.getpid())
-        soak = Soak(Path(name), environment, server, asked.epochs, asked.keep_last, chance)
+    with (
+        tempfile.TemporaryDirectory(prefix="idxflow-soak-") as name,
+        prefect_server(Path(name)) as (server, environment),
+    ):
+        soak = Soak(Path(name), environment, server.pid, asked.epochs, asked.keep_last, chance)
         first = soak.run(1)
         soak.expect(first.code == 0, f"the first run ends with {first.code}: {first.said}")
         soak.last, soak.usual_seconds = (1, first.outcome), first.seconds

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -40,7 +39,7 @@ NO_SKIP = "IDXFLOW_NO_SKIP"
 PACKAGE = r"on Debian, apt-get install ([\w-]+)"
 """How a test that skips for want of a program says where that is."""
 PATIENCE_MS = 240_000
-SERVER = pytest.StashKey[subprocess.Popen]()
+SERVER = pytest.StashKey[Any]()
 USERS = pytest.StashKey[frozenset[Path]]()
 """The shared server, from its start, and the files whose tests use it."""
 BROWSER_FLAGS = [
@@ -132,14 +131,16 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with prefect_server(tmp_path_factory.mktemp("server")) as (process, environment):
         request.config.stash[SERVER] = process
         yield environment
-        process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
 def results(server: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of results of flows that are called in this process: they talk to the shared server."""
+    from expectations import engine
     from tests.support.servers import used_in_this_process
 
+    # As for runs without Prefect (`tests.support.runs`).
+    engine.prepare()
     with used_in_this_process(server, tmp_path_factory.mktemp("results")) as folder:
         yield folder
 

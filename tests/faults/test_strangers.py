@@ -18,16 +18,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from prefect.client.orchestration import get_client
 
 from storage.files import locked
 from tests.conftest import BROWSER_FLAGS, PATIENCE_MS, browser_program
 from tests.support import stranger
 from tests.support.commands import idxflow
 from tests.support.faultserver import FaultServer, good
-from tests.support.operated import until
+from tests.support.operated import fork_flow_runs, until
 from tests.support.servers import BIN, HTTP, clean_environment, free_port, is_starting
 from tests.support.terminal import typed, user
-from tests.support.up import Service, going
+from tests.support.up import Service, configured, going
 
 pytestmark = pytest.mark.flow
 
@@ -59,6 +60,8 @@ def place(home: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def service(place: dict[str, str], home: Path) -> Iterator[Service]:
     with going(place, home / "up.log") as service:
+        with configured(service), get_client(sync_client=True) as client:
+            fork_flow_runs(client)
         yield service
 
 

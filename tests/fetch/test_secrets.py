@@ -30,7 +30,8 @@ from tests.conftest import write_tiny
 from tests.fetch.helpers import BODY, PATH, SECRET, SPEC, get, publish
 from tests.support.commands import idxflow
 from tests.support.faultserver import FaultServer, cut, good, in_turn, redirect, status
-from tests.support.servers import BIN, HTTP, ROOT, prefect_server, running
+from tests.support.operated import worker
+from tests.support.servers import HTTP, ROOT, prefect_server
 
 
 def test_a_secret_in_an_address_is_sent_to_its_server_and_said_nowhere(
@@ -176,12 +177,12 @@ def test_credentials_in_a_parameter_are_refused_before_they_are_kept(place: Plac
 def test_a_worker_has_its_source_from_its_own_environment_and_tells_nobody(place: Place):
     deployment = deploy(place)
     run = place.api(f"deployments/{deployment}/create_flow_run", {}).json()["id"]
-    worker = {**place.prefect, "IDXFLOW_SOURCE": place.secret_source, "IDXFLOW_STORE": str(place.folder / "worked")}
-    worker["PREFECT_WORKER_QUERY_SECONDS"] = "1"
-    command = [str(BIN / "prefect"), "worker", "start", "--pool", "own", "--type", "process"]
+    own = {"IDXFLOW_SOURCE": place.secret_source, "IDXFLOW_STORE": str(place.folder / "worked")}
+    environment = {**place.prefect, **own, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    words = ("worker", "start", "--pool", "own", "--type", "process")
     place.source.requests.clear()
     place.source.answers |= dict.fromkeys(place.source.answers, status(403))
-    with running(command, worker, place.folder, place.folder / "worker.log"):
+    with worker(*words, environment=environment, home=place.folder):
         state = place.end_of(run)
     assert state["type"] == "FAILED", (place.folder / "worker.log").read_text()
     assert place.source.host in state["message"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from tests.conftest import write_tiny
 from tests.support.faultserver import FaultServer
 from tests.support.operated import until
-from tests.support.servers import BIN, free_port, migrated_database
+from tests.support.servers import BIN, fill_home, free_port
 from tests.support.terminal import opened, seen, typed, user
 
 COMMANDS = {
@@ -41,9 +40,7 @@ def test_a_command_in_a_terminal_keeps_to_itself(words: str, tmp_path: Path):
 @pytest.mark.flow
 def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
     """A run with a server of its own, then `up` until Ctrl-C, and what its user types meanwhile."""
-    database = tmp_path / ".prefect" / "prefect.db"
-    database.parent.mkdir(mode=0o700)
-    shutil.copyfile(migrated_database(), database)
+    fill_home(tmp_path / ".prefect")
     environment = user(tmp_path, IDXFLOW_STORE=str(tmp_path / "store"), PREFECT_WORKER_QUERY_SECONDS="2")
     ran = typed([BIN / "idxflow", "run", "digits"], environment, tmp_path)
     assert ran.code == 0, ran.output

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +17,7 @@ from prefect.settings import (
 )
 
 from benchmarks.burst import DEPLOYMENT, burst
-from flows.service.processes import Service
-from tests.support.operated import until
-from tests.support.servers import BIN, guarded_server, wait_until_answers
+from tests.support.servers import BIN, Server, guarded_server, wait_until_answers
 
 pytestmark = pytest.mark.flow
 
@@ -37,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(home: Path) -> Iterator[tuple[Service, dict[str, str]]]:
+def served(home: Path) -> Iterator[tuple[Server, dict[str, str]]]:
     """A server as `idxflow up` starts it, with a deployment that no worker carries out."""
     with guarded_server(home) as (server, environment):
         settings = {
@@ -55,7 +51,7 @@ def _deploy(client: SyncPrefectClient) -> None:
     client.create_deployment(client.create_flow_from_name(flow), name)
 
 
-def test_what_is_asked_for_at_once_is_made_and_nothing_is_locked(served: tuple[Service, dict[str, str]], home: Path):
+def test_what_is_asked_for_at_once_is_made_and_nothing_is_locked(served: tuple[Server, dict[str, str]], home: Path):
     _, environment = served
     patient = {**environment, "PREFECT_API_REQUEST_TIMEOUT": str(REQUEST_SECONDS)}
     with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
@@ -65,7 +61,7 @@ def test_what_is_asked_for_at_once_is_made_and_nothing_is_locked(served: tuple[S
 
 
 def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_the_server(
-    served: tuple[Service, dict[str, str]], home: Path
+    served: tuple[Server, dict[str, str]], home: Path
 ):
     server, environment = served
     # Else each asker tries again until the server is back.
@@ -76,8 +72,7 @@ def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_th
         nonlocal accepted
         accepted += 1
         if accepted == 3:
-            os.kill(server.pid, signal.SIGKILL)
-            until(lambda: server.pid is None)
+            server.kill()
             server.start()
 
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: REQUEST_SECONDS}):
@@ -87,7 +82,7 @@ def test_what_is_not_accepted_ends_in_an_error_and_what_was_accepted_outlives_th
     assert outcome.accepted + outcome.refused == outcome.asked
     assert outcome.existing >= outcome.accepted
 
-    server.stop(3)
+    server.stop()
     command = [str(BIN / "prefect"), "deployment", "run", DEPLOYMENT]
     impatient["PREFECT_API_REQUEST_TIMEOUT"] = "2"
     process = subprocess.run(

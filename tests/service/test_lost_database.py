@@ -7,7 +7,6 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from flows.service.client import querying
 from flows.service.deployments import AUTOMATION, VARIABLE
 from storage.errors import PrefectFailed
 from storage.store import Store
+from tests.support.commands import flow_run_command
 from tests.support.operated import until
 from tests.support.servers import clean_environment, free_port
 from tests.support.up import Service, command, configured, going
@@ -31,14 +31,6 @@ pytestmark = pytest.mark.flow
 CRON = "30 4 * * 2"
 SECONDS = 240
 """Only what hangs takes so long."""
-IDXFLOW = (
-    sys.executable,
-    # As the installed command has it: nothing of the current folder is imported.
-    "-P",
-    "-c",
-    "from flows.service import supervisor; supervisor.LOOK_SECONDS = 2; from flows.commands.cli import main; main()",
-)
-"""The command, with a shorter polling interval."""
 RESTORED = "deployed again; schedules as users had left them: "
 
 
@@ -52,7 +44,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         IDXFLOW_STORE=str(home / "store"),
         PREFECT_WORKER_QUERY_SECONDS="2",
     )
-    with going(environment, home / "up.log", program=IDXFLOW) as service:
+    with going(environment, home / "up.log", forked=True) as service:
         _as_people_do(service)
         remembered = Path(environment["PREFECT_HOME"]) / "idxflow"
         until(lambda: any(CRON in path.read_text() for path in remembered.glob("remembered-*.json")))
@@ -105,7 +97,7 @@ def assert_all_there(service: Service) -> None:
 
 def assert_worker_works(service: Service) -> None:
     """A run that is refused at once: the data set is not known."""
-    body = {"parameters": {"dataset": "no-such-data"}}
+    body = {"parameters": {"dataset": "no-such-data"}, "job_variables": {"command": flow_run_command()}}
     run = service.post(f"deployments/{service.deployment('digits')['id']}/create_flow_run", body)["id"]
     until(lambda: service.state(run)[0] == "FAILED")
 

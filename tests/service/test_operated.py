@@ -39,7 +39,7 @@ from tests.support import commands
 from tests.support.clocks import clock_ahead
 from tests.support.commands import Command, idxflow
 from tests.support.operated import LAST_DAY, WATCH, Operated, prefect, until
-from tests.support.servers import BIN, HTTP, free_port
+from tests.support.servers import HTTP, free_port
 
 pytestmark = pytest.mark.flow
 
@@ -101,15 +101,14 @@ def context(operated: Operated, browser: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(context: Any, tmp_path: Path) -> Iterator[Any]:
-    """A page that reaches the server and nothing else; at its end, what it looked like is kept."""
+def page(context: Any) -> Iterator[Any]:
+    """A page that reaches the server and nothing else."""
     hosts: set[str | None] = set()
     errors: list[str] = []
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
     yield page
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
     page.close()
     assert errors == []
     assert "127.0.0.1" in hosts
@@ -718,7 +717,7 @@ def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated
     latest = miss_some_runs(operated)
     late = due_at_once(operated)
     assert (late.verdict, late.remedy) == ("problem", f"start a worker: {up}, or {start}")
-    operated.start_worker([str(BIN / "idxflow"), *start.split()[1:]])
+    operated.start_worker(*start.split()[1:])
 
     def ended() -> list[dict[str, Any]] | None:
         runs = [run for run in operated.runs("digits") if run["id"] not in known]

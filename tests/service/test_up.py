@@ -265,7 +265,7 @@ def test_ctrl_c_stops_everything_and_the_next_start_keeps_the_users_schedules(se
     assert service.output.rstrip().endswith("stopped")
     assert all(has_ended(pid) for pid in pids)
 
-    with going(service.environment, service.log.with_name("up-again.log")) as again:
+    with going(service.environment, service.log.with_name("up-again.log"), forked=True) as again:
         assert "schedules kept as they are on the server: mnist" in again.output
         schedules = again.deployment("mnist")["schedules"]
         assert [(s["schedule"]["cron"], s["active"], s["slug"]) for s in schedules] == [("30 4 * * 2", False, "weekly")]
@@ -320,7 +320,7 @@ def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -
 
 def _another_one_uses_the_server_and_leaves_it_running(service: Service) -> None:
     _a_worker_that_cannot_start_is_named_with_its_log(service)
-    with going(service.environment, service.log.with_name("other.log"), "--pool", "other") as other:
+    with going(service.environment, service.log.with_name("other.log"), "--pool", "other", forked=True) as other:
         assert "found a Prefect server" in other.output
         assert other.output.rstrip().endswith("Ctrl-C stops worker")
         worker = other.pid("worker")

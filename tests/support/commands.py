@@ -1,14 +1,17 @@
 """`idxflow`, and `prefect`, as their users call them, in a process of its own, without the seconds that imports take.
 
 The process is a fork of one that has imported what a run imports (`forked_command.py`), and reads Prefect's settings
-again; all else is as with the installed command. Tests of starting, and of imports, start that one.
+again; all else is as with the installed command. Tests of starting, and of imports, start that one. Prefect's server,
+and the flow runs of a worker, can be such forks, too (`tests.support.servers`, `tests.support.operated`).
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support import refusals
@@ -27,15 +30,31 @@ def listen() -> ForkServer | None:
     return server
 
 
+def listening() -> bool:
+    """Return whether there is a process to fork from: in tests, not in benchmarks."""
+    return _ADDRESS in os.environ
+
+
+def flow_run_command() -> str:
+    """Return what a worker may call in place of `python -m prefect.engine`: its flow run is such a fork (`calling`)."""
+    script, root = Path(__file__).with_name("calling.py"), Path(__file__).parents[2]
+    return shlex.join([sys.executable, "-I", "-S", str(script), os.environ[_ADDRESS], str(root)])
+
+
 class Command(Forked):
     """A call of `idxflow` that has been started; with the block, it ends at the latest."""
 
     def __init__(
-        self, *arguments: str, env: Mapping[str, str], cwd: Path | None = None, program: str = "idxflow"
+        self,
+        *arguments: str,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        program: str = "idxflow",
+        streams: Sequence[int] | None = None,
     ) -> None:
         environment = {**env, **refusals.environment()}
         called = {"program": program, "arguments": arguments, "environment": environment, "cwd": str(cwd or Path.cwd())}
-        super().__init__(b"\0" + os.fsencode(os.environ[_ADDRESS]), called)
+        super().__init__(b"\0" + os.fsencode(os.environ[_ADDRESS]), called, streams)
 
 
 def idxflow(

@@ -1,4 +1,4 @@
-"""A call of `idxflow` or `prefect`, in a fork of a process that has imported what takes seconds: TensorFlow etc.
+"""A call of a program of `PROGRAMS`, in a fork of a process that has imported what takes seconds: TensorFlow etc.
 
 `tests.support.forkserver` runs this, for `tests.support.commands`. A request has `program`, `arguments`, `environment`
 and `cwd`.
@@ -6,13 +6,22 @@ and `cwd`.
 
 from __future__ import annotations
 
+import contextvars
 import gc
+import json
 import logging
 import os
+import runpy
 import signal
+import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
 
 LATER = (
     "flows.retrain",
@@ -82,11 +91,79 @@ def read_settings_again() -> None:
 def call(request: dict[str, Any]) -> None:
     """Do what the program does."""
     become(request)
-    if sys.argv[0] == "prefect":
-        # Not before: it looks at the environment when it is imported.
-        from prefect.cli import app
+    PROGRAMS[request["program"]]()
 
-        sys.exit(app())
+
+def idxflow() -> None:
     from flows.commands.cli import main
 
     main()
+
+
+def prefect() -> None:
+    # Not before: it looks at the environment when it is imported.
+    from prefect.cli import app
+
+    sys.exit(app())
+
+
+def server() -> None:
+    """Serve as `python -m flows.service.application` does; the socket that listens is standard input."""
+    from flows.service.application import Plan, serve
+
+    serve(0, Plan(**json.loads(sys.argv[1])))
+
+
+def flow_run() -> None:
+    """Carry out a flow run as `python -m prefect.engine` does."""
+    sys.path.insert(0, str(Path.cwd()))
+    # Its file, for Prefect has imported the module.
+    runpy.run_path(str(find_spec("prefect.engine").origin), run_name="__main__")
+
+
+def up() -> None:
+    """`idxflow up`, which starts forks of itself instead of programs, and looks more often after what it promised."""
+    from flows.service import deployments, processes, supervisor
+
+    start = processes._process
+
+    def forked(command: processes.Command, output: IO[bytes]) -> Any:
+        return start(replace(command, fork=partial(module, command.arguments)), output)
+
+    processes._process = forked
+    deployments.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _deploying()})  # type: ignore[assignment]
+    supervisor.LOOK_SECONDS = 2
+    sys.argv[0] = "idxflow"
+    idxflow()
+
+
+def _deploying() -> type:
+    from flows.service.fork import Fork
+
+    class Deploying(Fork):
+        """`prefect deploy`, as `subprocess.Popen` starts it."""
+
+        def __init__(self, arguments: tuple[str, ...], **how: Any) -> None:
+            call = partial(module, arguments)
+            super().__init__([call], how["env"], Path(how["cwd"]), how["stdout"].fileno(), ())
+
+        def kill(self) -> None:
+            if self.poll() is None:
+                os.kill(self.pid, signal.SIGKILL)
+
+    return Deploying
+
+
+def module(arguments: tuple[str, ...]) -> None:
+    """Do what Python does with these arguments, in a process of its own: run a module as a program."""
+    sys.argv[:] = arguments[arguments.index("-m") + 1 :]
+    # Without the settings that the process has in use that it was forked from.
+    contextvars.Context().run(_run, sys.argv[0])
+
+
+def _run(name: str) -> None:
+    read_settings_again()
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+PROGRAMS = {"idxflow": idxflow, "prefect": prefect, "server": server, "flow run": flow_run, "up": up}

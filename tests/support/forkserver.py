@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, Self
@@ -65,7 +65,8 @@ class ForkServer:
 class Forked:
     """A process of the server at an address; with the block, it ends at the latest."""
 
-    def __init__(self, address: bytes, request: Mapping[str, object]) -> None:
+    def __init__(self, address: bytes, request: Mapping[str, object], streams: Sequence[int] | None = None) -> None:
+        """Start it; `streams` are the descriptors of its standard streams, if its output is not to be read here."""
         self._code: int | None = None
         with ExitStack() as opened:
             self._out = opened.enter_context(tempfile.TemporaryFile())
@@ -74,14 +75,14 @@ class Forked:
             self._connection.connect(address)
             # Without a buffer, what has not been read yet can be waited for.
             self._answers = opened.enter_context(self._connection.makefile("rb", buffering=0))
-            self.pid = self._start(request)
+            nothing = opened.enter_context(Path(os.devnull).open())
+            own = [stream.fileno() for stream in (nothing, self._out, self._errors)]
+            self.pid = self._start(request, streams or own)
             self._resources = opened.pop_all()
 
-    def _start(self, request: Mapping[str, object]) -> int:
+    def _start(self, request: Mapping[str, object], streams: Sequence[int]) -> int:
         line = f"{json.dumps(request)}\n".encode()
-        with Path(os.devnull).open() as nothing:
-            streams = [stream.fileno() for stream in (nothing, self._out, self._errors)]
-            sent = socket.send_fds(self._connection, [line], streams)
+        sent = socket.send_fds(self._connection, [line], streams)
         self._connection.sendall(line[sent:])
         return self._answer()
 
@@ -139,6 +140,9 @@ class Forked:
         with suppress(ProcessLookupError):
             if self.poll() is None:
                 os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,18 +13,21 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
 
 from flows import diagnosis
 from flows.service.deployments import ensure_automation, ensure_pool
 from storage.store import Store
 from tests.support import commands
-from tests.support.servers import BIN, HTTP, ROOT, prefect_server, running
+from tests.support.commands import Command
+from tests.support.servers import HTTP, ROOT, prefect_server, stop
 
 _NOW = datetime.now(UTC)
 LAST_DAY = {"since": (_NOW - timedelta(days=1)).isoformat(), "until": (_NOW + timedelta(days=1)).isoformat()}
 WATCH = ("--watch", "--watch-interval", "1")
-COMMAND = (str(BIN / "prefect"), "worker", "start", "--pool", "idxflow", "--type", "process")
+WORKER = ("worker", "start", "--pool", "idxflow", "--type", "process")
 
 
 class Operated:
@@ -45,10 +49,13 @@ class Operated:
         with self.client() as client:
             ensure_pool(client, "idxflow")
             ensure_automation(client, 90)
+            fork_flow_runs(client)
         prefect(self.environment, "--no-prompt", "deploy", "--all")
 
-    def start_worker(self, command: Sequence[str] = COMMAND) -> None:
-        self._worker.enter_context(running(command, self.environment, self.home, self.home / "worker.log"))
+    def start_worker(self, *arguments: str) -> None:
+        """Start it as Prefect's command does, or `idxflow` with these arguments."""
+        program, words = ("idxflow", arguments) if arguments else ("prefect", WORKER)
+        self._worker.enter_context(worker(*words, environment=self.environment, home=self.home, program=program))
 
     def stop_worker(self) -> None:
         self._worker.close()
@@ -100,6 +107,25 @@ class Operated:
         """What `idxflow doctor` finds out about the server."""
         with temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}):
             return {finding.what: finding for finding in diagnosis._server(self.store)}
+
+
+def fork_flow_runs(client: SyncPrefectClient, pool: str = "idxflow") -> None:
+    """Have the workers of a pool start flow runs that need not import what they run (`tests.support.commands`)."""
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["command"]["default"] = commands.flow_run_command()
+    client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
+
+
+@contextmanager
+def worker(*arguments: str, environment: dict[str, str], home: Path, program: str = "prefect") -> Iterator[None]:
+    """Run a worker, which starts flow runs, while the block lasts; its log is in `home`."""
+    with Path(os.devnull).open() as nothing, (home / "worker.log").open("wb") as log:
+        streams = (nothing.fileno(), log.fileno(), log.fileno())
+        started = Command(*arguments, env=environment, cwd=home, program=program, streams=streams)
+    try:
+        yield
+    finally:
+        stop(started)
 
 
 def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> str:

@@ -1,4 +1,7 @@
-"""Whole runs without Prefect: the flow itself, and the real tasks, one after the other, as the flow calls them."""
+"""Whole runs without Prefect: the flow itself, and the real tasks, one after the other, as the flow calls them.
+
+Great Expectations is imported here, once: else each run would start a process that does (`engine_process`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from expectations import engine
 from flows import pipeline, retrain
 from flows.run import Job, Request, RunFailed, prepare
 from storage.errors import ValidationFailed
@@ -42,6 +46,7 @@ def run_without_prefect(
 
     The state that it would give Prefect is checked to say the same.
     """
+    engine.prepare()
     request = Request(
         dataset, dataset_file, training=QUICK | training, source=source, store=str(store.root), audit=audit
     )
@@ -72,6 +77,7 @@ def message_of(outcome: dict[str, Any]) -> str:
 
 def whole_run(store: Store, manifest: Path, audit: bool = False, **training: Any) -> Job:
     """Carry out a run without Prefect, with its report and its record in the ledger; return the job."""
+    engine.prepare()
     request = Request(dataset_file=str(manifest), training=QUICK | training, store=str(store.root), audit=audit)
     job = prepare(request, "a test")
     pipeline.to_decision(job, pipeline.Directly())
@@ -83,6 +89,7 @@ def carried_out(store: Store, manifest: Path, audit: bool = False, **training: A
 
     It trains for 2 epochs if no more are asked for. The confirmation is left out: it starts a process of its own.
     """
+    engine.prepare()
     settings = QUICK | {"epochs": 2} | training
     request = Request(dataset_file=str(manifest), training=settings, store=str(store.root), audit=audit)
     job = prepare(request, asked_by="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -15,8 +16,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO, Any, Protocol, Self
 
 import certifi
 import httpx
@@ -32,9 +35,9 @@ from prefect.settings import (
 )
 
 from flows.service.application import Plan, listen
-from flows.service.processes import Service, end_with_parent
+from flows.service.processes import end_with_parent
 from storage.files import locked
-from tests.support import refusals
+from tests.support import commands, refusals
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -44,6 +47,8 @@ TEMPORARY = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """From the lowest of these on, the system gives ports by itself; Linux, ip(7)."""
+_LEFT = ("prefect.db", "memo_store.toml")
+"""What a server leaves in Prefect's home when it has started: its database, and the note of what that has got."""
 SECRET = "idxflow:canary-of-the-tests"
 START_SECONDS = 240
 GRACE_SECONDS = 3
@@ -67,35 +72,51 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def migrated_database() -> Path:
-    """Return an empty database of this Prefect; making one takes each new server ten seconds, so one is kept."""
-    folder = TEMPORARY / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}"
+def kept_home() -> Path:
+    """Return Prefect's home after the first start of a server: its database, and the note that all is in there.
+
+    To make the tables and fill them takes each new server more than ten seconds, so one is kept.
+    """
+    folder = TEMPORARY / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}-home"
     folder.mkdir(mode=0o700, exist_ok=True)
-    template = folder / "prefect.db"
+    kept = folder / "prefect"
     with locked(folder / "lock"):
-        if not template.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as home:
-                upgrade = [str(BIN / "prefect"), "server", "database", "upgrade", "--yes"]
-                environment = {**os.environ, "PREFECT_HOME": home}
-                subprocess.run(upgrade, env=environment, capture_output=True, check=True, timeout=200)
-                database = Path(home) / "prefect.db"
-                with sqlite3.connect(database) as connection:
-                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                connection.close()
-                database.rename(template)
-    return template
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as name:
+                _start_once(Path(name))
+                (Path(name) / "prefect").rename(kept)
+    return kept
+
+
+def _start_once(home: Path) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        environment = clean_environment(home, first_start=True, PREFECT_API_URL=url)
+        with Server(Plan("127.0.0.1"), environment, home, listener) as server:
+            wait_until_healthy(url, server, server.log)
+    prefect = home / "prefect"
+    with sqlite3.connect(prefect / "prefect.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    assert {path.name for path in prefect.iterdir()} >= {*_LEFT}
+
+
+def fill_home(prefect: Path) -> None:
+    """Put an empty database into Prefect's home, and the note that it is complete, unless there is one."""
+    if not (prefect / "prefect.db").exists():
+        prefect.mkdir(parents=True, exist_ok=True)
+        for name in _LEFT:
+            shutil.copyfile(kept_home() / name, prefect / name)
 
 
 def clean_environment(home: Path, first_start: bool = False, **more: str) -> dict[str, str]:
     """Return an environment as a new user has it: own HOME and PREFECT_HOME, nothing of idxflow or Prefect set.
 
-    Prefect's database is empty but made, unless this is to be the very `first_start`.
+    Prefect's database is empty but made, unless this is to be the very `first_start` of a server.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "IDXFLOW_"))}
-    database = home / "prefect" / "prefect.db"
-    if not first_start and not database.exists():
-        database.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(migrated_database(), database)
+    if not first_start:
+        fill_home(home / "prefect")
     # Rich fits its output to the terminal; without one it would wrap at 80 columns.
     own = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "COLUMNS": "200", "NO_COLOR": "1"}
     return {**inherited, **refusals.python_environment(), **own, **more}
@@ -112,9 +133,7 @@ def is_starting(home: Path) -> bool:
 
 
 @contextmanager
-def running(
-    command: Sequence[str], environment: Mapping[str, str], cwd: Path, log: Path, inherited: tuple[int, ...] = ()
-) -> Iterator[subprocess.Popen]:
+def running(command: Sequence[str], environment: Mapping[str, str], cwd: Path, log: Path) -> Iterator[subprocess.Popen]:
     """Run a service while the block lasts, in its own process group, so that its children end with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -124,7 +143,6 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=inherited,
             # Also where the tests are killed.
             preexec_fn=end_with_parent(),
         )
@@ -143,50 +161,108 @@ def running(
 
 
 @contextmanager
-def prefect_server(home: Path, **more: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
+def prefect_server(home: Path, **more: str) -> Iterator[tuple[Server, dict[str, str]]]:
     """Run a server as `idxflow up --no-auth --no-csrf` starts it; yield it and the environment that reaches it.
 
     Args:
         home: its HOME.
         more: variables of its environment.
     """
-    listener = listen("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
-    environment = clean_environment(
-        home,
-        PREFECT_API_URL=url,
-        PREFECT_API_SSL_CERT_FILE=one_authority(home),
-        PREFECT_SERVER_ANALYTICS_ENABLED="false",
-        PREFECT_UI_API_URL="/api",
-        **more,
-    )
-    log = home / "server.log"
-    command = Plan("127.0.0.1", links=str(home / "links")).command(environment, ROOT, log, listener)
-    with listener, running(command.arguments, environment, ROOT, log, command.inherited) as process:
-        wait_until_healthy(url, process, log)
-        yield process, environment
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        environment = clean_environment(
+            home,
+            PREFECT_API_URL=url,
+            PREFECT_API_SSL_CERT_FILE=one_authority(home),
+            PREFECT_SERVER_ANALYTICS_ENABLED="false",
+            PREFECT_UI_API_URL="/api",
+            **more,
+        )
+        with Server(Plan("127.0.0.1", links=str(home / "links")), environment, home, listener) as server:
+            wait_until_healthy(url, server, server.log)
+            yield server, environment
 
 
 @contextmanager
-def guarded_server(home: Path) -> Iterator[tuple[Service, dict[str, str]]]:
+def guarded_server(home: Path) -> Iterator[tuple[Server, dict[str, str]]]:
     """Run the server that `idxflow up` starts, without the rest of it; yield it and the environment that reaches it."""
-    listener = listen("127.0.0.1", 0)
-    environment = clean_environment(
-        home,
-        PREFECT_API_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/api",
-        PREFECT_API_AUTH_STRING=SECRET,
-        PREFECT_API_SSL_CERT_FILE=one_authority(home),
-        PREFECT_SERVER_API_AUTH_STRING=SECRET,
-        PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED="true",
-        PREFECT_SERVER_ANALYTICS_ENABLED="false",
-    )
-    server = Service(Plan("127.0.0.1", (), str(home)).command(environment, ROOT, home / "server.log", listener))
-    server.start()
-    try:
-        yield server, environment
-    finally:
-        server.stop(GRACE_SECONDS)
-        listener.close()
+    with listen("127.0.0.1", 0) as listener:
+        environment = clean_environment(
+            home,
+            PREFECT_API_URL=f"http://127.0.0.1:{listener.getsockname()[1]}/api",
+            PREFECT_API_AUTH_STRING=SECRET,
+            PREFECT_API_SSL_CERT_FILE=one_authority(home),
+            PREFECT_SERVER_API_AUTH_STRING=SECRET,
+            PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED="true",
+            PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        )
+        with Server(Plan("127.0.0.1", (), str(home)), environment, home, listener) as server:
+            yield server, environment
+
+
+def stop(running: commands.Command | subprocess.Popen) -> None:
+    """Stop a process if it still runs, with force if need be."""
+    with running as process:
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+
+
+class Server:
+    """A server of this plan, which ends with the block; its log is in `home`.
+
+    In tests it is a fork of a process that has imported Prefect's server (`tests.support.commands`), as that of a
+    single run is. Tests of how `idxflow up` starts and watches its own call that (`tests.support.up`).
+    """
+
+    def __init__(self, plan: Plan, environment: Mapping[str, str], home: Path, listener: socket.socket) -> None:
+        self.log = home / "server.log"
+        self._plan, self._environment, self._listener = plan, environment, listener
+        self._process: commands.Command | subprocess.Popen
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = self._forked(log) if commands.listening() else self._called(log)
+
+    def _forked(self, log: IO[bytes]) -> commands.Command:
+        words, streams = json.dumps(asdict(self._plan)), (self._listener.fileno(), log.fileno(), log.fileno())
+        return commands.Command(words, env=self._environment, cwd=ROOT, program="server", streams=streams)
+
+    def _called(self, log: IO[bytes]) -> subprocess.Popen:
+        command = self._plan.command(self._environment, ROOT, self.log, self._listener)
+        inherited, end = command.inherited, end_with_parent()
+        # In its own session: Ctrl-C is for the benchmark that calls it.
+        own: dict[str, Any] = {"start_new_session": True, "pass_fds": inherited, "preexec_fn": end}
+        return subprocess.Popen(command.arguments, cwd=ROOT, env=self._environment, stdout=log, stderr=log, **own)
+
+    def stop(self) -> None:
+        # It may be stopped for a while (`tests.conftest`).
+        self._process.send_signal(signal.SIGCONT)
+        stop(self._process)
+
+    def kill(self) -> None:
+        with self._process as process:
+            process.kill()
+
+    def poll(self) -> int | None:
+        """Return the exit code (minus the signal that ended it), or None while it runs."""
+        return self._process.poll()
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
 
 
 def wait_until_answers(environment: Mapping[str, str]) -> None:
@@ -227,7 +303,11 @@ def used_in_this_process(server: Mapping[str, str], home: Path) -> Iterator[Path
         EventsWorker.drain_all()
 
 
-def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
+class _Process(Protocol):
+    def poll(self) -> int | None: ...
+
+
+def wait_until_healthy(url: str, process: _Process, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import uuid
@@ -10,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.service.processes import end_with_parent
 from storage.files import locked
+from tests.support.commands import Command, flow_run_command, idxflow
 from tests.support.operated import until
 from tests.support.servers import BIN, HTTP
 
@@ -28,7 +30,7 @@ class Service:
     """A running `idxflow up` and what reaches it."""
 
     environment: dict[str, str]
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Command
     log: Path
 
     @property
@@ -102,8 +104,9 @@ class Service:
             yield self._start({}, "waiting for `gc` to finish")
 
     def _start(self, parameters: dict[str, Any], words: str) -> str:
-        """Run the deployment `digits`; return its flow run once a line of its log has these words."""
-        body = {"parameters": {"dataset": "digits", **parameters}}
+        """Run the deployment `digits`, without imports; return its flow run once a line of its log has these words."""
+        variables = {"command": flow_run_command()}
+        body = {"parameters": {"dataset": "digits", **parameters}, "job_variables": variables}
         run = self.post(f"deployments/{self.deployment('digits')['id']}/create_flow_run", body)["id"]
         logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
         until(lambda: any(words in line["message"] for line in self.post("logs/filter", logs)))
@@ -118,9 +121,8 @@ class Service:
 
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "idxflow"), "up", *arguments], env=environment, cwd="/", capture_output=True, text=True, timeout=280
-    )
+    """Call `idxflow up` where it ends by itself; what it starts are forks, as in `going`."""
+    return idxflow("up", *arguments, env=environment, cwd=Path("/"), program="up")
 
 
 def in_foreground() -> None:
@@ -130,35 +132,42 @@ def in_foreground() -> None:
 
 
 @contextmanager
-def going(
-    environment: dict[str, str], output: Path, *arguments: str, program: tuple[str, ...] = (str(BIN / "idxflow"),)
-) -> Iterator[Service]:
+def going(environment: dict[str, str], output: Path, *arguments: str, forked: bool = False) -> Iterator[Service]:
     """Run `idxflow up` from another folder until it says that it is ready; end it with the block if need be.
 
-    In that folder are modules that end whatever imports them.
+    In that folder are modules that end whatever imports them. If `forked`, it and all that it starts are forks of a
+    process that has imported what they need, and it looks every two seconds after what it has deployed.
     """
     folder = output.with_suffix(".folder")
     folder.mkdir(exist_ok=True)
     for name in ("calendar", "random", "uvicorn", "numpy", "yaml", "flows", "storage"):
         (folder / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
     with output.open("wb") as stream:
-        process = subprocess.Popen(
-            [*program, "up", *arguments],
-            env=environment,
-            cwd=folder,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            preexec_fn=in_foreground,
-        )
+        start = _forked if forked else _called
+        process = start(("up", *arguments), environment, folder, stream)
     service = Service(environment, process, output)
-    try:
-        until(lambda: "\nCtrl-C stops" in service.output or process.poll() is not None)
-        assert process.poll() is None, service.output
-        yield service
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(240)
+    with process:
+        try:
+            until(lambda: "\nCtrl-C stops" in service.output or process.poll() is not None)
+            assert process.poll() is None, service.output
+            yield service
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(240)
+
+
+def _called(
+    arguments: tuple[str, ...], environment: dict[str, str], folder: Path, output: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    words, streams = [str(BIN / "idxflow"), *arguments], {"stdout": output, "stderr": output}
+    return subprocess.Popen(words, env=environment, cwd=folder, preexec_fn=in_foreground, **streams)
+
+
+def _forked(arguments: tuple[str, ...], environment: dict[str, str], folder: Path, output: IO[bytes]) -> Command:
+    with Path(os.devnull).open() as nothing:
+        streams = nothing.fileno(), output.fileno(), output.fileno()
+        return Command(*arguments, env=environment, cwd=folder, program="up", streams=streams)
 
 
 @contextmanager

@@ -1,0 +1,44 @@
+"""Stands for a process of `tests.support.commands`, whose program another starts: `calling.py ADDRESS FOLDER`.
+
+It asks the fork server at the address for a flow run, which gets its environment, streams and signals; it ends as that
+does, and that ends with it. The flow run starts in the folder, the project's, as by the deployments of `prefect.yaml`.
+This one imports little, to start at once.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+
+def main() -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(b"\0" + os.fsencode(sys.argv[1]))
+        request = {"program": "flow run", "arguments": [], "environment": dict(os.environ), "cwd": sys.argv[2]}
+        line = f"{json.dumps(request)}\n".encode()
+        sent = socket.send_fds(connection, [line], [0, 1, 2])
+        connection.sendall(line[sent:])
+        answers = connection.makefile("rb", buffering=0)
+        process = int(answers.readline())
+
+        def pass_on(number: int, _frame: object) -> None:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, pass_on)
+        end(int(answers.readline()))
+
+
+def end(code: int) -> None:
+    """End with an exit code, or by a signal, where the code is minus that."""
+    if code >= 0:
+        sys.exit(code)
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+
+
+main()
