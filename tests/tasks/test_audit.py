@@ -18,6 +18,8 @@ from tasks.auditing import confident, folds
 from tasks.auditing.cells import grid
 from tasks.auditing.cross_validation import Judgement
 from tasks.auditing.tables import NearDuplicates, Suspects
+from tasks.ui import progress
+from tasks.ui.progress import Progress
 from tests.conftest import TinyFactory
 from tests.support.splits import handwritten, split_of
 
@@ -69,11 +71,25 @@ def test_wrong_labels_are_found(found: Audit):
     assert (table.suggested_probability > table.probability).all()
 
 
-def test_the_same_data_gives_the_same_bytes(
-    found: Audit, splits: tuple[Split, Split], store: Store, monkeypatch: pytest.MonkeyPatch
+def test_the_same_data_gives_the_same_bytes_also_after_an_interruption(
+    found: Audit, splits: tuple[Split, Split], store: Store
 ):
-    first = audit.fn(store, DIGITS, *splits)
+    shown: dict[str, list[float]] = {}
+
+    def interrupt(how_far: Progress) -> None:
+        if how_far.done == 3:
+            raise KeyboardInterrupt
+
+    def show(how_far: Progress) -> None:
+        shown.setdefault(how_far.name, []).append(how_far.done / (how_far.total or 1))
+
+    with pytest.raises(KeyboardInterrupt), progress.listening(interrupt):
+        audit.fn(store, DIGITS, *splits)
+    with progress.listening(show):
+        first = audit.fn(store, DIGITS, *splits)
     assert not first.step.reused
+    assert list(shown) == ["audit labels", "audit images"]
+    assert all(shares == sorted(shares) and shares[-1] == 1 for shares in shown.values())
     for name in ("suspects", "near_duplicates"):
         assert getattr(first.record, name).read_bytes() == getattr(found, name).read_bytes()
     assert first.record.digest == found.digest
