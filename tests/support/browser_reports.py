@@ -113,13 +113,11 @@ def assembled(
         (),
         train,
         test,
-        Validation(folder, True, "8" * 64, (check, holds), {}),
-        None,
-        model,
-        evaluation,
-        None,
-        champion,
-        decision,
+        validation=Validation(folder, True, "8" * 64, (check, holds), {}),
+        model=model,
+        evaluation=evaluation,
+        champion_evaluation=champion,
+        decision=decision,
     )
 
 
