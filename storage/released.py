@@ -18,7 +18,7 @@ FILE = "released.txt"
 LOCK = "released.lock"
 MAX_BYTES = 1 << 26
 """The largest file that is read: a million rows."""
-_LINE = re.compile(r"\s*([0-9a-f]{32})?\s*(#.*)?")
+_LINE = re.compile(r"([0-9a-fA-F]{32})?\s*(#.*)?")
 
 
 def path_of(store: Store, dataset: str) -> Path:
@@ -81,7 +81,7 @@ def _lines(path: Path) -> list[str]:
             f"{path}: expected the list of released rows; found {problem}; correct or remove it"
         ) from error
     for number, line in enumerate(lines, 1):
-        if not _LINE.fullmatch(line):
+        if not _LINE.fullmatch(line.strip()):
             raise StoreError(
                 f"{path}: expected a row digest of 32 hexadecimal digits, as `idxflow quarantine list` prints it, or a "
                 f"comment after #; found {line[:40]!r} in line {number:,}; correct or remove that line"
@@ -90,8 +90,8 @@ def _lines(path: Path) -> list[str]:
 
 
 def _digest(line: str) -> str | None:
-    match = _LINE.fullmatch(line)
-    return match[1] if match else None
+    match = _LINE.fullmatch(line.strip())
+    return match[1].lower() if match and match[1] else None
 
 
 def _write(path: Path, lines: list[str]) -> None:

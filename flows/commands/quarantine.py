@@ -13,7 +13,7 @@ from flows.commands.options import AsJson, Limit, StoreFolder
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import print_json, print_line, print_table, remark
 from storage import released
-from storage.errors import ConfigError
+from storage.errors import ConfigError, DamagedEntry
 from storage.outcomes import steps_of
 from storage.records import Quarantine
 from storage.words import counted
@@ -48,8 +48,8 @@ def list_(
         run: A run's id or the beginning of one. Default: the newest run with a quarantine.
     """
     data = DatasetInStore.open(dataset, store)
-    record, quarantine = _of_run(data, run)
     with data.store.in_use(dataset):
+        record, quarantine = _of_run(data, run)
         rows = _rows(quarantine)
     free = released.read(data.store, dataset)
     if as_json:
@@ -98,7 +98,8 @@ def release(
         count = released.take_back(data.store, dataset, named)
         sentence = f"{counted(count, 'row is', 'rows are')} no longer released"
     else:
-        rows = {row.digest: row for row in _rows(_of_run(data, None)[1])}
+        with data.store.in_use(dataset):
+            rows = {row.digest: row for row in _rows(_of_run(data, None)[1])}
         listed = f"`{data.store.command(f'quarantine list {dataset}')}` lists them"
         named = [_named(text, rows, "a row in quarantine", listed) for text in digests]
         count = released.release(data.store, dataset, {digest: _comment(rows[digest]) for digest in named})
@@ -114,14 +115,20 @@ def _of_run(data: DatasetInStore, run: str | None) -> tuple[Mapping[str, Any], Q
     """Return the record and the quarantine of a run; without `run`, of the newest run that has one.
 
     Raises:
-        ConfigError: there is none.
-        DamagedEntry: it is no longer in the store.
+        ConfigError: there is none, or it was removed or is damaged.
     """
     records = [data.run(run)] if run else data.ledger.newest("runs")
     for record in records:
         for step in steps_of(record):
             if step.step == "quarantine":
-                return record, data.store.get(data.name, "quarantine", step.key, Quarantine)
+                try:
+                    return record, data.store.get(data.name, "quarantine", step.key, Quarantine)
+                except DamagedEntry as error:
+                    raise ConfigError(
+                        f"expected the quarantine of run {record['run']} in the store; it was removed or is damaged; "
+                        f"make it again: {data.run_command}, with --quarantine unless the manifest names what is set "
+                        "aside"
+                    ) from error
     what = f"a quarantine of the run {run}" if run else f"a run of {data.name} with a quarantine"
     raise ConfigError(
         f"expected {what}; found none; name what is set aside in the manifest ([quarantine] checks), or in a run: "

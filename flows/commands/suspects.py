@@ -17,6 +17,9 @@ from flows.terminal.output import print_json, print_line, print_table, remark
 from storage.records import to_json
 from storage.words import counted
 
+_FORMULA = ("=", "+", "-", "@")
+"""How what a spreadsheet computes begins. A class name may come from a stranger's manifest."""
+
 
 def suspects(
     dataset: str,
@@ -56,8 +59,15 @@ def _csv(found: Audited) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "flagged": str(row["flagged"]).lower()} for row in found.rows())
+    for row in found.rows():
+        names = {column: _as_text(row[column]) for column in ("class", "suggested_class")}
+        writer.writerow({**row, **names, "flagged": str(row["flagged"]).lower()})
     return text.getvalue().encode()
+
+
+def _as_text(name: str) -> str:
+    """Return a name that spreadsheets show, not compute: https://owasp.org/www-community/attacks/CSV_Injection."""
+    return f"'{name}" if name.startswith(_FORMULA) and len(name) > 1 else name
 
 
 def _print(found: Audited, limit: int) -> None:

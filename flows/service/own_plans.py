@@ -22,6 +22,7 @@ from flows.service import deployments
 from flows.service.deployments import Deployed, Own, OwnPlan, Promise, checked_plan
 from storage import own_data
 from storage.datasets import catalog
+from storage.datasets.catalog import BadRow
 from storage.datasets.json_schema import TomlSchema
 from storage.datasets.model_errors import checked
 from storage.datasets.training import Profile
@@ -52,7 +53,10 @@ class _Parameters(_Form):
     source: str | None = None
     store: str | None = None
     force: bool = False
+    audit: bool = False
     catch_up: CatchUp = "latest"
+    quarantine: list[BadRow] | None = None
+    quarantine_limit: float | None = Field(default=None, ge=0, le=1)
 
 
 class _Deployment(_Form):
@@ -186,7 +190,10 @@ def _check_run(file: Path, parameters: _Parameters, name: str) -> None:
     Raises:
         ConfigError: it would not, or the manifest is that of another one.
     """
-    given = parameters.model_dump(exclude={"catch_up"}) | {"training": parameters.training or {}}
+    given = parameters.model_dump(exclude={"catch_up"}) | {
+        "training": parameters.training or {},
+        "quarantine": None if parameters.quarantine is None else tuple(parameters.quarantine),
+    }
     try:
         described = Request(**given).resolve()[0].name
     except ConfigError as error:

@@ -44,7 +44,7 @@ def command(run: RunRecord) -> str:
         words += ["--set", f"{name}={text}"]
     if run.quarantine:
         words += ["--quarantine", ",".join(run.quarantine.checks)]
-        words += ["--quarantine-limit", f"{run.quarantine.max_share:g}"]
+        words += ["--quarantine-limit", str(run.quarantine.max_share)]
     return shlex.join(words)
 
 

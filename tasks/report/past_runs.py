@@ -7,6 +7,7 @@ missing.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import platform
@@ -129,7 +130,7 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         decoded = entry(Split, "decode", name)
         return quarantine.rest(decoded) if decoded and quarantine else decoded
 
-    return RunRecord(
+    record = RunRecord(
         id=str(values.get("run") or ""),
         dataset=dataset,
         started=str(values.get("started") or ""),
@@ -154,6 +155,13 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         facts=_part(DatasetFacts, values.get("facts")) or _facts_of_dataset(store, dataset, steps),
         environment=_part(Environment, values.get("environment")),
     )
+    # Nothing else says which rows the run had: those of the decoded splits may have other numbers.
+    return dataclasses.replace(record, train=None, test=None) if is_quarantine_lost(record) else record
+
+
+def is_quarantine_lost(run: RunRecord) -> bool:
+    """Return whether a run had a quarantine that can no longer be read from the store."""
+    return run.quarantine is None and any(step.step == "quarantine" and step.key for step in run.steps)
 
 
 def missing(run: RunRecord) -> list[str]:
@@ -165,8 +173,9 @@ def _has_result(run: RunRecord, step: Step) -> bool:
     """Tell whether the record has the result of a step; always True if a report does not need that result."""
     if step.step == "fetch":
         return any(archive.role == step.subject for archive in run.archives)
+    if step.step == "decode":
+        return any(split.name == step.subject for split in run.decoded)
     results = {
-        "decode": run.train if step.subject == "train" else run.test,
         "audit": run.audit,
         "quarantine": run.quarantine,
         "validate": run.validation,

@@ -7,6 +7,7 @@ from typing import Any
 
 from storage.formats.quarantined import archive_rows
 from storage.records import SPLITS, Quarantine, RunRecord
+from tasks.report import past_runs
 from tasks.report.evidence import Evidence, readable
 from tasks.report.phrases import class_name, counted
 
@@ -45,7 +46,14 @@ def quarantine(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def numbered_as_archives(values: dict[str, Any], run: RunRecord) -> dict[str, Any]:
-    """Return the content of a report with the numbers that rows have in the archives, not in what is left of them."""
+    """Return the content of a report with the numbers that rows have in the archives, not in what is left of them.
+
+    If the quarantine is lost, these are unknown: then no row is named.
+    """
+    if past_runs.is_quarantine_lost(run):
+        checks = values["checks"]
+        without = checks and {**checks, "checks": [{**check, "rows": []} for check in checks["checks"]]}
+        return {**values, "checks": without, "mistakes": None}
     splits = {split.name: split for split in (run.train, run.test) if split and split.set_aside}
 
     def renumbered(table: str, rows: list[int]) -> list[int]:

@@ -35,9 +35,15 @@ def refusal(dataset: Dataset, validation: Validation, splits: Collection[Split] 
 
 def _remedies(dataset: Dataset, failures: Iterable[Check]) -> str:
     """Name what would let this data pass: the rows to set aside, and the keys of the manifest."""
-    bad = ",".join(dict.fromkeys(f.column for f in failures if f.column in get_args(BadRow) and f.rows))
+    bad = [*dict.fromkeys(f.column for f in failures if f.column in get_args(BadRow) and f.rows)]
     keys = ", ".join(dict.fromkeys(f.setting for f in failures if f.setting))
-    aside = f"set these rows aside with --quarantine {bad}" if bad else ""
+    # What is still there although it is named was released.
+    free = any(check in dataset.quarantine.checks for check in bad)
+    release = f"`idxflow quarantine release {dataset.name} DIGEST --undo`"
+    words = [f"end the release of these rows ({release})"] if free else []
+    if left := [check for check in bad if check not in dataset.quarantine.checks]:
+        words.append(f"set these rows aside with --quarantine {','.join([*dataset.quarantine.checks, *left])}")
+    aside = ", ".join(words)
     change = f"if this data is intended, change {keys} in the manifest {dataset.manifest}" if keys else ""
     if aside and change:
         return f", {aside}, or, {change}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.run import Request, prepare
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError
 from storage.store import Store
+from tasks.report import past_runs
 from tasks.report.document import build
 from tests.conftest import TinyFactory, bars
 from tests.support.runs import carried_out
@@ -115,6 +117,27 @@ def test_a_row_is_named_by_enough_digits_of_its_digest(
 
 
 @pytest.mark.remedies("flows.commands.quarantine:_of_run")
+def test_of_a_lost_quarantine_nothing_is_listed_and_the_report_has_no_wrong_row(
+    store: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+):
+    record = carried_out(store, dataset.manifest, epochs=1, learning_rate=1e-6)
+    digest = listed(store, capsys)["rows"][0]["digest"]
+    assert record.quarantine
+    shutil.rmtree(record.quarantine.folder)
+    for words in (["list", "tiny"], ["release", "tiny", digest]):
+        code, _, err = call(capsys, "quarantine", *words, "--store", str(store.root))
+        assert (code, "it was removed or is damaged; make it again: `idxflow run --dataset-file" in err) == (2, True)
+    registry = prepare(Request(dataset_file=str(dataset.manifest), store=str(store.root)), "test").registry
+    again = past_runs.find(registry, record.id)
+    assert again
+    # The decoded splits are there, but with other numbers of rows than those of the predictions.
+    assert (again.train, again.test, past_runs.missing(again)) == (None, None, ["quarantine"])
+    assert not build(registry, again).values["mistakes"]
+    carried_out(store, dataset.manifest)
+    assert digest in [row["digest"] for row in listed(store, capsys)["rows"]]
+
+
+@pytest.mark.remedies("flows.commands.quarantine:_of_run:2")
 def test_a_run_without_quarantine_has_no_list(store: Store, tiny: TinyFactory, capsys: pytest.CaptureFixture[str]):
     manifest = tiny().manifest
     carried_out(store, manifest)

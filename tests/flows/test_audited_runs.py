@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 
 from flows.commands.cli import run_command
+from flows.commands.suspects import _csv
 from flows.run import Request
+from flows.suspects import Audited
+from storage.records import Audit
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
+from tasks.auditing.tables import NearDuplicates, Suspects
 from tests.conftest import bars, write_tiny
 from tests.support.runs import run_without_prefect
 
@@ -82,6 +86,13 @@ def test_the_report_has_the_suspects_and_the_pairs(outcomes: list[dict[str, Any]
         assert f".{picture} {{ --sheet: url(data:image/png" in page
     assert 'aria-label="test row 4: bar ' in page
     assert "idxflow suspects tiny --csv suspects.csv" in page
+
+
+def test_spreadsheets_show_the_names_of_classes_and_compute_none():
+    row = [np.array([value]) for value in (7, 0, 1, 0.1, 0.9, True)]
+    record = Audit(Path(), "", 1, 0, 1, 1, 0, 0, 0, 0, 0.1, 4, 1)
+    found = Audited("run", record, Suspects(*row), NearDuplicates.none(), ("=1+1", "-"), ())
+    assert _csv(found).decode().splitlines()[1] == "7,0,'=1+1,1,-,0.1,0.9,true"
 
 
 def test_the_suspects_as_a_list_a_table_and_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import yaml
 from flows import own_schedules
 from flows.commands.cli import run_command
 from flows.own_schedules import Times, checked_times, file_of
+from flows.retrain import retrain
 from flows.service import own_plans
 from flows.service.deployments import Own, read_plan
 from storage import own_data
@@ -229,6 +231,20 @@ def test_a_damaged_list_is_named_and_drops_nothing(manifest: Path, opened: Store
     assert len(planned(opened)[0].plans) == 1
 
 
+def test_the_file_may_give_each_parameter_of_a_run(manifest: Path, opened: Store):
+    file = own_schedules.schedule(opened, manifest, SUNDAYS).file
+    more = {"audit": True, "force": True, "profile": "fast", "quarantine": ["blank", "leaked"], "quarantine_limit": 0.1}
+    more |= {"catch_up": "all", "source": str(manifest.parent), "store": str(opened.root), "training": {"epochs": 5}}
+    described = inspect.signature(retrain.fn).parameters
+    assert {*more, "dataset", "dataset_file"} == {*described}
+    plan = yaml.safe_load(file.read_text())
+    plan["deployments"][0]["parameters"] |= more
+    file.write_text(yaml.safe_dump(plan))
+    own, problems = planned(opened)
+    assert problems == []
+    assert more.items() <= own.plans[0].deployment["parameters"].items()
+
+
 BROKEN = {
     "": "one deployment; found another one",
     "x: [": "found while parsing a flow node",
@@ -247,6 +263,8 @@ CHANGED = {
     ("    schedules", "      profile: quick\n    schedules"): "expected parameters.profile to be one of default,",
     ("    schedules", "      epochs: 5\n    schedules"): "found parameters.epochs; remove it",
     ("    schedules", "      training: {epochs: 0}\n    schedules"): "expected epochs to be an integer from 1",
+    ("    schedules", "      quarantine: [leek]\n    schedules"): "expected parameters.quarantine to be a list of ",
+    ("    schedules", "      quarantine_limit: .nan\n    schedules"): "expected parameters.quarantine_limit to be",
     ("    schedules", "      source: https://me:word@host/\n    schedules"): "expected an address without user",
     ("    schedules", "    pull: []\n    schedules"): "found pull; remove it",
     ("name: idxflow\n    c", "job_variables: {command: ls}\n    c"): "found work_pool.job_variables; remove it",

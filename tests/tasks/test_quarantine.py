@@ -158,9 +158,25 @@ def test_a_released_row_stays(made: Maker):
 
 def test_what_is_left_passes_the_checks_that_the_whole_would_fail(store: Store, made: Maker):
     result = made(ALL + "[rows]\ntrain = 120\ntest = 30\n")
+    nothing = dataclasses.replace(result.dataset.quarantine, checks=())
+    whole = dataclasses.replace(result.dataset, rows={}, quarantine=nothing)
     with pytest.raises(ValidationFailed, match=r"set these rows aside with --quarantine label,blank,leaked, or, if"):
-        validate.fn(store, dataclasses.replace(result.dataset, rows={}), *result.splits)
+        validate.fn(store, whole, *result.splits)
     validate.fn(store, result.dataset, *(result.record.rest(split) for split in result.splits))
+
+
+def test_a_refusal_says_to_end_the_release_of_rows_that_are_bad(store: Store, made: Maker):
+    result = made('[quarantine]\nchecks = ["blank", "label"]\nmax_share = 0.5\n')
+    digest = next(row.digest for row, _ in quarantined.read(result.record.file) if "blank" in row.reasons)
+    folder = result.record.folder.parent / "again"
+    folder.mkdir()
+    record = set_aside(result.dataset, result.splits, folder, free={digest})
+    with pytest.raises(
+        ValidationFailed,
+        match=r"end the release of these rows \(`idxflow quarantine release tiny DIGEST --undo`\), "
+        r"set these rows aside with --quarantine blank,label,leaked, or, if",
+    ):
+        validate.fn(store, result.dataset, *(record.rest(split) for split in result.splits))
 
 
 def test_rows_of_a_refusal_have_their_numbers_in_the_archive(store: Store, made: Maker):
@@ -224,13 +240,18 @@ def test_the_list_of_released_rows_may_be_edited_but_must_be_readable(store: Sto
     with pytest.raises(StoreError, match="expected the list of released rows; found Is a directory; correct or remove"):
         released.read(store, "tiny")
     path.rmdir()
-    path.write_text("# by hand\n\n" + "a" * 32 + "  # row 3\n  " + "B" * 32 + "\n")
-    with pytest.raises(StoreError, match="expected a row digest .* found '  BBBB.*' in line 4; correct or remove"):
-        released.read(store, "tiny")
-    path.write_text(path.read_text().replace("B", "b"))
+    text = "# by hand\n\n" + "a" * 32 + "  # row 3\n  " + "B" * 32 + "\n"
+    # A line of blanks must not take minutes.
+    for line in ("b" * 31, "b" * 33, "g" * 32, "b" * 32 + " x", " " * 1_000_000 + "x"):
+        path.write_text(f"{text}{line}\n")
+        with pytest.raises(StoreError, match=f"expected a row digest .* found '{line[:40]}' in line 5; correct or rem"):
+            released.read(store, "tiny")
+    path.write_text(text)
     assert released.read(store, "tiny") == ("a" * 32, "b" * 32)
     released.take_back(store, "tiny", ["a" * 32])
-    assert path.read_text() == "# by hand\n\n  " + "b" * 32 + "\n"
+    assert path.read_text() == "# by hand\n\n  " + "B" * 32 + "\n"
+    assert released.take_back(store, "tiny", ["b" * 32]) == 1
+    assert path.read_text() == "# by hand\n\n"
 
 
 @pytest.mark.remedies("storage.formats.quarantined:read")
