@@ -233,7 +233,8 @@ def _print(added: Added, store: str | None) -> None:
         print_line(f"left out: {line}")
     if len(added.skipped) > _SKIPPED_SHOWN:
         print_line(f"… and {len(added.skipped) - _SKIPPED_SHOWN:,} more: see {added.manifest.with_suffix('.json')}")
-    print_line(f"made {added.folder}: the archives, {added.manifest.name}, {added.pictures.name}")
+    others = (added.manifest.name, added.manifest.with_suffix(".json").name, added.pictures.name)
+    print_line(f"made {added.folder}: the archives, {', '.join(others)}")
     print_line(f"next: {Store(store_path(store)).command(added.next_command.removeprefix('idxflow '))}")
 
 
