@@ -63,12 +63,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the largest files, which take longest: one at the end would have all processors wait for it.
+    """Begin with the files that take longest: one at the end would have all processors wait for it.
+
+    These are the largest, and small ones that are marked `long`.
 
     Those whose tests wait for servers come between those that compute, so that no processor is idle.
     """
     flows = {item.path for item in items if item.get_closest_marker("flow")}
-    files = sorted({item.path for item in items}, key=lambda path: -path.stat().st_size)
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    files = sorted({item.path for item in items}, key=lambda path: (path not in long, -path.stat().st_size))
     waiting, computing = ([path for path in files if (path in flows) is which] for which in (True, False))
     place = {
         path: (number + half) / len(group)

@@ -14,6 +14,8 @@ from storage.datasets.training import TrainingConfig
 from tasks.model import network
 from tests.support.models import fitted
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import os, sys

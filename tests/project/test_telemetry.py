@@ -14,6 +14,8 @@ from tests.support.operated import until
 from tests.support.servers import BIN, fill_home, free_port
 from tests.support.terminal import opened, seen, typed, user
 
+pytestmark = pytest.mark.long
+
 COMMANDS = {
     "doctor": 0,
     # Prefect is imported before it is seen that something else has the port, or that there is no server.
