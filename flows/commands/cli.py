@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from cyclopts.help import HelpPanel
     from rich.console import Console, ConsoleOptions
 
-OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "dataset": (3,), "manifest": (3,), "predict": (3,)}
+OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "dataset": (3, 5), "manifest": (3,), "predict": (3,)}
 """Exit codes that only some commands have."""
 
 _THEN = {

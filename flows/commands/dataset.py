@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from flows.commands.options import AsJson, StoreFolder
+from flows.commands.run import run
 from flows.terminal.output import print_json, print_line, print_table, remark
 from storage.datasets.catalog import MAX_SIDE
 from storage.errors import ConfigError
@@ -99,6 +100,12 @@ def add(
         Parameter(help="Retrain at these times, in cron's form, such as '0 3 * * 0': see `idxflow dataset schedule`."),
     ] = None,
     timezone: Timezone = None,
+    train: Annotated[
+        bool,
+        Parameter(
+            name="--run", negative="", help="Also retrain on it at once: then as `idxflow run`, also with --json."
+        ),
+    ] = False,
     store: StoreFolder = None,
     as_json: AsJson = False,
 ) -> int:
@@ -110,7 +117,7 @@ def add(
     in silence. The source is only read.
 
     Examples: `idxflow dataset add letters ~/letters --size 28x28 --test-fraction 0.15` ·
-    `idxflow dataset add kaggle train.csv --test-fraction 0.2` · `idxflow dataset add mine mnist.npz`
+    `idxflow dataset add kaggle train.csv --test-fraction 0.2` · `idxflow dataset add mine mnist.npz --run`
 
     Args:
         name: Name of the data set, in the store and in commands.
@@ -136,13 +143,15 @@ def add(
         added = make(options, lambda line: remark(f"note: {line}"))
     if not as_json:
         # Whatever happens now, this is made.
-        _print(added, store)
+        _print(added)
+        if not train:
+            print_line(f"next: {Store(store_path(store)).command(added.next_command.removeprefix('idxflow '))}")
     scheduled = own_schedules.schedule(Store(store_root(store)), added.manifest, times) if times else None
-    if as_json:
+    if as_json and not train:
         return print_json({**added.values(), "schedule": scheduled and scheduled.values(), "error": None})
-    if scheduled:
+    if scheduled and not as_json:
         _print_schedule(scheduled, store)
-    return 0
+    return run(dataset_file=[str(added.manifest)], store=store, as_json=as_json) if train else 0
 
 
 @app.command
@@ -218,7 +227,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return size
 
 
-def _print(added: Added, store: str | None) -> None:
+def _print(added: Added) -> None:
     how = "the test split was drawn" if added.drawn else "as the source is split"
     rows = " + ".join(f"{count:,}" for count in added.rows.values())
     print_line(f"found {added.found}")
@@ -235,7 +244,6 @@ def _print(added: Added, store: str | None) -> None:
         print_line(f"… and {len(added.skipped) - _SKIPPED_SHOWN:,} more: see {added.manifest.with_suffix('.json')}")
     others = (added.manifest.name, added.manifest.with_suffix(".json").name, added.pictures.name)
     print_line(f"made {added.folder}: the archives, {', '.join(others)}")
-    print_line(f"next: {Store(store_path(store)).command(added.next_command.removeprefix('idxflow '))}")
 
 
 def _cells(found: ClassCount) -> tuple[str, str]:

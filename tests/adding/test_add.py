@@ -102,6 +102,16 @@ def test_what_was_found_is_printed_and_the_command_that_is_named_trains(here: Pa
     assert outcome["test_accuracy"] is not None
 
 
+def test_with_run_it_also_trains(here: Path, tmp_path: Path, capsys):
+    source = sources.pictures(tmp_path / "source")
+    words = ["dataset", "add", "mine", str(source), "--run", "--store", str(tmp_path / "store"), "--json"]
+    assert run_command(words) in (0, 5)
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["dataset"] == "mine"
+    assert outcome["test_accuracy"] is not None
+    assert (here / "mine" / "mine.json").is_file()
+
+
 def test_the_test_split_is_drawn_from_each_class_by_a_seed(here: Path, tmp_path: Path, capsys):
     source = sources.table(
         tmp_path / "sorted.csv", sorted([*sources.rows("train"), *sources.rows("test")]), sources.HEADER
