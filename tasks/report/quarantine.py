@@ -88,6 +88,6 @@ def _sentence(record: Quarantine, shown: int) -> str:
     splits = " and ".join(f"{record.set_aside[name]:,} of {name}" for name in SPLITS if record.set_aside[name])
     first = f" The first {shown} are shown." if shown < total else ""
     return (
-        f"{counted(total, 'row was', 'rows were')} set aside ({splits}; {limit} may be). The model was neither trained "
-        f"nor tested on them; the archives are as they were.{released}{first}"
+        f"{counted(total, 'row was', 'rows were')} set aside ({splits}; {limit} may be). No model is trained or tested "
+        f"on them; the archives are as they were.{released}{first}"
     )

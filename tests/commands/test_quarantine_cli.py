@@ -66,8 +66,8 @@ def test_the_report_shows_the_rows_and_counts_rows_as_the_archives_do(store: Sto
     document = build(registry, record)
     section = document.values["quarantine"]
     assert section["sentence"] == (
-        "2 rows were set aside (1 of train and 1 of test; at most 10% of a split may be). The model was neither "
-        "trained nor tested on them; the archives are as they were."
+        "2 rows were set aside (1 of train and 1 of test; at most 10% of a split may be). No model is "
+        "trained or tested on them; the archives are as they were."
     )
     assert [(row["split"], row["row"], row["reasons"]) for row in section["shown"]] == [
         ("train", REPEATED, ["duplicate"]),
