@@ -180,7 +180,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def put_json_if_absent(path: Path, values: Mapping[str, Any]) -> bool:
     """Write `values`, sealed, to `path` only if it does not exist; return whether this call wrote it."""
-    temporary = _write_beside(path, sealed(values))
+    return create_bytes(path, sealed(values))
+
+
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Write `data` durably to `path` only if it does not exist; return whether this call wrote it."""
+    temporary = _write_beside(path, data)
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -205,7 +210,15 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is too large, not a JSON object, or not byte for byte what was sealed.
     """
     with open_regular(path) as stream:
-        data = stream.read(MAX_JSON_BYTES + 1)
+        return unsealed(stream.read(MAX_JSON_BYTES + 1))
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Return the JSON object that was sealed as `data`.
+
+    Raises:
+        ValueError: it is too large, not a JSON object, or not byte for byte what was sealed.
+    """
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"expected at most {MAX_JSON_BYTES:,} bytes; it is longer")
     try:

@@ -52,6 +52,8 @@ from storage.files import (
     sealed,
     sha256_of,
 )
+from storage.objects.folder import Folder
+from storage.objects.protocol import Objects
 from storage.records import Done, Step, from_json, to_json
 from storage.runtime import timings
 from storage.words import brief
@@ -177,6 +179,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
+        self.objects: Objects = Folder(self.root)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"

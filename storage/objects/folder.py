@@ -1,0 +1,123 @@
+"""Objects as files of a folder: written beside, flushed to disk, then renamed or linked into place."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from storage.errors import StoreError
+from storage.files import create_bytes, flush, listed, make_folder, open_regular, write_bytes
+from storage.objects.protocol import Found, Listing
+
+
+class Folder:
+    """The objects below `root`, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def address(self) -> str:
+        return str(self.root)
+
+    def where(self, key: str) -> str:
+        return str(self.root / key)
+
+    def get(self, key: str, most: int | None = None) -> bytes:
+        with open_regular(self.root / key) as stream:
+            return stream.read(-1 if most is None else most)
+
+    def range(self, key: str, start: int, stop: int) -> bytes:
+        with open_regular(self.root / key) as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+
+    def create(self, key: str, data: bytes) -> bool:
+        return create_bytes(self.root / key, data)
+
+    def put(self, key: str, data: bytes) -> None:
+        write_bytes(self.root / key, data)
+
+    def upload(self, key: str, file: Path) -> None:
+        target = self.root / key
+        make_folder(target.parent)
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            shutil.copyfile(file, beside)
+            flush(beside)
+            beside.replace(target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        flush(target.parent)
+
+    def download(self, key: str, file: Path) -> None:
+        with open_regular(self.root / key) as stream, file.open("xb") as target:
+            shutil.copyfileobj(stream, target)
+
+    def list(self, folder: str) -> Listing:
+        objects, folders = [], []
+        for path in listed(self.root / folder):
+            if path.is_dir() and not path.is_symlink():
+                folders.append(path.name)
+            else:
+                objects.append(self._found(path))
+        return Listing(tuple(objects), tuple(folders))
+
+    def walk(self, folder: str) -> Iterator[Found]:
+        for path in sorted(self._files(self.root / folder), key=lambda path: path.relative_to(self.root).as_posix()):
+            # It may have been removed since it was listed.
+            with suppress(FileNotFoundError):
+                yield self._found(path)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        folders = set()
+        for key in keys:
+            path = self.root / key
+            path.unlink(missing_ok=True)
+            folders.add(path.parent)
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                flush(folder)
+
+    def age(self, key: str) -> float | None:
+        try:
+            written = (self.root / key).lstat().st_mtime
+        except FileNotFoundError:
+            return None
+        # A file written now has the time of the file system, which may be another machine's.
+        now = self.root / f".now.{secrets.token_hex(4)}.tmp"
+        now.touch()
+        try:
+            return now.stat().st_mtime - written
+        finally:
+            now.unlink()
+
+    def probe(self) -> None:
+        key = f".probe.{secrets.token_hex(8)}"
+        try:
+            first, second = self.create(key, b"1"), self.create(key, b"2")
+            kept = self.get(key)
+        finally:
+            self.delete([key])
+        if (first, second, kept) != (True, False, b"1"):
+            raise StoreError(
+                f"expected a folder in which a file is created only if there is none at {self.root}; it replaces "
+                "files that exist; choose another store with --store"
+            )
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        for path in listed(folder):
+            if path.is_dir() and not path.is_symlink():
+                yield from self._files(path)
+            else:
+                yield path
+
+    def _found(self, path: Path) -> Found:
+        state = path.lstat()
+        key = os.fspath(path.relative_to(self.root))
+        return Found(key, state.st_size, (state.st_size, state.st_mtime_ns, state.st_ino))
