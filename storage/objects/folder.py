@@ -120,4 +120,4 @@ class Folder:
     def _found(self, path: Path) -> Found:
         state = path.lstat()
         key = os.fspath(path.relative_to(self.root))
-        return Found(key, state.st_size, (state.st_size, state.st_mtime_ns, state.st_ino))
+        return Found(key, state.st_size, (state.st_size, state.st_mtime_ns, state.st_ino), state.st_mtime)

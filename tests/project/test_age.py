@@ -147,7 +147,7 @@ def test_a_run_and_its_report_read_no_record_of_the_ledger_twice(store: Store, t
             by_hand = {"outcome": "forced", "version": number, "champion": number, "previous": number}
             registry.carry_out(by_hand, NO_RUN)
     assert jobs[-1].state == "unchanged"
-    shutil.rmtree(jobs[1].report.folder)
+    shutil.rmtree(jobs[1].report.entry.folder)
     assert set(read_by(store, ["report", DATASET, jobs[1].record.id, "--json"]).values()) == {1}
 
 

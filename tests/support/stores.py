@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.ledger import Ledger
+from storage.records import Entry, FolderEntry
 from storage.registry import Registry, Version
 from storage.store import Plan, Store
 
@@ -16,7 +17,7 @@ DATASET = "tiny"
 class Thing:
     """What the entries hold; enough of a model for the registry."""
 
-    folder: Path
+    entry: Entry
     weights_digest: str
 
 
@@ -26,11 +27,11 @@ def add(store: Store, step: str, number: int, subject: str = "", name: str = "")
     def make(folder: Path) -> Thing:
         (folder / "data.bin").write_bytes(f"{step} {number}".encode() * 100)
         (folder / "more.bin").write_bytes(b"more" * 50)
-        return Thing(folder, f"weights {number}")
+        return Thing(FolderEntry(folder), f"weights {number}")
 
     plan = Plan(DATASET, step, subject, parameters={"number": number}, name=name)
     result = store.get_or_make(plan, Thing, make, lambda thing: thing.weights_digest)
-    return result.step.key, result.record.folder
+    return result.step.key, result.record.entry.folder
 
 
 def retrain(store: Store, number: int, promoted: bool = True) -> Version:

@@ -90,7 +90,7 @@ def test_labels_are_the_classes_that_the_manifest_says(store: Store, tiny: TinyF
 def test_the_usual_labels_are_those_of_a_manifest_without_any(store: Store, tiny: TinyFactory):
     usual, declared = tiny(), tiny(manifest="labels = [0, 1, 2]", name="tiny")
     assert decoded(store, usual).record == decoded(store, declared).record
-    assert "labels" not in store.made_from("tiny", "decode", decoded(store, usual).record.folder.name)["parameters"]
+    assert "labels" not in store.made_from("tiny", "decode", decoded(store, usual).record.entry.key)["parameters"]
 
 
 def test_a_base_is_the_short_form_of_labels(store: Store, tiny: TinyFactory):
@@ -106,7 +106,7 @@ def test_a_split_read_as_it_is_has_the_key_and_the_digest_of_earlier_versions(st
     plain = decoded(store, tiny())
     for nothing in ("label_base = 0", "transpose = false", 'ink = "bright"'):
         assert decoded(store, tiny(manifest=nothing)).step.key == plain.step.key
-    parameters = store.made_from("tiny", "decode", plain.record.folder.name)["parameters"]
+    parameters = store.made_from("tiny", "decode", plain.record.entry.key)["parameters"]
     assert parameters == {
         "classes": ["bar 0", "bar 1", "bar 2"],
         "image_shape": [9, 7],

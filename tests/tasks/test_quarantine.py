@@ -168,7 +168,7 @@ def test_what_is_left_passes_the_checks_that_the_whole_would_fail(store: Store, 
 def test_a_refusal_says_to_end_the_release_of_rows_that_are_bad(store: Store, made: Maker):
     result = made('[quarantine]\nchecks = ["blank", "label"]\nmax_share = 0.5\n')
     digest = next(row.digest for row, _ in quarantined.read(result.record.file) if "blank" in row.reasons)
-    folder = result.record.folder.parent / "again"
+    folder = result.record.entry.folder.parent / "again"
     folder.mkdir()
     record = set_aside(result.dataset, result.splits, folder, free={digest})
     with pytest.raises(
