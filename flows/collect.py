@@ -15,7 +15,8 @@ from pydantic import Field
 from flows.settings import LOGGERS
 from storage import retention
 from storage.errors import IdxflowError
-from storage.store import Store, store_root
+from storage.opening import open_store
+from storage.store import Store
 
 FLOW_RUNS = 200
 EVENT_DAYS = 7.0
@@ -43,7 +44,7 @@ def collect(
     """
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
-    outcome, problems = _collect_store(Store(store_root(store)), keep_versions)
+    outcome, problems = _collect_store(open_store(store), keep_versions)
     with get_client(sync_client=True) as client:
         outcome |= _trim(client, keep_flow_runs, event_days)
     summary = (
@@ -60,7 +61,7 @@ def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
     """Collect every data set; a failure is returned as a problem and does not stop the others."""
     outcome: dict[str, Any] = {"entries": 0, "bytes": 0, "busy": []}
     problems = []
-    for name in store.datasets() if store.root.is_dir() else ():
+    for name in store.datasets() if store.exists() else ():
         try:
             collected = retention.collect(store, name, keep)
         except IdxflowError as error:

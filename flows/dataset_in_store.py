@@ -11,8 +11,9 @@ from flows import datasets
 from flows.endings import settle
 from storage.errors import ConfigError
 from storage.ledger import Ledger, run_of
+from storage.opening import open_store
 from storage.registry import Registry, Version
-from storage.store import Store, store_root
+from storage.store import Store
 from storage.words import meant, versions_to_give
 
 _LATEST = 5
@@ -36,9 +37,8 @@ class DatasetInStore:
         Raises:
             ConfigError: the store has no data set with this name.
         """
-        opened = Store(store_root(store))
-        names = {path.parent.name for part in ("registry", "ledger") for path in opened.root.glob(f"*/{part}")}
-        datasets.check_known(opened, name, names)
+        opened = open_store(store)
+        datasets.check_known(opened, name, opened.datasets(("registry", "ledger")))
         return cls(opened, name)
 
     @cached_property

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset, shown
 from storage.errors import ConfigError
-from storage.files import kind_of
 from storage.ledger import Ledger
-from storage.store import Store, store_errors, store_root
+from storage.opening import open_store
+from storage.store import Store, store_errors
 from storage.words import meant
 
 
@@ -20,13 +20,13 @@ def named(name: str, store: str | None) -> Dataset:
         ConfigError: the catalog has none; the user's own data needs its manifest, even if it has been run in the store.
     """
     if name not in catalog.names():
-        opened = Store(store_root(store))
+        opened = open_store(store)
         with store_errors(opened.root):
             is_own = name in opened.datasets()
         if is_own:
             raise ConfigError(
                 f"expected a data set of the catalog ({', '.join(catalog.names())}), or a manifest; found {name!r}, "
-                f"which is in the store {opened.root} but not in the catalog; give its manifest"
+                f"which is in the store {opened.address} but not in the catalog; give its manifest"
                 f"{_last_manifest(opened, name)}: --dataset-file FILE"
             )
     return catalog.find(name)
@@ -45,8 +45,8 @@ def check_known(store: Store, name: str, known: Collection[str]) -> None:
     first = f"run it first: `{run_command(store, name)}`" if name in catalog.names() else ""
     remedy = first or ("give one of these" if known else f"run one first: `{store.command('run')}`")
     raise ConfigError(
-        f"expected a data set of the store {store.root}{choices}; found {actual}; {remedy}, or name another store with "
-        "--store or IDXFLOW_STORE"
+        f"expected a data set of the store {store.address}{choices}; found {actual}; {remedy}, or name another store "
+        "with --store or IDXFLOW_STORE"
     )
 
 
@@ -61,9 +61,9 @@ def in_store(store: Store, name: str | None) -> Sequence[str]:
     Raises:
         ConfigError: there is no store, or it does not have this data set.
     """
-    if not store.root.is_dir():
+    if not store.exists():
         raise ConfigError(
-            f"expected a store at {store.root}; found {kind_of(store.root)}; name another with --store or "
+            f"expected a store at {store.address}; found nothing; name another with --store or "
             f"IDXFLOW_STORE, or create this one: `{store.command('run')}`"
         )
     names = store.datasets()

@@ -114,8 +114,8 @@ def _disk(store: Store) -> Diagnosis:
 
 
 def _whole(store: Store) -> Diagnosis:
-    if not store.root.is_dir():
-        return Diagnosis("ok", "store", f"none yet at {store.root}; the first run creates it")
+    if not store.exists():
+        return Diagnosis("ok", "store", f"none yet at {store.address}; the first run creates it")
     try:
         store.prepare()
         settle(store)

@@ -206,7 +206,7 @@ def unschedule(store: Store, manifest: Path) -> Path:
         if not names and not file.exists():
             known = ", ".join(map(str, listed.values()))
             raise ConfigError(
-                f"expected a data set with a schedule in the store {store.root} ({known or 'none yet'}); found "
+                f"expected a data set with a schedule in the store {store.address} ({known or 'none yet'}); found "
                 f"{manifest}; give its manifest, or name another store with --store or IDXFLOW_STORE"
             )
         file.unlink(missing_ok=True)
@@ -227,8 +227,8 @@ def _check_free(store: Store, listed: Mapping[str, Path], name: str, manifest: P
     if other and not _is_same(other, manifest) and file_of(other).exists():
         words = store.command(f"dataset unschedule {shlex.quote(str(other))}")
         raise ConfigError(
-            f"expected no other schedule of {name} in the store {store.root}; found {file_of(other)}; choose another "
-            f"name, or remove that one: `{words}`"
+            f"expected no other schedule of {name} in the store {store.address}; found {file_of(other)}; choose "
+            f"another name, or remove that one: `{words}`"
         )
 
 

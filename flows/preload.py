@@ -15,8 +15,8 @@ from typing import Any
 
 from expectations import engine_process
 from flows.run import Request
+from storage.opening import open_store
 from storage.runtime import code_digests
-from storage.store import Store, store_root
 from tasks.model import network
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def needed(request: Request) -> list[Callable[[], Any]]:
     A validation in the store, or a training with the same parameters, may be reused without its library.
     """
     dataset, config = request.resolve()
-    store, settings = Store(store_root(request.store)), config.model_dump(mode="json", exclude={"memory"})
+    store, settings = open_store(request.store), config.model_dump(mode="json", exclude={"memory"})
     trained = any(
         all(entry["made_from"]["parameters"].get(name) == value for name, value in settings.items())
         for entry in store.newest_entries(dataset.name, "train")

@@ -25,10 +25,11 @@ from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, error_class, shortage
+from storage.opening import open_store
 from storage.outcomes import Outcome, steps_of
 from storage.records import CUT_OFF, HTML, Done, Failure, Report, RunRecord, Step, to_json
 from storage.registry import Registry
-from storage.store import LOOKED_AT, Store, store_errors, store_path, store_root
+from storage.store import LOOKED_AT, Store, store_address, store_errors
 from storage.underway import Trace, begin
 from storage.words import meant
 from tasks.report import past_runs
@@ -103,7 +104,7 @@ class Request:
 
     @property
     def _arrivals(self) -> Arrivals:
-        return Arrivals(Store(store_root(self.store)), self.dataset)
+        return Arrivals(open_store(self.store), self.dataset)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Request:
         words += ["--audit"] if self.audit else []
         words += ["--quarantine", ",".join(self.quarantine) or NOTHING] if self.quarantine is not None else []
         words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
-        return Store(store_root(self.store)).command(shlex.join(words))
+        return open_store(self.store).command(shlex.join(words))
 
     def source_for(self, dataset: Dataset) -> str | None:
         """Return where to look first: the given source, otherwise `IDXFLOW_SOURCE` unless the data is embedded.
@@ -146,7 +147,7 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
     arrived = arrivals.find(arrival)
     if not arrived:
         raise ConfigError(
-            f"expected the set {arrival} of {name} in the ledger of {arrivals.store.root}, the store of this run; "
+            f"expected the set {arrival} of {name} in the ledger of {arrivals.store.address}, the store of this run; "
             "found none; start `idxflow watch` and the worker (`idxflow up`) with the same --store or IDXFLOW_STORE"
         )
     dataset = catalog.read(Path(arrived.dataset_file)) if arrived.dataset_file else catalog.find(arrived.dataset)
@@ -311,7 +312,7 @@ class Job:
             self.state,
             self.sentence,
             self.dataset.name,
-            str(self.store.root),
+            self.store.address,
             run=record.id,
             version=decision.version if decision else None,
             champion=decision.champion if decision else None,
@@ -377,7 +378,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         StoreError: the store cannot be written.
     """
     dataset, config = request.resolve()
-    store = Store(store_root(request.store))
+    store = open_store(request.store)
     now = _now()
     store.prepare()
     record = RunRecord(
@@ -423,4 +424,4 @@ def refusal(request: Request, error: IdxflowError) -> Outcome:
 
 def not_started(request: Request, state: str, sentence: str) -> Outcome:
     """Return the outcome of a request for which no run was started."""
-    return Outcome(state, sentence, request.dataset_file or request.dataset, str(store_path(request.store)))
+    return Outcome(state, sentence, request.dataset_file or request.dataset, store_address(request.store))

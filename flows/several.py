@@ -25,8 +25,8 @@ from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_me
 from flows.service.fork import Fork, show_as
 from flows.service.processes import end_with_parent
 from storage.errors import ConfigError
+from storage.opening import open_store
 from storage.records import CUT_OFF, Failure
-from storage.store import store_root
 from tasks.ui import progress
 from tasks.ui.progress import Progress
 
@@ -57,7 +57,7 @@ def by_name(requests: Iterable[Request]) -> dict[str, Request]:
     named: dict[str, Request] = {}
     for request in requests:
         name = request.resolve()[0].name
-        store_root(request.store)
+        open_store(request.store)
         if name in named:
             first, second = (each.dataset_file or each.dataset for each in (named[name], request))
             raise ConfigError(

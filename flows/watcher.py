@@ -28,7 +28,8 @@ from storage.arrivals import WELL, Arrival, Arrivals, mark_of, new_id
 from storage.datasets import catalog
 from storage.errors import ConfigError, DataRefused, IdxflowError, PrefectFailed, StoreError
 from storage.files import kind_of
-from storage.store import Store, store_root
+from storage.opening import open_store
+from storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def watch_folder(options: WatchOptions) -> int:
         StoreError: with `once`, the store cannot be written.
     """
     inbox = _inbox(options)
-    watcher = _Watcher(inbox, Store(store_root(options.store)))
+    watcher = _Watcher(inbox, open_store(options.store))
     with interruptible() as interruptions:
         poll = partial(_poll, watcher, interruptions)
         if options.once:
@@ -242,8 +243,8 @@ class _Watcher:
         if run.ended and not self._arrivals.run_of(arrival.id):
             self._over.add(arrival.id)
             remark(
-                f"{self._name}: expected the run of set {arrival.id} to end with a record in {self._store.root}; found "
-                f"{run.ended}; it is not retried automatically; run it again: {arrival_runs.again(arrival)}"
+                f"{self._name}: expected the run of set {arrival.id} to end with a record in {self._store.address}; "
+                f"found {run.ended}; it is not retried automatically; run it again: {arrival_runs.again(arrival)}"
             )
         return run
 

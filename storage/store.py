@@ -29,7 +29,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,10 +42,8 @@ from storage.files import (
     WAITING,
     NotRegular,
     canonical,
-    check_local,
     check_regular,
     flush,
-    kind_of,
     locked,
     make_folder,
     read_json,
@@ -53,6 +51,7 @@ from storage.files import (
     sha256_of,
 )
 from storage.objects import sealed as sealed_json
+from storage.objects.address import is_address, parse
 from storage.objects.folder import Folder
 from storage.objects.protocol import Objects
 from storage.records import Done, Entry, FolderEntry, Step, from_json, to_json
@@ -75,6 +74,8 @@ INBOX = "0-inbox"
 DOWNLOADS = "_downloads"
 """The folder of ZIP files that several data sets share; no data set can have this name."""
 LOCKS = "locks"
+PARTS = frozenset({*FOLDERS.values(), INBOX, "registry", "ledger", LOCKS})
+"""The folders of a data set."""
 IN_USE = "in-use.lock"
 ENTRY = "entry.json"
 ENTRY_FORMAT = 2
@@ -94,31 +95,14 @@ BESIDE = Path(__file__).resolve().parent.parent / "store"
 """The default store."""
 
 
-def store_path(folder: str | Path | None = None) -> Path:
-    """Return the store's folder: `folder`, or `IDXFLOW_STORE`, or `store` next to the source code."""
-    return Path(folder or os.environ.get(STORE_VARIABLE) or BESIDE).expanduser().absolute()
-
-
-def store_root(folder: str | Path | None = None) -> Path:
-    """Return `store_path` after checking that it is a readable folder or does not exist yet.
+def store_address(store: str | Path | None = None) -> str:
+    """Return where the store is: `store`, or `IDXFLOW_STORE`, or `store` next to the source code; absolute.
 
     Raises:
-        ConfigError: it is a URL.
-        StoreError: it is not a folder, cannot be read, or was written by a later version.
+        ConfigError: it is not an address of object storage, although it begins like one.
     """
-    check_local("the store (--store or IDXFLOW_STORE)", folder or os.environ.get(STORE_VARIABLE) or "")
-    root = store_path(folder)
-    with store_errors(root):
-        if root.exists() and not root.is_dir():
-            raise StoreError(
-                f"expected a folder for the store at {root}; found {kind_of(root)}; "
-                "choose another with --store or IDXFLOW_STORE"
-            )
-        if root.is_dir():
-            # A folder that cannot be listed would look like an empty store.
-            os.scandir(root).close()
-            store_format.check(root)
-    return root
+    chosen = str(store or os.environ.get(STORE_VARIABLE) or BESIDE)
+    return str(parse(chosen)) if is_address(chosen) else str(Path(chosen).expanduser().absolute())
 
 
 class Stored(Protocol):
@@ -194,20 +178,19 @@ class Store:
         """Return whether anything has been stored."""
         return self.root.is_dir()
 
-    def command(self, words: str, usual: Path | None = None) -> str:
+    def command(self, words: str, usual: str | Path | None = None) -> str:
         """Return an idxflow command for this store, ready to be typed.
 
         It names the store unless it is the `usual` one, by default the one a command without `--store` would use.
         """
-        option = "" if self.root == (usual or store_path()) else f" --store {shlex.quote(str(self.root))}"
+        option = "" if self.address == str(usual or store_address()) else f" --store {shlex.quote(self.address)}"
         return f"idxflow {words}{option}"
 
     def dataset(self, name: str) -> Path:
         return self.root / name
 
-    def datasets(self) -> list[str]:
-        """Return the names of the data sets that have something in the store."""
-        parts = {*FOLDERS.values(), INBOX, "registry", "ledger", "locks"}
+    def datasets(self, parts: Collection[str] = PARTS) -> list[str]:
+        """Return the names of the data sets that have something in the store, in one of these folders."""
         try:
             folders = sorted(path for path in self.root.iterdir() if path.is_dir())
         except FileNotFoundError:
@@ -288,7 +271,7 @@ class Store:
                 f"expected a folder that can be written at {self.root}; permission denied; "
                 "choose another with --store or IDXFLOW_STORE"
             )
-        store_format.mark(self.root)
+        store_format.mark(self.objects)
 
     def find(self, plan: Plan, kind: type[R]) -> R | None:
         """Return the verified result of `plan`, or None if there is no such entry.

@@ -110,7 +110,7 @@ def verify(store: Store, dataset: str | None = None, contents: bool = True, now:
 
 def _of_format(store: Store) -> Iterator[StoreFinding]:
     try:
-        store_format.check(store.root)
+        store_format.check(store.objects)
     except IdxflowError as error:
         remedy = "remove it: the next run writes it again"
         yield StoreFinding(store.root / store_format.STORE_FILE, "damage", _one_line(error), remedy)

@@ -15,7 +15,7 @@ from flows.terminal.output import print_json, print_line, print_table, remark
 from storage.datasets.catalog import MAX_SIDE
 from storage.errors import ConfigError
 from storage.files import check_local
-from storage.store import Store, store_path, store_root
+from storage.opening import open_store
 from storage.words import counted, times
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def add(
         # Whatever happens now, this is made.
         _print(added)
         if not train:
-            print_line(f"next: {Store(store_path(store)).command(added.next_command.removeprefix('idxflow '))}")
-    scheduled = own_schedules.schedule(Store(store_root(store)), added.manifest, times) if times else None
+            print_line(f"next: {open_store(store).command(added.next_command.removeprefix('idxflow '))}")
+    scheduled = own_schedules.schedule(open_store(store), added.manifest, times) if times else None
     if as_json and not train:
         return print_json({**added.values(), "schedule": scheduled and scheduled.values(), "error": None})
     if scheduled and not as_json:
@@ -170,7 +170,7 @@ def schedule(manifest: Path, cron: str, /, *, timezone: Timezone = None, store: 
     """
     from flows import own_schedules
 
-    opened = Store(store_root(store))
+    opened = open_store(store)
     _print_schedule(own_schedules.schedule(opened, manifest, own_schedules.checked_times(cron, timezone)), store)
     return 0
 
@@ -189,7 +189,7 @@ def unschedule(manifest: Path, /, *, store: StoreFolder = None) -> int:
     """
     from flows import own_schedules
 
-    print_line(f"removed {own_schedules.unschedule(Store(store_root(store)), manifest)}")
+    print_line(f"removed {own_schedules.unschedule(open_store(store), manifest)}")
     return 0
 
 
@@ -205,14 +205,14 @@ def _times_of_new(options: AddOptions, cron: str | None, timezone: str | None, s
             )
         return None
     times = own_schedules.checked_times(cron, timezone)
-    own_schedules.check_free(Store(store_root(store)), options.name, options.manifest)
+    own_schedules.check_free(open_store(store), options.name, options.manifest)
     return times
 
 
 def _print_schedule(scheduled: Scheduled, store: str | None) -> None:
     times = scheduled.times
     print_line(f"scheduled retrain/{scheduled.name}: next {times.next():%A %Y-%m-%d %H:%M}, {times.timezone}")
-    print_line(f"made {scheduled.file}, which `{Store(store_root(store)).command('up')}` deploys")
+    print_line(f"made {scheduled.file}, which `{open_store(store).command('up')}` deploys")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

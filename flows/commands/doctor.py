@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from flows.commands.options import AsJson, StoreFolder
 from flows.terminal.output import print_json, print_line
-from storage.store import Store, store_root
+from storage.opening import open_store
 from storage.words import counted
 
 
@@ -22,7 +22,7 @@ def doctor(*, store: StoreFolder = None, as_json: AsJson = False) -> int:
     from flows.diagnosis import diagnose
 
     diagnoses = []
-    for diagnosis in diagnose(Store(store_root(store))):
+    for diagnosis in diagnose(open_store(store)):
         diagnoses.append(diagnosis)
         if not as_json:
             print_line(f"{diagnosis.verdict:<8} {diagnosis.what}: {diagnosis.found}")

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from flows.commands.options import AsJson, ModelVersion, StoreFolder
 from flows.terminal.output import print_json, print_line
+from storage.opening import open_store
 from storage.records import to_json
-from storage.store import Store, store_root
 from storage.words import counted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def export(
     """
     from tasks.serving.export import export_version
 
-    exported = export_version(Store(store_root(store)), dataset, version, format_, out)
+    exported = export_version(open_store(store), dataset, version, format_, out)
     if as_json:
         return print_json({**to_json(exported), "folder": str(exported.folder), "error": None})
     print_line(_sentence(exported))

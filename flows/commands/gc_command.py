@@ -14,8 +14,8 @@ from flows.commands.options import AsJson, StoreFolder
 from flows.terminal.output import print_json, print_line, remark
 from flows.terminal.text import size
 from storage import retention
+from storage.opening import open_store
 from storage.retention import KEEP_LAST, Collected, CollectedDownloads
-from storage.store import Store, store_root
 from storage.words import counted
 
 
@@ -41,17 +41,17 @@ def gc(
     Args:
         dataset: Clean up only this data set.
     """
-    opened = Store(store_root(store))
+    opened = open_store(store)
     outcomes = [retention.collect(opened, name, keep_last, dry_run) for name in datasets.in_store(opened, dataset)]
     downloads = retention.collect_downloads(opened, dry_run) if dataset is None else CollectedDownloads((), (), 0)
     if as_json:
         values = {"datasets": [_values(c) for c in outcomes], "downloads": _values_of(downloads)}
-        return print_json({"store": str(opened.root), "dry_run": dry_run, **values})
+        return print_json({"store": opened.address, "dry_run": dry_run, **values})
     for collected in outcomes:
         _print(collected, dry_run)
     _print_downloads(downloads, dry_run)
     if not (outcomes or downloads.removed or downloads.kept):
-        print_line(f"nothing in {opened.root}")
+        print_line(f"nothing in {opened.address}")
     return 0
 
 

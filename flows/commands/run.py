@@ -31,8 +31,9 @@ from flows.settings import silence_prefect
 from flows.terminal.output import print_json, remark
 from storage.errors import IdxflowError, PrefectFailed
 from storage.files import WAITING
+from storage.opening import open_store
 from storage.runtime import timings as clocks
-from storage.store import Store, store_root
+from storage.store import Store
 
 if TYPE_CHECKING:
     from flows.run import Request
@@ -186,7 +187,7 @@ def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) ->
     try:
         # Wrong usage is reported in milliseconds, not after Prefect has started.
         request.resolve()
-        store_root(request.store)
+        open_store(request.store)
         outcome = _watched(flow, request, as_json)
     except IdxflowError as error:
         outcome = refusal(request, error)
@@ -218,7 +219,7 @@ def _with_server(flow: str, request: Request, console: Console) -> Outcome:
         _log.info("importing Prefect (the first time takes longest)", extra=WAITING)
         with console.waiting("importing Prefect") as waiting_for:
             configuration.read()
-            server = stack.enter_context(_server(Store(store_root(request.store))))
+            server = stack.enter_context(_server(open_store(request.store)))
             from flows import retrain
             from flows.preload import preload
 

@@ -13,7 +13,8 @@ from flows.commands.options import AsJson, StoreFolder
 from flows.health import MAX_AGE_DAYS, SHOWN, Health, Overview, ago, overview, span_text, time_of
 from flows.terminal.output import print_json, print_line
 from flows.terminal.text import minute
-from storage.store import Store, store_root
+from storage.opening import open_store
+from storage.store import Store
 
 
 def status(
@@ -36,11 +37,11 @@ def status(
     Args:
         dataset: Show only this data set.
     """
-    opened, now = Store(store_root(store)), datetime.now(UTC)
+    opened, now = open_store(store), datetime.now(UTC)
     summary = overview(opened, dataset, timedelta(days=max_age), now)
     if as_json:
         healths = [asdict(health) for health in summary.healths]
-        print_json({"store": str(opened.root), "schedule": summary.schedule_unknown, "datasets": healths})
+        print_json({"store": opened.address, "schedule": summary.schedule_unknown, "datasets": healths})
     else:
         _print(opened, summary, now)
     return 1 if any(health.problems for health in summary.healths) else 0
@@ -52,7 +53,7 @@ def _print(store: Store, summary: Overview, now: datetime) -> None:
         for label, text in _lines(health, now):
             print_line(f"  {label:<9} {text}")
     if not summary.healths:
-        print_line(f"nothing in {store.root} yet; start with `{store.command('run')}`")
+        print_line(f"nothing in {store.address} yet; start with `{store.command('run')}`")
     if summary.schedule_unknown:
         print_line(f"the next runs are unknown: {summary.schedule_unknown}")
 

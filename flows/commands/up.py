@@ -9,7 +9,7 @@ from cyclopts.validators import Number
 
 from flows.commands.options import StoreFolder
 from flows.settings import POOL
-from storage.store import store_root
+from storage.opening import open_store
 
 
 def up(
@@ -65,5 +65,5 @@ def up(
     from flows.service.supervisor import UpOptions, supervise
 
     names = server.checked_names(allow_host or ())
-    store_root(store)
+    open_store(store)
     return supervise(UpOptions(host, port, pool, server.checked_database(database), auth, csrf, store, names))

@@ -7,7 +7,7 @@ from flows.commands.options import AsJson, StoreFolder
 from flows.terminal.output import print_line
 from flows.terminal.text import size
 from storage import verify as store_check
-from storage.store import Store, store_root
+from storage.opening import open_store
 from storage.words import counted
 
 
@@ -22,7 +22,7 @@ def verify(dataset: str | None = None, *, store: StoreFolder = None, as_json: As
     Args:
         dataset: Check only this data set.
     """
-    opened = Store(store_root(store))
+    opened = open_store(store)
     names = datasets.in_store(opened, dataset)
     verdict = store_check.verify(opened, dataset)
     if as_json:

@@ -30,7 +30,8 @@ from flows.service.processes import START_SECONDS, Command, Service
 from flows.settings import POOL, ROOT
 from flows.terminal.screen import moving, styled
 from storage.errors import ConfigError, PrefectFailed
-from storage.store import BESIDE, Store, store_path, store_root
+from storage.opening import open_store
+from storage.store import BESIDE, store_address
 from tasks.sources import proxies
 
 if TYPE_CHECKING:
@@ -84,13 +85,13 @@ class UpOptions:
             "--database": self.database,
             "--allow-host": list(self.names),
             "--pool": self.pool,
-            _STORE: str(store_path(self.store)),
+            _STORE: store_address(self.store),
         }
 
     def ineffective(self, held: Mapping[str, object]) -> list[str]:
         """Return the names of the options that were given and differ from those in effect, `held`."""
         # A store that the environment names counts as given, too.
-        usual = {**UpOptions().effects(), _STORE: str(store_path(BESIDE))}
+        usual = {**UpOptions().effects(), _STORE: store_address(BESIDE)}
         return [name for name, value in self.effects().items() if value not in (usual[name], held.get(name, value))]
 
 
@@ -190,7 +191,7 @@ class Supervisor:
         """The identity of the file that the server has open; None if unknown."""
         self.journal: sqlite.Identity | None = None
         self.promise: Promise | None = None
-        self.store = Store(store_root(options.store))
+        self.store = open_store(options.store)
         self.known = set[UUID]()
         """Runs that have ended and need no further check."""
         self.last_problem, self.last_information = "", dict[str, object]()
@@ -398,7 +399,7 @@ class Supervisor:
         # Prefect: telemetry.
         yield f"export DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}"
         yield "prefect deployment run retrain/digits --watch"
-        yield Store(store_root(self.options.store)).command("status", usual=BESIDE)
+        yield open_store(self.options.store).command("status", usual=BESIDE)
 
     def _keep(self) -> None:
         """Restart processes that die, until a signal arrives; return at once if nothing was started here."""

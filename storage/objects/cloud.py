@@ -453,7 +453,7 @@ def _attributes(key: str, nonce: str) -> dict[str, str]:
 
 def _found(meta: Any) -> Found:
     stamp = (meta["size"], meta["e_tag"] or "", meta["last_modified"].isoformat())
-    return Found(meta["path"], meta["size"], stamp)
+    return Found(meta["path"], meta["size"], stamp, meta["last_modified"].timestamp())
 
 
 def _is_below(key: str, folder: str) -> bool:

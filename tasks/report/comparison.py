@@ -53,7 +53,7 @@ def compare(store: Store, a: RunRecord, b: RunRecord) -> dict[str, Any]:
         "flips": _flips(b if b.test else a, both) if both else None,
         "missing": [*_missing((a, b)), *([reason] if reason else [])],
     }
-    shown: dict[str, Any] = sanitize.shareable_values(values, {str(store.root): "store"})
+    shown: dict[str, Any] = sanitize.shareable_values(values, {store.address: "store", str(store.root): "store"})
     return shown
 
 

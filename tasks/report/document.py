@@ -74,7 +74,8 @@ def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | No
         record: of the run, as the flow has it, or from `past_runs.find(registry, run)`.
         folders: names for folders of the machine that texts may mention, besides the store and the home folder.
     """
-    roots = {str(registry.store.root): "store", **(folders or {}), os.path.expanduser("~"): "~"}  # noqa: PTH111
+    home = os.path.expanduser("~")  # noqa: PTH111
+    roots = {registry.store.address: "store", str(registry.store.root): "store", **(folders or {}), home: "~"}
     evidence = _shareable(gather(registry, record), roots)
     values = content(sanitize.shareable(_by_folder(record), roots), evidence)
     return Document(numbered_as_archives(values, record), pictures(record, values, evidence))

@@ -11,8 +11,8 @@ import numpy as np
 
 from storage.errors import ConfigError
 from storage.files import check_local, kind_of
+from storage.opening import open_store
 from storage.registry import Version
-from storage.store import Store, store_root
 from tasks.serving import image_files
 from tasks.serving.predict import Model, Row, find_version, load_champion, write_parquet
 
@@ -90,7 +90,7 @@ def classify(options: PredictOptions, warn: Callable[[str], None]) -> Classified
     """
     remarks = _Remarks(warn)
     version = _checked_version(options)
-    with Store(store_root(options.store)).in_use(options.dataset):
+    with open_store(options.store).in_use(options.dataset):
         rows = list(_rows(options, version, remarks))
     if options.out:
         write_parquet(options.out, rows)
@@ -107,7 +107,7 @@ def _checked_version(options: PredictOptions) -> Version:
         raise ConfigError(f"expected --out to be a file; {out} is {kind_of(out)}; choose another name")
     if out and out.resolve() in [file.resolve() for file in options.files]:
         raise ConfigError(f"expected --out to differ from the files to read; found {out} in both; choose another")
-    return find_version(Store(store_root(options.store)), options.dataset, options.version)
+    return find_version(open_store(options.store), options.dataset, options.version)
 
 
 def _rows(options: PredictOptions, version: Version, remarks: _Remarks) -> Iterator[Row]:

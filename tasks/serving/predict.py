@@ -18,9 +18,10 @@ from storage.datasets import catalog
 from storage.datasets.manifest import Limits
 from storage.errors import ConfigError, DamagedEntry
 from storage.files import write_bytes
+from storage.opening import open_store
 from storage.records import TrainedModel
 from storage.registry import Registry, Version
-from storage.store import Store, store_root
+from storage.store import Store
 from storage.words import meant, versions_to_give
 from tasks.model import scaling
 from tasks.model.classifier import Classifier, softmax
@@ -180,7 +181,7 @@ def load_champion(
         StoreError: `gc` has removed the model of this version.
         DamagedEntry: a file of the model is not what its record says.
     """
-    opened = store if isinstance(store, Store) else Store(store_root(store))
+    opened = store if isinstance(store, Store) else open_store(store)
     record = version if isinstance(version, Version) else find_version(opened, dataset, version)
     return Model(opened, record)
 
@@ -205,8 +206,8 @@ def find_version(store: Store, dataset: str, version: int | str | None = None) -
     if champion is None:
         run = f"run {dataset}" if dataset in catalog.names() else "run --dataset-file FILE"
         raise ConfigError(
-            f"expected a champion of {dataset} in {store.root}; found none yet{meant(dataset, store.datasets())}; run "
-            f"`{store.command(run)}` first, or name another store"
+            f"expected a champion of {dataset} in {store.address}; found none yet{meant(dataset, store.datasets())}; "
+            f"run `{store.command(run)}` first, or name another store"
         )
     return champion
 

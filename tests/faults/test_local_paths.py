@@ -12,7 +12,8 @@ from flows.commands.cli import run_command
 from flows.commands.destination import destination
 from flows.run import Request, prepare
 from storage.errors import ConfigError
-from storage.store import Store, store_root
+from storage.opening import open_store
+from storage.store import Store
 from tasks.serving.predict import load_champion
 
 ADDRESSES = ["s3://bucket/x", "gs://key:secret@bucket", "file:///srv/store", "https://host/x", "hdfs:/x"]
@@ -64,7 +65,7 @@ def test_an_address_as_the_store_is_refused_by_every_command(
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize(
     "call",
-    [store_root, lambda store: prepare(Request(store=store), "a test"), lambda store: load_champion("digits", store)],
+    [open_store, lambda store: prepare(Request(store=store), "a test"), lambda store: load_champion("digits", store)],
     ids=["the store", "a run", "Python"],
 )
 def test_any_address_is_refused_also_as_a_parameter_of_a_deployment(folder: Path, address: str, call: Callable):
@@ -100,4 +101,4 @@ def test_an_address_for_a_picture_or_a_report_is_refused(folder: Path):
 
 def test_a_path_with_a_colon_is_a_path(folder: Path):
     for name in ("a:b", "C:/x", "store 12:30", "./s3:/x"):
-        assert store_root(name) == folder / name
+        assert open_store(name).root == folder / name

@@ -15,7 +15,7 @@ from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry
 from storage.formats import arrays, idx
-from storage.store import Store, store_root
+from storage.store import Store, store_address
 from tasks.serving import image_files
 from tasks.serving.classify_files import PredictOptions, classify
 from tasks.serving.export import export
@@ -62,10 +62,10 @@ def test_two_lines_are_enough_with_the_store_in_the_environment(store: Store, da
 
 def test_the_store_is_where_it_was_asked_for(tmp_path: Path, monkeypatch):
     monkeypatch.delenv("IDXFLOW_STORE", raising=False)
-    assert store_root() == Path(__file__).resolve().parents[2] / "store"
+    assert store_address() == str(Path(__file__).resolve().parents[2] / "store")
     monkeypatch.setenv("IDXFLOW_STORE", str(tmp_path / "a"))
-    assert store_root("") == store_root(None) == tmp_path / "a"
-    assert store_root(tmp_path / "b") == tmp_path / "b"
+    assert store_address("") == store_address(None) == str(tmp_path / "a")
+    assert store_address(tmp_path / "b") == str(tmp_path / "b")
 
 
 @pytest.mark.remedies("tasks.serving.predict:find_version:2")

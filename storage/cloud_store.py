@@ -1,0 +1,261 @@
+"""A store in object storage, shared by machines; what it promises is what a store in a folder does (`storage.store`).
+
+    <dataset>/2-splits/<key>/<attempt>/<file>    files of an entry; an attempt's name is random, and nobody else's
+    <dataset>/2-splits/<key>/entry.json          created if absent, last: this publishes one of the attempts
+    <dataset>/claims/<step>-<key>.json           a lease: its owner is making this entry, and others wait for it
+    <dataset>/leases/<id>.json                   a lease: its owner uses entries of the data set
+    <dataset>/gc/<id>.json                       a lease: its owner removes entries of the data set
+
+Work may be done twice, but is published once: who comes second uses what the store has. Claims only save work.
+
+A process that uses entries writes its lease first and looks for that of a `gc` then; a `gc` does the reverse. So one
+of them sees the other.
+
+Files are read through a cache on this machine (`storage.objects.cache`). Everything that is unfinished is in a working
+folder of this machine, `root`, which is laid out like a store in a folder: there, a killed run's work is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import DamagedEntry, StoreError
+from storage.files import WAITING, make_folder
+from storage.objects import sealed
+from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size
+from storage.objects.leases import Leases
+from storage.objects.protocol import Objects
+from storage.records import Entry, from_json
+from storage.runtime import cancellation
+from storage.store import ENTRY, FOLDERS, LOOKED_AT, PARTS, Plan, R, Store, check_identity, description, take_over
+
+_POLL_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class CloudStore(Store):
+    """A store whose objects are elsewhere."""
+
+    def __init__(self, objects: Objects, leases: Leases | None = None, cache: Path | None = None) -> None:
+        cache = cache or cache_folder()
+        name = hashlib.sha256(objects.address.encode()).hexdigest()[:16]
+        super().__init__(cache / "stores" / name)
+        self.objects = objects
+        self.leases = leases or Leases(objects)
+        self.cache = Cache(cache / "files", cache_size())
+        self._in_use: dict[str, str] = {}
+
+    @property
+    def address(self) -> str:
+        return self.objects.address
+
+    def exists(self) -> bool:
+        listing = self.objects.list("")
+        return bool(listing.objects or listing.folders)
+
+    def datasets(self, parts: Collection[str] = PARTS) -> list[str]:
+        names = self.objects.list("").folders
+        return [name for name in names if not {*parts}.isdisjoint(self.objects.list(name).folders)]
+
+    def prepare(self) -> None:
+        make_folder(self.root)
+        super().prepare()
+
+    def has(self, dataset: str, step: str, key: str) -> bool:
+        try:
+            self.objects.get(f"{self.entry_key(dataset, step, key)}/{ENTRY}", 1)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def in_use(self, dataset: str) -> Iterator[None]:
+        """Keep the entries of a data set from being removed while the block runs, as for a store in a folder."""
+        if dataset in self._in_use:
+            yield
+            return
+        lease = f"{dataset}/leases/{secrets.token_hex(8)}.json"
+        self._hold(dataset, lease)
+        self._in_use[dataset] = lease
+        try:
+            yield
+        finally:
+            del self._in_use[dataset]
+            self.leases.release(lease)
+
+    def check_in_use(self, dataset: str) -> None:
+        """Check that a `gc` cannot have removed what this process uses of a data set.
+
+        Raises:
+            StoreError: it was paused or cut off from the store for too long.
+        """
+        if dataset in self._in_use:
+            self.leases.check(self._in_use[dataset])
+
+    @contextmanager
+    def alone(self, dataset: str, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold nothing: between machines there are no locks, and what is right does not depend on them."""
+        yield
+
+    def newest_entries(self, dataset: str, step: str) -> Iterator[dict[str, Any]]:
+        described = [found for found in self.objects.walk(f"{dataset}/{FOLDERS[step]}") if found.name == ENTRY]
+        for found in sorted(described, key=lambda found: found.modified, reverse=True)[:LOOKED_AT]:
+            with suppress(FileNotFoundError, ValueError):
+                yield sealed.read(self.objects, found.key)
+
+    def discard(self, dataset: str, step: str, key: str) -> None:
+        """Remove an entry: its description first, so that nobody finds it without its files."""
+        folder = self.entry_key(dataset, step, key)
+        self.objects.delete([f"{folder}/{ENTRY}"])
+        self.objects.delete([found.key for found in self.objects.walk(folder)])
+
+    def _obtain(self, plan: Plan, kind: type[R], make: Callable[[Path], R]) -> tuple[R, str, bool]:
+        # What is there needs no claim.
+        with suppress(DamagedEntry):
+            record = self._load(plan.dataset, plan.step, plan.folder, kind)
+            if record is not None:
+                return record, "nothing changed", True
+        return super()._obtain(plan, kind, make)
+
+    def _load(self, dataset: str, step: str, key: str, kind: type[R]) -> R | None:
+        folder = self.entry_key(dataset, step, key)
+        where = self.objects.where(f"{folder}/{ENTRY}")
+        try:
+            described = sealed.read(self.objects, f"{folder}/{ENTRY}")
+            check_identity((dataset, FOLDERS[step], key), described)
+            return self._record(kind, folder, described)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedEntry(f"{where}: expected a record of {kind.__name__}; {error}") from error
+
+    def _record(self, kind: type[R], folder: str, described: Mapping[str, Any]) -> R:
+        files = {name: StoredFile(int(file["bytes"]), str(file["sha256"])) for name, file in described["files"].items()}
+        entry: Entry = CloudEntry(self, folder, str(described["attempt"]), files)
+        return from_json(kind, described["record"], entry)
+
+    @contextmanager
+    def _exclusively(self, plan: Plan) -> Iterator[None]:
+        # Processes of this machine share the working folder, so they also need its lock.
+        with super()._exclusively(plan):
+            claim = f"{plan.dataset}/claims/{plan.step}-{plan.folder}.json"
+            self._claim(claim, plan)
+            try:
+                yield
+            finally:
+                self.leases.release(claim)
+
+    def _claim(self, claim: str, plan: Plan) -> None:
+        said = False
+        while not self.leases.acquire(claim):
+            if self.leases.is_dead(claim):
+                self.objects.delete([claim])
+                continue
+            if not said:
+                _log.info("%s: waiting for another run that is making it", plan.label, extra=WAITING)
+                said = True
+            cancellation.sleep(_POLL_SECONDS)
+
+    def _hold(self, dataset: str, lease: str) -> None:
+        """Write a lease while no `gc` runs."""
+        said = False
+        while True:
+            self.leases.hold(lease)
+            if all(self.leases.is_dead(found.key) for found in self.objects.list(f"{dataset}/gc").objects):
+                return
+            self.leases.release(lease)
+            if not said:
+                _log.info("%s: waiting for `gc` to finish", dataset, extra=WAITING)
+                said = True
+            cancellation.sleep(_POLL_SECONDS)
+
+    def _make(self, plan: Plan, make: Callable[[Path], R], damaged: bool) -> R:
+        partial = self.entries(plan.dataset, plan.step) / f".{plan.folder}.partial"
+        take_over(partial)
+        try:
+            record = make(partial)
+        except BaseException:
+            # An empty folder is of no use for resuming.
+            with suppress(OSError):
+                partial.rmdir()
+            raise
+        folder = self.entry_key(plan.dataset, plan.step, plan.folder)
+        if damaged:
+            self.objects.delete([f"{folder}/{ENTRY}"])
+        published = self._publish(folder, partial, description(partial, plan, record), type(record))
+        shutil.rmtree(partial, ignore_errors=True)
+        return published
+
+    def _publish(self, folder: str, partial: Path, described: dict[str, Any], kind: type[R]) -> R:
+        """Upload the files of an entry, then publish it, unless another run has: then return what that one made."""
+        dataset, step, key = described["dataset"], described["step"], folder.rpartition("/")[2]
+        attempt = secrets.token_hex(8)
+        described = {**described, "attempt": attempt}
+        for name in described["files"]:
+            cancellation.check()
+            self.objects.upload(f"{folder}/{attempt}/{name}", partial / name)
+        while True:
+            self.check_in_use(dataset)
+            if sealed.create(self.objects, f"{folder}/{ENTRY}", described):
+                for name, file in described["files"].items():
+                    self.cache.add(partial / name, file["sha256"])
+                return self._record(kind, folder, described)
+            theirs = self._load(dataset, step, key, kind)
+            if theirs is not None:
+                self.objects.delete([f"{folder}/{attempt}/{name}" for name in described["files"]])
+                return theirs
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Size in bytes and SHA-256 of one file of an entry."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CloudEntry:
+    """An entry in object storage; its files come through the cache."""
+
+    store: CloudStore
+    folder: str
+    """Its key in the store."""
+    attempt: str
+    files: Mapping[str, StoredFile]
+
+    @property
+    def key(self) -> str:
+        return self.folder.rpartition("/")[2]
+
+    def where(self, name: str = "") -> str:
+        return self.store.objects.where(f"{self.folder}/{self.attempt}/{name}" if name else self.folder)
+
+    def path(self, name: str) -> Path:
+        if name not in self.files:
+            # As in a folder: whoever opens it finds that it is not there.
+            return self.store.root / "none" / name
+        file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
+        try:
+            return self.store.cache.path(
+                name, file.sha256, file.bytes, lambda place: self.store.objects.download(key, place)
+            )
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
+                "run again"
+            ) from error
+        except DigestDiffers as error:
+            self.store.objects.delete([f"{self.folder}/{ENTRY}"])
+            raise DamagedEntry(
+                f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
+            ) from error

@@ -1,0 +1,198 @@
+"""A cache of files by their SHA-256, on this machine: fetched once, verified, shared by processes, bounded.
+
+    <folder>/<first 2 digits>/<sha256>/<name>
+
+A file is fetched beside its place, verified, made read-only and renamed into place. A process verifies each file once,
+so a flipped bit is noticed, and the file is fetched again. A process that has asked for a file holds a shared lock on
+its folder until the process ends, so the file stays; otherwise the files used least recently go when there are too
+many bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from storage.errors import ConfigError
+from storage.files import make_folder, sha256_of
+
+CACHE_VARIABLE = "IDXFLOW_CACHE"
+SIZE_VARIABLE = "IDXFLOW_CACHE_SIZE"
+DEFAULT_SIZE = 20 << 30
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Return the folder of what this user's machine keeps of remote stores: `IDXFLOW_CACHE`, or the usual place.
+
+    The usual place is that of the XDG Base Directory Specification: `$XDG_CACHE_HOME/idxflow`, or `~/.cache/idxflow`.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(chosen or f"{usual}/idxflow").expanduser().absolute()
+
+
+def cache_size() -> int:
+    """Return the most bytes of files to keep: `IDXFLOW_CACHE_SIZE`, such as 500M or 20G, or `DEFAULT_SIZE`.
+
+    Raises:
+        ConfigError: the variable is not a size.
+    """
+    text = os.environ.get(SIZE_VARIABLE, "").strip().upper().removesuffix("B").removesuffix("I")
+    if not text:
+        return DEFAULT_SIZE
+    number, unit = (text[:-1], text[-1]) if text[-1] in _UNITS else (text, "")
+    if not (number.isascii() and number.isdecimal()):
+        raise ConfigError(
+            f"{SIZE_VARIABLE}: expected a number of bytes, such as 500M or 20G; found "
+            f"{os.environ[SIZE_VARIABLE]!r}; correct it"
+        )
+    return int(number) * _UNITS[unit]
+
+
+class DigestDiffers(Exception):
+    """A file was fetched whose contents are not the expected ones."""
+
+
+class Cache:
+    """The files of one folder, as this process uses them."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder, self._size = folder, size
+        self._lock = threading.Lock()
+        self._held: dict[str, int] = {}
+        """The descriptor of each file's folder that this process has locked, by digest; these files are verified."""
+
+    def path(self, name: str, sha256: str, size: int, fetch: Callable[[Path], None]) -> Path:
+        """Return the path of a file with this digest, fetching it if it is not there or damaged.
+
+        Args:
+            name: the name that the file has in the cache.
+            size: of the file, in bytes.
+            fetch: writes the file to a path where none is yet.
+
+        Raises:
+            DigestDiffers: what was fetched has another digest.
+            OSError: the cache cannot be written.
+        """
+        path = self._place(sha256) / name
+        if sha256 in self._held and path.exists():
+            return path
+        if not self._is_intact(path, sha256):
+            self._make_room(size)
+            self._fetch(path, sha256, fetch)
+        os.utime(path.parent)
+        return path
+
+    def add(self, file: Path, sha256: str) -> None:
+        """Move a file with this digest into the cache; it has been verified."""
+        place = self._place(sha256)
+        self._make_room(file.stat().st_size)
+        make_folder(place)
+        if self._hold(place, sha256):
+            # From another file system, the move is a copy.
+            beside = _beside(place / file.name)
+            shutil.move(file, beside)
+            beside.chmod(0o444)
+            beside.replace(place / file.name)
+
+    def _is_intact(self, path: Path, sha256: str) -> bool:
+        """Return whether the file is in the cache and undamaged; then it stays until this process ends."""
+        if not path.is_file() or not self._hold(path.parent, sha256):
+            return False
+        with suppress(OSError):
+            if sha256_of(path) == sha256:
+                return True
+            _log.warning("%s: expected SHA-256 %.12s…; fetching the file again", path, sha256)
+        self._release(sha256)
+        return False
+
+    def _fetch(self, path: Path, sha256: str, fetch: Callable[[Path], None]) -> None:
+        make_folder(path.parent)
+        if not self._hold(path.parent, sha256):
+            # It was removed in this moment, to make room.
+            return self._fetch(path, sha256, fetch)
+        beside = _beside(path)
+        try:
+            fetch(beside)
+            found = sha256_of(beside)
+            if found != sha256:
+                raise DigestDiffers(f"expected SHA-256 {sha256:.12}…; found {found:.12}…")
+            beside.chmod(0o444)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            self._release(sha256)
+            raise
+        return None
+
+    def _hold(self, place: Path, sha256: str) -> bool:
+        """Lock a folder until the process ends, so that others do not remove it; return whether it still exists."""
+        with self._lock:
+            if sha256 not in self._held and (descriptor := _locked(place)) is not None:
+                self._held[sha256] = descriptor
+            return sha256 in self._held
+
+    def _release(self, sha256: str) -> None:
+        with self._lock:
+            if (descriptor := self._held.pop(sha256, None)) is not None:
+                os.close(descriptor)
+
+    def _make_room(self, size: int) -> None:
+        """Remove the files used least recently that no process uses, until `size` more bytes are within the bound."""
+        folders = [(place.stat(), place) for place in self._folder.glob("??/*") if place.is_dir()]
+        sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for _, place in folders}
+        total = sum(sizes.values()) + size
+        for _, place in sorted(folders, key=lambda pair: pair[0].st_mtime_ns):
+            if total <= self._size:
+                return
+            if _remove_unused(place):
+                total -= sizes[place]
+
+    def _place(self, sha256: str) -> Path:
+        return self._folder / sha256[:2] / sha256
+
+
+def _locked(place: Path) -> int | None:
+    """Return a descriptor that locks an existing folder, shared; None if it does not exist any more."""
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(place.stat(), os.fstat(descriptor)):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove_unused(place: Path) -> bool:
+    """Remove a folder that no process has locked; return whether it was removed."""
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        doomed = place.with_name(f".{place.name}.{secrets.token_hex(4)}.removed")
+        place.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
