@@ -183,7 +183,7 @@ def a_run(
     }
     evaluation = an_evaluation(store, dataset, test)
     archive = Archive(
-        store.root / "made", "train-images", "train.gz", 123456, "ab" * 32, "https://example.org/train.gz"
+        FolderEntry(store.root / "made"), "train-images", "train.gz", 123456, "ab" * 32, "https://example.org/train.gz"
     )
     return RunRecord(
         id="20260502-090013-3f2a",
@@ -199,7 +199,7 @@ def a_run(
         archives=(archive,),
         train=train,
         test=test,
-        validation=Validation(store.root, not failing, "va" * 32, some_checks(failing), counts),
+        validation=Validation(FolderEntry(store.root), not failing, "va" * 32, some_checks(failing), counts),
         model=a_model(store, epochs, held_out),
         evaluation=evaluation,
         champion_evaluation=an_evaluation(store, dataset, test, "champion", wrong_in_five=2),

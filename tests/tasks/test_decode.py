@@ -13,7 +13,7 @@ from storage.datasets.catalog import Dataset
 from storage.errors import FormatError
 from storage.files import sha256_of
 from storage.formats import idx, parquet
-from storage.records import Archive
+from storage.records import Archive, FolderEntry
 from storage.store import Store
 from tasks.decode import decode
 from tests.conftest import TinyFactory, bars
@@ -22,7 +22,7 @@ from tests.conftest import TinyFactory, bars
 def archive(dataset: Dataset, role: str) -> Archive:
     """Stand in for `fetch`: the file where the data set's source has it."""
     file = dataset.source / dataset.archive(role).file
-    return Archive(dataset.source, role, file.name, file.stat().st_size, sha256_of(file), "test")
+    return Archive(FolderEntry(dataset.source), role, file.name, file.stat().st_size, sha256_of(file), "test")
 
 
 def decoded(store: Store, dataset: Dataset, name: str = "train"):
@@ -160,7 +160,7 @@ def test_real_mnist(store: Store, mnist_dir: Path):
     pair = []
     for role in ("test-images", "test-labels"):
         file = mnist_dir / dataset.archive(role).file
-        pair.append(Archive(mnist_dir, role, file.name, file.stat().st_size, sha256_of(file), "test"))
+        pair.append(Archive(FolderEntry(mnist_dir), role, file.name, file.stat().st_size, sha256_of(file), "test"))
     split = decode.fn(store, dataset, "test", *pair).record
     assert split.rows == 10000
     assert split.sources == {r: dataset.archive(r).payload_sha256 for r in ("test-images", "test-labels")}

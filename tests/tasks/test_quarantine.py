@@ -17,7 +17,7 @@ from storage import released
 from storage.datasets.catalog import Dataset
 from storage.errors import DamagedEntry, DataRefused, FormatError, StoreError, ValidationFailed
 from storage.formats import parquet, quarantined
-from storage.records import Archive, Quarantine, Split, SplitName
+from storage.records import Archive, FolderEntry, Quarantine, Split, SplitName
 from storage.store import Store
 from tasks.decode import write_split
 from tasks.quarantine import quarantine, set_aside
@@ -54,7 +54,14 @@ def decoded(dataset: Dataset, folder: Path) -> tuple[Split, Split]:
 
     def split(name: SplitName) -> Split:
         images, labels = (
-            Archive(dataset.source or folder, f"{name}-{kind}", dataset.archive(f"{name}-{kind}").file, 0, "", "")
+            Archive(
+                FolderEntry(dataset.source or folder),
+                f"{name}-{kind}",
+                dataset.archive(f"{name}-{kind}").file,
+                0,
+                "",
+                "",
+            )
             for kind in ("images", "labels")
         )
         return write_split(dataset, name, images, labels, folder)

@@ -20,7 +20,7 @@ from expectations.suites import Expectation, Suite
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import IdxflowError, ValidationFailed
-from storage.records import Archive, Check, Done, Split, SplitName, Validation
+from storage.records import Archive, Check, Done, FolderEntry, Split, SplitName, Validation
 from storage.store import Store
 from tasks import validate as validation
 from tasks.decode import write_split
@@ -42,7 +42,7 @@ def splits(dataset: Dataset, source: Path, folder: Path) -> tuple[Split, Split]:
     folder.mkdir(exist_ok=True)
 
     def archive(role: str) -> Archive:
-        return Archive(source, role, dataset.archive(role).file, 0, "", "")
+        return Archive(FolderEntry(source), role, dataset.archive(role).file, 0, "", "")
 
     def split(name: SplitName) -> Split:
         return write_split(dataset, name, archive(f"{name}-images"), archive(f"{name}-labels"), folder)
