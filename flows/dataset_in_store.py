@@ -37,7 +37,7 @@ class DatasetInStore:
             ConfigError: the store has no data set with this name.
         """
         opened = Store(store_root(store))
-        names = {path.parent.name for part in ("registry", "ledger") for path in opened.root.glob(f"*/{part}")}
+        names = {name for name in opened.datasets() if {"registry", "ledger"} & {*opened.objects.list(name).folders}}
         datasets.check_known(opened, name, names)
         return cls(opened, name)
 

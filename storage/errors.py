@@ -187,7 +187,7 @@ def made_again(file: Path) -> str:
     return f"remove {file.parent}, then run again"
 
 
-def unreadable(path: Path, error: OSError) -> StoreError:
+def unreadable(path: Path | str, error: OSError) -> StoreError:
     """Return the error for a file of the store that cannot be read now but may be intact, so it is not replaced."""
     return StoreError(f"expected to read {path}; {error.strerror}; check the disk and the permissions, then run again")
 

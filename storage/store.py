@@ -75,6 +75,8 @@ DOWNLOADS = "_downloads"
 """The folder of ZIP files that several data sets share; no data set can have this name."""
 LOCKS = "locks"
 IN_USE = "in-use.lock"
+CHAMPION = "champion"
+"""The name of the lock of deciding, which is in `registry`, for `Store.alone`."""
 ENTRY = "entry.json"
 ENTRY_FORMAT = 2
 """The format of `entry.json`, part of every key: raising it invalidates all entries, even archives without a source."""
@@ -116,7 +118,7 @@ def store_root(folder: str | Path | None = None) -> Path:
         if root.is_dir():
             # A folder that cannot be listed would look like an empty store.
             os.scandir(root).close()
-            store_format.check(root)
+            store_format.check(Folder(root))
     return root
 
 
@@ -221,6 +223,30 @@ class Store:
                 )
         return folder / name
 
+    def key(self, dataset: str, part: str) -> str:
+        """Return the key of a folder of a data set, or of a small file in it, for `objects`.
+
+        Raises:
+            StoreError: as for `part`.
+        """
+        self.part(dataset, part)
+        return f"{dataset}/{part}"
+
+    @contextmanager
+    def alone(self, dataset: str, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Keep others from the same work while the block runs, as far as the store can. It only saves work.
+
+        Args:
+            name: of the work, such as `ledger`.
+            on_wait: called once if others are at it; it may raise to stop waiting.
+
+        Raises:
+            OSError: the lock file cannot be written.
+        """
+        folder = "registry" if name == CHAMPION else LOCKS
+        with locked(self.part(dataset, folder) / f"{name}.lock", on_wait):
+            yield
+
     def inbox(self, dataset: str) -> Path:
         """Return the folder where an embedded data set writes its archives before they are fetched."""
         return self.part(dataset, INBOX)
@@ -278,7 +304,7 @@ class Store:
                 f"expected a folder that can be written at {self.root}; permission denied; "
                 "choose another with --store or IDXFLOW_STORE"
             )
-        store_format.mark(self.root)
+        store_format.mark(self.objects)
 
     def find(self, plan: Plan, kind: type[R]) -> R | None:
         """Return the verified result of `plan`, or None if there is no such entry.

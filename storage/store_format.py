@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from storage.errors import DamagedEntry, StoreError, unreadable
-from storage.files import NotRegular, put_json_if_absent, read_json
+from storage.files import NotRegular
+from storage.objects import sealed
+from storage.objects.folder import Folder
+from storage.objects.protocol import Objects
 
 FORMAT = 3
 """The format that this version writes."""
@@ -23,16 +25,16 @@ READABLE = (2, FORMAT)
 STORE_FILE = "store.json"
 
 
-def check(root: Path) -> bool:
-    """Check that this version can use the store at `root`; return whether it has a `store.json`.
+def check(objects: Objects) -> bool:
+    """Check that this version can use the store of `objects`; return whether it has a `store.json`.
 
     Raises:
         StoreError: a later version of idxflow wrote it, or `store.json` cannot be read now.
         DamagedEntry: `store.json` does not name a format.
     """
-    path = root / STORE_FILE
+    path = objects.where(STORE_FILE)
     try:
-        values = read_json(path)
+        values = sealed.read(objects, STORE_FILE)
         number = values["format"]
         if type(number) is not int:
             raise ValueError(f"found the format {number!r}")
@@ -52,19 +54,20 @@ def check(root: Path) -> bool:
     return True
 
 
-def mark(root: Path) -> None:
-    """Record the format of the store at `root`, unless it is already recorded.
+def mark(objects: Objects) -> None:
+    """Record the format of the store of `objects`, unless it is already recorded.
 
     Raises:
         StoreError, DamagedEntry: see `check`.
     """
-    is_marked = check(root)
+    is_marked = check(objects)
     # If the disk is full, the store may still hold everything the run needs; the next run records the format.
     with suppress(OSError):
-        for left_by_a_killed_run in root.glob(f".{STORE_FILE}.*"):
-            left_by_a_killed_run.unlink()
+        if isinstance(objects, Folder):
+            for left_by_a_killed_run in objects.root.glob(f".{STORE_FILE}.*"):
+                left_by_a_killed_run.unlink()
         if not is_marked:
-            put_json_if_absent(root / STORE_FILE, {"format": FORMAT, "idxflow": _version()})
+            sealed.create(objects, STORE_FILE, {"format": FORMAT, "idxflow": _version()})
 
 
 def _version() -> str:
