@@ -127,7 +127,7 @@ def _whole(store: Store) -> Diagnosis:
         f"{counted(verdict.records, 'ledger record')}, sizes checked"
     )
     if verdict.damage:
-        summary = f"{len(verdict.damage)} damaged, first {verdict.damage[0].path}"
+        summary = f"{len(verdict.damage)} damaged, first {verdict.damage[0].where(store)}"
         return Diagnosis("problem", "store", summary, store.command("verify"))
     needed = {path for name in store.datasets() for path in for_the_next_run(Registry(store, name))}
     rest = [finding for finding in verdict.leftovers if finding.path not in needed]

@@ -16,19 +16,17 @@ The ledger is the memory of idxflow: wiping Prefect's database loses no run, dec
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import locked, put_json_if_absent, read_json
 from storage.index import Index
-from storage.store import LOCKS, Store, store_errors
+from storage.objects import sealed
+from storage.store import Store, store_errors
 from storage.store_format import FORMAT
 
 Kind = Literal["runs", "decisions", "arrivals"]
@@ -49,23 +47,26 @@ class Ledger:
     """
 
     def __init__(self, store: Store, dataset: str) -> None:
-        self._records: dict[Path, dict[str, Any]] = {}
-        self._folder = store.part(dataset, "ledger")
-        self._lock = store.part(dataset, LOCKS) / "ledger.lock"
+        self._records: dict[str, dict[str, Any]] = {}
+        self._store, self._dataset = store, dataset
+        self._folder = store.key(dataset, "ledger")
 
-    def append(self, kind: Kind, run: str, values: Mapping[str, Any]) -> Path:
-        """Write one record, adding the time (UTC), the run's id and the format of the store.
+    def append(self, kind: Kind, run: str, values: Mapping[str, Any]) -> str:
+        """Write one record, adding the time (UTC), the run's id and the format of the store; return its key.
+
+        Where nothing keeps two processes from appending at once (`Store.alone`), both may take the same number: then
+        their names give the order. A record that was written before another one was begun always has a lower number.
 
         Raises:
             StoreError: it cannot be written.
         """
-        folder = self._folder / kind
-        with store_errors(folder), locked(self._lock):
-            path = folder / f"{self._next_number():08d}-{run}.json"
+        objects = self._store.objects
+        with store_errors(self._store.root / self._folder / kind), self._store.alone(self._dataset, "ledger"):
+            key = f"{self._folder}/{kind}/{self._next_number():08d}-{run}.json"
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            if not put_json_if_absent(path, {**values, "format": FORMAT, "run": run, "time": now}):
-                raise StoreError(f"{path}: expected no such record yet; it exists; run again")
-        return path
+            if not sealed.create(objects, key, {**values, "format": FORMAT, "run": run, "time": now}):
+                raise StoreError(f"{objects.where(key)}: expected no such record yet; it exists; run again")
+        return key
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all records of a kind, oldest first, for `run_of` and `place`, without opening a file.
@@ -81,7 +82,11 @@ class Ledger:
         Raises:
             DamagedEntry: it cannot be read.
         """
-        return self._once(self._folder / kind / name)
+        key = f"{self._folder}/{kind}/{name}"
+        if key not in self._records:
+            self._records[key] = self._read(key)
+        # A copy, so that callers cannot change the cached record.
+        return dict(self._records[key])
 
     def read(self, kind: Kind) -> list[dict[str, Any]]:
         """Return all records of a kind, oldest first.
@@ -141,25 +146,25 @@ class Ledger:
 
     def index(self, kind: Kind, fields: tuple[str, ...]) -> Index:
         """Return an index of some fields of all records of a kind."""
-        return Index(self._folder / kind, fields, self._once)
+        store = self._store
+        return Index(store.objects, store.root, f"{self._folder}/{kind}", fields, lambda name: self.record(kind, name))
 
-    def _once(self, path: Path) -> dict[str, Any]:
-        if path not in self._records:
-            self._records[path] = _record(path)
-        # A copy, so that callers cannot change the cached record.
-        return dict(self._records[path])
+    def _read(self, key: str) -> dict[str, Any]:
+        try:
+            return sealed.read(self._store.objects, key)
+        except (OSError, ValueError) as error:
+            raise DamagedEntry(
+                f"{self._store.objects.where(key)}: expected a record of the ledger; {error}; restore it from a backup "
+                "or move it out of the ledger"
+            ) from error
 
     def _next_number(self) -> int:
         return max((place(name)[1] for kind in KINDS for name in self._listed(kind)), default=0) + 1
 
     def _listed(self, kind: Kind) -> list[str]:
-        with store_errors(self._folder):
-            try:
-                # Names only: making thousands of `Path` objects is slow.
-                names = os.listdir(self._folder / kind)  # noqa: PTH208
-            except FileNotFoundError:
-                return []
-        return [name for name in names if name.endswith(".json") and not name.startswith(".")]
+        with store_errors(self._store.root / self._folder):
+            listing = self._store.objects.list(f"{self._folder}/{kind}")
+        return [found.name for found in listing.objects if found.name.endswith(".json")]
 
 
 def place(name: str) -> Place:
@@ -216,12 +221,3 @@ def jumps(times: Mapping[str, datetime], now: datetime) -> list[Jump]:
 
 def _clock(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise DamagedEntry(
-            f"{path}: expected a record of the ledger; {error}; restore it from a backup or move it out of the ledger"
-        ) from error

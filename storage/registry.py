@@ -22,18 +22,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from storage.errors import DamagedEntry, StoreError
-from storage.files import listed, locked, put_json_if_absent, read_json, write_json
+from storage.files import MAX_JSON_BYTES
 from storage.index import Index
 from storage.ledger import Ledger, place, run_of
+from storage.objects import sealed
 from storage.records import from_json, to_json
-from storage.store import Store, store_errors
+from storage.store import CHAMPION, Store, store_errors
 from storage.store_format import FORMAT
 
 T = TypeVar("T")
@@ -138,12 +138,6 @@ def line(history: Sequence[PastDecision]) -> list[int]:
     return champions
 
 
-def _number(path: Path) -> int:
-    if not (path.stem.isascii() and path.stem.isdecimal()):
-        raise DamagedEntry(f"{path}: expected the number of a version as the name; move it out of the registry")
-    return int(path.stem)
-
-
 def _turn(decision: Mapping[str, Any], took_effect: bool) -> PastDecision:
     try:
         time = datetime.fromisoformat(decision["time"])
@@ -180,9 +174,16 @@ class Registry:
         self.dataset = dataset
         self.store = store
         self.ledger = Ledger(store, dataset)
-        self._folder = store.part(dataset, "registry")
-        self._pointer = self._folder / "champion.json"
-        self._versions = Index(self._folder / "versions", _OF_VERSIONS, lambda path: vars(self._read(path)))
+        self._objects = store.objects
+        self._folder = store.key(dataset, "registry")
+        self._pointer = f"{self._folder}/champion.json"
+        self._versions = Index(
+            store.objects,
+            store.root,
+            f"{self._folder}/versions",
+            _OF_VERSIONS,
+            lambda name: vars(self._read(self._number(name))),
+        )
         self._decisions = self.ledger.index("decisions", _OF_DECISIONS)
 
     @property
@@ -197,8 +198,8 @@ class Registry:
             DamagedEntry: one of them cannot be read.
             StoreError: they cannot be listed.
         """
-        with store_errors(self._folder):
-            return [self._read(path) for path in listed(self._folder / "versions", ".json")]
+        with self._errors():
+            return [self._read(number) for number in self.numbers()]
 
     def version(self, number: int) -> Version:
         """Return one version.
@@ -207,21 +208,20 @@ class Registry:
             StoreError: the version does not exist.
             DamagedEntry: it cannot be read.
         """
-        path = self._path(number)
-        with store_errors(path):
-            if not path.is_file():
-                raise StoreError(
-                    f"expected version {number} of {self.dataset!r} at {path}; found none; "
-                    f"`{self.store.command(f'registry history {self.dataset}')}` lists the versions"
-                )
-            return self._read(path)
+        try:
+            return self._read(number)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"expected version {number} of {self.dataset!r} at {self._objects.where(self._path(number))}; found "
+                f"none; `{self.store.command(f'registry history {self.dataset}')}` lists the versions"
+            ) from error
 
     def retired(self, version: Version) -> bool:
         """Return whether the model of this version was removed by `gc` (`storage.retention`) and not yet retrained."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
-        with store_errors(self._folder):
+        with self._errors():
             complete = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
-            return not complete and self._retired(version.number).is_file()
+            return not complete and self._exists(self._retired(version.number))
 
     def check_kept(self, version: Version) -> None:
         """Check that the model of a version is in the store.
@@ -245,8 +245,9 @@ class Registry:
             raise StoreError(
                 f"{self.dataset}: expected a version that can be retired; version {number} is champion; run again"
             )
-        with store_errors(self._folder):
-            put_json_if_absent(self._retired(number), {"time": datetime.now(UTC).isoformat(timespec="seconds")})
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._errors():
+            sealed.create(self._objects, self._retired(number), {"time": time})
 
     def champion(self) -> Version | None:
         """Return the version in use, or None before the first promotion.
@@ -263,8 +264,9 @@ class Registry:
         Raises:
             StoreError: they cannot be listed.
         """
-        with store_errors(self._folder):
-            return [_number(path) for path in listed(self._folder / "versions", ".json")]
+        with self._errors():
+            found = self._objects.list(f"{self._folder}/versions").objects
+        return [self._number(version.name) for version in found if version.name.endswith(".json")]
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return the indexed fields of every decision, oldest first, with its `run` and its `name` in the ledger.
@@ -274,7 +276,7 @@ class Registry:
         Raises:
             DamagedEntry: a decision that is not in the index cannot be read.
         """
-        with store_errors(self._folder):
+        with self._errors():
             records = self._decisions.records()
         return [{**records[name], "run": run_of(name), "name": name} for name in sorted(records, key=place)]
 
@@ -340,9 +342,9 @@ class Registry:
 
     def made_of(self, keys: Set[str]) -> list[int]:
         """Return the numbers of the versions whose model or evaluation has one of these keys, lowest first."""
-        with store_errors(self._folder):
+        with self._errors():
             records = self._versions.records()
-        return sorted(_number(Path(n)) for n, of in records.items() if keys & {of["model"], of["evaluation"]})
+        return sorted(self._number(n) for n, of in records.items() if keys & {of["model"], of["evaluation"]})
 
     def keep_index(self) -> None:
         """Save both indexes, so that the next process reads fewer versions and decisions. Call it while `deciding`."""
@@ -354,7 +356,7 @@ class Registry:
 
         If the same model with the same evaluation is already registered, return its version.
         """
-        with store_errors(self._folder):
+        with self._errors():
             while True:
                 number = max(self.numbers(), default=0) + 1
                 # Search after listing: a listing made while others register may lack a version below its newest.
@@ -364,7 +366,7 @@ class Registry:
                 time = datetime.now(UTC).isoformat(timespec="seconds")
                 version = Version(dataset=self.dataset, number=number, time=time, format=FORMAT, **values)
                 # Another run may have taken the number since; if so, try the next.
-                if put_json_if_absent(self._path(number), to_json(version)):
+                if sealed.create(self._objects, self._path(number), to_json(version)):
                     return version
 
     @contextmanager
@@ -374,8 +376,8 @@ class Registry:
         `on_wait` is called once if another process is deciding.
         """
         with ExitStack() as stack:
-            with store_errors(self._folder):
-                stack.enter_context(locked(self._folder / "champion.lock", on_wait))
+            with self._errors():
+                stack.enter_context(self.store.alone(self.dataset, CHAMPION, on_wait))
             yield
 
     def carry_out(self, decision: Mapping[str, Any], run: str) -> None:
@@ -406,8 +408,8 @@ class Registry:
         """
         self.check_kept(self.version(number))
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        with store_errors(self._folder):
-            write_json(self._pointer, {"version": number, "run": run, "time": time})
+        with self._errors():
+            sealed.write(self._objects, self._pointer, {"version": number, "run": run, "time": time})
 
     def _while_standing(self, read: Callable[[], T]) -> tuple[int | None, T]:
         """Return the version that the pointer names, and the result of `read` while the pointer did not change.
@@ -425,9 +427,9 @@ class Registry:
 
     def _like(self, **values: str) -> list[int]:
         """Return the numbers of the versions that have these values, lowest first."""
-        with store_errors(self._folder):
+        with self._errors():
             records = self._versions.records()
-        return sorted(_number(Path(name)) for name, of in records.items() if values.items() <= of.items())
+        return sorted(self._number(name) for name, of in records.items() if values.items() <= of.items())
 
     def _pointed(self) -> int | None:
         try:
@@ -438,19 +440,20 @@ class Registry:
             raise self._unreadable(error) from error
         if type(number) is not int:
             raise self._unreadable(f"found {number!r}")
-        with store_errors(self._pointer):
-            if not self._path(number).is_file():
+        with self._errors():
+            if not self._exists(self._path(number)):
                 raise DamagedEntry(
-                    f"{self._pointer}: expected an existing version; found {number}; restore "
-                    f'{self._path(number)} from a backup, or write {{"version": NUMBER}} of another one there'
+                    f"{self._objects.where(self._pointer)}: expected an existing version; found {number}; restore "
+                    f"{self._objects.where(self._path(number))} from a backup, or write "
+                    '{"version": NUMBER} of another one there'
                 )
         return number
 
     def _read_pointer(self) -> dict[str, Any]:
         try:
-            return read_json(self._pointer)
+            return sealed.read(self._objects, self._pointer)
         except ValueError:
-            by_hand = self._pointer.read_bytes()
+            by_hand = self._objects.get(self._pointer, MAX_JSON_BYTES)
             # The text that `_unreadable` asks people to write.
             if re.fullmatch(rb'\s*\{\s*"version"\s*:\s*\d+\s*\}\s*', by_hand):
                 return dict(json.loads(by_hand))
@@ -458,18 +461,48 @@ class Registry:
 
     def _unreadable(self, why: object) -> DamagedEntry:
         return DamagedEntry(
-            f"{self._pointer}: expected the champion's version number; {why}; the newest decision in the ledger "
-            'names it as "champion": write {"version": NUMBER} there'
+            f"{self._objects.where(self._pointer)}: expected the champion's version number; {why}; the newest decision "
+            'in the ledger names it as "champion": write {"version": NUMBER} there'
         )
 
-    def _path(self, number: int) -> Path:
-        return self._folder / "versions" / f"{number:08d}.json"
+    def _path(self, number: int) -> str:
+        return f"{self._folder}/versions/{number:08d}.json"
 
-    def _retired(self, number: int) -> Path:
-        return self._folder / "retired" / f"{number:08d}.json"
+    def _retired(self, number: int) -> str:
+        return f"{self._folder}/retired/{number:08d}.json"
 
-    def _read(self, path: Path) -> Version:
+    def _number(self, name: str) -> int:
+        """Return the number of a version, from its name."""
+        number = name.removesuffix(".json")
+        if not (number.isascii() and number.isdecimal()):
+            where = self._objects.where(f"{self._folder}/versions/{name}")
+            raise DamagedEntry(f"{where}: expected the number of a version as the name; move it out of the registry")
+        return int(number)
+
+    def _read(self, number: int) -> Version:
+        """Return a version.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DamagedEntry: it cannot be read.
+        """
+        key = self._path(number)
         try:
-            return from_json(Version, read_json(path))
+            return from_json(Version, sealed.read(self._objects, key))
+        except FileNotFoundError:
+            raise
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise DamagedEntry(f"{path}: expected a version manifest; {error}; restore it from a backup") from error
+            raise DamagedEntry(
+                f"{self._objects.where(key)}: expected a version manifest; {error}; restore it from a backup"
+            ) from error
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self._objects.get(key, 1)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _errors(self) -> AbstractContextManager[None]:
+        """Turn an `OSError` about the registry into a `StoreError` with a remedy."""
+        return store_errors(self.store.root / self._folder)

@@ -1,29 +1,33 @@
-"""The rows of a data set that a person has released from quarantine: a text file in the store.
+"""The rows of a data set that a person has released from quarantine.
 
-`<dataset>/released.txt` has a row digest per line, as `idxflow quarantine list` prints it; what follows a `#` is a
-comment. People may edit it.
+    <dataset>/released.txt           in a folder: a row digest per line, as `idxflow quarantine list` prints it; what
+                                     follows a `#` is a comment; people may edit it
+    <dataset>/released/<digest>      in object storage: an object per row, with the comment; people may remove one
+
+Two people who release rows at once must not undo each other's work. A text file is read and replaced under a lock.
+Object storage has no lock, so a row is released by creating its object, and no longer released once that is removed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from storage.errors import StoreError
-from storage.files import locked, open_regular, write_bytes
-from storage.store import LOCKS, Store, store_errors
+from storage.objects.folder import Folder
+from storage.store import Store, store_errors
 
 FILE = "released.txt"
-LOCK = "released.lock"
+FOLDER = "released"
 MAX_BYTES = 1 << 26
 """The largest file that is read: a million rows."""
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 _LINE = re.compile(r"([0-9a-fA-F]{32})?\s*(#.*)?")
 
 
-def path_of(store: Store, dataset: str) -> Path:
-    """Return the path of the file, which need not exist."""
-    return store.part(dataset, FILE)
+def where(store: Store, dataset: str) -> str:
+    """Return where the released rows are listed, for people; there need not be any yet."""
+    return store.objects.where(_key(store, dataset))
 
 
 def read(store: Store, dataset: str) -> tuple[str, ...]:
@@ -32,8 +36,10 @@ def read(store: Store, dataset: str) -> tuple[str, ...]:
     Raises:
         StoreError: the file cannot be read, or a line is not a row digest.
     """
-    path = path_of(store, dataset)
-    return tuple(sorted({digest for line in _lines(path) if (digest := _digest(line))}))
+    key = _key(store, dataset)
+    if _is_text(store):
+        return tuple(sorted({digest for line in _lines(store, key) if (digest := _digest(line))}))
+    return tuple(found.name for found in store.objects.list(key).objects if _DIGEST.fullmatch(found.name))
 
 
 def release(store: Store, dataset: str, rows: Mapping[str, str]) -> int:
@@ -42,12 +48,14 @@ def release(store: Store, dataset: str, rows: Mapping[str, str]) -> int:
     Raises:
         StoreError: the file cannot be read or written.
     """
-    path = path_of(store, dataset)
-    with store_errors(path), locked(store.part(dataset, LOCKS) / LOCK):
-        known, lines = {*read(store, dataset)}, _lines(path)
+    key = _key(store, dataset)
+    if not _is_text(store):
+        return sum(store.objects.create(f"{key}/{digest}", f"{comment}\n".encode()) for digest, comment in rows.items())
+    with store_errors(store.root / key), store.alone(dataset, FOLDER):
+        known, lines = {*read(store, dataset)}, _lines(store, key)
         new = [f"{digest}  # {comment}" for digest, comment in rows.items() if digest not in known]
         if new:
-            _write(path, [*lines, *new])
+            _write(store, key, [*lines, *new])
         return len(new)
 
 
@@ -57,19 +65,31 @@ def take_back(store: Store, dataset: str, digests: Iterable[str]) -> int:
     Raises:
         StoreError: the file cannot be read or written.
     """
-    path = path_of(store, dataset)
-    with store_errors(path), locked(store.part(dataset, LOCKS) / LOCK):
-        ended, lines = {*digests} & {*read(store, dataset)}, _lines(path)
+    key = _key(store, dataset)
+    if not _is_text(store):
+        ended = {*digests} & {*read(store, dataset)}
+        store.objects.delete(f"{key}/{digest}" for digest in sorted(ended))
+        return len(ended)
+    with store_errors(store.root / key), store.alone(dataset, FOLDER):
+        ended, lines = {*digests} & {*read(store, dataset)}, _lines(store, key)
         if ended:
-            _write(path, [line for line in lines if _digest(line) not in ended])
+            _write(store, key, [line for line in lines if _digest(line) not in ended])
         return len(ended)
 
 
-def _lines(path: Path) -> list[str]:
+def _is_text(store: Store) -> bool:
+    return isinstance(store.objects, Folder)
+
+
+def _key(store: Store, dataset: str) -> str:
+    return store.key(dataset, FILE if _is_text(store) else FOLDER)
+
+
+def _lines(store: Store, key: str) -> list[str]:
     """Return the lines of the file after checking each; empty if there is no file."""
+    path = store.objects.where(key)
     try:
-        with open_regular(path) as stream:
-            data = stream.read(MAX_BYTES + 1)
+        data = store.objects.get(key, MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES:,} bytes")
         lines = data.decode("utf-8-sig").splitlines()
@@ -94,5 +114,5 @@ def _digest(line: str) -> str | None:
     return match[1].lower() if match and match[1] else None
 
 
-def _write(path: Path, lines: list[str]) -> None:
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+def _write(store: Store, key: str, lines: list[str]) -> None:
+    store.objects.put(key, "".join(f"{line}\n" for line in lines).encode())

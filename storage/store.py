@@ -77,6 +77,8 @@ LOCKS = "locks"
 PARTS = frozenset({*FOLDERS.values(), INBOX, "registry", "ledger", LOCKS})
 """The folders of a data set."""
 IN_USE = "in-use.lock"
+CHAMPION = "champion"
+"""The name of the lock of deciding, which is in `registry`, for `Store.alone`."""
 ENTRY = "entry.json"
 ENTRY_FORMAT = 2
 """The format of `entry.json`, part of every key: raising it invalidates all entries, even archives without a source."""
@@ -213,6 +215,30 @@ class Store:
                     "move what it points to there, or choose another store with --store"
                 )
         return folder / name
+
+    def key(self, dataset: str, part: str) -> str:
+        """Return the key of a folder of a data set, or of a small file in it, for `objects`.
+
+        Raises:
+            StoreError: as for `part`.
+        """
+        self.part(dataset, part)
+        return f"{dataset}/{part}"
+
+    @contextmanager
+    def alone(self, dataset: str, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Keep others from the same work while the block runs, as far as the store can. It only saves work.
+
+        Args:
+            name: of the work, such as `ledger`.
+            on_wait: called once if others are at it; it may raise to stop waiting.
+
+        Raises:
+            OSError: the lock file cannot be written.
+        """
+        folder = "registry" if name == CHAMPION else LOCKS
+        with locked(self.part(dataset, folder) / f"{name}.lock", on_wait):
+            yield
 
     def inbox(self, dataset: str) -> Path:
         """Return the folder where an embedded data set writes its archives before they are fetched."""

@@ -22,6 +22,8 @@ from storage.arrivals import ARRIVALS, Arrivals
 from storage.errors import IdxflowError
 from storage.files import kind_of, locked, read_json, sha256_of
 from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
+from storage.objects import sealed
+from storage.objects.protocol import Found
 from storage.registry import Registry, Version
 from storage.store import DOWNLOADS, ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, read_entry, store_errors
 from storage.underway import UNDER_WAY, was_cut_off
@@ -46,10 +48,15 @@ class StoreFinding:
     """One problem in the store."""
 
     path: Path
+    """Below the store's root, also if the store is elsewhere: `Store.objects` says where a key is."""
     kind: Literal["damage", "leftover", "remark"]
     problem: str
     """The expectation and what was found instead."""
     remedy: str
+
+    def where(self, store: Store) -> str:
+        """Return the path or the address, for people."""
+        return store.objects.where(self.path.relative_to(store.root).as_posix())
 
 
 @dataclass(frozen=True)
@@ -251,33 +258,35 @@ class _Check:
     def _registry(self) -> None:
         registry = Registry(self.store, self.dataset)
         folder = self.folder / "registry"
-        for path in _visible(folder / "versions"):
+        for found in self._found("registry/versions"):
             self.versions += 1
             try:
-                self._version(registry, path)
+                self._version(registry, found)
             except (IdxflowError, ValueError) as error:
-                self._damage(path, error, "restore it from a backup; its number is in the ledger's decisions")
-        for path in _visible(folder / "retired"):
-            self._sealed(path, "remove it if the version's model is there")
+                remedy = "restore it from a backup; its number is in the ledger's decisions"
+                self._damage(self._path(found), error, remedy)
+        for found in self._found("registry/retired"):
+            self._sealed(found, "remove it if the version's model is there")
         try:
             champion = registry.champion()
             if champion and registry.retired(champion):
                 self._damage(folder / "champion.json", "the champion's model was collected", "promote another version")
         except IdxflowError as error:
             pointer, records = folder / "champion.json", self.folder / "ledger" / "decisions"
-            problem = str(error).removeprefix(f"{pointer}: ")
+            problem = str(error).removeprefix(f"{self.store.objects.where(f'{self.dataset}/registry/champion.json')}: ")
             self._damage(pointer, problem, f"the newest file in {records} says which version was the champion")
         self._indexes(registry)
 
-    def _version(self, registry: Registry, path: Path) -> None:
-        version = registry.version(int(path.stem))
-        if (version.dataset, f"{version.number:08d}.json") != (self.dataset, path.name):
+    def _version(self, registry: Registry, found: Found) -> None:
+        number = found.name.removesuffix(".json")
+        version = registry.version(int(number))
+        if (version.dataset, f"{version.number:08d}.json") != (self.dataset, found.name):
             raise ValueError(
-                f"expected version {path.stem} of {self.dataset}; found version {version.number} of {version.dataset}"
+                f"expected version {number} of {self.dataset}; found version {version.number} of {version.dataset}"
             )
-        self.bytes += path.stat().st_size
+        self.bytes += found.size
         if not registry.retired(version):
-            self._parts_of(version, path)
+            self._parts_of(version, self._path(found))
 
     def _parts_of(self, version: Version, path: Path) -> None:
         for step, key in (("train", version.model), ("evaluate", version.evaluation)):
@@ -294,17 +303,18 @@ class _Check:
     def _ledger(self) -> None:
         times: dict[str, tuple[Path, datetime]] = {}
         for kind in KINDS:
-            for path in _visible(self.folder / "ledger" / kind):
+            for found in self._found(f"ledger/{kind}"):
                 self.records += 1
-                if time := self._time(path):
-                    times[path.name] = path, time
+                if time := self._time(found):
+                    times[found.name] = self._path(found), time
         self._clock(times)
         registry = self.folder / "registry"
+        versions = {found.name for found in self._found("registry/versions")}
         try:
             decisions = Ledger(self.store, self.dataset).read("decisions")
         except IdxflowError:
             return
-        if any(d.get("previous") for d in decisions) and not (registry / "champion.json").exists():
+        if any(d.get("previous") for d in decisions) and not self._exists("registry/champion.json"):
             named = next(d["champion"] for d in reversed(decisions) if d.get("champion"))
             self._damage(
                 registry / "champion.json",
@@ -312,19 +322,19 @@ class _Check:
                 f'write {{"version": {named}}} there: the newest decision names it',
             )
         for number in sorted({d[name] for d in decisions for name in ("version", "champion") if d.get(name)}):
-            if not (registry / "versions" / f"{number:08d}.json").is_file():
+            if f"{number:08d}.json" not in versions:
                 self._damage(
                     registry / "versions" / f"{number:08d}.json",
                     "expected the version that a decision names; found none",
                     "restore it from a backup",
                 )
 
-    def _time(self, path: Path) -> datetime | None:
+    def _time(self, found: Found) -> datetime | None:
         """Check a record of the ledger and return its time, if it can be read."""
-        record = self._sealed(path, "restore it from a backup or move it out of the ledger")
-        if record and record.get("run") != run_of(path.name):
-            problem = f"expected a record of run {run_of(path.name)}, as it is named; found one of {record.get('run')}"
-            self._damage(path, problem, "restore its original name")
+        record = self._sealed(found, "restore it from a backup or move it out of the ledger")
+        if record and record.get("run") != run_of(found.name):
+            problem = f"expected a record of run {run_of(found.name)}, as it is named; found one of {record.get('run')}"
+            self._damage(self._path(found), problem, "restore its original name")
         return time_of(record)
 
     def _clock(self, times: dict[str, tuple[Path, datetime]]) -> None:
@@ -344,14 +354,26 @@ class _Check:
                 problem = f"expected it to agree with the records; it differs on {len(wrong)}, first {wrong[0]}"
                 self._damage(index.file, problem, _REMOVE_INDEX)
 
-    def _sealed(self, path: Path, remedy: str) -> dict[str, Any]:
+    def _sealed(self, found: Found, remedy: str) -> dict[str, Any]:
         try:
-            values = read_json(path)
+            values = sealed.read(self.store.objects, found.key)
         except (OSError, ValueError) as error:
-            self._damage(path, error, remedy)
+            self._damage(self._path(found), error, remedy)
             return {}
-        self.bytes += path.stat().st_size
+        self.bytes += found.size
         return values
+
+    def _found(self, folder: str) -> list[Found]:
+        """Return everything in a folder of the data set, also what is a folder where an object belongs."""
+        key = f"{self.dataset}/{folder}"
+        listing = self.store.objects.list(key)
+        return [*listing.objects, *(Found(f"{key}/{name}", 0, ()) for name in listing.folders)]
+
+    def _exists(self, key: str) -> bool:
+        return any(found.key == f"{self.dataset}/{key}" for found in self._found(key.rpartition("/")[0]))
+
+    def _path(self, found: Found) -> Path:
+        return self.store.root / found.key
 
     def _leftovers(self) -> None:
         try:
@@ -429,17 +451,17 @@ def _one_line(problem: object) -> str:
 def as_json(verdict: Verdict, store: Store) -> str:
     """Return the verdict as one JSON object, for machines."""
     values = {
-        "store": str(store.root),
+        "store": store.objects.address,
         "entries": verdict.entries,
         "versions": verdict.versions,
         "records": verdict.records,
         "bytes": verdict.bytes,
-        "damage": [_finding(finding) for finding in verdict.damage],
-        "leftovers": [_finding(finding) for finding in verdict.leftovers],
-        "remarks": [_finding(finding) for finding in verdict.remarks],
+        "damage": [_finding(finding, store) for finding in verdict.damage],
+        "leftovers": [_finding(finding, store) for finding in verdict.leftovers],
+        "remarks": [_finding(finding, store) for finding in verdict.remarks],
     }
     return json.dumps(values, ensure_ascii=False)
 
 
-def _finding(finding: StoreFinding) -> dict[str, str]:
-    return {"path": str(finding.path), "problem": finding.problem, "remedy": finding.remedy}
+def _finding(finding: StoreFinding, store: Store) -> dict[str, str]:
+    return {"path": finding.where(store), "problem": finding.problem, "remedy": finding.remedy}

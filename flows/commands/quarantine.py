@@ -67,7 +67,7 @@ def list_(
         remark(f"{len(rows) - limit:,} more rows are not shown; --limit {len(rows)} shows all {len(rows):,}")
     print_line(f"run {record['run']} set {counted(len(rows), 'row')} aside; with their pictures: {quarantine.file}")
     if free:
-        print_line(f"{counted(len(free), 'row')} released: {released.path_of(data.store, dataset)}")
+        print_line(f"{counted(len(free), 'row')} released: {released.where(data.store, dataset)}")
     return 0
 
 
@@ -104,9 +104,9 @@ def release(
         named = [_named(text, rows, "a row in quarantine", listed) for text in digests]
         count = released.release(data.store, dataset, {digest: _comment(rows[digest]) for digest in named})
         sentence = f"released {counted(count, 'row')}"
-    path = released.path_of(data.store, dataset)
+    path = released.where(data.store, dataset)
     if as_json:
-        return print_json({"dataset": dataset, "changed": count, "rows": named, "file": str(path)})
+        return print_json({"dataset": dataset, "changed": count, "rows": named, "file": path})
     print_line(f"{sentence}, in {path}; the next run takes that into account")
     return 0
 

@@ -29,7 +29,7 @@ def verify(dataset: str | None = None, *, store: StoreFolder = None, as_json: As
         print_line(store_check.as_json(verdict, opened))
         return 1 if verdict.damage else 0
     for finding in verdict.findings:
-        print_line(f"{finding.kind}: {finding.path}: {finding.problem}; {finding.remedy}")
+        print_line(f"{finding.kind}: {finding.where(opened)}: {finding.problem}; {finding.remedy}")
     print_line(
         f"{'DAMAGED' if verdict.damage else 'ok'}: {counted(len(names), 'data set')}, "
         f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "

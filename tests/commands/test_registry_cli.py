@@ -309,7 +309,7 @@ def test_wrong_usage_ends_with_2_and_moves_nothing(cli: Cli, filled: Store, argu
         lambda store: damage(store, 2),
         lambda store: put_version(store, 2)[1].folder.rename(store.root / "gone"),
         lambda store: (store.dataset("mine") / "registry" / "champion.json").write_text("{"),
-        lambda store: Ledger(store, "mine").append("decisions", "run", {}).write_text("{"),
+        lambda store: (store.root / Ledger(store, "mine").append("decisions", "run", {})).write_text("{"),
     ],
     ids=["weights changed", "evaluation gone", "pointer", "ledger"],
 )

@@ -64,6 +64,8 @@ from storage.files import read_json, sealed
 from storage.formats import idx, parquet
 from storage.formats.history import read_history
 from storage.ledger import Ledger
+from storage.objects.folder import Folder
+from storage.objects.protocol import Listing
 from storage.records import Done, Split, SplitName, TrainedModel
 from storage.registry import Registry
 from storage.store import ENTRY, Store
@@ -1715,7 +1717,7 @@ def recorded(here: Here) -> object:
 def twice_recorded(here: Here) -> None:
     """Record twice on a file system that lists what was there before, as some over the network do for a while."""
     with pytest.MonkeyPatch.context() as stale:
-        stale.setattr(os, "listdir", lambda folder: [])
+        stale.setattr(Folder, "list", lambda *_: Listing((), ()))
         recorded(here)
         recorded(here)
 

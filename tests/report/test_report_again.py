@@ -168,7 +168,7 @@ def test_a_run_that_begins_in_the_second_of_a_decision_began_after_it(story: Sto
     decided = Ledger(store, "tiny").append("decisions", "run", {})
     manifest = str(story.store.root.with_name("tiny.toml"))
     begun = prepare(Request(dataset_file=manifest, store=str(store.root)), "a test").record
-    decided_at = json.loads(decided.read_text(encoding="utf-8"))["time"]
+    decided_at = json.loads((store.root / decided).read_text(encoding="utf-8"))["time"]
     assert datetime.fromisoformat(decided_at) <= datetime.fromisoformat(begun.started)
 
 

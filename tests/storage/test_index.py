@@ -14,6 +14,8 @@ from storage.errors import DamagedEntry
 from storage.files import put_json_if_absent, read_json, sealed
 from storage.index import Index
 from storage.ledger import Ledger
+from storage.objects import sealed as sealed_object
+from storage.objects.folder import Folder
 from storage.registry import Registry
 from storage.retention import collect
 from storage.store import Store
@@ -63,15 +65,15 @@ def test_what_is_found_does_not_depend_on_the_index(indexed: Store):
 
 
 def test_only_records_that_are_not_in_it_are_read(indexed: Store, monkeypatch: pytest.MonkeyPatch):
-    read: list[Path] = []
+    read: list[str] = []
     lookups(indexed)
     retrain(indexed, 7, promoted=False)
-    monkeypatch.setattr("storage.registry.read_json", lambda path: (read.append(path), read_json(path))[1])
-    monkeypatch.setattr("storage.ledger.read_json", lambda path: (read.append(path), read_json(path))[1])
+    get = Folder.get
+    monkeypatch.setattr(Folder, "get", lambda self, key, most: (read.append(key), get(self, key, most))[1])
     registry = Registry(indexed, DATASET)
     assert registry.find("no", "such") is None
     assert len(registry.decisions()) == 7
-    assert [path.name for path in read] == ["00000007.json", "00000013-run-7.json"]
+    assert [key.rpartition("/")[2] for key in read] == ["00000007.json", "00000013-run-7.json"]
 
 
 def emptied(file: Path) -> None:
@@ -89,8 +91,12 @@ def flipped(file: Path) -> None:
 
 
 def of_other_fields(file: Path) -> None:
-    Index(file.with_suffix(""), ("something",), read_json).records()
-    successor = Index(file.with_suffix(""), ("something",), read_json)
+    store = Store(file.parents[2])
+    folder = file.with_suffix("").relative_to(store.root).as_posix()
+    objects = store.objects
+    successor = Index(
+        objects, store.root, folder, ("something",), lambda n: sealed_object.read(objects, f"{folder}/{n}")
+    )
     successor.records()
     successor.keep()
 

@@ -133,17 +133,17 @@ def test_processes_take_different_numbers(store: Store):
 
 def test_the_ledger_keeps_order_and_never_changes_a_record(store: Store):
     ledger = Ledger(store, "tiny")
-    paths = [ledger.append("runs", f"run-{n}", {"n": n}) for n in range(5)]
+    keys = [ledger.append("runs", f"run-{n}", {"n": n}) for n in range(5)]
     assert [r["n"] for r in ledger.read("runs")] == [0, 1, 2, 3, 4]
     assert ledger.read("decisions") == []
-    assert json.loads(paths[0].read_text())["run"] == "run-0"
+    assert json.loads((store.root / keys[0]).read_text())["run"] == "run-0"
 
 
-@pytest.mark.remedies("storage.ledger:_record")
+@pytest.mark.remedies("storage.ledger:_read")
 @pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_a_damaged_record_is_said(store: Store, text: str, tmp_path: Path):
     ledger = Ledger(store, "tiny")
-    record = ledger.append("decisions", "run-1", {})
+    record = store.root / ledger.append("decisions", "run-1", {})
     record.write_text(text)
     for read in (ledger.read, ledger.last):
         with pytest.raises(DamagedEntry, match=r"run-1\.json: expected a record of the ledger"):
@@ -195,7 +195,7 @@ def test_a_decision_without_a_time_is_damage(registry: Registry, store: Store, t
     ledger = Ledger(store, "tiny")
     registry.promote(register(registry).number, "run")
     ledger.append("decisions", "run", FIRST)
-    second = ledger.append("decisions", "run", SECOND)
+    second = store.root / ledger.append("decisions", "run", SECOND)
     values = read_json(second)
     second.write_bytes(sealed({**values, "time": time}))
     with pytest.raises(DamagedEntry, match="to have a time; .* move it out of the ledger"):

@@ -242,7 +242,7 @@ def test_the_step_is_reused_until_its_rules_or_the_released_rows_change(store: S
 
 @pytest.mark.remedies("storage.released:_lines", "storage.released:_lines:2")
 def test_the_list_of_released_rows_may_be_edited_but_must_be_readable(store: Store):
-    path = released.path_of(store, "tiny")
+    path = Path(released.where(store, "tiny"))
     path.mkdir(parents=True)
     with pytest.raises(StoreError, match="expected the list of released rows; found Is a directory; correct or remove"):
         released.read(store, "tiny")
