@@ -24,7 +24,7 @@ from storage.arrivals import WELL, Arrivals, ArrivedFile
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
-from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, error_class, shortage
+from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, StoreError, error_class, shortage
 from storage.opening import open_store
 from storage.outcomes import Outcome, steps_of
 from storage.records import CUT_OFF, HTML, Done, Failure, Report, RunRecord, Step, to_json
@@ -246,7 +246,7 @@ class Job:
         about = {**about, **origin, "config": to_json(record.config), "arrival": self.arrival}
         try:
             self.trace = begin(self.store, self.dataset.name, record.id, about)
-        except OSError as error:
+        except (OSError, StoreError) as error:
             # A full disk may still hold everything that the run needs.
             _log.debug("cannot mark the run as under way: %s", error)
         trace = self.trace

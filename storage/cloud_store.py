@@ -50,7 +50,7 @@ class CloudStore(Store):
         name = hashlib.sha256(objects.address.encode()).hexdigest()[:16]
         super().__init__(cache / "stores" / name)
         self.objects = objects
-        self.leases = leases or Leases(objects)
+        self.leases: Leases = leases or Leases(objects)
         self.cache = Cache(cache / "files", cache_size())
         self._in_use: dict[str, str] = {}
 

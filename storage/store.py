@@ -53,6 +53,7 @@ from storage.files import (
 from storage.objects import sealed as sealed_json
 from storage.objects.address import is_address, parse
 from storage.objects.folder import Folder
+from storage.objects.leases import Leases
 from storage.objects.protocol import Objects
 from storage.records import Done, Entry, FolderEntry, Step, from_json, to_json
 from storage.runtime import timings
@@ -167,6 +168,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.objects: Objects = Folder(self.root)
+        self.leases: Leases | None = None
+        """Those of this process, where the kernel does not tell others that it has ended."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"

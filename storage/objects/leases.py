@@ -60,13 +60,17 @@ class Leases:
 
     def release(self, key: str) -> None:
         """Stop renewing a lease, and remove it; if it cannot be removed, it ends by its age."""
-        with self._lock:
-            self._renewed.pop(key, None)
-            self._text.pop(key, None)
+        self.forget(key)
         try:
             self._objects.delete([key])
         except (IdxflowError, OSError) as error:
             _log.debug("%s: the lease could not be removed: %s", key, error)
+
+    def forget(self, key: str) -> None:
+        """Stop renewing a lease, which ends by its age."""
+        with self._lock:
+            self._renewed.pop(key, None)
+            self._text.pop(key, None)
 
     def check(self, key: str) -> None:
         """Check that others cannot take this process for gone.
@@ -85,10 +89,10 @@ class Leases:
     def is_dead(self, key: str) -> bool:
         """Return whether the owner of a lease is gone; True if there is no such lease."""
         try:
-            owner = sealed_json.read(self._objects, key)
+            owner = sealed_json.read(self._objects, key)["owner"]
         except FileNotFoundError:
             return True
-        except ValueError:
+        except (ValueError, KeyError):
             owner = {}
         if owner.get("machine") == _machine() != "" and not _lives(owner):
             return True
@@ -130,7 +134,8 @@ class Leases:
 
 
 def _text(about: Mapping[str, Any] | None) -> bytes:
-    return sealed({**(about or {}), "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())})
+    owner = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return sealed({**(about or {}), "owner": owner})
 
 
 def _machine() -> str:
