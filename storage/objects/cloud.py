@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 import obstore
@@ -35,7 +35,7 @@ from storage.files import open_regular
 from storage.objects.address import Address
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
 from storage.objects.protocol import Found, Listing
-from storage.runtime import cancellation
+from storage.runtime import cancellation, interruptible
 
 _T = TypeVar("_T")
 
@@ -45,7 +45,7 @@ _CONNECT = timedelta(seconds=10)
 _SILENCE = timedelta(seconds=30)
 # Counted from the beginning of a request, also while the body is still being sent: 4 parts of 8 MiB in this time need
 # an uplink of 2 Mbit/s.
-_UPLOAD_SILENCE = timedelta(seconds=120)
+_SILENCE_OF_MANY = timedelta(seconds=120)
 # Of a whole request; longer downloads go on where it ended.
 _REQUEST = timedelta(hours=1)
 _PART = 8 << 20
@@ -55,16 +55,16 @@ _AT_ONCE = 4
 _PIECE = 1 << 20
 _PAGE = 1000
 _TYPES = {
-    "html": "text/html; charset=utf-8",
-    "md": "text/markdown; charset=utf-8",
-    "txt": "text/plain; charset=utf-8",
-    "csv": "text/csv; charset=utf-8",
-    "json": "application/json",
-    "parquet": "application/vnd.apache.parquet",
-    "png": "image/png",
-    "svg": "image/svg+xml",
-    "gz": "application/gzip",
-    "zip": "application/zip",
+    ".html": "text/html; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".csv": "text/csv; charset=utf-8",
+    ".json": "application/json",
+    ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".gz": "application/gzip",
+    ".zip": "application/zip",
 }
 # The threads of the library do not survive a fork, and what a child does with them would damage the parent's.
 _user: int | None = None
@@ -100,7 +100,8 @@ class Cloud:
         """Requests by kind (get, put, create, upload, head, list, delete), and `bytes in`, `bytes out`."""
         self._counting = threading.Lock()
         self._opening = threading.Lock()
-        self._clients: dict[timedelta, Any] = {}
+        self._answered = False
+        self._clients: dict[bool, Any] = {}
 
     @property
     def address(self) -> str:
@@ -182,7 +183,7 @@ class Cloud:
                 )
 
             self._count("bytes out", size)
-            self._tried("upload", key, send, _UPLOAD_SILENCE)
+            self._tried("upload", key, send)
 
     def download(self, key: str, file: Path) -> None:
         with file.open("xb") as stream:
@@ -205,36 +206,17 @@ class Cloud:
         )
 
     def walk(self, folder: str) -> Iterator[Found]:
-        last = ""
-        for page in self._pages(folder):
-            for found in map(_found, page):
-                if found.key <= last:
-                    raise StoreError(
-                        f"expected object storage that lists keys in order at {self.address}; found {found.key!r} "
-                        f"after {last!r}; use a general purpose bucket, or choose another store with --store"
-                    )
-                last = found.key
-                if _is_below(found.key, folder):
-                    yield found
+        def everything(store: Any) -> list[Found]:
+            pages = obstore.list(store, folder or None, chunk_size=_PAGE)
+            return [_found(meta) for page in pages for meta in page]
 
-    def _pages(self, folder: str) -> Iterator[Sequence[Any]]:
-        pages: Iterator[Sequence[Any]] | None = None
-        last: str | None = None
-
-        def following(store: Any) -> Sequence[Any]:
-            nonlocal pages
-            pages = pages or obstore.list(store, folder or None, offset=last, chunk_size=_PAGE)
-            try:
-                return next(pages, ())
-            except BaseException:
-                pages = None
-                raise
-
-        while page := self._tried("list", folder, following):
-            yield page
-            if len(page) < _PAGE:
-                return
-            last = page[-1]["path"]
+        objects = self._tried("list", folder, everything)
+        self._count("list", len(objects) // _PAGE)
+        folders = {parent for found in objects for parent in _folders(found.key)}
+        # An empty object `m/`, by which the web pages of clouds keep a folder, comes here as `m`.
+        real = (found for found in objects if found.size or found.key not in folders)
+        # Not every kind of bucket lists in order.
+        yield from sorted((found for found in real if _is_below(found.key, folder)), key=lambda found: found.key)
 
     def delete(self, keys: Iterable[str]) -> None:
         rest = iter(keys)
@@ -298,7 +280,7 @@ class Cloud:
         """Return when an object was written."""
         return self._tried("head", key, lambda store: obstore.head(store, key))["last_modified"]
 
-    def _tried(self, kind: str, key: str, call: Callable[[Any], _T], silence: timedelta = _SILENCE) -> _T:
+    def _tried(self, kind: str, key: str, call: Callable[[Any], _T]) -> _T:
         """Return what `call` returns for a client, called again while failures may be over a moment later.
 
         Raises:
@@ -310,15 +292,23 @@ class Cloud:
         while True:
             cancellation.check()
             self._count(kind)
+            client = self._client(kind in _OF_MANY)
             try:
-                return call(self._client(silence))
+                result = interruptible.called(partial(call, client))
             except (BaseError, FileNotFoundError) as error:
                 failure = read(error)
-            wait = next(waits, None) if failure.cause in TRANSIENT else None
+            else:
+                self._answered = True
+                return result
+            wait = next(waits, None) if self._may_pass(failure) else None
             if wait is None:
                 # Outside of `except`: the library's own text is not for people, not even in a traceback.
                 raise self._error(failure, kind, key)
             cancellation.sleep(wait)
+
+    def _may_pass(self, failure: Failure) -> bool:
+        # Where an instance has given credentials once, it fails to do so only for a moment.
+        return failure.cause in TRANSIENT or (failure.cause is Cause.NO_CREDENTIALS and self._answered)
 
     def _error(self, failure: Failure, kind: str, key: str) -> StoreError | FileNotFoundError:
         if failure.cause is Cause.MISSING and kind not in ("put", "create", "upload", "list"):
@@ -329,7 +319,7 @@ class Cloud:
         with self._counting:
             self.requests[kind] += number
 
-    def _client(self, silence: timedelta) -> Any:
+    def _client(self, of_many: bool) -> Any:
         global _user
         if _user not in (None, os.getpid()):
             raise StoreError(
@@ -338,24 +328,24 @@ class Cloud:
             )
         with self._opening:
             _user = os.getpid()
-            if silence not in self._clients:
-                self._clients[silence] = self._opened(silence)
-            return self._clients[silence]
+            if of_many not in self._clients:
+                self._clients[of_many] = self._opened(of_many)
+            return self._clients[of_many]
 
-    def _opened(self, silence: timedelta) -> Any:
+    def _opened(self, of_many: bool) -> Any:
         at = self.location
         settings: dict[str, Any] = {
             "prefix": at.prefix or None,
             "client_options": {
                 "allow_http": _is_plain(at),
                 "connect_timeout": _CONNECT,
-                "read_timeout": silence,
+                "read_timeout": _SILENCE_OF_MANY if of_many else _SILENCE,
                 "timeout": _REQUEST,
                 "user_agent": "idxflow",
             },
-            # Only a part of an upload is sent again below: all else is tried again here, where a run can be stopped.
+            # One of many requests that make an operation is made again below this class; what is one request, above.
             "retry_config": {
-                "max_retries": 3 if silence == _UPLOAD_SILENCE else 0,
+                "max_retries": 3 if of_many else 0,
                 "retry_timeout": timedelta(seconds=self.patience.seconds),
             },
         }
@@ -420,6 +410,8 @@ _STORES: dict[str, Callable[..., Any]] = {
     "gs": obstore.store.GCSStore,
     "az": obstore.store.AzureStore,
 }
+_OF_MANY = ("upload", "list")
+"""The operations that can take many requests."""
 _WORDS = {
     "get": "read",
     "head": "read",
@@ -447,7 +439,7 @@ def _delete(keys: str | Sequence[str], store: Any) -> None:
 
 
 def _attributes(key: str, nonce: str) -> dict[str, str]:
-    ending = key.rpartition("/")[2].rpartition(".")[2].lower()
+    ending = PurePosixPath(key).suffix.lower()
     return {"Content-Type": _TYPES.get(ending, "application/octet-stream"), _NONCE: nonce}
 
 
@@ -456,7 +448,13 @@ def _found(meta: Any) -> Found:
     return Found(meta["path"], meta["size"], stamp)
 
 
+def _folders(key: str) -> Iterator[str]:
+    while key := key.rpartition("/")[0]:
+        yield key
+
+
 def _is_below(key: str, folder: str) -> bool:
     """Return whether listings of a folder have a key: no part of it below the folder begins with a dot."""
     start = f"{folder}/" if folder else ""
-    return key.startswith(start) and not any(part.startswith(".") for part in key[len(start) :].split("/"))
+    below = key.removeprefix(start)
+    return key.startswith(start) and below != "" and not any(part.startswith(".") for part in below.split("/"))

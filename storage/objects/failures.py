@@ -19,7 +19,8 @@ class Cause(Enum):
     """Why a request failed."""
 
     MISSING = "no such object"
-    EXISTS = "there is an object already"
+    EXISTS = "another writer at the same object, again and again"
+    """For a creation: there is one already."""
     CHANGED = "the object has been replaced meanwhile"
     BEYOND = "the range begins past the end of the object"
     NO_CREDENTIALS = "no credentials"
@@ -39,10 +40,11 @@ class Cause(Enum):
     NO_TLS = "a server that does not speak TLS"
     UNSUPPORTED = "a server without this operation"
     SETTINGS = "settings in the environment that the library refuses"
+    FOREIGN = "an object whose key no store has, such as one with an empty part"
     STRANGE = "an answer that object storage does not give"
 
 
-TRANSIENT = frozenset({Cause.BUSY, Cause.NAME, Cause.REFUSED, Cause.SILENT, Cause.CUT})
+TRANSIENT = frozenset({Cause.EXISTS, Cause.BUSY, Cause.NAME, Cause.REFUSED, Cause.SILENT, Cause.CUT})
 """What may be over a moment later."""
 
 
@@ -143,6 +145,8 @@ def read(error: BaseException) -> Failure:
 def _cause(kind: str, status: int, code: str, text: str) -> Cause:
     if kind == "AlreadyExistsError":
         return Cause.EXISTS
+    if kind == "InvalidPathError":
+        return Cause.FOREIGN
     if code in _CODES:
         return _CODES[code]
     if status == 404 and not code and not _is_empty(text):
@@ -183,6 +187,8 @@ _REMEDIES: Mapping[Cause, str] = {
     Cause.REGION: "set AWS_REGION to the region of the bucket{region}, or add it to the address (?region=…)",
     Cause.NO_BUCKET: "create it, or correct the address given with --store",
     Cause.FULL: "remove what is not needed (idxflow gc), or raise the quota, then run again",
+    Cause.EXISTS: "wait, or let fewer runs work at once, then run again",
+    Cause.FOREIGN: "remove it, or give the store a prefix of its own with --store",
     Cause.BUSY: "wait, or let fewer runs work at once, then run again",
     Cause.NAME: "check the network, the name, and HTTPS_PROXY, then run again",
     Cause.REFUSED: "check that the server runs and that a firewall lets you through, then run again",
