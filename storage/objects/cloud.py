@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -32,7 +32,7 @@ from obstore.exceptions import BaseError
 
 from storage.errors import StoreError
 from storage.files import open_regular
-from storage.objects.address import Address
+from storage.objects.address import Address, server_of
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
 from storage.objects.protocol import Found, Listing
 from storage.runtime import cancellation, interruptible
@@ -190,7 +190,8 @@ class Cloud:
             try:
                 download = _Download(key, stream)
                 while not self._tried("get", key, download.advance):
-                    cancellation.check()
+                    if download.begun > self.patience.tries:
+                        raise refusal(Failure(Cause.EXISTS), self.location, "read", self.where(key))
             except BaseException:
                 file.unlink()
                 raise
@@ -311,8 +312,10 @@ class Cloud:
         return failure.cause in TRANSIENT or (failure.cause is Cause.NO_CREDENTIALS and self._answered)
 
     def _error(self, failure: Failure, kind: str, key: str) -> StoreError | FileNotFoundError:
-        if failure.cause is Cause.MISSING and kind not in ("put", "create", "upload", "list"):
-            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(key))
+        if failure.cause is Cause.MISSING:
+            if kind in ("get", "head", "delete"):
+                return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(key))
+            failure = replace(failure, cause=Cause.NO_BUCKET)
         return refusal(failure, self.location, _WORDS[kind], self.where(key))
 
     def _count(self, kind: str, number: int = 1) -> None:
@@ -337,7 +340,7 @@ class Cloud:
         settings: dict[str, Any] = {
             "prefix": at.prefix or None,
             "client_options": {
-                "allow_http": _is_plain(at),
+                "allow_http": server_of(at).startswith("http://"),
                 "connect_timeout": _CONNECT,
                 "read_timeout": _SILENCE_OF_MANY if of_many else _SILENCE,
                 "timeout": _REQUEST,
@@ -356,7 +359,10 @@ class Cloud:
             settings["region"] = at.region
         try:
             return _STORES[at.scheme](at.bucket, **settings)
-        except (BaseError, ValueError):
+        except (BaseError, ValueError) as error:
+            failure = read(error)
+        # All that is read so far is the environment.
+        if failure.cause is not Cause.NO_CREDENTIALS:
             failure = Failure(Cause.SETTINGS)
         raise refusal(failure, at, "open", at.where())
 
@@ -369,6 +375,8 @@ class _Download:
         self.stream = stream
         self.size = 0
         """Bytes that are in the file."""
+        self.begun = 0
+        """How often it had to begin anew, because the object was replaced."""
         self.version: str | None = None
 
     def advance(self, store: Any) -> bool:
@@ -381,7 +389,7 @@ class _Download:
             self._begin_anew()
         before = self.size
         try:
-            return self._fetch(store)
+            complete = self._fetch(store)
         except BaseError as error:
             if read(error).cause in (Cause.CHANGED, Cause.BEYOND) and before:
                 self._begin_anew()
@@ -389,6 +397,9 @@ class _Download:
             if read(error).cause not in TRANSIENT or self.size == before:
                 raise
             return False
+        if not complete and self.size == before:
+            self._begin_anew()
+        return complete
 
     def _fetch(self, store: Any) -> bool:
         rest: obstore.GetOptions = {"range": {"offset": self.size}, "if_match": self.version}
@@ -402,6 +413,7 @@ class _Download:
     def _begin_anew(self) -> None:
         self.stream.seek(0)
         self.stream.truncate()
+        self.begun += 1
         self.size, self.version = 0, None
 
 
@@ -421,17 +433,6 @@ _WORDS = {
     "list": "list",
     "delete": "remove",
 }
-_ENDPOINTS = {
-    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-    "gs": ("GOOGLE_BASE_URL",),
-    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
-}
-
-
-def _is_plain(address: Address) -> bool:
-    """Return whether the server is to be reached without TLS, as written in the address or the environment."""
-    named = [address.endpoint, *(os.environ.get(name, "") for name in _ENDPOINTS[address.scheme])]
-    return next(filter(None, named), "").lower().startswith("http://")
 
 
 def _delete(keys: str | Sequence[str], store: Any) -> None:

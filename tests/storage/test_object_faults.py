@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 import subprocess
 import sys
 from collections import Counter
@@ -17,25 +16,19 @@ import pytest
 from storage.objects.address import parse
 from storage.objects.cloud import Cloud, Patience
 from tests.support.fault_proxy import Answer, FaultProxy, Faults, Request
-from tests.support.moto_server import ObjectServer, moto
+from tests.support.object_servers import ObjectServer
 
 NONE = Faults()
 ALL = Faults(lost=0.1, busy=0.1, conflict=0.1, cut=0.1, late=0.1)
 Reach = Callable[..., tuple[Cloud, FaultProxy]]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectServer]:
-    with moto() as server:
-        yield server
-
-
 @pytest.fixture
-def reach(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reach]:
+def reach(object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reach]:
     """Reach no objects yet through a proxy: `cloud, proxy = reach(Faults(…), seed=1)`."""
-    for name, value in server.environment.items():
+    for name, value in object_storage.environment.items():
         monkeypatch.setenv(name, value)
-    address = dataclasses.replace(parse(server.address), prefix=secrets.token_hex(8))
+    address = parse(object_storage.fresh().address)
     with ExitStack() as stack:
 
         def made(faults: Faults = NONE, **how: object) -> tuple[Cloud, FaultProxy]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,46 +15,42 @@ from typing import Any
 import obstore
 import pytest
 
-from storage.objects.address import Address, parse
 from storage.objects.cloud import Cloud, Patience
 from storage.objects.opening import opened
 from storage.objects.protocol import Objects
 from tests.support.fault_proxy import FaultProxy
-from tests.support.moto_server import ObjectServer, moto
+from tests.support.object_servers import ObjectServer
 
 KEYS = ["a", "a b/c d.json", "ä/日本/é.json", "x/%41+?#&=[]~*\"'$!().txt", "m", "m1/x", "deep/" * 20 + "end"]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectServer]:
-    with moto() as server:
-        yield server
-
-
-@pytest.fixture(params=["folder", "moto"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
+@pytest.fixture(params=["folder", "ministack", "ceph", "azurite"])
+def objects(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    object_servers: Callable[[str], ObjectServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Objects:
     """No objects yet, in a folder or on a server."""
     if request.param == "folder":
         return opened(tmp_path / "objects")
-    return on(request.getfixturevalue("server"), monkeypatch)
-
-
-@pytest.fixture
-def cloud(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    return on(server, monkeypatch)
+    return on(object_servers(request.param).fresh(), monkeypatch)
 
 
 def on(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Cloud:
-    """Return no objects yet, on a server."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    objects = opened(str(fresh(server)))
+    objects = opened(server.address)
     assert isinstance(objects, Cloud)
     return objects
 
 
-def fresh(server: ObjectServer) -> Address:
-    return dataclasses.replace(parse(server.address), prefix=f"some/prefix {secrets.token_hex(8)}")
+@contextmanager
+def proxied(server: ObjectServer, monkeypatch: pytest.MonkeyPatch, **how: Any) -> Iterator[tuple[Cloud, FaultProxy]]:
+    """Reach a server through a proxy."""
+    at = on(server.fresh(), monkeypatch).location
+    with FaultProxy(at.endpoint.removeprefix("http://"), **how) as proxy:
+        yield Cloud(dataclasses.replace(at, endpoint=proxy.url), Patience(pause=0.01)), proxy
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -234,16 +229,6 @@ def test_where_names_an_object_without_its_server(objects: Objects) -> None:
     assert "?" not in objects.where("a/b.json")
 
 
-@contextmanager
-def proxied(server: ObjectServer, monkeypatch: pytest.MonkeyPatch, **how: Any) -> Iterator[tuple[Cloud, FaultProxy]]:
-    """Reach a server through a proxy."""
-    address = fresh(server)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    with FaultProxy(address.endpoint.removeprefix("http://"), **how) as proxy:
-        yield Cloud(dataclasses.replace(address, endpoint=proxy.url), Patience(pause=0.01)), proxy
-
-
 def test_one_of_many_processes_creates_an_object(objects: Objects) -> None:
     programs = {
         name: subprocess.Popen(
@@ -276,19 +261,19 @@ def test_one_of_many_processes_creates_an_object(objects: Objects) -> None:
     ],
 )
 def test_the_ending_of_a_key_gives_the_content_type(
-    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, kind: str
+    object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, kind: str
 ) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with proxied(server, monkeypatch) as (cloud, proxy):
+    with proxied(object_storage, monkeypatch) as (cloud, proxy):
         cloud.put(key, b"x")
         cloud.create(f"created/{key}", b"x")
         cloud.upload(key, tmp_path / "file")
     assert [request.headers["content-type"] for request in proxy.requests] == [kind] * 3
 
 
-def test_requests_are_counted(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_counted(object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """`requests` says as many as a server sees, where nothing fails: what people pay for."""
-    with proxied(server, monkeypatch) as (cloud, proxy):
+    with proxied(object_storage, monkeypatch) as (cloud, proxy):
         _use(cloud)
     methods = Counter(request.method for request in proxy.requests)
     assert methods == {"PUT": 2, "GET": 3, "POST": 1}
