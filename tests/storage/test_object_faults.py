@@ -20,15 +20,21 @@ from tests.support.object_servers import ObjectServer
 
 NONE = Faults()
 ALL = Faults(lost=0.1, busy=0.1, conflict=0.1, cut=0.1, late=0.1)
+ON_BOTH = pytest.mark.parametrize("reach", ["ministack", "ceph"], indirect=True)
 Reach = Callable[..., tuple[Cloud, FaultProxy]]
 
 
 @pytest.fixture
-def reach(object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reach]:
+def reach(
+    request: pytest.FixtureRequest,
+    object_servers: Callable[[str], ObjectServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Reach]:
     """Reach no objects yet through a proxy: `cloud, proxy = reach(Faults(…), seed=1)`."""
-    for name, value in object_storage.environment.items():
+    server = object_servers(getattr(request, "param", "ministack")).fresh()
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    address = parse(object_storage.fresh().address)
+    address = parse(server.address)
     with ExitStack() as stack:
 
         def made(faults: Faults = NONE, **how: object) -> tuple[Cloud, FaultProxy]:
@@ -40,6 +46,7 @@ def reach(object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield made
 
 
+@ON_BOTH
 def test_a_creation_whose_answer_is_lost_is_known_to_be_the_own_one(reach: Reach) -> None:
     cloud, proxy = reach(Faults(first_put_lost=True))
     assert cloud.create("decisions/1.json", b"mine")
@@ -112,6 +119,7 @@ def test_files_are_whole_after_faults(reach: Reach, seed: int, tmp_path: Path) -
     assert proxy.made["cut"]
 
 
+@ON_BOTH
 def test_a_download_goes_on_where_it_broke_off(reach: Reach, tmp_path: Path) -> None:
     data = os.urandom(8_000_000)
     cloud, _ = reach()
@@ -126,6 +134,7 @@ def test_a_download_goes_on_where_it_broke_off(reach: Reach, tmp_path: Path) -> 
     assert all(other.startswith("bytes=") and other != "bytes=0-" for other in others)
 
 
+@ON_BOTH
 def test_a_download_of_what_is_replaced_meanwhile_is_not_a_mixture(reach: Reach, tmp_path: Path) -> None:
     old, new = b"o" * 8_000_000, b"n" * 8_000_000
     plain, _ = reach()
@@ -155,6 +164,7 @@ def test_a_download_that_never_ends_leaves_no_file(reach: Reach, tmp_path: Path)
     assert not (tmp_path / "x").exists()
 
 
+@ON_BOTH
 def test_one_of_many_processes_creates_an_object_under_faults(reach: Reach) -> None:
     cloud, proxy = reach(ALL, seed=7)
     programs = [

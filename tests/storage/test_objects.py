@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import obstore
 import pytest
 
-from storage.objects.cloud import Cloud, Patience
+from storage.objects.cloud import Cloud, Patience, _Use
 from storage.objects.opening import opened
 from storage.objects.protocol import Objects
 from tests.support.fault_proxy import FaultProxy
@@ -213,7 +214,7 @@ def test_an_age_is_by_the_clock_of_the_store(objects: Objects) -> None:
 def hidden(objects: Objects) -> list[str]:
     """Return the keys of what no listing has."""
     if isinstance(objects, Cloud):
-        everything = obstore.list(objects._client(False)).collect()
+        everything = obstore.list(objects._client(_Use.ONE)).collect()
         return [found["path"] for found in everything if "/." in f"/{found['path']}"]
     return [str(path) for path in Path(objects.address).rglob(".*")]
 
@@ -277,6 +278,22 @@ def test_requests_are_counted(object_storage: ObjectServer, monkeypatch: pytest.
         _use(cloud)
     methods = Counter(request.method for request in proxy.requests)
     assert methods == {"PUT": 2, "GET": 3, "POST": 1}
+
+
+def test_threads_share_one(objects: Objects) -> None:
+    def work(number: int) -> list[bytes]:
+        keys = [f"{number}/{key}" for key in range(10)]
+        for key in keys:
+            objects.put(key, key.encode())
+        return [objects.get(key) for key in keys]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(work, range(8))] == [[f"{n}/{key}".encode() for key in range(10)] for n in range(8)]
+    assert sorted(found.key for found in objects.walk("")) == sorted(
+        f"{n}/{key}" for n in range(8) for key in range(10)
+    )
+    if isinstance(objects, Cloud):
+        assert objects.requests["put"] == objects.requests["get"] == 80
 
 
 def _use(cloud: Cloud) -> None:
