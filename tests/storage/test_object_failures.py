@@ -409,6 +409,16 @@ def test_a_forked_process_does_not_use_what_its_parent_has_used(object_storage: 
     assert fine == "fine"
 
 
+@pytest.mark.remedies("storage.objects.folder:probe")
+def test_a_folder_whose_file_system_replaces_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some that reach a network do."""
+    with monkeypatch.context() as other:
+        other.setattr(os, "link", lambda source, target: Path(target).write_bytes(Path(source).read_bytes()))
+        with pytest.raises(StoreError, match="it replaces files that exist; choose another store with --store"):
+            opened(tmp_path / "one").probe()
+    opened(tmp_path / "another").probe()
+
+
 @pytest.mark.remedies("storage.objects.cloud:probe")
 def test_a_server_that_ignores_the_condition_is_refused(
     object_servers: Callable[[str], ObjectServer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -194,6 +194,33 @@ def test_a_file_comes_back_as_it_was(objects: Objects, tmp_path: Path, size: int
     assert after.read_bytes() == before.read_bytes()
 
 
+def test_a_file_is_never_whole_in_memory(object_storage: ObjectServer, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from storage.objects.opening import opened\n"
+        "def most(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
+        "objects, file = opened(sys.argv[1]), Path(sys.argv[2])\n"
+        "objects.probe()\n"
+        "before = most()\n"
+        "objects.upload('big', file)\n"
+        "objects.download('big', file.with_suffix('.again'))\n"
+        "print(most() - before)\n"
+    )
+    file, size = tmp_path / "file", 200 << 20
+    with file.open("wb") as stream:
+        stream.truncate(size)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, object_storage.fresh().address, str(file)],
+        env=os.environ | object_storage.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert file.with_suffix(".again").stat().st_size == size
+    assert int(ended.stdout) << 10 < size // 2
+
+
 def test_a_file_that_is_missing_is_not_uploaded(objects: Objects, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         objects.upload("x", tmp_path / "no")
