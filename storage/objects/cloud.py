@@ -88,12 +88,12 @@ class Patience:
 
     tries: int = 8
     seconds: float = 120
-    """No try begins later."""
+    """No try begins later than this after the first one has failed."""
     pause: float = 0.1
     """Seconds before the second try; each further pause is twice as long, up to 5 s, and somewhat random."""
 
     def waits(self) -> Iterator[float]:
-        """Yield the pauses between the tries; time waited and worked both count."""
+        """Yield the pauses between the tries, each when the one before it has failed."""
         end = time.monotonic() + self.seconds
         for number in range(self.tries - 1):
             wait = min(self.pause * 2**number, 5) * random.uniform(0.5, 1)
@@ -146,8 +146,8 @@ class Cloud:
         return data[: max(stop - start, 0)]
 
     def create(self, key: str, data: bytes) -> bool:
-        nonce = secrets.token_hex(16)
-        for wait in (*self.patience.waits(), None):
+        nonce, waits = secrets.token_hex(16), self.patience.waits()
+        while True:
             if self._created(key, data, nonce):
                 return True
             # Refused for what is there: the own object of an earlier try, or another's. Or for a conflict of two, of
@@ -155,9 +155,9 @@ class Cloud:
             with suppress(FileNotFoundError):
                 kept, its = self._read(key)
                 return kept == data and its in (nonce, "")
-            if wait is not None:
-                cancellation.sleep(wait)
-        raise refusal(Failure(Cause.BUSY), self.location, "create", self.where(key))
+            if (wait := next(waits, None)) is None:
+                raise refusal(Failure(Cause.EXISTS), self.location, "create", self.where(key))
+            cancellation.sleep(wait)
 
     def _created(self, key: str, data: bytes, nonce: str) -> bool:
         def put(store: Any) -> bool:
@@ -253,7 +253,7 @@ class Cloud:
     def age(self, key: str) -> float | None:
         # A new object has the time of the store. It is written first, and shows also whether there is a bucket: the
         # answer to `head` has no body that tells a missing object from a missing bucket.
-        now = f".now.{secrets.token_hex(8)}"
+        now = f".now/{secrets.token_hex(8)}"
         self.put(now, b"")
         try:
             written = self._head(key)
@@ -264,7 +264,7 @@ class Cloud:
             self.delete([now])
 
     def probe(self) -> None:
-        folder = f".probe.{secrets.token_hex(8)}"
+        folder = f".probe/{secrets.token_hex(8)}"
         key = f"{folder}/object"
         try:
             first, second = self.create(key, b"1"), self.create(key, b"2")
