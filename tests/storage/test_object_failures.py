@@ -322,13 +322,13 @@ def mute() -> Iterator[FaultServer]:
         yield server
 
 
-def at(server: FaultServer) -> str:
+def bucket_of(server: FaultServer) -> str:
     return f"s3://bucket?endpoint={server.url()}"
 
 
 def test_a_server_that_is_silent_is_not_waited_for_for_ever(mute: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SILENCE", timedelta(milliseconds=100))
-    cloud = Cloud(parse(at(mute)), SHORT)
+    cloud = Cloud(parse(bucket_of(mute)), SHORT)
     with pytest.raises(StoreError, match="found no answer in time; check the network") as raised:
         cloud.get("m/x")
     one_sentence(raised.value)
@@ -337,7 +337,7 @@ def test_a_server_that_is_silent_is_not_waited_for_for_ever(mute: FaultServer, m
 
 def test_a_run_that_is_stopped_does_not_wait_for_a_server(mute: FaultServer) -> None:
     """Neither for an answer nor for the next try, which would come after minutes."""
-    cloud = Cloud(parse(at(mute)), Patience(tries=2, pause=300))
+    cloud = Cloud(parse(bucket_of(mute)), Patience(tries=2, pause=300))
     stopped = threading.Event()
 
     def work() -> None:
@@ -362,7 +362,9 @@ def _stop_when(ready: Callable[[], bool], work: Callable[[], object]) -> None:
 
 def test_a_signal_does_not_wait_for_a_server(mute: FaultServer) -> None:
     program = "import sys\nfrom storage.objects.opening import opened\nopened(sys.argv[1]).get('m/x')\n"
-    with subprocess.Popen([sys.executable, "-c", program, at(mute)], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, bucket_of(mute)], stderr=subprocess.PIPE, text=True
+    ) as process:
         while not mute.requests:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
