@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -70,18 +71,29 @@ _TYPES = {
 _user: int | None = None
 
 
+class _Use(Enum):
+    """What a client is for."""
+
+    ONE = auto()
+    """Operations that are one request."""
+    MANY = auto()
+    """Operations that can be many."""
+    EACH = auto()
+    """Removing one object by a request of its own, not by that for several."""
+
+
 @dataclass(frozen=True)
 class Patience:
     """How often, and for how long, a request is made again."""
 
     tries: int = 8
     seconds: float = 120
-    """No try begins later."""
+    """No try begins later than this after the first one has failed."""
     pause: float = 0.1
     """Seconds before the second try; each further pause is twice as long, up to 5 s, and somewhat random."""
 
     def waits(self) -> Iterator[float]:
-        """Yield the pauses between the tries; time waited and worked both count."""
+        """Yield the pauses between the tries, each when the one before it has failed."""
         end = time.monotonic() + self.seconds
         for number in range(self.tries - 1):
             wait = min(self.pause * 2**number, 5) * random.uniform(0.5, 1)
@@ -97,11 +109,13 @@ class Cloud:
         self.location = address
         self.patience = patience or Patience()
         self.requests: Counter[str] = Counter()
-        """Requests by kind (get, put, create, upload, head, list, delete), and `bytes in`, `bytes out`."""
+        """Requests by kind (get, put, create, upload, head, list, delete), and `bytes in`, `bytes out`.
+
+        An upload in parts counts as one."""
         self._counting = threading.Lock()
         self._opening = threading.Lock()
         self._answered = False
-        self._clients: dict[bool, Any] = {}
+        self._clients: dict[_Use, Any] = {}
 
     @property
     def address(self) -> str:
@@ -132,8 +146,8 @@ class Cloud:
         return data[: max(stop - start, 0)]
 
     def create(self, key: str, data: bytes) -> bool:
-        nonce = secrets.token_hex(16)
-        for wait in (*self.patience.waits(), None):
+        nonce, waits = secrets.token_hex(16), self.patience.waits()
+        while True:
             if self._created(key, data, nonce):
                 return True
             # Refused for what is there: the own object of an earlier try, or another's. Or for a conflict of two, of
@@ -141,9 +155,9 @@ class Cloud:
             with suppress(FileNotFoundError):
                 kept, its = self._read(key)
                 return kept == data and its in (nonce, "")
-            if wait is not None:
-                cancellation.sleep(wait)
-        raise refusal(Failure(Cause.BUSY), self.location, "create", self.where(key))
+            if (wait := next(waits, None)) is None:
+                raise refusal(Failure(Cause.EXISTS), self.location, "create", self.where(key))
+            cancellation.sleep(wait)
 
     def _created(self, key: str, data: bytes, nonce: str) -> bool:
         def put(store: Any) -> bool:
@@ -199,6 +213,7 @@ class Cloud:
 
     def list(self, folder: str) -> Listing:
         found = self._tried("list", folder, lambda store: obstore.list_with_delimiter(store, folder or None))
+        self._count_pages(len(found["objects"]) + len(found["common_prefixes"]))
         objects = (_found(meta) for meta in found["objects"])
         names = (path.rpartition("/")[2] for path in found["common_prefixes"])
         return Listing(
@@ -212,7 +227,7 @@ class Cloud:
             return [_found(meta) for page in pages for meta in page]
 
         objects = self._tried("list", folder, everything)
-        self._count("list", len(objects) // _PAGE)
+        self._count_pages(len(objects))
         folders = {parent for found in objects for parent in _folders(found.key)}
         # An empty object `m/`, by which the web pages of clouds keep a folder, comes here as `m`.
         real = (found for found in objects if found.size or found.key not in folders)
@@ -222,18 +237,23 @@ class Cloud:
     def delete(self, keys: Iterable[str]) -> None:
         rest = iter(keys)
         while batch := [*islice(rest, _PAGE)]:
-            try:
-                self._tried("delete", batch[0], partial(_delete, batch))
-            except (FileNotFoundError, StoreError):
-                # Of some stores one missing object ends it all, and some servers do not know this request.
+            # Of some stores one missing object ends it all, and some servers do not know the request for several.
+            if not self._deleted_together(batch):
                 for key in batch:
                     with suppress(FileNotFoundError):
-                        self._tried("delete", key, partial(_delete, key))
+                        self._tried("delete", key, partial(_delete, key), _Use.EACH)
+
+    def _deleted_together(self, keys: Sequence[str]) -> bool:
+        try:
+            self._tried("delete", keys[0], partial(_delete, keys))
+        except (FileNotFoundError, StoreError):
+            return False
+        return True
 
     def age(self, key: str) -> float | None:
         # A new object has the time of the store. It is written first, and shows also whether there is a bucket: the
         # answer to `head` has no body that tells a missing object from a missing bucket.
-        now = f".now.{secrets.token_hex(8)}"
+        now = f".now/{secrets.token_hex(8)}"
         self.put(now, b"")
         try:
             written = self._head(key)
@@ -244,7 +264,7 @@ class Cloud:
             self.delete([now])
 
     def probe(self) -> None:
-        folder = f".probe.{secrets.token_hex(8)}"
+        folder = f".probe/{secrets.token_hex(8)}"
         key = f"{folder}/object"
         try:
             first, second = self.create(key, b"1"), self.create(key, b"2")
@@ -285,7 +305,7 @@ class Cloud:
         """Return when an object was written."""
         return self._tried("head", key, lambda store: obstore.head(store, key))["last_modified"]
 
-    def _tried(self, kind: str, key: str, call: Callable[[Any], _T]) -> _T:
+    def _tried(self, kind: str, key: str, call: Callable[[Any], _T], use: _Use | None = None) -> _T:
         """Return what `call` returns for a client, called again while failures may be over a moment later.
 
         Raises:
@@ -297,7 +317,7 @@ class Cloud:
         while True:
             cancellation.check()
             self._count(kind)
-            client = self._client(kind in _OF_MANY)
+            client = self._client(use or _USES.get(kind, _Use.ONE))
             try:
                 result = interruptible.called(partial(call, client))
             except (BaseError, FileNotFoundError) as error:
@@ -326,7 +346,10 @@ class Cloud:
         with self._counting:
             self.requests[kind] += number
 
-    def _client(self, of_many: bool) -> Any:
+    def _count_pages(self, found: int) -> None:
+        self._count("list", max(found - 1, 0) // _PAGE)
+
+    def _client(self, use: _Use) -> Any:
         global _user
         if _user not in (None, os.getpid()):
             raise StoreError(
@@ -335,12 +358,12 @@ class Cloud:
             )
         with self._opening:
             _user = os.getpid()
-            if of_many not in self._clients:
-                self._clients[of_many] = self._opened(of_many)
-            return self._clients[of_many]
+            if use not in self._clients:
+                self._clients[use] = self._opened(use)
+            return self._clients[use]
 
-    def _opened(self, of_many: bool) -> Any:
-        at = self.location
+    def _opened(self, use: _Use) -> Any:
+        at, of_many = self.location, use is _Use.MANY
         settings: dict[str, Any] = {
             "prefix": at.prefix or None,
             "client_options": {
@@ -361,6 +384,8 @@ class Cloud:
             settings |= {"endpoint": at.endpoint, "aws_endpoint_url_s3": at.endpoint}
         if at.region:
             settings["region"] = at.region
+        if use is _Use.EACH and at.scheme == "s3":
+            settings["disable_bulk_delete"] = True
         try:
             return _STORES[at.scheme](at.bucket, **settings)
         except (BaseError, ValueError) as error:
@@ -426,8 +451,7 @@ _STORES: dict[str, Callable[..., Any]] = {
     "gs": obstore.store.GCSStore,
     "az": obstore.store.AzureStore,
 }
-_OF_MANY = ("upload", "list")
-"""The operations that can take many requests."""
+_USES = {"upload": _Use.MANY, "list": _Use.MANY}
 _WORDS = {
     "get": "read",
     "head": "read",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import obstore
 import pytest
 
 from storage.errors import StoreError
-from storage.objects.cloud import Cloud, Patience
+from storage.objects.cloud import Cloud, Patience, _Use
 from storage.objects.opening import opened
 from storage.objects.protocol import Objects
 from tests.support.fault_proxy import FaultProxy
@@ -194,6 +195,33 @@ def test_a_file_comes_back_as_it_was(objects: Objects, tmp_path: Path, size: int
     assert after.read_bytes() == before.read_bytes()
 
 
+def test_a_file_is_never_whole_in_memory(object_storage: ObjectServer, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from storage.objects.opening import opened\n"
+        "def most(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
+        "objects, file = opened(sys.argv[1]), Path(sys.argv[2])\n"
+        "objects.probe()\n"
+        "before = most()\n"
+        "objects.upload('big', file)\n"
+        "objects.download('big', file.with_suffix('.again'))\n"
+        "print(most() - before)\n"
+    )
+    file, size = tmp_path / "file", 200 << 20
+    with file.open("wb") as stream:
+        stream.truncate(size)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, object_storage.fresh().address, str(file)],
+        env=os.environ | object_storage.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert file.with_suffix(".again").stat().st_size == size
+    assert int(ended.stdout) << 10 < size // 2
+
+
 def test_a_file_that_is_missing_is_not_uploaded(objects: Objects, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         objects.upload("x", tmp_path / "no")
@@ -214,7 +242,7 @@ def test_an_age_is_by_the_clock_of_the_store(objects: Objects) -> None:
 def hidden(objects: Objects) -> list[str]:
     """Return the keys of what no listing has."""
     if isinstance(objects, Cloud):
-        everything = obstore.list(objects._client(False)).collect()
+        everything = obstore.list(objects._client(_Use.ONE)).collect()
         return [found["path"] for found in everything if "/." in f"/{found['path']}"]
     return [str(path) for path in Path(objects.address).rglob(".*")]
 
@@ -294,6 +322,22 @@ def test_requests_are_counted(object_storage: ObjectServer, monkeypatch: pytest.
         _use(cloud)
     methods = Counter(request.method for request in proxy.requests)
     assert methods == {"PUT": 2, "GET": 3, "POST": 1}
+
+
+def test_threads_share_one(objects: Objects) -> None:
+    def work(number: int) -> list[bytes]:
+        keys = [f"{number}/{key}" for key in range(10)]
+        for key in keys:
+            objects.put(key, key.encode())
+        return [objects.get(key) for key in keys]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(work, range(8))] == [[f"{n}/{key}".encode() for key in range(10)] for n in range(8)]
+    assert sorted(found.key for found in objects.walk("")) == sorted(
+        f"{n}/{key}" for n in range(8) for key in range(10)
+    )
+    if isinstance(objects, Cloud):
+        assert objects.requests["put"] == objects.requests["get"] == 80
 
 
 def _use(cloud: Cloud) -> None:
