@@ -220,7 +220,7 @@ class Registry:
         """Return whether the model of this version was removed by `gc` (`storage.retention`) and not yet retrained."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
         with self._errors():
-            complete = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
+            complete = all(self.store.has(self.dataset, step, key) for step, key in entries)
             return not complete and self._exists(self._retired(version.number))
 
     def check_kept(self, version: Version) -> None:
@@ -358,6 +358,8 @@ class Registry:
         """
         with self._errors():
             while True:
+                # A version must not name a model that `gc` may have removed.
+                self.store.check_in_use(self.dataset)
                 number = max(self.numbers(), default=0) + 1
                 # Search after listing: a listing made while others register may lack a version below its newest.
                 existing = self.find(values["model"], values["evaluation"])
@@ -393,6 +395,7 @@ class Registry:
         Raises:
             StoreError: as for `promote`, or the ledger cannot be written.
         """
+        self.store.check_in_use(self.dataset)
         changes = decision["champion"] != decision["previous"]
         if changes:
             self.check_kept(self.version(decision["champion"]))

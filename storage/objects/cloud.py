@@ -34,7 +34,7 @@ from storage.errors import StoreError
 from storage.files import open_regular
 from storage.objects.address import Address
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
-from storage.objects.protocol import Found, Listing
+from storage.objects.protocol import HIDDEN, Found, Listing
 from storage.runtime import cancellation
 
 _T = TypeVar("_T")
@@ -247,18 +247,35 @@ class Cloud:
                     with suppress(FileNotFoundError):
                         self._tried("delete", key, partial(_delete, key))
 
+    def hidden(self) -> tuple[Found, ...]:
+        found = self._tried("list", "", lambda store: obstore.list_with_delimiter(store, None))
+        objects = [_found(meta) for meta in found["objects"]]
+        # `probe` makes a folder.
+        for folder in found["common_prefixes"]:
+            if folder.startswith(HIDDEN):
+                objects += [_found(meta) for page in self._pages(folder) for meta in page]
+        return tuple(sorted((one for one in objects if one.key.startswith(HIDDEN)), key=lambda one: one.key))
+
+    def now(self) -> float:
+        # A new object has the time of the store.
+        while True:
+            key = f".now.{secrets.token_hex(8)}"
+            self.put(key, b"")
+            # If this process was paused meanwhile, others may have taken the object for one that was left.
+            with suppress(FileNotFoundError):
+                try:
+                    return self._head(key).timestamp()
+                finally:
+                    self.delete([key])
+
     def age(self, key: str) -> float | None:
-        # A new object has the time of the store. It is written first, and shows also whether there is a bucket: the
-        # answer to `head` has no body that tells a missing object from a missing bucket.
-        now = f".now.{secrets.token_hex(8)}"
-        self.put(now, b"")
+        # The new object is written first, and shows also whether there is a bucket: the answer to `head` has no body
+        # that tells a missing object from a missing bucket.
+        now = self.now()
         try:
-            written = self._head(key)
-            return max((self._head(now) - written).total_seconds(), 0)
+            return max(now - self._head(key).timestamp(), 0)
         except FileNotFoundError:
             return None
-        finally:
-            self.delete([now])
 
     def probe(self) -> None:
         folder = f".probe.{secrets.token_hex(8)}"

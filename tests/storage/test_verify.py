@@ -119,7 +119,7 @@ def test_damage_is_named(filled: Store, what: str):
     damage(filled)
     damaged = verify(filled).damage
     assert damaged, what
-    assert any(place in str(f.path) and problem in f.problem for f in damaged), damaged
+    assert any(place in f.where and problem in f.problem for f in damaged), damaged
     assert all("\n" not in f.problem and f.remedy for f in damaged)
 
 
