@@ -44,8 +44,8 @@ _AT_ONCE = 8
 """Entries checked at once: most of the time is spent waiting for answers."""
 _PIECE = 8 << 20
 """Bytes of a file that are read at once."""
-_BATCH = 1000
-"""Objects removed by one request; the lease is checked before each."""
+_BATCH = 200
+"""Objects removed by one request. The lease is checked before each, so it must not take long, also one by one."""
 
 
 @dataclass
