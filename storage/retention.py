@@ -12,12 +12,14 @@ What data sets share, downloaded ZIP files, is kept only while it is used or its
 (`collect_downloads`): each data set has its own archives out of it.
 
 Versions and the ledger are small and never removed. If a version's model is removed, the registry keeps the version's
-figures and marks it (`Registry.retired`). The mark is written before the model is removed, so a process killed
-in between leaves a complete version.
+figures, and the ledger notes that it is retired (`Registry.retire`): before the model is removed, in the sequence of
+the decisions, so that nobody makes such a version the champion meanwhile. A process that is killed in between leaves a
+retired version with its model, which the next `gc` removes.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
@@ -28,10 +30,12 @@ from storage.arrivals import Arrivals
 from storage.ledger import run_of
 from storage.objects.protocol import Found
 from storage.outcomes import steps_of
-from storage.registry import Registry, Version, line
+from storage.registry import Overtaken, Registry, Version, line
 from storage.store import Store, store_errors
 from storage.upkeep import InUse, Leftover, StoredEntry, Upkeep, bytes_of
 from storage.verify import downloads, for_the_next_run, free_to_remove, resumed_by_the_next_run
+
+_log = logging.getLogger(__name__)
 
 KEEP_LAST = 10
 """The default number of versions and runs to keep."""
@@ -110,11 +114,9 @@ def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: boo
     registry, upkeep = Registry(store, dataset), store.upkeep(dataset)
     try:
         with store_errors(store.dataset(dataset)), upkeep.alone(), registry.deciding(give_up):
-            plan = _plan(registry, upkeep, keep_last)
+            plan = _retired(registry, upkeep, keep_last, dry_run)
             if not dry_run:
                 registry.keep_index()
-                for number in plan.retired:
-                    registry.retire(number)
                 upkeep.remove(plan.entries, plan.leftovers)
             return plan
     except InUse:
@@ -131,6 +133,21 @@ def collect_strays(store: Store, dry_run: bool = False) -> tuple[Found, ...]:
     if not dry_run:
         store.objects.delete(found.key for found in strays)
     return strays
+
+
+def _retired(registry: Registry, upkeep: Upkeep, keep_last: int, dry_run: bool) -> Collected:
+    """Return what to remove, after the versions that it belongs to have been retired."""
+    while True:
+        standing = registry.standing()
+        plan = _plan(registry, upkeep, keep_last)
+        if dry_run:
+            return plan
+        try:
+            registry.retire(plan.retired, standing)
+        except Overtaken:
+            _log.info("%s: another process has decided about the champion meanwhile; looking again", registry.dataset)
+        else:
+            return plan
 
 
 def _plan(registry: Registry, upkeep: Upkeep, keep_last: int) -> Collected:

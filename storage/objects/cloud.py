@@ -222,17 +222,21 @@ class Cloud:
         )
 
     def walk(self, folder: str) -> Iterator[Found]:
+        objects = self._everything(folder)
+        folders = {parent for found in objects for parent in _folders(found.key)}
+        # An empty object `m/`, by which the web pages of clouds keep a folder, comes here as `m`.
+        real = (found for found in objects if found.size or found.key not in folders)
+        # Not every kind of bucket lists in order.
+        yield from sorted((found for found in real if _is_below(found.key, folder)), key=lambda found: found.key)
+
+    def _everything(self, folder: str) -> Sequence[Found]:
         def everything(store: Any) -> list[Found]:
             pages = obstore.list(store, folder or None, chunk_size=_PAGE)
             return [_found(meta) for page in pages for meta in page]
 
         objects = self._tried("list", folder, everything)
         self._count_pages(len(objects))
-        folders = {parent for found in objects for parent in _folders(found.key)}
-        # An empty object `m/`, by which the web pages of clouds keep a folder, comes here as `m`.
-        real = (found for found in objects if found.size or found.key not in folders)
-        # Not every kind of bucket lists in order.
-        yield from sorted((found for found in real if _is_below(found.key, folder)), key=lambda found: found.key)
+        return objects
 
     def delete(self, keys: Iterable[str]) -> None:
         rest = iter(keys)
@@ -252,11 +256,12 @@ class Cloud:
 
     def hidden(self) -> tuple[Found, ...]:
         found = self._tried("list", "", lambda store: obstore.list_with_delimiter(store, None))
+        self._count_pages(len(found["objects"]) + len(found["common_prefixes"]))
         objects = [_found(meta) for meta in found["objects"]]
-        # `probe` makes a folder.
         for folder in found["common_prefixes"]:
+            # `probe` makes one.
             if folder.startswith(HIDDEN):
-                objects += [_found(meta) for page in self._pages(folder) for meta in page]
+                objects += self._everything(folder)
         return tuple(sorted((one for one in objects if one.key.startswith(HIDDEN)), key=lambda one: one.key))
 
     def now(self) -> float:
