@@ -35,13 +35,15 @@ from storage.errors import StoreError
 from storage.files import open_regular
 from storage.objects.address import Address, server_of
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
-from storage.objects.protocol import HIDDEN, Found, Listing
+from storage.objects.protocol import Found, Listing
 from storage.runtime import cancellation, interruptible
 
 _T = TypeVar("_T")
 
 # Letters only: Azure takes nothing else in the name of metadata.
 _NONCE = "idxflownonce"
+_NOW, _PROBE = ".now", ".probe"
+"""Folders of objects that exist for a moment."""
 _CONNECT = timedelta(seconds=10)
 _SILENCE = timedelta(seconds=30)
 # Counted from the beginning of a request, also while the body is still being sent: 4 parts of 8 MiB in this time need
@@ -88,12 +90,12 @@ class Patience:
 
     tries: int = 8
     seconds: float = 120
-    """No try begins later."""
+    """No try begins later than this after the first one has failed."""
     pause: float = 0.1
     """Seconds before the second try; each further pause is twice as long, up to 5 s, and somewhat random."""
 
     def waits(self) -> Iterator[float]:
-        """Yield the pauses between the tries; time waited and worked both count."""
+        """Yield the pauses between the tries, each when the one before it has failed."""
         end = time.monotonic() + self.seconds
         for number in range(self.tries - 1):
             wait = min(self.pause * 2**number, 5) * random.uniform(0.5, 1)
@@ -146,8 +148,8 @@ class Cloud:
         return data[: max(stop - start, 0)]
 
     def create(self, key: str, data: bytes) -> bool:
-        nonce = secrets.token_hex(16)
-        for wait in (*self.patience.waits(), None):
+        nonce, waits = secrets.token_hex(16), self.patience.waits()
+        while True:
             if self._created(key, data, nonce):
                 return True
             # Refused for what is there: the own object of an earlier try, or another's. Or for a conflict of two, of
@@ -155,9 +157,9 @@ class Cloud:
             with suppress(FileNotFoundError):
                 kept, its = self._read(key)
                 return kept == data and its in (nonce, "")
-            if wait is not None:
-                cancellation.sleep(wait)
-        raise refusal(Failure(Cause.BUSY), self.location, "create", self.where(key))
+            if (wait := next(waits, None)) is None:
+                raise refusal(Failure(Cause.EXISTS), self.location, "create", self.where(key))
+            cancellation.sleep(wait)
 
     def _created(self, key: str, data: bytes, nonce: str) -> bool:
         def put(store: Any) -> bool:
@@ -255,19 +257,12 @@ class Cloud:
         return True
 
     def hidden(self) -> tuple[Found, ...]:
-        found = self._tried("list", "", lambda store: obstore.list_with_delimiter(store, None))
-        self._count_pages(len(found["objects"]) + len(found["common_prefixes"]))
-        objects = [_found(meta) for meta in found["objects"]]
-        for folder in found["common_prefixes"]:
-            # `probe` makes one.
-            if folder.startswith(HIDDEN):
-                objects += self._everything(folder)
-        return tuple(sorted((one for one in objects if one.key.startswith(HIDDEN)), key=lambda one: one.key))
+        return tuple(found for folder in (_NOW, _PROBE) for found in self._everything(folder))
 
     def now(self) -> float:
         # A new object has the time of the store.
         while True:
-            key = f".now.{secrets.token_hex(8)}"
+            key = f"{_NOW}/{secrets.token_hex(8)}"
             self.put(key, b"")
             # If this process was paused meanwhile, others may have taken the object for one that was left.
             with suppress(FileNotFoundError):
@@ -286,20 +281,24 @@ class Cloud:
             return None
 
     def probe(self) -> None:
-        folder = f".probe.{secrets.token_hex(8)}"
+        folder = f"{_PROBE}/{secrets.token_hex(8)}"
         key = f"{folder}/object"
         try:
             first, second = self.create(key, b"1"), self.create(key, b"2")
             kept = self.get(key)
+            if (first, second, kept) != (True, False, b"1"):
+                raise StoreError(
+                    f"expected object storage that creates an object only if there is none at {self.address}; found a "
+                    "server that ignores If-None-Match and replaced one; update the server, or choose another store "
+                    "with --store"
+                )
             listed = [found.key for found in self.list(folder).objects]
-        finally:
-            self.delete([key])
-        if (first, second, kept) != (True, False, b"1"):
-            raise StoreError(
-                f"expected object storage that creates an object only if there is none at {self.address}; found a "
-                "server that ignores If-None-Match and replaced one; update the server, or choose another store with "
-                "--store"
-            )
+        except BaseException:
+            # A failure to remove it would hide why.
+            with suppress(FileNotFoundError, StoreError):
+                self.delete([key])
+            raise
+        self.delete([key])
         left = [found.key for found in self.list(folder).objects]
         if listed != [key] or left:
             raise StoreError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from storage.errors import StoreError
 from storage.files import create_bytes, flush, listed, make_folder, open_regular, write_bytes
-from storage.objects.protocol import HIDDEN, Found, Listing
+from storage.objects.protocol import Found, Listing
 
 
 class Folder:
@@ -89,9 +89,8 @@ class Folder:
                 flush(folder)
 
     def hidden(self) -> tuple[Found, ...]:
-        # Shallow, because nothing here makes folders.
         with suppress(FileNotFoundError):
-            paths = (path for path in sorted(self.root.iterdir()) if path.name.startswith(HIDDEN))
+            paths = (path for path in sorted(self.root.iterdir()) if path.name.startswith((".now.", ".probe.")))
             return tuple(_found(path.name, path.lstat()) for path in paths)
         return ()
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 Stamp = tuple[int | str, ...]
-HIDDEN = (".now.", ".probe.")
-"""How the names begin of what `now`, `age` and `probe` write for a moment."""
 
 
 @dataclass(frozen=True)

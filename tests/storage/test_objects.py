@@ -16,6 +16,7 @@ from typing import Any
 import obstore
 import pytest
 
+from storage.errors import StoreError
 from storage.objects.cloud import Cloud, Patience, _Use
 from storage.objects.opening import opened
 from storage.objects.protocol import Objects
@@ -162,13 +163,13 @@ def test_a_stamp_differs_after_a_replacement(objects: Objects) -> None:
 
 
 def test_more_objects_than_a_page_of_a_listing_has(objects: Objects) -> None:
-    keys = [f"many/{number:04d}/x" for number in range(700)] + [f"many/{number:04d}" for number in range(1000, 1800)]
+    keys = [f"many/{number:04d}/x" for number in range(300)] + [f"many/{number:04d}" for number in range(1000, 1800)]
     for key in keys:
         objects.put(key, b"")
     assert [found.key for found in objects.walk("many")] == keys
     listing = objects.list("many")
-    assert [found.key for found in listing.objects] == keys[700:]
-    assert len(listing.folders) == 700
+    assert [found.key for found in listing.objects] == keys[300:]
+    assert len(listing.folders) == 300
     objects.delete(iter(keys))
     assert list(objects.walk("")) == []
 
@@ -250,6 +251,22 @@ def test_a_probe_leaves_nothing_behind(objects: Objects) -> None:
     objects.probe()
     assert list(objects.walk("")) == []
     assert hidden(objects) == []
+
+
+@pytest.mark.remedies("storage.objects.cloud:probe")
+def test_a_probe_refuses_a_server_that_ignores_the_condition_of_a_creation(
+    object_servers: Callable[[str], ObjectServer], object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JuiceFS's gateway, whose answers to a removal are no good either."""
+    cloud = on(object_servers("juicefs").fresh(), monkeypatch)
+    with pytest.raises(StoreError) as raised:
+        cloud.probe()
+    assert str(raised.value) == (
+        f"expected object storage that creates an object only if there is none at {cloud.address}; found a server that "
+        "ignores If-None-Match and replaced one; update the server, or choose another store with --store"
+    )
+    assert hidden(cloud) == []
+    on(object_storage, monkeypatch).probe()
 
 
 def test_where_names_an_object_without_its_server(objects: Objects) -> None:

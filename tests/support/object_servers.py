@@ -69,6 +69,8 @@ def ministack(folder: Path) -> Iterator[ObjectServer]:
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
         "SERVICES": "s3",
+        # Another server of its, for all of the network, at a port that cannot be shared.
+        "IOT_MTLS_ENABLED": "0",
         # With one it would look for containers of its own, and remove them.
         "DOCKER_HOST": f"unix://{folder}/no-docker",
     }
