@@ -91,6 +91,13 @@ class Leases:
             self._renewed.pop(key, None)
             self._text.pop(key, None)
 
+    def renew(self) -> None:
+        """Write again all leases that are not lost; the thread of this object does that in time."""
+        with self._lock:
+            texts = dict(self._text)
+        for key, text in texts.items():
+            self._renew_one(key, text)
+
     def check(self, key: str) -> None:
         """Check that others cannot take this process for gone.
 
@@ -148,19 +155,17 @@ class Leases:
         with self._lock:
             self._renewed[key], self._text[key] = now, text
             if self._renewing is None or not self._renewing.is_alive():
-                self._renewing = threading.Thread(target=self._renew, name="idxflow-leases", daemon=True)
+                self._renewing = threading.Thread(target=self._keep_renewing, name="idxflow-leases", daemon=True)
                 self._renewing.start()
 
-    def _renew(self) -> None:
+    def _keep_renewing(self) -> None:
         while True:
             time.sleep(self.life / _RENEWALS)
             with self._lock:
-                texts = dict(self._text)
-                if not texts:
+                if not self._text:
                     self._renewing = None
                     return
-            for key, text in texts.items():
-                self._renew_one(key, text)
+            self.renew()
 
     def _renew_one(self, key: str, text: bytes) -> None:
         now = self._clock()
