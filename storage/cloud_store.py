@@ -55,6 +55,8 @@ _log = logging.getLogger(__name__)
 class CloudStore(Store):
     """A store whose objects are elsewhere."""
 
+    _ANOTHER_FOLDER = "choose another with IDXFLOW_CACHE"
+
     def __init__(self, objects: Objects, leases: Leases | None = None, cache: Path | None = None) -> None:
         cache = cache or cache_folder()
         name = hashlib.sha256(objects.address.encode()).hexdigest()[:16]
@@ -285,6 +287,10 @@ def files_of(described: Mapping[str, Any]) -> dict[str, StoredFile]:
     return {name: StoredFile(int(file["bytes"]), str(file["sha256"])) for name, file in described["files"].items()}
 
 
+class _Missing(Exception):
+    """A file of an entry is not in the store."""
+
+
 @dataclass(frozen=True)
 class CloudEntry:
     """An entry in object storage; its files come through the cache."""
@@ -308,10 +314,8 @@ class CloudEntry:
             return self.store.root / "none" / name
         file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
         try:
-            return self.store.cache.path(
-                name, file.sha256, file.bytes, lambda place: self.store.objects.download(key, place)
-            )
-        except FileNotFoundError as error:
+            return self.store.cache.path(name, file.sha256, file.bytes, lambda place: self._download(key, place))
+        except _Missing as error:
             self.unpublish()
             raise StoreError(
                 f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
@@ -322,6 +326,16 @@ class CloudEntry:
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
             ) from error
+
+    def _download(self, key: str, place: Path) -> None:
+        objects = self.store.objects
+        try:
+            objects.download(key, place)
+        except FileNotFoundError as error:
+            # It may be the folder on this machine that is gone.
+            if objects.age(key) is None:
+                raise _Missing from error
+            raise
 
     def unpublish(self) -> None:
         """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""
