@@ -7,6 +7,7 @@ with a line on standard input, and say what they did on standard output, a line 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from storage.objects.cloud import Cloud, Patience
 from storage.records import FolderEntry
 from storage.registry import Overtaken, Registry
 from storage.store import Plan
-from tests.support.stores import DATASET, Thing, decide
+from tests.support.stores import DATASET, Thing, decide, retrain
 
 
 def say(*words: object) -> None:
@@ -53,7 +54,23 @@ def decisions(store: CloudStore, name: str, count: int) -> None:
         say("decided", number)
 
 
-COMMANDS: dict[str, Callable[[CloudStore, str, int], None]] = {"publish": publish, "decisions": decisions}
+def hold(store: CloudStore, name: str, count: int) -> None:
+    """Train and decide as a run does, say so, and hold the data set until the next line; `name` is a number."""
+    with store.in_use(DATASET):
+        for number in range(count):
+            version = retrain(store, int(name) + number)
+        say("holds", time.time())
+        sys.stdin.readline()
+        store.check_in_use(DATASET)
+        store.leases.renew()
+        say("held", store.get(DATASET, "train", version.model, Thing).weights_digest)
+
+
+COMMANDS: dict[str, Callable[[CloudStore, str, int], None]] = {
+    "publish": publish,
+    "decisions": decisions,
+    "hold": hold,
+}
 
 
 def main() -> int:
