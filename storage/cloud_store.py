@@ -77,6 +77,10 @@ class CloudStore(Store):
             return False
         return True
 
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        name = key.rpartition("/")[2]
+        return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
+
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:
         """Keep the entries of a data set from being removed while the block runs, as for a store in a folder."""
@@ -246,9 +250,7 @@ class CloudEntry:
             return self.store.root / "none" / name
         file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
         try:
-            return self.store.cache.path(
-                name, file.sha256, file.bytes, lambda place: self.store.objects.download(key, place)
-            )
+            return self.store.file(key, file.sha256, file.bytes)
         except FileNotFoundError as error:
             raise StoreError(
                 f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "

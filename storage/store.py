@@ -108,6 +108,12 @@ def store_address(store: str | Path | None = None) -> str:
     return str(parse(chosen)) if is_address(chosen) else str(Path(chosen).expanduser().absolute())
 
 
+def command_for(address: str, words: str, usual: str | Path | None = None) -> str:
+    """Return an idxflow command for the store at an address, as `Store.command` does."""
+    option = "" if address == str(usual or store_address()) else f" --store {shlex.quote(address)}"
+    return f"idxflow {words}{option}"
+
+
 class Stored(Protocol):
     """A record that lives in a store entry."""
 
@@ -188,8 +194,7 @@ class Store:
 
         It names the store unless it is the `usual` one, by default the one a command without `--store` would use.
         """
-        option = "" if self.address == str(usual or store_address()) else f" --store {shlex.quote(self.address)}"
-        return f"idxflow {words}{option}"
+        return command_for(self.address, words, usual)
 
     def dataset(self, name: str) -> Path:
         return self.root / name
@@ -336,6 +341,15 @@ class Store:
     def entry_key(self, dataset: str, step: str, name: str) -> str:
         """Return the key of an entry's folder."""
         return f"{dataset}/{FOLDERS[step]}/{name}"
+
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        """Return the path of an object with this digest and size in bytes, on this machine.
+
+        Raises:
+            FileNotFoundError: there is none; only a store elsewhere looks, and checks the digest.
+            DigestDiffers: its contents are not the expected ones.
+        """
+        return self.root / key
 
     def made_from(self, dataset: str, step: str, key: str) -> dict[str, Any]:
         """Return `Plan.made_from` of an entry without checking its files.

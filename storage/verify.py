@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage import store_format
-from storage.arrivals import ARRIVALS, Arrivals
+from storage.arrivals import Arrivals
 from storage.errors import IdxflowError
 from storage.files import kind_of, locked, read_json, sha256_of
 from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
 from storage.objects import sealed
 from storage.objects.protocol import Found
 from storage.registry import Registry, Version
+from storage.snapshots import ARRIVALS
 from storage.store import DOWNLOADS, ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, read_entry, store_errors
 from storage.underway import UNDER_WAY, was_cut_off
 
