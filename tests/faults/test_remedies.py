@@ -1465,10 +1465,10 @@ CASES: dict[str, Case] = {
         lambda here: here.decode(),
     ),
     "watch: no room for a set": Case(
-        lambda here: (space(here, 10), _make_sure_it_fits(here.folder, 11)),
+        lambda here: (space(here, 10), _make_sure_it_fits(here.folder, 11, Store(here.folder))),
         "free space there",
         lambda here: space(here, 1 << 40),
-        lambda here: _make_sure_it_fits(here.folder, 11),
+        lambda here: _make_sure_it_fits(here.folder, 11, Store(here.folder)),
     ),
     "labels of no class, for training": Case(
         lambda here: (here.set(), here.manifest(), labels_checked(here)),
