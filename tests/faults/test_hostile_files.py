@@ -316,7 +316,7 @@ def test_no_sealed_description_of_an_entry_ends_in_a_foreign_error(folder: Path,
         with contextlib.suppress(UnicodeEncodeError):
             path.write_bytes(sealed({**values, part: value}))
         with contextlib.suppress(IdxflowError):
-            assert load(entry, Thing).folder == entry
+            assert load(entry, Thing).entry.folder == entry
     finally:
         path.write_bytes(good)
 
@@ -346,8 +346,10 @@ def test_a_clock_that_is_put_back_changes_neither_order_nor_numbers(store: Store
 
     moments = [start, start - timedelta(hours=1), start - timedelta(days=400), start + timedelta(seconds=1)]
     monkeypatch.setattr(ledger, "datetime", Clock)
-    for number, kind in enumerate(("decisions", "decisions", "runs", "decisions")):
-        written.append(kind, f"run-{number}", {})
+    for number in (0, 1):
+        written.decide(number + 1, f"run-{number}", {})
+    written.append("runs", "run-2", {})
+    written.decide(3, "run-3", {})
     assert [record["run"] for record in written.read("decisions")] == ["run-0", "run-1", "run-3"]
     assert written.last("decisions")["run"] == "run-3"
     # The time is what the clock said; `verify` says where it was wrong.
