@@ -20,6 +20,7 @@ from flows.endings import settle
 from flows.settings import POOL, ROOT
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
+from storage.objects.cache import CACHE_VARIABLE
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import for_the_next_run, verify
@@ -109,7 +110,10 @@ def _disk(store: Store) -> Diagnosis:
     free = shutil.disk_usage(place).free
     finding = f"{free / 1e9:,.1f} GB free at {place}"
     if free < LEAST_FREE_BYTES:
-        return Diagnosis("warning", "disk", finding, f"{store.command('gc')}, or another store with --store")
+        # `gc` frees what a store elsewhere takes there, not here.
+        here = f"free space, or another folder with {CACHE_VARIABLE}"
+        gc = f"{store.command('gc')}, or another store with --store"
+        return Diagnosis("warning", "disk", finding, here if store.leases else gc)
     return Diagnosis("ok", "disk", finding)
 
 
@@ -121,7 +125,8 @@ def _whole(store: Store) -> Diagnosis:
         settle(store)
         verdict = verify(store, contents=False)
     except IdxflowError as error:
-        return Diagnosis("problem", "store", str(error), "chown it to the user that runs the worker, or choose another")
+        here = "chown it to the user that runs the worker, or choose another"
+        return Diagnosis("problem", "store", str(error), "do that, or choose another" if store.leases else here)
     summary = (
         f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
         f"{counted(verdict.records, 'ledger record')}, sizes checked"

@@ -28,7 +28,7 @@ from storage.arrivals import WELL, Arrivals, new_id
 from storage.datasets import catalog
 from storage.errors import ConfigError, DataRefused, IdxflowError, PrefectFailed, StoreError
 from storage.files import kind_of
-from storage.objects.cache import CACHE_VARIABLE
+from storage.objects.cache import option_of
 from storage.opening import open_store
 from storage.snapshots import Arrival, mark_of
 from storage.store import Store
@@ -194,7 +194,7 @@ class _Watcher:
                     self._known = contents
                     return
             with self._arrivals.partial() as place:
-                _make_sure_it_fits(place, contents.bytes, self._store)
+                _make_sure_it_fits(place, contents.bytes)
                 files = inbox.copy(contents, place)
                 if files is None:
                     return
@@ -263,14 +263,12 @@ class _Watcher:
             )
 
 
-def _make_sure_it_fits(place: Path, needed: int, store: Store) -> None:
+def _make_sure_it_fits(place: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
-        # A store elsewhere is reached through a folder of this machine.
-        other = f"folder with {CACHE_VARIABLE}" if store.leases else "store with --store"
         raise StoreError(
             f"expected {needed:,} bytes free at {place.parent}; found {free:,}; free space there, or choose another "
-            f"{other}"
+            f"with {option_of(place)}"
         )
 
 

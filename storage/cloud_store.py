@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.errors import DamagedEntry, StoreError
+from storage.errors import DamagedEntry, StoreError, published_by
 from storage.files import WAITING, make_folder
 from storage.objects import sealed
-from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size
+from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size, unusable
 from storage.objects.leases import Leases
 from storage.objects.protocol import Objects
 from storage.records import Entry, from_json
@@ -67,7 +67,10 @@ class CloudStore(Store):
         return [name for name in names if not {*parts}.isdisjoint(self.objects.list(name).folders)]
 
     def prepare(self) -> None:
-        make_folder(self.root)
+        try:
+            make_folder(self.root)
+        except OSError as error:
+            raise unusable(error) from error
         super().prepare()
 
     def has(self, dataset: str, step: str, key: str) -> bool:
@@ -79,7 +82,12 @@ class CloudStore(Store):
 
     def file(self, key: str, sha256: str, size: int) -> Path:
         name = key.rpartition("/")[2]
-        return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
+        try:
+            return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename == self.objects.where(key):
+                raise
+            raise unusable(error) from error
 
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:
@@ -250,7 +258,7 @@ class CloudEntry:
             return self.store.root / "none" / name
         file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
         try:
-            return self.store.file(key, file.sha256, file.bytes)
+            path = self.store.file(key, file.sha256, file.bytes)
         except FileNotFoundError as error:
             raise StoreError(
                 f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
@@ -261,3 +269,5 @@ class CloudEntry:
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
             ) from error
+        published_by(path, f"{self.where()}/{ENTRY}")
+        return path

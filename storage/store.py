@@ -52,6 +52,7 @@ from storage.files import (
 )
 from storage.objects import sealed as sealed_json
 from storage.objects.address import is_address, parse
+from storage.objects.cache import option_of
 from storage.objects.folder import Folder
 from storage.objects.leases import Leases
 from storage.objects.protocol import Objects
@@ -558,7 +559,7 @@ def store_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = Path(str(error.filename or where))
-        remedy = "free space or correct the permissions there, or choose another with --store"
+        remedy = f"free space or correct the permissions there, or choose another with {option_of(path)}"
         if isinstance(error, NotADirectoryError):
             # The nearest path that exists is the obstacle.
             path = next(place for place in (path, *path.parents) if place.exists())

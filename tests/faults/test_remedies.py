@@ -1459,10 +1459,10 @@ CASES: dict[str, Case] = {
         lambda here: here.decode(),
     ),
     "watch: no room for a set": Case(
-        lambda here: (space(here, 10), _make_sure_it_fits(here.folder, 11, Store(here.folder))),
+        lambda here: (space(here, 10), _make_sure_it_fits(here.folder, 11)),
         "free space there",
         lambda here: space(here, 1 << 40),
-        lambda here: _make_sure_it_fits(here.folder, 11, Store(here.folder)),
+        lambda here: _make_sure_it_fits(here.folder, 11),
     ),
     "labels of no class, for training": Case(
         lambda here: (here.set(), here.manifest(), labels_checked(here)),
