@@ -24,13 +24,13 @@ from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
 from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
-from storage.arrivals import ARRIVAL
 from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import IdxflowError
 from storage.outcomes import Outcome
 from storage.records import HTML
 from storage.runtime import cancellation
+from storage.snapshots import ARRIVAL
 from tasks.sources.origins import OPEN_SOURCE
 from tasks.ui import artifacts
 

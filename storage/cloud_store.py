@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage import store_format
-from storage.errors import DamagedEntry, StoreError
-from storage.files import WAITING
+from storage.errors import DamagedEntry, StoreError, published_by
+from storage.files import WAITING, make_folder
 from storage.objects import sealed
-from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size
+from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size, unusable
 from storage.objects.leases import Leases
 from storage.objects.protocol import Found, Objects
 from storage.records import Entry, from_json
@@ -78,6 +78,10 @@ class CloudStore(Store):
         if not store_format.check(self.objects):
             # Once per store: a server that replaces what is there would lose results without a word.
             self.objects.probe()
+        try:
+            make_folder(self.root)
+        except OSError as error:
+            raise unusable(error) from error
         super().prepare()
 
     def strays(self) -> list[Found]:
@@ -98,6 +102,15 @@ class CloudStore(Store):
         except FileNotFoundError:
             return False
         return True
+
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        name = key.rpartition("/")[2]
+        try:
+            return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename == self.objects.where(key):
+                raise
+            raise unusable(error) from error
 
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:
@@ -280,9 +293,7 @@ class CloudEntry:
             return self.store.root / "none" / name
         file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
         try:
-            return self.store.cache.path(
-                name, file.sha256, file.bytes, lambda place: self.store.objects.download(key, place)
-            )
+            path = self.store.file(key, file.sha256, file.bytes)
         except FileNotFoundError as error:
             self._unpublish()
             raise StoreError(
@@ -294,6 +305,8 @@ class CloudEntry:
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
             ) from error
+        published_by(path, f"{self.where()}/{ENTRY}")
+        return path
 
     def _unpublish(self) -> None:
         """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""

@@ -52,6 +52,7 @@ from storage.files import (
 )
 from storage.objects import sealed as sealed_json
 from storage.objects.address import is_address, parse
+from storage.objects.cache import option_of
 from storage.objects.folder import Folder
 from storage.objects.leases import Leases
 from storage.objects.protocol import Found, Objects
@@ -109,6 +110,12 @@ def store_address(store: str | Path | None = None) -> str:
     """
     chosen = str(store or os.environ.get(STORE_VARIABLE) or BESIDE)
     return str(parse(chosen)) if is_address(chosen) else str(Path(chosen).expanduser().absolute())
+
+
+def command_for(address: str, words: str, usual: str | Path | None = None) -> str:
+    """Return an idxflow command for the store at an address, as `Store.command` does."""
+    option = "" if address == str(usual or store_address()) else f" --store {shlex.quote(address)}"
+    return f"idxflow {words}{option}"
 
 
 class Stored(Protocol):
@@ -193,8 +200,7 @@ class Store:
 
         It names the store unless it is the `usual` one, by default the one a command without `--store` would use.
         """
-        option = "" if self.address == str(usual or store_address()) else f" --store {shlex.quote(self.address)}"
-        return f"idxflow {words}{option}"
+        return command_for(self.address, words, usual)
 
     def dataset(self, name: str) -> Path:
         return self.root / name
@@ -360,6 +366,15 @@ class Store:
     def entry_key(self, dataset: str, step: str, name: str) -> str:
         """Return the key of an entry's folder."""
         return f"{dataset}/{FOLDERS[step]}/{name}"
+
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        """Return the path of an object with this digest and size in bytes, on this machine.
+
+        Raises:
+            FileNotFoundError: there is none; only a store elsewhere looks, and checks the digest.
+            DigestDiffers: its contents are not the expected ones.
+        """
+        return self.root / key
 
     def made_from(self, dataset: str, step: str, key: str) -> dict[str, Any]:
         """Return `Plan.made_from` of an entry without checking its files.
@@ -568,7 +583,7 @@ def store_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = Path(str(error.filename or where))
-        remedy = "free space or correct the permissions there, or choose another with --store"
+        remedy = f"free space or correct the permissions there, or choose another with {option_of(path)}"
         if isinstance(error, NotADirectoryError):
             # The nearest path that exists is the obstacle.
             path = next(place for place in (path, *path.parents) if place.exists())

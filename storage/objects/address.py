@@ -15,6 +15,9 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from storage.errors import ConfigError
 
+CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")
+"""Beginnings of the names of the variables from which the library takes credentials."""
+
 _ADDRESS = re.compile(r"(s3|gs|az):/", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?")

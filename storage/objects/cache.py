@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, StoreError
 from storage.files import make_folder, sha256_of
 
 CACHE_VARIABLE = "IDXFLOW_CACHE"
@@ -57,6 +57,20 @@ def cache_size() -> int:
             f"{os.environ[SIZE_VARIABLE]!r}; correct it"
         )
     return int(number) * _UNITS[unit]
+
+
+def option_of(path: Path) -> str:
+    """Return by what a user chooses another place instead of a path of a store, or of the cache."""
+    return CACHE_VARIABLE if path.is_relative_to(cache_folder()) else "--store"
+
+
+def unusable(error: OSError) -> StoreError:
+    """Return the error for a cache that cannot be written or read."""
+    return StoreError(
+        f"expected a folder that can be written at {error.filename or cache_folder()}, for what this machine keeps of "
+        f"the store; {error.strerror}; free space or correct the permissions there, or choose another with "
+        f"{CACHE_VARIABLE}"
+    )
 
 
 class DigestDiffers(Exception):
