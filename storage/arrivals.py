@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import DamagedEntry, SourceUnavailable
-from storage.files import canonical, flush, listed, locked, make_folder, read_json, sha256_of, write_json
+from storage.files import canonical, copy_file, flush, listed, locked, make_folder, read_json, sha256_of, write_json
 from storage.ledger import Ledger, place
 from storage.records import CUT_OFF
 from storage.store import INBOX, LOCKS, Store, discard, store_errors
@@ -122,14 +122,28 @@ class Arrivals:
 
     def add(self, partial: Path, arrival: Arrival) -> None:
         """Publish `partial` as the snapshot of a set, and record the set if it is new."""
-        write_json(partial / _RECORD, arrival.to_json())
-        for path in partial.iterdir():
-            path.chmod(0o444)
-        flush(partial)
-        os.rename(partial, self.folder(arrival.id))
-        flush(self._folder)
+        self._publish(partial, arrival)
         if not self.find(arrival.id):
             self._record(arrival)
+
+    def snapshots(self) -> list[Path]:
+        """Return the folders of all snapshots, oldest first."""
+        with store_errors(self._folder):
+            return listed(self._folder)
+
+    def adopt(self, snapshot: Path) -> None:
+        """Copy a snapshot of another store, unless this one has it; its record in the ledger is not written.
+
+        Raises:
+            DamagedEntry: a file of it is not what arrived.
+            OSError: it cannot be written.
+        """
+        arrival = _described(snapshot)
+        with self.partial() as partial:
+            for file in arrival.files.values():
+                if copy_file(snapshot / file.name, partial / file.name) != file.sha256:
+                    raise DamagedEntry(f"{snapshot / file.name}: expected the file that arrived; found another")
+            self._publish(partial, arrival)
 
     def is_lost(self, arrival: Arrival) -> bool:
         """Return whether a set that has not been run has lost its snapshot, as after removing a damaged one.
@@ -224,6 +238,14 @@ class Arrivals:
                         raise DamagedEntry(f"{file.name} is not what arrived")
             except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedEntry) as error:
                 yield path, str(error)
+
+    def _publish(self, partial: Path, arrival: Arrival) -> None:
+        write_json(partial / _RECORD, arrival.to_json())
+        for path in partial.iterdir():
+            path.chmod(0o444)
+        flush(partial)
+        os.rename(partial, self.folder(arrival.id))
+        flush(self._folder)
 
     def _record(self, arrival: Arrival) -> None:
         self._ledger.append("arrivals", arrival.id, arrival.to_json())

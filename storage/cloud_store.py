@@ -35,7 +35,21 @@ from storage.objects.leases import Leases
 from storage.objects.protocol import Objects
 from storage.records import Entry, from_json
 from storage.runtime import cancellation
-from storage.store import ENTRY, FOLDERS, LOOKED_AT, PARTS, Plan, R, Store, check_identity, description, take_over
+from storage.store import (
+    ENTRY,
+    FOLDERS,
+    LOOKED_AT,
+    PARTS,
+    Files,
+    Plan,
+    R,
+    Store,
+    check_identity,
+    description,
+    empty_partial,
+    plan_of,
+    take_over,
+)
 
 _POLL_SECONDS = 1.0
 
@@ -111,6 +125,31 @@ class CloudStore(Store):
         for found in sorted(described, key=lambda found: found.modified, reverse=True)[:LOOKED_AT]:
             with suppress(FileNotFoundError, ValueError):
                 yield sealed.read(self.objects, found.key)
+
+    def described(self, dataset: str, part: str, key: str) -> dict[str, Any]:
+        where = f"{dataset}/{part}/{key}/{ENTRY}"
+        try:
+            described = sealed.read(self.objects, where)
+            check_identity((dataset, part, key), described)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+            raise DamagedEntry(f"{self.objects.where(where)} cannot be read ({problem})") from error
+        return described
+
+    def adopt(self, entry: Mapping[str, Any], files: Files) -> None:
+        plan, attempt = plan_of(entry), secrets.token_hex(8)
+        folder = self.entry_key(plan.dataset, plan.step, plan.folder)
+        # What has to be fetched first passes through the working folder, which processes of this machine share.
+        with super()._exclusively(plan):
+            partial = empty_partial(self.entries(plan.dataset, plan.step) / plan.folder)
+            for name in entry["files"]:
+                cancellation.check()
+                self.objects.upload(f"{folder}/{attempt}/{name}", files.path(name, partial / name))
+                (partial / name).unlink(missing_ok=True)
+            partial.rmdir()
+        self.check_in_use(plan.dataset)
+        if not sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
+            self.objects.delete([f"{folder}/{attempt}/{name}" for name in entry["files"]])
 
     def discard(self, dataset: str, step: str, key: str) -> None:
         """Remove an entry: its description first, so that nobody finds it without its files."""
