@@ -73,10 +73,14 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 
 
-def check_local(what: str, path: str | Path) -> None:
+def check_local(what: str, path: str | Path, instead: str = "") -> None:
     """Check that an output location is a local path.
 
     A URL such as s3://bucket/x is also a valid path: of a folder `s3:` in the current folder.
+
+    Args:
+        what: the location, for the message.
+        instead: what else can be given.
 
     Raises:
         ConfigError: it is a URL.
@@ -85,7 +89,7 @@ def check_local(what: str, path: str | Path) -> None:
         # Leave out the rest, which may contain a password.
         raise ConfigError(
             f"expected {what} to be a path of this machine; found an address, {match[1]}://…; "
-            "give a path instead, such as that of a mounted folder"
+            f"give a path instead, such as that of a mounted folder{instead}"
         )
 
 

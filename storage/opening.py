@@ -28,7 +28,10 @@ def open_store(store: str | Path | None = None) -> Store:
         remote = CloudStore(opened(address))
         store_format.check(remote.objects)
         return remote
-    check_local("the store (--store or IDXFLOW_STORE)", store or os.environ.get(STORE_VARIABLE) or "")
+    given = store or os.environ.get(STORE_VARIABLE) or ""
+    check_local(
+        "the store (--store or IDXFLOW_STORE)", given, ", or an address of object storage (s3://, gs://, az://)"
+    )
     local = Store(Path(address))
     _check_folder(local)
     return local

@@ -316,7 +316,7 @@ def test_no_sealed_description_of_an_entry_ends_in_a_foreign_error(folder: Path,
         with contextlib.suppress(UnicodeEncodeError):
             path.write_bytes(sealed({**values, part: value}))
         with contextlib.suppress(IdxflowError):
-            assert load(entry, Thing).folder == entry
+            assert load(entry, Thing).entry.folder == entry
     finally:
         path.write_bytes(good)
 

@@ -1,4 +1,7 @@
-"""An address where something is to be written is refused in every way in: nothing is made in a folder named `s3:`."""
+"""An address where something is to be written is refused in every way in: nothing is made in a folder named `https:`.
+
+Only a store can be at an address, and only of object storage.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from storage.opening import open_store
 from storage.store import Store
 from tasks.serving.predict import load_champion
 
-ADDRESSES = ["s3://bucket/x", "gs://key:secret@bucket", "file:///srv/store", "https://host/x", "hdfs:/x"]
+ADDRESSES = ["https://host/x", "sftp://key:secret@host/x", "file:///srv/store", "minio://bucket", "hdfs:/x"]
 CALLS: dict[str, list[str]] = {
     "run": ["run", "--json"],
     "validate": ["validate"],

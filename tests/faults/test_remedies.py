@@ -763,7 +763,7 @@ CASES: dict[str, Case] = {
         lambda here: here.decode(str(here.mine)),
     ),
     "a store at an address": Case(
-        lambda here: here.run("verify", "--store", "s3://bucket/x", store=False),
+        lambda here: here.run("verify", "--store", "https://host/x", store=False),
         "give a path instead",
         nothing,
         lambda here: here.run("verify"),
@@ -908,7 +908,7 @@ CASES: dict[str, Case] = {
     "predict in Python: other weights than the model's": Case(
         lambda here: (exchange_weights(here), classifier.predict(here.record(2), ONE[None])),
         ", then run again",
-        lambda here: (shutil.rmtree(here.record(2).folder), here.train_again()),
+        lambda here: (shutil.rmtree(here.record(2).entry.folder), here.train_again()),
         lambda here: classifier.predict(here.record(2), ONE[None]),
     ),
     "answers about other rows": Case(
@@ -1643,7 +1643,7 @@ def output_file(here: Here, path: str | Path) -> object:
 def spoiled(here: Here, name: str, change: Callable[[Path], object]) -> None:
     """Change a file of version 2, and seal it as if it were good."""
     assert here.own
-    _changed(here.record(2).folder / name, change)
+    _changed(here.record(2).entry.folder / name, change)
 
 
 def not_finite(path: Path) -> None:

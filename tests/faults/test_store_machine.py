@@ -207,7 +207,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_whole_is_found_again_and_what_is_damaged_is_not_used(self) -> None:
         for step, number in self.whole:
-            assert self.store.get(DATASET, step, self._folder(step, number).name, Thing).folder.is_dir()
+            assert self.store.get(DATASET, step, self._folder(step, number).name, Thing).entry.folder.is_dir()
         for step, number in self.damaged:
             with pytest.raises(DamagedEntry):
                 self.store.get(DATASET, step, self._folder(step, number).name, Thing)
