@@ -66,6 +66,8 @@ def copy(
 
 
 def _check_two(source: Store, target: Store) -> None:
+    if not source.exists():
+        raise ConfigError(f"expected a store at {source.address}; found nothing; name the store to copy as FROM")
     if source.address == target.address or source.root.resolve() == target.root.resolve():
         raise ConfigError(
             f"expected two stores; found {source.address} as FROM and as TO; name the store to copy to as TO"

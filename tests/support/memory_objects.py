@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
+from storage.cloud_store import CloudStore
 from storage.objects.protocol import Found, Listing
 from storage.store import Store
 
@@ -161,7 +162,8 @@ class MemoryObjects:
         beginning = f"{folder}/" if folder else ""
         for key in sorted(self._objects):
             if key.startswith(beginning) and not any(part.startswith(".") for part in key.split("/")):
-                yield Found(key, len(self._objects[key].data), (self._objects[key].stamp,))
+                one = self._objects[key]
+                yield Found(key, len(one.data), (one.stamp,), one.written)
 
     def _listing(self, folder: str) -> Listing:
         depth = len(folder.split("/")) if folder else 0
@@ -186,3 +188,8 @@ def memory_store(root: Path, objects: MemoryObjects | None = None) -> Store:
     store = Store(root)
     store.objects = objects or MemoryObjects()
     return store
+
+
+def cloud_store(cache: Path, objects: MemoryObjects | None = None) -> CloudStore:
+    """Return a store all of which is in memory, with its working folder and its cache in `cache`."""
+    return CloudStore(objects or MemoryObjects(), cache=cache)
