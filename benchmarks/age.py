@@ -30,6 +30,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import ROOT, ratio, say, spread
 from storage.files import put_json_if_absent, read_json, sealed
 from storage.ledger import Ledger
+from storage.objects import sealed as sealed_object
 from storage.records import to_json
 from storage.registry import Registry
 from storage.retention import collect
@@ -113,11 +114,12 @@ def grow(store: Store, runs: int, unchanged: int = 0) -> None:
     ledger = Ledger(store, DATASET)
     told = ledger.read("runs")
     pattern = told[-1]
-    decision = ledger.find("decisions", pattern["run"])
+    registry = Registry(store, DATASET)
+    decision = registry.decision_of(pattern["run"])
     if decision is None:
         sys.exit(f"expected run {pattern['run']} to have decided something")
     before = datetime.now(UTC) - timedelta(minutes=runs + unchanged)
-    writer = _Writer(store, pattern, decision, before, 2 * len(told) + 1)
+    writer = _Writer(store, pattern, decision, before, len(told) + 1, registry.standing().number + 1)
     fsync, os.fsync = os.fsync, lambda _: None
     try:
         for number in range(len(told) + 1, runs + 1):
@@ -126,7 +128,8 @@ def grow(store: Store, runs: int, unchanged: int = 0) -> None:
             writer.unchanged(number)
     finally:
         os.fsync = fsync
-    registry = Registry(store, DATASET)
+    hint = {"decision": writer.next_decision - 1, "version": decision["champion"]}
+    sealed_object.write(store.objects, registry.pointer, hint)
     with registry.deciding():
         # As each run does that decides.
         registry.decisions()
@@ -145,8 +148,9 @@ class _Writer:
     decision: Mapping[str, Any]
     """Its decision."""
     began: datetime
-    record: int
-    """The next number of the ledger."""
+    next_run: int
+    """The next number of the ledger's runs."""
+    next_decision: int
     like: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """The description of the pattern's entry of each step."""
 
@@ -160,28 +164,34 @@ class _Writer:
         version = dataclasses.replace(like, run=run, **made)
         put_json_if_absent(self.store.part(DATASET, "registry") / "versions" / f"{number:08d}.json", to_json(version))
         changed = {"version": number, "looks": number, "weights_digest": weights}
-        self._append("decisions", run, {**self.decision, **changed})
+        own = {"run": run, "time": self._time, "after": self.next_run - 1}
+        key = registry.ledger.decision_key(self.next_decision)
+        sealed_object.create(self.store.objects, key, {**self.decision, **changed, **own})
+        self.next_decision += 1
         steps = [
             {**step, "key": step["key"] if step["of"] else keys.get(step["step"], step["key"])} for step in self._steps
         ]
         of_run = {"steps": steps, "version": number, "report": f"{DATASET}/{FOLDERS['publish']}/{run}"}
-        self._append("runs", run, {**self.pattern, **of_run, "decision": {**self.pattern["decision"], **changed}})
+        self._append(run, {**self.pattern, **of_run, "decision": {**self.pattern["decision"], **changed}})
 
     def unchanged(self, number: int) -> None:
         """Write what a run leaves that found nothing new."""
         run = f"20250101-000000-u{number:06}"
-        self._append("runs", run, {**self.pattern, "state": "unchanged", "sentence": "unchanged"})
+        self._append(run, {**self.pattern, "state": "unchanged", "sentence": "unchanged"})
 
     @property
     def _steps(self) -> list[dict[str, Any]]:
         steps: list[dict[str, Any]] = self.pattern["steps"]
         return steps
 
-    def _append(self, kind: str, run: str, values: Mapping[str, Any]) -> None:
-        time = (self.began + timedelta(minutes=self.record / 2)).isoformat(timespec="milliseconds")
-        path = self.store.part(DATASET, "ledger") / kind / f"{self.record:08d}-{run}.json"
-        put_json_if_absent(path, {**values, "run": run, "time": time})
-        self.record += 1
+    @property
+    def _time(self) -> str:
+        return (self.began + timedelta(minutes=self.next_run)).isoformat(timespec="milliseconds")
+
+    def _append(self, run: str, values: Mapping[str, Any]) -> None:
+        path = self.store.part(DATASET, "ledger") / "runs" / f"{self.next_run:08d}-{run}.json"
+        put_json_if_absent(path, {**values, "run": run, "time": self._time})
+        self.next_run += 1
 
     def _entry(self, step: str, number: int, run: str, weights: str) -> str:
         """Write the entry of a step under another key, with links to its files; return the key."""

@@ -24,6 +24,7 @@ from storage import underway
 from storage.datasets import catalog
 from storage.errors import PrefectFailed, StoreError
 from storage.ledger import Ledger
+from storage.registry import Registry
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def settle(store: Store, dataset: str | None = None) -> None:
                 # A run killed between recording its end and removing its trace is already in the ledger.
                 if ledger.find("runs", values["run"]) is None:
                     state, sentence = _ending(values)
-                    _record(ledger, name, state, sentence, values)
+                    _record(Registry(store, name), state, sentence, values)
                 trace.end()
         except StoreError as error:
             remark(f"cannot record how a run of {name} ended: {error}")
@@ -85,7 +86,7 @@ def unstarted(client: SyncPrefectClient, store: Store, known: set[UUID]) -> None
             sentence = f"it {_word(run.state)} before it started{_message(run.state)}"
             # Without the set that it should have run: this set still waits for a run.
             values = {"run": name, "started": due.isoformat(timespec="milliseconds"), "asked_by": "deployment"}
-            _record(ledger, dataset, _STATES[run.state.type.value], sentence, values)
+            _record(Registry(store, dataset), _STATES[run.state.type.value], sentence, values)
 
 
 _STATES = {"CANCELLED": "cancelled", "CANCELLING": "cancelled", "CRASHED": "crashed", "FAILED": "failed"}
@@ -153,14 +154,14 @@ def _on_server(flow_run: str | None) -> State | None:
     return None
 
 
-def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Mapping[str, Any]) -> None:
+def _record(registry: Registry, state: str, sentence: str, values: Mapping[str, Any]) -> None:
     """Append an ended run to the ledger with all that is known, in the format of `Job.append_to_ledger`."""
     unknown = ("version", "champion", "train_accuracy", "test_accuracy", "epochs", "seconds", "report", "test_rows")
-    decision = ledger.find("decisions", values["run"])
+    decision = registry.decision_of(values["run"])
     if decision and decision.get("sentence"):
         sentence = f"{sentence}; before that, it decided: {decision['sentence']}"
     fields = ("started", "asked_by", "profile", "config", "arrival")
-    ledger.append(
+    registry.ledger.append(
         "runs",
         values["run"],
         {
@@ -168,7 +169,7 @@ def _record(ledger: Ledger, dataset: str, state: str, sentence: str, values: Map
             "version": decision.get("version") if decision else None,
             "state": state,
             "sentence": sentence,
-            "dataset": dataset,
+            "dataset": registry.dataset,
             "steps": [],
             "error": {"kind": _KINDS[state], "sentence": sentence, "exit_code": 1},
             **{name: values[name] for name in fields if values.get(name) is not None},

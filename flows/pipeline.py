@@ -131,25 +131,38 @@ def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tu
 
 
 def to_decision(job: Job, caller: Caller) -> None:
-    """Carry out all steps; the champion stays locked from its scoring until it is replaced or kept."""
+    """Carry out all steps; the champion that is scored is the one that is replaced or kept."""
     train_split, test_split = to_validation(job, caller, job.audit)
     store, dataset = job.store, job.dataset
     normalization = job.keep("normalization", caller.call(normalize, store, dataset, train_split, job.config))
     model = job.keep("model", caller.call(train, store, dataset, train_split, normalization, job.config, job.again))
     evaluation = job.keep("evaluation", caller.call(evaluate, store, dataset, model, test_split))
     job.keep("confirmation", caller.call(confirm, store, dataset, model, test_split, evaluation))
-    candidate = Candidate(model, evaluation, train_split, test_split, job.record.asked_by, bool(job.again))
+    candidate = Candidate(
+        model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again)
+    )
     answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
     waiting = "%s: waiting for another process that is deciding about the champion"
     with job.registry.deciding(lambda: _log.info(waiting, dataset.name, extra=WAITING)):
-        champion, finished = _scored_champion(job, caller, test_split)
-        if answer and answer.about != _number(champion):
-            _log.warning("%s: the champion changed before the answer came; the answer does not count", dataset.name)
-            answer = None
-        if finished:
-            job.keep("champion_evaluation", finished)
-        reply = answer.answer if answer else None
-        job.keep("decision", caller.call(decide, job.registry, dataset, job.record.id, candidate, champion, reply))
+        while not _decided(job, caller, candidate, answer):
+            # Another process has decided meanwhile, perhaps about another champion.
+            pass
+
+
+def _decided(job: Job, caller: Caller, candidate: Candidate, answer: _Answered | None) -> bool:
+    """Score the champion and decide; return False if another process has decided first."""
+    after = job.registry.standing().number
+    champion, finished = _scored_champion(job, caller, candidate.test)
+    if answer and answer.about != _number(champion):
+        _log.warning("%s: the champion changed before the answer came; the answer does not count", job.dataset.name)
+        answer = None
+    if finished and finished.record != job.record.champion_evaluation:
+        job.keep("champion_evaluation", finished)
+    reply = answer.answer if answer else None
+    decision = caller.call(decide, job.registry, job.dataset, candidate, champion, after, reply)
+    if decision:
+        job.keep("decision", decision)
+    return decision is not None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from flows.champions import damage
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import remark
 from storage.errors import ConfigError, DamagedEntry
-from storage.registry import NO_RUN, PastDecision, Version, line
+from storage.registry import NO_RUN, Overtaken, PastDecision, Version, line
 
 MAX_REASON = 1000
 
@@ -61,7 +61,7 @@ class Change:
     """`forced` or `rolled back`."""
     reason: str
     choose: Callable[[list[PastDecision], int | None], Version]
-    """Returns the new champion, from the history and the current champion; called while the registry is locked."""
+    """Returns the new champion, from the history and the current champion; may be called again."""
 
 
 def _reason(text: str | None, data: DatasetInStore) -> str:
@@ -98,19 +98,32 @@ def _earlier(data: DatasetInStore, to: str, history: list[PastDecision], now: in
 
 
 def _carry_out(data: DatasetInStore, change: Change) -> dict[str, Any]:
-    """Decide, record the decision and move the pointer; return the decision."""
+    """Decide and record the decision; return it."""
     with data.registry.deciding(lambda: _remark_waiting(data)):
-        history = data.registry.outline()
-        champion = data.registry.champion()
-        target = change.choose(history, champion.number if champion else None)
-        if champion and target.number == champion.number:
-            raise ConfigError(
-                f"expected a version other than the champion of {data.name}; v{target.number} is the champion already; "
-                "nothing was changed; choose another version"
-            )
-        _check_whole(data, target)
-        decision = _decision(data, change, target, champion)
-        data.registry.carry_out(decision, NO_RUN)
+        while True:
+            try:
+                return _decided(data, change)
+            except Overtaken:
+                remark(f"{data.name}: another process has decided about the champion meanwhile; deciding again")
+
+
+def _decided(data: DatasetInStore, change: Change) -> dict[str, Any]:
+    """Decide and record the decision; return it.
+
+    Raises:
+        Overtaken: another process has decided meanwhile.
+    """
+    # First: if something is decided while the rest is read, this decision is overtaken.
+    standing = data.registry.standing()
+    target = change.choose(data.registry.outline(), standing.champion)
+    if target.number == standing.champion:
+        raise ConfigError(
+            f"expected a version other than the champion of {data.name}; v{target.number} is the champion already; "
+            "nothing was changed; choose another version"
+        )
+    _check_whole(data, target)
+    decision = _decision(data, change, target, standing.champion)
+    data.registry.carry_out(decision, NO_RUN, standing.number)
     return decision
 
 
@@ -128,8 +141,8 @@ def _check_whole(data: DatasetInStore, version: Version) -> None:
         )
 
 
-def _decision(data: DatasetInStore, change: Change, target: Version, champion: Version | None) -> dict[str, Any]:
-    before = f"v{champion.number}" if champion else "no champion"
+def _decision(data: DatasetInStore, change: Change, target: Version, champion: int | None) -> dict[str, Any]:
+    before = f"v{champion}" if champion else "no champion"
     past = _last_about(data, target)
     return {
         "outcome": change.outcome,
@@ -138,7 +151,7 @@ def _decision(data: DatasetInStore, change: Change, target: Version, champion: V
         "asked_by": "command line",
         "version": target.number,
         "champion": target.number,
-        "previous": champion.number if champion else None,
+        "previous": champion,
         # The rules from the gate's last decision on this version, which a forced promotion overrides.
         "rules": list(past.rules) if past else [],
         "newest": max(data.registry.numbers()),

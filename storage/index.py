@@ -54,7 +54,7 @@ class Index:
         self._objects = objects
         self._folder = folder
         self._fields = fields
-        self._keep_every = _KEEP_EVERY if isinstance(objects, Folder) else 1
+        self._are_files = isinstance(objects, Folder)
         self._read = read
         self._lines: dict[str, _Line] | None = None
         self._unkept = 0
@@ -74,13 +74,13 @@ class Index:
                 self._unkept += 1
             lines[name] = line
         self._lines = lines
-        if self._keep_every == 1:
+        if not self._are_files:
             self.keep()
         return {name: values for name, (_, values) in lines.items()}
 
     def keep(self) -> None:
         """Write the index if it lacks so many records that reading them takes long. A failure loses nothing."""
-        if self._lines and self._unkept >= self._keep_every:
+        if self._lines and self._unkept >= (_KEEP_EVERY if self._are_files else 1):
             text = canonical({"fields": self._fields, "lines": self._lines})
             with suppress(OSError):
                 write_bytes(self.file, hashlib.sha256(text).hexdigest().encode() + b"\n" + text)

@@ -1,21 +1,25 @@
 """The ledger: one small JSON file per run, decision and arrival of archives, added once and never changed.
 
     <dataset>/ledger/runs/<number>-<run>.json
-    <dataset>/ledger/decisions/<number>-<run>.json
     <dataset>/ledger/arrivals/<number>-<mark>.json
+    <dataset>/ledger/decisions/<number>.json
     <dataset>/ledger/underway/                      see `underway`
 
-The numbers give the order of all records, across kinds: each record takes the next number, under a lock. The time in
-a record is what the clock showed, right or wrong, and does not affect the order (`jumps` finds where it was wrong).
+Runs and arrivals share one sequence of numbers: each record takes the next. Decisions have a sequence of their own,
+without a gap: a number is taken by creating its file, which only one process can, see `registry`. A decision has the
+number of the newest run or arrival before it (`after`), which gives all records one order (`Place`). The time in a
+record is what the clock showed, right or wrong, and does not affect the order (`jumps` finds where it was wrong).
 
-Earlier versions named records by their time, `20261124T080348.123456Z-<run>.json`. These come before all numbered
-records, in the order of their names.
+Up to format 3, decisions were numbered with the others, `<number>-<run>.json`. The numbers of later ones go on from the
+highest of these. The first versions named records by their time, `20261124T080348.123456Z-<run>.json`. These come
+before all numbered records, in the order of their names.
 
 The ledger is the memory of idxflow: wiping Prefect's database loses no run, decision or report.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,12 +35,15 @@ from storage.store_format import FORMAT
 
 Kind = Literal["runs", "decisions", "arrivals"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Event = Literal["runs", "arrivals"]
+"""The kinds of records that `append` writes."""
+EVENTS: tuple[Event, ...] = get_args(Event)
 TOLERANCE = timedelta(minutes=1)
 """The largest difference between two clocks of a machine, or correction of one, that is not reported."""
 
 _RECENT = 100
 
-Place = tuple[bool, int, str]
+Place = tuple[bool, int, int, str]
 """The sort key of a record in the order of the ledger."""
 
 
@@ -51,7 +58,7 @@ class Ledger:
         self._store, self._dataset = store, dataset
         self._folder = store.key(dataset, "ledger")
 
-    def append(self, kind: Kind, run: str, values: Mapping[str, Any]) -> str:
+    def append(self, kind: Event, run: str, values: Mapping[str, Any]) -> str:
         """Write one record, adding the time (UTC), the run's id and the format of the store; return its key.
 
         Where nothing keeps two processes from appending at once (`Store.alone`), both may take the same number: then
@@ -62,11 +69,38 @@ class Ledger:
         """
         objects = self._store.objects
         with store_errors(self._store.root / self._folder / kind), self._store.alone(self._dataset, "ledger"):
-            key = f"{self._folder}/{kind}/{self._next_number():08d}-{run}.json"
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            if not sealed.create(objects, key, {**values, "format": FORMAT, "run": run, "time": now}):
+            key = f"{self._folder}/{kind}/{self._last_number() + 1:08d}-{run}.json"
+            if not sealed.create(objects, key, {**values, **_signed(run)}):
                 raise StoreError(f"{objects.where(key)}: expected no such record yet; it exists; run again")
         return key
+
+    def decide(self, number: int, run: str, values: Mapping[str, Any]) -> bool:
+        """Write the decision with this number, unless there is one; return whether this call wrote it.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with store_errors(self._store.root / self._folder):
+            # An object like another one, written by another process, is not taken for it.
+            own = {"after": self._last_number(), "nonce": secrets.token_hex(16), **_signed(run)}
+            return sealed.create(self._store.objects, self.decision_key(number), {**values, **own})
+
+    def decision(self, number: int) -> dict[str, Any] | None:
+        """Return the decision with this number, or None.
+
+        Raises:
+            DamagedEntry: it cannot be read.
+        """
+        try:
+            return self.record("decisions", _decision_name(number))
+        except DamagedEntry as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+
+    def decision_key(self, number: int) -> str:
+        """Return the key of the decision with this number, which need not exist."""
+        return f"{self._folder}/decisions/{_decision_name(number)}"
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of all records of a kind, oldest first, for `run_of` and `place`, without opening a file.
@@ -114,8 +148,8 @@ class Ledger:
         """
         return next(self.newest(kind), None)
 
-    def find(self, kind: Kind, run: str) -> dict[str, Any] | None:
-        """Return this run's newest record of a kind, or None.
+    def find(self, kind: Event, run: str) -> dict[str, Any] | None:
+        """Return this run's newest record of a kind, or None. `Registry.decision_of` finds its decision.
 
         Raises:
             DamagedEntry: it cannot be read.
@@ -123,7 +157,7 @@ class Ledger:
         names = [name for name in self.names(kind) if run_of(name) == run]
         return self.record(kind, names[-1]) if names else None
 
-    def place_of(self, kind: Kind, run: str) -> Place | None:
+    def place_of(self, kind: Event, run: str) -> Place | None:
         """Return the place of this run's first record of a kind, or None."""
         return next((place(name) for name in self.names(kind) if run_of(name) == run), None)
 
@@ -133,16 +167,15 @@ class Ledger:
         Raises:
             StoreError: the ledger cannot be listed.
         """
-        records: list[tuple[Place, Kind, str]] = [
-            (place(name), kind, name) for kind in KINDS for name in self.names(kind)
-        ]
-        times: dict[str, datetime] = {}
-        for _, kind, name in sorted(records)[-_RECENT:]:
-            # `verify` reports damaged records.
-            with suppress(DamagedEntry):
-                if time := time_of(self.record(kind, name)):
-                    times[name] = time
-        return jumps(times, now)
+        times: dict[Place, datetime] = {}
+        for kind in KINDS:
+            for name in self.names(kind)[-_RECENT:]:
+                # `verify` reports damaged records.
+                with suppress(DamagedEntry):
+                    record = self.record(kind, name)
+                    if time := time_of(record):
+                        times[place_in(record, name)] = time
+        return jumps(dict(sorted(times.items())[-_RECENT:]), now)
 
     def index(self, kind: Kind, fields: tuple[str, ...]) -> Index:
         """Return an index of some fields of all records of a kind."""
@@ -158,8 +191,10 @@ class Ledger:
                 "or move it out of the ledger"
             ) from error
 
-    def _next_number(self) -> int:
-        return max((place(name)[1] for kind in KINDS for name in self._listed(kind)), default=0) + 1
+    def _last_number(self) -> int:
+        """Return the highest number of the sequence that runs and arrivals share; 0 before the first."""
+        names = (name for kind in KINDS for name in self._listed(kind) if not is_decision(name))
+        return max((place(name)[1] for name in names), default=0)
 
     def _listed(self, kind: Kind) -> list[str]:
         with store_errors(self._store.root / self._folder):
@@ -168,13 +203,25 @@ class Ledger:
 
 
 def place(name: str) -> Place:
-    """Return the sort key of a record in its ledger, from its name."""
-    number = name.partition("-")[0]
-    return (True, int(number), name) if number.isdecimal() and number.isascii() else (False, 0, name)
+    """Return the sort key of a record, from its name: among all, or of a numbered decision, among the decisions."""
+    number = name.removesuffix(".json").partition("-")[0]
+    return (True, int(number), 0, name) if number.isdecimal() and number.isascii() else (False, 0, 0, name)
+
+
+def place_in(record: Mapping[str, Any], name: str) -> Place:
+    """Return the sort key of a record among those of all kinds."""
+    after = record.get("after")
+    return (True, after, place(name)[1], name) if is_decision(name) and type(after) is int else place(name)
+
+
+def is_decision(name: str) -> bool:
+    """Return whether a record is a decision with a number of its own, from its name."""
+    number = name.removesuffix(".json")
+    return number.isdecimal() and number.isascii()
 
 
 def run_of(name: str) -> str:
-    """Return the id of the run that a record belongs to, from its name."""
+    """Return the id of the run that a record belongs to, from its name; empty for a decision with its own number."""
     return name.partition("-")[2].removesuffix(".json")
 
 
@@ -198,26 +245,35 @@ class Jump:
     """True if the record's time is in the future; False if the clock was set back before it, in the past."""
 
 
-def jumps(times: Mapping[str, datetime], now: datetime) -> list[Jump]:
+def jumps(times: Mapping[Place, datetime], now: datetime) -> list[Jump]:
     """Return where the clock was wrong: times in the future, and times before those of earlier records.
 
     Args:
-        times: the times of records of one ledger, of all kinds, by name.
+        times: the times of records of one ledger, of all kinds, by place.
         now: the current time.
     """
-    names = sorted(times, key=place)
-    ahead = [name for name in names if times[name] > now + TOLERANCE]
+    places = sorted(times)
+    ahead = [here for here in places if times[here] > now + TOLERANCE]
     result = []
     if ahead:
-        newest = max(times[name] for name in ahead)
+        newest = max(times[here] for here in ahead)
         problem = f"expected no time later than now, {_clock(now)}; found {len(ahead):,} up to {_clock(newest)}"
-        result.append(Jump(ahead[0], problem, True))
-    for before, name in pairwise(names):
-        if times[name] < times[before] - TOLERANCE:
-            problem = f"expected a time after {_clock(times[before])}, that of the record before it, {before}"
-            result.append(Jump(name, f"{problem}; found {_clock(times[name])}", False))
+        result.append(Jump(ahead[0][-1], problem, True))
+    for before, here in pairwise(places):
+        if times[here] < times[before] - TOLERANCE:
+            problem = f"expected a time after {_clock(times[before])}, that of the record before it, {before[-1]}"
+            result.append(Jump(here[-1], f"{problem}; found {_clock(times[here])}", False))
     return result
 
 
 def _clock(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _decision_name(number: int) -> str:
+    return f"{number:08d}.json"
+
+
+def _signed(run: str) -> dict[str, Any]:
+    """Return the fields that every record has."""
+    return {"format": FORMAT, "run": run, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}

@@ -1,18 +1,25 @@
-"""The registry: numbered model versions, and a pointer to the champion.
+"""The registry: numbered model versions, and the champion among them.
 
     <dataset>/registry/versions/00000007.json   created only if absent, never changed
-    <dataset>/registry/retired/00000003.json    marks a version whose model may have been removed by `gc`
-    <dataset>/registry/champion.json            replaced atomically, under a lock
+    <dataset>/registry/champion.json            a hint: the newest decision that is known, and its champion
     <dataset>/registry/versions.index           can be rebuilt from the versions at any time
 
 A version names a model entry and an evaluation entry of the store by their keys. It is created after
-both are complete, and the pointer is moved after the version is created, so the pointer always names a
-complete version.
+both are complete, and decisions name only versions that exist, so the champion is always a complete version.
 
-The ledger records who was champion when, and why. A decision is written there before the pointer is moved,
-so a process killed between the two leaves a decision that never took effect. No extra mark is needed to tell:
-each decision records the champion it found (`previous`), read from the pointer under the same lock. A decision
-took effect if the next one found the champion it names; the last one did if the pointer names its champion.
+The champion is the one of the newest decision in the ledger. Decisions are numbered without a gap, and a decision is
+made by creating the record with the next number, which only one process can: the other one is `Overtaken`, and has to
+read the champion and to judge again. So a decision that is in the ledger has taken effect, and each names the champion
+that it found (`previous`). `champion.json` is written afterwards, to spare others the listing of the ledger: whoever
+reads it looks for the decisions after it. If it is missing, damaged or behind, only time is lost.
+
+Other records in the same sequence say that the models of versions are removed (`retire`) or made again (`restore`).
+They keep the champion, and no history shows them. A rollback to a version that is retired meanwhile is overtaken.
+
+In stores of format 3 and earlier, `champion.json` was the authority, and `retired/00000003.json` marked a version whose
+model may have been removed. A decision was recorded before `champion.json` was replaced, so it took effect only if the
+next one found the champion that it names, or for the last one, if `champion.json` names it. That still holds for such
+decisions, and `champion.json` counts until the first decision of a later format.
 
 Versions and decisions have one index each (`storage.index`), so a search by content need not read every file.
 """
@@ -20,17 +27,20 @@ Versions and decisions have one index each (`storage.index`), so a search by con
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import NoneType
 from typing import Any, TypeVar
 
+from storage import store_format
 from storage.errors import DamagedEntry, StoreError
 from storage.files import MAX_JSON_BYTES
 from storage.index import Index
-from storage.ledger import Ledger, place, run_of
+from storage.ledger import Ledger, Place, is_decision, place, place_in, run_of
 from storage.objects import sealed
 from storage.records import from_json, to_json
 from storage.store import CHAMPION, Store, store_errors
@@ -39,7 +49,14 @@ from storage.store_format import FORMAT
 T = TypeVar("T")
 
 _OF_VERSIONS = ("model", "evaluation", "weights_digest")
-_OF_DECISIONS = ("outcome", "version", "previous", "champion", "time", "newest", "test_digest", "policy", "limits")
+_OF_DECISIONS = (
+    *("outcome", "version", "versions", "previous", "champion", "run", "after", "time", "newest"),
+    *("test_digest", "policy", "limits"),
+)
+_RETIRED, _RESTORED = "retired", "restored"
+"""The outcomes of records in the sequence of decisions that are about models in the store, not about the champion."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class PastDecision:
     after: int | None
     """The champion it decided on."""
     took_effect: bool
-    """False if the process ended before it moved the pointer."""
+    """False if the process ended before it moved the pointer, which was possible up to format 3."""
     run: str
     asked_by: str | None
     sentence: str
@@ -93,6 +110,8 @@ class PastDecision:
     """For a manual decision, the newest version at that time; otherwise 0."""
     record: str = ""
     """Its name in the ledger."""
+    place: Place = (False, 0, 0, "")
+    """Its place among all records of the ledger."""
 
     @property
     def changed(self) -> bool:
@@ -110,15 +129,38 @@ NO_RUN = "by-hand"
 """The run id of manual decisions."""
 
 
-def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None) -> list[PastDecision]:
-    """Return the ledger's `decisions`, oldest first, as turns; `champion` is the version that the pointer names now.
+class Overtaken(Exception):
+    """Another process has decided first: read the champion again, and judge again. Never shown to people."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What counts after the newest decision."""
+
+    number: int
+    """Of that decision; 0 before the first."""
+    champion: int | None
+    """A version; None before the first promotion."""
+
+
+def turns(decisions: Sequence[Mapping[str, Any]], champion: int | None = None) -> list[PastDecision]:
+    """Return the ledger's `decisions`, oldest first, as turns.
+
+    Args:
+        decisions: with their names, if they have numbers of their own.
+        champion: the version that the pointer names now, if the last of them does not have a number of its own.
 
     Raises:
         DamagedEntry: a decision has no time.
     """
     # Each decision recorded the champion it found, which shows whether the previous decision was carried out.
     met = [*(d.get("previous") for d in decisions[1:]), champion]
-    return [_turn(d, d.get("champion") == then) for d, then in zip(decisions, met, strict=bool(decisions))]
+    return [_turn(d, _took_effect(d, then)) for d, then in zip(decisions, met, strict=bool(decisions))]
+
+
+def _took_effect(decision: Mapping[str, Any], then: int | None) -> bool:
+    """Return whether a decision took effect; `then` is the champion that was found after it."""
+    return is_decision(decision.get("name") or "") or decision.get("champion") == then
 
 
 def line(history: Sequence[PastDecision]) -> list[int]:
@@ -136,6 +178,10 @@ def line(history: Sequence[PastDecision]) -> list[int]:
         else:
             champions.append(turn.after)
     return champions
+
+
+def _is_about_models(decision: Mapping[str, Any]) -> bool:
+    return decision.get("outcome") in (_RETIRED, _RESTORED)
 
 
 def _turn(decision: Mapping[str, Any], took_effect: bool) -> PastDecision:
@@ -161,6 +207,7 @@ def _turn(decision: Mapping[str, Any], took_effect: bool) -> PastDecision:
         rules=tuple(decision.get("rules") or ()),
         newest=decision.get("newest") or 0,
         record=str(decision.get("name") or ""),
+        place=place_in(decision, str(decision.get("name") or "")),
     )
 
 
@@ -176,7 +223,8 @@ class Registry:
         self.ledger = Ledger(store, dataset)
         self._objects = store.objects
         self._folder = store.key(dataset, "registry")
-        self._pointer = f"{self._folder}/champion.json"
+        self.pointer = f"{self._folder}/champion.json"
+        """The key of the hint."""
         self._versions = Index(
             store.objects,
             store.root,
@@ -218,10 +266,18 @@ class Registry:
 
     def retired(self, version: Version) -> bool:
         """Return whether the model of this version was removed by `gc` (`storage.retention`) and not yet retrained."""
-        entries = (("train", version.model), ("evaluate", version.evaluation))
+        return version in self.retired_of([version])
+
+    def retired_of(self, versions: Iterable[Version]) -> list[Version]:
+        """Return those of the versions whose model was removed by `gc`, or may be from now on, and not yet retrained.
+
+        Raises:
+            DamagedEntry: a decision that is not in the index cannot be read.
+            StoreError: the registry or the ledger cannot be read.
+        """
         with self._errors():
-            complete = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
-            return not complete and self._exists(self._retired(version.number))
+            numbers = self._retired()
+            return [version for version in versions if version.number in numbers or self._is_marked(version)]
 
     def check_kept(self, version: Version) -> None:
         """Check that the model of a version is in the store.
@@ -235,28 +291,79 @@ class Registry:
                 f"removed by `idxflow gc`; run {version.run} in the ledger says how to train it again"
             )
 
-    def retire(self, number: int) -> None:
-        """Mark a version before its model is removed; the version and its figures stay in the registry.
+    def retire(self, numbers: Iterable[int], standing: Standing) -> None:
+        """Record that the models of versions are no longer needed, before any is removed.
+
+        The versions and their figures stay in the registry. Does nothing if all of them are retired already.
+
+        Args:
+            numbers: of the versions.
+            standing: what counted when it was found that they are not needed.
 
         Raises:
-            StoreError: it is the champion, or the mark cannot be written.
+            Overtaken: another process has decided since.
+            StoreError: one of them is the champion, or the record cannot be written.
         """
-        if number == self._pointed():
+        if standing.champion in {*numbers}:
             raise StoreError(
-                f"{self.dataset}: expected a version that can be retired; version {number} is champion; run again"
+                f"{self.dataset}: expected versions that can be retired; version {standing.champion} is champion; "
+                "run again"
             )
-        time = datetime.now(UTC).isoformat(timespec="seconds")
         with self._errors():
-            sealed.create(self._objects, self._retired(number), {"time": time})
+            new = {*numbers} - self._retired()
+        if new:
+            self._record({"outcome": _RETIRED, "versions": sorted(new)}, "gc", standing)
+
+    def restore(self, version: Version, run: str) -> None:
+        """Record that a run has made the model of a version again, if the version is retired.
+
+        Raises:
+            StoreError: the record cannot be written.
+        """
+        while True:
+            standing = self.standing()
+            with self._errors():
+                if version.number not in self._retired():
+                    return
+            with suppress(Overtaken):
+                self._record({"outcome": _RESTORED, "versions": [version.number]}, run, standing)
+                return
+
+    def standing(self) -> Standing:
+        """Return the number of the newest decision and its champion.
+
+        Takes two reads where the hint is up to date, and a listing of the ledger where there is none.
+
+        Raises:
+            DamagedEntry: the newest decision cannot be read; in a store of format 3, the pointer.
+            StoreError: the registry or the ledger cannot be read.
+        """
+        with self._errors():
+            standing = self._hint() or self._without_hint()
+            while decision := self.ledger.decision(standing.number + 1):
+                standing = Standing(standing.number + 1, decision.get("champion"))
+        return standing
 
     def champion(self) -> Version | None:
         """Return the version in use, or None before the first promotion.
 
         Raises:
-            DamagedEntry: the pointer cannot be read, or the version it names does not exist.
+            DamagedEntry: the newest decision cannot be read, or the version it names does not exist.
         """
-        number = self._pointed()
-        return None if number is None else self.version(number)
+        standing = self.standing()
+        if standing.champion is None:
+            return None
+        with self._errors():
+            try:
+                return self._read(standing.champion)
+            except FileNotFoundError as error:
+                promote = f"promote {self.dataset} NUMBER --force --reason …"
+                raise DamagedEntry(
+                    f"{self._objects.where(self.ledger.decision_key(standing.number))}: expected an existing version "
+                    f"as champion; found {standing.champion}; restore "
+                    f"{self._objects.where(self._path(standing.champion))} from a backup, or make another version the "
+                    f"champion: `{self.store.command(promote)}`"
+                ) from error
 
     def numbers(self) -> list[int]:
         """Return the numbers of all versions, lowest first.
@@ -269,16 +376,15 @@ class Registry:
         return [self._number(version.name) for version in found if version.name.endswith(".json")]
 
     def decisions(self) -> list[dict[str, Any]]:
-        """Return the indexed fields of every decision, oldest first, with its `run` and its `name` in the ledger.
+        """Return the indexed fields of every decision about the champion, oldest first, with its `name` in the ledger.
 
-        The fields are outcome, version, previous, champion, time, newest, test_digest, policy and limits, if known.
+        The others are outcome, version, previous, champion, run, time, newest, test_digest, policy, limits, if known.
 
         Raises:
             DamagedEntry: a decision that is not in the index cannot be read.
         """
         with self._errors():
-            records = self._decisions.records()
-        return [{**records[name], "run": run_of(name), "name": name} for name in sorted(records, key=place)]
+            return [decision for decision in self._indexed() if not _is_about_models(decision)]
 
     def outline(self) -> list[PastDecision]:
         """Return every decision from the index, oldest first: without sentence, reason, rules and `asked_by`.
@@ -286,22 +392,33 @@ class Registry:
         Needs no lock.
 
         Raises:
-            DamagedEntry: the pointer, or a decision that is not in the index, cannot be read.
+            DamagedEntry: a decision that is not in the index cannot be read; in a store of format 3, the pointer.
         """
-        champion, decisions = self._while_standing(self.decisions)
-        return turns(decisions, champion)
+        champion, decisions = self._with_pointer(self._indexed, lambda decision: str(decision["name"]))
+        pairs = zip(decisions, turns(decisions, champion), strict=True)
+        return [turn for decision, turn in pairs if not _is_about_models(decision)]
 
     def newest(self) -> Iterator[PastDecision]:
         """Yield every decision, newest first, reading each on demand. Needs no lock.
 
         Raises:
-            DamagedEntry: the pointer or a decision cannot be read.
+            DamagedEntry: a decision cannot be read; in a store of format 3, the pointer.
         """
-        then, names = self._while_standing(lambda: self.ledger.names("decisions"))
+        then, names = self._with_pointer(lambda: self.ledger.names("decisions"), str)
         for name in reversed(names):
             decision = self._named(name)
-            yield _turn(decision, decision.get("champion") == then)
+            if not _is_about_models(decision):
+                yield _turn(decision, _took_effect(decision, then))
             then = decision.get("previous")
+
+    def decision_of(self, run: str) -> dict[str, Any] | None:
+        """Return the decision of a run, or None.
+
+        Raises:
+            DamagedEntry: it cannot be read, or one that is not in the index.
+        """
+        names = [decision["name"] for decision in self.decisions() if decision["run"] == run]
+        return self._named(names[-1]) if names else None
 
     def history(self) -> list[PastDecision]:
         """Return every decision, oldest first, reading all records."""
@@ -354,7 +471,7 @@ class Registry:
     def register(self, **values: Any) -> Version:
         """Create the next version from the fields of `Version` other than dataset, number, time and format.
 
-        If the same model with the same evaluation is already registered, return its version.
+        If the same model with the same evaluation is already registered, return its version, which is not retired then.
         """
         with self._errors():
             while True:
@@ -362,6 +479,7 @@ class Registry:
                 # Search after listing: a listing made while others register may lack a version below its newest.
                 existing = self.find(values["model"], values["evaluation"])
                 if existing:
+                    self.restore(existing, values["run"])
                     return existing
                 time = datetime.now(UTC).isoformat(timespec="seconds")
                 version = Version(dataset=self.dataset, number=number, time=time, format=FORMAT, **values)
@@ -380,47 +498,104 @@ class Registry:
                 stack.enter_context(self.store.alone(self.dataset, CHAMPION, on_wait))
             yield
 
-    def carry_out(self, decision: Mapping[str, Any], run: str) -> None:
-        """Record a decision, and move the pointer if the champion changes. Call it while `deciding`.
-
-        The ledger is written first: if the process is killed between the two, the champion has not changed, and the
-        history shows that. In the other order, a change would have no reason on record.
+    def carry_out(self, decision: Mapping[str, Any], run: str, after: int) -> None:
+        """Record a decision, which makes it count.
 
         Args:
             decision: a `Decision` as JSON values.
             run: the run's id; `NO_RUN` for a manual decision.
+            after: the number of the newest decision when the champion was read that this one was judged against.
 
         Raises:
-            StoreError: as for `promote`, or the ledger cannot be written.
+            Overtaken: another process has decided since; nothing was changed.
+            StoreError: the new champion does not exist, its model was removed by `gc`, or the ledger cannot be written.
         """
-        changes = decision["champion"] != decision["previous"]
-        if changes:
+        if decision["champion"] != decision["previous"]:
             self.check_kept(self.version(decision["champion"]))
-        self.ledger.append("decisions", run, decision)
-        if changes:
-            self.promote(decision["champion"], run)
+        self._create(decision, run, after)
 
-    def promote(self, number: int, run: str) -> None:
-        """Make `number` the champion, which `carry_out` has recorded. Call it while `deciding`.
+    def _record(self, values: Mapping[str, Any], run: str, standing: Standing) -> None:
+        """Record what does not change the champion."""
+        same = {"previous": standing.champion, "champion": standing.champion}
+        self._create({**values, **same}, run, standing.number)
 
-        Raises:
-            StoreError: the version does not exist, its model was removed by `gc`, or the pointer cannot be written.
-        """
-        self.check_kept(self.version(number))
-        time = datetime.now(UTC).isoformat(timespec="seconds")
+    def _create(self, decision: Mapping[str, Any], run: str, after: int) -> None:
         with self._errors():
-            sealed.write(self._objects, self._pointer, {"version": number, "run": run, "time": time})
+            # Earlier versions of idxflow must not use a store in which they would take the hint for the authority.
+            store_format.mark(self._objects)
+            newest = self._newest_number()
+            if newest < after:
+                where, hint = self._objects.where(self.ledger.decision_key(after)), self._objects.where(self.pointer)
+                raise DamagedEntry(
+                    f"{hint}: expected an existing decision; found the number {after}, and {newest} is the newest; "
+                    f"restore {where} from a backup, or remove this file to go on from decision {newest}"
+                )
+            if newest > after or not self.ledger.decide(after + 1, run, decision):
+                raise Overtaken
+            # The decision counts already.
+            with suppress(OSError, StoreError):
+                hint_values = {"decision": after + 1, "version": decision["champion"]}
+                sealed.write(self._objects, self.pointer, hint_values)
 
-    def _while_standing(self, read: Callable[[], T]) -> tuple[int | None, T]:
-        """Return the version that the pointer names, and the result of `read` while the pointer did not change.
+    def _newest_number(self) -> int:
+        return max((place(name)[1] for name in self.ledger.names("decisions")), default=0)
 
-        A decision is in the ledger before the pointer moves: if the pointer did not move, no decision is missing.
+    def _hint(self) -> Standing | None:
+        """Return what the hint says; None if there is none that can be used."""
+        try:
+            values = sealed.read(self._objects, self.pointer)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            _log.debug("%s: %s; the ledger is listed instead", self._objects.where(self.pointer), error)
+            return None
+        number, champion = values.get("decision"), values.get("version")
+        return Standing(number, champion) if type(number) is int and type(champion) in (int, NoneType) else None
+
+    def _without_hint(self) -> Standing:
+        number, names = self._newest_number(), self.ledger.names("decisions")
+        if names and is_decision(names[-1]):
+            return Standing(number, self._named(names[-1]).get("champion"))
+        return Standing(number, self._pointed())
+
+    def _with_pointer(
+        self, read: Callable[[], Sequence[T]], name_of: Callable[[T], str]
+    ) -> tuple[int | None, Sequence[T]]:
+        """Return the decisions, oldest first, and the version that the pointer names, if only that tells of the last.
+
+        A decision of format 3 is in the ledger before the pointer moves: if the pointer did not move while they were
+        read, no decision is missing.
         """
-        while True:
-            champion = self._pointed()
-            result = read()
-            if self._pointed() == champion:
-                return champion, result
+        with self._errors():
+            decisions = read()
+            if not decisions or is_decision(name_of(decisions[-1])):
+                return None, decisions
+            while True:
+                champion = self._pointed()
+                decisions = read()
+                if self._pointed() == champion:
+                    return champion, decisions
+
+    def _indexed(self) -> list[dict[str, Any]]:
+        """Return the indexed fields of all records in the sequence of decisions, with run and name, oldest first."""
+        records = self._decisions.records()
+        return [{"run": run_of(name), **records[name], "name": name} for name in sorted(records, key=place)]
+
+    def _retired(self) -> set[int]:
+        """Return the numbers of the versions that the ledger says are retired."""
+        numbers: set[int] = set()
+        for decision in self._indexed():
+            if decision.get("outcome") == _RETIRED:
+                numbers |= {*decision["versions"]}
+            elif decision.get("outcome") == _RESTORED:
+                numbers -= {*decision["versions"]}
+        return numbers
+
+    def _is_marked(self, version: Version) -> bool:
+        """Return whether a version was retired in format 3 and is not complete."""
+        entries = (("train", version.model), ("evaluate", version.evaluation))
+        is_marked = self._exists(f"{self._folder}/retired/{version.number:08d}.json")
+        return is_marked and not all(self.store.has(self.dataset, step, key) for step, key in entries)
 
     def _named(self, name: str) -> dict[str, Any]:
         return {**self.ledger.record("decisions", name), "name": name}
@@ -432,6 +607,7 @@ class Registry:
         return sorted(self._number(name) for name, of in records.items() if values.items() <= of.items())
 
     def _pointed(self) -> int | None:
+        """Return the champion of a store of format 3, which the pointer names."""
         try:
             number = self._read_pointer()["version"]
         except FileNotFoundError:
@@ -443,7 +619,7 @@ class Registry:
         with self._errors():
             if not self._exists(self._path(number)):
                 raise DamagedEntry(
-                    f"{self._objects.where(self._pointer)}: expected an existing version; found {number}; restore "
+                    f"{self._objects.where(self.pointer)}: expected an existing version; found {number}; restore "
                     f"{self._objects.where(self._path(number))} from a backup, or write "
                     '{"version": NUMBER} of another one there'
                 )
@@ -451,9 +627,9 @@ class Registry:
 
     def _read_pointer(self) -> dict[str, Any]:
         try:
-            return sealed.read(self._objects, self._pointer)
+            return sealed.read(self._objects, self.pointer)
         except ValueError:
-            by_hand = self._objects.get(self._pointer, MAX_JSON_BYTES)
+            by_hand = self._objects.get(self.pointer, MAX_JSON_BYTES)
             # The text that `_unreadable` asks people to write.
             if re.fullmatch(rb'\s*\{\s*"version"\s*:\s*\d+\s*\}\s*', by_hand):
                 return dict(json.loads(by_hand))
@@ -461,15 +637,12 @@ class Registry:
 
     def _unreadable(self, why: object) -> DamagedEntry:
         return DamagedEntry(
-            f"{self._objects.where(self._pointer)}: expected the champion's version number; {why}; the newest decision "
+            f"{self._objects.where(self.pointer)}: expected the champion's version number; {why}; the newest decision "
             'in the ledger names it as "champion": write {"version": NUMBER} there'
         )
 
     def _path(self, number: int) -> str:
         return f"{self._folder}/versions/{number:08d}.json"
-
-    def _retired(self, number: int) -> str:
-        return f"{self._folder}/retired/{number:08d}.json"
 
     def _number(self, name: str) -> int:
         """Return the number of a version, from its name."""

@@ -12,12 +12,14 @@ What data sets share, downloaded ZIP files, is kept only while it is used or its
 (`collect_downloads`): each data set has its own archives out of it.
 
 Versions and the ledger are small and never removed. If a version's model is removed, the registry keeps the version's
-figures and marks it (`Registry.retired`). The mark is written before the model is removed, so a process killed
-in between leaves a complete version.
+figures, and the ledger notes that it is retired (`Registry.retire`): before the model is removed, in the sequence of
+the decisions, so that nobody makes such a version the champion meanwhile. A process that is killed in between leaves a
+retired version with its model, which the next `gc` removes.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,9 +30,11 @@ from storage.arrivals import Arrivals
 from storage.files import listed, locked
 from storage.ledger import run_of
 from storage.outcomes import steps_of
-from storage.registry import Registry, Version, line
+from storage.registry import Overtaken, Registry, Version, line
 from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
 from storage.verify import downloads, for_the_next_run, free_to_remove, leftovers, resumed_by_the_next_run
+
+_log = logging.getLogger(__name__)
 
 KEEP_LAST = 10
 """The default number of versions and runs to keep."""
@@ -114,13 +118,28 @@ def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: boo
     registry = Registry(store, dataset)
     try:
         with store_errors(lock), locked(lock, give_up), registry.deciding(give_up):
-            plan = _plan(store, registry, keep_last)
+            plan = _retired(store, registry, keep_last, dry_run)
             if not dry_run:
                 registry.keep_index()
-                _remove(store, registry, plan)
+                _remove(store, plan)
             return plan
     except _Busy:
         return Collected(dataset, busy=True)
+
+
+def _retired(store: Store, registry: Registry, keep_last: int, dry_run: bool) -> Collected:
+    """Return what to remove, after the versions that it belongs to have been retired."""
+    while True:
+        standing = registry.standing()
+        plan = _plan(store, registry, keep_last)
+        if dry_run:
+            return plan
+        try:
+            registry.retire(plan.retired, standing)
+        except Overtaken:
+            _log.info("%s: another process has decided about the champion meanwhile; looking again", registry.dataset)
+        else:
+            return plan
 
 
 def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
@@ -174,9 +193,7 @@ def _entries(store: Store, dataset: str) -> Iterator[Path]:
             yield from listed(store.entries(dataset, step))
 
 
-def _remove(store: Store, registry: Registry, plan: Collected) -> None:
-    for number in plan.retired:
-        registry.retire(number)
+def _remove(store: Store, plan: Collected) -> None:
     for path in plan.entries:
         discard(path)
     for path in plan.leftovers:

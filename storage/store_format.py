@@ -1,9 +1,9 @@
 """The format of a store, and whether this version of idxflow can use it.
 
-    <root>/store.json      {"format": 3, "idxflow": "0.1.0"}, written by the first run in a store
+    <root>/store.json      {"format": 4, "idxflow": "0.1.0"}, written by the first run in a store
 
-Versions of the registry and records of the ledger contain the number, too. The first run of this version adds
-`store.json` to a store of the previous format and leaves its records as they are. docs/store-format.md describes
+Versions of the registry and records of the ledger contain the number, too. The first run or decision of this version
+raises the number in a store of an earlier format, and leaves its records as they are. docs/store-format.md describes
 each format.
 """
 
@@ -18,15 +18,15 @@ from storage.objects import sealed
 from storage.objects.folder import Folder
 from storage.objects.protocol import Objects
 
-FORMAT = 3
+FORMAT = 4
 """The format that this version writes."""
-READABLE = (2, FORMAT)
+READABLE = (2, 3, FORMAT)
 """The formats that it reads; a store without `store.json` has format 2."""
 STORE_FILE = "store.json"
 
 
-def check(objects: Objects) -> bool:
-    """Check that this version can use the store of `objects`; return whether it has a `store.json`.
+def check(objects: Objects) -> int | None:
+    """Check that this version can use the store of `objects`; return the format in its `store.json`, if it has one.
 
     Raises:
         StoreError: a later version of idxflow wrote it, or `store.json` cannot be read now.
@@ -39,7 +39,7 @@ def check(objects: Objects) -> bool:
         if type(number) is not int:
             raise ValueError(f"found the format {number!r}")
     except FileNotFoundError:
-        return False
+        return None
     except (NotRegular, IsADirectoryError, ValueError, KeyError) as error:
         raise DamagedEntry(
             f"{path}: expected the format of the store; {error}; remove this file: the next run writes it again"
@@ -51,23 +51,23 @@ def check(objects: Objects) -> bool:
             f"{path}: expected a store of format {FORMAT} or earlier; found format {number}, written by idxflow "
             f"{values.get('idxflow', 'unknown')}; use that version or a later one, or choose another store with --store"
         )
-    return True
+    return int(number)
 
 
 def mark(objects: Objects) -> None:
-    """Record the format of the store of `objects`, unless it is already recorded.
+    """Record that the store of `objects` has the format of this version, unless that is recorded already.
 
     Raises:
         StoreError, DamagedEntry: see `check`.
     """
-    is_marked = check(objects)
+    recorded = check(objects)
     # If the disk is full, the store may still hold everything the run needs; the next run records the format.
     with suppress(OSError):
         if isinstance(objects, Folder):
             for left_by_a_killed_run in objects.root.glob(f".{STORE_FILE}.*"):
                 left_by_a_killed_run.unlink()
-        if not is_marked:
-            sealed.create(objects, STORE_FILE, {"format": FORMAT, "idxflow": _version()})
+        if recorded != FORMAT:
+            sealed.write(objects, STORE_FILE, {"format": FORMAT, "idxflow": _version()})
 
 
 def _version() -> str:

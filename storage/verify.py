@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from storage import store_format
 from storage.arrivals import ARRIVALS, Arrivals
 from storage.errors import IdxflowError
 from storage.files import kind_of, locked, read_json, sha256_of
-from storage.ledger import KINDS, Ledger, jumps, run_of, time_of
+from storage.ledger import KINDS, Place, is_decision, jumps, place, place_in, run_of, time_of
 from storage.objects import sealed
 from storage.objects.protocol import Found
 from storage.registry import Registry, Version
@@ -35,6 +36,8 @@ _MOVE_AWAY = "move it away, and restore the folder from a backup if it held anyt
 _MAKE_AGAIN = "run the same command again to rebuild it"
 _REMOVE_REPORT = "remove its folder: a report is written once, and no result depends on it"
 _REMOVE_INDEX = "remove it: it is rebuilt from the records next to it"
+_REMOVE_HINT = "remove it: the decisions in the ledger say which version is the champion"
+_RESTORE = "restore it from a backup"
 _SET_CLOCK = "correct the clock if it is wrong; the records and their order are intact, only these times are unreliable"
 _CLOCK_IS_RIGHT = "nothing to do: the order of the records does not depend on their times"
 _PART, _NOTE = ".part", ".part.json"
@@ -256,28 +259,53 @@ class _Check:
             self._damage(path, problem, "copy the set into its folder again, and remove this")
 
     def _registry(self) -> None:
-        registry = Registry(self.store, self.dataset)
-        folder = self.folder / "registry"
+        registry, versions = Registry(self.store, self.dataset), dict[Version, Found]()
         for found in self._found("registry/versions"):
             self.versions += 1
             try:
-                self._version(registry, found)
+                versions[self._version(registry, found)] = found
             except (IdxflowError, ValueError) as error:
                 remedy = "restore it from a backup; its number is in the ledger's decisions"
                 self._damage(self._path(found), error, remedy)
         for found in self._found("registry/retired"):
             self._sealed(found, "remove it if the version's model is there")
         try:
-            champion = registry.champion()
-            if champion and registry.retired(champion):
-                self._damage(folder / "champion.json", "the champion's model was collected", "promote another version")
-        except IdxflowError as error:
-            pointer, records = folder / "champion.json", self.folder / "ledger" / "decisions"
-            problem = str(error).removeprefix(f"{self.store.objects.where(f'{self.dataset}/registry/champion.json')}: ")
-            self._damage(pointer, problem, f"the newest file in {records} says which version was the champion")
+            retired = registry.retired_of(versions)
+        except IdxflowError:
+            # The unreadable record is reported with the ledger.
+            retired = []
+        for version, found in versions.items():
+            if version not in retired:
+                self._parts_of(version, self._path(found))
+        self._champion(registry, retired)
         self._indexes(registry)
 
-    def _version(self, registry: Registry, found: Found) -> None:
+    def _champion(self, registry: Registry, retired: list[Version]) -> None:
+        pointer = self.folder / "registry" / "champion.json"
+        is_hint = any(is_decision(name) for name in registry.ledger.names("decisions"))
+        if is_hint:
+            self._hint(registry)
+        try:
+            if registry.champion() in retired:
+                self._damage(pointer, "the champion's model was collected", "promote another version")
+        except IdxflowError as error:
+            problem = str(error).removeprefix(f"{self.store.objects.where(registry.pointer)}: ")
+            remedy = f"the newest file in {self.folder / 'ledger' / 'decisions'} says which version was the champion"
+            # A damaged decision is reported with the ledger, and so is a missing version.
+            if not is_hint:
+                self._damage(pointer, problem, remedy)
+
+    def _hint(self, registry: Registry) -> None:
+        for found in self._found("registry"):
+            if found.key == registry.pointer and (values := self._sealed(found, _REMOVE_HINT)):
+                with suppress(IdxflowError):
+                    decision = registry.ledger.decision(values.get("decision") or 0)
+                    if decision is None or decision.get("champion") != values.get("version"):
+                        actual = f"{values.get('version')} after decision {values.get('decision')}"
+                        problem = f"expected the champion after a decision in the ledger; found {actual}"
+                        self._damage(self._path(found), problem, _REMOVE_HINT)
+
+    def _version(self, registry: Registry, found: Found) -> Version:
         number = found.name.removesuffix(".json")
         version = registry.version(int(number))
         if (version.dataset, f"{version.number:08d}.json") != (self.dataset, found.name):
@@ -285,8 +313,7 @@ class _Check:
                 f"expected version {number} of {self.dataset}; found version {version.number} of {version.dataset}"
             )
         self.bytes += found.size
-        if not registry.retired(version):
-            self._parts_of(version, self._path(found))
+        return version
 
     def _parts_of(self, version: Version, path: Path) -> None:
         for step, key in (("train", version.model), ("evaluate", version.evaluation)):
@@ -301,47 +328,65 @@ class _Check:
             self._damage(path, "its model has other weights than it was registered with", "restore it from a backup")
 
     def _ledger(self) -> None:
-        times: dict[str, tuple[Path, datetime]] = {}
+        times: dict[Place, tuple[Path, datetime]] = {}
+        decisions: dict[str, Mapping[str, Any]] = {}
         for kind in KINDS:
             for found in self._found(f"ledger/{kind}"):
                 self.records += 1
-                if time := self._time(found):
-                    times[found.name] = self._path(found), time
+                remedy = _RESTORE if is_decision(found.name) else f"{_RESTORE} or move it out of the ledger"
+                record = self._sealed(found, remedy)
+                self._name(found, record)
+                if time := time_of(record):
+                    times[place_in(record, found.name)] = self._path(found), time
+                if kind == "decisions":
+                    decisions[found.name] = record
         self._clock(times)
-        registry = self.folder / "registry"
-        versions = {found.name for found in self._found("registry/versions")}
-        try:
-            decisions = Ledger(self.store, self.dataset).read("decisions")
-        except IdxflowError:
-            return
-        if any(d.get("previous") for d in decisions) and not self._exists("registry/champion.json"):
+        if all(decisions.values()):
+            self._named([decisions[name] for name in sorted(decisions, key=place)], any(map(is_decision, decisions)))
+        self._sequence(decisions)
+
+    def _named(self, decisions: list[Mapping[str, Any]], has_numbers: bool) -> None:
+        """Check that what decisions name is there."""
+        has_pointer = any(found.name == "champion.json" for found in self._found("registry"))
+        if any(d.get("previous") for d in decisions) and not has_pointer and not has_numbers:
             named = next(d["champion"] for d in reversed(decisions) if d.get("champion"))
             self._damage(
-                registry / "champion.json",
+                self.folder / "registry" / "champion.json",
                 "expected the champion's version; the file is gone",
                 f'write {{"version": {named}}} there: the newest decision names it',
             )
+        versions = {found.name for found in self._found("registry/versions")}
         for number in sorted({d[name] for d in decisions for name in ("version", "champion") if d.get(name)}):
             if f"{number:08d}.json" not in versions:
-                self._damage(
-                    registry / "versions" / f"{number:08d}.json",
-                    "expected the version that a decision names; found none",
-                    "restore it from a backup",
-                )
+                path = self.folder / "registry" / "versions" / f"{number:08d}.json"
+                self._damage(path, "expected the version that a decision names; found none", _RESTORE)
 
-    def _time(self, found: Found) -> datetime | None:
-        """Check a record of the ledger and return its time, if it can be read."""
-        record = self._sealed(found, "restore it from a backup or move it out of the ledger")
-        if record and record.get("run") != run_of(found.name):
+    def _sequence(self, decisions: Mapping[str, Mapping[str, Any]]) -> None:
+        """Check that the numbers of decisions have no gap, and that each decision found the champion of the last."""
+        numbers = sorted(place(name)[1] for name in decisions if is_decision(name))
+        earlier = max((place(name)[1] for name in decisions if not is_decision(name)), default=0)
+        for before, number in pairwise([earlier, *numbers]):
+            path = self.folder / "ledger" / "decisions" / f"{number:08d}.json"
+            last, this = decisions.get(f"{before:08d}.json"), decisions[path.name]
+            if number != before + 1:
+                problem = f"expected decision {before + 1:,} before it; found none"
+                remedy = "restore that from a backup if there is one; the champion does not depend on it"
+                self.findings.append(StoreFinding(path, "remark", problem, remedy))
+            elif last and this and this.get("previous") != last.get("champion"):
+                actual = f"{this.get('previous')}, where the decision before it has {last.get('champion')}"
+                self._damage(path, f"expected the champion of the decision before it; found {actual}", _RESTORE)
+
+    def _name(self, found: Found, record: Mapping[str, Any]) -> None:
+        """Check that the name of a record of the ledger fits it. The name of a decision is only its number."""
+        if record and not is_decision(found.name) and record.get("run") != run_of(found.name):
             problem = f"expected a record of run {run_of(found.name)}, as it is named; found one of {record.get('run')}"
             self._damage(self._path(found), problem, "restore its original name")
-        return time_of(record)
 
-    def _clock(self, times: dict[str, tuple[Path, datetime]]) -> None:
-        clock_jumps = jumps({name: time for name, (_, time) in times.items()}, self.now)
-        for jump in clock_jumps:
+    def _clock(self, times: dict[Place, tuple[Path, datetime]]) -> None:
+        paths = {path.name: path for path, _ in times.values()}
+        for jump in jumps({here: time for here, (_, time) in times.items()}, self.now):
             remedy = _SET_CLOCK if jump.ahead else _CLOCK_IS_RIGHT
-            self.findings.append(StoreFinding(times[jump.name][0], "remark", jump.problem, remedy))
+            self.findings.append(StoreFinding(paths[jump.name], "remark", jump.problem, remedy))
 
     def _indexes(self, registry: Registry) -> None:
         for index in registry.indexes:
@@ -368,9 +413,6 @@ class _Check:
         key = f"{self.dataset}/{folder}"
         listing = self.store.objects.list(key)
         return [*listing.objects, *(Found(f"{key}/{name}", 0, (), 0) for name in listing.folders)]
-
-    def _exists(self, key: str) -> bool:
-        return any(found.key == f"{self.dataset}/{key}" for found in self._found(key.rpartition("/")[0]))
 
     def _path(self, found: Found) -> Path:
         return self.store.root / found.key

@@ -35,7 +35,7 @@ from storage.records import (
     Verdict,
     to_json,
 )
-from storage.registry import BY_HAND, Registry, Version
+from storage.registry import BY_HAND, Overtaken, Registry, Version
 from storage.runtime import code_digests
 from tasks.gate import criteria
 from tasks.ui import artifacts, summaries
@@ -52,6 +52,8 @@ class Candidate:
     evaluation: Evaluation
     train: Split
     test: Split
+    run: str = ""
+    """The id of the run."""
     asked_by: str = ""
     """The person or program that asked for the run."""
     forced: bool = False
@@ -104,24 +106,30 @@ def current_champion(registry: Registry, dataset: Dataset) -> Incumbent | None:
 def decide(
     registry: Registry,
     dataset: Dataset,
-    run: str,
     candidate: Candidate,
     champion: Incumbent | None,
+    after: int,
     answer: Answer | None = None,
-) -> Done[Decision]:
-    """Judge the candidate, register it unless it fails a floor, and move the champion's pointer if it is better.
+) -> Done[Decision] | None:
+    """Judge the candidate, register it unless it fails a floor, and record the decision in the ledger.
 
-    Call this while holding `registry.deciding`, with the champion read since. The ledger gets every decision.
+    Return None if another process has decided since the champion was read: score the new champion, and call this again.
+    While `registry.deciding` is held, that happens only where the store cannot keep others from deciding.
 
     Args:
         champion: with its score on the same test rows; None before the first promotion.
+        after: the number of the newest decision (`Registry.standing`), read before the champion.
         answer: a person's answer under the policy `ask`; None (no answer) keeps the champion.
 
     Raises:
         DamagedEntry: the labels or a model's answers cannot be read.
     """
     started = time.perf_counter()
-    decision, reason = _decided(registry, dataset, run, candidate, champion, answer)
+    try:
+        decision, reason = _decided(registry, dataset, candidate, champion, after, answer)
+    except Overtaken:
+        _log.info("%s: another process has decided about the champion meanwhile; judging again", dataset.name)
+        return None
     seconds, reused = time.perf_counter() - started, decision.outcome == "unchanged"
     step = Step("decide", "", summaries.decision(decision), seconds, reused, reason)
     log_step(_log, step)
@@ -131,9 +139,9 @@ def decide(
 def _decided(
     registry: Registry,
     dataset: Dataset,
-    run: str,
     candidate: Candidate,
     champion: Incumbent | None,
+    after: int,
     answer: Answer | None,
 ) -> tuple[Decision, str]:
     """Carry out and return the decision, with the reason why a decision was made or not."""
@@ -143,14 +151,16 @@ def _decided(
     facts = _facts(dataset, candidate, champion, judgement, past)
     # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
+    if registered:
+        registry.restore(registered, candidate.run)
     settled = None if candidate.forced else registry.manual_decision_about(candidate.model.weights_digest)
     if settled and champion and answer is None:
         return dataclasses.replace(_unchanged(settled[0], champion, judgement), **facts), "nothing changed"
     if registered and answer is None and _already_decided(past, registered, champion, facts):
         return dataclasses.replace(_unchanged(registered, champion, judgement), **facts), "nothing changed"
-    version = None if judgement.outcome == "refused" else _register(registry, run, dataset, candidate)
+    version = None if judgement.outcome == "refused" else _register(registry, dataset, candidate)
     decision = dataclasses.replace(_decision(judgement, version, champion), **facts)
-    registry.carry_out(to_json(decision) | _circumstances(candidate), run)
+    registry.carry_out(to_json(decision) | _circumstances(candidate), candidate.run, after)
     artifacts.show_table(artifacts.key("decision", dataset.name), to_json(decision.rules), decision.sentence)
     return decision, "decided again" if registered else "new model" if past else "first run"
 
@@ -296,7 +306,7 @@ def _floor_rules(floors: Floors, candidate: Evaluation) -> tuple[Rule, ...]:
     )
 
 
-def _register(registry: Registry, run: str, dataset: Dataset, candidate: Candidate) -> Version:
+def _register(registry: Registry, dataset: Dataset, candidate: Candidate) -> Version:
     model, evaluation = candidate.model, candidate.evaluation
     return registry.register(
         model=model.entry.key,
@@ -307,7 +317,7 @@ def _register(registry: Registry, run: str, dataset: Dataset, candidate: Candida
         train_accuracy=model.train_accuracy,
         classes=dataset.classes,
         image_shape=dataset.image_shape,
-        run=run,
+        run=candidate.run,
     )
 
 

@@ -38,7 +38,7 @@ def history(dataset: str, *, limit: Limit = 20, store: StoreFolder = None, as_js
     print_table(map(_cells, decisions))
     if not decisions:
         print_line(f"{dataset}: no decision yet")
-    remark_older("decisions", len(decisions), len(data.ledger.names("decisions")))
+    remark_older("decisions", len(decisions), len(data.registry.decisions()))
     return 0
 
 

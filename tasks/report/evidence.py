@@ -146,7 +146,7 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         by_hand=readable(lambda _: by_hand(registry, run.id), run.dataset) or (),
         origins=made_from(registry.store, run),
         champion=readable(lambda _: champion_before(registry, run), run.dataset),
-        code=readable(lambda _: _code(ledger, run.id), "ledger/decisions") or {},
+        code=readable(lambda _: _code(registry, run.id), "ledger/decisions") or {},
     )
 
 
@@ -193,14 +193,15 @@ def by_hand(registry: Registry, run: str) -> tuple[str, ...]:
     """
     ledger = registry.ledger
     # Go by their order, not their times: clocks can be wrong. A run that decided nothing new has no decision.
-    until = ledger.place_of("decisions", run) or ledger.place_of("runs", run)
-    moved = [turn for turn in registry.outline() if turn.by_hand and turn.took_effect]
-    moved = [turn for turn in moved if until is None or place(turn.record) < until]
+    turns = registry.outline()
+    decided = (turn.place for turn in reversed(turns) if turn.run == run)
+    until = next(decided, None) or ledger.place_of("runs", run)
+    moved = [turn for turn in turns if turn.by_hand and turn.took_effect and (until is None or turn.place < until)]
     if not moved:
         return ()
     since = _last_published(ledger, run)
-    turns = [registry.whole(turn) for turn in moved if since is None or place(turn.record) > since]
-    return tuple(f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}" for turn in turns)
+    moved = [registry.whole(turn) for turn in moved if since is None or turn.place > since]
+    return tuple(f"{turn.time:%Y-%m-%d %H:%M} UTC: {turn.sentence}" for turn in moved)
 
 
 def _last_published(ledger: Ledger, run: str) -> Place | None:
@@ -235,7 +236,7 @@ def _champion_met(registry: Registry, run: RunRecord) -> int | None:
     ended = datetime.fromisoformat(record["time"]) if record else datetime.now(UTC)
     for turn in reversed(registry.outline()):
         # A decision made while the run was active does not count; one with a later time does: its clock was wrong.
-        if turn.took_effect and (end is None or place(turn.record) < end) and not began < turn.time <= ended:
+        if turn.took_effect and (end is None or turn.place < end) and not began < turn.time <= ended:
             return turn.after
     return None
 
@@ -250,8 +251,8 @@ def _record_of(store: Store, version: Version) -> RunRecord:
     return RunRecord(version.run, version.dataset, version.time, "unknown", "unknown", config, steps)
 
 
-def _code(ledger: Ledger, run: str) -> Mapping[str, str]:
-    code = (ledger.find("decisions", run) or {}).get("code")
+def _code(registry: Registry, run: str) -> Mapping[str, str]:
+    code = (registry.decision_of(run) or {}).get("code")
     return code if isinstance(code, dict) else {}
 
 

@@ -19,6 +19,7 @@ from storage.records import Evaluation, FolderEntry, TrainedModel
 from storage.registry import Registry
 from storage.store import Plan, Store
 from tests.support.servers import BIN, ROOT, clean_environment
+from tests.support.stores import decided_in_format_3, pointed_in_format_3, promote
 
 Cli = Callable[..., subprocess.CompletedProcess]
 
@@ -92,7 +93,7 @@ def filled(store: Store) -> Store:
         Ledger(store, "mine").append(
             "runs", f"run-{number}", {"asked_by": "schedule", "profile": "default", "config": {"seed": number, "lr": 1}}
         )
-        registry.promote(after, f"run-{number}")
+        pointed_in_format_3(store, "mine", after)
     return store
 
 
@@ -309,7 +310,7 @@ def test_wrong_usage_ends_with_2_and_moves_nothing(cli: Cli, filled: Store, argu
         lambda store: damage(store, 2),
         lambda store: put_version(store, 2)[1].entry.folder.rename(store.root / "gone"),
         lambda store: (store.dataset("mine") / "registry" / "champion.json").write_text("{"),
-        lambda store: (store.root / Ledger(store, "mine").append("decisions", "run", {})).write_text("{"),
+        lambda store: decided_in_format_3(store, "mine", "run", {}).write_text("{"),
     ],
     ids=["weights changed", "evaluation gone", "pointer", "ledger"],
 )
@@ -329,27 +330,28 @@ def test_damage_ends_with_1_and_moves_nothing(cli: Cli, filled: Store, spoil: Ca
 KILLED = """
 import os, sys
 from flows.commands.cli import main
-from storage.registry import Registry
-Registry.promote = lambda *_: os._exit(9)
+from storage.objects import sealed
+WRITE = sealed.write
+sealed.write = lambda objects, key, values: os._exit(9) if "champion.json" in key else WRITE(objects, key, values)
 main(sys.argv[1:])
 """
 
 
-def test_killed_before_the_pointer_moved_nothing_is_claimed_and_the_same_again_does_it(
+def test_killed_before_the_hint_is_written_it_has_decided_and_the_same_again_goes_on_from_there(
     cli: Cli, filled: Store, tmp_path: Path
 ):
     command = ["rollback", "mine", "--reason", "class 8 worse"]
     environment = clean_environment(tmp_path, IDXFLOW_STORE=str(filled.root))
     assert subprocess.run([sys.executable, "-c", KILLED, *command], cwd=ROOT, env=environment).returncode == 9
-    assert champion(filled) == 4
+    assert champion(filled) == 2
     assert len(decisions(filled)) == 5
-    assert "did not take effect" in cli("registry", "history", "mine").stdout.splitlines()[0]
-    assert value(cli("registry", "at", "mine", "9999-12-31", "--json"))["version"] == 4
-    assert Registry(filled, "mine").manual_decision_about("weights-4") is None
+    assert "did not take effect" not in cli("registry", "history", "mine").stdout
+    assert value(cli("registry", "at", "mine", "9999-12-31", "--json"))["version"] == 2
+    assert Registry(filled, "mine").manual_decision_about("weights-4")
 
     assert cli(*command).returncode == 0
     history = value(cli("registry", "history", "mine", "--json"))
-    assert [(t["before"], t["after"], t["took_effect"]) for t in history[:2]] == [(4, 2, True), (4, 4, False)]
+    assert [(t["before"], t["after"], t["took_effect"]) for t in history[:2]] == [(2, 1, True), (4, 2, True)]
 
 
 def test_processes_at_once_end_where_ledger_and_pointer_agree(filled: Store, tmp_path: Path):
@@ -373,10 +375,7 @@ def test_a_rollback_waits_for_a_run_that_is_deciding(filled: Store, tmp_path: Pa
         time.sleep(0.2)
         assert process.poll() is None
         # The run that holds the lock promotes v3; the rollback goes back from there.
-        Ledger(filled, "mine").append(
-            "decisions", "run-5", {"outcome": "promoted", "version": 3, "previous": 4, "champion": 3}
-        )
-        registry.promote(3, "run-5")
+        promote(registry, 3, "run-5")
     assert process.communicate(timeout=240)[0] == "rolled back v3→v4: x\n"
     assert_agreed(filled)
 

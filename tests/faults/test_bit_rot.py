@@ -61,7 +61,6 @@ ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
 FILES = [(step, name) for step, (_, names) in ENTRIES.items() for name in [*names, ENTRY]]
 RECORDS: dict[str, Callable[[Store], object]] = {
     "registry/versions": lambda store: Registry(store, "tiny").versions(),
-    "registry/champion.json": lambda store: Registry(store, "tiny").champion(),
     "ledger/runs": lambda store: Ledger(store, "tiny").read("runs"),
     "ledger/arrivals": lambda store: Ledger(store, "tiny").last("arrivals"),
     "ledger/decisions": lambda store: Ledger(store, "tiny").last("decisions"),
@@ -159,6 +158,15 @@ def test_no_flipped_bit_of_registry_or_ledger_goes_unnoticed(job: Job, tmp_path:
         with pytest.raises(DamagedEntry, match=file.name):
             RECORDS[place](store)
         assert file in {finding.path for finding in set(verify(store, "tiny").damage) - known}
+
+
+def test_no_flipped_bit_of_the_hint_makes_another_champion_and_each_is_noticed(job: Job, tmp_path: Path):
+    store = copied(job, tmp_path, *(job.store.dataset("tiny") / part for part in ("registry", "ledger")))
+    file, known = store.dataset("tiny") / "registry" / "champion.json", set(verify(store, "tiny").damage)
+    for _ in Copy(store, file).flips():
+        assert Registry(store, "tiny").champion() == Registry(job.store, "tiny").champion()
+        (finding,) = set(verify(store, "tiny").damage) - known
+        assert (finding.path, finding.remedy.startswith("remove it")) == (file, True)
 
 
 def test_no_flipped_bit_of_a_checkpoint_is_trained_on_with(job: Job, tmp_path: Path):

@@ -102,11 +102,23 @@ GUARDS = {
         "        pass\n",
         ("tests/faults/test_power_loss.py",),
     ),
-    "ledger before pointer": Guard(
+    "a decision counts only if nobody has decided meanwhile": Guard(
         "storage/registry.py",
-        '            self.promote(decision["champion"], run)\n',
+        "if newest > after or not self.ledger.decide(after + 1, run, decision):",
+        "if not self.ledger.decide(newest + 1, run, decision):",
+        ("tests/storage/test_decisions.py::test_a_decision_judged_after_an_older_one_is_overtaken",),
+    ),
+    "the number of a decision is taken once": Guard(
+        "storage/ledger.py",
+        "return sealed.create(self._store.objects, self.decision_key(number), {**values, **own})",
+        "return sealed.write(self._store.objects, self.decision_key(number), {**values, **own}) is None",
+        ("tests/storage/test_decisions.py::test_a_process_that_is_overtaken_at_any_moment_decides_after_the_other",),
+    ),
+    "versions are retired before their models are removed": Guard(
+        "storage/retention.py",
+        "            registry.retire(plan.retired, standing)\n",
         "            pass\n",
-        ("tests/tasks/test_decide.py::test_every_decision_is_in_the_ledger_with_all_it_was_made_from",),
+        ("tests/storage/test_decisions.py::test_a_rollback_to_a_version_that_is_retired_meanwhile_is_refused",),
     ),
     "CRC of gzip": Guard(
         "storage/formats/idx.py",

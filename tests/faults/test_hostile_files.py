@@ -346,8 +346,10 @@ def test_a_clock_that_is_put_back_changes_neither_order_nor_numbers(store: Store
 
     moments = [start, start - timedelta(hours=1), start - timedelta(days=400), start + timedelta(seconds=1)]
     monkeypatch.setattr(ledger, "datetime", Clock)
-    for number, kind in enumerate(("decisions", "decisions", "runs", "decisions")):
-        written.append(kind, f"run-{number}", {})
+    for number in (0, 1):
+        written.decide(number + 1, f"run-{number}", {})
+    written.append("runs", "run-2", {})
+    written.decide(3, "run-3", {})
     assert [record["run"] for record in written.read("decisions")] == ["run-0", "run-1", "run-3"]
     assert written.last("decisions")["run"] == "run-3"
     # The time is what the clock said; `verify` says where it was wrong.

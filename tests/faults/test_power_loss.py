@@ -118,9 +118,9 @@ def champion_of(disk: Disk, folder: Path) -> object:
 CARELESS = {
     "no file is flushed": "os.fsync = lambda descriptor: None",
     "no folder is flushed": "storage.store.flush = storage.files.flush = lambda path: path.is_dir() or flush(path)",
-    "the pointer is first": """
+    "the hint is first": """
 def choose(store):
-    write_json(store.part(DATASET, "registry") / "champion.json", {"version": 1, "run": "run", "time": ""})
+    write_json(store.part(DATASET, "registry") / "champion.json", {"version": 1, "decision": 1})
     make_model(store)
     make_evaluation(store)
     register(store)

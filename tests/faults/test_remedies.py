@@ -1250,12 +1250,6 @@ CASES: dict[str, Case] = {
         lambda here: (here.ready / VERSION).with_name("best.json").rename(here.folder / "best.json"),
         lambda here: here.train_again(seed=3),
     ),
-    "registry: a pointer that cannot be read": Case(
-        lambda here: (here.own, pointed(here, "2"), here.run("registry", "show", "tiny")),
-        'write {"version": NUMBER} there',
-        lambda here: pointed(here, '{"version": 1}'),
-        lambda here: here.run("registry", "show", "tiny"),
-    ),
     # --- folders that archives arrive in --------------------------------------------------------------------------
     "watch: a link to an archive": Case(
         lambda here: (arrived(here), as_link(here.mine / DEFAULT_FILES["test-labels"]), take_arrivals(here)),
@@ -1720,10 +1714,6 @@ def twice_recorded(here: Here) -> None:
         stale.setattr(Folder, "list", lambda *_: Listing((), ()))
         recorded(here)
         recorded(here)
-
-
-def pointed(here: Here, text: str) -> None:
-    (here.ready / "tiny" / "registry" / "champion.json").write_text(text)
 
 
 def arrived(here: Here) -> None:

@@ -24,7 +24,7 @@ from storage.registry import NO_RUN, Registry, line
 from storage.retention import collect
 from storage.store import FOLDERS, Plan, Store
 from storage.verify import verify
-from tests.support.stores import DATASET, Thing, add, retrain
+from tests.support.stores import DATASET, Thing, add, decide, retrain
 
 STEPS = ("decode", "train", "evaluate", "publish")
 SUBJECTS = {"decode": "train"}
@@ -68,7 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.damaged: set[tuple[str, int]] = set()
         self.left_over: set[tuple[str, int]] = set()
         self.collected: set[int] = set()
-        """The numbers of the versions whose model was removed at some time."""
+        """The numbers of the versions whose model was removed, and not made again by a run that came to a decision."""
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -89,6 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.versions.setdefault(number, len(self.versions) + 1)
         assert version.number == self.versions[number]
         self._mark_whole(number, STEPS)
+        self.collected.discard(number)
         self.runs.append(number)
         if promoted and number != self.champion:
             self.champions.append(number)
@@ -144,19 +145,16 @@ class StoreMachine(RuleBasedStateMachine):
     def force(self, data: st.DataObject) -> None:
         """By hand, whatever the gate said; refused where the model was collected."""
         number = data.draw(st.sampled_from(sorted(self.versions)))
-        if number in self.collected and not {("train", number), ("evaluate", number)} <= self.entries:
-            with pytest.raises(StoreError, match="removed by `idxflow gc`"), self.registry.deciding():
-                self.registry.promote(self.versions[number], NO_RUN)
+        if number in self.collected:
+            with pytest.raises(StoreError, match="removed by `idxflow gc`"):
+                decide(self.registry, "forced", self.versions[number], NO_RUN)
         elif number != self.champion:
             self._decide("forced", number)
             self.champions.append(number)
 
     def _decide(self, outcome: str, number: int) -> None:
         with self.registry.deciding():
-            before = self.registry.champion()
-            version = self.versions[number]
-            decision = {"outcome": outcome, "version": version, "champion": version}
-            self.registry.carry_out(decision | {"previous": before.number if before else None}, NO_RUN)
+            decide(self.registry, outcome, self.versions[number], NO_RUN)
 
     @precondition(lambda self: self.runs)
     @rule(keep_last=st.integers(1, 2))

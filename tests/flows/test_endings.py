@@ -19,12 +19,13 @@ from flows.run import Request
 from storage import retention, underway
 from storage.files import locked
 from storage.ledger import Ledger
+from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
 from tests.support.commands import Command, idxflow
 from tests.support.operated import until
-from tests.support.stores import DATASET, fingerprint, retrain
+from tests.support.stores import DATASET, decide, fingerprint, retrain
 
 RUN = "20260101-000000-abcd"
 STARTED = "2026-01-01T00:00:00.000+00:00"
@@ -151,7 +152,7 @@ def test_a_trace_that_was_damaged_is_still_of_a_run(filled: Store):
 
 
 def test_a_decision_that_was_made_before_is_reported(filled: Store):
-    Ledger(filled, DATASET).append("decisions", RUN, {"sentence": "promoted v2: better", "version": 2})
+    decide(Registry(filled, DATASET), "promoted", 1, RUN, sentence="promoted v2: better", version=2)
     die(filled)
     assert recorded(filled)["sentence"].endswith("; before that, it decided: promoted v2: better")
     assert recorded(filled)["version"] == 2

@@ -20,7 +20,7 @@ from storage.store import Store
 from tests.conftest import TinyFactory
 from tests.support.runs import whole_run
 from tests.support.servers import free_port
-from tests.support.stores import DATASET, retrain
+from tests.support.stores import DATASET, decide, retrain
 
 FEW, MANY = 40, 120
 SPARE = 4
@@ -143,9 +143,7 @@ def test_a_run_and_its_report_read_no_record_of_the_ledger_twice(store: Store, t
             jobs.append(whole_run(store, manifest, epochs=epochs))
             assert set(of_the_ledger().values()) <= {1}
         with registry.deciding():
-            number = registry.champion().number
-            by_hand = {"outcome": "forced", "version": number, "champion": number, "previous": number}
-            registry.carry_out(by_hand, NO_RUN)
+            decide(registry, "forced", registry.champion().number, NO_RUN)
     assert jobs[-1].state == "unchanged"
     shutil.rmtree(jobs[1].report.entry.folder)
     assert set(read_by(store, ["report", DATASET, jobs[1].record.id, "--json"]).values()) == {1}

@@ -165,7 +165,7 @@ def test_what_changed_since_the_champion_of_then(story: Story) -> None:
 
 
 def test_a_run_that_begins_in_the_second_of_a_decision_began_after_it(story: Story, store: Store) -> None:
-    decided = Ledger(store, "tiny").append("decisions", "run", {})
+    decided = Ledger(store, "tiny").append("arrivals", "mark", {})
     manifest = str(story.store.root.with_name("tiny.toml"))
     begun = prepare(Request(dataset_file=manifest, store=str(store.root)), "a test").record
     decided_at = json.loads((store.root / decided).read_text(encoding="utf-8"))["time"]

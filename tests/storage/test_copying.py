@@ -12,14 +12,15 @@ import pytest
 from storage import copying, released, retention
 from storage.arrivals import Arrival, Arrivals, ArrivedFile
 from storage.cloud_store import CloudStore
+from storage.copying import RETIRED
 from storage.errors import DamagedEntry, StoreError
-from storage.files import read_json, sealed, sha256_of
+from storage.files import put_json_if_absent, read_json, sealed, sha256_of
 from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import ENTRY, FOLDERS, Store
 from storage.verify import verify
 from tests.support.memory_objects import MemoryObjects, Operation, Stopped, cloud_store
-from tests.support.stores import DATASET, Thing, add, fingerprint, retrain
+from tests.support.stores import DATASET, Thing, add, decided_in_format_3, fingerprint, pointed_in_format_3, retrain
 
 ROWS = {"a" * 32: "train, row 7: blank", "b" * 32: ""}
 ARRIVAL = "20261129-152727-0123abcd"
@@ -36,8 +37,8 @@ def filled(store: Store) -> Store:
     """A store of two runs, a version retired, rows released, and a set of archives that waits for its run."""
     for number in (1, 2):
         retrain(store, number)
-    with Registry(store, DATASET).deciding():
-        Registry(store, DATASET).retire(1)
+    registry = Registry(store, DATASET)
+    registry.retire([1], registry.standing())
     released.release(store, DATASET, ROWS)
     arrive(store)
     return store
@@ -76,7 +77,11 @@ def rewrite(path: Path, data: bytes) -> None:
 def test_a_store_goes_to_object_storage_and_back_as_it_was(filled: Store, remote: CloudStore, tmp_path: Path):
     copied = copying.copy(filled, remote, DATASET)
     assert (copied.entries, copied.versions, copied.released, copied.arrivals, copied.present) == (8, 2, 2, 1, 0)
-    assert copied.records == 2 + 2 + 1
+    # Two runs and their decisions, the retired version, the set that arrived.
+    assert copied.records == 2 + 2 + 1 + 1
+    assert [
+        version.number for version in Registry(remote, DATASET).retired_of(Registry(remote, DATASET).versions())
+    ] == [1]
     assert champion(remote) == 2
     assert released.comments(remote, DATASET) == ROWS
     key = Registry(filled, DATASET).version(2).model
@@ -84,13 +89,40 @@ def test_a_store_goes_to_object_storage_and_back_as_it_was(filled: Store, remote
     back = Store(tmp_path / "back")
     again = copying.copy(remote, back, DATASET)
     assert again.present == 0
-    assert (again.entries, again.bytes, again.versions, again.records) == (8, copied.bytes, 2, 5)
+    assert (again.entries, again.bytes, again.versions, again.records) == (8, copied.bytes, 2, 6)
     # The snapshot of the set is what a machine works on, so it is not in object storage.
     mine, theirs = fingerprint(filled), fingerprint(back)
     assert {path: mine[path] for path in theirs} == theirs
     assert {path.split("/")[1] for path in mine.keys() - theirs.keys()} <= {"0-inbox"}
     assert verify(back).damage == ()
     assert [run["run"] for run in Ledger(back, DATASET).read("runs")] == ["run-1", "run-2"]
+
+
+def test_decisions_of_format_3_are_copied_by_their_names(store: Store, remote: CloudStore, tmp_path: Path):
+    """The pointer says which of them took effect, until the first decision of a later format."""
+    for number in (1, 2):
+        retrain(store, number)
+    shutil.rmtree(store.root / DATASET / "ledger" / "decisions")
+    for outcome, champion_then, before in (("promoted", 1, None), ("promoted", 2, 1)):
+        decision = {"outcome": outcome, "version": champion_then, "champion": champion_then, "previous": before}
+        decided_in_format_3(store, DATASET, f"run-{champion_then}", decision)
+    pointed_in_format_3(store, DATASET, 1)
+    put_json_if_absent(store.root / DATASET / RETIRED / "00000002.json", {"time": "2026-01-01T00:00:00+00:00"})
+    shutil.rmtree(store.root / DATASET / FOLDERS["train"] / Registry(store, DATASET).version(2).model)
+    before = [(turn.version, turn.took_effect) for turn in Registry(store, DATASET).history()]
+    assert before == [(1, True), (2, False)]
+    copying.copy(store, remote, DATASET)
+    registry = Registry(remote, DATASET)
+    assert [(turn.version, turn.took_effect) for turn in registry.history()] == before
+    assert champion(remote) == 1
+    assert registry.retired_of(registry.versions()) == [registry.version(2)]
+    back = Store(tmp_path / "back")
+    copying.copy(remote, back, DATASET)
+    assert fingerprint(back) == fingerprint(store)
+    retrain(back, 3)
+    assert champion(back) == 3
+    assert copying.copy(back, remote, DATASET).records == 2
+    assert champion(remote) == 3
 
 
 def test_a_folder_is_copied_with_what_waits_for_its_run(filled: Store, tmp_path: Path):
@@ -119,7 +151,7 @@ def test_what_is_there_is_not_copied_again(filled: Store, remote: CloudStore):
     remote.objects.forget()
     again = copying.copy(filled, remote, DATASET)
     assert (again.entries, again.versions, again.records, again.released) == (0, 0, 0, 0)
-    assert again.present == 8 + 2 + 5
+    assert again.present == 8 + 2 + 6
     assert remote.objects.contents() == before
     written = {op.key for op in remote.objects.operations if op.changes and "/leases/" not in op.key}
     assert written <= {f"{DATASET}/registry/champion.json"}
@@ -246,7 +278,7 @@ def test_what_another_process_writes_meanwhile_is_not_replaced(filled: Store, re
     name = Ledger(filled, DATASET).names("decisions")[0]
 
     def decide(operation: Operation) -> None:
-        if operation.name == "create" and operation.key.endswith(name):
+        if operation.name == "create" and operation.key.endswith(f"decisions/{name}"):
             remote.objects.before = lambda _: None
             rival.objects.put(operation.key, sealed({"run": "another"}))
 

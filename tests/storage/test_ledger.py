@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
@@ -14,7 +15,8 @@ import pytest
 from flows import diagnosis
 from flows.commands.cli import run_command
 from storage.files import put_json_if_absent
-from storage.ledger import KINDS, Ledger, jumps, place, run_of
+from storage.ledger import KINDS, Ledger, Place, jumps, place, place_in, run_of
+from storage.objects.folder import Folder
 from storage.store import Store
 from storage.verify import verify
 from tests.support.clocks import clock_ahead
@@ -48,10 +50,42 @@ def test_the_order_is_that_of_writing_whatever_the_clock_says(ledger: Ledger):
 
 
 def test_records_of_all_kinds_have_one_order(ledger: Ledger):
-    for kind in (*KINDS, "runs"):
-        ledger.append(kind, "run", {})
-    names = sorted((name for kind in KINDS for name in ledger.names(kind)), key=place)
-    assert [place(name)[1] for name in names] == [1, 2, 3, 4]
+    for number, run in enumerate(("first", "second"), start=1):
+        ledger.append("runs", run, {})
+        assert ledger.decide(number, "by-hand", {})
+        ledger.append("arrivals", run, {})
+    places = sorted(place_in(ledger.record(kind, name), name) for kind in KINDS for name in ledger.names(kind))
+    assert [name for *_, name in places] == [
+        "00000001-first.json",
+        "00000001.json",
+        "00000002-first.json",
+        "00000003-second.json",
+        "00000002.json",
+        "00000004-second.json",
+    ]
+
+
+def test_without_a_lock_two_records_may_have_one_number_and_their_names_give_the_order(
+    store: Store, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+):
+    ledger.append("runs", "before", {})
+    create = Folder.create
+
+    def meanwhile(self: Folder, key: str, data: bytes) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "create", create)
+            Ledger(store, DATASET).append("arrivals", "other", {})
+            Ledger(store, DATASET).append("runs", "a", {})
+        return create(self, key, data)
+
+    monkeypatch.setattr(Store, "alone", lambda *_: nullcontext())
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "create", meanwhile)
+        ledger.append("runs", "b", {})
+    ledger.append("runs", "after", {})
+    assert ledger.names("runs") == ["00000001-before.json", "00000002-b.json", "00000003-a.json", "00000004-after.json"]
+    assert ledger.names("arrivals") == ["00000002-other.json"]
+    assert verify(store).findings == ()
 
 
 def test_records_named_by_their_time_come_before_those_with_numbers(store: Store, ledger: Ledger):
@@ -78,7 +112,7 @@ for number in range(20):
 def test_many_processes_and_threads_at_once_take_one_number_each(store: Store, ledger: Ledger):
     started = [
         subprocess.Popen([sys.executable, "-c", PROCESS, str(store.root), str(n), kind], cwd=ROOT)
-        for n, kind in enumerate(("runs", "decisions", "runs"))
+        for n, kind in enumerate(("runs", "arrivals", "runs"))
     ]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: ledger.append("runs", f"thread-{number}", {}), range(20)))
@@ -90,8 +124,8 @@ def test_many_processes_and_threads_at_once_take_one_number_each(store: Store, l
         assert mine == [f"run-{n}-{number}" for number in range(20)]
 
 
-def times(*hours: float) -> dict[str, datetime]:
-    return {f"{n:08d}-run.json": NOW + timedelta(hours=hour) for n, hour in enumerate(hours, start=1)}
+def times(*hours: float) -> dict[Place, datetime]:
+    return {place(f"{n:08d}-run.json"): NOW + timedelta(hours=hour) for n, hour in enumerate(hours, start=1)}
 
 
 @pytest.mark.parametrize(
@@ -152,14 +186,12 @@ def test_verify_remarks_on_the_clock_and_finds_no_damage(store: Store, capsys: p
     retrain(store, 3)
     assert run_command(["verify", "--store", str(store.root)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"remark: .*/00000003-run-2\.json: expected no time later than now, .*; found 2 up to ", lines[0])
-    assert re.match(
-        r"remark: .*/00000005-run-3\.json: expected a time after 20.*00000004-run-2\.json; found ", lines[1]
-    )
+    assert re.match(r"remark: .*/00000002\.json: expected no time later than now, .*; found 2 up to ", lines[0])
+    assert re.match(r"remark: .*/00000003\.json: expected a time after 20.*00000002-run-2\.json; found ", lines[1])
     assert lines[2].startswith("ok: ")
     assert lines[2].endswith("0 damaged, 0 left over, 2 remarks")
     with clock_ahead(2 * YEAR):
-        assert [finding.path.name for finding in verify(store).remarks] == ["00000005-run-3.json"]
+        assert [finding.path.name for finding in verify(store).remarks] == ["00000003.json"]
 
 
 @pytest.mark.remedies("flows.diagnosis:_clock:2")
@@ -175,7 +207,7 @@ def test_the_doctor_warns_of_times_that_are_still_to_come(store: Store):
         finding = diagnosis._clock(store)
     assert (finding.verdict, finding.found) == (
         "ok",
-        "set back before 00000005-run-3.json of tiny; the records are in order",
+        "set back before 00000003.json of tiny; the records are in order",
     )
 
 

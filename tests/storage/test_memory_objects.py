@@ -11,7 +11,7 @@ from storage.errors import DamagedEntry
 from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
-from tests.support.memory_objects import MemoryObjects, Stopped, memory_store, stopping_at
+from tests.support.memory_objects import MemoryObjects, MemoryStore, Stopped, stopping_at
 from tests.support.stores import DATASET, retrain
 
 ROWS = {letter * 32: f"train, row {number}" for number, letter in enumerate("abc")}
@@ -24,7 +24,7 @@ def objects() -> MemoryObjects:
 
 @pytest.fixture
 def remote(tmp_path: Path, objects: MemoryObjects) -> Store:
-    return memory_store(tmp_path / "store", objects)
+    return MemoryStore(tmp_path / "store", objects)
 
 
 def test_an_operation_that_is_stopped_did_not_happen_or_its_answer_is_lost(objects: MemoryObjects):
@@ -49,9 +49,12 @@ def test_an_operation_that_is_stopped_did_not_happen_or_its_answer_is_lost(objec
 def test_registry_and_ledger_are_in_the_objects_alone(remote: Store, objects: MemoryObjects):
     for number in (1, 2):
         retrain(remote, number)
-    assert {key.split("/")[1] for key in objects.contents()} == {"registry", "ledger"}
+    assert {key.rpartition("/")[0] for key in objects.contents()} == {
+        "",
+        *("tiny/registry", "tiny/registry/versions", "tiny/ledger/runs", "tiny/ledger/decisions"),
+    }
     assert not [path for path in remote.root.rglob("*.json") if {"registry", "ledger"} & {*path.parts}]
-    elsewhere = memory_store(remote.root.with_name("another machine"), objects)
+    elsewhere = MemoryStore(remote.root.with_name("another machine"), objects)
     assert Registry(elsewhere, DATASET).champion() == Registry(remote, DATASET).version(2)
     assert [run["run"] for run in Ledger(elsewhere, DATASET).read("runs")] == ["run-1", "run-2"]
 

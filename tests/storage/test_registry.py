@@ -18,6 +18,7 @@ from storage.index import Index
 from storage.ledger import Ledger
 from storage.registry import Registry, line, turns
 from storage.store import Store
+from tests.support.stores import decide, decided_in_format_3, pointed_in_format_3, promote
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_no_champion_before_the_first_promotion(registry: Registry):
 
 def test_the_champion_is_what_was_promoted_last(registry: Registry):
     for name in "ab":
-        registry.promote(register(registry, name).number, "r")
+        promote(registry, register(registry, name).number)
     assert registry.champion() == registry.version(2)
 
 
@@ -72,9 +73,9 @@ def test_the_champion_is_what_was_promoted_last(registry: Registry):
 def test_a_version_that_is_not_there_cannot_be_promoted(registry: Registry):
     number = register(registry).number
     with pytest.raises(StoreError, match="found none; `idxflow registry history tiny .*` lists the versions"):
-        registry.promote(number + 1, "r")
+        promote(registry, number + 1)
     assert registry.champion() is None
-    registry.promote(number, "r")
+    promote(registry, number)
     assert registry.champion()
 
 
@@ -92,8 +93,9 @@ def test_a_version_that_cannot_be_read_is_restored(registry: Registry, store: St
 
 @pytest.mark.remedies("storage.registry:_unreadable")
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"number": 1}'])
-def test_a_damaged_pointer_is_said(registry: Registry, store: Store, text: str):
-    registry.promote(register(registry).number, "r")
+def test_a_damaged_pointer_of_format_3_is_said(registry: Registry, store: Store, text: str):
+    register(registry)
+    decided_in_format_3(store, "tiny", "r", FIRST)
     (store.dataset("tiny") / "registry" / "champion.json").write_text(text)
     with pytest.raises(DamagedEntry, match=r'champion\.json: expected .*write \{"version": NUMBER\} there'):
         registry.champion()
@@ -111,6 +113,7 @@ PROCESS = """
 import pathlib, sys
 from storage.registry import Registry
 from storage.store import Store
+from tests.support.stores import decide, decided_in_format_3, pointed_in_format_3, promote
 from tests.storage.test_registry import register
 print(register(Registry(Store(pathlib.Path(sys.argv[1])), "tiny"), sys.argv[2]).number)
 """
@@ -143,13 +146,13 @@ def test_the_ledger_keeps_order_and_never_changes_a_record(store: Store):
 @pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_a_damaged_record_is_said(store: Store, text: str, tmp_path: Path):
     ledger = Ledger(store, "tiny")
-    record = store.root / ledger.append("decisions", "run-1", {})
+    record = store.root / ledger.append("runs", "run-1", {})
     record.write_text(text)
     for read in (ledger.read, ledger.last):
         with pytest.raises(DamagedEntry, match=r"run-1\.json: expected a record of the ledger"):
-            read("decisions")
+            read("runs")
     record.rename(tmp_path / "moved")
-    assert ledger.read("decisions") == []
+    assert ledger.read("runs") == []
 
 
 def decision(outcome: str, before: int | None, after: int | None) -> dict:
@@ -192,10 +195,10 @@ def test_history_claims_only_what_was_carried_out(
 @pytest.mark.remedies("storage.registry:_turn")
 @pytest.mark.parametrize("time", [None, "yesterday", 7])
 def test_a_decision_without_a_time_is_damage(registry: Registry, store: Store, tmp_path: Path, time: object):
-    ledger = Ledger(store, "tiny")
-    registry.promote(register(registry).number, "run")
-    ledger.append("decisions", "run", FIRST)
-    second = store.root / ledger.append("decisions", "run", SECOND)
+    register(registry)
+    pointed_in_format_3(store, "tiny", 1)
+    decided_in_format_3(store, "tiny", "run", FIRST)
+    second = decided_in_format_3(store, "tiny", "run", SECOND)
     values = read_json(second)
     second.write_bytes(sealed({**values, "time": time}))
     with pytest.raises(DamagedEntry, match="to have a time; .* move it out of the ledger"):
@@ -205,21 +208,22 @@ def test_a_decision_without_a_time_is_damage(registry: Registry, store: Store, t
 
 
 @pytest.mark.parametrize(("listing", "history"), [("names", Registry.history), ("records", Registry.outline)])
-def test_history_read_while_others_decide_never_misses_the_decision_behind_the_pointer(
+def test_a_history_of_format_3_never_misses_the_decision_behind_the_pointer(
     registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch, listing: str, history: Callable
 ):
     """A promotion between reading the ledger and reading the pointer would look like one without a record."""
     owner = Ledger if listing == "names" else Index
-    ledger, read = Ledger(store, "tiny"), getattr(owner, listing)
-    numbers = [register(registry, name).number for name in "ab"]
-    ledger.append("decisions", "run-1", FIRST)
-    registry.promote(1, "run-1")
+    read = getattr(owner, listing)
+    for name in "ab":
+        register(registry, name)
+    decided_in_format_3(store, "tiny", "run-1", FIRST)
+    pointed_in_format_3(store, "tiny", 1)
 
     def overtaken(self: Ledger | Index, *names: str) -> object:
         records = read(self, *names)
-        if registry.champion().number == 1:
-            ledger.append("decisions", "run-2", SECOND)
-            registry.promote(numbers[1], "run-2")
+        if read_json(store.root / registry.pointer)["version"] == 1:
+            pointed_in_format_3(store, "tiny", 2)
+            decided_in_format_3(store, "tiny", "run-2", SECOND)
         return records
 
     monkeypatch.setattr(owner, listing, overtaken)
@@ -233,12 +237,10 @@ def test_history_read_while_others_decide_never_misses_the_decision_behind_the_p
 def test_what_a_person_decided_stands_against_every_model_there_was_then(
     registry: Registry, store: Store, digest: str, after: dict, version: int | None
 ):
-    ledger = Ledger(store, "tiny")
     for name in ("one", "two"):
         register(registry, name, name)
-    for record in (FIRST, SECOND, after | {"newest": 2}):
-        ledger.append("decisions", "run", record)
-        registry.promote(record["champion"], "run")
+    for record in (FIRST, SECOND, after):
+        decide(registry, record["outcome"], record["champion"], newest=2)
     register(registry, "three", "three")
     settled = registry.manual_decision_about(digest)
     assert (settled[0].number if settled else None) == version
@@ -246,9 +248,11 @@ def test_what_a_person_decided_stands_against_every_model_there_was_then(
 
 
 @pytest.mark.remedies("storage.registry:_pointed")
-def test_a_pointer_to_a_version_that_is_gone_is_damage(registry: Registry, store: Store):
+def test_a_pointer_of_format_3_to_a_version_that_is_gone_is_damage(registry: Registry, store: Store):
     for name in "ab":
-        registry.promote(register(registry, name).number, "r")
+        register(registry, name)
+    decided_in_format_3(store, "tiny", "run", SECOND)
+    pointed_in_format_3(store, "tiny", 2)
     path = store.dataset("tiny") / "registry" / "versions" / "00000002.json"
     backup = path.read_bytes()
     path.unlink()

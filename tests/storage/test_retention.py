@@ -14,7 +14,7 @@ from storage.registry import Registry
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
-from tests.support.stores import DATASET, add, fingerprint, retrain
+from tests.support.stores import DATASET, add, fingerprint, promote, retrain
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_collected_version_cannot_become_champion_until_it_is_trained_again(fi
     collect(filled, DATASET, keep_last=1)
     registry = Registry(filled, DATASET)
     with registry.deciding(), pytest.raises(StoreError, match="that of version 5 was removed by `idxflow gc`"):
-        registry.promote(5, "by-hand")
+        promote(registry, 5)
     assert registry.champion().number == 3
     retrain(filled, 5)
     assert registry.champion().number == 5
@@ -117,7 +117,7 @@ def test_a_collected_version_cannot_become_champion_until_it_is_trained_again(fi
 @pytest.mark.remedies("storage.registry:retire")
 def test_the_champion_cannot_be_retired(filled: Store):
     with pytest.raises(StoreError, match="version 3 is champion; run again"):
-        Registry(filled, DATASET).retire(3)
+        Registry(filled, DATASET).retire([3], Registry(filled, DATASET).standing())
     assert collect(filled, DATASET, keep_last=1).retired
 
 

@@ -1,8 +1,12 @@
-"""Stores of the format before are used as if this version had written them; those of a later one are refused.
+"""Stores of the formats before are used as if this version had written them; those of a later one are refused.
 
 `store-format-2.tar.xz` was written by the last version without `store.json`: four models of the data set `tiny` (one
 promoted, a better one promoted, one kept out, one that diverged), an unchanged run, version 3 promoted by hand and
 rolled back; with the manifest and the archives.
+
+`store-format-3.tar.xz` was written by the last version in which `champion.json` was the authority: five models of
+`tiny` (one promoted, a better one promoted, three kept out), an unchanged run, version 4 promoted by a process that was
+killed before it took effect, version 3 promoted by hand and rolled back, and versions 3 and 4 retired.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ from typing import Any
 import pytest
 
 from storage.files import put_json_if_absent, read_json
-from storage.ledger import Ledger
-from storage.registry import Registry
+from storage.ledger import Ledger, is_decision
+from storage.registry import Registry, Standing
 from storage.store import Store
 from storage.store_format import FORMAT, STORE_FILE
 from tests.support import commands
@@ -33,16 +37,26 @@ SAME_AS_CHAMPION = {"hidden": [4], "epochs": 20, "learning_rate": 0.02, "batch_s
 @pytest.fixture
 def old(tmp_path: Path) -> Store:
     """A store of format 2, beside the manifest and the archives of its data set."""
-    with tarfile.open(Path(__file__).with_name("store-format-2.tar.xz")) as archive:
-        # Python 3.11 has had filters since its fourth patch release; Debian 12 has the second.
-        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    return Store(tmp_path / "store")
+    return unpacked(2, tmp_path)
 
 
 @pytest.fixture
-def idxflow(old: Store, tmp_path: Path) -> Idxflow:
+def old_3(tmp_path: Path) -> Store:
+    """A store of format 3, beside the manifest and the archives of its data set."""
+    return unpacked(3, tmp_path)
+
+
+def unpacked(number: int, folder: Path) -> Store:
+    with tarfile.open(Path(__file__).with_name(f"store-format-{number}.tar.xz")) as archive:
+        # Python 3.11 has had filters since its fourth patch release; Debian 12 has the second.
+        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    return Store(folder / "store")
+
+
+@pytest.fixture
+def idxflow(tmp_path: Path) -> Idxflow:
     """Call a command about that store."""
-    environment = clean_environment(tmp_path) | {"IDXFLOW_STORE": str(old.root)}
+    environment = clean_environment(tmp_path) | {"IDXFLOW_STORE": str(tmp_path / "store")}
 
     def call(*arguments: str) -> subprocess.CompletedProcess:
         return commands.idxflow(*arguments, env=environment, cwd=tmp_path)
@@ -122,6 +136,57 @@ def test_a_run_on_a_store_of_the_format_before_goes_on_from_its_champion(old: St
     assert idxflow("verify").returncode == 0
 
 
+HISTORY_3 = [
+    ("promoted", None, 1, True),
+    ("promoted", 1, 2, True),
+    ("kept", 2, 2, True),
+    ("kept", 2, 2, True),
+    ("forced", 2, 2, False),
+    ("forced", 2, 3, True),
+    ("rolled back", 3, 2, True),
+    ("kept", 2, 2, True),
+]
+
+
+def history(idxflow: Idxflow) -> list[tuple[str, int | None, int | None, bool]]:
+    """Return the decisions, oldest first."""
+    turns = json.loads(idxflow("registry", "history", "tiny", "--json").stdout)[::-1]
+    return [(turn["outcome"], turn["before"], turn["after"], turn["took_effect"]) for turn in turns]
+
+
+def test_commands_read_a_store_of_format_3(old_3: Store, idxflow: Idxflow):
+    before = {path: path.read_bytes() for path in old_3.root.rglob("*") if path.is_file()}
+    assert history(idxflow) == HISTORY_3
+    assert json.loads(idxflow("status", "tiny", "--json").stdout)["datasets"][0]["champion"]["version"] == 2
+    shown = json.loads(idxflow("registry", "show", "tiny", "3", "--json").stdout)
+    assert (shown["collected"], shown["damage"]) == (True, None)
+    assert idxflow("verify").stdout.startswith("ok: 1 data set, ")
+    assert not idxflow("gc", "tiny", "--dry-run", "--json").returncode
+    assert {path: path.read_bytes() for path in before} == before, "reading changes nothing"
+
+
+def test_a_store_of_format_3_is_decided_on_from_its_champion(old_3: Store, idxflow: Idxflow, tmp_path: Path):
+    manifest = str(tmp_path / "tiny.toml")
+    refused = idxflow("promote", "tiny", "3", "--force", "--reason", "the third again")
+    assert (refused.returncode, "that of version 3 was removed by `idxflow gc`" in refused.stderr) == (1, True)
+    assert run_without_prefect(old_3, dataset_file=manifest, **SAME_AS_CHAMPION)["state"] == "unchanged"
+    assert run_without_prefect(old_3, dataset_file=manifest, **SAME_AS_CHAMPION | {"epochs": 2})["state"] == "unchanged"
+    assert idxflow("promote", "tiny", "3", "--force", "--reason", "the third again").returncode == 0
+    assert read_json(old_3.root / STORE_FILE)["format"] == FORMAT
+    assert idxflow("rollback", "tiny", "--to", "1", "--reason", "slower than before").returncode == 0
+    outcome = run_without_prefect(old_3, dataset_file=manifest, **SAME_AS_CHAMPION | {"epochs": 19})
+    assert (outcome["state"], outcome["version"], outcome["champion"]) == ("promoted", 6, 6)
+    decisions = [("forced", 2, 3, True), ("rolled back", 3, 1, True), ("promoted", 1, 6, True)]
+    assert history(idxflow) == HISTORY_3 + decisions
+    numbers = [name for name in Ledger(old_3, "tiny").names("decisions") if is_decision(name)]
+    assert numbers == ["00000014.json", "00000015.json", "00000016.json"], "on from the highest number of a decision"
+    collected = json.loads(idxflow("gc", "tiny", "--keep-last", "1", "--json").stdout)["datasets"][0]
+    assert set(collected["retired"]) == {2, 3, 5}
+    assert Registry(old_3, "tiny").standing() == Standing(17, 6)
+    assert history(idxflow) == HISTORY_3 + decisions
+    assert idxflow("verify").returncode == 0
+
+
 def test_a_new_version_says_its_format(old: Store, tmp_path: Path):
     run_without_prefect(old, dataset_file=str(tmp_path / "tiny.toml"), hidden=[6])
     assert [version.format for version in Registry(old, "tiny").versions()] == [2, 2, 2, FORMAT]
@@ -167,7 +232,7 @@ def test_a_store_of_a_later_version_is_refused_by_every_command(
 
 
 @pytest.mark.remedies("storage.store_format:check")
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 3}', b"\0" * 80])
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 4}', b"\0" * 80])
 def test_a_damaged_store_file_is_named_and_removing_it_helps(old: Store, idxflow: Idxflow, content: bytes):
     (old.root / STORE_FILE).write_bytes(content)
     refused = idxflow("verify")

@@ -13,10 +13,18 @@ from pathlib import Path
 import pytest
 
 from flows.commands.cli import run_command
+from storage.files import put_json_if_absent, sealed, unsealed
 from storage.registry import Registry
 from storage.store import ENTRY, Store
 from storage.verify import verify
-from tests.support.stores import DATASET, add, fingerprint, retrain
+from tests.support.stores import (
+    DATASET,
+    add,
+    decided_in_format_3,
+    fingerprint,
+    pointed_in_format_3,
+    retrain,
+)
 
 
 @pytest.fixture
@@ -75,16 +83,29 @@ DAMAGE: dict[str, tuple[str, Callable[[Store], object], str]] = {
         "do not have the SHA-256",
     ),
     "a version that is gone": ("registry", lambda s: part(s, "registry/versions").unlink(), "that a decision names"),
-    "a champion that is not there": (
-        "registry",
+    "a hint written by hand": (
+        "registry/champion.json",
         lambda s: (s.dataset(DATASET) / "registry/champion.json").write_text('{"version": 9}'),
-        "expected an existing version; found 9",
+        "do not have the SHA-256",
     ),
-    "a cut pointer": ("registry", lambda s: edit(s.dataset(DATASET) / "registry/champion.json", lambda d: d[:9]), ""),
-    "no pointer": (
-        "registry",
-        lambda s: (s.dataset(DATASET) / "registry/champion.json").unlink(),
-        "expected the champion's version; the file is gone",
+    "a hint to a decision that is gone": (
+        "registry/champion.json",
+        lambda s: (s.dataset(DATASET) / "ledger/decisions/00000003.json").unlink(),
+        "expected the champion after a decision in the ledger; found 2 after decision 3",
+    ),
+    "a hint to another champion": (
+        "registry/champion.json",
+        lambda s: edit(s.dataset(DATASET) / "registry/champion.json", lambda d: sealed({"decision": 3, "version": 1})),
+        "found 1 after decision 3",
+    ),
+    "a cut hint": ("registry", lambda s: edit(s.dataset(DATASET) / "registry/champion.json", lambda d: d[:9]), ""),
+    "a decision after another champion": (
+        "ledger/decisions/00000003.json",
+        lambda s: edit(
+            s.dataset(DATASET) / "ledger/decisions/00000003.json",
+            lambda d: sealed(unsealed(d) | {"previous": 1, "champion": 1}),
+        ),
+        "expected the champion of the decision before it; found 1, where the decision before it has 2",
     ),
     "a changed run": ("ledger", lambda s: edit(part(s, "ledger/runs"), lambda d: d.replace(b"run-1", b"run-9")), "SHA"),
     "a cut decision": ("ledger", lambda s: edit(part(s, "ledger/decisions"), lambda d: d[:30]), ""),
@@ -143,13 +164,65 @@ def test_the_unfinished_work_of_a_living_run_is_no_leftover(filled: Store):
 
 def test_the_model_of_a_retired_version_may_be_missing(filled: Store):
     registry = Registry(filled, DATASET)
-    registry.retire(1)
+    registry.retire([1], registry.standing())
     model = filled.entries(DATASET, "train") / registry.version(1).model
     shutil.rmtree(model)
     assert verify(filled).findings == ()
     assert registry.retired(registry.version(1))
+    retrain(filled, 1, promoted=False)
+    assert not registry.retired(registry.version(1)), "trained again, it can be used again"
+
+
+def test_the_model_of_a_version_retired_in_format_3_may_be_missing(filled: Store):
+    registry = Registry(filled, DATASET)
+    put_json_if_absent(filled.dataset(DATASET) / "registry" / "retired" / "00000001.json", {"time": ""})
+    assert not registry.retired(registry.version(1)), "its model was not removed yet"
+    shutil.rmtree(filled.entries(DATASET, "train") / registry.version(1).model)
+    assert verify(filled).findings == ()
+    assert registry.retired(registry.version(1))
     add(filled, "train", 1)
     assert not registry.retired(registry.version(1)), "trained again, it can be used again"
+
+
+def test_a_hint_that_is_missing_or_behind_is_no_damage(filled: Store):
+    path = filled.dataset(DATASET) / "registry" / "champion.json"
+    edit(path, lambda _: sealed({"decision": 1, "version": 1}))
+    assert (verify(filled).findings, Registry(filled, DATASET).champion().number) == ((), 2)
+    path.unlink()
+    assert (verify(filled).findings, Registry(filled, DATASET).champion().number) == ((), 2)
+
+
+def test_a_decision_that_is_missing_is_remarked_on(filled: Store):
+    (filled.dataset(DATASET) / "ledger" / "decisions" / "00000002.json").unlink()
+    assert [(f.kind, f.path.name, f.problem) for f in verify(filled).findings] == [
+        ("remark", "00000003.json", "expected decision 2 before it; found none")
+    ]
+    assert Registry(filled, DATASET).champion().number == 2
+    retrain(filled, 4)
+    assert Registry(filled, DATASET).champion().number == 4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda path: path.write_text('{"version": 9}'), "expected an existing version; found 9"),
+        (lambda path: path.write_text("{"), "expected the champion's version number"),
+        (lambda path: path.unlink(), "expected the champion's version; the file is gone"),
+    ],
+)
+def test_a_pointer_of_format_3_that_is_damaged_is_named(store: Store, spoil: Callable[[Path], object], problem: str):
+    for number in (1, 2):
+        retrain(store, number)
+    folder = store.dataset(DATASET)
+    shutil.rmtree(folder / "ledger" / "decisions")
+    for number in (1, 2):
+        record = {"outcome": "promoted", "version": number, "champion": number, "previous": number - 1 or None}
+        decided_in_format_3(store, DATASET, f"run-{number}", record)
+    pointed_in_format_3(store, DATASET, 2)
+    assert verify(store).findings == ()
+    spoil(folder / "registry" / "champion.json")
+    (damage,) = verify(store).damage
+    assert (damage.path, problem in damage.problem) == (folder / "registry" / "champion.json", True), damage
 
 
 def test_a_file_that_cannot_be_read_is_not_said_to_be_good(filled: Store):

@@ -11,6 +11,7 @@ from storage.datasets.catalog import Dataset
 from storage.registry import Registry, Version
 from storage.store import Store
 from tasks.evaluate import evaluate
+from tests.support import stores
 from tests.support.archives import write_archives
 from tests.support.models import split, trained
 
@@ -57,7 +58,7 @@ def registered(store: Store, dataset: Dataset, promote: bool = True, **parameter
     )
     if promote:
         with registry.deciding():
-            registry.promote(version.number, "run")
+            stores.promote(registry, version.number)
     return version
 
 

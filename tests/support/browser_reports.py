@@ -34,6 +34,7 @@ from storage.store import Store
 from tasks.gate import criteria
 from tasks.sources.embedded import digits
 from tests.support.reports import scored, written
+from tests.support.stores import promote
 
 
 def real_digits(store: Store, dataset: Dataset) -> RunRecord:
@@ -152,7 +153,7 @@ def with_a_past(store: Store, dataset: Dataset, run: RunRecord) -> None:
                 image_shape=dataset.image_shape,
                 run=name,
             )
-    registry.promote(3, "a-31")
+    promote(registry, 3, "a-31")
 
 
 def refused(run: RunRecord) -> RunRecord:

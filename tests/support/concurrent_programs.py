@@ -19,7 +19,6 @@ from pathlib import Path
 
 from storage.errors import IdxflowError
 from storage.files import locked
-from storage.ledger import Ledger
 from storage.records import FolderEntry
 from storage.registry import Registry
 from storage.retention import collect
@@ -51,8 +50,7 @@ def read(store: Store, stop: str, pause: str = "0") -> None:
         for finding in verify(store, DATASET).findings:
             say("bad", finding)
         _load_champion(store, registry)
-        # The last one may be in progress.
-        if [turn for turn in registry.history()[:-1] if not turn.took_effect]:
+        if [turn for turn in registry.history() if not turn.took_effect]:
             say("bad", "a decision that was carried out is said not to be")
         rounds += 1
         if rounds == 1:
@@ -139,13 +137,10 @@ def _decide_slowly(store: Store) -> None:
     registry = Registry(store, DATASET)
     version = retrain(store, 100, promoted=False)
     with registry.deciding():
-        champion = registry.champion()
+        standing = registry.standing()
         decision = {"outcome": "promoted", "version": version.number, "champion": version.number}
-        Ledger(store, DATASET).append(
-            "decisions", "slow", decision | {"previous": champion.number if champion else None}
-        )
         os.kill(os.getpid(), signal.SIGSTOP)
-        registry.promote(version.number, "slow")
+        registry.carry_out(decision | {"previous": standing.champion}, "slow", standing.number)
 
 
 def _collect_slowly(store: Store) -> None:

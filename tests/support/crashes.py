@@ -430,18 +430,17 @@ def _unflushed(disk: Disk, source: Path, target: Path) -> list[str]:
 
 
 def _too_early(disk: Disk, target: Path) -> list[str]:
-    """Return what a version or the pointer names and a power loss could take away."""
+    """Return what a version, a decision or the hint names and a power loss could take away."""
     folder, needed = disk.root / DATASET, []
     if target.parent.name == "versions":
         values = json.loads(disk._at(target).data)
         needed = [folder / "5-models" / values["model"], folder / "6-evaluations" / values["evaluation"]]
+    elif target.parent.name == "decisions":
+        number = json.loads(disk._at(target).data)["champion"]
+        needed = [folder / "registry" / "versions" / f"{number:08d}.json"] if number else []
     elif target.name == "champion.json":
-        number = json.loads(disk._at(target).data)["version"]
-        needed = [folder / "registry" / "versions" / f"{number:08d}.json"]
-        decisions = disk.find(folder / "ledger" / "decisions", flushed=True)
-        records = [json.loads(node.data) for node in (decisions.flushed_entries if decisions else {}).values()]
-        if not any(decision.get("champion") == number for decision in records):
-            return [f"{target}: names v{number} before its decision is in the ledger for sure"]
+        number = json.loads(disk._at(target).data)["decision"]
+        needed = [folder / "ledger" / "decisions" / f"{number:08d}.json"]
     return [
         f"{target}: names {path}, which a power loss could take" for path in needed if not disk.find(path, flushed=True)
     ]

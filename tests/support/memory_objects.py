@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -21,6 +22,8 @@ from storage.objects.protocol import Found, Listing
 from storage.store import Store
 
 T = TypeVar("T")
+
+_STAMPS = count(1)
 
 CHANGING = ("create", "put", "upload", "delete")
 """The operations that change something."""
@@ -68,7 +71,7 @@ class MemoryObjects:
     before: Hook = nothing
     """Called before each operation; what it raises keeps the operation from happening."""
     after: Hook = nothing
-    """Called after each operation; what it raises hides its result, as a lost answer does."""
+    """Called after each operation, also one that found nothing; what it raises hides the result: a lost answer."""
     operations: list[Operation] = field(default_factory=list)
     """All operations so far, also those that the hook `before` kept from happening."""
     clock: Callable[[], float] = time.monotonic
@@ -76,7 +79,6 @@ class MemoryObjects:
     def __post_init__(self) -> None:
         self._objects: dict[str, _Object] = {}
         self._lock = threading.RLock()
-        self._stamps = count(1)
 
     @property
     def counts(self) -> Counter[str]:
@@ -90,7 +92,7 @@ class MemoryObjects:
     def copy(self) -> MemoryObjects:
         """Return other objects with the same contents, without hooks."""
         other = MemoryObjects(self.address, clock=self.clock)
-        other._objects, other._stamps = dict(self._objects), count(len(self._objects) + 1_000_000)
+        other._objects = dict(self._objects)
         return other
 
     def contents(self) -> dict[str, bytes]:
@@ -144,10 +146,11 @@ class MemoryObjects:
             self.operations.append(operation)
         # The hooks may use the same objects, as another process would at that moment.
         self.before(operation)
-        with self._lock:
-            result = act()
-        self.after(operation)
-        return result
+        try:
+            with self._lock:
+                return act()
+        finally:
+            self.after(operation)
 
     def _at(self, key: str) -> _Object:
         if key not in self._objects:
@@ -155,7 +158,7 @@ class MemoryObjects:
         return self._objects[key]
 
     def _write(self, key: str, data: bytes) -> bool:
-        self._objects[key] = _Object(data, next(self._stamps), self.clock())
+        self._objects[key] = _Object(data, next(_STAMPS), self.clock())
         return True
 
     def _below(self, folder: str) -> Iterator[Found]:
@@ -183,11 +186,19 @@ def stopping_at(number: int) -> Hook:
     return stop
 
 
-def memory_store(root: Path, objects: MemoryObjects | None = None) -> Store:
-    """Return a store whose small JSON objects are in memory; its entries and locks are in `root`, as in any other."""
-    store = Store(root)
-    store.objects = objects or MemoryObjects()
-    return store
+class MemoryStore(Store):
+    """A store whose small objects are in memory, and which cannot keep anybody from working at the same time.
+
+    Its entries are in `root`, as in any other.
+    """
+
+    def __init__(self, root: Path, objects: MemoryObjects) -> None:
+        super().__init__(root)
+        self.objects = objects
+
+    @contextmanager
+    def alone(self, dataset: str, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        yield
 
 
 def cloud_store(cache: Path, objects: MemoryObjects | None = None) -> CloudStore:

@@ -101,12 +101,11 @@ def choose(store: Store, model: int = 1, outcome: str = "promoted") -> None:
     """Register, decide and promote, as `tasks.decide` does."""
     registry = Registry(store, DATASET)
     with registry.deciding():
-        champion = registry.champion()
         number = register(store, model)
-        before = champion.number if champion else None
-        sentence = f"{outcome} v{number}: better"
+        standing = registry.standing()
+        before, sentence = standing.champion, f"{outcome} v{number}: better"
         decision = {"outcome": outcome, "version": number, "champion": number, "previous": before, "sentence": sentence}
-        registry.carry_out(decision, "run")
+        registry.carry_out(decision, "run", standing.number)
 
 
 def whole(store: Store, model: int = 1) -> None:

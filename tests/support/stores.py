@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.ledger import Ledger
+from storage.files import put_json_if_absent, write_json
+from storage.ledger import KINDS, Ledger, place
 from storage.records import Entry, FolderEntry
-from storage.registry import Registry, Version
+from storage.registry import Overtaken, Registry, Version
 from storage.store import Plan, Store
 
 DATASET = "tiny"
@@ -54,25 +58,56 @@ def retrain(store: Store, number: int, promoted: bool = True) -> Version:
         image_shape=(2, 2),
         run=run,
     )
-    with registry.deciding():
-        before = registry.champion()
-        after = version.number if promoted else before.number if before else None
-        decision = {
-            "outcome": "promoted" if promoted else "kept",
-            "version": version.number,
-            "previous": before.number if before else None,
-            "champion": after,
-        }
-        registry.carry_out(decision, run)
+    outcome = "promoted" if promoted else "kept"
+    while True:
+        with registry.deciding():
+            standing = registry.standing()
+            after = version.number if promoted else standing.champion
+            decision = {
+                "outcome": outcome,
+                "version": version.number,
+                "previous": standing.champion,
+                "champion": after,
+            }
+            with suppress(Overtaken):
+                registry.carry_out(decision, run, standing.number)
+                break
     record = {
-        "state": decision["outcome"],
-        "sentence": f"{decision['outcome']} v{version.number}",
+        "state": outcome,
+        "sentence": f"{outcome} v{version.number}",
         "seconds": 1.5,
         "steps": [{"step": name, "key": key} for name, key in steps.items()],
         "report": f"{DATASET}/7-reports/{run}",
     }
     ledger.append("runs", run, record)
     return version
+
+
+def decide(registry: Registry, outcome: str, champion: int | None, run: str = "run", **more: object) -> None:
+    """Record a decision after which a version is the champion, and which is about it unless `more` says otherwise."""
+    standing = registry.standing()
+    decision = {"outcome": outcome, "version": champion, "champion": champion, "previous": standing.champion}
+    registry.carry_out(decision | more, run, standing.number)
+
+
+def promote(registry: Registry, number: int, run: str = "run") -> None:
+    decide(registry, "promoted", number, run)
+
+
+def decided_in_format_3(store: Store, dataset: str, run: str, decision: Mapping[str, object]) -> Path:
+    """Record a decision as format 3 did, with the next number of all records, without moving the pointer."""
+    ledger = Ledger(store, dataset)
+    names = [name for kind in KINDS for name in ledger.names(kind)]
+    number = max((place(name)[1] for name in names), default=0) + 1
+    path = store.dataset(dataset) / "ledger" / "decisions" / f"{number:08d}-{run}.json"
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    assert put_json_if_absent(path, {"time": time, **decision, "format": 3, "run": run})
+    return path
+
+
+def pointed_in_format_3(store: Store, dataset: str, number: int | None, run: str = "run") -> None:
+    """Make a version the champion as format 3 did, after its decision was recorded."""
+    write_json(store.dataset(dataset) / "registry" / "champion.json", {"version": number, "run": run, "time": ""})
 
 
 def fingerprint(store: Store) -> dict[str, bytes]:

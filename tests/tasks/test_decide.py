@@ -16,11 +16,13 @@ from storage.errors import DamagedEntry
 from storage.formats import arrays, parquet
 from storage.ledger import Ledger
 from storage.records import Answer, Decision, Evaluation, FolderEntry, Split, TrainedModel, from_json, to_json
-from storage.registry import Registry
+from storage.registry import NO_RUN, Registry
 from storage.store import Store
 from tasks.decide import Candidate, Incumbent, answered, compare, current_champion, decide, judge, question
 from tasks.evaluate import by_class
 from tests.conftest import TinyFactory
+from tests.support import stores
+from tests.support.stores import decided_in_format_3, pointed_in_format_3
 
 ROWS, CLASSES = 100, ("a", "b")
 LABELS = (np.arange(ROWS) % 2).astype(np.uint8)
@@ -64,7 +66,7 @@ class World:
         return TrainedModel(FolderEntry(self.folder / f"m-{name}"), f"weights-{name}", 10, 90, 10, 5, 5, 0.1, 0.95)
 
     def candidate(self, name: str, wrong: Sequence[int] = ()) -> Candidate:
-        return Candidate(self.model(name), self.evaluation(name, wrong), self.train, self.test)
+        return Candidate(self.model(name), self.evaluation(name, wrong), self.train, self.test, f"run-{name}")
 
     def settle(self, name: str, wrong: Sequence[int], champion: Sequence[int] | None = None, **more: Any) -> Decision:
         """Decide about a candidate as the flow does; the champion, if there is one, is wrong about `champion` today."""
@@ -72,7 +74,13 @@ class World:
         rival = None
         if version:
             rival = Incumbent(version, self.model(version.model), score=self.evaluation("old", champion or ()))
-        return decide.fn(self.registry, self.dataset, f"run-{name}", self.candidate(name, wrong), rival, **more).record
+        return self.decide(self.candidate(name, wrong), rival, **more)
+
+    def decide(self, candidate: Candidate, champion: Incumbent | None, **more: Any) -> Decision:
+        """Decide after all decisions so far."""
+        done = decide.fn(self.registry, self.dataset, candidate, champion, self.registry.standing().number, **more)
+        assert done
+        return done.record
 
     def judged(self, wrong: Sequence[int], champion: Sequence[int]) -> Any:
         """Judge a candidate against the champion v1, without carrying anything out."""
@@ -315,7 +323,7 @@ def test_every_decision_is_in_the_ledger_with_all_it_was_made_from(world: World)
     assert (second["policy"], second["limits"]) == ("better", limits)
     assert (second["weights_digest"], second["champion_weights_digest"]) == ("weights-2", "weights-1")
     assert (second["train_digest"], second["test_digest"]) == ("train-digest", "test-digest")
-    around = {"run", "time", "format", "asked_by", "code", "environment"}
+    around = {"run", "time", "format", "after", "nonce", "asked_by", "code", "environment"}
     assert around <= second.keys()
     assert "tasks.model.fitting" in second["code"]
     assert {"python", "tensorflow", "prefect"} <= second["environment"].keys()
@@ -345,35 +353,47 @@ def test_a_decision_of_an_older_record_still_counts_as_made(world: World):
     world.settle("1", [1, 2])
     world.settle("2", [], champion=[1, 2])
     for path in (world.store.dataset("tiny") / "ledger" / "decisions").glob("*.json"):
-        values = Decision("kept", "said", 2, 1, 1, ())
-        old = {k: v for k, v in to_json(values).items() if k in ("outcome", "version", "champion", "rules")}
         path.unlink()
-        Ledger(world.store, "tiny").append("decisions", "old", old)
+    values = Decision("kept", "said", 2, 1, 1, ())
+    old = {k: v for k, v in to_json(values).items() if k in ("outcome", "version", "champion", "rules")}
+    for run in ("older", "old"):
+        decided_in_format_3(world.store, "tiny", run, old)
+    pointed_in_format_3(world.store, "tiny", 1)
     assert world.settle("2", [], champion=[1, 2]).outcome == "unchanged"
 
 
 def test_a_rollback_is_not_undone_by_the_same_model(world: World):
     world.settle("1", range(6))
     assert world.settle("2", [], champion=range(6)).outcome == "promoted"
-    Registry(world.store, "tiny").promote(1, "by-hand")
-    by_hand = {"outcome": "rolled back", "version": 1, "champion": 1, "previous": 2}
-    Ledger(world.store, "tiny").append("decisions", "by-hand", by_hand)
+    stores.decide(world.registry, "rolled back", 1, NO_RUN)
     assert world.settle("2", [], champion=range(6)).outcome == "unchanged"
     assert world.champion == 1
     assert world.settle("3", [], champion=range(6)).outcome == "promoted"
 
 
-def test_a_killed_promotion_is_finished_by_the_next_run(world: World, monkeypatch: pytest.MonkeyPatch):
-    def killed(self: Registry, number: int, run: str) -> None:
+def test_a_promotion_killed_before_the_hint_is_written_counts(world: World, monkeypatch: pytest.MonkeyPatch):
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "promote", killed)
+        patch.setattr("storage.objects.sealed.write", killed)
         with pytest.raises(KeyboardInterrupt):
             world.settle("1", [])
-    assert world.champion is None
-    assert world.settle("1", []).sentence.startswith("promoted v1")
     assert world.champion == 1
+    assert world.settle("1", []).sentence == "unchanged since v1: the champion"
+
+
+def test_a_decision_that_another_process_forestalled_is_not_recorded(world: World, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "tasks.decide")
+    world.settle("1", range(6))
+    after, champion = world.registry.standing().number, current_champion(world.registry, world.dataset)
+    world.settle("2", [], champion=range(6))
+    score = world.evaluation("old", range(6))
+    rival = dataclasses.replace(champion, model=world.model("1"), score=score)
+    assert decide.fn(world.registry, world.dataset, world.candidate("3"), rival, after) is None
+    assert "another process has decided about the champion meanwhile; judging again" in caplog.text
+    assert (world.champion, len(world.ledger)) == (2, 2)
+    assert world.settle("3", [], champion=[]).previous == 2
 
 
 @pytest.mark.parametrize(
@@ -394,7 +414,7 @@ def test_a_champion_that_cannot_be_compared_is_replaced_and_that_is_said(
     assert champion
     assert champion.model is None
     assert obstacle in champion.obstacle
-    decision = decide.fn(world.registry, changed, "run-2", world.candidate("2", range(9)), champion).record
+    decision = world.decide(world.candidate("2", range(9)), champion)
     assert (decision.outcome, decision.paired) == ("promoted", None)
     assert obstacle in decision.sentence
 
@@ -417,6 +437,6 @@ def test_answers_that_cannot_be_paired_stop_the_decision(world: World, damage: s
     assert version
     rival = Incumbent(version, world.model("1"), score=world.evaluation("old"))
     with pytest.raises(DamagedEntry, match="expected"):
-        decide.fn(world.registry, world.dataset, "run-2", candidate, rival)
+        world.decide(candidate, rival)
     assert (world.champion, len(world.ledger)) == (1, 1)
     assert Path(candidate.evaluation.file).exists()
