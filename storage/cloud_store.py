@@ -24,6 +24,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from storage.objects.leases import Leases
 from storage.objects.protocol import Objects
 from storage.records import Entry, from_json
 from storage.runtime import cancellation
+from storage.runtime.ranged import Ranged, Source
 from storage.store import (
     ENTRY,
     FOLDERS,
@@ -279,22 +281,44 @@ class CloudEntry:
     def where(self, name: str = "") -> str:
         return self.store.objects.where(f"{self.folder}/{self.attempt}/{name}" if name else self.folder)
 
+    def sha256(self, name: str) -> str | None:
+        return self.files[name].sha256 if name in self.files else None
+
+    def source(self, name: str) -> Source:
+        if name not in self.files or self.store.cache.has(name, self.files[name].sha256):
+            return self.path(name)
+        file = self.files[name]
+        return Ranged(self.where(name), file.bytes, file.sha256, partial(self._range, name), partial(self.path, name))
+
+    def _range(self, name: str, start: int, stop: int) -> bytes:
+        with self._removed(name):
+            return self.store.objects.range(self._key(name), start, stop)
+
     def path(self, name: str) -> Path:
         if name not in self.files:
             # As in a folder: whoever opens it finds that it is not there.
             return self.store.root / "none" / name
-        file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
+        file = self.files[name]
         try:
-            return self.store.cache.path(
-                name, file.sha256, file.bytes, lambda place: self.store.objects.download(key, place)
-            )
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
-                "run again"
-            ) from error
+            with self._removed(name):
+                return self.store.cache.path(
+                    name, file.sha256, file.bytes, partial(self.store.objects.download, self._key(name))
+                )
         except DigestDiffers as error:
             self.store.objects.delete([f"{self.folder}/{ENTRY}"])
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
+            ) from error
+
+    def _key(self, name: str) -> str:
+        return f"{self.folder}/{self.attempt}/{name}"
+
+    @contextmanager
+    def _removed(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
+                "run again"
             ) from error

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from storage.records import CUT_OFF, Failure, Step, Validation
+from storage.runtime.ranged import Ranged
 
 
 class IdxflowError(Exception):
@@ -179,12 +180,13 @@ def error_class(kind: str) -> type[IdxflowError]:
     return value if isinstance(value, type) and issubclass(value, IdxflowError) else IdxflowError
 
 
-def made_again(file: Path) -> str:
+def made_again(file: Path | Ranged) -> str:
     """Return the remedy for a damaged file of a store entry whose size and SHA-256 match its description.
 
     As long as such an entry exists, runs reuse it.
     """
-    return f"remove {file.parent}, then run again"
+    folder = file.parent if isinstance(file, Path) else str(file).rpartition("/")[0]
+    return f"remove {folder}, then run again"
 
 
 def unreadable(path: Path | str, error: OSError) -> StoreError:

@@ -72,6 +72,10 @@ class Cache:
         self._held: dict[str, int] = {}
         """The descriptor of each file's folder that this process has locked, by digest; these files are verified."""
 
+    def has(self, name: str, sha256: str) -> bool:
+        """Return whether a file with this digest is here; it may be damaged."""
+        return (self._place(sha256) / name).is_file()
+
     def path(self, name: str, sha256: str, size: int, fetch: Callable[[Path], None]) -> Path:
         """Return the path of a file with this digest, fetching it if it is not there or damaged.
 
