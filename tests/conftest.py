@@ -9,9 +9,10 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before Prefect is imported anywhere: nothing of the developer's own Prefect is read or written, and a test that
 # calls a task without `.fn` fails at once instead of starting a server behind everyone's back.
@@ -34,10 +35,13 @@ from storage.store import Store
 from tests.support import commands, refusals
 from tests.support.archives import write_archives
 
+if TYPE_CHECKING:
+    from tests.support.object_servers import ObjectServer
+
 MNIST_DIR = "IDXFLOW_MNIST_DIR"
 NO_SKIP = "IDXFLOW_NO_SKIP"
-PACKAGE = r"on Debian, apt-get install ([\w-]+)"
-"""How a test that skips for want of a program says where that is."""
+PACKAGES = r"on Debian, apt-get install ([\w -]+)"
+"""How a test that skips for want of programs says where they are."""
 PATIENCE_MS = 240_000
 SERVER = pytest.StashKey[Any]()
 USERS = pytest.StashKey[frozenset[Path]]()
@@ -115,7 +119,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 def how_to_skip_none(reasons: list[str]) -> str:
     """Return the command that installs what the reasons for skipping name; nothing where they name no package."""
-    packages = {name for reason in reasons for name in re.findall(PACKAGE, reason)}
+    packages = {name for reason in reasons for names in re.findall(PACKAGES, reason) for name in names.split()}
     return f"to run these tests too, on Debian: apt-get install {' '.join(sorted(packages))}" if packages else ""
 
 
@@ -134,6 +138,32 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with prefect_server(tmp_path_factory.mktemp("server")) as (process, environment):
         request.config.stash[SERVER] = process
         yield environment
+
+
+@pytest.fixture(scope="session")
+def object_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ObjectServer]]:
+    """Return a server of object storage by its name (`tests.support.object_servers`), which its first use starts."""
+    from tests.support import object_servers as servers
+
+    with ExitStack() as running:
+
+        @cache
+        def server(name: str) -> ObjectServer:
+            return running.enter_context(getattr(servers, name)(tmp_path_factory.mktemp(name)))
+
+        yield server
+
+
+@pytest.fixture(scope="module")
+def object_storage(object_servers: Callable[[str], ObjectServer]) -> ObjectServer:
+    """A place of the module's own in object storage that answers quickly."""
+    return object_servers("ministack").fresh()
+
+
+@pytest.fixture(scope="module", params=["ministack", "ceph", "azurite"])
+def any_object_storage(request: pytest.FixtureRequest, object_servers: Callable[[str], ObjectServer]) -> ObjectServer:
+    """The same on each kind of server that keeps the promises a store needs."""
+    return object_servers(request.param).fresh()
 
 
 @pytest.fixture(scope="module")

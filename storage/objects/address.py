@@ -7,6 +7,7 @@ shown in reports.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import NoReturn
@@ -18,6 +19,13 @@ _ADDRESS = re.compile(r"(s3|gs|az):/", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?")
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+# By which the library finds the server, the first that is set.
+_VARIABLES = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,14 @@ class Address:
 def is_address(text: str) -> bool:
     """Return whether `text` is meant as an address of object storage, not as a path."""
     return _ADDRESS.match(text) is not None
+
+
+def server_of(address: Address) -> str:
+    """Return the URL of the server that the address or the environment names; empty for the cloud's own."""
+    named = [address.endpoint, *(os.environ.get(name, "") for name in _VARIABLES[address.scheme])]
+    url = urlsplit(next(filter(None, named), ""))
+    # What else the variable has is not for people: it may be a password.
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}" if url.netloc else ""
 
 
 def parse(text: str) -> Address:

@@ -19,11 +19,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 import obstore
@@ -32,10 +33,10 @@ from obstore.exceptions import BaseError
 
 from storage.errors import StoreError
 from storage.files import open_regular
-from storage.objects.address import Address
+from storage.objects.address import Address, server_of
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
 from storage.objects.protocol import Found, Listing
-from storage.runtime import cancellation
+from storage.runtime import cancellation, interruptible, timings
 
 _T = TypeVar("_T")
 
@@ -45,7 +46,7 @@ _CONNECT = timedelta(seconds=10)
 _SILENCE = timedelta(seconds=30)
 # Counted from the beginning of a request, also while the body is still being sent: 4 parts of 8 MiB in this time need
 # an uplink of 2 Mbit/s.
-_UPLOAD_SILENCE = timedelta(seconds=120)
+_SILENCE_OF_MANY = timedelta(seconds=120)
 # Of a whole request; longer downloads go on where it ended.
 _REQUEST = timedelta(hours=1)
 _PART = 8 << 20
@@ -55,19 +56,30 @@ _AT_ONCE = 4
 _PIECE = 1 << 20
 _PAGE = 1000
 _TYPES = {
-    "html": "text/html; charset=utf-8",
-    "md": "text/markdown; charset=utf-8",
-    "txt": "text/plain; charset=utf-8",
-    "csv": "text/csv; charset=utf-8",
-    "json": "application/json",
-    "parquet": "application/vnd.apache.parquet",
-    "png": "image/png",
-    "svg": "image/svg+xml",
-    "gz": "application/gzip",
-    "zip": "application/zip",
+    ".html": "text/html; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".csv": "text/csv; charset=utf-8",
+    ".json": "application/json",
+    ".parquet": "application/vnd.apache.parquet",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".gz": "application/gzip",
+    ".zip": "application/zip",
 }
 # The threads of the library do not survive a fork, and what a child does with them would damage the parent's.
 _user: int | None = None
+
+
+class _Use(Enum):
+    """What a client is for."""
+
+    ONE = auto()
+    """Operations that are one request."""
+    MANY = auto()
+    """Operations that can be many."""
+    EACH = auto()
+    """Removing one object by a request of its own, not by that for several."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +88,12 @@ class Patience:
 
     tries: int = 8
     seconds: float = 120
-    """No try begins later."""
+    """No try begins later than this after the first one has failed."""
     pause: float = 0.1
     """Seconds before the second try; each further pause is twice as long, up to 5 s, and somewhat random."""
 
     def waits(self) -> Iterator[float]:
-        """Yield the pauses between the tries; time waited and worked both count."""
+        """Yield the pauses between the tries, each when the one before it has failed."""
         end = time.monotonic() + self.seconds
         for number in range(self.tries - 1):
             wait = min(self.pause * 2**number, 5) * random.uniform(0.5, 1)
@@ -97,10 +109,13 @@ class Cloud:
         self.location = address
         self.patience = patience or Patience()
         self.requests: Counter[str] = Counter()
-        """Requests by kind (get, put, create, upload, head, list, delete), and `bytes in`, `bytes out`."""
+        """Requests by kind (get, put, create, upload, head, list, delete), and `bytes in`, `bytes out`.
+
+        An upload in parts counts as one."""
         self._counting = threading.Lock()
         self._opening = threading.Lock()
-        self._clients: dict[timedelta, Any] = {}
+        self._answered = False
+        self._clients: dict[_Use, Any] = {}
 
     @property
     def address(self) -> str:
@@ -131,8 +146,8 @@ class Cloud:
         return data[: max(stop - start, 0)]
 
     def create(self, key: str, data: bytes) -> bool:
-        nonce = secrets.token_hex(16)
-        for wait in (*self.patience.waits(), None):
+        nonce, waits = secrets.token_hex(16), self.patience.waits()
+        while True:
             if self._created(key, data, nonce):
                 return True
             # Refused for what is there: the own object of an earlier try, or another's. Or for a conflict of two, of
@@ -140,9 +155,9 @@ class Cloud:
             with suppress(FileNotFoundError):
                 kept, its = self._read(key)
                 return kept == data and its in (nonce, "")
-            if wait is not None:
-                cancellation.sleep(wait)
-        raise refusal(Failure(Cause.BUSY), self.location, "create", self.where(key))
+            if (wait := next(waits, None)) is None:
+                raise refusal(Failure(Cause.EXISTS), self.location, "create", self.where(key))
+            cancellation.sleep(wait)
 
     def _created(self, key: str, data: bytes, nonce: str) -> bool:
         def put(store: Any) -> bool:
@@ -182,14 +197,15 @@ class Cloud:
                 )
 
             self._count("bytes out", size)
-            self._tried("upload", key, send, _UPLOAD_SILENCE)
+            self._tried("upload", key, send)
 
     def download(self, key: str, file: Path) -> None:
         with file.open("xb") as stream:
             try:
                 download = _Download(key, stream)
                 while not self._tried("get", key, download.advance):
-                    cancellation.check()
+                    if download.begun > self.patience.tries:
+                        raise refusal(Failure(Cause.EXISTS), self.location, "read", self.where(key))
             except BaseException:
                 file.unlink()
                 raise
@@ -197,6 +213,7 @@ class Cloud:
 
     def list(self, folder: str) -> Listing:
         found = self._tried("list", folder, lambda store: obstore.list_with_delimiter(store, folder or None))
+        self._count_pages(len(found["objects"]) + len(found["common_prefixes"]))
         objects = (_found(meta) for meta in found["objects"])
         names = (path.rpartition("/")[2] for path in found["common_prefixes"])
         return Listing(
@@ -205,52 +222,38 @@ class Cloud:
         )
 
     def walk(self, folder: str) -> Iterator[Found]:
-        last = ""
-        for page in self._pages(folder):
-            for found in map(_found, page):
-                if found.key <= last:
-                    raise StoreError(
-                        f"expected object storage that lists keys in order at {self.address}; found {found.key!r} "
-                        f"after {last!r}; use a general purpose bucket, or choose another store with --store"
-                    )
-                last = found.key
-                if _is_below(found.key, folder):
-                    yield found
+        def everything(store: Any) -> list[Found]:
+            pages = obstore.list(store, folder or None, chunk_size=_PAGE)
+            return [_found(meta) for page in pages for meta in page]
 
-    def _pages(self, folder: str) -> Iterator[Sequence[Any]]:
-        pages: Iterator[Sequence[Any]] | None = None
-        last: str | None = None
-
-        def following(store: Any) -> Sequence[Any]:
-            nonlocal pages
-            pages = pages or obstore.list(store, folder or None, offset=last, chunk_size=_PAGE)
-            try:
-                return next(pages, ())
-            except BaseException:
-                pages = None
-                raise
-
-        while page := self._tried("list", folder, following):
-            yield page
-            if len(page) < _PAGE:
-                return
-            last = page[-1]["path"]
+        objects = self._tried("list", folder, everything)
+        self._count_pages(len(objects))
+        folders = {parent for found in objects for parent in _folders(found.key)}
+        # An empty object `m/`, by which the web pages of clouds keep a folder, comes here as `m`.
+        real = (found for found in objects if found.size or found.key not in folders)
+        # Not every kind of bucket lists in order.
+        yield from sorted((found for found in real if _is_below(found.key, folder)), key=lambda found: found.key)
 
     def delete(self, keys: Iterable[str]) -> None:
         rest = iter(keys)
         while batch := [*islice(rest, _PAGE)]:
-            try:
-                self._tried("delete", batch[0], partial(_delete, batch))
-            except (FileNotFoundError, StoreError):
-                # Of some stores one missing object ends it all, and some servers do not know this request.
+            # Of some stores one missing object ends it all, and some servers do not know the request for several.
+            if not self._deleted_together(batch):
                 for key in batch:
                     with suppress(FileNotFoundError):
-                        self._tried("delete", key, partial(_delete, key))
+                        self._tried("delete", key, partial(_delete, key), _Use.EACH)
+
+    def _deleted_together(self, keys: Sequence[str]) -> bool:
+        try:
+            self._tried("delete", keys[0], partial(_delete, keys))
+        except (FileNotFoundError, StoreError):
+            return False
+        return True
 
     def age(self, key: str) -> float | None:
         # A new object has the time of the store. It is written first, and shows also whether there is a bucket: the
         # answer to `head` has no body that tells a missing object from a missing bucket.
-        now = f".now.{secrets.token_hex(8)}"
+        now = f".now/{secrets.token_hex(8)}"
         self.put(now, b"")
         try:
             written = self._head(key)
@@ -261,20 +264,24 @@ class Cloud:
             self.delete([now])
 
     def probe(self) -> None:
-        folder = f".probe.{secrets.token_hex(8)}"
+        folder = f".probe/{secrets.token_hex(8)}"
         key = f"{folder}/object"
         try:
             first, second = self.create(key, b"1"), self.create(key, b"2")
             kept = self.get(key)
+            if (first, second, kept) != (True, False, b"1"):
+                raise StoreError(
+                    f"expected object storage that creates an object only if there is none at {self.address}; found a "
+                    "server that ignores If-None-Match and replaced one; update the server, or choose another store "
+                    "with --store"
+                )
             listed = [found.key for found in self.list(folder).objects]
-        finally:
-            self.delete([key])
-        if (first, second, kept) != (True, False, b"1"):
-            raise StoreError(
-                f"expected object storage that creates an object only if there is none at {self.address}; found a "
-                "server that ignores If-None-Match and replaced one; update the server, or choose another store with "
-                "--store"
-            )
+        except BaseException:
+            # A failure to remove it would hide why.
+            with suppress(FileNotFoundError, StoreError):
+                self.delete([key])
+            raise
+        self.delete([key])
         left = [found.key for found in self.list(folder).objects]
         if listed != [key] or left:
             raise StoreError(
@@ -298,7 +305,7 @@ class Cloud:
         """Return when an object was written."""
         return self._tried("head", key, lambda store: obstore.head(store, key))["last_modified"]
 
-    def _tried(self, kind: str, key: str, call: Callable[[Any], _T], silence: timedelta = _SILENCE) -> _T:
+    def _tried(self, kind: str, key: str, call: Callable[[Any], _T], use: _Use | None = None) -> _T:
         """Return what `call` returns for a client, called again while failures may be over a moment later.
 
         Raises:
@@ -310,26 +317,41 @@ class Cloud:
         while True:
             cancellation.check()
             self._count(kind)
+            client = self._client(use or _USES.get(kind, _Use.ONE))
             try:
-                return call(self._client(silence))
+                with timings.span("waiting for object storage"):
+                    result = interruptible.called(partial(call, client))
             except (BaseError, FileNotFoundError) as error:
                 failure = read(error)
-            wait = next(waits, None) if failure.cause in TRANSIENT else None
+            else:
+                self._answered = True
+                return result
+            wait = next(waits, None) if self._may_pass(failure) else None
             if wait is None:
                 # Outside of `except`: the library's own text is not for people, not even in a traceback.
                 raise self._error(failure, kind, key)
             cancellation.sleep(wait)
 
+    def _may_pass(self, failure: Failure) -> bool:
+        # Where an instance has given credentials once, it fails to do so only for a moment.
+        return failure.cause in TRANSIENT or (failure.cause is Cause.NO_CREDENTIALS and self._answered)
+
     def _error(self, failure: Failure, kind: str, key: str) -> StoreError | FileNotFoundError:
-        if failure.cause is Cause.MISSING and kind not in ("put", "create", "upload", "list"):
-            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(key))
+        if failure.cause is Cause.MISSING:
+            if kind in ("get", "head", "delete"):
+                return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(key))
+            failure = replace(failure, cause=Cause.NO_BUCKET)
         return refusal(failure, self.location, _WORDS[kind], self.where(key))
 
     def _count(self, kind: str, number: int = 1) -> None:
         with self._counting:
             self.requests[kind] += number
+        timings.count(f"{timings.OBJECT_STORAGE}{kind}", number)
 
-    def _client(self, silence: timedelta) -> Any:
+    def _count_pages(self, found: int) -> None:
+        self._count("list", max(found - 1, 0) // _PAGE)
+
+    def _client(self, use: _Use) -> Any:
         global _user
         if _user not in (None, os.getpid()):
             raise StoreError(
@@ -338,24 +360,24 @@ class Cloud:
             )
         with self._opening:
             _user = os.getpid()
-            if silence not in self._clients:
-                self._clients[silence] = self._opened(silence)
-            return self._clients[silence]
+            if use not in self._clients:
+                self._clients[use] = self._opened(use)
+            return self._clients[use]
 
-    def _opened(self, silence: timedelta) -> Any:
-        at = self.location
+    def _opened(self, use: _Use) -> Any:
+        at, of_many = self.location, use is _Use.MANY
         settings: dict[str, Any] = {
             "prefix": at.prefix or None,
             "client_options": {
-                "allow_http": _is_plain(at),
+                "allow_http": server_of(at).startswith("http://"),
                 "connect_timeout": _CONNECT,
-                "read_timeout": silence,
+                "read_timeout": _SILENCE_OF_MANY if of_many else _SILENCE,
                 "timeout": _REQUEST,
                 "user_agent": "idxflow",
             },
-            # Only a part of an upload is sent again below: all else is tried again here, where a run can be stopped.
+            # One of many requests that make an operation is made again below this class; what is one request, above.
             "retry_config": {
-                "max_retries": 3 if silence == _UPLOAD_SILENCE else 0,
+                "max_retries": 3 if of_many else 0,
                 "retry_timeout": timedelta(seconds=self.patience.seconds),
             },
         }
@@ -364,9 +386,14 @@ class Cloud:
             settings |= {"endpoint": at.endpoint, "aws_endpoint_url_s3": at.endpoint}
         if at.region:
             settings["region"] = at.region
+        if use is _Use.EACH and at.scheme == "s3":
+            settings["disable_bulk_delete"] = True
         try:
             return _STORES[at.scheme](at.bucket, **settings)
-        except (BaseError, ValueError):
+        except (BaseError, ValueError) as error:
+            failure = read(error)
+        # All that is read so far is the environment.
+        if failure.cause is not Cause.NO_CREDENTIALS:
             failure = Failure(Cause.SETTINGS)
         raise refusal(failure, at, "open", at.where())
 
@@ -379,6 +406,8 @@ class _Download:
         self.stream = stream
         self.size = 0
         """Bytes that are in the file."""
+        self.begun = 0
+        """How often it had to begin anew, because the object was replaced."""
         self.version: str | None = None
 
     def advance(self, store: Any) -> bool:
@@ -391,7 +420,7 @@ class _Download:
             self._begin_anew()
         before = self.size
         try:
-            return self._fetch(store)
+            complete = self._fetch(store)
         except BaseError as error:
             if read(error).cause in (Cause.CHANGED, Cause.BEYOND) and before:
                 self._begin_anew()
@@ -399,6 +428,9 @@ class _Download:
             if read(error).cause not in TRANSIENT or self.size == before:
                 raise
             return False
+        if not complete and self.size == before:
+            self._begin_anew()
+        return complete
 
     def _fetch(self, store: Any) -> bool:
         rest: obstore.GetOptions = {"range": {"offset": self.size}, "if_match": self.version}
@@ -412,6 +444,7 @@ class _Download:
     def _begin_anew(self) -> None:
         self.stream.seek(0)
         self.stream.truncate()
+        self.begun += 1
         self.size, self.version = 0, None
 
 
@@ -420,6 +453,7 @@ _STORES: dict[str, Callable[..., Any]] = {
     "gs": obstore.store.GCSStore,
     "az": obstore.store.AzureStore,
 }
+_USES = {"upload": _Use.MANY, "list": _Use.MANY}
 _WORDS = {
     "get": "read",
     "head": "read",
@@ -429,17 +463,6 @@ _WORDS = {
     "list": "list",
     "delete": "remove",
 }
-_ENDPOINTS = {
-    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-    "gs": ("GOOGLE_BASE_URL",),
-    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
-}
-
-
-def _is_plain(address: Address) -> bool:
-    """Return whether the server is to be reached without TLS, as written in the address or the environment."""
-    named = [address.endpoint, *(os.environ.get(name, "") for name in _ENDPOINTS[address.scheme])]
-    return next(filter(None, named), "").lower().startswith("http://")
 
 
 def _delete(keys: str | Sequence[str], store: Any) -> None:
@@ -447,7 +470,7 @@ def _delete(keys: str | Sequence[str], store: Any) -> None:
 
 
 def _attributes(key: str, nonce: str) -> dict[str, str]:
-    ending = key.rpartition("/")[2].rpartition(".")[2].lower()
+    ending = PurePosixPath(key).suffix.lower()
     return {"Content-Type": _TYPES.get(ending, "application/octet-stream"), _NONCE: nonce}
 
 
@@ -456,7 +479,13 @@ def _found(meta: Any) -> Found:
     return Found(meta["path"], meta["size"], stamp, meta["last_modified"].timestamp())
 
 
+def _folders(key: str) -> Iterator[str]:
+    while key := key.rpartition("/")[0]:
+        yield key
+
+
 def _is_below(key: str, folder: str) -> bool:
     """Return whether listings of a folder have a key: no part of it below the folder begins with a dot."""
     start = f"{folder}/" if folder else ""
-    return key.startswith(start) and not any(part.startswith(".") for part in key[len(start) :].split("/"))
+    below = key.removeprefix(start)
+    return key.startswith(start) and below != "" and not any(part.startswith(".") for part in below.split("/"))

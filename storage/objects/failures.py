@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from storage.errors import StoreError
-from storage.objects.address import Address
+from storage.objects.address import Address, server_of
 
 
 class Cause(Enum):
     """Why a request failed."""
 
     MISSING = "no such object"
-    EXISTS = "there is an object already"
+    EXISTS = "another writer at the same object, again and again"
+    """For a creation: there is one already."""
     CHANGED = "the object has been replaced meanwhile"
     BEYOND = "the range begins past the end of the object"
     NO_CREDENTIALS = "no credentials"
@@ -35,14 +36,17 @@ class Cause(Enum):
     REFUSED = "nothing that listens there"
     SILENT = "no answer in time"
     CUT = "a connection that broke off"
+    OTHER_NAME = "a certificate for another name"
+    OUTDATED = "a certificate that is no longer valid, or not yet"
     CERTIFICATE = "a certificate that this machine does not trust"
     NO_TLS = "a server that does not speak TLS"
     UNSUPPORTED = "a server without this operation"
     SETTINGS = "settings in the environment that the library refuses"
+    FOREIGN = "an object whose key no store has, such as one with an empty part"
     STRANGE = "an answer that object storage does not give"
 
 
-TRANSIENT = frozenset({Cause.BUSY, Cause.NAME, Cause.REFUSED, Cause.SILENT, Cause.CUT})
+TRANSIENT = frozenset({Cause.EXISTS, Cause.BUSY, Cause.NAME, Cause.REFUSED, Cause.SILENT, Cause.CUT})
 """What may be over a moment later."""
 
 
@@ -60,9 +64,9 @@ class Failure:
 _STATUS = re.compile(r"Server returned non-2xx status code: (\d{3})")
 _CODE = re.compile(r"(?:<Code>|\(code: )([A-Za-z0-9.]{1,60})(?:</Code>|\))")
 _REGION = re.compile(r"<Region>([a-z0-9-]{1,40})</Region>")
-# Where the three clouds give a program on their machines its credentials.
+# Where the clouds give a program on their machines its credentials; Azure also needs to know of which account.
 _INSTANCE = re.compile(
-    r"169\.254\.169\.254|169\.254\.170\.|fd00:ec2::254|metadata\.google\.internal|/metadata/identity/"
+    r"/latest/(api/token|meta-data/iam)|169\.254\.170\.|/computeMetadata/|/metadata/identity/|MissingAccount"
 )
 
 _CODES: Mapping[str, Cause] = {
@@ -119,6 +123,9 @@ _STATUSES: Mapping[int, Cause] = {
 # In this order: a certificate is also a failed connection.
 _CONNECTIONS: tuple[tuple[re.Pattern[str], Cause], ...] = (
     (re.compile(r"incorrectly configured region"), Cause.REGION),
+    (re.compile(r"StartTooLarge"), Cause.BEYOND),
+    (re.compile(r"NotValidForName"), Cause.OTHER_NAME),
+    (re.compile(r"InvalidCertificate\(\s*(Expired|NotValidYet)"), Cause.OUTDATED),
     (re.compile(r"InvalidCertificate|invalid peer certificate|UnknownIssuer"), Cause.CERTIFICATE),
     (re.compile(r"InvalidContentType|InvalidMessage|CorruptMessage"), Cause.NO_TLS),
     (re.compile(r"dns error|failed to lookup address"), Cause.NAME),
@@ -143,6 +150,8 @@ def read(error: BaseException) -> Failure:
 def _cause(kind: str, status: int, code: str, text: str) -> Cause:
     if kind == "AlreadyExistsError":
         return Cause.EXISTS
+    if kind == "InvalidPathError":
+        return Cause.FOREIGN
     if code in _CODES:
         return _CODES[code]
     if status == 404 and not code and not _is_empty(text):
@@ -183,11 +192,15 @@ _REMEDIES: Mapping[Cause, str] = {
     Cause.REGION: "set AWS_REGION to the region of the bucket{region}, or add it to the address (?region=…)",
     Cause.NO_BUCKET: "create it, or correct the address given with --store",
     Cause.FULL: "remove what is not needed (idxflow gc), or raise the quota, then run again",
+    Cause.EXISTS: "wait, or let fewer runs work at once, then run again",
+    Cause.FOREIGN: "remove it, or give the store a prefix of its own with --store",
     Cause.BUSY: "wait, or let fewer runs work at once, then run again",
     Cause.NAME: "check the network, the name, and HTTPS_PROXY, then run again",
     Cause.REFUSED: "check that the server runs and that a firewall lets you through, then run again",
     Cause.SILENT: "check the network and HTTPS_PROXY, then run again",
     Cause.CUT: "check the network and HTTPS_PROXY, then run again",
+    Cause.OTHER_NAME: "write the name that it is for into the endpoint",
+    Cause.OUTDATED: "have it renewed, and check the clock of this machine",
     Cause.CERTIFICATE: "add its authority to those of the system, or name the file that has it in SSL_CERT_FILE",
     Cause.NO_TLS: "write http:// in place of https:// in its endpoint, if you trust the network",
     Cause.UNSUPPORTED: "use a server that has it, or choose another store with --store",
@@ -208,11 +221,14 @@ def refusal(failure: Failure, address: Address, what: str, where: str) -> StoreE
     """
     scheme = address.scheme
     answer = f" (the server's answer: {failure.answer})" if failure.answer else ""
-    server = f" at {address.endpoint}" if address.endpoint else ""
+    named = f" at {server}" if (server := server_of(address)) else ""
     remedy = _REMEDIES.get(failure.cause, _REMEDIES[Cause.STRANGE]).format(
         sign_in=_SIGN_IN[scheme].format(keys=_KEYS[scheme]),
         rights=_RIGHTS[scheme],
         region=f", {failure.region}" if failure.region else "",
         variables=_VARIABLES[scheme],
     )
-    return StoreError(f"expected to {what} {where}{server}; found {failure.cause.value}{answer}; {remedy}")
+    sentence = f"found {failure.cause.value}{answer}; {remedy}"
+    if scheme == "az":
+        sentence = sentence.replace("bucket", "container")
+    return StoreError(f"expected to {what} {where}{named}; {sentence}")

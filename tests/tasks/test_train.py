@@ -298,13 +298,15 @@ def test_a_damaged_checkpoint_and_other_leftovers_are_cleared(
     assert {path.name for path in result.record.entry.folder.iterdir()} == FILES
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(1e9, []), (0, [1, 2, 3])])
 def test_checkpoints_are_not_written_more_often_than_they_are_worth(
-    store: Store, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch
+    store: Store, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: list[int]
 ):
     written: list[int] = []
     monkeypatch.setattr(checkpoint, "save", lambda path, state, most: written.append(len(state.epochs)))
-    trained(store, tiny(), epochs=20)
-    assert written == []
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", seconds)
+    trained(store, tiny(), epochs=3)
+    assert written == expected
 
 
 @pytest.mark.parametrize("validation_fraction", [0.1, 0])
