@@ -28,7 +28,7 @@ import numpy as np
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.formats import idx, parquet
-from storage.records import Split
+from storage.records import FolderEntry, Split
 from tasks.audit import audit_into
 from tasks.auditing.cross_validation import recipe
 from tasks.auditing.tables import Suspects
@@ -130,7 +130,7 @@ def _suspects(dataset: Dataset, train: Rows, test: Rows) -> tuple[Suspects, floa
 
 def _split(folder: Path, dataset: Dataset, name: str, rows: Rows) -> Split:
     images, labels = rows
-    split = Split(folder, name, len(labels), dataset.image_shape, len(dataset.classes), "", {})  # type: ignore[arg-type]
+    split = Split(FolderEntry(folder), name, len(labels), dataset.image_shape, len(dataset.classes), "", {})  # type: ignore[arg-type]
     with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
         for start in range(0, len(labels), parquet.ROW_GROUP):
             writer.write(images[start : start + parquet.ROW_GROUP], labels[start : start + parquet.ROW_GROUP])

@@ -81,11 +81,11 @@ def mnist() -> Any:
 
 
 def _record(name: str, kind: str) -> Any:
-    from storage.records import Archive
+    from storage.records import Archive, FolderEntry
 
     path = archive(f"{name}-{kind}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Archive(path.parent, f"{name}-{kind}", path.name, path.stat().st_size, digest, "")
+    return Archive(FolderEntry(path.parent), f"{name}-{kind}", path.name, path.stat().st_size, digest, "")
 
 
 def _gzip_frombuffer(path: Path) -> np.ndarray:

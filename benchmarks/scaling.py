@@ -85,13 +85,13 @@ def images(rows: int) -> int:
 def decode(folder: Path, rows: int) -> Callable[[], Any]:
     """Return the work of decoding both splits."""
     from storage.datasets import catalog
-    from storage.records import SPLITS, Archive
+    from storage.records import SPLITS, Archive, FolderEntry
     from tasks.decode import write_split
 
     dataset = catalog.read(folder / f"{synthetic.NAME}.toml")
 
     def archive(role: str) -> Archive:
-        return Archive(folder, role, dataset.archive(role).file, 0, "", "")
+        return Archive(FolderEntry(folder), role, dataset.archive(role).file, 0, "", "")
 
     return lambda: [write_split(dataset, n, archive(f"{n}-images"), archive(f"{n}-labels"), folder) for n in SPLITS]
 
@@ -126,12 +126,12 @@ def statistics(folder: Path, rows: int) -> Callable[[], Any]:
 def _split(folder: Path, name: Any) -> tuple[Any, Any]:
     """Return the record of a decoded split, and its labels."""
     from storage.formats import parquet
-    from storage.records import Split
+    from storage.records import FolderEntry, Split
 
-    file = Split(folder, name, 0, (0, 0), 0, "", {}).file
+    file = Split(FolderEntry(folder), name, 0, (0, 0), 0, "", {}).file
     found = parquet.metadata(file)
     shape = tuple(found["image_shape"])
-    split = Split(folder, name, found["rows"], shape, synthetic.CLASSES, found["digest"], found["sources"])
+    split = Split(FolderEntry(folder), name, found["rows"], shape, synthetic.CLASSES, found["digest"], found["sources"])
     return split, parquet.labels(file)
 
 

@@ -26,7 +26,7 @@ from benchmarks.subjects import FILES, MNIST_VARIABLE
 from storage.datasets import catalog
 from storage.datasets.training import TrainingConfig
 from storage.formats import idx, parquet
-from storage.records import Split
+from storage.records import FolderEntry, Split
 from tasks.model import holdout, network, training_rows
 from tasks.model.fitting import Fitting
 from tasks.model.scaling import apply
@@ -84,7 +84,7 @@ def _orders(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _written(folder: Path, images: np.ndarray, labels: np.ndarray) -> Split:
-    split = Split(folder, "train", len(labels), (28, 28), CLASSES, "", {})
+    split = Split(FolderEntry(folder), "train", len(labels), (28, 28), CLASSES, "", {})
     with parquet.Writer(split.file, split.image_shape, tuple(map(str, range(CLASSES)))) as writer:
         for start in range(0, len(labels), parquet.ROW_GROUP):
             block = slice(start, start + parquet.ROW_GROUP)
@@ -111,12 +111,12 @@ def _trained(split: Split, kind: type[Shards] | None, seed: int, epochs: int, da
 @contextmanager
 def _opened(split: Split, config: TrainingConfig, kind: type[Shards] | None, held: np.ndarray) -> Iterator[Rows]:
     if kind is None:
-        with training_rows.opened("mnist", split, config, held, split.folder) as there:
+        with training_rows.opened("mnist", split, config, held, split.entry.folder) as there:
             yield there
         return
     fitted = split.rows - int(held.sum())
     size = split.rows // SHARE // config.batch_size * config.batch_size
-    with tempfile.TemporaryFile(dir=split.folder) as file:
+    with tempfile.TemporaryFile(dir=split.entry.folder) as file:
         yield training_rows.InShards(split, held, kind(fitted, size, config.seed), file)
 
 

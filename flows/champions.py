@@ -136,7 +136,7 @@ def _verify(data: DatasetInStore, version: Version) -> None:
     for record in (model, score):
         if record.weights_digest != version.weights_digest:
             raise DamagedEntry(
-                f"{record.folder}: expected weights {version.weights_digest[:12]}…, as v{version.number} of "
+                f"{record.entry.where()}: expected weights {version.weights_digest[:12]}…, as v{version.number} of "
                 f"{data.name} has; found {record.weights_digest[:12]}…"
             )
 

@@ -73,5 +73,5 @@ def _newest(data: DatasetInStore, split: str) -> Split:
 
 
 def _classes(data: DatasetInStore, split: Split) -> list[str]:
-    parameters: dict[str, Any] = data.store.made_from(data.name, "decode", split.folder.name)["parameters"]
+    parameters: dict[str, Any] = data.store.made_from(data.name, "decode", split.entry.key)["parameters"]
     return [str(name) for name in parameters["classes"]]

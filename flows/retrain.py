@@ -29,6 +29,7 @@ from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import IdxflowError
 from storage.outcomes import Outcome
+from storage.records import HTML
 from storage.runtime import cancellation
 from tasks.sources.origins import OPEN_SOURCE
 from tasks.ui import artifacts
@@ -257,7 +258,7 @@ def _finish(job: Job, caller: Caller) -> State[Outcome]:
         announce(job.dataset.name, job.record.id, job.record.decision)
     _describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
     if job.report:
-        _log.info("report: %s", job.report.html)
+        _log.info("report: %s", job.report.entry.where(HTML))
     outcome = job.outcome
     # For the command line, which prints it even if the Prefect server has become unreachable.
     ending = {"ending": outcome}

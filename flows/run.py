@@ -24,9 +24,9 @@ from storage.arrivals import WELL, Arrivals, ArrivedFile
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
-from storage.errors import ConfigError, IdxflowError, ModelRefused, error_class, shortage
+from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, error_class, shortage
 from storage.outcomes import Outcome, steps_of
-from storage.records import CUT_OFF, Done, Failure, Report, RunRecord, Step, to_json
+from storage.records import CUT_OFF, HTML, Done, Failure, Report, RunRecord, Step, to_json
 from storage.registry import Registry
 from storage.store import LOOKED_AT, Store, store_errors, store_path, store_root
 from storage.underway import Trace, begin
@@ -320,13 +320,13 @@ class Job:
             epochs=record.model.epochs_run if record.model else None,
             steps=record.steps,
             seconds=round(time.perf_counter() - self.started, 3),
-            report=str(self.report.html) if self.report else None,
+            report=self.report.entry.where(HTML) if self.report else None,
             error=record.failure,
         )
 
     def append_to_ledger(self) -> None:
         """Append the run to the ledger; if it ended well, discard the snapshot of its set."""
-        report = str(self.report.folder.relative_to(self.store.root)) if self.report else None
+        report = self.store.entry_key(self.dataset.name, "publish", self.report.entry.key) if self.report else None
         values = {**self.outcome.for_ledger(), **past_runs.for_ledger(self.record), "report": report}
         values.pop("store")
         if self.arrival:
@@ -355,8 +355,13 @@ class Job:
             newest = islice(ledger.newest("runs"), LOOKED_AT)
             later = (run for run in newest if run.get("version") == number)
             runs = (run for run in chain(runs, later) if _audit_key(steps_of(run)) == audit)
-        reports = (Report(self.store.root / run["report"]) for run in runs if run["report"])
-        return next((report for report in reports if report.html.is_file()), None)
+        reports = (self._report(run["report"]) for run in runs if run["report"])
+        return next(filter(None, reports), None)
+
+    def _report(self, key: str) -> Report | None:
+        with suppress(DamagedEntry):
+            return self.store.get(self.dataset.name, "publish", key.rpartition("/")[2], Report)
+        return None
 
 
 def _audit_key(steps: Iterable[Step]) -> str:

@@ -1,7 +1,7 @@
 """The frozen records passed between steps, and their JSON form.
 
-A record names files and digests; it never holds arrays. The field `folder`, if a record has it, is the
-store entry that the record describes. It is not part of the JSON form, so a store can be moved.
+A record names files and digests; it never holds arrays. The field `entry`, if a record has it, is the store entry
+that the record describes, and opens its files. It is not part of the JSON form, so a store can be moved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 Severity = Literal["critical", "warning"]
 SplitName = Literal["train", "test"]
@@ -24,9 +24,62 @@ CUT_OFF = ("interrupted", "terminated", "cancelled", "crashed")
 The next run resumes from what they left.
 """
 
+HTML = "report.html"
+"""The name of a report's page."""
+
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 R = TypeVar("R")
+
+
+class Entry(Protocol):
+    """The files of a store entry, wherever they are."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the store: the key, or that of the run for a report."""
+
+    def where(self, name: str = "") -> str:
+        """Return the path or address of one of its files, or its own, for people."""
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of its files on this machine, fetching the file first if need be.
+
+        Raises:
+            StoreError: it cannot be fetched.
+        """
+
+
+@dataclass(frozen=True)
+class FolderEntry:
+    """An entry that is a folder of this machine, complete or in the making."""
+
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    def where(self, name: str = "") -> str:
+        return str(self.folder / name)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+
+@dataclass(frozen=True)
+class FilesEntry:
+    """Some files of an entry by their names, for a process that knows nothing else of the store."""
+
+    key: str
+    folder: str
+    files: Mapping[str, Path]
+
+    def where(self, name: str = "") -> str:
+        return f"{self.folder}/{name}".rstrip("/")
+
+    def path(self, name: str) -> Path:
+        return self.files[name]
 
 
 @dataclass(frozen=True)
@@ -66,7 +119,7 @@ class Done(typing.Generic[R]):
 class Archive:
     """A complete archive in the store, byte for byte as published by its source."""
 
-    folder: Path
+    entry: Entry
     role: str
     """`train-images`, `train-labels`, `test-images` or `test-labels`."""
     file_name: str
@@ -77,14 +130,14 @@ class Archive:
 
     @property
     def file(self) -> Path:
-        return self.folder / self.file_name
+        return self.entry.path(self.file_name)
 
 
 @dataclass(frozen=True)
 class Split:
     """One decoded split: a Parquet file with a row per image, in the order of the archives."""
 
-    folder: Path
+    entry: Entry
     name: SplitName
     rows: int
     image_shape: tuple[int, int]
@@ -99,14 +152,14 @@ class Split:
 
     @property
     def file(self) -> Path:
-        return self.folder / f"{self.name}.parquet"
+        return self.entry.path(f"{self.name}.parquet")
 
 
 @dataclass(frozen=True)
 class Quarantine:
     """The rows of both splits that were set aside, and what is left."""
 
-    folder: Path
+    entry: Entry
     set_aside: Mapping[str, int]
     """Number of rows by split."""
     reasons: Mapping[str, Mapping[str, int]]
@@ -123,12 +176,12 @@ class Quarantine:
     @property
     def file(self) -> Path:
         """The rows that were set aside, see `tasks.quarantine`."""
-        return self.folder / "quarantine.parquet"
+        return self.entry.path("quarantine.parquet")
 
     def rest(self, split: Split) -> Split:
         """Return what is left of a split: the split itself if no row of it was set aside."""
         left = next((left for left in self.left if left.name == split.name), None)
-        return dataclasses.replace(left, folder=self.folder) if left else split
+        return dataclasses.replace(left, entry=self.entry) if left else split
 
 
 @dataclass(frozen=True)
@@ -156,7 +209,7 @@ class Check:
 class Validation:
     """The verdict on both splits. `passed` is false if any critical check failed."""
 
-    folder: Path
+    entry: Entry
     passed: bool
     digest: str
     checks: tuple[Check, ...]
@@ -166,12 +219,12 @@ class Validation:
     @property
     def summary(self) -> Path:
         """The table that was checked, one row per image; see `tasks.validate`."""
-        return self.folder / "summary.parquet"
+        return self.entry.path("summary.parquet")
 
     @property
     def means(self) -> Path:
         """`mean` (float64, 0-255): the mean training image of each class with images; not in older entries."""
-        return self.folder / "means.npz"
+        return self.entry.path("means.npz")
 
     @property
     def failures(self) -> tuple[Check, ...]:
@@ -186,7 +239,7 @@ class Validation:
 class Audit:
     """What was found out about labels and about images that are in both splits. Nothing was removed."""
 
-    folder: Path
+    entry: Entry
     digest: str
     """Digest of both tables."""
     rows: int
@@ -213,19 +266,19 @@ class Audit:
     @property
     def suspects(self) -> Path:
         """`tasks.auditing.tables.Suspects`, most suspicious first."""
-        return self.folder / "suspects.parquet"
+        return self.entry.path("suspects.parquet")
 
     @property
     def near_duplicates(self) -> Path:
         """`tasks.auditing.tables.NearDuplicates`, the nearest first."""
-        return self.folder / "near_duplicates.parquet"
+        return self.entry.path("near_duplicates.parquet")
 
 
 @dataclass(frozen=True)
 class Normalization:
     """The held-out training rows, and statistics of the scaled pixels, `((x / 255) - 0.5) * 2`, of `rows` rows."""
 
-    folder: Path
+    entry: Entry
     rows: int
     """Number of training rows that are not held out, or of all."""
     mean_of_means: float
@@ -242,12 +295,12 @@ class Normalization:
     @property
     def file(self) -> Path:
         """`mean` (float64, one per pixel, in [-1, 1]) and `std` (float64 scalar)."""
-        return self.folder / "normalization.npz"
+        return self.entry.path("normalization.npz")
 
     @property
     def held_out(self) -> Path:
         """Whether each training row is held out, see `tasks.model.holdout`; not in older entries."""
-        return self.folder / "held_out.npz"
+        return self.entry.path("held_out.npz")
 
 
 @dataclass(frozen=True)
@@ -269,7 +322,7 @@ class Epoch:
 class TrainedModel:
     """Weights, architecture and history of one training."""
 
-    folder: Path
+    entry: Entry
     weights_digest: str
     parameters: int
     """Number of trained weights and biases."""
@@ -288,25 +341,25 @@ class TrainedModel:
 
     @property
     def weights(self) -> Path:
-        return self.folder / "weights.npz"
+        return self.entry.path("weights.npz")
 
     @property
     def architecture(self) -> Path:
-        return self.folder / "architecture.json"
+        return self.entry.path("architecture.json")
 
     @property
     def normalization(self) -> Path:
-        return self.folder / "normalization.npz"
+        return self.entry.path("normalization.npz")
 
     @property
     def history(self) -> Path:
         """JSON Lines, one `Epoch` per line."""
-        return self.folder / "history.jsonl"
+        return self.entry.path("history.jsonl")
 
     @property
     def export(self) -> Path:
         """The model for users, which takes raw pixels. No run reads it back."""
-        return self.folder / "model.keras"
+        return self.entry.path("model.keras")
 
 
 @dataclass(frozen=True)
@@ -336,7 +389,7 @@ class Mistake:
 class Evaluation:
     """The score of one model on every row of one test split."""
 
-    folder: Path
+    entry: Entry
     weights_digest: str
     split_digest: str
     rows: int
@@ -355,14 +408,14 @@ class Evaluation:
     @property
     def file(self) -> Path:
         """`predicted` (uint8) and `probability` (float32, one column per class), one row per test image."""
-        return self.folder / "predictions.npz"
+        return self.entry.path("predictions.npz")
 
 
 @dataclass(frozen=True)
 class Confirmation:
     """Evidence that a fresh process loaded the saved model and reproduced the trained model's predictions."""
 
-    folder: Path
+    entry: Entry
     rows: int
     difference: float
     """Largest absolute difference between two probabilities."""
@@ -527,24 +580,24 @@ class RunRecord:
 class Report:
     """The report of one run, as HTML and as JSON."""
 
-    folder: Path
+    entry: Entry
 
     @property
     def html(self) -> Path:
         """One self-contained page."""
-        return self.folder / "report.html"
+        return self.entry.path(HTML)
 
     @property
     def json(self) -> Path:
         """The same content for machines."""
-        return self.folder / "report.json"
+        return self.entry.path("report.json")
 
 
 def to_json(record: Any) -> Any:
-    """Turn a record into JSON values, leaving out `folder`."""
+    """Turn a record into JSON values, leaving out `entry`."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         fields = dataclasses.fields(record)
-        return {f.name: to_json(getattr(record, f.name)) for f in fields if f.name != "folder"}
+        return {f.name: to_json(getattr(record, f.name)) for f in fields if f.name != "entry"}
     if isinstance(record, Mapping):
         return {str(k): to_json(v) for k, v in record.items()}
     if isinstance(record, tuple | list):
@@ -552,7 +605,7 @@ def to_json(record: Any) -> Any:
     return str(record) if isinstance(record, Path) else record
 
 
-def from_json(kind: type[R], values: Mapping[str, Any], folder: Path | None = None) -> R:
+def from_json(kind: type[R], values: Mapping[str, Any], entry: Entry | None = None) -> R:
     """Return a record of `kind` from its JSON form.
 
     Raises:
@@ -563,8 +616,8 @@ def from_json(kind: type[R], values: Mapping[str, Any], folder: Path | None = No
     unknown = values.keys() - arguments.keys()
     if unknown:
         raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
-    if "folder" in hints:
-        arguments["folder"] = folder
+    if "entry" in hints:
+        arguments["entry"] = entry
     return kind(**arguments)
 
 

@@ -52,9 +52,10 @@ from storage.files import (
     sealed,
     sha256_of,
 )
+from storage.objects import sealed as sealed_json
 from storage.objects.folder import Folder
 from storage.objects.protocol import Objects
-from storage.records import Done, Step, from_json, to_json
+from storage.records import Done, Entry, FolderEntry, Step, from_json, to_json
 from storage.runtime import timings
 from storage.words import brief
 
@@ -126,7 +127,7 @@ class Stored(Protocol):
     """A record that lives in a store entry."""
 
     @property
-    def folder(self) -> Path:
+    def entry(self) -> Entry:
         """The entry that the record describes."""
 
 
@@ -184,7 +185,16 @@ class Store:
         self.objects: Objects = Folder(self.root)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"{type(self).__name__}({self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people and for `--store`: a path, or an address such as s3://bucket/prefix."""
+        return str(self.root)
+
+    def exists(self) -> bool:
+        """Return whether anything has been stored."""
+        return self.root.is_dir()
 
     def command(self, words: str, usual: Path | None = None) -> str:
         """Return an idxflow command for this store, ready to be typed.
@@ -312,8 +322,7 @@ class Store:
         Raises:
             DamagedEntry: the entry exists, but one of its files is not as recorded.
         """
-        folder = self._folder(plan)
-        return load(folder, kind) if folder.exists() else None
+        return self._load(plan.dataset, plan.step, plan.folder, kind)
 
     def get(self, dataset: str, step: str, key: str, kind: type[R]) -> R:
         """Return the verified entry of a step by its key.
@@ -321,7 +330,26 @@ class Store:
         Raises:
             DamagedEntry: the entry does not exist, or one of its files is not as recorded.
         """
-        return load(self.entries(dataset, step) / key, kind)
+        record = self._load(dataset, step, key, kind)
+        if record is None:
+            raise DamagedEntry(f"{self.where_entry(dataset, step, key)}: expected an entry of the store; found none")
+        return record
+
+    def _load(self, dataset: str, step: str, key: str, kind: type[R]) -> R | None:
+        folder = self.entries(dataset, step) / key
+        return load(folder, kind) if folder.exists() else None
+
+    def has(self, dataset: str, step: str, key: str) -> bool:
+        """Return whether there is an entry of a step, complete or damaged."""
+        return (self.entries(dataset, step) / key).is_dir()
+
+    def where_entry(self, dataset: str, step: str, key: str) -> str:
+        """Return the path or address of an entry, for messages."""
+        return self.objects.where(self.entry_key(dataset, step, key))
+
+    def entry_key(self, dataset: str, step: str, name: str) -> str:
+        """Return the key of an entry's folder."""
+        return f"{dataset}/{FOLDERS[step]}/{name}"
 
     def made_from(self, dataset: str, step: str, key: str) -> dict[str, Any]:
         """Return `Plan.made_from` of an entry without checking its files.
@@ -329,11 +357,12 @@ class Store:
         Raises:
             DamagedEntry: its description cannot be read.
         """
-        path = self.entries(dataset, step) / key / ENTRY
+        object_key = f"{self.entry_key(dataset, step, key)}/{ENTRY}"
         try:
-            origin: dict[str, Any] = read_json(path)["made_from"]
+            origin: dict[str, Any] = sealed_json.read(self.objects, object_key)["made_from"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedEntry(f"{path}: expected what it was made from; {error}") from error
+            where = self.objects.where(object_key)
+            raise DamagedEntry(f"{where}: expected what it was made from; {error}") from error
         return origin
 
     def newest_entries(self, dataset: str, step: str) -> Iterator[dict[str, Any]]:
@@ -367,16 +396,21 @@ class Store:
             Exception: any error that `make` raises; then nothing is published.
         """
         started = time.perf_counter()
-        with timings.span(f"step {plan.step}"), store_errors(self.root), self._exclusively(plan):
-            damaged = self._folder(plan).exists()
-            record, reason = self._reuse(plan, kind)
-            reused = record is not None
-            if record is None:
-                record = self._make(plan, make, damaged)
+        with timings.span(f"step {plan.step}"), store_errors(self.root):
+            record, reason, reused = self._obtain(plan, kind, make)
         seconds = time.perf_counter() - started
         step = Step(plan.step, plan.key, describe(record), seconds, reused, reason, subject=plan.subject)
         _log.debug("%s %s: %s", plan.label, plan.key, reason)
         return Done(record, step)
+
+    def _obtain(self, plan: Plan, kind: type[R], make: Callable[[Path], R]) -> tuple[R, str, bool]:
+        """Return the result of `plan`, the reason why it was made or reused, and whether it was reused."""
+        with self._exclusively(plan):
+            damaged = self.has(plan.dataset, plan.step, plan.folder)
+            record, reason = self._reuse(plan, kind)
+            if record is not None:
+                return record, reason, True
+            return self._make(plan, make, damaged), reason, False
 
     @contextmanager
     def _exclusively(self, plan: Plan) -> Iterator[None]:
@@ -397,9 +431,9 @@ class Store:
         return (record, "nothing changed") if record is not None else (None, self._why(plan))
 
     def _make(self, plan: Plan, make: Callable[[Path], R], damaged: bool) -> R:
-        final = self._folder(plan)
+        final = self.entries(plan.dataset, plan.step) / plan.folder
         partial = final.with_name(f".{plan.folder}.partial")
-        _take_over(partial)
+        take_over(partial)
         try:
             record = make(partial)
         except BaseException:
@@ -407,7 +441,7 @@ class Store:
             with suppress(OSError):
                 partial.rmdir()
             raise
-        _seal(partial, plan, record)
+        _seal(partial, description(partial, plan, record))
         if damaged:
             discard(final)
         try:
@@ -418,10 +452,7 @@ class Store:
             # Someone removed the lock file, and another process has published this entry: keep that one.
             return load(final, type(record))
         flush(final.parent)
-        return from_json(type(record), to_json(record), final)
-
-    def _folder(self, plan: Plan) -> Path:
-        return self.entries(plan.dataset, plan.step) / plan.folder
+        return from_json(type(record), to_json(record), FolderEntry(final))
 
     def _why(self, plan: Plan) -> str:
         """Return what differs from the most similar existing result."""
@@ -449,7 +480,7 @@ def load(folder: Path, kind: type[R]) -> R:
         StoreError: it cannot be read now, so it may be intact.
     """
     try:
-        return from_json(kind, read_entry(folder)["record"], folder)
+        return from_json(kind, read_entry(folder)["record"], FolderEntry(folder))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedEntry(f"{folder / ENTRY}: expected a record of {kind.__name__}; {error}") from error
 
@@ -466,7 +497,7 @@ def read_entry(folder: Path, contents: bool = True) -> dict[str, Any]:
     try:
         entry = read_json(folder / ENTRY)
         files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in entry["files"].items()}
-        _check_identity(folder, entry)
+        check_identity((folder.parent.parent.name, folder.parent.name, folder.name), entry)
     except (
         *(FileNotFoundError, NotADirectoryError, IsADirectoryError, NotRegular),
         *(ValueError, KeyError, TypeError, AttributeError),
@@ -482,8 +513,12 @@ def read_entry(folder: Path, contents: bool = True) -> dict[str, Any]:
     return entry
 
 
-def _check_identity(folder: Path, entry: Mapping[str, Any]) -> None:
+def check_identity(expected: tuple[str, str, str], entry: Mapping[str, Any]) -> None:
     """Check that the entry has the key of what it was made from; a copied or edited one does not.
+
+    Args:
+        expected: its data set, the folder of its step, and its own.
+        entry: `entry.json`.
 
     Raises:
         ValueError: the format, the key or a file name is not the expected one.
@@ -492,7 +527,6 @@ def _check_identity(folder: Path, entry: Mapping[str, Any]) -> None:
         raise ValueError(f"expected format {ENTRY_FORMAT}; found {entry['format']!r}")
     plan = Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
     actual = (entry["dataset"], FOLDERS.get(plan.step), plan.folder)
-    expected = (folder.parent.parent.name, folder.parent.name, folder.name)
     if actual != expected:
         raise ValueError(f"expected the entry of {'/'.join(expected)}; found that of {'/'.join(map(str, actual))}")
     for name in entry["files"]:
@@ -532,13 +566,14 @@ def store_errors(where: Path) -> Iterator[None]:
         raise StoreError(f"the store cannot be used: {error.strerror} at {path}; {remedy}") from error
 
 
-def _seal(folder: Path, plan: Plan, record: Stored) -> None:
+def description(folder: Path, plan: Plan, record: Stored) -> dict[str, Any]:
+    """Return what `entry.json` says of a result whose files are in `folder`, after making these durable."""
     (folder / ENTRY).unlink(missing_ok=True)
     files = sorted(p for p in folder.iterdir() if p.is_file())
     for path in files:
         path.chmod(0o444)
         flush(path)
-    entry = {
+    return {
         "format": ENTRY_FORMAT,
         "dataset": plan.dataset,
         "step": plan.step,
@@ -548,6 +583,9 @@ def _seal(folder: Path, plan: Plan, record: Stored) -> None:
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in files},
         "record": to_json(record),
     }
+
+
+def _seal(folder: Path, entry: Mapping[str, Any]) -> None:
     path = folder / ENTRY
     with path.open("wb") as stream:
         stream.write(sealed(entry))
@@ -557,7 +595,7 @@ def _seal(folder: Path, plan: Plan, record: Stored) -> None:
     flush(folder)
 
 
-def _take_over(partial: Path) -> None:
+def take_over(partial: Path) -> None:
     """Create the working folder, or reuse one that a killed run left, without following any link out of it."""
     if partial.is_symlink():
         partial.unlink()

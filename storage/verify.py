@@ -412,7 +412,7 @@ class _Check:
         """Return everything in a folder of the data set, also what is a folder where an object belongs."""
         key = f"{self.dataset}/{folder}"
         listing = self.store.objects.list(key)
-        return [*listing.objects, *(Found(f"{key}/{name}", 0, ()) for name in listing.folders)]
+        return [*listing.objects, *(Found(f"{key}/{name}", 0, (), 0.0) for name in listing.folders)]
 
     def _path(self, found: Found) -> Path:
         return self.store.root / found.key

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.files import canonical
-from storage.records import Audit, Done, Split
+from storage.records import Audit, Done, FolderEntry, Split
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.auditing import confident, near_duplicates
@@ -82,7 +82,7 @@ def audit_into(folder: Path, dataset: Dataset, splits: tuple[Split, Split], conf
     search = near_duplicates.search(train, test, survey.digests, display.compared)
     equal = int((search.found.distance == 0).sum())
     record = Audit(
-        folder,
+        FolderEntry(folder),
         "",
         rows=validation.rows,
         left_out=train.rows - validation.rows,

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.errors import ModelRefused
 from storage.formats import arrays
-from storage.records import Confirmation, Done, Evaluation, Split, TrainedModel
+from storage.records import Confirmation, Done, Evaluation, FolderEntry, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.model import confirm_worker
@@ -42,7 +42,7 @@ def confirm(
     plan = Plan(
         dataset.name,
         "confirm",
-        inputs={"weights": model.weights_digest, "evaluation": evaluation.folder.name},
+        inputs={"weights": model.weights_digest, "evaluation": evaluation.entry.key},
         parameters={"rows": ROWS},
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("numpy", "scipy"),
@@ -67,10 +67,10 @@ def confirm_into(
     """
     output = folder / "probability.npz"
     output.unlink(missing_ok=True)
-    command = [sys.executable, "-m", confirm_worker.__name__, str(model.folder), str(test.file), str(output)]
     try:
         ended = subprocess.run(
-            command,
+            [sys.executable, "-m", confirm_worker.__name__, str(test.file), str(output)],
+            input=confirm_worker.request(model),
             cwd=code_digests.ROOT,
             env=_without_secrets(),
             capture_output=True,
@@ -93,7 +93,7 @@ def confirm_into(
     difference = float(np.abs(answered - own).max())
     if not difference <= TOLERANCE:
         raise _refused(dataset, f"its probabilities differ by up to {difference:g}, allowed is {TOLERANCE:g}")
-    return Confirmation(folder, len(rows), difference)
+    return Confirmation(FolderEntry(folder), len(rows), difference)
 
 
 def _without_secrets() -> dict[str, str]:

@@ -147,7 +147,7 @@ def _decided(
     """Carry out and return the decision, with the reason why a decision was made or not."""
     judgement = answered(judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion)), answer)
     past = registry.decisions()
-    registered = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
+    registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
     facts = _facts(dataset, candidate, champion, judgement, past)
     # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
@@ -228,7 +228,7 @@ def judge(
 def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
     """Return the question for a person about the candidate; None if the rules decide or nothing is new."""
     judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
-    registered = registry.find(candidate.model.folder.name, candidate.evaluation.folder.name)
+    registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
     past = registry.decisions()
     facts = _facts(dataset, candidate, champion, judgement, past)
     if not judgement.ask or (registered and _already_decided(past, registered, champion, facts)):
@@ -309,8 +309,8 @@ def _floor_rules(floors: Floors, candidate: Evaluation) -> tuple[Rule, ...]:
 def _register(registry: Registry, dataset: Dataset, candidate: Candidate) -> Version:
     model, evaluation = candidate.model, candidate.evaluation
     return registry.register(
-        model=model.folder.name,
-        evaluation=evaluation.folder.name,
+        model=model.entry.key,
+        evaluation=evaluation.entry.key,
         weights_digest=model.weights_digest,
         test_digest=evaluation.split_digest,
         test_accuracy=evaluation.accuracy,

@@ -18,7 +18,7 @@ from storage.datasets.catalog import MAX_LABEL_COLUMNS, Dataset
 from storage.errors import FormatError
 from storage.files import canonical
 from storage.formats import idx, parquet
-from storage.records import Archive, Done, Split, SplitName
+from storage.records import Archive, Done, FolderEntry, Split, SplitName
 from storage.runtime import cancellation, code_digests
 from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
@@ -64,7 +64,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         FormatError: see `decode`.
         Cancelled: the run is being ended.
     """
-    split = Split(folder, name, 0, dataset.image_shape, len(dataset.classes), "", {})
+    split = Split(FolderEntry(folder), name, 0, dataset.image_shape, len(dataset.classes), "", {})
     with ExitStack() as stack:
         image_reader = stack.enter_context(idx.Reader(images.file, f"{dataset.name}: {images.file_name}"))
         label_reader = stack.enter_context(idx.Reader(labels.file, f"{dataset.name}: {labels.file_name}"))
@@ -80,7 +80,7 @@ def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Arch
         sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
         digest = hashlib.sha256(canonical([sources, dataset.label_column or 0, *_reading(dataset)])).hexdigest()
         writer.close({"image_shape": dataset.image_shape, "rows": rows, "digest": digest, "sources": sources})
-    return Split(folder, name, rows, dataset.image_shape, len(dataset.classes), digest, sources)
+    return Split(FolderEntry(folder), name, rows, dataset.image_shape, len(dataset.classes), digest, sources)
 
 
 def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.files import sha256_of
 from storage.formats import arrays, parquet
-from storage.records import ClassScore, Done, Evaluation, Mistake, Split, TrainedModel
+from storage.records import ClassScore, Done, Evaluation, FolderEntry, Mistake, Split, TrainedModel
 from storage.runtime import code_digests, imports
 from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
@@ -86,7 +86,7 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
     low, high = wilson.interval(correct, test.rows)
     per_class, confusion = by_class(dataset.classes, labels, predicted)
     evaluation = Evaluation(
-        folder,
+        FolderEntry(folder),
         model.weights_digest,
         test.digest,
         test.rows,

@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import ROLES, ArchiveSpec, Dataset
 from storage.errors import FormatError, IdxflowError, SourceUnavailable
-from storage.records import Archive, Done
+from storage.records import Archive, Done, FolderEntry
 from storage.store import Plan, Store
 from tasks.sources.download import POLICY, DownloadPolicy
 from tasks.sources.origins import EMBEDDED, GZIP_MAGIC, EmbeddedSource, Folder, Origin, measured, origins_of
@@ -125,7 +125,7 @@ def bring(request: FetchRequest, origins: Sequence[Origin], folder: Path) -> Arc
     name = _final_name(request.spec, part.path)
     os.replace(part.path, folder / name)
     part.clear()
-    return Archive(folder, request.spec.role, name, received.size_bytes, received.sha256, source)
+    return Archive(FolderEntry(folder), request.spec.role, name, received.size_bytes, received.sha256, source)
 
 
 def _pin(dataset: Dataset, spec: ArchiveSpec, origins: Sequence[Origin]) -> tuple[ArchiveSpec, str]:

@@ -16,7 +16,7 @@ from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
 from storage.formats import parquet
-from storage.records import Done, Normalization, Split
+from storage.records import Done, FolderEntry, Normalization, Split
 from storage.runtime import code_digests
 from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
@@ -97,7 +97,13 @@ def _write(dataset: Dataset, train: Split, config: TrainingConfig, folder: Path)
             f"{round((measured.mean[0] + 1) / 2 * 255)}, and nothing can be learned from them; check the image archive"
         )
     record = Normalization(
-        folder, rows, float(measured.mean.mean()), measured.std, "", measured.pixel_range, held_out_rows
+        FolderEntry(folder),
+        rows,
+        float(measured.mean.mean()),
+        measured.std,
+        "",
+        measured.pixel_range,
+        held_out_rows,
     )
     for file in (record.file, record.held_out):
         file.unlink(missing_ok=True)

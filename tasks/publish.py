@@ -13,9 +13,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
-from storage.records import Done, Report, RunRecord
+from storage.records import HTML, Done, FolderEntry, Report, RunRecord
 from storage.registry import Registry
-from storage.store import Plan
+from storage.store import FOLDERS, Plan
 from tasks.report import past_runs
 from tasks.report.document import Document, build
 from tasks.ui import artifacts
@@ -37,7 +37,7 @@ def publish(registry: Registry, dataset: Dataset, run: RunRecord) -> Done[Report
     """
     store = registry.store
     plan = Plan(dataset.name, "publish", name=run.id, parameters={"run": run.id})
-    place = f"{dataset.name}/{store.entries(dataset.name, 'publish').name}/{run.id}/report.html"
+    place = f"{store.entry_key(dataset.name, 'publish', run.id)}/{HTML}"
     document = compose(registry, dataset, run)
     result = store.get_or_make(plan, Report, lambda folder: write_report(folder, document), lambda _: place)
     _show(document, place)
@@ -47,7 +47,7 @@ def publish(registry: Registry, dataset: Dataset, run: RunRecord) -> Done[Report
 
 def point_to_report(name: str, sentence: str, version: str, report: Report) -> None:
     """Show in the Prefect UI, for a run that found nothing new, where the existing report of `version` is."""
-    place = "/".join(report.html.parts[-4:])
+    place = f"{name}/{FOLDERS['publish']}/{report.entry.key}/{HTML}"
     text = f"# Nothing new\n\n{escaped(sentence)}\n\nThe report of {version}, in the store: {escaped(place)}\n"
     artifacts.show_markdown(artifacts.key("report", name), text, f"Nothing new; see the report of {version}")
 
@@ -61,7 +61,7 @@ def compose(registry: Registry, dataset: Dataset, run: RunRecord) -> Document:
 
 def write_report(folder: Path, document: Document) -> Report:
     """Write `report.html` and `report.json` into `folder`."""
-    report = Report(folder)
+    report = Report(FolderEntry(folder))
     report.json.write_text(document.json(), encoding="utf-8")
     report.html.write_text(document.html(), encoding="utf-8")
     return report

@@ -21,7 +21,7 @@ from storage.datasets.catalog import BadRow, Dataset
 from storage.errors import DataRefused
 from storage.formats import parquet, quarantined
 from storage.formats.quarantined import SetAside
-from storage.records import Audit, Done, Quarantine, Split
+from storage.records import Audit, Done, FolderEntry, Quarantine, Split
 from storage.runtime import cancellation, code_digests
 from storage.store import Plan, Store
 from storage.words import counted
@@ -100,7 +100,7 @@ def set_aside(
     for split in splits:
         _check_limit(dataset, split, reasons[split.name])
     result = Quarantine(
-        folder,
+        FolderEntry(folder),
         {name: int(np.count_nonzero(found)) for name, found in reasons.items()},
         {name: _counts(dataset, found) for name, found in reasons.items()},
         released_rows,
@@ -201,7 +201,11 @@ def _divide(dataset: Dataset, split: Split, reasons: np.ndarray, folder: Path, w
     bad = np.flatnonzero(reasons)
     digest = hashlib.sha256(f"{split.digest} without ".encode() + bad.astype("<i8").tobytes()).hexdigest()
     left = dataclasses.replace(
-        split, folder=folder, rows=split.rows - len(bad), digest=digest, set_aside=split.set_aside + len(bad)
+        split,
+        entry=FolderEntry(folder),
+        rows=split.rows - len(bad),
+        digest=digest,
+        set_aside=split.set_aside + len(bad),
     )
     with parquet.Writer(left.file, split.image_shape, dataset.classes) as rest:
         for start, images, labels in _blocks(split):

@@ -20,7 +20,7 @@ from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
 from storage.formats import parquet
 from storage.formats.history import History
-from storage.records import Done, Epoch, Normalization, Split, TrainedModel
+from storage.records import Done, Epoch, FolderEntry, Normalization, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.model import checkpoint, holdout, network, training_rows
@@ -253,7 +253,7 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
     if not math.isfinite(loss) or not all(np.isfinite(values).all() for values in weights.values()):
         raise _diverged(training, course.chosen, loss)
     return TrainedModel(
-        folder,
+        FolderEntry(folder),
         network.weights_digest(weights),
         training.architecture.parameters,
         training.fitted,

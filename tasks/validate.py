@@ -21,7 +21,7 @@ from storage.datasets.catalog import Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
 from storage.formats import arrays, parquet
-from storage.records import Check, Done, Split, SplitName, Validation, to_json
+from storage.records import Check, Done, FolderEntry, Split, SplitName, Validation, to_json
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.ui import artifacts, progress, summaries, verdicts
@@ -78,7 +78,7 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
     `means.npz` has the mean training images, by ascending label.
     """
     dataset = _without_set_aside(dataset, (train, test))
-    validation = Validation(folder, True, "", (), {})
+    validation = Validation(FolderEntry(folder), True, "", (), {})
     checks: list[Check] = []
     counts: dict[str, tuple[int, ...]] = {}
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.

@@ -27,6 +27,8 @@ class Found:
     """In bytes."""
     stamp: Stamp
     """Differs after the object has been replaced."""
+    modified: float
+    """When it was written, in seconds of the store's clock: only for comparing objects of one store."""
 
     @property
     def name(self) -> str:

@@ -123,7 +123,7 @@ def test_of_a_lost_quarantine_nothing_is_listed_and_the_report_has_no_wrong_row(
     record = carried_out(store, dataset.manifest, epochs=1, learning_rate=1e-6)
     digest = listed(store, capsys)["rows"][0]["digest"]
     assert record.quarantine
-    shutil.rmtree(record.quarantine.folder)
+    shutil.rmtree(record.quarantine.entry.folder)
     for words in (["list", "tiny"], ["release", "tiny", digest]):
         code, _, err = call(capsys, "quarantine", *words, "--store", str(store.root))
         assert (code, "it was removed or is damaged; make it again: `idxflow run --dataset-file" in err) == (2, True)

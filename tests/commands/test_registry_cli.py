@@ -15,7 +15,7 @@ import pytest
 from flows.commands import registry as registry_commands
 from storage.files import put_json_if_absent
 from storage.ledger import Ledger
-from storage.records import Evaluation, TrainedModel
+from storage.records import Evaluation, FolderEntry, TrainedModel
 from storage.registry import Registry
 from storage.store import Plan, Store
 from tests.support.servers import BIN, ROOT, clean_environment
@@ -45,11 +45,13 @@ def put_version(store: Store, number: int) -> tuple[TrainedModel, Evaluation]:
 
     def train(folder: Path) -> TrainedModel:
         (folder / "weights.npz").write_bytes(b"weights %d" % number)
-        return TrainedModel(folder, f"weights-{number}", 10, 90, 10, 5, 5, 0.1, 0.95)
+        return TrainedModel(FolderEntry(folder), f"weights-{number}", 10, 90, 10, 5, 5, 0.1, 0.95)
 
     def score(folder: Path) -> Evaluation:
         (folder / "predictions.npz").write_bytes(b"predictions %d" % number)
-        return Evaluation(folder, f"weights-{number}", "test rows", 100, 90, 0.9, 0.8, 1.0, 0.1, (), (), ())
+        return Evaluation(
+            FolderEntry(folder), f"weights-{number}", "test rows", 100, 90, 0.9, 0.8, 1.0, 0.1, (), (), ()
+        )
 
     model = store.get_or_make(plan, TrainedModel, train, str).record
     scoring = Plan("mine", "evaluate", inputs={"weights": model.weights_digest, "test": "test rows"})
@@ -63,8 +65,8 @@ def filled(store: Store) -> Store:
     for outcome, number, before, after, moment in HISTORY:
         model, evaluation = put_version(store, number)
         registry.register(
-            model=model.folder.name,
-            evaluation=evaluation.folder.name,
+            model=model.entry.key,
+            evaluation=evaluation.entry.key,
             weights_digest=model.weights_digest,
             test_digest="test rows",
             test_accuracy=(90 + number) / 100,

@@ -514,7 +514,7 @@ def test_an_older_run_s_images_are_taken_where_the_newest_are_gone(
 ) -> None:
     refused = runs["refused"].train
     assert refused
-    shutil.rmtree(copied.entries("tiny", "decode") / refused.folder.name)
+    shutil.rmtree(copied.entries("tiny", "decode") / refused.entry.key)
     output = cli("figures", "tiny")
     assert output.code == 0
     assert f"taken from run {runs['other test'].id}" in output.err

@@ -12,7 +12,7 @@ import pytest
 from expectations import summary
 from storage.datasets import catalog
 from storage.formats import parquet
-from storage.records import Split
+from storage.records import FolderEntry, Split
 
 Blocks = list[tuple[np.ndarray, np.ndarray]]
 
@@ -246,7 +246,7 @@ def test_the_ground_of_what_has_no_range_or_no_class_contradicts_no_ink(images: 
 
 
 def write_split(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> Split:
-    split = Split(folder, name, len(labels), images.shape[1:], 10, "content", {})  # type: ignore[arg-type]
+    split = Split(FolderEntry(folder), name, len(labels), images.shape[1:], 10, "content", {})  # type: ignore[arg-type]
     with parquet.Writer(split.file, images.shape[1:], tuple("0123456789")) as writer:
         writer.write(images, labels)
         writer.close({"image_shape": images.shape[1:], "rows": len(labels), "digest": "content", "sources": {}})

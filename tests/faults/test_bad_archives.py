@@ -109,10 +109,10 @@ from storage.formats import idx
 from storage.errors import FormatError
 from tasks import decode
 from tests.support.badfiles import write
-from storage.records import Archive
+from storage.records import FolderEntry, Archive
 
 def archive(dataset, role):
-    return Archive(dataset.source, role, dataset.archive(role).file, 0, "", "")
+    return Archive(FolderEntry(dataset.source), role, dataset.archive(role).file, 0, "", "")
 
 def attempts():
     for path in sorted(Path(sys.argv[1]).iterdir()):

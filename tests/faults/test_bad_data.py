@@ -12,7 +12,7 @@ from expectations import run_suites, suites, summary
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.formats import idx
-from storage.records import Archive, Check, Split, SplitName, Validation
+from storage.records import Archive, Check, FolderEntry, Split, SplitName, Validation
 from tasks.decode import write_split
 from tasks.ui.verdicts import refusal
 from tasks.validate import judge
@@ -26,7 +26,7 @@ def judged(folder: Path, changes: Mapping[str, np.ndarray], manifest: str = BRIG
     source = folder / "in"
 
     def archive(role: str) -> Archive:
-        return Archive(source, role, dataset.archive(role).file, 0, "", "")
+        return Archive(FolderEntry(source), role, dataset.archive(role).file, 0, "", "")
 
     def split(name: SplitName) -> Split:
         return write_split(dataset, name, archive(f"{name}-images"), archive(f"{name}-labels"), folder)

@@ -23,6 +23,7 @@ from storage.errors import ConfigError, DamagedEntry, FormatError, IdxflowError
 from storage.files import MAX_JSON_BYTES, read_json, sealed
 from storage.formats import arrays, idx, parquet
 from storage.ledger import Ledger
+from storage.records import FolderEntry
 from storage.store import ENTRY, Plan, Store, load
 from tests.support.stores import Thing
 
@@ -298,9 +299,9 @@ def test_a_gigabyte_of_json_is_not_read(tmp_path: Path):
 def an_entry(store: Store) -> Path:
     def make(folder: Path) -> Thing:
         (folder / "data.bin").write_bytes(b"data")
-        return Thing(folder, "we")
+        return Thing(FolderEntry(folder), "we")
 
-    return store.get_or_make(Plan("tiny", "train"), Thing, make, str).record.folder
+    return store.get_or_make(Plan("tiny", "train"), Thing, make, str).record.entry.folder
 
 
 @given(part=st.sampled_from(["files", "record", "made_from", "format", "step", "name", "dataset", "new"]), value=JSON)

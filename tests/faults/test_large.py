@@ -72,13 +72,13 @@ from pathlib import Path
 from benchmarks.scaling import measured
 from storage.datasets import catalog
 from storage.formats import parquet
-from storage.records import Archive
+from storage.records import FolderEntry, Archive
 from tasks.decode import write_split
 from tasks.normalize import statistics
 folder = Path(sys.argv[1])
 dataset = catalog.read(folder / "large.toml")
 roles = "train-images", "train-labels"
-images, labels = (Archive(folder, role, dataset.archive(role).file, 0, "", "") for role in roles)
+images, labels = (Archive(FolderEntry(folder), role, dataset.archive(role).file, 0, "", "") for role in roles)
 found = {}
 def work():
     split = write_split(dataset, "train", images, labels, folder)

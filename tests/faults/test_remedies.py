@@ -1549,7 +1549,7 @@ def exchange_weights(here: Here) -> None:
     model, other = here.record(2), here.record(1)
     model.weights.unlink()
     shutil.copy(other.weights, model.weights)
-    reseal(model.folder)
+    reseal(model.entry.folder)
 
 
 def change_version(here: Here) -> None:

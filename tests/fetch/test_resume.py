@@ -86,7 +86,7 @@ def test_a_damaged_note_and_foreign_files_are_cleared_away(store: Store, dataset
         note.write_text("{")
         (note.parent / "stray").write_text("x")
         (note.parent / "folder").mkdir()
-        assert sorted(p.name for p in get(store, dataset, server.url(PATH)).record.folder.iterdir()) == [
+        assert sorted(p.name for p in get(store, dataset, server.url(PATH)).record.entry.folder.iterdir()) == [
             "entry.json",
             FILE,
         ]

@@ -56,11 +56,11 @@ def test_an_archive_without_digest_is_known_by_its_content(store: Store, tiny: T
     file.write_bytes(before + b"more")
     changed = fetch.fn(store, dataset, spec)
     assert changed.record.file.read_bytes() == before + b"more"
-    assert changed.record.folder != first.record.folder
+    assert changed.record.entry.folder != first.record.entry.folder
     assert changed.step.reason == "new archive"
     assert first.record.file.read_bytes() == before
     file.write_bytes(before)
-    assert fetch.fn(store, dataset, spec).record.folder == first.record.folder
+    assert fetch.fn(store, dataset, spec).record.entry.folder == first.record.entry.folder
 
 
 def test_the_embedded_data_come_by_the_same_way_four_at_once(

@@ -345,8 +345,8 @@ def test_a_folder_of_the_user_may_have_the_zip_file_or_the_archives(store: Store
     assert bytes_of(fetched) == expected(zipped)
     # Nothing is copied but the archives.
     assert kept(store) == []
-    before = {role: a.folder for role, a in fetched.items() if isinstance(a, Archive)}
-    assert {role: a.folder for role, a in four(store, zipped.dataset).items() if isinstance(a, Archive)} == before
+    before = {role: a.entry for role, a in fetched.items() if isinstance(a, Archive)}
+    assert {role: a.entry for role, a in four(store, zipped.dataset).items() if isinstance(a, Archive)} == before
 
 
 @pytest.mark.parametrize("what", ["the ZIP file", "the four archives"])

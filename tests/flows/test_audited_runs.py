@@ -14,7 +14,7 @@ from flows.commands.cli import run_command
 from flows.commands.suspects import _csv
 from flows.run import Request
 from flows.suspects import Audited
-from storage.records import Audit
+from storage.records import Audit, FolderEntry
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
@@ -90,7 +90,7 @@ def test_the_report_has_the_suspects_and_the_pairs(outcomes: list[dict[str, Any]
 
 def test_spreadsheets_show_the_names_of_classes_and_compute_none():
     row = [np.array([value]) for value in (7, 0, 1, 0.1, 0.9, True)]
-    record = Audit(Path(), "", 1, 0, 1, 1, 0, 0, 0, 0, 0.1, 4, 1)
+    record = Audit(FolderEntry(Path()), "", 1, 0, 1, 1, 0, 0, 0, 0, 0.1, 4, 1)
     found = Audited("run", record, Suspects(*row), NearDuplicates.none(), ("=1+1", "-"), ())
     assert _csv(found).decode().splitlines()[1] == "7,0,'=1+1,1,-,0.1,0.9,true"
 

@@ -145,7 +145,7 @@ def test_a_run_and_its_report_read_no_record_of_the_ledger_twice(store: Store, t
         with registry.deciding():
             decide(registry, "forced", registry.champion().number, NO_RUN)
     assert jobs[-1].state == "unchanged"
-    shutil.rmtree(jobs[1].report.folder)
+    shutil.rmtree(jobs[1].report.entry.folder)
     assert set(read_by(store, ["report", DATASET, jobs[1].record.id, "--json"]).values()) == {1}
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import scaling, synthetic
 from storage.datasets import catalog
 from storage.formats import idx
-from storage.records import Archive, Split, SplitName
+from storage.records import Archive, FolderEntry, Split, SplitName
 from tasks.decode import write_split
 from tasks.validate import judge
 
@@ -56,7 +56,7 @@ def test_all_checks_pass_without_a_warning(side: int, tmp_path: Path):
 
     def split(name: SplitName) -> Split:
         images, labels = (
-            Archive(tmp_path, f"{name}-{kind}", dataset.archive(f"{name}-{kind}").file, 0, "", "")
+            Archive(FolderEntry(tmp_path), f"{name}-{kind}", dataset.archive(f"{name}-{kind}").file, 0, "", "")
             for kind in ("images", "labels")
         )
         return write_split(dataset, name, images, labels, tmp_path)

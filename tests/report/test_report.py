@@ -19,6 +19,7 @@ from storage.records import (
     Epoch,
     Evaluation,
     Failure,
+    FolderEntry,
     RunRecord,
     Split,
     Step,
@@ -50,7 +51,7 @@ def a_run(dataset: Dataset, **changes: Any) -> RunRecord:
 
 
 def a_model(chosen: int, epochs: int) -> TrainedModel:
-    return TrainedModel(Path(), "we", 10, 90, 10, epochs, chosen, 0.1, 0.99)
+    return TrainedModel(FolderEntry(Path()), "we", 10, 90, 10, epochs, chosen, 0.1, 0.99)
 
 
 def content(run: RunRecord, evidence: Evidence | None = None) -> dict[str, Any]:
@@ -172,7 +173,9 @@ def test_a_resumed_training_says_so_with_the_seconds_of_all_its_parts() -> None:
 
 def scored(right: np.ndarray) -> Evaluation:
     correct = int(right.sum())
-    return Evaluation(Path(), "we", "te", len(right), correct, correct / len(right), 0.1, 0.9, 0.5, (), ((1,),), ())
+    return Evaluation(
+        FolderEntry(Path()), "we", "te", len(right), correct, correct / len(right), 0.1, 0.9, 0.5, (), ((1,),), ()
+    )
 
 
 def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_without_them() -> None:
@@ -206,7 +209,7 @@ def test_how_many_test_images_are_in_the_training_split_is_only_said_where_it_is
     check = Check("test", "no leak", "e", "leaked", "l", "o", "critical", True, of_check)
     run = a_run(
         catalog.find("digits"),
-        validation=Validation(Path(), True, "va", (check,), {}),
+        validation=Validation(FolderEntry(Path()), True, "va", (check,), {}),
         evaluation=scored(np.array([True, True, True, False])),
     )
     evidence = Evidence(labels={"test": np.zeros(4, np.uint8)}, predicted=np.array([0, 0, 0, 1]), leaked=leaked)
@@ -255,7 +258,7 @@ def test_the_command_of_an_unknown_profile_gives_every_setting() -> None:
 
 def an_evaluation(confusion: tuple[tuple[int, ...], ...]) -> Evaluation:
     rows = sum(map(sum, confusion))
-    return Evaluation(Path(), "we", "sp", rows, 1, 0.5, 0.4, 0.6, 1.0, (), confusion, ())
+    return Evaluation(FolderEntry(Path()), "we", "sp", rows, 1, 0.5, 0.4, 0.6, 1.0, (), confusion, ())
 
 
 def test_confusions_are_counted_and_ordered() -> None:
@@ -277,9 +280,9 @@ def test_a_model_without_mistakes_has_no_confusions() -> None:
 
 def test_labels_outside_the_classes_are_shown_but_not_counted() -> None:
     dataset = catalog.find("digits")
-    train = Split(Path(), "train", 11, (8, 8), 10, "tr", {})
+    train = Split(FolderEntry(Path()), "train", 11, (8, 8), 10, "tr", {})
     check = Check("train", "labels", "e", "label", "0 to 9", "0 to 37", "critical", False, (10,))
-    run = a_run(dataset, train=train, validation=Validation(Path(), False, "va", (check,), {}))
+    run = a_run(dataset, train=train, validation=Validation(FolderEntry(Path()), False, "va", (check,), {}))
     labels = np.array([*range(10), 37], np.uint8)
     values = content(run, Evidence(labels={"train": labels}))
     assert [c["train"] for c in values["data"]["classes"]] == [1] * 10
@@ -290,7 +293,7 @@ def test_the_advice_names_the_keys_of_the_failed_checks() -> None:
     def advice(*checks: tuple[str, str, bool]) -> list[str]:
         failed_checks = tuple(Check("train", "n", "e", "", "l", "o", s, ok, (), key) for key, s, ok in checks)  # type: ignore[arg-type]
         failure = Failure("ValidationFailed", "2 checks failed", 3)
-        validation = Validation(Path(), False, "va", failed_checks, {})
+        validation = Validation(FolderEntry(Path()), False, "va", failed_checks, {})
         run = a_run(catalog.find("digits"), validation=validation, failure=failure)
         lines: list[str] = content(run)["verdict"]["advice"]
         return [line for line in lines if "manifest" in line]

@@ -19,7 +19,7 @@ import pytest
 from flows.run import Request, prepare
 from storage.formats import arrays
 from storage.ledger import Ledger
-from storage.records import RunRecord
+from storage.records import FolderEntry, RunRecord
 from storage.registry import Registry
 from storage.store import Store
 from tasks.report import past_runs
@@ -128,7 +128,7 @@ def test_means_and_ink_are_those_that_validation_kept_and_measured_where_it_kept
         if means:
             shutil.copy(run.validation.summary, folder)
             arrays.write(folder / "means.npz", means)
-        changed = dataclasses.replace(run, validation=dataclasses.replace(run.validation, folder=folder))
+        changed = dataclasses.replace(run, validation=dataclasses.replace(run.validation, entry=FolderEntry(folder)))
         return build(story.registry, changed).html()
 
     published = build(story.registry, run).html()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage.datasets.catalog import Dataset
-from storage.records import Archive, Failure
+from storage.records import Archive, Failure, FolderEntry
 from storage.registry import Registry
 from storage.store import Store
 from tasks.publish import compose, publish
@@ -94,7 +94,7 @@ def test_only_web_addresses_become_links(store: Store, tmp_path: Path, address: 
 def test_report_names_no_folder_of_the_machine(store: Store, dataset: Dataset, tmp_path: Path) -> None:
     home = Path.home()
     sentence = f"cannot read {home}/secret/x.gz, {store.root}/tiny/2-splits/k/train.parquet and /srv/private/deep/y.gz"
-    archive = Archive(tmp_path, "train-images", "x.gz", 1, "ab" * 32, f"{home}/data of mine/x.gz")
+    archive = Archive(FolderEntry(tmp_path), "train-images", "x.gz", 1, "ab" * 32, f"{home}/data of mine/x.gz")
     run = dataclasses.replace(
         cut_at(a_run(store, dataset), "fetch", Failure("StoreError", sentence, 1)), archives=(archive,)
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from storage.records import Check, Evaluation, RunRecord, Split, Step, Validation, from_json, to_json
+from storage.records import Check, Evaluation, FolderEntry, RunRecord, Split, Step, Validation, from_json, to_json
 
 STEP = Step("decode", "ab", "60,000 images", 0.5, False, "first run", "train")
-SPLIT = Split(Path("/store/a"), "train", 3, (28, 28), 10, "d1", {"train-images": "aa"})
+SPLIT = Split(FolderEntry(Path("/store/a")), "train", 3, (28, 28), 10, "d1", {"train-images": "aa"})
 CHECK = Check("train", "labels in range", "expect_x", "label", "0..9", "37", "critical", False, (4211,))
-VALIDATION = Validation(Path("/store/b"), False, "d2", (CHECK,), {"train": (1, 2)})
+VALIDATION = Validation(FolderEntry(Path("/store/b")), False, "d2", (CHECK,), {"train": (1, 2)})
 
 
 @pytest.mark.parametrize("record", [STEP, SPLIT, VALIDATION], ids=lambda r: type(r).__name__)
@@ -29,7 +29,7 @@ def test_nested_records_and_missing_ones_come_back():
 
 def test_failures_and_warnings_are_told_apart():
     warning = Check("train", "balance", "expect_y", "label", "2", "3", "warning", False)
-    validation = Validation(Path(), False, "d", (CHECK, warning), {})
+    validation = Validation(FolderEntry(Path()), False, "d", (CHECK, warning), {})
     assert validation.failures == (CHECK,)
     assert validation.warnings == (warning,)
 
@@ -44,5 +44,5 @@ def test_another_shape_of_record_is_refused(change: dict):
 
 
 def test_confusion_is_a_tuple_of_tuples_again():
-    evaluation = Evaluation(Path(), "w", "s", 2, 1, 0.5, 0.1, 0.9, 1.0, (), ((1, 0), (1, 0)), ())
+    evaluation = Evaluation(FolderEntry(Path()), "w", "s", 2, 1, 0.5, 0.1, 0.9, 1.0, (), ((1, 0), (1, 0)), ())
     assert from_json(Evaluation, json.loads(json.dumps(to_json(evaluation))), Path()) == evaluation

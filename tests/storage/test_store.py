@@ -16,6 +16,7 @@ import pytest
 
 from storage.errors import DamagedEntry, StoreError
 from storage.files import read_json, sealed
+from storage.records import Entry, FolderEntry
 from storage.store import ENTRY, Plan, Store
 
 PLAN = Plan("tiny", "decode", "train", inputs={"images": "aa"}, parameters={"rate": 0.001}, code={"m": "1"})
@@ -23,7 +24,7 @@ PLAN = Plan("tiny", "decode", "train", inputs={"images": "aa"}, parameters={"rat
 
 @dataclass(frozen=True)
 class Thing:
-    folder: Path
+    entry: Entry
     value: int
 
 
@@ -37,7 +38,7 @@ class Maker:
     def __call__(self, folder: Path) -> Thing:
         self.calls += 1
         (folder / "data.bin").write_bytes(b"x" * 100)
-        return Thing(folder, self.value)
+        return Thing(FolderEntry(folder), self.value)
 
 
 def once(store: Store, maker: Maker, plan: Plan = PLAN):
@@ -52,11 +53,11 @@ def test_a_result_is_made_once_and_found_again(store: Store):
     assert first.record == second.record
     assert first.step.name == "decode train"
     assert first.step.reason == "first run"
-    assert first.record.folder == store.entries("tiny", "decode") / PLAN.key
+    assert first.record.entry.folder == store.entries("tiny", "decode") / PLAN.key
 
 
 def test_an_entry_lists_its_files_and_what_it_was_made_from(store: Store):
-    folder = once(store, Maker()).record.folder
+    folder = once(store, Maker()).record.entry.folder
     entry = json.loads((folder / ENTRY).read_text())
     assert entry["files"]["data.bin"]["bytes"] == 100
     assert entry["made_from"]["parameters"] == {"rate": 0.001}
@@ -66,7 +67,7 @@ def test_an_entry_lists_its_files_and_what_it_was_made_from(store: Store):
 
 def test_the_same_plan_gives_the_same_bytes(store: Store, tmp_path: Path):
     copy = Store(tmp_path / "other")
-    first, second = (once(s, Maker()).record.folder for s in (store, copy))
+    first, second = (once(s, Maker()).record.entry.folder for s in (store, copy))
     assert (first / ENTRY).read_bytes() == (second / ENTRY).read_bytes()
 
 
@@ -132,7 +133,7 @@ DAMAGED = [
 
 @pytest.mark.parametrize("how", DAMAGED)
 def test_damage_is_noticed_said_and_mended(store: Store, how: str, caplog: pytest.LogCaptureFixture):
-    folder = once(store, Maker()).record.folder
+    folder = once(store, Maker()).record.entry.folder
     damage(folder, how)
     with pytest.raises(DamagedEntry):
         store.find(PLAN, Thing)
@@ -198,7 +199,7 @@ def test_a_full_disk_is_said(store: Store):
     def full(folder: Path) -> Thing:
         with Path("/dev/full").open("wb", buffering=0) as stream:
             stream.write(b"x")
-        return Thing(folder, 1)
+        return Thing(FolderEntry(folder), 1)
 
     with pytest.raises(StoreError, match="No space left"):
         store.get_or_make(PLAN, Thing, full, str)
@@ -220,14 +221,14 @@ def test_what_was_left_is_never_followed_out_of_the_store(store: Store, tmp_path
     partial = store.entries("tiny", "decode") / f".{test_plan.key}.partial"
     partial.mkdir()
     (partial / "data.bin").symlink_to(secret)
-    folder = once(store, Maker(), test_plan).record.folder
+    folder = once(store, Maker(), test_plan).record.entry.folder
     assert (secret.read_bytes(), secret.stat().st_mode & 0o777) == (b"keep", 0o400)
     assert not (folder / "data.bin").is_symlink()
 
 
 @pytest.mark.remedies("storage.store:made_from")
 def test_what_an_entry_was_made_from_is_known_again_once_it_is_made_again(store: Store):
-    damage(once(store, Maker()).record.folder, "entry")
+    damage(once(store, Maker()).record.entry.folder, "entry")
     with pytest.raises(DamagedEntry, match="expected what it was made from"):
         store.made_from("tiny", "decode", PLAN.key)
     once(store, Maker())

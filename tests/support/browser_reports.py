@@ -20,6 +20,7 @@ from storage.records import (
     Epoch,
     Evaluation,
     Failure,
+    FolderEntry,
     Rule,
     RunRecord,
     Split,
@@ -81,7 +82,7 @@ def assembled(
     (train, test), (evaluation, champion) = splits, scores
     folder = _folder(store, dataset) / "model"
     folder.mkdir()
-    model = TrainedModel(folder, evaluation.weights_digest, 6460, 1293, 144, 30, 21, 0.05, 0.99)
+    model = TrainedModel(FolderEntry(folder), evaluation.weights_digest, 6460, 1293, 144, 30, 21, 0.05, 0.99)
     epochs = [Epoch(n, 0.01, 2 / n, 1 - 0.5 / n, 2.2 / n + n / 900, 1 - 0.6 / n, 0.1) for n in range(1, 31)]
     model.history.write_text("".join(json.dumps(to_json(epoch)) + "\n" for epoch in epochs), encoding="utf-8")
     check = Check(
@@ -114,7 +115,7 @@ def assembled(
         (),
         train,
         test,
-        validation=Validation(folder, True, "8" * 64, (check, holds), {}),
+        validation=Validation(FolderEntry(folder), True, "8" * 64, (check, holds), {}),
         model=model,
         evaluation=evaluation,
         champion_evaluation=champion,
@@ -163,6 +164,6 @@ def refused(run: RunRecord) -> RunRecord:
         evaluation=None,
         champion_evaluation=None,
         decision=None,
-        validation=Validation(Path(), False, "8" * 64, (bad,), {}),
+        validation=Validation(FolderEntry(Path()), False, "8" * 64, (bad,), {}),
         failure=Failure("ValidationFailed", "digits: expected labels from 0 to 9; row 4 is 37; correct the archive", 3),
     )

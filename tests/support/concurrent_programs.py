@@ -19,6 +19,7 @@ from pathlib import Path
 
 from storage.errors import IdxflowError
 from storage.files import locked
+from storage.records import FolderEntry
 from storage.registry import Registry
 from storage.retention import collect
 from storage.store import IN_USE, LOCKS, Plan, Store
@@ -78,7 +79,7 @@ def write(store: Store, stop: str, number: str) -> None:
             (folder / "data.bin").write_bytes(b"shared")
         one_at_a_time.unlink()
         say("made")
-        return Thing(folder, "shared")
+        return Thing(FolderEntry(folder), "shared")
 
     while not Path(stop).exists():
         with store.in_use(DATASET):
@@ -116,7 +117,7 @@ def _make_slowly(store: Store) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
             stream.write(b"second half")
         (folder / "more.bin").write_bytes(b"more")
-        return Thing(folder, "slow")
+        return Thing(FolderEntry(folder), "slow")
 
     store.get_or_make(SHARED, Thing, make, str)
 
@@ -155,7 +156,7 @@ def follow(store: Store, what: str) -> None:
             say("got")
             (folder / "data.bin").write_bytes(b"first half, second half")
             (folder / "more.bin").write_bytes(b"more")
-            return Thing(folder, "slow")
+            return Thing(FolderEntry(folder), "slow")
 
         say("reused" if store.get_or_make(SHARED, Thing, make, str).step.reused else "made")
     elif what == "deciding":

@@ -164,7 +164,8 @@ class MemoryObjects:
         beginning = f"{folder}/" if folder else ""
         for key in sorted(self._objects):
             if key.startswith(beginning) and not any(part.startswith(".") for part in key.split("/")):
-                yield Found(key, len(self._objects[key].data), (self._objects[key].stamp,))
+                one = self._objects[key]
+                yield Found(key, len(one.data), (one.stamp,), one.written)
 
     def _listing(self, folder: str) -> Listing:
         depth = len(folder.split("/")) if folder else 0

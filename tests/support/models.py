@@ -10,7 +10,7 @@ import numpy as np
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.files import sha256_of
-from storage.records import Archive, Done, Split, SplitName, TrainedModel
+from storage.records import Archive, Done, FolderEntry, Split, SplitName, TrainedModel
 from storage.store import Store
 from tasks.decode import decode
 from tasks.model import network
@@ -27,7 +27,7 @@ def split(store: Store, dataset: Dataset, name: SplitName, folder: Path | None =
     """Decode the archives in `folder`, or where the data set's own source is."""
     source = folder or dataset.source
     files = [(role, source / dataset.archive(role).file) for role in (f"{name}-images", f"{name}-labels")]
-    archives = [Archive(source, role, f.name, f.stat().st_size, sha256_of(f), "test") for role, f in files]
+    archives = [Archive(FolderEntry(source), role, f.name, f.stat().st_size, sha256_of(f), "test") for role, f in files]
     return decode.fn(store, dataset, name, *archives).record
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from storage.datasets.training import TrainingConfig
 from storage.formats import parquet
-from storage.records import Split
+from storage.records import FolderEntry, Split
 from tasks.model.training_rows import Window
 
 SMALL = TrainingConfig(hidden=(5,), batch_size=8, memory="5KB", learning_rate=0.05)
@@ -20,7 +20,7 @@ def numbered(folder: Path, count: int = 1000, group: int = 64) -> Split:
     images = np.zeros((count, 3, 4), np.uint8)
     images[:, 0, 0], images[:, 0, 1] = np.divmod(np.arange(count), 256)
     labels = (np.arange(count) * 3 // count).astype(np.uint8)
-    record = Split(folder, "train", count, (3, 4), 3, "", {})
+    record = Split(FolderEntry(folder), "train", count, (3, 4), 3, "", {})
     with parquet.Writer(record.file, (3, 4), ("a", "b", "c")) as writer:
         for start in range(0, count, group):
             writer.write(images[start : start + group], labels[start : start + group])

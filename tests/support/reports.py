@@ -21,6 +21,7 @@ from storage.records import (
     Epoch,
     Evaluation,
     Failure,
+    FolderEntry,
     Mistake,
     Rule,
     RunRecord,
@@ -90,7 +91,7 @@ def written(folder: Path, dataset: Dataset, name: SplitName, images: np.ndarray,
     """Write rows into `folder` as a split."""
     folder.mkdir(parents=True, exist_ok=True)
     archives = {f"{name}-images": "ab" * 32}
-    split = Split(folder, name, len(labels), dataset.image_shape, len(dataset.classes), name * 8, archives)
+    split = Split(FolderEntry(folder), name, len(labels), dataset.image_shape, len(dataset.classes), name * 8, archives)
     with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
         writer.write(images, labels)
         writer.close({"image_shape": dataset.image_shape, "rows": len(labels)})
@@ -104,7 +105,9 @@ def a_model(store: Store, epochs: int, held_out: bool = True) -> TrainedModel:
         Epoch(n, 0.001, 1 / n, 1 - 0.5 / n, 1.1 / n if held_out else None, 1 - 0.6 / n if held_out else None, 0.1)
         for n in range(1, epochs + 1)
     ]
-    model = TrainedModel(folder, "we" * 32, 1234, 108, 12 if held_out else 0, epochs, epochs, 0.123456, 0.987654321)
+    model = TrainedModel(
+        FolderEntry(folder), "we" * 32, 1234, 108, 12 if held_out else 0, epochs, epochs, 0.123456, 0.987654321
+    )
     model.history.write_text("".join(json.dumps(to_json(epoch)) + "\n" for epoch in history), encoding="utf-8")
     return model
 
@@ -138,7 +141,7 @@ def scored(folder: Path, dataset: Dataset, test: Split, probability: np.ndarray)
     wrong = np.flatnonzero(predicted != labels)[:25]
     correct = int((predicted == labels).sum())
     return Evaluation(
-        folder,
+        FolderEntry(folder),
         "we" * 32,
         test.digest,
         test.rows,
@@ -180,7 +183,7 @@ def a_run(
     }
     evaluation = an_evaluation(store, dataset, test)
     archive = Archive(
-        store.root / "made", "train-images", "train.gz", 123456, "ab" * 32, "https://example.org/train.gz"
+        FolderEntry(store.root / "made"), "train-images", "train.gz", 123456, "ab" * 32, "https://example.org/train.gz"
     )
     return RunRecord(
         id="20260502-090013-3f2a",
@@ -196,7 +199,7 @@ def a_run(
         archives=(archive,),
         train=train,
         test=test,
-        validation=Validation(store.root, not failing, "va" * 32, some_checks(failing), counts),
+        validation=Validation(FolderEntry(store.root), not failing, "va" * 32, some_checks(failing), counts),
         model=a_model(store, epochs, held_out),
         evaluation=evaluation,
         champion_evaluation=an_evaluation(store, dataset, test, "champion", wrong_in_five=2),

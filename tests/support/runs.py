@@ -29,7 +29,7 @@ class Unconfirmed(pipeline.Directly):
     def call(self, step: Any, *arguments: Any, **named: Any) -> Any:
         if step is confirm:
             model = arguments[2]
-            return Done(Confirmation(model.folder, 64, 2e-8), Step("confirm", "", "", 0.0, False, ""))
+            return Done(Confirmation(model.entry, 64, 2e-8), Step("confirm", "", "", 0.0, False, ""))
         return super().call(step, *arguments, **named)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from storage.formats import parquet
-from storage.records import Split, SplitName
+from storage.records import FolderEntry, Split, SplitName
 
 
 def split_of(folder: Path, name: SplitName, images: np.ndarray, labels: np.ndarray, classes: int, group: int) -> Split:
@@ -17,7 +17,7 @@ def split_of(folder: Path, name: SplitName, images: np.ndarray, labels: np.ndarr
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     height, width = images.shape[1:]
-    record = Split(folder, name, len(images), (height, width), classes, digest, {})
+    record = Split(FolderEntry(folder), name, len(images), (height, width), classes, digest, {})
     with parquet.Writer(record.file, (height, width), tuple(map(str, range(classes)))) as writer:
         for start in range(0, len(images), group):
             writer.write(images[start : start + group], labels[start : start + group])

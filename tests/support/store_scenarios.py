@@ -27,7 +27,7 @@ from storage.arrivals import Arrival, Arrivals, ArrivedFile, copied  # noqa: E40
 from storage.errors import IdxflowError  # noqa: E402
 from storage.files import sha256_of  # noqa: E402
 from storage.ledger import Ledger  # noqa: E402
-from storage.records import Evaluation, TrainedModel  # noqa: E402
+from storage.records import Evaluation, FolderEntry, TrainedModel  # noqa: E402
 from storage.registry import Registry  # noqa: E402
 from storage.retention import collect  # noqa: E402
 from storage.store import Plan, Store  # noqa: E402
@@ -58,7 +58,7 @@ def make_model(store: Store, model: int = 1) -> None:
             path.unlink()
         for size, name in enumerate(FILES, start=1):
             (folder / name).write_bytes(bytes([64 + model]) * 4100 * size)
-        return TrainedModel(folder, digest(model), 10, 90, 10, 3, 3, 0.5, 0.9)
+        return TrainedModel(FolderEntry(folder), digest(model), 10, 90, 10, 3, 3, 0.5, 0.9)
 
     store.get_or_make(train_plan(model), TrainedModel, write, lambda record: f"{record.epochs_run} epochs")
 
@@ -68,7 +68,9 @@ def make_evaluation(store: Store, model: int = 1) -> None:
         for path in folder.iterdir():
             path.unlink()
         (folder / "predictions.npz").write_bytes(bytes([96 + model]) * 500)
-        return Evaluation(folder, digest(model), "b" * 64, 10, 9, 0.9, 0.6, 1.0, 0.4, (), ((9, 1), (0, 0)), ())
+        return Evaluation(
+            FolderEntry(folder), digest(model), "b" * 64, 10, 9, 0.9, 0.6, 1.0, 0.4, (), ((9, 1), (0, 0)), ()
+        )
 
     store.get_or_make(evaluate_plan(model), Evaluation, write, lambda record: f"{record.correct} right")
 

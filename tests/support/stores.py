@@ -10,6 +10,7 @@ from pathlib import Path
 
 from storage.files import put_json_if_absent, write_json
 from storage.ledger import KINDS, Ledger, place
+from storage.records import Entry, FolderEntry
 from storage.registry import Overtaken, Registry, Version
 from storage.store import Plan, Store
 
@@ -20,7 +21,7 @@ DATASET = "tiny"
 class Thing:
     """What the entries hold; enough of a model for the registry."""
 
-    folder: Path
+    entry: Entry
     weights_digest: str
 
 
@@ -30,11 +31,11 @@ def add(store: Store, step: str, number: int, subject: str = "", name: str = "")
     def make(folder: Path) -> Thing:
         (folder / "data.bin").write_bytes(f"{step} {number}".encode() * 100)
         (folder / "more.bin").write_bytes(b"more" * 50)
-        return Thing(folder, f"weights {number}")
+        return Thing(FolderEntry(folder), f"weights {number}")
 
     plan = Plan(DATASET, step, subject, parameters={"number": number}, name=name)
     result = store.get_or_make(plan, Thing, make, lambda thing: thing.weights_digest)
-    return result.step.key, result.record.folder
+    return result.step.key, result.record.entry.folder
 
 
 def retrain(store: Store, number: int, promoted: bool = True) -> Version:

@@ -107,7 +107,7 @@ def test_large_images_and_more_rows_than_fit_in_memory(store: Store):
     table = Suspects.read(result.suspects)
     assert len(set(table.row[: len(wrong)]) & set(wrong)) >= len(wrong) - 1
     assert (result.equal_rows, result.near_rows) == (len(images), 0)
-    names = sorted(path.name for path in result.folder.iterdir())
+    names = sorted(path.name for path in result.entry.folder.iterdir())
     assert names == ["entry.json", "near_duplicates.parquet", "suspects.parquet"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from storage.errors import ModelRefused
 from storage.formats import arrays
+from storage.records import FolderEntry
 from storage.runtime import code_digests
 from storage.store import Store
 from tasks.confirm import ROWS, confirm, sample_rows
@@ -40,8 +41,8 @@ def test_other_predictions_than_the_trainer_s_are_refused(store: Store, inputs: 
     stored = arrays.read(
         evaluation.file, {"predicted": (np.uint8, (test.rows,)), "probability": (np.float32, (test.rows, 3))}
     )
-    elsewhere = dataclasses.replace(evaluation, folder=store.root / "other")
-    elsewhere.folder.mkdir()
+    elsewhere = dataclasses.replace(evaluation, entry=FolderEntry(store.root / "other"))
+    elsewhere.entry.folder.mkdir()
     arrays.write(elsewhere.file, stored | {"probability": stored["probability"][:, ::-1].copy()})
     with pytest.raises(ModelRefused, match="its probabilities differ by up to"):
         confirm.fn(store, dataset, model, test, elsewhere)

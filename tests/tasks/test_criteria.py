@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from benchmarks import gate_simulation as simulation
 from storage.datasets.manifest import Gate
-from storage.records import ClassScore, Evaluation
+from storage.records import ClassScore, Evaluation, FolderEntry
 from tasks.gate import criteria
 
 BENTUR = (1, 1, 7, 12)
@@ -165,7 +165,7 @@ def scores(*recalls: float | None) -> Evaluation:
         ClassScore(n, f"class {n}", 0 if recall is None else 20, 1.0, recall or 0.0, 1.0)
         for n, recall in enumerate(recalls)
     )
-    return Evaluation(Path(), "w", "t", 100, 90, 0.9, 0.8, 1.0, 0.1, classes, (), ())
+    return Evaluation(FolderEntry(Path()), "w", "t", 100, 90, 0.9, 0.8, 1.0, 0.1, classes, (), ())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from storage.datasets.manifest import Floors, Gate
 from storage.errors import DamagedEntry
 from storage.formats import arrays, parquet
 from storage.ledger import Ledger
-from storage.records import Answer, Decision, Evaluation, Split, TrainedModel, from_json, to_json
+from storage.records import Answer, Decision, Evaluation, FolderEntry, Split, TrainedModel, from_json, to_json
 from storage.registry import NO_RUN, Registry
 from storage.store import Store
 from tasks.decide import Candidate, Incumbent, answered, compare, current_champion, decide, judge, question
@@ -36,7 +36,7 @@ class World:
         self.store, self.dataset = store, dataset
         self.folder = store.root / "made"
         self.folder.mkdir()
-        self.train = Split(self.folder, "train", ROWS, (9, 7), 2, "train-digest", {})
+        self.train = Split(FolderEntry(self.folder), "train", ROWS, (9, 7), 2, "train-digest", {})
         self.test = dataclasses.replace(self.train, name="test", digest="test-digest")
         with parquet.Writer(self.test.file, (9, 7), CLASSES) as writer:
             writer.write(np.zeros((ROWS, 9, 7), np.uint8), LABELS)
@@ -56,14 +56,14 @@ class World:
         per_class, confusion = by_class(CLASSES, LABELS, predicted)
         right = ROWS - len(wrong)
         evaluation = Evaluation(
-            folder, "w", self.test.digest, ROWS, right, right / ROWS, 0, 1, 0.1, per_class, confusion, ()
+            FolderEntry(folder), "w", self.test.digest, ROWS, right, right / ROWS, 0, 1, 0.1, per_class, confusion, ()
         )
         evaluation.file.unlink(missing_ok=True)
         arrays.write(evaluation.file, {"predicted": predicted, "probability": np.zeros((ROWS, 2), np.float32)})
         return evaluation
 
     def model(self, name: str) -> TrainedModel:
-        return TrainedModel(self.folder / f"m-{name}", f"weights-{name}", 10, 90, 10, 5, 5, 0.1, 0.95)
+        return TrainedModel(FolderEntry(self.folder / f"m-{name}"), f"weights-{name}", 10, 90, 10, 5, 5, 0.1, 0.95)
 
     def candidate(self, name: str, wrong: Sequence[int] = ()) -> Candidate:
         return Candidate(self.model(name), self.evaluation(name, wrong), self.train, self.test, f"run-{name}")
@@ -429,7 +429,7 @@ def test_answers_that_cannot_be_paired_stop_the_decision(world: World, damage: s
         few = world.folder / "few"
         few.mkdir()
         world.test = candidate.test
-        candidate = dataclasses.replace(candidate, test=dataclasses.replace(candidate.test, folder=few))
+        candidate = dataclasses.replace(candidate, test=dataclasses.replace(candidate.test, entry=FolderEntry(few)))
         with parquet.Writer(candidate.test.file, (9, 7), CLASSES) as writer:
             writer.write(np.zeros((3, 9, 7), np.uint8), LABELS[:3])
             writer.close({"image_shape": [9, 7]})

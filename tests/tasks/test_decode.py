@@ -13,7 +13,7 @@ from storage.datasets.catalog import Dataset
 from storage.errors import FormatError
 from storage.files import sha256_of
 from storage.formats import idx, parquet
-from storage.records import Archive
+from storage.records import Archive, FolderEntry
 from storage.store import Store
 from tasks.decode import decode
 from tests.conftest import TinyFactory, bars
@@ -22,7 +22,7 @@ from tests.conftest import TinyFactory, bars
 def archive(dataset: Dataset, role: str) -> Archive:
     """Stand in for `fetch`: the file where the data set's source has it."""
     file = dataset.source / dataset.archive(role).file
-    return Archive(dataset.source, role, file.name, file.stat().st_size, sha256_of(file), "test")
+    return Archive(FolderEntry(dataset.source), role, file.name, file.stat().st_size, sha256_of(file), "test")
 
 
 def decoded(store: Store, dataset: Dataset, name: str = "train"):
@@ -90,7 +90,7 @@ def test_labels_are_the_classes_that_the_manifest_says(store: Store, tiny: TinyF
 def test_the_usual_labels_are_those_of_a_manifest_without_any(store: Store, tiny: TinyFactory):
     usual, declared = tiny(), tiny(manifest="labels = [0, 1, 2]", name="tiny")
     assert decoded(store, usual).record == decoded(store, declared).record
-    assert "labels" not in store.made_from("tiny", "decode", decoded(store, usual).record.folder.name)["parameters"]
+    assert "labels" not in store.made_from("tiny", "decode", decoded(store, usual).record.entry.key)["parameters"]
 
 
 def test_a_base_is_the_short_form_of_labels(store: Store, tiny: TinyFactory):
@@ -106,7 +106,7 @@ def test_a_split_read_as_it_is_has_the_key_and_the_digest_of_earlier_versions(st
     plain = decoded(store, tiny())
     for nothing in ("label_base = 0", "transpose = false", 'ink = "bright"'):
         assert decoded(store, tiny(manifest=nothing)).step.key == plain.step.key
-    parameters = store.made_from("tiny", "decode", plain.record.folder.name)["parameters"]
+    parameters = store.made_from("tiny", "decode", plain.record.entry.key)["parameters"]
     assert parameters == {
         "classes": ["bar 0", "bar 1", "bar 2"],
         "image_shape": [9, 7],
@@ -160,7 +160,7 @@ def test_real_mnist(store: Store, mnist_dir: Path):
     pair = []
     for role in ("test-images", "test-labels"):
         file = mnist_dir / dataset.archive(role).file
-        pair.append(Archive(mnist_dir, role, file.name, file.stat().st_size, sha256_of(file), "test"))
+        pair.append(Archive(FolderEntry(mnist_dir), role, file.name, file.stat().st_size, sha256_of(file), "test"))
     split = decode.fn(store, dataset, "test", *pair).record
     assert split.rows == 10000
     assert split.sources == {r: dataset.archive(r).payload_sha256 for r in ("test-images", "test-labels")}

@@ -16,7 +16,7 @@ from storage.datasets import catalog
 from storage.datasets.training import training_config
 from storage.errors import ConfigError, DamagedEntry, DataRefused
 from storage.formats import arrays, parquet
-from storage.records import Evaluation, TrainedModel
+from storage.records import Evaluation, FolderEntry, TrainedModel
 from storage.store import Store
 from tasks.evaluate import by_class, cross_entropy, evaluate, worst_mistakes
 from tasks.model import network
@@ -53,7 +53,7 @@ def test_every_row_is_scored_also_beyond_one_block(store: Store, tiny: TinyFacto
     assert sum(map(sum, evaluation.confusion)) == sum(score.rows for score in evaluation.per_class) == 10_001
     assert [score.name for score in evaluation.per_class] == ["bar 0", "bar 1", "bar 2"]
     assert result.step.summary.startswith(f"{evaluation.correct:,} of 10,001 right, ")
-    assert {path.name for path in evaluation.folder.iterdir()} == {"entry.json", "predictions.npz"}
+    assert {path.name for path in evaluation.entry.folder.iterdir()} == {"entry.json", "predictions.npz"}
 
 
 def test_predict_gives_what_was_scored(store: Store, tiny: TinyFactory):
@@ -132,7 +132,7 @@ def test_it_is_reused_for_the_same_weights_whoever_asks(store: Store, tiny: Tiny
     dataset = tiny()
     model, test = trained(store, dataset).record, split(store, dataset, "test")
     first = evaluate.fn(store, dataset, model, test)
-    again = evaluate.fn(store, dataset, store.get("tiny", "train", model.folder.name, TrainedModel), test, "champion")
+    again = evaluate.fn(store, dataset, store.get("tiny", "train", model.entry.key, TrainedModel), test, "champion")
     assert (again.step.reused, again.record) == (True, first.record)
     retrained = evaluate.fn(store, dataset, trained(store, dataset, learning_rate=0.06).record, test)
     assert (retrained.step.reused, retrained.step.reason) == (False, "new weights")
@@ -170,15 +170,15 @@ def test_a_changed_file_of_the_model_is_refused(
 ):
     dataset = tiny()
     model = trained(store, dataset, epochs=1).record
-    changed = replace(model, folder=shutil.copytree(model.folder, tmp_path / "changed"))
-    (changed.folder / file).chmod(0o644)
+    changed = replace(model, entry=FolderEntry(shutil.copytree(model.entry.folder, tmp_path / "changed")))
+    (changed.entry.folder / file).chmod(0o644)
     if file == "weights.npz":
         network.save_weights(changed.weights, network.initial_weights(network.load_architecture(model.architecture), 9))
     else:
-        (changed.folder / file).write_text("{}")
+        (changed.entry.folder / file).write_text("{}")
     with pytest.raises(DamagedEntry, match=message):
         evaluate.fn(store, dataset, changed, split(store, dataset, "test"))
-    (changed.folder / file).unlink()
+    (changed.entry.folder / file).unlink()
     with pytest.raises(DamagedEntry, match=file):
         evaluate.fn(store, dataset, changed, split(store, dataset, "test"))
 
@@ -188,11 +188,11 @@ def test_a_changed_file_of_the_model_is_refused(
 def test_a_model_whose_file_is_gone_can_be_trained_again(store: Store, tiny: TinyFactory, file: str):
     dataset = tiny()
     model, test = trained(store, dataset, epochs=1).record, split(store, dataset, "test")
-    (model.folder / file).unlink()
-    remedy = f"remove {model.folder}, then run again"
+    (model.entry.folder / file).unlink()
+    remedy = f"remove {model.entry.folder}, then run again"
     with pytest.raises(DamagedEntry, match=f"{file}: expected a file of a trained model; .*; {remedy}"):
         evaluate.fn(store, dataset, model, test)
-    shutil.rmtree(model.folder)
+    shutil.rmtree(model.entry.folder)
     assert evaluate.fn(store, dataset, trained(store, dataset, epochs=1).record, test).record.rows == 30
 
 

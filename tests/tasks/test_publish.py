@@ -35,7 +35,7 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_publish_writes_html_and_json_once(store: Store, dataset: Dataset) -> None:
     run = a_run(store, dataset)
     result = publish.fn(Registry(store, dataset.name), dataset, run)
-    assert result.record.folder == store.entries("tiny", "publish") / run.id
+    assert result.record.entry.folder == store.entries("tiny", "publish") / run.id
     assert result.step.summary == f"tiny/7-reports/{run.id}/report.html"
     check_page(result.record.html.read_text("utf-8"), dataset.homepage)
     values = json.loads(result.record.json.read_text("utf-8"))

@@ -17,7 +17,7 @@ from storage import released
 from storage.datasets.catalog import Dataset
 from storage.errors import DamagedEntry, DataRefused, FormatError, StoreError, ValidationFailed
 from storage.formats import parquet, quarantined
-from storage.records import Archive, Quarantine, Split, SplitName
+from storage.records import Archive, FolderEntry, Quarantine, Split, SplitName
 from storage.store import Store
 from tasks.decode import write_split
 from tasks.quarantine import quarantine, set_aside
@@ -54,7 +54,14 @@ def decoded(dataset: Dataset, folder: Path) -> tuple[Split, Split]:
 
     def split(name: SplitName) -> Split:
         images, labels = (
-            Archive(dataset.source or folder, f"{name}-{kind}", dataset.archive(f"{name}-{kind}").file, 0, "", "")
+            Archive(
+                FolderEntry(dataset.source or folder),
+                f"{name}-{kind}",
+                dataset.archive(f"{name}-{kind}").file,
+                0,
+                "",
+                "",
+            )
             for kind in ("images", "labels")
         )
         return write_split(dataset, name, images, labels, folder)
@@ -168,7 +175,7 @@ def test_what_is_left_passes_the_checks_that_the_whole_would_fail(store: Store, 
 def test_a_refusal_says_to_end_the_release_of_rows_that_are_bad(store: Store, made: Maker):
     result = made('[quarantine]\nchecks = ["blank", "label"]\nmax_share = 0.5\n')
     digest = next(row.digest for row, _ in quarantined.read(result.record.file) if "blank" in row.reasons)
-    folder = result.record.folder.parent / "again"
+    folder = result.record.entry.folder.parent / "again"
     folder.mkdir()
     record = set_aside(result.dataset, result.splits, folder, free={digest})
     with pytest.raises(

@@ -109,7 +109,7 @@ def test_scores_are_over_every_row_also_beyond_one_call():
 def test_a_training_leaves_its_files_record_and_line(store: Store, tiny: TinyFactory):
     result = trained(store, tiny(), hidden=(8,), epochs=4)
     model = result.record
-    assert {path.name for path in model.folder.iterdir()} == FILES
+    assert {path.name for path in model.entry.folder.iterdir()} == FILES
     assert (model.fitted_rows, model.validation_rows, model.epochs_run, model.chosen_epoch) == (108, 12, 4, 4)
     assert model.parameters == 63 * 8 + 8 + 8 * 3 + 3
     history = read_history(model.history)
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
     )
     assert first.weights_digest == second.weights_digest != third.weights_digest
     for name in FILES - {"entry.json", "history.jsonl"}:
-        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+        assert (first.entry.folder / name).read_bytes() == (second.entry.folder / name).read_bytes()
 
 
 def test_again_it_is_reused_and_a_change_is_named(store: Store, tiny: TinyFactory):
@@ -237,10 +237,10 @@ def test_a_broken_training_goes_on_and_ends_as_an_unbroken_one(
     assert f" epochs, the first {epoch} by an interrupted run" in result.step.summary
     assert f"training resumes after epoch {epoch} of" in caplog.text
     assert heard == list(range(epoch + 1, whole.epochs_run + 1))
-    assert replace(resumed, folder=whole.folder, resumed_after=0) == whole
+    assert replace(resumed, entry=whole.entry, resumed_after=0) == whole
     timeless = [[replace(e, seconds=0.0) for e in read_history(model.history)] for model in (whole, resumed)]
     assert timeless[0] == timeless[1]
-    assert {path.name for path in resumed.folder.iterdir()} == FILES
+    assert {path.name for path in resumed.entry.folder.iterdir()} == FILES
 
 
 def test_after_a_kill_another_process_ends_with_the_same_weights(tmp_path: Path, tiny: TinyFactory):
@@ -295,7 +295,7 @@ def test_a_damaged_checkpoint_and_other_leftovers_are_cleared(
     result = trained(store, dataset)
     assert "the checkpoint is not used, training starts over" in caplog.text
     assert result.record.weights_digest == whole.weights_digest
-    assert {path.name for path in result.record.folder.iterdir()} == FILES
+    assert {path.name for path in result.record.entry.folder.iterdir()} == FILES
 
 
 def test_checkpoints_are_not_written_more_often_than_they_are_worth(

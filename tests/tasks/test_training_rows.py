@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from storage.errors import DataRefused, TrainingFailed
 from storage.formats import parquet
-from storage.records import Split
+from storage.records import FolderEntry, Split
 from storage.runtime import code_digests
 from storage.store import Store
 from tasks import train as training
@@ -164,7 +164,7 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from storage.records import Split
+from storage.records import FolderEntry, Split
 from tasks.model import network, training_rows as rows
 from storage.datasets.training import TrainingConfig
 from tasks.model.fitting import Fitting
@@ -173,7 +173,7 @@ from tasks.model.scaling import Statistics
 
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 config = TrainingConfig(memory="64MiB")
-there = Split(folder, "train", count, (28, 28), 3, "", {})
+there = Split(FolderEntry(folder), "train", count, (28, 28), 3, "", {})
 architecture = network.Architecture(784, (50, 50), "tanh", 3)
 
 def peak():
@@ -192,7 +192,7 @@ def test_the_memory_of_a_training_does_not_grow_with_its_rows(tmp_path: Path):
     """300,000 images are 235 MB of pixels; the budget is 64 MiB, the rest is what Arrow and TensorFlow work with."""
     images = np.random.default_rng(0).integers(0, 256, (10_000, 28, 28), np.uint8)
     labels = (np.arange(10_000) % 3).astype(np.uint8)
-    record = Split(tmp_path, "train", 300_000, (28, 28), 3, "", {})
+    record = Split(FolderEntry(tmp_path), "train", 300_000, (28, 28), 3, "", {})
     with parquet.Writer(record.file, (28, 28), ("a", "b", "c")) as writer:
         for _ in range(30):
             writer.write(images, labels)
@@ -205,5 +205,5 @@ def test_the_memory_of_a_training_does_not_grow_with_its_rows(tmp_path: Path):
 def test_the_split_of_a_store_is_dealt_out_in_its_entry_s_own_folder(store: Store, tiny: TinyFactory):
     dataset = tiny(train=400)
     model = trained(store, dataset, epochs=1, batch_size=16, memory="30KB").record
-    assert {path.suffix for path in model.folder.iterdir()} == {".json", ".jsonl", ".keras", ".npz"}
+    assert {path.suffix for path in model.entry.folder.iterdir()} == {".json", ".jsonl", ".keras", ".npz"}
     assert split(store, dataset, "train").rows == 400

@@ -20,7 +20,7 @@ from expectations.suites import Expectation, Suite
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.errors import IdxflowError, ValidationFailed
-from storage.records import Archive, Check, Done, Split, SplitName, Validation
+from storage.records import Archive, Check, Done, FolderEntry, Split, SplitName, Validation
 from storage.store import Store
 from tasks import validate as validation
 from tasks.decode import write_split
@@ -42,7 +42,7 @@ def splits(dataset: Dataset, source: Path, folder: Path) -> tuple[Split, Split]:
     folder.mkdir(exist_ok=True)
 
     def archive(role: str) -> Archive:
-        return Archive(source, role, dataset.archive(role).file, 0, "", "")
+        return Archive(FolderEntry(source), role, dataset.archive(role).file, 0, "", "")
 
     def split(name: SplitName) -> Split:
         return write_split(dataset, name, archive(f"{name}-images"), archive(f"{name}-labels"), folder)
@@ -194,7 +194,7 @@ def test_ink_that_is_not_declared_is_neither_checked_nor_in_the_key(store: Store
     dataset = tiny()
     plain = validate.fn(store, dataset, *decoded(dataset, tmp_path))
     assert "ground" not in {check.column for check in plain.record.checks}
-    assert "ink" not in store.made_from("tiny", "validate", plain.record.folder.name)["parameters"]
+    assert "ink" not in store.made_from("tiny", "validate", plain.record.entry.key)["parameters"]
     declared = tiny(manifest='ink = "bright"\n')
     inked = validate.fn(store, declared, *decoded(declared, tmp_path))
     assert inked.step.reason == "ink none → bright"
@@ -237,7 +237,7 @@ def test_a_table_in_many_parts_gives_the_same_verdict_and_summary(
     whole = judge(dataset, *two_splits, at_once)
     monkeypatch.setattr(validation, "PART_ROWS", 1)
     parts = judge(dataset, *two_splits, in_parts)
-    assert replace(parts, folder=whole.folder) == whole
+    assert replace(parts, entry=whole.entry) == whole
     assert {c.column: c.rows for c in whole.failures} == {"label": (5, 8_700), "leaked": (8_990,)}
     assert {c.column: c.rows for c in whole.warnings} == {"conflict": (6, 19_000)}
     assert {c.rows for c in whole.checks if c.column == "duplicate"} == {(19_000,), ()}
