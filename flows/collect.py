@@ -75,6 +75,7 @@ def _collect_store(store: Store, keep: int) -> tuple[dict[str, Any], list[str]]:
         outcome["bytes"] += collected.bytes
     try:
         outcome["bytes"] += retention.collect_downloads(store).bytes
+        retention.collect_strays(store)
     except IdxflowError as error:
         problems.append(f"downloads: {error}")
     return outcome, problems

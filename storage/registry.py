@@ -475,6 +475,8 @@ class Registry:
         """
         with self._errors():
             while True:
+                # A version must not name a model that `gc` may have removed.
+                self.store.check_in_use(self.dataset)
                 number = max(self.numbers(), default=0) + 1
                 # Search after listing: a listing made while others register may lack a version below its newest.
                 existing = self.find(values["model"], values["evaluation"])
@@ -510,6 +512,7 @@ class Registry:
             Overtaken: another process has decided since; nothing was changed.
             StoreError: the new champion does not exist, its model was removed by `gc`, or the ledger cannot be written.
         """
+        self.store.check_in_use(self.dataset)
         if decision["champion"] != decision["previous"]:
             self.check_kept(self.version(decision["champion"]))
         self._create(decision, run, after)
@@ -594,7 +597,7 @@ class Registry:
     def _is_marked(self, version: Version) -> bool:
         """Return whether a version was retired in format 3 and is not complete."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
-        complete = all((self.store.entries(self.dataset, step) / key).is_dir() for step, key in entries)
+        complete = all(self.store.has(self.dataset, step, key) for step, key in entries)
         return not complete and self._exists(f"{self._folder}/retired/{version.number:08d}.json")
 
     def _named(self, name: str) -> dict[str, Any]:

@@ -42,6 +42,15 @@ def read(store: Store, dataset: str) -> tuple[str, ...]:
     return tuple(found.name for found in store.objects.list(key).objects if _DIGEST.fullmatch(found.name))
 
 
+def misnamed(store: Store, dataset: str) -> list[str]:
+    """Return the keys of objects, in object storage, that are in the place of released rows and name none."""
+    if _is_text(store):
+        return []
+    return [
+        found.key for found in store.objects.list(_key(store, dataset)).objects if not _DIGEST.fullmatch(found.name)
+    ]
+
+
 def release(store: Store, dataset: str, rows: Mapping[str, str]) -> int:
     """Release rows, each given as its digest and a comment; return how many were not released before.
 

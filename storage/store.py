@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from storage import store_format
 from storage.differences import Difference, differences
@@ -55,7 +55,7 @@ from storage.objects.address import is_address, parse
 from storage.objects.cache import option_of
 from storage.objects.folder import Folder
 from storage.objects.leases import Leases
-from storage.objects.protocol import Objects
+from storage.objects.protocol import Found, Objects
 from storage.records import Done, Entry, FolderEntry, Step, from_json, to_json
 from storage.runtime import timings
 from storage.words import brief
@@ -94,6 +94,9 @@ STORE_VARIABLE = "IDXFLOW_STORE"
 
 _log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from storage.objects.cache import Cache
+    from storage.upkeep import Upkeep
 
 BESIDE = Path(__file__).resolve().parent.parent / "store"
 """The default store."""
@@ -177,6 +180,8 @@ class Store:
         self.objects: Objects = Folder(self.root)
         self.leases: Leases | None = None
         """Those of this process, where the kernel does not tell others that it has ended."""
+        self.cache: Cache | None = None
+        """The files of entries on this machine, where the store itself is elsewhere."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -287,6 +292,25 @@ class Store:
                 if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
                     raise
             yield
+
+    def check_in_use(self, dataset: str) -> None:
+        """Check that no `gc` can have begun since this process has used a data set (`in_use`).
+
+        A lock of the kernel is never lost; only in object storage there is something to check.
+
+        Raises:
+            StoreError: this process was paused or cut off from the store for too long.
+        """
+
+    def strays(self) -> list[Found]:
+        """Return the objects beside all data sets that processes left which are gone: none in a folder."""
+        return []
+
+    def upkeep(self, dataset: str) -> Upkeep:
+        """Return what `verify` and `gc` need to look after the entries of a data set."""
+        from storage.upkeep import FolderUpkeep
+
+        return FolderUpkeep(self, dataset)
 
     def prepare(self) -> None:
         """Create the store's folder.
