@@ -15,6 +15,10 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from storage.errors import ConfigError
 
+OPEN_STORE = r"^(?!(?:[sS]3|[gG][sS]|[aA][zZ]):(?:[\s\S]*@|[\s\S]*[?&](?!(?:endpoint|region)=)))"
+"""Pattern of a store that may be shown to everyone: no address with the characters that introduce a user and password,
+and no other option than a server and a region. Also valid in JSON Schema, so that Prefect's server refuses other stores
+before it keeps them."""
 CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")
 """Beginnings of the names of the variables from which the library takes credentials."""
 

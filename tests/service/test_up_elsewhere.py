@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from obstore.store import from_url
 
@@ -61,6 +62,15 @@ def test_a_deployment_retrains_in_object_storage_and_shows_nobody_the_credential
     kept = [found["path"] for page in store.list() for found in page]
     assert any("/ledger/runs/" in path for path in kept)
     assert [path for path in kept if secret in bytes(store.get(path).bytes())] == []
+
+
+@pytest.mark.flow
+def test_an_address_with_a_password_does_not_reach_the_database(service: Service):
+    body = {"parameters": {"dataset": "digits", "store": "s3://key:canary-in-an-address@bucket/store"}}
+    with pytest.raises(httpx.HTTPStatusError, match="409 Conflict"):
+        service.post(f"deployments/{service.deployment('digits')['id']}/create_flow_run", body)
+    home = Path(service.environment["PREFECT_HOME"])
+    assert [path for path in home.rglob("*") if path.is_file() and b"canary-in-an" in path.read_bytes()] == []
 
 
 def test_only_the_worker_is_given_credentials(monkeypatch: pytest.MonkeyPatch):
