@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flows.terminal.output import print_line
-from storage.runtime.timings import Clock, Spent
+from storage.runtime.timings import OBJECT_STORAGE, Clock, Spent
 
 _SMALL = 0.01
 """Share of the whole below which names of one kind have a line together."""
@@ -29,9 +29,16 @@ def print_timings(clock: Clock) -> None:
         print_line("")
         print_line(f"{total:.2f} s of {process}")
         print_line(_line("seconds", "share", "times", "for"))
-        for each in _merged(spent, total * _SMALL):
+        for each in _merged((each for each in spent if not each.name.startswith(OBJECT_STORAGE)), total * _SMALL):
             times = f"{each.count:,}" if each.count else ""
             print_line(_line(f"{each.seconds:.2f}", f"{each.seconds / total:.0%}", times, each.name))
+        numbers = [f"{_last_word(each)} {each.count:,}" for each in spent if each.name.startswith(OBJECT_STORAGE)]
+        if numbers:
+            print_line(f"requests and bytes of object storage: {', '.join(numbers)}")
+
+
+def _last_word(each: Spent) -> str:
+    return each.name.removeprefix(OBJECT_STORAGE)
 
 
 def _line(seconds: str, share: str, times: str, name: str) -> str:

@@ -36,7 +36,7 @@ from storage.files import open_regular
 from storage.objects.address import Address, server_of
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
 from storage.objects.protocol import Found, Listing
-from storage.runtime import cancellation, interruptible
+from storage.runtime import cancellation, interruptible, timings
 
 _T = TypeVar("_T")
 
@@ -336,7 +336,8 @@ class Cloud:
             self._count(kind)
             client = self._client(use or _USES.get(kind, _Use.ONE))
             try:
-                result = interruptible.called(partial(call, client))
+                with timings.span("waiting for object storage"):
+                    result = interruptible.called(partial(call, client))
             except (BaseError, FileNotFoundError) as error:
                 failure = read(error)
             else:
@@ -362,6 +363,7 @@ class Cloud:
     def _count(self, kind: str, number: int = 1) -> None:
         with self._counting:
             self.requests[kind] += number
+        timings.count(f"{timings.OBJECT_STORAGE}{kind}", number)
 
     def _count_pages(self, found: int) -> None:
         self._count("list", max(found - 1, 0) // _PAGE)

@@ -24,6 +24,8 @@ OPTION = "--timings"
 PYTHON = "starting Python"
 REST = "the rest"
 OWN = "idxflow"
+OBJECT_STORAGE = "object storage: "
+"""What the names of numbers of its requests begin with; their seconds are those of another name."""
 STANDARD = "the standard library"
 FILES = "files of Python"
 _OWN = ("expectations", "flows", "idxflow_start", "storage", "tasks")
@@ -114,6 +116,12 @@ def span(name: str) -> Iterator[None]:
         yield
     finally:
         clock.leave()
+
+
+def count(name: str, number: int) -> None:
+    """Add to how often `name` occurred, if there is a clock; the time is that of the spans around."""
+    if _clock is not None:
+        _clock.counts[name] += number
 
 
 def add_elsewhere(process: str, file: Path) -> None:

@@ -17,14 +17,16 @@ from flows.service import deployments
 from flows.service.deployments import PLAN, VARIABLE, Own, OwnPlan, Promise, read_plan
 from flows.service.memory import Memory, Remembered
 from storage.errors import ConfigError, PrefectFailed
+from tests.support.operated import fork_deploys
 
 YEARLY = "0 0 1 1 *"
 POOL = "of-schedules"
 
 
 @pytest.fixture
-def client(server: dict[str, str], results: Path) -> Iterator[SyncPrefectClient]:
+def client(server: dict[str, str], results: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefectClient]:
     """A client of the shared server, which is left as it was."""
+    fork_deploys(monkeypatch)
     with get_client(sync_client=True) as client:
         yield client
         for deployment in client.read_deployments():

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import httpx
+import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
 from flows import diagnosis
+from flows.service import deployments
 from flows.service.deployments import ensure_automation, ensure_pool
 from storage.store import Store
 from tests.support import commands
@@ -40,8 +44,12 @@ class Operated:
         self._server, self._worker = ExitStack(), ExitStack()
 
     def start_server(self) -> None:
-        # A run that cannot be cancelled is waited for five minutes otherwise.
-        patience = {"PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "5"}
+        patience = {
+            # A run that cannot be cancelled is waited for five minutes otherwise.
+            "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "5",
+            # And one that waits for another's slot asks again after half a minute.
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+        }
         _, environment = self._server.enter_context(prefect_server(self.home, **patience))
         more = {"IDXFLOW_STORE": str(self.store.root), "PREFECT_WORKER_QUERY_SECONDS": "2"}
         # So that the server notices within half a minute that a worker is gone.
@@ -114,6 +122,29 @@ def fork_flow_runs(client: SyncPrefectClient, pool: str = "idxflow") -> None:
     template = ProcessWorker.get_default_base_job_template()
     template["variables"]["properties"]["command"]["default"] = commands.flow_run_command()
     client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
+
+
+class _Deploying(Command):
+    """`prefect deploy`, as `subprocess.Popen` starts it."""
+
+    def __init__(
+        self, words: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdout: IO[bytes], **_: object
+    ) -> None:
+        with Path(os.devnull).open() as nothing:
+            streams = (nothing.fileno(), stdout.fileno(), stdout.fileno())
+            super().__init__(*words[words.index("prefect") + 1 :], env=env, cwd=cwd, program="prefect", streams=streams)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if timeout is not None and not select.select([self._connection], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("prefect deploy", timeout)
+        code = super().wait()
+        self._resources.close()
+        return code
+
+
+def fork_deploys(patch: pytest.MonkeyPatch) -> None:
+    """Have what is deployed in this process be deployed by such a fork."""
+    patch.setattr(deployments, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": _Deploying}))
 
 
 @contextmanager
