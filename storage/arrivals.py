@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import DamagedEntry, SourceUnavailable
-from storage.files import locked, make_folder
+from storage.files import copy_file, locked, make_folder
 from storage.ledger import Ledger, place
 from storage.records import CUT_OFF
 from storage.snapshots import ARRIVALS, Arrival, folder, snapshots
@@ -93,6 +93,28 @@ class Arrivals:
         self._snapshots.publish(partial, arrival)
         if not self.find(arrival.id):
             self._record(arrival)
+
+    def names(self) -> list[str]:
+        """Return the ids of all sets whose snapshots are there, sorted."""
+        with store_errors(self._folder):
+            return self._snapshots.names()
+
+    def adopt(self, other: Arrivals, arrival: str) -> None:
+        """Copy a snapshot of another store, unless this one has it; its record in the ledger is not written.
+
+        Raises:
+            DamagedEntry: a file of it is not what arrived.
+            OSError: it cannot be written.
+        """
+        if self._snapshots.exists(arrival):
+            return
+        described = other._snapshots.read(arrival)
+        with self.partial() as partial:
+            for role, file in described.files.items():
+                if copy_file(other.fetched(arrival, role), partial / file.name) != file.sha256:
+                    where = f"{other.where(arrival)}/{file.name}"
+                    raise DamagedEntry(f"{where}: expected the file that arrived; found another")
+            self._snapshots.publish(partial, described)
 
     def is_lost(self, arrival: Arrival) -> bool:
         """Return whether a set that has not been run has lost its snapshot, as after removing a damaged one.

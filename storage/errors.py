@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from storage.records import CUT_OFF, Failure, Step, Validation
+from storage.runtime.ranged import Ranged
 
 
 class IdxflowError(Exception):
@@ -187,11 +188,13 @@ def published_by(file: Path, description: str) -> None:
     _publications[file] = description
 
 
-def made_again(file: Path) -> str:
+def made_again(file: Path | Ranged) -> str:
     """Return the remedy for a damaged file of a store entry whose size and SHA-256 match its description.
 
     As long as such an entry exists, runs reuse it.
     """
+    if not isinstance(file, Path):
+        return f"remove {str(file).rpartition('/')[0]}, then run again"
     return f"remove {_publications.get(file, file.parent)}, then run again"
 
 

@@ -126,6 +126,24 @@ class Stored(Protocol):
         """The entry that the record describes."""
 
 
+class Files(Protocol):
+    """The files of an entry of another store, for `Store.adopt`."""
+
+    def write(self, name: str, place: Path) -> None:
+        """Write a file durably to a path where none is yet, and check its SHA-256.
+
+        Raises:
+            DamagedEntry: it has another one.
+        """
+
+    def path(self, name: str, place: Path) -> Path:
+        """Return the path of a file on this machine after checking its SHA-256: `place`, if it had to be fetched.
+
+        Raises:
+            DamagedEntry: it has another one.
+        """
+
+
 R = TypeVar("R", bound=Stored)
 
 
@@ -376,6 +394,39 @@ class Store:
         """
         return self.root / key
 
+    def described(self, dataset: str, part: str, key: str) -> dict[str, Any]:
+        """Return `entry.json` of an entry in one of the folders of `FOLDERS`, without reading its files.
+
+        Raises:
+            DamagedEntry: there is no such entry, its description is invalid, or it lacks a file.
+            StoreError: it cannot be read now.
+        """
+        return read_entry(self.part(dataset, part) / key, contents=False)
+
+    def adopt(self, entry: Mapping[str, Any], files: Files) -> None:
+        """Publish an entry of another store, unless this one has it already.
+
+        Args:
+            entry: its `entry.json`.
+            files: its files.
+
+        Raises:
+            OSError: it cannot be written.
+            StoreError: likewise, or a file cannot be read.
+        """
+        plan = plan_of(entry)
+        final = self.entries(plan.dataset, plan.step) / plan.folder
+        with self._exclusively(plan):
+            if self.has(plan.dataset, plan.step, plan.folder):
+                return
+            partial = empty_partial(final)
+            for name in entry["files"]:
+                files.write(name, partial / name)
+                (partial / name).chmod(0o444)
+            _seal(partial, entry)
+            os.rename(partial, final)
+            flush(final.parent)
+
     def made_from(self, dataset: str, step: str, key: str) -> dict[str, Any]:
         """Return `Plan.made_from` of an entry without checking its files.
 
@@ -550,13 +601,18 @@ def check_identity(expected: tuple[str, str, str], entry: Mapping[str, Any]) -> 
     """
     if entry["format"] != ENTRY_FORMAT:
         raise ValueError(f"expected format {ENTRY_FORMAT}; found {entry['format']!r}")
-    plan = Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
+    plan = plan_of(entry)
     actual = (entry["dataset"], FOLDERS.get(plan.step), plan.folder)
     if actual != expected:
         raise ValueError(f"expected the entry of {'/'.join(expected)}; found that of {'/'.join(map(str, actual))}")
     for name in entry["files"]:
         if name in (ENTRY, "", ".", "..") or "/" in name or "\0" in name:
             raise ValueError(f"expected the names of files in its folder; found {name!r}")
+
+
+def plan_of(entry: Mapping[str, Any]) -> Plan:
+    """Return the plan of the result that `entry.json` describes."""
+    return Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
 
 
 def _check_file(path: Path, size: int, sha256: str | None) -> None:
@@ -632,6 +688,15 @@ def take_over(partial: Path) -> None:
         else:
             # A run killed while sealing the entry left its files read-only.
             path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def empty_partial(final: Path) -> Path:
+    """Return the working folder of an entry, new and empty."""
+    partial = final.with_name(f".{final.name}.partial")
+    # A link, which leads elsewhere, stays here, and is removed there.
+    shutil.rmtree(partial, ignore_errors=True)
+    take_over(partial)
+    return partial
 
 
 def _newest(folder: Path) -> list[str]:

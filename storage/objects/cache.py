@@ -90,6 +90,10 @@ class Cache:
         """Return the bytes of all files."""
         return sum(_bytes_in(place) for place in self._places())
 
+    def has(self, name: str, sha256: str) -> bool:
+        """Return whether a file with this digest is here; it may be damaged."""
+        return (self._place(sha256) / name).is_file()
+
     def path(self, name: str, sha256: str, size: int, fetch: Callable[[Path], None]) -> Path:
         """Return the path of a file with this digest, fetching it if it is not there or damaged.
 
