@@ -123,9 +123,9 @@ class Soak:
     def check(self, when: str, damaged: frozenset[Path] = frozenset(), leftovers: bool = True) -> None:
         """Check the whole store: damage only where a fault made it, versions as they were, a champion if ever one."""
         verdict: Verdict = verify(self.store)
-        found = {finding.path: finding.problem for finding in verdict.damage}
+        found = {Path(finding.where): finding.problem for finding in verdict.damage}
         self.expect(found.keys() == damaged, f"{when}: expected damage at {set(damaged)}; found {found}")
-        self.expect(leftovers or not verdict.leftovers, f"{when}: left over: {[f.path for f in verdict.leftovers]}")
+        self.expect(leftovers or not verdict.leftovers, f"{when}: left over: {[f.where for f in verdict.leftovers]}")
         registry = Registry(self.store, DATASET)
         try:
             now = {version.number: version.model for version in registry.versions()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from flows.endings import settle
 from flows.settings import POOL, ROOT
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
+from storage.objects.cache import CACHE_VARIABLE, SIZE_VARIABLE, Cache
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import for_the_next_run, verify
@@ -36,6 +39,8 @@ LEAST_FREE_BYTES = 2_000_000_000
 LATE = timedelta(minutes=2)
 _IMPORT_SECONDS = 120
 _QUERY_SECONDS = 20
+_REQUESTS = 3
+"""Of which the quickest says how far away object storage is."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,24 @@ def diagnose(store: Store) -> Iterator[Diagnosis]:
     """Check everything that a run needs, and yield the result of each check as soon as it is known."""
     yield _versions()
     yield _tensorflow()
+    if store.cache:
+        yield _object_storage(store)
+        yield _cache(store.cache)
     yield _disk(store)
     yield _whole(store)
     yield _clock(store)
     yield _zones()
     yield _proxies()
     yield from _server(store)
+
+
+def diagnose_without_store(error: IdxflowError) -> Iterator[Diagnosis]:
+    """Yield what can be said of this machine if object storage cannot be opened, which `error` explains."""
+    yield _versions()
+    yield _tensorflow()
+    yield Diagnosis("problem", "object storage", *_parted(error))
+    yield _zones()
+    yield _proxies()
 
 
 def _versions() -> Diagnosis:
@@ -104,12 +121,46 @@ def _tensorflow() -> Diagnosis:
     return Diagnosis("problem", "TensorFlow", f"cannot be imported: {last_line[0]}", remedy)
 
 
+def _object_storage(store: Store) -> Diagnosis:
+    """Check that the store can be used with these credentials, and keeps the promise that all rests on."""
+    try:
+        store.objects.probe()
+        seconds = min(_seconds_of_a_request(store) for _ in range(_REQUESTS))
+    except IdxflowError as error:
+        return Diagnosis("problem", "object storage", *_parted(error))
+    finding = f"{store.address} can be written, and creates an object only if there is none; a listing takes "
+    return Diagnosis("ok", "object storage", f"{finding}{seconds * 1e3:,.0f} ms")
+
+
+def _seconds_of_a_request(store: Store) -> float:
+    before = time.perf_counter()
+    store.objects.list("")
+    return time.perf_counter() - before
+
+
+def _cache(cache: Cache) -> Diagnosis:
+    """Check the folder that keeps files of object storage on this machine."""
+    place = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.is_dir())
+    if not os.access(place, os.W_OK):
+        finding = f"{cache.folder} cannot be written"
+        return Diagnosis("problem", "cache", finding, f"correct the permissions, or set {CACHE_VARIABLE} to another")
+    used, free = cache.used(), shutil.disk_usage(place).free
+    finding = f"{used / 1e9:,.1f} of at most {cache.bound / 1e9:,.1f} GB at {cache.folder}; {free / 1e9:,.1f} GB free"
+    if free < cache.bound - used:
+        remedy = f"free space there, or set {SIZE_VARIABLE} to less, or {CACHE_VARIABLE} to a folder on another disk"
+        return Diagnosis("warning", "cache", f"it can fill the disk: {finding}", remedy)
+    return Diagnosis("ok", "cache", finding)
+
+
 def _disk(store: Store) -> Diagnosis:
     place = next(folder for folder in (store.root, *store.root.parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     finding = f"{free / 1e9:,.1f} GB free at {place}"
     if free < LEAST_FREE_BYTES:
-        return Diagnosis("warning", "disk", finding, f"{store.command('gc')}, or another store with --store")
+        # `gc` frees what a store elsewhere takes there, not here.
+        here = f"free space, or another folder with {CACHE_VARIABLE}"
+        gc = f"{store.command('gc')}, or another store with --store"
+        return Diagnosis("warning", "disk", finding, here if store.leases else gc)
     return Diagnosis("ok", "disk", finding)
 
 
@@ -121,16 +172,18 @@ def _whole(store: Store) -> Diagnosis:
         settle(store)
         verdict = verify(store, contents=False)
     except IdxflowError as error:
+        if store.cache:
+            return Diagnosis("problem", "store", *_parted(error))
         return Diagnosis("problem", "store", str(error), "chown it to the user that runs the worker, or choose another")
     summary = (
         f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
         f"{counted(verdict.records, 'ledger record')}, sizes checked"
     )
     if verdict.damage:
-        summary = f"{len(verdict.damage)} damaged, first {verdict.damage[0].where(store)}"
+        summary = f"{len(verdict.damage)} damaged, first {verdict.damage[0].where}"
         return Diagnosis("problem", "store", summary, store.command("verify"))
-    needed = {path for name in store.datasets() for path in for_the_next_run(Registry(store, name))}
-    rest = [finding for finding in verdict.leftovers if finding.path not in needed]
+    needed = {str(path) for name in store.datasets() for path in for_the_next_run(Registry(store, name))}
+    rest = [finding for finding in verdict.leftovers if finding.where not in needed]
     if needed:
         summary = f"{summary}; {len(needed)} unfinished, which the next run resumes"
     if rest:

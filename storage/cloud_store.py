@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,14 +27,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from storage.errors import DamagedEntry, StoreError
+from storage import store_format
+from storage.errors import DamagedEntry, StoreError, published_by
 from storage.files import WAITING, make_folder
 from storage.objects import sealed
-from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size
+from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size, unusable
 from storage.objects.leases import Leases
-from storage.objects.protocol import Objects
+from storage.objects.protocol import Found, Objects
 from storage.records import Entry, from_json
 from storage.runtime import cancellation
 from storage.runtime.ranged import Ranged, Source
@@ -53,7 +55,13 @@ from storage.store import (
     take_over,
 )
 
+USERS, COLLECTING, CLAIMS = "leases", "gc", "claims"
+"""The folders of leases of a data set."""
+_ATTEMPT = re.compile(r"[0-9a-f]{16}")
 _POLL_SECONDS = 1.0
+
+if TYPE_CHECKING:
+    from storage.cloud_upkeep import CloudUpkeep
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +75,7 @@ class CloudStore(Store):
         super().__init__(cache / "stores" / name)
         self.objects = objects
         self.leases: Leases = leases or Leases(objects)
-        self.cache = Cache(cache / "files", cache_size())
+        self.cache: Cache = Cache(cache / "files", cache_size())
         self._in_use: dict[str, str] = {}
 
     @property
@@ -83,8 +91,26 @@ class CloudStore(Store):
         return [name for name in names if not {*parts}.isdisjoint(self.objects.list(name).folders)]
 
     def prepare(self) -> None:
-        make_folder(self.root)
+        if not store_format.check(self.objects):
+            # Once per store: a server that replaces what is there would lose results without a word.
+            self.objects.probe()
+        try:
+            make_folder(self.root)
+        except OSError as error:
+            raise unusable(error) from error
         super().prepare()
+
+    def strays(self) -> list[Found]:
+        if not self.objects.hidden():
+            return []
+        # The time first: if the listing takes long, objects look younger than they are, and never the reverse.
+        oldest_needed = self.objects.now() - self.leases.life
+        return [found for found in self.objects.hidden() if found.modified < oldest_needed]
+
+    def upkeep(self, dataset: str) -> CloudUpkeep:
+        from storage.cloud_upkeep import CloudUpkeep
+
+        return CloudUpkeep(self, dataset)
 
     def has(self, dataset: str, step: str, key: str) -> bool:
         try:
@@ -93,27 +119,33 @@ class CloudStore(Store):
             return False
         return True
 
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        name = key.rpartition("/")[2]
+        try:
+            return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename == self.objects.where(key):
+                raise
+            raise unusable(error) from error
+
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:
         """Keep the entries of a data set from being removed while the block runs, as for a store in a folder."""
         if dataset in self._in_use:
             yield
             return
-        lease = f"{dataset}/leases/{secrets.token_hex(8)}.json"
-        self._hold(dataset, lease)
-        self._in_use[dataset] = lease
-        try:
-            yield
-        finally:
-            del self._in_use[dataset]
-            self.leases.release(lease)
+        # A `gc` on this machine must not remove the unfinished work in the working folder.
+        with super().in_use(dataset):
+            lease = f"{dataset}/{USERS}/{secrets.token_hex(8)}.json"
+            self._hold(dataset, lease)
+            self._in_use[dataset] = lease
+            try:
+                yield
+            finally:
+                del self._in_use[dataset]
+                self.leases.release(lease)
 
     def check_in_use(self, dataset: str) -> None:
-        """Check that a `gc` cannot have removed what this process uses of a data set.
-
-        Raises:
-            StoreError: it was paused or cut off from the store for too long.
-        """
         if dataset in self._in_use:
             self.leases.check(self._in_use[dataset])
 
@@ -153,17 +185,12 @@ class CloudStore(Store):
         if not sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
             self.objects.delete([f"{folder}/{attempt}/{name}" for name in entry["files"]])
 
-    def discard(self, dataset: str, step: str, key: str) -> None:
-        """Remove an entry: its description first, so that nobody finds it without its files."""
-        folder = self.entry_key(dataset, step, key)
-        self.objects.delete([f"{folder}/{ENTRY}"])
-        self.objects.delete([found.key for found in self.objects.walk(folder)])
-
     def _obtain(self, plan: Plan, kind: type[R], make: Callable[[Path], R]) -> tuple[R, str, bool]:
         # What is there needs no claim.
         with suppress(DamagedEntry):
             record = self._load(plan.dataset, plan.step, plan.folder, kind)
             if record is not None:
+                self.check_in_use(plan.dataset)
                 return record, "nothing changed", True
         return super()._obtain(plan, kind, make)
 
@@ -180,15 +207,14 @@ class CloudStore(Store):
             raise DamagedEntry(f"{where}: expected a record of {kind.__name__}; {error}") from error
 
     def _record(self, kind: type[R], folder: str, described: Mapping[str, Any]) -> R:
-        files = {name: StoredFile(int(file["bytes"]), str(file["sha256"])) for name, file in described["files"].items()}
-        entry: Entry = CloudEntry(self, folder, str(described["attempt"]), files)
+        entry: Entry = CloudEntry(self, folder, attempt_of(described), files_of(described))
         return from_json(kind, described["record"], entry)
 
     @contextmanager
     def _exclusively(self, plan: Plan) -> Iterator[None]:
         # Processes of this machine share the working folder, so they also need its lock.
         with super()._exclusively(plan):
-            claim = f"{plan.dataset}/claims/{plan.step}-{plan.folder}.json"
+            claim = f"{plan.dataset}/{CLAIMS}/{plan.step}-{plan.folder}.json"
             self._claim(claim, plan)
             try:
                 yield
@@ -211,7 +237,7 @@ class CloudStore(Store):
         said = False
         while True:
             self.leases.hold(lease)
-            if all(self.leases.is_dead(found.key) for found in self.objects.list(f"{dataset}/gc").objects):
+            if not self.leases.survey(f"{dataset}/{COLLECTING}").living:
                 return
             self.leases.release(lease)
             if not said:
@@ -264,6 +290,27 @@ class StoredFile:
     sha256: str
 
 
+def attempt_of(described: Mapping[str, Any]) -> str:
+    """Return which attempt `entry.json` publishes.
+
+    Raises:
+        ValueError, KeyError: it does not say that.
+    """
+    attempt = described["attempt"]
+    if not (isinstance(attempt, str) and _ATTEMPT.fullmatch(attempt)):
+        raise ValueError(f"expected the name of an attempt; found {attempt!r}")
+    return attempt
+
+
+def files_of(described: Mapping[str, Any]) -> dict[str, StoredFile]:
+    """Return the files that `entry.json` lists, by name.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it does not list them.
+    """
+    return {name: StoredFile(int(file["bytes"]), str(file["sha256"])) for name, file in described["files"].items()}
+
+
 @dataclass(frozen=True)
 class CloudEntry:
     """An entry in object storage; its files come through the cache."""
@@ -301,14 +348,21 @@ class CloudEntry:
         file = self.files[name]
         try:
             with self._removed(name):
-                return self.store.cache.path(
-                    name, file.sha256, file.bytes, partial(self.store.objects.download, self._key(name))
-                )
+                path = self.store.file(self._key(name), file.sha256, file.bytes)
         except DigestDiffers as error:
-            self.store.objects.delete([f"{self.folder}/{ENTRY}"])
+            self._unpublish()
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
             ) from error
+        published_by(path, f"{self.where()}/{ENTRY}")
+        return path
+
+    def _unpublish(self) -> None:
+        """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""
+        described = f"{self.folder}/{ENTRY}"
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            if sealed.read(self.store.objects, described)["attempt"] == self.attempt:
+                self.store.objects.delete([described])
 
     def _key(self, name: str) -> str:
         return f"{self.folder}/{self.attempt}/{name}"
@@ -318,6 +372,7 @@ class CloudEntry:
         try:
             yield
         except FileNotFoundError as error:
+            self._unpublish()
             raise StoreError(
                 f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
                 "run again"

@@ -155,7 +155,7 @@ class _Plan:
     entries: tuple[_Entry, ...]
     released: Mapping[str, str]
     """Comments of rows, by digest."""
-    snapshots: tuple[Path, ...]
+    snapshots: tuple[str, ...]
     present: int
     """Entries that the target has."""
 
@@ -227,7 +227,7 @@ def _planned(source: Store, target: Store, dataset: str) -> _Plan:
         pointer=pointer,
         entries=tuple(sorted(_each(partial(_entry, source), ours - theirs), key=lambda entry: entry.folder)),
         released={digest: comment for digest, comment in comments.items() if digest not in known},
-        snapshots=tuple(at for at in Arrivals(source, dataset).snapshots() if not arrivals.folder(at.name).exists()),
+        snapshots=tuple(sorted({*Arrivals(source, dataset).names()} - {*arrivals.names()})),
         present=len(ours & theirs),
     )
 
@@ -362,12 +362,11 @@ def _create(plan: _Plan, names: _Names) -> None:
 
 
 def _copy_snapshots(plan: _Plan) -> None:
-    arrivals = Arrivals(plan.target, plan.dataset)
+    source, arrivals = (Arrivals(store, plan.dataset) for store in (plan.source, plan.target))
     # After their records, which this would otherwise write.
     with arrivals.alone():
         for snapshot in plan.snapshots:
-            if not arrivals.folder(snapshot.name).exists():
-                arrivals.adopt(snapshot)
+            arrivals.adopt(source, snapshot)
 
 
 def _get(store: Store, key: str) -> bytes | None:

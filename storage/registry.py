@@ -475,6 +475,8 @@ class Registry:
         """
         with self._errors():
             while True:
+                # A version must not name a model that `gc` may have removed.
+                self.store.check_in_use(self.dataset)
                 number = max(self.numbers(), default=0) + 1
                 # Search after listing: a listing made while others register may lack a version below its newest.
                 existing = self.find(values["model"], values["evaluation"])
@@ -510,6 +512,7 @@ class Registry:
             Overtaken: another process has decided since; nothing was changed.
             StoreError: the new champion does not exist, its model was removed by `gc`, or the ledger cannot be written.
         """
+        self.store.check_in_use(self.dataset)
         if decision["champion"] != decision["previous"]:
             self.check_kept(self.version(decision["champion"]))
         self._create(decision, run, after)

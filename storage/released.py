@@ -44,6 +44,15 @@ def read(store: Store, dataset: str) -> tuple[str, ...]:
     return tuple(found.name for found in store.objects.list(key).objects if _DIGEST.fullmatch(found.name))
 
 
+def misnamed(store: Store, dataset: str) -> list[str]:
+    """Return the keys of objects, in object storage, that are in the place of released rows and name none."""
+    if _is_text(store):
+        return []
+    return [
+        found.key for found in store.objects.list(_key(store, dataset)).objects if not _DIGEST.fullmatch(found.name)
+    ]
+
+
 def comments(store: Store, dataset: str) -> dict[str, str]:
     """Return the comment of each released row, by its digest.
 

@@ -21,18 +21,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.arrivals import Arrivals
-from storage.files import listed, locked
 from storage.ledger import run_of
+from storage.objects.protocol import Found
 from storage.outcomes import steps_of
 from storage.registry import Overtaken, Registry, Version, line
-from storage.store import FOLDERS, IN_USE, LOCKS, Store, discard, store_errors
-from storage.verify import downloads, for_the_next_run, free_to_remove, leftovers, resumed_by_the_next_run
+from storage.store import Store, store_errors
+from storage.upkeep import InUse, Leftover, StoredEntry, Upkeep, bytes_of
+from storage.verify import downloads, for_the_next_run, free_to_remove, resumed_by_the_next_run
 
 _log = logging.getLogger(__name__)
 
@@ -47,14 +48,14 @@ class Collected:
     dataset: str
     busy: bool
     """True if a run uses the data set, so nothing was removed."""
-    entries: tuple[Path, ...] = ()
-    leftovers: tuple[Path, ...] = ()
+    entries: tuple[StoredEntry, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
     retired: tuple[int, ...] = ()
     """The versions whose models are among the entries."""
     kept: int = 0
     """Number of entries kept."""
     unfinished: tuple[Path, ...] = ()
-    """Unfinished work kept for the next run to resume from."""
+    """Unfinished work on this machine, kept for the next run to resume from."""
     bytes: int = 0
 
 
@@ -67,10 +68,6 @@ class CollectedDownloads:
     kept: tuple[Path, ...]
     """Those that are being downloaded, or that the next run resumes."""
     bytes: int
-
-
-class _Busy(Exception):
-    pass
 
 
 def collect_downloads(store: Store, dry_run: bool = False) -> CollectedDownloads:
@@ -88,7 +85,7 @@ def collect_downloads(store: Store, dry_run: bool = False) -> CollectedDownloads
                 kept.append(folder)
                 continue
             removed.append(folder)
-            size += _size(folder)
+            size += bytes_of(folder)
             if not dry_run:
                 with store_errors(folder):
                     shutil.rmtree(folder)
@@ -112,26 +109,37 @@ def collect(store: Store, dataset: str, keep_last: int = KEEP_LAST, dry_run: boo
     """
 
     def give_up() -> None:
-        raise _Busy
+        raise InUse
 
-    lock = store.part(dataset, LOCKS) / IN_USE
-    registry = Registry(store, dataset)
+    registry, upkeep = Registry(store, dataset), store.upkeep(dataset)
     try:
-        with store_errors(lock), locked(lock, give_up), registry.deciding(give_up):
-            plan = _retired(store, registry, keep_last, dry_run)
+        with store_errors(store.dataset(dataset)), upkeep.alone(), registry.deciding(give_up):
+            plan = _retired(registry, upkeep, keep_last, dry_run)
             if not dry_run:
                 registry.keep_index()
-                _remove(store, plan)
+                upkeep.remove(plan.entries, plan.leftovers)
             return plan
-    except _Busy:
+    except InUse:
         return Collected(dataset, busy=True)
 
 
-def _retired(store: Store, registry: Registry, keep_last: int, dry_run: bool) -> Collected:
+def collect_strays(store: Store, dry_run: bool = False) -> tuple[Found, ...]:
+    """Remove the objects beside all data sets that processes left which are gone; return them.
+
+    Raises:
+        StoreError: they cannot be listed or removed.
+    """
+    strays = tuple(store.strays())
+    if not dry_run:
+        store.objects.delete(found.key for found in strays)
+    return strays
+
+
+def _retired(registry: Registry, upkeep: Upkeep, keep_last: int, dry_run: bool) -> Collected:
     """Return what to remove, after the versions that it belongs to have been retired."""
     while True:
         standing = registry.standing()
-        plan = _plan(store, registry, keep_last)
+        plan = _plan(registry, upkeep, keep_last)
         if dry_run:
             return plan
         try:
@@ -142,27 +150,38 @@ def _retired(store: Store, registry: Registry, keep_last: int, dry_run: bool) ->
             return plan
 
 
-def _plan(store: Store, registry: Registry, keep_last: int) -> Collected:
-    dataset = registry.dataset
+def _plan(registry: Registry, upkeep: Upkeep, keep_last: int) -> Collected:
+    store, dataset = registry.store, registry.dataset
     numbers = _numbers_to_keep(registry, keep_last)
     versions = [registry.version(number) for number in sorted(numbers)]
     names = _names_to_keep(registry, versions, keep_last)
-    entries = list(_entries(store, dataset))
-    removed = tuple(path for path in entries if path.name not in names)
-    keys = {path.name for path in removed}
+    entries = upkeep.entries()
+    removed = tuple(entry for entry in entries if entry.name.key not in names)
     unfinished = for_the_next_run(registry)
-    abandoned = (path for path in leftovers(store, dataset) if path not in unfinished)
-    rubbish = (*abandoned, *Arrivals(store, dataset).surplus())
+    rubbish = (*_abandoned(upkeep, removed, unfinished), *_surplus(store, dataset))
     return Collected(
         dataset,
         busy=False,
         entries=removed,
         leftovers=rubbish,
-        retired=tuple(registry.made_of(keys)),
+        retired=tuple(registry.made_of({entry.name.key for entry in removed})),
         kept=len(entries) - len(removed),
         unfinished=unfinished,
-        bytes=sum(_size(path) for path in (*removed, *rubbish)),
+        bytes=sum(map(upkeep.size, removed)) + sum(leftover.bytes for leftover in rubbish),
     )
+
+
+def _abandoned(upkeep: Upkeep, removed: Iterable[StoredEntry], unfinished: Collection[Path]) -> Iterator[Leftover]:
+    """Yield what is left over, but neither what the next run resumes from nor what goes with an entry."""
+    gone = {key for entry in removed for key in entry.keys}
+    for leftover in upkeep.leftovers():
+        if leftover.path not in unfinished and gone.isdisjoint(leftover.keys):
+            yield leftover
+
+
+def _surplus(store: Store, dataset: str) -> Iterator[Leftover]:
+    for path in Arrivals(store, dataset).surplus():
+        yield Leftover(str(path), "no run needs it", bytes_of(path), path)
 
 
 def _numbers_to_keep(registry: Registry, keep_last: int) -> set[int]:
@@ -184,26 +203,3 @@ def _names_to_keep(registry: Registry, versions: list[Version], keep_last: int) 
         names |= {run["run"], Path(run.get("report") or run["run"]).name}
         names |= {step.key for step in steps_of(run)}
     return names
-
-
-def _entries(store: Store, dataset: str) -> Iterator[Path]:
-    for step in FOLDERS:
-        # Two steps may share a folder.
-        if step == next(first for first in FOLDERS if FOLDERS[first] == FOLDERS[step]):
-            yield from listed(store.entries(dataset, step))
-
-
-def _remove(store: Store, plan: Collected) -> None:
-    for path in plan.entries:
-        discard(path)
-    for path in plan.leftovers:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    # Locks that killed runs left; no run holds one now. The few locks for the whole data set stay.
-    for path in store.part(plan.dataset, LOCKS).glob("*.lock"):
-        if path.name.partition("-")[0] in FOLDERS:
-            path.unlink()
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())

@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from storage import store_format
 from storage.differences import Difference, differences
@@ -52,9 +52,10 @@ from storage.files import (
 )
 from storage.objects import sealed as sealed_json
 from storage.objects.address import is_address, parse
+from storage.objects.cache import option_of
 from storage.objects.folder import Folder
 from storage.objects.leases import Leases
-from storage.objects.protocol import Objects
+from storage.objects.protocol import Found, Objects
 from storage.records import Done, Entry, FolderEntry, Step, from_json, to_json
 from storage.runtime import timings
 from storage.words import brief
@@ -93,6 +94,9 @@ STORE_VARIABLE = "IDXFLOW_STORE"
 
 _log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from storage.objects.cache import Cache
+    from storage.upkeep import Upkeep
 
 BESIDE = Path(__file__).resolve().parent.parent / "store"
 """The default store."""
@@ -106,6 +110,12 @@ def store_address(store: str | Path | None = None) -> str:
     """
     chosen = str(store or os.environ.get(STORE_VARIABLE) or BESIDE)
     return str(parse(chosen)) if is_address(chosen) else str(Path(chosen).expanduser().absolute())
+
+
+def command_for(address: str, words: str, usual: str | Path | None = None) -> str:
+    """Return an idxflow command for the store at an address, as `Store.command` does."""
+    option = "" if address == str(usual or store_address()) else f" --store {shlex.quote(address)}"
+    return f"idxflow {words}{option}"
 
 
 class Stored(Protocol):
@@ -188,6 +198,8 @@ class Store:
         self.objects: Objects = Folder(self.root)
         self.leases: Leases | None = None
         """Those of this process, where the kernel does not tell others that it has ended."""
+        self.cache: Cache | None = None
+        """The files of entries on this machine, where the store itself is elsewhere."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -206,8 +218,7 @@ class Store:
 
         It names the store unless it is the `usual` one, by default the one a command without `--store` would use.
         """
-        option = "" if self.address == str(usual or store_address()) else f" --store {shlex.quote(self.address)}"
-        return f"idxflow {words}{option}"
+        return command_for(self.address, words, usual)
 
     def dataset(self, name: str) -> Path:
         return self.root / name
@@ -300,6 +311,25 @@ class Store:
                     raise
             yield
 
+    def check_in_use(self, dataset: str) -> None:
+        """Check that no `gc` can have begun since this process has used a data set (`in_use`).
+
+        A lock of the kernel is never lost; only in object storage there is something to check.
+
+        Raises:
+            StoreError: this process was paused or cut off from the store for too long.
+        """
+
+    def strays(self) -> list[Found]:
+        """Return the objects beside all data sets that processes left which are gone: none in a folder."""
+        return []
+
+    def upkeep(self, dataset: str) -> Upkeep:
+        """Return what `verify` and `gc` need to look after the entries of a data set."""
+        from storage.upkeep import FolderUpkeep
+
+        return FolderUpkeep(self, dataset)
+
     def prepare(self) -> None:
         """Create the store's folder.
 
@@ -354,6 +384,15 @@ class Store:
     def entry_key(self, dataset: str, step: str, name: str) -> str:
         """Return the key of an entry's folder."""
         return f"{dataset}/{FOLDERS[step]}/{name}"
+
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        """Return the path of an object with this digest and size in bytes, on this machine.
+
+        Raises:
+            FileNotFoundError: there is none; only a store elsewhere looks, and checks the digest.
+            DigestDiffers: its contents are not the expected ones.
+        """
+        return self.root / key
 
     def described(self, dataset: str, part: str, key: str) -> dict[str, Any]:
         """Return `entry.json` of an entry in one of the folders of `FOLDERS`, without reading its files.
@@ -600,7 +639,7 @@ def store_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = Path(str(error.filename or where))
-        remedy = "free space or correct the permissions there, or choose another with --store"
+        remedy = f"free space or correct the permissions there, or choose another with {option_of(path)}"
         if isinstance(error, NotADirectoryError):
             # The nearest path that exists is the obstacle.
             path = next(place for place in (path, *path.parents) if place.exists())

@@ -11,28 +11,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from storage import store_format
-from storage.arrivals import ARRIVALS, Arrivals
+from storage import released, store_format
+from storage.arrivals import Arrivals
 from storage.errors import IdxflowError
-from storage.files import kind_of, locked, read_json, sha256_of
+from storage.files import kind_of, locked, sha256_of
 from storage.ledger import KINDS, Place, is_decision, jumps, place, place_in, run_of, time_of
 from storage.objects import sealed
 from storage.objects.protocol import Found
 from storage.registry import Registry, Version
-from storage.store import DOWNLOADS, ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, Store, read_entry, store_errors
-from storage.underway import UNDER_WAY, was_cut_off
+from storage.store import DOWNLOADS, FOLDERS, Store, store_errors
+from storage.underway import was_cut_off
+from storage.upkeep import ENDED, STEP_FOLDERS, CheckedEntry, EntryName, FolderUpkeep, InUse, is_folder
 
-PARTS = (*dict.fromkeys(FOLDERS.values()), INBOX, "registry", "ledger", LOCKS)
-INNER = ("registry/versions", "registry/retired", *(f"ledger/{kind}" for kind in (*KINDS, UNDER_WAY)))
-_MOVE_LINKED = "move what it points to into its place"
-_MOVE_AWAY = "move it away, and restore the folder from a backup if it held anything"
 _MAKE_AGAIN = "run the same command again to rebuild it"
 _REMOVE_REPORT = "remove its folder: a report is written once, and no result depends on it"
 _REMOVE_INDEX = "remove it: it is rebuilt from the records next to it"
@@ -50,16 +47,12 @@ _REMOVE_DOWNLOAD = "remove it: it is downloaded again when a run needs it"
 class StoreFinding:
     """One problem in the store."""
 
-    path: Path
-    """Below the store's root, also if the store is elsewhere: `Store.objects` says where a key is."""
+    where: str
+    """The path, or the address in object storage."""
     kind: Literal["damage", "leftover", "remark"]
     problem: str
     """The expectation and what was found instead."""
     remedy: str
-
-    def where(self, store: Store) -> str:
-        """Return the path or the address, for people."""
-        return store.objects.where(self.path.relative_to(store.root).as_posix())
 
 
 @dataclass(frozen=True)
@@ -108,13 +101,13 @@ def verify(store: Store, dataset: str | None = None, contents: bool = True, now:
             check.run()
     findings = [*_of_format(store), *(finding for check in checks for finding in check.findings)]
     if dataset is None:
-        findings += _of_downloads(store, contents)
+        findings += [*_of_downloads(store, contents), *_of_strays(store)]
     return Verdict(
         entries=sum(c.entries for c in checks),
         versions=sum(c.versions for c in checks),
         records=sum(c.records for c in checks),
         bytes=sum(c.bytes for c in checks),
-        findings=tuple(sorted(findings, key=lambda finding: (finding.kind, finding.path))),
+        findings=tuple(sorted(findings, key=lambda finding: (finding.kind, finding.where))),
     )
 
 
@@ -123,15 +116,20 @@ def _of_format(store: Store) -> Iterator[StoreFinding]:
         store_format.check(store.objects)
     except IdxflowError as error:
         remedy = "remove it: the next run writes it again"
-        yield StoreFinding(store.root / store_format.STORE_FILE, "damage", _one_line(error), remedy)
+        yield StoreFinding(store.objects.where(store_format.STORE_FILE), "damage", _one_line(error), remedy)
+
+
+def _of_strays(store: Store) -> Iterator[StoreFinding]:
+    for found in store.strays():
+        yield StoreFinding(store.objects.where(found.key), "leftover", ENDED, f"`{store.command('gc')}` removes it")
 
 
 def _of_downloads(store: Store, contents: bool) -> Iterator[StoreFinding]:
     """Check the downloaded ZIP files: a complete one has the digest that its folder is named by."""
     place = store.root / DOWNLOADS
-    if not _is_folder(place):
+    if not is_folder(place):
         actual = "a symbolic link" if place.is_symlink() else kind_of(place)
-        yield StoreFinding(place, "damage", f"expected a folder; found {actual}", _REMOVE_DOWNLOAD)
+        yield StoreFinding(str(place), "damage", f"expected a folder; found {actual}", _REMOVE_DOWNLOAD)
         return
     for folder in downloads(store):
         with ExitStack() as held:
@@ -141,10 +139,10 @@ def _of_downloads(store: Store, contents: bool) -> Iterator[StoreFinding]:
         for path in paths:
             if not path.name.endswith((_PART, _NOTE)):
                 if contents and (problem := _wrong_download(path)):
-                    yield StoreFinding(path, "damage", problem, _REMOVE_DOWNLOAD)
+                    yield StoreFinding(str(path), "damage", problem, _REMOVE_DOWNLOAD)
             elif is_abandoned:
                 remedy = f"`{store.command('gc')}` removes it, and the next run that needs it resumes it"
-                yield StoreFinding(path, "leftover", "a run ended while downloading it", remedy)
+                yield StoreFinding(str(path), "leftover", "a run ended while downloading it", remedy)
 
 
 def _may_be_resumed(store: Store, folder: Path) -> bool:
@@ -179,12 +177,12 @@ def free_to_remove(store: Store, folder: Path, held: ExitStack) -> bool:
     lock = store.download_lock(folder.name)
 
     def give_up() -> None:
-        raise _Busy
+        raise InUse
 
     if lock.exists() and os.access(lock, os.W_OK):
         try:
             held.enter_context(locked(lock, give_up, passing=True))
-        except _Busy:
+        except InUse:
             return False
     return True
 
@@ -200,10 +198,6 @@ def resumed_by_the_next_run(store: Store, folder: Path) -> bool:
     return any(for_the_next_run(Registry(store, name)) for name in store.datasets())
 
 
-class _Busy(Exception):
-    pass
-
-
 class _Check:
     """One pass over a data set."""
 
@@ -213,16 +207,23 @@ class _Check:
         self.contents = contents
         self.dataset = dataset
         self.folder = store.dataset(dataset)
+        self.upkeep = store.upkeep(dataset)
+        self.weights: dict[EntryName, Any] = {}
+        """The weights' digest of each model, and None for each other entry."""
         self.entries = self.versions = self.records = self.bytes = 0
         self.findings: list[StoreFinding] = []
 
     def run(self) -> None:
-        if not self._only_folders():
+        obstacles = [*self.upkeep.obstacles()]
+        for obstacle in obstacles:
+            self._damage(obstacle.where, obstacle.problem, obstacle.remedy)
+        if obstacles:
             return
         # `gc` must not remove entries between listing and reading.
         with self.store.in_use(self.dataset):
             self._entries()
             self._arrivals()
+            self._released()
             self._registry()
             self._ledger()
         self._leftovers()
@@ -231,32 +232,37 @@ class _Check:
     def _clear(self) -> str:
         return f"`{self.store.command('gc')}` removes it, and so does the next run that uses this path"
 
-    def _damage(self, path: Path, problem: object, remedy: str) -> None:
-        self.findings.append(StoreFinding(path, "damage", _one_line(problem), remedy))
+    def _damage(self, where: str, problem: object, remedy: str) -> None:
+        self.findings.append(StoreFinding(where, "damage", _one_line(problem), remedy))
 
-    def _only_folders(self) -> bool:
-        """Report everything that is in the place of a folder; return whether nothing is."""
-        others = [path for part in ("", *PARTS) if not _is_folder(path := self.folder / part)]
-        others += [path for part in INNER if _is_folder((path := self.folder / part).parent) and not _is_folder(path)]
-        for path in others:
-            actual = "a symbolic link" if path.is_symlink() else kind_of(path)
-            self._damage(path, f"expected a folder; found {actual}", _MOVE_LINKED if path.is_symlink() else _MOVE_AWAY)
-        return not others
+    def _where(self, key: str) -> str:
+        """Return the path or the address of a file of the data set."""
+        return self.store.objects.where(f"{self.dataset}/{key}")
 
     def _entries(self) -> None:
-        for part in dict.fromkeys(FOLDERS.values()):
-            for path in _visible(self.folder / part):
-                self.entries += 1
-                try:
-                    entry = read_entry(path, self.contents)
-                except IdxflowError as error:
-                    self._damage(path, error, _REMOVE_REPORT if part == FOLDERS["publish"] else _MAKE_AGAIN)
-                else:
-                    self.bytes += sum(file["bytes"] for file in entry["files"].values())
+        for entry in self.upkeep.checked(self.contents):
+            self.entries += 1
+            self.weights[entry.name] = _weights(entry)
+            if entry.problem:
+                again = _REMOVE_REPORT if entry.name.folder == FOLDERS["publish"] else _MAKE_AGAIN
+                self._damage(entry.where, entry.problem, entry.remedy or again)
+            else:
+                self.bytes += sum(file["bytes"] for file in entry.described["files"].values())
 
     def _arrivals(self) -> None:
         for path, problem in Arrivals(self.store, self.dataset).damage(self.contents):
-            self._damage(path, problem, "copy the set into its folder again, and remove this")
+            self._damage(str(path), problem, "copy the set into its folder again, and remove this")
+
+    def _released(self) -> None:
+        where = released.where(self.store, self.dataset)
+        try:
+            released.read(self.store, self.dataset)
+        except IdxflowError as error:
+            problem, _, remedy = str(error).removeprefix(f"{where}: ").rpartition("; ")
+            self._damage(where, problem, remedy)
+        for key in released.misnamed(self.store, self.dataset):
+            problem = "expected the digest of a row as its name, 32 hexadecimal digits"
+            self._damage(self.store.objects.where(key), problem, "remove it")
 
     def _registry(self) -> None:
         registry, versions = Registry(self.store, self.dataset), dict[Version, Found]()
@@ -266,7 +272,7 @@ class _Check:
                 versions[self._version(registry, found)] = found
             except (IdxflowError, ValueError) as error:
                 remedy = "restore it from a backup; its number is in the ledger's decisions"
-                self._damage(self._path(found), error, remedy)
+                self._damage(self._at(found), error, remedy)
         for found in self._found("registry/retired"):
             self._sealed(found, "remove it if the version's model is there")
         try:
@@ -276,12 +282,12 @@ class _Check:
             retired = []
         for version, found in versions.items():
             if version not in retired:
-                self._parts_of(version, self._path(found))
+                self._parts_of(version, self._at(found))
         self._champion(registry, retired)
         self._indexes(registry)
 
     def _champion(self, registry: Registry, retired: list[Version]) -> None:
-        pointer = self.folder / "registry" / "champion.json"
+        pointer = self.store.objects.where(registry.pointer)
         is_hint = any(is_decision(name) for name in registry.ledger.names("decisions"))
         if is_hint:
             self._hint(registry)
@@ -289,8 +295,8 @@ class _Check:
             if registry.champion() in retired:
                 self._damage(pointer, "the champion's model was collected", "promote another version")
         except IdxflowError as error:
-            problem = str(error).removeprefix(f"{self.store.objects.where(registry.pointer)}: ")
-            remedy = f"the newest file in {self.folder / 'ledger' / 'decisions'} says which version was the champion"
+            problem = str(error).removeprefix(f"{pointer}: ")
+            remedy = f"the newest file in {self._where('ledger/decisions')} says which version was the champion"
             # A damaged decision is reported with the ledger, and so is a missing version.
             if not is_hint:
                 self._damage(pointer, problem, remedy)
@@ -303,7 +309,7 @@ class _Check:
                     if decision is None or decision.get("champion") != values.get("version"):
                         actual = f"{values.get('version')} after decision {values.get('decision')}"
                         problem = f"expected the champion after a decision in the ledger; found {actual}"
-                        self._damage(self._path(found), problem, _REMOVE_HINT)
+                        self._damage(self._at(found), problem, _REMOVE_HINT)
 
     def _version(self, registry: Registry, found: Found) -> Version:
         number = found.name.removesuffix(".json")
@@ -315,20 +321,18 @@ class _Check:
         self.bytes += found.size
         return version
 
-    def _parts_of(self, version: Version, path: Path) -> None:
+    def _parts_of(self, version: Version, where: str) -> None:
         for step, key in (("train", version.model), ("evaluate", version.evaluation)):
-            folder = self.store.entries(self.dataset, step) / key
-            if not (folder / ENTRY).is_file():
-                self._damage(path, f"expected its {step} entry at {folder}; found none", _MAKE_AGAIN)
-        try:
-            record = read_json(self.store.entries(self.dataset, "train") / version.model / ENTRY)["record"]
-        except (OSError, ValueError, KeyError):
-            return
-        if record.get("weights_digest") != version.weights_digest:
-            self._damage(path, "its model has other weights than it was registered with", "restore it from a backup")
+            # A run may have made it since the entries were listed.
+            if EntryName(FOLDERS[step], key) not in self.weights and not self.store.has(self.dataset, step, key):
+                place = self.store.where_entry(self.dataset, step, key)
+                self._damage(where, f"expected its {step} entry at {place}; found none", _MAKE_AGAIN)
+        weights = self.weights.get(EntryName(FOLDERS["train"], version.model))
+        if weights not in (None, version.weights_digest):
+            self._damage(where, "its model has other weights than it was registered with", "restore it from a backup")
 
     def _ledger(self) -> None:
-        times: dict[Place, tuple[Path, datetime]] = {}
+        times: dict[Place, tuple[Found, datetime]] = {}
         decisions: dict[str, Mapping[str, Any]] = {}
         for kind in KINDS:
             for found in self._found(f"ledger/{kind}"):
@@ -337,7 +341,7 @@ class _Check:
                 record = self._sealed(found, remedy)
                 self._name(found, record)
                 if time := time_of(record):
-                    times[place_in(record, found.name)] = self._path(found), time
+                    times[place_in(record, found.name)] = found, time
                 if kind == "decisions":
                     decisions[found.name] = record
         self._clock(times)
@@ -351,59 +355,60 @@ class _Check:
         if any(d.get("previous") for d in decisions) and not has_pointer and not has_numbers:
             named = next(d["champion"] for d in reversed(decisions) if d.get("champion"))
             self._damage(
-                self.folder / "registry" / "champion.json",
+                self._where("registry/champion.json"),
                 "expected the champion's version; the file is gone",
                 f'write {{"version": {named}}} there: the newest decision names it',
             )
         versions = {found.name for found in self._found("registry/versions")}
         for number in sorted({d[name] for d in decisions for name in ("version", "champion") if d.get(name)}):
             if f"{number:08d}.json" not in versions:
-                path = self.folder / "registry" / "versions" / f"{number:08d}.json"
-                self._damage(path, "expected the version that a decision names; found none", _RESTORE)
+                where = self._where(f"registry/versions/{number:08d}.json")
+                self._damage(where, "expected the version that a decision names; found none", _RESTORE)
 
     def _sequence(self, decisions: Mapping[str, Mapping[str, Any]]) -> None:
         """Check that the numbers of decisions have no gap, and that each decision found the champion of the last."""
         numbers = sorted(place(name)[1] for name in decisions if is_decision(name))
         earlier = max((place(name)[1] for name in decisions if not is_decision(name)), default=0)
         for before, number in pairwise([earlier, *numbers]):
-            path = self.folder / "ledger" / "decisions" / f"{number:08d}.json"
-            last, this = decisions.get(f"{before:08d}.json"), decisions[path.name]
+            name = f"{number:08d}.json"
+            where = self._where(f"ledger/decisions/{name}")
+            last, this = decisions.get(f"{before:08d}.json"), decisions[name]
             if number != before + 1:
                 problem = f"expected decision {before + 1:,} before it; found none"
                 remedy = "restore that from a backup if there is one; the champion does not depend on it"
-                self.findings.append(StoreFinding(path, "remark", problem, remedy))
+                self.findings.append(StoreFinding(where, "remark", problem, remedy))
             elif last and this and this.get("previous") != last.get("champion"):
                 actual = f"{this.get('previous')}, where the decision before it has {last.get('champion')}"
-                self._damage(path, f"expected the champion of the decision before it; found {actual}", _RESTORE)
+                self._damage(where, f"expected the champion of the decision before it; found {actual}", _RESTORE)
 
     def _name(self, found: Found, record: Mapping[str, Any]) -> None:
         """Check that the name of a record of the ledger fits it. The name of a decision is only its number."""
         if record and not is_decision(found.name) and record.get("run") != run_of(found.name):
             problem = f"expected a record of run {run_of(found.name)}, as it is named; found one of {record.get('run')}"
-            self._damage(self._path(found), problem, "restore its original name")
+            self._damage(self._at(found), problem, "restore its original name")
 
-    def _clock(self, times: dict[Place, tuple[Path, datetime]]) -> None:
-        paths = {path.name: path for path, _ in times.values()}
+    def _clock(self, times: dict[Place, tuple[Found, datetime]]) -> None:
+        places = {found.name: self._at(found) for found, _ in times.values()}
         for jump in jumps({here: time for here, (_, time) in times.items()}, self.now):
             remedy = _SET_CLOCK if jump.ahead else _CLOCK_IS_RIGHT
-            self.findings.append(StoreFinding(paths[jump.name], "remark", jump.problem, remedy))
+            self.findings.append(StoreFinding(places[jump.name], "remark", jump.problem, remedy))
 
     def _indexes(self, registry: Registry) -> None:
         for index in registry.indexes:
             try:
                 wrong = index.differing() if index.file.exists() else []
             except (OSError, ValueError, KeyError, TypeError, IdxflowError) as error:
-                self._damage(index.file, error, _REMOVE_INDEX)
+                self._damage(str(index.file), error, _REMOVE_INDEX)
                 continue
             if wrong:
                 problem = f"expected it to agree with the records; it differs on {len(wrong)}, first {wrong[0]}"
-                self._damage(index.file, problem, _REMOVE_INDEX)
+                self._damage(str(index.file), problem, _REMOVE_INDEX)
 
     def _sealed(self, found: Found, remedy: str) -> dict[str, Any]:
         try:
             values = sealed.read(self.store.objects, found.key)
         except (OSError, ValueError) as error:
-            self._damage(self._path(found), error, remedy)
+            self._damage(self._at(found), error, remedy)
             return {}
         self.bytes += found.size
         return values
@@ -414,56 +419,29 @@ class _Check:
         listing = self.store.objects.list(key)
         return [*listing.objects, *(Found(f"{key}/{name}", 0, (), 0) for name in listing.folders)]
 
-    def _path(self, found: Found) -> Path:
-        return self.store.root / found.key
+    def _at(self, found: Found) -> str:
+        return self.store.objects.where(found.key)
 
     def _leftovers(self) -> None:
         try:
-            with _unused(self.store, self.dataset):
-                paths = leftovers(self.store, self.dataset)
-        except _Busy:
+            with self.upkeep.unused():
+                leftovers = self.upkeep.leftovers()
+        except InUse:
             return
         try:
             needed = for_the_next_run(Registry(self.store, self.dataset))
         except IdxflowError:
             # The unreadable record is already reported as damage.
             needed = ()
-        for path in paths:
-            remedy = _GO_ON if path in needed else self._clear
-            self.findings.append(StoreFinding(path, "leftover", "a run ended while writing it", remedy))
-
-
-@contextmanager
-def _unused(store: Store, dataset: str) -> Iterator[None]:
-    """Keep other processes from starting to use a data set's entries while the block runs. Keep the block short.
-
-    Raises:
-        _Busy: a process uses them. In a read-only store, which cannot be locked, no process does.
-    """
-    lock = store.part(dataset, LOCKS) / IN_USE
-
-    def give_up() -> None:
-        raise _Busy
-
-    with ExitStack() as held:
-        if lock.exists() and os.access(lock, os.W_OK):
-            held.enter_context(locked(lock, give_up))
-        yield
-
-
-def leftovers(store: Store, dataset: str) -> list[Path]:
-    """Return the paths in a data set's folder whose names nothing looks for: unfinished and discarded entries."""
-    folder = store.dataset(dataset)
-    places = [folder, folder / "registry", *(folder / part for part in PARTS)]
-    places += [folder / INBOX / ARRIVALS]
-    places += [folder / "registry" / name for name in ("versions", "retired")]
-    places += [folder / "ledger" / kind for kind in (*KINDS, UNDER_WAY)]
-    paths = {path for place in places if place.is_dir() for path in place.iterdir() if path.name.startswith(".")}
-    return sorted(paths)
+        for leftover in leftovers:
+            remedy = _GO_ON if leftover.path in needed else self._clear
+            self.findings.append(StoreFinding(leftover.where, "leftover", leftover.problem, remedy))
 
 
 def for_the_next_run(registry: Registry) -> tuple[Path, ...]:
     """Return the unfinished work that the next run resumes from: none if the newest run finished.
+
+    In object storage, only what this machine has of it.
 
     Raises:
         StoreError: the ledger cannot be read.
@@ -471,19 +449,14 @@ def for_the_next_run(registry: Registry) -> tuple[Path, ...]:
     store, dataset = registry.store, registry.dataset
     if not was_cut_off(store, dataset, registry.ledger):
         return ()
-    steps = {store.dataset(dataset) / part for part in FOLDERS.values()}
-    return tuple(path for path in leftovers(store, dataset) if path.parent in steps and path.suffix == ".partial")
+    steps = {store.dataset(dataset) / part for part in STEP_FOLDERS}
+    paths = (leftover.path for leftover in FolderUpkeep(store, dataset).leftovers() if leftover.path)
+    return tuple(path for path in paths if path.parent in steps and path.suffix == ".partial")
 
 
-def _is_folder(path: Path) -> bool:
-    """Return whether a path is a folder or does not exist."""
-    return not path.is_symlink() and (path.is_dir() or not path.exists())
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    """Yield the paths in a folder that are not hidden, sorted; none if the folder does not exist."""
-    if folder.is_dir():
-        yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _weights(entry: CheckedEntry) -> Any:
+    record = entry.described.get("record") if entry.name.folder == FOLDERS["train"] else None
+    return record.get("weights_digest") if isinstance(record, dict) else None
 
 
 def _one_line(problem: object) -> str:
@@ -498,12 +471,12 @@ def as_json(verdict: Verdict, store: Store) -> str:
         "versions": verdict.versions,
         "records": verdict.records,
         "bytes": verdict.bytes,
-        "damage": [_finding(finding, store) for finding in verdict.damage],
-        "leftovers": [_finding(finding, store) for finding in verdict.leftovers],
-        "remarks": [_finding(finding, store) for finding in verdict.remarks],
+        "damage": [_finding(finding) for finding in verdict.damage],
+        "leftovers": [_finding(finding) for finding in verdict.leftovers],
+        "remarks": [_finding(finding) for finding in verdict.remarks],
     }
     return json.dumps(values, ensure_ascii=False)
 
 
-def _finding(finding: StoreFinding, store: Store) -> dict[str, str]:
-    return {"path": finding.where(store), "problem": finding.problem, "remedy": finding.remedy}
+def _finding(finding: StoreFinding) -> dict[str, str]:
+    return {"path": finding.where, "problem": finding.problem, "remedy": finding.remedy}

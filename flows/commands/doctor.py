@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from flows.commands.options import AsJson, StoreFolder
 from flows.terminal.output import print_json, print_line
+from storage.errors import ConfigError, StoreError
+from storage.objects.address import is_address
 from storage.opening import open_store
+from storage.store import store_address
 from storage.words import counted
+
+if TYPE_CHECKING:
+    from flows.diagnosis import Diagnosis
 
 
 def doctor(*, store: StoreFolder = None, as_json: AsJson = False) -> int:
     """Diagnose what would stop a run, and suggest fixes.
 
     Exit code 1 if there is a problem. Checks the installed versions, TensorFlow, the disk, the store, the clock, time
-    zones and proxies. If a Prefect server is running, also its version and database, the worker, deployments and their
-    limits, late runs, and runs without a heartbeat.
+    zones and proxies. Of a store in object storage, also whether the credentials work, whether the server keeps the
+    promise that a store rests on, how long a request takes, and the cache on this machine. If a Prefect server is
+    running, also its version and database, the worker, deployments and their limits, late runs, and runs without a
+    heartbeat.
 
     Example: `idxflow doctor --json`
     """
-    from flows.diagnosis import diagnose
-
     diagnoses = []
-    for diagnosis in diagnose(open_store(store)):
+    for diagnosis in _diagnoses(store):
         diagnoses.append(diagnosis)
         if not as_json:
             print_line(f"{diagnosis.verdict:<8} {diagnosis.what}: {diagnosis.found}")
@@ -34,3 +42,18 @@ def doctor(*, store: StoreFolder = None, as_json: AsJson = False) -> int:
     else:
         print_line(f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}")
     return 1 if problems else 0
+
+
+def _diagnoses(place: str | None) -> Iterator[Diagnosis]:
+    from flows.diagnosis import diagnose, diagnose_without_store
+
+    address = store_address(place)
+    try:
+        store = open_store(place)
+    except (ConfigError, StoreError) as error:
+        if not is_address(address):
+            raise
+        # The extra is not installed, or the credentials do not work: that is what a person asks about.
+        yield from diagnose_without_store(error)
+    else:
+        yield from diagnose(store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -16,6 +15,8 @@ from flows.terminal.text import size
 from storage import retention
 from storage.opening import open_store
 from storage.retention import KEEP_LAST, Collected, CollectedDownloads
+from storage.store import Store
+from storage.upkeep import Leftover, StoredEntry
 from storage.words import counted
 
 
@@ -36,6 +37,9 @@ def gc(
     its unfinished work is kept as well: the next run resumes it. Downloaded ZIP files are removed: each data set
     has its own archives out of them.
 
+    In object storage, it also removes what dead processes left there, and of unfinished work and downloads those of
+    this machine. The cache of files on this machine keeps within its bound by itself.
+
     Example: `idxflow gc --dry-run --keep-last 5`
 
     Args:
@@ -44,12 +48,19 @@ def gc(
     opened = open_store(store)
     outcomes = [retention.collect(opened, name, keep_last, dry_run) for name in datasets.in_store(opened, dataset)]
     downloads = retention.collect_downloads(opened, dry_run) if dataset is None else CollectedDownloads((), (), 0)
+    strays = retention.collect_strays(opened, dry_run) if dataset is None else ()
     if as_json:
         values = {"datasets": [_values(c) for c in outcomes], "downloads": _values_of(downloads)}
-        return print_json({"store": opened.address, "dry_run": dry_run, **values})
+        beside = {"strays": [opened.objects.where(found.key) for found in strays], "cache": _values_of_cache(opened)}
+        return print_json({"store": opened.address, "dry_run": dry_run, **values, **beside})
     for collected in outcomes:
         _print(collected, dry_run)
     _print_downloads(downloads, dry_run)
+    if strays:
+        print_line(f"beside them: {'would remove' if dry_run else 'removed'} {counted(len(strays), 'leftover')}")
+    if opened.cache:
+        used, bound = size(opened.cache.used()), size(opened.cache.bound)
+        print_line(f"cache on this machine: {used} of at most {bound} at {opened.cache.folder}")
     if not (outcomes or downloads.removed or downloads.kept):
         print_line(f"nothing in {opened.address}")
     return 0
@@ -68,8 +79,9 @@ def _print(collected: Collected, dry_run: bool) -> None:
         f"{collected.dataset}: {removed} {entries} and {counted(len(collected.leftovers), 'leftover')}, "
         f"{size(collected.bytes)}; {remaining}{unfinished}"
     )
-    for path in (*collected.entries, *collected.leftovers) if dry_run else ():
-        print_line(f"  {path}")
+    pieces: list[StoredEntry | Leftover] = [*collected.entries, *collected.leftovers]
+    for piece in pieces if dry_run else ():
+        print_line(f"  {piece.where}")
 
 
 def _print_downloads(downloads: CollectedDownloads, dry_run: bool) -> None:
@@ -90,6 +102,11 @@ def _values_of(downloads: CollectedDownloads) -> dict[str, Any]:
     }
 
 
+def _values_of_cache(store: Store) -> dict[str, Any] | None:
+    cache = store.cache
+    return {"folder": str(cache.folder), "bytes": cache.used(), "bound": cache.bound} if cache else None
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     """Return sorted version numbers as ranges: `v1–v37, v40`."""
     ranges: list[list[int]] = []
@@ -102,16 +119,13 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _values(collected: Collected) -> dict[str, Any]:
-    def texts(paths: Sequence[Path]) -> list[str]:
-        return [str(path) for path in paths]
-
     return {
         "dataset": collected.dataset,
         "busy": collected.busy,
-        "entries": texts(collected.entries),
-        "leftovers": texts(collected.leftovers),
+        "entries": [entry.where for entry in collected.entries],
+        "leftovers": [leftover.where for leftover in collected.leftovers],
         "retired": collected.retired,
         "kept": collected.kept,
-        "unfinished": texts(collected.unfinished),
+        "unfinished": [str(path) for path in collected.unfinished],
         "bytes": collected.bytes,
     }

@@ -16,11 +16,11 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, StoreError
 from storage.files import make_folder, sha256_of
 
 CACHE_VARIABLE = "IDXFLOW_CACHE"
@@ -59,6 +59,20 @@ def cache_size() -> int:
     return int(number) * _UNITS[unit]
 
 
+def option_of(path: Path) -> str:
+    """Return by what a user chooses another place instead of a path of a store, or of the cache."""
+    return CACHE_VARIABLE if path.is_relative_to(cache_folder()) else "--store"
+
+
+def unusable(error: OSError) -> StoreError:
+    """Return the error for a cache that cannot be written or read."""
+    return StoreError(
+        f"expected a folder that can be written at {error.filename or cache_folder()}, for what this machine keeps of "
+        f"the store; {error.strerror}; free space or correct the permissions there, or choose another with "
+        f"{CACHE_VARIABLE}"
+    )
+
+
 class DigestDiffers(Exception):
     """A file was fetched whose contents are not the expected ones."""
 
@@ -66,11 +80,15 @@ class DigestDiffers(Exception):
 class Cache:
     """The files of one folder, as this process uses them."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self._folder, self._size = folder, size
+    def __init__(self, folder: Path, bound: int) -> None:
+        self.folder, self.bound = folder, bound
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
         """The descriptor of each file's folder that this process has locked, by digest; these files are verified."""
+
+    def used(self) -> int:
+        """Return the bytes of all files."""
+        return sum(_bytes_in(place) for place in self._places())
 
     def has(self, name: str, sha256: str) -> bool:
         """Return whether a file with this digest is here; it may be damaged."""
@@ -153,17 +171,29 @@ class Cache:
 
     def _make_room(self, size: int) -> None:
         """Remove the files used least recently that no process uses, until `size` more bytes are within the bound."""
-        folders = [(place.stat(), place) for place in self._folder.glob("??/*") if place.is_dir()]
-        sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for _, place in folders}
+        folders = [(place.stat(), place) for place in self._places()]
+        sizes = {place: _bytes_in(place) for _, place in folders}
         total = sum(sizes.values()) + size
         for _, place in sorted(folders, key=lambda pair: pair[0].st_mtime_ns):
-            if total <= self._size:
+            if total <= self.bound:
                 return
             if _remove_unused(place):
                 total -= sizes[place]
 
     def _place(self, sha256: str) -> Path:
-        return self._folder / sha256[:2] / sha256
+        return self.folder / sha256[:2] / sha256
+
+    def _places(self) -> Iterator[Path]:
+        return (place for place in self.folder.glob("??/*") if place.is_dir())
+
+
+def _bytes_in(place: Path) -> int:
+    """Return the bytes of the files in a folder, which another process may be removing."""
+    total = 0
+    with suppress(FileNotFoundError):
+        for file in place.iterdir():
+            total += file.stat().st_size
+    return total
 
 
 def _locked(place: Path) -> int | None:

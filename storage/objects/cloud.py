@@ -42,6 +42,8 @@ _T = TypeVar("_T")
 
 # Letters only: Azure takes nothing else in the name of metadata.
 _NONCE = "idxflownonce"
+_NOW, _PROBE = ".now", ".probe"
+"""Folders of objects that exist for a moment."""
 _CONNECT = timedelta(seconds=10)
 _SILENCE = timedelta(seconds=30)
 # Counted from the beginning of a request, also while the body is still being sent: 4 parts of 8 MiB in this time need
@@ -222,17 +224,21 @@ class Cloud:
         )
 
     def walk(self, folder: str) -> Iterator[Found]:
+        objects = self._everything(folder)
+        folders = {parent for found in objects for parent in _folders(found.key)}
+        # An empty object `m/`, by which the web pages of clouds keep a folder, comes here as `m`.
+        real = (found for found in objects if found.size or found.key not in folders)
+        # Not every kind of bucket lists in order.
+        yield from sorted((found for found in real if _is_below(found.key, folder)), key=lambda found: found.key)
+
+    def _everything(self, folder: str) -> Sequence[Found]:
         def everything(store: Any) -> list[Found]:
             pages = obstore.list(store, folder or None, chunk_size=_PAGE)
             return [_found(meta) for page in pages for meta in page]
 
         objects = self._tried("list", folder, everything)
         self._count_pages(len(objects))
-        folders = {parent for found in objects for parent in _folders(found.key)}
-        # An empty object `m/`, by which the web pages of clouds keep a folder, comes here as `m`.
-        real = (found for found in objects if found.size or found.key not in folders)
-        # Not every kind of bucket lists in order.
-        yield from sorted((found for found in real if _is_below(found.key, folder)), key=lambda found: found.key)
+        return objects
 
     def delete(self, keys: Iterable[str]) -> None:
         rest = iter(keys)
@@ -250,21 +256,32 @@ class Cloud:
             return False
         return True
 
+    def hidden(self) -> tuple[Found, ...]:
+        return tuple(found for folder in (_NOW, _PROBE) for found in self._everything(folder))
+
+    def now(self) -> float:
+        # A new object has the time of the store.
+        while True:
+            key = f"{_NOW}/{secrets.token_hex(8)}"
+            self.put(key, b"")
+            # If this process was paused meanwhile, others may have taken the object for one that was left.
+            with suppress(FileNotFoundError):
+                try:
+                    return self._head(key).timestamp()
+                finally:
+                    self.delete([key])
+
     def age(self, key: str) -> float | None:
-        # A new object has the time of the store. It is written first, and shows also whether there is a bucket: the
-        # answer to `head` has no body that tells a missing object from a missing bucket.
-        now = f".now/{secrets.token_hex(8)}"
-        self.put(now, b"")
+        # The new object is written first, and shows also whether there is a bucket: the answer to `head` has no body
+        # that tells a missing object from a missing bucket.
+        now = self.now()
         try:
-            written = self._head(key)
-            return max((self._head(now) - written).total_seconds(), 0)
+            return max(now - self._head(key).timestamp(), 0)
         except FileNotFoundError:
             return None
-        finally:
-            self.delete([now])
 
     def probe(self) -> None:
-        folder = f".probe/{secrets.token_hex(8)}"
+        folder = f"{_PROBE}/{secrets.token_hex(8)}"
         key = f"{folder}/object"
         try:
             first, second = self.create(key, b"1"), self.create(key, b"2")

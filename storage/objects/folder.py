@@ -88,18 +88,27 @@ class Folder:
             with suppress(FileNotFoundError):
                 flush(folder)
 
+    def hidden(self) -> tuple[Found, ...]:
+        with suppress(FileNotFoundError):
+            paths = (path for path in sorted(self.root.iterdir()) if path.name.startswith((".now.", ".probe.")))
+            return tuple(_found(path.name, path.lstat()) for path in paths)
+        return ()
+
+    def now(self) -> float:
+        # A file written now has the time of the file system, which may be another machine's.
+        now = self.root / f".now.{secrets.token_hex(4)}.tmp"
+        now.touch()
+        try:
+            return now.stat().st_mtime
+        finally:
+            now.unlink()
+
     def age(self, key: str) -> float | None:
         try:
             written = (self.root / key).lstat().st_mtime
         except FileNotFoundError:
             return None
-        # A file written now has the time of the file system, which may be another machine's.
-        now = self.root / f".now.{secrets.token_hex(4)}.tmp"
-        now.touch()
-        try:
-            return now.stat().st_mtime - written
-        finally:
-            now.unlink()
+        return self.now() - written
 
     def probe(self) -> None:
         key = f".probe.{secrets.token_hex(8)}"
@@ -131,4 +140,5 @@ class Folder:
 
 
 def _found(key: str, state: os.stat_result) -> Found:
-    return Found(key, state.st_size, (state.st_size, state.st_mtime_ns, state.st_ino), state.st_mtime)
+    stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
+    return Found(key, state.st_size, stamp, state.st_mtime)

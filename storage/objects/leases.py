@@ -1,8 +1,9 @@
 """Leases: objects that their owner renews while it lives, so that others can tell when it is gone.
 
 No clocks of two machines are compared. Others judge a lease by its age, by the clock of the store; the owner judges
-how long ago it has renewed it, by its own monotonic clock. An owner that was paused for longer than half the life of
-its lease notices (`check`), before others may treat it as gone.
+how long ago it has renewed it, by the time since its machine was started, which also counts while that is suspended.
+An owner that was paused for longer than half the life of its lease notices (`check`), before others may treat it as
+gone. Then the lease is lost for good: renewing it again would not undo what others have done meanwhile.
 
 On the machine of the owner nobody has to wait: a lease names its process, and a process that no longer exists is gone.
 """
@@ -10,18 +11,20 @@ On the machine of the owner nobody has to wait: a lease names its process, and a
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.errors import IdxflowError, StoreError
 from storage.files import sealed
 from storage.objects import sealed as sealed_json
-from storage.objects.protocol import Objects
+from storage.objects.protocol import Found, Objects
 
 LIFE_SECONDS = 120.0
 """The age from which the owner of a lease counts as gone. An object's age has a resolution of a second."""
@@ -33,26 +36,42 @@ _START_FIELD = 19
 _log = logging.getLogger(__name__)
 
 
+def _since_start() -> float:
+    """Return the seconds since the start of this machine; unlike `time.monotonic`, also those it was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The leases in a folder."""
+
+    living: tuple[Found, ...]
+    dead: tuple[Found, ...]
+    """Those whose owner is gone."""
+
+
 class Leases:
     """The leases that this process holds in one store, all renewed by one thread."""
 
-    def __init__(self, objects: Objects, life: float = LIFE_SECONDS) -> None:
+    def __init__(self, objects: Objects, life: float = LIFE_SECONDS, clock: Callable[[], float] = _since_start) -> None:
         self.life = life
         self._objects = objects
+        self._clock = clock
         self._renewed: dict[str, float] = {}
+        """When each lease was last written: the beginning of that, so that it is older for nobody else."""
         self._text: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._renewing: threading.Thread | None = None
 
     def hold(self, key: str, about: Mapping[str, Any] | None = None) -> None:
         """Write a lease that only this process uses, and renew it until it is released."""
-        now, text = time.monotonic(), _text(about)
+        now, text = self._clock(), _text(about)
         self._objects.put(key, text)
         self._keep(key, text, now)
 
     def acquire(self, key: str, about: Mapping[str, Any] | None = None) -> bool:
         """Write a lease unless another process has it, and renew it until it is released; return whether it did."""
-        now, text = time.monotonic(), _text(about)
+        now, text = self._clock(), _text(about)
         if not self._objects.create(key, text):
             return False
         self._keep(key, text, now)
@@ -78,26 +97,52 @@ class Leases:
         Raises:
             StoreError: the lease was not renewed for too long, as after a pause of the machine.
         """
-        since = time.monotonic() - self._renewed.get(key, 0.0)
-        if since > self.life / 2:
+        with self._lock:
+            is_late = self._is_late(key)
+        if is_late:
             raise StoreError(
-                f"expected to renew {self._objects.where(key)} every {self.life / _RENEWALS:.0f} seconds; this process "
-                f"was paused or cut off from the store for {since:.0f}, and others may have removed what it uses; "
-                "run again"
+                f"expected to renew {self._objects.where(key)} at least every {self.life / 2:.0f} seconds; this "
+                "process was paused or cut off from the store for longer, so others may have removed or changed what "
+                "it uses; run again"
             )
+
+    def survey(self, folder: str) -> Survey:
+        """Return the leases in a folder, living and dead; where there are none, this takes one request."""
+        if not self._objects.list(folder).objects:
+            return Survey((), ())
+        # The time first: if the listing takes long, dead leases look alive, and never the reverse.
+        now = self._objects.now()
+        listed = self._objects.list(folder).objects
+        dead = {found.key for found in listed if now - found.modified > self.life or self._has_ended(found.key)}
+        return Survey(
+            tuple(found for found in listed if found.key not in dead),
+            tuple(found for found in listed if found.key in dead),
+        )
 
     def is_dead(self, key: str) -> bool:
         """Return whether the owner of a lease is gone; True if there is no such lease."""
+        if self._has_ended(key):
+            return True
+        age = self._objects.age(key)
+        return age is None or age > self.life
+
+    def _has_ended(self, key: str) -> bool:
+        """Return whether a lease is gone, or names a process of this machine that is."""
         try:
             owner = sealed_json.read(self._objects, key)["owner"]
         except FileNotFoundError:
             return True
         except (ValueError, KeyError):
-            owner = {}
-        if owner.get("machine") == _machine() != "" and not _lives(owner):
-            return True
-        age = self._objects.age(key)
-        return age is None or age > self.life
+            return False
+        return owner.get("machine") == _machine() != "" and not _lives(owner)
+
+    def _is_late(self, key: str) -> bool:
+        """Return whether others may treat a lease of this process as dead; then it is lost. Call it while locked."""
+        is_late = self._clock() - self._renewed.get(key, -math.inf) > self.life / 2
+        if is_late:
+            self._renewed[key] = -math.inf
+            self._text.pop(key, None)
+        return is_late
 
     def _keep(self, key: str, text: bytes, now: float) -> None:
         with self._lock:
@@ -118,15 +163,20 @@ class Leases:
                 self._renew_one(key, text)
 
     def _renew_one(self, key: str, text: bytes) -> None:
-        now = time.monotonic()
+        now = self._clock()
+        with self._lock:
+            if self._is_late(key):
+                return
         try:
             self._objects.put(key, text)
         except (IdxflowError, OSError) as error:
             _log.debug("%s: the lease could not be renewed: %s", key, error)
             return
         with self._lock:
-            if key in self._renewed:
-                self._renewed[key] = now
+            if key in self._text:
+                # Late if the request itself took too long.
+                if not self._is_late(key):
+                    self._renewed[key] = now
                 return
         # It was released while it was being renewed.
         with suppress(IdxflowError, OSError):

@@ -94,6 +94,12 @@ class Objects(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects, as far as they exist."""
 
+    def hidden(self) -> tuple[Found, ...]:
+        """Return the objects of `now`, `age` and `probe` that processes left which ended in the middle of these."""
+
+    def now(self) -> float:
+        """Return the time by the clock of the store, to compare with `Found.modified`."""
+
     def age(self, key: str) -> float | None:
         """Return how many seconds ago an object was written, by the clock of the store; None if there is none."""
 

@@ -142,7 +142,7 @@ def test_no_flipped_bit_of_an_entry_goes_unnoticed(job: Job, tmp_path: Path, ste
     for _ in Copy(store, folder / name).flips():
         with pytest.raises(DamagedEntry, match=name):
             load(folder, kind)
-        assert [finding.path for finding in verify(store, "tiny").damage] == [folder]
+        assert [Path(finding.where) for finding in verify(store, "tiny").damage] == [folder]
 
 
 @pytest.mark.parametrize("place", RECORDS)
@@ -157,7 +157,7 @@ def test_no_flipped_bit_of_registry_or_ledger_goes_unnoticed(job: Job, tmp_path:
     for _ in Copy(store, file).flips():
         with pytest.raises(DamagedEntry, match=file.name):
             RECORDS[place](store)
-        assert file in {finding.path for finding in set(verify(store, "tiny").damage) - known}
+        assert file in {Path(finding.where) for finding in set(verify(store, "tiny").damage) - known}
 
 
 def test_no_flipped_bit_of_the_hint_makes_another_champion_and_each_is_noticed(job: Job, tmp_path: Path):
@@ -166,7 +166,7 @@ def test_no_flipped_bit_of_the_hint_makes_another_champion_and_each_is_noticed(j
     for _ in Copy(store, file).flips():
         assert Registry(store, "tiny").champion() == Registry(job.store, "tiny").champion()
         (finding,) = set(verify(store, "tiny").damage) - known
-        assert (finding.path, finding.remedy.startswith("remove it")) == (file, True)
+        assert (Path(finding.where), finding.remedy.startswith("remove it")) == (file, True)
 
 
 def test_no_flipped_bit_of_a_checkpoint_is_trained_on_with(job: Job, tmp_path: Path):

@@ -79,9 +79,9 @@ GUARDS = {
         ("tests/storage/test_registry.py::test_deciding_waits_and_says_so",),
     ),
     "retention stays away from what is in use": Guard(
-        "storage/retention.py",
-        "locked(lock, give_up), registry",
-        "locked(lock.with_suffix('.other'), give_up), registry",
+        "storage/upkeep.py",
+        "with store_errors(lock), locked(lock, _give_up):",
+        "with store_errors(lock), locked(lock.with_suffix('.other'), _give_up):",
         ("tests/storage/test_retention.py::test_nothing_is_removed_while_a_run_uses_the_data_set",),
     ),
     "retention keeps the champion's line": Guard(

@@ -188,7 +188,7 @@ def test_in_the_store_it_is_damage(copy: Store):
         with no_hang():
             damage = verify(copy, "tiny").damage
         entry = path.parent if (path.parent / ENTRY).exists() else path
-        assert entry in {finding.path for finding in damage}
+        assert entry in {Path(finding.where) for finding in damage}
         if entry != path:
             with no_hang(), pytest.raises(DamagedEntry, match="FIFO"):
                 read_entry(entry)

@@ -194,9 +194,9 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def verify_finds_what_was_damaged_and_nothing_else(self) -> None:
         verdict = verify(self.store)
-        assert {finding.path for finding in verdict.damage} == {self._folder(*entry) for entry in self.damaged}
+        assert {Path(finding.where) for finding in verdict.damage} == {self._folder(*entry) for entry in self.damaged}
         places = {self._place(*entry) for entry in self.left_over}
-        assert {(f.path.parent.name, f.path.name) for f in verdict.leftovers} == {
+        assert {(Path(f.where).parent.name, Path(f.where).name) for f in verdict.leftovers} == {
             (part, f".{name}.partial") for part, name in places
         }
         assert verdict.versions == len(self.versions)

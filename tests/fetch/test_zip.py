@@ -179,7 +179,7 @@ def test_an_interrupted_download_is_resumed(store: Store, tmp_path: Path):
         assert all(isinstance(error, SourceUnavailable) for error in four(store, zipped.dataset, policy=ONCE).values())
         assert [Path(name).name for name in kept(store)] == [f"{ZIP}.part", f"{ZIP}.part.json"]
         # No run was cut off: this one ended, so that nothing of it is needed.
-        assert [f.kind for f in verify(store).findings if "_downloads" in str(f.path)] == ["leftover", "leftover"]
+        assert [f.kind for f in verify(store).findings if "_downloads" in f.where] == ["leftover", "leftover"]
         assert bytes_of(four(store, zipped.dataset)) == expected(zipped)
         assert [request.headers.get("range") for request in server.requests] == [None, f"bytes={half}-"]
     assert [Path(name).name for name in kept(store)] == [ZIP]
@@ -228,13 +228,13 @@ def test_a_kept_file_that_is_damaged_is_named_by_verify_and_downloaded_again(
         (file,) = (store.root / "_downloads").glob(f"*/{ZIP}")
         file.write_bytes(zipped.data[:3000] + b"?" * (len(zipped.data) - 3000))
         (finding,) = verify(store).damage
-        assert (finding.path, "downloaded again" in finding.remedy) == (file, True)
+        assert (Path(finding.where), "downloaded again" in finding.remedy) == (file, True)
         assert verify(store, contents=False).findings == ()
         assert bytes_of(four(store, zipped.second)) == expected(zipped, "other")
         assert len(server.requests) == 2
         file.unlink()
         os.mkfifo(file)
-        assert [finding.path for finding in verify(store).damage] == [file]
+        assert [Path(finding.where) for finding in verify(store).damage] == [file]
         shutil.rmtree(store.dataset("other"))
         assert bytes_of(four(store, zipped.second)) == expected(zipped, "other")
     assert file.read_bytes() == zipped.data
@@ -490,9 +490,9 @@ def test_gc_keeps_a_download_that_the_next_run_resumes(store: Store, tmp_path: P
     monkeypatch.setattr("storage.verify.was_cut_off", lambda *_: True)
     assert collect_downloads(store).kept == (folder,)
     assert verify(store).damage == ()
-    assert not [finding for finding in verify(store).findings if "_downloads" in str(finding.path)]
+    assert not [finding for finding in verify(store).findings if "_downloads" in finding.where]
     monkeypatch.setattr("storage.verify.was_cut_off", lambda *_: False)
-    assert [f.remedy for f in verify(store).leftovers if f.path == part.path] == [
+    assert [f.remedy for f in verify(store).leftovers if f.where == str(part.path)] == [
         f"`{store.command('gc')}` removes it, and the next run that needs it resumes it"
     ]
     collect(store, "tiny")
@@ -505,7 +505,7 @@ def test_a_link_in_the_place_of_the_downloads_is_refused_and_named(store: Store,
     (tmp_path / "elsewhere").mkdir()
     (store.root / "_downloads").symlink_to(tmp_path / "elsewhere")
     assert all(isinstance(error, StoreError) for error in four(store, zipped.dataset).values())
-    assert [finding.path for finding in verify(store).damage] == [store.root / "_downloads"]
+    assert [Path(finding.where) for finding in verify(store).damage] == [store.root / "_downloads"]
 
 
 def test_only_another_run_is_waited_for_with_a_line(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture):

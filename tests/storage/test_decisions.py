@@ -131,7 +131,7 @@ def test_a_champion_that_is_gone_is_damage(store: Store, mend: str):
     path.unlink()
     with pytest.raises(DamagedEntry, match=f"found 2; restore {path} from a backup, or .*`idxflow promote tiny NUMBER"):
         Registry(store, DATASET).champion()
-    assert [finding.path for finding in verify(store).damage] == [path]
+    assert [finding.where for finding in verify(store).damage] == [str(path)]
     if mend == "restore":
         path.write_bytes(backup)
     else:
@@ -350,7 +350,7 @@ def test_the_pointer_of_format_3_counts_until_the_first_decision(earlier: Store)
     assert sealed_object.read(earlier.objects, STORE_FILE)["format"] == FORMAT
     pointed_in_format_3(earlier, DATASET, 3)
     assert registry.champion().number == 1, "no other decision was made"
-    assert {finding.path.name for finding in verify(earlier).findings} == {"champion.json"}
+    assert {Path(finding.where).name for finding in verify(earlier).findings} == {"champion.json"}
     Ledger(earlier, DATASET).append("runs", "run-4", {})
     assert Ledger(earlier, DATASET).names("runs")[-1] == "00000007-run-4.json"
 

@@ -154,7 +154,7 @@ def test_verify_finds_an_index_that_lies(indexed: Store):
     flipped(decisions)
     text = versions.read_bytes().partition(b"\n")[2].replace(b"weights 3", b"weights 4")
     versions.write_bytes(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
-    problems = {finding.path: finding.problem for finding in verify(indexed).damage}
+    problems = {Path(finding.where): finding.problem for finding in verify(indexed).damage}
     assert problems.keys() == {versions, decisions}
     assert problems[versions].endswith("differs on 1, first 00000003.json")
     assert "SHA-256" in problems[decisions]

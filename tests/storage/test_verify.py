@@ -140,7 +140,7 @@ def test_damage_is_named(filled: Store, what: str):
     damage(filled)
     damaged = verify(filled).damage
     assert damaged, what
-    assert any(place in str(f.path) and problem in f.problem for f in damaged), damaged
+    assert any(place in f.where and problem in f.problem for f in damaged), damaged
     assert all("\n" not in f.problem and f.remedy for f in damaged)
 
 
@@ -194,7 +194,7 @@ def test_a_hint_that_is_missing_or_behind_is_no_damage(filled: Store):
 
 def test_a_decision_that_is_missing_is_remarked_on(filled: Store):
     (filled.dataset(DATASET) / "ledger" / "decisions" / "00000002.json").unlink()
-    assert [(f.kind, f.path.name, f.problem) for f in verify(filled).findings] == [
+    assert [(f.kind, Path(f.where).name, f.problem) for f in verify(filled).findings] == [
         ("remark", "00000003.json", "expected decision 2 before it; found none")
     ]
     assert Registry(filled, DATASET).champion().number == 2

@@ -222,7 +222,7 @@ def state(store: Store) -> dict[str, object]:
 
 def problems(store: Store, story: Story, champions: set[object]) -> list[str]:
     """Return what is wrong with a store in which `story` was broken off: nothing, if the store keeps its promises."""
-    wrong = [] if story.damaged else [f"damage: {f.path}: {f.problem}" for f in verify(store).damage]
+    wrong = [] if story.damaged else [f"damage: {f.where}: {f.problem}" for f in verify(store).damage]
     try:
         champion = Registry(store, DATASET).champion()
         if champion:
@@ -243,7 +243,7 @@ def problems_after_again(store: Store, story: Story, expected: Mapping[str, obje
         return [f"running again fails: {error}"]
     wrong = [] if now == expected else [f"running again ends with {now}, an unbroken run with {expected}"]
     wrong += ["gc finds the store in use"] if collected.busy else []
-    return wrong + [f"after running again and gc: {f.path}: {f.problem}" for f in verify(store).findings]
+    return wrong + [f"after running again and gc: {f.where}: {f.problem}" for f in verify(store).findings]
 
 
 @dataclass

@@ -133,6 +133,14 @@ class MemoryObjects:
         for key in keys:
             self._done("delete", key, partial(self._objects.pop, key, None))
 
+    def hidden(self) -> tuple[Found, ...]:
+        return self._done(
+            "hidden", "", lambda: tuple(self._found(key) for key in sorted(self._objects) if key[0] == ".")
+        )
+
+    def now(self) -> float:
+        return self._done("now", "", self.clock)
+
     def age(self, key: str) -> float | None:
         found = self._done("age", key, lambda: self._objects.get(key))
         return None if found is None else self.clock() - found.written
@@ -165,8 +173,11 @@ class MemoryObjects:
         beginning = f"{folder}/" if folder else ""
         for key in sorted(self._objects):
             if key.startswith(beginning) and not any(part.startswith(".") for part in key.split("/")):
-                one = self._objects[key]
-                yield Found(key, len(one.data), (one.stamp,), one.written)
+                yield self._found(key)
+
+    def _found(self, key: str) -> Found:
+        one = self._objects[key]
+        return Found(key, len(one.data), (one.stamp,), one.written)
 
     def _listing(self, folder: str) -> Listing:
         depth = len(folder.split("/")) if folder else 0
