@@ -157,7 +157,10 @@ def _disk(store: Store) -> Diagnosis:
     free = shutil.disk_usage(place).free
     finding = f"{free / 1e9:,.1f} GB free at {place}"
     if free < LEAST_FREE_BYTES:
-        return Diagnosis("warning", "disk", finding, f"{store.command('gc')}, or another store with --store")
+        # `gc` frees what a store elsewhere takes there, not here.
+        here = f"free space, or another folder with {CACHE_VARIABLE}"
+        gc = f"{store.command('gc')}, or another store with --store"
+        return Diagnosis("warning", "disk", finding, here if store.leases else gc)
     return Diagnosis("ok", "disk", finding)
 
 

@@ -25,19 +25,35 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage import store_format
-from storage.errors import DamagedEntry, StoreError
-from storage.files import WAITING
+from storage.errors import DamagedEntry, StoreError, published_by
+from storage.files import WAITING, make_folder
 from storage.objects import sealed
-from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size
+from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size, unusable
 from storage.objects.leases import Leases
 from storage.objects.protocol import Found, Objects
 from storage.records import Entry, from_json
 from storage.runtime import cancellation
-from storage.store import ENTRY, FOLDERS, LOOKED_AT, PARTS, Plan, R, Store, check_identity, description, take_over
+from storage.runtime.ranged import Ranged, Source
+from storage.store import (
+    ENTRY,
+    FOLDERS,
+    LOOKED_AT,
+    PARTS,
+    Files,
+    Plan,
+    R,
+    Store,
+    check_identity,
+    description,
+    empty_partial,
+    plan_of,
+    take_over,
+)
 
 USERS, COLLECTING, CLAIMS = "leases", "gc", "claims"
 """The folders of leases of a data set."""
@@ -78,6 +94,10 @@ class CloudStore(Store):
         if not store_format.check(self.objects):
             # Once per store: a server that replaces what is there would lose results without a word.
             self.objects.probe()
+        try:
+            make_folder(self.root)
+        except OSError as error:
+            raise unusable(error) from error
         super().prepare()
 
     def strays(self) -> list[Found]:
@@ -98,6 +118,15 @@ class CloudStore(Store):
         except FileNotFoundError:
             return False
         return True
+
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        name = key.rpartition("/")[2]
+        try:
+            return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and error.filename == self.objects.where(key):
+                raise
+            raise unusable(error) from error
 
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:
@@ -130,6 +159,31 @@ class CloudStore(Store):
         for found in sorted(described, key=lambda found: found.modified, reverse=True)[:LOOKED_AT]:
             with suppress(FileNotFoundError, ValueError):
                 yield sealed.read(self.objects, found.key)
+
+    def described(self, dataset: str, part: str, key: str) -> dict[str, Any]:
+        where = f"{dataset}/{part}/{key}/{ENTRY}"
+        try:
+            described = sealed.read(self.objects, where)
+            check_identity((dataset, part, key), described)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+            raise DamagedEntry(f"{self.objects.where(where)} cannot be read ({problem})") from error
+        return described
+
+    def adopt(self, entry: Mapping[str, Any], files: Files) -> None:
+        plan, attempt = plan_of(entry), secrets.token_hex(8)
+        folder = self.entry_key(plan.dataset, plan.step, plan.folder)
+        # What has to be fetched first passes through the working folder, which processes of this machine share.
+        with super()._exclusively(plan):
+            partial = empty_partial(self.entries(plan.dataset, plan.step) / plan.folder)
+            for name in entry["files"]:
+                cancellation.check()
+                self.objects.upload(f"{folder}/{attempt}/{name}", files.path(name, partial / name))
+                (partial / name).unlink(missing_ok=True)
+            partial.rmdir()
+        self.check_in_use(plan.dataset)
+        if not sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
+            self.objects.delete([f"{folder}/{attempt}/{name}" for name in entry["files"]])
 
     def _obtain(self, plan: Plan, kind: type[R], make: Callable[[Path], R]) -> tuple[R, str, bool]:
         # What is there needs no claim.
@@ -274,26 +328,34 @@ class CloudEntry:
     def where(self, name: str = "") -> str:
         return self.store.objects.where(f"{self.folder}/{self.attempt}/{name}" if name else self.folder)
 
+    def sha256(self, name: str) -> str | None:
+        return self.files[name].sha256 if name in self.files else None
+
+    def source(self, name: str) -> Source:
+        if name not in self.files or self.store.cache.has(name, self.files[name].sha256):
+            return self.path(name)
+        file = self.files[name]
+        return Ranged(self.where(name), file.bytes, file.sha256, partial(self._range, name), partial(self.path, name))
+
+    def _range(self, name: str, start: int, stop: int) -> bytes:
+        with self._removed(name):
+            return self.store.objects.range(self._key(name), start, stop)
+
     def path(self, name: str) -> Path:
         if name not in self.files:
             # As in a folder: whoever opens it finds that it is not there.
             return self.store.root / "none" / name
-        file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
+        file = self.files[name]
         try:
-            return self.store.cache.path(
-                name, file.sha256, file.bytes, lambda place: self.store.objects.download(key, place)
-            )
-        except FileNotFoundError as error:
-            self._unpublish()
-            raise StoreError(
-                f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
-                "run again"
-            ) from error
+            with self._removed(name):
+                path = self.store.file(self._key(name), file.sha256, file.bytes)
         except DigestDiffers as error:
             self._unpublish()
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
             ) from error
+        published_by(path, f"{self.where()}/{ENTRY}")
+        return path
 
     def _unpublish(self) -> None:
         """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""
@@ -301,3 +363,17 @@ class CloudEntry:
         with suppress(FileNotFoundError, ValueError, KeyError):
             if sealed.read(self.store.objects, described)["attempt"] == self.attempt:
                 self.store.objects.delete([described])
+
+    def _key(self, name: str) -> str:
+        return f"{self.folder}/{self.attempt}/{name}"
+
+    @contextmanager
+    def _removed(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            self._unpublish()
+            raise StoreError(
+                f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
+                "run again"
+            ) from error

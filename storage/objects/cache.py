@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, StoreError
 from storage.files import make_folder, sha256_of
 
 CACHE_VARIABLE = "IDXFLOW_CACHE"
@@ -59,6 +59,20 @@ def cache_size() -> int:
     return int(number) * _UNITS[unit]
 
 
+def option_of(path: Path) -> str:
+    """Return by what a user chooses another place instead of a path of a store, or of the cache."""
+    return CACHE_VARIABLE if path.is_relative_to(cache_folder()) else "--store"
+
+
+def unusable(error: OSError) -> StoreError:
+    """Return the error for a cache that cannot be written or read."""
+    return StoreError(
+        f"expected a folder that can be written at {error.filename or cache_folder()}, for what this machine keeps of "
+        f"the store; {error.strerror}; free space or correct the permissions there, or choose another with "
+        f"{CACHE_VARIABLE}"
+    )
+
+
 class DigestDiffers(Exception):
     """A file was fetched whose contents are not the expected ones."""
 
@@ -75,6 +89,10 @@ class Cache:
     def used(self) -> int:
         """Return the bytes of all files."""
         return sum(_bytes_in(place) for place in self._places())
+
+    def has(self, name: str, sha256: str) -> bool:
+        """Return whether a file with this digest is here; it may be damaged."""
+        return (self._place(sha256) / name).is_file()
 
     def path(self, name: str, sha256: str, size: int, fetch: Callable[[Path], None]) -> Path:
         """Return the path of a file with this digest, fetching it if it is not there or damaged.

@@ -16,6 +16,7 @@ from obstore.store import from_url
 from tests.support import object_servers as servers
 from tests.support.object_servers import ObjectServer
 
+pytestmark = pytest.mark.long
 RACERS = 6
 KEYS = [f"race/{number}.json" for number in range(10)]
 RACER = """

@@ -199,6 +199,7 @@ USES = {
     "status": ("status",),
     "verify": ("verify",),
     "gc": ("gc",),
+    "copy": ("copy", "store", "copied"),
     "predict": ("predict", "tiny", "tiny-source/t10k-images-idx3-ubyte.gz"),
     "export": ("export", "tiny"),
     "promote": ("promote", "tiny", "1", "--force", "--reason", "back to the first"),
