@@ -307,7 +307,7 @@ def test_a_flipped_bit_at_the_source_is_not_copied(filled: Store, remote: CloudS
     key = file.parent.name
     assert not target.has(DATASET, "train", key)
     assert Registry(target, DATASET).numbers() == []
-    assert [finding.path.name for finding in verify(filled).damage] == [key]
+    assert [Path(finding.where).name for finding in verify(filled).damage] == [key]
     rewrite(file, good)
     copying.copy(filled, target, DATASET)
     assert target.has(DATASET, "train", key)

@@ -95,8 +95,8 @@ def test_an_archive_that_is_not_what_arrived_is_not_used(machine: Machine, objec
     worker = machine()
     with pytest.raises(DigestMismatch, match="it is not what arrived: expected SHA-256"):
         fetch(worker, tiny_set, arrival)
-    ((path, problem),) = Arrivals(worker, "tiny").damage()
-    assert (path.name, problem) == (arrival.id, f"{file} is not what arrived")
+    ((where, problem),) = Arrivals(worker, "tiny").damage()
+    assert (where, problem) == (f"{ADDRESS}/{INBOX}/{arrival.id}", f"{file} is not what arrived")
 
 
 def test_damage_of_equal_size_is_found_only_by_reading(machine: Machine, objects: MemoryObjects, tiny_set: Dataset):
@@ -105,7 +105,7 @@ def test_damage_of_equal_size_is_found_only_by_reading(machine: Machine, objects
     objects.put(f"{INBOX}/{arrival.id}/{file.name}", bytes(file.bytes))
     arrivals = Arrivals(machine(), "tiny")
     assert [*arrivals.damage(contents=False)] == []
-    assert [path.name for path, _ in arrivals.damage()] == [arrival.id]
+    assert [where for where, _ in arrivals.damage()] == [arrivals.where(arrival.id)]
 
 
 def test_a_set_that_was_run_well_leaves_nothing(machine: Machine, objects: MemoryObjects, tiny_set: Dataset):
@@ -114,7 +114,7 @@ def test_a_set_that_was_run_well_leaves_nothing(machine: Machine, objects: Memor
     arrivals = Arrivals(worker, "tiny")
     assert arrivals.surplus() == []
     Ledger(worker, "tiny").append("runs", "run-1", {"state": "kept", "report": None, "arrival": arrival.id})
-    assert [path.name for path in Arrivals(worker, "tiny").surplus()] == [arrival.id]
+    assert [leftover.where for leftover in Arrivals(worker, "tiny").surplus()] == [arrivals.where(arrival.id)]
     arrivals.discard(arrival.id)
     assert not [key for key in objects.contents() if key.startswith(INBOX)]
     assert not arrivals.is_lost(arrival)
@@ -150,7 +150,7 @@ def test_a_watcher_that_ends_at_any_moment_leaves_a_recorded_set_or_rubbish(
         arrivals = Arrivals(CloudStore(left, cache=store.root / f"{number}-b"), "tiny")
         with arrivals.alone():
             sets = arrivals.waiting(str(tiny_set.source))
-            rubbish = arrivals.surplus()
+            rubbish = [*arrivals.unfinished(), *arrivals.surplus()]
         assert [*arrivals.damage()] == []
         whole = [arrival for arrival in sets if not arrivals.is_lost(arrival)]
         assert len(whole) == len(sets)
