@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ LEASES = ("leases", "claims", "gc")
 
 
 @pytest.fixture
-def cloud(tmp_path: Path) -> Cloud:
-    return Cloud(tmp_path)
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    cloud = Cloud(tmp_path)
+    yield cloud
+    cloud.close()
 
 
 @pytest.fixture
@@ -374,6 +376,7 @@ def test_gc_that_is_killed_anywhere_leaves_a_good_store(filled: Cloud):
         collect_strays(store)
         assert {*broken.objects.contents()} == expected, number
         assert verify(store).findings == (), number
+        filled.close()
 
 
 def stopping(number: int) -> Callable[[Operation], None]:
