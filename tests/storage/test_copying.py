@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from storage import copying, released, retention
-from storage.arrivals import Arrival, Arrivals, ArrivedFile
+from storage.arrivals import Arrivals
 from storage.cloud_store import CloudStore
 from storage.copying import RETIRED
 from storage.errors import DamagedEntry, StoreError
 from storage.files import put_json_if_absent, read_json, sealed, sha256_of
 from storage.ledger import Ledger
 from storage.registry import Registry
+from storage.snapshots import Arrival, ArrivedFile
 from storage.store import ENTRY, FOLDERS, Store
 from storage.verify import verify
 from tests.support.memory_objects import MemoryObjects, Operation, Stopped, cloud_store
@@ -307,7 +308,7 @@ def test_a_flipped_bit_at_the_source_is_not_copied(filled: Store, remote: CloudS
     key = file.parent.name
     assert not target.has(DATASET, "train", key)
     assert Registry(target, DATASET).numbers() == []
-    assert [finding.path.name for finding in verify(filled).damage] == [key]
+    assert [Path(finding.where).name for finding in verify(filled).damage] == [key]
     rewrite(file, good)
     copying.copy(filled, target, DATASET)
     assert target.has(DATASET, "train", key)
