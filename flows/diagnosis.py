@@ -172,9 +172,8 @@ def _whole(store: Store) -> Diagnosis:
         settle(store)
         verdict = verify(store, contents=False)
     except IdxflowError as error:
-        if store.cache:
-            return Diagnosis("problem", "store", *_parted(error))
-        return Diagnosis("problem", "store", str(error), "chown it to the user that runs the worker, or choose another")
+        whose = str(error), "chown it to the user that runs the worker, or choose another"
+        return Diagnosis("problem", "store", *(_parted(error) if store.cache else whose))
     summary = (
         f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
         f"{counted(verdict.records, 'ledger record')}, sizes checked"

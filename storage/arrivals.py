@@ -27,6 +27,7 @@ from storage.ledger import Ledger, place
 from storage.records import CUT_OFF
 from storage.snapshots import ARRIVALS, Arrival, folder, snapshots
 from storage.store import INBOX, LOCKS, Store, store_errors
+from storage.upkeep import Leftover
 
 WELL = ("promoted", "kept", "unchanged")
 """The states of runs that completed the work for their set."""
@@ -176,10 +177,10 @@ class Arrivals:
         """Remove the snapshot of a set."""
         self._snapshots.remove(arrival)
 
-    def surplus(self) -> list[Path]:
+    def surplus(self) -> list[Leftover]:
         """Return the snapshots that no run needs: a run of the set, or of a later set of its folder, has succeeded.
 
-        They are paths below the store's root, also if the store is elsewhere. Call it while no watcher takes a set.
+        Call it while no watcher takes a set.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
@@ -194,10 +195,10 @@ class Arrivals:
             unseen.discard(arrival.id)
             if not unseen:
                 break
-        return [self._folder / name for name in sorted(unneeded)]
+        return [self._snapshots.leftover(name) for name in sorted(unneeded)]
 
-    def damage(self, contents: bool = True) -> Iterator[tuple[Path, str]]:
-        """Yield each damaged snapshot, as a path below the store's root, with a description of the problem.
+    def damage(self, contents: bool = True) -> Iterator[tuple[str, str]]:
+        """Yield the path or address of each damaged snapshot with a description of the problem.
 
         The size of each file is checked, and its SHA-256 unless `contents` is False.
         """
@@ -205,7 +206,7 @@ class Arrivals:
             try:
                 self._snapshots.check(name, contents)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedEntry) as error:
-                yield self._folder / name, str(error)
+                yield self.where(name), str(error)
 
     def _record(self, arrival: Arrival) -> None:
         self._ledger.append("arrivals", arrival.id, arrival.to_json())

@@ -180,8 +180,7 @@ def _abandoned(upkeep: Upkeep, removed: Iterable[StoredEntry], unfinished: Colle
 
 
 def _surplus(store: Store, dataset: str) -> Iterator[Leftover]:
-    for path in Arrivals(store, dataset).surplus():
-        yield Leftover(str(path), "no run needs it", bytes_of(path), path)
+    yield from Arrivals(store, dataset).surplus()
 
 
 def _numbers_to_keep(registry: Registry, keep_last: int) -> set[int]:

@@ -23,12 +23,14 @@ from storage.files import canonical, flush, listed, read_json, sha256_of, write_
 from storage.objects import sealed
 from storage.objects.protocol import Objects
 from storage.store import INBOX, Store, discard
+from storage.upkeep import Leftover, bytes_of
 
 ARRIVALS = "arrivals"
 ARRIVAL = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
 """The form of an arrival's id: the time it was taken (UTC), and random digits."""
 _RECORD = "arrival.json"
 _BLOCK = 8 << 20
+_UNNEEDED = "no run needs it"
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Snapshots(Protocol):
     def remove(self, arrival: str) -> None:
         """Remove a snapshot, if it is there."""
 
+    def leftover(self, arrival: str) -> Leftover:
+        """Return a snapshot, also an unfinished one, as something that may be removed."""
+
 
 def snapshots(store: Store, dataset: str) -> Snapshots:
     """Return the snapshots of a data set."""
@@ -159,6 +164,10 @@ class _InFolder:
         if self.exists(arrival):
             discard(self._folder / arrival)
 
+    def leftover(self, arrival: str) -> Leftover:
+        path = self._folder / arrival
+        return Leftover(str(path), _UNNEEDED, bytes_of(path), path)
+
 
 class _InObjects:
     def __init__(self, store: CloudStore, dataset: str) -> None:
@@ -205,6 +214,12 @@ class _InObjects:
         place = f"{self._folder}/{arrival}"
         self._objects.delete([f"{place}/{_RECORD}"])
         self._objects.delete([found.key for found in self._objects.walk(place)])
+
+    def leftover(self, arrival: str) -> Leftover:
+        found = [*self._objects.walk(f"{self._folder}/{arrival}")]
+        # What makes it a snapshot first.
+        keys = sorted((each.key for each in found), key=lambda key: not key.endswith(f"/{_RECORD}"))
+        return Leftover(self.where(arrival), _UNNEEDED, sum(each.size for each in found), keys=tuple(keys))
 
     def _found(self) -> dict[str, set[str]]:
         """Return the names of the objects of each snapshot."""

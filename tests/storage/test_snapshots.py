@@ -15,7 +15,9 @@ from storage.datasets.catalog import Dataset
 from storage.errors import DigestMismatch, SourceUnavailable, StoreError
 from storage.files import sha256_of
 from storage.ledger import Ledger
+from storage.retention import collect
 from storage.snapshots import Arrival, ArrivedFile
+from storage.verify import verify
 from tasks.fetch import find_or_fetch
 from tasks.sources.download import POLICY
 from tests.conftest import TinyFactory
@@ -95,8 +97,9 @@ def test_an_archive_that_is_not_what_arrived_is_not_used(machine: Machine, objec
     worker = machine()
     with pytest.raises(DigestMismatch, match="it is not what arrived: expected SHA-256"):
         fetch(worker, tiny_set, arrival)
-    ((path, problem),) = Arrivals(worker, "tiny").damage()
-    assert (path.name, problem) == (arrival.id, f"{file} is not what arrived")
+    place = f"{ADDRESS}/{INBOX}/{arrival.id}"
+    assert [*Arrivals(worker, "tiny").damage()] == [(place, f"{file} is not what arrived")]
+    assert [finding.where for finding in verify(worker, "tiny").damage] == [place]
 
 
 def test_damage_of_equal_size_is_found_only_by_reading(machine: Machine, objects: MemoryObjects, tiny_set: Dataset):
@@ -105,17 +108,20 @@ def test_damage_of_equal_size_is_found_only_by_reading(machine: Machine, objects
     objects.put(f"{INBOX}/{arrival.id}/{file.name}", bytes(file.bytes))
     arrivals = Arrivals(machine(), "tiny")
     assert [*arrivals.damage(contents=False)] == []
-    assert [path.name for path, _ in arrivals.damage()] == [arrival.id]
+    assert [place for place, _ in arrivals.damage()] == [f"{ADDRESS}/{INBOX}/{arrival.id}"]
 
 
-def test_a_set_that_was_run_well_leaves_nothing(machine: Machine, objects: MemoryObjects, tiny_set: Dataset):
+@pytest.mark.parametrize("by_gc", [False, True])
+def test_a_set_that_was_run_well_leaves_nothing(
+    machine: Machine, objects: MemoryObjects, tiny_set: Dataset, by_gc: bool
+):
     arrival = take(machine(), tiny_set)
     worker = machine()
     arrivals = Arrivals(worker, "tiny")
     assert arrivals.surplus() == []
     Ledger(worker, "tiny").append("runs", "run-1", {"state": "kept", "report": None, "arrival": arrival.id})
-    assert [path.name for path in Arrivals(worker, "tiny").surplus()] == [arrival.id]
-    arrivals.discard(arrival.id)
+    removed = collect(machine(), "tiny") if by_gc else arrivals.discard(arrival.id)
+    assert removed is None or [left.where for left in removed.leftovers] == [f"{ADDRESS}/{INBOX}/{arrival.id}"]
     assert not [key for key in objects.contents() if key.startswith(INBOX)]
     assert not arrivals.is_lost(arrival)
     with pytest.raises(SourceUnavailable, match="the set is no longer there"):
@@ -151,6 +157,7 @@ def test_a_watcher_that_ends_at_any_moment_leaves_a_recorded_set_or_rubbish(
         with arrivals.alone():
             sets = arrivals.waiting(str(tiny_set.source))
             rubbish = arrivals.surplus()
+        assert collect(CloudStore(left, cache=store.root / f"{number}-c"), "tiny").leftovers == tuple(rubbish)
         assert [*arrivals.damage()] == []
         whole = [arrival for arrival in sets if not arrivals.is_lost(arrival)]
         assert len(whole) == len(sets)
