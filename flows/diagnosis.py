@@ -20,6 +20,7 @@ import yaml
 
 from flows.endings import settle
 from flows.settings import POOL, ROOT
+from flows.terminal.text import size
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
 from storage.objects.cache import CACHE_VARIABLE, SIZE_VARIABLE, Cache

@@ -147,7 +147,9 @@ def test_two_workers_retrain_at_once_a_third_user_rolls_back_and_all_see_one_his
         client = running.enter_context(client_of(server))
         ensure_pool(client, "idxflow")
         fork_flow_runs(client)
-        workers = [member(user, homes, PREFECT_WORKER_QUERY_SECONDS="2", **server, **shared) for user in (FIRST, SECOND)]
+        workers = [
+            member(user, homes, PREFECT_WORKER_QUERY_SECONDS="2", **server, **shared) for user in (FIRST, SECOND)
+        ]
         person = member(PERSON, homes, **shared)
         # Both begin when a `gc` ends.
         leases, flag = Leases(opened(object_storage.address)), "digits/gc/0000.json"
