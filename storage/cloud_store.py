@@ -71,6 +71,8 @@ _log = logging.getLogger(__name__)
 class CloudStore(Store):
     """A store whose objects are elsewhere."""
 
+    _ANOTHER_FOLDER = "choose another with IDXFLOW_CACHE"
+
     def __init__(self, objects: Objects, leases: Leases | None = None, cache: Path | None = None) -> None:
         cache = cache or cache_folder()
         name = hashlib.sha256(objects.address.encode()).hexdigest()[:16]
