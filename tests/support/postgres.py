@@ -44,9 +44,7 @@ class Cluster:
         place = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
         command = [self.binaries / program, *place, *arguments, "postgres"]
         environment = {**os.environ, "PGPASSWORD": self.password}
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=60
-        ).stdout
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @contextmanager
