@@ -201,7 +201,9 @@ class CloudStore(Store):
                 (partial / name).unlink(missing_ok=True)
             partial.rmdir()
         self.check_in_use(plan.dataset)
-        if not sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
+        if sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
+            self._check_published(plan.dataset, CloudEntry(self, folder, attempt, files_of(entry)))
+        else:
             self.objects.delete([f"{folder}/{attempt}/{name}" for name in entry["files"]])
 
     def _obtain(self, plan: Plan, kind: type[R], make: Callable[[Path], R]) -> tuple[R, str, bool]:
