@@ -64,12 +64,12 @@ def option_of(path: Path) -> str:
     return CACHE_VARIABLE if path.is_relative_to(cache_folder()) else "--store"
 
 
-def unusable(error: OSError) -> StoreError:
-    """Return the error for a cache that cannot be written or read."""
+def unusable(error: OSError, folder: Path | None = None) -> StoreError:
+    """Return the error for a cache that cannot be written or read; `folder` is that of the cache."""
+    folder = folder or cache_folder()
     return StoreError(
-        f"expected a folder that can be written at {error.filename or cache_folder()}, for what this machine keeps of "
-        f"the store; {error.strerror}; free space or correct the permissions there, or choose another with "
-        f"{CACHE_VARIABLE}"
+        f"expected a cache that can be written at {folder}; {error.strerror} at {error.filename or folder}; free "
+        f"space or correct the permissions there, or choose another folder with {CACHE_VARIABLE}"
     )
 
 
@@ -89,8 +89,10 @@ class Cache:
 
     def close(self) -> None:
         """Let go of all files, so that they may be removed; the end of the process does that, too."""
-        for sha256 in [*self._held]:
-            self._release(sha256)
+        with self._lock:
+            while self._held:
+                os.close(self._held.popitem()[1])
+            self._verified.clear()
 
     def used(self) -> int:
         """Return the bytes of all files."""
@@ -110,6 +112,7 @@ class Cache:
 
         Raises:
             DigestDiffers: what was fetched has another digest.
+            FileNotFoundError: `fetch` has found nothing.
             StoreError: the cache cannot be written.
         """
         path = self._place(sha256) / name
@@ -201,10 +204,10 @@ def _errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"expected a cache that can be written at {folder}; {error.strerror} at {error.filename or folder}; free "
-            f"space or correct the permissions there, or choose another folder with {CACHE_VARIABLE}"
-        ) from error
+        if isinstance(error, FileNotFoundError) and not Path(str(error.filename)).is_relative_to(folder):
+            # It is what was to be fetched that is gone.
+            raise
+        raise unusable(error, folder) from error
 
 
 def _last_used(place: Path) -> int:
