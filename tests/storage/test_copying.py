@@ -416,7 +416,7 @@ def test_nothing_is_removed_from_either_store_meanwhile(filled: Store, remote: C
 @pytest.mark.remedies("storage.arrivals:adopt")
 def test_a_damaged_snapshot_is_not_copied(filled: Store, tmp_path: Path):
     other = Store(tmp_path / "other")
-    file = Arrivals(filled, DATASET).folder(ARRIVAL) / "images.gz"
+    file = Path(Arrivals(filled, DATASET).where(ARRIVAL)) / "images.gz"
     rewrite(file, b"ARCHIVE")
     with pytest.raises(DamagedEntry, match="expected the file that arrived; found another"):
         copying.copy(filled, other, DATASET)
