@@ -15,7 +15,7 @@ import pytest
 from storage.errors import StoreError
 from storage.objects.cache import Cache, DigestDiffers
 from storage.records import TrainedModel
-from tests.support.cloud_stores import Clock, machine
+from tests.support.cloud_machines import Clock, machine
 from tests.support.memory_objects import MemoryObjects, Operation, nothing
 from tests.support.namespaces import in_namespace, mount_point
 from tests.support.servers import ROOT
