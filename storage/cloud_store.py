@@ -22,6 +22,8 @@ import logging
 import re
 import secrets
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,6 +71,8 @@ _log = logging.getLogger(__name__)
 class CloudStore(Store):
     """A store whose objects are elsewhere."""
 
+    _ANOTHER_FOLDER = "choose another folder with IDXFLOW_CACHE"
+
     def __init__(self, objects: Objects, leases: Leases | None = None, cache: Path | None = None) -> None:
         cache = cache or cache_folder()
         name = hashlib.sha256(objects.address.encode()).hexdigest()[:16]
@@ -77,6 +81,9 @@ class CloudStore(Store):
         self.leases: Leases = leases or Leases(objects)
         self.cache: Cache = Cache(cache / "files", cache_size())
         self._in_use: dict[str, str] = {}
+        """The lease of each data set in use."""
+        self._users: Counter[str] = Counter()
+        self._counting = threading.Lock()
 
     @property
     def address(self) -> str:
@@ -121,29 +128,38 @@ class CloudStore(Store):
 
     def file(self, key: str, sha256: str, size: int) -> Path:
         name = key.rpartition("/")[2]
-        try:
-            return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and error.filename == self.objects.where(key):
-                raise
-            raise unusable(error) from error
+        return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
 
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:
         """Keep the entries of a data set from being removed while the block runs, as for a store in a folder."""
-        if dataset in self._in_use:
-            yield
-            return
         # A `gc` on this machine must not remove the unfinished work in the working folder.
         with super().in_use(dataset):
-            lease = f"{dataset}/{USERS}/{secrets.token_hex(8)}.json"
-            self._hold(dataset, lease)
-            self._in_use[dataset] = lease
+            self._begin_use(dataset)
             try:
                 yield
             finally:
-                del self._in_use[dataset]
-                self.leases.release(lease)
+                self._end_use(dataset)
+
+    def _begin_use(self, dataset: str) -> None:
+        # Threads share one lease.
+        with self._counting:
+            if not self._users[dataset]:
+                lease = f"{dataset}/{USERS}/{secrets.token_hex(8)}.json"
+                try:
+                    self._hold(dataset, lease)
+                except BaseException:
+                    # It would be renewed as long as this process lives.
+                    self.leases.release(lease)
+                    raise
+                self._in_use[dataset] = lease
+            self._users[dataset] += 1
+
+    def _end_use(self, dataset: str) -> None:
+        with self._counting:
+            self._users[dataset] -= 1
+            if not self._users[dataset]:
+                self.leases.release(self._in_use.pop(dataset))
 
     def check_in_use(self, dataset: str) -> None:
         if dataset in self._in_use:
@@ -182,7 +198,9 @@ class CloudStore(Store):
                 (partial / name).unlink(missing_ok=True)
             partial.rmdir()
         self.check_in_use(plan.dataset)
-        if not sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
+        if sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
+            self._check_published(plan.dataset, CloudEntry(self, folder, attempt, files_of(entry)))
+        else:
             self.objects.delete([f"{folder}/{attempt}/{name}" for name in entry["files"]])
 
     def _obtain(self, plan: Plan, kind: type[R], make: Callable[[Path], R]) -> tuple[R, str, bool]:
@@ -224,9 +242,6 @@ class CloudStore(Store):
     def _claim(self, claim: str, plan: Plan) -> None:
         said = False
         while not self.leases.acquire(claim):
-            if self.leases.is_dead(claim):
-                self.objects.delete([claim])
-                continue
             if not said:
                 _log.info("%s: waiting for another run that is making it", plan.label, extra=WAITING)
                 said = True
@@ -273,6 +288,7 @@ class CloudStore(Store):
         while True:
             self.check_in_use(dataset)
             if sealed.create(self.objects, f"{folder}/{ENTRY}", described):
+                self._check_published(dataset, CloudEntry(self, folder, attempt, files_of(described)))
                 for name, file in described["files"].items():
                     self.cache.add(partial / name, file["sha256"])
                 return self._record(kind, folder, described)
@@ -280,6 +296,17 @@ class CloudStore(Store):
             if theirs is not None:
                 self.objects.delete([f"{folder}/{attempt}/{name}" for name in described["files"]])
                 return theirs
+
+    def _check_published(self, dataset: str, entry: CloudEntry) -> None:
+        """Take a new entry back if this process was paused, or waited for an answer, for too long while publishing it.
+
+        A `gc` may have removed its files meanwhile.
+        """
+        try:
+            self.check_in_use(dataset)
+        except StoreError:
+            entry.unpublish()
+            raise
 
 
 @dataclass(frozen=True)
@@ -350,14 +377,14 @@ class CloudEntry:
             with self._removed(name):
                 path = self.store.file(self._key(name), file.sha256, file.bytes)
         except DigestDiffers as error:
-            self._unpublish()
+            self.unpublish()
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
             ) from error
         published_by(path, f"{self.where()}/{ENTRY}")
         return path
 
-    def _unpublish(self) -> None:
+    def unpublish(self) -> None:
         """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""
         described = f"{self.folder}/{ENTRY}"
         with suppress(FileNotFoundError, ValueError, KeyError):
@@ -372,7 +399,7 @@ class CloudEntry:
         try:
             yield
         except FileNotFoundError as error:
-            self._unpublish()
+            self.unpublish()
             raise StoreError(
                 f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
                 "run again"

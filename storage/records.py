@@ -28,6 +28,8 @@ The next run resumes from what they left.
 
 HTML = "report.html"
 """The name of a report's page."""
+JSON = "report.json"
+"""The name of its content for machines."""
 
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -624,7 +626,7 @@ class Report:
     @property
     def json(self) -> Path:
         """The same content for machines."""
-        return self.entry.path("report.json")
+        return self.entry.path(JSON)
 
 
 def to_json(record: Any) -> Any:

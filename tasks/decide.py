@@ -224,11 +224,11 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
     """
     if champion is None or champion.score is None:
         return None
-    labels = parquet.labels(candidate.test.file)
+    labels = parquet.labels(candidate.test.source)
     ours, theirs = _answers(candidate.evaluation), _answers(champion.score)
     if not len(labels) == len(ours) == len(theirs):
         raise DamagedEntry(
-            f"{candidate.test.file}: expected a label for each of the {len(ours):,} predictions of the candidate and "
+            f"{candidate.test.source}: expected a label for each of the {len(ours):,} predictions of the candidate and "
             f"the {len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
         )
     return criteria.paired(labels, ours, theirs, dataset.gate.alpha)

@@ -28,8 +28,8 @@ from storage.objects.protocol import Found, Objects
 
 LIFE_SECONDS = 120.0
 """The age from which the owner of a lease counts as gone. An object's age has a resolution of a second."""
-_RENEWALS = 4
-"""Renewals in the life of a lease."""
+_RENEWALS = 8
+"""Renewals in the life of a lease: before half of it is over, two of them may fail."""
 _START_FIELD = 19
 """Of /proc/PID/stat after the name of the program: the time of the start in ticks (Linux, proc(5))."""
 
@@ -70,12 +70,19 @@ class Leases:
         self._keep(key, text, now)
 
     def acquire(self, key: str, about: Mapping[str, Any] | None = None) -> bool:
-        """Write a lease unless another process has it, and renew it until it is released; return whether it did."""
-        now, text = self._clock(), _text(about)
-        if not self._objects.create(key, text):
-            return False
-        self._keep(key, text, now)
-        return True
+        """Write a lease unless a living process has it, and renew it until it is released; return whether it did.
+
+        Two processes that find its owner dead at the same moment may both get it, so it can only save work.
+        """
+        text = _text(about)
+        while True:
+            now = self._clock()
+            if self._objects.create(key, text):
+                self._keep(key, text, now)
+                return True
+            if not self.is_dead(key):
+                return False
+            self._objects.delete([key])
 
     def release(self, key: str) -> None:
         """Stop renewing a lease, and remove it; if it cannot be removed, it ends by its age."""
@@ -90,6 +97,13 @@ class Leases:
         with self._lock:
             self._renewed.pop(key, None)
             self._text.pop(key, None)
+
+    def renew(self) -> None:
+        """Write again all leases that are not lost; the thread of this object does that in time."""
+        with self._lock:
+            texts = dict(self._text)
+        for key, text in texts.items():
+            self._renew_one(key, text)
 
     def check(self, key: str) -> None:
         """Check that others cannot take this process for gone.
@@ -148,19 +162,17 @@ class Leases:
         with self._lock:
             self._renewed[key], self._text[key] = now, text
             if self._renewing is None or not self._renewing.is_alive():
-                self._renewing = threading.Thread(target=self._renew, name="idxflow-leases", daemon=True)
+                self._renewing = threading.Thread(target=self._keep_renewing, name="idxflow-leases", daemon=True)
                 self._renewing.start()
 
-    def _renew(self) -> None:
+    def _keep_renewing(self) -> None:
         while True:
             time.sleep(self.life / _RENEWALS)
             with self._lock:
-                texts = dict(self._text)
-                if not texts:
+                if not self._text:
                     self._renewing = None
                     return
-            for key, text in texts.items():
-                self._renew_one(key, text)
+            self.renew()
 
     def _renew_one(self, key: str, text: bytes) -> None:
         now = self._clock()

@@ -22,6 +22,7 @@ from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
 from storage.records import CUT_OFF, Epoch, RunRecord, Split, Step
 from storage.registry import Registry, Version
+from storage.runtime.ranged import Source
 from storage.store import Store
 from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.model import holdout
@@ -122,14 +123,14 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
     labels: dict[str, np.ndarray] = {
         split.name: values
         for split in (run.train, run.test)
-        if split and (values := readable(parquet.labels, split.file)) is not None
+        if split and (values := readable(parquet.labels, split.source)) is not None
     }
     ink = _ink(run, run.train)
     ours = answers(run.evaluation.file if run.evaluation else None)
     champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
     ledger = registry.ledger
     return Evidence(
-        history=(readable(_history, run.model.history) or ()) if run.model else (),
+        history=(readable(_history, run.model.history_source) or ()) if run.model else (),
         labels=labels,
         probability=ours.get("probability"),
         predicted=ours.get("predicted"),
@@ -256,8 +257,8 @@ def _code(registry: Registry, run: str) -> Mapping[str, str]:
     return code if isinstance(code, dict) else {}
 
 
-def _history(path: Path) -> tuple[Epoch, ...]:
-    epochs = read_history(path)
+def _history(source: Source) -> tuple[Epoch, ...]:
+    epochs = read_history(source)
     return tuple(epoch for epoch in epochs if all(v is None or math.isfinite(v) for v in vars(epoch).values()))
 
 

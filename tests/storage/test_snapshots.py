@@ -161,7 +161,7 @@ def test_a_watcher_that_ends_at_any_moment_leaves_a_recorded_set_or_rubbish(
         arrivals = Arrivals(CloudStore(left, cache=store.root / f"{number}-b"), "tiny")
         with arrivals.alone():
             sets = arrivals.waiting(str(tiny_set.source))
-            rubbish = arrivals.surplus()
+            rubbish = [*arrivals.unfinished(), *arrivals.surplus()]
         assert collect(CloudStore(left, cache=store.root / f"{number}-c"), "tiny").leftovers == tuple(rubbish)
         assert [*arrivals.damage()] == []
         whole = [arrival for arrival in sets if not arrivals.is_lost(arrival)]
@@ -176,5 +176,5 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_missing_archive(
     arrival = take(machine(), tiny_set)
     (tmp_path / "cache-1").mkdir()
     (tmp_path / "cache-1" / "files").write_text("")
-    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"):
+    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"):
         Arrivals(machine(), "tiny").fetched(arrival.id, "train-images")

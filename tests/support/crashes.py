@@ -27,10 +27,11 @@ import pytest
 from storage.errors import IdxflowError
 from storage.files import sha256_of
 from storage.ledger import Ledger
+from storage.objects import sealed
 from storage.records import TrainedModel
 from storage.registry import Registry
 from storage.retention import collect
-from storage.store import Store
+from storage.store import ENTRY, Store
 from storage.verify import verify
 from tests.support import store_scenarios
 from tests.support.forkserver import Forked, ForkServer
@@ -206,12 +207,24 @@ def published(store: Store) -> dict[str, str]:
     }
 
 
+def entries(store: Store) -> dict[str, str]:
+    """Return the SHA-256 of every file of every entry, by path without the name of an attempt."""
+    if not store.leases:
+        return {path: digest for path, digest in published(store).items() if re.match(r"[^/]+/\d", path)}
+    described = [found.key for found in store.objects.walk(DATASET) if found.name == ENTRY]
+    return {
+        f"{key.removesuffix(ENTRY)}{name}": file["sha256"]
+        for key in described
+        for name, file in sealed.read(store.objects, key)["files"].items()
+    }
+
+
 def state(store: Store) -> dict[str, object]:
     """Return what is published, in the terms that two equal stores agree in: no times, no names made up on the way."""
     registry, ledger = Registry(store, DATASET), Ledger(store, DATASET)
     champion = registry.champion()
     return {
-        "entries": {path: digest for path, digest in published(store).items() if re.match(r"[^/]+/\d", path)},
+        "entries": entries(store),
         "versions": [(v.number, v.model, v.evaluation) for v in registry.versions()],
         "champion": champion and champion.number,
         "turns": [(turn.outcome, turn.version) for turn in registry.history() if turn.changed],
