@@ -24,6 +24,7 @@ from typing import Any
 from storage.errors import DamagedEntry, SourceUnavailable
 from storage.files import copy_file, locked, make_folder
 from storage.ledger import Ledger, place
+from storage.objects.cache import DigestDiffers
 from storage.records import CUT_OFF
 from storage.snapshots import ARRIVALS, Arrival, folder, snapshots
 from storage.store import INBOX, LOCKS, Store, store_errors
@@ -111,9 +112,15 @@ class Arrivals:
         described = other._snapshots.read(arrival)
         with self.partial() as partial:
             for role, file in described.files.items():
-                if copy_file(other.fetched(arrival, role), partial / file.name) != file.sha256:
-                    where = f"{other.where(arrival)}/{file.name}"
-                    raise DamagedEntry(f"{where}: expected the file that arrived; found another")
+                try:
+                    found = copy_file(other.fetched(arrival, role), partial / file.name)
+                except DigestDiffers:
+                    found = ""
+                if found != file.sha256:
+                    raise DamagedEntry(
+                        f"{other.where(arrival)}/{file.name}: expected the file that arrived; found another; "
+                        f"`{other.store.command('verify')}` says what to do"
+                    )
             self._snapshots.publish(partial, described)
 
     def is_lost(self, arrival: Arrival) -> bool:

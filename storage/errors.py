@@ -194,7 +194,8 @@ def made_again(file: Path | Ranged) -> str:
     As long as such an entry exists, runs reuse it.
     """
     if not isinstance(file, Path):
-        return f"remove {str(file).rpartition('/')[0]}, then run again"
+        # Its folder is that of an attempt, beside which is what publishes it.
+        return f"remove {str(file).rsplit('/', 2)[0]}/entry.json, then run again"
     return f"remove {_publications.get(file, file.parent)}, then run again"
 
 

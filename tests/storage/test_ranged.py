@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.cloud_store import CloudStore
 from storage.errors import DamagedEntry, StoreError
 from storage.formats import parquet
 from storage.records import Entry, FolderEntry
 from storage.runtime.ranged import TAIL, Ranged, contents
-from storage.store import Plan
+from storage.store import ENTRY, Plan
 from tests.support.memory_objects import MemoryObjects, cloud_store
 
 GROUPS, ROWS = 8, 512
@@ -28,14 +29,8 @@ class Stored:
     entry: Entry
 
 
-@pytest.fixture
-def objects() -> MemoryObjects:
-    return MemoryObjects()
-
-
-@pytest.fixture
-def mine(objects: MemoryObjects, tmp_path: Path) -> Entry:
-    """The entry, as the person sees it who has made it."""
+def made(store: CloudStore) -> Entry:
+    """Return the entry of a split from the store, or make it."""
 
     def make(folder: Path) -> Stored:
         with parquet.Writer(folder / "train.parquet", (14, 14), tuple("abcdefghij")) as writer:
@@ -46,16 +41,38 @@ def mine(objects: MemoryObjects, tmp_path: Path) -> Entry:
         (folder / "small.txt").write_text("a small file")
         return Stored(FolderEntry(folder))
 
-    store = cloud_store(tmp_path / "mine", objects)
     return store.get_or_make(Plan("tiny", "decode", "train"), Stored, make, lambda _: "").record.entry
 
 
 @pytest.fixture
-def entry(mine: Entry, objects: MemoryObjects, tmp_path: Path) -> Entry:
-    """The same entry, as another person sees it, who has nothing in the cache."""
-    entry = cloud_store(tmp_path / "theirs", objects).get("tiny", "decode", mine.key, Stored).entry
+def objects() -> MemoryObjects:
+    return MemoryObjects()
+
+
+@pytest.fixture
+def mine(objects: MemoryObjects, tmp_path: Path) -> Entry:
+    """The entry, as the person sees it who has made it."""
+    return made(cloud_store(tmp_path / "mine", objects))
+
+
+@pytest.fixture
+def theirs(mine: Entry, objects: MemoryObjects, tmp_path: Path) -> CloudStore:
+    """The store, as another person sees it, who has nothing in the cache."""
+    store = cloud_store(tmp_path / "theirs", objects)
+    objects.forget()
+    return store
+
+
+@pytest.fixture
+def entry(theirs: CloudStore, objects: MemoryObjects) -> Entry:
+    """The same entry there."""
+    entry = made(theirs)
     objects.forget()
     return entry
+
+
+def key_of(entry: Entry, name: str) -> str:
+    return entry.where(name).removeprefix("memory://bucket/store/")
 
 
 def test_labels_are_read_without_the_pixels(entry: Entry, objects: MemoryObjects):
@@ -84,27 +101,27 @@ def test_what_is_on_this_machine_is_read_there(mine: Entry, entry: Entry, object
     assert FolderEntry(Path("folder")).source("x") == Path("folder/x")
 
 
-def test_a_small_file_is_fetched_whole_and_checked(entry: Entry, objects: MemoryObjects):
+@pytest.mark.remedies("storage.cloud_store:path")
+def test_a_small_file_is_fetched_whole_and_checked(theirs: CloudStore, entry: Entry, objects: MemoryObjects):
     source = entry.source("small.txt")
     assert contents(source) == b"a small file"
     assert contents(source) == b"a small file"
     assert objects.counts == {"range": 1}
     assert str(source) == entry.where("small.txt")
-    key = str(source).removeprefix(objects.where("") + "/")
-    objects.put(key, b"a smell file")
+    objects.put(key_of(entry, "small.txt"), b"a smell file")
     with pytest.raises(DamagedEntry, match="run again to rebuild it"):
         contents(entry.source("small.txt"))
+    assert contents(made(theirs).source("small.txt")) == b"a small file"
 
 
 def test_a_flipped_bit_is_noticed_by_the_checksum_of_its_page(entry: Entry, objects: MemoryObjects):
-    source = entry.source("train.parquet")
-    key = str(source).removeprefix(objects.where("") + "/")
+    key = key_of(entry, "train.parquet")
     data = bytearray(objects.get(key))
     # In the pixels of the first row group.
     data[1000] ^= 1
     objects.put(key, bytes(data))
     with pytest.raises(DamagedEntry, match="run again to rebuild it"):
-        parquet.rows(source, [0])
+        parquet.rows(entry.source("train.parquet"), [0])
 
 
 def test_a_bit_that_was_flipped_on_the_way_does_not_cost_the_entry(entry: Entry, objects: MemoryObjects):
@@ -117,13 +134,36 @@ def test_a_bit_that_was_flipped_on_the_way_does_not_cost_the_entry(entry: Entry,
     assert np.array_equal(parquet.labels(entry.source("train.parquet")), LABELS)
 
 
-def test_a_file_that_is_gone_is_named(entry: Entry, objects: MemoryObjects):
-    for name in ("train.parquet", "small.txt"):
-        source = entry.source(name)
-        objects.delete([str(source).removeprefix(objects.where("") + "/")])
-        with pytest.raises(StoreError, match=rf"{name}; found none: `idxflow gc` has removed its entry"):
-            parquet.labels(source) if name.endswith(".parquet") else contents(source)
-    assert not entry.source("none").exists()  # type: ignore[union-attr]
+@pytest.mark.remedies("storage.cloud_store:_removed")
+def test_a_file_that_is_gone_is_named(theirs: CloudStore, entry: Entry, objects: MemoryObjects):
+    gone = "; found none: `idxflow gc` has removed its entry, or another program did; run again"
+    sources = [entry.source(name) for name in ("small.txt", "train.parquet")]
+    # As `idxflow gc` does.
+    folder = key_of(entry, "").rstrip("/")
+    objects.delete([f"{folder}/{ENTRY}", *(found.key for found in objects.walk(folder))])
+    for source, read in zip(sources, (contents, parquet.labels), strict=True):
+        with pytest.raises(StoreError, match=f"^expected {source}{gone}"):
+            read(source)
+    with pytest.raises(StoreError, match=gone):
+        entry.path("train.parquet")
+    assert np.array_equal(parquet.labels(made(theirs).source("train.parquet")), LABELS)
+
+
+def test_a_file_that_the_entry_does_not_have_does_not_exist(entry: Entry):
+    source = entry.source("none")
+    assert isinstance(source, Path)
+    assert not source.exists()
+    assert entry.sha256("none") is None
+
+
+@pytest.mark.remedies("storage.cloud_store:_load")
+def test_an_entry_of_something_else_is_made_again(theirs: CloudStore, entry: Entry, objects: MemoryObjects):
+    key = key_of(entry, "").rstrip("/") + f"/{ENTRY}"
+    objects.put(key, objects.get(key).replace(b"tiny", b"mini"))
+    with pytest.raises(DamagedEntry, match=f"{ENTRY}: expected a record of Stored; "):
+        theirs.get("tiny", "decode", entry.key, Stored)
+    assert contents(made(theirs).source("small.txt")) == b"a small file"
+    theirs.get("tiny", "decode", entry.key, Stored)
 
 
 @pytest.mark.parametrize("size", [0, 1, TAIL - 1, TAIL, TAIL + 1, 3 * TAIL])
