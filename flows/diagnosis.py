@@ -20,6 +20,7 @@ import yaml
 
 from flows.endings import settle
 from flows.settings import POOL, ROOT
+from flows.terminal.text import size
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
 from storage.objects.cache import CACHE_VARIABLE, SIZE_VARIABLE, Cache
@@ -145,7 +146,7 @@ def _cache(cache: Cache) -> Diagnosis:
         finding = f"{cache.folder} cannot be written"
         return Diagnosis("problem", "cache", finding, f"correct the permissions, or set {CACHE_VARIABLE} to another")
     used, free = cache.used(), shutil.disk_usage(place).free
-    finding = f"{used / 1e9:,.1f} of at most {cache.bound / 1e9:,.1f} GB at {cache.folder}; {free / 1e9:,.1f} GB free"
+    finding = f"{size(used)} of at most {size(cache.bound)} at {cache.folder}; {size(free)} free"
     if free < cache.bound - used:
         remedy = f"free space there, or set {SIZE_VARIABLE} to less, or {CACHE_VARIABLE} to a folder on another disk"
         return Diagnosis("warning", "cache", f"it can fill the disk: {finding}", remedy)

@@ -28,7 +28,7 @@ from storage.objects.cache import DigestDiffers
 from storage.records import CUT_OFF
 from storage.snapshots import ARRIVALS, Arrival, folder, snapshots
 from storage.store import INBOX, LOCKS, Store, store_errors
-from storage.upkeep import Leftover
+from storage.upkeep import UNFINISHED, Leftover
 
 WELL = ("promoted", "kept", "unchanged")
 """The states of runs that completed the work for their set."""
@@ -184,16 +184,18 @@ class Arrivals:
         """Remove the snapshot of a set."""
         self._snapshots.remove(arrival)
 
+    def unfinished(self) -> list[Leftover]:
+        """Return what watchers left in the store that ended while writing. Call it while no watcher takes a set."""
+        return [self._snapshots.leftover(name, UNFINISHED) for name in self._snapshots.unfinished()]
+
     def surplus(self) -> list[Leftover]:
         """Return the snapshots that no run needs: a run of the set, or of a later set of its folder, has succeeded.
-
-        Call it while no watcher takes a set.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
         """
         names = set(self._snapshots.names())
-        unseen, over, unneeded = set(names), set[str](), self._snapshots.unfinished()
+        unseen, over, unneeded = set(names), set[str](), list[str]()
         for arrival in self._newest_first() if names else ():
             if arrival.source not in over and (self.run_of(arrival.id) or {}).get("state") in WELL:
                 over.add(arrival.source)
@@ -202,10 +204,10 @@ class Arrivals:
             unseen.discard(arrival.id)
             if not unseen:
                 break
-        return [self._snapshots.leftover(name) for name in sorted(unneeded)]
+        return [self._snapshots.leftover(name, "no run needs it") for name in sorted(unneeded)]
 
     def damage(self, contents: bool = True) -> Iterator[tuple[str, str]]:
-        """Yield the path or address of each damaged snapshot with a description of the problem.
+        """Yield where each damaged snapshot is, with a description of the problem.
 
         The size of each file is checked, and its SHA-256 unless `contents` is False.
         """

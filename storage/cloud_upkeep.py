@@ -45,7 +45,7 @@ _AT_ONCE = 8
 _PIECE = 8 << 20
 """Bytes of a file that are read at once."""
 _BATCH = 200
-"""Objects removed by one request. The lease is checked before each, so it must not take long, also one by one."""
+"""Objects removed by one request: the lease is checked before each, so it must not take long."""
 
 
 @dataclass
@@ -151,9 +151,8 @@ class CloudUpkeep:
 
     def _delete(self, keys: Iterator[str]) -> None:
         while batch := [*islice(keys, _BATCH)]:
-            # After a pause, a run may have begun that uses them.
-            self._leases.check(self._flag)
-            self._objects.delete(batch)
+            # After a pause, or an answer that came late, a run may have begun that uses them.
+            self._objects.delete(batch, partial(self._leases.check, self._flag))
 
     def _listed(self) -> dict[EntryName, _Listed]:
         listed: dict[EntryName, _Listed] = {}

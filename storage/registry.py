@@ -475,11 +475,11 @@ class Registry:
         """
         with self._errors():
             while True:
-                # A version must not name a model that `gc` may have removed.
-                self.store.check_in_use(self.dataset)
                 number = max(self.numbers(), default=0) + 1
                 # Search after listing: a listing made while others register may lack a version below its newest.
                 existing = self.find(values["model"], values["evaluation"])
+                # A version must not name a model that `gc` may have removed.
+                self.store.check_in_use(self.dataset)
                 if existing:
                     self.restore(existing, values["run"])
                     return existing

@@ -30,7 +30,6 @@ ARRIVAL = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
 """The form of an arrival's id: the time it was taken (UTC), and random digits."""
 _RECORD = "arrival.json"
 _BLOCK = 8 << 20
-_UNNEEDED = "no run needs it"
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ class Snapshots(Protocol):
     def remove(self, arrival: str) -> None:
         """Remove a snapshot, if it is there."""
 
-    def leftover(self, arrival: str) -> Leftover:
-        """Return a snapshot, also an unfinished one, as something that may be removed."""
+    def leftover(self, arrival: str, why: str) -> Leftover:
+        """Return a snapshot, complete or not, as something to be removed."""
 
 
 def snapshots(store: Store, dataset: str) -> Snapshots:
@@ -164,14 +163,14 @@ class _InFolder:
         if self.exists(arrival):
             discard(self._folder / arrival)
 
-    def leftover(self, arrival: str) -> Leftover:
+    def leftover(self, arrival: str, why: str) -> Leftover:
         path = self._folder / arrival
-        return Leftover(str(path), _UNNEEDED, bytes_of(path), path)
+        return Leftover(str(path), why, bytes_of(path), path)
 
 
 class _InObjects:
     def __init__(self, store: CloudStore, dataset: str) -> None:
-        self._store, self._objects = store, store.objects
+        self._store, self._objects, self._dataset = store, store.objects, dataset
         self._folder = f"{dataset}/{INBOX}/{ARRIVALS}"
 
     def where(self, arrival: str) -> str:
@@ -194,6 +193,8 @@ class _InObjects:
         place = f"{self._folder}/{arrival.id}"
         for file in arrival.files.values():
             self._objects.upload(f"{place}/{file.name}", partial / file.name)
+        # `gc` may have removed what looked as if its watcher had ended.
+        self._store.check_in_use(self._dataset)
         sealed.write(self._objects, f"{place}/{_RECORD}", arrival.to_json())
         # A worker of this machine need not fetch them.
         for file in arrival.files.values():
@@ -215,11 +216,11 @@ class _InObjects:
         self._objects.delete([f"{place}/{_RECORD}"])
         self._objects.delete([found.key for found in self._objects.walk(place)])
 
-    def leftover(self, arrival: str) -> Leftover:
-        found = [*self._objects.walk(f"{self._folder}/{arrival}")]
-        # What makes it a snapshot first.
-        keys = sorted((each.key for each in found), key=lambda key: not key.endswith(f"/{_RECORD}"))
-        return Leftover(self.where(arrival), _UNNEEDED, sum(each.size for each in found), keys=tuple(keys))
+    def leftover(self, arrival: str, why: str) -> Leftover:
+        place = f"{self._folder}/{arrival}"
+        found = sorted(self._objects.walk(place), key=lambda each: each.name != _RECORD)
+        size = sum(each.size for each in found)
+        return Leftover(self._objects.where(place), why, size, keys=tuple(each.key for each in found))
 
     def _found(self) -> dict[str, set[str]]:
         """Return the names of the objects of each snapshot."""

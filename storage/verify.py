@@ -425,7 +425,7 @@ class _Check:
     def _leftovers(self) -> None:
         try:
             with self.upkeep.unused():
-                leftovers = self.upkeep.leftovers()
+                leftovers = [*self.upkeep.leftovers(), *Arrivals(self.store, self.dataset).unfinished()]
         except InUse:
             return
         try:

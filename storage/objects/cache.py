@@ -86,6 +86,11 @@ class Cache:
         self._held: dict[str, int] = {}
         """The descriptor of each file's folder that this process has locked, by digest; these files are verified."""
 
+    def close(self) -> None:
+        """Let go of all files, so that they may be removed; the end of the process does that, too."""
+        for sha256 in [*self._held]:
+            self._release(sha256)
+
     def used(self) -> int:
         """Return the bytes of all files."""
         return sum(_bytes_in(place) for place in self._places())

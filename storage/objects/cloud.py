@@ -35,7 +35,7 @@ from storage.errors import StoreError
 from storage.files import open_regular
 from storage.objects.address import Address, server_of
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
-from storage.objects.protocol import Found, Listing
+from storage.objects.protocol import Found, Listing, always
 from storage.runtime import cancellation, interruptible, timings
 
 _T = TypeVar("_T")
@@ -240,18 +240,18 @@ class Cloud:
         self._count_pages(len(objects))
         return objects
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str], check: Callable[[], None] = always) -> None:
         rest = iter(keys)
         while batch := [*islice(rest, _PAGE)]:
             # Of some stores one missing object ends it all, and some servers do not know the request for several.
-            if not self._deleted_together(batch):
+            if not self._deleted_together(batch, check):
                 for key in batch:
                     with suppress(FileNotFoundError):
-                        self._tried("delete", key, partial(_delete, key), _Use.EACH)
+                        self._tried("delete", key, partial(_delete, key, check), _Use.EACH)
 
-    def _deleted_together(self, keys: Sequence[str]) -> bool:
+    def _deleted_together(self, keys: Sequence[str], check: Callable[[], None]) -> bool:
         try:
-            self._tried("delete", keys[0], partial(_delete, keys))
+            self._tried("delete", keys[0], partial(_delete, keys, check))
         except (FileNotFoundError, StoreError):
             return False
         return True
@@ -482,7 +482,8 @@ _WORDS = {
 }
 
 
-def _delete(keys: str | Sequence[str], store: Any) -> None:
+def _delete(keys: str | Sequence[str], check: Callable[[], None], store: Any) -> None:
+    check()
     obstore.delete(store, keys)
 
 

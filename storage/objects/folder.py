@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from storage.errors import StoreError
 from storage.files import create_bytes, flush, listed, make_folder, open_regular, write_bytes
-from storage.objects.protocol import Found, Listing
+from storage.objects.protocol import Found, Listing, always
 
 
 class Folder:
@@ -78,9 +78,10 @@ class Folder:
             with suppress(FileNotFoundError):
                 yield _found(os.fspath(path.relative_to(self.root)), path.lstat())
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str], check: Callable[[], None] = always) -> None:
         folders = set()
         for key in keys:
+            check()
             path = self.root / key
             path.unlink(missing_ok=True)
             folders.add(path.parent)

@@ -10,7 +10,7 @@ storage a `StoreError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +43,10 @@ class Listing:
     objects: tuple[Found, ...]
     folders: tuple[str, ...]
     """Their names."""
+
+
+def always() -> None:
+    """Let every request pass."""
 
 
 class Objects(Protocol):
@@ -91,8 +95,13 @@ class Objects(Protocol):
     def walk(self, folder: str) -> Iterator[Found]:
         """Yield every object below a folder, sorted by key."""
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects, as far as they exist."""
+    def delete(self, keys: Iterable[str], check: Callable[[], None] = always) -> None:
+        """Remove objects, as far as they exist.
+
+        Args:
+            keys: of the objects.
+            check: called before each request, also before one that is made again; it may raise to remove no more.
+        """
 
     def hidden(self) -> tuple[Found, ...]:
         """Return the objects of `now`, `age` and `probe` that processes left which ended in the middle of these."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import pytest
 from storage.cloud_store import CloudStore
 from storage.errors import DamagedEntry, IdxflowError, StoreError
 from storage.records import TrainedModel
-from storage.registry import Registry
+from storage.registry import Overtaken, Registry
+from storage.retention import collect
 from storage.store import ENTRY, Store
 from storage.verify import verify
 from tests.support import store_scenarios
 from tests.support.cloud_machines import Clock, machine
 from tests.support.crashes import in_memory, problems, problems_after_again, state
-from tests.support.memory_objects import MemoryObjects, Operation, Stopped
+from tests.support.memory_objects import MemoryObjects, Operation, Stopped, nothing
 from tests.support.store_scenarios import DATASET, FILES, Story, make_model, train_plan
 
 
@@ -83,14 +84,25 @@ class Bench:
     clock: Clock
     champions: set[object]
     expected: dict[str, object]
-    faults: tuple[Fault, ...]
+    operations: tuple[Operation, ...]
+
+    @property
+    def faults(self) -> list[Fault]:
+        """All that can happen to any operation."""
+        changes = [operation for operation in self.operations if operation.changes]
+        return [
+            *(Fault("killed", operation) for operation in changes),
+            *(Fault("failed", operation) for operation in self.operations),
+            *(Fault("lost", operation) for operation in changes),
+        ]
 
     def tell(self, objects: MemoryObjects, place: Path) -> CloudStore:
         """Run the command on a machine that has what it had before, in a new process."""
         shutil.copytree(self.folder / "before", place)
         store = machine(objects, self.clock, place)
         store.prepare()
-        store_scenarios.COMMANDS[self.story.command](store)
+        with store.in_use(DATASET) if self.story.command != "tidy" else nullcontext():
+            store_scenarios.COMMANDS[self.story.command](store)
         return store
 
 
@@ -106,13 +118,8 @@ def bench_of(folder: Path, story: Story) -> Bench:
     after = bench.tell(objects, folder / "after")
     operations = (*objects.operations,)
     expected = state(after)
-    faults = (
-        *(Fault("killed", operation) for operation in operations if operation.changes),
-        *(Fault("failed", operation) for operation in operations),
-        *(Fault("lost", operation) for operation in operations if operation.changes),
-    )
     champions = {champion and champion.number, expected["champion"]}
-    return Bench(folder, story, before, clock, champions, expected, faults)
+    return Bench(folder, story, before, clock, champions, expected, operations)
 
 
 def tried(bench: Bench, fault: Fault) -> list[str]:
@@ -126,7 +133,7 @@ def tried(bench: Bench, fault: Fault) -> list[str]:
             wrong.append("the fault was not met")
     except (Stopped, IdxflowError):
         pass
-    objects.before = objects.after = lambda _: None
+    objects.before = objects.after = nothing
     bench.clock.outlive()
     reader = machine(objects, bench.clock, elsewhere)
     wrong += problems(reader, bench.story, bench.champions)
@@ -164,4 +171,64 @@ def test_a_fault_at_any_request_harms_nothing(folder: Path, name: str):
     bench = bench_of(folder, STORIES[name])
     assert bench.faults
     wrong = [problem for fault in bench.faults for problem in tried(bench, fault)]
+    assert not wrong, "\n".join(wrong)
+
+
+PAUSED = {
+    **{name: story for name, story in STORIES.items() if not name.startswith("the champion")},
+    "a second run": Story("whole-second", (store_scenarios.whole,)),
+}
+
+
+def meanwhile(store: CloudStore, story: Story) -> None:
+    """Do what is worst for the command while its process is paused."""
+    if story.command == "tidy":
+        with store.in_use(DATASET):
+            store_scenarios.whole(store, 2)
+    else:
+        collect(store, DATASET, keep_last=1)
+
+
+def was_checked(operation: Operation) -> bool:
+    """Return whether the process has just made sure of its lease for an operation that harms without it.
+
+    A request that arrives minutes after it was sent is beyond any store that has no locks: what it leaves is
+    reported, and mended by the next run.
+    """
+    removes = operation.name == "delete" and operation.key.endswith(ENTRY)
+    return removes or (operation.name == "create" and "/registry/versions/" in operation.key)
+
+
+def paused(bench: Bench, operation: Operation) -> list[str]:
+    """Return what goes wrong when the process stops before an operation until its leases have ended."""
+    objects, here, elsewhere = bench.before.copy(), bench.folder / "here", bench.folder / "elsewhere"
+    other = machine(objects, bench.clock, elsewhere)
+    objects.forget()
+
+    def pause(current: Operation) -> None:
+        if current.number == operation.number:
+            objects.before = nothing
+            bench.clock.outlive()
+            meanwhile(other, bench.story)
+
+    objects.before = pause
+    with suppress(IdxflowError, Overtaken):
+        bench.tell(objects, here)
+    bench.clock.outlive()
+    reader = machine(objects, bench.clock, elsewhere)
+    wrong = [] if was_checked(operation) else problems(reader, bench.story, bench.champions | {2})
+    wrong += incomplete(reader)
+    store_scenarios.COMMANDS[bench.story.command](reader)
+    if bench.story.command == "tidy":
+        store_scenarios.whole(reader, 2)
+    wrong += [f"after running again: {finding.where}: {finding.problem}" for finding in verify(reader).damage]
+    for place in (here, elsewhere):
+        shutil.rmtree(place, ignore_errors=True)
+    return [f"{operation.name} {operation.number} ({operation.key}): {problem}" for problem in wrong]
+
+
+@pytest.mark.parametrize("name", PAUSED)
+def test_a_pause_at_any_request_harms_nothing(folder: Path, name: str):
+    bench = bench_of(folder, PAUSED[name])
+    wrong = [problem for operation in bench.operations for problem in paused(bench, operation)]
     assert not wrong, "\n".join(wrong)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ LEASES = ("leases", "claims", "gc")
 
 
 @pytest.fixture
-def cloud(tmp_path: Path) -> Cloud:
-    return Cloud(tmp_path)
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    cloud = Cloud(tmp_path)
+    yield cloud
+    cloud.close()
 
 
 @pytest.fixture
@@ -92,8 +94,8 @@ def test_only_contents_and_descriptions_cost_a_request_each(filled: Cloud):
     few, more = requests(contents=False), requests()
     assert more.pop("range") == 24 * 2
     assert few == more
-    # Once for the entries, once for what is left over.
-    assert few["walk"] == 2 * len(STEP_FOLDERS)
+    # Entries and sets that arrived, and once more for what is left over.
+    assert few["walk"] == 2 * (len(STEP_FOLDERS) + 1)
     # Versions and decisions are read for their index, too.
     assert few["get"] < 24 + 2 * (6 + 12) + 20
     assert "age" not in few
@@ -177,6 +179,7 @@ def test_only_contents_show_a_flipped_bit(filled: Cloud):
     assert verify(filled.machine(), contents=False).findings == ()
 
 
+@pytest.mark.remedies("storage.cloud_store:_removed")
 def test_damage_is_mended_by_the_next_run(filled: Cloud):
     store = filled.machine()
     filled.objects.delete([keys(filled, "5-models", "data.bin")[0]])
@@ -185,6 +188,20 @@ def test_damage_is_mended_by_the_next_run(filled: Cloud):
     assert not keys(filled, "5-models", f"{Registry(store, DATASET).version(number).model}/{ENTRY}")
     add(store, "train", number)
     assert verify(store).damage == ()
+
+
+@pytest.mark.remedies("storage.cloud_store:path")
+def test_a_flipped_bit_is_mended_by_the_next_run(filled: Cloud):
+    store = filled.machine()
+    model = Registry(store, DATASET).version(3).model
+    change(filled, next(key for key in keys(filled, f"5-models/{model}", "data.bin")), flip)
+    with pytest.raises(DamagedEntry, match="the damaged entry was removed from the store: run again to rebuild it"):
+        every_result_can_be_read(store, {3})
+    add(store, "train", 3)
+    every_result_can_be_read(store, {3})
+    filled.clock.advance(OLD)
+    collect(store, DATASET, keep_last=99)
+    assert verify(store).findings == ()
 
 
 def readable(store: Store, number: int) -> bool:
@@ -359,6 +376,7 @@ def test_gc_that_is_killed_anywhere_leaves_a_good_store(filled: Cloud):
         collect_strays(store)
         assert {*broken.objects.contents()} == expected, number
         assert verify(store).findings == (), number
+        filled.close()
 
 
 def stopping(number: int) -> Callable[[Operation], None]:
@@ -437,3 +455,23 @@ def test_a_lease_that_was_lost_is_not_renewed(tmp_path: Path):
     with pytest.raises(StoreError, match="was paused or cut off"):
         store.leases.check("lost.json")
     store.leases.release("held.json")
+
+
+def test_only_the_first_run_in_a_new_store_probes_it(tmp_path: Path):
+    cloud, probes = Cloud(tmp_path), []
+    cloud.objects.probe = lambda: probes.append(1)
+    for name in ("here", "here", "there"):
+        cloud.machine(name).prepare()
+    assert probes == [1]
+
+
+def test_a_store_that_the_probe_refuses_gets_nothing(tmp_path: Path):
+    cloud = Cloud(tmp_path)
+
+    def refuse() -> None:
+        raise StoreError("it replaces what is there")
+
+    cloud.objects.probe = refuse
+    with pytest.raises(StoreError, match="it replaces what is there"):
+        cloud.machine().prepare()
+    assert cloud.objects.contents() == {}

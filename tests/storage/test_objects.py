@@ -19,6 +19,7 @@ import pytest
 from storage.objects.cloud import Cloud, Patience, _Use
 from storage.objects.opening import opened
 from storage.objects.protocol import Objects
+from tests.conftest import BUCKET
 from tests.support.fault_proxy import FaultProxy
 from tests.support.object_servers import ObjectServer
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.long
 KEYS = ["a", "a b/c d.json", "ä/日本/é.json", "x/%41+?#&=[]~*\"'$!().txt", "m", "m1/x", "deep/" * 20 + "end"]
 
 
-@pytest.fixture(params=["folder", "ministack", "ceph", "azurite"])
+@pytest.fixture(params=["folder", "ministack", "ceph", "azurite", BUCKET])
 def objects(
     request: pytest.FixtureRequest,
     tmp_path: Path,

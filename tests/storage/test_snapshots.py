@@ -156,7 +156,7 @@ def test_a_watcher_that_ends_at_any_moment_leaves_a_recorded_set_or_rubbish(
         arrivals = Arrivals(CloudStore(left, cache=store.root / f"{number}-b"), "tiny")
         with arrivals.alone():
             sets = arrivals.waiting(str(tiny_set.source))
-            rubbish = arrivals.surplus()
+            rubbish = [*arrivals.unfinished(), *arrivals.surplus()]
         assert collect(CloudStore(left, cache=store.root / f"{number}-c"), "tiny").leftovers == tuple(rubbish)
         assert [*arrivals.damage()] == []
         whole = [arrival for arrival in sets if not arrivals.is_lost(arrival)]

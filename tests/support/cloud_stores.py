@@ -35,15 +35,24 @@ class Cloud:
     clock: Clock = field(default_factory=Clock)
     """Of the storage and of all machines."""
 
+    machines: list[CloudStore] = field(default_factory=list)
+
     def __post_init__(self) -> None:
         self.objects = MemoryObjects(clock=self.clock)
 
     def machine(self, name: str = "here") -> CloudStore:
         """Return the store as a process of this machine sees it."""
-        return CloudStore(self.objects, Leases(self.objects, LIFE, self.clock), self.folder / name)
+        store = CloudStore(self.objects, Leases(self.objects, LIFE, self.clock), self.folder / name)
+        self.machines.append(store)
+        return store
+
+    def close(self) -> None:
+        """Let go of the files that the machines have fetched: a process has only so many descriptors."""
+        for store in self.machines:
+            store.cache.close()
 
     def at(self, objects: MemoryObjects) -> Cloud:
         """Return the same with other objects, used by machines that have kept nothing yet."""
-        other = Cloud(self.folder / f"of-{id(objects)}", self.clock)
+        other = Cloud(self.folder / f"of-{len(self.machines)}", self.clock, self.machines)
         other.objects = objects
         return other

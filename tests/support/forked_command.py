@@ -1,7 +1,7 @@
 """A call of a program of `PROGRAMS`, in a fork of a process that has imported what takes seconds: TensorFlow etc.
 
 `tests.support.forkserver` runs this, for `tests.support.commands`. A request has `program`, `arguments`, `environment`
-and `cwd`.
+and `cwd`, and may have `user`, an id.
 """
 
 from __future__ import annotations
@@ -65,10 +65,15 @@ def load() -> None:
 
 def become(request: dict[str, Any]) -> None:
     """Be the process that the caller would have started."""
-    from tests.support import refusals
+    from tests.support import refusals, users
+    from tests.support.forkserver import end_with_parent
 
     os.environ.clear()
     os.environ.update(request["environment"])
+    if "user" in request:
+        users.become(request["user"])
+        # The kernel has forgotten it with the old user.
+        end_with_parent()
     refusals.note_if_asked()
     os.chdir(request["cwd"])
     sys.argv = [request["program"], *request["arguments"]]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage.cloud_store import CloudStore
-from storage.objects.protocol import Found, Listing
+from storage.objects.protocol import Found, Listing, always
 from storage.store import Store
 
 T = TypeVar("T")
@@ -129,8 +129,9 @@ class MemoryObjects:
     def walk(self, folder: str) -> Iterator[Found]:
         return iter(self._done("walk", folder, lambda: [*self._below(folder)]))
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[str], check: Callable[[], None] = always) -> None:
         for key in keys:
+            check()
             self._done("delete", key, partial(self._objects.pop, key, None))
 
     def hidden(self) -> tuple[Found, ...]:

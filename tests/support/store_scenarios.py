@@ -148,6 +148,7 @@ COMMANDS: dict[str, Callable[[Store], object]] = {
     "choose-second": lambda store: choose(store, 2),
     "roll-back": lambda store: choose(store, 1, "rolled back"),
     "whole": whole,
+    "whole-second": lambda store: whole(store, 2),
     "tidy": tidy,
     "take-second": lambda store: take(store, 2),
 }
