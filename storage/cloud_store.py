@@ -71,6 +71,8 @@ _log = logging.getLogger(__name__)
 class CloudStore(Store):
     """A store whose objects are elsewhere."""
 
+    _ANOTHER_FOLDER = "choose another folder with IDXFLOW_CACHE"
+
     def __init__(self, objects: Objects, leases: Leases | None = None, cache: Path | None = None) -> None:
         cache = cache or cache_folder()
         name = hashlib.sha256(objects.address.encode()).hexdigest()[:16]
@@ -126,12 +128,7 @@ class CloudStore(Store):
 
     def file(self, key: str, sha256: str, size: int) -> Path:
         name = key.rpartition("/")[2]
-        try:
-            return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and error.filename == self.objects.where(key):
-                raise
-            raise unusable(error) from error
+        return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
 
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:

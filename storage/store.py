@@ -193,6 +193,9 @@ class Plan:
 class Store:
     """Everything idxflow keeps, below one folder. Only this class builds paths in it."""
 
+    _ANOTHER_FOLDER = "choose another with --store or IDXFLOW_STORE"
+    """What to do about a folder on this machine that cannot be used."""
+
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
         self.objects: Objects = Folder(self.root)
@@ -340,13 +343,11 @@ class Store:
             make_folder(self.root)
         except OSError as error:
             raise StoreError(
-                f"expected a folder that can be written at {self.root}; {error.strerror}; "
-                "choose another with --store or IDXFLOW_STORE"
+                f"expected a folder that can be written at {self.root}; {error.strerror}; {self._ANOTHER_FOLDER}"
             ) from error
         if not os.access(self.root, os.W_OK):
             raise StoreError(
-                f"expected a folder that can be written at {self.root}; permission denied; "
-                "choose another with --store or IDXFLOW_STORE"
+                f"expected a folder that can be written at {self.root}; permission denied; {self._ANOTHER_FOLDER}"
             )
         store_format.mark(self.objects)
 

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import ConfigError, StoreError
@@ -64,12 +64,12 @@ def option_of(path: Path) -> str:
     return CACHE_VARIABLE if path.is_relative_to(cache_folder()) else "--store"
 
 
-def unusable(error: OSError) -> StoreError:
-    """Return the error for a cache that cannot be written or read."""
+def unusable(error: OSError, folder: Path | None = None) -> StoreError:
+    """Return the error for a cache that cannot be written or read; `folder` is that of the cache."""
+    folder = folder or cache_folder()
     return StoreError(
-        f"expected a folder that can be written at {error.filename or cache_folder()}, for what this machine keeps of "
-        f"the store; {error.strerror}; free space or correct the permissions there, or choose another with "
-        f"{CACHE_VARIABLE}"
+        f"expected a cache that can be written at {folder}; {error.strerror} at {error.filename or folder}; free "
+        f"space or correct the permissions there, or choose another folder with {CACHE_VARIABLE}"
     )
 
 
@@ -84,12 +84,15 @@ class Cache:
         self.folder, self.bound = folder, bound
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
-        """The descriptor of each file's folder that this process has locked, by digest; these files are verified."""
+        """The descriptor of each folder of files that this process has locked, by their digest."""
+        self._verified: set[Path] = set()
 
     def close(self) -> None:
         """Let go of all files, so that they may be removed; the end of the process does that, too."""
-        for sha256 in [*self._held]:
-            self._release(sha256)
+        with self._lock:
+            while self._held:
+                os.close(self._held.popitem()[1])
+            self._verified.clear()
 
     def used(self) -> int:
         """Return the bytes of all files."""
@@ -109,28 +112,39 @@ class Cache:
 
         Raises:
             DigestDiffers: what was fetched has another digest.
-            OSError: the cache cannot be written.
+            FileNotFoundError: `fetch` has found nothing.
+            StoreError: the cache cannot be written.
         """
         path = self._place(sha256) / name
-        if sha256 in self._held and path.exists():
+        if path in self._verified and path.exists():
             return path
-        if not self._is_intact(path, sha256):
-            self._make_room(size)
-            self._fetch(path, sha256, fetch)
-        os.utime(path.parent)
+        with _errors(self.folder):
+            if not self._is_intact(path, sha256):
+                self._make_room(size)
+                self._fetch(path, sha256, fetch)
+        with suppress(OSError):
+            # It may be another user's, who lets others read.
+            os.utime(path.parent)
+        self._verified.add(path)
         return path
 
     def add(self, file: Path, sha256: str) -> None:
-        """Move a file with this digest into the cache; it has been verified."""
+        """Move a file with this digest into the cache; it has been verified.
+
+        Raises:
+            StoreError: the cache cannot be written.
+        """
         place = self._place(sha256)
-        self._make_room(file.stat().st_size)
-        make_folder(place)
-        if self._hold(place, sha256):
-            # From another file system, the move is a copy.
-            beside = _beside(place / file.name)
-            shutil.move(file, beside)
-            beside.chmod(0o444)
-            beside.replace(place / file.name)
+        with _errors(self.folder):
+            self._make_room(file.stat().st_size)
+            make_folder(place)
+            if self._hold(place, sha256):
+                # From another file system, the move is a copy.
+                beside = _beside(place / file.name)
+                shutil.move(file, beside)
+                beside.chmod(0o444)
+                beside.replace(place / file.name)
+                self._verified.add(place / file.name)
 
     def _is_intact(self, path: Path, sha256: str) -> bool:
         """Return whether the file is in the cache and undamaged; then it stays until this process ends."""
@@ -140,7 +154,6 @@ class Cache:
             if sha256_of(path) == sha256:
                 return True
             _log.warning("%s: expected SHA-256 %.12s…; fetching the file again", path, sha256)
-        self._release(sha256)
         return False
 
     def _fetch(self, path: Path, sha256: str, fetch: Callable[[Path], None]) -> None:
@@ -158,7 +171,6 @@ class Cache:
             beside.replace(path)
         except BaseException:
             beside.unlink(missing_ok=True)
-            self._release(sha256)
             raise
         return None
 
@@ -169,17 +181,11 @@ class Cache:
                 self._held[sha256] = descriptor
             return sha256 in self._held
 
-    def _release(self, sha256: str) -> None:
-        with self._lock:
-            if (descriptor := self._held.pop(sha256, None)) is not None:
-                os.close(descriptor)
-
     def _make_room(self, size: int) -> None:
         """Remove the files used least recently that no process uses, until `size` more bytes are within the bound."""
-        folders = [(place.stat(), place) for place in self._places()]
-        sizes = {place: _bytes_in(place) for _, place in folders}
+        sizes = {place: _bytes_in(place) for place in sorted(self._places(), key=_last_used)}
         total = sum(sizes.values()) + size
-        for _, place in sorted(folders, key=lambda pair: pair[0].st_mtime_ns):
+        for place in sizes:
             if total <= self.bound:
                 return
             if _remove_unused(place):
@@ -192,10 +198,29 @@ class Cache:
         return (place for place in self.folder.glob("??/*") if place.is_dir())
 
 
-def _bytes_in(place: Path) -> int:
-    """Return the bytes of the files in a folder, which another process may be removing."""
-    total = 0
+@contextmanager
+def _errors(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` about the cache into a `StoreError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not Path(str(error.filename)).is_relative_to(folder):
+            # It is what was to be fetched that is gone.
+            raise
+        raise unusable(error, folder) from error
+
+
+def _last_used(place: Path) -> int:
+    """Return when a folder was used last, in nanoseconds; 0 if another process has just removed it."""
     with suppress(FileNotFoundError):
+        return place.stat().st_mtime_ns
+    return 0
+
+
+def _bytes_in(place: Path) -> int:
+    """Return the bytes of the files in a folder, as far as they can be seen; another process may be removing it."""
+    total = 0
+    with suppress(FileNotFoundError, PermissionError):
         for file in place.iterdir():
             total += file.stat().st_size
     return total
@@ -221,6 +246,9 @@ def _remove_unused(place: Path) -> bool:
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    except OSError:
+        # Another user's.
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         doomed = place.with_name(f".{place.name}.{secrets.token_hex(4)}.removed")

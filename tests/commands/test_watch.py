@@ -308,13 +308,17 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_on(world: World):
 
 def test_two_watchers_of_a_folder_take_each_set_once(world: World):
     with world.watching() as first, world.watching() as second:
+
+        def taken() -> int:
+            return (first.output + second.output).count("tiny: 4 new archives, ")
+
         for number in (1, 2, 3):
             put(world.inbox, archives(number))
             world.wait_for_sets(number)
-            # Both have seen that there is nothing to do any more.
+            # It is said after it is recorded.
+            until(lambda number=number: taken() >= number)
             assert [watcher.poll() for watcher in (first, second)] == [None, None]
-        output = first.output + second.output
-    assert output.count("tiny: 4 new archives, ") == 3
+        assert taken() == 3
     assert [world.contents(arrival) for arrival in world.sets()] == [archives(1), archives(2), archives(3)]
 
 
@@ -378,7 +382,7 @@ def test_a_damaged_snapshot_is_found_and_the_set_taken_again(world: World):
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     (damage,) = verify(world.store).damage
-    assert (damage.path, damage.problem) == (path.parent, f"{TRAIN} is not what arrived")
+    assert (damage.where, damage.problem) == (str(path.parent), f"{TRAIN} is not what arrived")
     assert verify(world.store, contents=False).damage == ()
     record = path.with_name("arrival.json")
     record.chmod(0o644)

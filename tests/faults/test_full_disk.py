@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from tasks.fetch import fetch
 from tests.conftest import TinyFactory
 from tests.support import store_scenarios
 from tests.support.crashes import in_memory, published, state
+from tests.support.namespaces import in_namespace, mount_point
 from tests.support.servers import BIN, free_port
 from tests.support.store_scenarios import DATASET, train_plan, whole
 
@@ -68,21 +68,10 @@ for size in sizes:
 """
 
 
-def in_namespace(code: str, *arguments: str, alone: bool = True) -> subprocess.CompletedProcess:
-    """Run Python code where it may mount file systems, and nobody else sees them; `alone`, it has no other packages."""
-    python = [sys.executable, *(["-I", "-S", "-B"] if alone else [])]
-    command = ["unshare", "--map-root-user", "--mount", *python, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
 @pytest.fixture
 def mount(tmp_path: Path) -> Path:
     """A folder to mount on, where that is possible."""
-    probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
-    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True, check=False).returncode:
-        pytest.skip("needs user namespaces that may mount: unshare (util-linux), kernel.unprivileged_userns_clone=1")
-    (tmp_path / "mount").mkdir()
-    return tmp_path / "mount"
+    return mount_point(tmp_path)
 
 
 @pytest.mark.parametrize(

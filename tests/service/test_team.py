@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,53 +136,23 @@ def without_secrets(secret: str, homes: Path, cluster: Cluster, place: ObjectSer
     assert [path for path in kept if secret.encode() in bytes(store.get(path).bytes())] == []
 
 
-@pytest.mark.flow
-def test_two_workers_retrain_at_once_a_third_user_rolls_back_and_all_see_one_history(
-    object_storage: ObjectServer, homes: Path, monkeypatch: pytest.MonkeyPatch
-):
-    for name, value in object_storage.environment.items():
-        monkeypatch.setenv(name, value)
-    shared = {"IDXFLOW_STORE": object_storage.address, **object_storage.environment}
+def retrained_at_once(client: SyncPrefectClient, workers: list[Member], address: str) -> list[FlowRun]:
+    """Have each worker carry out a run, all from the same moment; return the runs, which have ended."""
+    # They wait for a `gc`, which ends when all are there.
+    leases, flag, runs = Leases(opened(address)), "digits/gc/0000.json", []
+    leases.hold(flag)
     with ExitStack() as running:
-        cluster, server = running.enter_context(team_server(homes / "server"))
-        client = running.enter_context(client_of(server))
-        ensure_pool(client, "idxflow")
-        fork_flow_runs(client)
-        workers = [
-            member(user, homes, PREFECT_WORKER_QUERY_SECONDS="2", **server, **shared) for user in (FIRST, SECOND)
-        ]
-        person = member(PERSON, homes, **shared)
-        # Both begin when a `gc` ends.
-        leases, flag = Leases(opened(object_storage.address)), "digits/gc/0000.json"
-        leases.hold(flag)
-        runs = []
         for seed, one in enumerate(workers):
             runs.append(deployed(client, str(one.user), seed))
             words = ("worker", "start", "--pool", "idxflow", "--type", "process", "--work-queue", str(one.user))
             running.enter_context(worker(*words, environment=one.environment, home=one.home, user=one.user))
         for run in runs:
-            until(lambda run=run: says(client, run, "waiting for `gc`"))
+            until(partial(says, client, run, "waiting for `gc`"))
         leases.release(flag)
-        runs = [until(lambda run=run: ended(client, run)) for run in runs]
-        assert [run.state.type.value for run in runs if run.state] == ["COMPLETED"] * 2, [run.state for run in runs]
-
-        # Such as "digits 20261129-152727-27b3 promoted v1".
-        champion, before = _decided(person, {run.name.split()[1] for run in runs})
-        person.idxflow("promote", "digits", str(3 - champion), "--force", "--reason", "another try")
-        person.idxflow("rollback", "digits", "--reason", "it was better")
-        history = person.asked("registry", "history", "digits")
-        changes = [(one["outcome"], one["before"], one["after"]) for one in history[:2]]
-        assert changes == [("rolled back", 3 - champion, champion), ("forced", champion, 3 - champion)]
-        assert history[2:] == before
-        for one in workers:
-            assert one.asked("registry", "history", "digits") == history
-            assert (one.home / "cache").stat().st_uid == one.user
-        verdict = person.asked("verify", "digits")
-        assert verdict["problems"] == [], verdict
-        without_secrets(object_storage.environment["AWS_SECRET_ACCESS_KEY"], homes, cluster, object_storage)
+        return [until(partial(ended, client, run)) for run in runs]
 
 
-def _decided(person: Member, names: set[str]) -> tuple[int, list[Any]]:
+def decided(person: Member, names: set[str]) -> tuple[int, list[Any]]:
     """Check what both runs left; return the champion and the history."""
     assert {record["run"] for record in person.asked("runs", "list", "digits")} == names
     second, first = history = person.asked("registry", "history", "digits")
@@ -191,3 +162,38 @@ def _decided(person: Member, names: set[str]) -> tuple[int, list[Any]]:
     # However close they were, it has found the champion of the first.
     assert (first["before"], second["before"]) == (None, first["version"])
     return second["after"], history
+
+
+@pytest.mark.flow
+def test_two_workers_retrain_at_once_a_third_user_rolls_back_and_all_see_one_history(
+    object_storage: ObjectServer, homes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in object_storage.environment.items():
+        monkeypatch.setenv(name, value)
+    shared = {"IDXFLOW_STORE": object_storage.address, **object_storage.environment}
+    with team_server(homes / "server") as (cluster, server), client_of(server) as client:
+        ensure_pool(client, "idxflow")
+        fork_flow_runs(client)
+        first, second = (
+            member(user, homes, PREFECT_WORKER_QUERY_SECONDS="2", **server, **shared) for user in (FIRST, SECOND)
+        )
+        person = member(PERSON, homes, **shared)
+        runs = retrained_at_once(client, [first, second], object_storage.address)
+        assert [run.state.type.value for run in runs if run.state] == ["COMPLETED"] * 2, [run.state for run in runs]
+        # Such as "digits 20261129-152727-27b3 promoted v1".
+        champion, before = decided(person, {run.name.split()[1] for run in runs})
+
+        person.idxflow("promote", "digits", str(3 - champion), "--force", "--reason", "another try")
+        person.idxflow("rollback", "digits", "--reason", "it was better")
+        history = person.asked("registry", "history", "digits")
+        changes = [(one["outcome"], one["before"], one["after"]) for one in history[:2]]
+        assert changes == [("rolled back", 3 - champion, champion), ("forced", champion, 3 - champion)]
+        assert history[2:] == before
+        for one in (first, second):
+            assert one.asked("registry", "history", "digits") == history
+            assert (one.home / "cache").stat().st_uid == one.user
+        verdict = person.idxflow("verify", "digits")
+        # Of two runs and four decisions.
+        assert "2 versions, 6 ledger records" in verdict
+        assert "0 damaged, 0 left over" in verdict
+        without_secrets(object_storage.environment["AWS_SECRET_ACCESS_KEY"], homes, cluster, object_storage)

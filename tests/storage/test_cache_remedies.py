@@ -49,13 +49,13 @@ def test_a_bad_result_is_removed_where_it_is_published(tmp_path: Path):
 def test_another_place_for_the_cache_is_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     objects = MemoryObjects("s3://bucket/store")
-    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"):
+    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"):
         CloudStore(objects, cache=tmp_path / "file").prepare()
     CloudStore(objects, cache=tmp_path / "folder").prepare()
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "folder"))
     place = tmp_path / "folder" / "stores"
-    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"), store_errors(place):
+    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"), store_errors(place):
         raise OSError(28, "No space left on device")
-    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"):
+    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"):
         PartialFile(place, "archive").check_room("tiny", 1 << 60)

@@ -171,5 +171,5 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_missing_archive(
     arrival = take(machine(), tiny_set)
     (tmp_path / "cache-1").mkdir()
     (tmp_path / "cache-1" / "files").write_text("")
-    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"):
+    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"):
         Arrivals(machine(), "tiny").fetched(arrival.id, "train-images")
