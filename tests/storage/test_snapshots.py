@@ -91,6 +91,7 @@ def test_the_watchers_own_machine_fetches_nothing(machine: Machine, objects: Mem
 
 
 @pytest.mark.remedies("storage.snapshots:check:2")
+@pytest.mark.remedies("storage.snapshots:check:2")
 def test_an_archive_that_is_not_what_arrived_is_not_used(machine: Machine, objects: MemoryObjects, tiny_set: Dataset):
     arrival = take(machine(), tiny_set)
     file = arrival.files["train-images"].name
