@@ -57,7 +57,7 @@ def test_another_place_for_the_cache_is_what_helps(tmp_path: Path, monkeypatch: 
     place = tmp_path / "folder" / "stores"
     with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"), store_errors(place):
         raise OSError(28, "No space left on device")
-    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"):
+    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"):
         PartialFile(place, "archive").check_room("tiny", 1 << 60)
 
 
