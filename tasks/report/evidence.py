@@ -323,18 +323,17 @@ def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
     train, validation = run.train, run.validation
     if train is None:
         return {}
-    if validation:
-        labels = [label for label, rows in enumerate(validation.class_counts["train"]) if rows]
-        expected: arrays.Expected = {"mean": (np.float64, (len(labels), *train.image_shape))}
-        stored = readable(lambda found: _stored_means(found, expected), validation)
-        if stored is not None:
-            return dict(zip(labels, stored, strict=True))
-    return _blocks(train, lambda blocks: measures.class_means(blocks, train.classes)) or {}
+    stored = readable(lambda found: _stored_means(found, train), validation)
+    return stored or _blocks(train, lambda blocks: measures.class_means(blocks, train.classes)) or {}
 
 
-def _stored_means(validation: Validation, expected: arrays.Expected) -> np.ndarray | None:
+def _stored_means(validation: Validation, train: Split) -> dict[int, np.ndarray]:
     # Entries of earlier versions have none.
-    return arrays.read(regular(validation.means), expected)["mean"] if validation.means.exists() else None
+    if not validation.means.exists():
+        return {}
+    labels = [label for label, rows in enumerate(validation.class_counts["train"]) if rows]
+    expected: arrays.Expected = {"mean": (np.float64, (len(labels), *train.image_shape))}
+    return dict(zip(labels, arrays.read(regular(validation.means), expected)["mean"], strict=True))
 
 
 def _set_aside(run: RunRecord) -> tuple[tuple[SetAside, bytes], ...]:
