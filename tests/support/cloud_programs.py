@@ -93,9 +93,9 @@ def halt(address: str, folder: str) -> None:
     store = machine(address, Path(folder))
     delete = store.objects.delete
 
-    def halting(keys: Iterable[str]) -> None:
+    def halting(keys: Iterable[str], *check: Callable[[], None]) -> None:
         removed = [*keys]
-        delete(removed)
+        delete(removed, *check)
         if removed and removed[0].endswith(ENTRY):
             say("halfway")
             sys.stdin.readline()
