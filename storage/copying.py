@@ -319,10 +319,14 @@ def _entry(store: Store, key: str) -> _Entry:
 def _carry_out(plan: _Plan, advance: Advance) -> None:
     source, target, dataset = plan.source, plan.target, plan.dataset
     done, total = 0, plan.copied.bytes
-    advance(done, total)
-    for entry in _each(partial(_adopted, target), plan.entries):
+
+    def count(entry: _Entry) -> None:
+        nonlocal done
         done += entry.bytes
         advance(done, total)
+
+    advance(done, total)
+    _each(partial(_adopted, target), plan.entries, count)
     with Registry(target, dataset).deciding(), target.alone(dataset, "ledger"):
         # Runs may have gone on at the target meanwhile.
         history = [replace(names, theirs=_names(source, target, names.folder).theirs) for names in plan.history]
@@ -357,8 +361,7 @@ def _create(plan: _Plan, names: _Names) -> None:
         for key in names.missing:
             create(key)
     else:
-        for _ in _each(create, names.missing):
-            pass
+        _each(create, names.missing)
 
 
 def _copy_snapshots(plan: _Plan) -> None:
@@ -376,16 +379,26 @@ def _get(store: Store, key: str) -> bytes | None:
         return None
 
 
-def _each(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Yield the results of a function for all items, several at a time, in the order in which they are there."""
-    with cancellation.cancellable(), ThreadPoolExecutor(_AT_ONCE) as pool:
+def _each(function: Callable[[A], B], items: Iterable[A], done: Callable[[B], None] | None = None) -> list[B]:
+    """Call a function for all items, several at a time; return the results in the order in which they came.
+
+    Args:
+        done: called with each result, in this thread. If it raises an error, or a call does, no other call begins, and
+            those in progress have ended when the error leaves this function.
+    """
+    results: list[B] = []
+    # The pool waits for its threads, after these have been told to stop.
+    with ThreadPoolExecutor(_AT_ONCE) as pool, cancellation.cancellable():
         calls = [pool.submit(copy_context().run, function, item) for item in items]
         try:
             for call in as_completed(calls):
-                yield call.result()
+                results.append(call.result())
+                if done:
+                    done(results[-1])
         finally:
             for call in calls:
                 call.cancel()
+    return results
 
 
 @contextmanager

@@ -352,6 +352,19 @@ def test_a_report_that_is_gone_or_damaged_in_object_storage_is_made_again(
     assert (here / "copy.html").read_bytes() == (published(filled[0], run) / "report.html").read_bytes()
 
 
+def test_a_report_is_made_again_without_a_file_that_is_damaged_in_object_storage(
+    cli: Cli, remote: CloudStore, runs: dict[str, RunRecord], here: Path
+) -> None:
+    for key in remote.objects.contents():
+        if "7-reports/" in key:
+            remote.objects.delete([key])
+        elif key.endswith(("/predictions.npz", "/history.jsonl", "/summary.parquet", "/means.npz", "/held_out.npz")):
+            remote.objects.put(key, b"damaged")
+    output = cli("report", "tiny", runs["second"].id, "--out", "made.html")
+    assert (output.code, output.out) == (0, f"{here / 'made.html'}\n")
+    check_page((here / "made.html").read_text(encoding="utf-8"))
+
+
 def typed(home: Path, store: Store, words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     """Run the installed command."""
     environment = clean_environment(home, IDXFLOW_STORE=str(store.root), **more)

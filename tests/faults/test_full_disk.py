@@ -210,7 +210,8 @@ def test_a_folder_that_may_not_be_written_is_named(open_folder: Path, closed: st
         assert process.stderr.startswith("StoreError: ")
         assert str(store.root / closed) in process.stderr
         assert "ermission denied" in process.stderr
-    assert (process.returncode != 0) == (closed in (".", f"{DATASET}/registry"))
+    # In `registry` itself, only the hint changes, which may lag behind.
+    assert (process.returncode != 0) == (closed == ".")
     assert before.items() <= published(store).items()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from storage.cloud_store import CloudStore
-from storage.errors import DamagedEntry, StoreError
+from storage.errors import ConfigError, DamagedEntry, StoreError
 from storage.formats import arrays
-from storage.objects.cache import CACHE_VARIABLE
+from storage.objects.cache import CACHE_VARIABLE, DEFAULT_SIZE, SIZE_VARIABLE, cache_size
 from storage.records import Entry, FolderEntry
 from storage.store import Plan, store_errors
 from tasks.sources.partial_file import PartialFile
@@ -55,7 +55,18 @@ def test_another_place_for_the_cache_is_what_helps(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "folder"))
     place = tmp_path / "folder" / "stores"
-    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"), store_errors(place):
+    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"), store_errors(place):
         raise OSError(28, "No space left on device")
-    with pytest.raises(StoreError, match="choose another folder with IDXFLOW_CACHE"):
+    with pytest.raises(StoreError, match="choose another with IDXFLOW_CACHE"):
         PartialFile(place, "archive").check_room("tiny", 1 << 60)
+
+
+@pytest.mark.remedies("storage.objects.cache:cache_size")
+def test_a_size_of_the_cache_that_is_none_is_to_be_corrected(monkeypatch: pytest.MonkeyPatch):
+    for wrong in ("20 gallons", "-1", "G", "1.5G"):
+        monkeypatch.setenv(SIZE_VARIABLE, wrong)
+        with pytest.raises(ConfigError, match="IDXFLOW_CACHE_SIZE: expected a number of bytes, such as 500M or 20G"):
+            cache_size()
+    for right, size in (("20G", 20 << 30), ("500m", 500 << 20), ("10KiB", 10 << 10), ("7", 7), ("", DEFAULT_SIZE)):
+        monkeypatch.setenv(SIZE_VARIABLE, right)
+        assert cache_size() == size

@@ -220,6 +220,24 @@ def test_a_copy_that_was_cut_off_anywhere_is_sound_and_is_completed_by_the_next(
     assert cut_off == 8 * 3 + 2 * 3 + 2
 
 
+def test_a_copy_that_is_interrupted_has_ended_when_it_says_so(filled: Store, remote: CloudStore):
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    before = {*threading.enumerate()}
+    with pytest.raises(KeyboardInterrupt):
+        copying.copy(filled, remote, DATASET, advance=interrupt)
+    # No thread goes on without the lease.
+    assert remote.objects.operations[-1].name == "delete"
+    assert remote.objects.operations[-1].key.startswith(f"{DATASET}/leases/")
+    # That which renews leases ends later.
+    assert {thread.name for thread in threading.enumerate() if thread not in before} <= {"idxflow-leases"}
+    assert Registry(remote, DATASET).numbers() == []
+    copying.copy(filled, remote, DATASET)
+    assert champion(remote) == 2
+
+
 @pytest.mark.remedies("storage.copying:_differs")
 @pytest.mark.parametrize("kind", ["decisions", "runs", "versions"])
 def test_another_record_of_the_same_name_is_neither_replaced_nor_kept_silently(

@@ -90,6 +90,8 @@ def test_the_watchers_own_machine_fetches_nothing(machine: Machine, objects: Mem
     assert objects.counts["download"] == 0
 
 
+@pytest.mark.remedies("storage.snapshots:check:2")
+@pytest.mark.remedies("storage.snapshots:check:2")
 def test_an_archive_that_is_not_what_arrived_is_not_used(machine: Machine, objects: MemoryObjects, tiny_set: Dataset):
     arrival = take(machine(), tiny_set)
     file = arrival.files["train-images"].name
@@ -99,7 +101,11 @@ def test_an_archive_that_is_not_what_arrived_is_not_used(machine: Machine, objec
         fetch(worker, tiny_set, arrival)
     place = f"{ADDRESS}/{INBOX}/{arrival.id}"
     assert [*Arrivals(worker, "tiny").damage()] == [(place, f"{file} is not what arrived")]
-    assert [finding.where for finding in verify(worker, "tiny").damage] == [place]
+    (finding,) = verify(worker, "tiny").damage
+    assert (finding.where, finding.remedy) == (place, "copy the set into its folder again, and remove this")
+    objects.delete([key for key in objects.contents() if key.startswith(f"{INBOX}/{arrival.id}/")])
+    again = take(machine(), tiny_set)
+    assert fetch(worker, tiny_set, again).startswith(f"{ADDRESS}/{INBOX}/{again.id}/")
 
 
 def test_damage_of_equal_size_is_found_only_by_reading(machine: Machine, objects: MemoryObjects, tiny_set: Dataset):

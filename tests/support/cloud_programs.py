@@ -18,6 +18,7 @@ from storage.cloud_store import CloudStore
 from storage.errors import IdxflowError
 from storage.objects.leases import Leases
 from storage.objects.opening import opened
+from storage.objects.protocol import always
 from storage.retention import collect
 from storage.store import ENTRY, Plan, Store
 from tests.support.stores import DATASET, Thing, add, retrain
@@ -93,9 +94,9 @@ def halt(address: str, folder: str) -> None:
     store = machine(address, Path(folder))
     delete = store.objects.delete
 
-    def halting(keys: Iterable[str], *check: Callable[[], None]) -> None:
+    def halting(keys: Iterable[str], check: Callable[[], None] = always) -> None:
         removed = [*keys]
-        delete(removed, *check)
+        delete(removed, check)
         if removed and removed[0].endswith(ENTRY):
             say("halfway")
             sys.stdin.readline()

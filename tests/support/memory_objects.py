@@ -95,6 +95,12 @@ class MemoryObjects:
         other._objects = dict(self._objects)
         return other
 
+    def shared(self) -> MemoryObjects:
+        """Return the same objects as another process sees them: with its own hooks and counts."""
+        other = MemoryObjects(self.address, clock=self.clock)
+        other._objects, other._lock = self._objects, self._lock
+        return other
+
     def contents(self) -> dict[str, bytes]:
         """Return all objects by key, without counting."""
         with self._lock:
