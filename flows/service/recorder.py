@@ -15,7 +15,7 @@ from storage.store import Store
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-INTERVAL_SECONDS = 60
+INTERVAL_SECONDS = 300
 """Between two looks into object storage: each look takes requests, which cost money, for every data set."""
 _QUERY_SECONDS = 10
 
@@ -37,7 +37,7 @@ class Recorder:
         """Record ends: now, or in object storage soon.
 
         Args:
-            at_once: whether a run has just ended; otherwise an ended run in object storage may wait a minute.
+            at_once: whether a run has just ended; otherwise an ended run in object storage may wait that long.
         """
         if not self._store.leases:
             self._record(client)
