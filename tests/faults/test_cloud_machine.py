@@ -31,7 +31,7 @@ from storage.store import ENTRY, FOLDERS, Plan
 from storage.verify import verify
 from tests.support.cloud_stores import Clock, machine
 from tests.support.crashes import in_memory
-from tests.support.interleaved import TICK, Process
+from tests.support.interleaved import TICK, Process, Work
 from tests.support.memory_objects import MemoryObjects, Stopped
 from tests.support.stores import DATASET, Thing, decide
 
@@ -301,3 +301,40 @@ def test_any_order_of_requests_leaves_a_store_that_keeps_its_promises():
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+MEETINGS = {
+    "a run meets gc": (a_run("first", 1, True), collecting),
+    "gc meets a run": (collecting, a_run("second", 1, True)),
+    "a run meets an equal one": (a_run("first", 1, True), a_run("second", 1, True)),
+    "gc meets a decision": (collecting, by_hand(1)),
+    "a decision meets gc": (by_hand(1), collecting),
+}
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+def test_at_any_request_of_one_process_another_may_do_all_it_can(name: str):
+    """The second one goes on until it ends or waits, whether or not the first one has ended then."""
+    number, ended = 0, False
+    while not ended:
+        number += 1
+        world = CloudMachine()
+        world.begin()
+        try:
+            ended = met(world, *MEETINGS[name], number)
+        finally:
+            world.teardown()
+
+
+def met(world: CloudMachine, first: Work, second: Work, number: int) -> bool:
+    """Let one process do a number of requests, and another all it can then; return whether the first ended before."""
+    world.start(first, 0)
+    if any(world.step(world.processes[0]) for _ in range(number)):
+        return True
+    world.start(second, 1)
+    while not world.step(world.processes[1]) and world.processes[1].next:
+        world.nothing_is_broken()
+    world.nothing_is_broken()
+    while not world.step(world.processes[0]):
+        world.nothing_is_broken()
+    return False
