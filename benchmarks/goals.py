@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks import commands, memory, spending
+from benchmarks import commands, elsewhere, memory, spending
 from benchmarks.measure import Results, Spread, ratio, spread
 
 
@@ -46,6 +46,7 @@ GUNZIPS = ("gunzip zlib", "gunzip isal", "gunzip zlib-ng", "gunzip libdeflate")
 JAX = ("jax, lax.scan", "jax, a call per step")
 ALONE, WARM = (spending.row(spending.ALL, spending.COMMANDS[number]) for number in (1, 3))
 PREFECT_ALONE, PREFECT_WARM = (spending.row(spending.PREFECT, spending.COMMANDS[number]) for number in (1, 3))
+AT_HOME, ELSEWHERE = elsewhere.rows(elsewhere.FOLDER), elsewhere.rows(elsewhere.OBJECTS)
 GOALS = (
     Goal("job", "whole job / tutorial script", "job", "idxflow run", 0.22, ("tutorial script",)),
     Goal("fit", "epoch / epoch of `model.fit`", "training", "idxflow", 0.16, ("model.fit",)),
@@ -54,6 +55,8 @@ GOALS = (
     Goal("arrays", "decoding to arrays / fastest gunzip", "decoding", "idxflow to arrays", 2, GUNZIPS),
     Goal("parquet", "decoding to Parquet / fastest gunzip", "decoding", "idxflow to Parquet", 2, GUNZIPS),
     Goal("rerun", "unchanged run / first run", "rerun", "unchanged run", 0.1, ("first run",)),
+    Goal("elsewhere", "first run in object storage / in a folder", "elsewhere", ELSEWHERE[0], 1.5, (AT_HOME[0],)),
+    Goal("elsewhere-again", "unchanged run there / in a folder", "elsewhere", ELSEWHERE[1], 1.5, (AT_HOME[1],)),
     Goal("alone", "unchanged run / `import prefect`", "spending", ALONE, 2.5, (PREFECT_ALONE,)),
     Goal("warm", "unchanged run, warm server / `import prefect`", "spending", WARM, 1.2, (PREFECT_WARM,)),
     Goal("alone-seconds", "unchanged run", "spending", ALONE, 3),

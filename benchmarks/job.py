@@ -35,7 +35,7 @@ def epochs() -> int:
     return QUICK_EPOCHS if subjects.quick() else EPOCHS
 
 
-def run_command(store: Path, number: int) -> list[str]:
+def run_command(store: Path | str, number: int) -> list[str]:
     """Return the command that retrains on the real archives as the tutorial does, with its report as JSON."""
     source = str(subjects.archive("train-images").parent)
     command = [str(BIN / "idxflow"), "run", "mnist", "--profile", "tutorial", "--source", source]

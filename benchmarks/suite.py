@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import commands, memory, spending
+from benchmarks import commands, elsewhere, memory, spending
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -26,6 +26,17 @@ RERUN = Comparison(
     "job",
     (Variant("unchanged run", "verifies and reuses every step", rows=("first run", "unchanged run")),),
     "first run", most_rounds=3,
+)  # fmt: skip
+ELSEWHERE = Comparison(
+    "elsewhere", "A store in object storage",
+    "`idxflow run mnist --profile tutorial` with an empty store, then again, on a server of S3 on the same machine "
+    "(MiniStack, which keeps all in memory) and in a folder. Each run starts Prefect for itself.",
+    "elsewhere",
+    (
+        Variant(elsewhere.FOLDER, "", rows=elsewhere.rows(elsewhere.FOLDER)),
+        Variant(elsewhere.OBJECTS, "`--store s3://…`", rows=elsewhere.rows(elsewhere.OBJECTS)),
+    ),
+    elsewhere.row(elsewhere.RUNS[0], elsewhere.FOLDER), most_rounds=3,
 )  # fmt: skip
 SPENDING = Comparison(
     "spending", "Where the seconds go",
@@ -168,6 +179,6 @@ COMPARISONS = {
     comparison.name: comparison
     for comparison in (
         *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING),
-        *(JOB, RERUN, SPENDING, MEMORY, SPLITS, SEEDS),
+        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS),
     )
 }

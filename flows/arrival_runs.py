@@ -18,8 +18,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from storage.arrivals import Arrival
 from storage.errors import PrefectFailed
+from storage.snapshots import Arrival
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -15,6 +15,7 @@ from pydantic import Field
 from flows.settings import LOGGERS
 from storage import retention
 from storage.errors import IdxflowError
+from storage.objects.address import OPEN_STORE
 from storage.opening import open_store
 from storage.store import Store
 
@@ -30,7 +31,7 @@ def collect(
     keep_versions: Annotated[int, Field(ge=1)] = retention.KEEP_LAST,
     keep_flow_runs: Annotated[int, Field(ge=1)] = FLOW_RUNS,
     event_days: Annotated[float, Field(ge=0)] = EVENT_DAYS,
-    store: str | None = None,
+    store: Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_STORE})] = None,
 ) -> State[dict[str, Any]]:
     """Remove old results from the store, and old flow runs and events from Prefect's database.
 
@@ -40,7 +41,7 @@ def collect(
         keep_versions: Number of newest versions and runs of each data set to keep in the store, as with idxflow gc.
         keep_flow_runs: Number of newest ended runs of each deployment to keep in Prefect, with their logs.
         event_days: Number of days to keep Prefect's events. Those of a removed run are removed with it.
-        store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
+        store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
     """
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)

@@ -20,6 +20,7 @@ import yaml
 
 from flows.endings import settle
 from flows.settings import POOL, ROOT
+from flows.terminal.text import size
 from storage.errors import IdxflowError, PrefectFailed
 from storage.ledger import Ledger
 from storage.objects.cache import CACHE_VARIABLE, SIZE_VARIABLE, Cache
@@ -145,7 +146,7 @@ def _cache(cache: Cache) -> Diagnosis:
         finding = f"{cache.folder} cannot be written"
         return Diagnosis("problem", "cache", finding, f"correct the permissions, or set {CACHE_VARIABLE} to another")
     used, free = cache.used(), shutil.disk_usage(place).free
-    finding = f"{used / 1e9:,.1f} of at most {cache.bound / 1e9:,.1f} GB at {cache.folder}; {free / 1e9:,.1f} GB free"
+    finding = f"{size(used)} of at most {size(cache.bound)} at {cache.folder}; {size(free)} free"
     if free < cache.bound - used:
         remedy = f"free space there, or set {SIZE_VARIABLE} to less, or {CACHE_VARIABLE} to a folder on another disk"
         return Diagnosis("warning", "cache", f"it can fill the disk: {finding}", remedy)
@@ -157,7 +158,10 @@ def _disk(store: Store) -> Diagnosis:
     free = shutil.disk_usage(place).free
     finding = f"{free / 1e9:,.1f} GB free at {place}"
     if free < LEAST_FREE_BYTES:
-        return Diagnosis("warning", "disk", finding, f"{store.command('gc')}, or another store with --store")
+        # `gc` frees what a store elsewhere takes there, not here.
+        here = f"free space, or another folder with {CACHE_VARIABLE}"
+        gc = f"{store.command('gc')}, or another store with --store"
+        return Diagnosis("warning", "disk", finding, here if store.leases else gc)
     return Diagnosis("ok", "disk", finding)
 
 
@@ -169,9 +173,8 @@ def _whole(store: Store) -> Diagnosis:
         settle(store)
         verdict = verify(store, contents=False)
     except IdxflowError as error:
-        if store.cache:
-            return Diagnosis("problem", "store", *_parted(error))
-        return Diagnosis("problem", "store", str(error), "chown it to the user that runs the worker, or choose another")
+        whose = str(error), "chown it to the user that runs the worker, or choose another"
+        return Diagnosis("problem", "store", *(_parted(error) if store.cache else whose))
     summary = (
         f"{counted(verdict.entries, 'entry', 'entries')}, {counted(verdict.versions, 'version')}, "
         f"{counted(verdict.records, 'ledger record')}, sizes checked"

@@ -39,7 +39,7 @@ def examples(data: DatasetInStore, split: str) -> Examples:
     from storage.formats import parquet
 
     decoded = _newest(data, split)
-    labels = parquet.labels(decoded.file).tolist()
+    labels = parquet.labels(decoded.source).tolist()
     classes = _classes(data, decoded)
     first = {label: labels.index(label) for label in sorted(set(labels)) if label < len(classes)}
     if not first:
@@ -47,7 +47,7 @@ def examples(data: DatasetInStore, split: str) -> Examples:
             f"expected images of the classes of {data.name}; found none in the {decoded.name} images; "
             "correct the labels, or classes in the manifest"
         )
-    images = parquet.rows(decoded.file, list(first.values()))
+    images = parquet.rows(decoded.source, list(first.values()))
     without = [name for label, name in enumerate(classes) if label not in first]
     return Examples(images, [classes[label] for label in first], without)
 

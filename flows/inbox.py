@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.arrivals import ArrivedFile, copied
+from storage.arrivals import copied
 from storage.datasets.catalog import ArchiveSpec, Dataset
 from storage.errors import DigestMismatch, FormatError, IdxflowError, SourceUnavailable
 from storage.files import sha256_of
 from storage.formats.idx import Reader
 from storage.records import SPLITS
+from storage.snapshots import ArrivedFile
 from tasks.sources.origins import file_names, network_limit
 
 _ROWS = 8192

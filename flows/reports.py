@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,11 @@ def run_with_report(data: DatasetInStore, record: dict[str, Any]) -> dict[str, A
     return original
 
 
-def report_of(data: DatasetInStore, record: dict[str, Any]) -> RunReport:
+def report_of(data: DatasetInStore, record: dict[str, Any], needed: Sequence[str] = ()) -> RunReport:
     """Return the report of the run `record`: as published if undamaged, otherwise rebuilt; a remark names the sources.
+
+    Args:
+        needed: the names of the files that will be read: in object storage, only these are fetched and checked.
 
     Raises:
         StoreError: the store cannot be read.
@@ -63,10 +67,14 @@ def report_of(data: DatasetInStore, record: dict[str, Any]) -> RunReport:
     from tasks.report.past_runs import missing, run_record
 
     run = str(record["run"])
+    is_there = data.store.has(data.name, "publish", run)
     try:
-        return RunReport(run, data.store.get(data.name, "publish", run, Report), None)
+        published = data.store.get(data.name, "publish", run, Report)
+        for name in needed:
+            published.entry.path(name)
+        return RunReport(run, published, None)
     except DamagedEntry:
-        problem = "is damaged" if (data.store.entries(data.name, "publish") / run).exists() else "was removed"
+        problem = "is damaged" if is_there else "was removed"
     if not record.get("report"):
         problem = "was never published"
     values = run_record(data.store, record)

@@ -24,21 +24,24 @@ from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
 from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
-from storage.arrivals import ARRIVAL
 from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import IdxflowError
+from storage.objects.address import OPEN_STORE
 from storage.outcomes import Outcome
 from storage.records import HTML
 from storage.runtime import cancellation
+from storage.snapshots import ARRIVAL
 from tasks.sources.origins import OPEN_SOURCE
 from tasks.ui import artifacts
 
 R = TypeVar("R")
 
 # Prefect: source-pattern. Prefect's server checks the schema before it stores the input. A pydantic validator would
-# quote the address in its error.
+# quote the address in its error. The same holds for the address of a store.
 Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
+
+StorePlace = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_STORE})]
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -58,7 +61,7 @@ def retrain(
     profile: Profile = "default",
     training: TrainingOverrides | None = None,
     source: Source = None,
-    store: str | None = None,
+    store: StorePlace = None,
     dataset_file: str | None = None,
     force: bool = False,
     audit: bool = False,
@@ -76,7 +79,7 @@ def retrain(
         profile: Training recipe: default, tutorial (the published recipe to the letter), or fast (a quick look).
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
-        store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
+        store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
         force: Train, evaluate and decide again even if nothing is new.
         audit: Look for wrong labels and near-duplicates, too; the report shows them, and nothing is removed.
@@ -137,7 +140,7 @@ def retrain_arrival(
 def validate_dataset(
     dataset: str = "digits",
     source: Source = None,
-    store: str | None = None,
+    store: StorePlace = None,
     dataset_file: str | None = None,
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
@@ -147,7 +150,7 @@ def validate_dataset(
     Args:
         dataset: Name of a data set of the catalog.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
-        store: Folder of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
+        store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.

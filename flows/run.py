@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args
 
 from flows import datasets
 from flows.settings import SOURCE_VARIABLE
-from storage.arrivals import WELL, Arrivals, ArrivedFile
+from storage.arrivals import WELL, Arrivals
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
@@ -29,7 +29,8 @@ from storage.opening import open_store
 from storage.outcomes import Outcome, steps_of
 from storage.records import CUT_OFF, HTML, Done, Failure, Report, RunRecord, Step, to_json
 from storage.registry import Registry
-from storage.store import LOOKED_AT, Store, store_address, store_errors
+from storage.snapshots import ArrivedFile
+from storage.store import LOOKED_AT, Store, command_for, store_address, store_errors
 from storage.underway import Trace, begin
 from storage.words import meant
 from tasks.report import past_runs
@@ -121,7 +122,8 @@ class Request:
         words += ["--audit"] if self.audit else []
         words += ["--quarantine", ",".join(self.quarantine) or NOTHING] if self.quarantine is not None else []
         words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
-        return open_store(self.store).command(shlex.join(words))
+        # Without opening the store: that may take a request to another machine.
+        return command_for(store_address(self.store), shlex.join(words))
 
     def source_for(self, dataset: Dataset) -> str | None:
         """Return where to look first: the given source, otherwise `IDXFLOW_SOURCE` unless the data is embedded.
@@ -129,7 +131,7 @@ class Request:
         In a folder of several data sets, this is the subfolder with the name of this one.
         """
         if self.arrival:
-            return str(self._arrivals.folder(self.arrival))
+            return self._arrivals.where(self.arrival)
         source = self.source or (None if dataset.embedded else os.environ.get(SOURCE_VARIABLE))
         if source and ":" not in source.split("/")[0]:
             folder = Path(source).expanduser().absolute()

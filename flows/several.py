@@ -25,8 +25,11 @@ from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_me
 from flows.service.fork import Fork, show_as
 from flows.service.processes import end_with_parent
 from storage.errors import ConfigError
+from storage.objects.address import is_address
+from storage.objects.opening import opened
 from storage.opening import open_store
 from storage.records import CUT_OFF, Failure
+from storage.store import store_address
 from tasks.ui import progress
 from tasks.ui.progress import Progress
 
@@ -57,7 +60,7 @@ def by_name(requests: Iterable[Request]) -> dict[str, Request]:
     named: dict[str, Request] = {}
     for request in requests:
         name = request.resolve()[0].name
-        open_store(request.store)
+        _check_store(request)
         if name in named:
             first, second = (each.dataset_file or each.dataset for each in (named[name], request))
             raise ConfigError(
@@ -65,6 +68,15 @@ def by_name(requests: Iterable[Request]) -> dict[str, Request]:
             )
         named[name] = request
     return named
+
+
+def _check_store(request: Request) -> None:
+    address = store_address(request.store)
+    if is_address(address):
+        # No more: the library for object storage, once used, cannot be used in a fork. Each run finds out itself.
+        opened(address)
+    else:
+        open_store(address)
 
 
 class Several:

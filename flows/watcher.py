@@ -24,11 +24,13 @@ from flows import arrival_runs, datasets
 from flows.inbox import ArrivalFolder, Contents
 from flows.interruption import interruptible
 from flows.terminal.output import print_line, remark
-from storage.arrivals import WELL, Arrival, Arrivals, mark_of, new_id
+from storage.arrivals import WELL, Arrivals, new_id
 from storage.datasets import catalog
 from storage.errors import ConfigError, DataRefused, IdxflowError, PrefectFailed, StoreError
 from storage.files import kind_of
+from storage.objects.cache import option_of
 from storage.opening import open_store
+from storage.snapshots import Arrival, mark_of
 from storage.store import Store
 
 
@@ -266,7 +268,7 @@ def _make_sure_it_fits(place: Path, needed: int) -> None:
     if free < needed:
         raise StoreError(
             f"expected {needed:,} bytes free at {place.parent}; found {free:,}; free space there, or choose another "
-            "store with --store"
+            f"with {option_of(place)}"
         )
 
 

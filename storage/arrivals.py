@@ -1,85 +1,40 @@
 """Sets of archives that have arrived in a folder: each is copied into the store before it is announced.
 
-    <dataset>/0-inbox/arrivals/<arrival>/    a snapshot: the four archives as they were, and arrival.json
+    <dataset>/0-inbox/arrivals/<arrival>/    a snapshot: see `snapshots`
     <dataset>/ledger/arrivals/               the record of each, kept permanently
 
 So the set that runs is the set that was announced, even if the folder changes in between. A set is identified by its
-contents (`mark`). A snapshot is made in a partial folder, flushed to disk and renamed, and only then recorded: a
-process killed in between leaves a snapshot that the next one records. It is removed once unneeded (`surplus`).
+contents (`mark`). Its snapshot is complete before it is recorded: a process killed in between leaves one that the next
+process records. It is removed once unneeded (`surplus`).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import hashlib
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from storage.errors import DamagedEntry, SourceUnavailable
-from storage.files import canonical, flush, listed, locked, make_folder, read_json, sha256_of, write_json
+from storage.files import copy_file, locked, make_folder
 from storage.ledger import Ledger, place
+from storage.objects.cache import DigestDiffers
 from storage.records import CUT_OFF
-from storage.store import INBOX, LOCKS, Store, discard, store_errors
+from storage.snapshots import ARRIVALS, Arrival, folder, snapshots
+from storage.store import INBOX, LOCKS, Store, store_errors
+from storage.upkeep import UNFINISHED, Leftover
 
-ARRIVALS = "arrivals"
-ARRIVAL = r"^[0-9]{8}-[0-9]{6}-[0-9a-f]{8}$"
-"""The form of an arrival's id: the time it was taken (UTC), and random digits."""
 WELL = ("promoted", "kept", "unchanged")
 """The states of runs that completed the work for their set."""
-_RECORD = "arrival.json"
 _FICLONE = 0x40049409
 """ioctl_ficlone(2): the copy shares the blocks of the original until either is changed."""
 _BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class ArrivedFile:
-    """One archive of a set."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One set of archives as it was when the snapshot was taken."""
-
-    id: str
-    dataset: str
-    dataset_file: str | None
-    """The manifest named when the watch was started; None if the data set is in the catalog."""
-    source: str
-    """The folder in which it arrived."""
-    files: Mapping[str, ArrivedFile]
-    """By role."""
-
-    @property
-    def mark(self) -> str:
-        """The digest of the set's contents, which identifies it."""
-        return mark_of(self.dataset, self.files)
-
-    def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        return {**values, "arrival": values.pop("id"), "mark": self.mark}
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> Arrival:
-        files = {role: ArrivedFile(f["name"], f["bytes"], f["sha256"]) for role, f in values["files"].items()}
-        return Arrival(values["arrival"], values["dataset"], values["dataset_file"], values["source"], files)
-
-
-def mark_of(dataset: str, files: Mapping[str, ArrivedFile]) -> str:
-    """Return the digest of a set's contents."""
-    return hashlib.sha256(canonical([dataset, {role: file.sha256 for role, file in files.items()}])).hexdigest()
 
 
 def new_id() -> str:
@@ -93,14 +48,28 @@ class Arrivals:
     def __init__(self, store: Store, dataset: str) -> None:
         self.store, self._dataset = store, dataset
         self._ledger = Ledger(store, dataset)
-        self._folder = store.part(dataset, INBOX) / ARRIVALS
+        self._folder, self._snapshots = folder(store, dataset), snapshots(store, dataset)
         # Records do not change: each is read once.
         self._known: dict[str, Arrival | None] = {}
         self._runs: dict[str, dict[str, Any]] = {}
 
-    def folder(self, arrival: str) -> Path:
-        """Return the folder of a set's snapshot, which need not exist."""
-        return self._folder / arrival
+    def where(self, arrival: str) -> str:
+        """Return the path or the address of a set's snapshot, which need not exist."""
+        return self._snapshots.where(arrival)
+
+    def fetched(self, arrival: str, role: str) -> Path:
+        """Return an archive of a set, for a store elsewhere: through the cache of this machine.
+
+        Raises:
+            FileNotFoundError: there is no such set, or its snapshot is gone.
+            DigestDiffers: the archive is not what arrived.
+        """
+        known = self.find(arrival)
+        if known is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.where(arrival))
+        file = known.files[role]
+        key = f"{self._dataset}/{INBOX}/{ARRIVALS}/{arrival}/{file.name}"
+        return self.store.file(key, file.sha256, file.bytes)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -122,14 +91,37 @@ class Arrivals:
 
     def add(self, partial: Path, arrival: Arrival) -> None:
         """Publish `partial` as the snapshot of a set, and record the set if it is new."""
-        write_json(partial / _RECORD, arrival.to_json())
-        for path in partial.iterdir():
-            path.chmod(0o444)
-        flush(partial)
-        os.rename(partial, self.folder(arrival.id))
-        flush(self._folder)
+        self._snapshots.publish(partial, arrival)
         if not self.find(arrival.id):
             self._record(arrival)
+
+    def names(self) -> list[str]:
+        """Return the ids of all sets whose snapshots are there, sorted."""
+        with store_errors(self._folder):
+            return self._snapshots.names()
+
+    def adopt(self, other: Arrivals, arrival: str) -> None:
+        """Copy a snapshot of another store, unless this one has it; its record in the ledger is not written.
+
+        Raises:
+            DamagedEntry: a file of it is not what arrived.
+            OSError: it cannot be written.
+        """
+        if self._snapshots.exists(arrival):
+            return
+        described = other._snapshots.read(arrival)
+        with self.partial() as partial:
+            for role, file in described.files.items():
+                try:
+                    found = copy_file(other.fetched(arrival, role), partial / file.name)
+                except DigestDiffers:
+                    found = ""
+                if found != file.sha256:
+                    raise DamagedEntry(
+                        f"{other.where(arrival)}/{file.name}: expected the file that arrived; found another; "
+                        f"`{other.store.command('verify')}` says what to do"
+                    )
+            self._snapshots.publish(partial, described)
 
     def is_lost(self, arrival: Arrival) -> bool:
         """Return whether a set that has not been run has lost its snapshot, as after removing a damaged one.
@@ -137,7 +129,7 @@ class Arrivals:
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
         """
-        return not self.folder(arrival.id).exists() and not self.run_of(arrival.id)
+        return not self._snapshots.exists(arrival.id) and not self.run_of(arrival.id)
 
     def find(self, arrival: str) -> Arrival | None:
         """Return a set by its id, or None.
@@ -190,53 +182,52 @@ class Arrivals:
 
     def discard(self, arrival: str) -> None:
         """Remove the snapshot of a set."""
-        if self.folder(arrival).exists():
-            discard(self.folder(arrival))
+        self._snapshots.remove(arrival)
 
-    def surplus(self) -> list[Path]:
+    def unfinished(self) -> list[Leftover]:
+        """Return what watchers left in the store that ended while writing. Call it while no watcher takes a set."""
+        return [self._snapshots.leftover(name, UNFINISHED) for name in self._snapshots.unfinished()]
+
+    def surplus(self) -> list[Leftover]:
         """Return the snapshots that no run needs: a run of the set, or of a later set of its folder, has succeeded.
 
         Raises:
             DamagedEntry: a record of the ledger cannot be read.
         """
-        snapshots = {path.name: path for path in listed(self._folder)}
-        unseen, over, unneeded = set(snapshots), set[str](), list[Path]()
-        for arrival in self._newest_first() if snapshots else ():
+        names = set(self._snapshots.names())
+        unseen, over, unneeded = set(names), set[str](), list[str]()
+        for arrival in self._newest_first() if names else ():
             if arrival.source not in over and (self.run_of(arrival.id) or {}).get("state") in WELL:
                 over.add(arrival.source)
-            if arrival.source in over and arrival.id in snapshots:
-                unneeded.append(snapshots[arrival.id])
+            if arrival.source in over and arrival.id in names:
+                unneeded.append(arrival.id)
             unseen.discard(arrival.id)
             if not unseen:
                 break
-        return sorted(unneeded)
+        return [self._snapshots.leftover(name, "no run needs it") for name in sorted(unneeded)]
 
-    def damage(self, contents: bool = True) -> Iterator[tuple[Path, str]]:
-        """Yield each damaged snapshot with a description of the problem.
+    def damage(self, contents: bool = True) -> Iterator[tuple[str, str]]:
+        """Yield where each damaged snapshot is, with a description of the problem.
 
         The size of each file is checked, and its SHA-256 unless `contents` is False.
         """
-        for path in listed(self._folder):
+        for name in self._snapshots.names():
             try:
-                for file in _described(path).files.values():
-                    size = (path / file.name).stat().st_size
-                    if size != file.bytes or (contents and sha256_of(path / file.name) != file.sha256):
-                        raise DamagedEntry(f"{file.name} is not what arrived")
+                self._snapshots.check(name, contents)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, DamagedEntry) as error:
-                yield path, str(error)
+                yield self.where(name), str(error)
 
     def _record(self, arrival: Arrival) -> None:
         self._ledger.append("arrivals", arrival.id, arrival.to_json())
 
     def _recover(self) -> None:
         """Remove abandoned partial snapshots, and record complete ones that were not recorded."""
-        if not self._folder.is_dir():
-            return
-        for path in self._folder.glob(".*.partial"):
-            shutil.rmtree(path)
-        for path in listed(self._folder):
-            if not self._ledger.find("arrivals", path.name):
-                self._record(_described(path))
+        if self._folder.is_dir():
+            for path in self._folder.glob(".*.partial"):
+                shutil.rmtree(path)
+        for name in self._snapshots.names():
+            if not self._ledger.find("arrivals", name):
+                self._record(self._snapshots.read(name))
 
     def _newest_first(self) -> Iterator[Arrival]:
         """Yield the sets, skipping arrivals of earlier versions of idxflow, which have no snapshot."""
@@ -278,10 +269,3 @@ def _read(descriptor: int, name: str) -> bytes:
         return os.read(descriptor, _BLOCK)
     except OSError as error:
         raise SourceUnavailable(f"{name}: expected to read all of it; {error.strerror}; copy it again") from error
-
-
-def _described(snapshot: Path) -> Arrival:
-    arrival = Arrival.from_json(read_json(snapshot / _RECORD))
-    if arrival.id != snapshot.name or not re.fullmatch(ARRIVAL, arrival.id):
-        raise DamagedEntry(f"{_RECORD} describes {arrival.id}")
-    return arrival

@@ -27,19 +27,35 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage import store_format
-from storage.errors import DamagedEntry, StoreError
-from storage.files import WAITING
+from storage.errors import DamagedEntry, StoreError, published_by
+from storage.files import WAITING, make_folder
 from storage.objects import sealed
-from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size
+from storage.objects.cache import Cache, DigestDiffers, cache_folder, cache_size, unusable
 from storage.objects.leases import Leases
 from storage.objects.protocol import Found, Objects
 from storage.records import Entry, from_json
 from storage.runtime import cancellation
-from storage.store import ENTRY, FOLDERS, LOOKED_AT, PARTS, Plan, R, Store, check_identity, description, take_over
+from storage.runtime.ranged import Ranged, Source
+from storage.store import (
+    ENTRY,
+    FOLDERS,
+    LOOKED_AT,
+    PARTS,
+    Files,
+    Plan,
+    R,
+    Store,
+    check_identity,
+    description,
+    empty_partial,
+    plan_of,
+    take_over,
+)
 
 USERS, COLLECTING, CLAIMS = "leases", "gc", "claims"
 """The folders of leases of a data set."""
@@ -55,7 +71,7 @@ _log = logging.getLogger(__name__)
 class CloudStore(Store):
     """A store whose objects are elsewhere."""
 
-    _ANOTHER_FOLDER = "choose another with IDXFLOW_CACHE"
+    _ANOTHER_FOLDER = "choose another folder with IDXFLOW_CACHE"
 
     def __init__(self, objects: Objects, leases: Leases | None = None, cache: Path | None = None) -> None:
         cache = cache or cache_folder()
@@ -85,6 +101,10 @@ class CloudStore(Store):
         if not store_format.check(self.objects):
             # Once per store: a server that replaces what is there would lose results without a word.
             self.objects.probe()
+        try:
+            make_folder(self.root)
+        except OSError as error:
+            raise unusable(error) from error
         super().prepare()
 
     def strays(self) -> list[Found]:
@@ -105,6 +125,10 @@ class CloudStore(Store):
         except FileNotFoundError:
             return False
         return True
+
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        name = key.rpartition("/")[2]
+        return self.cache.path(name, sha256, size, lambda place: self.objects.download(key, place))
 
     @contextmanager
     def in_use(self, dataset: str) -> Iterator[None]:
@@ -151,6 +175,33 @@ class CloudStore(Store):
         for found in sorted(described, key=lambda found: found.modified, reverse=True)[:LOOKED_AT]:
             with suppress(FileNotFoundError, ValueError):
                 yield sealed.read(self.objects, found.key)
+
+    def described(self, dataset: str, part: str, key: str) -> dict[str, Any]:
+        where = f"{dataset}/{part}/{key}/{ENTRY}"
+        try:
+            described = sealed.read(self.objects, where)
+            check_identity((dataset, part, key), described)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = getattr(error, "strerror", None) or str(error)
+            raise DamagedEntry(f"{self.objects.where(where)} cannot be read ({problem})") from error
+        return described
+
+    def adopt(self, entry: Mapping[str, Any], files: Files) -> None:
+        plan, attempt = plan_of(entry), secrets.token_hex(8)
+        folder = self.entry_key(plan.dataset, plan.step, plan.folder)
+        # What has to be fetched first passes through the working folder, which processes of this machine share.
+        with super()._exclusively(plan):
+            partial = empty_partial(self.entries(plan.dataset, plan.step) / plan.folder)
+            for name in entry["files"]:
+                cancellation.check()
+                self.objects.upload(f"{folder}/{attempt}/{name}", files.path(name, partial / name))
+                (partial / name).unlink(missing_ok=True)
+            partial.rmdir()
+        self.check_in_use(plan.dataset)
+        if sealed.create(self.objects, f"{folder}/{ENTRY}", {**entry, "attempt": attempt}):
+            self._check_published(plan.dataset, CloudEntry(self, folder, attempt, files_of(entry)))
+        else:
+            self.objects.delete([f"{folder}/{attempt}/{name}" for name in entry["files"]])
 
     def _obtain(self, plan: Plan, kind: type[R], make: Callable[[Path], R]) -> tuple[R, str, bool]:
         # What is there needs no claim.
@@ -287,10 +338,6 @@ def files_of(described: Mapping[str, Any]) -> dict[str, StoredFile]:
     return {name: StoredFile(int(file["bytes"]), str(file["sha256"])) for name, file in described["files"].items()}
 
 
-class _Missing(Exception):
-    """A file of an entry is not in the store."""
-
-
 @dataclass(frozen=True)
 class CloudEntry:
     """An entry in object storage; its files come through the cache."""
@@ -308,34 +355,34 @@ class CloudEntry:
     def where(self, name: str = "") -> str:
         return self.store.objects.where(f"{self.folder}/{self.attempt}/{name}" if name else self.folder)
 
+    def sha256(self, name: str) -> str | None:
+        return self.files[name].sha256 if name in self.files else None
+
+    def source(self, name: str) -> Source:
+        if name not in self.files or self.store.cache.has(name, self.files[name].sha256):
+            return self.path(name)
+        file = self.files[name]
+        return Ranged(self.where(name), file.bytes, file.sha256, partial(self._range, name), partial(self.path, name))
+
+    def _range(self, name: str, start: int, stop: int) -> bytes:
+        with self._removed(name):
+            return self.store.objects.range(self._key(name), start, stop)
+
     def path(self, name: str) -> Path:
         if name not in self.files:
             # As in a folder: whoever opens it finds that it is not there.
             return self.store.root / "none" / name
-        file, key = self.files[name], f"{self.folder}/{self.attempt}/{name}"
+        file = self.files[name]
         try:
-            return self.store.cache.path(name, file.sha256, file.bytes, lambda place: self._download(key, place))
-        except _Missing as error:
-            self.unpublish()
-            raise StoreError(
-                f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
-                "run again"
-            ) from error
+            with self._removed(name):
+                path = self.store.file(self._key(name), file.sha256, file.bytes)
         except DigestDiffers as error:
             self.unpublish()
             raise DamagedEntry(
                 f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
             ) from error
-
-    def _download(self, key: str, place: Path) -> None:
-        objects = self.store.objects
-        try:
-            objects.download(key, place)
-        except FileNotFoundError as error:
-            # It may be the folder on this machine that is gone.
-            if objects.age(key) is None:
-                raise _Missing from error
-            raise
+        published_by(path, f"{self.where()}/{ENTRY}")
+        return path
 
     def unpublish(self) -> None:
         """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""
@@ -343,3 +390,17 @@ class CloudEntry:
         with suppress(FileNotFoundError, ValueError, KeyError):
             if sealed.read(self.store.objects, described)["attempt"] == self.attempt:
                 self.store.objects.delete([described])
+
+    def _key(self, name: str) -> str:
+        return f"{self.folder}/{self.attempt}/{name}"
+
+    @contextmanager
+    def _removed(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.unpublish()
+            raise StoreError(
+                f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
+                "run again"
+            ) from error

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from storage.records import CUT_OFF, Failure, Step, Validation
+from storage.runtime.ranged import Ranged
 
 
 class IdxflowError(Exception):
@@ -179,12 +180,23 @@ def error_class(kind: str) -> type[IdxflowError]:
     return value if isinstance(value, type) and issubclass(value, IdxflowError) else IdxflowError
 
 
-def made_again(file: Path) -> str:
+_publications: dict[Path, str] = {}
+
+
+def published_by(file: Path, description: str) -> None:
+    """Note the address of the description that publishes the entry of a file, which is only a copy in a cache."""
+    _publications[file] = description
+
+
+def made_again(file: Path | Ranged) -> str:
     """Return the remedy for a damaged file of a store entry whose size and SHA-256 match its description.
 
     As long as such an entry exists, runs reuse it.
     """
-    return f"remove {file.parent}, then run again"
+    if not isinstance(file, Path):
+        # Its folder is that of an attempt, beside which is what publishes it.
+        return f"remove {str(file).rsplit('/', 2)[0]}/entry.json, then run again"
+    return f"remove {_publications.get(file, file.parent)}, then run again"
 
 
 def unreadable(path: Path | str, error: OSError) -> StoreError:

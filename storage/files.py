@@ -30,6 +30,7 @@ MAX_JSON_BYTES = 16 << 20
 WAITING = {"waiting": True}
 """`extra` of a log line that says what a run is waiting for: the command line shows such a line at once."""
 _LOCK_POLL_SECONDS = 0.05
+_BLOCK = 1 << 20
 _SEAL = "sha256"
 # One slash, because `Path` collapses two.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -133,6 +134,24 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 lower-case hexadecimal digits."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy a file durably to a path where none is yet; return the SHA-256 of what was written.
+
+    Raises:
+        Cancelled: the run is being stopped.
+        OSError: it cannot be read or written.
+    """
+    digest = hashlib.sha256()
+    with open_regular(source) as stream, target.open("xb") as copy:
+        while block := stream.read(_BLOCK):
+            cancellation.check()
+            digest.update(block)
+            copy.write(block)
+        copy.flush()
+        os.fsync(copy.fileno())
+    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from storage.runtime.ranged import Source
+
 Severity = Literal["critical", "warning"]
 SplitName = Literal["train", "test"]
 Verdict = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
@@ -26,6 +28,8 @@ The next run resumes from what they left.
 
 HTML = "report.html"
 """The name of a report's page."""
+JSON = "report.json"
+"""The name of its content for machines."""
 
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -49,6 +53,16 @@ class Entry(Protocol):
             StoreError: it cannot be fetched.
         """
 
+    def source(self, name: str) -> Source:
+        """Return one of its files for a reader that needs little of it: its path, if it is on this machine.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+
+    def sha256(self, name: str) -> str | None:
+        """Return the SHA-256 of one of its files, if it is known without reading the file."""
+
 
 @dataclass(frozen=True)
 class FolderEntry:
@@ -66,6 +80,12 @@ class FolderEntry:
     def path(self, name: str) -> Path:
         return self.folder / name
 
+    def source(self, name: str) -> Source:
+        return self.path(name)
+
+    def sha256(self, name: str) -> str | None:
+        return None
+
 
 @dataclass(frozen=True)
 class FilesEntry:
@@ -80,6 +100,12 @@ class FilesEntry:
 
     def path(self, name: str) -> Path:
         return self.files[name]
+
+    def source(self, name: str) -> Source:
+        return self.path(name)
+
+    def sha256(self, name: str) -> str | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -153,6 +179,11 @@ class Split:
     @property
     def file(self) -> Path:
         return self.entry.path(f"{self.name}.parquet")
+
+    @property
+    def source(self) -> Source:
+        """The same, for a reader that needs little of it."""
+        return self.entry.source(f"{self.name}.parquet")
 
 
 @dataclass(frozen=True)
@@ -355,6 +386,11 @@ class TrainedModel:
     def history(self) -> Path:
         """JSON Lines, one `Epoch` per line."""
         return self.entry.path("history.jsonl")
+
+    @property
+    def history_source(self) -> Source:
+        """The same, for a reader that needs it once."""
+        return self.entry.source("history.jsonl")
 
     @property
     def export(self) -> Path:
@@ -590,7 +626,7 @@ class Report:
     @property
     def json(self) -> Path:
         """The same content for machines."""
-        return self.entry.path("report.json")
+        return self.entry.path(JSON)
 
 
 def to_json(record: Any) -> Any:

@@ -597,8 +597,8 @@ class Registry:
     def _is_marked(self, version: Version) -> bool:
         """Return whether a version was retired in format 3 and is not complete."""
         entries = (("train", version.model), ("evaluate", version.evaluation))
-        complete = all(self.store.has(self.dataset, step, key) for step, key in entries)
-        return not complete and self._exists(f"{self._folder}/retired/{version.number:08d}.json")
+        is_marked = self._exists(f"{self._folder}/retired/{version.number:08d}.json")
+        return is_marked and not all(self.store.has(self.dataset, step, key) for step, key in entries)
 
     def _named(self, name: str) -> dict[str, Any]:
         return {**self.ledger.record("decisions", name), "name": name}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from storage.errors import StoreError
 from storage.objects.folder import Folder
@@ -21,6 +22,7 @@ FILE = "released.txt"
 FOLDER = "released"
 MAX_BYTES = 1 << 26
 """The largest file that is read: a million rows."""
+_LONGEST_COMMENT = 1 << 12
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _LINE = re.compile(r"([0-9a-fA-F]{32})?\s*(#.*)?")
 
@@ -49,6 +51,25 @@ def misnamed(store: Store, dataset: str) -> list[str]:
     return [
         found.key for found in store.objects.list(_key(store, dataset)).objects if not _DIGEST.fullmatch(found.name)
     ]
+
+
+def comments(store: Store, dataset: str) -> dict[str, str]:
+    """Return the comment of each released row, by its digest.
+
+    Raises:
+        StoreError: as for `read`.
+    """
+    key = _key(store, dataset)
+    if _is_text(store):
+        lines = (line.partition("#") for line in _lines(store, key) if _digest(line))
+        return {digest.strip().lower(): comment.strip() for digest, _, comment in lines}
+    found: dict[str, str] = {}
+    for digest in read(store, dataset):
+        # It may have been taken back since it was listed.
+        with suppress(FileNotFoundError):
+            data = store.objects.get(f"{key}/{digest}", _LONGEST_COMMENT)
+            found[digest] = " ".join(data.decode(errors="replace").split())
+    return found
 
 
 def release(store: Store, dataset: str, rows: Mapping[str, str]) -> int:

@@ -158,7 +158,8 @@ def _plan(registry: Registry, upkeep: Upkeep, keep_last: int) -> Collected:
     entries = upkeep.entries()
     removed = tuple(entry for entry in entries if entry.name.key not in names)
     unfinished = for_the_next_run(registry)
-    rubbish = (*_abandoned(upkeep, removed, unfinished), *_surplus(store, dataset))
+    arrivals = Arrivals(store, dataset)
+    rubbish = (*_abandoned(upkeep, removed, unfinished), *arrivals.unfinished(), *arrivals.surplus())
     return Collected(
         dataset,
         busy=False,
@@ -177,11 +178,6 @@ def _abandoned(upkeep: Upkeep, removed: Iterable[StoredEntry], unfinished: Colle
     for leftover in upkeep.leftovers():
         if leftover.path not in unfinished and gone.isdisjoint(leftover.keys):
             yield leftover
-
-
-def _surplus(store: Store, dataset: str) -> Iterator[Leftover]:
-    for path in Arrivals(store, dataset).surplus():
-        yield Leftover(str(path), "no run needs it", bytes_of(path), path)
 
 
 def _numbers_to_keep(registry: Registry, keep_last: int) -> set[int]:

@@ -52,6 +52,7 @@ from storage.files import (
 )
 from storage.objects import sealed as sealed_json
 from storage.objects.address import is_address, parse
+from storage.objects.cache import option_of
 from storage.objects.folder import Folder
 from storage.objects.leases import Leases
 from storage.objects.protocol import Found, Objects
@@ -111,12 +112,36 @@ def store_address(store: str | Path | None = None) -> str:
     return str(parse(chosen)) if is_address(chosen) else str(Path(chosen).expanduser().absolute())
 
 
+def command_for(address: str, words: str, usual: str | Path | None = None) -> str:
+    """Return an idxflow command for the store at an address, as `Store.command` does."""
+    option = "" if address == str(usual or store_address()) else f" --store {shlex.quote(address)}"
+    return f"idxflow {words}{option}"
+
+
 class Stored(Protocol):
     """A record that lives in a store entry."""
 
     @property
     def entry(self) -> Entry:
         """The entry that the record describes."""
+
+
+class Files(Protocol):
+    """The files of an entry of another store, for `Store.adopt`."""
+
+    def write(self, name: str, place: Path) -> None:
+        """Write a file durably to a path where none is yet, and check its SHA-256.
+
+        Raises:
+            DamagedEntry: it has another one.
+        """
+
+    def path(self, name: str, place: Path) -> Path:
+        """Return the path of a file on this machine after checking its SHA-256: `place`, if it had to be fetched.
+
+        Raises:
+            DamagedEntry: it has another one.
+        """
 
 
 R = TypeVar("R", bound=Stored)
@@ -196,8 +221,7 @@ class Store:
 
         It names the store unless it is the `usual` one, by default the one a command without `--store` would use.
         """
-        option = "" if self.address == str(usual or store_address()) else f" --store {shlex.quote(self.address)}"
-        return f"idxflow {words}{option}"
+        return command_for(self.address, words, usual)
 
     def dataset(self, name: str) -> Path:
         return self.root / name
@@ -361,6 +385,48 @@ class Store:
     def entry_key(self, dataset: str, step: str, name: str) -> str:
         """Return the key of an entry's folder."""
         return f"{dataset}/{FOLDERS[step]}/{name}"
+
+    def file(self, key: str, sha256: str, size: int) -> Path:
+        """Return the path of an object with this digest and size in bytes, on this machine.
+
+        Raises:
+            FileNotFoundError: there is none; only a store elsewhere looks, and checks the digest.
+            DigestDiffers: its contents are not the expected ones.
+        """
+        return self.root / key
+
+    def described(self, dataset: str, part: str, key: str) -> dict[str, Any]:
+        """Return `entry.json` of an entry in one of the folders of `FOLDERS`, without reading its files.
+
+        Raises:
+            DamagedEntry: there is no such entry, its description is invalid, or it lacks a file.
+            StoreError: it cannot be read now.
+        """
+        return read_entry(self.part(dataset, part) / key, contents=False)
+
+    def adopt(self, entry: Mapping[str, Any], files: Files) -> None:
+        """Publish an entry of another store, unless this one has it already.
+
+        Args:
+            entry: its `entry.json`.
+            files: its files.
+
+        Raises:
+            OSError: it cannot be written.
+            StoreError: likewise, or a file cannot be read.
+        """
+        plan = plan_of(entry)
+        final = self.entries(plan.dataset, plan.step) / plan.folder
+        with self._exclusively(plan):
+            if self.has(plan.dataset, plan.step, plan.folder):
+                return
+            partial = empty_partial(final)
+            for name in entry["files"]:
+                files.write(name, partial / name)
+                (partial / name).chmod(0o444)
+            _seal(partial, entry)
+            os.rename(partial, final)
+            flush(final.parent)
 
     def made_from(self, dataset: str, step: str, key: str) -> dict[str, Any]:
         """Return `Plan.made_from` of an entry without checking its files.
@@ -536,13 +602,18 @@ def check_identity(expected: tuple[str, str, str], entry: Mapping[str, Any]) -> 
     """
     if entry["format"] != ENTRY_FORMAT:
         raise ValueError(f"expected format {ENTRY_FORMAT}; found {entry['format']!r}")
-    plan = Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
+    plan = plan_of(entry)
     actual = (entry["dataset"], FOLDERS.get(plan.step), plan.folder)
     if actual != expected:
         raise ValueError(f"expected the entry of {'/'.join(expected)}; found that of {'/'.join(map(str, actual))}")
     for name in entry["files"]:
         if name in (ENTRY, "", ".", "..") or "/" in name or "\0" in name:
             raise ValueError(f"expected the names of files in its folder; found {name!r}")
+
+
+def plan_of(entry: Mapping[str, Any]) -> Plan:
+    """Return the plan of the result that `entry.json` describes."""
+    return Plan(entry["dataset"], entry["step"], entry["subject"], name=entry["name"], **entry["made_from"])
 
 
 def _check_file(path: Path, size: int, sha256: str | None) -> None:
@@ -569,7 +640,7 @@ def store_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path = Path(str(error.filename or where))
-        remedy = "free space or correct the permissions there, or choose another with --store"
+        remedy = f"free space or correct the permissions there, or choose another with {option_of(path)}"
         if isinstance(error, NotADirectoryError):
             # The nearest path that exists is the obstacle.
             path = next(place for place in (path, *path.parents) if place.exists())
@@ -618,6 +689,15 @@ def take_over(partial: Path) -> None:
         else:
             # A run killed while sealing the entry left its files read-only.
             path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def empty_partial(final: Path) -> Path:
+    """Return the working folder of an entry, new and empty."""
+    partial = final.with_name(f".{final.name}.partial")
+    # A link, which leads elsewhere, stays here, and is removed there.
+    shutil.rmtree(partial, ignore_errors=True)
+    take_over(partial)
+    return partial
 
 
 def _newest(folder: Path) -> list[str]:

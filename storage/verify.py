@@ -250,8 +250,8 @@ class _Check:
                 self.bytes += sum(file["bytes"] for file in entry.described["files"].values())
 
     def _arrivals(self) -> None:
-        for path, problem in Arrivals(self.store, self.dataset).damage(self.contents):
-            self._damage(str(path), problem, "copy the set into its folder again, and remove this")
+        for where, problem in Arrivals(self.store, self.dataset).damage(self.contents):
+            self._damage(where, problem, "copy the set into its folder again, and remove this")
 
     def _released(self) -> None:
         where = released.where(self.store, self.dataset)
@@ -425,7 +425,7 @@ class _Check:
     def _leftovers(self) -> None:
         try:
             with self.upkeep.unused():
-                leftovers = self.upkeep.leftovers()
+                leftovers = [*self.upkeep.leftovers(), *Arrivals(self.store, self.dataset).unfinished()]
         except InUse:
             return
         try:

@@ -11,6 +11,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from storage.records import (
     Step,
     TrainedModel,
     Verdict,
+    from_json,
     to_json,
 )
 from storage.registry import BY_HAND, Overtaken, Registry, Version
@@ -145,9 +147,10 @@ def _decided(
     answer: Answer | None,
 ) -> tuple[Decision, str]:
     """Carry out and return the decision, with the reason why a decision was made or not."""
-    judgement = answered(judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion)), answer)
     past = registry.decisions()
     registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
+    paired = _compared(registry, dataset, candidate, champion, registered)
+    judgement = answered(judge(dataset, candidate.evaluation, champion, paired), answer)
     facts = _facts(dataset, candidate, champion, judgement, past)
     # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
@@ -179,6 +182,40 @@ def _circumstances(candidate: Candidate) -> dict[str, Any]:
     }
 
 
+def _compared(
+    registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None, registered: Version | None
+) -> Paired | None:
+    """Do what `compare` does, but do not read what is known: an unchanged run reads no answers.
+
+    Args:
+        registered: the candidate's version, if it has one.
+    """
+    if champion is None or champion.score is None:
+        return None
+    score, alpha = candidate.evaluation, dataset.gate.alpha
+    if score.entry.key == champion.score.entry.key:
+        return criteria.compared((score.correct, 0, 0, score.rows - score.correct), 0, alpha)
+    known = _compared_before(registry, registered, champion, alpha) if registered else None
+    return known or compare(dataset, candidate, champion)
+
+
+def _compared_before(registry: Registry, version: Version, champion: Incumbent, alpha: float) -> Paired | None:
+    """Return the comparison of a version with the champion from the last decision that rests on one."""
+    same = {
+        "version": version.number,
+        "previous": champion.version.number,
+        "test_digest": version.test_digest,
+    }
+    for decision in reversed(registry.decisions()):
+        if same.items() <= decision.items():
+            paired = registry.ledger.record("decisions", decision["name"]).get("paired") or {}
+            # An earlier version of idxflow may have recorded less.
+            with suppress(TypeError):
+                known = from_json(Paired, paired)
+                return known if known.confidence == 1 - 2 * alpha else None
+    return None
+
+
 def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> Paired | None:
     """Compare the answers of both models on the test rows; return None without a champion to compare with.
 
@@ -187,11 +224,11 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
     """
     if champion is None or champion.score is None:
         return None
-    labels = parquet.labels(candidate.test.file)
+    labels = parquet.labels(candidate.test.source)
     ours, theirs = _answers(candidate.evaluation), _answers(champion.score)
     if not len(labels) == len(ours) == len(theirs):
         raise DamagedEntry(
-            f"{candidate.test.file}: expected a label for each of the {len(ours):,} predictions of the candidate and "
+            f"{candidate.test.source}: expected a label for each of the {len(ours):,} predictions of the candidate and "
             f"the {len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
         )
     return criteria.paired(labels, ours, theirs, dataset.gate.alpha)
@@ -227,8 +264,9 @@ def judge(
 
 def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
     """Return the question for a person about the candidate; None if the rules decide or nothing is new."""
-    judgement = judge(dataset, candidate.evaluation, champion, compare(dataset, candidate, champion))
     registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
+    paired = _compared(registry, dataset, candidate, champion, registered)
+    judgement = judge(dataset, candidate.evaluation, champion, paired)
     past = registry.decisions()
     facts = _facts(dataset, candidate, champion, judgement, past)
     if not judgement.ask or (registered and _already_decided(past, registered, champion, facts)):

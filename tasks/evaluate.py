@@ -47,8 +47,8 @@ def evaluate(
         "evaluate",
         inputs={
             "weights": model.weights_digest,
-            "architecture": _digest(model.architecture),
-            "normalization": _digest(model.normalization),
+            "architecture": _digest(model, "architecture.json"),
+            "normalization": _digest(model, "normalization.npz"),
             "test": test.digest,
         },
         parameters={"classes": list(dataset.classes)},
@@ -150,10 +150,11 @@ def _check_fit(architecture: network.Architecture, dataset: Dataset, test: Split
         )
 
 
-def _digest(file: Path) -> str:
+def _digest(model: TrainedModel, name: str) -> str:
     try:
-        return sha256_of(file)
+        return model.entry.sha256(name) or sha256_of(model.entry.path(name))
     except OSError as error:
+        file = model.entry.path(name)
         raise DamagedEntry(
             f"{file}: expected a file of a trained model; {error.strerror}; {made_again(file)}"
         ) from error

@@ -43,6 +43,8 @@ NO_SKIP = "IDXFLOW_NO_SKIP"
 PACKAGES = r"on Debian, apt-get install ([\w -]+)"
 """How a test that skips for want of programs says where they are."""
 PATIENCE_MS = 240_000
+BUCKET = pytest.param("bucket", marks=pytest.mark.cloud)
+"""The place in object storage that a developer names."""
 SERVER = pytest.StashKey[Any]()
 USERS = pytest.StashKey[frozenset[Path]]()
 """The shared server, from its start, and the files whose tests use it."""
@@ -73,6 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Those whose tests wait for servers come between those that compute, so that no processor is idle.
     """
+    leave_out_real_buckets(config, items)
     flows = {item.path for item in items if item.get_closest_marker("flow")}
     long = {item.path for item in items if item.get_closest_marker("long")}
     files = sorted({item.path for item in items}, key=lambda path: (path not in long, -path.stat().st_size))
@@ -84,6 +87,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     }
     items.sort(key=lambda item: place[item.path])
     config.stash[USERS] = frozenset(item.path for item in items if "server" in getattr(item, "fixturenames", ()))
+
+
+def leave_out_real_buckets(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Select what needs a bucket of the developer's only if it is asked for, with `-m cloud`."""
+    if "cloud" not in config.option.markexpr:
+        needing = [item for item in items if item.get_closest_marker("cloud")]
+        items[:] = [item for item in items if item not in needing]
+        config.hook.pytest_deselected(items=needing)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -160,7 +171,7 @@ def object_storage(object_servers: Callable[[str], ObjectServer]) -> ObjectServe
     return object_servers("ministack").fresh()
 
 
-@pytest.fixture(scope="module", params=["ministack", "ceph", "azurite"])
+@pytest.fixture(scope="module", params=["ministack", "ceph", "azurite", BUCKET])
 def any_object_storage(request: pytest.FixtureRequest, object_servers: Callable[[str], ObjectServer]) -> ObjectServer:
     """The same on each kind of server that keeps the promises a store needs."""
     return object_servers(request.param).fresh()

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from flows import environment
 from flows.commands import (
+    copy_command,
     dataset,
     datasets,
     doctor,
@@ -52,7 +53,7 @@ OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "dataset": (3,
 """Exit codes that only some commands have."""
 
 _THEN = {
-    **dict.fromkeys(("run", "validate", "watch", "gc"), "; run the same command again to resume"),
+    **dict.fromkeys(("run", "validate", "watch", "gc", "copy"), "; run the same command again to resume"),
     # Rolling back twice goes back two champions.
     **dict.fromkeys(
         ("promote", "rollback"), "; `idxflow registry history DATASET` shows whether the champion was changed"
@@ -86,7 +87,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     ),
     "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
-    "Operate": (up.up, doctor.doctor, verify.verify, gc_command.gc),
+    "Operate": (up.up, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }
 """The commands by purpose, as `idxflow --help` lists them."""
 

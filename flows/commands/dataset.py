@@ -16,6 +16,7 @@ from storage.datasets.catalog import MAX_SIDE
 from storage.errors import ConfigError
 from storage.files import check_local
 from storage.opening import open_store
+from storage.store import command_for, store_address
 from storage.words import counted, times
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def add(
         # Whatever happens now, this is made.
         _print(added)
         if not train:
-            print_line(f"next: {open_store(store).command(added.next_command.removeprefix('idxflow '))}")
+            print_line(f"next: {command_for(store_address(store), added.next_command.removeprefix('idxflow '))}")
     scheduled = own_schedules.schedule(open_store(store), added.manifest, times) if times else None
     if as_json and not train:
         return print_json({**added.values(), "schedule": scheduled and scheduled.values(), "error": None})
@@ -212,7 +213,7 @@ def _times_of_new(options: AddOptions, cron: str | None, timezone: str | None, s
 def _print_schedule(scheduled: Scheduled, store: str | None) -> None:
     times = scheduled.times
     print_line(f"scheduled retrain/{scheduled.name}: next {times.next():%A %Y-%m-%d %H:%M}, {times.timezone}")
-    print_line(f"made {scheduled.file}, which `{open_store(store).command('up')}` deploys")
+    print_line(f"made {scheduled.file}, which `{command_for(store_address(store), 'up')}` deploys")
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -16,7 +16,10 @@ Source = Annotated[
 ]
 StoreFolder = Annotated[
     str | None,
-    Parameter(help="Folder of the store. Default: `store` next to the source code. [env var: IDXFLOW_STORE]"),
+    Parameter(
+        help="Folder of the store, or its address such as `s3://bucket/prefix`. Default: `store` next to the source "
+        "code. [env var: IDXFLOW_STORE]"
+    ),
 ]
 DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
 DatasetFiles = Annotated[

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,8 @@ from flows.settings import quiet_environment
 from flows.terminal.output import remark
 from storage.errors import ConfigError, PrefectFailed
 from storage.files import locked
+from storage.objects.address import CREDENTIALS
+from storage.store import STORE_VARIABLE, store_address
 
 if TYPE_CHECKING:
     import httpx
@@ -340,7 +342,12 @@ def server_environment(where: Address, database: str | None, auth: str | None, c
         **({DATABASE: database} if database else {}),
         **({AUTH: auth, CLIENT_AUTH: auth} if auth else {}),
     }
-    return {**quiet_environment(), **closed, **os.environ, **chosen}
+    return {**quiet_environment(), **closed, **without_credentials(os.environ), **chosen}
+
+
+def without_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return variables without those of object storage: the server has no business in a store."""
+    return {name: value for name, value in environment.items() if not name.startswith(CREDENTIALS)}
 
 
 def client_environment(where: Address, auth: str | None, store: str | None) -> dict[str, str]:
@@ -348,7 +355,7 @@ def client_environment(where: Address, auth: str | None, store: str | None) -> d
     chosen = {
         "PREFECT_API_URL": where.api,
         **({CLIENT_AUTH: auth} if auth else {}),
-        **({"IDXFLOW_STORE": str(Path(store).expanduser().absolute())} if store else {}),
+        **({STORE_VARIABLE: store_address(store)} if store else {}),
     }
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "5"}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(_SERVER_ONLY)}

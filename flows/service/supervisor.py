@@ -18,7 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
-from uuid import UUID
 
 from flows.service import configuration, entry, server, sqlite, worker
 from flows.service.application import AUTH, Plan
@@ -27,6 +26,7 @@ from flows.service.guard import LOOPBACK
 from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
 from flows.service.processes import START_SECONDS, Command, Service
+from flows.service.recorder import Recorder
 from flows.settings import POOL, ROOT
 from flows.terminal.screen import moving, styled
 from storage.errors import ConfigError, PrefectFailed
@@ -192,8 +192,7 @@ class Supervisor:
         self.journal: sqlite.Identity | None = None
         self.promise: Promise | None = None
         self.store = open_store(options.store)
-        self.known = set[UUID]()
-        """Runs that have ended and need no further check."""
+        self.recorder = Recorder(self.store, self._impatient)
         self.last_problem, self.last_information = "", dict[str, object]()
         """The last line printed about a lasting problem, and the last information written for others."""
 
@@ -399,7 +398,7 @@ class Supervisor:
         # Prefect: telemetry.
         yield f"export DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}"
         yield "prefect deployment run retrain/digits --watch"
-        yield open_store(self.options.store).command("status", usual=BESIDE)
+        yield self.store.command("status", usual=BESIDE)
 
     def _keep(self) -> None:
         """Restart processes that die, until a signal arrives; return at once if nothing was started here."""
@@ -537,15 +536,14 @@ class Supervisor:
             self.last_problem = line
 
     def _sweep(self, client: SyncPrefectClient, why: str) -> None:
-        from flows import endings
         from flows.service.orphans import end_orphans
 
         # A restarting server is no reason to stop; the next sweep finds what this one missed.
         with suppress(Exception):
-            for name in end_orphans(client, self.options.pool, self.worker_name, self.worker_since, why):
+            ended = end_orphans(client, self.options.pool, self.worker_name, self.worker_since, why)
+            for name in ended:
                 _say(f"ended the run {name} as crashed: its process is gone")
-            endings.settle(self.store)
-            endings.unstarted(client, self.store, self.known)
+            self.recorder.record(client, at_once=bool(ended))
 
     def _stop(self) -> None:
         """Stop the worker, its runs and the server, if they were started here. Never raises."""
@@ -553,13 +551,14 @@ class Supervisor:
             self.worker.stop(STOP_SECONDS)
             with suppress(Exception):
                 self._end_runs()
+                self.recorder.finish(STOP_SECONDS)
         if self.server:
             self.server.stop(STOP_SECONDS)
         if self.listener:
             self.listener.close()
 
     @contextmanager
-    def _impatient(self, seconds: int) -> Iterator[SyncPrefectClient]:
+    def _impatient(self, seconds: float) -> Iterator[SyncPrefectClient]:
         """Yield a client with a timeout of `seconds` that does not retry."""
         from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 

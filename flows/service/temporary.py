@@ -27,6 +27,7 @@ from pathlib import Path
 from flows.service import database, sqlite
 from flows.service.application import AUTH, TIMINGS, Plan, listen
 from flows.service.processes import START_SECONDS, Service
+from flows.service.server import without_credentials
 from storage.errors import PrefectFailed
 from storage.runtime import timings
 
@@ -50,7 +51,8 @@ class TemporaryServer:
         port = listener.getsockname()[1]
         self.api, self.secret = f"http://{_HOST}:{port}/api", f"idxflow:{secrets.token_urlsafe(24)}"
         # Logging of this process is off, but the server must be able to log why it died.
-        loud = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_LOGGING_")}
+        kept = without_credentials(os.environ)
+        loud = {name: value for name, value in kept.items() if not name.startswith("PREFECT_LOGGING_")}
         closed = {AUTH: self.secret, "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true"}
         if timings.running():
             closed[TIMINGS] = str(folder / _TIMINGS)

@@ -10,6 +10,7 @@ from typing import Self
 
 from storage.errors import DamagedEntry, made_again
 from storage.records import Epoch, from_json, to_json
+from storage.runtime.ranged import Source, contents
 
 
 class History:
@@ -54,13 +55,13 @@ def parse(text: str) -> tuple[Epoch, ...]:
     return epochs
 
 
-def read_history(path: Path) -> tuple[Epoch, ...]:
+def read_history(source: Source) -> tuple[Epoch, ...]:
     """Read `history.jsonl` of a trained model.
 
     Raises:
         DamagedEntry: it cannot be read.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(contents(source).decode())
     except (OSError, ValueError) as error:
-        raise DamagedEntry(f"{path}: expected one epoch per line; {error}; {made_again(path)}") from error
+        raise DamagedEntry(f"{source}: expected one epoch per line; {error}; {made_again(source)}") from error

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import DamagedEntry, made_again
+from storage.runtime.ranged import Ranged, Source
 
 ROW_GROUP = 8192
 """Rows per row group, and therefore per block when streaming."""
@@ -84,17 +85,17 @@ def column_of_text(text: str, rows: int) -> pa.Array:
     return pa.StringArray.from_buffers(rows, pa.py_buffer(ends), pa.py_buffer(encoded * rows))
 
 
-def metadata(path: Path) -> dict[str, Any]:
+def metadata(source: Source) -> dict[str, Any]:
     """Return the metadata given to `Writer.close`.
 
     Raises:
         DamagedEntry: the file is not a split.
     """
-    with _opened(path) as file:
+    with _opened(source) as file:
         return _metadata(file)
 
 
-def blocks(path: Path, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def blocks(source: Source, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (images, labels) of each row group: uint8 of shape (n, height, width), 0-255, and uint8 of shape (n,).
 
     Args:
@@ -103,8 +104,8 @@ def blocks(path: Path, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]
     Raises:
         DamagedEntry: a page fails its checksum, or the columns are not those of a split.
     """
-    with _opened(path) as file:
-        shape, first = _image_shape(file, path), 0
+    with _opened(source) as file:
+        shape, first = _image_shape(file, source), 0
         for group in range(file.num_row_groups):
             stop = first + file.metadata.row_group(group).num_rows
             if stop > start:
@@ -115,40 +116,49 @@ def blocks(path: Path, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]
             first = stop
 
 
-def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read(source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Return all images and labels of a split, as arrays like those of `blocks`."""
-    images, labels = zip(*blocks(path), strict=True)
+    images, labels = zip(*blocks(source), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def labels(path: Path) -> np.ndarray:
+def labels(source: Source) -> np.ndarray:
     """Return only the labels, uint8 of shape (rows,), without reading any pixels."""
-    with _opened(path) as file:
-        _image_shape(file, path)
+    with _opened(source) as file:
+        _image_shape(file, source)
         return _labels(file.read(columns=["label"]))
 
 
-def rows(path: Path, numbers: list[int]) -> np.ndarray:
-    """Return the images of the rows `numbers`, uint8 of shape (len(numbers), height, width)."""
+def rows(source: Source, numbers: list[int]) -> np.ndarray:
+    """Return the images of the rows `numbers`, uint8 of shape (len(numbers), height, width).
+
+    Reads only the row groups in which they are.
+    """
     images_by_row: dict[int, np.ndarray] = {}
-    start, missing = 0, set(numbers)
-    for images, _ in blocks(path):
-        for row in [r for r in missing if r < start + len(images)]:
-            images_by_row[row] = images[row - start]
-            missing.discard(row)
-        start += len(images)
-        if not missing:
-            break
+    with _opened(source) as file:
+        shape, first = _image_shape(file, source), 0
+        for group in range(file.num_row_groups):
+            stop = first + file.metadata.row_group(group).num_rows
+            here = [row for row in numbers if first <= row < stop]
+            if here:
+                table = file.read_row_group(group, columns=["image"], use_threads=False)
+                images = _images(table.column("image").combine_chunks(), shape)
+                # Copies: a view would keep the whole row group in memory.
+                images_by_row |= {row: images[row - first].copy() for row in here}
+            first = stop
     return np.stack([images_by_row[row] for row in numbers])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(source: Source) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield file
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise DamagedEntry(f"{path}: expected the Parquet file of a split; {error}; {made_again(path)}") from error
+        if isinstance(source, Ranged):
+            # Its SHA-256 tells whether the file is damaged.
+            source.whole()
+        raise DamagedEntry(f"{source}: expected the Parquet file of a split; {error}; {made_again(source)}") from error
 
 
 def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
@@ -159,7 +169,7 @@ def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
     return values
 
 
-def _image_shape(file: pq.ParquetFile, path: Path) -> tuple[int, int]:
+def _image_shape(file: pq.ParquetFile, source: Source) -> tuple[int, int]:
     """Return height and width after checking that columns and rows are those of a split."""
     values = _metadata(file)
     height, width = values["image_shape"]
@@ -170,11 +180,13 @@ def _image_shape(file: pq.ParquetFile, path: Path) -> tuple[int, int]:
     levels = [file.schema.column(number).max_definition_level for number in range(len(file.schema))]
     if list(actual) != list(expected) or levels != [0, 0]:
         raise DamagedEntry(
-            f"{path}: expected the columns {_named(expected)}; found {_named(actual)}; {made_again(path)}"
+            f"{source}: expected the columns {_named(expected)}; found {_named(actual)}; {made_again(source)}"
         )
     rows = file.metadata.num_rows
     if rows < 1 or values.get("rows", rows) != rows:
-        raise DamagedEntry(f"{path}: expected {values.get('rows', 'some')} rows; found {rows:,}; {made_again(path)}")
+        raise DamagedEntry(
+            f"{source}: expected {values.get('rows', 'some')} rows; found {rows:,}; {made_again(source)}"
+        )
     return height, width
 
 

@@ -128,7 +128,7 @@ def archive_rows(split: Split, rows: Iterable[int]) -> list[int]:
     """
     if not split.set_aside:
         return [*rows]
-    aside = np.array(parquet.metadata(split.file)["set_aside"])
+    aside = np.array(parquet.metadata(split.source)["set_aside"])
     # As many rows of the split are before each row that was set aside.
     before = aside - np.arange(len(aside))
     return [row + int(np.searchsorted(before, row, side="right")) for row in rows]

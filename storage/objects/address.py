@@ -15,6 +15,13 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from storage.errors import ConfigError
 
+OPEN_STORE = r"^(?!(?:[sS]3|[gG][sS]|[aA][zZ]):(?:[\s\S]*@|[\s\S]*[?&](?!(?:endpoint|region)=)))"
+"""Pattern of a store that may be shown to everyone: no address with the characters that introduce a user and password,
+and no other option than a server and a region. Also valid in JSON Schema, so that Prefect's server refuses other stores
+before it keeps them."""
+CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")
+"""Beginnings of the names of the variables from which the library takes credentials."""
+
 _ADDRESS = re.compile(r"(s3|gs|az):/", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?")

@@ -59,6 +59,20 @@ def cache_size() -> int:
     return int(number) * _UNITS[unit]
 
 
+def option_of(path: Path) -> str:
+    """Return by what a user chooses another place instead of a path of a store, or of the cache."""
+    return CACHE_VARIABLE if path.is_relative_to(cache_folder()) else "--store"
+
+
+def unusable(error: OSError, folder: Path | None = None) -> StoreError:
+    """Return the error for a cache that cannot be written or read; `folder` is that of the cache."""
+    folder = folder or cache_folder()
+    return StoreError(
+        f"expected a cache that can be written at {folder}; {error.strerror} at {error.filename or folder}; free "
+        f"space or correct the permissions there, or choose another folder with {CACHE_VARIABLE}"
+    )
+
+
 class DigestDiffers(Exception):
     """A file was fetched whose contents are not the expected ones."""
 
@@ -73,9 +87,20 @@ class Cache:
         """The descriptor of each folder of files that this process has locked, by their digest."""
         self._verified: set[Path] = set()
 
+    def close(self) -> None:
+        """Let go of all files, so that they may be removed; the end of the process does that, too."""
+        with self._lock:
+            while self._held:
+                os.close(self._held.popitem()[1])
+            self._verified.clear()
+
     def used(self) -> int:
         """Return the bytes of all files."""
         return sum(_bytes_in(place) for place in self._places())
+
+    def has(self, name: str, sha256: str) -> bool:
+        """Return whether a file with this digest is here; it may be damaged."""
+        return (self._place(sha256) / name).is_file()
 
     def path(self, name: str, sha256: str, size: int, fetch: Callable[[Path], None]) -> Path:
         """Return the path of a file with this digest, fetching it if it is not there or damaged.
@@ -87,6 +112,7 @@ class Cache:
 
         Raises:
             DigestDiffers: what was fetched has another digest.
+            FileNotFoundError: `fetch` has found nothing.
             StoreError: the cache cannot be written.
         """
         path = self._place(sha256) / name
@@ -178,10 +204,10 @@ def _errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"expected a cache that can be written at {folder}; {error.strerror} at {error.filename or folder}; free "
-            f"space or correct the permissions there, or choose another folder with {CACHE_VARIABLE}"
-        ) from error
+        if isinstance(error, FileNotFoundError) and not Path(str(error.filename)).is_relative_to(folder):
+            # It is what was to be fetched that is gone.
+            raise
+        raise unusable(error, folder) from error
 
 
 def _last_used(place: Path) -> int:

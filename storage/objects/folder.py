@@ -141,4 +141,5 @@ class Folder:
 
 
 def _found(key: str, state: os.stat_result) -> Found:
-    return Found(key, state.st_size, (state.st_size, state.st_mtime_ns, state.st_ino), state.st_mtime)
+    stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
+    return Found(key, state.st_size, stamp, state.st_mtime)

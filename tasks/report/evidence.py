@@ -20,8 +20,20 @@ from storage.formats import arrays, parquet, quarantined
 from storage.formats.history import read_history
 from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
-from storage.records import CUT_OFF, Epoch, RunRecord, Split, Step
+from storage.records import (
+    CUT_OFF,
+    Epoch,
+    Evaluation,
+    Normalization,
+    Quarantine,
+    RunRecord,
+    Split,
+    Step,
+    TrainedModel,
+    Validation,
+)
 from storage.registry import Registry, Version
+from storage.runtime.ranged import Source
 from storage.store import Store
 from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.model import holdout
@@ -30,6 +42,7 @@ from tasks.report.measures import Measures
 
 S = TypeVar("S")
 T = TypeVar("T")
+F = TypeVar("F", bound=Source)
 
 MAX_SET_ASIDE = 25
 """Maximum number of rows in quarantine that are shown."""
@@ -122,22 +135,21 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
     labels: dict[str, np.ndarray] = {
         split.name: values
         for split in (run.train, run.test)
-        if split and (values := readable(parquet.labels, split.file)) is not None
+        if split and (values := readable(lambda split: parquet.labels(regular(split.source)), split)) is not None
     }
     ink = _ink(run, run.train)
-    ours = answers(run.evaluation.file if run.evaluation else None)
-    champion = answers(run.champion_evaluation.file if run.champion_evaluation else None)
+    ours, champion = answers(run.evaluation), answers(run.champion_evaluation)
     ledger = registry.ledger
     return Evidence(
-        history=(readable(_history, run.model.history) or ()) if run.model else (),
+        history=(readable(_history, run.model) or ()) if run.model else (),
         labels=labels,
         probability=ours.get("probability"),
         predicted=ours.get("predicted"),
         champion_predicted=champion.get("predicted"),
         set_aside=_set_aside(run),
         leaked=_leaked(run),
-        suspects=readable(Suspects.read, run.audit.suspects) if run.audit else None,
-        near_duplicates=readable(NearDuplicates.read, run.audit.near_duplicates) if run.audit else None,
+        suspects=readable(lambda audit: Suspects.read(regular(audit.suspects)), run.audit),
+        near_duplicates=readable(lambda audit: NearDuplicates.read(regular(audit.near_duplicates)), run.audit),
         measures=_measures(run),
         held_out=_held_out(run),
         training_ink=None if ink is None else ink.astype(np.float32),
@@ -150,15 +162,31 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
     )
 
 
-def readable(read: Callable[[S], T], source: S) -> T | None:
-    """Return the result of `read`, or None if it fails: damaged or missing data must not prevent a report."""
+def readable(read: Callable[[S], T], source: S | None) -> T | None:
+    """Return the result of `read`, or None if it fails: damaged or missing data must not prevent a report.
+
+    Args:
+        source: what is read, such as a record, of which `read` gets a file; None: there is nothing.
+    """
+    if source is None:
+        return None
     try:
-        if isinstance(source, Path):
-            check_regular(source)
         return read(source)
     except Exception as error:
-        _log.warning("report: left out %s: %s", source, error)
+        _log.warning("report: left out %s: %s", _named(source), error)
         return None
+
+
+def regular(source: F) -> F:
+    """Return a file after checking that it is one: opening a FIFO could wait forever."""
+    if isinstance(source, Path):
+        check_regular(source)
+    return source
+
+
+def _named(source: object) -> object:
+    entry = getattr(source, "entry", None)
+    return entry.where() if entry else source
 
 
 def made_from(store: Store, run: RunRecord) -> dict[str, Origin]:
@@ -256,14 +284,14 @@ def _code(registry: Registry, run: str) -> Mapping[str, str]:
     return code if isinstance(code, dict) else {}
 
 
-def _history(path: Path) -> tuple[Epoch, ...]:
-    epochs = read_history(path)
+def _history(model: TrainedModel) -> tuple[Epoch, ...]:
+    epochs = read_history(regular(model.history_source))
     return tuple(epoch for epoch in epochs if all(v is None or math.isfinite(v) for v in vars(epoch).values()))
 
 
-def answers(path: Path | None) -> dict[str, np.ndarray]:
-    """Return `predicted` and `probability` of an evaluation's file; empty if it cannot be read."""
-    return (readable(_arrays, path) or {}) if path else {}
+def answers(score: Evaluation | None) -> dict[str, np.ndarray]:
+    """Return `predicted` and `probability` of an evaluation; empty if they cannot be read."""
+    return readable(lambda score: _arrays(regular(score.file)), score) or {}
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -271,14 +299,14 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: np.asarray(file[name]) for name in ("predicted", "probability")}
 
 
-def _blocks(path: Path, read: Callable[[Any], T]) -> T | None:
-    return readable(lambda file: read(parquet.blocks(file)), path)
+def _blocks(split: Split, read: Callable[[Any], T]) -> T | None:
+    return readable(lambda split: read(parquet.blocks(regular(split.file))), split)
 
 
 def _measures(run: RunRecord) -> Measures | None:
     if not run.test or not run.evaluation:
         return None
-    ink, slant = _ink(run, run.test), _blocks(run.test.file, measures.slant)
+    ink, slant = _ink(run, run.test), _blocks(run.test, measures.slant)
     return None if ink is None or slant is None else Measures(ink, slant)
 
 
@@ -286,10 +314,8 @@ def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     if split is None:
         return None
-    stored = None
-    if run.validation:
-        stored = readable(lambda path: _of_summary(path, split.name, "mean"), run.validation.summary)
-    return stored if stored is not None and len(stored) == split.rows else _blocks(split.file, measures.ink)
+    stored = readable(lambda found: _of_summary(found, split.name, "mean"), run.validation)
+    return stored if stored is not None and len(stored) == split.rows else _blocks(split, measures.ink)
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
@@ -297,20 +323,25 @@ def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
     train, validation = run.train, run.validation
     if train is None:
         return {}
+    stored = readable(lambda found: _stored_means(found, train), validation)
+    return stored or _blocks(train, lambda blocks: measures.class_means(blocks, train.classes)) or {}
+
+
+def _stored_means(validation: Validation, train: Split) -> dict[int, np.ndarray]:
     # Entries of earlier versions have none.
-    if validation and validation.means.exists():
-        labels = [label for label, rows in enumerate(validation.class_counts["train"]) if rows]
-        expected: arrays.Expected = {"mean": (np.float64, (len(labels), *train.image_shape))}
-        stored = readable(lambda path: arrays.read(path, expected)["mean"], validation.means)
-        if stored is not None:
-            return dict(zip(labels, stored, strict=True))
-    return _blocks(train.file, lambda blocks: measures.class_means(blocks, train.classes)) or {}
+    if not validation.means.exists():
+        return {}
+    labels = [label for label, rows in enumerate(validation.class_counts["train"]) if rows]
+    expected: arrays.Expected = {"mean": (np.float64, (len(labels), *train.image_shape))}
+    return dict(zip(labels, arrays.read(regular(validation.means), expected)["mean"], strict=True))
 
 
 def _set_aside(run: RunRecord) -> tuple[tuple[SetAside, bytes], ...]:
-    file = run.quarantine.file if run.quarantine else None
-    first = readable(lambda path: tuple(islice(quarantined.read(path), MAX_SET_ASIDE)), file) if file else None
-    return first or ()
+    return readable(_first_set_aside, run.quarantine) or ()
+
+
+def _first_set_aside(quarantine: Quarantine) -> tuple[tuple[SetAside, bytes], ...]:
+    return tuple(islice(quarantined.read(regular(quarantine.file)), MAX_SET_ASIDE))
 
 
 def _leaked(run: RunRecord) -> np.ndarray | None:
@@ -318,12 +349,12 @@ def _leaked(run: RunRecord) -> np.ndarray | None:
     # A check names rows even if its limit allows them.
     if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
         return None
-    return readable(lambda path: _of_summary(path, "test", "leaked") == 1, validation.summary)
+    return readable(lambda found: _of_summary(found, "test", "leaked") == 1, validation)
 
 
-def _of_summary(path: Path, split: str, column: str) -> np.ndarray:
+def _of_summary(validation: Validation, split: str, column: str) -> np.ndarray:
     # Not with `read_table` and filters, which import pandas.
-    with pq.ParquetFile(path, read_dictionary=["split"]) as file:
+    with pq.ParquetFile(regular(validation.summary), read_dictionary=["split"]) as file:
         table = file.read(columns=["split", column]).unify_dictionaries()
     names = table.column("split").combine_chunks()
     in_split = parquet.numbers_of(names.indices) == names.dictionary.to_pylist().index(split)
@@ -332,10 +363,14 @@ def _of_summary(path: Path, split: str, column: str) -> np.ndarray:
 
 
 def _held_out(run: RunRecord) -> np.ndarray | None:
-    train, normalization = run.train, run.normalization
-    if not train or not normalization or not run.model:
+    train, model = run.train, run.model
+    if not train or not model:
         return None
+    return readable(lambda found: _chosen(found, train, model.validation_rows), run.normalization)
+
+
+def _chosen(normalization: Normalization, train: Split, validation_rows: int) -> np.ndarray:
     # Entries of earlier versions have no choice: they held out the last rows.
     if not normalization.held_out.exists():
-        return holdout.tail(train.rows, run.model.validation_rows)
-    return readable(lambda file: holdout.read(file, train.rows), normalization.held_out)
+        return holdout.tail(train.rows, validation_rows)
+    return holdout.read(regular(normalization.held_out), train.rows)

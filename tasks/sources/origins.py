@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
+from storage.arrivals import Arrivals
 from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES, ArchiveSpec, Dataset, ZipSpec
 from storage.errors import ConfigError, DigestMismatch, FormatError
 from storage.files import kind_of, locked, open_regular, sha256_of
 from storage.formats import idx
+from storage.objects.address import is_address
+from storage.objects.cache import DigestDiffers
 from storage.store import Store, store_errors
 from storage.words import meant
 from tasks.sources import embedded
@@ -114,6 +117,31 @@ class Folder:
                 raise
             return str(whole), _out_of(whole, self.zipped, spec, part)
         return str(path), _copy(path, spec, part)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A set of archives that has arrived, in a store elsewhere."""
+
+    arrivals: Arrivals
+    arrival: str
+
+    @property
+    def where(self) -> str:
+        """See `Origin`."""
+        return self.arrivals.where(self.arrival)
+
+    def deliver(
+        self, spec: ArchiveSpec, part: PartialFile, policy: DownloadPolicy, deadline: float
+    ) -> tuple[str, Received]:
+        """See `Origin`."""
+        try:
+            path = self.arrivals.fetched(self.arrival, spec.role)
+        except FileNotFoundError:
+            raise SourceFailed("the set is no longer there") from None
+        except DigestDiffers as error:
+            raise SourceFailed(f"it is not what arrived: {error}", refused=DigestMismatch) from error
+        return f"{self.where}/{path.name}", _copy(path, spec, part)
 
 
 @dataclass(frozen=True)
@@ -255,6 +283,9 @@ def _place(source: str) -> Folder | SplitResult:
 
 def _source_origins(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str) -> list[Origin]:
     """Turn the user's source into places to look: for the archive, and for the ZIP file that it is published in."""
+    arrivals, last = Arrivals(store, dataset.name), source.rpartition("/")[2]
+    if is_address(source) and source == arrivals.where(last):
+        return [Arrived(arrivals, last)]
     parts = _place(source)
     if isinstance(parts, Folder):
         return [Folder(parts.path, dataset.zipped)]

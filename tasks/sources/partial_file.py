@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import DataRefused, FormatError, StoreError
+from storage.objects.cache import option_of
 from storage.runtime import cancellation
 from tasks.ui.progress import Progress, advance
 
@@ -86,7 +87,7 @@ class PartialFile:
         if free < needed:
             raise StoreError(
                 f"{what}: expected {needed:,} bytes free at {folder.parent}; found {free:,}; "
-                "free space there, or choose another with --store"
+                f"free space there, or choose another with {option_of(folder)}"
             )
 
     def clear(self) -> None:

@@ -63,7 +63,7 @@ def normalization(record: Normalization) -> str:
 def model(model: TrainedModel) -> str:
     """Return the result of a training: epochs, accuracies, weights."""
     chosen = "" if model.chosen_epoch == model.epochs_run else f", the one after {model.chosen_epoch} kept"
-    held_out = read_history(model.history)[model.chosen_epoch - 1].validation_accuracy
+    held_out = read_history(model.history_source)[model.chosen_epoch - 1].validation_accuracy
     watched = "" if held_out is None else f" (held out: {held_out:.2%})"
     resumed = f", the first {model.resumed_after} by an interrupted run" if model.resumed_after else ""
     return (

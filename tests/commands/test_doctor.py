@@ -5,6 +5,8 @@ What it says of a server: tests/service/test_operated.py, tests/service/test_los
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -18,8 +20,13 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import diagnosis
 from flows.commands.cli import run_command
 from flows.diagnosis import Diagnosis
+from storage.errors import StoreError
+from storage.objects.cache import Cache
+from storage.objects.opening import opened as open_store_objects
 from storage.store import Store
 from tasks.sources import proxies
+from tests.support.cloud_stores import Cloud
+from tests.support.memory_objects import Operation, nothing
 from tests.support.servers import free_port
 from tests.support.stores import DATASET, add, retrain
 
@@ -79,6 +86,53 @@ def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=free_bytes[place]))
     advised(diagnosis._disk(full), "or another store with --store")
     assert diagnosis._disk(other).verdict == "ok"
+
+
+@pytest.mark.remedies("flows.diagnosis:_object_storage")
+def test_object_storage_that_refuses(tmp_path: Path):
+    cloud = Cloud(tmp_path)
+
+    def refuse(operation: Operation) -> None:
+        raise StoreError("expected to list memory://bucket/store; access denied; correct the permissions there")
+
+    cloud.objects.before = refuse
+    finding = diagnosis._object_storage(cloud.machine())
+    assert finding.found == "expected to list memory://bucket/store; access denied"
+    advised(finding, "correct the permissions there")
+    cloud.objects.before = nothing
+    finding = diagnosis._object_storage(cloud.machine())
+    assert finding.verdict == "ok"
+    assert finding.found.startswith("memory://bucket/store can be written, and creates an object only if there is none")
+
+
+@pytest.mark.remedies("flows.diagnosis:_cache", "flows.diagnosis:_cache:2")
+def test_a_cache_that_cannot_be_written_or_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    closed, open_to_me = Cache(tmp_path / "closed", 5_000), Cache(tmp_path / "open", 5_000)
+    for cache in (closed, open_to_me):
+        cache.folder.mkdir()
+    with pytest.MonkeyPatch.context() as of_another_user:
+        of_another_user.setattr(os, "access", lambda path, mode: path != closed.folder)
+        advised(diagnosis._cache(closed), "or set IDXFLOW_CACHE to another")
+        assert diagnosis._cache(open_to_me).verdict == "ok"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1_000))
+    advised(diagnosis._cache(open_to_me), "or set IDXFLOW_CACHE_SIZE to less")
+    assert diagnosis._cache(Cache(open_to_me.folder, 900)).verdict == "ok"
+
+
+@pytest.mark.remedies("flows.diagnosis:diagnose_without_store")
+def test_a_machine_without_the_library_for_object_storage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(diagnosis, "_tensorflow", lambda: Diagnosis("ok", "TensorFlow", "can be imported"))
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(importlib.util, "find_spec", lambda name: None)
+        assert run_command(["doctor", "--json", "--store", "s3://bucket/store"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (finding,) = (finding for finding in findings if finding["verdict"] == "problem")
+    assert finding["what"] == "object storage"
+    assert "pip install 'idxflow[cloud]'" in finding["remedy"]
+    assert open_store_objects("s3://bucket/store").address == "s3://bucket/store"
 
 
 @pytest.mark.remedies("flows.diagnosis:_whole")

@@ -16,7 +16,7 @@ OVERVIEW = {
     "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine"],
     "Models": ["predict", "export", "registry", "promote", "rollback"],
     "Reports": ["status", "runs", "report"],
-    "Operate": ["up", "doctor", "verify", "gc", "prefect"],
+    "Operate": ["up", "doctor", "verify", "copy", "gc", "prefect"],
 }
 
 

@@ -240,7 +240,7 @@ def test_show_tells_everything_of_a_version(cli: Cli, filled: Store):
 
 
 def damage(store: Store, number: int) -> None:
-    weights = put_version(store, number)[0].entry.folder / "weights.npz"
+    weights = put_version(store, number)[0].entry.path("weights.npz")
     weights.chmod(0o644)
     weights.write_bytes(b"other")
 
@@ -308,7 +308,7 @@ def test_wrong_usage_ends_with_2_and_moves_nothing(cli: Cli, filled: Store, argu
     "spoil",
     [
         lambda store: damage(store, 2),
-        lambda store: put_version(store, 2)[1].entry.folder.rename(store.root / "gone"),
+        lambda store: put_version(store, 2)[1].entry.path("").rename(store.root / "gone"),
         lambda store: (store.dataset("mine") / "registry" / "champion.json").write_text("{"),
         lambda store: decided_in_format_3(store, "mine", "run", {}).write_text("{"),
     ],

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows import dataset_in_store
 from flows.commands.cli import main
+from storage import copying
+from storage.cloud_store import CloudStore
 from storage.formats import parquet
 from storage.ledger import Ledger
 from storage.records import RunRecord
 from storage.store import LOCKS, Store
 from tasks.report.contact_sheet import columns_for, draw
 from tests.conftest import bars, write_tiny
+from tests.support.memory_objects import cloud_store
 from tests.support.pages import check_page
 from tests.support.reports import HOSTILE
 from tests.support.runs import carried_out
@@ -293,6 +298,71 @@ def test_open_without_a_browser_is_refused_in_a_sentence(
     assert (process.returncode, process.stdout) == (1, "")
     assert f"expected a browser to show {published(filled[0], runs['refused'])}" in process.stderr
     assert process.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def remote(filled: tuple[Store, dict[str, RunRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CloudStore:
+    """The same store in object storage; the commands use it."""
+    store = cloud_store(tmp_path / "cache")
+    copying.copy(filled[0], store, "tiny")
+    monkeypatch.setattr(dataset_in_store, "open_store", lambda _: store)
+    return store
+
+
+def test_a_report_in_object_storage_is_named_by_its_address_and_stays_open(
+    cli: Cli, filled: Any, remote: CloudStore, runs: dict[str, RunRecord], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs["second"].id
+    key = next(key for key in remote.objects.contents() if run in key and key.endswith("/report.html"))
+    text = (published(filled[0], runs["second"]) / "report.html").read_bytes()
+    remote.objects.forget()
+    assert cli("report", "tiny", run) == Output(0, f"{remote.objects.where(key)}\n", "")
+    assert remote.objects.counts["download"] == 0
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
+    assert cli("report", "tiny", run, "--open") == Output(0, f"{remote.objects.where(key)}\n", "")
+    page = Path(opened[0].removeprefix("file://"))
+    # Also if the cache makes room, or another machine of this person's does.
+    shutil.rmtree(remote.root.parents[1] / "files")
+    assert page.read_bytes() == text
+    assert page.name == f"tiny-{run}.html"
+    assert page.parent.stat().st_mode & 0o077 == 0
+    assert cli("report", "tiny", run, "--out", "copy.html").out == f"{here / 'copy.html'}\n"
+    assert (here / "copy.html").read_bytes() == text
+    content = (published(filled[0], runs["second"]) / "report.json").read_text(encoding="utf-8")
+    remote.objects.forget()
+    assert cli("report", "tiny", run, "--json") == Output(0, content, "")
+    assert [
+        operation.key.rpartition("/")[2] for operation in remote.objects.operations if operation.name == "download"
+    ] == ["report.json"]
+
+
+@pytest.mark.parametrize("fate", ["was removed", "is damaged"])
+def test_a_report_that_is_gone_or_damaged_in_object_storage_is_made_again(
+    cli: Cli, filled: Any, remote: CloudStore, runs: dict[str, RunRecord], here: Path, fate: str
+) -> None:
+    run = runs["second"]
+    for key in [key for key in remote.objects.contents() if f"7-reports/{run.id}/" in key]:
+        if fate == "was removed":
+            remote.objects.delete([key])
+        elif key.endswith(".html"):
+            remote.objects.put(key, b"<!doctype html>")
+    output = cli("report", "tiny", run.id, "--out", "copy.html")
+    assert f"the report of run {run.id} {fate}; this one was rebuilt from the ledger and the results" in output.err
+    assert (here / "copy.html").read_bytes() == (published(filled[0], run) / "report.html").read_bytes()
+
+
+def test_a_report_is_made_again_without_a_file_that_is_damaged_in_object_storage(
+    cli: Cli, remote: CloudStore, runs: dict[str, RunRecord], here: Path
+) -> None:
+    for key in remote.objects.contents():
+        if "7-reports/" in key:
+            remote.objects.delete([key])
+        elif key.endswith(("/predictions.npz", "/history.jsonl", "/summary.parquet", "/means.npz", "/held_out.npz")):
+            remote.objects.put(key, b"damaged")
+    output = cli("report", "tiny", runs["second"].id, "--out", "made.html")
+    assert (output.code, output.out) == (0, f"{here / 'made.html'}\n")
+    check_page((here / "made.html").read_text(encoding="utf-8"))
 
 
 def typed(home: Path, store: Store, words: list[str], **more: str) -> subprocess.CompletedProcess[str]:

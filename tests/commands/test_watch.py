@@ -17,13 +17,14 @@ import pytest
 
 from flows.interruption import Terminated, interruptible
 from flows.watcher import _poll
-from storage.arrivals import Arrival, Arrivals
+from storage.arrivals import Arrivals
 from storage.datasets.catalog import DEFAULT_FILES
 from storage.errors import IdxflowError
 from storage.files import read_json, sealed
 from storage.formats import idx
 from storage.ledger import Ledger
 from storage.retention import collect
+from storage.snapshots import Arrival
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import bars, write_tiny
@@ -67,7 +68,7 @@ class World:
 
     def contents(self, arrival: Arrival) -> dict[str, bytes]:
         """What the store has of a set."""
-        folder = self.arrivals.folder(arrival.id)
+        folder = Path(self.arrivals.where(arrival.id))
         return {file.name: (folder / file.name).read_bytes() for file in arrival.files.values()}
 
 
@@ -307,13 +308,17 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_on(world: World):
 
 def test_two_watchers_of_a_folder_take_each_set_once(world: World):
     with world.watching() as first, world.watching() as second:
+
+        def taken() -> int:
+            return (first.output + second.output).count("tiny: 4 new archives, ")
+
         for number in (1, 2, 3):
             put(world.inbox, archives(number))
             world.wait_for_sets(number)
-            # Both have seen that there is nothing to do any more.
+            # It is said after it is recorded.
+            until(lambda number=number: taken() >= number)
             assert [watcher.poll() for watcher in (first, second)] == [None, None]
-        output = first.output + second.output
-    assert output.count("tiny: 4 new archives, ") == 3
+        assert taken() == 3
     assert [world.contents(arrival) for arrival in world.sets()] == [archives(1), archives(2), archives(3)]
 
 
@@ -353,12 +358,12 @@ def test_a_snapshot_stays_until_a_run_has_ended_well(world: World):
         with world.watching():
             world.wait_for_sets(number)
     first, second, third = world.sets()
-    snapshot = world.arrivals.folder
+    where = world.arrivals.where
 
     def remaining() -> list[bool]:
         collect(world.store, "tiny")
         assert verify(world.store).damage == ()
-        return [snapshot(arrival.id).exists() for arrival in (first, second, third)]
+        return [Path(where(arrival.id)).exists() for arrival in (first, second, third)]
 
     ledger = Ledger(world.store, "tiny")
     assert remaining() == [True, True, True]
@@ -368,16 +373,16 @@ def test_a_snapshot_stays_until_a_run_has_ended_well(world: World):
     assert remaining() == [False, False, True]
 
 
-@pytest.mark.remedies("storage.arrivals:damage", "storage.arrivals:_described")
+@pytest.mark.remedies("storage.snapshots:check", "storage.snapshots:_checked")
 def test_a_damaged_snapshot_is_found_and_the_set_taken_again(world: World):
     put(world.inbox, archives(1))
     with world.watching():
         arrival = world.wait_for_sets(1)
-    path = world.arrivals.folder(arrival.id) / TRAIN
+    path = Path(world.arrivals.where(arrival.id)) / TRAIN
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     (damage,) = verify(world.store).damage
-    assert (damage.path, damage.problem) == (path.parent, f"{TRAIN} is not what arrived")
+    assert (damage.where, damage.problem) == (str(path.parent), f"{TRAIN} is not what arrived")
     assert verify(world.store, contents=False).damage == ()
     record = path.with_name("arrival.json")
     record.chmod(0o644)

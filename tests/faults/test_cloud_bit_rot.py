@@ -72,11 +72,10 @@ def follow(advice: str, objects: MemoryObjects, key: str, good: bytes) -> None:
         assert "run again" in advice
 
 
-def places(how: str) -> pytest.MarkDecorator:
-    return pytest.mark.remedies("storage.cloud_store:path" if how == "no object" else "storage.cloud_store:path:2")
+GONE, CHANGED = pytest.mark.remedies("storage.cloud_store:path"), pytest.mark.remedies("storage.cloud_store:path:2")
 
 
-@pytest.mark.parametrize("how", [pytest.param(how, marks=places(how)) for how in DAMAGES])
+@pytest.mark.parametrize("how", [pytest.param(how, marks=GONE if how == "no object" else CHANGED) for how in DAMAGES])
 def test_whatever_object_is_damaged_the_result_is_right_after_what_is_advised(folder: Path, how: str):
     clock = Clock()
     intact = MemoryObjects(clock=clock)

@@ -26,7 +26,7 @@ from tests.support.stores import DATASET, retrain
 PROGRAM = """
 import select, sys, time
 time.sleep = lambda seconds: select.select([], [], [], seconds)
-from tests.support.cloud_programs import main
+from tests.support.racing_programs import main
 sys.exit(main())
 """
 HOURS = 3600

@@ -18,7 +18,7 @@ from storage.retention import collect
 from storage.store import ENTRY, Store
 from storage.verify import verify
 from tests.support import store_scenarios
-from tests.support.cloud_stores import Clock, machine
+from tests.support.cloud_machines import Clock, machine
 from tests.support.crashes import in_memory, problems, problems_after_again, state
 from tests.support.memory_objects import MemoryObjects, Operation, Stopped, nothing
 from tests.support.store_scenarios import DATASET, FILES, Story, make_model, train_plan

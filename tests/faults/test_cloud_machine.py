@@ -29,7 +29,7 @@ from storage.retention import collect
 from storage.runtime import cancellation
 from storage.store import ENTRY, FOLDERS, Plan
 from storage.verify import verify
-from tests.support.cloud_stores import Clock, machine
+from tests.support.cloud_machines import Clock, machine
 from tests.support.crashes import in_memory
 from tests.support.interleaved import TICK, Process, Work
 from tests.support.memory_objects import MemoryObjects, Stopped

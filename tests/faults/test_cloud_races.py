@@ -36,8 +36,8 @@ def server(
 
 
 def raced(command: str, address: str, folder: Path, names: str, count: int) -> list[str]:
-    """Run a program of `tests.support.cloud_programs` once for each name, all at once; return what they say."""
-    words = [sys.executable, "-m", "tests.support.cloud_programs", command, address]
+    """Run a program of `tests.support.cloud_races` once for each name, all at once; return what they say."""
+    words = [sys.executable, "-m", "tests.support.cloud_races", command, address]
     programs = [
         subprocess.Popen(
             [*words, str(folder / name), name, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

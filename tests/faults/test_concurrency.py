@@ -165,11 +165,7 @@ def test_a_stopped_process_that_makes_an_entry_is_waited_for_and_makes_it_once(s
     holder.send_signal(signal.SIGCONT)
     assert "done" in output_of(holder)[0]
     assert output_of(follower)[0] == "reused\n"
-    assert (
-        (store.get(DATASET, "decode", SHARED.key, Thing).entry.folder / "data.bin")
-        .read_bytes()
-        .endswith(b"second half")
-    )
+    assert store.get(DATASET, "decode", SHARED.key, Thing).entry.path("data.bin").read_bytes().endswith(b"second half")
 
 
 def test_a_stopped_process_that_decides_is_waited_for_and_overwrites_nothing(store: Store, start: Start):

@@ -26,6 +26,7 @@ FULL = "/dev/full"
 SENTENCE = "idxflow: cannot write to standard output: No space left on device; free space"
 
 COMMANDS: dict[str, list[str]] = {
+    "copy": ["STORE", "TMP/copy"],
     "dataset add": ["mine", "TMP/tiny-source", "--as", "TMP/added"],
     "dataset schedule": ["TMP/tiny.toml", "0 3 * * 0", "--store", "STORE"],
     "dataset unschedule": ["TMP/tiny.toml", "--store", "STORE"],
@@ -63,6 +64,7 @@ NEED_LIBRARIES = {"export", "doctor"}
 ONCE = {"dataset add", "dataset unschedule", "promote", "rollback"}
 """A second time, these are refused."""
 JSON = {
+    "copy",
     "datasets",
     "gc",
     "quarantine list",

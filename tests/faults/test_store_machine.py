@@ -165,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
         kept_runs = models | set(self.runs[-keep_last:])
         removed = {(step, number) for step, number in self.entries if number not in kept_runs}
         retired = {n for step, n in removed if step in ("train", "evaluate") and n in self.versions}
-        assert {(path.parent.name, path.name) for path in collection.entries} == {
+        assert {(entry.name.folder, entry.name.key) for entry in collection.entries} == {
             self._place(*entry) for entry in removed
         }
         assert set(collection.retired) == {self.versions[n] for n in retired}

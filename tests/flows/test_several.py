@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,9 @@ from storage.errors import ConfigError
 from storage.outcomes import Outcome
 from tasks.ui import progress
 from tasks.ui.progress import Progress
+from tests.support.object_servers import ObjectServer
 from tests.support.operated import until
+from tests.support.servers import ROOT
 
 Call = Callable[[Request], object]
 
@@ -249,3 +252,33 @@ def test_colours_that_are_asked_for_do_not_come_through_the_pipe(monkeypatch: py
 def test_one_that_is_unknown_has_nothing_started(name: str):
     with pytest.raises(ConfigError, match="expected a data set of the catalog"):
         by_name([Request("digits"), Request(name)])
+
+
+_IN_OBJECT_STORAGE = """
+import json, sys
+from types import SimpleNamespace
+from flows.run import Request
+from flows.several import Several, by_name
+from storage.opening import open_store
+from storage.outcomes import Outcome
+
+def run(request):
+    open_store(request.store).prepare()
+    print(json.dumps(Outcome("promoted", "promoted v1", request.dataset, request.store, version=1).to_json()))
+
+screen = SimpleNamespace(say=print, advance=lambda step: None)
+runs = Several(by_name([Request(name, store=sys.argv[1]) for name in ("digits", "mnist")]), run, screen)
+runs.carry_out(2)
+print(json.dumps([outcome["state"] for outcome in runs.outcomes.values()]))
+"""
+
+
+def test_runs_in_object_storage_can_be_forks_because_nothing_is_asked_before(
+    object_storage: ObjectServer, tmp_path: Path
+):
+    # In a process of its own: once it has used object storage, its forks cannot.
+    words = [sys.executable, "-c", _IN_OBJECT_STORAGE, object_storage.address]
+    own = {"HOME": str(tmp_path), "IDXFLOW_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **object_storage.environment, **own}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.stdout.splitlines() == ['["promoted", "promoted"]'], done.stderr

@@ -9,16 +9,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows import datasets, run
 from flows.preload import needed, preload
 from flows.run import Request
 from storage.runtime import code_digests
 from storage.store import Store
 from tasks.model import network
 from tests.conftest import TinyFactory
-from tests.support.runs import QUICK, whole_run
+from tests.support.memory_objects import MemoryObjects, cloud_store
+from tests.support.runs import QUICK, run_without_prefect, whole_run
 
 HEAVY = {"tensorflow", "keras", "great_expectations", "pandas", "sklearn", "scipy", "matplotlib"}
 
@@ -125,3 +128,29 @@ def test_the_source_of_the_steps_is_read_ahead(store: Store, tiny: TinyFactory):
     ahead = code_digests._read.cache_info().misses
     whole_run(store, manifest)
     assert code_digests._read.cache_info().misses == ahead > 0
+
+
+def test_the_unchanged_run_of_another_person_fetches_no_file(
+    tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In object storage, requests count: at most three that read an object for each step."""
+    manifest, objects = str(tiny().manifest), MemoryObjects()
+
+    def run_of(person: str, **training: Any) -> dict[str, Any]:
+        # What others have fetched is not in the cache of this one.
+        store = cloud_store(tmp_path / person, objects)
+        for module in (run, datasets):
+            monkeypatch.setattr(module, "open_store", lambda _: store)
+        objects.forget()
+        return run_without_prefect(store, dataset_file=manifest, **training)
+
+    assert run_of("first")["state"] == "promoted"
+    assert run_of("second", seed=2)["state"] == "kept"
+    assert objects.counts["download"] > 0
+    for person, training, of_version in (("third", {}, 1), ("fourth", {"seed": 2}, 2)):
+        again = run_of(person, **training)
+        assert (again["state"], again["version"], again["champion"]) == ("unchanged", of_version, 1)
+        assert all(step["reused"] for step in again["steps"].values())
+        assert objects.counts["download"] == 0
+        assert 0 < objects.counts["get"] + objects.counts["range"] <= 3 * len(again["steps"])
+        assert not list((tmp_path / person / "files").rglob("*.*"))

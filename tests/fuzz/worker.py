@@ -10,7 +10,7 @@ import atheris
 
 GUIDED_BY = {"idx": ["storage.formats.idx"], "manifest": ["storage.datasets", "tomllib"]}
 """Modules whose branches guide the search, by target; they must not be imported before."""
-LIMITS = ("-rss_limit_mb=2048", "-timeout=1")
+LIMITS = ("-rss_limit_mb=2048", "-timeout=60")
 
 
 def main(target: str, folder: str, *options: str) -> None:

@@ -122,7 +122,9 @@ def test_help_is_shown_as_it_is():
 
 
 def test_every_variable_and_file_that_is_named_exists():
-    source = "".join(p.read_text() for folder in ("flows", "tests", "tasks") for p in (ROOT / folder).rglob("*.py"))
+    source = "".join(
+        p.read_text() for folder in ("flows", "tasks", "storage", "tests") for p in (ROOT / folder).rglob("*.py")
+    )
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for variable in re.findall(r"`(IDXFLOW_[A-Z_]+)", text):

@@ -5,19 +5,30 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
+import obstore.store
 import pytest
 from PIL import Image
 
+from flows.commands.report import _page
+from flows.dataset_in_store import DatasetInStore
+from flows.reports import RunReport
+from storage import copying
+from storage.cloud_store import CloudStore
 from storage.datasets import catalog
-from storage.records import Failure, RunRecord
+from storage.opening import open_store
+from storage.records import HTML, Failure, Report, RunRecord
 from storage.registry import Registry
 from storage.store import Store
 from tasks.publish import publish
 from tests.support.browser_reports import real_digits, refused, synthetic, with_a_past
+from tests.support.object_servers import ObjectServer
 
 pytestmark = pytest.mark.browser
 
@@ -205,4 +216,45 @@ def test_print_shows_everything_on_white(browser: Any, pages: dict[str, Path]) -
     assert not page.locator("nav").is_visible()
     assert page.locator("#checks details table").bounding_box()["height"] > 20
     assert page.evaluate(CONTRAST) == []
+    page.close()
+
+
+@pytest.fixture
+def remote(
+    pages: dict[str, Path], object_storage: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> CloudStore:
+    """The store of the reports, copied to object storage."""
+    for name, value in object_storage.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("IDXFLOW_CACHE", str(tmp_path / "cache"))
+    remote = open_store(object_storage.address)
+    assert isinstance(remote, CloudStore)
+    copying.copy(Store(pages["complete"].parents[3]), remote, "digits")
+    return remote
+
+
+def test_a_page_in_object_storage_is_a_page_for_the_browser(
+    browser: Any,
+    pages: dict[str, Path],
+    remote: CloudStore,
+    object_storage: ObjectServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = remote.get("digits", "publish", "complete", Report)
+    key = report.entry.where(HTML).removeprefix(remote.objects.where("") + "/")
+    client = obstore.store.from_url(object_storage.address.partition("?")[0], config=object_storage.config)
+    page = browser.new_page()
+    answer = page.goto(obstore.sign(client, "GET", key, timedelta(minutes=5)))
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    headings = page.locator("h2").all_inner_texts()
+    # `idxflow report --open` has the browser show a file, which shows the same.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shown = _page(DatasetInStore(remote, "digits"), RunReport("complete", report, None), None, open_=True)
+    assert shown.where == report.entry.where(HTML)
+    assert shown.file
+    assert shown.file.is_relative_to(tmp_path)
+    assert shown.file.read_bytes() == pages["complete"].read_bytes()
+    page.goto(shown.file.as_uri())
+    assert page.locator("h2").all_inner_texts() == headings != []
     page.close()

@@ -638,7 +638,7 @@ def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(o
     ended = Ledger(operated.store, "tiny").read("runs")
     assert [run["arrival"] for run in ended] == sets
     assert [steps_of(run)[0].summary for run in ended] == [
-        f"{size:,} bytes from {Arrivals(operated.store, 'tiny').folder(name)}, sha256 {digest:.12}"
+        f"{size:,} bytes from {Arrivals(operated.store, 'tiny').where(name)}, sha256 {digest:.12}"
         for name, (size, digest) in zip(sets, [measures(folder / images) for folder in (first, other)], strict=True)
     ]
     # The event that was forged, and one for each set.

@@ -30,7 +30,7 @@ from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.support.commands import Command, idxflow, prefect
 from tests.support.faultserver import FaultServer
-from tests.support.operated import WATCH, until
+from tests.support.operated import WATCH, fork_deploys, fork_flow_runs, until
 from tests.support.postgres import postgres
 from tests.support.servers import BIN, HTTP, ROOT, clean_environment, free_port
 from tests.support.up import Service, command, configured, going
@@ -81,7 +81,9 @@ def watcher(place: dict[str, str], manifest: Path) -> Iterator[Command]:
 
 @pytest.fixture(scope="module")
 def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
-    with going(place, Path(place["HOME"]) / "up.log") as service:
+    with going(place, Path(place["HOME"]) / "up.log", forked=True) as service:
+        with configured(service), get_client(sync_client=True) as client:
+            fork_flow_runs(client)
         yield service
 
 
@@ -308,7 +310,12 @@ def _a_deleted_schedule_stays_deleted_until_the_file_changes(service: Service) -
     mnist = service.deployment("mnist")
     api = service.environment["PREFECT_API_URL"]
     service.ask("DELETE", f"deployments/{mnist['id']}/schedules/{mnist['schedules'][0]['id']}")
-    with configured(service), get_client(sync_client=True) as client:
+    with (
+        configured(service),
+        get_client(sync_client=True) as client,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        fork_deploys(patch)
         memory = Memory(Path(service.environment["HOME"]), api, "idxflow")
         promise = deployments.Promise("idxflow", 60, service.login, memory, deployments.read_plan(), lambda: None)
         assert deployments.deploy(client, promise).kept == ("mnist", "garbage")

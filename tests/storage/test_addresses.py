@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from storage.errors import ConfigError
-from storage.objects.address import Address, is_address, parse, server_of
+from storage.objects.address import OPEN_STORE, Address, is_address, parse, server_of
 from storage.objects.cloud import Cloud
 from storage.objects.folder import Folder
 from storage.objects.opening import opened
@@ -126,3 +127,22 @@ def test_object_storage_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None
             opened("s3://bucket")
         assert isinstance(opened("a folder"), Folder)
     assert isinstance(opened("s3://bucket"), Cloud)
+
+
+@pytest.mark.parametrize(
+    ("store", "is_open"),
+    [
+        ("/srv/store", True),
+        ("/srv/me@home/what?x=1", True),
+        ("s3://bucket/prefix", True),
+        ("s3://bucket/prefix?endpoint=https://host:9000&region=here", True),
+        ("az://container", True),
+        ("s3://key:secret@bucket/prefix", False),
+        ("S3://key@bucket", False),
+        ("s3://bucket?endpoint=https://key:secret@host", False),
+        ("gs://bucket?token=secret", False),
+        ("s3://bucket?region=here&secret_access_key=secret", False),
+    ],
+)
+def test_a_store_that_is_a_parameter_of_a_run_shows_no_secret(store: str, is_open: bool) -> None:
+    assert bool(re.search(OPEN_STORE, store)) is is_open

@@ -17,7 +17,7 @@ from storage.objects import leases as leases_module
 from storage.objects import sealed as sealed_json
 from storage.objects.folder import Folder
 from storage.objects.leases import LIFE_SECONDS, Leases
-from tests.support.cloud_stores import Clock, StillLeases, machine
+from tests.support.cloud_machines import Clock, StillLeases, machine
 from tests.support.memory_objects import MemoryObjects, Operation, nothing
 from tests.support.servers import ROOT
 from tests.support.stores import DATASET

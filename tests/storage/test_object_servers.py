@@ -16,6 +16,7 @@ from obstore.store import from_url
 from tests.support import object_servers as servers
 from tests.support.object_servers import ObjectServer
 
+pytestmark = pytest.mark.long
 RACERS = 6
 KEYS = [f"race/{number}.json" for number in range(10)]
 RACER = """
@@ -140,3 +141,21 @@ def listeners() -> Iterator[tuple[str, str]]:
             fields = line.split()
             if fields[3] == "0A":
                 yield fields[1].partition(":")[0], f"socket:[{fields[9]}]"
+
+
+def test_a_bucket_is_named_by_the_environment_and_left_as_it_was(
+    object_storage: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(servers.TEST_STORE, object_storage.address)
+    for name, value in object_storage.environment.items():
+        monkeypatch.setenv(name, value)
+    everything = opened(object_storage)
+    obstore.put(everything, "mine", b"1")
+    with servers.bucket(tmp_path) as place:
+        obstore.put(opened(place), "a/b", b"2")
+        assert len(everything.list().collect()) == 2
+    assert [meta["path"] for meta in everything.list().collect()] == ["mine"]
+
+
+def test_no_test_needs_a_bucket_unless_that_is_asked_for(request: pytest.FixtureRequest) -> None:
+    assert [item.name for item in request.session.items if item.get_closest_marker("cloud")] == []

@@ -16,17 +16,18 @@ from typing import Any
 import obstore
 import pytest
 
-from storage.errors import StoreError
 from storage.objects.cloud import Cloud, Patience, _Use
 from storage.objects.opening import opened
 from storage.objects.protocol import Objects
+from tests.conftest import BUCKET
 from tests.support.fault_proxy import FaultProxy
 from tests.support.object_servers import ObjectServer
 
+pytestmark = pytest.mark.long
 KEYS = ["a", "a b/c d.json", "ä/日本/é.json", "x/%41+?#&=[]~*\"'$!().txt", "m", "m1/x", "deep/" * 20 + "end"]
 
 
-@pytest.fixture(params=["folder", "ministack", "ceph", "azurite"])
+@pytest.fixture(params=["folder", "ministack", "ceph", "azurite", BUCKET])
 def objects(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -251,22 +252,6 @@ def test_a_probe_leaves_nothing_behind(objects: Objects) -> None:
     objects.probe()
     assert list(objects.walk("")) == []
     assert hidden(objects) == []
-
-
-@pytest.mark.remedies("storage.objects.cloud:probe")
-def test_a_probe_refuses_a_server_that_ignores_the_condition_of_a_creation(
-    object_servers: Callable[[str], ObjectServer], object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """JuiceFS's gateway, whose answers to a removal are no good either."""
-    cloud = on(object_servers("juicefs").fresh(), monkeypatch)
-    with pytest.raises(StoreError) as raised:
-        cloud.probe()
-    assert str(raised.value) == (
-        f"expected object storage that creates an object only if there is none at {cloud.address}; found a server that "
-        "ignores If-None-Match and replaced one; update the server, or choose another store with --store"
-    )
-    assert hidden(cloud) == []
-    on(object_storage, monkeypatch).probe()
 
 
 def test_where_names_an_object_without_its_server(objects: Objects) -> None:

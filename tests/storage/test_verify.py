@@ -222,7 +222,7 @@ def test_a_pointer_of_format_3_that_is_damaged_is_named(store: Store, spoil: Cal
     assert verify(store).findings == ()
     spoil(folder / "registry" / "champion.json")
     (damage,) = verify(store).damage
-    assert (damage.path, problem in damage.problem) == (folder / "registry" / "champion.json", True), damage
+    assert (damage.where, problem in damage.problem) == (str(folder / "registry" / "champion.json"), True), damage
 
 
 def test_a_file_that_cannot_be_read_is_not_said_to_be_good(filled: Store):

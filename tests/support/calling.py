@@ -16,7 +16,8 @@ from contextlib import suppress
 def main() -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(b"\0" + os.fsencode(sys.argv[1]))
-        request = {"program": "flow run", "arguments": [], "environment": dict(os.environ), "cwd": sys.argv[2]}
+        surroundings = {"environment": dict(os.environ), "cwd": sys.argv[2], "user": os.getuid()}
+        request = {"program": "flow run", "arguments": [], **surroundings}
         line = f"{json.dumps(request)}\n".encode()
         sent = socket.send_fds(connection, [line], [0, 1, 2])
         connection.sendall(line[sent:])

@@ -1,24 +1,32 @@
-"""Programs that use one store in object storage at the same time: `python -m tests.support.cloud_programs COMMAND …`.
+"""Programs that use one store in object storage: `python -m tests.support.cloud_programs COMMAND ADDRESS FOLDER …`.
 
-Each takes the address of the store, its own name, and how often; each has a cache of its own. They begin together,
-with a line on standard input, and say what they did on standard output, a line at a time.
+Each is a machine of its own: FOLDER is its cache. They import only storage, and say on standard output what they do, a
+line at a time.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 
 from storage.cloud_store import CloudStore
 from storage.errors import IdxflowError
-from storage.objects.address import parse
-from storage.objects.cloud import Cloud, Patience
-from storage.records import FolderEntry
-from storage.registry import Overtaken, Registry
-from storage.store import Plan
-from tests.support.stores import DATASET, Thing, decide, retrain
+from storage.objects.leases import Leases
+from storage.objects.opening import opened
+from storage.objects.protocol import always
+from storage.retention import collect
+from storage.store import ENTRY, Plan, Store
+from tests.support.stores import DATASET, Thing, add, retrain
+
+LIFE = 3.0
+"""Seconds that a lease lives; ages have a resolution of one."""
+NUMBERS = range(8)
+"""Of the results that programs make and read, and that no version is made from."""
 
 
 def say(*words: object) -> None:
@@ -26,67 +34,85 @@ def say(*words: object) -> None:
     sys.stdout.flush()
 
 
-def publish(store: CloudStore, name: str, count: int) -> None:
-    """Make the same entries as all others, each with other bytes, without a claim that would have others wait."""
-
-    def make(folder: Path) -> Thing:
-        (folder / "data.bin").write_bytes(name.encode() * 10_000)
-        (folder / "more.bin").write_bytes(name.encode())
-        return Thing(FolderEntry(folder), name)
-
-    for number in range(count):
-        plan = Plan(DATASET, "decode", "shared", parameters={"number": number})
-        with store.in_use(DATASET):
-            record = store._make(plan, make, damaged=False)
-            say(plan.key, record.weights_digest, record.entry.path("more.bin").read_text())
+def machine(address: str, folder: Path) -> CloudStore:
+    objects = opened(address)
+    return CloudStore(objects, Leases(objects, LIFE), folder)
 
 
-def decisions(store: CloudStore, name: str, count: int) -> None:
-    """Decide in turn for version 1 and 2."""
-    registry = Registry(store, DATASET)
-    for number in range(count):
-        while True:
-            try:
-                decide(registry, "forced", 1 + number % 2, f"run-{name}-{number}")
-                break
-            except Overtaken:
-                continue
-        say("decided", number)
+def work(address: str, folder: str, stop: str) -> None:
+    """Make results and read results of others, a few under each lease, until the file `stop` is there."""
+    done: Counter[str] = Counter()
+    for number in count():
+        # What an earlier round has fetched must not hide what is gone now.
+        store = machine(address, Path(folder) / str(number))
+        try:
+            with store.in_use(DATASET):
+                if number == 0:
+                    say("holding")
+                done["read"] += sum(is_whole(store, one) for one in random.sample(NUMBERS, 3))
+        except IdxflowError as error:
+            # Where the machine has so much to do that a lease ends, nothing is lost either.
+            done["late"] += 1
+            if "expected to renew" not in str(error):
+                say("lost", error)
+        if Path(stop).exists():
+            break
+        time.sleep(random.uniform(0, 0.4))
+    say("done", done["read"], done["late"])
 
 
-def hold(store: CloudStore, name: str, count: int) -> None:
-    """Train and decide as a run does, say so, and hold the data set until the next line; `name` is a number."""
+def is_whole(store: Store, number: int) -> bool:
+    plan = Plan(DATASET, "decode", "train", parameters={"number": number})
+    add(store, "decode", number, "train")
+    entry = store.get(DATASET, "decode", plan.key, Thing).entry
+    return entry.path("data.bin").read_bytes() == f"decode {number}".encode() * 100
+
+
+def gather(address: str, folder: str, stop: str, enough: str) -> None:
+    """Run gc again and again until it has removed `enough` entries and no run was in its way; then make `stop`."""
+    store, removed, busy = machine(address, Path(folder)), 0, 0
+    while removed < int(enough):
+        collected = collect(store, DATASET, keep_last=1)
+        removed += len(collected.entries)
+        busy += collected.busy
+    Path(stop).touch()
+    say("removed", removed, busy)
+
+
+def use(address: str, folder: str) -> None:
+    """Hold the data set, and go on with a run when a line comes."""
+    store = machine(address, Path(folder))
     with store.in_use(DATASET):
-        for number in range(count):
-            version = retrain(store, int(name) + number)
-        say("holds", time.time())
+        say("holding")
         sys.stdin.readline()
-        store.check_in_use(DATASET)
-        store.leases.renew()
-        say("held", store.get(DATASET, "train", version.model, Thing).weights_digest)
+        for work in (lambda: add(store, "train", 50), lambda: retrain(store, 1)):
+            refused(work)
 
 
-COMMANDS: dict[str, Callable[[CloudStore, str, int], None]] = {
-    "publish": publish,
-    "decisions": decisions,
-    "hold": hold,
-}
+def halt(address: str, folder: str) -> None:
+    """Run gc, and go on when a line comes after the descriptions were removed."""
+    store = machine(address, Path(folder))
+    delete = store.objects.delete
+
+    def halting(keys: Iterable[str], check: Callable[[], None] = always) -> None:
+        removed = [*keys]
+        delete(removed, check)
+        if removed and removed[0].endswith(ENTRY):
+            say("halfway")
+            sys.stdin.readline()
+
+    store.objects.delete = halting  # type: ignore[method-assign]
+    refused(lambda: collect(store, DATASET, keep_last=1))
 
 
-def main() -> int:
-    command, address, cache, name, count = sys.argv[1:]
-    # More patience than anybody has: by chance, eight tries in a row fail once in some thousand runs.
-    objects = Cloud(parse(address), Patience(tries=30, pause=0.005))
-    store = CloudStore(objects, cache=Path(cache))
-    say("ready")
-    sys.stdin.readline()
+def refused(work: Callable[[], object]) -> None:
     try:
-        COMMANDS[command](store, name, int(count))
+        work()
     except IdxflowError as error:
-        say("failed", type(error).__name__, error)
-        return error.exit_code
-    return 0
+        say("refused", error)
+    else:
+        say("done")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    {"work": work, "gather": gather, "use": use, "halt": halt}[sys.argv[1]](*sys.argv[2:])

@@ -51,17 +51,25 @@ class Command(Forked):
         cwd: Path | None = None,
         program: str = "idxflow",
         streams: Sequence[int] | None = None,
+        user: int | None = None,
     ) -> None:
         environment = {**env, **refusals.environment()}
         called = {"program": program, "arguments": arguments, "environment": environment, "cwd": str(cwd or Path.cwd())}
+        if user is not None:
+            called["user"] = user
         super().__init__(b"\0" + os.fsencode(os.environ[_ADDRESS]), called, streams)
 
 
 def idxflow(
-    *arguments: str, env: Mapping[str, str], cwd: Path | None = None, timeout: float = 240, program: str = "idxflow"
+    *arguments: str,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    timeout: float = 240,
+    program: str = "idxflow",
+    user: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Call `idxflow` and wait for its end."""
-    with Command(*arguments, env=env, cwd=cwd, program=program) as command:
+    with Command(*arguments, env=env, cwd=cwd, program=program, user=user) as command:
         out, errors = command.communicate(timeout)
     return subprocess.CompletedProcess([program, *arguments], command.wait(), out, errors)
 

@@ -14,7 +14,7 @@ from storage.cloud_store import CloudStore
 from storage.errors import StoreError
 from storage.objects.leases import LIFE_SECONDS, Leases
 from storage.records import Entry
-from tests.support.cloud_stores import Clock, machine
+from tests.support.cloud_machines import Clock, machine
 from tests.support.memory_objects import MemoryObjects, Operation, Stopped
 
 TICK = LIFE_SECONDS / 8

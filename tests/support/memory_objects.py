@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
+from storage.cloud_store import CloudStore
 from storage.objects.protocol import Found, Listing, always
 from storage.store import Store
 
@@ -216,3 +217,8 @@ class MemoryStore(Store):
     @contextmanager
     def alone(self, dataset: str, name: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         yield
+
+
+def cloud_store(cache: Path, objects: MemoryObjects | None = None) -> CloudStore:
+    """Return a store all of which is in memory, with its working folder and its cache in `cache`."""
+    return CloudStore(objects or MemoryObjects(), cache=cache)

@@ -2,6 +2,7 @@
 
 Of S3, `ministack` is one quick process, for most tests; `ceph` is a distributed store's gateway. `azurite` speaks the
 protocol of Azure. `juicefs` answers as if it knew the condition of a write, and ignores it: no store can be there.
+`bucket` is none of these, but whatever a developer names.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from obstore.store import S3Store
 from tests.support.ceph import gateway
 from tests.support.servers import BIN, HTTP, ROOT, START_SECONDS, free_port, running
 
+TEST_STORE = "IDXFLOW_TEST_STORE"
 _BUCKET = "box"
 _KEY = "idxflow-tests"
 _SECRET = "canary-of-the-tests"
@@ -117,6 +119,26 @@ def juicefs(folder: Path) -> Iterator[ObjectServer]:
     command = f"{BIN}/juicefs gateway {about} 127.0.0.1:{port} --no-usage-report --no-banner --cache-dir memory"
     with _serving(command.split(), port, folder, {"MINIO_ROOT_USER": _KEY, "MINIO_ROOT_PASSWORD": _SECRET}):
         yield _in_s3("juicefs", port)
+
+
+@contextmanager
+def bucket(_folder: Path) -> Iterator[ObjectServer]:
+    """Yield a place below the address of `IDXFLOW_TEST_STORE`; what is there is removed with the block.
+
+    The credentials are those of the environment.
+    """
+    address = os.environ.get(TEST_STORE)
+    if not address:
+        pytest.fail(f"needs the address of a place in object storage: set {TEST_STORE} to it", pytrace=False)
+    place = ObjectServer("bucket", address, {}).fresh()
+    try:
+        yield place
+    finally:
+        objects = obstore.store.from_url(
+            place.address.partition("?")[0], config=place.config, client_options={"allow_http": True}
+        )
+        for page in objects.list():
+            objects.delete([found["path"] for found in page])
 
 
 @contextmanager

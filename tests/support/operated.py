@@ -148,11 +148,17 @@ def fork_deploys(patch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def worker(*arguments: str, environment: dict[str, str], home: Path, program: str = "prefect") -> Iterator[None]:
+def worker(
+    *arguments: str,
+    environment: dict[str, str],
+    home: Path,
+    program: str = "prefect",
+    user: int | None = None,
+) -> Iterator[None]:
     """Run a worker, which starts flow runs, while the block lasts; its log is in `home`."""
     with Path(os.devnull).open() as nothing, (home / "worker.log").open("wb") as log:
         streams = (nothing.fileno(), log.fileno(), log.fileno())
-        started = Command(*arguments, env=environment, cwd=home, program=program, streams=streams)
+        started = Command(*arguments, env=environment, cwd=home, program=program, streams=streams, user=user)
     try:
         yield
     finally:

@@ -34,22 +34,17 @@ class Cluster:
         return f"postgresql+asyncpg://{USER}@127.0.0.1:{self.port}/postgres"
 
     def ask(self, query: str) -> str:
-        command = [
-            self.binaries / "psql",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self.port),
-            "-U",
-            USER,
-            "-Atc",
-            query,
-            "postgres",
-        ]
+        return self._called("psql", "-Atc", query).strip()
+
+    def dump(self) -> str:
+        """Return all that is in the database."""
+        return self._called("pg_dump")
+
+    def _called(self, program: str, *arguments: str) -> str:
+        place = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
+        command = [self.binaries / program, *place, *arguments, "postgres"]
         environment = {**os.environ, "PGPASSWORD": self.password}
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=60
-        ).stdout.strip()
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @contextmanager

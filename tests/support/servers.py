@@ -184,7 +184,7 @@ def prefect_server(home: Path, **more: str) -> Iterator[tuple[Server, dict[str, 
 
 
 @contextmanager
-def guarded_server(home: Path) -> Iterator[tuple[Server, dict[str, str]]]:
+def guarded_server(home: Path, **more: str) -> Iterator[tuple[Server, dict[str, str]]]:
     """Run the server that `idxflow up` starts, without the rest of it; yield it and the environment that reaches it."""
     with listen("127.0.0.1", 0) as listener:
         environment = clean_environment(
@@ -195,6 +195,7 @@ def guarded_server(home: Path) -> Iterator[tuple[Server, dict[str, str]]]:
             PREFECT_SERVER_API_AUTH_STRING=SECRET,
             PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED="true",
             PREFECT_SERVER_ANALYTICS_ENABLED="false",
+            **more,
         )
         with Server(Plan("127.0.0.1", (), str(home)), environment, home, listener) as server:
             yield server, environment

@@ -23,13 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from storage.arrivals import Arrival, Arrivals, ArrivedFile, copied  # noqa: E402
+from storage.arrivals import Arrivals, copied  # noqa: E402
 from storage.errors import IdxflowError  # noqa: E402
 from storage.files import sha256_of  # noqa: E402
 from storage.ledger import Ledger  # noqa: E402
 from storage.records import Evaluation, FolderEntry, TrainedModel  # noqa: E402
 from storage.registry import Registry  # noqa: E402
 from storage.retention import collect  # noqa: E402
+from storage.snapshots import Arrival, ArrivedFile  # noqa: E402
 from storage.store import Plan, Store  # noqa: E402
 
 DATASET = "tiny"

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 
 from flows.service.processes import end_with_parent
 from storage.files import locked
-from tests.support.commands import Command, flow_run_command, idxflow
+from tests.support.commands import Command, idxflow
 from tests.support.operated import until
 from tests.support.servers import BIN, HTTP
 
@@ -104,9 +104,8 @@ class Service:
             yield self._start({}, "waiting for `gc` to finish")
 
     def _start(self, parameters: dict[str, Any], words: str) -> str:
-        """Run the deployment `digits`, without imports; return its flow run once a line of its log has these words."""
-        variables = {"command": flow_run_command()}
-        body = {"parameters": {"dataset": "digits", **parameters}, "job_variables": variables}
+        """Run the deployment `digits`; return its flow run once a line of its log has these words."""
+        body = {"parameters": {"dataset": "digits", **parameters}}
         run = self.post(f"deployments/{self.deployment('digits')['id']}/create_flow_run", body)["id"]
         logs = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
         until(lambda: any(words in line["message"] for line in self.post("logs/filter", logs)))

@@ -440,3 +440,36 @@ def test_answers_that_cannot_be_paired_stop_the_decision(world: World, damage: s
         world.decide(candidate, rival)
     assert (world.champion, len(world.ledger)) == (1, 1)
     assert Path(candidate.evaluation.file).exists()
+
+
+@pytest.mark.parametrize("wrong", [[], [4, 5], [7, *range(10, 20)]])
+def test_what_was_compared_before_is_not_read_again(world: World, wrong: Sequence[int]):
+    """The champion itself, and a model that was compared with it: no label and no answer is read."""
+    world.having(floors=Floors(0.5, 0.5))
+    world.settle("1", [4])
+    champion = Incumbent(world.registry.version(1), world.model("1"), score=world.evaluation("1", [4]))
+    itself, other = world.candidate("1", [4]), world.candidate("2", wrong)
+    decided = world.decide(other, champion)
+    expected = [compare(world.dataset, candidate, champion) for candidate in (itself, other)]
+    assert (decided.outcome, decided.paired) == ("kept", expected[1])
+    for file in (world.test.file, itself.evaluation.file, other.evaluation.file):
+        file.unlink()
+    again = [world.decide(candidate, champion) for candidate in (itself, other)]
+    assert [decision.outcome for decision in again] == ["unchanged", "unchanged"]
+    assert [decision.paired for decision in again] == expected
+    assert again[1].rules == decided.rules
+    asking = world.having(gate=Gate("ask")).dataset
+    assert question(world.registry, asking, itself, champion) is None
+
+
+def test_what_was_compared_for_another_interval_is_compared_again(world: World):
+    world.settle("1", [1, 2])
+    world.settle("2", [3], champion=[1, 2])
+    world.having(gate=Gate(alpha=0.01))
+    again = world.settle("2", [3], champion=[1, 2])
+    assert again.paired
+    assert again.paired.confidence == 0.98
+    world.test.file.unlink()
+    world.having(gate=Gate(alpha=0.02))
+    with pytest.raises(DamagedEntry):
+        world.settle("2", [3], champion=[1, 2])
