@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_out_real_buckets(config, items)
     flows = {item.path for item in items if item.get_closest_marker("flow")}
     long = {item.path for item in items if item.get_closest_marker("long")}
-    files = sorted({item.path for item in items}, key=lambda path: (path not in long, -path.stat().st_size))
+    files = sorted({item.path for item in items}, key=lambda path: (path not in long, -path.stat().st_size, path))
     waiting, computing = ([path for path in files if (path in flows) is which] for which in (True, False))
     place = {
         path: (number + half) / len(group)
