@@ -14,7 +14,7 @@ from storage.records import Evaluation, TrainedModel
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
-from tests.support.cloud_stores import Clock, machine
+from tests.support.cloud_machines import Clock, machine
 from tests.support.crashes import in_memory
 from tests.support.memory_objects import MemoryObjects
 from tests.support.store_scenarios import DATASET, FILES, evaluate_plan, train_plan, whole
@@ -72,7 +72,7 @@ def follow(advice: str, objects: MemoryObjects, key: str, good: bytes) -> None:
         assert "run again" in advice
 
 
-GONE, CHANGED = pytest.mark.remedies("storage.cloud_store:path"), pytest.mark.remedies("storage.cloud_store:path:2")
+GONE, CHANGED = pytest.mark.remedies("storage.cloud_store:_removed"), pytest.mark.remedies("storage.cloud_store:path")
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=GONE if how == "no object" else CHANGED) for how in DAMAGES])
