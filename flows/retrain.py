@@ -26,7 +26,7 @@ from flows.service import temporary
 from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
 from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
-from storage.errors import IdxflowError
+from storage.errors import DamagedEntry, IdxflowError
 from storage.objects.address import OPEN_STORE
 from storage.outcomes import Outcome
 from storage.records import HTML
@@ -48,6 +48,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
 
 _PATIENCE_SECONDS = 3
+_MOST_MENDED = 5
+"""Damaged entries that one run makes again."""
 
 _log = logging.getLogger(__name__)
 
@@ -193,13 +195,25 @@ def carry_out(
     _describe_run(f"{job.dataset.name} {job.record.id}")
     settle(job.store, job.dataset.name)
     with _under_way(job, request, command), cancellation.cancellable(), job.store.in_use(job.dataset.name):
+        with _failing(job):
+            _walk(walk, job, caller)
+            job.refuse_if_below_floor()
+        return _finish(job, caller)
+
+
+def _walk(walk: Callable[[Job, Caller], object], job: Job, caller: Caller) -> None:
+    """Do the work, once more after each entry that turned out to be damaged and was removed from the store."""
+    before = job.record
+    for _ in range(_MOST_MENDED):
         try:
             walk(job, caller)
-            job.refuse_if_below_floor()
-        except Exception as error:
-            _raise_if_stopped(error)
-            job.fail(error)
-        return _finish(job, caller)
+            return
+        except DamagedEntry as error:
+            if not error.removed:
+                raise
+            _log.warning("%s: %s", job.dataset.name, error)
+            job.record = before
+    walk(job, caller)
 
 
 @contextmanager
@@ -251,12 +265,11 @@ def _is_cancelling() -> bool:
 
 def _finish(job: Job, caller: Caller) -> State[Outcome]:
     """Publish the report, write the ledger, and return how the run ended as a Prefect state."""
-    try:
+    with _failing(job):
         job.report = report(job, caller)
+    # A run without a report belongs in the ledger, too.
+    with _failing(job):
         job.append_to_ledger()
-    except Exception as error:
-        _raise_if_stopped(error)
-        job.fail(error)
     if job.record.decision and runtime.flow_run.id:
         announce(job.dataset.name, job.record.id, job.record.decision)
     _describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
@@ -271,6 +284,16 @@ def _finish(job: Job, caller: Caller) -> State[Outcome]:
         return Failed(message=job.message, data=RunFailed(outcome))
     _log.info("%s: %s", job.dataset.name, job.sentence, extra=ending)
     return Completed(message=job.message, data=outcome)
+
+
+@contextmanager
+def _failing(job: Job) -> Iterator[None]:
+    """Note an error of the block as why the run failed."""
+    try:
+        yield
+    except Exception as error:
+        _raise_if_stopped(error)
+        job.fail(error)
 
 
 def _raise_if_stopped(error: BaseException | None) -> None:

@@ -236,7 +236,8 @@ class Job:
             sentence = shortage(error) or f"unexpected {type(error).__name__}: {error}"
             failure = Failure(type(error).__name__, sentence, 1)
         if self.record.failure:
-            _log.error("after that: %s", failure.sentence)
+            if failure.sentence != self.record.failure.sentence:
+                _log.error("after that: %s", failure.sentence)
         else:
             self.note(failure=failure)
 

@@ -80,6 +80,8 @@ class CloudStore(Store):
         self.objects = objects
         self.leases: Leases = leases or Leases(objects)
         self.cache: Cache = Cache(cache / "files", cache_size())
+        self.mends = True
+        """Whether an entry that turns out to be damaged is removed, so that it is made again: for runs, not readers."""
         self._in_use: dict[str, str] = {}
         """The lease of each data set in use."""
         self._users: Counter[str] = Counter()
@@ -106,6 +108,7 @@ class CloudStore(Store):
         except OSError as error:
             raise unusable(error) from error
         super().prepare()
+        self.mends = True
 
     def strays(self) -> list[Found]:
         if not self.objects.hidden():
@@ -373,16 +376,27 @@ class CloudEntry:
             # As in a folder: whoever opens it finds that it is not there.
             return self.store.root / "none" / name
         file = self.files[name]
+        fetch = partial(self.store.file, self._key(name), file.sha256, file.bytes)
         try:
             with self._removed(name):
-                path = self.store.file(self._key(name), file.sha256, file.bytes)
+                try:
+                    path = fetch()
+                except DigestDiffers as error:
+                    # Damaged on its way, perhaps: the object itself may be intact.
+                    _log.warning("%s: %s; fetching it once more", self.where(name), error)
+                    path = fetch()
         except DigestDiffers as error:
-            self.unpublish()
-            raise DamagedEntry(
-                f"{self.where(name)}: {error}; the damaged entry was removed from the store: run again to rebuild it"
-            ) from error
+            raise self._damaged(name, error) from error
         published_by(path, f"{self.where()}/{ENTRY}")
         return path
+
+    def _damaged(self, name: str, error: DigestDiffers) -> DamagedEntry:
+        if self.store.mends:
+            self.unpublish()
+            remedy = "the damaged entry was removed from the store: run again to rebuild it"
+        else:
+            remedy = f"remove {self.where()}/{ENTRY}, then run again"
+        return DamagedEntry(f"{self.where(name)}: {error}; {remedy}", removed=self.store.mends)
 
     def unpublish(self) -> None:
         """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""
@@ -399,7 +413,8 @@ class CloudEntry:
         try:
             yield
         except FileNotFoundError as error:
-            self.unpublish()
+            if self.store.mends:
+                self.unpublish()
             raise StoreError(
                 f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
                 "run again"

@@ -133,6 +133,11 @@ class DamagedEntry(StoreError):
     headline = "a file of the store is damaged"
     advice = "Start the run again: it replaces damaged results. If damage recurs, check the disk."
 
+    def __init__(self, sentence: str, removed: bool = False) -> None:
+        super().__init__(sentence)
+        self.removed = removed
+        """Whether its entry was removed from the store, so that the same work makes it again."""
+
 
 class TrainingFailed(IdxflowError):
     """Training diverged, or cannot start from this data and configuration."""

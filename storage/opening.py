@@ -26,6 +26,8 @@ def open_store(store: str | Path | None = None) -> Store:
         from storage.cloud_store import CloudStore
 
         remote = CloudStore(opened(address))
+        # Until a run prepares it.
+        remote.mends = False
         store_format.check(remote.objects)
         return remote
     given = store or os.environ.get(STORE_VARIABLE) or ""

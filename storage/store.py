@@ -109,7 +109,9 @@ def store_address(store: str | Path | None = None) -> str:
         ConfigError: it is not an address of object storage, although it begins like one.
     """
     chosen = str(store or os.environ.get(STORE_VARIABLE) or BESIDE)
-    return str(parse(chosen)) if is_address(chosen) else str(Path(chosen).expanduser().absolute())
+    # A space around an address would make it a path.
+    address = chosen.strip()
+    return str(parse(address)) if is_address(address) else str(Path(chosen).expanduser().absolute())
 
 
 def command_for(address: str, words: str, usual: str | Path | None = None) -> str:

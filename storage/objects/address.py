@@ -25,6 +25,7 @@ CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_")
 _ADDRESS = re.compile(r"(s3|gs|az):/", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?")
+_NAME = re.compile(r"[a-z_]{1,16}")
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 # By which the library finds the server, the first that is set.
@@ -101,6 +102,8 @@ def _prefix(scheme: str, text: str) -> str:
     prefix = text.removesuffix("/")
     if prefix and not all(part and set(part) != {"."} for part in prefix.split("/")):
         _refuse(scheme, "an empty part, `.` or `..` in the prefix")
+    if prefix and any(part != part.strip() for part in prefix.split("/")):
+        _refuse(scheme, "a space at the beginning or the end of a part of the prefix")
     return prefix
 
 
@@ -111,7 +114,9 @@ def _query(scheme: str, text: str) -> dict[str, str]:
         _refuse(scheme, "something else after `?`")
     values = dict(pairs)
     if len(values) < len(pairs) or not values.keys() <= {"endpoint", "region"}:
-        _refuse(scheme, "something else after `?`")
+        # Only what looks like a name is repeated.
+        unknown = [f"`{name}`" for name in values.keys() - {"endpoint", "region"} if _NAME.fullmatch(name)]
+        _refuse(scheme, f"{unknown[0] if unknown else 'something else'} after `?`")
     if values and scheme != "s3":
         _refuse(scheme, "something after `?`, which only an address of s3:// can have")
     if "endpoint" in values and not _is_endpoint(values["endpoint"]):

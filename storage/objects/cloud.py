@@ -11,6 +11,7 @@ with bytes that name the run, so there it makes no difference.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import secrets
@@ -32,7 +33,7 @@ import obstore.store
 from obstore.exceptions import BaseError
 
 from storage.errors import StoreError
-from storage.files import open_regular
+from storage.files import WAITING, open_regular
 from storage.objects.address import Address, server_of
 from storage.objects.failures import TRANSIENT, Cause, Failure, read, refusal
 from storage.objects.protocol import Found, Listing, always
@@ -55,6 +56,9 @@ _PART = 8 << 20
 _PARTS = 9_000
 """S3 allows 10,000."""
 _AT_ONCE = 4
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_SAID_AFTER = 3
+"""Tries after the first that fail before people hear of it: less than a second."""
 _PIECE = 1 << 20
 _PAGE = 1000
 _TYPES = {
@@ -69,6 +73,7 @@ _TYPES = {
     ".gz": "application/gzip",
     ".zip": "application/zip",
 }
+_log = logging.getLogger(__name__)
 # The threads of the library do not survive a fork, and what a child does with them would damage the parent's.
 _user: int | None = None
 
@@ -330,7 +335,7 @@ class Cloud:
             StoreError: any other failure.
             Cancelled: the run is being stopped.
         """
-        waits = self.patience.waits()
+        waits = enumerate(self.patience.waits())
         while True:
             cancellation.check()
             self._count(kind)
@@ -343,10 +348,13 @@ class Cloud:
             else:
                 self._answered = True
                 return result
-            wait = next(waits, None) if self._may_pass(failure) else None
+            number, wait = next(waits, (0, None)) if self._may_pass(failure) else (0, None)
             if wait is None:
                 # Outside of `except`: the library's own text is not for people, not even in a traceback.
                 raise self._error(failure, kind, key)
+            if number == _SAID_AFTER:
+                found = failure.cause.value
+                _log.warning("%s: found %s; trying again", self.location.where(), found, extra=WAITING)
             cancellation.sleep(wait)
 
     def _may_pass(self, failure: Failure) -> bool:
@@ -405,6 +413,7 @@ class Cloud:
             settings["region"] = at.region
         if use is _Use.EACH and at.scheme == "s3":
             settings["disable_bulk_delete"] = True
+        _check_keys(at)
         try:
             return _STORES[at.scheme](at.bucket, **settings)
         except (BaseError, ValueError) as error:
@@ -413,6 +422,21 @@ class Cloud:
         if failure.cause is not Cause.NO_CREDENTIALS:
             failure = Failure(Cause.SETTINGS)
         raise refusal(failure, at, "open", at.where())
+
+
+def _check_keys(at: Address) -> None:
+    """Check that the environment has both keys of S3 or none: with one, the library says nothing that helps.
+
+    Raises:
+        StoreError: it has one.
+    """
+    given = [name for name in _KEYS if os.environ.get(name)]
+    if at.scheme == "s3" and len(given) == 1:
+        (other,) = {*_KEYS} - {*given}
+        raise StoreError(
+            f"expected {' and '.join(_KEYS)} in the environment, or neither; found only {given[0]}; set {other}, too, "
+            f"or remove {given[0]} where the instance has a role"
+        )
 
 
 class _Download:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import IdxflowError
+from storage.errors import DamagedEntry, IdxflowError
 from storage.records import Evaluation, TrainedModel
 from storage.registry import Registry
 from storage.store import Store
@@ -72,7 +72,10 @@ def follow(advice: str, objects: MemoryObjects, key: str, good: bytes) -> None:
         assert "run again" in advice
 
 
-GONE, CHANGED = pytest.mark.remedies("storage.cloud_store:_removed"), pytest.mark.remedies("storage.cloud_store:path")
+GONE, CHANGED = (
+    pytest.mark.remedies("storage.cloud_store:_removed"),
+    pytest.mark.remedies("storage.cloud_store:_damaged"),
+)
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=GONE if how == "no object" else CHANGED) for how in DAMAGES])
@@ -101,3 +104,40 @@ def test_whatever_object_is_damaged_the_result_is_right_after_what_is_advised(fo
         assert found <= {objects.where(key)}, (key, advice)
         shutil.rmtree(here)
     assert {key for key in intact.contents() if key.endswith((".npz", ".jsonl"))} <= said
+
+
+def test_what_was_damaged_on_its_way_is_fetched_once_more_and_nobody_removes_it(folder: Path):
+    clock = Clock()
+    objects = MemoryObjects(clock=clock)
+    use(machine(objects, clock, folder / "first"))
+    reader = machine(objects, clock, folder / "reader")
+    model = reader.get(DATASET, "train", train_plan(1).key, TrainedModel)
+    download, damaged = objects.download, []
+
+    def flipping(key: str, file: Path) -> None:
+        download(key, file)
+        if key not in damaged:
+            damaged.append(key)
+            file.write_bytes(DAMAGES["a flipped bit"](file.read_bytes()) or b"")
+
+    objects.download = flipping
+    for size, name in enumerate(FILES, start=1):
+        assert model.entry.path(name).read_bytes() == b"A" * 4100 * size
+    assert len(damaged) == len(FILES)
+
+
+def test_who_only_reads_removes_nothing_that_is_damaged(folder: Path):
+    clock = Clock()
+    objects = MemoryObjects(clock=clock)
+    use(machine(objects, clock, folder / "first"))
+    key = next(found.key for found in objects.walk(DATASET) if found.name == FILES[0])
+    objects.put(key, b"?" + objects.get(key)[1:])
+    reader = machine(objects, clock, folder / "reader")
+    reader.mends = False
+    before = objects.contents()
+    model = reader.get(DATASET, "train", train_plan(1).key, TrainedModel)
+    with pytest.raises(DamagedEntry, match=r"remove .*/entry\.json, then run again") as raised:
+        model.entry.path(FILES[0])
+    assert objects.contents() == before
+    objects.delete([str(raised.value).split("remove ")[1].split(",")[0].removeprefix(objects.where("x")[:-1])])
+    use(machine(objects, clock, folder / "next"))

@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 
-from flows import datasets, run
+from flows import datasets, retrain, run
 from flows.preload import needed, preload
 from flows.run import Request
+from storage import underway
+from storage.errors import StoreError
+from storage.ledger import Ledger
 from storage.runtime import code_digests
 from storage.store import Store
+from storage.verify import verify
 from tasks.model import network
 from tests.conftest import TinyFactory
 from tests.support.memory_objects import MemoryObjects, cloud_store
@@ -154,3 +158,38 @@ def test_the_unchanged_run_of_another_person_fetches_no_file(
         assert objects.counts["download"] == 0
         assert 0 < objects.counts["get"] + objects.counts["range"] <= 3 * len(again["steps"])
         assert not list((tmp_path / person / "files").rglob("*.*"))
+
+
+def test_a_run_makes_again_what_is_damaged_in_object_storage(
+    tiny: TinyFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    manifest, objects = str(tiny().manifest), MemoryObjects()
+
+    def run_of(person: str, **training: Any) -> dict[str, Any]:
+        store = cloud_store(tmp_path / person, objects)
+        for module in (run, datasets):
+            monkeypatch.setattr(module, "open_store", lambda _: store)
+        return run_without_prefect(store, dataset_file=manifest, **training)
+
+    assert run_of("first")["state"] == "promoted"
+    for name in ("train.parquet", "test.parquet"):
+        (key,) = (found.key for found in objects.walk("tiny/2-splits") if found.name == name)
+        objects.put(key, objects.get(key)[:-1] + b"?")
+    again = run_of("second", seed=2)
+    assert (again["state"], again["error"]) == ("kept", None)
+    # The last that was found to be damaged.
+    assert not again["steps"]["decode test"]["reused"]
+    assert verify(cloud_store(tmp_path / "third", objects)).damage == ()
+
+
+def test_a_run_without_a_report_is_in_the_ledger(store: Store, tiny: TinyFactory, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise StoreError("expected room for the report; found none; free some")
+
+    monkeypatch.setattr(retrain, "report", refuse)
+    outcome = run_without_prefect(store, dataset_file=str(tiny().manifest))
+    assert outcome["state"] == "failed"
+    record = Ledger(store, "tiny").last("runs")
+    assert record
+    assert (record["state"], record["error"]["sentence"]) == ("failed", outcome["sentence"])
+    assert not list(underway.abandoned(store, "tiny"))

@@ -12,6 +12,7 @@ from storage.objects.address import OPEN_STORE, Address, is_address, parse, serv
 from storage.objects.cloud import Cloud
 from storage.objects.folder import Folder
 from storage.objects.opening import opened
+from storage.store import store_address
 
 SECRET = "kXVw2hIiDf9Zq"
 
@@ -70,6 +71,9 @@ def test_all_else_is_a_path(text: str) -> None:
         (f"s3://bucket?endpoint=https://user:{SECRET}@host", "a user name or a password"),
         (f"s3://bucket/x#{SECRET}", "a fragment"),
         (f"s3://bucket?region=x#{SECRET}", "a fragment"),
+        (f"s3://bucket?regio={SECRET}", "`regio` after"),
+        (f"s3://bucket?{SECRET}=1", "something else after"),
+        ("s3://bucket/prefix ?region=x", "a space at the beginning or the end"),
         (f"s3://host:9000/{SECRET}", "a character that no name of a bucket has"),
         (f"s3://../{SECRET}", "a character that no name of a bucket has"),
         (f"s3://bucket/../{SECRET}", "an empty part"),
@@ -146,3 +150,8 @@ def test_object_storage_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_a_store_that_is_a_parameter_of_a_run_shows_no_secret(store: str, is_open: bool) -> None:
     assert bool(re.search(OPEN_STORE, store)) is is_open
+
+
+def test_a_space_around_an_address_does_not_make_it_a_path() -> None:
+    assert store_address(" s3://bucket/x\n") == "s3://bucket/x"
+    assert store_address("/a b ") == "/a b "

@@ -191,7 +191,7 @@ def test_damage_is_mended_by_the_next_run(filled: Cloud):
     assert verify(store).damage == ()
 
 
-@pytest.mark.remedies("storage.cloud_store:path")
+@pytest.mark.remedies("storage.cloud_store:_damaged")
 def test_a_flipped_bit_is_mended_by_the_next_run(filled: Cloud):
     store = filled.machine()
     model = Registry(store, DATASET).version(3).model

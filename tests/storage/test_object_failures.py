@@ -251,6 +251,18 @@ def test_azure_needs_the_name_of_an_account(
     opened(server.address).probe()
 
 
+@pytest.mark.remedies("storage.objects.cloud:_check_keys")
+@pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_half_of_the_keys_are_not_enough(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(missing)
+    with FaultProxy(NOBODY, instead=lambda request: FINE) as server:
+        with pytest.raises(StoreError, match=f"found only AWS_.*; set {missing}, too") as raised:
+            opened(f"s3://bucket?endpoint={server.url}").get("m/x")
+        one_sentence(raised.value)
+        monkeypatch.setenv(missing, SECRET)
+        assert opened(f"s3://bucket?endpoint={server.url}").get("m/x") == b"1"
+
+
 @REFUSAL
 def test_settings_that_the_library_refuses_can_be_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_COPY_IF_NOT_EXISTS", SECRET)

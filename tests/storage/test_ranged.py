@@ -101,7 +101,7 @@ def test_what_is_on_this_machine_is_read_there(mine: Entry, entry: Entry, object
     assert FolderEntry(Path("folder")).source("x") == Path("folder/x")
 
 
-@pytest.mark.remedies("storage.cloud_store:path")
+@pytest.mark.remedies("storage.cloud_store:_damaged")
 def test_a_small_file_is_fetched_whole_and_checked(theirs: CloudStore, entry: Entry, objects: MemoryObjects):
     source = entry.source("small.txt")
     assert contents(source) == b"a small file"
