@@ -27,12 +27,13 @@ import pytest
 
 from flows.commands.cli import run_command
 from storage.errors import DamagedEntry, IdxflowError
-from storage.records import Split, TrainedModel
+from storage.files import read_json
+from storage.records import FolderEntry, Split, TrainedModel, from_json
 from storage.registry import Registry
-from storage.store import Store, load
+from storage.store import ENTRY, Store, load
 from storage.verify import verify
 from tasks.evaluate import evaluate_into
-from tasks.model import network
+from tasks.model import confirm_worker, network
 from tasks.serving.predict import load_champion
 from tests.conftest import bars, write_tiny
 from tests.support.runs import carried_out
@@ -424,8 +425,11 @@ def test_the_fresh_process_that_confirms_runs_nothing_either(store: Store, bait:
         name, make = HOSTILE[what]
         good = (champion_folder(store) / name).read_bytes()
         folder = planted(store, name, make(bait)).parent
-        command = [sys.executable, "-c", program, str(folder), str(test), str(tmp_path / "out.npz")]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        model = from_json(TrainedModel, read_json(folder / ENTRY)["record"], FolderEntry(folder))
+        command = [sys.executable, "-c", program, str(test), str(tmp_path / "out.npz")]
+        ended = subprocess.run(
+            command, input=confirm_worker.request(model), capture_output=True, text=True, timeout=60, check=False
+        )
         assert ended.returncode != 0
         assert "DamagedEntry" in ended.stderr.splitlines()[-1]
         assert bait.touched() == []
