@@ -291,8 +291,8 @@ def _check_weights(source: Store, target: Store, entries: Iterable[str]) -> None
 
 def _differs(source: Store, target: Store, key: str) -> StoreError:
     return StoreError(
-        f"expected {target.objects.where(key)} to be the same as {source.objects.where(key)}; found another one; "
-        f"nothing of {key.partition('/')[0]} was copied; choose another target"
+        f"expected {target.objects.where(key)} to be the same as {source.objects.where(key)}; found another one: the "
+        f"histories of {key.partition('/')[0]} went separate ways, and nothing of it was copied; choose another target"
     )
 
 

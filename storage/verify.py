@@ -230,7 +230,8 @@ class _Check:
 
     @property
     def _clear(self) -> str:
-        return f"`{self.store.command('gc')}` removes it, and so does the next run that uses this path"
+        by_a_run = "" if self.store.leases else ", and so does the next run that uses this path"
+        return f"`{self.store.command('gc')}` removes it{by_a_run}"
 
     def _damage(self, where: str, problem: object, remedy: str) -> None:
         self.findings.append(StoreFinding(where, "damage", _one_line(problem), remedy))

@@ -254,8 +254,8 @@ def test_another_record_of_the_same_name_is_neither_replaced_nor_kept_silently(
         copying.copy(filled, other, DATASET)
     ours = filled.root / path.relative_to(other.root)
     assert str(refused.value) == (
-        f"expected {path} to be the same as {ours}; found another one; nothing of tiny was copied; "
-        "choose another target"
+        f"expected {path} to be the same as {ours}; found another one: the histories of "
+        "tiny went separate ways, and nothing of it was copied; choose another target"
     )
     assert fingerprint(other) == before
     copying.copy(filled, Store(tmp_path / "another"), DATASET)
