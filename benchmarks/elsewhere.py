@@ -84,5 +84,7 @@ def _make_bucket(url: str, process: subprocess.Popen[bytes]) -> None:
     sys.exit("the object storage did not start")
 
 
+VARIANTS: subjects.Variants = {FOLDER: in_a_folder, OBJECTS: in_object_storage}
+
 if __name__ == "__main__":
-    subjects.answer({FOLDER: in_a_folder, OBJECTS: in_object_storage})
+    subjects.answer(VARIANTS)

@@ -16,6 +16,7 @@ from benchmarks import (
     commands,
     cores,
     decoding,
+    elsewhere,
     goals,
     job,
     memory,
@@ -35,7 +36,8 @@ from storage.formats import idx
 from tests.conftest import bars
 
 MODULES = {
-    "adding": adding, "commands": commands, "cores": cores, "decoding": decoding, "job": job,
+    "adding": adding, "commands": commands, "cores": cores, "decoding": decoding,
+    "elsewhere": elsewhere, "job": job,
     "memory": memory, "reading": reading, "spending": spending, "starting": starting,
     "training": training, "validating": validating,
 }  # fmt: skip
