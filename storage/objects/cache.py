@@ -4,8 +4,8 @@
 
 A file is fetched beside its place, verified, made read-only and renamed into place. A process verifies each file once,
 so a flipped bit is noticed, and the file is fetched again. A process that has asked for a file holds a shared lock on
-its folder until the process ends, so the file stays; otherwise the files used least recently go when there are too
-many bytes.
+its folder until the process ends, or has asked for many others, so the file stays; otherwise the files used least
+recently go when there are too many bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ from storage.files import make_folder, sha256_of
 CACHE_VARIABLE = "IDXFLOW_CACHE"
 SIZE_VARIABLE = "IDXFLOW_CACHE_SIZE"
 DEFAULT_SIZE = 20 << 30
+MOST_HELD = 256
+"""Files that a process keeps from being removed at the same time, the newest that it has asked for."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _log = logging.getLogger(__name__)
@@ -86,12 +89,13 @@ class Cache:
         self._held: dict[str, int] = {}
         """The descriptor of each folder of files that this process has locked, by their digest."""
         self._verified: set[Path] = set()
+        # A process may open many stores, one after the other, and files are limited.
+        weakref.finalize(self, _close, self._held)
 
     def close(self) -> None:
         """Let go of all files, so that they may be removed; the end of the process does that, too."""
         with self._lock:
-            while self._held:
-                os.close(self._held.popitem()[1])
+            _close(self._held)
             self._verified.clear()
 
     def used(self) -> int:
@@ -179,6 +183,8 @@ class Cache:
         with self._lock:
             if sha256 not in self._held and (descriptor := _locked(place)) is not None:
                 self._held[sha256] = descriptor
+                if len(self._held) > MOST_HELD:
+                    os.close(self._held.pop(next(iter(self._held))))
             return sha256 in self._held
 
     def _make_room(self, size: int) -> None:
@@ -196,6 +202,12 @@ class Cache:
 
     def _places(self) -> Iterator[Path]:
         return (place for place in self.folder.glob("??/*") if place.is_dir())
+
+
+def _close(held: dict[str, int]) -> None:
+    """Close all descriptors."""
+    while held:
+        os.close(held.popitem()[1])
 
 
 @contextmanager

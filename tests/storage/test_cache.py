@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import StoreError
-from storage.objects.cache import Cache, DigestDiffers
+from storage.objects.cache import MOST_HELD, Cache, DigestDiffers
 from storage.records import TrainedModel
 from tests.support.cloud_machines import Clock, machine
 from tests.support.memory_objects import MemoryObjects, Operation, nothing
@@ -295,3 +295,14 @@ def test_a_cache_that_is_removed_during_a_download_does_not_cost_the_store_an_en
         record.entry.path(FILES[0])
     assert objects.contents() == before
     assert record.entry.path(FILES[0]).is_file()
+
+
+def test_a_process_holds_a_limited_number_of_files(tmp_path: Path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    cache = Cache(tmp_path / "cache", LARGE)
+    for number in range(MOST_HELD + 50):
+        data = b"%d" % number
+        cache.path("data.bin", sha256(data), len(data), lambda place, data=data: place.write_bytes(data))
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= MOST_HELD
+    del cache
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
