@@ -90,7 +90,7 @@ class Cache:
         """The descriptor of each folder of files that this process has locked, by their digest."""
         self._verified: set[Path] = set()
         # A process may open many stores, one after the other, and files are limited.
-        weakref.finalize(self, _close, self._held)
+        weakref.finalize(self, _close, self._held).atexit = False
 
     def close(self) -> None:
         """Let go of all files, so that they may be removed; the end of the process does that, too."""
@@ -207,7 +207,9 @@ class Cache:
 def _close(held: dict[str, int]) -> None:
     """Close all descriptors."""
     while held:
-        os.close(held.popitem()[1])
+        # A forked child may have closed all that it was given.
+        with suppress(OSError):
+            os.close(held.popitem()[1])
 
 
 @contextmanager
