@@ -18,8 +18,8 @@ VALIDATION = Validation(FolderEntry(Path("/store/b")), False, "d2", (CHECK,), {"
 @pytest.mark.parametrize("record", [STEP, SPLIT, VALIDATION], ids=lambda r: type(r).__name__)
 def test_a_record_comes_back_equal(record: object):
     values = json.loads(json.dumps(to_json(record)))
-    assert "folder" not in values
-    assert from_json(type(record), values, getattr(record, "folder", None)) == record
+    assert "entry" not in values
+    assert from_json(type(record), values, getattr(record, "entry", None)) == record
 
 
 def test_nested_records_and_missing_ones_come_back():
@@ -45,4 +45,4 @@ def test_another_shape_of_record_is_refused(change: dict):
 
 def test_confusion_is_a_tuple_of_tuples_again():
     evaluation = Evaluation(FolderEntry(Path()), "w", "s", 2, 1, 0.5, 0.1, 0.9, 1.0, (), ((1, 0), (1, 0)), ())
-    assert from_json(Evaluation, json.loads(json.dumps(to_json(evaluation))), Path()) == evaluation
+    assert from_json(Evaluation, json.loads(json.dumps(to_json(evaluation))), FolderEntry(Path())) == evaluation
