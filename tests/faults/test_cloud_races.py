@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,15 +36,17 @@ def server(
     return server
 
 
+def started(command: str, address: str, folder: Path, name: str, count: int) -> subprocess.Popen[str]:
+    """Start a program of `tests.support.cloud_races`, which waits for a line."""
+    words = [sys.executable, "-m", "tests.support.cloud_races", command, address]
+    return subprocess.Popen(
+        [*words, str(folder / name), name, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
 def raced(command: str, address: str, folder: Path, names: str, count: int) -> list[str]:
     """Run a program of `tests.support.cloud_races` once for each name, all at once; return what they say."""
-    words = [sys.executable, "-m", "tests.support.cloud_races", command, address]
-    programs = [
-        subprocess.Popen(
-            [*words, str(folder / name), name, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for name in names
-    ]
+    programs = [started(command, address, folder, name, count) for name in names]
     for program in programs:
         assert program.stdout.readline() == "ready\n"
     for program in programs:
@@ -102,3 +105,34 @@ def test_decisions_of_ten_processes_are_an_unbroken_chain_although_answers_are_l
     ]
     assert Registry(store, DATASET).champion().number == decisions[-1]["champion"]
     assert verify(store).findings == ()
+
+
+@pytest.mark.parametrize("server", ["ministack"], indirect=True)
+def test_who_is_killed_at_random_has_published_whole_results_or_none(server: ObjectServer, tmp_path: Path):
+    chance, names, count = random.Random(13), iter("abcdefghijk"), 12
+    said: list[str] = []
+
+    def start() -> subprocess.Popen[str]:
+        program = started("publish", server.address, tmp_path, next(names), count)
+        assert program.stdout.readline() == "ready\n"
+        program.stdin.write("go\n")
+        program.stdin.flush()
+        return program
+
+    programs = [start() for _ in range(4)]
+    for _ in range(7):
+        doomed = programs.pop(chance.randrange(len(programs)))
+        # Somewhere in the midst of the next one.
+        said += [doomed.stdout.readline() for _ in range(chance.randrange(4))]
+        doomed.kill()
+        said += doomed.communicate()[0].splitlines(keepends=True)
+        programs.append(start())
+    for program in programs:
+        said += program.communicate()[0].splitlines(keepends=True)
+        assert program.returncode == 0, said
+    # The last line of a killed one may be cut.
+    records = {line.strip() for line in said if line.endswith("\n")}
+    assert len(records) == len({record.split()[0] for record in records}) == count
+    store = CloudStore(Cloud(parse(server.address)), cache=tmp_path / "reader")
+    assert len([found for found in store.objects.walk(f"{DATASET}/2-splits") if found.name == ENTRY]) == count
+    assert verify(store).damage == ()
