@@ -133,7 +133,7 @@ class DamagedEntry(StoreError):
     headline = "a file of the store is damaged"
     advice = "Start the run again: it replaces damaged results. If damage recurs, check the disk."
 
-    def __init__(self, sentence: str, removed: bool = False) -> None:
+    def __init__(self, sentence: str = "", removed: bool = False) -> None:
         super().__init__(sentence)
         self.removed = removed
         """Whether its entry was removed from the store, so that the same work makes it again."""
