@@ -53,8 +53,8 @@ from storage.store import (
     check_identity,
     description,
     empty_partial,
+    made_in,
     plan_of,
-    take_over,
 )
 
 USERS, COLLECTING, CLAIMS = "leases", "gc", "claims"
@@ -265,14 +265,7 @@ class CloudStore(Store):
 
     def _make(self, plan: Plan, make: Callable[[Path], R], damaged: bool) -> R:
         partial = self.entries(plan.dataset, plan.step) / f".{plan.folder}.partial"
-        take_over(partial)
-        try:
-            record = make(partial)
-        except BaseException:
-            # An empty folder is of no use for resuming.
-            with suppress(OSError):
-                partial.rmdir()
-            raise
+        record = made_in(partial, make)
         folder = self.entry_key(plan.dataset, plan.step, plan.folder)
         if damaged:
             self.objects.delete([f"{folder}/{ENTRY}"])

@@ -512,14 +512,7 @@ class Store:
     def _make(self, plan: Plan, make: Callable[[Path], R], damaged: bool) -> R:
         final = self.entries(plan.dataset, plan.step) / plan.folder
         partial = final.with_name(f".{plan.folder}.partial")
-        take_over(partial)
-        try:
-            record = make(partial)
-        except BaseException:
-            # An empty folder is of no use for resuming.
-            with suppress(OSError):
-                partial.rmdir()
-            raise
+        record = made_in(partial, make)
         _seal(partial, description(partial, plan, record))
         if damaged:
             discard(final)
@@ -677,6 +670,18 @@ def _seal(folder: Path, entry: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
     path.chmod(0o444)
     flush(folder)
+
+
+def made_in(partial: Path, make: Callable[[Path], R]) -> R:
+    """Return the record of a result that `make` writes into a working folder, which an error leaves for resuming."""
+    take_over(partial)
+    try:
+        return make(partial)
+    except BaseException:
+        # An empty folder is of no use for that.
+        with suppress(OSError):
+            partial.rmdir()
+        raise
 
 
 def take_over(partial: Path) -> None:

@@ -37,15 +37,15 @@ def server(
 
 
 def started(command: str, address: str, folder: Path, name: str, count: int) -> subprocess.Popen[str]:
-    """Start a program of `tests.support.cloud_races`, which waits for a line."""
-    words = [sys.executable, "-m", "tests.support.cloud_races", command, address]
+    """Start a program of `tests.support.racing_programs`, which waits for a line."""
+    words = [sys.executable, "-m", "tests.support.racing_programs", command, address]
     return subprocess.Popen(
         [*words, str(folder / name), name, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
 
 def raced(command: str, address: str, folder: Path, names: str, count: int) -> list[str]:
-    """Run a program of `tests.support.cloud_races` once for each name, all at once; return what they say."""
+    """Run a program of `tests.support.racing_programs` once for each name, all at once; return what they say."""
     programs = [started(command, address, folder, name, count) for name in names]
     for program in programs:
         assert program.stdout.readline() == "ready\n"
