@@ -57,6 +57,14 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
+CHECKING = {
+    "storage.formats.sorted_columns",
+    "tasks.checking.comparing",
+    "tasks.checking.image_table",
+    "tasks.checking.measuring",
+    "tasks.checking.repeats",
+    "tasks.checking.surveys",
+}
 CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
     "audit": FORMATS
@@ -74,6 +82,7 @@ CLOSURES = {
     },
     "quarantine": FORMATS | {"storage.formats.quarantined", "expectations.summary", "tasks.auditing.tables"},
     "validate": FORMATS
+    | CHECKING
     | {
         "expectations.engine",
         "expectations.engine_process",
