@@ -57,11 +57,10 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
-CHECKING = {
+COMPARING = {
+    "expectations.summary",
     "storage.formats.sorted_columns",
     "tasks.checking.comparing",
-    "tasks.checking.image_table",
-    "tasks.checking.measuring",
     "tasks.checking.repeats",
     "tasks.checking.surveys",
 }
@@ -80,16 +79,24 @@ CLOSURES = {
         "tasks.model.fitting",
         "tasks.model.training_rows",
     },
-    "quarantine": FORMATS | {"storage.formats.quarantined", "expectations.summary", "tasks.auditing.tables"},
+    "quarantine": FORMATS
+    | COMPARING
+    | {
+        "storage.formats.quarantined",
+        "tasks.auditing.tables",
+        "tasks.checking.bad_rows",
+        "tasks.checking.dividing",
+    },
     "validate": FORMATS
-    | CHECKING
+    | COMPARING
     | {
         "expectations.engine",
         "expectations.engine_process",
         "expectations.findings",
         "expectations.run_suites",
         "expectations.suites",
-        "expectations.summary",
+        "tasks.checking.image_table",
+        "tasks.checking.measuring",
     },
     "normalize": FORMATS | {"tasks.model.holdout", "tasks.model.scaling"},
     "train": FORMATS
