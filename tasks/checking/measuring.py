@@ -114,14 +114,6 @@ def of(validation: Validation, split: str) -> Iterator[Measured]:
     return (part for part in members.read(validation.entry, Measured) if part.name == split)
 
 
-def column(validation: Validation, split: str, name: str, kind: type[np.generic]) -> np.ndarray:
-    """Return a column of `summary.IMAGE_COLUMNS` for all rows of a split, of type `kind`, shape (rows,)."""
-    if not validation.parts:
-        return image_table.column(validation.summary, split, name).astype(kind, copy=False)
-    parts = (image_table.column(part.table, split, name).astype(kind) for part in of(validation, split))
-    return np.concatenate([np.empty(0, kind), *parts])
-
-
 def _items(
     store: Store, dataset: Dataset, split: Split, splits: tuple[Split, Split], compared: Compared
 ) -> Iterator[_Item]:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from storage import released
 from storage.datasets.catalog import Dataset
-from storage.errors import DataRefused
-from storage.formats import parquet, quarantined, split_rows
-from storage.records import Audit, Quarantine, Split
+from storage.formats import quarantined, split_rows
+from storage.records import Quarantine, Split
 from storage.store import Store
-from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.quarantine import quarantine
-from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
 from tests.support.split_in_parts import in_one_file, in_parts
 
