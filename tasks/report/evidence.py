@@ -138,7 +138,7 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         for split in (run.train, run.test)
         if split and (values := readable(lambda split: split_rows.labels(split), split)) is not None
     }
-    ink = _ink(run, run.train, np.float32)
+    ink = _ink(run, run.train)
     ours, champion = answers(run.evaluation), answers(run.champion_evaluation)
     ledger = registry.ledger
     return Evidence(
@@ -153,7 +153,7 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         near_duplicates=readable(lambda audit: NearDuplicates.read(regular(audit.near_duplicates)), run.audit),
         measures=_measures(run),
         held_out=_held_out(run),
-        training_ink=ink,
+        training_ink=None if ink is None else ink.astype(np.float32),
         means=_means(run),
         past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
         by_hand=readable(lambda _: by_hand(registry, run.id), run.dataset) or (),
@@ -307,19 +307,16 @@ def _blocks(split: Split, read: Callable[[Any], T]) -> T | None:
 def _measures(run: RunRecord) -> Measures | None:
     if not run.test or not run.evaluation:
         return None
-    ink, slant = _ink(run, run.test, np.float64), _blocks(run.test, measures.slant)
+    ink, slant = _ink(run, run.test), _blocks(run.test, measures.slant)
     return None if ink is None or slant is None else Measures(ink, slant)
 
 
-def _ink(run: RunRecord, split: Split | None, kind: type[N]) -> np.ndarray | None:
+def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     if split is None:
         return None
-    stored = readable(lambda found: _of_summary(found, split.name, "mean", kind), run.validation)
-    if stored is not None and len(stored) == split.rows:
-        return stored
-    measured = _blocks(split, measures.ink)
-    return None if measured is None else measured.astype(kind, copy=False)
+    stored = readable(lambda found: _of_summary(found, split.name, "mean", np.float64), run.validation)
+    return stored if stored is not None and len(stored) == split.rows else _blocks(split, measures.ink)
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
