@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.datasets.catalog import Dataset
+from storage.errors import DamagedEntry
 from storage.files import read_json
 from storage.formats import arrays as arrays_file
 from storage.formats import members, sorted_columns
 from storage.records import Done, Split, SplitName, Validation
-from storage.store import ENTRY, Store
+from storage.store import ENTRY, FOLDERS, Store, discard
 from storage.verify import verify
 from storage.workers.current import using
 from tasks.checking import comparing, measuring, repeats, surveys
@@ -27,6 +29,7 @@ from tests.conftest import TinyFactory, bars
 from tests.support.scattered_workers import ScatteredWorkers
 from tests.support.split_in_parts import in_one_file, in_parts
 from tests.support.stores import fingerprint
+from tests.support.tampering import reseal
 
 TRAIN, TEST = 210, 70
 CUTS = {1: ((TRAIN,), (TEST,)), 2: ((100, 110), (64, 6)), 7: ((30,) * 7, (1, 2, 3, 4, 20, 30, 10))}
@@ -245,3 +248,34 @@ def test_what_is_in_memory_at_a_time_does_not_grow_with_the_parts(
     assert sums.most <= 2 * 2 * max(256, 3 * 63)
     assert found.most <= len(surveys.IMAGES) * 2 * 300
     assert sum(compared.repeats.said(100, 20) & repeats.LEAKED > 0) == 20
+
+
+def unreadable(store: Store, name: str, subject: str) -> None:
+    """Replace a file of one entry, and have the description of the entry fit it."""
+    paths = store.entries("tiny", "validate").glob(f"*/{name}")
+    path = next(path for path in paths if read_json(path.parent / ENTRY)["subject"] == subject)
+    for file in path.parent.iterdir():
+        file.chmod(0o644)
+    path.write_bytes(b"[]")
+    reseal(path.parent)
+
+
+@pytest.mark.remedies("storage.formats.sorted_columns:between", "tasks.checking.measuring:look")
+def test_what_cannot_be_read_although_its_digest_fits_is_named_and_made_again(
+    store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    splits = cut(store, dataset, 2)
+    first = verdict(store, dataset, splits)
+    for name, subject in (("images.parquet", "test part survey"), ("findings.json", "train part")):
+        unreadable(store, name, subject)
+        # So that it is read.
+        monkeypatch.setattr(repeats, "BUCKET_IMAGES", 100)
+        discard(first.record.entry.folder)  # type: ignore[attr-defined]
+        with pytest.raises(DamagedEntry) as error:
+            validate.fn(store, dataset, *splits)
+        remove = re.search(
+            rf": expected .*; .*; remove (\S+/{FOLDERS['validate']}/\w+), then run again$", str(error.value)
+        )
+        assert remove
+        discard(Path(remove[1]))
+        assert verdict(store, dataset, splits).record == first.record
