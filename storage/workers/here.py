@@ -1,0 +1,34 @@
+"""The workers of a run that asks for none: this process computes the items, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from storage.runtime import cancellation
+from storage.runtime.progress import counted_off
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Here:
+    """This process, as workers (`protocol.Workers`)."""
+
+    count = 1
+
+    def each(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> Iterator[tuple[int, R]]:
+        """Call `function` with each item, in order; what it raises ends that.
+
+        Raises:
+            Cancelled: the run is being stopped.
+        """
+        with counted_off(doing, len(items)) as count:
+            for index, item in enumerate(items):
+                cancellation.check()
+                result = function(item)
+                count()
+                yield index, result
+
+    def close(self) -> None:
+        """Nothing was opened."""

@@ -1,0 +1,38 @@
+"""What a step may ask of workers: to call one function with each of many items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers(Protocol):
+    """Who computes the parts of a step. May be used by several threads at once."""
+
+    @property
+    def count(self) -> int:
+        """How many processes compute; 1 if it is this one. Results must not depend on it."""
+
+    def each(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> Iterator[tuple[int, R]]:
+        """Call `function` once with each item; yield the index of the item and what was returned, as calls end.
+
+        The order is that in which calls end. A call whose worker dies is made again on another one, so a function must
+        be safe to call twice. A single item is computed by this process, whatever the workers are.
+
+        Args:
+            function: can be imported by its name, and is the same code here and on the workers.
+            items: small records, which are pickled, as are the results. They carry no credentials.
+            doing: what is being done, for progress: `decode train`.
+
+        Raises:
+            IdxflowError: that of the first item, in the order of items, whose call failed. The calls that were under
+                way have ended then.
+            WorkersFailed: the workers cannot be reached, have all ended, or run other code than this process.
+            Cancelled: the run is being stopped. So are the calls, at their next `cancellation.check`.
+        """
+
+    def close(self) -> None:
+        """Let go of the workers; those that were started for this run end."""
