@@ -13,6 +13,7 @@ import pickle
 import queue
 import secrets
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -30,7 +31,7 @@ from storage.workers import dask_remote
 from storage.workers.address import CERTIFICATES, Cluster
 from storage.workers.dask_own import ALLOWED_FAILURES, OwnCluster
 from storage.workers.dask_remote import Answer
-from storage.workers.fingerprint import Fingerprint, Loaded, differences, imported
+from storage.workers.fingerprint import Fingerprint, Loaded, differences, named
 from storage.workers.here import Here
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ _ASK_SECONDS = 0.5
 _SAY_SECONDS = 2.0
 """After which a run says that it waits for workers."""
 _CLOSE_SECONDS = 1.0
+_COMPUTE = f"__import__({dask_remote.__name__!r}, fromlist=['compute']).compute(*arguments)"
+"""What a worker evaluates. Not a reference to the function: a worker that has none would end when it receives one."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Dask:
         self._wish, self._patience = wish, patience
         self._turn = threading.Lock()
         self._session: _Session | None = None
-        self._loaded = Loaded(imported())
+        self._loaded = Loaded(tuple(sys.modules))
 
     @property
     def count(self) -> int:
@@ -78,8 +81,8 @@ class Dask:
         if len(items) < 2:
             yield from Here().each(function, items, doing)
             return
-        session, code = self.session(), self.fingerprint(function.__module__)
-        calls = _Calls(session, _name(function), code)
+        code = self.fingerprint(function.__module__)
+        calls = _Calls(self.session(), _name(function), code)
         try:
             with counted_off(doing, len(items)) as count:
                 for index, result in calls.results(items):
@@ -97,7 +100,7 @@ class Dask:
         own = self._loaded.fingerprint(module)
         if stale := own.stale:
             raise WorkersFailed(
-                f"expected the code that this run began with; found that {', '.join(stale)} was edited since; run again"
+                f"expected the code that this run began with; found changes in {named(stale)} since then; run again"
             )
         return own
 
@@ -143,6 +146,8 @@ class _Session:
         self._answered = self._seen = time.monotonic()
         self._said = False
         self._loop = asyncio.new_event_loop()
+        # What Dask leaves behind when it is closed.
+        self._loop.set_exception_handler(lambda _, context: _log.debug("%s", context))
         self._asking: Future[None] | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="idxflow-workers")
         self._thread.start()
@@ -238,9 +243,10 @@ class _Session:
         deaths = attempt = 0
         while True:
             call, attempt = f"{key}-{attempt}", attempt + 1
-            future = self.client.submit(dask_remote.compute, *arguments, self.client.id, call, key=call, pure=False)
+            values = {"arguments": (*arguments, self.client.id, call)}
+            future = self.client.submit(eval, _COMPUTE, values, key=call, pure=False)
             try:
-                answer: Answer = await future
+                answer: Answer = pickle.loads(await future)
                 if not answer.stopped:
                     return answer
                 deaths += 1
@@ -384,9 +390,9 @@ class _Calls:
             self._session.check()
         for future in done:
             index = self._pending.pop(future)
-            yield index, self._answer(future)
+            yield index, self._received(future)
 
-    def _answer(self, future: Future[Answer]) -> Answer:
+    def _received(self, future: Future[Answer]) -> Answer:
         try:
             return future.result()
         except IdxflowError:
