@@ -160,10 +160,11 @@ def test_a_worker_is_refused_as_soon_as_its_files_change(address: str, tmp_path:
 def test_a_run_whose_own_code_was_edited_meanwhile_stops(
     address: str, tmp_path: Path, own_checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # This process has loaded its code before that of the copy was written.
     monkeypatch.setattr(fingerprint, "ROOT", own_checkout)
     with (
         opened(address) as workers,
-        pytest.raises(WorkersFailed, match=r"found that storage, .* and \d+ more modules was edited since; run again"),
+        pytest.raises(WorkersFailed, match=r"found changes in storage\..* and \d+ more modules since then; run again"),
     ):
         squares(workers)
     monkeypatch.undo()
