@@ -29,6 +29,19 @@ def write(folder: Path, members: Sequence[Any]) -> None:
             file.write(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def of(record: R) -> Iterator[R]:
+    """Yield the members of a record that has them, `parts` of them, and otherwise the record itself.
+
+    Raises:
+        DamagedEntry: as for `read`.
+    """
+    whole: Any = record
+    if whole.parts:
+        yield from read(whole.entry, type(record))
+    else:
+        yield record
+
+
 def read(entry: Entry, kind: type[R]) -> Iterator[R]:
     """Yield the records of an entry's members, in order, each with the entry it lives in.
 
