@@ -1,13 +1,14 @@
 """Turn archives of images and of labels into a split: one Parquet file, or a part for each million rows.
 
-An archive of images and that of its labels are a pair. A pair of at most `PART_ROWS` rows becomes one file. A larger one
-is cut into parts, each an entry of its own: plain IDX by arithmetic, each part by itself, and gzip, which can only be
-read from its start, in one pass that makes the parts that are missing. A split of several pairs consists of the parts of
-all, in the order of the manifest. The key of a part says nothing of the others, so that a pair that is added, or left
-out, changes none.
+An archive of images and that of its labels are a pair. A pair of at most `PART_ROWS` rows becomes one file. A larger
+one is cut into parts, each an entry of its own: plain IDX by arithmetic, each part by itself, and gzip, which can only
+be read from its start, in one pass that makes the parts that are missing.
 
-What protects a range of a plain archive: the archive was verified when it was fetched, and the digests of its chunks were
-noted in its entry then; a range is read in whole chunks, each compared with its digest (`storage.formats.chunks`).
+A split of several pairs consists of the parts of all, in the order of the manifest. The key of a part says nothing of
+the others, so that a pair that is added, or left out, changes none.
+
+What protects a range of a plain archive: the archive was verified when it was fetched, and the digests of its chunks
+were noted in its entry then; a range is read in whole chunks, each compared with its digest (`storage.formats.chunks`).
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def _of_one(pair: Pair) -> Done[Split]:
     if found.done and not found.done.record.parts:
         return found.done
     ((result, new),) = _in_parts([(pair, found)])
-    return _counted(result, new, time.perf_counter() - started)
+    return _counted(result, new, result.step.reason, time.perf_counter() - started)
 
 
 def _of_several(store: Store, dataset: Dataset, name: SplitName, images: Archive, labels: Archive) -> Done[Split]:
@@ -162,7 +163,8 @@ def _of_several(store: Store, dataset: Dataset, name: SplitName, images: Archive
     }
     make = partial(_joined, dataset, name, parts, sources)
     result = store.get_or_make(_plan(dataset, name, images, labels), Split, make, summaries.split)
-    return _counted(result, sum(new for _, new in done), time.perf_counter() - started)
+    new = sum(new for _, new in done)
+    return _counted(result, new, done[0][0].step.reason, time.perf_counter() - started)
 
 
 def _all(pairs: Sequence[Pair]) -> list[tuple[Done[Split], int]]:
@@ -294,10 +296,14 @@ def _joined(dataset: Dataset, name: SplitName, parts: Sequence[Split], sources: 
     return Split(FolderEntry(folder), name, rows, shape, classes, digest, sources, parts=len(parts))
 
 
-def _counted(result: Done[Split], new: int, seconds: float) -> Done[Split]:
-    """Return a result with how many of its parts are new."""
+def _counted(result: Done[Split], new: int, reason: str, seconds: float) -> Done[Split]:
+    """Return a result with how many of its parts are new.
+
+    Args:
+        reason: why it was made, if all are new.
+    """
     step = replace(result.step, seconds=seconds)
     if new:
-        reason = step.reason if new == result.record.parts else counted(new, "new part")
+        reason = reason if new == result.record.parts else counted(new, "new part")
         step = replace(step, summary=f"{step.summary}, {new:,} new", reused=False, reason=reason)
     return Done(result.record, step)

@@ -308,12 +308,10 @@ class Archives(BaseModel):
     def _several_have_names(self) -> Archives:
         for role in ROLES:
             archives = self.of(role)
-            names = Counter(archive.file for archive in archives)
-            twice = next(
-                (name for name, number in names.items() if number > 1 or (name is None and names.total() > 1)), ""
-            )
-            if twice != "":
-                found = "one without a name" if twice is None else f"{twice!r} twice"
+            names = [archive.file for archive in archives]
+            twice = next((repr(name) for name, number in Counter(names).items() if name and number > 1), None)
+            if twice or (None in names and len(names) > 1):
+                found = f"{twice} twice" if twice else "one without a name"
                 raise ValueError(
                     f"expected archives.{role}.file to be another name for each of its {len(archives):,} archives; "
                     f"found {found}; correct it"
@@ -332,7 +330,7 @@ class Archives(BaseModel):
 
 
 class Window(BaseModel):
-    """The newest data only: which archives the training split is made of. Tests and checks of the test split see all."""
+    """The newest data only: which archives the training split is made of. The test split is made of all."""
 
     model_config = _MODEL
 

@@ -1,6 +1,6 @@
 """The SHA-256 of each piece of a large file, so that a part of it can be verified without reading all of it.
 
-The digests are in a file of the same entry, `chunks.json`, which is verified as a whole: it is small, 64 bytes for 8 MiB.
+The digests are in a file of the same entry, `chunks.json`, which is verified as a whole: it is small.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write(file: Path) -> None:
 
 
 def are_noted(entry: Entry) -> bool:
-    """Return whether an entry has the digests of chunks: one with a large file has, unless it is of earlier versions."""
+    """Return whether an entry has the digests of chunks: that of a large plain archive, unless an old one."""
     return entry.path(CHUNKS).exists()
 
 
