@@ -161,7 +161,9 @@ def _of_several(store: Store, dataset: Dataset, name: SplitName, images: Archive
     sources = {
         archive.role: digest_of([split.sources[archive.role] for split in splits]) for archive in (images, labels)
     }
-    make = partial(_joined, dataset, name, parts, sources)
+    # The lists of large pairs, with the digests of what was decompressed: without them, it would be decompressed again.
+    lists = [split.entry.key for split in splits if split.parts]
+    make = partial(_joined, dataset, name, parts, sources, lists)
     result = store.get_or_make(_plan(dataset, name, images, labels), Split, make, summaries.split)
     new = sum(new for _, new in done)
     return _counted(result, new, done[0][0].step.reason, time.perf_counter() - started)
@@ -273,12 +275,22 @@ def _listed(pair: Pair, parts: Sequence[Done[Split]], sources: dict[str, str] | 
         sources: digests of the decompressed archives; None: they are not compressed.
     """
     plain = {archive.role: archive.sha256 for archive in (pair.images, pair.labels)}
-    make = partial(_joined, pair.dataset, pair.name, [part.record for part in parts], sources or plain)
+    make = partial(_joined, pair.dataset, pair.name, [part.record for part in parts], sources or plain, ())
     return pair.store.get_or_make(pair.plan, Split, make, summaries.split)
 
 
-def _joined(dataset: Dataset, name: SplitName, parts: Sequence[Split], sources: dict[str, str], folder: Path) -> Split:
+def _joined(
+    dataset: Dataset,
+    name: SplitName,
+    parts: Sequence[Split],
+    sources: dict[str, str],
+    lists: Sequence[str],
+    folder: Path,
+) -> Split:
     """Write the list of the parts of a split.
+
+    Args:
+        lists: keys of entries that list some of the parts, to be kept as long as this one.
 
     Raises:
         FormatError: they have other rows than the manifest declares.
@@ -290,7 +302,7 @@ def _joined(dataset: Dataset, name: SplitName, parts: Sequence[Split], sources: 
             f"found {rows:,} in its archives together; give all archives of this split, or correct [rows] {name} in "
             f"{dataset.manifest}"
         )
-    members.write(folder, parts)
+    members.write(folder, parts, lists)
     digest = digest_of([part.digest for part in parts])
     shape, classes = dataset.image_shape, len(dataset.classes)
     return Split(FolderEntry(folder), name, rows, shape, classes, digest, sources, parts=len(parts))
