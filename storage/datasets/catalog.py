@@ -164,6 +164,23 @@ class Dataset:
         return digests[0] if len(digests) == 1 else None if None in digests else digest_of(digests)
 
 
+def check_four(dataset: Dataset, why: str) -> None:
+    """Check that a data set has one archive for each role.
+
+    Args:
+        why: that is needed, as a clause.
+
+    Raises:
+        ConfigError: it has several of one.
+    """
+    several = next((role for role in ROLES if len(dataset.archives_of(role)) > 1), None)
+    if several:
+        raise ConfigError(
+            f"{dataset.manifest}: expected one archive for each role, because {why}; found "
+            f"{len(dataset.archives_of(several)):,} of {several}; give a manifest of four archives"
+        )
+
+
 def names() -> list[str]:
     """Return the names of the data sets in the catalog, sorted."""
     return sorted(path.stem for path in CATALOG.glob("*.toml"))

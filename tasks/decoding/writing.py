@@ -18,7 +18,6 @@ from storage.runtime import cancellation
 from storage.runtime.prefetch import prefetch
 from tasks.decoding.reading import (
     NO_CLASS,
-    Headed,
     agreed_rows,
     class_labels,
     rows_at_once,
@@ -51,11 +50,13 @@ def write_split(
         TooManyRows: there are more than `most`; nothing was written.
         Cancelled: the run is being ended.
     """
-    if most is not None:
-        _check_number(dataset, name, images, labels, most)
+    if most is not None and all(chunks.are_noted(archive.entry) for archive in (images, labels)):
+        # Large ones: to look at their headers, those that are elsewhere are not fetched as a whole.
+        _check_number(agreed_rows(dataset, name, rows_of(dataset, images), rows_of(dataset, labels)), most)
     split = Split(FolderEntry(folder), name, 0, dataset.image_shape, len(dataset.classes), "", {})
     with opened(dataset, images, labels) as (image_reader, label_reader):
         rows = agreed_rows(dataset, name, image_reader, label_reader)
+        _check_number(rows, most)
         at_once = rows_at_once(dataset)
         with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
             blocks = zip(
@@ -141,19 +142,6 @@ def _named(dataset: Dataset, archive: Archive) -> str:
     return f"{dataset.name}: {archive.file_name}"
 
 
-def _check_number(dataset: Dataset, name: SplitName, images: Archive, labels: Archive, most: int) -> None:
-    """Look at both headers, without fetching a large archive that is elsewhere.
-
-    Raises:
-        TooManyRows: they declare more than `most` rows.
-    """
-    with ExitStack() as stack:
-        heads: list[Headed] = [
-            rows_of(dataset, archive)
-            if chunks.are_noted(archive.entry)
-            else stack.enter_context(idx.Reader(archive.file, _named(dataset, archive)))
-            for archive in (images, labels)
-        ]
-        rows = agreed_rows(dataset, name, *heads)
-    if rows > most:
+def _check_number(rows: int, most: int | None) -> None:
+    if most is not None and rows > most:
         raise TooManyRows(rows)
