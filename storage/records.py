@@ -167,6 +167,11 @@ class Archive:
     sha256: str
     source: str
     """Where it came from, without credentials."""
+    parts: int = 0
+    """If it is all the archives of its role: how many, which `storage.formats.members` lists; 0 if it is one file.
+
+    Then name and source are those of the first, the size is that of all, and the digest that of their digests in order.
+    """
 
     @property
     def file(self) -> Path:

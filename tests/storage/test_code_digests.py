@@ -58,7 +58,15 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
 CLOSURES = {
-    "decode": {"storage.formats.idx", "storage.formats.parquet"},
+    "decode": {
+        "storage.formats.chunks",
+        "storage.formats.idx",
+        "storage.formats.members",
+        "storage.formats.parquet",
+        "storage.formats.split_rows",
+        "tasks.decoding.reading",
+        "tasks.decoding.writing",
+    },
     "audit": FORMATS
     | MODEL
     | {
@@ -159,7 +167,7 @@ def edited(module: str, old: str, new: str) -> bool:
     ("module", "old", "new", "again"),
     [
         ("tasks.train", '_log.info("%s: training resumes after', '_log.warning("%s: resumed after', False),
-        ("tasks.decode", "expected as many labels as images; ", "expected a label for each image; ", False),
+        ("tasks.decoding.reading", "expected as many labels as images; ", "expected a label for each image; ", False),
         ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
         ("tasks.normalize", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
         (
