@@ -57,6 +57,13 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
+COMPARING = {
+    "expectations.summary",
+    "storage.formats.sorted_columns",
+    "tasks.checking.comparing",
+    "tasks.checking.repeats",
+    "tasks.checking.surveys",
+}
 CLOSURES = {
     "decode": {
         "storage.formats.chunks",
@@ -80,15 +87,24 @@ CLOSURES = {
         "tasks.model.fitting",
         "tasks.model.training_rows",
     },
-    "quarantine": FORMATS | {"storage.formats.quarantined", "expectations.summary", "tasks.auditing.tables"},
+    "quarantine": FORMATS
+    | COMPARING
+    | {
+        "storage.formats.quarantined",
+        "tasks.auditing.tables",
+        "tasks.checking.bad_rows",
+        "tasks.checking.dividing",
+    },
     "validate": FORMATS
+    | COMPARING
     | {
         "expectations.engine",
         "expectations.engine_process",
         "expectations.findings",
         "expectations.run_suites",
         "expectations.suites",
-        "expectations.summary",
+        "tasks.checking.image_table",
+        "tasks.checking.measuring",
     },
     "normalize": FORMATS | {"tasks.model.holdout", "tasks.model.scaling"},
     "train": FORMATS
