@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ def advance(progress: Progress) -> None:
     listener = _listener.get()
     if listener:
         listener(progress)
+
+
+def following(items: Iterable[T], name: str, total: int, unit: str) -> Iterator[T]:
+    """Yield `items`, and tell the listener after each how many of `total` are done."""
+    advance(Progress(name, 0, total, unit))
+    for done, item in enumerate(items, start=1):
+        yield item
+        advance(Progress(name, done, total, unit))
 
 
 @contextmanager

@@ -70,6 +70,8 @@ CLOSURES = {
         "tasks.auditing.survey",
         "tasks.auditing.tables",
         "tasks.model.fitting",
+        "tasks.model.holdout",
+        "tasks.model.sides",
         "tasks.model.training_rows",
     },
     "quarantine": FORMATS | {"storage.formats.quarantined", "expectations.summary", "tasks.auditing.tables"},
@@ -82,7 +84,14 @@ CLOSURES = {
         "expectations.suites",
         "expectations.summary",
     },
-    "normalize": FORMATS | {"tasks.model.holdout", "tasks.model.scaling"},
+    "normalize": FORMATS
+    | {
+        "tasks.model.holdout",
+        "tasks.model.part_sums",
+        "tasks.model.pixel_sums",
+        "tasks.model.scaling",
+        "tasks.model.sides",
+    },
     "train": FORMATS
     | {
         "storage.formats.history",
@@ -92,11 +101,12 @@ CLOSURES = {
         "tasks.model.labels",
         "tasks.model.network",
         "tasks.model.scaling",
+        "tasks.model.sides",
         "tasks.model.training_rows",
     },
     "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels"},
-    "confirm": {"storage.formats.arrays", "storage.formats.parquet"} | MODEL | {"tasks.model.confirm_worker"},
-    "decide": FORMATS | {"tasks.gate.criteria", "tasks.gate.wilson"},
+    "confirm": FORMATS | MODEL | {"storage.formats.predictions", "tasks.model.confirm_worker"},
+    "decide": FORMATS | {"storage.formats.predictions", "tasks.gate.criteria", "tasks.gate.wilson"},
 }
 """The modules beside its own whose change makes the result of a step again."""
 
@@ -161,7 +171,7 @@ def edited(module: str, old: str, new: str) -> bool:
         ("tasks.train", '_log.info("%s: training resumes after', '_log.warning("%s: resumed after', False),
         ("tasks.decode", "expected as many labels as images; ", "expected a label for each image; ", False),
         ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
-        ("tasks.normalize", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
+        ("tasks.model.pixel_sums", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
         (
             "tasks.model.holdout",
             "int(rows * (1 - validation_fraction))",
