@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -28,7 +29,7 @@ from tasks.model.classifier import Classifier, softmax
 from tasks.model.labels import check_labels
 from tasks.ui import summaries
 from tasks.ui.progress import following
-from tasks.ui.steps import log_step
+from tasks.ui.steps import log_step, with_parts
 
 MOST_MISTAKES = 25
 
@@ -100,23 +101,20 @@ def evaluated(item: Item) -> Done[Evaluation]:
 
 def _in_parts(store: Store, plan: Plan, dataset: Dataset, model: TrainedModel, test: Split) -> Done[Evaluation]:
     """Have the parts scored by workers, and sum up; the same for any workers."""
-    new = 0
-
-    def make(folder: Path) -> Evaluation:
-        nonlocal new
-        items = [
-            Item(store, _of_part(plan, test, part), dataset, model, part, first)
-            for first, part in split_rows.numbered(test)
-        ]
-        found: dict[int, Evaluation] = {}
-        for index, done in following(current().each(evaluated, items, plan.label), plan.label, len(items), "parts"):
-            found[index], new = done.record, new + (not done.step.reused)
-        return merged(folder, dataset, test, [found[index] for index in range(len(items))])
-
-    def describe(evaluation: Evaluation) -> str:
-        return summaries.evaluation(evaluation) + summaries.in_parts(evaluation.parts, new)
-
-    return store.get_or_make(plan, Evaluation, make, describe)
+    started = time.perf_counter()
+    items = [
+        Item(store, _of_part(plan, test, part), dataset, model, part, first)
+        for first, part in split_rows.numbered(test)
+    ]
+    found: dict[int, Done[Evaluation]] = {}
+    for index, done in following(current().each(evaluated, items, plan.label), plan.label, len(items), "parts"):
+        found[index] = done
+    parts = [found[index].record for index in range(len(items))]
+    result = store.get_or_make(
+        plan, Evaluation, lambda folder: merged(folder, dataset, test, parts), summaries.evaluation
+    )
+    new = sum(not done.step.reused for done in found.values())
+    return with_parts(result, test.parts, new, time.perf_counter() - started)
 
 
 def _of_part(plan: Plan, test: Split, part: Split) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tasks.model import holdout, part_sums, pixel_sums, sides
 from tasks.model.pixel_sums import PixelSums
 from tasks.model.scaling import Statistics, write
 from tasks.ui import summaries
-from tasks.ui.steps import log_step
+from tasks.ui.steps import log_step, with_parts
 
 _log = logging.getLogger(__name__)
 
@@ -92,24 +93,19 @@ def _in_one(store: Store, plan: Plan, dataset: Dataset, train: Split, config: Tr
 
 
 def _in_parts(store: Store, plan: Plan, dataset: Dataset, train: Split, config: TrainingConfig) -> Done[Normalization]:
-    new = 0
+    started = time.perf_counter()
+    found = part_sums.of_parts(store, dataset, train, config)
 
     def make(folder: Path) -> Normalization:
-        nonlocal new
-        found = part_sums.of_parts(store, dataset, train, config)
         holdout.check(dataset, config, *found.labels)
-        new = found.new
         held_out_rows = int(found.labels[1].sum())
-        measured = found.pixels.statistics()
-        record = _record(dataset, folder, found.pixels.rows, held_out_rows, measured, train.parts)
+        record = _record(dataset, folder, found.pixels.rows, held_out_rows, found.pixels.statistics(), train.parts)
         sides.write(record.sides, found.labels, found.brightness, math.prod(train.image_shape))
         members.write(folder, found.records)
         return record
 
-    def describe(record: Normalization) -> str:
-        return summaries.normalization(record) + summaries.in_parts(record.parts, new)
-
-    return store.get_or_make(plan, Normalization, make, describe)
+    result = store.get_or_make(plan, Normalization, make, summaries.normalization)
+    return with_parts(result, train.parts, found.new, time.perf_counter() - started)
 
 
 def _record(

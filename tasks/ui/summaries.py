@@ -60,11 +60,6 @@ def normalization(record: Normalization) -> str:
     return f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {counted(record.rows, 'row')}"
 
 
-def in_parts(parts: int, new: int) -> str:
-    """Return in how many parts a result is, and how many of them were not in the store, to follow its summary."""
-    return f" in {counted(parts, 'part')}" + (f", {new:,} new" if new else "")
-
-
 def model(model: TrainedModel) -> str:
     """Return the result of a training: epochs, accuracies, weights."""
     chosen = "" if model.chosen_epoch == model.epochs_run else f", the one after {model.chosen_epoch} kept"

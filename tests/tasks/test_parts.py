@@ -140,8 +140,8 @@ def test_damaged_sums_of_a_part_are_made_again_alone(store: Store, dataset: Data
     damaged = list(members.read(first.entry, PartSums))[3].file
     damaged.chmod(0o644)
     damaged.write_bytes(b"damaged")
-    shutil.rmtree(first.entry.folder)
     again = normalize.fn(store, dataset, cut(7), DRAWN)
+    assert (again.step.reused, again.step.reason) == (False, "1 new part")
     assert again.step.summary.endswith(" in 7 parts, 1 new")
     assert again.record.file.read_bytes() == before
 
@@ -246,9 +246,8 @@ def test_a_label_that_is_no_class_is_named_by_its_row_in_the_split(
     model = trained(store, dataset, divided(store, dataset, "train", arrays, ()), TAIL)
     labels = {name: values.copy() for name, values in arrays.items() if name.endswith("labels")}
     labels["train-labels"][399] = labels["test-labels"][70] = 7
-    bad = arrays | labels
+    bad, every = arrays | labels, TAIL.model_copy(update={"validation_fraction": 0})
     with pytest.raises(DataRefused, match="row 399 of the train split is 7"):
-        every = TAIL.model_copy(update={"validation_fraction": 0})
         trained(store, dataset, divided(store, dataset, "train", bad, CUTS[7]), every)
     with pytest.raises(DataRefused, match="row 70 of the test split is 7"):
         evaluate.fn(store, dataset, model, divided(store, dataset, "test", bad, TEST_CUTS[7]))
@@ -290,7 +289,6 @@ def test_predictions_of_a_damaged_part_are_made_again_alone(
     before, damaged = predictions.predicted(first), list(predictions.parts(first))[2].file
     damaged.chmod(0o644)
     damaged.write_bytes(b"damaged")
-    shutil.rmtree(first.entry.folder)
     again = evaluate.fn(store, dataset, model, test)
     assert again.step.summary.endswith(" in 7 parts, 1 new")
     np.testing.assert_array_equal(predictions.predicted(again.record), before)
