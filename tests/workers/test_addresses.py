@@ -66,9 +66,7 @@ def test_an_address_with_a_password_is_not_shown() -> None:
 @pytest.mark.remedies("storage.workers.address:parse:2")
 def test_another_machine_without_certificates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("tcp://10.0.0.7:8786", "tcp://scheduler:8786", "tcp://127.0.0.1.example:8786"):
-        with pytest.raises(
-            ConfigError, match=r"begins with tls://.*; found tcp://\S+; set up TLS .*--insecure-w"
-        ):
+        with pytest.raises(ConfigError, match=r"begins with tls://.*; found tcp://\S+; set up TLS .*--insecure-w"):
             parse(address)
     assert parse("tcp://scheduler:8786", insecure=True) == Cluster("tcp://scheduler:8786")
     monkeypatch.setenv(INSECURE_VARIABLE, "1")
