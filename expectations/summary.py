@@ -327,7 +327,7 @@ def _archive_row(dataset: Dataset, split: Split, footer: Mapping[str, Any], rows
     }
     for kind in ("images", "labels"):
         role = f"{split.name}-{kind}"
-        row[f"{kind}_declared"] = dataset.archive(role).payload_sha256
+        row[f"{kind}_declared"] = dataset.payload_sha256(role)
         row[f"{kind}_found"] = split.sources.get(role, "none")
     return row
 

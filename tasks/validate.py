@@ -23,7 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from threadpoolctl import threadpool_limits
 
 from expectations import run_suites, suites, summary
-from storage.datasets.catalog import Dataset
+from storage.datasets.catalog import ROLES, Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
 from storage.formats import arrays, members, split_rows
@@ -212,7 +212,7 @@ def _contract(dataset: Dataset) -> dict[str, Any]:
         "classes": len(dataset.classes),
         "image_shape": list(dataset.image_shape),
         "rows": dict(dataset.rows),
-        "payload_sha256": {spec.role: spec.payload_sha256 for spec in dataset.archives},
+        "payload_sha256": {role: dataset.payload_sha256(role) for role in ROLES},
         **dataclasses.asdict(dataset.limits),
         "min_centroid_hit": dataset.limits.least_centroid_hit(len(dataset.classes)),
         "known_centroid_hit": dataset.limits.min_centroid_hit is not None,

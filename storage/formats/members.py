@@ -64,8 +64,21 @@ def read(entry: Entry, kind: type[R]) -> Iterator[R]:
             yield replace(record, entry=entry.beside(values["key"]))
 
 
-def keys(data: bytes, place: Path | str) -> list[str]:
+def keys(entry: Entry) -> list[str]:
     """Return the keys of an entry's members, in order, and of what is kept with them, without looking for them.
+
+    Raises:
+        DamagedEntry: the list is missing or damaged.
+    """
+    path = entry.path(MEMBERS)
+    try:
+        return keys_in(path.read_bytes(), path)
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def keys_in(data: bytes, place: Path | str) -> list[str]:
+    """Return the same of the bytes of a list.
 
     Args:
         data: the list.

@@ -9,6 +9,9 @@ import numpy as np
 from storage.formats import members, parquet
 from storage.records import Split
 
+PART_ROWS = 1 << 20
+"""The most rows of a part, which are cut from the start of each archive. It decides bytes, and the keys of parts."""
+
 
 def parts(split: Split) -> Iterator[Split]:
     """Yield the parts of a split, each with one file, in order: the split itself if it is one file.

@@ -34,8 +34,7 @@ class Compared:
     def keys(self) -> Iterator[str]:
         """Yield the keys of all entries that this consists of, to be kept with what is made from it."""
         for entry in (self.train.entry, self.test.entry, self.repeats.entry):
-            listed = entry.path(members.MEMBERS)
-            yield from (entry.key, *members.keys(listed.read_bytes(), listed))
+            yield from (entry.key, *members.keys(entry))
 
 
 def compare(store: Store, dataset: str, splits: tuple[Split, Split]) -> Compared:

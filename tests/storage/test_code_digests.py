@@ -65,7 +65,15 @@ COMPARING = {
     "tasks.checking.surveys",
 }
 CLOSURES = {
-    "decode": {"storage.formats.idx", "storage.formats.parquet"},
+    "decode": {
+        "storage.formats.chunks",
+        "storage.formats.idx",
+        "storage.formats.members",
+        "storage.formats.parquet",
+        "storage.formats.split_rows",
+        "tasks.decoding.reading",
+        "tasks.decoding.writing",
+    },
     "audit": FORMATS
     | MODEL
     | {
@@ -77,6 +85,8 @@ CLOSURES = {
         "tasks.auditing.survey",
         "tasks.auditing.tables",
         "tasks.model.fitting",
+        "tasks.model.holdout",
+        "tasks.model.sides",
         "tasks.model.training_rows",
     },
     "quarantine": FORMATS
@@ -98,7 +108,14 @@ CLOSURES = {
         "tasks.checking.image_table",
         "tasks.checking.measuring",
     },
-    "normalize": FORMATS | {"tasks.model.holdout", "tasks.model.scaling"},
+    "normalize": FORMATS
+    | {
+        "tasks.model.holdout",
+        "tasks.model.part_sums",
+        "tasks.model.pixel_sums",
+        "tasks.model.scaling",
+        "tasks.model.sides",
+    },
     "train": FORMATS
     | {
         "storage.formats.history",
@@ -108,11 +125,12 @@ CLOSURES = {
         "tasks.model.labels",
         "tasks.model.network",
         "tasks.model.scaling",
+        "tasks.model.sides",
         "tasks.model.training_rows",
     },
     "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels"},
-    "confirm": {"storage.formats.arrays", "storage.formats.parquet"} | MODEL | {"tasks.model.confirm_worker"},
-    "decide": FORMATS | {"tasks.gate.criteria", "tasks.gate.wilson"},
+    "confirm": FORMATS | MODEL | {"storage.formats.predictions", "tasks.model.confirm_worker"},
+    "decide": FORMATS | {"storage.formats.predictions", "tasks.gate.criteria", "tasks.gate.wilson"},
 }
 """The modules beside its own whose change makes the result of a step again."""
 
@@ -175,9 +193,9 @@ def edited(module: str, old: str, new: str) -> bool:
     ("module", "old", "new", "again"),
     [
         ("tasks.train", '_log.info("%s: training resumes after', '_log.warning("%s: resumed after', False),
-        ("tasks.decode", "expected as many labels as images; ", "expected a label for each image; ", False),
+        ("tasks.decoding.reading", "expected as many labels as images; ", "expected a label for each image; ", False),
         ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
-        ("tasks.normalize", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
+        ("tasks.model.pixel_sums", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
         (
             "tasks.model.holdout",
             "int(rows * (1 - validation_fraction))",
