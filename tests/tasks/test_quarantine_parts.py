@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.quarantine import quarantine
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
+from tests.support.cloud_stores import Cloud
 from tests.support.split_in_parts import in_one_file, in_parts
 from tests.support.stores import fingerprint
 
@@ -168,8 +170,24 @@ def test_an_unchanged_run_finds_all_of_it(store: Store, dataset: Dataset):
     again = quarantine.fn(store, dataset, *both)
     assert (again.step.reused, again.record) == (True, first.record)
     assert fingerprint(store) == before
-    listed = {*members.keys((path := again.record.entry.path(members.MEMBERS)).read_bytes(), path)}
+    listed = {*members.keys(again.record.entry)}
     # Where nothing was divided, a part is an entry of `decode`.
     others = {path.parent.name for path in store.entries("tiny", "quarantine").glob("*/bad.npz")}
     assert others < listed
     assert {*keys(again.record.rest(both[0])), *keys(again.record.rest(both[1]))} < listed
+
+
+def test_parts_in_object_storage_are_divided_like_those_in_a_folder(store: Store, dataset: Dataset, tmp_path: Path):
+    expected = quarantine.fn(store, dataset, *splits(store, dataset)).record
+    cloud = Cloud(tmp_path / "cloud")
+    try:
+        remote = cloud.machine()
+        remote.prepare()
+        both = splits(remote, dataset)
+        record = quarantine.fn(remote, dataset, *both).record
+        assert rows_of(record) == rows_of(expected)
+        for split, in_folder in zip(both, splits(store, dataset), strict=True):
+            for mine, theirs in zip(contents(record.rest(split)), contents(expected.rest(in_folder)), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+    finally:
+        cloud.close()

@@ -26,6 +26,7 @@ from storage.workers.current import using
 from tasks.checking import comparing, measuring, repeats, surveys
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
+from tests.support.cloud_stores import Cloud
 from tests.support.scattered_workers import ScatteredWorkers
 from tests.support.split_in_parts import in_one_file, in_parts
 from tests.support.stores import fingerprint
@@ -129,6 +130,32 @@ def test_any_number_of_parts_gives_the_checks_and_the_table_of_one_file(store: S
     assert found[("test", "leaked")] == (3, 40, 65)
 
 
+def test_one_split_may_be_in_parts_and_the_other_in_one_file(store: Store, dataset: Dataset):
+    (train, test), parts = cut(store, dataset, 0), cut(store, dataset, 2)
+    whole = verdict(store, dataset, (train, test)).record
+    for splits in ((parts[0], test), (train, parts[1])):
+        result = verdict(store, dataset, splits).record
+        assert (result.parts, result.checks) == (3, whole.checks)
+        assert table(result).equals(table(whole))
+
+
+def test_parts_in_object_storage_are_checked_like_those_in_a_folder(store: Store, dataset: Dataset, tmp_path: Path):
+    here = verdict(store, dataset, cut(store, dataset, 2)).record
+    cloud = Cloud(tmp_path / "cloud")
+    try:
+        remote = cloud.machine()
+        remote.prepare()
+        there = verdict(remote, dataset, cut(remote, dataset, 2))
+        assert there.record.digest == here.digest
+        assert table(there.record).equals(table(here))
+        # Another machine finds all of it, and has nothing to do.
+        again = verdict(cloud.machine("other"), dataset, cut(cloud.machine("other"), dataset, 2))
+        assert again.step.reused
+        assert again.step.summary.endswith(", in 4 parts")
+    finally:
+        cloud.close()
+
+
 def test_workers_in_any_order_write_the_same_bytes(store: Store, dataset: Dataset, tmp_path: Path):
     here = verdict(store, dataset, cut(store, dataset, 7))
     elsewhere = Store(tmp_path / "elsewhere")
@@ -198,8 +225,7 @@ def test_a_damaged_result_of_a_part_is_made_again_and_nothing_else(store: Store,
 
 def test_the_list_of_a_verdict_names_all_that_it_consists_of(store: Store, dataset: Dataset):
     record = verdict(store, dataset, cut(store, dataset, 2)).record
-    path = record.entry.path(members.MEMBERS)
-    listed = members.keys(path.read_bytes(), path)
+    listed = members.keys(record.entry)
     others = {path.parent.name for path in store.entries("tiny", "validate").glob(f"*/{ENTRY}")} - {record.entry.key}
     assert sorted(listed) == sorted(others)
 
