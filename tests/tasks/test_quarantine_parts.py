@@ -13,7 +13,9 @@ from storage import released
 from storage.datasets.catalog import Dataset
 from storage.errors import DataRefused
 from storage.formats import members, quarantined, split_rows
+from storage.ledger import Ledger
 from storage.records import Audit, FolderEntry, Quarantine, Split
+from storage.retention import collect
 from storage.store import ENTRY, Store
 from storage.verify import verify
 from tasks.auditing.tables import NearDuplicates, Suspects
@@ -58,6 +60,11 @@ def splits(store: Store, dataset: Dataset, whole: bool = False) -> tuple[Split, 
         for name, sizes in SIZES.items()
     )
     return train, test
+
+
+def arrays_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+    found = arrays()
+    return found[f"{name}-images"], found[f"{name}-labels"]
 
 
 def rows_of(record: Quarantine) -> list[quarantined.SetAside]:
@@ -171,10 +178,28 @@ def test_an_unchanged_run_finds_all_of_it(store: Store, dataset: Dataset):
     assert (again.step.reused, again.record) == (True, first.record)
     assert fingerprint(store) == before
     listed = {*members.keys(again.record.entry)}
-    # Where nothing was divided, a part is an entry of `decode`.
-    others = {path.parent.name for path in store.entries("tiny", "quarantine").glob("*/bad.npz")}
-    assert others < listed
+    # The surveys are in the folder of another step.
+    surveys = {path.parent.name for path in store.entries("tiny", "validate").glob(f"*/{ENTRY}")}
+    reasons = {path.parent.name for path in store.entries("tiny", "quarantine").glob("*/bad.npz")}
+    assert surveys | reasons < listed
     assert {*keys(again.record.rest(both[0])), *keys(again.record.rest(both[1]))} < listed
+
+
+def test_gc_keeps_what_the_next_run_looks_for(store: Store, dataset: Dataset):
+    both = splits(store, dataset)
+    done = quarantine.fn(store, dataset, *both)
+    left = [done.record.rest(split) for split in both]
+    checked = validate.fn(store, dataset, *left)
+    steps = [{"step": step.step, "subject": "", "key": step.key} for step in (done.step, checked.step)]
+    steps += [{"step": "decode", "subject": split.name, "key": split.entry.key} for split in both]
+    Ledger(store, "tiny").append("runs", "run", {"state": "kept", "report": None, "steps": steps})
+    unlisted = in_one_file(store, dataset, "test", *(values[:3] for values in arrays_of("test"))).entry.key
+    assert [entry.name.key for entry in collect(store, "tiny", keep_last=1).entries] == [unlisted]
+    assert not verify(store).findings
+    before = fingerprint(store)
+    assert quarantine.fn(store, dataset, *both).step.reused
+    assert validate.fn(store, dataset, *left).step.reused
+    assert fingerprint(store) == before
 
 
 def test_parts_in_object_storage_are_divided_like_those_in_a_folder(store: Store, dataset: Dataset, tmp_path: Path):
