@@ -66,9 +66,7 @@ def test_an_address_with_a_password_is_not_shown() -> None:
 @pytest.mark.remedies("storage.workers.address:parse:2")
 def test_another_machine_without_certificates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("tcp://10.0.0.7:8786", "tcp://scheduler:8786", "tcp://127.0.0.1.example:8786"):
-        with pytest.raises(
-            ConfigError, match=r"begins with tls://.*; found tcp://\S+; set up TLS .*--insecure-w"
-        ):
+        with pytest.raises(ConfigError, match=r"begins with tls://.*; found tcp://\S+; set up TLS .*--insecure-w"):
             parse(address)
     assert parse("tcp://scheduler:8786", insecure=True) == Cluster("tcp://scheduler:8786")
     monkeypatch.setenv(INSECURE_VARIABLE, "1")
@@ -101,6 +99,14 @@ def test_files_that_are_no_certificates_are_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match=r"in PEM format; found .*; correct them") as caught:
         list(workers.each(working.square, [Item(0), Item(1)], "squares"))
     assert "canary" not in str(caught.value)
+    workers.close()
+
+
+@pytest.mark.remedies("storage.workers.dask_cluster:_security:2")
+def test_a_protected_cluster_needs_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workers = workers_for("tls://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="expected certificates for tls://127.0.0.1:9; found none; set IDXFLOW_WORKE"):
+        list(workers.each(working.square, [Item(0), Item(1)], "squares"))
     workers.close()
 
 
