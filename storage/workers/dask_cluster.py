@@ -140,12 +140,11 @@ class Dask:
         different: dict[str, str] = {}
         for worker, answer in answers.items():
             if isinstance(answer, bytes):
-                name, theirs = pickle.loads(answer)
-                found = next(filter(None, map(differences, ours, theirs)), "")
+                found = next(filter(None, map(differences, ours, pickle.loads(answer))), "")
             else:
-                name, found = f"the worker {worker.partition('://')[2]}", f"{type(answer).__name__}: {answer}"
+                found = f"{type(answer).__name__}: {answer}"
             if found:
-                different[name] = found
+                different[f"the worker {worker.partition('://')[2]}"] = found
         return Survey(len(answers), different)
 
     def close(self) -> None:

@@ -118,9 +118,9 @@ def _import_all(module: str) -> None:
 
 
 def describe(modules: tuple[str, ...]) -> bytes:
-    """Return what people call this worker, and what it would compute the functions of each module with, pickled."""
+    """Return what this worker would compute the functions of each module with, pickled."""
     with _turn:
-        return pickle.dumps((_name(), tuple(map(_loaded.fingerprint, modules))))
+        return pickle.dumps(tuple(map(_loaded.fingerprint, modules)))
 
 
 def stop_all() -> bool:
