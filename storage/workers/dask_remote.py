@@ -117,10 +117,10 @@ def _import_all(module: str) -> None:
         importlib.import_module(name)
 
 
-def fingerprint_of(module: str) -> Fingerprint:
-    """Return what this worker would compute a module's functions with."""
+def describe(modules: tuple[str, ...]) -> bytes:
+    """Return what this worker would compute the functions of each module with, pickled."""
     with _turn:
-        return _loaded.fingerprint(module)
+        return pickle.dumps(tuple(map(_loaded.fingerprint, modules)))
 
 
 def stop_all() -> bool:
