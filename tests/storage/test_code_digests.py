@@ -70,8 +70,6 @@ CLOSURES = {
         "tasks.auditing.survey",
         "tasks.auditing.tables",
         "tasks.model.fitting",
-        "tasks.model.holdout",
-        "tasks.model.sides",
         "tasks.model.training_rows",
     },
     "quarantine": FORMATS | {"storage.formats.quarantined", "expectations.summary", "tasks.auditing.tables"},

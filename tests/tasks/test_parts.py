@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from tasks.model.scaling import read
 from tasks.normalize import normalize, statistics
 from tasks.train import train
 from tests.conftest import TinyFactory, bars
-from tests.support.scattered_workers import Scattered
+from tests.support.scattered_workers import ScatteredWorkers
 from tests.support.split_in_parts import in_one_file, in_parts
 
 ROWS, TEST_ROWS = 400, 90
@@ -93,7 +94,7 @@ def test_statistics_are_to_the_byte_those_of_one_file(
 def held(normalization: Normalization, split: Split) -> np.ndarray:
     of_parts = holdout.held(normalization, split)
     assert isinstance(of_parts, HeldParts)
-    return of_parts.whole()
+    return np.concatenate([of_parts.of(number) for number in range(split.parts)])
 
 
 def test_drawn_rows_are_those_of_a_digest_and_the_statistics_are_of_the_others(
@@ -180,7 +181,7 @@ def test_training_in_memory_is_to_the_bit_that_on_one_file(store: Store, dataset
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_rows, "BLOCK", 16)
+    monkeypatch.setattr(training_rows.Parts, "__init__", partialmethod(training_rows.Parts.__init__, block=16))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -193,12 +194,11 @@ def test_an_epoch_by_part_passes_over_every_fitted_row_once_in_another_order_eac
     split = in_parts(store, dataset, "train", images, labels, CUTS[7])
     normalization = normalize.fn(store, dataset, split, config).record
     small = config.model_copy(update={"memory": SMALL})
-    held = holdout.held(normalization, split)
-    assert isinstance(held, HeldParts)
-    fitted = sorted(image.tobytes() for image in images[~held.whole()])
+    held_out = held(normalization, split)
+    fitted = sorted(image.tobytes() for image in images[~held_out])
     epochs = []
     for epoch in (1, 2, 1):
-        with training_rows.opened("tiny", split, small, held, tmp_path) as rows:
+        with training_rows.opened("tiny", split, small, holdout.held(normalization, split), tmp_path) as rows:
             windows = list(rows.windows(epoch))
             assert {len(window.order) for window in windows} == rows.lengths
             assert max(len(window.order) for window in windows) <= 48
@@ -209,7 +209,7 @@ def test_an_epoch_by_part_passes_over_every_fitted_row_once_in_another_order_eac
             pieces = [image.tobytes() for some, _ in rows.pieces(len(fitted), ROWS) for image in some.numpy()]
             everything = [image.tobytes() for some, _ in rows.pieces(0, ROWS) for image in some.numpy()]
         assert sorted(passed) == fitted
-        assert pieces == [image.tobytes() for image in images[held.whole()]]
+        assert pieces == [image.tobytes() for image in images[held_out]]
         assert sorted(everything) == sorted(image.tobytes() for image in images)
         epochs.append(passed)
     assert epochs[0] == epochs[2] != epochs[1]
@@ -301,7 +301,7 @@ def test_other_processes_in_any_order_make_the_same_bytes(
     tmp_path: Path, dataset: Dataset, arrays: dict[str, np.ndarray]
 ):
     made: list[list[bytes]] = []
-    workers = Scattered(3)
+    workers = ScatteredWorkers(3)
     try:
         for folder in ("here", "there"):
             store = Store(tmp_path / folder)
