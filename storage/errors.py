@@ -12,6 +12,7 @@
     │   └── DamagedEntry
     ├── TrainingFailed
     ├── ExportFailed
+    ├── WorkersFailed
     ├── PrefectFailed
     ├── OutputFailed
     └── CutOff               never raised: represents runs that were cut off
@@ -146,6 +147,13 @@ class TrainingFailed(IdxflowError):
     advice = "Do what the message above says."
 
 
+class WorkersFailed(IdxflowError):
+    """The workers cannot be reached, have all ended, or run other code than the run. What they published stays."""
+
+    headline = "the workers could not be used"
+    advice = "Do what the message above says; the next run reuses the parts that are done."
+
+
 class ExportFailed(IdxflowError):
     """An exported model does not reproduce the model's own predictions; nothing was written."""
 
@@ -193,7 +201,7 @@ def published_by(file: Path, description: str) -> None:
     _publications[file] = description
 
 
-def made_again(file: Path | Ranged) -> str:
+def made_again(file: Path | Ranged | str) -> str:
     """Return the remedy for a damaged file of a store entry whose size and SHA-256 match its description.
 
     As long as such an entry exists, runs reuse it.

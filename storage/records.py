@@ -167,6 +167,11 @@ class Archive:
     sha256: str
     source: str
     """Where it came from, without credentials."""
+    parts: int = 0
+    """If it is all the archives of its role: how many, which `storage.formats.members` lists; 0 if it is one file.
+
+    Then name and source are those of the first, the size is that of all, and the digest that of their digests in order.
+    """
 
     @property
     def file(self) -> Path:
@@ -223,7 +228,7 @@ class Quarantine:
     max_share: float
     """Largest share of a split's rows that may be, in [0, 1]."""
     left: tuple[Split, ...]
-    """What is left of each split from which rows were set aside; its files are in this entry."""
+    """What is left of each split from which rows were set aside; its file or the list of its parts is in this entry."""
 
     @property
     def file(self) -> Path:
@@ -267,10 +272,12 @@ class Validation:
     checks: tuple[Check, ...]
     class_counts: Mapping[str, tuple[int, ...]]
     """Rows per class, by split."""
+    parts: int = 0
+    """Number of parts of both splits, see `tasks.checking.measuring`; 0 if neither has parts, and in older records."""
 
     @property
     def summary(self) -> Path:
-        """The table that was checked, one row per image; see `tasks.validate`."""
+        """The table that was checked, one row per image, if it has no parts; see `tasks.validate`."""
         return self.entry.path("summary.parquet")
 
     @property

@@ -28,7 +28,6 @@ from tasks.model import network
 from tasks.model.classifier import Classifier, softmax
 from tasks.model.labels import check_labels
 from tasks.ui import summaries
-from tasks.ui.progress import following
 from tasks.ui.steps import log_step, with_parts
 
 MOST_MISTAKES = 25
@@ -107,7 +106,7 @@ def _in_parts(store: Store, plan: Plan, dataset: Dataset, model: TrainedModel, t
         for first, part in split_rows.numbered(test)
     ]
     found: dict[int, Done[Evaluation]] = {}
-    for index, done in following(current().each(evaluated, items, plan.label), plan.label, len(items), "parts"):
+    for index, done in current().each(evaluated, items, plan.label):
         found[index] = done
     parts = [found[index].record for index in range(len(items))]
     result = store.get_or_make(

@@ -22,7 +22,6 @@ from tasks.model import holdout
 from tasks.model.holdout import Choice
 from tasks.model.pixel_sums import PixelSums
 from tasks.model.sides import LABELS
-from tasks.ui.progress import following
 
 Brightness = tuple[tuple[int, int], tuple[int, int]]
 """As `PartSums.brightness`."""
@@ -66,7 +65,7 @@ def of_parts(store: Store, dataset: Dataset, train: Split, config: TrainingConfi
     brightness: Brightness = ((0, 0), (0, 0))
     new = 0
     # Whole numbers: the order in which workers are done does not matter.
-    for index, of_part in following(current().each(of_item, items, "normalize"), "normalize", len(items), "parts"):
+    for index, of_part in current().each(of_item, items, "normalize"):
         pixels, labels = pixels + of_part.pixels, labels + of_part.labels
         brightness = _added(brightness, of_part.brightness)
         records[index], new = of_part.records[0], new + of_part.new

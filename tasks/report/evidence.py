@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import arrays, parquet, predictions, quarantined, split_rows
+from storage.formats import arrays, predictions, quarantined, split_rows
 from storage.formats.history import read_history
 from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
@@ -36,6 +35,7 @@ from storage.registry import Registry, Version
 from storage.runtime.ranged import Source
 from storage.store import Store
 from tasks.auditing.tables import NearDuplicates, Suspects
+from tasks.checking import image_table, measuring
 from tasks.model import holdout, sides
 from tasks.model.sides import Sides
 from tasks.report import measures, past_runs
@@ -44,6 +44,7 @@ from tasks.report.measures import Measures
 S = TypeVar("S")
 T = TypeVar("T")
 F = TypeVar("F", bound=Source)
+N = TypeVar("N", bound=np.generic)
 
 MAX_SET_ASIDE = 25
 """Maximum number of rows in quarantine that are shown."""
@@ -330,16 +331,19 @@ def _blocks(split: Split, read: Callable[[Any], T]) -> T | None:
 def _measures(run: RunRecord) -> Measures | None:
     if not run.test or not run.evaluation:
         return None
-    ink, slant = _ink(run, run.test), _blocks(run.test, measures.slant)
+    ink, slant = _ink(run, run.test, np.float64), _blocks(run.test, measures.slant)
     return None if ink is None or slant is None else Measures(ink, slant)
 
 
-def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
+def _ink(run: RunRecord, split: Split | None, kind: type[N]) -> np.ndarray | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     if split is None:
         return None
-    stored = readable(lambda found: _of_summary(found, split.name, "mean"), run.validation)
-    return stored if stored is not None and len(stored) == split.rows else _blocks(split, measures.ink)
+    stored = readable(lambda found: _of_summary(found, split.name, "mean", kind), run.validation)
+    if stored is not None and len(stored) == split.rows:
+        return stored
+    measured = _blocks(split, measures.ink)
+    return None if measured is None else measured.astype(kind, copy=False)
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
@@ -373,16 +377,19 @@ def _leaked(run: RunRecord) -> np.ndarray | None:
     # A check names rows even if its limit allows them.
     if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
         return None
-    return readable(lambda found: _of_summary(found, "test", "leaked") == 1, validation)
+    return readable(lambda found: _of_summary(found, "test", "leaked", np.bool_), validation)
 
 
-def _of_summary(validation: Validation, split: str, column: str) -> np.ndarray:
-    # Not with `read_table` and filters, which import pandas.
-    with pq.ParquetFile(regular(validation.summary), read_dictionary=["split"]) as file:
-        table = file.read(columns=["split", column]).unify_dictionaries()
-    names = table.column("split").combine_chunks()
-    in_split = parquet.numbers_of(names.indices) == names.dictionary.to_pylist().index(split)
-    numbers: np.ndarray = parquet.numbers_of(table.column(column).combine_chunks())[in_split]
+def _of_summary(validation: Validation, split: str, column: str, kind: type[N]) -> np.ndarray:
+    """Return a column of the table that was checked for all rows of a split, converted to `kind`, shape (rows,)."""
+    if not validation.parts:
+        return image_table.column(regular(validation.summary), split, column).astype(kind, copy=False)
+    parts = [*measuring.of(validation, split)]
+    numbers, start = np.empty(sum(part.rows for part in parts), kind), 0
+    for part in parts:
+        # One part at a time: a report needs few bytes of each row, the table has many.
+        numbers[start : start + part.rows] = image_table.column(regular(part.table), split, column)
+        start += part.rows
     return numbers
 
 
@@ -396,8 +403,7 @@ def _sides(run: RunRecord) -> Sides | None:
     labels = readable(lambda split: split_rows.labels(split), train)
     if held is None or labels is None or len(labels) != len(held):
         return None
-    ink = _ink(run, train)
-    return sides.of_rows(labels, held, None if ink is None else ink.astype(np.float32))
+    return sides.of_rows(labels, held, _ink(run, train, np.float32))
 
 
 def _chosen(normalization: Normalization, train: Split, validation_rows: int) -> np.ndarray:
