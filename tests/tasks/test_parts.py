@@ -130,9 +130,9 @@ def test_the_share_that_a_digest_selects_is_the_fraction():
 def test_a_part_keeps_its_sums_when_another_is_appended(store: Store, dataset: Dataset, arrays: dict[str, np.ndarray]):
     normalize.fn(store, dataset, divided(store, dataset, "train", arrays, (100, 100)), DRAWN)
     more = normalize.fn(store, dataset, divided(store, dataset, "train", arrays, (100, 100, 200)), DRAWN).step
-    assert more.summary.endswith(" in 3 parts, 1 new")
+    assert more.summary.endswith(", in 3 parts, 1 new")
     again = normalize.fn(store, dataset, divided(store, dataset, "train", arrays, (100, 100, 200)), DRAWN).step
-    assert (again.reused, again.summary.endswith(" in 3 parts")) == (True, True)
+    assert (again.reused, again.summary.endswith(", in 3 parts")) == (True, True)
 
 
 def test_damaged_sums_of_a_part_are_made_again_alone(store: Store, dataset: Dataset, cut: Callable[[int], Split]):
@@ -143,7 +143,7 @@ def test_damaged_sums_of_a_part_are_made_again_alone(store: Store, dataset: Data
     damaged.write_bytes(b"damaged")
     again = normalize.fn(store, dataset, cut(7), DRAWN)
     assert (again.step.reused, again.step.reason) == (False, "1 new part")
-    assert again.step.summary.endswith(" in 7 parts, 1 new")
+    assert again.step.summary.endswith(", in 7 parts, 1 new")
     assert again.record.file.read_bytes() == before
 
 
@@ -286,11 +286,11 @@ def test_predictions_of_a_damaged_part_are_made_again_alone(
 ):
     test = divided(store, dataset, "test", arrays, TEST_CUTS[7])
     first = evaluate.fn(store, dataset, model, test).record
-    before, damaged = predictions.predicted(first), list(predictions.parts(first))[2].file
+    before, damaged = predictions.predicted(first), list(members.of(first))[2].file
     damaged.chmod(0o644)
     damaged.write_bytes(b"damaged")
     again = evaluate.fn(store, dataset, model, test)
-    assert again.step.summary.endswith(" in 7 parts, 1 new")
+    assert again.step.summary.endswith(", in 7 parts, 1 new")
     np.testing.assert_array_equal(predictions.predicted(again.record), before)
 
 
