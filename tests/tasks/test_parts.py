@@ -27,6 +27,7 @@ from tasks.model.scaling import read
 from tasks.normalize import normalize, statistics
 from tasks.train import train
 from tests.conftest import TinyFactory, bars
+from tests.support.cloud_stores import Cloud
 from tests.support.scattered_workers import ScatteredWorkers
 from tests.support.split_in_parts import in_one_file, in_parts
 
@@ -238,6 +239,32 @@ def test_training_by_part_gives_the_same_weights_again_also_after_a_kill(
     resumed = trained(store, dataset, split, config)
     assert resumed.resumed_after == 3
     assert resumed.weights_digest == unbroken.weights_digest
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_parts_in_object_storage_are_fetched_once_or_read_by_range_if_the_cache_is_too_small_for_them(
+    store: Store,
+    dataset: Dataset,
+    cut: Callable[[int], Split],
+    tmp_path: Path,
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = DRAWN.model_copy(update={"memory": SMALL})
+    expected = trained(store, dataset, cut(7), config).weights_digest
+    cloud, downloads = Cloud(tmp_path / "cloud"), {}
+    maker = cloud.machine("maker")
+    normalize.fn(maker, dataset, divided(maker, dataset, "train", arrays, CUTS[7]), config)
+    for size in ("1G", "1K"):
+        monkeypatch.setenv("IDXFLOW_CACHE_SIZE", size)
+        other = cloud.at(cloud.objects.copy())
+        trainer = other.machine("trainer")
+        model = trained(trainer, dataset, divided(trainer, dataset, "train", arrays, CUTS[7]), config)
+        assert model.weights_digest == expected
+        downloads[size] = [one.key for one in other.objects.operations if one.name == "download"]
+    cloud.close()
+    parts = {size: sum(key.endswith(".parquet") for key in keys) for size, keys in downloads.items()}
+    assert parts == {"1G": 7, "1K": 0}
 
 
 def test_a_label_that_is_no_class_is_named_by_its_row_in_the_split(
