@@ -79,6 +79,8 @@ class Stated:
     """The folder as the manifest names it; empty: its full path."""
     ink: str = ""
     """`bright` or `dark`; empty: the manifest proposes it in a comment."""
+    date: str = ""
+    """The day that all images are of, as 2026-11-30; empty: not stated."""
 
 
 def manifest_of(
@@ -128,6 +130,7 @@ def manifest_of(
         table = f"[archives.{role}]" if len(listed) == 1 else f"[[archives.{role}]]"
         for file in listed:
             named = [f"bytes = {file.stat().st_size}", f'sha256 = "{sha256_of(file)}"'] if digests else []
+            named += [f"date = {stated.date}"] if stated.date and role.endswith("images") else []
             lines += [table, f"file = {_text(file.name)}", *named, ""]
     lines += [
         *_limits(splits, labels),

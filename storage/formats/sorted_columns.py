@@ -68,7 +68,7 @@ def _between(file: pq.ParquetFile, kinds: Kinds, low: int, high: int) -> tuple[i
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         values = group.column(0).statistics
-        # A table without rows has a group without rows, of which nothing is the largest.
+        # The only group of an empty file has none.
         if group.num_rows and values.max >= low and values.min <= high:
             if not groups:
                 start = first

@@ -125,7 +125,7 @@ def _compare(item: _Item, folder: Path) -> Bucket:
         for name, values in _of_bucket(part, number, low, low + width - 1).items():
             images[name].append(values)
     together = {name: np.concatenate(values) for name, values in images.items()}
-    said = _said(together, together["part"] >= item.train.parts)
+    said = compare_images(together, together["part"] >= item.train.parts)
     rows = np.flatnonzero(said)
     columns = {"part": together["part"][rows], "image": together["image"][rows], "said": said[rows]}
     sorted_columns.write(folder / "repeats.parquet", columns, _KINDS)
@@ -141,7 +141,7 @@ def _of_bucket(part: PartSurvey, number: int, low: int, high: int) -> dict[str, 
     }
 
 
-def _said(images: dict[str, np.ndarray], in_test: np.ndarray) -> np.ndarray:
+def compare_images(images: dict[str, np.ndarray], in_test: np.ndarray) -> np.ndarray:
     """Return what is said of each image of a bucket, uint8 of shape (n,).
 
     Args:

@@ -331,19 +331,16 @@ def _blocks(split: Split, read: Callable[[Any], T]) -> T | None:
 def _measures(run: RunRecord) -> Measures | None:
     if not run.test or not run.evaluation:
         return None
-    ink, slant = _ink(run, run.test, np.float64), _blocks(run.test, measures.slant)
+    ink, slant = _ink(run, run.test), _blocks(run.test, measures.slant)
     return None if ink is None or slant is None else Measures(ink, slant)
 
 
-def _ink(run: RunRecord, split: Split | None, kind: type[N]) -> np.ndarray | None:
+def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     if split is None:
         return None
-    stored = readable(lambda found: _of_summary(found, split.name, "mean", kind), run.validation)
-    if stored is not None and len(stored) == split.rows:
-        return stored
-    measured = _blocks(split, measures.ink)
-    return None if measured is None else measured.astype(kind, copy=False)
+    stored = readable(lambda found: _of_summary(found, split.name, "mean", np.float64), run.validation)
+    return stored if stored is not None and len(stored) == split.rows else _blocks(split, measures.ink)
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
@@ -403,7 +400,8 @@ def _sides(run: RunRecord) -> Sides | None:
     labels = readable(lambda split: split_rows.labels(split), train)
     if held is None or labels is None or len(labels) != len(held):
         return None
-    return sides.of_rows(labels, held, _ink(run, train, np.float32))
+    ink = _ink(run, train)
+    return sides.of_rows(labels, held, None if ink is None else ink.astype(np.float32))
 
 
 def _chosen(normalization: Normalization, train: Split, validation_rows: int) -> np.ndarray:
