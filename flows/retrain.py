@@ -45,6 +45,7 @@ StorePlace = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_STOR
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
 ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
 
 _PATIENCE_SECONDS = 3
@@ -70,6 +71,7 @@ def retrain(
     catch_up: CatchUp = "latest",
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
+    as_of: Day | None = None,
 ) -> State[Outcome]:
     """Retrain the classifier of one data set and keep the better model.
 
@@ -88,6 +90,7 @@ def retrain(
         catch_up: Runs for scheduled times that were missed: latest (one run makes up for all) or all.
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
+        as_of: Use only archives of this day or earlier, such as 2026-11-30. Default: all.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
     request = Request(
@@ -101,6 +104,7 @@ def retrain(
         audit=audit,
         quarantine=_given(quarantine),
         quarantine_limit=quarantine_limit,
+        as_of=as_of,
     )
     missed = superseded(catch_up)
     if missed:
