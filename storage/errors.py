@@ -12,6 +12,7 @@
     │   └── DamagedEntry
     ├── TrainingFailed
     ├── ExportFailed
+    ├── WorkersFailed
     ├── PrefectFailed
     ├── OutputFailed
     └── CutOff               never raised: represents runs that were cut off
@@ -144,6 +145,13 @@ class TrainingFailed(IdxflowError):
 
     headline = "training did not succeed"
     advice = "Do what the message above says."
+
+
+class WorkersFailed(IdxflowError):
+    """The workers cannot be reached, have all ended, or run other code than the run. What they published stays."""
+
+    headline = "the workers could not be used"
+    advice = "Do what the message above says; the next run reuses the parts that are done."
 
 
 class ExportFailed(IdxflowError):

@@ -20,7 +20,8 @@ def parts(split: Split) -> Iterator[Split]:
         DamagedEntry: the list of parts cannot be read.
     """
     if split.parts:
-        yield from members.read(split.entry, Split)
+        # A quarantine lists what is left of both splits.
+        yield from (part for part in members.read(split.entry, Split) if part.name == split.name)
     else:
         yield split
 

@@ -51,14 +51,22 @@ _stop: ContextVar[_Stop | None] = ContextVar("idxflow_stop", default=None)
 @contextmanager
 def cancellable() -> Iterator[None]:
     """Stop the block's work in other threads if Ctrl-C or a termination ends the block."""
+    with stoppable() as stop:
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                stop()
+            raise
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """Yield a function that any thread may call to stop the block's work, wherever it checks."""
     stop = _Stop()
     token = _stop.set(stop)
     try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception):
-            stop.set()
-        raise
+        yield stop.set
     finally:
         _stop.reset(token)
 

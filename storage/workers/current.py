@@ -1,4 +1,4 @@
-"""The workers of the run that is in progress in this thread."""
+"""The workers of the run that this code belongs to."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _workers: ContextVar[Workers | None] = ContextVar("idxflow_workers", default=Non
 
 
 def current() -> Workers:
-    """Return the workers of this run: this process, unless `using` has set others."""
+    """Return the workers that the run was given; this process if it was given none."""
     return _workers.get() or Here()
 
 
 @contextmanager
 def using(workers: Workers) -> Iterator[None]:
-    """Have the steps that the block calls use `workers`."""
+    """Have `current` return `workers` while the block runs, including in the threads of submitted tasks."""
     token = _workers.set(workers)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Do the work in this process, one item after the other: the default."""
+"""The workers of a run that asks for none: this process computes the items, one after the other."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from storage.runtime import cancellation
+from storage.runtime.progress import counted_off
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Here:
-    """No workers but this thread."""
+    """This process, as workers (`protocol.Workers`)."""
+
+    count = 1
 
     def each(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> Iterator[tuple[int, R]]:
-        for index, item in enumerate(items):
-            cancellation.check()
-            yield index, function(item)
+        """Call `function` with each item, in order; what it raises ends that.
+
+        Raises:
+            Cancelled: the run is being stopped.
+        """
+        with counted_off(doing, len(items)) as count:
+            for index, item in enumerate(items):
+                cancellation.check()
+                result = function(item)
+                count()
+                yield index, result
 
     def close(self) -> None:
-        pass
+        """Nothing was opened."""

@@ -1,4 +1,4 @@
-"""How steps have work done that consists of many independent items: here, or by worker processes."""
+"""What a step may ask of workers: to call one function with each of many items."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ R = TypeVar("R")
 
 
 class Workers(Protocol):
-    """Something that calls a function once with each of many items."""
+    """Who computes the parts of a step. May be used by several threads at once."""
+
+    @property
+    def count(self) -> int:
+        """How many processes compute; 1 if it is this one. Results must not depend on it."""
 
     def each(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> Iterator[tuple[int, R]]:
-        """Call `function` with each item; yield the index of an item and its result as results arrive, in any order.
+        """Call `function` once with each item; yield the index of the item and what was returned, as calls end.
+
+        The order is that in which calls end. A call whose worker dies is made again on another one, so a function must
+        be safe to call twice. A single item is computed by this process, whatever the workers are.
 
         Args:
-            function: of a module, so that another process can import it; it calls `cancellation.check` now and then.
-            items: small records, such as a store, a plan and the record of a part, never arrays.
-            doing: what the items are, for progress: `decode train`.
+            function: can be imported by its name, and is the same code here and on the workers.
+            items: small records, which are pickled, as are the results. They carry no credentials.
+            doing: what is being done, for progress: `decode train`.
 
         Raises:
-            IdxflowError: as the function does for the first item that fails; nothing new is begun then.
-            Cancelled: the run is being ended.
+            IdxflowError: that of the first item, in the order of items, whose call failed. The calls that were under
+                way have ended then.
+            WorkersFailed: the workers cannot be reached, have all ended, or run other code than this process.
+            Cancelled: the run is being stopped. So are the calls, at their next `cancellation.check`.
         """
 
     def close(self) -> None:
-        """End what was started for this run."""
+        """Let go of the workers; those that were started for this run end."""

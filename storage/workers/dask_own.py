@@ -1,0 +1,118 @@
+"""The cluster of `--workers N`: a scheduler in this process, and workers that are processes of this run.
+
+It listens on loopback, with a certificate that this process makes and gives to its workers only: without one, every
+user of the machine could run code as this one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any
+
+from storage.runtime.code_digests import ROOT
+from storage.workers.dask_worker import GRACE_SECONDS, without_folder
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+    from distributed.security import Security
+
+ALLOWED_FAILURES = 20
+"""How many workers may die on an item before it is given up."""
+_ROLES = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")
+_WORDS = 300
+
+
+class OwnCluster:
+    """A scheduler in the event loop that this is used in, and processes that compute."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._errors: list[IO[bytes]] = []
+        self._scheduler: Scheduler | None = None
+
+    @property
+    def alive(self) -> int:
+        """How many of the processes have not ended."""
+        return sum(process.poll() is None for process in self._processes)
+
+    async def open(self) -> tuple[str, Security]:
+        """Start everything; return the address of the scheduler, and what to connect to it with."""
+        from distributed.scheduler import Scheduler
+        from distributed.security import Security
+
+        class Quiet(Scheduler):  # type: ignore[misc]
+            """Without the web server that shows what it does: it would ask nobody for a certificate."""
+
+            def start_http_server(self, *_: object, **__: object) -> None:
+                """Open nothing."""
+
+        security = Security.temporary()
+        with without_folder() as folder:
+            self._scheduler = Quiet(
+                host="127.0.0.1",
+                port=0,
+                protocol="tls://",
+                security=security,
+                dashboard=False,
+                allowed_failures=ALLOWED_FAILURES,
+                **folder,
+            )
+        await self._scheduler
+        for number in range(1, self.count + 1):
+            self._start(str(number), self._scheduler.address, security)
+        return self._scheduler.address, security
+
+    def _start(self, name: str, scheduler: str, security: Any) -> None:
+        errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors.append(errors)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "storage.workers.dask_worker"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            # Ctrl-C is for the run.
+            start_new_session=True,
+        )
+        self._processes.append(process)
+        tls = {role: getattr(security, role) for role in _ROLES}
+        request = {"scheduler": scheduler, "name": name, "tls": tls}
+        if process.stdin:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+
+    def epitaph(self) -> str:
+        """Return how the last process ended, and with which last words."""
+        codes = [process.returncode for process in self._processes if process.returncode is not None]
+        code = codes[-1] if codes else 0
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        self._errors[-1].seek(0)
+        lines = self._errors[-1].read().decode(errors="replace").strip().splitlines()
+        words = next((line for line in reversed(lines) if "Error" in line), "") if code > 0 else ""
+        return f"{how}: {words[:_WORDS]}" if words else how
+
+    async def close(self) -> None:
+        """End everything, in at most about the grace that the workers have."""
+        for process in self._processes:
+            with suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr]
+        if self._scheduler:
+            await self._scheduler.close()
+
+    def end(self) -> None:
+        """Wait for the processes, and kill those that take longer than they may."""
+        end = time.monotonic() + GRACE_SECONDS
+        for process in self._processes:
+            try:
+                process.wait(max(end - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for errors in self._errors:
+            errors.close()

@@ -1,0 +1,239 @@
+"""What runs on a worker: the call of a function with an item, if the worker has the code of the run.
+
+A worker loads this module by its name, so it imports nothing that decides results; those modules are imported after
+they have been compared.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: E402
+import sys
+
+# Before the imports of this module: what something else had imported earlier may be older than its files.
+_BEFORE = tuple(sys.modules)
+
+import importlib
+import logging
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from storage.runtime import cancellation, code_digests
+from storage.workers.fingerprint import Fingerprint, Loaded
+
+LOGGERS = ("flows", "tasks", "storage", "expectations")
+"""The loggers whose lines reach the run."""
+_LOOK_SECONDS = 0.2
+
+_loaded = Loaded(name for name in _BEFORE if name not in ("storage", "storage.workers"))
+_turn = threading.Lock()
+_stops: set[Callable[[], None]] = set()
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says about an item."""
+
+    worker: str
+    """What people call it: its number if it was started for the run, otherwise its address."""
+    call: str
+    """The id of the call that this answers."""
+    result: bytes = b""
+    """What the function returned, pickled."""
+    error: bytes = b""
+    """What it raised, pickled."""
+    differs: Fingerprint | None = None
+    """What the worker would have computed with, if that is not what the run has. Then it has computed nothing."""
+    stopped: bool = False
+    """Whether the call ended early, because the run or this worker is ending."""
+    lines: tuple[bytes, ...] = ()
+    """All lines that the call has logged, pickled: those that were sent at once may come later than this."""
+
+
+def compute(function: str, item: bytes, code: str, topic: str, call: str) -> bytes:
+    """Call a function with an item; return the `Answer`, pickled.
+
+    Args:
+        function: its module and its name, with a colon between.
+        item: pickled.
+        code: the digest of the fingerprint of the function where the run is.
+        topic: where lines of the log are sent.
+        call: the id of this call, for these lines.
+    """
+    return pickle.dumps(_answer(Answer(_name(), call), function, item, code, topic))
+
+
+def _answer(answer: Answer, function: str, item: bytes, code: str, topic: str) -> Answer:
+    module, _, name = function.partition(":")
+    try:
+        differs = _differing(module, code)
+        if differs:
+            return replace(answer, differs=differs)
+        callee = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        return replace(answer, error=_pickled(error))
+    with _logged(topic, answer.call) as lines, _stopped_with_task():
+        return replace(_called(answer, callee, item), lines=tuple(lines))
+
+
+def _called(answer: Answer, callee: Callable[[Any], Any], item: bytes) -> Answer:
+    try:
+        return replace(answer, result=pickle.dumps(callee(pickle.loads(item))))
+    except cancellation.Cancelled:
+        return replace(answer, stopped=True)
+    except Exception as error:
+        return replace(answer, error=_pickled(error))
+
+
+def _name() -> str:
+    from distributed import get_worker
+
+    worker = get_worker()
+    return f"the worker {worker.address.partition('://')[2] if worker.name == worker.address else worker.name}"
+
+
+def _differing(module: str, code: str) -> Fingerprint | None:
+    """Return the fingerprint of a module's functions if it is not that of the run; otherwise import what it is of."""
+    with _turn:
+        before = _loaded.fingerprint(module)
+        if before.digest != code:
+            return before
+        _import_all(module)
+        # The files may have changed while they were imported.
+        after = _loaded.fingerprint(module)
+        return after if after.digest != code else None
+
+
+@cache
+def _import_all(module: str) -> None:
+    """Import what decides the results of a module's functions, so that none of it is read from a later file."""
+    for name in code_digests.digests(module):
+        importlib.import_module(name)
+
+
+def fingerprint_of(module: str) -> Fingerprint:
+    """Return what this worker would compute a module's functions with."""
+    with _turn:
+        return _loaded.fingerprint(module)
+
+
+def stop_all() -> bool:
+    """Stop what is being computed, at its next check; return whether anything is."""
+    stops = list(_stops)
+    for stop in stops:
+        stop()
+    return bool(stops)
+
+
+@contextmanager
+def _stopped_with_task() -> Iterator[None]:
+    """Stop the block's work if the scheduler no longer wants it, because the run has ended or gave it up.
+
+    Dask cannot interrupt a task. But it tells the worker, whatever the reason is: that the run let go of the result, or
+    that the connection to the run is gone. A worker without a scheduler closes.
+    """
+    from distributed import get_worker
+
+    worker = get_worker()
+    key, over = worker.get_current_task(), threading.Event()
+
+    def watch(stop: Callable[[], None]) -> None:
+        while not over.wait(_LOOK_SECONDS):
+            task = worker.state.tasks.get(key)
+            wanted = task is not None and task.state in ("executing", "long-running")
+            if not wanted or worker.status.name in ("closing", "closed", "failed"):
+                stop()
+                return
+
+    with cancellation.stoppable() as stop:
+        _stops.add(stop)
+        threading.Thread(target=watch, args=(stop,), daemon=True, name="idxflow-watch").start()
+        try:
+            yield
+        finally:
+            over.set()
+            _stops.discard(stop)
+
+
+_lines: ContextVar[_Lines | None] = ContextVar("idxflow_lines", default=None)
+
+
+class _Lines:
+    """Where the lines of one call go."""
+
+    def __init__(self, send: Callable[[tuple[str, int, bytes]], object], call: str) -> None:
+        self.kept: list[bytes] = []
+        self._send, self._call, self._name = send, call, _name().removeprefix("the ")
+
+    def add(self, record: logging.LogRecord) -> None:
+        line = _line(record, f"{self._name}: {record.getMessage()}")
+        self.kept.append(line)
+        self._send((self._call, len(self.kept), line))
+
+
+class _Forward(logging.Handler):
+    """Passes lines to the call that logs them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.open: list[_Lines] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a line on; that of a thread which a call has started belongs to it if there is no other."""
+        lines = _lines.get() or (self.open[0] if len(self.open) == 1 else None)
+        if lines:
+            lines.add(record)
+
+
+@cache
+def _forward() -> _Forward:
+    handler = _Forward()
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    return handler
+
+
+@contextmanager
+def _logged(topic: str, call: str) -> Iterator[list[bytes]]:
+    """Send the lines that the block logs at once, and yield a list of them all: those sent may come too late."""
+    from distributed import get_worker
+
+    worker, handler = get_worker(), _forward()
+    lines = _Lines(lambda message: worker.log_event(topic, message), call)
+    token = _lines.set(lines)
+    handler.open.append(lines)
+    try:
+        yield lines.kept
+    finally:
+        handler.open.remove(lines)
+        _lines.reset(token)
+
+
+def _line(record: logging.LogRecord, message: str) -> bytes:
+    """Return a record that can be sent: with this complete message, and without what cannot be pickled."""
+    values = {**record.__dict__, "msg": message, "args": None, "exc_info": None}
+    if record.exc_info:
+        values["exc_text"] = logging.Formatter().formatException(record.exc_info)
+    try:
+        return pickle.dumps(values)
+    except Exception:
+        return pickle.dumps({name: value for name, value in values.items() if isinstance(value, str | int | float)})
+
+
+def _pickled(error: Exception) -> bytes:
+    """Return an error, with its traceback as a note, or what it says if it cannot be pickled."""
+    trace = logging.Formatter().formatException((type(error), error, error.__traceback__))
+    error.add_note(f"On the worker:\n{trace}")
+    try:
+        pickle.loads(data := pickle.dumps(error))
+    except Exception:
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return data

@@ -1,0 +1,275 @@
+"""`--workers N`: processes of this run that compute items, each of which may die."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from storage.errors import DataRefused, WorkersFailed
+from storage.runtime import cancellation
+from storage.runtime.progress import Progress, listening
+from storage.workers.current import current, using
+from storage.workers.here import Here
+from storage.workers.opening import workers_for
+from storage.workers.protocol import Workers
+from tests.support import working
+from tests.support.servers import ROOT
+from tests.support.working import Item
+
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Workers]:
+    workers = workers_for("2")
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(params=["here", "two"])
+def any_workers(request: pytest.FixtureRequest) -> Workers:
+    return Here() if request.param == "here" else request.getfixturevalue("two")
+
+
+def items(count: int, folder: Path | str = "") -> list[Item]:
+    return [Item(number, str(folder)) for number in range(count)]
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def marks(folder: Path, kind: str) -> set[str]:
+    return {path.name for path in folder.glob(f"{kind}-*")}
+
+
+class Counting(Sequence[Item]):
+    """Many items, of which is known how many were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.asked = count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if index >= self.count:
+            raise IndexError
+        self.asked = max(self.asked, index + 1)
+        return Item(index)
+
+
+def test_each_item_is_computed_once_by_whoever_is_free(two: Workers) -> None:
+    results = dict(two.each(working.square, items(600), "squares"))
+    assert {index: result.square for index, result in results.items()} == {n: n**2 for n in range(600)}
+    processes = {result.process for result in results.values()}
+    assert len(processes) == two.count == 2
+    assert os.getpid() not in processes
+
+
+def test_results_come_when_they_are_there(two: Workers, tmp_path: Path) -> None:
+    order = []
+    for index, _ in two.each(working.square_in_turn, items(2, tmp_path), "squares"):
+        order.append(index)
+        (tmp_path / f"got-{index}").touch()
+    assert order == [1, 0]
+
+
+def test_this_process_computes_in_order() -> None:
+    assert isinstance(current(), Here)
+    results = list(current().each(working.square, items(3), "squares"))
+    assert [index for index, _ in results] == [0, 1, 2]
+    assert {result.process for _, result in results} == {os.getpid()}
+
+
+def test_a_single_item_needs_nobody_else(two: Workers) -> None:
+    ((index, result),) = two.each(working.square, items(1), "squares")
+    assert (index, result.process) == (0, os.getpid())
+    assert not list(two.each(working.square, [], "squares"))
+
+
+def test_the_threads_of_a_run_have_its_workers(two: Workers) -> None:
+    with using(two):
+        assert contextvars.copy_context().run(current) is two
+    assert isinstance(current(), Here)
+
+
+def test_few_of_many_items_are_on_their_way(two: Workers) -> None:
+    many = Counting(6_000)
+    results = two.each(working.square, many, "squares")
+    for taken in range(1, 41):
+        next(results)
+        assert many.asked <= taken + 2 * two.count
+    results.close()
+    # What was given up does not hold anybody up.
+    assert len(list(two.each(working.square, items(4), "squares"))) == 4
+
+
+def test_progress_counts_the_items(any_workers: Workers) -> None:
+    told: list[Progress] = []
+    with listening(told.append):
+        assert len(list(any_workers.each(working.square, items(3), "squares of train"))) == 3
+        assert [(step.name, step.done, step.total, step.note) for step in told[:4]] == [
+            ("squares of train", done, 3, f"{done} of 3 parts") for done in range(4)
+        ]
+        told.clear()
+        list(any_workers.each(working.square, items(1), "squares of test"))
+    assert not told
+
+
+def test_the_error_of_an_item_comes_when_all_that_began_have_ended(any_workers: Workers, tmp_path: Path) -> None:
+    with pytest.raises(DataRefused, match="expected an even number; found 1; take another"):
+        list(any_workers.each(working.refuse_odd, items(100, tmp_path), "numbers"))
+    began, ended = marks(tmp_path, "began"), marks(tmp_path, "ended")
+    assert 2 <= len(began) < 10
+    assert {name.replace("ended", "began") for name in ended} == {name for name in began if int(name[6:]) % 2 == 0}
+
+
+def test_progress_ends_with_an_error(any_workers: Workers, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    with listening(told.append), pytest.raises(DataRefused):
+        list(any_workers.each(working.refuse_odd, items(4, tmp_path), "numbers"))
+    assert told[-1].done == told[-1].total
+
+
+def test_an_unexpected_error_tells_where_it_was_raised(two: Workers) -> None:
+    with pytest.raises(LookupError, match="a bug with 0") as caught:
+        list(two.each(working.break_down, items(2), "numbers"))
+    assert "in break_down" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("function", [working.raise_what_cannot_travel, working.return_what_cannot_travel])
+def test_what_cannot_travel_is_an_error_that_can(two: Workers, function: Callable[[Item], object]) -> None:
+    with pytest.raises((RuntimeError, TypeError), match="a bug with 0|cannot pickle"):
+        list(two.each(function, items(2), "numbers"))
+
+
+def test_only_functions_that_workers_can_import_are_called(two: Workers) -> None:
+    with pytest.raises(ValueError, match="expected a function of a module"):
+        list(two.each(lambda item: item, items(2), "numbers"))
+
+
+def test_what_is_computed_stops_with_the_run(any_workers: Workers, tmp_path: Path) -> None:
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            list(any_workers.each(working.work_until_stopped, items(6, tmp_path), "numbers"))
+        except BaseException as error:
+            ended.append(error)
+
+    with cancellation.stoppable() as stop:
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(run,))
+        thread.start()
+        wait_until(lambda: len(marks(tmp_path, "began")) >= any_workers.count)
+        stop()
+        thread.join(PATIENCE_SECONDS)
+    assert [type(error) for error in ended] == [cancellation.Cancelled]
+    began = {name.replace("began", "stopped") for name in marks(tmp_path, "began")}
+    wait_until(lambda: marks(tmp_path, "stopped") == began)
+    # The rest never begins.
+    list(any_workers.each(working.square, items(4), "squares"))
+    assert len(marks(tmp_path, "began")) == any_workers.count
+
+
+def test_lines_of_workers_reach_the_log_at_once_and_once(two: Workers, tmp_path: Path) -> None:
+    lines: list[logging.LogRecord] = []
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record)
+            if "begins" in record.getMessage():
+                (tmp_path / f"seen-{record.getMessage()[-1]}").touch()
+
+    handler, logger = Note(), logging.getLogger("tasks")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        assert len(list(two.each(working.wait_and_log, items(2, tmp_path), "lines"))) == 2
+    finally:
+        logger.removeHandler(handler)
+    words = ("begins", "in a thread", "is warned", "ends")
+    said = sorted(record.getMessage().partition(": ")[2] for record in lines)
+    assert said == sorted(f"{word} {number}" for word in words for number in range(2))
+    assert {record.getMessage().partition(": ")[0] for record in lines} == {"worker 1", "worker 2"}
+    assert {record.name for record in lines} == {"tasks.working"}
+    assert all("LookupError: a cause" in record.exc_text for record in lines if "ends" in record.getMessage())
+
+
+def test_a_death_costs_one_worker_and_nothing_else(tmp_path: Path) -> None:
+    workers = workers_for("2")
+    try:
+        results = dict(workers.each(working.square_after_a_death, items(12, tmp_path), "squares"))
+        assert {index: result.square for index, result in results.items()} == {n: n**2 for n in range(12)}
+        with pytest.raises(WorkersFailed, match="all have ended, the last one was ended by signal 9; run again"):
+            list(workers.each(working.kill, items(2, tmp_path), "squares"))
+        assert len(marks(tmp_path, "dies")) == 1
+    finally:
+        workers.close()
+
+
+RUN = """
+import sys, time
+from storage.workers.opening import workers_for
+from tests.support import working
+workers = workers_for("2")
+items = [working.Item(number, sys.argv[1]) for number in range(2)]
+list(workers.each(working.work_until_stopped, items, "numbers"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_is_left_of_a_run_that_is_ended(tmp_path: Path, number: signal.Signals) -> None:
+    scratch, marked = tmp_path / "scratch", tmp_path / "marks"
+    scratch.mkdir()
+    marked.mkdir()
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN, marked],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: len(marks(marked, "began")) == 2)
+    threads = Path(f"/proc/{run.pid}/task").glob("*/children")
+    children = [int(pid) for thread in threads for pid in thread.read_text().split()]
+    assert not list(scratch.iterdir())
+    run.send_signal(number)
+    run.wait(PATIENCE_SECONDS)
+    wait_until(lambda: not any(alive(pid) for pid in children))
+    assert marks(marked, "stopped") == {"stopped-0", "stopped-1"}
+    assert not list(scratch.iterdir())
+    assert len(children) == 2
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+LAZY = """
+import sys
+from storage.workers.opening import workers_for
+from tests.support import working
+workers = workers_for("4")
+assert len(list(workers.each(working.square, [working.Item(1)], "squares"))) == 1 and workers.count == 4
+workers.close()
+print([name for name in ("distributed", "dask", "tornado") if name in sys.modules])
+"""
+
+
+def test_nothing_of_dask_is_imported_for_a_single_item() -> None:
+    ended = subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
