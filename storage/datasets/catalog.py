@@ -136,6 +136,8 @@ class Dataset:
     """A folder named by the manifest, searched before any mirror."""
     window: Window | None = None
     """Which archives the training split is made of; None: all."""
+    chosen: str = ""
+    """Which of the archives a run uses for training, if it does not use all (`storage.datasets.chosen`)."""
     zipped: ZipSpec | None = None
     """The ZIP file that the archives are published in; None: each is published by itself."""
     embedded: bool = False
