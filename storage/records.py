@@ -63,6 +63,14 @@ class Entry(Protocol):
     def sha256(self, name: str) -> str | None:
         """Return the SHA-256 of one of its files, if it is known without reading the file."""
 
+    def beside(self, key: str) -> Entry:
+        """Return the entry with this key in the same folder of the store: one of its parts.
+
+        Raises:
+            DamagedEntry: there is none.
+            StoreError: it cannot be read.
+        """
+
 
 @dataclass(frozen=True)
 class FolderEntry:
@@ -86,6 +94,9 @@ class FolderEntry:
     def sha256(self, name: str) -> str | None:
         return None
 
+    def beside(self, key: str) -> Entry:
+        return FolderEntry(self.folder.parent / key)
+
 
 @dataclass(frozen=True)
 class FilesEntry:
@@ -106,6 +117,9 @@ class FilesEntry:
 
     def sha256(self, name: str) -> str | None:
         return None
+
+    def beside(self, key: str) -> Entry:
+        raise LookupError(f"expected nothing but the files of {self.folder}; asked for the entry {key}")
 
 
 @dataclass(frozen=True)
@@ -161,7 +175,11 @@ class Archive:
 
 @dataclass(frozen=True)
 class Split:
-    """One decoded split: a Parquet file with a row per image, in the order of the archives."""
+    """One decoded split, with a row per image in the order of the archives: a Parquet file, or several parts.
+
+    A part is a `Split` with a Parquet file, and an entry of its own beside this one. `storage.formats.split_rows` reads
+    both.
+    """
 
     entry: Entry
     name: SplitName
@@ -175,9 +193,12 @@ class Split:
     """SHA-256 of each archive's payload (header and data, decompressed), by role."""
     set_aside: int = 0
     """Number of the archives' rows that are in quarantine instead; not in older records."""
+    parts: int = 0
+    """Number of its parts, which `storage.formats.split_rows` lists; 0 if it is one file, and in older records."""
 
     @property
     def file(self) -> Path:
+        """Its Parquet file, if it has no parts."""
         return self.entry.path(f"{self.name}.parquet")
 
     @property

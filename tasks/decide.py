@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Floors
 from storage.errors import DamagedEntry
-from storage.formats import arrays, parquet
+from storage.formats import arrays, split_rows
 from storage.records import (
     Answer,
     Decision,
@@ -224,7 +224,7 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
     """
     if champion is None or champion.score is None:
         return None
-    labels = parquet.labels(candidate.test.source)
+    labels = split_rows.labels(candidate.test)
     ours, theirs = _answers(candidate.evaluation), _answers(champion.score)
     if not len(labels) == len(ours) == len(theirs):
         raise DamagedEntry(

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.files import sha256_of
-from storage.formats import arrays, parquet
+from storage.formats import arrays, split_rows
 from storage.records import ClassScore, Done, Evaluation, FolderEntry, Mistake, Split, TrainedModel
 from storage.runtime import code_digests, imports
 from storage.runtime.prefetch import prefetch
@@ -72,9 +72,9 @@ def evaluate_into(folder: Path, dataset: Dataset, model: TrainedModel, test: Spl
     """
     classifier = Classifier(model)
     _check_fit(classifier.architecture, dataset, test)
-    labels = parquet.labels(test.file).astype(np.int64)
+    labels = split_rows.labels(test).astype(np.int64)
     check_labels(dataset, test, labels)
-    logits = np.concatenate([classifier.logits(images) for images, _ in prefetch(parquet.blocks(test.file))])
+    logits = np.concatenate([classifier.logits(images) for images, _ in prefetch(split_rows.blocks(test))])
     if not len(logits) == len(labels) == test.rows:
         raise DamagedEntry(
             f"{test.file}: expected {test.rows:,} rows, as its entry says; found {len(logits):,}; "

@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
-from storage.formats import parquet
+from storage.formats import split_rows
 from storage.records import Done, FolderEntry, Normalization, Split
 from storage.runtime import code_digests
 from storage.runtime.prefetch import prefetch
@@ -69,7 +69,7 @@ def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
     sums = np.zeros(math.prod(train.image_shape), np.int64)
     squares, start, rows = 0, 0, 0
     darkest, brightest = 255, 0
-    for images, _ in prefetch(parquet.blocks(train.file)):
+    for images, _ in prefetch(split_rows.blocks(train)):
         pixels = images.reshape(len(images), -1)
         if left_out is not None:
             pixels = pixels[~left_out[start : start + len(images)]]

@@ -19,7 +19,7 @@ from expectations import summary
 from storage import released
 from storage.datasets.catalog import BadRow, Dataset
 from storage.errors import DataRefused
-from storage.formats import parquet, quarantined
+from storage.formats import parquet, quarantined, split_rows
 from storage.formats.quarantined import SetAside
 from storage.records import Audit, Done, FolderEntry, Quarantine, Split
 from storage.runtime import cancellation, code_digests
@@ -145,12 +145,12 @@ def _reasons(dataset: Dataset, splits: Sequence[Split], suspects: Sequence[int])
     checks = _checks(dataset)
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
     with threadpool_limits(1, "blas"):
-        surveys = [summary.survey(parquet.blocks(split.file), split.classes) for split in splits]
+        surveys = [summary.survey(split_rows.blocks(split), split.classes) for split in splits]
         found: dict[str, np.ndarray] = {}
         for split, survey in zip(splits, surveys, strict=True):
             of_train = None if survey is surveys[0] else surveys[0]
             reasons, start = np.zeros(split.rows, np.uint8), 0
-            for part in summary.images(parquet.blocks(split.file), survey, of_train, _PART_ROWS):
+            for part in summary.images(split_rows.blocks(split), survey, of_train, _PART_ROWS):
                 cancellation.check()
                 stop = start + len(part["label"])
                 for check in checks:
@@ -250,7 +250,7 @@ def _png(image: np.ndarray) -> bytes:
 def _blocks(split: Split) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yield the blocks of a split, each with the number of its first row."""
     start = 0
-    for images, labels in parquet.blocks(split.file):
+    for images, labels in split_rows.blocks(split):
         cancellation.check()
         yield start, images, labels
         start += len(labels)

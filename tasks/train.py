@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
-from storage.formats import parquet
+from storage.formats import split_rows
 from storage.formats.history import History
 from storage.records import Done, Epoch, FolderEntry, Normalization, Split, TrainedModel
 from storage.runtime import code_digests
@@ -156,7 +156,7 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     _clear(folder, keep=_CHECKPOINT)
     architecture, config, split = training.architecture, training.config, training.split
     statistics = read(training.normalization.file, architecture.inputs)
-    check_labels(training.dataset, split, parquet.labels(split.file))
+    check_labels(training.dataset, split, split_rows.labels(split))
     held = holdout.read(training.normalization.held_out, split.rows)
     try:
         with (

@@ -20,7 +20,7 @@ from expectations import run_suites, suites, summary
 from storage.datasets.catalog import Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
-from storage.formats import arrays, parquet
+from storage.formats import arrays, parquet, split_rows
 from storage.records import Check, Done, FolderEntry, Split, SplitName, Validation, to_json
 from storage.runtime import code_digests
 from storage.store import Plan, Store
@@ -86,13 +86,13 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
         threadpool_limits(1, "blas"),
         pq.ParquetWriter(validation.summary, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
     ):
-        surveys = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
+        surveys = {split.name: summary.survey(split_rows.blocks(split), split.classes) for split in (train, test)}
         rows = {name: len(survey.labels) for name, survey in surveys.items()}
         arrays.write(validation.means, {"mean": surveys["train"].exact_means.reshape(-1, *train.image_shape)})
         checks += run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])
         for split in (train, test):
             labels, of_train = surveys[split.name].labels, None if split is train else surveys["train"]
-            parts = summary.images(parquet.blocks(split.file), surveys[split.name], of_train, PART_ROWS)
+            parts = summary.images(split_rows.blocks(split), surveys[split.name], of_train, PART_ROWS)
             classes = summary.class_table(labels, len(dataset.classes))
             matches, pixels = summary.Matches(), summary.PixelRange()
             written = _written(writer, split.name, parts, (matches, pixels))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import DamagedEntry, made_again
+from storage.files import check_regular
 from storage.runtime.ranged import Ranged, Source
 
 ROW_GROUP = 8192
@@ -152,6 +153,9 @@ def rows(source: Source, numbers: list[int]) -> np.ndarray:
 @contextmanager
 def _opened(source: Source) -> Iterator[pq.ParquetFile]:
     try:
+        if isinstance(source, Path):
+            # To open a FIFO could take forever.
+            check_regular(source)
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield file
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:

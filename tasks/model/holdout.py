@@ -14,7 +14,7 @@ import numpy as np
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
-from storage.formats import arrays, parquet
+from storage.formats import arrays, split_rows
 from storage.records import Split
 from storage.runtime.prefetch import prefetch
 
@@ -30,12 +30,12 @@ def choose(dataset: Dataset, train: Split, config: TrainingConfig) -> np.ndarray
     """
     held_rows = train.rows - fitted_rows(train.rows, config.validation_fraction)
     if config.held_out == "tail":
-        labels, held = parquet.labels(train.file), tail(train.rows, held_rows)
+        labels, held = split_rows.labels(train), tail(train.rows, held_rows)
     elif held_rows:
         labels, digests = _surveyed(train)
         held = drawn(labels, digests, held_rows, config.seed)
     else:
-        labels, held = parquet.labels(train.file), tail(train.rows, 0)
+        labels, held = split_rows.labels(train), tail(train.rows, 0)
     _check(dataset, config, labels, held)
     return held
 
@@ -109,7 +109,7 @@ def _taken(images: np.ndarray, sizes: np.ndarray, quota: int) -> np.ndarray:
 def _surveyed(train: Split) -> tuple[np.ndarray, np.ndarray]:
     """Return the label of each row, uint8, and the digest of its image, int64: BLAKE2b, 64 bits."""
     labels, digests = bytearray(), bytearray()
-    for block, of_block in prefetch(parquet.blocks(train.file)):
+    for block, of_block in prefetch(split_rows.blocks(train)):
         rows = block.reshape(len(block), -1)
         digests += b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
         labels += of_block.tobytes()

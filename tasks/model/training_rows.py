@@ -22,7 +22,7 @@ import numpy as np
 
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
-from storage.formats import parquet
+from storage.formats import split_rows
 from storage.records import Split
 from storage.runtime.prefetch import prefetch
 from tasks.model import network
@@ -205,7 +205,7 @@ class InShards:
         places[~held] = self._shards.assigned()
         filled = np.append(np.arange(count) * size, self._shards.rows)
         rows_read, reported = 0, -math.inf
-        for images, labels in prefetch(parquet.blocks(self._split.file)):
+        for images, labels in prefetch(split_rows.blocks(self._split)):
             here = places[rows_read : rows_read + len(labels)]
             by_place = np.argsort(here, kind="stable")
             ends = np.cumsum(np.bincount(here, minlength=count + 1))
@@ -239,7 +239,7 @@ def _all(split: Split, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((split.rows, math.prod(split.image_shape)), np.uint8)
     labels = np.empty(split.rows, np.uint8)
     start, filled = 0, [0, split.rows - int(held.sum())]
-    for image_block, label_block in prefetch(parquet.blocks(split.file)):
+    for image_block, label_block in prefetch(split_rows.blocks(split)):
         here = held[start : start + len(label_block)]
         for side, chosen in enumerate((~here, here)):
             rows = slice(filled[side], filled[side] + int(chosen.sum()))

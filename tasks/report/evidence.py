@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import arrays, parquet, quarantined
+from storage.formats import arrays, parquet, quarantined, split_rows
 from storage.formats.history import read_history
 from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
@@ -135,7 +135,7 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
     labels: dict[str, np.ndarray] = {
         split.name: values
         for split in (run.train, run.test)
-        if split and (values := readable(lambda split: parquet.labels(regular(split.source)), split)) is not None
+        if split and (values := readable(lambda split: split_rows.labels(split), split)) is not None
     }
     ink = _ink(run, run.train)
     ours, champion = answers(run.evaluation), answers(run.champion_evaluation)
@@ -300,7 +300,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _blocks(split: Split, read: Callable[[Any], T]) -> T | None:
-    return readable(lambda split: read(parquet.blocks(regular(split.file))), split)
+    return readable(lambda split: read(split_rows.blocks(split)), split)
 
 
 def _measures(run: RunRecord) -> Measures | None:

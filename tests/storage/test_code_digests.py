@@ -55,7 +55,7 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
     assert {module for module in before if before[module] != now[module]} == changed
 
 
-FORMATS = {"storage.formats.arrays", "storage.formats.parquet"}
+FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
 CLOSURES = {
     "decode": {"storage.formats.idx", "storage.formats.parquet"},
@@ -95,7 +95,7 @@ CLOSURES = {
         "tasks.model.training_rows",
     },
     "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels"},
-    "confirm": FORMATS | MODEL | {"tasks.model.confirm_worker"},
+    "confirm": {"storage.formats.arrays", "storage.formats.parquet"} | MODEL | {"tasks.model.confirm_worker"},
     "decide": FORMATS | {"tasks.gate.criteria", "tasks.gate.wilson"},
 }
 """The modules beside its own whose change makes the result of a step again."""
