@@ -16,6 +16,7 @@ class Here:
     """This process, as workers (`protocol.Workers`)."""
 
     count = 1
+    elsewhere = False
 
     def each(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> Iterator[tuple[int, R]]:
         """Call `function` with each item, in order; what it raises ends that.
@@ -29,6 +30,10 @@ class Here:
                 result = function(item)
                 count()
                 yield index, result
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        """Call `function` with the item."""
+        return function(item)
 
     def close(self) -> None:
         """Nothing was opened."""
