@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +29,8 @@ from storage.registry import Registry
 from storage.store import Store
 from storage.verify import for_the_next_run, verify
 from storage.words import counted
+from storage.workers.address import chosen
+from storage.workers.opening import workers_for
 from tasks.sources import proxies
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ LEAST_FREE_BYTES = 2_000_000_000
 LATE = timedelta(minutes=2)
 _IMPORT_SECONDS = 120
 _QUERY_SECONDS = 20
+_STEPS = ("decode", "validate", "normalize", "train", "evaluate")
+"""Those whose code workers need."""
 _REQUESTS = 3
 """Of which the quickest says how far away object storage is."""
 
@@ -55,8 +60,14 @@ class Diagnosis:
     """The command that fixes it, or what to do; empty if nothing is wrong."""
 
 
-def diagnose(store: Store) -> Iterator[Diagnosis]:
-    """Check everything that a run needs, and yield the result of each check as soon as it is known."""
+def diagnose(store: Store, workers: str | None = None, insecure_workers: bool = False) -> Iterator[Diagnosis]:
+    """Check everything that a run needs, and yield the result of each check as soon as it is known.
+
+    Args:
+        store: of the run.
+        workers: who computes the parts of its data; None: what the environment says.
+        insecure_workers: whether a scheduler on another machine need not ask for certificates.
+    """
     yield _versions()
     yield _tensorflow()
     if store.cache:
@@ -67,6 +78,8 @@ def diagnose(store: Store) -> Iterator[Diagnosis]:
     yield _clock(store)
     yield _zones()
     yield _proxies()
+    if chosen(workers):
+        yield _workers(workers, insecure_workers)
     yield from _server(store)
 
 
@@ -229,6 +242,24 @@ def _proxies() -> Diagnosis:
     if problem := proxies.unusable():
         return Diagnosis("problem", "proxies", f"{problem}; archives cannot be fetched", proxies.REMEDY)
     return Diagnosis("ok", "proxies", "proxy settings are usable; local addresses bypass proxies")
+
+
+def _workers(name: str | None, insecure: bool) -> Diagnosis:
+    """Check that the workers can be reached, and have the code and the libraries of this process."""
+    try:
+        with closing(workers_for(name, insecure)) as workers:
+            survey = workers.survey(tuple(f"tasks.{step}" for step in _STEPS))
+    except IdxflowError as error:
+        return Diagnosis("problem", "workers", *_parted(error))
+    if survey.different:
+        worker, found = next(iter(survey.different.items()))
+        finding = (
+            f"{len(survey.different)} of {counted(survey.count, 'worker')} would be refused, first {worker}: {found}"
+        )
+        return Diagnosis("problem", "workers", finding, "install the same there, and start the workers again")
+    return Diagnosis(
+        "ok", "workers", f"{counted(survey.count, 'worker')} with the code and the libraries of this machine"
+    )
 
 
 def _settings() -> Diagnosis:

@@ -28,6 +28,7 @@ from storage.datasets.model_errors import checked
 from storage.datasets.training import Profile
 from storage.errors import ConfigError, DamagedEntry
 from storage.files import open_regular
+from storage.workers.address import OPEN_WORKERS
 
 _MAX_BYTES = 1 << 16
 
@@ -57,6 +58,7 @@ class _Parameters(_Form):
     catch_up: CatchUp = "latest"
     quarantine: list[BadRow] | None = None
     quarantine_limit: float | None = Field(default=None, ge=0, le=1)
+    workers: str | None = Field(default=None, pattern=OPEN_WORKERS)
 
 
 class _Deployment(_Form):

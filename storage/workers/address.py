@@ -61,7 +61,7 @@ def parse(text: str, insecure: bool = False) -> int | Cluster:
     if word.isdecimal():
         return int(word)
     if word.startswith("tcp://"):
-        if not (insecure or os.environ.get(INSECURE_VARIABLE) == "1" or _is_loopback(word)):
+        if is_unprotected(word) and not (insecure or os.environ.get(INSECURE_VARIABLE) == "1"):
             raise ConfigError(
                 f"--workers or {WORKERS_VARIABLE}: expected an address that begins with tls://, because whoever "
                 f"reaches a scheduler without certificates can run code on its workers; found {word}; set up TLS "
@@ -102,6 +102,11 @@ def _certificates() -> dict[str, str]:
                 f"{variable}: expected a file in PEM format that can be read at {files[name]}; found none; correct it"
             )
     return files
+
+
+def is_unprotected(name: str) -> bool:
+    """Return whether workers are behind a scheduler on another machine that asks nobody for a certificate."""
+    return name.startswith("tcp://") and not _is_loopback(name)
 
 
 def _is_loopback(address: str) -> bool:

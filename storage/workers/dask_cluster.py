@@ -13,6 +13,7 @@ import pickle
 import queue
 import secrets
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -30,8 +31,9 @@ from storage.workers import dask_remote
 from storage.workers.address import CERTIFICATES, Cluster
 from storage.workers.dask_own import ALLOWED_FAILURES, OwnCluster
 from storage.workers.dask_remote import Answer
-from storage.workers.fingerprint import Fingerprint, Loaded, differences, imported
+from storage.workers.fingerprint import Fingerprint, Loaded, differences, named
 from storage.workers.here import Here
+from storage.workers.protocol import Survey
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -48,6 +50,10 @@ _ASK_SECONDS = 0.5
 _SAY_SECONDS = 2.0
 """After which a run says that it waits for workers."""
 _CLOSE_SECONDS = 1.0
+_MODULE = f"__import__({dask_remote.__name__!r}, fromlist=['compute'])"
+_COMPUTE = f"{_MODULE}.compute(*arguments)"
+_DESCRIBE = f"{_MODULE}.describe"
+"""What a worker evaluates. Not a reference to the function: a worker that has none would end when it receives one."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +70,7 @@ class Dask:
         self._wish, self._patience = wish, patience
         self._turn = threading.Lock()
         self._session: _Session | None = None
-        self._loaded = Loaded(imported())
+        self._loaded = Loaded(tuple(sys.modules))
 
     @property
     def count(self) -> int:
@@ -78,8 +84,8 @@ class Dask:
         if len(items) < 2:
             yield from Here().each(function, items, doing)
             return
-        session, code = self.session(), self.fingerprint(function.__module__)
-        calls = _Calls(session, _name(function), code)
+        code = self.fingerprint(function.__module__)
+        calls = _Calls(self.session(), _name(function), code)
         try:
             with counted_off(doing, len(items)) as count:
                 for index, result in calls.results(items):
@@ -115,7 +121,7 @@ class Dask:
         own = self._loaded.fingerprint(module)
         if stale := own.stale:
             raise WorkersFailed(
-                f"expected the code that this run began with; found that {', '.join(stale)} was edited since; run again"
+                f"expected the code that this run began with; found changes in {named(stale)} since then; run again"
             )
         return own
 
@@ -137,6 +143,28 @@ class Dask:
                 self._session = session
             return self._session
 
+    def survey(self, modules: tuple[str, ...]) -> Survey:
+        """Ask every worker what it would compute the functions of some modules with.
+
+        Raises:
+            WorkersFailed: they cannot be reached, or there are none.
+        """
+        ours = tuple(map(self.fingerprint, modules))
+        session = self.session()
+        while len(session.threads) < (self._wish if isinstance(self._wish, int) else 1):
+            session.check()
+            cancellation.sleep(_LOOK_SECONDS)
+        answers = session.done(session.ask_all(f"{_DESCRIBE}({modules!r})"))
+        different: dict[str, str] = {}
+        for worker, answer in answers.items():
+            if isinstance(answer, bytes):
+                found = next(filter(None, map(differences, ours, pickle.loads(answer))), "")
+            else:
+                found = f"{type(answer).__name__}: {answer}"
+            if found:
+                different[f"the worker {worker.partition('://')[2]}"] = found
+        return Survey(len(answers), different)
+
     def close(self) -> None:
         """Let go of the cluster; the processes that were started for this run end."""
         with self._turn:
@@ -150,17 +178,19 @@ class _Session:
 
     def __init__(self, wish: int | Cluster, patience: float) -> None:
         self.patience = patience
-        self.own = OwnCluster(wish) if isinstance(wish, int) else None
+        self._wish = wish
+        self.own: OwnCluster | None = None
         self.threads: dict[str, int] = {}
         """How many threads each worker has, by its address."""
         self.lines: dict[str, queue.SimpleQueue[tuple[str, int, bytes]]] = {}
         """Lines of the log that have arrived, for each group of calls."""
-        self._cluster = None if isinstance(wish, int) else wish
-        self._where = "of this run" if self._cluster is None else f"at {self._cluster.address}"
+        self._where = "of this run" if isinstance(wish, int) else f"at {wish.address}"
         self._client: Client | None = None
         self._answered = self._seen = time.monotonic()
         self._said = False
         self._loop = asyncio.new_event_loop()
+        # What Dask leaves behind when it is closed.
+        self._loop.set_exception_handler(lambda _, context: _log.debug("%s", context))
         self._asking: Future[None] | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="idxflow-workers")
         self._thread.start()
@@ -194,7 +224,7 @@ class _Session:
     async def _open(self) -> None:
         from distributed import Client
 
-        address, security = await self.own.open() if self.own else (self._address, _security(self._cluster))
+        address, security = await self._place()
         try:
             self._client = await Client(
                 address,
@@ -214,6 +244,13 @@ class _Session:
         # Dask forgets what it keeps of a topic of this name when the client has gone.
         self._client.subscribe_topic(self._client.id, self._hear)
 
+    async def _place(self) -> tuple[str, Security]:
+        """Return the address of the scheduler, which is started if it is of this run, and what to connect with."""
+        if isinstance(self._wish, Cluster):
+            return self._wish.address, _security(self._wish)
+        self.own = OwnCluster(self._wish)
+        return await self.own.open()
+
     @property
     def client(self) -> Client:
         """The connection.
@@ -224,10 +261,6 @@ class _Session:
         if not self._client:
             raise self.gone()
         return self._client
-
-    @property
-    def _address(self) -> str:
-        return self._cluster.address if self._cluster else ""
 
     def _unreachable(self, error: Exception) -> IdxflowError:
         causes = [error]
@@ -245,6 +278,11 @@ class _Session:
             "(docs/how-to/workers.md), or correct the address"
         )
 
+    async def ask_all(self, question: str) -> dict[str, Any]:
+        """Return what each worker evaluates, or the error that it raises, by its address."""
+        answers: dict[str, Any] = await self.client.run(eval, question, on_error="return")
+        return answers
+
     def submit(self, arguments: tuple[Any, ...], key: str) -> Future[Answer]:
         """Begin a call of `dask_remote.compute` on any worker; cancelling the future stops it."""
         return self.start(self._answer(arguments, key))
@@ -256,9 +294,10 @@ class _Session:
         deaths = attempt = 0
         while True:
             call, attempt = f"{key}-{attempt}", attempt + 1
-            future = self.client.submit(dask_remote.compute, *arguments, self.client.id, call, key=call, pure=False)
+            values = {"arguments": (*arguments, self.client.id, call)}
+            future = self.client.submit(eval, _COMPUTE, values, key=call, pure=False)
             try:
-                answer: Answer = await future
+                answer: Answer = pickle.loads(await future)
                 if not answer.stopped:
                     return answer
                 deaths += 1
@@ -406,9 +445,9 @@ class _Calls:
             self._session.check()
         for future in done:
             index = self._pending.pop(future)
-            yield index, self._answer(future)
+            yield index, self._received(future)
 
-    def _answer(self, future: Future[Answer]) -> Answer:
+    def _received(self, future: Future[Answer]) -> Answer:
         try:
             return future.result()
         except IdxflowError:
@@ -479,29 +518,30 @@ def _name(function: Callable[..., object]) -> str:
     return name
 
 
-def _security(cluster: Cluster | None) -> Security | None:
-    """Return what to connect to a cluster with; None for what Dask's own configuration says.
+def _security(cluster: Cluster) -> Security:
+    """Return what to connect to a cluster with: the files that the variables name, or Dask's own configuration.
 
     Raises:
-        ConfigError: a certificate or its key cannot be used.
+        ConfigError: there are no certificates, or they cannot be used.
     """
     from distributed.security import Security
 
-    if not cluster or not cluster.ca:
-        return None
-    security = Security(
-        require_encryption=True,
-        tls_ca_file=cluster.ca,
-        tls_client_cert=cluster.cert,
-        tls_client_key=cluster.key,
-    )
+    if not cluster.encrypted:
+        return Security(require_encryption=False)
+    files = {"tls_ca_file": cluster.ca, "tls_client_cert": cluster.cert, "tls_client_key": cluster.key}
+    security = Security(require_encryption=True, **{name: file for name, file in files.items() if file})
     try:
-        security.get_connection_args("client")
+        context = security.get_connection_args("client").get("ssl_context")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"expected {', '.join(CERTIFICATES.values())} to name an authority, and a certificate with its key, in PEM "
             f"format; found {error}; correct them"
         ) from error
+    if context is None:
+        raise ConfigError(
+            f"expected certificates for {cluster.address}; found none; set {', '.join(CERTIFICATES.values())} to the "
+            "files that the scheduler was started with (docs/how-to/workers.md)"
+        )
     return security
 
 

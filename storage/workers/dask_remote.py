@@ -1,7 +1,7 @@
 """What runs on a worker: the call of a function with an item, if the worker has the code of the run.
 
-The scheduler and the workers load this module by its name, so it imports nothing that decides results; those modules
-are imported after they have been compared.
+A worker loads this module by its name, so it imports nothing that decides results; those modules are imported after
+they have been compared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 # Before the imports of this module: what something else had imported earlier may be older than its files.
-_BEFORE = tuple(name for name in sys.modules if name.partition(".")[0] in ("expectations", "storage", "tasks"))
+_BEFORE = tuple(sys.modules)
 
 import importlib
 import logging
@@ -65,8 +65,8 @@ class Answer:
     """All lines that the call has logged, pickled: those that were sent at once may come later than this."""
 
 
-def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call: str) -> Answer:
-    """Call a function with an item.
+def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call: str) -> bytes:
+    """Call a function with an item; return the `Answer`, pickled.
 
     Args:
         function: its module and its name, with a colon between.
@@ -76,7 +76,10 @@ def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call
         topic: where lines of the log are sent.
         call: the id of this call, for these lines.
     """
-    answer = Answer(_name(), call)
+    return pickle.dumps(_answer(Answer(_name(), call), function, item, code, tells, topic))
+
+
+def _answer(answer: Answer, function: str, item: bytes, code: str, tells: bool, topic: str) -> Answer:
     module, _, name = function.partition(":")
     try:
         differs = _differing(module, code)
@@ -85,7 +88,7 @@ def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call
         callee = getattr(importlib.import_module(module), name)
     except Exception as error:
         return replace(answer, error=_pickled(error))
-    with _logged(topic, call) as lines, _told(topic, call, tells), _stopped_with_task():
+    with _logged(topic, answer.call) as lines, _told(topic, answer.call, tells), _stopped_with_task():
         return replace(_called(answer, callee, item), lines=tuple(lines))
 
 
@@ -124,10 +127,10 @@ def _import_all(module: str) -> None:
         importlib.import_module(name)
 
 
-def fingerprint_of(module: str) -> Fingerprint:
-    """Return what this worker would compute a module's functions with."""
+def describe(modules: tuple[str, ...]) -> bytes:
+    """Return what this worker would compute the functions of each module with, pickled."""
     with _turn:
-        return _loaded.fingerprint(module)
+        return pickle.dumps(tuple(map(_loaded.fingerprint, modules)))
 
 
 def stop_all() -> bool:
@@ -143,7 +146,7 @@ def _stopped_with_task() -> Iterator[None]:
     """Stop the block's work if the scheduler no longer wants it, because the run has ended or gave it up.
 
     Dask cannot interrupt a task. But it tells the worker, whatever the reason is: that the run let go of the result, or
-    that the connection to the run is gone.
+    that the connection to the run is gone. A worker without a scheduler closes.
     """
     from distributed import get_worker
 
@@ -153,7 +156,8 @@ def _stopped_with_task() -> Iterator[None]:
     def watch(stop: Callable[[], None]) -> None:
         while not over.wait(_LOOK_SECONDS):
             task = worker.state.tasks.get(key)
-            if task is None or task.state not in ("executing", "long-running"):
+            wanted = task is not None and task.state in ("executing", "long-running")
+            if not wanted or worker.status.name in ("closing", "closed", "failed"):
                 stop()
                 return
 

@@ -16,13 +16,14 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 from storage.runtime import code_digests, timings
 from storage.runtime.code_digests import ROOT
+from storage.words import counted
 
 PACKAGES = ("expectations", "storage", "tasks")
 """What workers may import; `flows` and the command line are not among it."""
@@ -60,7 +61,7 @@ class Fingerprint:
     @property
     def stale(self) -> tuple[str, ...]:
         """The modules whose files are no longer what the process has loaded."""
-        return tuple(name for name, digest in self.code.items() if digest == _CHANGED)
+        return tuple(name for name, digest in sorted(self.code.items()) if digest == _CHANGED)
 
     @cached_property
     def digest(self) -> str:
@@ -77,12 +78,16 @@ def differences(ours: Fingerprint, theirs: Fingerprint) -> str:
     names = sorted({*ours.code, *theirs.code})
     other = [name for name in names if ours.code.get(name) != theirs.code.get(name)]
     stale = [name for name in other if theirs.code.get(name) == _CHANGED]
-    for what, modules in (("loaded before it was edited", stale), ("another", [n for n in other if n not in stale])):
-        if modules:
-            more = f" and {len(modules) - _MOST_NAMED} more modules" if len(modules) > _MOST_NAMED else ""
-            named = ", ".join(modules[:_MOST_NAMED])
-            found.append(f"another {named}{more}" if what == "another" else f"{named}{more} {what}")
+    changed = [name for name in other if name not in stale]
+    found += [f"another {named(changed)}"] if changed else []
+    found += [f"{named(stale)} loaded before it was edited"] if stale else []
     return ", ".join(found)
+
+
+def named(modules: Sequence[str]) -> str:
+    """Return the names of the first modules, and how many there are besides."""
+    more = f" and {counted(len(modules) - _MOST_NAMED, 'more module')}" if len(modules) > _MOST_NAMED else ""
+    return ", ".join(modules[:_MOST_NAMED]) + more
 
 
 class Loaded:
@@ -97,10 +102,11 @@ class Loaded:
         self._files: dict[str, Path] = {}
         self._contents: dict[str, str] = {}
         self._stamps: dict[str, tuple[int, ...]] = {}
+        self._before = frozenset(before)
+        self._started = time.time() - timings.age() + _TICK_SECONDS
+        self._stale = set[str]()
         for package in PACKAGES:
             self._note((ROOT / package).rglob("*.py"))
-        started = time.time() - timings.age() + _TICK_SECONDS
-        self._stale = {name for name in before if name in self._files and _since(self._files[name]) > started}
         self._known: dict[str, Fingerprint] = {}
 
     def fingerprint(self, module: str) -> Fingerprint:
@@ -118,6 +124,8 @@ class Loaded:
         for name, file in ((_name(file), file) for file in files):
             if name not in self._files:
                 self._files[name], self._stamps[name], self._contents[name] = file, _stamp(file), _digest(file)
+                if name in self._before and _since(file) > self._started:
+                    self._stale.add(name)
 
     def _made(self, module: str) -> Fingerprint:
         self._note([_path(module)])
@@ -136,11 +144,6 @@ class Loaded:
                 if _digest(file) != self._contents[name]:
                     self._stale.add(name)
         return self._stale
-
-
-def imported() -> Iterator[str]:
-    """Yield the names of idxflow's modules that this process has imported."""
-    return (name for name in list(sys.modules) if name.partition(".")[0] in PACKAGES)
 
 
 def _name(file: Path) -> str:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from storage.runtime import cancellation
 from storage.runtime.progress import counted_off
+from storage.workers.protocol import Survey
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,6 +35,10 @@ class Here:
     def one(self, function: Callable[[T], R], item: T) -> R:
         """Call `function` with the item."""
         return function(item)
+
+    def survey(self, modules: tuple[str, ...]) -> Survey:
+        """Return that this is one process, which has its own code."""
+        return Survey(1, {})
 
     def close(self) -> None:
         """Nothing was opened."""

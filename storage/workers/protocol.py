@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is in a cluster."""
+
+    count: int
+    """Of workers."""
+    different: Mapping[str, str]
+    """What those have that differ from this process, by what people call them."""
 
 
 class Workers(Protocol):
@@ -46,6 +57,13 @@ class Workers(Protocol):
 
         Raises:
             Exception: as for `each`.
+        """
+
+    def survey(self, modules: tuple[str, ...]) -> Survey:
+        """Ask all workers what they would compute the functions of some modules with.
+
+        Raises:
+            WorkersFailed: they cannot be reached, or there are none.
         """
 
     def close(self) -> None:

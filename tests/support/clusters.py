@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.servers import ROOT, START_SECONDS, free_port, running
@@ -48,3 +50,26 @@ def _dask(
             assert time.monotonic() < end
             time.sleep(0.05)
         yield process
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """An authority, and a certificate of its with a key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What Dask's commands take."""
+        return ("--tls-ca-file", str(self.ca), "--tls-cert", str(self.cert), "--tls-key", str(self.key))
+
+
+def certificates(folder: Path) -> Certificates:
+    """Make certificates with the commands of docs/how-to/workers.md."""
+    folder.mkdir()
+    page = (ROOT / "docs" / "how-to" / "workers.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(openssl .*?)```", page, re.DOTALL)
+    subprocess.run(["bash", "-ec", block], cwd=folder, check=True, capture_output=True)
+    return Certificates(folder / "ca.pem", folder / "workers.pem", folder / "workers-key.pem")

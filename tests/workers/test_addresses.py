@@ -1,0 +1,135 @@
+"""What can be named as workers, and what is refused before anything is started."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from storage.errors import ConfigError
+from storage.workers.address import (
+    CERTIFICATES,
+    INSECURE_VARIABLE,
+    PATIENCE_VARIABLE,
+    WORKERS_VARIABLE,
+    Cluster,
+    parse,
+    patience,
+)
+from storage.workers.here import Here
+from storage.workers.opening import workers_for
+from tests.support import working
+from tests.support.working import Item
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (WORKERS_VARIABLE, INSECURE_VARIABLE, PATIENCE_VARIABLE, *CERTIFICATES.values()):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("4", 4),
+        ("1024", 1024),
+        ("tls://scheduler:8786", Cluster("tls://scheduler:8786")),
+        ("tls://10.0.0.7:8786", Cluster("tls://10.0.0.7:8786")),
+        ("tls://[fe80::1]:8786", Cluster("tls://[fe80::1]:8786")),
+        ("tcp://127.0.0.1:8786", Cluster("tcp://127.0.0.1:8786")),
+        ("tcp://localhost:8786", Cluster("tcp://localhost:8786")),
+        ("tcp://[::1]:8786", Cluster("tcp://[::1]:8786")),
+    ],
+)
+def test_a_number_or_an_address_is_meant(text: str, meant: int | Cluster) -> None:
+    assert parse(text) == meant
+
+
+@pytest.mark.remedies("storage.workers.address:parse")
+@pytest.mark.parametrize(
+    "text",
+    ["0", "-1", "1025", "4.0", "four", "scheduler:8786", "tls://scheduler", "ray://head:10001", "tls://a b:1", "1\n"],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected a number of processes .* such as tls://scheduler:8786; found "):
+        parse(text.replace("\n", "\nx"))
+    assert parse("tls://scheduler:8786")
+
+
+def test_an_address_with_a_password_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("tls://me:canary@scheduler:8786")
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.remedies("storage.workers.address:parse:2")
+def test_another_machine_without_certificates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("tcp://10.0.0.7:8786", "tcp://scheduler:8786", "tcp://127.0.0.1.example:8786"):
+        with pytest.raises(ConfigError, match=r"begins with tls://.*; found tcp://\S+; set up TLS .*--insecure-w"):
+            parse(address)
+    assert parse("tcp://scheduler:8786", insecure=True) == Cluster("tcp://scheduler:8786")
+    monkeypatch.setenv(INSECURE_VARIABLE, "1")
+    assert parse("tcp://scheduler:8786") == Cluster("tcp://scheduler:8786")
+
+
+@pytest.mark.remedies("storage.workers.address:_certificates", "storage.workers.address:_certificates:2")
+def test_all_certificates_are_named_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CERTIFICATES["ca"], str(tmp_path / "ca.pem"))
+    with pytest.raises(ConfigError, match=r"IDXFLOW_WORKERS_CA: expected a file in PEM format .*; found none; correct"):
+        parse("tls://scheduler:8786")
+    (tmp_path / "ca.pem").touch()
+    with pytest.raises(ConfigError, match="IDXFLOW_WORKERS_CERT: expected the path .*; found none; set IDXFLOW_WORK"):
+        parse("tls://scheduler:8786")
+    # Without TLS nobody reads them.
+    assert parse("4") == 4
+    for name, variable in CERTIFICATES.items():
+        (tmp_path / f"{name}.pem").touch()
+        monkeypatch.setenv(variable, str(tmp_path / f"{name}.pem"))
+    files = {name: str(tmp_path / f"{name}.pem") for name in CERTIFICATES}
+    assert parse("tls://scheduler:8786") == Cluster("tls://scheduler:8786", **files)
+
+
+@pytest.mark.remedies("storage.workers.dask_cluster:_security")
+def test_files_that_are_no_certificates_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, variable in CERTIFICATES.items():
+        (tmp_path / f"{name}.pem").write_text("canary")
+        monkeypatch.setenv(variable, str(tmp_path / f"{name}.pem"))
+    workers = workers_for("tls://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"in PEM format; found .*; correct them") as caught:
+        list(workers.each(working.square, [Item(0), Item(1)], "squares"))
+    assert "canary" not in str(caught.value)
+    workers.close()
+
+
+@pytest.mark.remedies("storage.workers.dask_cluster:_security:2")
+def test_a_protected_cluster_needs_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workers = workers_for("tls://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="expected certificates for tls://127.0.0.1:9; found none; set IDXFLOW_WORKE"):
+        list(workers.each(working.square, [Item(0), Item(1)], "squares"))
+    workers.close()
+
+
+@pytest.mark.remedies("storage.workers.address:patience")
+def test_the_patience_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert patience() == 60
+    monkeypatch.setenv(PATIENCE_VARIABLE, "soon")
+    with pytest.raises(
+        ConfigError, match="IDXFLOW_WORKERS_PATIENCE: expected a number of seconds such as 60; found 's"
+    ):
+        workers_for("4")
+    monkeypatch.setenv(PATIENCE_VARIABLE, "600")
+    assert patience() == 600
+
+
+@pytest.mark.remedies("storage.workers.opening:workers_for")
+def test_without_the_extra_a_run_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"found none; install the extra `workers` .*or leave the option out"):
+        workers_for("4")
+    assert isinstance(workers_for(), Here)
+
+
+def test_the_option_comes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORKERS_VARIABLE, "3")
+    assert (workers_for().count, workers_for("2").count) == (3, 2)
