@@ -177,6 +177,7 @@ def _arrived(arrivals: Arrivals, arrival: str, name: str) -> Dataset:
             f"{dataset.manifest}: expected the manifest of {name}; found that of {dataset.name}; "
             "restore the manifest that the set was announced with"
         )
+    catalog.check_four(dataset, "the set that arrived is four files")
     archives = tuple(_pinned(spec, arrived.files[spec.role]) for spec in dataset.archives)
     return dataclasses.replace(dataset, archives=archives, source=None, zipped=None, embedded=False)
 

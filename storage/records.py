@@ -167,6 +167,11 @@ class Archive:
     sha256: str
     source: str
     """Where it came from, without credentials."""
+    parts: int = 0
+    """If it is all the archives of its role: how many, which `storage.formats.members` lists; 0 if it is one file.
+
+    Then name and source are those of the first, the size is that of all, and the digest that of their digests in order.
+    """
 
     @property
     def file(self) -> Path:
@@ -223,7 +228,7 @@ class Quarantine:
     max_share: float
     """Largest share of a split's rows that may be, in [0, 1]."""
     left: tuple[Split, ...]
-    """What is left of each split from which rows were set aside; its files are in this entry."""
+    """What is left of each split from which rows were set aside; its file or the list of its parts is in this entry."""
 
     @property
     def file(self) -> Path:
@@ -267,10 +272,12 @@ class Validation:
     checks: tuple[Check, ...]
     class_counts: Mapping[str, tuple[int, ...]]
     """Rows per class, by split."""
+    parts: int = 0
+    """Number of parts of both splits, see `tasks.checking.measuring`; 0 if neither has parts, and in older records."""
 
     @property
     def summary(self) -> Path:
-        """The table that was checked, one row per image; see `tasks.validate`."""
+        """The table that was checked, one row per image, if it has no parts; see `tasks.validate`."""
         return self.entry.path("summary.parquet")
 
     @property
@@ -343,6 +350,8 @@ class Normalization:
     """The darkest and the brightest pixel of these rows, 0-255; not in older records."""
     held_out_rows: int = 0
     """Not in older records."""
+    parts: int = 0
+    """Number of parts of the training split, of each of which there is a `PartSums`; 0 if it is one file."""
 
     @property
     def file(self) -> Path:
@@ -351,7 +360,38 @@ class Normalization:
 
     @property
     def held_out(self) -> Path:
-        """Whether each training row is held out, see `tasks.model.holdout`; not in older entries."""
+        """Whether each training row is held out, see `tasks.model.holdout`; not if it has parts or is older."""
+        return self.entry.path("held_out.npz")
+
+    @property
+    def sides(self) -> Path:
+        """If it has parts: how fitted and held-out rows compare, see `tasks.model.sides`."""
+        return self.entry.path("sides.npz")
+
+
+@dataclass(frozen=True)
+class PartSums:
+    """The held-out rows of one part of the training split, and the sums from which the statistics of all are made."""
+
+    entry: Entry
+    rows: int
+    """Number of rows whose pixels are in the sums: those that are not held out, or all."""
+    held_out_rows: int
+    squares: int
+    """Sum of the squares of all their pixels, of 0-255."""
+    pixel_range: tuple[int, int]
+    """The darkest and the brightest of their pixels, 0-255; (255, 0) if there is no such row."""
+    brightness: tuple[tuple[int, int], ...]
+    """Of all fitted and of all held-out rows: the sum over rows of the sum of their pixels, and that of its square."""
+
+    @property
+    def file(self) -> Path:
+        """`pixels` (int64, one sum each) and `labels` (int64, shape (2, 256): fitted and held-out rows by label)."""
+        return self.entry.path("sums.npz")
+
+    @property
+    def held_out(self) -> Path:
+        """Whether each row of the part is held out, see `tasks.model.holdout`."""
         return self.entry.path("held_out.npz")
 
 
@@ -461,11 +501,21 @@ class Evaluation:
     """Counts; rows: true class; columns: predicted class."""
     mistakes: tuple[Mistake, ...]
     """The most confident mistakes first, at most 25."""
+    parts: int = 0
+    """Number of parts of the test split, of each of which there is an `Evaluation`; 0 if it is one file.
+
+    `storage.formats.predictions` reads both.
+    """
 
     @property
     def file(self) -> Path:
-        """`predicted` (uint8) and `probability` (float32, one column per class), one row per test image."""
+        """If it has no parts: `predicted` (uint8) and `probability` (float32, one column per class), by test image."""
         return self.entry.path("predictions.npz")
+
+    @property
+    def source(self) -> Source:
+        """The same, for a reader that needs little of it."""
+        return self.entry.source("predictions.npz")
 
 
 @dataclass(frozen=True)

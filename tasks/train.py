@@ -197,8 +197,9 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     _clear(folder, keep=_CHECKPOINT)
     architecture, config, split = training.architecture, training.config, training.split
     statistics = read(training.normalization.file, architecture.inputs)
-    check_labels(training.dataset, split, split_rows.labels(split))
-    held = holdout.read(training.normalization.held_out, split.rows)
+    for first, part in split_rows.numbered(split):
+        check_labels(training.dataset, split, split_rows.labels(part), first)
+    held = holdout.held(training.normalization, split)
     try:
         with (
             _enough_memory(training),

@@ -22,6 +22,9 @@ from storage.errors import DamagedEntry, made_again
 from storage.formats import parquet, split_rows
 from storage.records import Split
 
+FILE = "quarantine.parquet"
+"""The name of such a file in an entry."""
+
 _COLUMNS = pa.schema(
     {
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),

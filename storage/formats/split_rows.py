@@ -9,6 +9,9 @@ import numpy as np
 from storage.formats import members, parquet
 from storage.records import Split
 
+PART_ROWS = 1 << 20
+"""The most rows of a part, which are cut from the start of each archive. It decides bytes, and the keys of parts."""
+
 
 def parts(split: Split) -> Iterator[Split]:
     """Yield the parts of a split, each with one file, in order: the split itself if it is one file.
@@ -17,7 +20,8 @@ def parts(split: Split) -> Iterator[Split]:
         DamagedEntry: the list of parts cannot be read.
     """
     if split.parts:
-        yield from members.read(split.entry, Split)
+        # A quarantine lists what is left of both splits.
+        yield from (part for part in members.read(split.entry, Split) if part.name == split.name)
     else:
         yield split
 

@@ -57,7 +57,7 @@ def surveyed(train: Split, folder: Path) -> Survey:
     if cells.shape == train.image_shape:
         split, statistics = train, _statistics(hashed(), math.prod(train.image_shape))
     else:
-        split = replace(train, entry=FolderEntry(folder), image_shape=cells.shape)
+        split = replace(train, entry=FolderEntry(folder), image_shape=cells.shape, parts=0)
         # As many names as there are label values: the writer wants names, and nobody reads them.
         with parquet.Writer(split.file, cells.shape, tuple(map(str, range(256)))) as writer:
             for images, labels in hashed():

@@ -87,7 +87,7 @@ def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
     if test is None:
         return None, "without the test images, the predictions cannot be compared"
     labels = readable(lambda test: split_rows.labels(test), test)
-    ours, theirs = (answers(score).get("predicted") for score in (first, second))
+    ours, theirs = answers(first), answers(second)
     if labels is None or ours is None or theirs is None or not len(labels) == len(ours) == len(theirs):
         return None, "the predictions of the models do not match the test images, so they are not compared"
     return _Answers(labels, ours, theirs), ""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from storage.records import RunRecord, Split, to_json
-from tasks.report.evidence import Evidence
+from tasks.report.evidence import Evidence, Labels
 from tasks.report.phrases import class_names, counted
 
 
@@ -37,16 +35,11 @@ def _class_counts(run: RunRecord, split: Split, evidence: Evidence) -> Sequence[
     if run.validation and split.name in run.validation.class_counts:
         return run.validation.class_counts[split.name]
     labels = evidence.labels.get(split.name)
-    return None if labels is None else np.bincount(labels, minlength=split.classes)[: split.classes].tolist()
+    return None if labels is None else labels.counts[: split.classes].tolist()
 
 
-def _classes(
-    run: RunRecord, counts: Mapping[str, Sequence[int] | None], labels: np.ndarray | None
-) -> list[dict[str, Any]]:
-    first: dict[int, int] = {}
-    if labels is not None:
-        values, rows = np.unique(labels, return_index=True)
-        first = dict(zip(values.tolist(), rows.tolist(), strict=True))
+def _classes(run: RunRecord, counts: Mapping[str, Sequence[int] | None], labels: Labels | None) -> list[dict[str, Any]]:
+    first = labels.first if labels else {}
 
     def rows_of(split: str, label: int) -> int | None:
         class_rows = counts.get(split)

@@ -32,7 +32,7 @@ from tests.support.commands import Command, idxflow, prefect
 from tests.support.faultserver import FaultServer
 from tests.support.operated import WATCH, fork_deploys, fork_flow_runs, until
 from tests.support.postgres import postgres
-from tests.support.servers import BIN, HTTP, ROOT, clean_environment, free_port
+from tests.support.servers import HTTP, ROOT, clean_environment, free_port
 from tests.support.up import Service, command, configured, going
 
 pytestmark = pytest.mark.flow
@@ -468,11 +468,9 @@ def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_sho
             user, _, word = secret.partition(":")
             forged = HTTP.post(f"{api}/flow_runs/filter", json={}, auth=(user, word), timeout=30)
             assert forged.status_code == 403
-            watched = subprocess.run(
-                [str(BIN / "prefect"), "deployment", "run", "retrain/digits", *data, *WATCH],
-                cwd="/", env={**environment, "PREFECT_API_AUTH_STRING": secret}, capture_output=True, text=True,
-                timeout=280,
-            )  # fmt: skip
+            with configured(service), get_client(sync_client=True) as client:
+                fork_flow_runs(client)
+            watched = prefect("deployment", "run", "retrain/digits", *data, *WATCH, env=service.login, cwd=Path("/"))
             assert watched.returncode == 0, watched.stdout + watched.stderr
             processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
             files = [path for path in tmp_path.rglob("*") if path.is_file() and path != secret_file]

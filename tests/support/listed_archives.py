@@ -1,0 +1,46 @@
+"""Data sets whose roles have several archives."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from storage.datasets import catalog
+from storage.datasets.catalog import Dataset
+from storage.formats import idx
+
+
+def file_name(role: str, number: int, packed: bool) -> str:
+    kind = "idx3" if role.endswith("images") else "idx1"
+    return f"{role}-{number:03d}-{kind}-ubyte{'.gz' if packed else ''}"
+
+
+def write_listed(
+    folder: Path, arrays: Mapping[str, np.ndarray], sizes: Sequence[int], packed: bool = True, more: str = ""
+) -> Dataset:
+    """Write arrays, by role, as archives and a manifest; those for training in several of `sizes` rows each.
+
+    Args:
+        packed: whether the archives are compressed.
+        more: lines of the manifest before its tables.
+    """
+    source = folder / "listed-source"
+    source.mkdir(exist_ok=True)
+    height, width = arrays["train-images"].shape[1:3]
+    classes = ", ".join(f'"bar {label}"' for label in range(int(arrays["test-labels"].max()) + 1))
+    lines = [
+        f'name = "listed"\nclasses = [{classes}]\nimage_shape = [{height}, {width}]\nsource = "{source.name}"\n{more}'
+    ]
+    for role in catalog.ROLES:
+        pieces = np.split(arrays[role], np.cumsum(sizes)[:-1]) if role.startswith("train") else [arrays[role]]
+        for number, piece in enumerate(pieces):
+            name = file_name(role, number, packed)
+            data = idx.encode(piece)
+            (source / name).write_bytes(gzip.compress(data, mtime=0) if packed else data)
+            lines.append(f'[[archives.{role}]]\nfile = "{name}"')
+    path = folder / "listed.toml"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return catalog.read(path)
