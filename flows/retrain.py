@@ -23,14 +23,14 @@ from flows.pipeline import ByPrefect, Caller, report, to_decision, to_validation
 from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
-from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
+from flows.settings import LOGGERS, relax_garbage_collection
 from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import DamagedEntry, IdxflowError
 from storage.objects.address import OPEN_STORE
 from storage.outcomes import Outcome
 from storage.records import HTML
-from storage.runtime import cancellation
+from storage.runtime import arithmetic, cancellation
 from storage.snapshots import ARRIVAL
 from storage.workers.address import OPEN_WORKERS
 from storage.workers.current import using
@@ -60,7 +60,7 @@ _MOST_MENDED = 5
 _log = logging.getLogger(__name__)
 
 # Every process that trains imports this module, and TensorFlow after it.
-leave_arithmetic_to_the_processor()
+arithmetic.leave_to_the_processor()
 
 
 @flow(name="retrain", flow_run_name="{dataset}")

@@ -37,7 +37,7 @@ from storage.files import WAITING
 from storage.opening import open_store
 from storage.runtime import timings as clocks
 from storage.store import Store
-from storage.workers.address import INSECURE_VARIABLE
+from storage.workers.address import INSECURE_VARIABLE, are_elsewhere
 
 if TYPE_CHECKING:
     from flows.run import Request
@@ -61,12 +61,13 @@ def run(
         ),
     ] = False,
     at_once: Annotated[
-        int,
+        int | None,
         Parameter(
-            help="Retrain at most so many of several data sets at a time; each needs its own memory.",
+            help="Retrain at most so many of several data sets at a time; each needs its own memory. Default: 1; with "
+            "a cluster of workers, which train the models, as many as this machine has processors.",
             validator=Number(gte=1),
         ),
-    ] = 1,
+    ] = None,
     profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
     set_: Annotated[
         list[str] | None,
@@ -119,7 +120,8 @@ def run(
 
     Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
     `idxflow run --dataset-file mine.toml` · `idxflow run mnist --quarantine leaked` · `idxflow run mnist kmnist` ·
-    `idxflow run --all --at-once 2` · `idxflow run --dataset-file big.toml --workers 4`
+    `idxflow run --all --at-once 2` · `idxflow run --dataset-file big.toml --workers 4` ·
+    `idxflow run mnist kmnist --store s3://bucket/idxflow --workers tls://scheduler:8786`
 
     Args:
         dataset: Data sets of the catalog: see `idxflow datasets`. Default: `digits`.
@@ -150,7 +152,7 @@ def run(
     ]
     if len(requests) == 1:
         return _run_flow("retrain", requests[0], as_json, timings)
-    return run_several(requests, at_once, as_json)
+    return run_several(requests, at_once or _at_once(workers), as_json)
 
 
 def validate(
@@ -188,6 +190,12 @@ def validate(
         insecure_workers=insecure_workers,
     )
     return _run_flow("validate_dataset", request, as_json, timings)
+
+
+def _at_once(workers: str | None) -> int:
+    """Return how many data sets to retrain at a time if nobody says it."""
+    # What remains for this machine when others train is about one processor's work for each data set.
+    return (os.cpu_count() or 1) if are_elsewhere(workers) else 1
 
 
 def _words(quarantine: str | None) -> tuple[str, ...] | None:
