@@ -12,13 +12,14 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.exceptions import best_match
 from prefect.client.schemas.objects import WorkPool
 
-from flows.settings import POOL, ROOT
+from flows.settings import POOL, ROOT, SOURCE_VARIABLE
 from storage.datasets.catalog import one_line, read_toml, shown
 from storage.datasets.json_schema import KINDS
 from storage.errors import ConfigError
 from storage.objects.address import is_address
 from storage.store import STORE_VARIABLE, store_address
 from storage.words import meant
+from tasks.sources.origins import OPEN_SOURCE
 
 PROCESS = "process"
 """The type of the pools whose worker starts runs as processes of its own machine."""
@@ -102,7 +103,7 @@ def _read(pool: WorkPool, file: str) -> dict[str, Any]:
             )
         _check(path, pool, name, value)
     for name, value in _environment(variables).items():
-        if _SECRET.search(name.upper()):
+        if _is_secret(name, value):
             raise ConfigError(
                 f"{path}: expected no secret in env, which Prefect's server stores and shows; found {one_line(name)}; "
                 f"remove it, and give it to the runs by other means, such as a Secret of Kubernetes: {_HELP}"
@@ -113,9 +114,16 @@ def _read(pool: WorkPool, file: str) -> dict[str, Any]:
     return variables
 
 
+def _is_secret(name: str, value: str) -> bool:
+    if name.startswith("IDXFLOW_"):
+        # Those that end in KEY name files.
+        return name == SOURCE_VARIABLE and not re.search(OPEN_SOURCE, value)
+    return _SECRET.search(name.upper()) is not None
+
+
 def _check(path: Path, pool: WorkPool, name: str, value: Any) -> None:
     variables = pool.base_job_template["variables"]
-    schema = {"definitions": variables.get("definitions", {}), **variables["properties"][name]}
+    schema = {"definitions": variables.get("definitions", {}), **_without_null(variables["properties"][name])}
     error = best_match(Draft202012Validator(schema).iter_errors(value))
     if error:
         where = ".".join(map(str, (name, *error.absolute_path)))
@@ -123,6 +131,13 @@ def _check(path: Path, pool: WorkPool, name: str, value: Any) -> None:
             f"{path}: expected {one_line(where)} to be {_expected(error)}, as the work pool {pool.name} has it; "
             f"found {shown(error.instance)}; correct it"
         )
+
+
+def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a variable without the choice of null, which TOML does not have."""
+    others = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    return {**rest, **others[0]} if len(others) == 1 else {**schema}
 
 
 def _expected(error: ValidationError) -> str:

@@ -56,7 +56,7 @@ def test_the_containers_are_confined():
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert re.search(r"^USER idxflow$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.MULTILINE)
     named = {volume.split(":")[0] for each in COMPOSE["services"].values() for volume in each["volumes"]}
     assert named == set(COMPOSE["volumes"])
 
