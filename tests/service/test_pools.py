@@ -13,9 +13,15 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import WorkPool
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import diagnosis, own_schedules
+from flows.own_schedules import Times
+from flows.service import own_plans
+from flows.service.deployments import read_plan
 from flows.service.pools import Placement, Wanted, placed
 from flows.settings import POOL
 from storage.errors import ConfigError
+from storage.store import Store
+from tests.conftest import write_tiny
 from tests.support import commands
 from tests.support.kubernetes_api import simulated_cluster
 from tests.support.operated import fork_flow_runs, post, prefect, until, worker
@@ -145,6 +151,20 @@ def test_the_pool_of_up_itself_is_as_before(place: Place):
     assert plan == {"deployments": [{"name": "digits", "work_pool": {"name": POOL}}]}
 
 
+def test_a_data_set_in_files_of_this_machine_is_not_deployed_elsewhere(tmp_path: Path):
+    store = Store(tmp_path / "store")
+    manifest = write_tiny(tmp_path).manifest
+    own_schedules.schedule(store, manifest, Times("0 0 1 1 *", "UTC"))
+    lines: list[str] = []
+    here = own_plans.OwnFiles(store.root, lines.append).read(read_plan())
+    assert ([plan.name for plan in here.plans], lines) == (["tiny"], [])
+    own = own_plans.OwnFiles(store.root, lines.append, "k8s").read(read_plan())
+    # What the server has of it stays.
+    assert (own.plans, own.held) == ((), {"tiny"})
+    (line,) = lines
+    assert line.endswith("found k8s; the data set tiny is not deployed there")
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a user whose server runs without `up`."""
@@ -186,9 +206,12 @@ def test_a_deployed_run_is_carried_out_by_a_worker_of_the_pool(
     assert "to the work pool team (type process); changed: " in output
     assert "no worker polls the pool team yet" in output
     assert output.rstrip().endswith("deployed; nothing was started")
+    start = diagnosis._worker(client, "idxflow up").remedy
+    assert start == "idxflow prefect worker start --pool team --type process, where its runs are to be started from"
     body = {"parameters": {"dataset": "digits", "profile": "fast"}}
     run = post(fleet, f"deployments/{deployments(fleet)['digits']['id']}/create_flow_run", body)["id"]
-    with worker("worker", "start", "--pool", "team", "--type", "process", environment=fleet, home=tmp_path):
+    words = start.partition(",")[0].split()[2:]
+    with worker(*words, environment=fleet, home=tmp_path):
         state = until(lambda: ended(fleet, run))
     assert (state["type"], state["message"][:11]) == ("COMPLETED", "promoted v1")
     assert (store / "digits").is_dir()
