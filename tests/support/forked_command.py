@@ -215,4 +215,17 @@ def _run(name: str) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-PROGRAMS = {"idxflow": idxflow, "prefect": prefect, "server": server, "flow run": flow_run, "up": up}
+def run_without_prefect() -> None:
+    from tests.support import forked_run
+
+    sys.exit(forked_run.run(*sys.argv[1:]))
+
+
+PROGRAMS = {
+    "idxflow": idxflow,
+    "prefect": prefect,
+    "server": server,
+    "flow run": flow_run,
+    "up": up,
+    "run without Prefect": run_without_prefect,
+}
