@@ -16,13 +16,17 @@ import argparse
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dask_jobqueue import SLURMCluster
-from distributed.security import Security
+if TYPE_CHECKING:
+    from dask_jobqueue import SLURMCluster
 
 
 def cluster_of(options: argparse.Namespace) -> SLURMCluster:
     """Start the scheduler in this process; no job yet."""
+    from dask_jobqueue import SLURMCluster
+    from distributed.security import Security
+
     authority, certificate, key = (
         str((options.certificates / name).resolve()) for name in ("ca.pem", "workers.pem", "workers-key.pem")
     )

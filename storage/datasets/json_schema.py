@@ -88,7 +88,7 @@ def in_words(schema: Schema) -> str:
     if EXPECTED in schema:
         return str(schema[EXPECTED])
     if "$ref" in schema:
-        return _KINDS["object"][0]
+        return KINDS["object"][0]
     if "anyOf" in schema:
         return ", or ".join(map(in_words, schema["anyOf"]))
     if "enum" in schema:
