@@ -7,6 +7,7 @@ user of the machine could run code as this one.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,8 @@ class OwnCluster:
         process = subprocess.Popen(
             [sys.executable, "-m", "storage.workers.dask_worker"],
             cwd=ROOT,
+            # The same code as here, wherever it may be installed.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
