@@ -9,7 +9,7 @@ must agree with that of Great Expectations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Protocol, Self
 
@@ -202,3 +202,27 @@ FINDINGS: dict[str, type[Finding]] = {
     "ExpectTableRowCountToEqual": Count,
 }
 """The expectations whose findings in parts can be merged, by their class in Great Expectations."""
+
+
+def to_json(finding: Finding) -> dict[str, Any]:
+    """Return a finding as JSON values. Numbers come back as they are: JSON has 17 digits of a float, if need be."""
+    values: Any = finding
+    return {
+        each.name: str(value) if isinstance(value := getattr(finding, each.name), Fraction) else value
+        for each in fields(values)
+    }
+
+
+def from_json(kind: type[Finding], values: Mapping[str, Any]) -> Finding:
+    """Return the finding of a class of `FINDINGS` from its JSON values.
+
+    Raises:
+        TypeError, ValueError: they are not those of such a finding.
+    """
+    return kind(**{name: _revived(kind, name, value) for name, value in values.items()})
+
+
+def _revived(kind: type[Finding], name: str, value: Any) -> Any:
+    if kind is Mean and name == "total":
+        return Fraction(value)
+    return tuple(value) if isinstance(value, list) else value

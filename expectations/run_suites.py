@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import reduce
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from expectations import engine_process
 from expectations.engine import Result
-from expectations.findings import FINDINGS, NAMED, Absent, Columns, Finding, Mean, Rows, Value
+from expectations.findings import FINDINGS, NAMED, Absent, Columns, Finding, Mean, Rows, Value, from_json, to_json
 from expectations.suites import Expectation, Suite, percent
 from expectations.summary import Table
 from storage.errors import IdxflowError
@@ -19,8 +19,22 @@ from storage.records import Check
 
 _VALUES_NAMED = 5
 
-_Seen = tuple[Finding, list[int]]
-"""The finding in a part, and the classes that are out of bounds in it."""
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found about one expectation in some rows of a table."""
+
+    finding: Finding
+    outside: tuple[int, ...] = ()
+    """The classes that are out of bounds, if a row of the table is a class."""
+
+    def merged(self, later: Seen) -> Seen:
+        """Return what was found in these rows and the later ones together."""
+        return Seen(self.finding.merged(later.finding), self.outside + later.outside)
+
+
+Look = tuple[Seen, ...]
+"""What was found in some rows of a table, in the order of the suite."""
 
 
 def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
@@ -33,18 +47,51 @@ def run(suite: Suite, parts: Iterable[Table]) -> tuple[Check, ...]:
         IdxflowError: the suite is empty, there are no parts, or an expectation could not be evaluated, which is not a
             verdict on the data.
     """
+    return checks(suite, [look(suite, parts)])
+
+
+def look(suite: Suite, tables: Iterable[Table]) -> Look:
+    """Return what Great Expectations finds in the rows of all `tables`, one of which is in memory at a time.
+
+    Raises:
+        IdxflowError: as for `run`.
+    """
     if not suite.expectations:
         raise IdxflowError(f"{suite.table}: expected a suite of expectations; it is empty and would pass any data")
-    findings = [_look(suite, table) for table in parts]
-    if not findings:
+    return _together(suite, (_look(suite, table) for table in tables))
+
+
+def checks(suite: Suite, looks: Iterable[Look]) -> tuple[Check, ...]:
+    """Return the results of a suite from what was found in all rows, in their order.
+
+    Raises:
+        IdxflowError: there are none.
+    """
+    seen = _together(suite, looks)
+    return tuple(_check(suite, expectation, one) for expectation, one in zip(suite.expectations, seen, strict=True))
+
+
+def looked(suite: Suite, values: Sequence[Mapping[str, Any]]) -> Look:
+    """Return what was found in some rows of a table from its JSON form: `look_json` of a suite without classes."""
+    kinds = (FINDINGS[expectation.kind] for expectation in suite.expectations)
+    return tuple(Seen(from_json(kind, one)) for kind, one in zip(kinds, values, strict=True))
+
+
+def look_json(seen: Look) -> list[dict[str, Any]]:
+    """Return what was found as JSON values."""
+    return [to_json(one.finding) for one in seen]
+
+
+def _together(suite: Suite, looks: Iterable[Look]) -> Look:
+    together: Look | None = None
+    for one in looks:
+        together = one if together is None else tuple(a.merged(b) for a, b in zip(together, one, strict=True))
+    if together is None:
         raise IdxflowError(f"{suite.table}: expected at least one part of a table; found none to evaluate")
-    return tuple(
-        _check(suite, expectation, seen)
-        for expectation, seen in zip(suite.expectations, zip(*findings, strict=True), strict=True)
-    )
+    return together
 
 
-def _look(suite: Suite, table: Table) -> list[_Seen]:
+def _look(suite: Suite, table: Table) -> Look:
     """Return the findings in one part, in the order of the suite."""
     results = engine_process.evaluate(suite, table)
     if sorted(results) != list(range(len(suite.expectations))):
@@ -52,13 +99,13 @@ def _look(suite: Suite, table: Table) -> list[_Seen]:
             f"{suite.table}: expected {len(suite.expectations)} expectations to be evaluated; {len(results)} were; "
             "this is a fault of the suite, not of the data"
         )
-    return [
-        (
+    return tuple(
+        Seen(
             _finding(suite, expectation, results[number], table),
-            _outside(expectation, table) if suite.of == "class" else [],
+            _outside(expectation, table) if suite.of == "class" else (),
         )
         for number, expectation in enumerate(suite.expectations)
-    ]
+    )
 
 
 def _finding(suite: Suite, expectation: Expectation, result: Result, table: Table) -> Finding:
@@ -78,12 +125,11 @@ def _finding(suite: Suite, expectation: Expectation, result: Result, table: Tabl
     return finding
 
 
-def _check(suite: Suite, expectation: Expectation, seen: Sequence[_Seen]) -> Check:
-    finding = reduce(lambda earlier, later: earlier.merged(later), (part for part, _ in seen))
+def _check(suite: Suite, expectation: Expectation, seen: Seen) -> Check:
+    finding = seen.finding
     passed, observed = finding.holds(expectation.arguments), _observed(suite, expectation, finding)
     if suite.of == "class" and not passed:
-        outside = [label for _, labels in seen for label in labels]
-        observed += f" ({_list(outside, 'class', 'classes')})"
+        observed += f" ({_list(seen.outside, 'class', 'classes')})"
     return Check(
         table=suite.table,
         name=expectation.name,
@@ -135,11 +181,11 @@ def _text(value: Any) -> str:
     return text if len(text) <= 20 else f"{text[:12]}…"
 
 
-def _outside(expectation: Expectation, table: Table) -> list[int]:
+def _outside(expectation: Expectation, table: Table) -> tuple[int, ...]:
     """Return the classes whose value is out of bounds."""
     values = table[expectation.column]
     low, high = expectation.arguments.get("min_value", -np.inf), expectation.arguments.get("max_value", np.inf)
-    return [int(label) for label in table["index"][(values < low) | (values > high)]]
+    return tuple(int(label) for label in table["index"][(values < low) | (values > high)])
 
 
 def _list(items: Sequence[Any], singular: str, plural: str) -> str:

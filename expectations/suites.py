@@ -66,7 +66,7 @@ def archives(dataset: Dataset) -> Suite:
     if dataset.rows:
         expectations.append(_equal("rows are as declared", "rows_found", "rows_declared", "[rows]"))
     for kind in ("images", "labels"):
-        if any(dataset.archive(f"{split}-{kind}").payload_sha256 for split in SPLITS):
+        if any(dataset.payload_sha256(f"{split}-{kind}") for split in SPLITS):
             expectations.append(
                 _equal(f"{kind} are the published bytes", f"{kind}_found", f"{kind}_declared", "payload_sha256")
             )

@@ -58,6 +58,8 @@ class Centroids:
     """float32, shape (n, pixels), 0-255."""
     counts: np.ndarray
     """int64, shape (n,): number of images behind each mean."""
+    exact: np.ndarray
+    """float64, shape (n, pixels), 0-255: the means before they were rounded to float32."""
 
     def nearest(self, images: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """Return the label whose mean is nearest (least squares) to each of `images`; -1 if there are no means.
@@ -95,8 +97,6 @@ class Survey:
     digests: np.ndarray
     """int64, shape (rows,): BLAKE2b of the pixels, 64 bits."""
     means: Centroids
-    exact_means: np.ndarray
-    """float64, shape (n, pixels), 0-255: the means before they were rounded to float32."""
 
 
 def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Survey:
@@ -105,18 +105,43 @@ def survey(blocks: Iterable[tuple[np.ndarray, np.ndarray]], classes: int) -> Sur
     Labels that are not a class are left out of the means. The sums are exact, so the order of blocks does not matter.
     """
     sums, counts = np.zeros((classes, 1)), np.zeros(classes, np.int64)
-    digests, seen = bytearray(), bytearray()
-    for flat, labels in _pieces(blocks):
-        # A piece has at most 65,536 rows of at most 255: the sums are integers below 2²⁴, exact in float32.
-        member = (labels == np.arange(classes)[:, None]).astype(np.float32)
-        sums = sums + (member @ flat.astype(np.float32)).astype(np.float64)
+    found, seen = bytearray(), bytearray()
+    for flat, labels in pieces(blocks):
+        sums = sums + class_sums(flat, labels, classes)
         counts += np.bincount(labels, minlength=256)[:classes]
-        digests += b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in flat)
+        found += digests(flat)
         seen += labels.tobytes()
+    return Survey(np.frombuffer(seen, np.uint8), np.frombuffer(found, "<i8"), class_means(sums, counts))
+
+
+def class_sums(flat: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return the sum of the images of each class in a piece of `pieces`, float64 of shape (classes, pixels), exact."""
+    # A piece has at most 65,536 rows of at most 255: the sums are integers below 2²⁴, exact in float32.
+    member = (labels == np.arange(classes)[:, None]).astype(np.float32)
+    sums: np.ndarray = (member @ flat.astype(np.float32)).astype(np.float64)
+    return sums
+
+
+def class_means(sums: np.ndarray, counts: np.ndarray) -> Centroids:
+    """Return the mean image of each class that has images.
+
+    Args:
+        sums: of the images of each class, shape (classes, pixels); whole numbers below 2⁵³.
+        counts: number of these images, int64, shape (classes,).
+    """
     present = np.flatnonzero(counts)
     exact = sums[present] / counts[present, None]
-    means = Centroids(present, exact.astype(np.float32), counts[present])
-    return Survey(np.frombuffer(seen, np.uint8), np.frombuffer(digests, "<i8"), means, exact)
+    return Centroids(present, exact.astype(np.float32), counts[present], exact)
+
+
+def digests(flat: np.ndarray, person: bytes = b"") -> bytes:
+    """Return BLAKE2b (64 bits) of each image of `flat`, uint8 of shape (rows, pixels): 8 bytes each, joined.
+
+    Args:
+        flat: the images.
+        person: makes it another, independent function.
+    """
+    return b"".join(hashlib.blake2b(row, digest_size=8, person=person).digest() for row in flat)
 
 
 def images(
@@ -129,7 +154,7 @@ def images(
 
     Args:
         blocks: of `storage.formats.parquet.blocks`, for the same split as `split_survey`.
-        found: the results of the first pass over the split.
+        split_survey: the results of the first pass over the split.
         train: the same for the training split, used by `nearest` and `leaked`; None: this is the training split, and
             nothing is leaked.
         part_rows: minimum number of rows of each part but the last.
@@ -137,11 +162,32 @@ def images(
     compared = _repeats(split_survey.digests, split_survey.labels)
     leaked = np.zeros(len(split_survey.digests), bool) if train is None else _among(split_survey.digests, train.digests)
     compared |= {"digest": split_survey.digests, "leaked": leaked}
-    means, start = (train or split_survey).means, 0
-    for measured in _parts(_pieces(blocks), means, train is None, part_rows):
+    return tables(pieces(blocks), compared, (train or split_survey).means, train is None, part_rows)
+
+
+def tables(
+    flat_pieces: Iterable[tuple[np.ndarray, np.ndarray]],
+    compared: Mapping[str, np.ndarray],
+    means: Centroids,
+    of_them: bool,
+    part_rows: int,
+    first: int = 0,
+) -> Iterator[Table]:
+    """Yield an image table in parts: at least one, even if empty.
+
+    Args:
+        flat_pieces: of `pieces`.
+        compared: the columns that compare an image with others, by name: `digest`, `duplicate`, `conflict`, `leaked`.
+        means: of the training split.
+        of_them: whether the images are those behind the means.
+        part_rows: minimum number of rows of each part but the last.
+        first: `index` of the first row.
+    """
+    start = 0
+    for measured in _parts(flat_pieces, means, of_them, part_rows):
         stop = start + len(measured["label"])
         table = measured | {name: values[start:stop] for name, values in compared.items()}
-        table |= {"index": np.arange(start, stop)}
+        table |= {"index": np.arange(first + start, first + stop)}
         yield {name: table[name].astype(kind, copy=False) for name, kind in IMAGE_COLUMNS.items()}
         start = stop
 
@@ -151,10 +197,14 @@ def class_table(labels: np.ndarray, classes: int) -> Table:
 
     `imbalance` is the rows of the largest class divided by the rows of this class, infinite for a class without rows.
     """
-    rows = class_counts(labels, classes)
+    return class_table_of(class_counts(labels, classes), len(labels))
+
+
+def class_table_of(rows: np.ndarray, total: int) -> Table:
+    """Return the same from the rows of each class, int64 of shape (classes,), and the number of all rows."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        share, imbalance = rows / max(len(labels), 1), np.where(rows > 0, rows.max() / rows, np.inf)
-    return {"index": np.arange(classes), "rows": rows, "share": share, "imbalance": imbalance}
+        share, imbalance = rows / max(total, 1), np.where(rows > 0, rows.max() / rows, np.inf)
+    return {"index": np.arange(len(rows)), "rows": rows, "share": share, "imbalance": imbalance}
 
 
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -166,14 +216,20 @@ class Matches:
     """Counts how often the nearest class mean is that of the label, to compare with chance."""
 
     def __init__(self) -> None:
-        self._rows, self._hits = 0, 0
-        self._labels, self._nearest = np.zeros(256, np.int64), np.zeros(256, np.int64)
+        self.hits = 0
+        self.labels, self.nearest = np.zeros(256, np.int64), np.zeros(256, np.int64)
 
     def add(self, part: Table) -> None:
         """Count the rows of a part of an image table."""
-        self._rows, self._hits = self._rows + len(part["label"]), self._hits + int(part["centroid_hit"].sum())
-        self._labels += np.bincount(part["label"], minlength=256)
-        self._nearest += np.bincount(part["nearest"][part["nearest"] >= 0], minlength=256)
+        self.hits += int(part["centroid_hit"].sum())
+        self.labels += np.bincount(part["label"], minlength=256)
+        self.nearest += np.bincount(part["nearest"][part["nearest"] >= 0], minlength=256)
+
+    def merge(self, hits: int, labels: np.ndarray, nearest: np.ndarray) -> None:
+        """Add the counts of other rows."""
+        self.hits += hits
+        self.labels += labels
+        self.nearest += nearest
 
     @property
     def by_chance(self) -> float:
@@ -182,16 +238,16 @@ class Matches:
         The number of hits is then a sum of hypergeometric counts, whose distribution is approximated as normal. 0 below
         30 rows, too few for the approximation.
         """
-        rows = self._rows
+        rows = int(self.labels.sum())
         if rows < _LEAST_MATCHED:
             return 0.0
         # Python integers do not overflow.
-        pairs = [(int(a), int(b)) for a, b in zip(self._labels, self._nearest, strict=True) if a and b]
+        pairs = [(int(a), int(b)) for a, b in zip(self.labels, self.nearest, strict=True) if a and b]
         expected = sum(a * b for a, b in pairs) / rows
         # Counts of a table with fixed margins: variance of one diagonal count, covariance of two.
         single = sum(a * b * (rows - a) * (rows - b) - (a * b) ** 2 for a, b in pairs)
         variance = (single + sum(a * b for a, b in pairs) ** 2) / (rows**2 * (rows - 1))
-        away = (self._hits - expected) / math.sqrt(variance) if variance > 0 else 0.0
+        away = (self.hits - expected) / math.sqrt(variance) if variance > 0 else 0.0
         return math.erfc(away / math.sqrt(2)) / 2
 
 
@@ -209,27 +265,35 @@ class PixelRange:
     def add(self, part: Table) -> None:
         """Take the rows of a part of an image table into account."""
         if len(part["index"]):
-            self.darkest = min(self.darkest, int(part["pixel_min"].min()))
-            self.brightest = max(self.brightest, int(part["pixel_max"].max()))
+            self.merge(int(part["pixel_min"].min()), int(part["pixel_max"].max()))
+
+    def merge(self, darkest: int, brightest: int) -> None:
+        """Take other rows into account by their darkest and their brightest pixel."""
+        self.darkest, self.brightest = min(self.darkest, darkest), max(self.brightest, brightest)
 
 
-def ground_table(split_survey: Survey, image_shape: tuple[int, int], pixels: PixelRange) -> Table:
+def ground_table(means: Centroids, image_shape: tuple[int, int], pixels: PixelRange) -> Table:
     """Return one row: `ground`, the mean of the border of the mean image, from 0 (darkest pixel) to 1 (brightest).
 
     The border is the outermost rows and columns. 0.5, which contradicts no ink, if all pixels have one value or no
     label is a class.
     """
-    counts, span = split_survey.means.counts, pixels.brightest - pixels.darkest
+    counts, span = means.counts, pixels.brightest - pixels.darkest
     share = 0.5
     if len(counts) and span > 0:
-        mean = np.average(split_survey.exact_means, axis=0, weights=counts).reshape(image_shape)
+        mean = np.average(means.exact, axis=0, weights=counts).reshape(image_shape)
         border = np.ones(image_shape, bool)
         border[1:-1, 1:-1] = False
         share = float(mean[border].mean() - pixels.darkest) / span
     return {"index": np.arange(1), "ground": np.array([share])}
 
 
-def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[SplitName, int]) -> Table:
+def archive_table(
+    dataset: Dataset,
+    splits: Iterable[Split],
+    rows: Mapping[SplitName, int],
+    footers: Mapping[SplitName, Mapping[str, Any]] | None = None,
+) -> Table:
     """Return one row per split: the values declared in the manifest, recorded by decode and found in the file.
 
     Values that the manifest does not declare are None.
@@ -238,8 +302,12 @@ def archive_table(dataset: Dataset, splits: Iterable[Split], rows: Mapping[Split
         dataset: with the declared values.
         splits: as recorded by decode.
         rows: how many rows were read of each split.
+        footers: `image_shape` and `digest` as found in the files of each split; None: read them.
     """
-    split_rows = [_archive_row(dataset, split, parquet.metadata(split.file), rows[split.name]) for split in splits]
+    split_rows = [
+        _archive_row(dataset, split, footers[split.name] if footers else parquet.metadata(split.file), rows[split.name])
+        for split in splits
+    ]
     names = split_rows[0].keys()
     return {"index": np.arange(len(split_rows))} | {
         name: np.array([row[name] for row in split_rows], object) for name in names
@@ -259,13 +327,17 @@ def _archive_row(dataset: Dataset, split: Split, footer: Mapping[str, Any], rows
     }
     for kind in ("images", "labels"):
         role = f"{split.name}-{kind}"
-        row[f"{kind}_declared"] = dataset.archive(role).payload_sha256
+        row[f"{kind}_declared"] = dataset.payload_sha256(role)
         row[f"{kind}_found"] = split.sources.get(role, "none")
     return row
 
 
-def _pieces(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield images of shape (rows, pixels) and their labels, at most `_PIECE_PIXELS` pixels or one row at a time."""
+def pieces(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield images of shape (rows, pixels) and their labels, a few MB or one row at a time.
+
+    Args:
+        blocks: of `storage.formats.parquet.blocks`.
+    """
     for block, labels in blocks:
         flat = block.reshape(len(block), -1)
         rows = max(1, min(_PIECE_PIXELS // flat.shape[1], 1 << 16))
@@ -274,12 +346,12 @@ def _pieces(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[n
 
 
 def _parts(
-    pieces: Iterable[tuple[np.ndarray, np.ndarray]], means: Centroids, of_them: bool, part_rows: int
+    flat_pieces: Iterable[tuple[np.ndarray, np.ndarray]], means: Centroids, of_them: bool, part_rows: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the columns measured from each image alone, in parts: at least one."""
     part: list[dict[str, np.ndarray]] = []
     rows = parts = 0
-    for flat, labels in pieces:
+    for flat, labels in flat_pieces:
         part.append(_measured(flat, labels, means, of_them))
         rows += len(labels)
         if rows >= part_rows:

@@ -36,10 +36,10 @@ def examples(data: DatasetInStore, split: str) -> Examples:
     Raises:
         ConfigError: no run has decoded this split, or it has no images of the classes.
     """
-    from storage.formats import parquet
+    from storage.formats import split_rows
 
     decoded = _newest(data, split)
-    labels = parquet.labels(decoded.source).tolist()
+    labels = split_rows.labels(decoded).tolist()
     classes = _classes(data, decoded)
     first = {label: labels.index(label) for label in sorted(set(labels)) if label < len(classes)}
     if not first:
@@ -47,7 +47,7 @@ def examples(data: DatasetInStore, split: str) -> Examples:
             f"expected images of the classes of {data.name}; found none in the {decoded.name} images; "
             "correct the labels, or classes in the manifest"
         )
-    images = parquet.rows(decoded.source, list(first.values()))
+    images = split_rows.images(decoded, list(first.values()))
     without = [name for label, name in enumerate(classes) if label not in first]
     return Examples(images, [classes[label] for label in first], without)
 

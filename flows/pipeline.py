@@ -18,6 +18,7 @@ from prefect.futures import wait
 from expectations import engine_process
 from flows.approval import ask
 from flows.run import Job
+from storage.datasets.catalog import ROLES
 from storage.errors import ValidationFailed
 from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
@@ -87,7 +88,7 @@ class Directly:
 
 
 def to_validation(job: Job, caller: Caller, audited: bool = False) -> tuple[Split, Split]:
-    """Fetch four archives at once, decode both splits at once, audit them if asked, validate them;
+    """Fetch the archives of the four roles at once, decode both splits at once, audit them if asked, validate them;
     return train and test."""
     try:
         return _to_validation(job, caller, audited)
@@ -99,7 +100,7 @@ def _to_validation(job: Job, caller: Caller, audited: bool) -> tuple[Split, Spli
     store, dataset = job.store, job.dataset
     if not any(store.newest_entries(dataset.name, "validate")):
         engine_process.begin()
-    fetched = caller.call_together(fetch, [(store, dataset, spec, job.source) for spec in dataset.archives])
+    fetched = caller.call_together(fetch, [(store, dataset, dataset.archive(role), job.source) for role in ROLES])
     if not all(finished.step.reused for finished in fetched):
         # New data is validated, and to import what that takes takes longer than to decode it.
         engine_process.begin()

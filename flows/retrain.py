@@ -23,14 +23,14 @@ from flows.pipeline import ByPrefect, Caller, report, to_decision, to_validation
 from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
-from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
+from flows.settings import LOGGERS, relax_garbage_collection
 from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import DamagedEntry, IdxflowError
 from storage.objects.address import OPEN_STORE
 from storage.outcomes import Outcome
 from storage.records import HTML
-from storage.runtime import cancellation
+from storage.runtime import arithmetic, cancellation
 from storage.snapshots import ARRIVAL
 from storage.workers.address import OPEN_WORKERS
 from storage.workers.current import using
@@ -50,6 +50,7 @@ WorkersName = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_WOR
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
 ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
 
 _PATIENCE_SECONDS = 3
@@ -59,7 +60,7 @@ _MOST_MENDED = 5
 _log = logging.getLogger(__name__)
 
 # Every process that trains imports this module, and TensorFlow after it.
-leave_arithmetic_to_the_processor()
+arithmetic.leave_to_the_processor()
 
 
 @flow(name="retrain", flow_run_name="{dataset}")
@@ -76,6 +77,7 @@ def retrain(
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
     workers: WorkersName = None,
+    as_of: Day | None = None,
 ) -> State[Outcome]:
     """Retrain the classifier of one data set and keep the better model.
 
@@ -95,6 +97,7 @@ def retrain(
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
         workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
+        as_of: Use only archives of this day or earlier, such as 2026-11-30. Default: all.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
     request = Request(
@@ -109,6 +112,7 @@ def retrain(
         quarantine=_given(quarantine),
         quarantine_limit=quarantine_limit,
         workers=workers,
+        as_of=as_of,
     )
     missed = superseded(catch_up)
     if missed:

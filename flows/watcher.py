@@ -121,7 +121,9 @@ def _inbox(options: WatchOptions) -> ArrivalFolder:
     if options.dataset_file:
         # Not resolved: the target of `/dev/stdin` has no path.
         path = options.dataset_file.expanduser().absolute()
-        return ArrivalFolder(place, catalog.read(path), str(path), options.marker)
+        dataset = catalog.read(path)
+        catalog.check_four(dataset, "a set that arrives in a folder is four files")
+        return ArrivalFolder(place, dataset, str(path), options.marker)
     return ArrivalFolder(place, datasets.named(options.dataset or "", options.store), None, options.marker)
 
 

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -391,6 +391,9 @@ class CloudEntry:
             remedy = f"remove {self.where()}/{ENTRY}, then run again"
         return DamagedEntry(f"{self.where(name)}: {error}; {remedy}", removed=self.store.mends)
 
+    def beside(self, key: str) -> Entry:
+        return PartEntry(self.store, f"{self.folder.rpartition('/')[0]}/{key}")
+
     def unpublish(self) -> None:
         """Remove the description of this damaged entry, so that it is made again, unless another run has done that."""
         described = f"{self.folder}/{ENTRY}"
@@ -412,3 +415,37 @@ class CloudEntry:
                 f"expected {self.where(name)}; found none: `idxflow gc` has removed its entry, or another program did; "
                 "run again"
             ) from error
+
+
+@dataclass(frozen=True)
+class PartEntry:
+    """An entry in object storage that another one names; its description is read when a file of it is needed."""
+
+    store: CloudStore
+    folder: str
+    """Its key in the store."""
+
+    @property
+    def key(self) -> str:
+        return self.folder.rpartition("/")[2]
+
+    def where(self, name: str = "") -> str:
+        return self._entry.where(name) if name else self.store.objects.where(self.folder)
+
+    def path(self, name: str) -> Path:
+        return self._entry.path(name)
+
+    def source(self, name: str) -> Source:
+        return self._entry.source(name)
+
+    def sha256(self, name: str) -> str | None:
+        return self._entry.sha256(name)
+
+    def beside(self, key: str) -> Entry:
+        return PartEntry(self.store, f"{self.folder.rpartition('/')[0]}/{key}")
+
+    @cached_property
+    def _entry(self) -> CloudEntry:
+        dataset, part, key = self.folder.split("/")
+        described = self.store.described(dataset, part, key)
+        return CloudEntry(self.store, self.folder, attempt_of(described), files_of(described))

@@ -24,6 +24,8 @@ from storage.cloud_store import (
     attempt_of,
     files_of,
 )
+from storage.errors import DamagedEntry
+from storage.formats import members
 from storage.objects import sealed
 from storage.objects.protocol import Found
 from storage.store import ENTRY, check_identity
@@ -101,6 +103,11 @@ class CloudUpkeep:
 
     def size(self, entry: StoredEntry) -> int:
         return self._sizes[entry.name]
+
+    def members(self, entry: StoredEntry) -> list[str]:
+        # Those of attempts that nobody publishes, too: with them, more is kept, and never less.
+        lists = [key for key in entry.keys if key.rpartition("/")[2] == members.MEMBERS]
+        return [member for key in lists for member in self._members(key)]
 
     def leftovers(self) -> list[Leftover]:
         # Before the listing: if that takes long, objects look younger than they are, and never the reverse.
@@ -195,7 +202,15 @@ class CloudUpkeep:
         if others := sorted(sizes.keys() - files.keys()):
             problem = f"{where}/{attempt}: expected the files of {ENTRY}; found {', '.join(others)} as well"
             return CheckedEntry(name, where, described, problem, "remove what no entry lists")
-        return CheckedEntry(name, where, described)
+        lists = [f"{key}/{attempt}/{file}" for file in files if file == members.MEMBERS]
+        try:
+            listed = tuple(member for one in lists for member in self._members(one))
+        except DamagedEntry as error:
+            return CheckedEntry(name, where, described, str(error))
+        return CheckedEntry(name, where, described, members=listed)
+
+    def _members(self, key: str) -> list[str]:
+        return members.keys_in(self._objects.get(key), self._objects.where(key))
 
     def _wrong(self, key: str, size: int | None, file: StoredFile, contents: bool) -> str:
         """Say what is wrong with a file of an entry, of which the listing gave the size; empty if nothing is."""

@@ -28,6 +28,7 @@ from storage import released
 from storage.arrivals import Arrivals
 from storage.errors import DamagedEntry, StoreError
 from storage.files import MAX_JSON_BYTES, copy_file, flush, sha256_of, unsealed
+from storage.formats.members import MEMBERS
 from storage.ledger import place
 from storage.objects.folder import Folder
 from storage.registry import Registry
@@ -326,7 +327,10 @@ def _carry_out(plan: _Plan, advance: Advance) -> None:
         advance(done, total)
 
     advance(done, total)
-    _each(partial(_adopted, target), plan.entries, count)
+    # First what is listed, then what lists it. Lists that keep other lists do not read them.
+    for lists in (False, True):
+        entries = (entry for entry in plan.entries if (MEMBERS in entry.described["files"]) == lists)
+        _each(partial(_adopted, target), entries, count)
     with Registry(target, dataset).deciding(), target.alone(dataset, "ledger"):
         # Runs may have gone on at the target meanwhile.
         history = [replace(names, theirs=_names(source, target, names.folder).theirs) for names in plan.history]

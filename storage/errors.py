@@ -201,7 +201,7 @@ def published_by(file: Path, description: str) -> None:
     _publications[file] = description
 
 
-def made_again(file: Path | Ranged) -> str:
+def made_again(file: Path | Ranged | str) -> str:
     """Return the remedy for a damaged file of a store entry whose size and SHA-256 match its description.
 
     As long as such an entry exists, runs reuse it.

@@ -45,6 +45,11 @@ class NotRegular(OSError):
     """Raised if a path is not a regular file; `strerror` says what it is."""
 
 
+def digest_of(values: Any) -> str:
+    """Return the SHA-256 of JSON values in their canonical form, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(values)).hexdigest()
+
+
 def kind_of(path: Path) -> str:
     """Return the kind of file at `path`, following links, such as `a FIFO (named pipe)`."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from storage import store_format
@@ -37,6 +38,20 @@ def open_store(store: str | Path | None = None) -> Store:
     local = Store(Path(address))
     _check_folder(local)
     return local
+
+
+@cache
+def reopened(address: str) -> Store:
+    """Return the store at `address` for work that another process has sent to this one, prepared as for a run.
+
+    A process opens each store once, so that all its work shares connections and leases.
+
+    Raises:
+        ConfigError, StoreError: as for `open_store`, or it cannot be written.
+    """
+    store = open_store(address)
+    store.prepare()
+    return store
 
 
 def _check_folder(store: Store) -> None:

@@ -63,6 +63,14 @@ class Entry(Protocol):
     def sha256(self, name: str) -> str | None:
         """Return the SHA-256 of one of its files, if it is known without reading the file."""
 
+    def beside(self, key: str) -> Entry:
+        """Return the entry with this key in the same folder of the store: one of its parts.
+
+        Raises:
+            DamagedEntry: there is none.
+            StoreError: it cannot be read.
+        """
+
 
 @dataclass(frozen=True)
 class FolderEntry:
@@ -86,6 +94,9 @@ class FolderEntry:
     def sha256(self, name: str) -> str | None:
         return None
 
+    def beside(self, key: str) -> Entry:
+        return FolderEntry(self.folder.parent / key)
+
 
 @dataclass(frozen=True)
 class FilesEntry:
@@ -106,6 +117,9 @@ class FilesEntry:
 
     def sha256(self, name: str) -> str | None:
         return None
+
+    def beside(self, key: str) -> Entry:
+        raise LookupError(f"expected nothing but the files of {self.folder}; asked for the entry {key}")
 
 
 @dataclass(frozen=True)
@@ -153,6 +167,11 @@ class Archive:
     sha256: str
     source: str
     """Where it came from, without credentials."""
+    parts: int = 0
+    """If it is all the archives of its role: how many, which `storage.formats.members` lists; 0 if it is one file.
+
+    Then name and source are those of the first, the size is that of all, and the digest that of their digests in order.
+    """
 
     @property
     def file(self) -> Path:
@@ -161,7 +180,11 @@ class Archive:
 
 @dataclass(frozen=True)
 class Split:
-    """One decoded split: a Parquet file with a row per image, in the order of the archives."""
+    """One decoded split, with a row per image in the order of the archives: a Parquet file, or several parts.
+
+    A part is a `Split` with a Parquet file, and an entry of its own beside this one. `storage.formats.split_rows` reads
+    both.
+    """
 
     entry: Entry
     name: SplitName
@@ -175,9 +198,12 @@ class Split:
     """SHA-256 of each archive's payload (header and data, decompressed), by role."""
     set_aside: int = 0
     """Number of the archives' rows that are in quarantine instead; not in older records."""
+    parts: int = 0
+    """Number of its parts, which `storage.formats.split_rows` lists; 0 if it is one file, and in older records."""
 
     @property
     def file(self) -> Path:
+        """Its Parquet file, if it has no parts."""
         return self.entry.path(f"{self.name}.parquet")
 
     @property
@@ -202,7 +228,7 @@ class Quarantine:
     max_share: float
     """Largest share of a split's rows that may be, in [0, 1]."""
     left: tuple[Split, ...]
-    """What is left of each split from which rows were set aside; its files are in this entry."""
+    """What is left of each split from which rows were set aside; its file or the list of its parts is in this entry."""
 
     @property
     def file(self) -> Path:
@@ -246,10 +272,12 @@ class Validation:
     checks: tuple[Check, ...]
     class_counts: Mapping[str, tuple[int, ...]]
     """Rows per class, by split."""
+    parts: int = 0
+    """Number of parts of both splits, see `tasks.checking.measuring`; 0 if neither has parts, and in older records."""
 
     @property
     def summary(self) -> Path:
-        """The table that was checked, one row per image; see `tasks.validate`."""
+        """The table that was checked, one row per image, if it has no parts; see `tasks.validate`."""
         return self.entry.path("summary.parquet")
 
     @property
@@ -322,6 +350,8 @@ class Normalization:
     """The darkest and the brightest pixel of these rows, 0-255; not in older records."""
     held_out_rows: int = 0
     """Not in older records."""
+    parts: int = 0
+    """Number of parts of the training split, of each of which there is a `PartSums`; 0 if it is one file."""
 
     @property
     def file(self) -> Path:
@@ -330,7 +360,38 @@ class Normalization:
 
     @property
     def held_out(self) -> Path:
-        """Whether each training row is held out, see `tasks.model.holdout`; not in older entries."""
+        """Whether each training row is held out, see `tasks.model.holdout`; not if it has parts or is older."""
+        return self.entry.path("held_out.npz")
+
+    @property
+    def sides(self) -> Path:
+        """If it has parts: how fitted and held-out rows compare, see `tasks.model.sides`."""
+        return self.entry.path("sides.npz")
+
+
+@dataclass(frozen=True)
+class PartSums:
+    """The held-out rows of one part of the training split, and the sums from which the statistics of all are made."""
+
+    entry: Entry
+    rows: int
+    """Number of rows whose pixels are in the sums: those that are not held out, or all."""
+    held_out_rows: int
+    squares: int
+    """Sum of the squares of all their pixels, of 0-255."""
+    pixel_range: tuple[int, int]
+    """The darkest and the brightest of their pixels, 0-255; (255, 0) if there is no such row."""
+    brightness: tuple[tuple[int, int], ...]
+    """Of all fitted and of all held-out rows: the sum over rows of the sum of their pixels, and that of its square."""
+
+    @property
+    def file(self) -> Path:
+        """`pixels` (int64, one sum each) and `labels` (int64, shape (2, 256): fitted and held-out rows by label)."""
+        return self.entry.path("sums.npz")
+
+    @property
+    def held_out(self) -> Path:
+        """Whether each row of the part is held out, see `tasks.model.holdout`."""
         return self.entry.path("held_out.npz")
 
 
@@ -369,6 +430,8 @@ class TrainedModel:
     """The darkest and the brightest pixel of the rows used for the statistics, 0-255; not in older records."""
     resumed_after: int = 0
     """Epochs that an interrupted run had completed; 0 if one run did all, and in older records."""
+    device: str = ""
+    """What TensorFlow has trained on: `CPU`, or the name of a GPU; empty in older records."""
 
     @property
     def weights(self) -> Path:
@@ -440,11 +503,21 @@ class Evaluation:
     """Counts; rows: true class; columns: predicted class."""
     mistakes: tuple[Mistake, ...]
     """The most confident mistakes first, at most 25."""
+    parts: int = 0
+    """Number of parts of the test split, of each of which there is an `Evaluation`; 0 if it is one file.
+
+    `storage.formats.predictions` reads both.
+    """
 
     @property
     def file(self) -> Path:
-        """`predicted` (uint8) and `probability` (float32, one column per class), one row per test image."""
+        """If it has no parts: `predicted` (uint8) and `probability` (float32, one column per class), by test image."""
         return self.entry.path("predictions.npz")
+
+    @property
+    def source(self) -> Source:
+        """The same, for a reader that needs little of it."""
+        return self.entry.source("predictions.npz")
 
 
 @dataclass(frozen=True)
@@ -560,6 +633,8 @@ class DatasetFacts:
     """Its own training defaults, by name."""
     labels: tuple[int, ...] = ()
     """The label files' value for each class; empty: 0, 1, 2, …"""
+    chosen: str = ""
+    """Which archives were used for training, if not all; not in older records."""
 
 
 @dataclass(frozen=True)
@@ -610,6 +685,8 @@ class RunRecord:
     failure: Failure | None = None
     facts: DatasetFacts | None = None
     environment: Environment | None = None
+    as_of: str = ""
+    """The day, ISO 8601, whose data it used: archives of this day or earlier; empty: all."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,10 @@ For each data set, the following is kept, with everything that it was made from:
 - the requested number of newest versions,
 - the same number of newest runs, with their reports,
 - the archives that have arrived in a folder and have not been run yet (`storage.arrivals`),
-- if the newest run was cut off, the unfinished work of it and of others, from which the next run resumes.
+- if the newest run was cut off, the unfinished work of it and of others, from which the next run resumes,
+- if it was cut off or failed, what it has made and not recorded: parts that no entry lists yet.
+
+An entry of parts keeps those that it lists. Several entries may list the same: the parts of a window that slides.
 
 What data sets share, downloaded ZIP files, is kept only while it is used or its download is to be resumed
 (`collect_downloads`): each data set has its own archives out of it.
@@ -21,10 +24,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from storage.arrivals import Arrivals
 from storage.ledger import run_of
@@ -32,6 +36,7 @@ from storage.objects.protocol import Found
 from storage.outcomes import steps_of
 from storage.registry import Overtaken, Registry, Version, line
 from storage.store import Store, store_errors
+from storage.underway import was_cut_off
 from storage.upkeep import InUse, Leftover, StoredEntry, Upkeep, bytes_of
 from storage.verify import downloads, for_the_next_run, free_to_remove, resumed_by_the_next_run
 
@@ -154,9 +159,19 @@ def _plan(registry: Registry, upkeep: Upkeep, keep_last: int) -> Collected:
     store, dataset = registry.store, registry.dataset
     numbers = _numbers_to_keep(registry, keep_last)
     versions = [registry.version(number) for number in sorted(numbers)]
-    names = _names_to_keep(registry, versions, keep_last)
     entries = upkeep.entries()
-    removed = tuple(entry for entry in entries if entry.name.key not in names)
+    members = {entry.name.key: listed for entry in entries if (listed := upkeep.members(entry))}
+    names = _with_members(_names_to_keep(registry, versions, keep_last), members)
+    if _is_unfinished(registry):
+        # With what it lists: parts that older splits have, too.
+        names |= _with_members(_unrecorded(registry, {entry.name.key for entry in entries} - names, members), members)
+    # What lists others first: if this is cut off, nothing that is left lists what is gone.
+    removed = tuple(
+        sorted(
+            (entry for entry in entries if entry.name.key not in names),
+            key=lambda entry: entry.name.key not in members,
+        )
+    )
     unfinished = for_the_next_run(registry)
     arrivals = Arrivals(store, dataset)
     rubbish = (*_abandoned(upkeep, removed, unfinished), *arrivals.unfinished(), *arrivals.surplus())
@@ -187,6 +202,33 @@ def _numbers_to_keep(registry: Registry, keep_last: int) -> set[int]:
     return (numbers & {*existing}) | {*existing[-keep_last:]}
 
 
+def _with_members(names: Collection[str], members: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return the names of entries with those that they list, and so on."""
+    found, waiting = set(names), [*names]
+    while waiting:
+        new = {*members.get(waiting.pop(), ())} - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _is_unfinished(registry: Registry) -> bool:
+    """Return whether the newest run was cut off or failed: the next one will use what it has made."""
+    newest = registry.ledger.last("runs")
+    failed = bool(newest and newest.get("state") in ("failed", "refused"))
+    return failed or was_cut_off(registry.store, registry.dataset, registry.ledger)
+
+
+def _unrecorded(registry: Registry, keys: Collection[str], members: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return those of the keys that no run has recorded, and that nothing lists which a run has recorded."""
+    if not keys:
+        return set()
+    runs = registry.ledger.newest("runs")
+    recorded = {name for run in runs for name in _names_of(run)}
+    recorded |= {key for version in registry.versions() for key in (version.model, version.evaluation)}
+    return set(keys) - _with_members(recorded, members)
+
+
 def _names_to_keep(registry: Registry, versions: list[Version], keep_last: int) -> set[str]:
     """Return the folder names of all entries to keep: keys, and the ids of runs whose reports are kept."""
     ledger = registry.ledger
@@ -195,7 +237,11 @@ def _names_to_keep(registry: Registry, versions: list[Version], keep_last: int) 
     records = [ledger.record("runs", name) for name in runs if name in newest or run_of(name) in makers]
     names = {key for version in versions for key in (version.model, version.evaluation)}
     for run in records:
-        # An unchanged run shares the report of the last run that decided something.
-        names |= {run["run"], Path(run.get("report") or run["run"]).name}
-        names |= {step.key for step in steps_of(run)}
+        names |= _names_of(run)
     return names
+
+
+def _names_of(run: Mapping[str, Any]) -> set[str]:
+    """Return the folder names of the entries that a run has recorded."""
+    # An unchanged run shares the report of the last run that decided something.
+    return {run["run"], Path(run.get("report") or run["run"]).name, *(step.key for step in steps_of(run))}

@@ -209,6 +209,12 @@ class Store:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process, it is opened again: a connection, a lock and a lease belong to one process.
+        from storage.opening import reopened
+
+        return reopened, (self.address,)
+
     @property
     def address(self) -> str:
         """Where it is, for people and for `--store`: a path, or an address such as s3://bucket/prefix."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from storage.errors import IdxflowError
 from storage.files import kind_of, listed, locked, read_json
+from storage.formats import members
+from storage.records import FolderEntry
 from storage.store import ENTRY, FOLDERS, IN_USE, INBOX, LOCKS, discard, read_entry, store_errors
 
 if TYPE_CHECKING:
@@ -70,6 +72,8 @@ class CheckedEntry:
     """Empty if it is intact."""
     remedy: str = ""
     """If it is not that for any damaged entry of its step."""
+    members: tuple[str, ...] = ()
+    """The keys of the entries that it lists (`storage.formats.members`)."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,13 @@ class Upkeep(Protocol):
 
     def size(self, entry: StoredEntry) -> int:
         """Return the bytes of an entry that `entries` has returned."""
+
+    def members(self, entry: StoredEntry) -> list[str]:
+        """Return the keys of the entries that an entry of `entries` lists; mostly none.
+
+        Raises:
+            DamagedEntry: its list cannot be read.
+        """
 
     def leftovers(self) -> list[Leftover]:
         """Return what runs that are gone have left. Call it while `unused` or `alone`."""
@@ -155,7 +166,8 @@ class FolderUpkeep:
         for path in self._paths():
             name = EntryName(path.parent.name, path.name)
             try:
-                yield CheckedEntry(name, str(path), read_entry(path, contents))
+                described = read_entry(path, contents)
+                yield CheckedEntry(name, str(path), described, members=tuple(_listed(path)))
             except IdxflowError as error:
                 yield CheckedEntry(name, str(path), _described(path), str(error))
 
@@ -164,6 +176,9 @@ class FolderUpkeep:
 
     def size(self, entry: StoredEntry) -> int:
         return bytes_of(self._path(entry.name))
+
+    def members(self, entry: StoredEntry) -> list[str]:
+        return _listed(self._path(entry.name))
 
     def leftovers(self) -> list[Leftover]:
         places = (self._folder / part for part in ("", *_PARTS, *INNER_FOLDERS, f"{INBOX}/arrivals"))
@@ -212,6 +227,11 @@ def bytes_of(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder; links are not followed."""
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
     return sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+
+
+def _listed(folder: Path) -> list[str]:
+    path = folder / members.MEMBERS
+    return members.keys(FolderEntry(folder)) if path.exists() else []
 
 
 def _give_up() -> None:

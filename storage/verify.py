@@ -241,14 +241,29 @@ class _Check:
         return self.store.objects.where(f"{self.dataset}/{key}")
 
     def _entries(self) -> None:
+        members: dict[EntryName, str] = {}
         for entry in self.upkeep.checked(self.contents):
             self.entries += 1
             self.weights[entry.name] = _weights(entry)
+            members |= {EntryName(entry.name.folder, key): entry.where for key in entry.members}
             if entry.problem:
                 again = _REMOVE_REPORT if entry.name.folder == FOLDERS["publish"] else _MAKE_AGAIN
                 self._damage(entry.where, entry.problem, entry.remedy or again)
             else:
                 self.bytes += sum(file["bytes"] for file in entry.described["files"].values())
+        self._members(members)
+
+    def _members(self, members: Mapping[EntryName, str]) -> None:
+        """Check that the entries that others list are there: those that are only kept, in the folder of any step."""
+        known = {name.key for name in self.weights}
+        steps = {folder: step for step, folder in FOLDERS.items()}
+        for name in members:
+            # A run may have made it since the entries were listed.
+            if name.key not in known and not any(
+                self.store.has(self.dataset, step, name.key) for step in steps.values()
+            ):
+                place = self._where(f"{name.folder}/{name.key}")
+                self._damage(members[name], f"expected a part of it at {place}; found none", _MAKE_AGAIN)
 
     def _arrivals(self) -> None:
         for where, problem in Arrivals(self.store, self.dataset).damage(self.contents):

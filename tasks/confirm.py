@@ -6,6 +6,8 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +16,21 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
 from storage.errors import ModelRefused
-from storage.formats import arrays
+from storage.formats import arrays, predictions, split_rows
 from storage.records import Confirmation, Done, Evaluation, FolderEntry, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.model import confirm_worker
-from tasks.model.confirm_worker import ROWS, sample_rows
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
 TOLERANCE = 1e-5
 """Largest difference in a probability that counts as rounding; both processes do the same arithmetic."""
 TIMEOUT_SECONDS = 600
+ROWS = 64
+"""The most rows to predict again."""
+PARTS = 8
+"""The most parts of a split in which these are."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,12 +70,13 @@ def confirm_into(
     Raises:
         ModelRefused: see `confirm`.
     """
-    output = folder / "probability.npz"
+    images, output = folder / "images.npz", folder / "probability.npz"
     output.unlink(missing_ok=True)
+    rows, classes = sample_rows([part.rows for part in split_rows.parts(test)]), len(dataset.classes)
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", confirm_worker.__name__, str(test.file), str(output)],
-            input=confirm_worker.request(model),
+            [sys.executable, "-m", confirm_worker.__name__, str(images), str(output)],
+            input=confirm_worker.request(model, images, split_rows.images(test, rows)),
             cwd=code_digests.ROOT,
             env=_without_secrets(),
             capture_output=True,
@@ -83,17 +89,30 @@ def confirm_into(
     if ended.returncode:
         stderr_lines = ended.stderr.strip().splitlines()
         raise _refused(dataset, stderr_lines[-1] if stderr_lines else f"it ended with code {ended.returncode}")
-    rows, classes = sample_rows(test.rows), len(dataset.classes)
+    images.unlink()
     answered = arrays.read(output, {"probability": (np.float32, (len(rows), classes))})["probability"]
-    expected: arrays.Expected = {
-        "predicted": (np.uint8, (test.rows,)),
-        "probability": (np.float32, (test.rows, classes)),
-    }
-    own = arrays.read(evaluation.file, expected)["probability"][rows]
+    own = predictions.probability(evaluation, rows)
     difference = float(np.abs(answered - own).max())
     if not difference <= TOLERANCE:
         raise _refused(dataset, f"its probabilities differ by up to {difference:g}, allowed is {TOLERANCE:g}")
     return Confirmation(FolderEntry(folder), len(rows), difference)
+
+
+def sample_rows(sizes: Sequence[int]) -> list[int]:
+    """Return the numbers of the rows to predict again: at most `ROWS`, evenly spaced over the split.
+
+    They are in few of its parts, because the probabilities of a part are in one file, which may have to be fetched.
+
+    Args:
+        sizes: the rows of each part.
+    """
+    firsts, few = [0, *accumulate(sizes)], _spaced(len(sizes), PARTS)
+    return [firsts[part] + row for part in few for row in _spaced(sizes[part], ROWS // len(few))]
+
+
+def _spaced(count: int, most: int) -> list[int]:
+    numbers: list[int] = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
+    return numbers
 
 
 def _without_secrets() -> dict[str, str]:

@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Floors
 from storage.errors import DamagedEntry
-from storage.formats import arrays, parquet
+from storage.formats import members, predictions, split_rows
 from storage.records import (
     Answer,
     Decision,
@@ -224,14 +224,23 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
     """
     if champion is None or champion.score is None:
         return None
-    labels = parquet.labels(candidate.test.source)
-    ours, theirs = _answers(candidate.evaluation), _answers(champion.score)
-    if not len(labels) == len(ours) == len(theirs):
-        raise DamagedEntry(
-            f"{candidate.test.source}: expected a label for each of the {len(ours):,} predictions of the candidate and "
-            f"the {len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
-        )
-    return criteria.paired(labels, ours, theirs, dataset.gate.alpha)
+    table, differing = np.zeros(4, np.int64), 0
+    of_parts = (
+        split_rows.parts(candidate.test),
+        members.of(candidate.evaluation),
+        members.of(champion.score),
+    )
+    for part, *scores in zip(*of_parts, strict=True):
+        labels, (ours, theirs) = split_rows.labels(part), map(predictions.predicted, scores)
+        if not len(labels) == len(ours) == len(theirs):
+            raise DamagedEntry(
+                f"{part.source}: expected a label for each of the {len(ours):,} predictions of the candidate and "
+                f"the {len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
+            )
+        here, differing_here = criteria.counted(labels, ours, theirs)
+        table, differing = table + here, differing + differing_here
+    both, only_ours, only_theirs, neither = table.tolist()
+    return criteria.compared((both, only_ours, only_theirs, neither), differing, dataset.gate.alpha)
 
 
 def judge(
@@ -314,16 +323,6 @@ def _against(
         if not lost.passed:
             reason += f"; {lost.name} is {lost.observed}, allowed {lost.limit}"
     return tuple(rules), reason
-
-
-def _answers(evaluation: Evaluation) -> np.ndarray:
-    """Return the class that a model predicts for each test row, uint8 of shape (rows,)."""
-    width = len(evaluation.per_class)
-    expected: arrays.Expected = {
-        "predicted": (np.uint8, (evaluation.rows,)),
-        "probability": (np.float32, (evaluation.rows, width)),
-    }
-    return arrays.read(evaluation.file, expected)["predicted"]
 
 
 def _floor_rules(floors: Floors, candidate: Evaluation) -> tuple[Rule, ...]:

@@ -1,12 +1,26 @@
-"""Turn an image archive and a label archive into one Parquet split."""
+"""Turn archives of images and of labels into a split: one Parquet file, or a part for each million rows.
+
+An archive of images and that of its labels are a pair. A pair of at most `PART_ROWS` rows becomes one file. A larger
+one is cut into parts, each an entry of its own: plain IDX by arithmetic, each part by itself, and gzip, which can only
+be read from its start, in one pass that makes the parts that are missing.
+
+A split of several pairs consists of the parts of all, in the order of the manifest. The key of a part says nothing of
+the others, so that a pair that is added, or left out, changes none.
+
+What protects a range of a plain archive: the archive was verified when it was fetched, and the digests of its chunks
+were noted in its entry then; a range is read in whole chunks, each compared with its digest (`storage.formats.chunks`).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +28,97 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from storage.datasets.catalog import MAX_LABEL_COLUMNS, Dataset
+from storage.datasets.catalog import Dataset
 from storage.errors import FormatError
-from storage.files import canonical
-from storage.formats import idx, parquet
+from storage.files import digest_of
+from storage.formats import idx, members, split_rows
 from storage.records import Archive, Done, FolderEntry, Split, SplitName
 from storage.runtime import cancellation, code_digests
 from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
-from storage.words import times
+from storage.words import counted
+from storage.workers.current import in_order
+from tasks.decoding.reading import agreed_rows, class_labels, rows_at_once, sets_labels_aside, upright
+from tasks.decoding.writing import TooManyRows, is_compressed, opened, rows_of, write_part, write_split
 from tasks.ui import summaries
 from tasks.ui.steps import log_step
-
-_BLOCK_BYTES = 1 << 26
-NO_CLASS = 255
-"""The label of a row whose value in the file is that of no class, if such rows are set aside."""
-_LABELS_NAMED = 12
-_LIKE_LABELS = ", which looks like a label file"
 
 _log = logging.getLogger(__name__)
 
 
 @task(task_run_name="decode-{name}", cache_policy=NO_CACHE)
 def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, labels: Archive) -> Done[Split]:
-    """Decode one split of `dataset` from its two archives, or find it already decoded.
+    """Decode one split of `dataset` from its archives, or find it already decoded.
+
+    Args:
+        images: all archives of the images of the split.
+        labels: all archives of their labels.
 
     Raises:
         FormatError: an archive is not a complete IDX file of the declared type, shape and number of rows.
     """
-    plan = Plan(
+    # Without what grows with the number of archives: each item goes to another process.
+    dataset = replace(dataset, archives=())
+    if images.parts:
+        result = _of_several(store, dataset, name, images, labels)
+    else:
+        result = _of_one(Pair(store, dataset, name, images, labels))
+    log_step(_log, result.step)
+    return result
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An archive of images and that of their labels, to be decoded wherever that is done."""
+
+    store: Store
+    dataset: Dataset
+    name: SplitName
+    images: Archive
+    labels: Archive
+
+    @property
+    def plan(self) -> Plan:
+        """What all rows are made from."""
+        return _plan(self.dataset, self.name, self.images, self.labels)
+
+    def plan_of(self, rows: tuple[int, int]) -> Plan:
+        """Return what some of the rows are made from: from a first one up to but not including a second one."""
+        plan = _plan(replace(self.dataset, rows={}), self.name, self.images, self.labels)
+        return replace(plan, subject=f"{self.name} part", parameters={**plan.parameters, "part": [*rows]})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the rows of a pair."""
+
+    pair: Pair
+    rows: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of a pair after a look."""
+
+    rows: int
+    done: Done[Split] | None
+    """None if it is to be made in parts."""
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """What a pass over a compressed pair has made or found."""
+
+    parts: tuple[Done[Split], ...]
+    sources: dict[str, str]
+
+
+class _Compressed(Exception):
+    """A part of a compressed archive cannot be made by itself. Never shown to people."""
+
+
+def _plan(dataset: Dataset, name: SplitName, images: Archive, labels: Archive) -> Plan:
+    return Plan(
         dataset.name,
         "decode",
         name,
@@ -50,37 +126,6 @@ def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, lab
         parameters=_declared(dataset, name),
         code=code_digests.digests(__name__),
     )
-    result = store.get_or_make(
-        plan, Split, lambda folder: write_split(dataset, name, images, labels, folder), summaries.split
-    )
-    log_step(_log, result.step)
-    return result
-
-
-def write_split(dataset: Dataset, name: SplitName, images: Archive, labels: Archive, folder: Path) -> Split:
-    """Write `<folder>/<name>.parquet`, block by block: memory does not grow with the number of rows.
-
-    Raises:
-        FormatError: see `decode`.
-        Cancelled: the run is being ended.
-    """
-    split = Split(FolderEntry(folder), name, 0, dataset.image_shape, len(dataset.classes), "", {})
-    with ExitStack() as stack:
-        image_reader = stack.enter_context(idx.Reader(images.file, f"{dataset.name}: {images.file_name}"))
-        label_reader = stack.enter_context(idx.Reader(labels.file, f"{dataset.name}: {labels.file_name}"))
-        rows = _agreed_rows(dataset, name, image_reader, label_reader)
-        writer = stack.enter_context(parquet.Writer(split.file, dataset.image_shape, dataset.classes))
-        at_once = _rows_at_once(dataset)
-        upright = _upright(dataset, image_reader, at_once)
-        blocks = zip(upright, _class_labels(dataset, label_reader, at_once), strict=True)
-        # Inflate and hash in another thread, compress and write in this one.
-        for image_block, label_block in stack.enter_context(closing(prefetch(blocks))):
-            cancellation.check()
-            writer.write(image_block, label_block)
-        sources = {images.role: image_reader.payload_sha256, labels.role: label_reader.payload_sha256}
-        digest = hashlib.sha256(canonical([sources, dataset.label_column or 0, *_reading(dataset)])).hexdigest()
-        writer.close({"image_shape": dataset.image_shape, "rows": rows, "digest": digest, "sources": sources})
-    return Split(FolderEntry(folder), name, rows, dataset.image_shape, len(dataset.classes), digest, sources)
 
 
 def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
@@ -91,147 +136,186 @@ def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
         "label_column": dataset.label_column,
         **({"labels": list(dataset.labels)} if dataset.labels else {}),
         **({"transpose": True} if dataset.transpose else {}),
-        **({"unknown_labels": "set aside"} if _sets_labels_aside(dataset) else {}),
+        **({"unknown_labels": "set aside"} if sets_labels_aside(dataset) else {}),
     }
 
 
-def _reading(dataset: Dataset) -> list[Any]:
-    """Return the part of a split's digest due to how archives are read: nothing if unused, as in older digests."""
-    labels: list[Any] = [list(dataset.labels)] if dataset.labels else []
-    labels += [f"no class is {NO_CLASS}"] if _sets_labels_aside(dataset) else []
-    return [*labels, "transpose"] if dataset.transpose else labels
+def _of_one(pair: Pair) -> Done[Split]:
+    started = time.perf_counter()
+    found = _look(pair)
+    if found.done and not found.done.record.parts:
+        return found.done
+    ((result, new),) = _in_parts([(pair, found)])
+    return _counted(result, new, result.step.reason, time.perf_counter() - started)
 
 
-def _sets_labels_aside(dataset: Dataset) -> bool:
-    """Return whether rows whose label is no class are set aside later, and a number is left to mark them."""
-    return "label" in dataset.quarantine.checks and len(dataset.classes) <= NO_CLASS
+def _of_several(store: Store, dataset: Dataset, name: SplitName, images: Archive, labels: Archive) -> Done[Split]:
+    started = time.perf_counter()
+    # Each pair may have any number of rows: the manifest declares that of all together.
+    alone = replace(dataset, rows={})
+    archives = zip(members.of(images), members.of(labels), strict=True)
+    pairs = [Pair(store, alone, name, *both) for both in archives]
+    done = _all(pairs)
+    splits = [one.record for one, _ in done]
+    parts = [part for split in splits for part in split_rows.parts(split)]
+    sources = {
+        archive.role: digest_of([split.sources[archive.role] for split in splits]) for archive in (images, labels)
+    }
+    # The lists of large pairs, with the digests of what was decompressed: without them, it would be decompressed again.
+    lists = [split.entry.key for split in splits if split.parts]
+    make = partial(_joined, dataset, name, parts, sources, lists)
+    result = store.get_or_make(_plan(dataset, name, images, labels), Split, make, summaries.split)
+    new = sum(new for _, new in done)
+    return _counted(result, new, done[0][0].step.reason, time.perf_counter() - started)
 
 
-def _rows_at_once(dataset: Dataset) -> int:
-    """Return the rows of a block: a row group, or fewer if images are large."""
-    return min(parquet.ROW_GROUP, max(1, _BLOCK_BYTES // math.prod(dataset.image_shape)))
+def _all(pairs: Sequence[Pair]) -> list[tuple[Done[Split], int]]:
+    """Decode each pair; return the results with how many of the parts are new."""
+    looks = in_order(_look, pairs, f"decode {pairs[0].name}")
+    large = [place for place, found in enumerate(looks) if not found.done or found.done.record.parts]
+    in_parts = dict(zip(large, _in_parts([(pairs[place], looks[place]) for place in large]), strict=True))
+    return [
+        in_parts[place] if place in in_parts else (found.done, int(not found.done.step.reused))  # type: ignore[union-attr, misc]
+        for place, found in enumerate(looks)
+    ]
 
 
-def _agreed_rows(dataset: Dataset, name: SplitName, images: idx.Reader, labels: idx.Reader) -> int:
-    """Return the number of rows of the split, after checking that both headers and the manifest agree on it."""
-    _check_images(dataset, images)
-    _check_labels(dataset, labels)
-    rows, image_rows = labels.header.shape[0], images.header.shape[0]
-    if rows != image_rows:
-        raise FormatError(
-            f"{images.name} and {labels.name}: expected as many labels as images; "
-            f"found {image_rows:,} images and {rows:,} labels; give the two files that belong together"
+def _look(pair: Pair) -> _Found:
+    """Find the decoded rows of a pair, or make them if they fit into one file."""
+    arguments = (pair.dataset, pair.name, pair.images, pair.labels)
+    make = partial(write_split, *arguments, most=split_rows.PART_ROWS)
+    try:
+        done = pair.store.get_or_make(pair.plan, Split, make, summaries.split)
+    except TooManyRows as found:
+        return _Found(found.rows, None)
+    return _Found(done.record.rows, done)
+
+
+def _in_parts(pairs: Sequence[tuple[Pair, _Found]]) -> list[tuple[Done[Split], int]]:
+    """Find or make each part of some pairs, and the entries that list them; return how many parts are new, too."""
+    if not pairs:
+        return []
+    cut = [[*idx.cuts(found.rows, split_rows.PART_ROWS)] for _, found in pairs]
+    items = [_Part(pair, rows) for (pair, _), parts in zip(pairs, cut, strict=True) for rows in parts]
+    made = iter(in_order(_part, items, f"decode {pairs[0][0].name}"))
+    parts = [[*islice(made, len(rows))] for rows in cut]
+    passing = [place for place, found in enumerate(parts) if not all(found)]
+    passed = in_order(_pass, [pairs[place][0] for place in passing], f"decode {pairs[0][0].name}")
+    sources: dict[int, dict[str, str]] = {}
+    for place, one in zip(passing, passed, strict=True):
+        parts[place], sources[place] = [*one.parts], one.sources
+    return [
+        (_listed(pair, [part for part in parts[place] if part], sources.get(place)), _new(parts[place]))
+        for place, (pair, _) in enumerate(pairs)
+    ]
+
+
+def _new(parts: Sequence[Done[Split] | None]) -> int:
+    return sum(not part.step.reused for part in parts if part)
+
+
+def _part(part: _Part) -> Done[Split] | None:
+    """Find a part of a pair, or make it; None if the pair is compressed, so that a pass over all of it is needed."""
+    pair = part.pair
+    try:
+        return pair.store.get_or_make(pair.plan_of(part.rows), Split, partial(_write_range, part), summaries.split)
+    except _Compressed:
+        return None
+
+
+def _write_range(part: _Part, folder: Path) -> Split:
+    pair, (first, last) = part.pair, part.rows
+    if any(is_compressed(archive) for archive in (pair.images, pair.labels)):
+        raise _Compressed
+    images, labels = rows_of(pair.dataset, pair.images), rows_of(pair.dataset, pair.labels)
+    agreed_rows(pair.dataset, pair.name, images, labels)
+    at_once = rows_at_once(pair.dataset)
+    blocks = zip(
+        upright(pair.dataset, images.blocks(first, last, at_once)),
+        class_labels(pair.dataset, labels.name, labels.blocks(first, last, at_once), first),
+        strict=True,
+    )
+    with closing(prefetch(blocks)) as coming:
+        return write_part(pair.dataset, pair.name, coming, folder)
+
+
+def _pass(pair: Pair) -> _Passed:
+    """Read a compressed pair once, and make the parts that are missing on the way."""
+    done = []
+    with opened(pair.dataset, pair.images, pair.labels) as (images, labels):
+        rows = agreed_rows(pair.dataset, pair.name, images, labels)
+        at_once, part_rows = rows_at_once(pair.dataset), split_rows.PART_ROWS
+        blocks = zip(
+            upright(pair.dataset, images.blocks(at_once, part_rows)),
+            class_labels(pair.dataset, labels.name, labels.blocks(at_once, part_rows)),
+            strict=True,
         )
+        with closing(prefetch(blocks)) as coming:
+            for first, last in idx.cuts(rows, part_rows):
+                mine = islice(coming, len([*idx.cuts(last - first, at_once)]))
+                make = partial(write_part, pair.dataset, pair.name, mine)
+                done.append(pair.store.get_or_make(pair.plan_of((first, last)), Split, make, summaries.split))
+                _skip(mine)
+            # To the end, where its checksum is.
+            deque(coming, maxlen=0)
+        sources = {pair.images.role: images.payload_sha256, pair.labels.role: labels.payload_sha256}
+    return _Passed(tuple(done), sources)
+
+
+def _skip(blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Read the rest of a part that was there."""
+    for _ in blocks:
+        cancellation.check()
+
+
+def _listed(pair: Pair, parts: Sequence[Done[Split]], sources: dict[str, str] | None) -> Done[Split]:
+    """Return the entry that lists the parts of a pair.
+
+    Args:
+        sources: digests of the decompressed archives; None: they are not compressed.
+    """
+    plain = {archive.role: archive.sha256 for archive in (pair.images, pair.labels)}
+    make = partial(_joined, pair.dataset, pair.name, [part.record for part in parts], sources or plain, ())
+    return pair.store.get_or_make(pair.plan, Split, make, summaries.split)
+
+
+def _joined(
+    dataset: Dataset,
+    name: SplitName,
+    parts: Sequence[Split],
+    sources: dict[str, str],
+    lists: Sequence[str],
+    folder: Path,
+) -> Split:
+    """Write the list of the parts of a split.
+
+    Args:
+        lists: keys of entries that list some of the parts, to be kept as long as this one.
+
+    Raises:
+        FormatError: they have other rows than the manifest declares.
+    """
+    rows = sum(part.rows for part in parts)
     if dataset.rows.get(name, rows) != rows:
         raise FormatError(
-            f"{images.name}: expected {dataset.rows[name]:,} rows for the split {name!r}, as the manifest declares; "
-            f"found {rows:,} in the header; give the files of this split (are train and test exchanged?), "
-            f"or correct [rows] {name} in {dataset.manifest}"
+            f"{dataset.name}: expected {dataset.rows[name]:,} rows for the split {name!r}, as the manifest declares; "
+            f"found {rows:,} in its archives together; give all archives of this split, or correct [rows] {name} in "
+            f"{dataset.manifest}"
         )
-    return rows
+    members.write(folder, parts, lists)
+    digest = digest_of([part.digest for part in parts])
+    shape, classes = dataset.image_shape, len(dataset.classes)
+    return Split(FolderEntry(folder), name, rows, shape, classes, digest, sources, parts=len(parts))
 
 
-def _check_images(dataset: Dataset, images: idx.Reader) -> None:
-    shape, kind = images.header.shape, images.header.dtype
-    expected = _stored_shape(dataset)
-    if not _has_images_of(shape, expected):
-        stored = " with transpose = true" if dataset.transpose else ""
-        raise FormatError(
-            f"{images.name}: expected images of {times(expected)} pixels, as the manifest declares{stored}; "
-            f"found {times(shape)} in the header{_LIKE_LABELS if len(shape) == 1 else ''}; give the archive of the "
-            f"images, or correct image_shape in {dataset.manifest}{_or_transpose(dataset, shape)}"
-        )
-    if kind != np.uint8:
-        raise FormatError(
-            f"{images.name}: expected pixels of type uint8; found {kind.name} in the header; write the images as uint8"
-        )
+def _counted(result: Done[Split], new: int, reason: str, seconds: float) -> Done[Split]:
+    """Return a result with how many of its parts are new.
 
-
-def _stored_shape(dataset: Dataset) -> tuple[int, int]:
-    """Return the rows and columns that an image has in the archive."""
-    height, width = dataset.image_shape
-    return (width, height) if dataset.transpose else (height, width)
-
-
-def _has_images_of(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
-    """Return whether the header is that of grey images of this size, with a dimension for their one channel or not."""
-    return shape[1:] in (size, (*size, 1), (1, *size))
-
-
-def _or_transpose(dataset: Dataset, shape: tuple[int, ...]) -> str:
-    """Return a remedy for images that would fit with rows and columns swapped; otherwise an empty string."""
-    rows, columns = _stored_shape(dataset)
-    if not _has_images_of(shape, (columns, rows)):
-        return ""
-    return ", or remove transpose there" if dataset.transpose else ", or set transpose = true there"
-
-
-def _upright(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[np.ndarray]:
-    """Yield blocks of upright images as uint8 of shape (n, height, width)."""
-    for block in reader.blocks(rows):
-        images = block.reshape(-1, *_stored_shape(dataset))
-        yield np.ascontiguousarray(images.swapaxes(1, 2)) if dataset.transpose else images
-
-
-def _check_labels(dataset: Dataset, labels: idx.Reader) -> None:
-    shape, kind = labels.header.shape, labels.header.dtype
-    if kind.kind not in "ui":
-        raise FormatError(
-            f"{labels.name}: expected labels of a whole-number type; found {kind.name} in the header; "
-            "write the labels as uint8"
-        )
-    if len(shape) > 2:
-        hint = ", which looks like an image file" if len(shape) == 3 else ""
-        raise FormatError(
-            f"{labels.name}: expected one label per row; found {times(shape)} in the header{hint}; "
-            "give the archive of the labels"
-        )
-    if len(shape) == 2:
-        _check_columns(dataset, labels)
-
-
-def _check_columns(dataset: Dataset, labels: idx.Reader) -> None:
-    """Accept labels with several columns, such as QMNIST's, only if the manifest says which column is the class."""
-    shape, column = times(labels.header.shape), dataset.label_column
-    if column is None:
-        raise FormatError(
-            f"{labels.name}: expected one label per row; found {shape} in the header, as QMNIST has it; "
-            f"declare in {dataset.manifest} which column is the class, such as label_column = 0"
-        )
-    if not column < labels.header.shape[1] <= MAX_LABEL_COLUMNS:
-        raise FormatError(
-            f"{labels.name}: expected rows of {column + 1:,} to {MAX_LABEL_COLUMNS:,} columns, because the manifest "
-            f"declares label_column = {column}; found {shape} in the header; correct label_column in "
-            f"{dataset.manifest}, or give the archive that it describes"
-        )
-
-
-def _class_labels(dataset: Dataset, reader: idx.Reader, rows: int) -> Iterator[np.ndarray]:
-    """Yield blocks of labels as uint8 of shape (n,): the index of the class, or 0 to 255 as in the file.
-
-    A value taken from the file as it is may not be a class; the data checks report that, for all rows together. If such
-    rows are set aside, all other values are `NO_CLASS`.
+    Args:
+        reason: why it was made, if all are new.
     """
-    start = 0
-    values = np.array(dataset.labels or range(256), np.int64)
-    order = np.argsort(values)
-    for block in reader.blocks(rows):
-        column = block if block.ndim == 1 else block[:, dataset.label_column]
-        index = order[np.searchsorted(values, column, sorter=order).clip(max=len(values) - 1)]
-        outside = np.flatnonzero(values[index] != column)
-        if _sets_labels_aside(dataset):
-            index[outside] = NO_CLASS
-        elif len(outside):
-            expected = _listed(dataset.labels) if dataset.labels else f"from 0 to {len(dataset.classes) - 1}"
-            raise FormatError(
-                f"{reader.name}: expected labels {expected}; found {column[outside[0]]} at row {start + outside[0]:,}; "
-                f"correct the labels, or declare the value of each class as labels = […] in {dataset.manifest} "
-                "(label_base = N for N, N+1, …)"
-            )
-        yield index.astype(np.uint8)
-        start += len(block)
-
-
-def _listed(values: tuple[int, ...]) -> str:
-    shown = ", ".join(map(str, values[:_LABELS_NAMED]))
-    return f"{shown}, …" if len(values) > _LABELS_NAMED else shown
+    step = replace(result.step, seconds=seconds)
+    if new:
+        reason = reason if new == result.record.parts else counted(new, "new part")
+        step = replace(step, summary=f"{step.summary}, {new:,} new", reused=False, reason=reason)
+    return Done(result.record, step)

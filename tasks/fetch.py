@@ -1,11 +1,16 @@
-"""Fetch one archive into the store, byte for byte as it was published, from the first source that has it."""
+"""Fetch the archives of a role into the store, byte for byte as published, each from the first source that has it.
+
+Each archive is an entry of its own. If a role has several, another entry lists them.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +22,12 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import ROLES, ArchiveSpec, Dataset
 from storage.errors import FormatError, IdxflowError, SourceUnavailable
+from storage.files import digest_of
+from storage.formats import chunks, idx, members, split_rows
 from storage.records import Archive, Done, FolderEntry
 from storage.store import Plan, Store
+from storage.words import counted
+from storage.workers.current import in_order
 from tasks.sources.download import POLICY, DownloadPolicy
 from tasks.sources.origins import EMBEDDED, GZIP_MAGIC, EmbeddedSource, Folder, Origin, measured, origins_of
 from tasks.sources.partial_file import PartialFile, Received, SourceFailed
@@ -33,13 +42,14 @@ T = TypeVar("T")
 
 @task(task_run_name="fetch-{spec.role}", cache_policy=NO_CACHE)
 def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None = None) -> Done[Archive]:
-    """Fetch one archive of `dataset` into the store, or find it there.
+    """Fetch all archives of a role of `dataset` into the store, or find them there.
 
-    Sources, in order: `source`, the manifest's folder, the embedded data, the manifest's mirrors. A source that
+    Sources of each, in order: `source`, the manifest's folder, the embedded data, the manifest's mirrors. A source that
     fails causes a warning if another is left to try. An archive without a digest comes from the first of these or not
     at all, so that all such archives of a data set come from one place.
 
     Args:
+        spec: the first archive of the role, mostly the only one.
         source: a folder, as a path or `file:` URL, or an http(s) address to which the file's name is appended.
 
     Raises:
@@ -48,9 +58,60 @@ def fetch(store: Store, dataset: Dataset, spec: ArchiveSpec, source: str | None 
         FormatError: likewise, if a source has more bytes than the limit or another size than declared.
         SourceUnavailable: no source could be read, or the only source of an archive without a digest lacks it.
     """
-    result = find_or_fetch(store, dataset, spec, source, POLICY)
+    others = dataset.archives_of(spec.role)[1:]
+    result = (
+        _several(store, dataset, (spec, *others), source) if others else _fetched(_One(store, dataset, spec, source))
+    )
     log_step(_log, result.step)
     return result
+
+
+@dataclass(frozen=True)
+class _One:
+    """One archive to fetch, wherever that is done."""
+
+    store: Store
+    dataset: Dataset
+    spec: ArchiveSpec
+    source: str | None
+
+
+def _fetched(one: _One) -> Done[Archive]:
+    return find_or_fetch(one.store, one.dataset, one.spec, one.source, POLICY)
+
+
+def _several(store: Store, dataset: Dataset, specs: Sequence[ArchiveSpec], source: str | None) -> Done[Archive]:
+    """Fetch each archive of a role; return the entry that lists them, with how many are new."""
+    started, role = time.perf_counter(), specs[0].role
+    # Without the archives, of which there may be thousands: each item goes to another process.
+    each = [_One(store, replace(dataset, archives=(spec,)), spec, source) for spec in specs]
+    done = in_order(_fetched, each, f"fetch {role}")
+    archives = [one.record for one in done]
+    plan = Plan(
+        dataset.name, "fetch", role, inputs={"archives": digest_of([[a.entry.key, a.sha256] for a in archives])}
+    )
+    result = store.get_or_make(plan, Archive, partial(_listed, archives), _line_of_several)
+    new = sum(not one.step.reused for one in done)
+    step = replace(result.step, seconds=time.perf_counter() - started)
+    if new:
+        reason = done[0].step.reason if new == len(done) else counted(new, "new archive")
+        step = replace(step, summary=f"{step.summary}, {new:,} new", reused=False, reason=reason)
+    return Done(result.record, step)
+
+
+def _listed(archives: Sequence[Archive], folder: Path) -> Archive:
+    members.write(folder, archives)
+    return replace(
+        archives[0],
+        entry=FolderEntry(folder),
+        size_bytes=sum(archive.size_bytes for archive in archives),
+        sha256=digest_of([archive.sha256 for archive in archives]),
+        parts=len(archives),
+    )
+
+
+def _line_of_several(archive: Archive) -> str:
+    return f"{archive.parts:,} archives, {archive.size_bytes:,} bytes from {_place(archive.source)}"
 
 
 def find_or_fetch(
@@ -72,7 +133,7 @@ def find_or_fetch(
     result = store.get_or_make(
         plan, Archive, lambda folder: bring(request, origins, folder), partial(_line, spec, place)
     )
-    if source and result.step.reused and spec.role == ROLES[0]:
+    if source and result.step.reused and spec.role == ROLES[0] and not spec.number:
         _warn_of_no_folder(request, origins[0])
     return result
 
@@ -125,6 +186,8 @@ def bring(request: FetchRequest, origins: Sequence[Origin], folder: Path) -> Arc
     name = _final_name(request.spec, part.path)
     os.replace(part.path, folder / name)
     part.clear()
+    if _is_cut(folder / name):
+        chunks.write(folder / name)
     return Archive(FolderEntry(folder), request.spec.role, name, received.size_bytes, received.sha256, source)
 
 
@@ -201,6 +264,15 @@ def _published(spec: ArchiveSpec) -> str:
 def _final_name(spec: ArchiveSpec, path: Path) -> str:
     with path.open("rb") as stream:
         return spec.file if stream.read(2) == GZIP_MAGIC else spec.file.removesuffix(".gz")
+
+
+def _is_cut(path: Path) -> bool:
+    """Return whether an archive is decoded in parts that are read by themselves: it has many rows, uncompressed."""
+    size = path.stat().st_size
+    with path.open("rb") as stream, suppress(FormatError):
+        # What is wrong with it, decoding says.
+        return size > split_rows.PART_ROWS and idx.rows_of(stream) > split_rows.PART_ROWS
+    return False
 
 
 def _remove_others(folder: Path, part: PartialFile) -> None:

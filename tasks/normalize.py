@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,16 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed
-from storage.formats import parquet
+from storage.formats import members, split_rows
 from storage.records import Done, FolderEntry, Normalization, Split
 from storage.runtime import code_digests
 from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
-from tasks.model import holdout
+from tasks.model import holdout, part_sums, pixel_sums, sides
+from tasks.model.pixel_sums import PixelSums
 from tasks.model.scaling import Statistics, write
 from tasks.ui import summaries
-from tasks.ui.steps import log_step
+from tasks.ui.steps import log_step, with_parts
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +53,8 @@ def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConf
         parameters=parameters,
         code=code_digests.digests(__name__),
     )
-    result = store.get_or_make(
-        plan, Normalization, lambda folder: _write(dataset, train, config, folder), summaries.normalization
+    result = (
+        _in_parts(store, plan, dataset, train, config) if train.parts else _in_one(store, plan, dataset, train, config)
     )
     log_step(_log, result.step)
     return result
@@ -60,52 +63,64 @@ def normalize(store: Store, dataset: Dataset, train: Split, config: TrainingConf
 def statistics(train: Split, left_out: np.ndarray | None = None) -> Statistics:
     """Return mean and standard deviation of the rows, scaled as `((x / 255) - 0.5) * 2`, and their range.
 
-    The sums are exact integers, so the result does not depend on the order of rows or the block size. The standard
-    deviation is over all pixels of all rows around their overall mean, like `numpy.std` of the whole array.
+    The sums are exact integers, so the result does not depend on the order of rows or the block size.
 
     Args:
         left_out: rows to ignore, bool of shape (rows,); None uses all rows.
     """
-    sums = np.zeros(math.prod(train.image_shape), np.int64)
-    squares, start, rows = 0, 0, 0
-    darkest, brightest = 255, 0
-    for images, _ in prefetch(parquet.blocks(train.file)):
+    return pixel_sums.total(_sums(train, left_out), math.prod(train.image_shape)).statistics()
+
+
+def _sums(train: Split, left_out: np.ndarray | None) -> Iterator[PixelSums]:
+    start = 0
+    for images, _ in prefetch(split_rows.blocks(train)):
         pixels = images.reshape(len(images), -1)
-        if left_out is not None:
-            pixels = pixels[~left_out[start : start + len(images)]]
-        sums += pixels.sum(axis=0, dtype=np.int64)
-        # 255 squared fits in 16 bits.
-        squares += int(np.square(pixels, dtype=np.uint16).sum(dtype=np.int64))
-        darkest = min(darkest, int(pixels.min(initial=255)))
-        brightest = max(brightest, int(pixels.max(initial=0)))
-        start, rows = start + len(images), rows + len(pixels)
-    count, total = rows * len(sums), int(sums.sum())
-    # Python divides integers of any size and rounds to the nearest float64.
-    variance = (count * squares - total * total) / (count * count)
-    return Statistics(2 * sums / (255 * rows) - 1, 2 / 255 * math.sqrt(variance), (darkest, brightest))
+        yield PixelSums.of(pixels if left_out is None else pixels[~left_out[start : start + len(images)]])
+        start += len(images)
 
 
-def _write(dataset: Dataset, train: Split, config: TrainingConfig, folder: Path) -> Normalization:
-    held = holdout.choose(dataset, train, config)
-    held_out_rows = int(held.sum())
-    left_out = held if held_out_rows and config.normalize_on == "fitted" else None
-    rows = train.rows - (held_out_rows if left_out is not None else 0)
-    measured = statistics(train, left_out)
+def _in_one(store: Store, plan: Plan, dataset: Dataset, train: Split, config: TrainingConfig) -> Done[Normalization]:
+    def make(folder: Path) -> Normalization:
+        held = holdout.choose(dataset, train, config)
+        held_out_rows = int(held.sum())
+        leaves_out = held_out_rows and config.normalize_on == "fitted"
+        rows = train.rows - (held_out_rows if leaves_out else 0)
+        record = _record(dataset, folder, rows, held_out_rows, statistics(train, held if leaves_out else None))
+        holdout.write(record.held_out, held)
+        return record
+
+    return store.get_or_make(plan, Normalization, make, summaries.normalization)
+
+
+def _in_parts(store: Store, plan: Plan, dataset: Dataset, train: Split, config: TrainingConfig) -> Done[Normalization]:
+    started = time.perf_counter()
+    found = part_sums.of_parts(store, dataset, train, config)
+
+    def make(folder: Path) -> Normalization:
+        holdout.check(dataset, config, *found.labels)
+        held_out_rows = int(found.labels[1].sum())
+        record = _record(dataset, folder, found.pixels.rows, held_out_rows, found.pixels.statistics(), train.parts)
+        sides.write(record.sides, found.labels, found.brightness, math.prod(train.image_shape))
+        members.write(folder, found.records)
+        return record
+
+    result = store.get_or_make(plan, Normalization, make, summaries.normalization)
+    return with_parts(result, train.parts, found.new, time.perf_counter() - started)
+
+
+def _record(
+    dataset: Dataset, folder: Path, rows: int, held_out_rows: int, measured: Statistics, parts: int = 0
+) -> Normalization:
+    """Write the statistics of `rows` rows into an empty folder, and return their record."""
     if measured.std == 0:
         raise TrainingFailed(
             f"{dataset.name}: expected pixels that differ; all pixels of the {rows:,} training rows that count are "
             f"{round((measured.mean[0] + 1) / 2 * 255)}, and nothing can be learned from them; check the image archive"
         )
+    for file in folder.iterdir():
+        file.unlink()
+    mean = float(measured.mean.mean())
     record = Normalization(
-        FolderEntry(folder),
-        rows,
-        float(measured.mean.mean()),
-        measured.std,
-        "",
-        measured.pixel_range,
-        held_out_rows,
+        FolderEntry(folder), rows, mean, measured.std, "", measured.pixel_range, held_out_rows, parts
     )
-    for file in (record.file, record.held_out):
-        file.unlink(missing_ok=True)
-    holdout.write(record.held_out, held)
     return dataclasses.replace(record, digest=write(record.file, measured))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import logging
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from prefect import task
@@ -19,21 +18,18 @@ from expectations import summary
 from storage import released
 from storage.datasets.catalog import BadRow, Dataset
 from storage.errors import DataRefused
-from storage.formats import parquet, quarantined
-from storage.formats.quarantined import SetAside
+from storage.formats import members, quarantined, split_rows
 from storage.records import Audit, Done, FolderEntry, Quarantine, Split
 from storage.runtime import cancellation, code_digests
 from storage.store import Plan, Store
 from storage.words import counted
 from tasks.auditing.tables import Suspects
+from tasks.checking import bad_rows, comparing, dividing
+from tasks.checking.dividing import Left, Looked, Rules
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
-CHECKS: tuple[BadRow, ...] = get_args(BadRow)
-"""All checks; in the reasons of a row, each has the bit of its place here."""
 _PART_ROWS = 1 << 18
-_MEASURED = ("blank", "duplicate", "conflict", "leaked")
-"""The checks that are columns of `summary.images`."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,24 +50,29 @@ def quarantine(
     free = released.read(store, dataset.name)
     # Only then: another audit need not set the same rows aside again.
     suspects = audit if "suspect" in dataset.quarantine.checks else None
+    checks = tuple(_checks(dataset))
     plan = Plan(
         dataset.name,
         "quarantine",
         inputs={"train": train.digest, "test": test.digest, **({"suspects": suspects.digest} if suspects else {})},
         parameters={
-            "checks": _checks(dataset),
+            "checks": list(checks),
             "max_share": dataset.quarantine.max_share,
             "classes": list(dataset.classes),
             "released": list(free),
         },
         code=code_digests.digests(__name__),
     )
+    if train.parts or test.parts:
+        rules = Rules(checks, dataset.classes, tuple(free), suspects)
+        result = _set_aside_in_parts(store, dataset, (train, test), rules, plan)
+    else:
 
-    def make(folder: Path) -> Quarantine:
-        with progress.working("quarantine"):
-            return set_aside(dataset, (train, test), folder, _flagged(suspects), frozenset(free))
+        def make(folder: Path) -> Quarantine:
+            with progress.working("quarantine"):
+                return set_aside(dataset, (train, test), folder, _flagged(suspects), frozenset(free))
 
-    result = store.get_or_make(plan, Quarantine, make, summaries.quarantine)
+        result = store.get_or_make(plan, Quarantine, make, summaries.quarantine)
     log_step(_log, result.step)
     return result
 
@@ -95,16 +96,18 @@ def set_aside(
     Raises:
         DataRefused: more rows of a split are bad than the manifest allows, or all are.
     """
+    checks = _checks(dataset)
     reasons = _reasons(dataset, splits, suspects)
-    released_rows = sum(_release(split, reasons[split.name], free) for split in splits)
+    released_rows = sum(bad_rows.release(split, reasons[split.name], free) for split in splits)
     for split in splits:
-        _check_limit(dataset, split, reasons[split.name])
+        found = reasons[split.name]
+        _check_limit(dataset, split, int(np.count_nonzero(found)), bad_rows.counts(checks, found))
     result = Quarantine(
         FolderEntry(folder),
         {name: int(np.count_nonzero(found)) for name, found in reasons.items()},
-        {name: _counts(dataset, found) for name, found in reasons.items()},
+        {name: bad_rows.counts(checks, found) for name, found in reasons.items()},
         released_rows,
-        tuple(_checks(dataset)),
+        tuple(checks),
         dataset.quarantine.max_share,
         (),
     )
@@ -120,6 +123,45 @@ def set_aside(
     return dataclasses.replace(result, left=tuple(left))
 
 
+def _set_aside_in_parts(
+    store: Store, dataset: Dataset, splits: tuple[Split, Split], rules: Rules, plan: Plan
+) -> Done[Quarantine]:
+    """Do the same part by part. Each part is looked up even if the result is there: a damaged one is made again."""
+    started = time.perf_counter()
+    with progress.working("quarantine"):
+        compared = comparing.compare(store, dataset.name, splits)
+        looked = dividing.look(store, dataset, splits, compared, rules)
+        for split, found in zip(splits, looked, strict=True):
+            _check_limit(dataset, split, found.rows, found.counts())
+        left = [dividing.divide(store, dataset, found) for found in looked if found.rows]
+        kept = [*compared.keys(), *(part.entry.key for found in looked for part in found.parts)]
+        make = partial(_put_together, dataset.quarantine.max_share, looked, left, kept)
+        result = store.get_or_make(plan, Quarantine, make, summaries.quarantine)
+    return Done(result.record, dataclasses.replace(result.step, seconds=time.perf_counter() - started))
+
+
+def _put_together(
+    max_share: float, looked: Sequence[Looked], left: Sequence[Left], kept: Sequence[str], folder: Path
+) -> Quarantine:
+    """List what is left of both splits, and gather the rows that were set aside, one part after the other."""
+    entry = FolderEntry(folder)
+    divided = (aside.key for one in left for _, aside in one.aside)
+    members.write(folder, [part for one in left for part in one.parts], [*kept, *divided])
+    result = Quarantine(
+        entry,
+        {found.split.name: found.rows for found in looked},
+        {found.split.name: found.counts() for found in looked},
+        sum(found.released for found in looked),
+        looked[0].checks,
+        max_share,
+        tuple(dataclasses.replace(one.split, entry=entry) for one in left),
+    )
+    with quarantined.Writer(result.file) as writer:
+        for one in left:
+            dividing.copy_rows(one, writer)
+    return result
+
+
 def _flagged(audit: Audit | None) -> list[int]:
     if audit is None:
         return []
@@ -129,15 +171,7 @@ def _flagged(audit: Audit | None) -> list[int]:
 
 
 def _checks(dataset: Dataset) -> list[BadRow]:
-    return [check for check in CHECKS if check in dataset.quarantine.checks]
-
-
-def _bit(check: BadRow) -> int:
-    return 1 << CHECKS.index(check)
-
-
-def _counts(dataset: Dataset, reasons: np.ndarray) -> dict[str, int]:
-    return {check: int(np.count_nonzero(reasons & _bit(check))) for check in _checks(dataset)}
+    return [check for check in bad_rows.CHECKS if check in dataset.quarantine.checks]
 
 
 def _reasons(dataset: Dataset, splits: Sequence[Split], suspects: Sequence[int]) -> dict[str, np.ndarray]:
@@ -145,50 +179,28 @@ def _reasons(dataset: Dataset, splits: Sequence[Split], suspects: Sequence[int])
     checks = _checks(dataset)
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
     with threadpool_limits(1, "blas"):
-        surveys = [summary.survey(parquet.blocks(split.file), split.classes) for split in splits]
+        surveys = [summary.survey(split_rows.blocks(split), split.classes) for split in splits]
         found: dict[str, np.ndarray] = {}
         for split, survey in zip(splits, surveys, strict=True):
             of_train = None if survey is surveys[0] else surveys[0]
             reasons, start = np.zeros(split.rows, np.uint8), 0
-            for part in summary.images(parquet.blocks(split.file), survey, of_train, _PART_ROWS):
+            for part in summary.images(split_rows.blocks(split), survey, of_train, _PART_ROWS):
                 cancellation.check()
                 stop = start + len(part["label"])
-                for check in checks:
-                    reasons[start:stop] |= _bit(check) * _bad(check, part, split.classes).astype(np.uint8)
+                reasons[start:stop] = bad_rows.failed(checks, part, split.classes)
                 start = stop
             found[split.name] = reasons
     if "suspect" in checks:
-        found[splits[0].name][list(suspects)] |= _bit("suspect")
+        found[splits[0].name][list(suspects)] |= bad_rows.bit("suspect")
     return found
 
 
-def _bad(check: BadRow, part: summary.Table, classes: int) -> np.ndarray:
-    """Return which rows of a part of an image table fail a check, as bool; all rows pass one that it cannot tell."""
-    if check in _MEASURED:
-        bad: np.ndarray = part[check] == 1
-    else:
-        bad = (part["label"] >= classes) & (check == "label")
-    return bad
-
-
-def _release(split: Split, reasons: np.ndarray, free: Collection[str]) -> int:
-    """Clear the reasons of the rows whose digest is among `free`; return how many these are."""
-    count = 0
-    if free and reasons.any():
-        for start, images, labels in _blocks(split):
-            for row in np.flatnonzero(reasons[start : start + len(labels)]):
-                if quarantined.row_digest(images[row], labels[row]) in free:
-                    reasons[start + row] = 0
-                    count += 1
-    return count
-
-
-def _check_limit(dataset: Dataset, split: Split, reasons: np.ndarray) -> None:
-    bad, most = int(np.count_nonzero(reasons)), dataset.quarantine.max_share
+def _check_limit(dataset: Dataset, split: Split, bad: int, reasons: Mapping[str, int]) -> None:
+    most = dataset.quarantine.max_share
     if bad <= most * split.rows and bad < split.rows:
         return
     rows = f"{counted(split.rows, 'row')} of {split.name}"
-    counts = ", ".join(f"{number:,} {check}" for check, number in _counts(dataset, reasons).items() if number)
+    counts = ", ".join(f"{number:,} {check}" for check, number in reasons.items() if number)
     raise DataRefused(
         f"{dataset.name}: expected at most {100 * most:.4g}% of the {rows} to be set aside; "
         f"found {bad:,} ({bad / split.rows:.2%}: {counts}); correct the archives, or if so many rows may be "
@@ -199,58 +211,12 @@ def _check_limit(dataset: Dataset, split: Split, reasons: np.ndarray) -> None:
 def _divide(dataset: Dataset, split: Split, reasons: np.ndarray, folder: Path, writer: quarantined.Writer) -> Split:
     """Write the bad rows of a split with `writer`, and the others as a split in `folder`; return that one."""
     bad = np.flatnonzero(reasons)
-    digest = hashlib.sha256(f"{split.digest} without ".encode() + bad.astype("<i8").tobytes()).hexdigest()
     left = dataclasses.replace(
         split,
         entry=FolderEntry(folder),
         rows=split.rows - len(bad),
-        digest=digest,
+        digest=bad_rows.digest_without(split, [bad]),
         set_aside=split.set_aside + len(bad),
     )
-    with parquet.Writer(left.file, split.image_shape, dataset.classes) as rest:
-        for start, images, labels in _blocks(split):
-            is_bad = reasons[start : start + len(labels)] != 0
-            if not is_bad.all():
-                rest.write(images[~is_bad], labels[~is_bad])
-            rows = np.flatnonzero(is_bad)
-            writer.write(
-                [
-                    SetAside(
-                        split.name,
-                        int(start + row),
-                        int(labels[row]),
-                        dataset.classes[labels[row]] if labels[row] < len(dataset.classes) else "",
-                        tuple(check for check in CHECKS if reasons[start + row] & _bit(check)),
-                        quarantined.row_digest(images[row], labels[row]),
-                    )
-                    for row in rows
-                ],
-                [_png(image) for image in images[rows]],
-            )
-        rest.close(
-            {
-                "image_shape": split.image_shape,
-                "rows": left.rows,
-                "digest": digest,
-                "sources": dict(split.sources),
-                "set_aside": bad.tolist(),
-            }
-        )
+    bad_rows.divide(split, left, dataset.classes, reasons, writer, bad)
     return left
-
-
-def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _blocks(split: Split) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield the blocks of a split, each with the number of its first row."""
-    start = 0
-    for images, labels in parquet.blocks(split.file):
-        cancellation.check()
-        yield start, images, labels
-        start += len(labels)

@@ -1,36 +1,40 @@
-"""Check both splits against the contract of their data set, and stop the run before training if they break it."""
+"""Check both splits against the contract of their data set, and stop the run before training if they break it.
+
+Splits in one file each are checked here. If one of them is in parts, each part is surveyed, all parts are compared, and
+each part is measured and checked, by the workers of the run (`tasks.checking`); what was found is put together here.
+Both ways give the same checks, the same digest and the same table of images.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from threadpoolctl import threadpool_limits
 
 from expectations import run_suites, suites, summary
-from storage.datasets.catalog import Dataset
+from storage.datasets.catalog import ROLES, Dataset
 from storage.errors import ValidationFailed
 from storage.files import canonical
-from storage.formats import arrays, parquet
-from storage.records import Check, Done, FolderEntry, Split, SplitName, Validation, to_json
+from storage.formats import arrays, members, split_rows
+from storage.records import Check, Done, FolderEntry, Split, Validation, to_json
 from storage.runtime import code_digests
 from storage.store import Plan, Store
+from tasks.checking import comparing, image_table, measuring
+from tasks.checking.comparing import Compared
+from tasks.checking.measuring import Measured
 from tasks.ui import artifacts, progress, summaries, verdicts
 from tasks.ui.steps import log_step
-
-PART_ROWS = 1 << 18
-"""Rows passed to Great Expectations at a time, 25 MB of numbers: common data sets fit in one part."""
-
-_COLUMNS = pa.schema({"split": pa.string()} | {n: pa.from_numpy_dtype(t) for n, t in summary.IMAGE_COLUMNS.items()})
 
 _log = logging.getLogger(__name__)
 
@@ -54,14 +58,15 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
         code=code_digests.digests(__name__),
         libraries={"great-expectations": version("great-expectations")},
     )
+    if train.parts or test.parts:
+        result = _validate_parts(store, dataset, (train, test), plan)
+    else:
 
-    def make(folder: Path) -> Validation:
-        with progress.working("validate"):
-            return judge(dataset, train, test, folder)
+        def make(folder: Path) -> Validation:
+            with progress.working("validate"):
+                return judge(dataset, train, test, folder)
 
-    result = store.get_or_make(
-        plan, Validation, make, lambda verdict: summaries.validation(verdict, train.rows + test.rows)
-    )
+        result = store.get_or_make(plan, Validation, make, _describe((train, test)))
     log_step(_log, result.step)
     artifacts.show_table(
         artifacts.key("checks", dataset.name), verdicts.table_rows(result.record, (train, test)), result.step.summary
@@ -78,38 +83,121 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
     `means.npz` has the mean training images, by ascending label.
     """
     dataset = _without_set_aside(dataset, (train, test))
-    validation = Validation(FolderEntry(folder), True, "", (), {})
-    checks: list[Check] = []
-    counts: dict[str, tuple[int, ...]] = {}
+    counted: dict[str, _Counted] = {split.name: _Counted() for split in (train, test)}
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
-    with (
-        threadpool_limits(1, "blas"),
-        pq.ParquetWriter(validation.summary, _COLUMNS, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        surveys = {split.name: summary.survey(parquet.blocks(split.file), split.classes) for split in (train, test)}
+    with threadpool_limits(1, "blas"), image_table.writer(folder / image_table.FILE) as writer:
+        surveys = {split.name: summary.survey(split_rows.blocks(split), split.classes) for split in (train, test)}
         rows = {name: len(survey.labels) for name, survey in surveys.items()}
-        arrays.write(validation.means, {"mean": surveys["train"].exact_means.reshape(-1, *train.image_shape)})
-        checks += run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])
+        checks = [*run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])]
         for split in (train, test):
-            labels, of_train = surveys[split.name].labels, None if split is train else surveys["train"]
-            parts = summary.images(parquet.blocks(split.file), surveys[split.name], of_train, PART_ROWS)
-            classes = summary.class_table(labels, len(dataset.classes))
-            matches, pixels = summary.Matches(), summary.PixelRange()
-            written = _written(writer, split.name, parts, (matches, pixels))
-            checks += run_suites.run(suites.images(dataset, split.name), written)
-            checks += run_suites.run(suites.match(dataset, split.name), [summary.match_table(matches)])
-            if dataset.ink:
-                ground = summary.ground_table(surveys[split.name], split.image_shape, pixels)
-                checks += run_suites.run(suites.ground(dataset.ink, split.name), [ground])
-            checks += run_suites.run(suites.classes(dataset, split.name), [classes])
-            counts[split.name] = tuple(classes["rows"].tolist())
+            of_train, counters = None if split is train else surveys["train"], counted[split.name]
+            parts = summary.images(split_rows.blocks(split), surveys[split.name], of_train, image_table.TABLE_ROWS)
+            written = image_table.written(writer, split.name, parts, (counters.matches, counters.pixels))
+            look = run_suites.look(suites.images(dataset, split.name), written)
+            checks += _checks(dataset, split, [look], surveys[split.name].means, counters)
+    return _verdict(folder, (train, test), surveys["train"].means, checks, counted)
+
+
+def _validate_parts(store: Store, dataset: Dataset, splits: tuple[Split, Split], plan: Plan) -> Done[Validation]:
+    """Do the same part by part. Each part is looked up even if the verdict is there: a damaged one is made again."""
+    started = time.perf_counter()
+    dataset = _without_set_aside(dataset, splits)
+    with progress.working("validate"):
+        compared = comparing.compare(store, dataset.name, splits)
+        done = measuring.measure(store, dataset, splits, compared)
+        make = partial(_put_together, dataset, splits, compared, [part.record for part in done])
+        result = store.get_or_make(plan, Validation, make, _describe(splits))
+    new = sum(not part.step.reused for part in done)
+    parts = f"{result.step.summary}, in {len(done):,} parts" + (f", {new:,} new" if new else "")
+    seconds = time.perf_counter() - started
+    return Done(result.record, dataclasses.replace(result.step, summary=parts, seconds=seconds))
+
+
+def _put_together(
+    dataset: Dataset, splits: tuple[Split, Split], compared: Compared, measured: Sequence[Measured], folder: Path
+) -> Validation:
+    """Put together what was found in the parts, one after the other."""
+    counted: dict[str, _Counted] = {split.name: _Counted() for split in splits}
+    by_split = {split.name: [part for part in measured if part.name == split.name] for split in splits}
+    footers = {split.name: _footer(split, by_split[split.name]) for split in splits}
+    rows = {name: sum(part.rows for part in parts) for name, parts in by_split.items()}
+    checks = [*run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, splits, rows, footers)])]
+    for split in splits:
+        looks = _looks(by_split[split.name], suites.images(dataset, split.name), counted[split.name])
+        checks += _checks(dataset, split, looks, compared.of(split.name).means(), counted[split.name])
+    members.write(folder, measured, compared.keys())
+    validation = _verdict(folder, splits, compared.train.means(), checks, counted)
+    return dataclasses.replace(validation, parts=len(measured))
+
+
+def _looks(parts: Iterable[Measured], suite: suites.Suite, counted: _Counted) -> Iterator[run_suites.Look]:
+    for part in parts:
+        part.count(counted.matches, counted.pixels)
+        yield part.look(suite)
+
+
+def _footer(split: Split, measured: Iterable[Measured]) -> Mapping[str, Any]:
+    """Return the shape and the digest found in the files of a split: of the first part that is not as recorded."""
+    for part, found in zip(split_rows.parts(split), measured, strict=True):
+        if found.image_shape != split.image_shape or found.digest != part.digest:
+            return {"image_shape": found.image_shape, "digest": found.digest}
+    return {"image_shape": split.image_shape, "digest": split.digest}
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What is counted over the image table of a split."""
+
+    matches: summary.Matches = field(default_factory=summary.Matches)
+    pixels: summary.PixelRange = field(default_factory=summary.PixelRange)
+
+    def class_table(self, classes: int) -> summary.Table:
+        labels = self.matches.labels
+        return summary.class_table_of(labels[:classes], int(labels.sum()))
+
+
+def _checks(
+    dataset: Dataset,
+    split: Split,
+    looks: Iterable[run_suites.Look],
+    means: summary.Centroids,
+    counted: _Counted,
+) -> Iterator[Check]:
+    """Yield the results of all suites of a split, from what was found in its image table."""
+    yield from run_suites.checks(suites.images(dataset, split.name), looks)
+    yield from run_suites.run(suites.match(dataset, split.name), [summary.match_table(counted.matches)])
+    if dataset.ink:
+        ground = summary.ground_table(means, split.image_shape, counted.pixels)
+        yield from run_suites.run(suites.ground(dataset.ink, split.name), [ground])
+    classes = counted.class_table(len(dataset.classes))
+    yield from run_suites.run(suites.classes(dataset, split.name), [classes])
+
+
+def _verdict(
+    folder: Path,
+    splits: Sequence[Split],
+    means: summary.Centroids,
+    checks: Sequence[Check],
+    counted: Mapping[str, _Counted],
+) -> Validation:
+    """Write the mean training images into `folder`, and return the verdict on both splits."""
+    validation = Validation(FolderEntry(folder), True, "", (), {})
+    train = splits[0]
+    arrays.write(validation.means, {"mean": means.exact.reshape(-1, *train.image_shape)})
+    counts = {name: tuple(one.class_table(train.classes)["rows"].tolist()) for name, one in counted.items()}
+    of = [split.digest for split in splits]
     return dataclasses.replace(
         validation,
         passed=all(c.passed or c.severity != "critical" for c in checks),
-        digest=hashlib.sha256(canonical([train.digest, test.digest, to_json(checks), counts])).hexdigest(),
+        digest=hashlib.sha256(canonical([*of, to_json(checks), counts])).hexdigest(),
         checks=tuple(checks),
         class_counts=counts,
     )
+
+
+def _describe(splits: Sequence[Split]) -> Callable[[Validation], str]:
+    rows = sum(split.rows for split in splits)
+    return lambda verdict: summaries.validation(verdict, rows)
 
 
 def _without_set_aside(dataset: Dataset, splits: Collection[Split]) -> Dataset:
@@ -124,26 +212,10 @@ def _contract(dataset: Dataset) -> dict[str, Any]:
         "classes": len(dataset.classes),
         "image_shape": list(dataset.image_shape),
         "rows": dict(dataset.rows),
-        "payload_sha256": {spec.role: spec.payload_sha256 for spec in dataset.archives},
+        "payload_sha256": {role: dataset.payload_sha256(role) for role in ROLES},
         **dataclasses.asdict(dataset.limits),
         "min_centroid_hit": dataset.limits.least_centroid_hit(len(dataset.classes)),
         "known_centroid_hit": dataset.limits.min_centroid_hit is not None,
         "min_class_share": dataset.limits.least_class_share(len(dataset.classes)),
         **({"ink": dataset.ink} if dataset.ink else {}),
     }
-
-
-def _written(
-    writer: pq.ParquetWriter,
-    name: SplitName,
-    parts: Iterable[summary.Table],
-    counters: Collection[summary.Matches | summary.PixelRange],
-) -> Iterator[summary.Table]:
-    """Write and count each part of a table, then yield it."""
-    for part in parts:
-        for counter in counters:
-            counter.add(part)
-        numbers = [parquet.column_of(part[column].astype(kind)) for column, kind in summary.IMAGE_COLUMNS.items()]
-        columns = [parquet.column_of_text(name, len(part["index"])), *numbers]
-        writer.write_table(pa.Table.from_arrays(columns, schema=_COLUMNS))
-        yield part

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +15,7 @@ from flows.commands.options import AsJson, StoreFolder
 from flows.commands.run import run
 from flows.terminal.output import print_json, print_line, print_table, remark
 from storage.datasets.catalog import MAX_SIDE
+from storage.datasets.chosen import day_of
 from storage.errors import ConfigError
 from storage.files import check_local
 from storage.opening import open_store
@@ -22,6 +25,7 @@ from storage.words import counted, times
 if TYPE_CHECKING:
     from flows.own_schedules import Scheduled, Times
     from tasks.adding.add import Added, AddOptions, ClassCount
+    from tasks.adding.append import AppendOptions
 
 app = App(name="dataset", help="Make a data set of your own images, and schedule it.")
 Timezone = Annotated[
@@ -101,6 +105,18 @@ def add(
         Parameter(help="Retrain at these times, in cron's form, such as '0 3 * * 0': see `idxflow dataset schedule`."),
     ] = None,
     timezone: Timezone = None,
+    append: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Append the images to the data set NAME that this command has made: one more archive for each of its "
+            "files. See docs/how-to/parts.md.",
+        ),
+    ] = False,
+    date: Annotated[
+        str | None,
+        Parameter(help="The day that the images are of, such as 2026-11-30. Default with `--append`: today."),
+    ] = None,
     train: Annotated[
         bool,
         Parameter(
@@ -117,7 +133,10 @@ def add(
     ZIP or tar archive of these. What was found is printed, with a picture of one example per class; nothing is guessed
     in silence. The source is only read.
 
+    With `--append`, equal images stay in the split where they are. Nothing else of the data set changes.
+
     Examples: `idxflow dataset add letters ~/letters --size 28x28 --test-fraction 0.15` ·
+    `idxflow dataset add letters ~/monday --size 28x28 --test-fraction 0.15 --append` ·
     `idxflow dataset add kaggle train.csv --test-fraction 0.2` · `idxflow dataset add mine mnist.npz --run`
 
     Args:
@@ -128,6 +147,7 @@ def add(
     from flows.terminal import bars
     from tasks.adding.add import AddOptions
     from tasks.adding.add import add as make
+    from tasks.adding.append import AppendOptions
     from tasks.adding.batches import Reading
 
     check_local("FROM", source)
@@ -138,7 +158,18 @@ def add(
     )
     names = tuple(word.strip() for word in classes.split(",")) if classes else ()
     place = (folder or Path(name)).expanduser().absolute()
-    options = AddOptions(name, source.expanduser().absolute(), place, reading, names, label_base, test_fraction, seed)
+    path, day = source.expanduser().absolute(), day_of(date, "--date") if date else None
+    if append:
+        _check_of_new(
+            {"--classes": classes, "--label-base": label_base, "--schedule": schedule, "--timezone": timezone}
+        )
+        return _append(
+            AppendOptions(name, path, place, day or datetime.date.today(), reading, test_fraction, seed),
+            train,
+            store,
+            as_json,
+        )
+    options = AddOptions(name, path, place, reading, names, label_base, test_fraction, seed, day)
     times = _times_of_new(options, schedule, timezone, store)
     with bars.shown():
         added = make(options, lambda line: remark(f"note: {line}"))
@@ -153,6 +184,36 @@ def add(
     if scheduled and not as_json:
         _print_schedule(scheduled, store)
     return run(dataset_file=[str(added.manifest)], store=store, as_json=as_json) if train else 0
+
+
+def _append(options: AppendOptions, train: bool, store: str | None, as_json: bool) -> int:
+    """Append images to a data set, and say so."""
+    from flows.terminal import bars
+    from tasks.adding.append import append
+
+    with bars.shown():
+        appended = append(options, lambda line: remark(f"note: {line}"))
+    if as_json and not train:
+        return print_json({**appended.values(), "error": None})
+    if not as_json:
+        rows = " + ".join(f"{count:,}" for count in appended.rows.values())
+        archives = " + ".join(f"{count:,}" for count in appended.archives.values())
+        print_line(f"found {appended.found}")
+        print_line(
+            f"appended {rows} images of {appended.date} to {appended.manifest}, which has {archives} archives now"
+        )
+        for line in appended.skipped[:_SKIPPED_SHOWN]:
+            print_line(f"left out: {line}")
+        if not train:
+            print_line(f"next: {command_for(store_address(store), appended.next_command.removeprefix('idxflow '))}")
+    return run(dataset_file=[str(appended.manifest)], store=store, as_json=as_json) if train else 0
+
+
+def _check_of_new(options: Mapping[str, object]) -> None:
+    """Refuse options that are only for a new data set."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given:
+        raise ConfigError(f"expected no {given} with --append, because it is for a new data set; leave it out")
 
 
 @app.command

@@ -33,16 +33,19 @@ def manifest(
         bool, Parameter(negative="", help="The files have rows and columns of each image swapped (EMNIST).")
     ] = False,
 ) -> int:
-    """Write a manifest for your own four IDX files.
+    """Write a manifest for your own IDX files.
 
     It goes to standard output, in UTF-8. The files are recognized by their usual names (`train-images…`,
     `train-labels…`, `t10k-images…` or `test-images…`, `t10k-labels…` or `test-labels…`); image size, classes, labels,
     pixel range and digests are read from them.
 
+    A split may have several files, with numbers after `images` and `labels`: `train-images-000-idx3-ubyte.gz` and
+    `train-labels-000-idx1-ubyte.gz`, and so on. They are listed by number.
+
     Example: `idxflow manifest ~/letters > letters.toml`, then `idxflow run --dataset-file letters.toml`.
 
     Args:
-        folder: Folder with the four files.
+        folder: Folder with the files.
     """
     from storage.datasets.own_files import Layout, manifest_of
 

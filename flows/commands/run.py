@@ -37,7 +37,7 @@ from storage.files import WAITING
 from storage.opening import open_store
 from storage.runtime import timings as clocks
 from storage.store import Store
-from storage.workers.address import INSECURE_VARIABLE
+from storage.workers.address import INSECURE_VARIABLE, are_elsewhere
 
 if TYPE_CHECKING:
     from flows.run import Request
@@ -61,12 +61,13 @@ def run(
         ),
     ] = False,
     at_once: Annotated[
-        int,
+        int | None,
         Parameter(
-            help="Retrain at most so many of several data sets at a time; each needs its own memory.",
+            help="Retrain at most so many of several data sets at a time; each needs its own memory. Default: 1; with "
+            "a cluster of workers, which train the models, as many as this machine has processors.",
             validator=Number(gte=1),
         ),
-    ] = 1,
+    ] = None,
     profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
     set_: Annotated[
         list[str] | None,
@@ -91,6 +92,13 @@ def run(
         bool,
         Parameter(negative="", help="Look for wrong labels and near-duplicates, too; nothing is removed."),
     ] = False,
+    as_of: Annotated[
+        str | None,
+        Parameter(
+            help="Use only archives of this day or earlier, such as 2026-11-30; those without a date have always been "
+            "there. See docs/how-to/parts.md."
+        ),
+    ] = None,
     quarantine: Quarantine = None,
     quarantine_limit: QuarantineLimit = None,
     source: Source = None,
@@ -112,14 +120,17 @@ def run(
 
     Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
     `idxflow run --dataset-file mine.toml` · `idxflow run mnist --quarantine leaked` · `idxflow run mnist kmnist` ·
-    `idxflow run --all --at-once 2` · `idxflow run --dataset-file big.toml --workers 4`
+    `idxflow run --all --at-once 2` · `idxflow run --dataset-file big.toml --workers 4` ·
+    `idxflow run mnist kmnist --store s3://bucket/idxflow --workers tls://scheduler:8786`
 
     Args:
         dataset: Data sets of the catalog: see `idxflow datasets`. Default: `digits`.
     """
     from flows.run import Request
+    from storage.datasets.chosen import day_of
 
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
+    day = day_of(as_of, "--as-of").isoformat() if as_of else None
     # The profile is any text until `Request.resolve` has checked it.
     requests = [
         Request(
@@ -135,12 +146,13 @@ def run(
             quarantine_limit=quarantine_limit,
             workers=workers,
             insecure_workers=insecure_workers,
+            as_of=day,
         )
         for name, file in chosen(dataset or [], dataset_file or [], all_, timings)
     ]
     if len(requests) == 1:
         return _run_flow("retrain", requests[0], as_json, timings)
-    return run_several(requests, at_once, as_json)
+    return run_several(requests, at_once or _at_once(workers), as_json)
 
 
 def validate(
@@ -178,6 +190,12 @@ def validate(
         insecure_workers=insecure_workers,
     )
     return _run_flow("validate_dataset", request, as_json, timings)
+
+
+def _at_once(workers: str | None) -> int:
+    """Return how many data sets to retrain at a time if nobody says it."""
+    # What remains for this machine when others train is about one processor's work for each data set.
+    return (os.cpu_count() or 1) if are_elsewhere(workers) else 1
 
 
 def _words(quarantine: str | None) -> tuple[str, ...] | None:
@@ -304,7 +322,7 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
     }
     if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
-        parameters["audit"] = request.audit
+        parameters |= {"audit": request.audit, "as_of": request.as_of}
     try:
         state = flow(**parameters, return_state=True)
     except Exception as error:

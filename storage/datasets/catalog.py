@@ -6,6 +6,7 @@ Each data set's manifest, a TOML file, is in this folder. Users' own manifests h
 
 from __future__ import annotations
 
+import datetime
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from storage.errors import ConfigError
-from storage.files import alike, kind_of, open_regular
+from storage.files import alike, digest_of, kind_of, open_regular
 from storage.records import SPLITS, SplitName
 from storage.words import meant
 
 if TYPE_CHECKING:
-    from storage.datasets.manifest import Floors, Gate, Limits, Quarantine
+    from storage.datasets.manifest import Floors, Gate, Limits, Quarantine, Window
 
 CATALOG = Path(__file__).resolve().parent
 ROLES = tuple(f"{split}-{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -38,7 +39,10 @@ MAX_ROWS = 2**32 - 1
 """The most rows that the header of an IDX file can declare: a dimension has 32 bits."""
 MAX_BYTES = 1 << 40
 """The largest archive, compressed or not; `storage.formats.idx` reads no more."""
-MAX_MANIFEST_BYTES = 1 << 20
+MAX_ARCHIVES = 20_000
+"""The most archives of one role."""
+MAX_MANIFEST_BYTES = 1 << 24
+"""Enough for that many archives of each role with their digests."""
 
 Ink = Literal["bright", "dark"]
 """Whether what is drawn is brighter or darker than the ground that it is drawn on."""
@@ -71,6 +75,10 @@ class ArchiveSpec:
     """SHA-256 of the decompressed file, header included; it stays the same if a mirror recompresses the file."""
     mirrors: tuple[str, ...] = ()
     """Complete URLs, best first."""
+    number: int = 0
+    """Its place among the archives of its role."""
+    date: datetime.date | None = None
+    """The day that its images are of, if the manifest says so."""
 
     @property
     def pinned(self) -> bool:
@@ -109,7 +117,7 @@ class Dataset:
     image_shape: tuple[int, int]
     """Height and width in pixels of the upright images."""
     archives: tuple[ArchiveSpec, ...]
-    """In the order of `ROLES`."""
+    """In the order of `ROLES`, and then in that of the manifest: most data sets have one for each role."""
     manifest: Path
     limits: Limits
     floors: Floors
@@ -126,6 +134,10 @@ class Dataset:
     """What the manifest says about the ink; None: nothing, and the data checks do not look at it."""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
+    window: Window | None = None
+    """Which archives the training split is made of; None: all."""
+    chosen: str = ""
+    """Which of the archives a run uses for training, if it does not use all (`storage.datasets.chosen`)."""
     zipped: ZipSpec | None = None
     """The ZIP file that the archives are published in; None: each is published by itself."""
     embedded: bool = False
@@ -138,7 +150,37 @@ class Dataset:
     """Overrides of the default training configuration."""
 
     def archive(self, role: str) -> ArchiveSpec:
-        return self.archives[ROLES.index(role)]
+        """Return the only archive of a role, or the first."""
+        return self.archives_of(role)[0]
+
+    def archives_of(self, role: str) -> tuple[ArchiveSpec, ...]:
+        """Return the archives of a role, in the order of the manifest."""
+        return tuple(spec for spec in self.archives if spec.role == role)
+
+    def payload_sha256(self, role: str) -> str | None:
+        """Return the declared digest of what the archives of a role hold, as `Split.sources` has it; None if unknown.
+
+        That of several archives is the digest of theirs, in order.
+        """
+        digests = [spec.payload_sha256 for spec in self.archives_of(role)]
+        return digests[0] if len(digests) == 1 else None if None in digests else digest_of(digests)
+
+
+def check_four(dataset: Dataset, why: str) -> None:
+    """Check that a data set has one archive for each role.
+
+    Args:
+        why: that is needed, as a clause.
+
+    Raises:
+        ConfigError: it has several of one.
+    """
+    several = next((role for role in ROLES if len(dataset.archives_of(role)) > 1), None)
+    if several:
+        raise ConfigError(
+            f"{dataset.manifest}: expected one archive for each role, because {why}; found "
+            f"{len(dataset.archives_of(several)):,} of {several}; give a manifest of four archives"
+        )
 
 
 def names() -> list[str]:
@@ -172,6 +214,22 @@ def read(path: Path) -> Dataset:
     Raises:
         ConfigError: names the file, the key, what was expected and what was found.
     """
+    path, values = read_toml(path, "a manifest in TOML", "write a new one with `idxflow manifest FOLDER`")
+    dataset = _declared(path, values)
+    _check_own_name(dataset)
+    return dataset
+
+
+def read_toml(path: Path, what: str, otherwise: str) -> tuple[Path, dict[str, Any]]:
+    """Return the absolute path of a user's TOML file, and what it says.
+
+    Args:
+        what: what it should be, for the message.
+        otherwise: what to do instead of correcting it.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, or is not TOML.
+    """
     try:
         path = path.expanduser().absolute()
         with open_regular(path) as stream:
@@ -179,18 +237,15 @@ def read(path: Path) -> Dataset:
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError(f"more than {MAX_MANIFEST_BYTES:,} bytes")
         # Some editors begin a file with a byte order mark.
-        values = tomllib.loads(data.decode("utf-8-sig"))
+        return path, tomllib.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RuntimeError) as error:
         # A user that does not exist; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
         is_missing = isinstance(error, FileNotFoundError)
         problem = f"{kind_of(path)}{alike(path)}" if is_missing else getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"{path}: expected a manifest in TOML; found {one_line(problem)}; "
-            f"correct {'the path' if is_missing else 'it'}, or write a new one with `idxflow manifest FOLDER`"
+            f"{path}: expected {what}; found {one_line(problem)}; "
+            f"correct {'the path' if is_missing else 'it'}, or {otherwise}"
         ) from error
-    dataset = _declared(path, values)
-    _check_own_name(dataset)
-    return dataset
 
 
 def _declared(path: Path, values: Mapping[str, Any]) -> Dataset:

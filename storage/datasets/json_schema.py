@@ -21,7 +21,7 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 
 Schema = Mapping[str, Any]
 
-_KINDS = {
+KINDS = {
     "integer": ("an integer", "integers"),
     "number": ("a number", "numbers"),
     "string": ("a string", "strings"),
@@ -29,6 +29,7 @@ _KINDS = {
     "object": ("a table", "tables"),
     "null": ("null", ""),
 }
+"""The types of JSON Schema in words: one value, several."""
 
 
 class TomlSchema(GenerateJsonSchema):
@@ -40,7 +41,8 @@ class TomlSchema(GenerateJsonSchema):
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         field = super().default_schema(schema)
         # The keys of a table have defaults of their own.
-        if isinstance(field.get("default"), dict) or field.get("default") in (None, "", []):
+        default = field.get("default")
+        if _is_table(default[0] if default and isinstance(default, list) else default) or default in (None, "", []):
             field.pop("default", None)
         return field
 
@@ -57,27 +59,47 @@ def of_manifest() -> dict[str, Any]:
 
 
 def part(schema: Schema, keys: Sequence[str]) -> Schema:
-    """Return the schema of the value at `keys`, such as `("gate", "alpha")`."""
+    """Return the schema of the value at `keys`, such as `("gate", "alpha")`; a list of tables counts as a table."""
     value = schema
-    for key in keys:
-        value = resolved(schema, value["properties"][key])
+    for number, key in enumerate(keys):
+        value = resolved(schema, properties(schema, keys[:number])[key])
     return value
+
+
+def properties(schema: Schema, keys: Sequence[str]) -> Mapping[str, Schema]:
+    """Return the schemas of the keys of the table at `keys`, or of the tables in the list there."""
+    value = part(schema, keys)
+    table = resolved(schema, {"$ref": target}) if (target := _table(value)) else value
+    found: Mapping[str, Schema] = table["properties"]
+    return found
+
+
+def _table(field: Schema) -> str:
+    """Return what a field refers to that is a table, or either a table or a list of such; empty if it is none."""
+    return str(field.get("$ref") or next((one["$ref"] for one in field.get("anyOf", ()) if "$ref" in one), ""))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def in_words(schema: Schema) -> str:
     """Return a description of valid values, such as `an integer from 1 to 10,000`."""
     if EXPECTED in schema:
         return str(schema[EXPECTED])
+    if "$ref" in schema:
+        return KINDS["object"][0]
     if "anyOf" in schema:
         return ", or ".join(map(in_words, schema["anyOf"]))
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     if schema["type"] == "array":
         limits = bounds(schema["items"])
-        most = f"at most {schema['maxItems']} " if "maxItems" in schema else ""
-        return f"a list of {most}{_KINDS[schema['items']['type']][1]}{', each ' if limits else ''}{limits}"
+        most = f"at most {schema['maxItems']:,} " if "maxItems" in schema else ""
+        kind = schema["items"].get("type", "object")
+        return f"a list of {most}{KINDS[kind][1]}{', each ' if limits else ''}{limits}"
     limits = bounds(schema)
-    return f"{_KINDS[schema['type']][0]}{' of' if limits.startswith('at ') else ''} {limits}".rstrip()
+    return f"{KINDS[schema['type']][0]}{' of' if limits.startswith('at ') else ''} {limits}".rstrip()
 
 
 def bounds(schema: Schema) -> str:
@@ -105,8 +127,8 @@ def reference(schema: Schema, elsewhere: Collection[str] = ()) -> Iterator[str]:
             value = resolved(schema, field)
             default = "required" if key in table.get("required", ()) else _default(value)
             yield f"| `{key}` | {in_words(value)} | {default} | {value.get('description', '')} |"
-            if "$ref" in field and key not in elsewhere:
-                inner.setdefault(field["$ref"], []).append(".".join([*names, key]))
+            if _table(field) and key not in elsewhere:
+                inner.setdefault(_table(field), []).append(".".join([*names, key]))
         waiting[:0] = [(keys, resolved(schema, {"$ref": target})) for target, keys in inner.items()]
 
 

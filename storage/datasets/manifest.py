@@ -5,6 +5,8 @@ Commands that only name data sets do not import it: importing pydantic takes a t
 
 from __future__ import annotations
 
+import datetime
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidatorFunctionWrapHandler,
@@ -23,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from storage.datasets.catalog import (
     DEFAULT_FILES,
+    MAX_ARCHIVES,
     MAX_BYTES,
     MAX_CLASSES,
     MAX_LABEL,
@@ -41,6 +45,7 @@ from storage.datasets.catalog import (
 from storage.datasets.json_schema import EXPECTED
 from storage.datasets.training import TrainingOverrides
 from storage.records import SPLITS
+from storage.words import counted
 
 Element = TypeVar("Element")
 
@@ -93,6 +98,10 @@ FileName = Annotated[
 ]
 Address = Annotated[
     str, AfterValidator(_address), Field(json_schema_extra={"format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://"})
+]
+Day = Annotated[
+    datetime.date,
+    Field(strict=True, json_schema_extra=_expects("a date without quotes, such as 2026-11-30")),
 ]
 Addresses = Annotated[tuple[Address, ...], Field(json_schema_extra=_expects("a list of https:// or http:// addresses"))]
 
@@ -230,7 +239,7 @@ class Rows(BaseModel):
 
 
 class Archive(BaseModel):
-    """One of the four files. An unknown digest is left out."""
+    """One archive. An unknown digest is left out."""
 
     model_config = _MODEL
 
@@ -244,23 +253,95 @@ class Archive(BaseModel):
         "file again.",
     )
     mirrors: Addresses = Field(default=(), description="Complete URLs, best first.")
+    date: Day | None = Field(
+        default=None,
+        description="For archives of images: the day that they are of. Windows of days and `idxflow backfill` need it.",
+    )
 
-    def spec(self, role: str, mirrors: tuple[str, ...]) -> ArchiveSpec:
-        """Return it with its role, and with its URL on each mirror of the data set."""
+    def spec(self, role: str, number: int, mirrors: tuple[str, ...]) -> ArchiveSpec:
+        """Return it with its place, and with its URL on each mirror of the data set."""
         file = self.file or DEFAULT_FILES[role]
         urls = (*self.mirrors, *(f"{base.rstrip('/')}/{file}" for base in mirrors))
-        return ArchiveSpec(role, file, self.bytes, self.sha256, self.payload_bytes, self.payload_sha256, urls)
+        digests = (self.bytes, self.sha256, self.payload_bytes, self.payload_sha256)
+        return ArchiveSpec(role, file, *digests, mirrors=urls, number=number, date=self.date)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict | Archive) else value
+
+
+_Several = Annotated[tuple[Archive, ...], Field(min_length=1, max_length=MAX_ARCHIVES)]
+OneOrMore = Annotated[_Several, BeforeValidator(_as_list, json_schema_input_type=Archive | _Several)]
 
 
 class Archives(BaseModel):
-    """The four files."""
+    """The files: one archive for each role, or as many of images as of labels, in the same order."""
 
     model_config = _MODEL
 
-    train_images: Archive = Field(default=Archive(), alias="train-images", description="Images of the training split.")
-    train_labels: Archive = Field(default=Archive(), alias="train-labels", description="Labels of the training split.")
-    test_images: Archive = Field(default=Archive(), alias="test-images", description="Images of the test split.")
-    test_labels: Archive = Field(default=Archive(), alias="test-labels", description="Labels of the test split.")
+    train_images: OneOrMore = Field(
+        default=(Archive(),), alias="train-images", description="Images of the training split."
+    )
+    train_labels: OneOrMore = Field(
+        default=(Archive(),), alias="train-labels", description="Labels of the training split."
+    )
+    test_images: OneOrMore = Field(default=(Archive(),), alias="test-images", description="Images of the test split.")
+    test_labels: OneOrMore = Field(default=(Archive(),), alias="test-labels", description="Labels of the test split.")
+
+    def of(self, role: str) -> tuple[Archive, ...]:
+        """Return the archives of a role."""
+        archives: tuple[Archive, ...] = getattr(self, role.replace("-", "_"))
+        return archives
+
+    @model_validator(mode="after")
+    def _images_have_labels(self) -> Archives:
+        for split in SPLITS:
+            images, labels = (len(self.of(f"{split}-{kind}")) for kind in ("images", "labels"))
+            if images != labels:
+                raise ValueError(
+                    f"expected as many archives.{split}-labels as archives.{split}-images, in the same order; found "
+                    f"{counted(images, 'archive')} of images and {labels:,} of labels; add what is missing"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _several_have_names(self) -> Archives:
+        for role in ROLES:
+            archives = self.of(role)
+            names = [archive.file for archive in archives]
+            twice = next((repr(name) for name, number in Counter(names).items() if name and number > 1), None)
+            if twice or (None in names and len(names) > 1):
+                found = f"{twice} twice" if twice else "one without a name"
+                raise ValueError(
+                    f"expected archives.{role}.file to be another name for each of its {len(archives):,} archives; "
+                    f"found {found}; correct it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _images_have_the_date(self) -> Archives:
+        for split in SPLITS:
+            if any(archive.date for archive in self.of(f"{split}-labels")):
+                raise ValueError(
+                    f"expected the date of images in archives.{split}-images; found one in archives.{split}-labels; "
+                    "move it there"
+                )
+        return self
+
+
+class Window(BaseModel):
+    """The newest data only: which archives the training split is made of. The test split is made of all."""
+
+    model_config = _MODEL
+
+    last: int = Field(
+        strict=True, ge=1, le=1_000_000, description="How many of the newest archives, or of the newest days."
+    )
+    unit: Literal["archives", "days"] = Field(
+        default="archives",
+        description="What is counted: `archives`, in the order of the manifest, or `days`, back from the newest date "
+        "of an archive.",
+    )
 
 
 class Zip(BaseModel):
@@ -357,7 +438,14 @@ class Manifest(BaseModel):
     homepage: str = Field(default="", description="Web page that describes the data.")
     citation: str = Field(default="", description="Reference to cite.")
     rows: Rows = Field(default=Rows(), description="Number of rows of each split.")
-    archives: Archives = Field(default=Archives(), description="The four files: names, sizes, digests.")
+    archives: Archives = Field(
+        default=Archives(),
+        description="The four files, or more: names, sizes, digests. Several archives of one kind are a list, "
+        "`[[archives.train-images]]`.",
+    )
+    window: Window | None = Field(
+        default=None, description="The newest data only, for training. Not set: all archives."
+    )
     zip_: Zip | None = Field(
         default=None,
         alias="zip",
@@ -401,9 +489,31 @@ class Manifest(BaseModel):
         for spec in self._specs():
             if (spec.mirrors or self.zip_) and not spec.pinned:
                 how = "read out of a ZIP file" if self.zip_ else "fetched over the network"
+                file = f"{spec.file} " if len(self.archives.of(spec.role)) > 1 else "it "
                 raise ValueError(
-                    f"expected archives.{spec.role}.sha256 or archives.{spec.role}.payload_sha256 because it is {how}; "
-                    "found neither; add one: `idxflow manifest FOLDER` writes them for files you have"
+                    f"expected archives.{spec.role}.sha256 or archives.{spec.role}.payload_sha256 because {file}is "
+                    f"{how}; found neither; add one: `idxflow manifest FOLDER` writes them for files you have"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _embedded_data_is_four_archives(self) -> Manifest:
+        several = next((role for role in ROLES if len(self.archives.of(role)) > 1), None)
+        if self.embedded and several:
+            raise ValueError(
+                f"expected one archive of {several}, because embedded data is written as four; found "
+                f"{len(self.archives.of(several)):,}; remove the others, or embedded"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _days_need_dates(self) -> Manifest:
+        if self.window and self.window.unit == "days":
+            undated = [spec for spec in self._specs() if spec.role == ROLES[0] and spec.date is None]
+            if undated:
+                raise ValueError(
+                    f"expected a date for each archive of {ROLES[0]}, because window counts days; found none for "
+                    f'{undated[0].file}; add one, such as date = 2026-11-30, or set unit = "archives"'
                 )
         return self
 
@@ -428,6 +538,7 @@ class Manifest(BaseModel):
             transpose=self.transpose,
             ink=self.ink,
             source=(path.parent / Path(self.source).expanduser()).resolve() if self.source else None,
+            window=self.window,
             zipped=self.zip_.spec() if self.zip_ else None,
             embedded=self.embedded,
             audit=self.audit,
@@ -448,5 +559,5 @@ class Manifest(BaseModel):
         return () if labels == tuple(range(count)) else labels
 
     def _specs(self) -> tuple[ArchiveSpec, ...]:
-        tables = (getattr(self.archives, role.replace("-", "_")) for role in ROLES)
-        return tuple(table.spec(role, self.mirrors) for role, table in zip(ROLES, tables, strict=True))
+        listed = ((role, number, archive) for role in ROLES for number, archive in enumerate(self.archives.of(role)))
+        return tuple(archive.spec(role, number, self.mirrors) for role, number, archive in listed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -43,27 +43,46 @@ def checked(
 
 def _sentence(error: ErrorDetails, values: Mapping[str, Any], model: json_schema.Schema) -> str:
     """Return what was expected, what was found and what to do. An element of a list is judged as part of the list."""
-    keys = [str(key) for key in takewhile(lambda key: isinstance(key, str), error["loc"])]
-    name = one_line(".".join(keys))
+    path = _path(error["loc"], values)
+    keys = [key for key in path if isinstance(key, str)]
+    name = one_line("".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)[1:])
     if error["type"] == "value_error":
         # A validator's own sentence.
         return error["msg"].removeprefix("Value error, ")
     if error["type"] in _UNKNOWN_KEY:
-        properties = json_schema.part(model, keys[:-1])["properties"]
+        properties = json_schema.properties(model, keys[:-1])
         remedy = "remove it or correct its spelling"
         return f"expected one of {', '.join(properties)}; found {name}{meant(keys[-1], properties)}; {remedy}"
     allowed = json_schema.part(model, keys)
     is_missing = error["type"] == "missing"
-    value, remedy = ("nothing", "add it") if is_missing else (_value_text(error, allowed, values, keys), "correct it")
+    value, remedy = ("nothing", "add it") if is_missing else (_value_text(error, allowed, values, path), "correct it")
     return f"expected {name} to be {json_schema.in_words(allowed)}; found {value}; {remedy}"
 
 
-def _value_text(error: ErrorDetails, allowed: json_schema.Schema, values: Any, keys: Sequence[str]) -> str:
+def _path(location: Sequence[int | str], values: Any) -> list[int | str]:
+    """Return the keys that lead to a value in the file, up to a list that is no list of tables.
+
+    A table where a list of tables may be is not counted as an element.
+    """
+    path: list[int | str] = []
+    for place, key in enumerate(location):
+        if isinstance(key, int):
+            if place + 1 == len(location) or not isinstance(location[place + 1], str):
+                break
+            if isinstance(values, Mapping):
+                continue
+        path.append(key)
+        with suppress(LookupError, TypeError):
+            values = values[key]
+    return path
+
+
+def _value_text(error: ErrorDetails, allowed: json_schema.Schema, values: Any, path: Sequence[int | str]) -> str:
     if allowed.get("items", {}).get("format") == "uri":
         # Not the whole URL, which may contain a password.
         address = error["input"]
         scheme, separator, _ = address[:8].partition("://") if isinstance(address, str) else ("", "", "")
         return f"{scheme}:…" if separator and scheme.isalpha() else "another value"
-    for key in keys:
+    for key in path:
         values = values[key]
     return f"{shown(values)}{meant(values, allowed.get('enum', ()))}"

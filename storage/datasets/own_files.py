@@ -1,4 +1,4 @@
-"""Write the manifest of a user's own data set from its four files."""
+"""Write the manifest of a user's own data set from its files: four, or several of images and as many of labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from storage.errors import ConfigError, FormatError
 from storage.files import alike, kind_of, sha256_of
 from storage.formats import idx
 from storage.records import SPLITS
-from storage.words import counted
+from storage.words import counted, times
 
 _PATTERNS = {
     "train-images": r"train.*images",
@@ -27,6 +27,8 @@ _PATTERNS = {
     "test-images": r"(t10k|test).*images",
     "test-labels": r"(t10k|test).*labels",
 }
+_NUMBER = re.compile(r"(?:images|labels)[-_.](\d+)(?:[-_.]|$)", re.IGNORECASE)
+"""The number of a file among several of its kind, as in `train-images-000-idx3-ubyte.gz`."""
 _BLOCK_BYTES = 1 << 22
 """Bytes to read at a time, for images of any size."""
 _NAMES_SHOWN = 5
@@ -77,6 +79,8 @@ class Stated:
     """The folder as the manifest names it; empty: its full path."""
     ink: str = ""
     """`bright` or `dark`; empty: the manifest proposes it in a comment."""
+    date: str = ""
+    """The day that all images are of, as 2026-11-30; empty: not stated."""
 
 
 def manifest_of(
@@ -86,7 +90,7 @@ def manifest_of(
     layout: Layout | None = None,
     stated: Stated | None = None,
 ) -> str:
-    """Return a TOML manifest of the four IDX files in `folder`, for `validate` and `run`.
+    """Return a TOML manifest of the IDX files in `folder`, for `validate` and `run`.
 
     Args:
         folder: the folder of the files.
@@ -122,9 +126,12 @@ def manifest_of(
         if digests
         else "# Without digests, any files with these names are accepted.",
     ]
-    for role, file in files.items():
-        named = [f"bytes = {file.stat().st_size}", f'sha256 = "{sha256_of(file)}"'] if digests else []
-        lines += [f"[archives.{role}]", f"file = {_text(file.name)}", *named, ""]
+    for role, listed in files.items():
+        table = f"[archives.{role}]" if len(listed) == 1 else f"[[archives.{role}]]"
+        for file in listed:
+            named = [f"bytes = {file.stat().st_size}", f'sha256 = "{sha256_of(file)}"'] if digests else []
+            named += [f"date = {stated.date}"] if stated.date and role.endswith("images") else []
+            lines += [table, f"file = {_text(file.name)}", *named, ""]
     lines += [
         *_limits(splits, labels),
         "# Minimum scores on the test split, the policy of the gate, and training parameters, for example:",
@@ -192,7 +199,31 @@ def _check_base(folder: Path, labels: list[int], base: int | None) -> None:
     )
 
 
-def _split(images: Path, labels: Path, column: int | None) -> _Split:
+def _split(images: Sequence[Path], labels: Sequence[Path], column: int | None) -> _Split:
+    """Return the properties of a split of one pair of files, or of several together."""
+    pairs = [_pair(*files, column) for files in zip(images, labels, strict=True)]
+    first, rows_by_label = pairs[0].images, Counter[int]()
+    for path, pair in zip(images, pairs, strict=True):
+        if pair.images.shape != first.shape:
+            raise FormatError(
+                f"{path}: expected images of {times(first.shape)} pixels, as in {images[0].name}; found "
+                f"{times(pair.images.shape)}; give the files that belong together"
+            )
+        rows_by_label.update(pair.rows_by_label)
+    described = [pair.images for pair in pairs]
+    return _Split(
+        _Images(
+            sum(one.rows for one in described),
+            first.shape,
+            min(one.darkest for one in described),
+            max(one.brightest for one in described),
+            sum(one.blank for one in described),
+        ),
+        rows_by_label,
+    )
+
+
+def _pair(images: Path, labels: Path, column: int | None) -> _Split:
     described, counts = _images(images), _rows_by_label(labels, column)
     rows = sum(counts.values())
     if described.rows != rows:
@@ -393,8 +424,8 @@ def _rounded_up(share: float) -> float:
     return math.ceil(1e4 * share) / 1e4
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the file of each role.
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each role: one, or several with numbers, in their order.
 
     Raises:
         ConfigError: it is not a folder; a file is missing or not regular; or several files could be it.
@@ -415,13 +446,49 @@ def _files(folder: Path) -> dict[str, Path]:
             "first: storage.formats.idx.encode(array) gives the bytes of one"
         )
         raise _no_set(folder, among, remedy)
-    for role, files in candidates.items():
-        if len(files) > 1:
-            names = ", ".join(path.name for path in files)
+    numbered = {role: _numbered(files) for role, files in candidates.items() if len(files) > 1}
+    for role, by_number in numbered.items():
+        if not by_number:
+            files = candidates[role]
+            names = ", ".join(path.name for path in files[:_NAMES_SHOWN])
+            more = f" and {len(files) - _NAMES_SHOWN:,} more" if len(files) > _NAMES_SHOWN else ""
             raise ConfigError(
-                f"{folder}: expected one file of {role}; found {len(files)}: {names}; move the others to another folder"
+                f"{folder}: expected one file of {role}, or several with different numbers, such as "
+                f"{role}-000.gz; found {len(files):,}: {names}{more}; move the others to another folder, or "
+                "rename them"
             )
-    return {role: files[0] for role, files in candidates.items()}
+    for split in SPLITS:
+        _check_numbers(folder, numbered.get(f"{split}-images"), numbered.get(f"{split}-labels"))
+    return {
+        role: [path for _, path in sorted(numbered[role].items())] if role in numbered else files
+        for role, files in candidates.items()
+    }
+
+
+def _numbered(files: Sequence[Path]) -> dict[int, Path]:
+    """Return files by their numbers; none if one has no number, or two have the same."""
+    found: dict[int, Path] = {}
+    for path in files:
+        match = _NUMBER.search(path.name)
+        if not match or int(match[1]) in found:
+            return {}
+        found[int(match[1])] = path
+    return found
+
+
+def _check_numbers(folder: Path, images: Mapping[int, Path] | None, labels: Mapping[int, Path] | None) -> None:
+    """Check that several files of images have labels of the same numbers.
+
+    Raises:
+        ConfigError: they have not.
+    """
+    alone = sorted((images or {}).keys() ^ (labels or {}).keys())
+    if (images or labels) and alone:
+        path = {**(images or {}), **(labels or {})}[alone[0]]
+        raise ConfigError(
+            f"{folder}: expected a file of images and one of labels with each number; found {path.name} alone; add the "
+            "other, or move it to another folder"
+        )
 
 
 def files_of(folder: Path, role: str) -> list[Path]:

@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from storage.errors import DamagedEntry, made_again
 from storage.files import canonical
+from storage.runtime.ranged import Ranged, Source
 
 Expected = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]
 """Type and shape of each array, by name."""
@@ -45,8 +46,11 @@ def write(target: Path | IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(stream, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
 
 
-def read(path: Path, expected: Expected) -> dict[str, np.ndarray]:
+def read(path: Source, expected: Expected, only: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Return the arrays of `path`, which must be exactly the `expected` ones; read-only.
+
+    Args:
+        only: the names of those to read and return; empty for all.
 
     Raises:
         DamagedEntry: the file cannot be read, an array is missing or not expected, or has another type or shape.
@@ -54,8 +58,11 @@ def read(path: Path, expected: Expected) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_names(path, archive.namelist(), [f"{name}.npy" for name in expected])
-            return {name: _member(path, archive, name, *expected[name]) for name in expected}
+            return {name: _member(path, archive, name, *expected[name]) for name in only or expected}
     except _FOREIGN as error:
+        if isinstance(path, Ranged):
+            # Its SHA-256 tells whether the file is damaged.
+            path.whole()
         raise DamagedEntry(
             f"{path}: expected arrays in NumPy's npz format; {_shown(str(error))}; {made_again(path)}"
         ) from error
@@ -71,7 +78,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-def _check_names(path: Path, actual: list[str], expected: list[str]) -> None:
+def _check_names(path: Source, actual: list[str], expected: list[str]) -> None:
     """Check the names as lists, not sets: no name may appear twice, since readers differ on which they use."""
     if sorted(actual) != sorted(expected):
         expected_text, actual_text = (
@@ -83,7 +90,7 @@ def _check_names(path: Path, actual: list[str], expected: list[str]) -> None:
 
 
 def _member(
-    path: Path, archive: zipfile.ZipFile, name: str, kind: type[np.generic], shape: tuple[int, ...]
+    path: Source, archive: zipfile.ZipFile, name: str, kind: type[np.generic], shape: tuple[int, ...]
 ) -> np.ndarray:
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
         raise DamagedEntry(f"{path}: expected array {name} stored without compression; {made_again(path)}")

@@ -12,11 +12,12 @@ have several members, as written by `cat a.gz b.gz` and parallel compressors (RF
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +45,10 @@ _FLAGS_AT = 3
 _RESERVED_FLAGS = 0xE0
 _TAR_MAGIC = b"ustar"
 _TAR_MAGIC_AT = 257
+_ALL = 1 << 32
+"""More rows than a header can declare."""
+_START = _TAR_MAGIC_AT + len(_TAR_MAGIC)
+"""Bytes by which the kind of a file is told; a header has fewer."""
 _UNPACK = "unpack it, and give the IDX file in it"
 _OTHERS = {
     b"PK": ("a ZIP file", _UNPACK),
@@ -104,8 +109,8 @@ class Reader:
             self._is_small = self._stream.seek(0, os.SEEK_END) <= _CHUNK
             self._stream.seek(0)
             self._input = _open_input(self._stream, self.name)
-            self._hash = hashlib.sha256()
-            self.header = self._read_header()
+            self.header, encoded = _read_header(self._input, self.name)
+            self._hash = hashlib.sha256(encoded)
         except BaseException:
             self._stream.close()
             raise
@@ -123,9 +128,14 @@ class Reader:
         """Digest of header and data, decompressed; complete once `blocks` has ended."""
         return self._hash.hexdigest()
 
-    def blocks(self, rows: int) -> Iterator[np.ndarray]:
-        """Yield the data as read-only arrays of at most `rows` rows, in the file's (big-endian) type."""
-        taken, rest = self._taken(rows), self.header.shape[1:]
+    def blocks(self, rows: int, part: int = _ALL) -> Iterator[np.ndarray]:
+        """Yield the data as read-only arrays of at most `rows` rows, in the file's (big-endian) type.
+
+        Args:
+            rows: of a block.
+            part: no block has rows of two parts, if parts of so many rows are cut from the start of the file.
+        """
+        taken, rest = self._taken(rows, part), self.header.shape[1:]
         # Another thread inflates while this one hashes; a small file is not worth starting a thread.
         for data in taken if self._is_small else prefetch(taken):
             self._hash.update(data)
@@ -137,47 +147,91 @@ class Reader:
         whole = np.concatenate(list(self.blocks(8192)))
         return whole.astype(whole.dtype.newbyteorder("="), copy=False)
 
-    def _read_header(self) -> Header:
-        magic = self._header_bytes(4, "the 4-byte magic number")
-        zeros, code, dimensions = magic[:2], magic[2], magic[3]
-        if zeros != b"\0\0" or code not in TYPES:
-            codes = ", ".join(f"{c:02x}" for c in TYPES)
-            expected = f"an IDX magic number 0000TTNN with a type TT of {codes}"
-            start = magic + self._input.read(_TAR_MAGIC_AT + len(_TAR_MAGIC) - len(magic))
-            guess, remedy = _guess(start)
-            raise _refused(self.name, expected, f"{magic.hex()}{_text(start[:_SHOWN])} ({guess})", remedy)
-        if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise _refused(self.name, f"1 to {MAX_DIMENSIONS} dimensions", f"{dimensions} in the header", _FIT)
-        sizes = self._header_bytes(4 * dimensions, f"{dimensions} dimensions of 4 bytes")
-        header = Header(TYPES[code], struct.unpack(f">{dimensions}I", sizes))
-        if 0 in header.shape:
-            raise _refused(self.name, "at least one element", f"the shape {header.shape} in the header", _FIT)
-        if header.data_bytes > MAX_PAYLOAD_BYTES:
-            actual = f"{header.shape} of {header.dtype.name} in the header, {header.data_bytes:,} bytes"
-            expected = f"at most {MAX_PAYLOAD_BYTES:,} bytes of data"
-            raise _refused(self.name, expected, actual, _swapped(header) or _FIT)
-        return header
-
-    def _header_bytes(self, count: int, what: str) -> bytes:
-        data = self._input.read(count)
-        if len(data) < count:
-            raise _refused(self.name, what, f"the end of the file after {len(data)} bytes of it", _AGAIN)
-        self._hash.update(data)
-        return data
-
-    def _taken(self, rows: int) -> Iterator[bytes]:
+    def _taken(self, rows: int, part: int) -> Iterator[bytes]:
         """Yield the bytes of at most `rows` rows at a time."""
-        size, step = self.header.data_bytes, rows * self.header.row_bytes
-        for start in range(0, size, step):
-            yield self._take(min(step, size - start), start)
+        row_bytes = self.header.row_bytes
+        for start, stop in cuts(self.header.shape[0], rows, part):
+            yield self._take((stop - start) * row_bytes, start * row_bytes)
 
     def _take(self, count: int, start: int) -> bytes:
         data = self._input.read(count)
         if len(data) < count:
-            expected = f"{self.header.data_bytes:,} bytes of data for shape {self.header.shape} of "
-            actual = f"the end of the data after {start + len(data):,}"
-            raise _refused(self.name, expected + self.header.dtype.name, actual, _swapped(self.header) or _FIT)
+            raise _cut_short(self.name, self.header, start + len(data))
         return data
+
+
+class Rows:
+    """The rows of an IDX file that is not compressed, read in any order: by arithmetic, as each has the same size.
+
+    The header is checked, and that the file ends exactly where the data does. The bytes are whatever `read` returns, so
+    that is what has to protect them.
+
+    Raises:
+        FormatError: the file is not a complete IDX file, or is compressed.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int, name: str) -> None:
+        """Read the header.
+
+        Args:
+            read: returns the bytes of the file from a first position up to but not including a second one.
+            size: of the file in bytes.
+            name: of the file, for messages.
+        """
+        self.name, self._read = name, read
+        self.header, encoded = _read_header(_Plain(io.BytesIO(read(0, min(size, _START))), name), name)
+        self._first = len(encoded)
+        if size < self._first + self.header.data_bytes:
+            raise _cut_short(name, self.header, size - self._first)
+        if size > self._first + self.header.data_bytes:
+            raise _too_long(name, self.header)
+
+    def blocks(self, first: int, last: int, rows: int) -> Iterator[np.ndarray]:
+        """Yield rows as read-only arrays of at most `rows` rows, in the file's (big-endian) type.
+
+        Args:
+            first: number of the first row, counted from 0.
+            last: number of the row after the last.
+            rows: of a block.
+        """
+        kind, rest, row_bytes = self.header.dtype, self.header.shape[1:], self.header.row_bytes
+        for start, stop in cuts(last - first, rows):
+            data = self._read(*(self._first + (first + row) * row_bytes for row in (start, stop)))
+            yield np.frombuffer(data, kind).reshape(-1, *rest)
+
+
+def cuts(total: int, rows: int, part: int = _ALL) -> Iterator[tuple[int, int]]:
+    """Yield the first row, and the one after the last, of blocks of at most `rows` rows out of `total`.
+
+    Args:
+        part: no block has rows of two parts, if parts of so many rows are cut from the start.
+    """
+    for first in range(0, total, part):
+        last = min(first + part, total)
+        for start in range(first, last, rows):
+            yield start, min(start + rows, last)
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether a file is gzip."""
+    with path.open("rb") as stream:
+        return stream.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+
+
+def rows_of(stream: BinaryIO, name: str = "") -> int:
+    """Return how many rows the header of an IDX file declares, or 0 if the file is compressed: that takes more to tell.
+
+    Args:
+        stream: at the start of the file; its first bytes are read.
+        name: of the file, for messages.
+
+    Raises:
+        FormatError: the file has no header of IDX.
+    """
+    start = stream.read(_START)
+    if start.startswith(_GZIP_MAGIC):
+        return 0
+    return _read_header(_Plain(io.BytesIO(start), name), name)[0].shape[0]
 
 
 def read(path: Path) -> np.ndarray:
@@ -200,6 +254,36 @@ def encode(array: np.ndarray) -> bytes:
     if big not in TYPES.values() or not 1 <= array.ndim <= MAX_DIMENSIONS:
         raise ValueError(f"IDX cannot hold {array.ndim} dimensions of {array.dtype}")
     return Header(big, array.shape).encode() + np.ascontiguousarray(array, big).tobytes()
+
+
+def _read_header(source: _Plain | _Gzip, name: str) -> tuple[Header, bytes]:
+    """Return the header, and its bytes, of an IDX file of which nothing has been read yet."""
+    magic = _header_bytes(source, name, 4, "the 4-byte magic number")
+    zeros, code, dimensions = magic[:2], magic[2], magic[3]
+    if zeros != b"\0\0" or code not in TYPES:
+        codes = ", ".join(f"{c:02x}" for c in TYPES)
+        expected = f"an IDX magic number 0000TTNN with a type TT of {codes}"
+        start = magic + source.read(_START - len(magic))
+        guess, remedy = _guess(start)
+        raise _refused(name, expected, f"{magic.hex()}{_text(start[:_SHOWN])} ({guess})", remedy)
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise _refused(name, f"1 to {MAX_DIMENSIONS} dimensions", f"{dimensions} in the header", _FIT)
+    sizes = _header_bytes(source, name, 4 * dimensions, f"{dimensions} dimensions of 4 bytes")
+    header = Header(TYPES[code], struct.unpack(f">{dimensions}I", sizes))
+    if 0 in header.shape:
+        raise _refused(name, "at least one element", f"the shape {header.shape} in the header", _FIT)
+    if header.data_bytes > MAX_PAYLOAD_BYTES:
+        actual = f"{header.shape} of {header.dtype.name} in the header, {header.data_bytes:,} bytes"
+        expected = f"at most {MAX_PAYLOAD_BYTES:,} bytes of data"
+        raise _refused(name, expected, actual, _swapped(header) or _FIT)
+    return header, magic + sizes
+
+
+def _header_bytes(source: _Plain | _Gzip, name: str, count: int, what: str) -> bytes:
+    data = source.read(count)
+    if len(data) < count:
+        raise _refused(name, what, f"the end of the file after {len(data)} bytes of it", _AGAIN)
+    return data
 
 
 class _Plain:
@@ -293,6 +377,11 @@ def _open_input(stream: BinaryIO, name: str) -> _Plain | _Gzip:
 
 def _refused(name: str, expected: str, actual: str, remedy: str) -> FormatError:
     return FormatError(f"{name}: expected {expected}; found {actual}; {remedy}")
+
+
+def _cut_short(name: str, header: Header, found: int) -> FormatError:
+    expected = f"{header.data_bytes:,} bytes of data for shape {header.shape} of {header.dtype.name}"
+    return _refused(name, expected, f"the end of the data after {found:,}", _swapped(header) or _FIT)
 
 
 def _too_long(name: str, header: Header) -> FormatError:

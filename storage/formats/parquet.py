@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import DamagedEntry, made_again
+from storage.files import check_regular
 from storage.runtime.ranged import Ranged, Source
 
 ROW_GROUP = 8192
@@ -95,25 +96,26 @@ def metadata(source: Source) -> dict[str, Any]:
         return _metadata(file)
 
 
-def blocks(source: Source, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def blocks(source: Source, start: int = 0, stop: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (images, labels) of each row group: uint8 of shape (n, height, width), 0-255, and uint8 of shape (n,).
 
     Args:
         start: the first row, counted from 0; row groups before it are not read.
+        stop: the row after the last one; row groups from there on are not read. None: to the end.
 
     Raises:
         DamagedEntry: a page fails its checksum, or the columns are not those of a split.
     """
     with _opened(source) as file:
         shape, first = _image_shape(file, source), 0
+        last = file.metadata.num_rows if stop is None else stop
         for group in range(file.num_row_groups):
-            stop = first + file.metadata.row_group(group).num_rows
-            if stop > start:
+            end = first + file.metadata.row_group(group).num_rows
+            if end > start and first < last:
                 table = file.read_row_group(group, use_threads=False)
-                images, labels = _images(table.column("image").combine_chunks(), shape), _labels(table)
-                skipped = max(0, start - first)
-                yield images[skipped:], labels[skipped:]
-            first = stop
+                wanted = slice(max(0, start - first), last - first)
+                yield _images(table.column("image").combine_chunks(), shape)[wanted], _labels(table)[wanted]
+            first = end
 
 
 def read(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +154,9 @@ def rows(source: Source, numbers: list[int]) -> np.ndarray:
 @contextmanager
 def _opened(source: Source) -> Iterator[pq.ParquetFile]:
     try:
+        if isinstance(source, Path):
+            # To open a FIFO could take forever.
+            check_regular(source)
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield file
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:

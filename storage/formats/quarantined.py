@@ -19,8 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.errors import DamagedEntry, made_again
-from storage.formats import parquet
+from storage.formats import parquet, split_rows
 from storage.records import Split
+
+FILE = "quarantine.parquet"
+"""The name of such a file in an entry."""
 
 _COLUMNS = pa.schema(
     {
@@ -128,7 +131,29 @@ def archive_rows(split: Split, rows: Iterable[int]) -> list[int]:
     """
     if not split.set_aside:
         return [*rows]
-    aside = np.array(parquet.metadata(split.source)["set_aside"])
+    aside = _set_aside(split)
     # As many rows of the split are before each row that was set aside.
     before = aside - np.arange(len(aside))
     return [row + int(np.searchsorted(before, row, side="right")) for row in rows]
+
+
+def rows_of(split: Split, numbers: Iterable[int]) -> list[int]:
+    """Return the rows of a split that have these numbers in the archive: the reverse of `archive_rows`.
+
+    Raises:
+        DamagedEntry: the split's file cannot be read.
+    """
+    if not split.set_aside:
+        return [*numbers]
+    aside = _set_aside(split)
+    return [number - int(np.searchsorted(aside, number)) for number in numbers]
+
+
+def _set_aside(split: Split) -> np.ndarray:
+    """Return the numbers in the archives of the rows that were set aside, int64, ascending."""
+    found, start = [np.empty(0, np.int64)], 0
+    for part in split_rows.parts(split):
+        if part.set_aside:
+            found.append(start + np.array(parquet.metadata(part.source)["set_aside"]))
+        start += part.rows + part.set_aside
+    return np.concatenate(found)

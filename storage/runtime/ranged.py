@@ -32,7 +32,7 @@ class Ranged(io.RawIOBase):
             whole: returns the path of the file on this machine, fetched and verified; raises an error if it is damaged.
         """
         super().__init__()
-        self._where, self._size, self._sha256 = where, size, sha256
+        self._where, self.size, self._sha256 = where, size, sha256
         self._range, self.whole = read, whole
         self._position = 0
         self._tail: bytes | None = None
@@ -50,26 +50,26 @@ class Ranged(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         self._position = max(start + offset, 0)
         return self._position
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        data = self._between(self._position, min(self._position + len(view), self._size))
+        data = self._between(self._position, min(self._position + len(view), self.size))
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def readall(self) -> bytes:
-        data = self._between(self._position, self._size)
+        data = self._between(self._position, self.size)
         self._position += len(data)
         return data
 
     def _between(self, start: int, stop: int) -> bytes:
         if start >= stop:
             return b""
-        tail_start = max(self._size - TAIL, 0)
+        tail_start = max(self.size - TAIL, 0)
         if start < tail_start:
             return self._range(start, stop)
         if self._tail is None:
@@ -77,7 +77,7 @@ class Ranged(io.RawIOBase):
         return self._tail[start - tail_start : stop - tail_start]
 
     def _fetched(self, start: int) -> bytes:
-        data = self._range(start, self._size)
+        data = self._range(start, self.size)
         if start == 0 and hashlib.sha256(data).hexdigest() != self._sha256:
             return self.whole().read_bytes()
         return data

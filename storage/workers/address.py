@@ -46,6 +46,11 @@ def chosen(workers: str | None) -> str | None:
     return workers or os.environ.get(WORKERS_VARIABLE) or None
 
 
+def are_elsewhere(workers: str | None) -> bool:
+    """Return whether the workers that were named are a cluster, not processes of the run, before that is checked."""
+    return "://" in (chosen(workers) or "")
+
+
 def parse(text: str, insecure: bool = False) -> int | Cluster:
     """Return the number of processes, or the cluster, that `text` names.
 

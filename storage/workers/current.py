@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from storage.workers.here import Here
 from storage.workers.protocol import Workers
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # A context variable, because Prefect copies these into the threads that run submitted tasks.
 _workers: ContextVar[Workers | None] = ContextVar("idxflow_workers", default=None)
@@ -26,3 +30,13 @@ def using(workers: Workers) -> Iterator[None]:
         yield
     finally:
         _workers.reset(token)
+
+
+def in_order(function: Callable[[T], R], items: Sequence[T], doing: str) -> list[R]:
+    """Return the results of `Workers.each` of the current workers in the order of the items.
+
+    Raises:
+        IdxflowError, Cancelled: as `Workers.each` does.
+    """
+    results: dict[int, R] = dict(current().each(function, items, doing))
+    return [results[index] for index in range(len(items))]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from storage.errors import IdxflowError, WorkersFailed
 from storage.files import WAITING
 from storage.runtime import cancellation
-from storage.runtime.progress import counted_off
+from storage.runtime.progress import advance, counted_off
 from storage.words import counted
 from storage.workers import dask_remote
 from storage.workers.address import CERTIFICATES, Cluster
@@ -93,6 +93,24 @@ class Dask:
                     yield index, result
         finally:
             calls.close()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the cluster exists without this run."""
+        return not isinstance(self._wish, int)
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        """Have a worker that is elsewhere call `function` with an item (see `protocol.Workers`)."""
+        if not self.elsewhere:
+            return function(item)
+        session, code = self.session(), self.fingerprint(function.__module__)
+        calls = _Calls(session, _name(function), code, tells=True)
+        try:
+            ((_, result),) = calls.results([item])
+        finally:
+            calls.close()
+        returned: R = result
+        return returned
 
     def fingerprint(self, module: str) -> Fingerprint:
         """Return what this process computes the functions of a module with.
@@ -385,10 +403,14 @@ class _Session:
 
 
 class _Calls:
-    """The calls of one function with several items."""
+    """The calls of one function with several items.
 
-    def __init__(self, session: _Session, function: str, code: Fingerprint) -> None:
-        self._session, self._function, self._code = session, function, code
+    Args:
+        tells: whether what a call tells of its progress is told here.
+    """
+
+    def __init__(self, session: _Session, function: str, code: Fingerprint, tells: bool = False) -> None:
+        self._session, self._function, self._code, self._tells = session, function, code, tells
         self._id = secrets.token_hex(4)
         self._pending: dict[Future[Answer], int] = {}
         self._lines = session.lines[self._id] = queue.SimpleQueue()
@@ -420,7 +442,7 @@ class _Calls:
             index, item = next(waiting, (-1, None))
             if index < 0:
                 return
-            arguments = (self._function, pickle.dumps(item), self._code.digest)
+            arguments = (self._function, pickle.dumps(item), self._code.digest, self._tells)
             self._pending[self._session.submit(arguments, f"idxflow-{self._id}-{index}")] = index
 
     def _ended(self) -> Iterator[tuple[int, Answer]]:
@@ -460,11 +482,15 @@ class _Calls:
         return pickle.loads(answer.result)
 
     def _tell(self) -> None:
-        """Log what has arrived of the lines of the workers."""
+        """Log what has arrived of the lines of the workers, and tell what they have told of their progress."""
         with suppress(queue.Empty):
             while True:
                 call, number, line = self._lines.get_nowait()
-                if call not in self._over and number not in self._told.setdefault(call, set()):
+                if call in self._over:
+                    continue
+                if number == dask_remote.PROGRESS:
+                    advance(pickle.loads(line))
+                elif number not in self._told.setdefault(call, set()):
                     self._told[call].add(number)
                     self._say(line)
 

@@ -17,6 +17,7 @@ class Here:
     """This process, as workers (`protocol.Workers`)."""
 
     count = 1
+    elsewhere = False
 
     def each(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> Iterator[tuple[int, R]]:
         """Call `function` with each item, in order; what it raises ends that.
@@ -30,6 +31,10 @@ class Here:
                 result = function(item)
                 count()
                 yield index, result
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        """Call `function` with the item."""
+        return function(item)
 
     def survey(self, modules: tuple[str, ...]) -> Survey:
         """Return that this is one process, which has its own code."""

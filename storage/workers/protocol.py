@@ -45,6 +45,20 @@ class Workers(Protocol):
             Cancelled: the run is being stopped. So are the calls, at their next `cancellation.check`.
         """
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether they are processes that this run has not started, so that they may be on other machines."""
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        """Call `function` with one item that is worth a worker, such as a whole training; tell its progress here.
+
+        Workers that are elsewhere compute it, as `each` says. Otherwise this process does: those of the run are on the
+        same machine, so they would only need the memory for another copy of the libraries.
+
+        Raises:
+            Exception: as for `each`.
+        """
+
     def survey(self, modules: tuple[str, ...]) -> Survey:
         """Ask all workers what they would compute the functions of some modules with.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from tasks.ui.progress import working
 _COMPRESSION = 3
 """The strongest of ISA-L, which compresses several times as fast as zlib does by default."""
 _NAME_LENGTH = 200
+UNPACKED = "unpacked"
 _BRIGHT = 0.4
 """Where the border of the images is darker than this share of the range of pixels, ink is bright."""
 _OPTIONS = {
@@ -63,6 +66,8 @@ class AddOptions:
     """Share of each class to draw as test split; None: the source has one."""
     seed: int = 0
     """Of that draw."""
+    date: datetime.date | None = None
+    """The day that the images are of; None: the manifest says nothing of it."""
 
     @property
     def manifest(self) -> Path:
@@ -106,6 +111,8 @@ class Added:
     manifest: Path
     pictures: Path
     """An example of each class."""
+    date: str = ""
+    """The day that the images are of, if it was said."""
 
     @property
     def rows(self) -> dict[SplitName, int]:
@@ -135,23 +142,10 @@ def add(options: AddOptions, say: Callable[[str], None] = lambda _: None) -> Add
         DataRefused: it cannot be divided as asked for.
     """
     _check(options)
-    with _scratch(options.folder) as scratch, _plain_errors(options):
-        unpacked = scratch / "unpacked"
-        unpacked.mkdir()
-
-        def plain(text: str) -> str:
-            # What was unpacked is gone when the message is read.
-            return text.replace(f"{unpacked}{os.sep}", f"{options.source}: ").replace(
-                str(unpacked), str(options.source)
-            )
-
+    with scratch_of(options.folder) as scratch, plain_errors(options.source, options.folder):
+        plain = partial(plainly, scratch / UNPACKED, options.source)
         remarks = Remarks(lambda line: say(plain(line)))
-        try:
-            source = recognize.source(options.source, unpacked, options.reading, remarks)
-            _check_used(options, source)
-            found = gathered(options.source, source, options.reading, scratch / "pixels", remarks)
-        except FormatError as error:
-            raise FormatError(plain(str(error))) from error
+        source, found = read(options.source, options.reading, scratch, remarks)
         names = _names(options, source, found)
         is_test = _test_rows(options, found, names)
         made = scratch / "made"
@@ -164,13 +158,42 @@ def add(options: AddOptions, say: Callable[[str], None] = lambda _: None) -> Add
     return added
 
 
+def read(path: Path, reading: Reading, scratch: Path, remarks: Remarks) -> tuple[Source, Gathered]:
+    """Recognize a source, and read all of it.
+
+    Args:
+        path: where it is.
+        reading: how it is to be read.
+        scratch: a folder, for what is unpacked and the pixels.
+        remarks: where to note how it was understood.
+
+    Raises:
+        ConfigError: an option cannot be used.
+        FormatError: it cannot be read.
+    """
+    unpacked = scratch / UNPACKED
+    unpacked.mkdir()
+    try:
+        source = recognize.source(path, unpacked, reading, remarks)
+        _check_used(path, reading, source)
+        return source, gathered(path, source, reading, scratch / "pixels", remarks)
+    except FormatError as error:
+        raise FormatError(plainly(unpacked, path, str(error))) from error
+
+
+def plainly(unpacked: Path, source: Path, text: str) -> str:
+    """Return a text that names a source, where it names what was unpacked of it."""
+    # That is gone when the message is read.
+    return text.replace(f"{unpacked}{os.sep}", f"{source}: ").replace(str(unpacked), str(source))
+
+
 @contextmanager
-def _plain_errors(options: AddOptions) -> Iterator[None]:
+def plain_errors(source: Path, folder: Path) -> Iterator[None]:
     """Have an error of the operating system name what the user gave: it may name nothing, or a file that is gone."""
     try:
         yield
     except OSError as error:
-        place = options.folder if is_full(error) else error.filename or options.source
+        place = folder if is_full(error) else error.filename or source
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(place)) from error
 
 
@@ -178,7 +201,7 @@ def _check(options: AddOptions) -> None:
     """Check what takes no time, before anything is read."""
     own_files.check_name(options.name, "NAME")
     _check_outside(options)
-    _check_together(options)
+    check_together(options.reading, options.test_fraction, options.seed)
     if options.folder.exists() or options.folder.is_symlink():
         raise ConfigError(
             f"expected no folder {options.folder} yet; found {kind_of(options.folder)}; remove it, or choose another "
@@ -201,33 +224,32 @@ def _check_outside(options: AddOptions) -> None:
         )
 
 
-def _check_together(options: AddOptions) -> None:
+def check_together(reading: Reading, test_fraction: float | None, seed: int) -> None:
     """Refuse options that do nothing without another one."""
-    if options.test_fraction is None and (options.seed or options.reading.group_by):
+    if test_fraction is None and (seed or reading.group_by):
         raise ConfigError(
             "expected --seed and --group-by only where a test split is drawn; found no --test-fraction; draw one with "
             "--test-fraction 0.15, or leave them out"
         )
-    if options.reading.size is None and options.reading.fit != "pad":
+    if reading.size is None and reading.fit != "pad":
         raise ConfigError(
-            f"expected --fit {options.reading.fit} only with the size of the images; found no --size; give it, such as "
+            f"expected --fit {reading.fit} only with the size of the images; found no --size; give it, such as "
             "--size 28x28, or leave --fit out"
         )
 
 
-def _check_used(options: AddOptions, source: Source) -> None:
+def _check_used(path: Path, reading: Reading, source: Source) -> None:
     """Refuse options that do nothing for this source, rather than ignore them."""
     usual = Reading()
     for name, option in _OPTIONS.items():
-        if getattr(options.reading, name) != getattr(usual, name) and name not in source.uses:
+        if getattr(reading, name) != getattr(usual, name) and name not in source.uses:
             raise ConfigError(
-                f"expected no {option}, because it does nothing for {options.source}, {source.kind}; found it; "
-                "leave it out"
+                f"expected no {option}, because it does nothing for {path}, {source.kind}; found it; leave it out"
             )
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def scratch_of(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, removed at the end; one that a killed process left is removed, too."""
     scratch = folder.with_name(f".{folder.name}.adding")
 
@@ -334,7 +356,7 @@ def _added(
     train, test = (np.bincount(found.labels[rows], minlength=len(names)).tolist() for rows in (~is_test, is_test))
     counts = zip(names, found.classes, train, test, strict=True)
     classes = tuple(ClassCount(label, *values) for label, values in enumerate(counts))
-    ink = _ink(found)
+    ink = ink_of(found)
     if ink == "dark":
         ground = f"border {found.ground:.0f} on average"
         remarks.add(f"ink is dark on bright ground ({ground}); --invert makes it as MNIST's")
@@ -359,6 +381,7 @@ def _added(
         options.folder,
         options.manifest,
         options.folder / f"{options.name}.png",
+        options.date.isoformat() if options.date else "",
     )
 
 
@@ -369,7 +392,7 @@ def _remark_dim(found: Gathered, remarks: Remarks) -> None:
         remarks.add(f"the brightest pixel is {found.brightest} of 255; if that is white, say so: --white {value}")
 
 
-def _ink(found: Gathered) -> str:
+def ink_of(found: Gathered) -> str:
     """Return whether ink is `bright` or `dark`, by the border of the images; `unclear` if that is in between."""
     share = (found.ground - found.darkest) / max(1, found.brightest - found.darkest)
     return "bright" if share < _BRIGHT else "dark" if share > 1 - _BRIGHT else "unclear"
@@ -381,10 +404,11 @@ def _write(folder: Path, added: Added, found: Gathered, is_test: np.ndarray) -> 
         for split in SPLITS:
             rows = np.flatnonzero(is_test if split == "test" else ~is_test)
             images = idx.Header(np.dtype(np.uint8), (len(rows), *found.shape))
-            _pack(folder / DEFAULT_FILES[f"{split}-images"], images, found.images(rows))
+            pack(folder / DEFAULT_FILES[f"{split}-images"], images, found.images(rows))
             labels = idx.Header(np.dtype(np.uint8), (len(rows),))
-            _pack(folder / DEFAULT_FILES[f"{split}-labels"], labels, [found.labels[rows].astype(np.uint8)])
-    stated = Stated([c.name for c in added.classes], ".", "" if added.ink == "unclear" else added.ink)
+            pack(folder / DEFAULT_FILES[f"{split}-labels"], labels, [found.labels[rows].astype(np.uint8)])
+    ink = "" if added.ink == "unclear" else added.ink
+    stated = Stated([c.name for c in added.classes], ".", ink, added.date)
     manifest = own_files.manifest_of(folder, added.name, stated=stated)
     _put(folder / added.manifest.name, manifest.encode())
     _put(folder / added.pictures.name, _examples(added, found, is_test))
@@ -394,7 +418,7 @@ def _write(folder: Path, added: Added, found: Gathered, is_test: np.ndarray) -> 
     flush(folder)
 
 
-def _pack(path: Path, header: idx.Header, blocks: Any) -> None:
+def pack(path: Path, header: idx.Header, blocks: Any) -> None:
     """Write an IDX file, compressed; the same data gives the same bytes: no time and no name in the header."""
     with path.open("xb") as file:
         with igzip.IGzipFile("", "wb", _COMPRESSION, file, mtime=0) as packed:

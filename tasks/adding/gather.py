@@ -76,6 +76,11 @@ def gathered(path: Path, source: Source, reading: Reading, file: Path, remarks: 
     return gathering.result(file)
 
 
+def digest_of(image: np.ndarray) -> bytes:
+    """Return the digest of an image, uint8 and contiguous, as `Gathered.digests` has it."""
+    return hashlib.blake2b(image.data, digest_size=_DIGEST_BYTES).digest()
+
+
 class _Gathering:
     """What is known so far."""
 
@@ -106,7 +111,7 @@ class _Gathering:
             )
         self._labels.append(np.array([self._code(label) for label in batch.labels], np.int32))
         self._tests.append(np.full(len(images), batch.split == "test"))
-        self._digests += [hashlib.blake2b(image, digest_size=_DIGEST_BYTES).digest() for image in images]
+        self._digests += map(digest_of, images)
         if batch.groups is not None:
             codes = [self._group_codes.setdefault(group, len(self._group_codes)) for group in batch.groups]
             self._groups.append(np.array(codes, np.int32))

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from storage.datasets.training import TrainingConfig
-from storage.formats import parquet
+from storage.formats import split_rows
 from storage.records import Split
 from storage.runtime import cancellation
 from storage.runtime.prefetch import prefetch
@@ -87,7 +87,7 @@ class CrossValidation:
         """
         first = 0
         # One thread: the products are small, and their last digits would depend on the number of threads.
-        with threadpool_limits(1, "blas"), closing(prefetch(parquet.blocks(self.survey.split.file))) as blocks:
+        with threadpool_limits(1, "blas"), closing(prefetch(split_rows.blocks(self.survey.split))) as blocks:
             for images, labels in blocks:
                 cancellation.check()
                 fold = self.fold[first : first + len(labels)]

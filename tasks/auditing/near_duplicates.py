@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from storage.formats import parquet
+from storage.formats import split_rows
 from storage.records import Split
 from storage.runtime import cancellation
 from storage.runtime.prefetch import prefetch
@@ -111,7 +111,7 @@ def search(
     test_row, train_row, distance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.lexsort((test_row, distance))
     test_row, train_row = test_row[order], train_row[order]
-    labels = parquet.labels(test.file)[test_row], parquet.labels(train.file)[train_row]
+    labels = split_rows.labels(test)[test_row], split_rows.labels(train)[train_row]
     found = NearDuplicates(test_row, train_row, distance[order].astype(np.float32), *labels)
     return Search(found, len(known) + len(others))
 
@@ -212,7 +212,7 @@ def _refine(nearest: _Nearest, rows: np.ndarray, images: np.ndarray, columns: np
 
 
 def _blocks(split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    with closing(prefetch(parquet.blocks(split.file))) as blocks:
+    with closing(prefetch(split_rows.blocks(split))) as blocks:
         for block in blocks:
             cancellation.check()
             yield block

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.formats import parquet
+from storage.formats import parquet, split_rows
 from storage.records import FolderEntry, Split
 from storage.runtime import cancellation
 from storage.runtime.prefetch import prefetch
@@ -47,7 +47,7 @@ def surveyed(train: Split, folder: Path) -> Survey:
     hashes = bytearray()
 
     def hashed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with closing(prefetch(parquet.blocks(train.file))) as blocks:
+        with closing(prefetch(split_rows.blocks(train))) as blocks:
             for images, labels in blocks:
                 cancellation.check()
                 hashes.extend(digests(images).tobytes())
@@ -57,14 +57,14 @@ def surveyed(train: Split, folder: Path) -> Survey:
     if cells.shape == train.image_shape:
         split, statistics = train, _statistics(hashed(), math.prod(train.image_shape))
     else:
-        split = replace(train, entry=FolderEntry(folder), image_shape=cells.shape)
+        split = replace(train, entry=FolderEntry(folder), image_shape=cells.shape, parts=0)
         # As many names as there are label values: the writer wants names, and nobody reads them.
         with parquet.Writer(split.file, cells.shape, tuple(map(str, range(256)))) as writer:
             for images, labels in hashed():
                 writer.write(np.rint(cells.means(images)).astype(np.uint8), labels)
             writer.close({"image_shape": cells.shape, "rows": train.rows})
-        statistics = _statistics(parquet.blocks(split.file), math.prod(cells.shape))
-    return Survey(split, parquet.labels(train.file), np.frombuffer(hashes, np.int64), statistics)
+        statistics = _statistics(split_rows.blocks(split), math.prod(cells.shape))
+    return Survey(split, split_rows.labels(train), np.frombuffer(hashes, np.int64), statistics)
 
 
 def digests(images: np.ndarray) -> np.ndarray:

@@ -46,9 +46,14 @@ def paired(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray, alph
             f"expected predictions of both models for the same test rows, at least one; found {len(labels)} labels, "
             f"{len(candidate)} and {len(champion)} predictions; score both models again"
         )
+    return compared(*counted(labels, candidate, champion), alpha)
+
+
+def counted(labels: np.ndarray, candidate: np.ndarray, champion: np.ndarray) -> tuple[Table, int]:
+    """Return the counts for `compared`, of arrays as for `paired`."""
     ours, theirs = candidate == labels, champion == labels
-    table = tuple(int(np.sum(rows)) for rows in (ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs))
-    return compared((table[0], table[1], table[2], table[3]), int(np.sum(candidate != champion)), alpha)
+    table = [int(np.sum(rows)) for rows in (ours & theirs, ours & ~theirs, ~ours & theirs, ~ours & ~theirs)]
+    return (table[0], table[1], table[2], table[3]), int(np.sum(candidate != champion))
 
 
 def compared(table: Table, differing: int, alpha: float = 0.05) -> Paired:

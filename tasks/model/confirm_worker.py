@@ -1,6 +1,6 @@
-"""The fresh process of `confirm`: load a saved model, predict a few rows, write the probabilities.
+"""The fresh process of `confirm`: load a saved model, predict a few images, write the probabilities.
 
-    python -m tasks.model.confirm_worker SPLIT_FILE OUTPUT < REQUEST
+    python -m tasks.model.confirm_worker IMAGES OUTPUT < REQUEST
 
 It imports neither Prefect nor TensorFlow, and so takes a tenth of the time.
 """
@@ -13,39 +13,33 @@ from pathlib import Path
 
 import numpy as np
 
-from storage.formats import arrays, parquet
+from storage.formats import arrays
 from storage.records import FilesEntry, TrainedModel, from_json, to_json
 from tasks.model.classifier import predict
 
-ROWS = 64
 
-
-def sample_rows(rows: int) -> np.ndarray:
-    """Return the numbers of the rows to predict again: at most `ROWS`, evenly spaced over the split."""
-    return np.unique(np.linspace(0, rows - 1, min(ROWS, rows)).astype(int))
-
-
-def request(model: TrainedModel) -> str:
-    """Return what the fresh process needs to know of a model, as JSON."""
+def request(model: TrainedModel, file: Path, images: np.ndarray) -> str:
+    """Write `images`, uint8 of shape (n, height, width); return what else the fresh process needs, as JSON."""
+    arrays.write(file, {"images": images})
     files = [model.architecture, model.weights, model.normalization]
-    return json.dumps({"key": model.entry.key, "record": to_json(model), "files": [str(file) for file in files]})
+    of_model = {"key": model.entry.key, "record": to_json(model), "files": [str(file) for file in files]}
+    return json.dumps({"model": of_model, "shape": images.shape})
 
 
-def requested(text: str) -> TrainedModel:
-    """Return the model of a `request`."""
+def requested(text: str, file: Path) -> tuple[TrainedModel, np.ndarray]:
+    """Return the model and the images of a `request`."""
     values = json.loads(text)
-    files = [Path(file) for file in values["files"]]
-    entry = FilesEntry(values["key"], str(files[0].parent), {file.name: file for file in files})
-    return from_json(TrainedModel, values["record"], entry)
+    of_model = values["model"]
+    files = [Path(file) for file in of_model["files"]]
+    entry = FilesEntry(of_model["key"], str(files[0].parent), {file.name: file for file in files})
+    images = arrays.read(file, {"images": (np.uint8, tuple(values["shape"]))})["images"]
+    return from_json(TrainedModel, of_model["record"], entry), images
 
 
 def main(arguments: list[str]) -> None:
-    """Predict the fixture rows of a split with the model that standard input describes; write the probabilities."""
-    split_file, output = map(Path, arguments)
-    model = requested(sys.stdin.read())
-    rows = parquet.metadata(split_file)["rows"]
-    images = parquet.rows(split_file, sample_rows(rows).tolist())
-    arrays.write(output, {"probability": predict(model, images)})
+    """Predict the images with the model that standard input describes; write the probabilities."""
+    images_file, output = map(Path, arguments)
+    arrays.write(output, {"probability": predict(*requested(sys.stdin.read(), images_file))})
 
 
 if __name__ == "__main__":

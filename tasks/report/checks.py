@@ -26,9 +26,9 @@ def checks(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 def _labels(run: RunRecord, check: Check, evidence: Evidence) -> list[str]:
     """Return the labels of the offending rows; empty unless all are known."""
     labels = evidence.labels.get(check.table)
-    if labels is None or any(not 0 <= row < len(labels) for row in check.rows):
+    if labels is None or not labels.some.keys() >= {*check.rows}:
         return []
-    return [class_name(run, int(labels[row])) for row in check.rows]
+    return [class_name(run, labels.some[row]) for row in check.rows]
 
 
 def _sentence(run_checks: Sequence[Check]) -> str:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from storage.formats import parquet
-from storage.formats.quarantined import archive_rows
+from storage.formats import split_rows
+from storage.formats.quarantined import archive_rows, rows_of
 from storage.records import Evaluation, Paired, RunRecord, to_json
 from storage.store import Store
 from tasks.gate import criteria
 from tasks.report import past_runs, sanitize
 from tasks.report.changes import run_differences
-from tasks.report.evidence import answers, made_from, readable, regular
+from tasks.report.evidence import answers, made_from, readable
 from tasks.report.phrases import class_name
 
 KINDS = ("right_to_wrong", "wrong_to_right")
@@ -73,8 +73,7 @@ def images(a: RunRecord, b: RunRecord, rows: list[int]) -> np.ndarray:
     test = b.test or a.test
     if test is None:
         raise ValueError("expected runs whose test images are in the store")
-    places = {number: row for row, number in enumerate(archive_rows(test, range(test.rows)))}
-    return parquet.rows(test.source, [places[number] for number in rows])
+    return split_rows.images(test, rows_of(test, rows))
 
 
 def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
@@ -86,8 +85,8 @@ def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:
         return None, "the runs were tested on different images, so their predictions are not compared image by image"
     if test is None:
         return None, "without the test images, the predictions cannot be compared"
-    labels = readable(lambda test: parquet.labels(regular(test.source)), test)
-    ours, theirs = (answers(score).get("predicted") for score in (first, second))
+    labels = readable(lambda test: split_rows.labels(test), test)
+    ours, theirs = answers(first), answers(second)
     if labels is None or ours is None or theirs is None or not len(labels) == len(ours) == len(theirs):
         return None, "the predictions of the models do not match the test images, so they are not compared"
     return _Answers(labels, ours, theirs), ""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from storage.records import RunRecord, Split, to_json
-from tasks.report.evidence import Evidence
+from tasks.report.evidence import Evidence, Labels
 from tasks.report.phrases import class_names, counted
 
 
@@ -21,7 +19,8 @@ def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     reused = {step.subject for step in run.steps if step.step == "fetch" and step.reused}
     counts: dict[str, Sequence[int] | None] = {split.name: _class_counts(run, split, evidence) for split in splits}
     return {
-        "sentence": _sentence(run, splits, counts.get("train")),
+        "sentence": _sentence(run, splits, counts.get("train")) + (f" {facts.chosen}." if facts.chosen else ""),
+        "as_of": run.as_of,
         "image_shape": list(facts.image_shape),
         "classes": _classes(run, counts, evidence.labels.get("train")),
         "splits": to_json(splits),
@@ -37,16 +36,11 @@ def _class_counts(run: RunRecord, split: Split, evidence: Evidence) -> Sequence[
     if run.validation and split.name in run.validation.class_counts:
         return run.validation.class_counts[split.name]
     labels = evidence.labels.get(split.name)
-    return None if labels is None else np.bincount(labels, minlength=split.classes)[: split.classes].tolist()
+    return None if labels is None else labels.counts[: split.classes].tolist()
 
 
-def _classes(
-    run: RunRecord, counts: Mapping[str, Sequence[int] | None], labels: np.ndarray | None
-) -> list[dict[str, Any]]:
-    first: dict[int, int] = {}
-    if labels is not None:
-        values, rows = np.unique(labels, return_index=True)
-        first = dict(zip(values.tolist(), rows.tolist(), strict=True))
+def _classes(run: RunRecord, counts: Mapping[str, Sequence[int] | None], labels: Labels | None) -> list[dict[str, Any]]:
+    first = labels.first if labels else {}
 
     def rows_of(split: str, label: int) -> int | None:
         class_rows = counts.get(split)
@@ -74,11 +68,15 @@ def _labels(run: RunRecord) -> str:
     return f" (labelled {shown} in the files)"
 
 
+def _parts(split: Split) -> str:
+    return f" in {counted(split.parts, 'part')}" if split.parts else ""
+
+
 def _sentence(run: RunRecord, splits: Sequence[Split], counts: Sequence[int] | None) -> str:
     if not splits:
         return "The archives were fetched but not decoded."
     purpose = {"train": "for training", "test": "for testing"}
-    sentence = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
+    sentence = " and ".join(f"{split.rows:,} images {purpose[split.name]}{_parts(split)}" for split in splits)
     if aside := sum(split.set_aside for split in splits):
         sentence += f" ({counted(aside, 'more is', 'more are')} in quarantine)"
     height, width = splits[0].image_shape

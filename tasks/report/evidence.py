@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import arrays, parquet, quarantined
+from storage.formats import arrays, predictions, quarantined, split_rows
 from storage.formats.history import read_history
 from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
@@ -36,13 +35,16 @@ from storage.registry import Registry, Version
 from storage.runtime.ranged import Source
 from storage.store import Store
 from tasks.auditing.tables import NearDuplicates, Suspects
-from tasks.model import holdout
+from tasks.checking import image_table, measuring
+from tasks.model import holdout, sides
+from tasks.model.sides import Sides
 from tasks.report import measures, past_runs
 from tasks.report.measures import Measures
 
 S = TypeVar("S")
 T = TypeVar("T")
 F = TypeVar("F", bound=Source)
+N = TypeVar("N", bound=np.generic)
 
 MAX_SET_ASIDE = 25
 """Maximum number of rows in quarantine that are shown."""
@@ -77,16 +79,45 @@ class ChampionSnapshot:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """What a report needs of the labels of a split: less than one for each row."""
+
+    rows: int
+    counts: np.ndarray
+    """int64, shape (256,): number of rows by label."""
+    first: Mapping[int, int]
+    """The first row of each label that occurs."""
+    some: Mapping[int, int]
+    """The label of each row that a check names."""
+
+    @staticmethod
+    def of(arrays: Iterable[np.ndarray], wanted: Collection[int] = ()) -> Labels:
+        """Return this of the labels of a split, in pieces of type uint8 and shape (n,); `wanted` rows are kept."""
+        rows, counts, first, some = 0, np.zeros(256, np.int64), dict[int, int](), dict[int, int]()
+        for labels in arrays:
+            counts += np.bincount(labels, minlength=256)
+            values, places = np.unique(labels, return_index=True)
+            first = {int(v): rows + int(n) for v, n in zip(values, places, strict=True)} | first
+            some |= {row: int(labels[row - rows]) for row in wanted if rows <= row < rows + len(labels)}
+            rows += len(labels)
+        return Labels(rows, counts, dict(sorted(first.items())), some)
+
+
+@dataclass(frozen=True)
 class Evidence:
     """The evidence of a report beyond the run's record. Empty or None if missing or unreadable."""
 
     history: tuple[Epoch, ...] = ()
-    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """uint8, shape (rows,), by split."""
-    probability: np.ndarray | None = None
-    """float32, shape (test rows, classes)."""
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+    """By split."""
+    test_labels: np.ndarray | None = None
+    """uint8, shape (test rows,)."""
     predicted: np.ndarray | None = None
     """uint8, shape (test rows,): the predicted classes."""
+    sure: np.ndarray | None = None
+    """float32, shape (test rows,): the probabilities of the predicted classes."""
+    mistakes: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """The probabilities of all classes, float32 of shape (classes,), for the rows of `Evaluation.mistakes`."""
     champion_predicted: np.ndarray | None = None
     set_aside: tuple[tuple[SetAside, bytes], ...] = ()
     """The first rows in quarantine, each with its picture as PNG."""
@@ -96,10 +127,8 @@ class Evidence:
     near_duplicates: NearDuplicates | None = None
     measures: Measures | None = None
     """Measures of the test images."""
-    held_out: np.ndarray | None = None
-    """Whether each training row was held out, bool of shape (rows,)."""
-    training_ink: np.ndarray | None = None
-    """Ink of the training images, see `measures.Measures`, as float32."""
+    sides: Sides | None = None
+    """The fitted and the held-out training rows; None if unknown or if none were held out."""
     means: Mapping[int, np.ndarray] = field(default_factory=dict)
     """The mean training image of each class that has images, by label, see `measures.class_means`."""
     past: tuple[Mapping[str, Any], ...] = ()
@@ -114,45 +143,35 @@ class Evidence:
     @property
     def right(self) -> np.ndarray | None:
         """Whether each test row was predicted correctly, bool of shape (rows,)."""
-        labels = self.labels.get("test")
+        labels = self.test_labels
         if labels is None or self.predicted is None or len(labels) != len(self.predicted):
             return None
         right: np.ndarray = labels == self.predicted
         return right
 
-    @property
-    def sure(self) -> np.ndarray | None:
-        """The probabilities of the predicted classes, float32 of shape (test rows,)."""
-        rows = 0 if self.predicted is None else len(self.predicted)
-        if self.probability is None or self.predicted is None or len(self.probability) != rows:
-            return None
-        sure: np.ndarray = self.probability[np.arange(rows), self.predicted]
-        return sure
-
 
 def gather(registry: Registry, run: RunRecord) -> Evidence:
     """Read the evidence for the report of `run` from the store, the registry and the ledger."""
-    labels: dict[str, np.ndarray] = {
+    labels: dict[str, Labels] = {
         split.name: values
         for split in (run.train, run.test)
-        if split and (values := readable(lambda split: parquet.labels(regular(split.source)), split)) is not None
+        if split and (values := readable(lambda split: _labels(run, split), split)) is not None
     }
-    ink = _ink(run, run.train)
-    ours, champion = answers(run.evaluation), answers(run.champion_evaluation)
     ledger = registry.ledger
     return Evidence(
         history=(readable(_history, run.model) or ()) if run.model else (),
         labels=labels,
-        probability=ours.get("probability"),
-        predicted=ours.get("predicted"),
-        champion_predicted=champion.get("predicted"),
+        test_labels=readable(lambda split: split_rows.labels(split), run.test),
+        predicted=answers(run.evaluation),
+        sure=readable(predictions.confidence, run.evaluation),
+        mistakes=readable(_mistakes, run.evaluation) or {},
+        champion_predicted=answers(run.champion_evaluation),
         set_aside=_set_aside(run),
         leaked=_leaked(run),
         suspects=readable(lambda audit: Suspects.read(regular(audit.suspects)), run.audit),
         near_duplicates=readable(lambda audit: NearDuplicates.read(regular(audit.near_duplicates)), run.audit),
         measures=_measures(run),
-        held_out=_held_out(run),
-        training_ink=None if ink is None else ink.astype(np.float32),
+        sides=_sides(run),
         means=_means(run),
         past=readable(lambda _: _past(ledger, run.id), "ledger/runs") or (),
         by_hand=readable(lambda _: by_hand(registry, run.id), run.dataset) or (),
@@ -289,18 +308,24 @@ def _history(model: TrainedModel) -> tuple[Epoch, ...]:
     return tuple(epoch for epoch in epochs if all(v is None or math.isfinite(v) for v in vars(epoch).values()))
 
 
-def answers(score: Evaluation | None) -> dict[str, np.ndarray]:
-    """Return `predicted` and `probability` of an evaluation; empty if they cannot be read."""
-    return readable(lambda score: _arrays(regular(score.file)), score) or {}
+def answers(score: Evaluation | None) -> np.ndarray | None:
+    """Return the predicted classes, uint8 of shape (test rows,); None if they cannot be read."""
+    return readable(predictions.predicted, score)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: np.asarray(file[name]) for name in ("predicted", "probability")}
+def _mistakes(score: Evaluation) -> dict[int, np.ndarray]:
+    rows = [mistake.row for mistake in score.mistakes]
+    return dict(zip(rows, predictions.probability(score, rows), strict=True)) if rows else {}
+
+
+def _labels(run: RunRecord, split: Split) -> Labels:
+    checks = run.validation.checks if run.validation else ()
+    named = {row for check in checks if check.table == split.name for row in check.rows}
+    return Labels.of((split_rows.labels(part) for part in split_rows.parts(split)), named)
 
 
 def _blocks(split: Split, read: Callable[[Any], T]) -> T | None:
-    return readable(lambda split: read(parquet.blocks(regular(split.file))), split)
+    return readable(lambda split: read(split_rows.blocks(split)), split)
 
 
 def _measures(run: RunRecord) -> Measures | None:
@@ -314,7 +339,7 @@ def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     if split is None:
         return None
-    stored = readable(lambda found: _of_summary(found, split.name, "mean"), run.validation)
+    stored = readable(lambda found: _of_summary(found, split.name, "mean", np.float64), run.validation)
     return stored if stored is not None and len(stored) == split.rows else _blocks(split, measures.ink)
 
 
@@ -349,24 +374,34 @@ def _leaked(run: RunRecord) -> np.ndarray | None:
     # A check names rows even if its limit allows them.
     if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
         return None
-    return readable(lambda found: _of_summary(found, "test", "leaked") == 1, validation)
+    return readable(lambda found: _of_summary(found, "test", "leaked", np.bool_), validation)
 
 
-def _of_summary(validation: Validation, split: str, column: str) -> np.ndarray:
-    # Not with `read_table` and filters, which import pandas.
-    with pq.ParquetFile(regular(validation.summary), read_dictionary=["split"]) as file:
-        table = file.read(columns=["split", column]).unify_dictionaries()
-    names = table.column("split").combine_chunks()
-    in_split = parquet.numbers_of(names.indices) == names.dictionary.to_pylist().index(split)
-    numbers: np.ndarray = parquet.numbers_of(table.column(column).combine_chunks())[in_split]
+def _of_summary(validation: Validation, split: str, column: str, kind: type[N]) -> np.ndarray:
+    """Return a column of the table that was checked for all rows of a split, converted to `kind`, shape (rows,)."""
+    if not validation.parts:
+        return image_table.column(regular(validation.summary), split, column).astype(kind, copy=False)
+    parts = [*measuring.of(validation, split)]
+    numbers, start = np.empty(sum(part.rows for part in parts), kind), 0
+    for part in parts:
+        # One part at a time: a report needs few bytes of each row, the table has many.
+        numbers[start : start + part.rows] = image_table.column(regular(part.table), split, column)
+        start += part.rows
     return numbers
 
 
-def _held_out(run: RunRecord) -> np.ndarray | None:
+def _sides(run: RunRecord) -> Sides | None:
     train, model = run.train, run.model
     if not train or not model:
         return None
-    return readable(lambda found: _chosen(found, train, model.validation_rows), run.normalization)
+    if train.parts:
+        return readable(lambda found: sides.read(regular(found.sides)), run.normalization)
+    held = readable(lambda found: _chosen(found, train, model.validation_rows), run.normalization)
+    labels = readable(lambda split: split_rows.labels(split), train)
+    if held is None or labels is None or len(labels) != len(held):
+        return None
+    ink = _ink(run, train)
+    return sides.of_rows(labels, held, None if ink is None else ink.astype(np.float32))
 
 
 def _chosen(normalization: Normalization, train: Split, validation_rows: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.records import RunRecord
+from tasks.model.sides import Sample
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name
 
@@ -22,15 +23,13 @@ def held_out(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     `classes_p` is the probability of class shares at least this far apart if the rows were drawn at random; `ink_p` is
     the same for mean ink.
     """
-    held, labels = evidence.held_out, evidence.labels.get("train")
-    if held is None or labels is None or len(labels) != len(held) or not held.any() or held.all():
+    sides = evidence.sides
+    if sides is None:
         return None
-    counts = np.stack([np.bincount(labels[side], minlength=256) for side in (~held, held)])
-    present = np.flatnonzero(counts.sum(axis=0))
-    without = [class_name(run, int(label)) for label in present if not counts[1, label]]
-    classes_p = homogeneity_p(counts[:, present])
-    ink = evidence.training_ink
-    ink_p = None if ink is None or len(ink) != len(held) else means_p(ink[~held], ink[held])
+    present = np.flatnonzero(sides.labels.sum(axis=0))
+    without = [class_name(run, int(label)) for label in present if not sides.labels[1, label]]
+    classes_p = homogeneity_p(sides.labels[:, present])
+    ink_p = None if sides.brightness is None else means_p(*sides.brightness)
     return {
         "sentence": _sentence(without, classes_p, ink_p),
         "like": not without and classes_p >= LEAST_P and (ink_p is None or ink_p >= LEAST_P),
@@ -55,15 +54,15 @@ def homogeneity_p(counts: np.ndarray) -> float:
     return _above(((chi_square / freedom) ** (1 / 3) - (1 - share)) / math.sqrt(share))
 
 
-def means_p(first: np.ndarray, second: np.ndarray) -> float:
+def means_p(first: Sample, second: Sample) -> float:
     """Return the two-sided p-value of equal means of two samples, with the normal approximation of Welch's t.
 
     1 if a sample has fewer than 30 values, too few for the approximation.
     """
-    if min(len(first), len(second)) < 30:
+    if min(first.rows, second.rows) < 30:
         return 1.0
-    spread = math.sqrt(sum(float(np.var(sample, dtype=np.float64)) / (len(sample) - 1) for sample in (first, second)))
-    apart = abs(float(first.mean(dtype=np.float64)) - float(second.mean(dtype=np.float64)))
+    spread = math.sqrt(sum(sample.variance / (sample.rows - 1) for sample in (first, second)))
+    apart = abs(first.mean - second.mean)
     return min(1.0, 2 * _above(apart / spread)) if spread else float(apart == 0)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from storage.formats import parquet
+from storage.formats import split_rows
 from storage.records import RunRecord, Split
 from tasks.report import charts, figures
-from tasks.report.evidence import Evidence, readable, regular
+from tasks.report.evidence import Evidence, readable
 from tasks.report.rendering import Pictures
 
 MAX_CLASSES = 64
@@ -111,7 +111,7 @@ def _means(classes: Sequence[Mapping[str, Any]], means: Mapping[int, np.ndarray]
 def _images(split: Split, rows: list[int]) -> dict[int, np.ndarray]:
     """Return the images of those wanted rows that exist, in one pass over the file."""
     existing = sorted({row for row in rows if 0 <= row < split.rows})
-    images = readable(lambda split: parquet.rows(regular(split.source), existing), split) if existing else None
+    images = readable(lambda split: split_rows.images(split, existing), split) if existing else None
     return {} if images is None else dict(zip(existing, images, strict=True))
 
 

@@ -30,7 +30,7 @@ def mistakes(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
             **to_json(m),
             "name": class_name(run, m.label),
             "predicted_name": class_name(run, m.predicted),
-            "true_probability": _at(evidence.probability, m.row, m.label),
+            "true_probability": _at(evidence.mistakes.get(m.row), m.label),
         }
         for m in score.mistakes
     ]
@@ -40,7 +40,7 @@ def mistakes(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, Any] | None]:
-    labels, ours, theirs = evidence.labels.get("test"), evidence.predicted, evidence.champion_predicted
+    labels, ours, theirs = evidence.test_labels, evidence.predicted, evidence.champion_predicted
     if labels is None or ours is None or theirs is None or not len(labels) == len(ours) == len(theirs):
         return {"lost": None, "gained": None, "otherwise_wrong": None}
     sure = evidence.sure
@@ -57,7 +57,7 @@ def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, An
                 "name": class_name(run, int(labels[row])),
                 "predicted_name": class_name(run, int(ours[row])),
                 "champion_name": class_name(run, int(theirs[row])),
-                "probability": _at(evidence.probability, row, int(ours[row])),
+                "probability": _at(sure, row),
             }
             for row in numbers[:MOST].tolist()
         ]
@@ -70,9 +70,8 @@ def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, An
     }
 
 
-def _at(probability: np.ndarray | None, row: int, label: int) -> float | None:
-    known = probability is not None and row < probability.shape[0] and label < probability.shape[1]
-    value = float(probability[row, label]) if known and probability is not None else math.nan
+def _at(values: np.ndarray | None, place: int) -> float | None:
+    value = float(values[place]) if values is not None and place < len(values) else math.nan
     return value if math.isfinite(value) else None
 
 

@@ -51,9 +51,9 @@ def _resumed(run: RunRecord, before: Sequence[float]) -> str:
 def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
     """Return the loss, in nats, of predicting only the class shares: their entropy."""
     labels = evidence.labels.get("train")
-    if labels is None or not len(labels):
+    if labels is None or not labels.rows:
         return None
-    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    shares = labels.counts[labels.counts > 0] / labels.rows
     return float(-(shares * np.log(shares)).sum())
 
 

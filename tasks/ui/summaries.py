@@ -19,8 +19,9 @@ from storage.words import counted, times
 
 
 def split(split: Split) -> str:
-    """Return the number and size of a split's images."""
-    return f"{counted(split.rows, 'image')} of {times(split.image_shape)}"
+    """Return the number and size of a split's images, and of its parts if it has some."""
+    parts = f" in {counted(split.parts, 'part')}" if split.parts else ""
+    return f"{counted(split.rows, 'image')} of {times(split.image_shape)}{parts}"
 
 
 def audit(audit: Audit) -> str:

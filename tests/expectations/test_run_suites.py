@@ -39,14 +39,14 @@ def named(name: str, **limits: float) -> Expectation:
     return expectation
 
 
-@pytest.mark.remedies("expectations.run_suites:run")
+@pytest.mark.remedies("expectations.run_suites:look")
 def test_an_empty_suite_never_passes():
     with pytest.raises(IdxflowError, match="empty and would pass any data"):
         run_suites.run(Suite("train", "row", ()), [{"index": np.arange(3)}])
     assert single_check(MEAN, {"value": [2.0]}).passed
 
 
-@pytest.mark.remedies("expectations.run_suites:run:2")
+@pytest.mark.remedies("expectations.run_suites:_together")
 def test_no_part_of_a_table_never_passes():
     with pytest.raises(IdxflowError, match="at least one part of a table"):
         run_suites.run(Suite("test", "row", (MEAN,)), [])

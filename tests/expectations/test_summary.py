@@ -222,7 +222,7 @@ def ground(images: object, labels: object, classes: int = 2) -> float:
     for part in summary.images(image_blocks, survey, None, 2):
         pixels.add(part)
     shape = np.array(images).shape[1:]
-    return float(summary.ground_table(survey, shape, pixels)["ground"][0])  # type: ignore[arg-type]
+    return float(summary.ground_table(survey.means, shape, pixels)["ground"][0])  # type: ignore[arg-type]
 
 
 def framed(border: int, inside: int) -> list[list[int]]:

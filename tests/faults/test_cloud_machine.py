@@ -30,7 +30,7 @@ from storage.runtime import cancellation
 from storage.store import ENTRY, FOLDERS, Plan
 from storage.verify import verify
 from tests.support.cloud_machines import Clock, machine
-from tests.support.crashes import in_memory
+from tests.support.crashes import in_memory, lay_out
 from tests.support.interleaved import TICK, Process, Work
 from tests.support.memory_objects import MemoryObjects, Stopped
 from tests.support.stores import DATASET, Thing, decide
@@ -43,6 +43,12 @@ MOST = 4
 PATIENCE = 4_000
 """Steps in which all processes that live have ended."""
 NEVER_CHANGED = (f"{DATASET}/registry/versions/", f"{DATASET}/ledger/")
+
+
+def files_of(folder: Path) -> dict[str, bytes | None]:
+    """Return the files below a folder, by path; of folders, None."""
+    found = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in found}
 
 
 def plan_of(step: str, number: int) -> Plan:
@@ -119,24 +125,44 @@ def collecting(process: Process) -> object:
 class CloudMachine(RuleBasedStateMachine):
     """Processes on two machines, each of which is told when to go on."""
 
+    begun: tuple[MemoryObjects, dict[str, bytes | None]] | None = None
+    """What all begin with: the objects, and the files of the machines, by path; of folders, None."""
+
     @initialize()
     def begin(self) -> None:
+        """Begin with three runs that have ended, each time the same: they are carried out once."""
+        if CloudMachine.begun is None:
+            self.begin_without_runs()
+            # The models of the first two are not needed, and a run may want them again.
+            for number in (1, 2, 3):
+                self.begin_to("promoted" if number == 3 else "run", number, 0)
+                while not self.step(self.processes[0]):
+                    pass
+            CloudMachine.begun = self.objects.copy(), files_of(self.folder)
+            self.leave()
+        objects, files = CloudMachine.begun
+        self.begin_without_runs(objects)
+        lay_out(files, self.folder)
+        self.names = 3
+
+    def begin_without_runs(self, objects: MemoryObjects | None = None) -> None:
         self.held = in_memory()
         self.folder = self.held.__enter__()
         self.clock = Clock()
-        self.objects = MemoryObjects(clock=self.clock)
-        machine(self.objects, self.clock, self.folder / "0").prepare()
+        self.objects = (objects or MemoryObjects()).copy()
+        self.objects.clock = self.clock
+        if objects is None:
+            machine(self.objects, self.clock, self.folder / "0").prepare()
         self.processes: list[Process] = []
         self.everyone: list[Process] = []
         self.records: dict[str, bytes] = {}
         self.names = 0
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(cancellation, "sleep", self.sleep)
-        # The models of the first two are not needed, and a run may want them again.
-        for number in (1, 2, 3):
-            self.begin_to("promoted" if number == 3 else "run", number, 0)
-            while not self.step(self.processes[0]):
-                pass
+
+    def leave(self) -> None:
+        self.patch.undo()
+        self.held.__exit__(None, None, None)
 
     def teardown(self) -> None:
         if not hasattr(self, "folder"):
@@ -146,8 +172,7 @@ class CloudMachine(RuleBasedStateMachine):
         finally:
             for process in self.processes:
                 process.kill()
-            self.patch.undo()
-            self.held.__exit__(None, None, None)
+            self.leave()
 
     def sleep(self, seconds: float) -> None:
         current = threading.current_thread()

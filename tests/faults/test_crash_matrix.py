@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -147,6 +148,17 @@ def when_reading(point: Call) -> Sequence[str]:
     return (DENIED,) if point.name in ("openat", "newfstatat") else (BROKEN,)
 
 
+def of_each_kind(points: Sequence[Call]) -> tuple[Call, ...]:
+    """Return the first and the last call of each kind: the same call of files whose paths differ in numbers only."""
+
+    def kind(point: Call) -> tuple[str, ...]:
+        return (point.name, *(re.sub(r"[0-9a-f]{6,}|[0-9]+", "#", str(path)) for path in point.paths))
+
+    first = {kind(point): point for point in reversed(points)}
+    last = {kind(point): point for point in points}
+    return tuple(point for point in points if point in (first[kind(point)], last[kind(point)]))
+
+
 @pytest.mark.parametrize("story", STORIES)
 def test_a_fault_at_any_call_that_writes_harms_nothing(workers: Executor, folder: Path, story: str):
     need_strace()
@@ -165,5 +177,5 @@ def test_what_cannot_be_read_is_reported_and_never_replaced(workers: Executor, f
     need_strace()
     bench = bench_of(folder, story, READING, lambda call: not call.changes and '""' not in call.arguments)
     assert {call.name for call in bench.points} > {"openat", "read", "getdents64"}
-    wrong = all_of(workers, bench, when_reading)
+    wrong = all_of(workers, replace(bench, points=of_each_kind(bench.points)), when_reading)
     assert not wrong, "\n".join(wrong)

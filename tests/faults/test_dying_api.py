@@ -19,7 +19,7 @@ from storage.store import Store
 from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.support.commands import Command, idxflow
-from tests.support.servers import BIN, ROOT, clean_environment, free_port, running, wait_until_healthy
+from tests.support.servers import ROOT, clean_environment, free_port, wait_until_healthy
 
 pytestmark = pytest.mark.flow
 
@@ -38,7 +38,7 @@ class World:
         self.home, self.url = home, f"http://127.0.0.1:{port}/api"
         self.nowhere = clean_environment(home, **FEW_RETRIES)
         self.environment = {**self.nowhere, "PREFECT_API_URL": self.url}
-        self.serve = [str(BIN / "prefect"), "server", "start", "--port", str(port)]
+        self.serve = ("server", "start", "--port", str(port))
         self.manifest = write_tiny(home).manifest
 
     def command(self, name: str, epochs: int) -> list[str]:
@@ -78,7 +78,10 @@ def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str]]:
     """How two runs ended whose server was killed: one between its steps, and one, of `idxflow up`, while it trained."""
     log = world.home / "server.log"
     with ExitStack() as stack:
-        server = stack.enter_context(running(world.serve, world.environment, ROOT, log))
+        with Path(os.devnull).open() as nothing, log.open("wb") as output:
+            streams = (nothing.fileno(), output.fileno(), output.fileno())
+            started = Command(*world.serve, env=world.environment, cwd=ROOT, program="prefect", streams=streams)
+        server = stack.enter_context(started)
         wait_until_healthy(world.url, server, log)
         world.say_that_it_is_of_up()
         training = stack.enter_context(world.begin("training", EPOCHS, world.nowhere))
@@ -89,7 +92,7 @@ def ended(world: World) -> dict[str, tuple[int, dict[str, Any], str]]:
         between = stack.enter_context(world.begin("between", 2, world.environment))
         splits = world.home / "between" / "tiny" / "2-splits"
         world.until(between, lambda: bool(list(splits.glob("[!.]*/entry.json"))))
-        os.killpg(server.pid, signal.SIGKILL)
+        server.kill()
         server.wait()
         training.send_signal(signal.SIGCONT)
         results = {}

@@ -419,17 +419,16 @@ def test_a_hostile_file_is_refused_by_all_who_read_it_and_runs_nothing(
 
 
 def test_the_fresh_process_that_confirms_runs_nothing_either(store: Store, bait: Bait, tmp_path: Path):
-    test = next(store.entries("tiny", "decode").glob("*/test.parquet"))
+    images = tmp_path / "images.npz"
     program = "import sys; from tasks.model import confirm_worker; confirm_worker.main(sys.argv[1:])"
     for what in ("weights.npz: pickled arrays", "architecture.json: an activation that is a function"):
         name, make = HOSTILE[what]
         good = (champion_folder(store) / name).read_bytes()
         folder = planted(store, name, make(bait)).parent
         model = from_json(TrainedModel, read_json(folder / ENTRY)["record"], FolderEntry(folder))
-        command = [sys.executable, "-c", program, str(test), str(tmp_path / "out.npz")]
-        ended = subprocess.run(
-            command, input=confirm_worker.request(model), capture_output=True, text=True, timeout=60, check=False
-        )
+        command = [sys.executable, "-c", program, str(images), str(tmp_path / "out.npz")]
+        request = confirm_worker.request(model, images, np.zeros((2, 9, 7), np.uint8))
+        ended = subprocess.run(command, input=request, capture_output=True, text=True, timeout=60, check=False)
         assert ended.returncode != 0
         assert "DamagedEntry" in ended.stderr.splitlines()[-1]
         assert bait.touched() == []

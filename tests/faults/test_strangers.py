@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ from tests.support.commands import idxflow
 from tests.support.faultserver import FaultServer, good
 from tests.support.operated import fork_flow_runs, until
 from tests.support.servers import BIN, HTTP, clean_environment, free_port, is_starting
-from tests.support.terminal import typed, user
+from tests.support.terminal import user
 from tests.support.up import Service, configured, going
 
 pytestmark = pytest.mark.flow
@@ -152,24 +152,19 @@ def waiting(name: str, environment: dict[str, str]) -> Iterator[subprocess.Popen
 
 
 def test_a_command_s_own_server_is_closed_to_other_users(home: Path):
-    commands = ("run", "validate")
-    with ExitStack() as stack:
-        open_ports, secret, folders = [], set(), []
-        for name in commands:
-            (home / name).mkdir()
-            environment = clean_environment(home / name, IDXFLOW_STORE=str(home / name / "store"))
-            process = stack.enter_context(waiting(name, environment))
-            assert ports(process.pid)
-            # It keeps no other server from starting, as that of `idxflow up`, while it waits.
-            assert not is_starting(Path(environment["PREFECT_HOME"]))
-            open_ports += ports(process.pid)
-            assert not secrets(process.pid)
-            secret |= secret_in_memory(process.pid)
-            folders.append(Path(environment["PREFECT_HOME"]))
-        assert len(secret) == len(commands)
-        folders += Path(tempfile.gettempdir()).glob("idxflow-prefect-*")
-        came = attack(open_ports, home / "marker", *folders)
-    nothing_came_of(came, secret, "".join((home / name / "store.log").read_text() for name in commands))
+    (home / "run").mkdir()
+    environment = clean_environment(home / "run", IDXFLOW_STORE=str(home / "run" / "store"))
+    prefect = Path(environment["PREFECT_HOME"])
+    with waiting("run", environment) as process:
+        assert ports(process.pid)
+        # It keeps no other server from starting, as that of `idxflow up`, while it waits.
+        assert not is_starting(prefect)
+        assert not secrets(process.pid)
+        secret = secret_in_memory(process.pid)
+        assert len(secret) == 1
+        folders = (prefect, *Path(tempfile.gettempdir()).glob("idxflow-prefect-*"))
+        came = attack(ports(process.pid), home / "marker", *folders)
+    nothing_came_of(came, secret, (home / "run" / "store.log").read_text())
 
 
 def test_the_server_of_up_is_closed_to_other_users(home: Path, service: Service, place: dict[str, str]):
@@ -195,21 +190,15 @@ def test_a_run_uses_the_server_of_up_and_starts_none(service: Service, place: di
     assert "using the Prefect server of `idxflow up` at" in Path(place["IDXFLOW_STORE"]).with_suffix(".log").read_text()
 
 
-def test_every_line_that_is_printed_as_a_next_step_works_as_it_stands(
+def test_what_the_lines_that_are_printed_as_next_steps_set_is_as_good_for_all_other_commands(
     service: Service, place: dict[str, str], home: Path
 ):
+    """These lines themselves are typed in `tests/project/test_telemetry.py`."""
     lines = re.search(r"in another terminal:\n((?:  .*\n)+)", service.output)
     assert lines
-    # In a fresh terminal of somebody who has never used Prefect; `up` knows whether its programs are on the PATH.
+    # `up` knows whether its programs are on the PATH.
     new = user(home / "new", PATH=place["PATH"], TERM="dumb", COLUMNS="200")
     (home / "new").mkdir()
-    first = typed(["bash", "-euc", lines[1]], new, home)
-    assert first.code == 0, first.output
-    assert "finished successfully in 'Completed'" in first.output
-    assert "digits: ok" in first.output
-    assert "usage data" not in first.output
-    assert first.contacted == frozenset()
-    # What these lines set is as good for all other commands.
     doctor = f"{lines[1].partition('  prefect ')[0]}\nexport PREFECT_HOME={place['PREFECT_HOME']}\nidxflow doctor"
     others = ["bash", "-uc", f"{doctor} --store {place['IDXFLOW_STORE']}; idxflow up --no-auth"]
     second = subprocess.run(others, env=new, cwd="/", capture_output=True, text=True, timeout=280, check=False)

@@ -52,9 +52,12 @@ def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
         steps = re.search(r"try, in another terminal:\n((?:  .*\n)+)", up.sent)
         assert steps, up.sent
         worker = "prefect worker start --pool idxflow --type process --run-once"
-        served = typed(["sh", "-e", "-c", f"{steps[1]}\n{worker}"], environment, tmp_path)
+        # In a fresh terminal of somebody who has never used Prefect.
+        (tmp_path / "new").mkdir()
+        served = typed(["bash", "-euc", f"{steps[1]}\n{worker}"], user(tmp_path / "new"), tmp_path)
         assert served.code == 0, served.output
         assert "finished successfully in 'Completed'" in served.output
+        assert "digits: ok" in served.output
         assert "Worker 'ProcessWorker" in served.output
         up.interrupt()
         stopped = up.ended()

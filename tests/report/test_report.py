@@ -30,8 +30,9 @@ from storage.records import (
 from storage.registry import Registry
 from storage.store import Store
 from tasks.model.holdout import drawn, tail
+from tasks.model.sides import Sample, of_rows
 from tasks.report import document, past_runs, sanitize
-from tasks.report.evidence import Evidence, gather
+from tasks.report.evidence import Evidence, Labels, gather
 from tasks.report.heldout import LEAST_P, homogeneity_p, means_p
 from tasks.report.lineage import command
 from tasks.validate import validate
@@ -88,8 +89,8 @@ def test_overfitting_in_a_word(epochs: tuple[Epoch, ...], chosen: int, word: str
 
 def held_out_section(labels: np.ndarray, held: np.ndarray, ink: np.ndarray | None = None) -> dict[str, Any]:
     run = a_run(catalog.find("digits"), model=a_model(1, 1))
-    evidence = Evidence(history=history((0.1, 0.97, 0.1, 0.96)), labels={"train": labels}, held_out=held)
-    section: dict[str, Any] = content(run, dataclasses.replace(evidence, training_ink=ink))["training"]["held_out"]
+    evidence = Evidence(history=history((0.1, 0.97, 0.1, 0.96)), sides=of_rows(labels, held, ink))
+    section: dict[str, Any] = content(run, evidence)["training"]["held_out"]
     return section
 
 
@@ -128,7 +129,7 @@ def test_two_samples_of_the_same_are_seldom_said_to_be_unlike() -> None:
     random = np.random.default_rng(3)
     counts = [np.stack([random.multinomial(900, [0.1] * 10), random.multinomial(100, [0.1] * 10)]) for _ in range(2000)]
     classes = np.array([homogeneity_p(table) for table in counts])
-    means = np.array([means_p(random.normal(size=900), random.normal(size=100)) for _ in range(2000)])
+    means = np.array([means_p(*(Sample.of(random.normal(size=rows)) for rows in (900, 100))) for _ in range(2000)])
     for p_values in (classes, means):
         assert 0.03 < (p_values < 0.05).mean() < 0.07
         assert (p_values < LEAST_P).mean() < 0.005
@@ -141,14 +142,14 @@ def test_a_model_that_knows_no_more_than_the_shares_of_the_classes_has_not_learn
     run = a_run(catalog.find("digits"), model=a_model(1, 1))
     for loss, word in ((entropy, "not learned"), (entropy + 1, "not learned"), (0.9 * entropy, "slight")):
         epochs = history((float(loss), 0.70, float(loss), 0.685))
-        training = content(run, Evidence(history=epochs, labels={"train": labels}))["training"]
+        training = content(run, Evidence(history=epochs, labels={"train": Labels.of([labels], [10])}))["training"]
         assert training["overfitting"] == word
         assert ("The model did not learn" in training["sentence"]) == (word == "not learned")
     assert (
         f"{entropy:.4f}"
-        in content(run, Evidence(history=history((9.0, 0.7, 9.0, 0.7)), labels={"train": labels}))["training"][
-            "sentence"
-        ]
+        in content(run, Evidence(history=history((9.0, 0.7, 9.0, 0.7)), labels={"train": Labels.of([labels], [10])}))[
+            "training"
+        ]["sentence"]
     )
 
 
@@ -182,7 +183,7 @@ def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_
     labels = np.zeros(100, np.uint8)
     predicted, leaked = labels.copy(), np.arange(100) < 20
     predicted[90:] = 1
-    evidence = Evidence(labels={"test": labels}, predicted=predicted, leaked=leaked)
+    evidence = Evidence(test_labels=labels, predicted=predicted, leaked=leaked)
     values = content(a_run(catalog.find("digits"), evaluation=scored(predicted == labels)), evidence)
     assert values["test"]["unseen"]["correct"] == 70
     assert values["test"]["unseen"]["accuracy"] == 0.875
@@ -212,7 +213,7 @@ def test_how_many_test_images_are_in_the_training_split_is_only_said_where_it_is
         validation=Validation(FolderEntry(Path()), True, "va", (check,), {}),
         evaluation=scored(np.array([True, True, True, False])),
     )
-    evidence = Evidence(labels={"test": np.zeros(4, np.uint8)}, predicted=np.array([0, 0, 0, 1]), leaked=leaked)
+    evidence = Evidence(test_labels=np.zeros(4, np.uint8), predicted=np.array([0, 0, 0, 1]), leaked=leaked)
     values = content(run, evidence)
     assert values["verdict"]["accuracy"][0]["note"] == note
     assert values["test"]["sentence"].endswith(f"{ending}.")
@@ -284,7 +285,7 @@ def test_labels_outside_the_classes_are_shown_but_not_counted() -> None:
     check = Check("train", "labels", "e", "label", "0 to 9", "0 to 37", "critical", False, (10,))
     run = a_run(dataset, train=train, validation=Validation(FolderEntry(Path()), False, "va", (check,), {}))
     labels = np.array([*range(10), 37], np.uint8)
-    values = content(run, Evidence(labels={"train": labels}))
+    values = content(run, Evidence(labels={"train": Labels.of([labels], [10])}))
     assert [c["train"] for c in values["data"]["classes"]] == [1] * 10
     assert values["checks"]["checks"][0]["labels"] == ["label 37"]
 

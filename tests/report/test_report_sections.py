@@ -167,11 +167,9 @@ def test_no_slices_of_what_cannot_be_read() -> None:
 
 
 def answers(labels: list[int], ours: list[int], theirs: list[int]) -> Evidence:
-    probability = np.full((len(labels), 3), 0.1, np.float32)
-    probability[np.arange(len(labels)), ours] = np.linspace(0.5, 0.9, len(labels))
     return Evidence(
-        labels={"test": np.array(labels, np.uint8)},
-        probability=probability,
+        test_labels=np.array(labels, np.uint8),
+        sure=np.linspace(0.5, 0.9, len(labels)).astype(np.float32),
         predicted=np.array(ours, np.uint8),
         champion_predicted=np.array(theirs, np.uint8),
     )

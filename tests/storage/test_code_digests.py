@@ -55,10 +55,25 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
     assert {module for module in before if before[module] != now[module]} == changed
 
 
-FORMATS = {"storage.formats.arrays", "storage.formats.parquet"}
+FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
 MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
+COMPARING = {
+    "expectations.summary",
+    "storage.formats.sorted_columns",
+    "tasks.checking.comparing",
+    "tasks.checking.repeats",
+    "tasks.checking.surveys",
+}
 CLOSURES = {
-    "decode": {"storage.formats.idx", "storage.formats.parquet"},
+    "decode": {
+        "storage.formats.chunks",
+        "storage.formats.idx",
+        "storage.formats.members",
+        "storage.formats.parquet",
+        "storage.formats.split_rows",
+        "tasks.decoding.reading",
+        "tasks.decoding.writing",
+    },
     "audit": FORMATS
     | MODEL
     | {
@@ -72,17 +87,33 @@ CLOSURES = {
         "tasks.model.fitting",
         "tasks.model.training_rows",
     },
-    "quarantine": FORMATS | {"storage.formats.quarantined", "expectations.summary", "tasks.auditing.tables"},
+    "quarantine": FORMATS
+    | COMPARING
+    | {
+        "storage.formats.quarantined",
+        "tasks.auditing.tables",
+        "tasks.checking.bad_rows",
+        "tasks.checking.dividing",
+    },
     "validate": FORMATS
+    | COMPARING
     | {
         "expectations.engine",
         "expectations.engine_process",
         "expectations.findings",
         "expectations.run_suites",
         "expectations.suites",
-        "expectations.summary",
+        "tasks.checking.image_table",
+        "tasks.checking.measuring",
     },
-    "normalize": FORMATS | {"tasks.model.holdout", "tasks.model.scaling"},
+    "normalize": FORMATS
+    | {
+        "tasks.model.holdout",
+        "tasks.model.part_sums",
+        "tasks.model.pixel_sums",
+        "tasks.model.scaling",
+        "tasks.model.sides",
+    },
     "train": FORMATS
     | {
         "storage.formats.history",
@@ -92,11 +123,12 @@ CLOSURES = {
         "tasks.model.labels",
         "tasks.model.network",
         "tasks.model.scaling",
+        "tasks.model.sides",
         "tasks.model.training_rows",
     },
     "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels"},
-    "confirm": FORMATS | MODEL | {"tasks.model.confirm_worker"},
-    "decide": FORMATS | {"tasks.gate.criteria", "tasks.gate.wilson"},
+    "confirm": FORMATS | MODEL | {"storage.formats.predictions", "tasks.model.confirm_worker"},
+    "decide": FORMATS | {"storage.formats.predictions", "tasks.gate.criteria", "tasks.gate.wilson"},
 }
 """The modules beside its own whose change makes the result of a step again."""
 
@@ -159,9 +191,9 @@ def edited(module: str, old: str, new: str) -> bool:
     ("module", "old", "new", "again"),
     [
         ("tasks.train", '_log.info("%s: training resumes after', '_log.warning("%s: resumed after', False),
-        ("tasks.decode", "expected as many labels as images; ", "expected a label for each image; ", False),
+        ("tasks.decoding.reading", "expected as many labels as images; ", "expected a label for each image; ", False),
         ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
-        ("tasks.normalize", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
+        ("tasks.model.pixel_sums", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
         (
             "tasks.model.holdout",
             "int(rows * (1 - validation_fraction))",

@@ -82,9 +82,10 @@ def test_the_age_of_a_process_counts_from_its_start():
 
 @pytest.mark.flow
 def test_a_run_shows_its_imports_requests_steps_and_its_server(tmp_path: Path):
-    command = [str(BIN / "idxflow"), "validate", "digits", "--store", str(tmp_path / "store"), "--timings"]
+    command = ["validate", "digits", "--store", str(tmp_path / "store"), "--timings"]
     environment = clean_environment(tmp_path, COLUMNS="80")
-    first = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
+    words = [str(BIN / "idxflow"), *command, "--json"]
+    first = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     measured = json.loads(first.stdout)["timings"]
     names = {each["name"] for each in measured["this command"]}
     assert names > {
@@ -99,7 +100,7 @@ def test_a_run_shows_its_imports_requests_steps_and_its_server(tmp_path: Path):
     # Another process imports it.
     assert "import great_expectations" not in names | server
 
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    again = idxflow(*command, env=environment).stdout.splitlines()
     shown = again[again.index("") :]
     assert all(len(line) <= 80 for line in shown)
     heads = [place for place, line in enumerate(shown) if re.fullmatch(r"[\d.]+ s of .+", line)]

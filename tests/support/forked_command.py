@@ -26,23 +26,29 @@ from unittest.mock import patch
 
 from pydantic import BaseModel
 
+from tests.support import refusals, users
+from tests.support.forkserver import end_with_parent
+
 LATER = (
+    "cyclopts.help",
     "flows.commands.cli",
     "flows.retrain",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
     "prefect.server.api.server",
+    "rich.markdown",
     "sklearn.metrics",
     "uvicorn",
 )
 """What a run imports when it needs it, Prefect with it, and what its own Prefect server does."""
-RUNS = ("run", "validate")
-"""The commands that run a flow of Prefect, which they keep quiet."""
+RUNS = (["run"], ["validate"])
+"""How the commands begin that run a flow of Prefect, which they keep quiet."""
 
 
 def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
     import yaml
+    from prefect import plugins
 
     from expectations import engine
     from flows.preload import STEPS
@@ -57,6 +63,8 @@ def load() -> None:
         code_digests.digests(f"tasks.{step}")
     for name in LATER:
         import_module(name)
+    # The blocks and workers of other packages, which each server looks for when it starts.
+    plugins.load_prefect_collections()
     # Prefect reads how it logs from a file of YAML, in every command: the parser in C takes a tenth of the time.
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
@@ -65,9 +73,6 @@ def load() -> None:
 
 def become(request: dict[str, Any]) -> None:
     """Be the process that the caller would have started."""
-    from tests.support import refusals, users
-    from tests.support.forkserver import end_with_parent
-
     os.environ.clear()
     os.environ.update(request["environment"])
     if "user" in request:
@@ -79,7 +84,31 @@ def become(request: dict[str, Any]) -> None:
     sys.argv = [request["program"], *request["arguments"]]
     # As a terminal starts it: a shell's background has Ctrl-C ignored, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    read_settings_again()
+    if request["program"] == "idxflow" and request["arguments"][:1] not in RUNS:
+        read_settings_when_asked()
+    else:
+        read_settings_again()
+
+
+def read_settings_when_asked() -> None:
+    """Have Prefect read its settings when they are first asked for: many commands do without it, and that takes 50 ms.
+
+    Until then, the command logs as where Prefect has not been imported.
+    """
+    from prefect.context import SettingsContext
+
+    from flows.settings import LOGGERS
+
+    own = SettingsContext.__dict__["get"]
+
+    def first(cls: type[SettingsContext]) -> SettingsContext | None:
+        cls.get = own  # type: ignore[method-assign]
+        read_settings_again()
+        return cls.get()
+
+    SettingsContext.get = classmethod(first)  # type: ignore[method-assign,assignment]
+    for name in LOGGERS:
+        logging.getLogger(name).handlers.clear()
 
 
 def read_settings_again() -> None:
@@ -90,7 +119,7 @@ def read_settings_again() -> None:
 
     from flows.settings import LOGGERS, silence_prefect
 
-    if sys.argv[0] == "idxflow" and sys.argv[1:2] and sys.argv[1] in RUNS:
+    if sys.argv[0] == "idxflow" and sys.argv[1:2] in RUNS:
         silence_prefect()
     refresh_global_settings_context()
     for name in LOGGERS:
@@ -186,4 +215,17 @@ def _run(name: str) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-PROGRAMS = {"idxflow": idxflow, "prefect": prefect, "server": server, "flow run": flow_run, "up": up}
+def run_without_prefect() -> None:
+    from tests.support import forked_run
+
+    sys.exit(forked_run.run(*sys.argv[1:]))
+
+
+PROGRAMS = {
+    "idxflow": idxflow,
+    "prefect": prefect,
+    "server": server,
+    "flow run": flow_run,
+    "up": up,
+    "run without Prefect": run_without_prefect,
+}

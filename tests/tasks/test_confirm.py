@@ -14,7 +14,7 @@ from storage.formats import arrays
 from storage.records import FolderEntry
 from storage.runtime import code_digests
 from storage.store import Store
-from tasks.confirm import ROWS, confirm, sample_rows
+from tasks.confirm import PARTS, ROWS, confirm, sample_rows
 from tasks.evaluate import evaluate
 from tests.conftest import TinyFactory
 from tests.support import models
@@ -63,9 +63,18 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_sentence(store: Store, 
 
 @pytest.mark.parametrize("rows", [1, 2, ROWS, ROWS + 1, 10_000])
 def test_sample_rows_cover_the_split(rows: int):
-    numbers = sample_rows(rows)
+    numbers = sample_rows([rows])
+    assert numbers == np.unique(np.linspace(0, rows - 1, min(ROWS, rows)).astype(int)).tolist()
     assert len(numbers) == min(rows, ROWS)
     assert (numbers[0], numbers[-1]) == (0, rows - 1)
+
+
+def test_sample_rows_are_in_few_of_many_parts():
+    numbers = sample_rows([100] * 50 + [3])
+    assert len(numbers) == 7 * 8 + 3
+    assert len({number // 100 for number in numbers}) == PARTS
+    assert (numbers[0], numbers[-1]) == (0, 5002)
+    assert sample_rows([1, 2, 1]) == [0, 1, 2, 3]
 
 
 def test_the_fresh_process_loads_neither_prefect_nor_tensorflow():

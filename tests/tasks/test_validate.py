@@ -22,7 +22,7 @@ from storage.datasets.catalog import Dataset
 from storage.errors import IdxflowError, ValidationFailed
 from storage.records import Archive, Check, Done, FolderEntry, Split, SplitName, Validation
 from storage.store import Store
-from tasks import validate as validation
+from tasks.checking import image_table
 from tasks.decode import write_split
 from tasks.sources import embedded
 from tasks.ui import artifacts
@@ -235,7 +235,7 @@ def test_a_table_in_many_parts_gives_the_same_verdict_and_summary(
     for folder in (at_once, in_parts):
         folder.mkdir()
     whole = judge(dataset, *two_splits, at_once)
-    monkeypatch.setattr(validation, "PART_ROWS", 1)
+    monkeypatch.setattr(image_table, "TABLE_ROWS", 1)
     parts = judge(dataset, *two_splits, in_parts)
     assert replace(parts, entry=whole.entry) == whole
     assert {c.column: c.rows for c in whole.failures} == {"label": (5, 8_700), "leaked": (8_990,)}

@@ -1,0 +1,173 @@
+"""Images that occur more than once, across all parts of both splits, in bounded memory.
+
+Images go into buckets by the first bits of their digests, so equal ones meet in one bucket. A bucket has each different
+image of a part at most once: a million equal images of a part do not make it any larger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from storage.formats import members, sorted_columns
+from storage.records import Entry, FolderEntry
+from storage.runtime import cancellation, code_digests
+from storage.runtime.ranged import Source
+from storage.store import Plan, Store
+from storage.workers.current import in_order
+from tasks.checking.surveys import IMAGES, PartSurvey, SplitSurvey
+
+BUCKET_IMAGES = 1 << 23
+"""About how many images a bucket has at most; it takes some 60 bytes of memory for each."""
+
+AGAIN, CONFLICT, LEAKED = 1, 2, 4
+"""Bits of what is said of an image of a part: it is in an earlier part of the same split, it has several labels in the
+split, it is in the training split although this is a part of the test split."""
+
+_KINDS: sorted_columns.Kinds = {"part": np.int32, "image": np.uint32, "said": np.uint8}
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What is said of the images of one bucket."""
+
+    entry: Entry
+    images: int
+    """Number of those of which something is said."""
+
+    @property
+    def said(self) -> Source:
+        return self.entry.source("repeats.parquet")
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What is said of the images of both splits."""
+
+    entry: Entry
+    buckets: int
+
+    def said(self, part: int, images: int) -> np.ndarray:
+        """Return what is said of each different image of a part, as bits: uint8 of shape (images,).
+
+        Args:
+            part: its number, from 0: first those of the training split, then those of the test split.
+            images: how many different images it has.
+
+        Raises:
+            DamagedEntry: a file cannot be read.
+        """
+        said = np.zeros(images, np.uint8)
+        for bucket in members.read(self.entry, Bucket):
+            cancellation.check()
+            _, found = sorted_columns.between(bucket.said, _KINDS, part, part)
+            said[found["image"]] = found["said"]
+        return said
+
+
+@dataclass(frozen=True)
+class _Item:
+    store: Store
+    plan: Plan
+    train: SplitSurvey
+    test: SplitSurvey
+    number: int
+    of: int
+
+
+def find(store: Store, dataset: str, train: SplitSurvey, test: SplitSurvey, digests: dict[str, str]) -> Repeats:
+    """Compare the images of all parts, bucket by bucket, or find that done.
+
+    Args:
+        store: the store.
+        dataset: the name of the data set.
+        train: the survey of the training split.
+        test: that of the test split.
+        digests: those of both splits, by name.
+    """
+    code = code_digests.digests(__name__)
+    buckets = _buckets(train.rows + test.rows)
+    items = [
+        _Item(
+            store,
+            Plan(dataset, "validate", "bucket", digests, {"classes": train.classes, "bucket": n, "of": buckets}, code),
+            train,
+            test,
+            n,
+            buckets,
+        )
+        for n in range(buckets)
+    ]
+    found = in_order(_find_in_bucket, items, "compare images")
+    plan = Plan(dataset, "validate", "repeats", digests, {"classes": train.classes, "buckets": buckets}, code)
+    return store.get_or_make(plan, Repeats, partial(_together, found), str).record
+
+
+def _buckets(rows: int) -> int:
+    """Return the number of buckets for so many rows: a power of two."""
+    return 1 << max(0, (rows - 1) // BUCKET_IMAGES).bit_length()
+
+
+def _find_in_bucket(item: _Item) -> Bucket:
+    return item.store.get_or_make(item.plan, Bucket, partial(_compare, item), str).record
+
+
+def _compare(item: _Item, folder: Path) -> Bucket:
+    width = (1 << 64) // item.of
+    low = -(1 << 63) + item.number * width
+    images: dict[str, list[np.ndarray]] = {name: [] for name in (*IMAGES, "part", "image")}
+    for number, part in enumerate(chain(item.train.of_parts(), item.test.of_parts())):
+        cancellation.check()
+        for name, values in _of_bucket(part, number, low, low + width - 1).items():
+            images[name].append(values)
+    together = {name: np.concatenate(values) for name, values in images.items()}
+    said = compare_images(together, together["part"] >= item.train.parts)
+    rows = np.flatnonzero(said)
+    columns = {"part": together["part"][rows], "image": together["image"][rows], "said": said[rows]}
+    sorted_columns.write(folder / "repeats.parquet", columns, _KINDS)
+    return Bucket(FolderEntry(folder), len(rows))
+
+
+def _of_bucket(part: PartSurvey, number: int, low: int, high: int) -> dict[str, np.ndarray]:
+    first, found = sorted_columns.between(part.different, IMAGES, low, high)
+    size = len(found["label"])
+    return found | {
+        "part": np.full(size, number, np.int32),
+        "image": np.arange(first, first + size, dtype=np.uint32),
+    }
+
+
+def compare_images(images: dict[str, np.ndarray], in_test: np.ndarray) -> np.ndarray:
+    """Return what is said of each image of a bucket, uint8 of shape (n,).
+
+    Args:
+        images: the columns `IMAGES`, in the order of the parts.
+        in_test: whether each is of the test split; these come last.
+    """
+    said = np.zeros(len(in_test), np.uint8)
+    if not len(said):
+        return said
+    # Equal images stay in the order of the parts: those of the training split first.
+    order = np.lexsort((images["more"], images["digest"]))
+    digest, more, test = images["digest"][order], images["more"][order], in_test[order]
+    same = np.zeros(len(order), bool)
+    same[1:] = (digest[1:] == digest[:-1]) & (more[1:] == more[:-1])
+    again = same.copy()
+    again[1:] &= test[1:] == test[:-1]
+    # An image begins where it is not the same as the one before; in a split, where it is not there again.
+    image, in_split = (np.flatnonzero(~repeated) for repeated in (same, again))
+    label, mixed = images["label"][order], images["mixed"][order]
+    twofold = np.minimum.reduceat(label, in_split) != np.maximum.reduceat(label, in_split)
+    conflict = twofold | (np.maximum.reduceat(mixed, in_split) > 0)
+    leaked = test & ~test[image][np.cumsum(~same) - 1]
+    said[order] = AGAIN * again + CONFLICT * conflict[np.cumsum(~again) - 1] + LEAKED * leaked
+    return said
+
+
+def _together(buckets: list[Bucket], folder: Path) -> Repeats:
+    members.write(folder, buckets)
+    return Repeats(FolderEntry(folder), len(buckets))
