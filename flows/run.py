@@ -23,6 +23,7 @@ from flows.settings import SOURCE_VARIABLE
 from storage.arrivals import WELL, Arrivals
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
+from storage.datasets.chosen import chosen, day_of
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, StoreError, error_class, shortage
 from storage.opening import open_store
@@ -33,6 +34,10 @@ from storage.snapshots import ArrivedFile
 from storage.store import LOOKED_AT, Store, command_for, store_address, store_errors
 from storage.underway import Trace, begin
 from storage.words import meant
+from storage.workers.address import is_unprotected
+from storage.workers.here import Here
+from storage.workers.opening import workers_for
+from storage.workers.protocol import Workers
 from tasks.report import past_runs
 
 R = TypeVar("R")
@@ -68,6 +73,12 @@ class Request:
     """The checks whose rows are set aside; None: those of the manifest."""
     quarantine_limit: float | None = None
     """Largest share of a split's rows to set aside; None: that of the manifest."""
+    workers: str | None = None
+    """Who computes the parts of the data (`storage.workers.address`); None: what `IDXFLOW_WORKERS` says."""
+    insecure_workers: bool = False
+    """Whether a scheduler on another machine need not ask for certificates."""
+    as_of: str | None = None
+    """Use only archives of this day, ISO 8601, or earlier; None: all."""
 
     def resolve(self) -> tuple[Dataset, TrainingConfig]:
         """Return the data set and the complete training configuration.
@@ -80,10 +91,25 @@ class Request:
             from tasks.sources.origins import check_source
 
             check_source(self.source)
-        dataset = self._with_quarantine(self._dataset())
+        self.who_computes()
+        day = day_of(self.as_of, "--as-of") if self.as_of else None
+        dataset = self._with_quarantine(chosen(self.declared(), day))
         return dataset, training_config(dataset, self.profile, self.overrides)
 
-    def _dataset(self) -> Dataset:
+    def who_computes(self) -> Workers:
+        """Return the workers, none of which is started or asked yet.
+
+        Raises:
+            ConfigError: they cannot be used like that.
+        """
+        return workers_for(self.workers, self.insecure_workers)
+
+    def declared(self) -> Dataset:
+        """Return the data set as its manifest declares it.
+
+        Raises:
+            ConfigError: there is none of that name, or its manifest is wrong.
+        """
         if self.arrival:
             return _arrived(self._arrivals, self.arrival, self.dataset)
         return catalog.read(Path(self.dataset_file)) if self.dataset_file else datasets.named(self.dataset, self.store)
@@ -119,9 +145,12 @@ class Request:
         for key, value in self.overrides.items():
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         words += ["--source", self.source] if self.source else []
+        words += ["--as-of", self.as_of] if self.as_of else []
         words += ["--audit"] if self.audit else []
         words += ["--quarantine", ",".join(self.quarantine) or NOTHING] if self.quarantine is not None else []
         words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
+        words += ["--workers", self.workers] if self.workers else []
+        words += ["--insecure-workers"] if self.workers and is_unprotected(self.workers) else []
         # Without opening the store: that may take a request to another machine.
         return command_for(store_address(self.store), shlex.join(words))
 
@@ -192,6 +221,8 @@ class Job:
     audit: bool = False
     arrival: str | None = None
     """The id of the set, if the run is of one that has arrived."""
+    workers: Workers = field(default_factory=Here)
+    """Who computes the parts of the data."""
     report: Report | None = None
     trace: Trace | None = None
     """Marks the run as under way until its end is recorded."""
@@ -327,6 +358,7 @@ class Job:
             seconds=round(time.perf_counter() - self.started, 3),
             report=self.report.entry.where(HTML) if self.report else None,
             error=record.failure,
+            as_of=record.as_of or None,
         )
 
     def append_to_ledger(self) -> None:
@@ -395,6 +427,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         config=config.model_dump(mode="json"),
         facts=past_runs.facts(dataset),
         environment=past_runs.environment(),
+        as_of=request.as_of or "",
     )
     again = record.id if request.force else ""
     return Job(
@@ -406,6 +439,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         again,
         request.audit or dataset.audit,
         request.arrival,
+        request.who_computes(),
     )
 
 
@@ -428,4 +462,5 @@ def refusal(request: Request, error: IdxflowError) -> Outcome:
 
 def not_started(request: Request, state: str, sentence: str) -> Outcome:
     """Return the outcome of a request for which no run was started."""
-    return Outcome(state, sentence, request.dataset_file or request.dataset, store_address(request.store))
+    name = request.dataset_file or request.dataset
+    return Outcome(state, sentence, name, store_address(request.store), as_of=request.as_of)

@@ -633,6 +633,8 @@ class DatasetFacts:
     """Its own training defaults, by name."""
     labels: tuple[int, ...] = ()
     """The label files' value for each class; empty: 0, 1, 2, …"""
+    chosen: str = ""
+    """Which archives were used for training, if not all; not in older records."""
 
 
 @dataclass(frozen=True)
@@ -683,6 +685,8 @@ class RunRecord:
     failure: Failure | None = None
     facts: DatasetFacts | None = None
     environment: Environment | None = None
+    as_of: str = ""
+    """The day, ISO 8601, whose data it used: archives of this day or earlier; empty: all."""
 
 
 @dataclass(frozen=True)

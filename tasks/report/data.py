@@ -19,7 +19,8 @@ def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     reused = {step.subject for step in run.steps if step.step == "fetch" and step.reused}
     counts: dict[str, Sequence[int] | None] = {split.name: _class_counts(run, split, evidence) for split in splits}
     return {
-        "sentence": _sentence(run, splits, counts.get("train")),
+        "sentence": _sentence(run, splits, counts.get("train")) + (f" {facts.chosen}." if facts.chosen else ""),
+        "as_of": run.as_of,
         "image_shape": list(facts.image_shape),
         "classes": _classes(run, counts, evidence.labels.get("train")),
         "splits": to_json(splits),
