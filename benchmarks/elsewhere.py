@@ -56,9 +56,7 @@ def _measured(place: str, store: str, more: Mapping[str, str]) -> Measured:
 @contextmanager
 def _object_storage(folder: Path) -> Iterator[int]:
     """Run MiniStack with a bucket `benchmark` while the block lasts; yield its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     own = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3", "IOT_MTLS_ENABLED": "0"}
     process = subprocess.Popen(
         [sys.executable, "-m", "ministack"], cwd=folder,
@@ -71,6 +69,14 @@ def _object_storage(folder: Path) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _make_bucket(url: str, process: subprocess.Popen[bytes]) -> None:

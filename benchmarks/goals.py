@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks import commands, elsewhere, memory, spending
+from benchmarks import commands, elsewhere, memory, spending, workers
 from benchmarks.measure import Results, Spread, ratio, spread
 
 
@@ -64,6 +64,7 @@ GOALS = (
     Goal("first-line", commands.FIRST_LINE, "commands", commands.FIRST_LINE, 0.3),
     Goal("help", "`idxflow --help`", "starting", "idxflow --help", 0.25),
     *(Goal(f"reads-{name}", f"`{name}`", "commands", name, 0.4) for name in commands.READING),
+    *(Goal(f"part-{name}", f"cost of a part, {name}", "workers", name, 5, unit="ms") for name in workers.EMPTY),
     Goal("memory", memory.ROWS[0], "memory", memory.ROWS[0], 1.0, unit="GB"),
     Goal("memory-again", memory.ROWS[1], "memory", memory.ROWS[1], 0.2, unit="GB"),
 )

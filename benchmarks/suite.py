@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import commands, elsewhere, memory, spending
+from benchmarks import commands, elsewhere, memory, spending, workers
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -174,11 +174,31 @@ SEEDS = Comparison(
     (Variant("seeds in turn", "`--at-once 1`"), Variant("seeds, two at once", "`--at-once 2`")),
     "seeds in turn", most_rounds=2,
 )  # fmt: skip
+WORKERS = Comparison(
+    "workers", "What a part costs on workers",
+    "2,000 parts that do nothing, through processes of the run (`--workers`), from the first that is given away to the "
+    "last result; the processes had started before. Milliseconds for each part.",
+    "workers",
+    (
+        Variant("one worker", "`--workers 1`"),
+        Variant("two workers", "`--workers 2`"),
+    ),
+    "one worker", most_rounds=3, unit="milliseconds",
+)  # fmt: skip
+SIMULATION = Comparison(
+    "simulation", "A simulated run of 6 G rows",
+    "5,723 parts through a real scheduler and two processes of eight threads that are started again when they die. A "
+    "part only sleeps, 0.05 s times a log-normal factor; one in 200 takes 20 times as long; of one in 100 the first "
+    "try is lost. `their sleep alone` is the sum of the sleep over the threads: what no scheduler could beat.",
+    "workers",
+    (Variant(workers.SIMULATED, "", rows=(workers.SIMULATED, workers.SLEEP), rounds=1),),
+    workers.SLEEP, most_rounds=1,
+)  # fmt: skip
 
 COMPARISONS = {
     comparison.name: comparison
     for comparison in (
         *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING),
-        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS),
+        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, WORKERS, SIMULATION),
     )
 }

@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +29,8 @@ from storage.registry import Registry
 from storage.store import Store
 from storage.verify import for_the_next_run, verify
 from storage.words import counted
+from storage.workers.address import chosen
+from storage.workers.opening import workers_for
 from tasks.sources import proxies
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ LEAST_FREE_BYTES = 2_000_000_000
 LATE = timedelta(minutes=2)
 _IMPORT_SECONDS = 120
 _QUERY_SECONDS = 20
+_STEPS = ("decode", "validate", "normalize", "train", "evaluate")
+"""Those whose code workers need."""
 _REQUESTS = 3
 """Of which the quickest says how far away object storage is."""
 
@@ -55,8 +60,14 @@ class Diagnosis:
     """The command that fixes it, or what to do; empty if nothing is wrong."""
 
 
-def diagnose(store: Store) -> Iterator[Diagnosis]:
-    """Check everything that a run needs, and yield the result of each check as soon as it is known."""
+def diagnose(store: Store, workers: str | None = None, insecure_workers: bool = False) -> Iterator[Diagnosis]:
+    """Check everything that a run needs, and yield the result of each check as soon as it is known.
+
+    Args:
+        store: of the run.
+        workers: who computes the parts of its data; None: what the environment says.
+        insecure_workers: whether a scheduler on another machine need not ask for certificates.
+    """
     yield _versions()
     yield _tensorflow()
     if store.cache:
@@ -67,6 +78,8 @@ def diagnose(store: Store) -> Iterator[Diagnosis]:
     yield _clock(store)
     yield _zones()
     yield _proxies()
+    if chosen(workers):
+        yield _workers(workers, insecure_workers)
     yield from _server(store)
 
 
@@ -231,6 +244,24 @@ def _proxies() -> Diagnosis:
     return Diagnosis("ok", "proxies", "proxy settings are usable; local addresses bypass proxies")
 
 
+def _workers(name: str | None, insecure: bool) -> Diagnosis:
+    """Check that the workers can be reached, and have the code and the libraries of this process."""
+    try:
+        with closing(workers_for(name, insecure)) as workers:
+            survey = workers.survey(tuple(f"tasks.{step}" for step in _STEPS))
+    except IdxflowError as error:
+        return Diagnosis("problem", "workers", *_parted(error))
+    if survey.different:
+        worker, found = next(iter(survey.different.items()))
+        finding = (
+            f"{len(survey.different)} of {counted(survey.count, 'worker')} would be refused, first {worker}: {found}"
+        )
+        return Diagnosis("problem", "workers", finding, "install the same there, and start the workers again")
+    return Diagnosis(
+        "ok", "workers", f"{counted(survey.count, 'worker')} with the code and the libraries of this machine"
+    )
+
+
 def _settings() -> Diagnosis:
     """Check that Prefect is usable: its settings can be read, and its folder written."""
     from flows.service import configuration
@@ -344,13 +375,15 @@ def _worker(client: SyncPrefectClient, up: str) -> Diagnosis:
             )
         if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
             finding = f"none polls the pool {pool!r}, so no run starts"
-            return Diagnosis("problem", "worker", finding, _start_remedy(up, pool))
+            return Diagnosis("problem", "worker", finding, _start_remedy(up, pool, work_pool.type))
     return Diagnosis("ok", "worker", f"polling {', '.join(pools)}")
 
 
-def _start_remedy(up: str, pool: str) -> str:
-    """Return how to start a worker."""
-    return f"{up}, or idxflow prefect worker start --pool {pool} --type process"
+def _start_remedy(up: str, pool: str, kind: str) -> str:
+    """Return how to start a worker of a pool, which is of type `kind`."""
+    start = f"idxflow prefect worker start --pool {pool} --type {kind}"
+    # `up` would take the deployments back to its own pool.
+    return f"{up}, or {start}" if pool == POOL else f"{start}, where its runs are to be started from"
 
 
 def _restore_remedy(client: SyncPrefectClient, up: str) -> str:
@@ -422,7 +455,8 @@ def _late(client: SyncPrefectClient, up: str) -> Diagnosis:
     now = datetime.now(UTC)
     late = [run for run in _runs(client, StateType.SCHEDULED) if now - (run.next_scheduled_start_time or now) > LATE]
     if late:
-        remedy = f"start a worker: {_start_remedy(up, late[0].work_pool_name or POOL)}"
+        pool = late[0].work_pool_name or POOL
+        remedy = f"start a worker: {_start_remedy(up, pool, client.read_work_pool(pool).type)}"
         return Diagnosis("problem", "late runs", f"{len(late)}, first {late[0].name!r}", remedy)
     return Diagnosis("ok", "late runs", "none")
 

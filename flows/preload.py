@@ -17,6 +17,7 @@ from expectations import engine_process
 from flows.run import Request
 from storage.opening import open_store
 from storage.runtime import code_digests
+from storage.workers.address import are_elsewhere
 from tasks.model import network
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def needed(request: Request) -> list[Callable[[], Any]]:
     validated = any(store.newest_entries(dataset.name, "validate"))
     imports: list[Callable[[], Any]] = [] if validated else [engine_process.begin]
     audited = not (request.audit or dataset.audit) or any(store.newest_entries(dataset.name, "audit"))
-    if request.force or not trained or not audited:
+    trains = (request.force or not trained) and not are_elsewhere(request.workers)
+    if trains or not audited:
         imports.append(network.tensorflow)
     return imports

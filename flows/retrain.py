@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, TypeVar
+from contextlib import closing, contextmanager
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from prefect import flow, runtime
@@ -23,17 +23,20 @@ from flows.pipeline import ByPrefect, Caller, report, to_decision, to_validation
 from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
-from flows.settings import LOGGERS, leave_arithmetic_to_the_processor, relax_garbage_collection
+from flows.settings import LOGGERS, relax_garbage_collection
 from storage.datasets.catalog import NAME_SCHEMA, BadRow
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import DamagedEntry, IdxflowError
 from storage.objects.address import OPEN_STORE
 from storage.outcomes import Outcome
 from storage.records import HTML
-from storage.runtime import cancellation
+from storage.runtime import arithmetic, cancellation
 from storage.snapshots import ARRIVAL
+from storage.workers.address import OPEN_WORKERS
+from storage.workers.current import using
 from tasks.sources.origins import OPEN_SOURCE
-from tasks.ui import artifacts
+from tasks.ui import artifacts, progress
+from tasks.ui.parts import PartsDisplay
 
 R = TypeVar("R")
 
@@ -42,6 +45,8 @@ R = TypeVar("R")
 Source = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_SOURCE})]
 
 StorePlace = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_STORE})]
+
+WorkersName = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_WORKERS})]
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -55,7 +60,7 @@ _MOST_MENDED = 5
 _log = logging.getLogger(__name__)
 
 # Every process that trains imports this module, and TensorFlow after it.
-leave_arithmetic_to_the_processor()
+arithmetic.leave_to_the_processor()
 
 
 @flow(name="retrain", flow_run_name="{dataset}")
@@ -71,6 +76,7 @@ def retrain(
     catch_up: CatchUp = "latest",
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
+    workers: WorkersName = None,
     as_of: Day | None = None,
 ) -> State[Outcome]:
     """Retrain the classifier of one data set and keep the better model.
@@ -90,6 +96,7 @@ def retrain(
         catch_up: Runs for scheduled times that were missed: latest (one run makes up for all) or all.
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
+        workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
         as_of: Use only archives of this day or earlier, such as 2026-11-30. Default: all.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
@@ -104,6 +111,7 @@ def retrain(
         audit=audit,
         quarantine=_given(quarantine),
         quarantine_limit=quarantine_limit,
+        workers=workers,
         as_of=as_of,
     )
     missed = superseded(catch_up)
@@ -123,6 +131,7 @@ def retrain_arrival(
     training: TrainingOverrides | None = None,
     force: bool = False,
     audit: bool = False,
+    workers: WorkersName = None,
 ) -> State[Outcome]:
     """Retrain the classifier on a set of archives that has arrived in a folder.
 
@@ -136,9 +145,11 @@ def retrain_arrival(
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         force: Train, evaluate and decide again even if nothing is new.
         audit: Look for wrong labels and near-duplicates, too; the report shows them, and nothing is removed.
+        workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
-    request = Request(dataset, profile=profile, training=overrides, force=force, audit=audit, arrival=arrival)
+    how: dict[str, Any] = {"force": force, "audit": audit, "arrival": arrival, "workers": workers}
+    request = Request(dataset, profile=profile, training=overrides, **how)
     return carry_out(request, to_decision)
 
 
@@ -150,6 +161,7 @@ def validate_dataset(
     dataset_file: str | None = None,
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
+    workers: WorkersName = None,
 ) -> State[Outcome]:
     """Fetch, decode and validate one data set, and stop there.
 
@@ -160,6 +172,7 @@ def validate_dataset(
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
+        workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
     """
     request = Request(
         dataset,
@@ -168,6 +181,7 @@ def validate_dataset(
         store=store,
         quarantine=_given(quarantine),
         quarantine_limit=quarantine_limit,
+        workers=workers,
     )
     return carry_out(request, to_validation, "validate")
 
@@ -198,7 +212,14 @@ def carry_out(
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
     _describe_run(f"{job.dataset.name} {job.record.id}")
     settle(job.store, job.dataset.name)
-    with _under_way(job, request, command), cancellation.cancellable(), job.store.in_use(job.dataset.name):
+    with (
+        _under_way(job, request, command),
+        closing(job.workers),
+        using(job.workers),
+        progress.listening(PartsDisplay(job.dataset.name)),
+        cancellation.cancellable(),
+        job.store.in_use(job.dataset.name),
+    ):
         with _failing(job):
             _walk(walk, job, caller)
             job.refuse_if_below_floor()

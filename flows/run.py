@@ -34,6 +34,10 @@ from storage.snapshots import ArrivedFile
 from storage.store import LOOKED_AT, Store, command_for, store_address, store_errors
 from storage.underway import Trace, begin
 from storage.words import meant
+from storage.workers.address import is_unprotected
+from storage.workers.here import Here
+from storage.workers.opening import workers_for
+from storage.workers.protocol import Workers
 from tasks.report import past_runs
 
 R = TypeVar("R")
@@ -69,6 +73,10 @@ class Request:
     """The checks whose rows are set aside; None: those of the manifest."""
     quarantine_limit: float | None = None
     """Largest share of a split's rows to set aside; None: that of the manifest."""
+    workers: str | None = None
+    """Who computes the parts of the data (`storage.workers.address`); None: what `IDXFLOW_WORKERS` says."""
+    insecure_workers: bool = False
+    """Whether a scheduler on another machine need not ask for certificates."""
     as_of: str | None = None
     """Use only archives of this day, ISO 8601, or earlier; None: all."""
 
@@ -83,9 +91,18 @@ class Request:
             from tasks.sources.origins import check_source
 
             check_source(self.source)
+        self.who_computes()
         day = day_of(self.as_of, "--as-of") if self.as_of else None
         dataset = self._with_quarantine(chosen(self.declared(), day))
         return dataset, training_config(dataset, self.profile, self.overrides)
+
+    def who_computes(self) -> Workers:
+        """Return the workers, none of which is started or asked yet.
+
+        Raises:
+            ConfigError: they cannot be used like that.
+        """
+        return workers_for(self.workers, self.insecure_workers)
 
     def declared(self) -> Dataset:
         """Return the data set as its manifest declares it.
@@ -132,6 +149,8 @@ class Request:
         words += ["--audit"] if self.audit else []
         words += ["--quarantine", ",".join(self.quarantine) or NOTHING] if self.quarantine is not None else []
         words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
+        words += ["--workers", self.workers] if self.workers else []
+        words += ["--insecure-workers"] if self.workers and is_unprotected(self.workers) else []
         # Without opening the store: that may take a request to another machine.
         return command_for(store_address(self.store), shlex.join(words))
 
@@ -202,6 +221,8 @@ class Job:
     audit: bool = False
     arrival: str | None = None
     """The id of the set, if the run is of one that has arrived."""
+    workers: Workers = field(default_factory=Here)
+    """Who computes the parts of the data."""
     report: Report | None = None
     trace: Trace | None = None
     """Marks the run as under way until its end is recorded."""
@@ -418,6 +439,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         again,
         request.audit or dataset.audit,
         request.arrival,
+        request.who_computes(),
     )
 
 

@@ -15,12 +15,6 @@ POOL = "idxflow"
 SOURCE_VARIABLE = "IDXFLOW_SOURCE"
 LOGGERS = ("flows", "tasks", "storage", "expectations")
 """The loggers of idxflow; Prefect sends what they log to its API (`extra_loggers` in pyproject.toml)."""
-ARITHMETIC = (
-    *("TF_ENABLE_ONEDNN_OPTS", "TF_DISABLE_MKL", "TF_SET_ONEDNN_FPMATH_MODE", "TF_XLA_FLAGS", "XLA_FLAGS"),
-    *(f"{library}_{name}" for library in ("ONEDNN", "DNNL") for name in ("MAX_CPU_ISA", "DEFAULT_FPMATH_MODE")),
-    *(f"{library}_CPU_ISA_HINTS" for library in ("ONEDNN", "DNNL")),
-)
-"""Variables by which TensorFlow and oneDNN choose among kernels that round differently."""
 
 
 def relax_garbage_collection() -> None:
@@ -53,16 +47,6 @@ def silence_prefect() -> None:
     """Keep Prefect's own log lines off the console: idxflow prints what they report."""
     for name in ("HANDLERS_CONSOLE_LEVEL", "INTERNAL_LEVEL"):
         os.environ.setdefault(f"PREFECT_LOGGING_{name}", "CRITICAL")
-
-
-def leave_arithmetic_to_the_processor() -> None:
-    """Remove variables that would give other weights for the same data, parameters, code and seed.
-
-    Every process that trains calls this before it imports TensorFlow, which reads them on import. They are removed
-    rather than set: the weights in every store were made with what TensorFlow chooses without them.
-    """
-    for name in ARITHMETIC:
-        os.environ.pop(name, None)
 
 
 def _variables(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -430,6 +430,8 @@ class TrainedModel:
     """The darkest and the brightest pixel of the rows used for the statistics, 0-255; not in older records."""
     resumed_after: int = 0
     """Epochs that an interrupted run had completed; 0 if one run did all, and in older records."""
+    device: str = ""
+    """What TensorFlow has trained on: `CPU`, or the name of a GPU; empty in older records."""
 
     @property
     def weights(self) -> Path:

@@ -17,19 +17,20 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
-from storage.errors import TrainingFailed
+from storage.errors import TrainingFailed, WorkersFailed
 from storage.formats import split_rows
 from storage.formats.history import History
 from storage.records import Done, Epoch, FolderEntry, Normalization, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
+from storage.workers.current import current
 from tasks.model import checkpoint, holdout, network, training_rows
 from tasks.model.checkpoint import Checkpoint
 from tasks.model.fitting import Fitting, rate_after
 from tasks.model.labels import check_labels
 from tasks.model.scaling import read
 from tasks.ui import summaries
-from tasks.ui.epochs import EpochDisplay
+from tasks.ui.epochs import EpochDisplay, shown
 from tasks.ui.steps import log_step
 
 CHECKPOINT_SECONDS = 2.0
@@ -58,6 +59,7 @@ def train(
     Raises:
         TrainingFailed: too little memory, or the loss is not finite.
         DataRefused: a label is not a class of the data set.
+        WorkersFailed: workers elsewhere cannot train it.
     """
     training = Training(dataset, split, normalization, config)
     plan = Plan(
@@ -71,7 +73,8 @@ def train(
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("tensorflow", "keras", "numpy"),
     )
-    result = store.get_or_make(plan, TrainedModel, lambda folder: train_into(folder, training), summaries.model)
+    with shown(dataset.name):
+        result = _made(Item(store, plan, training))
     log_step(_log, result.step)
     return result
 
@@ -145,6 +148,44 @@ class Course:
     def chosen(self) -> int:
         """The epoch whose weights are kept."""
         return self.best if self.training.keeps_best else len(self.epochs)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A training to be carried out, on this machine or on another one that reaches the store."""
+
+    store: Store
+    plan: Plan
+    training: Training
+
+
+def made(item: Item) -> Done[TrainedModel]:
+    """Make the entry of a training, or find that there is one; workers call this, too.
+
+    Raises:
+        TrainingFailed, DataRefused: see `train`.
+    """
+    return item.store.get_or_make(
+        item.plan, TrainedModel, lambda folder: train_into(folder, item.training), summaries.model
+    )
+
+
+def _made(item: Item) -> Done[TrainedModel]:
+    """Have a worker make the entry of a training, if there are workers elsewhere and it is missing.
+
+    Raises:
+        WorkersFailed: the worker has another store than this process.
+    """
+    store, plan, workers = item.store, item.plan, current()
+    if not workers.elsewhere or store.has(plan.dataset, plan.step, plan.folder):
+        return made(item)
+    result = workers.one(made, item)
+    if store.find(plan, TrainedModel) is None:
+        raise WorkersFailed(
+            f"expected the model that a worker has trained in {store.address}; found none, so that is another folder "
+            "on its machine; use a store that all machines reach, such as s3://bucket/prefix"
+        )
+    return result
 
 
 def train_into(folder: Path, training: Training) -> TrainedModel:
@@ -265,6 +306,7 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
         accuracy,
         training.normalization.pixel_range,
         course.resumed_after,
+        network.device(),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from flows.commands.options import AsJson, StoreFolder
+from flows.commands.options import AsJson, InsecureWorkers, StoreFolder, Workers
 from flows.terminal.output import print_json, print_line
 from storage.errors import ConfigError, StoreError
 from storage.objects.address import is_address
@@ -18,19 +18,26 @@ if TYPE_CHECKING:
     from flows.diagnosis import Diagnosis
 
 
-def doctor(*, store: StoreFolder = None, as_json: AsJson = False) -> int:
+def doctor(
+    *,
+    store: StoreFolder = None,
+    workers: Workers = None,
+    insecure_workers: InsecureWorkers = False,
+    as_json: AsJson = False,
+) -> int:
     """Diagnose what would stop a run, and suggest fixes.
 
     Exit code 1 if there is a problem. Checks the installed versions, TensorFlow, the disk, the store, the clock, time
     zones and proxies. Of a store in object storage, also whether the credentials work, whether the server keeps the
-    promise that a store rests on, how long a request takes, and the cache on this machine. If a Prefect server is
-    running, also its version and database, the worker, deployments and their limits, late runs, and runs without a
-    heartbeat.
+    promise that a store rests on, how long a request takes, and the cache on this machine. If workers are named, also
+    whether they can be reached, how many there are, and whether their code and libraries are the same. If a Prefect
+    server is running, also its version and database, the worker, deployments and their limits, late runs, and runs
+    without a heartbeat.
 
-    Example: `idxflow doctor --json`
+    Examples: `idxflow doctor --json` · `idxflow doctor --workers tls://scheduler:8786`
     """
     diagnoses = []
-    for diagnosis in _diagnoses(store):
+    for diagnosis in _diagnoses(store, workers, insecure_workers):
         diagnoses.append(diagnosis)
         if not as_json:
             print_line(f"{diagnosis.verdict:<8} {diagnosis.what}: {diagnosis.found}")
@@ -44,7 +51,7 @@ def doctor(*, store: StoreFolder = None, as_json: AsJson = False) -> int:
     return 1 if problems else 0
 
 
-def _diagnoses(place: str | None) -> Iterator[Diagnosis]:
+def _diagnoses(place: str | None, workers: str | None, insecure: bool) -> Iterator[Diagnosis]:
     from flows.diagnosis import diagnose, diagnose_without_store
 
     address = store_address(place)
@@ -56,4 +63,4 @@ def _diagnoses(place: str | None) -> Iterator[Diagnosis]:
         # The extra is not installed, or the credentials do not work: that is what a person asks about.
         yield from diagnose_without_store(error)
     else:
-        yield from diagnose(store)
+        yield from diagnose(store, workers, insecure)

@@ -45,6 +45,21 @@ QuarantineLimit = Annotated[
         validator=Number(gte=0, lte=1),
     ),
 ]
+Workers = Annotated[
+    str | None,
+    Parameter(
+        help="Who computes the parts of large data: a number of processes to start for this run, or the address of a "
+        "Dask cluster, such as `tls://scheduler:8786`. Default: this process. [env var: IDXFLOW_WORKERS]"
+    ),
+]
+InsecureWorkers = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Allow workers behind a scheduler on another machine that asks for no certificate (`tcp://`): whoever "
+        "reaches it can run code on them. [env var: IDXFLOW_INSECURE_WORKERS]",
+    ),
+]
 ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")]
 SplitName = Literal["train", "test"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON value to standard output.")]

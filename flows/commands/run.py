@@ -6,6 +6,7 @@ A flow needs a Prefect server: the configured one, otherwise that of `idxflow up
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +19,13 @@ from flows.commands.options import (
     AsJson,
     DatasetFile,
     DatasetFiles,
+    InsecureWorkers,
     Quarantine,
     QuarantineLimit,
     Source,
     StoreFolder,
     Timings,
+    Workers,
 )
 from flows.commands.several import chosen, run_several
 from flows.interruption import interruptible
@@ -34,6 +37,7 @@ from storage.files import WAITING
 from storage.opening import open_store
 from storage.runtime import timings as clocks
 from storage.store import Store
+from storage.workers.address import INSECURE_VARIABLE, are_elsewhere
 
 if TYPE_CHECKING:
     from flows.run import Request
@@ -57,12 +61,13 @@ def run(
         ),
     ] = False,
     at_once: Annotated[
-        int,
+        int | None,
         Parameter(
-            help="Retrain at most so many of several data sets at a time; each needs its own memory.",
+            help="Retrain at most so many of several data sets at a time; each needs its own memory. Default: 1; with "
+            "a cluster of workers, which train the models, as many as this machine has processors.",
             validator=Number(gte=1),
         ),
-    ] = 1,
+    ] = None,
     profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
     set_: Annotated[
         list[str] | None,
@@ -98,6 +103,8 @@ def run(
     quarantine_limit: QuarantineLimit = None,
     source: Source = None,
     store: StoreFolder = None,
+    workers: Workers = None,
+    insecure_workers: InsecureWorkers = False,
     dataset_file: DatasetFiles = None,
     as_json: AsJson = False,
     timings: Timings = False,
@@ -113,7 +120,8 @@ def run(
 
     Examples: `idxflow run` · `idxflow run mnist --source ~/archives` · `idxflow run mnist --set epochs=5 --json` ·
     `idxflow run --dataset-file mine.toml` · `idxflow run mnist --quarantine leaked` · `idxflow run mnist kmnist` ·
-    `idxflow run --all --at-once 2`
+    `idxflow run --all --at-once 2` · `idxflow run --dataset-file big.toml --workers 4` ·
+    `idxflow run mnist kmnist --store s3://bucket/idxflow --workers tls://scheduler:8786`
 
     Args:
         dataset: Data sets of the catalog: see `idxflow datasets`. Default: `digits`.
@@ -136,13 +144,15 @@ def run(
             audit=audit,
             quarantine=_words(quarantine),
             quarantine_limit=quarantine_limit,
+            workers=workers,
+            insecure_workers=insecure_workers,
             as_of=day,
         )
         for name, file in chosen(dataset or [], dataset_file or [], all_, timings)
     ]
     if len(requests) == 1:
         return _run_flow("retrain", requests[0], as_json, timings)
-    return run_several(requests, at_once, as_json)
+    return run_several(requests, at_once or _at_once(workers), as_json)
 
 
 def validate(
@@ -152,6 +162,8 @@ def validate(
     quarantine_limit: QuarantineLimit = None,
     source: Source = None,
     store: StoreFolder = None,
+    workers: Workers = None,
+    insecure_workers: InsecureWorkers = False,
     dataset_file: DatasetFile = None,
     as_json: AsJson = False,
     timings: Timings = False,
@@ -174,8 +186,16 @@ def validate(
         store=store,
         quarantine=_words(quarantine),
         quarantine_limit=quarantine_limit,
+        workers=workers,
+        insecure_workers=insecure_workers,
     )
     return _run_flow("validate_dataset", request, as_json, timings)
+
+
+def _at_once(workers: str | None) -> int:
+    """Return how many data sets to retrain at a time if nobody says it."""
+    # What remains for this machine when others train is about one processor's work for each data set.
+    return (os.cpu_count() or 1) if are_elsewhere(workers) else 1
 
 
 def _words(quarantine: str | None) -> tuple[str, ...] | None:
@@ -193,6 +213,9 @@ def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) ->
     from flows.run import refusal
     from flows.terminal import timings
 
+    if request.insecure_workers:
+        # Not a parameter of the flow: who starts runs in the Prefect UI cannot give up the protection.
+        os.environ[INSECURE_VARIABLE] = "1"
     clock = (clocks.running() or clocks.start()) if with_timings else None
     try:
         # Wrong usage is reported in milliseconds, not after Prefect has started.
@@ -295,6 +318,7 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
         "dataset_file": request.dataset_file,
         "quarantine": request.quarantine and [*request.quarantine],
         "quarantine_limit": request.quarantine_limit,
+        "workers": request.workers,
     }
     if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}

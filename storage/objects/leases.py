@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from storage.errors import IdxflowError, StoreError
 from storage.files import sealed
 from storage.objects import sealed as sealed_json
 from storage.objects.protocol import Found, Objects
+from storage.runtime import cancellation
 
 LIFE_SECONDS = 120.0
 """The age from which the owner of a lease counts as gone. An object's age has a resolution of a second."""
@@ -87,6 +89,15 @@ class Leases:
     def release(self, key: str) -> None:
         """Stop renewing a lease, and remove it; if it cannot be removed, it ends by its age."""
         self.forget(key)
+        try:
+            self._remove(key)
+        except cancellation.Cancelled:
+            # A worker lives on after what it did for a run was stopped, and others would wait for what it no longer
+            # makes. In a context of its own, because this one no longer waits for anything.
+            threading.Thread(target=Context().run, args=(self._remove, key), daemon=True).start()
+            raise
+
+    def _remove(self, key: str) -> None:
         try:
             self._objects.delete([key])
         except (IdxflowError, OSError) as error:

@@ -46,6 +46,11 @@ def chosen(workers: str | None) -> str | None:
     return workers or os.environ.get(WORKERS_VARIABLE) or None
 
 
+def are_elsewhere(workers: str | None) -> bool:
+    """Return whether the workers that were named are a cluster, not processes of the run, before that is checked."""
+    return "://" in (chosen(workers) or "")
+
+
 def parse(text: str, insecure: bool = False) -> int | Cluster:
     """Return the number of processes, or the cluster, that `text` names.
 
@@ -61,7 +66,7 @@ def parse(text: str, insecure: bool = False) -> int | Cluster:
     if word.isdecimal():
         return int(word)
     if word.startswith("tcp://"):
-        if not (insecure or os.environ.get(INSECURE_VARIABLE) == "1" or _is_loopback(word)):
+        if is_unprotected(word) and not (insecure or os.environ.get(INSECURE_VARIABLE) == "1"):
             raise ConfigError(
                 f"--workers or {WORKERS_VARIABLE}: expected an address that begins with tls://, because whoever "
                 f"reaches a scheduler without certificates can run code on its workers; found {word}; set up TLS "
@@ -102,6 +107,11 @@ def _certificates() -> dict[str, str]:
                 f"{variable}: expected a file in PEM format that can be read at {files[name]}; found none; correct it"
             )
     return files
+
+
+def is_unprotected(name: str) -> bool:
+    """Return whether workers are behind a scheduler on another machine that asks nobody for a certificate."""
+    return name.startswith("tcp://") and not _is_loopback(name)
 
 
 def _is_loopback(address: str) -> bool:

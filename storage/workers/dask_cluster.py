@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from storage.errors import ConfigError, IdxflowError, WorkersFailed
 from storage.files import WAITING
 from storage.runtime import cancellation
-from storage.runtime.progress import counted_off
+from storage.runtime.progress import advance, counted_off
 from storage.words import counted
 from storage.workers import dask_remote
 from storage.workers.address import CERTIFICATES, Cluster
@@ -33,6 +33,7 @@ from storage.workers.dask_own import ALLOWED_FAILURES, OwnCluster
 from storage.workers.dask_remote import Answer
 from storage.workers.fingerprint import Fingerprint, Loaded, differences, named
 from storage.workers.here import Here
+from storage.workers.protocol import Survey
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,7 +50,9 @@ _ASK_SECONDS = 0.5
 _SAY_SECONDS = 2.0
 """After which a run says that it waits for workers."""
 _CLOSE_SECONDS = 1.0
-_COMPUTE = f"__import__({dask_remote.__name__!r}, fromlist=['compute']).compute(*arguments)"
+_MODULE = f"__import__({dask_remote.__name__!r}, fromlist=['compute'])"
+_COMPUTE = f"{_MODULE}.compute(*arguments)"
+_DESCRIBE = f"{_MODULE}.describe"
 """What a worker evaluates. Not a reference to the function: a worker that has none would end when it receives one."""
 
 _log = logging.getLogger(__name__)
@@ -91,6 +94,24 @@ class Dask:
         finally:
             calls.close()
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the cluster exists without this run."""
+        return not isinstance(self._wish, int)
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        """Have a worker that is elsewhere call `function` with an item (see `protocol.Workers`)."""
+        if not self.elsewhere:
+            return function(item)
+        session, code = self.session(), self.fingerprint(function.__module__)
+        calls = _Calls(session, _name(function), code, tells=True)
+        try:
+            ((_, result),) = calls.results([item])
+        finally:
+            calls.close()
+        returned: R = result
+        return returned
+
     def fingerprint(self, module: str) -> Fingerprint:
         """Return what this process computes the functions of a module with.
 
@@ -122,6 +143,28 @@ class Dask:
                 self._session = session
             return self._session
 
+    def survey(self, modules: tuple[str, ...]) -> Survey:
+        """Ask every worker what it would compute the functions of some modules with.
+
+        Raises:
+            WorkersFailed: they cannot be reached, or there are none.
+        """
+        ours = tuple(map(self.fingerprint, modules))
+        session = self.session()
+        while len(session.threads) < (self._wish if isinstance(self._wish, int) else 1):
+            session.check()
+            cancellation.sleep(_LOOK_SECONDS)
+        answers = session.done(session.ask_all(f"{_DESCRIBE}({modules!r})"))
+        different: dict[str, str] = {}
+        for worker, answer in answers.items():
+            if isinstance(answer, bytes):
+                found = next(filter(None, map(differences, ours, pickle.loads(answer))), "")
+            else:
+                found = f"{type(answer).__name__}: {answer}"
+            if found:
+                different[f"the worker {worker.partition('://')[2]}"] = found
+        return Survey(len(answers), different)
+
     def close(self) -> None:
         """Let go of the cluster; the processes that were started for this run end."""
         with self._turn:
@@ -135,13 +178,13 @@ class _Session:
 
     def __init__(self, wish: int | Cluster, patience: float) -> None:
         self.patience = patience
-        self.own = OwnCluster(wish) if isinstance(wish, int) else None
+        self._wish = wish
+        self.own: OwnCluster | None = None
         self.threads: dict[str, int] = {}
         """How many threads each worker has, by its address."""
         self.lines: dict[str, queue.SimpleQueue[tuple[str, int, bytes]]] = {}
         """Lines of the log that have arrived, for each group of calls."""
-        self._cluster = None if isinstance(wish, int) else wish
-        self._where = "of this run" if self._cluster is None else f"at {self._cluster.address}"
+        self._where = "of this run" if isinstance(wish, int) else f"at {wish.address}"
         self._client: Client | None = None
         self._answered = self._seen = time.monotonic()
         self._said = False
@@ -181,7 +224,7 @@ class _Session:
     async def _open(self) -> None:
         from distributed import Client
 
-        address, security = await self.own.open() if self.own else (self._address, _security(self._cluster))
+        address, security = await self._place()
         try:
             self._client = await Client(
                 address,
@@ -201,6 +244,13 @@ class _Session:
         # Dask forgets what it keeps of a topic of this name when the client has gone.
         self._client.subscribe_topic(self._client.id, self._hear)
 
+    async def _place(self) -> tuple[str, Security]:
+        """Return the address of the scheduler, which is started if it is of this run, and what to connect with."""
+        if isinstance(self._wish, Cluster):
+            return self._wish.address, _security(self._wish)
+        self.own = OwnCluster(self._wish)
+        return await self.own.open()
+
     @property
     def client(self) -> Client:
         """The connection.
@@ -211,10 +261,6 @@ class _Session:
         if not self._client:
             raise self.gone()
         return self._client
-
-    @property
-    def _address(self) -> str:
-        return self._cluster.address if self._cluster else ""
 
     def _unreachable(self, error: Exception) -> IdxflowError:
         causes = [error]
@@ -231,6 +277,11 @@ class _Session:
             f"expected a Dask scheduler {self._where}; found that it cannot be reached ({causes[-1]}); start it "
             "(docs/how-to/workers.md), or correct the address"
         )
+
+    async def ask_all(self, question: str) -> dict[str, Any]:
+        """Return what each worker evaluates, or the error that it raises, by its address."""
+        answers: dict[str, Any] = await self.client.run(eval, question, on_error="return")
+        return answers
 
     def submit(self, arguments: tuple[Any, ...], key: str) -> Future[Answer]:
         """Begin a call of `dask_remote.compute` on any worker; cancelling the future stops it."""
@@ -343,10 +394,14 @@ class _Session:
 
 
 class _Calls:
-    """The calls of one function with several items."""
+    """The calls of one function with several items.
 
-    def __init__(self, session: _Session, function: str, code: Fingerprint) -> None:
-        self._session, self._function, self._code = session, function, code
+    Args:
+        tells: whether what a call tells of its progress is told here.
+    """
+
+    def __init__(self, session: _Session, function: str, code: Fingerprint, tells: bool = False) -> None:
+        self._session, self._function, self._code, self._tells = session, function, code, tells
         self._id = secrets.token_hex(4)
         self._pending: dict[Future[Answer], int] = {}
         self._lines = session.lines[self._id] = queue.SimpleQueue()
@@ -378,7 +433,7 @@ class _Calls:
             index, item = next(waiting, (-1, None))
             if index < 0:
                 return
-            arguments = (self._function, pickle.dumps(item), self._code.digest)
+            arguments = (self._function, pickle.dumps(item), self._code.digest, self._tells)
             self._pending[self._session.submit(arguments, f"idxflow-{self._id}-{index}")] = index
 
     def _ended(self) -> Iterator[tuple[int, Answer]]:
@@ -417,11 +472,15 @@ class _Calls:
         return pickle.loads(answer.result)
 
     def _tell(self) -> None:
-        """Log what has arrived of the lines of the workers."""
+        """Log what has arrived of the lines of the workers, and tell what they have told of their progress."""
         with suppress(queue.Empty):
             while True:
                 call, number, line = self._lines.get_nowait()
-                if call not in self._over and number not in self._told.setdefault(call, set()):
+                if call in self._over:
+                    continue
+                if number == dask_remote.PROGRESS:
+                    advance(pickle.loads(line))
+                elif number not in self._told.setdefault(call, set()):
                     self._told[call].add(number)
                     self._say(line)
 
@@ -459,29 +518,30 @@ def _name(function: Callable[..., object]) -> str:
     return name
 
 
-def _security(cluster: Cluster | None) -> Security | None:
-    """Return what to connect to a cluster with; None for what Dask's own configuration says.
+def _security(cluster: Cluster) -> Security:
+    """Return what to connect to a cluster with: the files that the variables name, or Dask's own configuration.
 
     Raises:
-        ConfigError: a certificate or its key cannot be used.
+        ConfigError: there are no certificates, or they cannot be used.
     """
     from distributed.security import Security
 
-    if not cluster or not cluster.ca:
-        return None
-    security = Security(
-        require_encryption=True,
-        tls_ca_file=cluster.ca,
-        tls_client_cert=cluster.cert,
-        tls_client_key=cluster.key,
-    )
+    if not cluster.encrypted:
+        return Security(require_encryption=False)
+    files = {"tls_ca_file": cluster.ca, "tls_client_cert": cluster.cert, "tls_client_key": cluster.key}
+    security = Security(require_encryption=True, **{name: file for name, file in files.items() if file})
     try:
-        security.get_connection_args("client")
+        context = security.get_connection_args("client").get("ssl_context")
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"expected {', '.join(CERTIFICATES.values())} to name an authority, and a certificate with its key, in PEM "
             f"format; found {error}; correct them"
         ) from error
+    if context is None:
+        raise ConfigError(
+            f"expected certificates for {cluster.address}; found none; set {', '.join(CERTIFICATES.values())} to the "
+            "files that the scheduler was started with (docs/how-to/workers.md)"
+        )
     return security
 
 

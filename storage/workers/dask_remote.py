@@ -14,8 +14,10 @@ _BEFORE = tuple(sys.modules)
 
 import importlib
 import logging
+import math
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,17 +25,24 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from storage.runtime import cancellation, code_digests
+from storage.runtime import arithmetic, cancellation, code_digests
+from storage.runtime.progress import Progress, listening
 from storage.workers.fingerprint import Fingerprint, Loaded
 
 LOGGERS = ("flows", "tasks", "storage", "expectations")
 """The loggers whose lines reach the run."""
+PROGRESS = 0
+"""In place of the number of a line of the log: progress, of which none is kept."""
 _LOOK_SECONDS = 0.2
+_TELL_SECONDS = 0.2
 
 _loaded = Loaded(name for name in _BEFORE if name not in ("storage", "storage.workers"))
 _turn = threading.Lock()
 _stops: set[Callable[[], None]] = set()
 _log = logging.getLogger(__name__)
+
+# A worker may train, and TensorFlow is imported after this.
+arithmetic.leave_to_the_processor()
 
 
 @dataclass(frozen=True)
@@ -56,20 +65,21 @@ class Answer:
     """All lines that the call has logged, pickled: those that were sent at once may come later than this."""
 
 
-def compute(function: str, item: bytes, code: str, topic: str, call: str) -> bytes:
+def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call: str) -> bytes:
     """Call a function with an item; return the `Answer`, pickled.
 
     Args:
         function: its module and its name, with a colon between.
         item: pickled.
         code: the digest of the fingerprint of the function where the run is.
+        tells: whether to send progress, too.
         topic: where lines of the log are sent.
         call: the id of this call, for these lines.
     """
-    return pickle.dumps(_answer(Answer(_name(), call), function, item, code, topic))
+    return pickle.dumps(_answer(Answer(_name(), call), function, item, code, tells, topic))
 
 
-def _answer(answer: Answer, function: str, item: bytes, code: str, topic: str) -> Answer:
+def _answer(answer: Answer, function: str, item: bytes, code: str, tells: bool, topic: str) -> Answer:
     module, _, name = function.partition(":")
     try:
         differs = _differing(module, code)
@@ -78,7 +88,7 @@ def _answer(answer: Answer, function: str, item: bytes, code: str, topic: str) -
         callee = getattr(importlib.import_module(module), name)
     except Exception as error:
         return replace(answer, error=_pickled(error))
-    with _logged(topic, answer.call) as lines, _stopped_with_task():
+    with _logged(topic, answer.call) as lines, _told(topic, answer.call, tells), _stopped_with_task():
         return replace(_called(answer, callee, item), lines=tuple(lines))
 
 
@@ -117,10 +127,10 @@ def _import_all(module: str) -> None:
         importlib.import_module(name)
 
 
-def fingerprint_of(module: str) -> Fingerprint:
-    """Return what this worker would compute a module's functions with."""
+def describe(modules: tuple[str, ...]) -> bytes:
+    """Return what this worker would compute the functions of each module with, pickled."""
     with _turn:
-        return _loaded.fingerprint(module)
+        return pickle.dumps(tuple(map(_loaded.fingerprint, modules)))
 
 
 def stop_all() -> bool:
@@ -215,6 +225,27 @@ def _logged(topic: str, call: str) -> Iterator[list[bytes]]:
     finally:
         handler.open.remove(lines)
         _lines.reset(token)
+
+
+@contextmanager
+def _told(topic: str, call: str, tells: bool) -> Iterator[None]:
+    """Send the progress of the block as it comes, but not each of many small advances; none unless `tells`."""
+    from distributed import get_worker
+
+    worker, sent = get_worker(), -math.inf
+
+    def tell(step: Progress) -> None:
+        nonlocal sent
+        now = time.monotonic()
+        if step.done == step.total or now - sent >= _TELL_SECONDS:
+            sent = now
+            worker.log_event(topic, (call, PROGRESS, pickle.dumps(step)))
+
+    if not tells:
+        yield
+        return
+    with listening(tell):
+        yield
 
 
 def _line(record: logging.LogRecord, message: str) -> bytes:

@@ -123,14 +123,17 @@ class Loaded:
     def _note(self, files: Iterable[Path]) -> None:
         for name, file in ((_name(file), file) for file in files):
             if name not in self._files:
-                self._files[name], self._stamps[name], self._contents[name] = file, _stamp(file), _digest(file)
+                self._files[name], self._stamps[name] = file, _stamp(file)
                 if name in self._before and _since(file) > self._started:
                     self._stale.add(name)
 
     def _made(self, module: str) -> Fingerprint:
         self._note([_path(module)])
+        self._changed()
         deciding = code_digests.digests(module)
-        others = {name: self._contents[name] for name in self._files if name.startswith("storage.")}
+        for name in (each for each in self._files if each.startswith("storage.") or each in deciding):
+            self._contents.setdefault(name, _digest(self._files[name]))
+        others = {name: content for name, content in self._contents.items() if name.startswith("storage.")}
         imported = {name for each in deciding for name in _IMPORT.findall(_source(each))}
         libraries = {LIBRARIES[name]: _version(LIBRARIES[name]) for name in LIBRARIES if name in imported | _ALWAYS}
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -141,7 +144,8 @@ class Loaded:
         for name, file in self._files.items():
             if name not in self._stale and _stamp(file) != self._stamps[name]:
                 self._stamps[name] = _stamp(file)
-                if _digest(file) != self._contents[name]:
+                # What nobody has read yet cannot be compared.
+                if _digest(file) != self._contents.get(name):
                     self._stale.add(name)
         return self._stale
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from storage.runtime import cancellation
 from storage.runtime.progress import counted_off
+from storage.workers.protocol import Survey
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -16,6 +17,7 @@ class Here:
     """This process, as workers (`protocol.Workers`)."""
 
     count = 1
+    elsewhere = False
 
     def each(self, function: Callable[[T], R], items: Sequence[T], doing: str) -> Iterator[tuple[int, R]]:
         """Call `function` with each item, in order; what it raises ends that.
@@ -29,6 +31,14 @@ class Here:
                 result = function(item)
                 count()
                 yield index, result
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        """Call `function` with the item."""
+        return function(item)
+
+    def survey(self, modules: tuple[str, ...]) -> Survey:
+        """Return that this is one process, which has its own code."""
+        return Survey(1, {})
 
     def close(self) -> None:
         """Nothing was opened."""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is in a cluster."""
+
+    count: int
+    """Of workers."""
+    different: Mapping[str, str]
+    """What those have that differ from this process, by what people call them."""
 
 
 class Workers(Protocol):
@@ -32,6 +43,27 @@ class Workers(Protocol):
                 way have ended then.
             WorkersFailed: the workers cannot be reached, have all ended, or run other code than this process.
             Cancelled: the run is being stopped. So are the calls, at their next `cancellation.check`.
+        """
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether they are processes that this run has not started, so that they may be on other machines."""
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        """Call `function` with one item that is worth a worker, such as a whole training; tell its progress here.
+
+        Workers that are elsewhere compute it, as `each` says. Otherwise this process does: those of the run are on the
+        same machine, so they would only need the memory for another copy of the libraries.
+
+        Raises:
+            Exception: as for `each`.
+        """
+
+    def survey(self, modules: tuple[str, ...]) -> Survey:
+        """Ask all workers what they would compute the functions of some modules with.
+
+        Raises:
+            WorkersFailed: they cannot be reached, or there are none.
         """
 
     def close(self) -> None:

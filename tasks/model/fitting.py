@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.datasets.training import TrainingConfig
+from storage.runtime import cancellation
 from tasks.model import network
 from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.model.training_rows import Rows
@@ -85,6 +86,7 @@ class Fitting:
         """
         loss, correct, completed = 0.0, 0, (number - 1) * self.steps
         for window in self._rows.windows(number):
+            cancellation.check()
             steps = math.ceil(len(window.order) / self._config.batch_size)
             rates = rate_after(self._config, np.arange(completed, completed + steps)).astype(np.float32)
             more_loss, more_correct = self._passes[len(window.order)](

@@ -235,6 +235,7 @@ def test_the_file_may_give_each_parameter_of_a_run(manifest: Path, opened: Store
     file = own_schedules.schedule(opened, manifest, SUNDAYS).file
     more = {"audit": True, "force": True, "profile": "fast", "quarantine": ["blank", "leaked"], "quarantine_limit": 0.1}
     more |= {"catch_up": "all", "source": str(manifest.parent), "store": str(opened.root), "training": {"epochs": 5}}
+    more |= {"workers": "4"}
     described = inspect.signature(retrain.fn).parameters
     assert {*more, "dataset", "dataset_file"} == {*described}
     plan = yaml.safe_load(file.read_text())
@@ -265,6 +266,7 @@ CHANGED = {
     ("    schedules", "      training: {epochs: 0}\n    schedules"): "expected epochs to be an integer from 1",
     ("    schedules", "      quarantine: [leek]\n    schedules"): "expected parameters.quarantine to be a list of ",
     ("    schedules", "      quarantine_limit: .nan\n    schedules"): "expected parameters.quarantine_limit to be",
+    ("    schedules", "      workers: 4 cores\n    schedules"): "expected parameters.workers to be",
     ("    schedules", "      source: https://me:word@host/\n    schedules"): "expected an address without user",
     ("    schedules", "    pull: []\n    schedules"): "found pull; remove it",
     ("name: idxflow\n    c", "job_variables: {command: ls}\n    c"): "found work_pool.job_variables; remove it",

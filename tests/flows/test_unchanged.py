@@ -56,7 +56,7 @@ from storage.formats import idx
 
 begun, readers, make = len(opened), [], idx.Reader.__init__
 idx.Reader.__init__ = lambda self, *given: (readers.append(str(given[0])), make(self, *given))[1]
-request = Request("digits", training={"epochs": 2}, store=sys.argv[1])
+request = Request("digits", training={"epochs": 2}, store=sys.argv[1], workers="2")
 ended = retrain.carry_out(request, retrain.to_decision, caller=Directly()).data.to_json()
 print(json.dumps({
     "modules": sorted({name.split(".")[0] for name in sys.modules}),
@@ -86,6 +86,10 @@ def test_the_unchanged_run_imports_no_heavy_library(runs: dict[str, dict]):
     # Another process imports what validation needs.
     assert set(runs["first"]["modules"]) & HEAVY == HEAVY - {"great_expectations", "pandas"}
     assert not set(runs["again"]["modules"]) & HEAVY
+
+
+def test_nothing_of_dask_is_imported_for_data_in_one_part(runs: dict[str, dict]):
+    assert not {"dask", "distributed"} & {*runs["first"]["modules"], *runs["again"]["modules"]}
 
 
 def test_the_unchanged_run_makes_nothing(runs: dict[str, dict]):

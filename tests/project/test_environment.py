@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.settings import ARITHMETIC
 from storage.datasets.training import TrainingConfig
+from storage.runtime.arithmetic import ARITHMETIC
 from tasks.model import network
 from tests.support.models import fitted
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from storage.objects import leases as leases_module
 from storage.objects import sealed as sealed_json
 from storage.objects.folder import Folder
 from storage.objects.leases import LIFE_SECONDS, Leases
+from storage.runtime import cancellation
 from tests.support.cloud_machines import Clock, StillLeases, machine
 from tests.support.memory_objects import MemoryObjects, Operation, nothing
 from tests.support.servers import ROOT
@@ -305,3 +308,23 @@ def test_a_use_that_could_not_begin_keeps_no_lease(objects: MemoryObjects, clock
     assert objects.contents() == {}
     with store.in_use(DATASET):
         store.check_in_use(DATASET)
+
+
+class Waiting(MemoryObjects):
+    """Objects that take a while to remove, which ends if the run is being stopped."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        cancellation.check()
+        super().delete(keys)
+
+
+def test_a_lease_of_what_was_stopped_is_removed_though_the_process_lives(clock: Clock):
+    objects = Waiting(clock=clock)
+    mine = StillLeases(objects, clock=clock)
+    mine.hold(KEY)
+    with cancellation.stoppable() as stop:
+        stop()
+        with pytest.raises(cancellation.Cancelled):
+            mine.release(KEY)
+    while objects.list("tiny/leases").objects:
+        time.sleep(0.001)

@@ -19,11 +19,17 @@ def file_name(role: str, number: int, packed: bool) -> str:
 
 
 def write_listed(
-    folder: Path, arrays: Mapping[str, np.ndarray], sizes: Sequence[int], packed: bool = True, more: str = ""
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    sizes: Sequence[int],
+    packed: bool = True,
+    more: str = "",
+    test_sizes: Sequence[int] = (),
 ) -> Dataset:
     """Write arrays, by role, as archives and a manifest; those for training in several of `sizes` rows each.
 
     Args:
+        test_sizes: the same of those for testing; by default there is one of each.
         packed: whether the archives are compressed.
         more: lines of the manifest before its tables.
     """
@@ -35,7 +41,8 @@ def write_listed(
         f'name = "listed"\nclasses = [{classes}]\nimage_shape = [{height}, {width}]\nsource = "{source.name}"\n{more}'
     ]
     for role in catalog.ROLES:
-        pieces = np.split(arrays[role], np.cumsum(sizes)[:-1]) if role.startswith("train") else [arrays[role]]
+        ends = np.cumsum(sizes if role.startswith("train") else test_sizes)
+        pieces = np.split(arrays[role], ends[:-1])
         for number, piece in enumerate(pieces):
             name = file_name(role, number, packed)
             data = idx.encode(piece)

@@ -17,6 +17,8 @@ R = TypeVar("R")
 class ScatteredWorkers:
     """Two processes that import what they need themselves; items go there, and results come back, through pickle."""
 
+    elsewhere = False
+
     def __init__(self, seed: int = 0, processes: int = 2) -> None:
         self.seen: list[tuple[str, int]] = []
         """What each call was doing, and with how many items."""
@@ -34,6 +36,9 @@ class ScatteredWorkers:
         finally:
             for future in futures:
                 future.cancel()
+
+    def one(self, function: Callable[[T], R], item: T) -> R:
+        return function(item)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -102,6 +102,14 @@ def test_files_that_are_no_certificates_are_refused(monkeypatch: pytest.MonkeyPa
     workers.close()
 
 
+@pytest.mark.remedies("storage.workers.dask_cluster:_security:2")
+def test_a_protected_cluster_needs_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workers = workers_for("tls://127.0.0.1:9")
+    with pytest.raises(ConfigError, match="expected certificates for tls://127.0.0.1:9; found none; set IDXFLOW_WORKE"):
+        list(workers.each(working.square, [Item(0), Item(1)], "squares"))
+    workers.close()
+
+
 @pytest.mark.remedies("storage.workers.address:patience")
 def test_the_patience_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert patience() == 60

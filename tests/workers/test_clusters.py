@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import diagnosis
 from storage.errors import WorkersFailed
 from storage.workers import fingerprint
 from storage.workers.address import (
@@ -23,6 +25,8 @@ from tests.support import working
 from tests.support.clusters import certificates, scheduler, worker
 from tests.support.servers import ROOT
 from tests.support.working import Item
+
+AGAIN = "start some (docs/how-to/workers.md), then run again: what is done is reused"
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,28 @@ def test_a_worker_of_another_version_computes_nothing(address: str, tmp_path: Pa
     assert not list(tmp_path.glob("began-*"))
     with worker(tmp_path, address, name="same"), opened(address) as workers:
         squares(workers)
+
+
+@pytest.mark.remedies("flows.diagnosis:_workers", "flows.diagnosis:_workers:2")
+def test_the_doctor_says_what_a_run_would_refuse(
+    address: str, tmp_path: Path, own_checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PATIENCE_VARIABLE, "1")
+    found = diagnosis._workers(address, False)
+    assert (found.verdict, found.remedy) == ("problem", AGAIN)
+    assert f"expected workers at {address}; found none for 1 s" in found.found
+    monkeypatch.delenv(PATIENCE_VARIABLE)
+    edit(own_checkout / "tasks" / "decode.py", "import logging", "import logging, sys")
+    with worker(tmp_path, address, name="same"):
+        assert diagnosis._workers(address, False) == diagnosis.Diagnosis(
+            "ok", "workers", "1 worker with the code and the libraries of this machine"
+        )
+        with worker(tmp_path, address, code=own_checkout):
+            found = diagnosis._workers(address, False)
+    assert (found.verdict, found.remedy) == ("problem", "install the same there, and start the workers again")
+    assert re.fullmatch(
+        r"1 of 2 workers would be refused, first the worker 127\.0\.0\.1:\d+: another tasks\.decode", found.found
+    )
 
 
 def test_a_worker_is_judged_by_the_code_that_it_has_loaded(address: str, tmp_path: Path, own_checkout: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from storage.errors import DataRefused, WorkersFailed
 from storage.runtime import cancellation
 from storage.runtime.progress import Progress, listening
+from storage.workers import dask_cluster, dask_own
 from storage.workers.current import current, using
 from storage.workers.here import Here
 from storage.workers.opening import workers_for
@@ -209,16 +211,28 @@ def test_lines_of_workers_reach_the_log_at_once_and_once(two: Workers, tmp_path:
     assert all("LookupError: a cause" in record.exc_text for record in lines if "ends" in record.getMessage())
 
 
+@pytest.mark.remedies("storage.workers.dask_cluster:_answer")
+def test_an_item_that_kills_its_workers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (dask_own, dask_cluster):
+        monkeypatch.setattr(module, "ALLOWED_FAILURES", 1)
+    with closing(workers_for("3")) as workers:
+        with pytest.raises(WorkersFailed, match="found that 2 died while they computed the same item, perhaps because"):
+            list(workers.each(working.kill_for_item_0, items(3, tmp_path), "squares"))
+        # With more memory, say, it would not.
+        (tmp_path / "enough").touch()
+        assert len(list(workers.each(working.kill_for_item_0, items(3, tmp_path), "squares"))) == 3
+
+
+@pytest.mark.remedies("storage.workers.dask_cluster:check")
 def test_a_death_costs_one_worker_and_nothing_else(tmp_path: Path) -> None:
-    workers = workers_for("2")
-    try:
+    with closing(workers_for("2")) as workers:
         results = dict(workers.each(working.square_after_a_death, items(12, tmp_path), "squares"))
         assert {index: result.square for index, result in results.items()} == {n: n**2 for n in range(12)}
         with pytest.raises(WorkersFailed, match="all have ended, the last one was ended by signal 9; run again"):
-            list(workers.each(working.kill, items(2, tmp_path), "squares"))
-        assert len(marks(tmp_path, "dies")) == 1
-    finally:
-        workers.close()
+            list(workers.each(working.kill_for_item_0, items(2, tmp_path), "squares"))
+    (tmp_path / "enough").touch()
+    with closing(workers_for("2")) as workers:
+        assert len(list(workers.each(working.kill_for_item_0, items(2, tmp_path), "squares"))) == 2
 
 
 RUN = """

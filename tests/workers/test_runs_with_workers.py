@@ -1,0 +1,75 @@
+"""The option `--workers` of runs: who has it, who computes, and what a run that was stopped says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flows import pipeline, retrain
+from flows.commands.cli import run_command
+from flows.run import Job, Request
+from storage.errors import ConfigError
+from storage.runtime.progress import Progress, listening
+from storage.store import Store
+from storage.workers.address import INSECURE_VARIABLE, OPEN_WORKERS
+from storage.workers.current import current
+from storage.workers.here import Here
+from tests.support import working
+from tests.support.working import Item
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (None, ""),
+        ("4", " --workers 4"),
+        ("tls://scheduler:8786", " --workers tls://scheduler:8786"),
+        ("tcp://127.0.0.1:8786", " --workers tcp://127.0.0.1:8786"),
+        ("tcp://scheduler:8786", " --workers tcp://scheduler:8786 --insecure-workers"),
+    ],
+)
+def test_the_command_that_resumes_a_run_has_its_workers(name: str | None, words: str) -> None:
+    assert Request("mnist", workers=name).command("run") == f"idxflow run mnist{words}"
+
+
+def test_workers_that_cannot_be_used_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    for command in ("run", "validate"):
+        assert run_command([command, "--workers", "tcp://scheduler:8786", "--store", str(store)]) == 2
+        assert "give --insecure-workers or IDXFLOW_INSECURE_WORKERS=1" in capsys.readouterr().err
+    assert not store.exists()
+
+
+def test_the_flows_take_workers_and_nothing_that_gives_up_protection() -> None:
+    for flow in (retrain.retrain, retrain.retrain_arrival, retrain.validate_dataset):
+        described = flow.parameters.properties
+        assert described["workers"]["pattern"] == OPEN_WORKERS
+        assert "insecure_workers" not in described
+    with pytest.raises(ConfigError):
+        Request("digits", workers="tcp://scheduler:8786").resolve()
+
+
+def test_a_run_computes_with_its_workers_and_lets_go_of_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    told: list[Progress] = []
+
+    def walk(job: Job, caller: pipeline.Caller) -> None:
+        results = current().each(working.square, [Item(number) for number in range(4)], "squares of train")
+        seen.extend(result.process for _, result in results)
+        assert current() is job.workers
+
+    monkeypatch.delenv(INSECURE_VARIABLE, raising=False)
+    with listening(told.append):
+        ended = retrain.carry_out(
+            Request("digits", store=str(store.root), workers="2"), walk, caller=pipeline.Directly()
+        )
+    assert ended.is_completed()
+    assert len(seen) == 4
+    assert os.getpid() not in seen
+    assert not any(Path(f"/proc/{process}").exists() for process in seen)
+    assert [step.done for step in told if step.unit == "parts"] == [0, 1, 2, 3, 4, 4]
+    assert isinstance(current(), Here)
