@@ -390,6 +390,6 @@ def test_a_refusal_of_several_archives_does_not_blame_the_first(tmp_path: Path):
     check = Check("train", "no row is blank", "", "blank", "0%", "3%", "critical", False, (25,), "[limits] max_blank")
     validation = Validation(FolderEntry(tmp_path), False, "", (check,), {})
     assert (
-        "train (train-images-000-idx3-ubyte.gz and 2 more, with rows counted through all): no row is blank, expected 0%, "
-        "found 3% at row 25; correct the archives"
+        "train (train-images-000-idx3-ubyte.gz and 2 more, with rows counted through all): no row is blank, "
+        "expected 0%, found 3% at row 25; correct the archives"
     ) in refusal(dataset, validation)
