@@ -375,13 +375,15 @@ def _worker(client: SyncPrefectClient, up: str) -> Diagnosis:
             )
         if not any(w.status == "ONLINE" for w in client.read_workers_for_work_pool(pool)):
             finding = f"none polls the pool {pool!r}, so no run starts"
-            return Diagnosis("problem", "worker", finding, _start_remedy(up, pool))
+            return Diagnosis("problem", "worker", finding, _start_remedy(up, pool, work_pool.type))
     return Diagnosis("ok", "worker", f"polling {', '.join(pools)}")
 
 
-def _start_remedy(up: str, pool: str) -> str:
-    """Return how to start a worker."""
-    return f"{up}, or idxflow prefect worker start --pool {pool} --type process"
+def _start_remedy(up: str, pool: str, kind: str) -> str:
+    """Return how to start a worker of a pool, which is of type `kind`."""
+    start = f"idxflow prefect worker start --pool {pool} --type {kind}"
+    # `up` would take the deployments back to its own pool.
+    return f"{up}, or {start}" if pool == POOL else f"{start}, where its runs are to be started from"
 
 
 def _restore_remedy(client: SyncPrefectClient, up: str) -> str:
@@ -453,7 +455,8 @@ def _late(client: SyncPrefectClient, up: str) -> Diagnosis:
     now = datetime.now(UTC)
     late = [run for run in _runs(client, StateType.SCHEDULED) if now - (run.next_scheduled_start_time or now) > LATE]
     if late:
-        remedy = f"start a worker: {_start_remedy(up, late[0].work_pool_name or POOL)}"
+        pool = late[0].work_pool_name or POOL
+        remedy = f"start a worker: {_start_remedy(up, pool, client.read_work_pool(pool).type)}"
         return Diagnosis("problem", "late runs", f"{len(late)}, first {late[0].name!r}", remedy)
     return Diagnosis("ok", "late runs", "none")
 

@@ -50,6 +50,7 @@ WorkersName = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_WOR
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
 ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
 
 _PATIENCE_SECONDS = 3
@@ -76,6 +77,7 @@ def retrain(
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
     workers: WorkersName = None,
+    as_of: Day | None = None,
 ) -> State[Outcome]:
     """Retrain the classifier of one data set and keep the better model.
 
@@ -95,6 +97,7 @@ def retrain(
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
         workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
+        as_of: Use only archives of this day or earlier, such as 2026-11-30. Default: all.
     """
     overrides = training.model_dump(exclude_none=True) if training else {}
     request = Request(
@@ -109,6 +112,7 @@ def retrain(
         quarantine=_given(quarantine),
         quarantine_limit=quarantine_limit,
         workers=workers,
+        as_of=as_of,
     )
     missed = superseded(catch_up)
     if missed:

@@ -23,6 +23,7 @@ from flows.settings import SOURCE_VARIABLE
 from storage.arrivals import WELL, Arrivals
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
+from storage.datasets.chosen import chosen, day_of
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, StoreError, error_class, shortage
 from storage.opening import open_store
@@ -76,6 +77,8 @@ class Request:
     """Who computes the parts of the data (`storage.workers.address`); None: what `IDXFLOW_WORKERS` says."""
     insecure_workers: bool = False
     """Whether a scheduler on another machine need not ask for certificates."""
+    as_of: str | None = None
+    """Use only archives of this day, ISO 8601, or earlier; None: all."""
 
     def resolve(self) -> tuple[Dataset, TrainingConfig]:
         """Return the data set and the complete training configuration.
@@ -89,7 +92,8 @@ class Request:
 
             check_source(self.source)
         self.who_computes()
-        dataset = self._with_quarantine(self._dataset())
+        day = day_of(self.as_of, "--as-of") if self.as_of else None
+        dataset = self._with_quarantine(chosen(self.declared(), day))
         return dataset, training_config(dataset, self.profile, self.overrides)
 
     def who_computes(self) -> Workers:
@@ -100,7 +104,12 @@ class Request:
         """
         return workers_for(self.workers, self.insecure_workers)
 
-    def _dataset(self) -> Dataset:
+    def declared(self) -> Dataset:
+        """Return the data set as its manifest declares it.
+
+        Raises:
+            ConfigError: there is none of that name, or its manifest is wrong.
+        """
         if self.arrival:
             return _arrived(self._arrivals, self.arrival, self.dataset)
         return catalog.read(Path(self.dataset_file)) if self.dataset_file else datasets.named(self.dataset, self.store)
@@ -136,6 +145,7 @@ class Request:
         for key, value in self.overrides.items():
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
         words += ["--source", self.source] if self.source else []
+        words += ["--as-of", self.as_of] if self.as_of else []
         words += ["--audit"] if self.audit else []
         words += ["--quarantine", ",".join(self.quarantine) or NOTHING] if self.quarantine is not None else []
         words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
@@ -348,6 +358,7 @@ class Job:
             seconds=round(time.perf_counter() - self.started, 3),
             report=self.report.entry.where(HTML) if self.report else None,
             error=record.failure,
+            as_of=record.as_of or None,
         )
 
     def append_to_ledger(self) -> None:
@@ -416,6 +427,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         config=config.model_dump(mode="json"),
         facts=past_runs.facts(dataset),
         environment=past_runs.environment(),
+        as_of=request.as_of or "",
     )
     again = record.id if request.force else ""
     return Job(
@@ -450,4 +462,5 @@ def refusal(request: Request, error: IdxflowError) -> Outcome:
 
 def not_started(request: Request, state: str, sentence: str) -> Outcome:
     """Return the outcome of a request for which no run was started."""
-    return Outcome(state, sentence, request.dataset_file or request.dataset, store_address(request.store))
+    name = request.dataset_file or request.dataset
+    return Outcome(state, sentence, name, store_address(request.store), as_of=request.as_of)

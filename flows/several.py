@@ -60,7 +60,7 @@ def by_name(requests: Iterable[Request]) -> dict[str, Request]:
     named: dict[str, Request] = {}
     for request in requests:
         name = request.resolve()[0].name
-        _check_store(request)
+        check_store(request)
         if name in named:
             first, second = (each.dataset_file or each.dataset for each in (named[name], request))
             raise ConfigError(
@@ -70,7 +70,12 @@ def by_name(requests: Iterable[Request]) -> dict[str, Request]:
     return named
 
 
-def _check_store(request: Request) -> None:
+def check_store(request: Request) -> None:
+    """Check that the store of a request can be used, in a way after which processes can be forked.
+
+    Raises:
+        ConfigError, StoreError: it cannot.
+    """
     address = store_address(request.store)
     if is_address(address):
         # No more: the library for object storage, once used, cannot be used in a fork. Each run finds out itself.
@@ -83,7 +88,7 @@ class Several:
     """The runs of several data sets.
 
     Args:
-        requests: by the names of their data sets, in the order in which they start.
+        requests: by the names of their data sets, or of a backfill by their days, in the order in which they start.
         call: carries out a request, as `idxflow run NAME --json` does, in a process of its own; it need not return.
     """
 
@@ -291,7 +296,10 @@ def _cut_off(name: str, request: Request, run: _Run) -> dict[str, Any]:
         failure = Failure("Crashed", sentence, 1)
     kind = failure.kind.lower()
     outcome = not_started(request, kind if kind in CUT_OFF else "failed", failure.sentence)
-    return replace(outcome, dataset=name, seconds=run.seconds, error=failure).to_json()
+    if name != request.as_of:
+        # It is that of the data set; otherwise the day of a backfill.
+        outcome = replace(outcome, dataset=name)
+    return replace(outcome, seconds=run.seconds, error=failure).to_json()
 
 
 def _signal_of(error: BaseException) -> signal.Signals:

@@ -36,6 +36,8 @@ class Outcome:
     report: str | None = None
     """Path of the HTML page."""
     error: Failure | None = None
+    as_of: str | None = None
+    """The day, ISO 8601, whose data it used; None: all."""
 
     @property
     def exit_code(self) -> int:
@@ -54,7 +56,7 @@ class Outcome:
 
 _JSON = (
     *("state", "sentence", "dataset", "run", "version", "champion", "train_accuracy", "test_accuracy", "epochs"),
-    *("steps", "seconds", "store", "report", "error"),
+    *("steps", "seconds", "store", "report", "error", "as_of"),
 )
 
 

@@ -430,6 +430,8 @@ class TrainedModel:
     """The darkest and the brightest pixel of the rows used for the statistics, 0-255; not in older records."""
     resumed_after: int = 0
     """Epochs that an interrupted run had completed; 0 if one run did all, and in older records."""
+    device: str = ""
+    """What TensorFlow has trained on: `CPU`, or the name of a GPU; empty in older records."""
 
     @property
     def weights(self) -> Path:
@@ -631,6 +633,8 @@ class DatasetFacts:
     """Its own training defaults, by name."""
     labels: tuple[int, ...] = ()
     """The label files' value for each class; empty: 0, 1, 2, …"""
+    chosen: str = ""
+    """Which archives were used for training, if not all; not in older records."""
 
 
 @dataclass(frozen=True)
@@ -681,6 +685,8 @@ class RunRecord:
     failure: Failure | None = None
     facts: DatasetFacts | None = None
     environment: Environment | None = None
+    as_of: str = ""
+    """The day, ISO 8601, whose data it used: archives of this day or earlier; empty: all."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class CheckedEntry:
     remedy: str = ""
     """If it is not that for any damaged entry of its step."""
     members: tuple[str, ...] = ()
-    """The keys of the entries in the same folder that it lists (`storage.formats.members`)."""
+    """The keys of the entries that it lists (`storage.formats.members`)."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Upkeep(Protocol):
         """Return the bytes of an entry that `entries` has returned."""
 
     def members(self, entry: StoredEntry) -> list[str]:
-        """Return the keys of the entries in the same folder that an entry of `entries` lists; mostly none.
+        """Return the keys of the entries that an entry of `entries` lists; mostly none.
 
         Raises:
             DamagedEntry: its list cannot be read.

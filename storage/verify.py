@@ -254,11 +254,14 @@ class _Check:
         self._members(members)
 
     def _members(self, members: Mapping[EntryName, str]) -> None:
-        """Check that the entries that others list are there."""
-        for name in members.keys() - self.weights.keys():
+        """Check that the entries that others list are there: those that are only kept, in the folder of any step."""
+        known = {name.key for name in self.weights}
+        steps = {folder: step for step, folder in FOLDERS.items()}
+        for name in members:
             # A run may have made it since the entries were listed.
-            step = next(step for step, folder in FOLDERS.items() if folder == name.folder)
-            if not self.store.has(self.dataset, step, name.key):
+            if name.key not in known and not any(
+                self.store.has(self.dataset, step, name.key) for step in steps.values()
+            ):
                 place = self._where(f"{name.folder}/{name.key}")
                 self._damage(members[name], f"expected a part of it at {place}; found none", _MAKE_AGAIN)
 

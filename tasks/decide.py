@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Floors
 from storage.errors import DamagedEntry
-from storage.formats import predictions, split_rows
+from storage.formats import members, predictions, split_rows
 from storage.records import (
     Answer,
     Decision,
@@ -227,8 +227,8 @@ def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) 
     table, differing = np.zeros(4, np.int64), 0
     of_parts = (
         split_rows.parts(candidate.test),
-        predictions.parts(candidate.evaluation),
-        predictions.parts(champion.score),
+        members.of(candidate.evaluation),
+        members.of(champion.score),
     )
     for part, *scores in zip(*of_parts, strict=True):
         labels, (ours, theirs) = split_rows.labels(part), map(predictions.predicted, scores)

@@ -24,7 +24,7 @@ from storage.runtime import cancellation, code_digests
 from storage.store import Plan, Store
 from storage.words import counted
 from tasks.auditing.tables import Suspects
-from tasks.checking import bad_rows, dividing
+from tasks.checking import bad_rows, comparing, dividing
 from tasks.checking.dividing import Left, Looked, Rules
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
@@ -129,30 +129,31 @@ def _set_aside_in_parts(
     """Do the same part by part. Each part is looked up even if the result is there: a damaged one is made again."""
     started = time.perf_counter()
     with progress.working("quarantine"):
-        looked = dividing.look(store, dataset, splits, rules)
+        compared = comparing.compare(store, dataset.name, splits)
+        looked = dividing.look(store, dataset, splits, compared, rules)
         for split, found in zip(splits, looked, strict=True):
-            _check_limit(dataset, split, found.rows, found.counts(rules.checks))
+            _check_limit(dataset, split, found.rows, found.counts())
         left = [dividing.divide(store, dataset, found) for found in looked if found.rows]
-        make = partial(_put_together, dataset, looked, left, rules)
+        kept = [*compared.keys(), *(part.entry.key for found in looked for part in found.parts)]
+        make = partial(_put_together, dataset.quarantine.max_share, looked, left, kept)
         result = store.get_or_make(plan, Quarantine, make, summaries.quarantine)
     return Done(result.record, dataclasses.replace(result.step, seconds=time.perf_counter() - started))
 
 
 def _put_together(
-    dataset: Dataset, looked: Sequence[Looked], left: Sequence[Left], rules: Rules, folder: Path
+    max_share: float, looked: Sequence[Looked], left: Sequence[Left], kept: Sequence[str], folder: Path
 ) -> Quarantine:
     """List what is left of both splits, and gather the rows that were set aside, one part after the other."""
     entry = FolderEntry(folder)
-    reasons = [part.entry.key for found in looked for part in found.parts]
-    divided = [aside.key for one in left for _, aside in one.aside]
-    members.write(folder, [part for one in left for part in one.parts], [*reasons, *divided])
+    divided = (aside.key for one in left for _, aside in one.aside)
+    members.write(folder, [part for one in left for part in one.parts], [*kept, *divided])
     result = Quarantine(
         entry,
         {found.split.name: found.rows for found in looked},
-        {found.split.name: found.counts(rules.checks) for found in looked},
+        {found.split.name: found.counts() for found in looked},
         sum(found.released for found in looked),
-        rules.checks,
-        dataset.quarantine.max_share,
+        looked[0].checks,
+        max_share,
         tuple(dataclasses.replace(one.split, entry=entry) for one in left),
     )
     with quarantined.Writer(result.file) as writer:

@@ -306,6 +306,7 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
         accuracy,
         training.normalization.pixel_range,
         course.resumed_after,
+        network.device(),
     )
 
 

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from flows import environment
 from flows.commands import (
+    backfill,
     copy_command,
     dataset,
     datasets,
@@ -49,11 +50,16 @@ if TYPE_CHECKING:
     from cyclopts.help import HelpPanel
     from rich.console import Console, ConsoleOptions
 
-OF_DATA = {"run": (3, 4, 5), "validate": (3, 4), "watch": (3, 4), "dataset": (3, 5), "manifest": (3,), "predict": (3,)}
+OF_DATA = {
+    **dict.fromkeys(("run", "backfill"), (3, 4, 5)),
+    **dict.fromkeys(("validate", "watch"), (3, 4)),
+    **dict.fromkeys(("manifest", "predict"), (3,)),
+    "dataset": (3, 5),
+}
 """Exit codes that only some commands have."""
 
 _THEN = {
-    **dict.fromkeys(("run", "validate", "watch", "gc", "copy"), "; run the same command again to resume"),
+    **dict.fromkeys(("run", "validate", "backfill", "watch", "gc", "copy"), "; run the same command again to resume"),
     # Rolling back twice goes back two champions.
     **dict.fromkeys(
         ("promote", "rollback"), "; `idxflow registry history DATASET` shows whether the champion was changed"
@@ -76,7 +82,7 @@ app = App(
 
 
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
-    "Run": (run.run, run.validate, watch.watch),
+    "Run": (run.run, run.validate, backfill.backfill, watch.watch),
     "Data": (
         dataset.app,
         datasets.datasets,

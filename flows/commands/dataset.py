@@ -15,6 +15,7 @@ from flows.commands.options import AsJson, StoreFolder
 from flows.commands.run import run
 from flows.terminal.output import print_json, print_line, print_table, remark
 from storage.datasets.catalog import MAX_SIDE
+from storage.datasets.chosen import day_of
 from storage.errors import ConfigError
 from storage.files import check_local
 from storage.opening import open_store
@@ -157,7 +158,7 @@ def add(
     )
     names = tuple(word.strip() for word in classes.split(",")) if classes else ()
     place = (folder or Path(name)).expanduser().absolute()
-    path, day = source.expanduser().absolute(), _date(date)
+    path, day = source.expanduser().absolute(), day_of(date, "--date") if date else None
     if append:
         _check_of_new(
             {"--classes": classes, "--label-base": label_base, "--schedule": schedule, "--timezone": timezone}
@@ -213,13 +214,6 @@ def _check_of_new(options: Mapping[str, object]) -> None:
     given = next((name for name, value in options.items() if value is not None), None)
     if given:
         raise ConfigError(f"expected no {given} with --append, because it is for a new data set; leave it out")
-
-
-def _date(text: str | None) -> datetime.date | None:
-    try:
-        return datetime.date.fromisoformat(text) if text is not None else None
-    except ValueError:
-        raise ConfigError(f"--date: expected a day such as 2026-11-30; found {text!r}; correct it") from None
 
 
 @app.command

@@ -92,6 +92,13 @@ def run(
         bool,
         Parameter(negative="", help="Look for wrong labels and near-duplicates, too; nothing is removed."),
     ] = False,
+    as_of: Annotated[
+        str | None,
+        Parameter(
+            help="Use only archives of this day or earlier, such as 2026-11-30; those without a date have always been "
+            "there. See docs/how-to/parts.md."
+        ),
+    ] = None,
     quarantine: Quarantine = None,
     quarantine_limit: QuarantineLimit = None,
     source: Source = None,
@@ -120,8 +127,10 @@ def run(
         dataset: Data sets of the catalog: see `idxflow datasets`. Default: `digits`.
     """
     from flows.run import Request
+    from storage.datasets.chosen import day_of
 
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
+    day = day_of(as_of, "--as-of").isoformat() if as_of else None
     # The profile is any text until `Request.resolve` has checked it.
     requests = [
         Request(
@@ -137,6 +146,7 @@ def run(
             quarantine_limit=quarantine_limit,
             workers=workers,
             insecure_workers=insecure_workers,
+            as_of=day,
         )
         for name, file in chosen(dataset or [], dataset_file or [], all_, timings)
     ]
@@ -312,7 +322,7 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
     }
     if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
-        parameters["audit"] = request.audit
+        parameters |= {"audit": request.audit, "as_of": request.as_of}
     try:
         state = flow(**parameters, return_state=True)
     except Exception as error:

@@ -102,6 +102,7 @@ def _values(values: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": values.get("seconds"),
         "asked_by": values.get("asked_by"),
         "profile": values.get("profile"),
+        "as_of": values.get("as_of"),
         "sentence": values.get("sentence"),
     }
 
@@ -112,7 +113,8 @@ def _cells(run: Mapping[str, Any]) -> tuple[str, str]:
     return (
         f"{clock(run['time'])}  {run['run']!s:20}  {run['state']!s:11}",
         f"{version:4}  {f'{accuracy:.2%}' if isinstance(accuracy, float) else '–':>7}  "
-        f"{f'{seconds:,.1f} s' if isinstance(seconds, float) else '–':>10}  {run['asked_by'] or 'unknown'}",
+        f"{f'{seconds:,.1f} s' if isinstance(seconds, float) else '–':>10}  {run['asked_by'] or 'unknown'}"
+        + (f", as of {run['as_of']}" if run["as_of"] else ""),
     )
 
 

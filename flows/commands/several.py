@@ -50,10 +50,23 @@ def run_several(requests: Sequence[Request], at_once: int, as_json: bool) -> int
         ConfigError: a request is wrong, or two are of the same data set; nothing was started.
         OutputFailed: a line could not be printed; the runs went on to their ends.
     """
-    from flows.several import Several, by_name
+    from flows.several import by_name
+
+    return carry_out(by_name(requests), at_once, as_json)
+
+
+def carry_out(named: Mapping[str, Request], at_once: int, as_json: bool, more: Mapping[str, Any] | None = None) -> int:
+    """Carry out runs by their names, at most `at_once` at a time; show a table, and return the exit code.
+
+    Args:
+        more: what to print with `--json` besides the runs.
+
+    Raises:
+        OutputFailed: a line could not be printed; the runs went on to their ends.
+    """
+    from flows.several import Several
     from flows.terminal.console import Console
 
-    named = by_name(requests)
     with Console(as_json) as console:
         runs = Several(named, _run_here, console)
         try:
@@ -64,7 +77,7 @@ def run_several(requests: Sequence[Request], at_once: int, as_json: bool) -> int
     ended = ", ".join(f"{name} {_how(outcome)}" for name, outcome in runs.outcomes.items())
     console.check_printed(f"the runs themselves ended: {ended}")
     if as_json:
-        print_json(runs.to_json())
+        print_json({**runs.to_json(), **(more or {})})
     return runs.exit_code
 
 

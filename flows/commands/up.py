@@ -32,7 +32,27 @@ def up(
             "repeated. Not needed for the addresses of this machine.",
         ),
     ] = None,
-    pool: Annotated[str, Parameter(help="Work pool to deploy to; created with type process if missing.")] = POOL,
+    pool: Annotated[
+        str,
+        Parameter(
+            help="Work pool to deploy to. That of `up` itself is created, and its worker started. Any other must "
+            "exist, of any type (process, docker, kubernetes, …), and its workers are yours to start."
+        ),
+    ] = POOL,
+    job_variables: Annotated[
+        str | None,
+        Parameter(
+            help="TOML file of job variables for the runs, such as `image`, `env` or `memory_limit`, by the names that "
+            "the base job template of the pool has."
+        ),
+    ] = None,
+    checkout: Annotated[
+        str | None,
+        Parameter(
+            help="Folder of idxflow's source code where the runs are. Default: this one; in a container "
+            "`/opt/idxflow`, as in the image of deploy/Dockerfile."
+        ),
+    ] = None,
     database: Annotated[
         str | None,
         Parameter(
@@ -59,11 +79,16 @@ def up(
     marks runs whose process is gone as Crashed. Keeps schedules that were changed, paused or deleted in the UI. Ctrl-C
     or SIGTERM stops only what this command started. If everything is already running, it prints that and exits.
 
-    Examples: `idxflow up` · `idxflow up --port 4300` · `idxflow up --database postgresql+asyncpg://me@db/prefect`
+    With `--pool`, it deploys there, starts no worker, and ends if the server was running. Repeated, it changes only
+    what is no longer as the options say.
+
+    Examples: `idxflow up` · `idxflow up --port 4300` · `idxflow up --database postgresql+asyncpg://me@db/prefect` ·
+    `idxflow up --pool k8s --job-variables job.toml --store s3://bucket/prefix`
     """
     from flows.service import server
     from flows.service.supervisor import UpOptions, supervise
 
     names = server.checked_names(allow_host or ())
     open_store(store)
-    return supervise(UpOptions(host, port, pool, server.checked_database(database), auth, csrf, store, names))
+    database = server.checked_database(database)
+    return supervise(UpOptions(host, port, pool, database, auth, csrf, store, names, job_variables, checkout))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shlex
 import subprocess
 import tempfile
 import time
@@ -28,10 +29,13 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from flows.service.memory import Applied, Changed, Memory, Remembered
+from flows.service.pools import Placement
 from flows.service.processes import START_SECONDS
 from flows.service.server import prefect
 from flows.settings import ROOT
+from storage.datasets.catalog import shown
 from storage.errors import ConfigError, PrefectFailed
+from storage.words import meant
 
 PLAN = ROOT / "prefect.yaml"
 VARIABLE = "idxflow_schedules"
@@ -42,6 +46,11 @@ _OURS = "flows."
 """Prefix of the entry points of idxflow's flows."""
 _WAIT_SECONDS = 0.5
 # Prefect: names-in-events. An event is named after a state's name, and a heartbeat has no type to query.
+_LASTING = {
+    *("entrypoint", "path", "pull_steps", "work_pool_name", "work_queue_name", "job_variables", "parameters", "tags"),
+    *("description", "paused", "concurrency_options", "enforce_parameter_schema"),
+}
+"""What a deployment says; the rest changes whenever it is deployed."""
 _ENDINGS = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut")
 
 
@@ -96,6 +105,8 @@ class Promise:
     meanwhile: Callable[[], object]
     """Called repeatedly while `prefect deploy` runs, because that waits even for a server that has died."""
     own: Own = Own()
+    placement: Placement = field(default_factory=Placement)
+    """How the deployments are put into the pool."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,8 @@ class Deployed:
     """Descriptions of what was removed because it is no longer in `prefect.yaml`, or its own file is gone."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why Prefect did not accept a user's file, by the digest of its deployment."""
+    changed: tuple[str, ...] = ()
+    """The names of deployments that are new on the server, or no longer as they were."""
 
 
 def read_plan(path: Path = PLAN) -> dict[str, Any]:
@@ -194,7 +207,10 @@ def see(client: SyncPrefectClient, pool: str, plan: Mapping[str, Any], own: Own 
 def provide(client: SyncPrefectClient, promise: Promise) -> Deployed:
     """Create the setup on the server, and remove what only an earlier `prefect.yaml` or a file that is gone had."""
     remembered = promise.memory.read()
-    ensure_pool(client, promise.pool, remembered.pool if remembered else {})
+    if promise.placement.is_foreign:
+        found_pool(client, promise.pool)
+    else:
+        ensure_pool(client, promise.pool, remembered.pool if remembered else {})
     ensure_automation(client, promise.zombie_seconds, remembered.automation_enabled if remembered else True)
     deployed = deploy(client, promise, remembered)
     remember(promise.memory, see(client, promise.pool, promise.plan, promise.own))
@@ -238,6 +254,19 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
         return None
 
 
+def found_pool(client: SyncPrefectClient, name: str) -> WorkPool:
+    """Return a work pool of the server. Raises ConfigError if it has none of this name."""
+    pool = _pool(client, name)
+    if not pool:
+        known = sorted(pool.name for pool in client.read_work_pools())
+        raise ConfigError(
+            f"expected --pool to name a work pool of the server ({', '.join(known) or 'it has none'}); found "
+            f"{shown(name)}{meant(name, known)}; while the server runs (`idxflow up`), create it: `idxflow prefect "
+            f"work-pool create {shlex.quote(name)} --type kubernetes`, or --type docker, or --type process"
+        )
+    return pool
+
+
 def ensure_pool(client: SyncPrefectClient, name: str, remembered: Mapping[str, Any] | None = None) -> str:
     """Create the process work pool, as remembered, unless it exists; return its type."""
     existing = _pool(client, name)
@@ -258,11 +287,10 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
     earlier = remembered.deployments if remembered else {}
     plan: dict[str, Any] = copy.deepcopy(dict(promise.plan))
     plan["deployments"] += copy.deepcopy([dict(own_plan.deployment) for own_plan in own.plans])
+    promise.placement.apply(plan, promise.pool)
     changes, applied = dict[str, _Change](), dict[str, Applied]()
     for deployment in plan["deployments"]:
         name = deployment["name"]
-        # Prefect: pool-of-all. `prefect deploy --all` accepts no --pool if there are several deployments.
-        deployment["work_pool"] = {**(deployment.get("work_pool") or {}), "name": promise.pool}
         file = deployment.get("schedules") or []
         slugs = tuple(schedule["slug"] for schedule in file)
         now = Applied(_digest(file), slugs, own.store if name in files else "")
@@ -295,7 +323,17 @@ def deploy(client: SyncPrefectClient, promise: Promise, remembered: Remembered |
         tuple(name for name, change in done.items() if change.keeps),
         tuple(removed),
         {digests[name]: words for name, words in refused.items()},
+        tuple(
+            name
+            for name, deployment in deployments.items()
+            if _said(deployment) != _said(seen.deployments.get(name)) or (name in done and done[name].changed)
+        ),
     )
+
+
+def _said(deployment: DeploymentResponse | None) -> dict[str, Any] | None:
+    """Return what is the same after the same has been deployed again, without schedules."""
+    return deployment.model_dump(mode="json", include=_LASTING) if deployment else None
 
 
 @dataclass(frozen=True)

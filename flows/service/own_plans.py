@@ -77,9 +77,14 @@ class _Deployment(_Form):
 class OwnFiles:
     """The files of the users' own data sets, as one `idxflow up` has seen them."""
 
-    def __init__(self, root: Path, say: Callable[[str], None]) -> None:
-        """Prepare to read the files that the store at `root` lists; `say` prints a line."""
-        self.root = root
+    def __init__(self, root: Path, say: Callable[[str], None], elsewhere: str = "") -> None:
+        """Prepare to read the files that the store at `root` lists.
+
+        Args:
+            say: prints a line.
+            elsewhere: the name of the work pool, if its runs cannot see files of this machine: none is deployed there.
+        """
+        self.root, self.elsewhere = root, elsewhere
         self._say = say
         self._refused = dict[str, str]()
         """Why Prefect has not accepted a file, by the digest of its deployment."""
@@ -93,6 +98,13 @@ class OwnFiles:
             plan: the contents of `prefect.yaml`.
         """
         own, problems = read(self.root, plan, self._refused)
+        if self.elsewhere:
+            problems += [
+                f"{one.file}: expected a work pool whose runs can read this machine's files; found {self.elsewhere}; "
+                f"the data set {one.name} is not deployed there"
+                for one in own.plans
+            ]
+            own = replace(own, plans=(), held=own.held | {one.name for one in own.plans})
         for problem in problems:
             if problem not in self._problems:
                 self._say(f"warning: {problem}")

@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from flows.service import configuration, entry, server, sqlite, worker
 from flows.service.application import AUTH, Plan
@@ -31,19 +31,19 @@ from flows.settings import POOL, ROOT
 from flows.terminal.screen import moving, styled
 from storage.errors import ConfigError, PrefectFailed
 from storage.opening import open_store
-from storage.store import BESIDE, store_address
+from storage.store import BESIDE, STORE_VARIABLE, command_for, store_address
 from tasks.sources import proxies
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from rich.console import Console as Screen
 
-    from flows.service.deployments import Promise
+    from flows.service.deployments import Deployed, Promise
     from flows.service.own_plans import OwnFiles
+    from flows.service.pools import Placement
 
 LINKS = "links"
 """Folder, below that of the logs, of the links that let a browser in."""
-PROCESS = "process"
 TABLES_SECONDS = 240
 """A server younger than this may still be creating its tables, so a missing answer is not reported."""
 _AGAIN_SECONDS = 1.0
@@ -75,6 +75,8 @@ class UpOptions:
     csrf: bool = True
     store: str | None = None
     names: tuple[str, ...] = ()
+    job_variables: str | None = None
+    checkout: str | None = None
 
     def effects(self) -> dict[str, object]:
         """Return the options, by name, that have no effect on a server and worker that are already running."""
@@ -85,6 +87,8 @@ class UpOptions:
             "--database": self.database,
             "--allow-host": list(self.names),
             "--pool": self.pool,
+            "--job-variables": self.job_variables,
+            "--checkout": self.checkout,
             _STORE: store_address(self.store),
         }
 
@@ -184,7 +188,7 @@ class Supervisor:
         self.server: Service | None = None
         self.worker: Service | None = None
         self.worker_since = datetime.now(UTC)
-        self.pool_type = ""
+        self.placement: Placement
         self.database_file: Path | None = None
         """The file of the database of a server that was started here, if it is SQLite."""
         self.opened: sqlite.Identity | None = None
@@ -250,24 +254,67 @@ class Supervisor:
         environment = server.client_environment(self.where, self.auth, self.options.store)
         memory = Memory(self.folder, self.where.api, self.options.pool)
         plan = deployments.read_plan()
+        self.placement = self._placed(client, memory, plan)
         promise = deployments.Promise(
-            self.options.pool, zombie_seconds(), environment, memory, plan, self._revive_all, self.own.read(plan)
+            self.options.pool,
+            zombie_seconds(),
+            environment,
+            memory,
+            plan,
+            self._revive_all,
+            self.own.read(plan),
+            self.placement,
         )
         with _waiting("deploying prefect.yaml"):
             self.promise, deployed = self.own.provide(client, promise)
-        self.pool_type = client.read_work_pool(self.options.pool).type
         files = ", ".join(["prefect.yaml", *(str(plan.file) for plan in self.promise.own.plans)])
         unchanged = f"; schedules kept as they are on the server: {', '.join(deployed.kept)}" if deployed.kept else ""
         removed = f"; removed, no longer in the file: {', '.join(deployed.removed)}" if deployed.removed else ""
-        _say(f"deployed {files}{unchanged}{removed}")
-        self._start_worker(client, environment)
+        _say(f"deployed {files}{self._into(deployed)}{unchanged}{removed}")
+        if self.placement.is_foreign:
+            self._say_workers(client)
+        else:
+            self._start_worker(client, environment)
+
+    def _placed(self, client: SyncPrefectClient, memory: Memory, plan: Mapping[str, Any]) -> Placement:
+        """Return how the deployments are put into the pool; print what may be wrong with that."""
+        from flows.service import deployments, pools
+
+        if self.options.pool == POOL:
+            remembered = memory.read()
+            deployments.ensure_pool(client, POOL, remembered.pool if remembered else {})
+        pool = deployments.found_pool(client, self.options.pool)
+        wanted = pools.Wanted(self.options.job_variables, self.options.checkout, self.options.store)
+        placement = pools.placed(pool, wanted, plan)
+        for warning in placement.warnings:
+            _say(f"warning: {warning}")
+        return placement
+
+    def _into(self, deployed: Deployed) -> str:
+        """Return where it has been deployed to, and what of it is new, if the pool is not that of this command."""
+        if not self.placement.is_foreign:
+            return ""
+        changed = f"changed: {', '.join(deployed.changed)}" if deployed.changed else "nothing has changed"
+        code = f", with the code in {self.placement.checkout}" if self.placement.checkout else ""
+        return f" to the work pool {self.options.pool} (type {self.placement.kind}){code}; {changed}"
+
+    def _say_workers(self, client: SyncPrefectClient) -> None:
+        """Say who takes the runs of a pool whose workers are not started here."""
+        workers = ", ".join(sorted(self._workers(client)))
+        start = f"prefect worker start --pool {shlex.quote(self.options.pool)} --type {self.placement.kind}"
+        _say(
+            f"workers that poll the pool {self.options.pool}: {workers}"
+            if workers
+            else f"no worker polls the pool {self.options.pool} yet; where its runs are to be started from: {start}"
+        )
 
     @cached_property
     def own(self) -> OwnFiles:
         """The files of the users' own data sets."""
         from flows.service.own_plans import OwnFiles
+        from flows.service.pools import PROCESS
 
-        return OwnFiles(self.store.root, _say)
+        return OwnFiles(self.store.root, _say, self.options.pool if self.placement.kind != PROCESS else "")
 
     def _start_server(self) -> None:
         if not (self.chosen or server.is_ours(self.where, self.folder)):
@@ -335,18 +382,12 @@ class Supervisor:
 
     def _start_worker(self, client: SyncPrefectClient, environment: dict[str, str]) -> None:
         others = [name for name in self._workers(client) if name != self.worker_name]
-        if self.pool_type != PROCESS:
-            _say(
-                f"the pool {self.options.pool} is of type {self.pool_type}: start a worker of that type: "
-                f"prefect worker start --pool {self.options.pool}"
-            )
-            return
         if others and not self.server:
             _say(f"found a worker that polls the pool {self.options.pool}: {others[0]}")
             return
         self._sweep(client, "its worker ended")
         log = self.folder / "worker.log"
-        pool = ("--pool", self.options.pool, "--type", PROCESS, "--name", self.worker_name)
+        pool = ("--pool", self.options.pool, "--type", "process", "--name", self.worker_name)
         command = Command("worker", worker.command(STOP_SECONDS, *pool), environment, ROOT, log)
         self.worker = Service(command)
         self.worker_since = datetime.now(UTC)
@@ -398,12 +439,14 @@ class Supervisor:
         # Prefect: telemetry.
         yield f"export DO_NOT_TRACK={os.environ['DO_NOT_TRACK']}"
         yield "prefect deployment run retrain/digits --watch"
-        yield self.store.command("status", usual=BESIDE)
+        elsewhere = (self.placement.job_variables.get("env") or {}).get(STORE_VARIABLE)
+        yield command_for(elsewhere, "status") if elsewhere else self.store.command("status", usual=BESIDE)
 
     def _keep(self) -> None:
         """Restart processes that die, until a signal arrives; return at once if nothing was started here."""
         if not self._services:
-            _say("everything is already running; nothing was started")
+            what = "deployed" if self.placement.is_foreign else "everything is already running"
+            _say(f"{what}; nothing was started")
             return
         _say("Ctrl-C stops " + " and ".join(service.command.name for service in self._services))
         swept = looked = time.monotonic()

@@ -136,6 +136,8 @@ class Dataset:
     """A folder named by the manifest, searched before any mirror."""
     window: Window | None = None
     """Which archives the training split is made of; None: all."""
+    chosen: str = ""
+    """Which of the archives a run uses for training, if it does not use all (`storage.datasets.chosen`)."""
     zipped: ZipSpec | None = None
     """The ZIP file that the archives are published in; None: each is published by itself."""
     embedded: bool = False
@@ -212,6 +214,22 @@ def read(path: Path) -> Dataset:
     Raises:
         ConfigError: names the file, the key, what was expected and what was found.
     """
+    path, values = read_toml(path, "a manifest in TOML", "write a new one with `idxflow manifest FOLDER`")
+    dataset = _declared(path, values)
+    _check_own_name(dataset)
+    return dataset
+
+
+def read_toml(path: Path, what: str, otherwise: str) -> tuple[Path, dict[str, Any]]:
+    """Return the absolute path of a user's TOML file, and what it says.
+
+    Args:
+        what: what it should be, for the message.
+        otherwise: what to do instead of correcting it.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, or is not TOML.
+    """
     try:
         path = path.expanduser().absolute()
         with open_regular(path) as stream:
@@ -219,18 +237,15 @@ def read(path: Path) -> Dataset:
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError(f"more than {MAX_MANIFEST_BYTES:,} bytes")
         # Some editors begin a file with a byte order mark.
-        values = tomllib.loads(data.decode("utf-8-sig"))
+        return path, tomllib.loads(data.decode("utf-8-sig"))
     except (OSError, ValueError, RuntimeError) as error:
         # A user that does not exist; not UTF-8, not TOML, a number of thousands of digits; brackets nested too deeply.
         is_missing = isinstance(error, FileNotFoundError)
         problem = f"{kind_of(path)}{alike(path)}" if is_missing else getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"{path}: expected a manifest in TOML; found {one_line(problem)}; "
-            f"correct {'the path' if is_missing else 'it'}, or write a new one with `idxflow manifest FOLDER`"
+            f"{path}: expected {what}; found {one_line(problem)}; "
+            f"correct {'the path' if is_missing else 'it'}, or {otherwise}"
         ) from error
-    dataset = _declared(path, values)
-    _check_own_name(dataset)
-    return dataset
 
 
 def _declared(path: Path, values: Mapping[str, Any]) -> Dataset:

@@ -21,7 +21,7 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 
 Schema = Mapping[str, Any]
 
-_KINDS = {
+KINDS = {
     "integer": ("an integer", "integers"),
     "number": ("a number", "numbers"),
     "string": ("a string", "strings"),
@@ -29,6 +29,7 @@ _KINDS = {
     "object": ("a table", "tables"),
     "null": ("null", ""),
 }
+"""The types of JSON Schema in words: one value, several."""
 
 
 class TomlSchema(GenerateJsonSchema):
@@ -87,7 +88,7 @@ def in_words(schema: Schema) -> str:
     if EXPECTED in schema:
         return str(schema[EXPECTED])
     if "$ref" in schema:
-        return _KINDS["object"][0]
+        return KINDS["object"][0]
     if "anyOf" in schema:
         return ", or ".join(map(in_words, schema["anyOf"]))
     if "enum" in schema:
@@ -96,9 +97,9 @@ def in_words(schema: Schema) -> str:
         limits = bounds(schema["items"])
         most = f"at most {schema['maxItems']:,} " if "maxItems" in schema else ""
         kind = schema["items"].get("type", "object")
-        return f"a list of {most}{_KINDS[kind][1]}{', each ' if limits else ''}{limits}"
+        return f"a list of {most}{KINDS[kind][1]}{', each ' if limits else ''}{limits}"
     limits = bounds(schema)
-    return f"{_KINDS[schema['type']][0]}{' of' if limits.startswith('at ') else ''} {limits}".rstrip()
+    return f"{KINDS[schema['type']][0]}{' of' if limits.startswith('at ') else ''} {limits}".rstrip()
 
 
 def bounds(schema: Schema) -> str:

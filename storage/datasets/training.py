@@ -108,7 +108,7 @@ class TrainingConfig(BaseModel):
     )
     memory: Memory = Field(
         default="512MiB",
-        description="Memory budget for training pixels, such as 2GiB; more rows are read from shards on disk.",
+        description="Memory budget for training pixels, such as 2GiB; more rows come from shards or parts on disk.",
     )
     seed: int = Field(
         default=1, ge=0, le=2**32 - 1, description="Random seed of initial weights, held-out rows and order of rows."

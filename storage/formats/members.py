@@ -3,8 +3,8 @@
 An entry of parts has a file that lists them, so that records stay small with thousands of parts. A part is an entry in
 the same folder of the store: made, verified, reused and mended by itself, and kept as long as the one that lists it.
 
-The list may end with other entries, without their records: results from which the parts are made again sooner. They are
-only kept.
+The list may end with other entries of the data set, in any folder, without their records: results from which the parts
+are made again sooner. They are only kept.
 """
 
 from __future__ import annotations

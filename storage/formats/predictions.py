@@ -5,7 +5,7 @@ Memory: what a caller asks for, and the probabilities of one part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,25 +14,13 @@ from storage.records import Evaluation
 from storage.runtime.ranged import Source
 
 
-def parts(evaluation: Evaluation) -> Iterator[Evaluation]:
-    """Yield the evaluations of the parts of the split, in order, each with one file: itself if the split is one file.
-
-    Raises:
-        DamagedEntry: the list of parts cannot be read.
-    """
-    if evaluation.parts:
-        yield from members.read(evaluation.entry, Evaluation)
-    else:
-        yield evaluation
-
-
 def predicted(evaluation: Evaluation) -> np.ndarray:
     """Return the class that is predicted for each row, uint8 of shape (rows,).
 
     Raises:
         DamagedEntry: a file does not hold the predictions of that many rows.
     """
-    found = [_read(part, part.source, "predicted")["predicted"] for part in parts(evaluation)]
+    found = [_read(part, part.source, "predicted")["predicted"] for part in members.of(evaluation)]
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
@@ -43,7 +31,7 @@ def confidence(evaluation: Evaluation) -> np.ndarray:
         DamagedEntry: a file does not hold the predictions of that many rows.
     """
     found = []
-    for part in parts(evaluation):
+    for part in members.of(evaluation):
         values = _read(part, part.file)
         found.append(values["probability"][np.arange(part.rows), values["predicted"]])
     return np.concatenate(found)
@@ -58,7 +46,7 @@ def probability(evaluation: Evaluation, rows: Sequence[int]) -> np.ndarray:
     """
     by_row: dict[int, np.ndarray] = {}
     first = 0
-    for part in parts(evaluation):
+    for part in members.of(evaluation):
         here = [row for row in rows if first <= row < first + part.rows]
         if here:
             found = _read(part, part.file, "probability")["probability"]

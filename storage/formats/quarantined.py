@@ -137,6 +137,18 @@ def archive_rows(split: Split, rows: Iterable[int]) -> list[int]:
     return [row + int(np.searchsorted(before, row, side="right")) for row in rows]
 
 
+def rows_of(split: Split, numbers: Iterable[int]) -> list[int]:
+    """Return the rows of a split that have these numbers in the archive: the reverse of `archive_rows`.
+
+    Raises:
+        DamagedEntry: the split's file cannot be read.
+    """
+    if not split.set_aside:
+        return [*numbers]
+    aside = _set_aside(split)
+    return [number - int(np.searchsorted(aside, number)) for number in numbers]
+
+
 def _set_aside(split: Split) -> np.ndarray:
     """Return the numbers in the archives of the rows that were set aside, int64, ascending."""
     found, start = [np.empty(0, np.int64)], 0

@@ -73,6 +73,7 @@ class Looked:
     """The bad rows of a split, part by part."""
 
     split: Split
+    checks: tuple[BadRow, ...]
     parts: tuple[BadRows, ...]
 
     @property
@@ -83,9 +84,9 @@ class Looked:
     def released(self) -> int:
         return sum(part.released for part in self.parts)
 
-    def counts(self, checks: Sequence[BadRow]) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Return the number of rows that fail each check."""
-        return {check: sum(part.counts[check] for part in self.parts) for check in checks}
+        return {check: sum(part.counts[check] for part in self.parts) for check in self.checks}
 
 
 @dataclass(frozen=True)
@@ -124,20 +125,23 @@ class _Division:
     after: int = 0
 
 
-def look(store: Store, dataset: Dataset, splits: tuple[Split, Split], rules: Rules) -> tuple[Looked, Looked]:
+def look(
+    store: Store, dataset: Dataset, splits: tuple[Split, Split], compared: Compared, rules: Rules
+) -> tuple[Looked, Looked]:
     """Find the bad rows of both splits, or find that done.
 
     Args:
         store: the store.
         dataset: the data set.
         splits: the training split, then the test split.
+        compared: what the first pass found.
         rules: what is set aside.
     """
-    compared = comparing.compare(store, dataset.name, splits)
     items = [[*_looks(store, dataset, split, splits, compared, rules)] for split in splits]
     found = iter(in_order(_look_at_part, [item for of_split in items for item in of_split], "find bad rows"))
     train, test = (
-        Looked(split, tuple(islice(found, len(of_split)))) for split, of_split in zip(splits, items, strict=True)
+        Looked(split, rules.checks, tuple(islice(found, len(of_split))))
+        for split, of_split in zip(splits, items, strict=True)
     )
     return train, test
 

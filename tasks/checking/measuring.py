@@ -120,6 +120,8 @@ def _items(
     suite = suites.images(dataset, split.name)
     # What the test split is compared with; the training split is compared with itself.
     others = splits if split.name == "test" else (split,)
+    # The same objects for all parts: there can be thousands.
+    expectations = [[expectation.kind, dict(expectation.arguments)] for expectation in suite.expectations]
     fixed: dict[str, Any] = {
         "code": code_digests.digests(__name__),
         "libraries": {"great-expectations": version("great-expectations")},
@@ -131,7 +133,7 @@ def _items(
             "validate",
             f"{split.name} part",
             inputs={"part": part.digest, **{other.name: other.digest for other in others}},
-            parameters={"start": start, "expectations": [[e.kind, dict(e.arguments)] for e in suite.expectations]},
+            parameters={"start": start, "expectations": expectations},
             **fixed,
         )
         place = compared.part(split.name, number)

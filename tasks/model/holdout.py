@@ -249,10 +249,6 @@ class HeldParts:
         """Return how many rows of a part are held out."""
         return self._sums[number].held_out_rows
 
-    def whole(self) -> np.ndarray:
-        """Return whether each row of the split is held out, bool of shape (rows,)."""
-        return np.concatenate([self._read(number) for number in range(len(self._parts))])
-
     def _read(self, number: int) -> np.ndarray:
         """Return whether each row of a part is held out, bool of shape (rows of the part,).
 

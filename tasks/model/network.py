@@ -88,6 +88,14 @@ def tensorflow() -> Any:
         return tf
 
 
+def device() -> str:
+    """Return what TensorFlow computes on: `CPU`, or the name of the first GPU that it can use."""
+    tf = tensorflow()
+    for gpu in tf.config.list_physical_devices("GPU"):
+        return str(tf.config.experimental.get_device_details(gpu).get("device_name", "GPU"))
+    return "CPU"
+
+
 def initial_weights(architecture: Architecture, seed: int) -> dict[str, np.ndarray]:
     """Return Glorot-uniform kernels and zero biases, the same for the same seed on any machine.
 

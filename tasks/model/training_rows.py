@@ -34,14 +34,10 @@ from storage.records import Split
 from storage.runtime.prefetch import prefetch
 from storage.runtime.ranged import Ranged
 from tasks.model import network
-from tasks.model.holdout import HeldParts
 from tasks.ui.progress import Progress, advance
 
 SCORED_AT_ONCE = 2048
 """Rows per call when scoring; bounds the memory for activations."""
-
-BLOCK = ROW_GROUP
-"""Rows of a part that are drawn and read together: a row group, as parts are written."""
 
 _COPIES = 4
 """Copies of a shard's pixels in memory: the current shard, the next as read and as a tensor, and working space."""
@@ -82,10 +78,22 @@ class Rows(Protocol):
         """Yield the rows from `start` up to, not including, `stop`, in any order, as tensors like those of `Window`."""
 
 
+class Held(Protocol):
+    """Which rows of each part of a split are held out."""
+
+    @property
+    def rows(self) -> int:
+        """How many, in all parts."""
+
+    def rows_of(self, number: int, /) -> int:
+        """Return how many rows of a part are held out."""
+
+    def of(self, number: int, /) -> np.ndarray:
+        """Return whether each row of a part is held out, bool of shape (rows of the part,)."""
+
+
 @contextmanager
-def opened(
-    dataset: str, split: Split, config: TrainingConfig, held: np.ndarray | HeldParts, folder: Path
-) -> Iterator[Rows]:
+def opened(dataset: str, split: Split, config: TrainingConfig, held: np.ndarray | Held, folder: Path) -> Iterator[Rows]:
     """Open the rows of `split` for training, for the duration of the block.
 
     Args:
@@ -97,13 +105,13 @@ def opened(
         DamagedEntry: the split cannot be read.
         OSError: there is no space for the file.
     """
-    fitted = split.rows - (held.rows if isinstance(held, HeldParts) else int(held.sum()))
+    fitted = split.rows - (int(held.sum()) if isinstance(held, np.ndarray) else held.rows)
     size = rows_at_once(dataset, split, config, fitted)
     if size >= split.rows:
-        every = held.whole() if isinstance(held, HeldParts) else held
+        every = held if isinstance(held, np.ndarray) else np.concatenate([*map(held.of, range(split.parts))])
         yield InMemory(*_all(split, every), fitted, config.seed)
         return
-    if isinstance(held, HeldParts):
+    if not isinstance(held, np.ndarray):
         yield InParts(Parts(tuple(split_rows.parts(split)), size, fitted, config.seed), held)
         return
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -266,14 +274,16 @@ class Parts:
     """Rows of each window but the last, which has the remaining rows."""
     fitted: int
     seed: int
+    block: int = ROW_GROUP
+    """Rows of a part that are drawn and read together: a row group, as parts are written."""
 
     def order(self, epoch: int) -> Iterator[tuple[int, int]]:
         """Yield part and first row of all blocks of all parts, in the order of an epoch."""
-        counts = [math.ceil(part.rows / BLOCK) for part in self.parts]
+        counts = [math.ceil(part.rows / self.block) for part in self.parts]
         firsts = np.cumsum([0, *counts])
         for block in row_order(self.seed, epoch, int(firsts[-1])):
             part = int(np.searchsorted(firsts, block, side="right")) - 1
-            yield part, int(block - firsts[part]) * BLOCK
+            yield part, int(block - firsts[part]) * self.block
 
     def random(self, epoch: int) -> np.random.Generator:
         """Return the source of the orders of rows in the blocks and windows of an epoch, in their order."""
@@ -288,7 +298,7 @@ class InParts:
     pass over the parts that have any.
     """
 
-    def __init__(self, order: Parts, held: HeldParts) -> None:
+    def __init__(self, order: Parts, held: Held) -> None:
         self._order, self._held = order, held
         self._pixels = math.prod(order.parts[0].image_shape)
         self._source = lru_cache(_OPEN)(lambda number: order.parts[number].source)
@@ -320,7 +330,7 @@ class InParts:
         left, random = self._order.fitted, self._order.random(epoch)
         waiting: list[tuple[np.ndarray, np.ndarray]] = []
         for part, first in self._order.order(epoch):
-            fitted = np.flatnonzero(~self._held.of(part)[first : first + BLOCK])
+            fitted = np.flatnonzero(~self._held.of(part)[first : first + self._order.block])
             # A window that ends within a block takes any rows of it.
             waiting.append(self._read(part, first, random.permutation(fitted)))
             while left and sum(len(labels) for _, labels in waiting) >= (length := min(self._order.size, left)):
@@ -351,8 +361,8 @@ class InParts:
                 held = self._held.of(number)
                 places = np.where(held, held_out + np.cumsum(held) - 1, fitted + np.cumsum(~held) - 1)
                 wanted = (places >= start) & (places < stop)
-                for first in range(0, part.rows, BLOCK):
-                    yield self._read(number, first, np.flatnonzero(wanted[first : first + BLOCK]))
+                for first in range(0, part.rows, self._order.block):
+                    yield self._read(number, first, np.flatnonzero(wanted[first : first + self._order.block]))
             fitted, held_out = fitted + fitted_here, held_out + held_here
 
     def _read(self, part: int, first: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -361,7 +371,7 @@ class InParts:
             return np.empty((0, self._pixels), np.uint8), np.empty(0, np.uint8)
         # The cache looks after its files: it may have removed one that was there before.
         source = self._order.parts[part].file if self._fetched else self._source(part)
-        images, labels = zip(*parquet.blocks(source, first, first + BLOCK), strict=True)
+        images, labels = zip(*parquet.blocks(source, first, first + self._order.block), strict=True)
         block = images[0] if len(images) == 1 else np.concatenate(images)
         of_block = labels[0] if len(labels) == 1 else np.concatenate(labels)
         return block.reshape(len(block), -1)[rows], of_block[rows]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.formats import split_rows
-from storage.formats.quarantined import archive_rows
+from storage.formats.quarantined import archive_rows, rows_of
 from storage.records import Evaluation, Paired, RunRecord, to_json
 from storage.store import Store
 from tasks.gate import criteria
@@ -73,8 +73,7 @@ def images(a: RunRecord, b: RunRecord, rows: list[int]) -> np.ndarray:
     test = b.test or a.test
     if test is None:
         raise ValueError("expected runs whose test images are in the store")
-    places = {number: row for row, number in enumerate(archive_rows(test, range(test.rows)))}
-    return split_rows.images(test, [places[number] for number in rows])
+    return split_rows.images(test, rows_of(test, rows))
 
 
 def _answers(a: RunRecord, b: RunRecord) -> tuple[_Answers | None, str]:

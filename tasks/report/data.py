@@ -19,7 +19,8 @@ def data(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     reused = {step.subject for step in run.steps if step.step == "fetch" and step.reused}
     counts: dict[str, Sequence[int] | None] = {split.name: _class_counts(run, split, evidence) for split in splits}
     return {
-        "sentence": _sentence(run, splits, counts.get("train")),
+        "sentence": _sentence(run, splits, counts.get("train")) + (f" {facts.chosen}." if facts.chosen else ""),
+        "as_of": run.as_of,
         "image_shape": list(facts.image_shape),
         "classes": _classes(run, counts, evidence.labels.get("train")),
         "splits": to_json(splits),
@@ -67,11 +68,15 @@ def _labels(run: RunRecord) -> str:
     return f" (labelled {shown} in the files)"
 
 
+def _parts(split: Split) -> str:
+    return f" in {counted(split.parts, 'part')}" if split.parts else ""
+
+
 def _sentence(run: RunRecord, splits: Sequence[Split], counts: Sequence[int] | None) -> str:
     if not splits:
         return "The archives were fetched but not decoded."
     purpose = {"train": "for training", "test": "for testing"}
-    sentence = " and ".join(f"{split.rows:,} images {purpose[split.name]}" for split in splits)
+    sentence = " and ".join(f"{split.rows:,} images {purpose[split.name]}{_parts(split)}" for split in splits)
     if aside := sum(split.set_aside for split in splits):
         sentence += f" ({counted(aside, 'more is', 'more are')} in quarantine)"
     height, width = splits[0].image_shape

@@ -39,6 +39,7 @@ def command(run: RunRecord) -> str:
     manifest = run.facts.manifest if run.facts else ""
     words = ["idxflow", "run", *(["--dataset-file", manifest] if manifest else [run.dataset])]
     words += ["--profile", run.profile]
+    words += ["--as-of", run.as_of] if run.as_of else []
     for name, value in _overrides(run).items():
         text = value if isinstance(value, str) else json.dumps(value)
         words += ["--set", f"{name}={text}"]

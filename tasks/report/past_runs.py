@@ -72,6 +72,7 @@ def facts(dataset: Dataset) -> DatasetFacts:
         manifest="" if dataset.manifest.parent == CATALOG else dataset.manifest.name,
         training=dict(dataset.training),
         labels=dataset.labels,
+        chosen=dataset.chosen,
     )
 
 
@@ -154,6 +155,7 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         failure=_part(Failure, values.get("error")),
         facts=_part(DatasetFacts, values.get("facts")) or _facts_of_dataset(store, dataset, steps),
         environment=_part(Environment, values.get("environment")),
+        as_of=str(values.get("as_of") or ""),
     )
     # Nothing else says which rows the run had: those of the decoded splits may have other numbers.
     return dataclasses.replace(record, train=None, test=None) if is_quarantine_lost(record) else record

@@ -26,7 +26,7 @@ def with_parts(result: Done[R], parts: int, new: int, seconds: float) -> Done[R]
         new: those that were not found in the store.
         seconds: that all of them took.
     """
-    step = replace(result.step, summary=f"{result.step.summary} in {counted(parts, 'part')}", seconds=seconds)
+    step = replace(result.step, summary=f"{result.step.summary}, in {counted(parts, 'part')}", seconds=seconds)
     if new:
         # The result itself may be there, if only a part of it was damaged.
         reason = counted(new, "new part") if step.reused else step.reason

@@ -268,7 +268,7 @@ def test_pixels_from_0_to_1_are_scaled_by_the_value_of_white(here: Path, tmp_pat
     assert values["brightest"] == ARRAYS["train-images"].max()
 
 
-@pytest.mark.remedies("tasks.adding.add:add")
+@pytest.mark.remedies("tasks.adding.add:read")
 def test_one_data_set_of_several_is_chosen_by_its_name(here: Path, tmp_path: Path, capsys):
     sources.emnist(tmp_path / "source")
     for file in list((tmp_path / "source").iterdir()):

@@ -189,7 +189,7 @@ def test_archives_in_another_form_are_refused(mine: Path, tmp_path: Path, capsys
     add(capsys, str(tmp_path / "second.csv"), "--append")
 
 
-@pytest.mark.remedies("flows.commands.dataset:_check_of_new", "flows.commands.dataset:_date")
+@pytest.mark.remedies("flows.commands.dataset:_check_of_new", "storage.datasets.chosen:day_of")
 def test_options_for_a_new_data_set_are_refused(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = (str(tmp_path / "second.csv"), "--append")
     assert "expected no --classes with --append" in refused(capsys, *words, "--classes", "a,b,c", code=2)

@@ -372,7 +372,7 @@ def test_an_option_that_would_do_nothing_is_refused(make, options: tuple[str, ..
     added(capsys, source, *DRAWN)
 
 
-@pytest.mark.remedies("tasks.adding.add:_check_together", "tasks.adding.add:_check_together:2")
+@pytest.mark.remedies("tasks.adding.add:check_together", "tasks.adding.add:check_together:2")
 def test_an_option_without_the_one_that_it_is_for_is_refused(here: Path, tmp_path: Path, capsys):
     source = sources.pictures(tmp_path / "source", "train")
     for options in (("--seed", "3"), ("--group-by", r"\d")):
@@ -463,7 +463,7 @@ def test_a_full_disk_is_no_fault_of_the_source(make, here: Path, tmp_path: Path,
     for module, name in (
         ("tasks.adding.arrays", "shutil.copyfileobj"),
         ("tasks.adding.unpack", "_copy"),
-        ("tasks.adding.add", "_pack"),
+        ("tasks.adding.add", "pack"),
     ):
         monkeypatch.setattr(f"{module}.{name}", full)
     said = refusal(capsys, source, code=1)

@@ -26,6 +26,7 @@ FULL = "/dev/full"
 SENTENCE = "idxflow: cannot write to standard output: No space left on device; free space"
 
 COMMANDS: dict[str, list[str]] = {
+    "backfill": ["--dataset-file", "TMP/tiny.toml", "--from", "2026-11-01", "--to", "2026-11-30", "--store", "STORE"],
     "copy": ["STORE", "TMP/copy"],
     "dataset add": ["mine", "TMP/tiny-source", "--as", "TMP/added"],
     "dataset schedule": ["TMP/tiny.toml", "0 3 * * 0", "--store", "STORE"],
@@ -57,7 +58,7 @@ COMMANDS: dict[str, list[str]] = {
     "watch": ["TMP/tiny-source", "--dataset-file", "TMP/tiny.toml", "--once", "--store", "STORE"],
 }
 """Each command, by its words, with arguments that have it print something."""
-NEED_SERVERS = {"run", "validate", "up", "watch"}
+NEED_SERVERS = {"backfill", "run", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
 NEED_LIBRARIES = {"export", "doctor"}
 """These load TensorFlow, which takes seconds: their help, too."""

@@ -27,7 +27,6 @@ from tests.conftest import TinyFactory
 from tests.support import forked_run
 from tests.support.commands import Command, idxflow
 from tests.support.crashes import in_memory
-from tests.support.forkserver import Forked, ForkServer
 
 KILLS = int(os.environ.get("IDXFLOW_KILLS", "10"))
 KILLS_FOR_EACH_STORE = 5
@@ -45,14 +44,9 @@ class End:
     seconds: float
 
 
-class Runner:
-    """Starts runs from a process that has imported everything (`tests.support.forked_run`)."""
-
-    def __init__(self, server: ForkServer) -> None:
-        self._server = server
-
-    def start(self, manifest: Path, store: Store) -> Forked:
-        return Forked(self._server.address, {"manifest": str(manifest), "store": str(store.root)})
+def begun(manifest: Path, store: Store) -> Command:
+    """Start a run without Prefect, from a process that has imported everything (`tests.support.forked_run`)."""
+    return Command(str(manifest), str(store.root), env=os.environ, program="run without Prefect")
 
 
 def names(store: Store) -> int:
@@ -60,8 +54,8 @@ def names(store: Store) -> int:
     return sum(len(folders) + len(files) for _, folders, files in os.walk(store.root))
 
 
-def unbroken(runner: Runner, manifest: Path, store: Store) -> End:
-    with runner.start(manifest, store) as run:
+def unbroken(manifest: Path, store: Store) -> End:
+    with begun(manifest, store) as run:
         started = time.monotonic()
         assert run.wait() == 0, run.errors
         return end(store, time.monotonic() - started)
@@ -81,7 +75,7 @@ def check(store: Store) -> None:
     assert champion is None or champion.number == 1
 
 
-def kills(runner: Runner, folder: Path, manifest: Path, count: int, seed: int = 0) -> Counter[str]:
+def kills(folder: Path, manifest: Path, count: int, seed: int = 0) -> Counter[str]:
     """Kill `count` runs at random; return how many were killed after which step had ended.
 
     Half of them at a random time, half as soon as the store has a random number of files and folders, more than half of
@@ -90,18 +84,18 @@ def kills(runner: Runner, folder: Path, manifest: Path, count: int, seed: int = 
     """
     chance = random.Random(seed)
     met: Counter[str] = Counter()
-    whole = unbroken(runner, manifest, Store(folder / "whole"))
+    whole = unbroken(manifest, Store(folder / "whole"))
     while met.total() < count:
         store = Store(folder / "store")
         for _ in range(min(KILLS_FOR_EACH_STORE, count - met.total())):
             moment = _moment(chance, store, whole, by_time=chance.random() < 0.5)
-            with runner.start(manifest, store) as run:
+            with begun(manifest, store) as run:
                 killed = _killed(run, moment)
                 check(store)
                 if not killed:
                     break
                 met[_last_step(run.errors)] += 1
-        ending = unbroken(runner, manifest, store)
+        ending = unbroken(manifest, store)
         assert (ending.weights_digest, ending.turns) == (whole.weights_digest, whole.turns)
         assert verify(store).damage == ()
         assert collect(store, "tiny").busy is False
@@ -119,7 +113,7 @@ def _moment(chance: random.Random, store: Store, whole: End, by_time: bool) -> C
     return lambda: time.monotonic() >= until if by_time else names(store) >= target
 
 
-def _killed(run: Forked, moment: Callable[[], bool]) -> bool:
+def _killed(run: Command, moment: Callable[[], bool]) -> bool:
     """Kill a run at its moment; return whether it had not ended before."""
     while not moment() and run.poll() is None:
         time.sleep(0.001)
@@ -142,15 +136,9 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[Runner]:
-    with ForkServer(forked_run.__file__) as server:
-        yield Runner(server)
-
-
 @pytest.mark.timeout(500 + 40 * KILLS)
-def test_killed_at_random_and_resumed_it_ends_the_same(runner: Runner, folder: Path, tiny: TinyFactory):
-    met = kills(runner, folder, tiny().manifest, KILLS)
+def test_killed_at_random_and_resumed_it_ends_the_same(folder: Path, tiny: TinyFactory):
+    met = kills(folder, tiny().manifest, KILLS)
     sys.stdout.write(f"{KILLS} kills, by the last step that was done: {dict(met)}\n")
     assert sum(met.values()) == KILLS
     assert len(met) > 1
@@ -172,9 +160,7 @@ BOUNDARIES = {
 
 
 @pytest.mark.flow
-def test_the_command_ended_at_each_step_is_resumed(
-    server: dict[str, str], runner: Runner, folder: Path, tiny: TinyFactory
-):
+def test_the_command_ended_at_each_step_is_resumed(server: dict[str, str], folder: Path, tiny: TinyFactory):
     """The real command, ended at one step after the other: each time it is gone on with from there."""
     manifest, store = tiny().manifest, Store(folder / "store")
     command = ["run", "--dataset-file", str(manifest), "--store", str(store.root)]
@@ -191,7 +177,7 @@ def test_the_command_ended_at_each_step_is_resumed(
     last = idxflow(*command, "--json", env=server)
     assert last.returncode == 0, last.stderr
     assert json.loads(last.stdout)["champion"] == 1
-    assert end(store).weights_digest == unbroken(runner, manifest, Store(folder / "whole")).weights_digest
+    assert end(store).weights_digest == unbroken(manifest, Store(folder / "whole")).weights_digest
     assert verify(store).damage == ()
 
 

@@ -1,20 +1,31 @@
-"""The files of `deploy/`: well-formed, and naming only options that `idxflow up` has."""
+"""The files of `deploy/`: well-formed, and naming only options that `idxflow up` has.
+
+No engine for containers runs in the tests. The steps of the Dockerfile are carried out in a new folder, except the
+installation of what the lock has.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from flows.commands.cli import app
 from flows.commands.up import up
+from tests.fetch.certificates import authority
 from tests.support.servers import BIN, ROOT
 
 UNIT = (ROOT / "deploy/idxflow.service").read_text(encoding="utf-8")
@@ -56,9 +67,95 @@ def test_the_containers_are_confined():
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert re.search(r"^USER idxflow$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.MULTILINE)
     named = {volume.split(":")[0] for each in COMPOSE["services"].values() for volume in each["volumes"]}
     assert named == set(COMPOSE["volumes"])
+
+
+def ignored(patterns: list[str], folder: Path) -> Callable[[str, list[str]], set[str]]:
+    """Return what `shutil.copytree` leaves out, by patterns of the few kinds that .dockerignore has here."""
+    assert patterns[0] == "*"
+    kept = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
+    everywhere = {pattern.removeprefix("**/") for pattern in patterns[1:] if not pattern.startswith("!")}
+    assert not re.search(r"[*?/]", "".join(kept | everywhere))
+
+    def leave_out(where: str, names: list[str]) -> set[str]:
+        return {name for name in names if name in everywhere or (Path(where) == folder and name not in kept)}
+
+    return leave_out
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `COPY . .` puts into the image."""
+    lines = (ROOT / "deploy/Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    folder = tmp_path_factory.mktemp("image") / "idxflow"
+    shutil.copytree(ROOT, folder, ignore=ignored([line for line in lines if not line.startswith("#")], ROOT))
+    return folder
+
+
+def steps() -> list[str]:
+    """The commands of the Dockerfile, each as one line."""
+    return re.findall(r"^RUN (.*)$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+
+
+def test_only_what_is_needed_gets_into_the_image(image: Path):
+    assert {path.name for path in image.iterdir()} >= {"flows", "prefect.yaml", "idxflow_start.py", "requirements.lock"}
+    assert not {"tests", "deploy", "store", ".git", "shared", ".venv"} & {path.name for path in image.iterdir()}
+    for words in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE):
+        assert all((image / word).exists() for word in words.split())
+
+
+def test_what_the_image_installs_is_what_idxflow_and_its_extras_need_by_the_lock(image: Path):
+    (step,) = (step for step in steps() if "tomllib" in step)
+    listed = step.replace(".venv/bin/python", shlex.quote(sys.executable)).partition(" > /tmp/wanted.txt")[0]
+    printed = subprocess.run(["sh", "-c", listed], cwd=image, capture_output=True, text=True, check=True).stdout
+    project = tomllib.loads((image / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    assert printed.splitlines() == [*project["dependencies"], *extras]
+    locked = set(
+        re.findall(r"^([a-z0-9-]+)==", (image / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert {canonicalize_name(Requirement(line).name) for line in printed.splitlines()} <= locked
+
+
+def test_the_command_finds_all_its_files_in_the_image(image: Path, tmp_path: Path):
+    code = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import flows.retrain, flows.service.supervisor, flows.service.application
+from idxflow_start import main
+print(flows.retrain.__file__)
+main()
+"""
+    words = [sys.executable, "-I", "-c", code, str(image), "datasets", "--json"]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "IDXFLOW_STORE": str(tmp_path / "store")}
+    printed = subprocess.run(words, cwd=image, env=environment, capture_output=True, text=True, check=True).stdout
+    module, _, listed = printed.partition("\n")
+    assert module == str(image / "flows/retrain.py")
+    assert {one["name"] for one in json.loads(listed)} >= {"digits", "mnist"}
+
+
+def test_the_database_counts_as_started_once_it_listens():
+    for service in COMPOSE["services"].values():
+        assert service["healthcheck"]["test"][0] == "CMD"
+    assert "--host" in COMPOSE["services"]["database"]["healthcheck"]["test"]
+
+
+def test_slurm_gets_a_job_that_starts_workers_with_certificates(tmp_path: Path):
+    throw_away = authority(tmp_path)
+    throw_away.server()
+    throw_away.file.rename(tmp_path / "ca.pem")
+    for name in ("workers.pem", "workers-key.pem"):
+        # It has certificate and key.
+        shutil.copyfile(tmp_path / "server.pem", tmp_path / name)
+    words = [sys.executable, str(ROOT / "examples/slurm_cluster.py"), str(tmp_path), "--print", "--port", "0"]
+    ended = subprocess.run([*words, "--partition", "batch"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "#SBATCH -p batch" in ended.stdout
+    (command,) = (line for line in ended.stdout.splitlines() if "dask_worker" in line)
+    assert f"{sys.executable} -m distributed.cli.dask_worker tls://" in command
+    assert "--nthreads 1 " in command
+    assert f"--tls-ca-file {tmp_path / 'ca.pem'}" in command
 
 
 def test_no_secret_is_in_the_files():

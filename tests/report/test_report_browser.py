@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import tempfile
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -103,15 +104,30 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "width", "scheme"), WINDOWS)
-def test_report_in_a_browser(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+Offline = tuple[Any, list[str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def offline(browser: Any) -> Iterator[Offline]:
+    """A page without a network, what its console and its errors said, and the addresses that it asked for."""
+    context = browser.new_context(offline=True)
     page = context.new_page()
     problems: list[str] = []
     requests: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
+    yield page, problems, requests
+    context.close()
+
+
+@pytest.mark.parametrize(("name", "width", "scheme"), WINDOWS)
+def test_report_in_a_browser(offline: Offline, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
+    page, problems, requests = offline
+    problems.clear()
+    requests.clear()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
     page.goto(pages[name].as_uri())
     assert problems == []
     assert [url for url in requests if not url.startswith("data:")] == [pages[name].as_uri()]
@@ -121,7 +137,6 @@ def test_report_in_a_browser(browser: Any, pages: dict[str, Path], name: str, wi
     assert page.evaluate(DEAD_LINKS) == []
     assert page.locator("h1").count() == 1
     assert page.locator("h2").count() >= (1 if name == "nothing" else 4)
-    context.close()
 
 
 def test_pictures_are_drawn(browser: Any, pages: dict[str, Path]) -> None:

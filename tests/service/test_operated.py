@@ -97,25 +97,34 @@ def run(operated: Operated, promoted_triggers_a_run: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def context(operated: Operated, browser: Any) -> Iterator[Any]:
-    """A user's browser: what one page has loaded, the next one has at hand."""
+def tab(operated: Operated, browser: Any) -> Iterator[Any]:
+    """A tab of a user's browser: the programs that one page has compiled, the next one has at hand."""
     origin = operated.environment["PREFECT_API_URL"].removesuffix("/api")
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, base_url=origin)
+    context = browser.new_context(base_url=origin)
     context.add_init_script(FEW_FRAMES)
-    yield context
+    yield context.new_page()
     context.close()
 
 
 @pytest.fixture
-def page(context: Any) -> Iterator[Any]:
+def page(tab: Any) -> Iterator[Any]:
     """A page that reaches the server and nothing else."""
     hosts: set[str | None] = set()
     errors: list[str] = []
-    page = context.new_page()
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
-    yield page
-    page.close()
+
+    def note_error(error: Any) -> None:
+        errors.append(str(error))
+
+    def note_host(request: Any) -> None:
+        hosts.add(urlsplit(request.url).hostname)
+
+    tab.set_viewport_size({"width": 1280, "height": 1000})
+    tab.on("pageerror", note_error)
+    tab.on("request", note_host)
+    yield tab
+    tab.goto("about:blank")
+    tab.remove_listener("pageerror", note_error)
+    tab.remove_listener("request", note_host)
     assert errors == []
     assert "127.0.0.1" in hosts
     assert hosts <= {"127.0.0.1", None}

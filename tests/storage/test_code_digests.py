@@ -85,8 +85,6 @@ CLOSURES = {
         "tasks.auditing.survey",
         "tasks.auditing.tables",
         "tasks.model.fitting",
-        "tasks.model.holdout",
-        "tasks.model.sides",
         "tasks.model.training_rows",
     },
     "quarantine": FORMATS

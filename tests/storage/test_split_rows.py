@@ -77,8 +77,10 @@ def test_rows_that_were_set_aside_count_in_their_part(tmp_path: Path, pixels: tu
         written(tmp_path / "second", images[5:9], labels[5:9], 8),
         written(tmp_path / "third", images[9:12], labels[9:12], 8, aside=(1,)),
     ]
-    rows = quarantined.archive_rows(whole(tmp_path, parts), range(12))
+    split = whole(tmp_path, parts)
+    rows = quarantined.archive_rows(split, range(12))
     assert rows == [1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14]
+    assert quarantined.rows_of(split, rows) == [*range(12)]
 
 
 def test_a_damaged_list_is_named_with_what_to_do(tmp_path: Path, in_parts: Split):

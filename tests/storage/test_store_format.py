@@ -205,6 +205,7 @@ USES = {
     "rollback": ("rollback", "tiny", "--reason", "back to the first"),
     "run": ("run", "--dataset-file", "tiny.toml"),
     "validate": ("validate", "--dataset-file", "tiny.toml"),
+    "backfill": ("backfill", "--dataset-file", "tiny.toml", "--from", "2026-11-01", "--to", "2026-11-30"),
     "watch": ("watch", "tiny-source", "--dataset-file", "tiny.toml", "--once"),
     "figures": ("figures", "tiny"),
     "suspects": ("suspects", "tiny"),

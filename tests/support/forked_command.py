@@ -48,6 +48,7 @@ RUNS = (["run"], ["validate"])
 def load() -> None:
     """Import what a run of `idxflow` imports, as it does itself."""
     import yaml
+    from prefect import plugins
 
     from expectations import engine
     from flows.preload import STEPS
@@ -62,6 +63,8 @@ def load() -> None:
         code_digests.digests(f"tasks.{step}")
     for name in LATER:
         import_module(name)
+    # The blocks and workers of other packages, which each server looks for when it starts.
+    plugins.load_prefect_collections()
     # Prefect reads how it logs from a file of YAML, in every command: the parser in C takes a tenth of the time.
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
@@ -212,4 +215,17 @@ def _run(name: str) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-PROGRAMS = {"idxflow": idxflow, "prefect": prefect, "server": server, "flow run": flow_run, "up": up}
+def run_without_prefect() -> None:
+    from tests.support import forked_run
+
+    sys.exit(forked_run.run(*sys.argv[1:]))
+
+
+PROGRAMS = {
+    "idxflow": idxflow,
+    "prefect": prefect,
+    "server": server,
+    "flow run": flow_run,
+    "up": up,
+    "run without Prefect": run_without_prefect,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tasks.model.scaling import read
 from tasks.normalize import normalize, statistics
 from tasks.train import train
 from tests.conftest import TinyFactory, bars
+from tests.support.cloud_stores import Cloud
 from tests.support.scattered_workers import ScatteredWorkers
 from tests.support.split_in_parts import in_one_file, in_parts
 
@@ -93,7 +95,7 @@ def test_statistics_are_to_the_byte_those_of_one_file(
 def held(normalization: Normalization, split: Split) -> np.ndarray:
     of_parts = holdout.held(normalization, split)
     assert isinstance(of_parts, HeldParts)
-    return of_parts.whole()
+    return np.concatenate([of_parts.of(number) for number in range(split.parts)])
 
 
 def test_drawn_rows_are_those_of_a_digest_and_the_statistics_are_of_the_others(
@@ -129,9 +131,9 @@ def test_the_share_that_a_digest_selects_is_the_fraction():
 def test_a_part_keeps_its_sums_when_another_is_appended(store: Store, dataset: Dataset, arrays: dict[str, np.ndarray]):
     normalize.fn(store, dataset, divided(store, dataset, "train", arrays, (100, 100)), DRAWN)
     more = normalize.fn(store, dataset, divided(store, dataset, "train", arrays, (100, 100, 200)), DRAWN).step
-    assert more.summary.endswith(" in 3 parts, 1 new")
+    assert more.summary.endswith(", in 3 parts, 1 new")
     again = normalize.fn(store, dataset, divided(store, dataset, "train", arrays, (100, 100, 200)), DRAWN).step
-    assert (again.reused, again.summary.endswith(" in 3 parts")) == (True, True)
+    assert (again.reused, again.summary.endswith(", in 3 parts")) == (True, True)
 
 
 def test_damaged_sums_of_a_part_are_made_again_alone(store: Store, dataset: Dataset, cut: Callable[[int], Split]):
@@ -142,7 +144,7 @@ def test_damaged_sums_of_a_part_are_made_again_alone(store: Store, dataset: Data
     damaged.write_bytes(b"damaged")
     again = normalize.fn(store, dataset, cut(7), DRAWN)
     assert (again.step.reused, again.step.reason) == (False, "1 new part")
-    assert again.step.summary.endswith(" in 7 parts, 1 new")
+    assert again.step.summary.endswith(", in 7 parts, 1 new")
     assert again.record.file.read_bytes() == before
 
 
@@ -180,7 +182,7 @@ def test_training_in_memory_is_to_the_bit_that_on_one_file(store: Store, dataset
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_rows, "BLOCK", 16)
+    monkeypatch.setattr(training_rows.Parts, "__init__", partialmethod(training_rows.Parts.__init__, block=16))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -193,12 +195,11 @@ def test_an_epoch_by_part_passes_over_every_fitted_row_once_in_another_order_eac
     split = in_parts(store, dataset, "train", images, labels, CUTS[7])
     normalization = normalize.fn(store, dataset, split, config).record
     small = config.model_copy(update={"memory": SMALL})
-    held = holdout.held(normalization, split)
-    assert isinstance(held, HeldParts)
-    fitted = sorted(image.tobytes() for image in images[~held.whole()])
+    held_out = held(normalization, split)
+    fitted = sorted(image.tobytes() for image in images[~held_out])
     epochs = []
     for epoch in (1, 2, 1):
-        with training_rows.opened("tiny", split, small, held, tmp_path) as rows:
+        with training_rows.opened("tiny", split, small, holdout.held(normalization, split), tmp_path) as rows:
             windows = list(rows.windows(epoch))
             assert {len(window.order) for window in windows} == rows.lengths
             assert max(len(window.order) for window in windows) <= 48
@@ -209,7 +210,7 @@ def test_an_epoch_by_part_passes_over_every_fitted_row_once_in_another_order_eac
             pieces = [image.tobytes() for some, _ in rows.pieces(len(fitted), ROWS) for image in some.numpy()]
             everything = [image.tobytes() for some, _ in rows.pieces(0, ROWS) for image in some.numpy()]
         assert sorted(passed) == fitted
-        assert pieces == [image.tobytes() for image in images[held.whole()]]
+        assert pieces == [image.tobytes() for image in images[held_out]]
         assert sorted(everything) == sorted(image.tobytes() for image in images)
         epochs.append(passed)
     assert epochs[0] == epochs[2] != epochs[1]
@@ -238,6 +239,32 @@ def test_training_by_part_gives_the_same_weights_again_also_after_a_kill(
     resumed = trained(store, dataset, split, config)
     assert resumed.resumed_after == 3
     assert resumed.weights_digest == unbroken.weights_digest
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_parts_in_object_storage_are_fetched_once_or_read_by_range_if_the_cache_is_too_small_for_them(
+    store: Store,
+    dataset: Dataset,
+    cut: Callable[[int], Split],
+    tmp_path: Path,
+    arrays: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = DRAWN.model_copy(update={"memory": SMALL})
+    expected = trained(store, dataset, cut(7), config).weights_digest
+    cloud, downloads = Cloud(tmp_path / "cloud"), {}
+    maker = cloud.machine("maker")
+    normalize.fn(maker, dataset, divided(maker, dataset, "train", arrays, CUTS[7]), config)
+    for size in ("1G", "1K"):
+        monkeypatch.setenv("IDXFLOW_CACHE_SIZE", size)
+        other = cloud.at(cloud.objects.copy())
+        trainer = other.machine("trainer")
+        model = trained(trainer, dataset, divided(trainer, dataset, "train", arrays, CUTS[7]), config)
+        assert model.weights_digest == expected
+        downloads[size] = [one.key for one in other.objects.operations if one.name == "download"]
+    cloud.close()
+    parts = {size: sum(key.endswith(".parquet") for key in keys) for size, keys in downloads.items()}
+    assert parts == {"1G": 7, "1K": 0}
 
 
 def test_a_label_that_is_no_class_is_named_by_its_row_in_the_split(
@@ -286,11 +313,11 @@ def test_predictions_of_a_damaged_part_are_made_again_alone(
 ):
     test = divided(store, dataset, "test", arrays, TEST_CUTS[7])
     first = evaluate.fn(store, dataset, model, test).record
-    before, damaged = predictions.predicted(first), list(predictions.parts(first))[2].file
+    before, damaged = predictions.predicted(first), list(members.of(first))[2].file
     damaged.chmod(0o644)
     damaged.write_bytes(b"damaged")
     again = evaluate.fn(store, dataset, model, test)
-    assert again.step.summary.endswith(" in 7 parts, 1 new")
+    assert again.step.summary.endswith(", in 7 parts, 1 new")
     np.testing.assert_array_equal(predictions.predicted(again.record), before)
 
 

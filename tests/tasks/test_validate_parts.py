@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -14,19 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.datasets.catalog import Dataset
+from storage.errors import DamagedEntry
 from storage.files import read_json
 from storage.formats import arrays as arrays_file
 from storage.formats import members, sorted_columns
 from storage.records import Done, Split, SplitName, Validation
-from storage.store import ENTRY, Store
+from storage.store import ENTRY, FOLDERS, Store, discard
 from storage.verify import verify
 from storage.workers.current import using
 from tasks.checking import comparing, measuring, repeats, surveys
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
+from tests.support.cloud_stores import Cloud
 from tests.support.scattered_workers import ScatteredWorkers
 from tests.support.split_in_parts import in_one_file, in_parts
 from tests.support.stores import fingerprint
+from tests.support.tampering import reseal
 
 TRAIN, TEST = 210, 70
 CUTS = {1: ((TRAIN,), (TEST,)), 2: ((100, 110), (64, 6)), 7: ((30,) * 7, (1, 2, 3, 4, 20, 30, 10))}
@@ -126,6 +130,32 @@ def test_any_number_of_parts_gives_the_checks_and_the_table_of_one_file(store: S
     assert found[("test", "leaked")] == (3, 40, 65)
 
 
+def test_one_split_may_be_in_parts_and_the_other_in_one_file(store: Store, dataset: Dataset):
+    (train, test), parts = cut(store, dataset, 0), cut(store, dataset, 2)
+    whole = verdict(store, dataset, (train, test)).record
+    for splits in ((parts[0], test), (train, parts[1])):
+        result = verdict(store, dataset, splits).record
+        assert (result.parts, result.checks) == (3, whole.checks)
+        assert table(result).equals(table(whole))
+
+
+def test_parts_in_object_storage_are_checked_like_those_in_a_folder(store: Store, dataset: Dataset, tmp_path: Path):
+    here = verdict(store, dataset, cut(store, dataset, 2)).record
+    cloud = Cloud(tmp_path / "cloud")
+    try:
+        remote = cloud.machine()
+        remote.prepare()
+        there = verdict(remote, dataset, cut(remote, dataset, 2))
+        assert there.record.digest == here.digest
+        assert table(there.record).equals(table(here))
+        # Another machine finds all of it, and has nothing to do.
+        again = verdict(cloud.machine("other"), dataset, cut(cloud.machine("other"), dataset, 2))
+        assert again.step.reused
+        assert again.step.summary.endswith(", in 4 parts")
+    finally:
+        cloud.close()
+
+
 def test_workers_in_any_order_write_the_same_bytes(store: Store, dataset: Dataset, tmp_path: Path):
     here = verdict(store, dataset, cut(store, dataset, 7))
     elsewhere = Store(tmp_path / "elsewhere")
@@ -195,8 +225,7 @@ def test_a_damaged_result_of_a_part_is_made_again_and_nothing_else(store: Store,
 
 def test_the_list_of_a_verdict_names_all_that_it_consists_of(store: Store, dataset: Dataset):
     record = verdict(store, dataset, cut(store, dataset, 2)).record
-    path = record.entry.path(members.MEMBERS)
-    listed = members.keys(path.read_bytes(), path)
+    listed = members.keys(record.entry)
     others = {path.parent.name for path in store.entries("tiny", "validate").glob(f"*/{ENTRY}")} - {record.entry.key}
     assert sorted(listed) == sorted(others)
 
@@ -245,3 +274,34 @@ def test_what_is_in_memory_at_a_time_does_not_grow_with_the_parts(
     assert sums.most <= 2 * 2 * max(256, 3 * 63)
     assert found.most <= len(surveys.IMAGES) * 2 * 300
     assert sum(compared.repeats.said(100, 20) & repeats.LEAKED > 0) == 20
+
+
+def unreadable(store: Store, name: str, subject: str) -> None:
+    """Replace a file of one entry, and have the description of the entry fit it."""
+    paths = store.entries("tiny", "validate").glob(f"*/{name}")
+    path = next(path for path in paths if read_json(path.parent / ENTRY)["subject"] == subject)
+    for file in path.parent.iterdir():
+        file.chmod(0o644)
+    path.write_bytes(b"[]")
+    reseal(path.parent)
+
+
+@pytest.mark.remedies("storage.formats.sorted_columns:between", "tasks.checking.measuring:look")
+def test_what_cannot_be_read_although_its_digest_fits_is_named_and_made_again(
+    store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    splits = cut(store, dataset, 2)
+    first = verdict(store, dataset, splits)
+    for name, subject in (("images.parquet", "test part survey"), ("findings.json", "train part")):
+        unreadable(store, name, subject)
+        # So that it is read.
+        monkeypatch.setattr(repeats, "BUCKET_IMAGES", 100)
+        discard(first.record.entry.folder)  # type: ignore[attr-defined]
+        with pytest.raises(DamagedEntry) as error:
+            validate.fn(store, dataset, *splits)
+        remove = re.search(
+            rf": expected .*; .*; remove (\S+/{FOLDERS['validate']}/\w+), then run again$", str(error.value)
+        )
+        assert remove
+        discard(Path(remove[1]))
+        assert verdict(store, dataset, splits).record == first.record

@@ -1,0 +1,67 @@
+"""`idxflow backfill`: a run for each day's data as it was."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from flows.commands.options import AsJson, DatasetFile, Source, StoreFolder
+from flows.commands.several import carry_out
+from flows.terminal.output import remark
+from storage.words import counted
+
+
+def backfill(
+    dataset: str = "digits",
+    *,
+    from_: Annotated[str, Parameter(name="--from", help="The first day, such as 2026-11-01.")],
+    to: Annotated[str, Parameter(help="The last day possible, such as 2026-11-30.")],
+    every: Annotated[str, Parameter(help="Days between two runs, such as `1d` or `7d`.")] = "1d",
+    profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
+    set_: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            help="Set a training parameter, such as `epochs=5` or `hidden=[100,50]`. Can be repeated.",
+            negative="",
+            allow_leading_hyphen=True,
+        ),
+    ] = None,
+    source: Source = None,
+    store: StoreFolder = None,
+    dataset_file: DatasetFile = None,
+    as_json: AsJson = False,
+) -> int:
+    """Retrain on the data of each of many days as it was on that day.
+
+    On a day, there were the archives with that date or an earlier one; of these, a window of the manifest takes the
+    newest. The runs go one after the other, from the first day to the last, as with `idxflow run --as-of DAY`; a day
+    that adds no archive has none. Each is recorded with its day, and a table at the end says how each ended.
+
+    Typed again, it resumes: what was made is found.
+
+    Example: `idxflow backfill --dataset-file letters/letters.toml --from 2026-11-01 --to 2026-11-30 --every 7d`
+
+    Args:
+        dataset: A data set of the catalog; `--dataset-file` names one of your own, whose archives have dates.
+    """
+    from flows.backfill import planned
+    from flows.run import Request
+    from flows.several import check_store
+    from storage.datasets.chosen import day_of
+
+    request = Request(
+        dataset,
+        dataset_file,
+        profile,  # type: ignore[arg-type]
+        settings=tuple(set_ or ()),
+        source=source,
+        store=store,
+    )
+    check_store(request)
+    plan = planned(request, day_of(from_, "--from"), day_of(to, "--to"), every)
+    if plan.same and not as_json:
+        days = counted(len(plan.same), "day has", "days have")
+        remark(f"note: {days} the data of an earlier one, and no run: first {next(iter(plan.same))}")
+    return carry_out(plan.requests, 1, as_json, {"same": plan.same})

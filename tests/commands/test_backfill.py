@@ -1,0 +1,121 @@
+"""`idxflow backfill` and `idxflow run --as-of`: runs on the data as it was."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.backfill import planned
+from flows.commands.cli import run_command
+from flows.run import Request
+from storage.errors import ConfigError
+from storage.ledger import Ledger
+from storage.store import Store
+from storage.verify import verify
+from tests.conftest import TinyFactory, bars
+from tests.support.commands import idxflow
+from tests.support.listed_archives import dated, write_listed
+
+DAYS = ("2026-11-01", "2026-11-08")
+QUICK = ("--set", "epochs=1", "--set", "hidden=[4]")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> str:
+    dataset = write_listed(tmp_path, bars(240, 60, 3, (9, 7)), (120, 120))
+    return str(dated(dataset, *DAYS, more="[floors]\naccuracy = 0\nclass_recall = 0\n").manifest)
+
+
+def between(first: str, last: str, every: str = "1d", **more: str):
+    return planned(Request(**more), datetime.date.fromisoformat(first), datetime.date.fromisoformat(last), every)
+
+
+def test_days_without_new_data_have_no_run(manifest: str):
+    plan = between("2026-11-06", "2026-11-10", dataset_file=manifest)
+    assert {day: request.as_of for day, request in plan.requests.items()} == {
+        "2026-11-06": "2026-11-06",
+        "2026-11-08": "2026-11-08",
+    }
+    assert plan.same == {"2026-11-07": "2026-11-06", "2026-11-09": "2026-11-08", "2026-11-10": "2026-11-08"}
+    assert [*between("2026-11-01", "2026-11-30", "7d", dataset_file=manifest).requests] == ["2026-11-01", "2026-11-08"]
+    assert plan.requests["2026-11-08"].command("run").endswith("--as-of 2026-11-08")
+
+
+@pytest.mark.remedies("flows.backfill:_days")
+def test_a_step_that_is_no_number_of_days_is_refused(manifest: str):
+    with pytest.raises(
+        ConfigError, match="--every: expected a number of days, such as 1d or 7d; found 'weekly'; correct"
+    ):
+        between("2026-11-01", "2026-11-30", "weekly", dataset_file=manifest)
+    assert between("2026-11-01", "2026-11-30", "7d", dataset_file=manifest).requests
+
+
+@pytest.mark.remedies("flows.backfill:_days:2")
+def test_days_in_the_wrong_order_are_refused(manifest: str):
+    with pytest.raises(
+        ConfigError, match="expected --to to be 2026-11-30 or later, as --from is; found 2026-11-01; exch"
+    ):
+        between("2026-11-30", "2026-11-01", dataset_file=manifest)
+    assert between("2026-11-01", "2026-11-30", dataset_file=manifest).requests
+
+
+@pytest.mark.remedies("flows.backfill:_days:3")
+def test_too_many_days_are_refused(manifest: str):
+    with pytest.raises(
+        ConfigError, match="expected at most 10,000 days; found 36,525 from .*; choose fewer, or a longer"
+    ):
+        between("2026-11-01", "2126-11-01", dataset_file=manifest)
+    assert between("2026-11-01", "2126-11-01", "30d", dataset_file=manifest).requests
+
+
+@pytest.mark.remedies("flows.backfill:planned")
+def test_data_without_dates_has_no_past(tiny: TinyFactory):
+    dataset = tiny()
+    words = ("backfill", "--dataset-file", str(dataset.manifest), "--from", "2026-11-01", "--to", "2026-11-02")
+    assert run_command([*words]) == 2
+    with pytest.raises(
+        ConfigError,
+        match=r"toml: expected archives with the days that their images are of; found none with a date; add ",
+    ):
+        between("2026-11-01", "2026-11-02", dataset_file=str(dataset.manifest))
+    text = dataset.manifest.read_text()
+    dataset.manifest.write_text(f"{text}\n[archives.train-images]\ndate = 2026-11-01\n")
+    assert [*between("2026-11-01", "2026-11-02", dataset_file=str(dataset.manifest)).requests] == ["2026-11-01"]
+
+
+@pytest.mark.flow
+def test_each_day_is_a_run_on_its_data_and_is_recorded_with_it(server: dict[str, str], tmp_path: Path, manifest: str):
+    environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store"), "COLUMNS": "200"}
+    words = ("backfill", "--dataset-file", manifest, "--from", "2026-11-07", "--to", "2026-11-09", *QUICK)
+    ended = idxflow(*words, "--json", env=environment, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    values = json.loads(ended.stdout)
+    assert [(run["as_of"], run["dataset"]) for run in values["runs"]] == [
+        ("2026-11-07", "listed"),
+        ("2026-11-08", "listed"),
+    ]
+    assert values["same"] == {"2026-11-09": "2026-11-08"}
+    assert [run["steps"]["decode train"]["summary"] for run in values["runs"]] == [
+        "120 images of 9×7",
+        "240 images of 9×7 in 2 parts, 1 new",
+    ]
+    store = Store(tmp_path / "store")
+    assert [record["as_of"] for record in Ledger(store, "listed").read("runs")] == ["2026-11-07", "2026-11-08"]
+    report = json.loads(Path(values["runs"][0]["report"]).with_name("report.json").read_text())
+    assert report["data"]["as_of"] == "2026-11-07"
+    assert report["data"]["sentence"].endswith(
+        " 1 of 2 archives for training of 2026-11-01 to 2026-11-01, as of 2026-11-07: train-images-000-idx3-ubyte.gz."
+    )
+    assert "--as-of 2026-11-07" in report["lineage"]["command"]
+    assert verify(store).findings == ()
+    listed = idxflow("runs", "list", "listed", env=environment).stdout.splitlines()
+    assert [line.rpartition(", ")[2] for line in listed] == ["as of 2026-11-08", "as of 2026-11-07"]
+    # A second time it finds what is there.
+    again = idxflow(*words, env=environment, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "idxflow: note: 1 day has the data of an earlier one, and no run: first 2026-11-09" in again.stderr
+    table = again.stdout.splitlines()[-2:]
+    assert [line.split()[:2] for line in table] == [["2026-11-07", "unchanged"], ["2026-11-08", "unchanged"]]

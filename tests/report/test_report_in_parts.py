@@ -1,0 +1,105 @@
+"""The report of a run on splits in parts says what it says of the same rows in one file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from storage.datasets.training import TrainingConfig
+from storage.records import Check, RunRecord, Validation
+from storage.registry import Registry
+from storage.store import Store
+from tasks.evaluate import evaluate
+from tasks.normalize import normalize
+from tasks.report import comparison, document, evidence, past_runs
+from tasks.report.images import pictures
+from tasks.train import train
+from tests.conftest import TinyFactory, bars
+from tests.support.split_in_parts import in_one_file, in_parts
+
+CONFIG = TrainingConfig(held_out="tail", epochs=2, batch_size=16, learning_rate=0.05, validation_fraction=0.3)
+ROWS = bars(200, 80, 3, (9, 7))
+
+
+@pytest.fixture
+def runs(store: Store, tiny: TinyFactory) -> list[RunRecord]:
+    """The same run on one file for each split, and on parts."""
+    dataset, made = tiny(), []
+    labels = ROWS["test-labels"].copy()
+    labels[::5] = 1
+    checks = (Check("train", "some", "e", "ink", "l", "o", "warning", False, (0, 7, 199)),)
+    for sizes in ((None, None), ((64, 6, 130), (16, 1, 63))):
+        train_split, test = (
+            in_parts(store, dataset, name, images, of_images, cut)
+            if cut
+            else in_one_file(store, dataset, name, images, of_images)
+            for name, images, of_images, cut in (
+                ("train", ROWS["train-images"], ROWS["train-labels"], sizes[0]),
+                ("test", ROWS["test-images"], labels, sizes[1]),
+            )
+        )
+        normalization = normalize.fn(store, dataset, train_split, CONFIG).record
+        model = train.fn(store, dataset, train_split, normalization, CONFIG).record
+        of_model = evaluate.fn(store, dataset, model, test).record
+        run = RunRecord(
+            f"20260502-09001{len(made)}-3f2a",
+            dataset.name,
+            "2026-05-02T09:00:13+00:00",
+            "command line",
+            "default",
+            CONFIG.model_dump(mode="json"),
+            train=train_split,
+            test=test,
+            validation=Validation(train_split.entry, True, "va", checks, {}),
+            normalization=normalization,
+            model=model,
+            evaluation=of_model,
+            champion_evaluation=of_model,
+            facts=past_runs.facts(dataset),
+        )
+        made.append(run)
+    return made
+
+
+def flat(values: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {name: one for key, value in values.items() for name, one in flat(value, f"{path}.{key}").items()}
+    if isinstance(values, list):
+        return {name: one for n, value in enumerate(values) for name, one in flat(value, f"{path}[{n}]").items()}
+    return {path: values}
+
+
+def test_every_section_about_rows_is_the_same(store: Store, runs: list[RunRecord]):
+    registry = Registry(store, "tiny")
+    found = [evidence.gather(registry, run) for run in runs]
+    whole, divided = (document.content(run, one) for run, one in zip(runs, found, strict=True))
+    assert divided["data"]["splits"][0]["parts"] == 3
+    assert divided["data"]["sentence"].startswith(
+        "200 images for training in 3 parts and 80 images for testing in 3 parts"
+    )
+    assert whole["data"]["classes"] == divided["data"]["classes"]
+    assert [check["labels"] for check in divided["checks"]["checks"]] == [["bar 0", "bar 1", "bar 1"]]
+    for section in ("training", "test", "mistakes", "checks"):
+        first, second = flat(whole[section]), flat(divided[section])
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            if not name.startswith(".epochs") and "seconds" not in name:
+                expected = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+                assert second[name] == expected, f"{section}{name}"
+    assert whole["training"]["held_out"] is not None
+    assert whole["mistakes"]["shown"]
+    examples = [
+        pictures(run, values, one).examples for run, values, one in zip(runs, (whole, divided), found, strict=True)
+    ]
+    assert examples[0] is not None
+    np.testing.assert_array_equal(examples[0], examples[1])
+
+
+def test_two_runs_on_parts_are_compared_image_by_image(store: Store, runs: list[RunRecord]):
+    run = runs[1]
+    compared = comparison.compare(store, run, run)
+    assert compared["paired"]["rows"] == 80
+    assert compared["paired"]["differing"] == 0
+    np.testing.assert_array_equal(comparison.images(run, run, [0, 16, 79]), ROWS["test-images"][[0, 16, 79]])
