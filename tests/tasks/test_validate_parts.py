@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from storage.files import read_json
 from storage.formats import arrays as arrays_file
 from storage.formats import members, sorted_columns
 from storage.records import Done, Split, SplitName, Validation
+from storage.runtime.cancellation import Cancelled
 from storage.store import ENTRY, FOLDERS, Store, discard
 from storage.verify import verify
 from storage.workers.current import using
+from storage.workers.here import Here
 from tasks.checking import comparing, measuring, repeats, surveys
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
@@ -220,6 +222,25 @@ def test_a_damaged_result_of_a_part_is_made_again_and_nothing_else(store: Store,
     again = verdict(store, dataset, splits)
     assert again.record == first.record
     assert fingerprint(store) == before
+    assert not verify(store).findings
+
+
+class Ending(Here):
+    """A run that is cancelled while it measures the sixth part."""
+
+    def each(self, function: Callable[[Any], Any], items: Sequence[Any], doing: str) -> Iterator[tuple[int, Any]]:
+        for done, result in enumerate(super().each(function, items, doing)):
+            if doing == "measure images" and done == 5:
+                raise Cancelled
+            yield result
+
+
+def test_a_run_goes_on_with_the_parts_that_a_cancelled_one_has_left(store: Store, dataset: Dataset):
+    splits = cut(store, dataset, 7)
+    with using(Ending()), pytest.raises(Cancelled):
+        validate.fn(store, dataset, *splits)
+    step = verdict(store, dataset, splits).step
+    assert (step.reused, step.summary.endswith(", in 14 parts, 8 new"), step.reason) == (False, True, "8 new parts")
     assert not verify(store).findings
 
 
