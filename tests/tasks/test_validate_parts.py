@@ -6,6 +6,7 @@ import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from storage.datasets.catalog import Dataset
 from storage.errors import DamagedEntry
 from storage.files import read_json
 from storage.formats import arrays as arrays_file
-from storage.formats import members, sorted_columns
-from storage.records import Done, Split, SplitName, Validation
+from storage.formats import members, sorted_columns, split_rows
+from storage.records import Done, FolderEntry, Split, SplitName, Validation
 from storage.runtime.cancellation import Cancelled
-from storage.store import ENTRY, FOLDERS, Store, discard
+from storage.store import ENTRY, FOLDERS, Plan, Store, discard
 from storage.verify import verify
 from storage.workers.current import using
 from storage.workers.here import Here
@@ -156,6 +157,24 @@ def test_parts_in_object_storage_are_checked_like_those_in_a_folder(store: Store
         assert again.step.summary.endswith(", in 4 parts")
     finally:
         cloud.close()
+
+
+def test_a_part_that_is_not_as_recorded_is_refused(store: Store, dataset: Dataset):
+    train, test = cut(store, dataset, 2)
+
+    def make(folder: Path) -> Split:
+        first, second = split_rows.parts(test)
+        members.write(folder, [first, replace(second, digest="f" * 64)])
+        return replace(test, entry=FolderEntry(folder), digest="e" * 64, rows=71)
+
+    other = store.get_or_make(Plan("tiny", "decode", "test", {"parts": "other"}), Split, make, str).record
+    checks = verdict(store, dataset, (train, other)).record.checks
+    failed = {check.column: check.observed for check in checks if check.table == "archives" and not check.passed}
+    digest = [*split_rows.parts(test)][1].digest
+    assert failed == {
+        "rows_found": "1 of 2 splits, 50%: 70 instead of 71",
+        "content_found": f"1 of 2 splits, 50%: {digest[:12]}… instead of eeeeeeeeeeee…",
+    }
 
 
 def test_workers_in_any_order_write_the_same_bytes(store: Store, dataset: Dataset, tmp_path: Path):
