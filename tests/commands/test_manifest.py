@@ -291,17 +291,13 @@ def test_files_with_numbers_belong_together(tmp_path: Path):
     source = write_listed(tmp_path, ARRAYS, (30, 30)).source
     labels = source / "train-labels-001-idx1-ubyte.gz"
     labels.rename(tmp_path / "away")
-    with pytest.raises(
-        ConfigError, match="with each number; found train-images-001-idx3-ubyte.gz alone; "
-    ):
+    with pytest.raises(ConfigError, match="with each number; found train-images-001-idx3-ubyte.gz alone; "):
         manifest_of(source)
     (tmp_path / "away").rename(labels)
     images = source / "train-images-001-idx3-ubyte.gz"
     good = images.read_bytes()
     images.write_bytes(gzip.compress(idx.encode(ARRAYS["train-images"][30:, :8])))
-    with pytest.raises(
-        FormatError, match="train-images-001.*: expected images of 9×7 pixels, as in .*; found 8×7; "
-    ):
+    with pytest.raises(FormatError, match="train-images-001.*: expected images of 9×7 pixels, as in .*; found 8×7; "):
         manifest_of(source)
     images.write_bytes(good)
     assert manifest_of(source).count("[[archives.train-images]]") == 2
