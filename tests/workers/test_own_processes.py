@@ -23,7 +23,7 @@ from storage.workers import dask_cluster, dask_own
 from storage.workers.current import current, using
 from storage.workers.here import Here
 from storage.workers.opening import workers_for
-from storage.workers.protocol import Workers
+from storage.workers.protocol import Survey, Workers
 from tests.support import working
 from tests.support.servers import ROOT
 from tests.support.working import Item
@@ -33,9 +33,10 @@ PATIENCE_SECONDS = 60
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Workers]:
-    workers = workers_for("2")
-    yield workers
-    workers.close()
+    with closing(workers_for("2")) as workers:
+        # Both are there, so that neither computes everything.
+        assert workers.survey(("tests.support.working",)) == Survey(2, {})
+        yield workers
 
 
 @pytest.fixture(params=["here", "two"])
