@@ -167,6 +167,8 @@ class Plan:
     """Version of each library that shapes the result."""
     name: str = ""
     """Name of the entry's folder, if people look for it by name; otherwise the key is used."""
+    reason: str = field(default="", compare=False)
+    """Why it is made, if that is known; otherwise, similar results are looked for, which lists all of the step."""
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -534,8 +536,13 @@ class Store:
 
     def _why(self, plan: Plan) -> str:
         """Return what differs from the most similar existing result."""
+        if plan.reason:
+            return plan.reason
         if plan.name:
             return "new for each run"
+        if " part" in plan.subject:
+            # Nobody reads why each of thousands is made.
+            return "new part"
         same = (plan.step, plan.subject)
         others = [
             entry for entry in self.newest_entries(plan.dataset, plan.step) if (entry["step"], entry["subject"]) == same

@@ -291,9 +291,7 @@ def test_digests_of_chunks_that_cannot_be_read_are_named(store: Store, tmp_path:
     file = pair[0].entry.path(chunks.CHUNKS)
     file.chmod(0o644)
     file.write_text("{}")
-    with pytest.raises(
-        DamagedEntry, match=rf"{file}: expected the digests of chunks; .*; remove {file.parent}, "
-    ):
+    with pytest.raises(DamagedEntry, match=rf"{file}: expected the digests of chunks; .*; remove {file.parent}, "):
         decode.fn(store, dataset, "train", *pair)
     shutil.rmtree(file.parent)
     check_rows(decoded(store, dataset).record)
@@ -339,6 +337,18 @@ def test_in_object_storage_it_is_the_same(
     cloud.objects.forget()
     assert decoded(other, dataset).step.reused
     cloud.close()
+
+
+def test_of_many_parts_only_the_first_is_compared_with_what_is_there(tmp_path: Path, small_parts: None):
+    listings = []
+    for number, sizes in enumerate([(25,) * 4, (10,) * 10]):
+        cloud = Cloud(tmp_path / f"cloud-{number}")
+        store = cloud.machine()
+        store.prepare()
+        decoded(store, write_listed(tmp_path, ARRAYS, sizes))
+        listings.append(sum(one.name == "walk" for one in cloud.objects.operations))
+        cloud.close()
+    assert listings[0] == listings[1]
 
 
 def test_a_list_of_one_archive_is_the_archive(store: Store, tmp_path: Path, tiny: TinyFactory):
