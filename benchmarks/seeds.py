@@ -1,8 +1,11 @@
 """How much the accuracy of a profile depends on chance: the same run over several seeds.
 
 python -m benchmarks.seeds mnist --profile tutorial --source ~/archives --at-once 2
+python -m benchmarks.seeds mnist --seeds 20 --at-once 8 --store s3://bucket/seeds --workers tls://scheduler:8786
 
 A training keeps one processor busy, so as many runs as there are processors go side by side, each a process of its own.
+With a cluster of workers (docs/how-to/workers.md), these train, so more can go side by side than this machine has
+processors, if it has the memory for the rest of a run. Workers of other machines need a store that they reach, too.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ def main() -> None:
     parser.add_argument("--source", help="folder or URL of the archives")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 1 on")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="how many side by side")
+    parser.add_argument("--store", help="where the runs keep their results; default: a folder that is removed again")
+    parser.add_argument("--workers", help="a cluster of workers that train, such as tls://scheduler:8786")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="idxflow-seeds-") as store, ThreadPoolExecutor(asked.at_once) as pool:
+    with tempfile.TemporaryDirectory(prefix="idxflow-seeds-") as folder, ThreadPoolExecutor(asked.at_once) as pool:
+        store = asked.store or folder
         outcomes = list(pool.map(lambda seed: _run(asked, store, seed), range(1, asked.seeds + 1)))
     for name in ("train_accuracy", "test_accuracy"):
         values = sorted(outcome[name] for outcome in outcomes)
@@ -39,6 +45,8 @@ def _run(asked: argparse.Namespace, store: str, seed: int) -> dict[str, Any]:
                "--set", f"seed={seed}", "--store", store, "--json"]  # fmt: skip
     if asked.source:
         command += ["--source", asked.source]
+    if asked.workers:
+        command += ["--workers", asked.workers]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     outcome: dict[str, Any] = json.loads(done.stdout) if done.stdout else {"error": {"sentence": done.stderr}}
     if outcome["error"]:

@@ -83,12 +83,13 @@ class Pair:
     def plan(self) -> Plan:
         """What all rows are made from."""
         plan = _plan(self.dataset, self.name, self.images, self.labels)
-        return plan if self.is_first else replace(plan, reason="new archive")
+        return replace(plan, one_of_many=not self.is_first)
 
     def plan_of(self, rows: tuple[int, int]) -> Plan:
         """Return what some of the rows are made from: from a first one up to but not including a second one."""
         plan = _plan(replace(self.dataset, rows={}), self.name, self.images, self.labels)
-        return replace(plan, subject=f"{self.name} part", parameters={**plan.parameters, "part": [*rows]})
+        parameters = {**plan.parameters, "part": [*rows]}
+        return replace(plan, subject=f"{self.name} part", parameters=parameters, one_of_many=True)
 
 
 @dataclass(frozen=True)
