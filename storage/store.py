@@ -167,6 +167,8 @@ class Plan:
     """Version of each library that shapes the result."""
     name: str = ""
     """Name of the entry's folder, if people look for it by name; otherwise the key is used."""
+    one_of_many: bool = False
+    """Whether nobody asks why it was made: it is one of thousands of parts. To find out takes a list of all results."""
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -536,6 +538,8 @@ class Store:
         """Return what differs from the most similar existing result."""
         if plan.name:
             return "new for each run"
+        if plan.one_of_many:
+            return "new"
         same = (plan.step, plan.subject)
         others = [
             entry for entry in self.newest_entries(plan.dataset, plan.step) if (entry["step"], entry["subject"]) == same

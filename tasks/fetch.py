@@ -27,7 +27,9 @@ from storage.formats import chunks, idx, members, split_rows
 from storage.records import Archive, Done, FolderEntry
 from storage.store import Plan, Store
 from storage.words import counted
-from storage.workers.current import in_order
+from storage.workers.current import current, in_order, using
+from storage.workers.here import Here
+from storage.workers.protocol import Workers
 from tasks.sources.download import POLICY, DownloadPolicy
 from tasks.sources.origins import EMBEDDED, GZIP_MAGIC, EmbeddedSource, Folder, Origin, measured, origins_of
 from tasks.sources.partial_file import PartialFile, Received, SourceFailed
@@ -85,7 +87,8 @@ def _several(store: Store, dataset: Dataset, specs: Sequence[ArchiveSpec], sourc
     started, role = time.perf_counter(), specs[0].role
     # Without the archives, of which there may be thousands: each item goes to another process.
     each = [_One(store, replace(dataset, archives=(spec,)), spec, source) for spec in specs]
-    done = in_order(_fetched, each, f"fetch {role}")
+    with using(_who_fetches(dataset, source)):
+        done = in_order(_fetched, each, f"fetch {role}")
     archives = [one.record for one in done]
     plan = Plan(
         dataset.name, "fetch", role, inputs={"archives": digest_of([[a.entry.key, a.sha256] for a in archives])}
@@ -97,6 +100,14 @@ def _several(store: Store, dataset: Dataset, specs: Sequence[ArchiveSpec], sourc
         reason = done[0].step.reason if new == len(done) else counted(new, "new archive")
         step = replace(step, summary=f"{step.summary}, {new:,} new", reused=False, reason=reason)
     return Done(result.record, step)
+
+
+def _who_fetches(dataset: Dataset, source: str | None) -> Workers:
+    """Return the workers of the run only if all archives come from the manifest's mirrors.
+
+    A folder is one of this machine, and a source that was given for the run may have a password in it.
+    """
+    return Here() if source or dataset.source or dataset.embedded else current()
 
 
 def _listed(archives: Sequence[Archive], folder: Path) -> Archive:

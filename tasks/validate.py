@@ -30,6 +30,7 @@ from storage.formats import arrays, members, split_rows
 from storage.records import Check, Done, FolderEntry, Split, Validation, to_json
 from storage.runtime import code_digests
 from storage.store import Plan, Store
+from storage.words import counted
 from tasks.checking import comparing, image_table, measuring
 from tasks.checking.comparing import Compared
 from tasks.checking.measuring import Measured
@@ -83,19 +84,19 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
     `means.npz` has the mean training images, by ascending label.
     """
     dataset = _without_set_aside(dataset, (train, test))
-    counted: dict[str, _Counted] = {split.name: _Counted() for split in (train, test)}
+    tallies: dict[str, _Tallies] = {split.name: _Tallies() for split in (train, test)}
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
     with threadpool_limits(1, "blas"), image_table.writer(folder / image_table.FILE) as writer:
         surveys = {split.name: summary.survey(split_rows.blocks(split), split.classes) for split in (train, test)}
         rows = {name: len(survey.labels) for name, survey in surveys.items()}
         checks = [*run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, (train, test), rows)])]
         for split in (train, test):
-            of_train, counters = None if split is train else surveys["train"], counted[split.name]
+            of_train, counters = None if split is train else surveys["train"], tallies[split.name]
             parts = summary.images(split_rows.blocks(split), surveys[split.name], of_train, image_table.TABLE_ROWS)
             written = image_table.written(writer, split.name, parts, (counters.matches, counters.pixels))
             look = run_suites.look(suites.images(dataset, split.name), written)
             checks += _checks(dataset, split, [look], surveys[split.name].means, counters)
-    return _verdict(folder, (train, test), surveys["train"].means, checks, counted)
+    return _verdict(folder, (train, test), surveys["train"].means, checks, tallies)
 
 
 def _validate_parts(store: Store, dataset: Dataset, splits: tuple[Split, Split], plan: Plan) -> Done[Validation]:
@@ -108,31 +109,36 @@ def _validate_parts(store: Store, dataset: Dataset, splits: tuple[Split, Split],
         make = partial(_put_together, dataset, splits, compared, [part.record for part in done])
         result = store.get_or_make(plan, Validation, make, _describe(splits))
     new = sum(not part.step.reused for part in done)
-    parts = f"{result.step.summary}, in {len(done):,} parts" + (f", {new:,} new" if new else "")
-    seconds = time.perf_counter() - started
-    return Done(result.record, dataclasses.replace(result.step, summary=parts, seconds=seconds))
+    step = dataclasses.replace(
+        result.step,
+        summary=f"{result.step.summary}, in {counted(len(done), 'part')}" + (f", {new:,} new" if new else ""),
+        seconds=time.perf_counter() - started,
+        reused=result.step.reused and not new,
+        reason=counted(new, "new part") if 0 < new < len(done) else result.step.reason,
+    )
+    return Done(result.record, step)
 
 
 def _put_together(
     dataset: Dataset, splits: tuple[Split, Split], compared: Compared, measured: Sequence[Measured], folder: Path
 ) -> Validation:
     """Put together what was found in the parts, one after the other."""
-    counted: dict[str, _Counted] = {split.name: _Counted() for split in splits}
+    tallies: dict[str, _Tallies] = {split.name: _Tallies() for split in splits}
     by_split = {split.name: [part for part in measured if part.name == split.name] for split in splits}
     footers = {split.name: _footer(split, by_split[split.name]) for split in splits}
     rows = {name: sum(part.rows for part in parts) for name, parts in by_split.items()}
     checks = [*run_suites.run(suites.archives(dataset), [summary.archive_table(dataset, splits, rows, footers)])]
     for split in splits:
-        looks = _looks(by_split[split.name], suites.images(dataset, split.name), counted[split.name])
-        checks += _checks(dataset, split, looks, compared.of(split.name).means(), counted[split.name])
+        looks = _looks(by_split[split.name], suites.images(dataset, split.name), tallies[split.name])
+        checks += _checks(dataset, split, looks, compared.of(split.name).means(), tallies[split.name])
     members.write(folder, measured, compared.keys())
-    validation = _verdict(folder, splits, compared.train.means(), checks, counted)
+    validation = _verdict(folder, splits, compared.train.means(), checks, tallies)
     return dataclasses.replace(validation, parts=len(measured))
 
 
-def _looks(parts: Iterable[Measured], suite: suites.Suite, counted: _Counted) -> Iterator[run_suites.Look]:
+def _looks(parts: Iterable[Measured], suite: suites.Suite, tallies: _Tallies) -> Iterator[run_suites.Look]:
     for part in parts:
-        part.count(counted.matches, counted.pixels)
+        part.count(tallies.matches, tallies.pixels)
         yield part.look(suite)
 
 
@@ -145,7 +151,7 @@ def _footer(split: Split, measured: Iterable[Measured]) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Counted:
+class _Tallies:
     """What is counted over the image table of a split."""
 
     matches: summary.Matches = field(default_factory=summary.Matches)
@@ -161,15 +167,15 @@ def _checks(
     split: Split,
     looks: Iterable[run_suites.Look],
     means: summary.Centroids,
-    counted: _Counted,
+    tallies: _Tallies,
 ) -> Iterator[Check]:
     """Yield the results of all suites of a split, from what was found in its image table."""
     yield from run_suites.checks(suites.images(dataset, split.name), looks)
-    yield from run_suites.run(suites.match(dataset, split.name), [summary.match_table(counted.matches)])
+    yield from run_suites.run(suites.match(dataset, split.name), [summary.match_table(tallies.matches)])
     if dataset.ink:
-        ground = summary.ground_table(means, split.image_shape, counted.pixels)
+        ground = summary.ground_table(means, split.image_shape, tallies.pixels)
         yield from run_suites.run(suites.ground(dataset.ink, split.name), [ground])
-    classes = counted.class_table(len(dataset.classes))
+    classes = tallies.class_table(len(dataset.classes))
     yield from run_suites.run(suites.classes(dataset, split.name), [classes])
 
 
@@ -178,13 +184,13 @@ def _verdict(
     splits: Sequence[Split],
     means: summary.Centroids,
     checks: Sequence[Check],
-    counted: Mapping[str, _Counted],
+    tallies: Mapping[str, _Tallies],
 ) -> Validation:
     """Write the mean training images into `folder`, and return the verdict on both splits."""
     validation = Validation(FolderEntry(folder), True, "", (), {})
     train = splits[0]
     arrays.write(validation.means, {"mean": means.exact.reshape(-1, *train.image_shape)})
-    counts = {name: tuple(one.class_table(train.classes)["rows"].tolist()) for name, one in counted.items()}
+    counts = {name: tuple(one.class_table(train.classes)["rows"].tolist()) for name, one in tallies.items()}
     of = [split.digest for split in splits]
     return dataclasses.replace(
         validation,

@@ -458,7 +458,8 @@ def _files(folder: Path) -> dict[str, list[Path]]:
                 "rename them"
             )
     for split in SPLITS:
-        _check_numbers(folder, numbered.get(f"{split}-images"), numbered.get(f"{split}-labels"))
+        if not numbered.keys().isdisjoint((f"{split}-images", f"{split}-labels")):
+            _check_numbers(folder, *(_numbered(candidates[f"{split}-{kind}"]) for kind in ("images", "labels")))
     return {
         role: [path for _, path in sorted(numbered[role].items())] if role in numbered else files
         for role, files in candidates.items()
@@ -476,15 +477,15 @@ def _numbered(files: Sequence[Path]) -> dict[int, Path]:
     return found
 
 
-def _check_numbers(folder: Path, images: Mapping[int, Path] | None, labels: Mapping[int, Path] | None) -> None:
+def _check_numbers(folder: Path, images: Mapping[int, Path], labels: Mapping[int, Path]) -> None:
     """Check that several files of images have labels of the same numbers.
 
     Raises:
         ConfigError: they have not.
     """
-    alone = sorted((images or {}).keys() ^ (labels or {}).keys())
-    if (images or labels) and alone:
-        path = {**(images or {}), **(labels or {})}[alone[0]]
+    alone = sorted(images.keys() ^ labels.keys())
+    if alone:
+        path = {**images, **labels}[alone[0]]
         raise ConfigError(
             f"{folder}: expected a file of images and one of labels with each number; found {path.name} alone; add the "
             "other, or move it to another folder"

@@ -58,7 +58,8 @@ def parse(text: str, insecure: bool = False) -> int | Cluster:
         insecure: whether a scheduler on another machine need not ask for certificates; the environment can say so, too.
 
     Raises:
-        ConfigError: it is neither, the cluster is on another machine and not protected, or a certificate is missing.
+        ConfigError: it is neither, the cluster is on another machine and not protected, or a certificate is missing or
+            cannot be used.
     """
     word = text.strip()
     if not re.match(OPEN_WORKERS, word) or (word.isdecimal() and int(word) > MOST):
@@ -93,6 +94,9 @@ def patience() -> float:
 
 def _certificates() -> dict[str, str]:
     """Return the files that the variables name; none, for what Dask's own configuration says, if none is set."""
+    # Few runs need it.
+    import ssl
+
     files = {name: os.environ.get(variable, "") for name, variable in CERTIFICATES.items()}
     if not any(files.values()):
         return {}
@@ -106,6 +110,13 @@ def _certificates() -> dict[str, str]:
             raise ConfigError(
                 f"{variable}: expected a file in PEM format that can be read at {files[name]}; found none; correct it"
             )
+    try:
+        ssl.create_default_context(cafile=files["ca"]).load_cert_chain(files["cert"], files["key"])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"expected {', '.join(CERTIFICATES.values())} to name an authority, and a certificate with its key, in PEM "
+            f"format; found {error}; correct them"
+        ) from error
     return files
 
 

@@ -22,7 +22,7 @@ from concurrent.futures import CancelledError as Lost
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from storage.errors import ConfigError, IdxflowError, WorkersFailed
+from storage.errors import IdxflowError, WorkersFailed
 from storage.files import WAITING
 from storage.runtime import cancellation
 from storage.runtime.progress import advance, counted_off
@@ -130,7 +130,6 @@ class Dask:
 
         Raises:
             WorkersFailed: the cluster cannot be reached.
-            ConfigError: a certificate cannot be used.
         """
         with self._turn:
             if self._session is None:
@@ -219,7 +218,8 @@ class _Session:
         _quiet()
         self.done(self._open())
         self._answered = self._seen = time.monotonic()
-        self._asking = self.start(self._ask())
+        self.done(self._ask())
+        self._asking = self.start(self._keep_asking())
 
     async def _open(self) -> None:
         from distributed import Client
@@ -322,14 +322,17 @@ class _Session:
                 waiting.put((call, number, line))
 
     async def _ask(self) -> None:
-        """Ask the scheduler again and again which workers there are."""
+        """Ask the scheduler which workers there are."""
+        with suppress(OSError):
+            self.threads = dict(await self.client.scheduler.ncores())
+            self._answered = time.monotonic()
+            if self.threads:
+                self._seen = self._answered
+
+    async def _keep_asking(self) -> None:
         while True:
-            with suppress(OSError):
-                self.threads = dict(await self.client.scheduler.ncores())
-                self._answered = time.monotonic()
-                if self.threads:
-                    self._seen = self._answered
             await asyncio.sleep(_ASK_SECONDS)
+            await self._ask()
 
     def check(self) -> None:
         """Check that there is somebody to wait for.
@@ -341,9 +344,10 @@ class _Session:
         if not self._client or self._client.status != "running" or now - self._answered > self.patience:
             raise self.gone()
         if self.own and not self.own.alive:
+            self.tell_endings()
             raise WorkersFailed(
                 f"expected {counted(self.own.count, 'worker')} {self._where}; found that all have ended, the last one "
-                f"{self.own.epitaph()}; run again with fewer, or with more memory: what is done is reused"
+                f"{self.own.last}; run again with fewer, or with more memory: what is done is reused"
             )
         if self.threads:
             self._said = False
@@ -355,6 +359,11 @@ class _Session:
         elif now - self._seen > _SAY_SECONDS and not self._said:
             self._said = True
             _log.info("waiting for workers %s", self._where, extra=WAITING)
+
+    def tell_endings(self) -> None:
+        """Log which of the processes of this run have ended since the last call."""
+        for ending in self.own.endings() if self.own else ():
+            _log.warning("%s", ending)
 
     def gone(self) -> WorkersFailed:
         """Return the error for a scheduler that has gone."""
@@ -441,6 +450,7 @@ class _Calls:
         done = wait(self._pending, _LOOK_SECONDS, FIRST_COMPLETED).done
         cancellation.check()
         self._tell()
+        self._session.tell_endings()
         if not done:
             self._session.check()
         for future in done:
@@ -522,7 +532,7 @@ def _security(cluster: Cluster) -> Security:
     """Return what to connect to a cluster with: the files that the variables name, or Dask's own configuration.
 
     Raises:
-        ConfigError: there are no certificates, or they cannot be used.
+        WorkersFailed: there are no certificates.
     """
     from distributed.security import Security
 
@@ -530,15 +540,8 @@ def _security(cluster: Cluster) -> Security:
         return Security(require_encryption=False)
     files = {"tls_ca_file": cluster.ca, "tls_client_cert": cluster.cert, "tls_client_key": cluster.key}
     security = Security(require_encryption=True, **{name: file for name, file in files.items() if file})
-    try:
-        context = security.get_connection_args("client").get("ssl_context")
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"expected {', '.join(CERTIFICATES.values())} to name an authority, and a certificate with its key, in PEM "
-            f"format; found {error}; correct them"
-        ) from error
-    if context is None:
-        raise ConfigError(
+    if security.get_connection_args("client").get("ssl_context") is None:
+        raise WorkersFailed(
             f"expected certificates for {cluster.address}; found none; set {', '.join(CERTIFICATES.values())} to the "
             "files that the scheduler was started with (docs/how-to/workers.md)"
         )

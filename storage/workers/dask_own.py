@@ -7,10 +7,12 @@ user of the machine could run code as this one.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,6 +36,9 @@ class OwnCluster:
         self.count = count
         self._processes: list[subprocess.Popen[bytes]] = []
         self._errors: list[IO[bytes]] = []
+        self._told = set[int]()
+        self.last = ""
+        """How the last process ended that has."""
         self._scheduler: Scheduler | None = None
 
     @property
@@ -74,6 +79,8 @@ class OwnCluster:
         process = subprocess.Popen(
             [sys.executable, "-m", "storage.workers.dask_worker"],
             cwd=ROOT,
+            # The same code as here, wherever it may be installed.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -87,15 +94,22 @@ class OwnCluster:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
 
-    def epitaph(self) -> str:
-        """Return how the last process ended, and with which last words."""
-        codes = [process.returncode for process in self._processes if process.returncode is not None]
-        code = codes[-1] if codes else 0
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        self._errors[-1].seek(0)
-        lines = self._errors[-1].read().decode(errors="replace").strip().splitlines()
-        words = next((line for line in reversed(lines) if "Error" in line), "") if code > 0 else ""
-        return f"{how}: {words[:_WORDS]}" if words else how
+    def endings(self) -> Iterator[str]:
+        """Yield how processes ended that have done so since the last call, and with which last words."""
+        for number, process in enumerate(self._processes, 1):
+            code = process.poll()
+            if code is not None and number not in self._told:
+                self._told.add(number)
+                self.last = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                if words := self._last_words(number) if code > 0 else "":
+                    self.last += f": {words}"
+                yield f"worker {number} {self.last}"
+
+    def _last_words(self, number: int) -> str:
+        errors = self._errors[number - 1]
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+        return next((line for line in reversed(lines) if "Error" in line), "")[:_WORDS]
 
     async def close(self) -> None:
         """End everything, in at most about the grace that the workers have."""

@@ -15,6 +15,7 @@ _BEFORE = tuple(sys.modules)
 import importlib
 import logging
 import math
+import os
 import pickle
 import threading
 import time
@@ -39,7 +40,9 @@ _TELL_SECONDS = 0.2
 _loaded = Loaded(name for name in _BEFORE if name not in ("storage", "storage.workers"))
 _turn = threading.Lock()
 _stops: set[Callable[[], None]] = set()
-_log = logging.getLogger(__name__)
+
+# Importing Prefect, as the steps do, sends usage data from a terminal.
+os.environ["DO_NOT_TRACK"] = os.environ.get("DO_NOT_TRACK") or "1"
 
 # A worker may train, and TensorFlow is imported after this.
 arithmetic.leave_to_the_processor()
@@ -201,14 +204,15 @@ class _Forward(logging.Handler):
             lines.add(record)
 
 
-@cache
-def _forward() -> _Forward:
-    handler = _Forward()
-    for name in LOGGERS:
-        logger = logging.getLogger(name)
+_forward = _Forward()
+
+
+def _have_lines_forwarded() -> None:
+    """Attach the handler again, too, after a library has set up logging and thrown it away."""
+    for logger in map(logging.getLogger, LOGGERS):
         logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-    return handler
+        if _forward not in logger.handlers:
+            logger.addHandler(_forward)
 
 
 @contextmanager
@@ -216,14 +220,15 @@ def _logged(topic: str, call: str) -> Iterator[list[bytes]]:
     """Send the lines that the block logs at once, and yield a list of them all: those sent may come too late."""
     from distributed import get_worker
 
-    worker, handler = get_worker(), _forward()
+    worker = get_worker()
+    _have_lines_forwarded()
     lines = _Lines(lambda message: worker.log_event(topic, message), call)
     token = _lines.set(lines)
-    handler.open.append(lines)
+    _forward.open.append(lines)
     try:
         yield lines.kept
     finally:
-        handler.open.remove(lines)
+        _forward.open.remove(lines)
         _lines.reset(token)
 
 

@@ -40,6 +40,8 @@ LIBRARIES = {
 }
 """Libraries whose version can change a result, by the name of the module, with that of the distribution."""
 _ALWAYS = frozenset({"numpy", "pyarrow"})
+_ALSO = ("idxflow", "distributed")
+"""What is not imported by the code that computes, but brings items to it."""
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+(\w+)", re.MULTILINE)
 _CHANGED = "changed after the process had started"
 _MOST_NAMED = 3
@@ -137,7 +139,7 @@ class Loaded:
         imported = {name for each in deciding for name in _IMPORT.findall(_source(each))}
         libraries = {LIBRARIES[name]: _version(LIBRARIES[name]) for name in LIBRARIES if name in imported | _ALWAYS}
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return Fingerprint(python, {**libraries, "idxflow": _version("idxflow")}, {**others, **deciding})
+        return Fingerprint(python, {**libraries, **{name: _version(name) for name in _ALSO}}, {**others, **deciding})
 
     def _changed(self) -> set[str]:
         """Return the modules whose files have changed since this was made; one that changed once stays changed."""

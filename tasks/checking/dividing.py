@@ -208,7 +208,8 @@ def _looks(
         if audit:
             # It numbers the rows of the whole split.
             inputs["suspects"], more["start"] = audit.digest, start
-        plan = Plan(dataset.name, "quarantine", f"{split.name} part reasons", inputs, parameters | more, code)
+        subject = f"{split.name} part reasons"
+        plan = Plan(dataset.name, "quarantine", subject, inputs, parameters | more, code, one_of_many=True)
         place = compared.part(split.name, number)
         mine = dataclasses.replace(rules, audit=audit)
         yield _Look(store, plan, part, start, survey, compared, place, mine)
@@ -259,7 +260,8 @@ def _divisions(
                 around["after"] = sum(later.rows for later in parts[last + 1 :])
         inputs = {"part": part.digest, "bad rows": found.digest}
         parameters = {"classes": list(dataset.classes), **around}
-        plan = Plan(dataset.name, "quarantine", f"{part.name} part", inputs, parameters, code)
+        subject = f"{part.name} part"
+        plan = Plan(dataset.name, "quarantine", subject, inputs, parameters, code, one_of_many=True)
         changes = found.rows or any(around.values())
         items.append(_Division(store, plan, part, found, dataset.classes, **around) if changes else None)
     return items

@@ -125,6 +125,7 @@ def _items(
     fixed: dict[str, Any] = {
         "code": code_digests.digests(__name__),
         "libraries": {"great-expectations": version("great-expectations")},
+        "one_of_many": True,
     }
     parts = zip(split_rows.numbered(split), compared.of(split.name).of_parts(), strict=True)
     for number, ((start, part), survey) in enumerate(parts):

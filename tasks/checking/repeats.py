@@ -91,19 +91,22 @@ def find(store: Store, dataset: str, train: SplitSurvey, test: SplitSurvey, dige
     """
     code = code_digests.digests(__name__)
     buckets = _buckets(train.rows + test.rows)
-    items = [
-        _Item(
-            store,
-            Plan(dataset, "validate", "bucket", digests, {"classes": train.classes, "bucket": n, "of": buckets}, code),
-            train,
-            test,
-            n,
-            buckets,
+    of_both = {"classes": train.classes}
+    plans = [
+        Plan(
+            dataset,
+            "validate",
+            "bucket",
+            digests,
+            {**of_both, "bucket": number, "of": buckets},
+            code,
+            one_of_many=True,
         )
-        for n in range(buckets)
+        for number in range(buckets)
     ]
+    items = [_Item(store, plan, train, test, number, buckets) for number, plan in enumerate(plans)]
     found = in_order(_find_in_bucket, items, "compare images")
-    plan = Plan(dataset, "validate", "repeats", digests, {"classes": train.classes, "buckets": buckets}, code)
+    plan = Plan(dataset, "validate", "repeats", digests, {**of_both, "buckets": buckets}, code)
     return store.get_or_make(plan, Repeats, partial(_together, found), str).record
 
 

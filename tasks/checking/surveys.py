@@ -116,17 +116,15 @@ def survey(store: Store, dataset: str, split: Split) -> SplitSurvey:
         DamagedEntry: a part cannot be read.
     """
     code = code_digests.digests(__name__)
-    items = [
-        _Item(
-            store,
-            Plan(dataset, "validate", f"{split.name} part survey", {"part": part.digest}, _parameters(part), code),
-            part,
-        )
-        for part in split_rows.parts(split)
-    ]
+    items = [_item(store, dataset, part, code) for part in split_rows.parts(split)]
     parts = in_order(_survey_part, items, f"survey {split.name}")
     plan = Plan(dataset, "validate", f"{split.name} survey", {split.name: split.digest}, _parameters(split), code)
     return store.get_or_make(plan, SplitSurvey, partial(_together, split, parts), str).record
+
+
+def _item(store: Store, dataset: str, part: Split, code: dict[str, str]) -> _Item:
+    subject, inputs = f"{part.name} part survey", {"part": part.digest}
+    return _Item(store, Plan(dataset, "validate", subject, inputs, _parameters(part), code, one_of_many=True), part)
 
 
 def _parameters(split: Split) -> dict[str, int]:

@@ -105,7 +105,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence of a report beyond the run's record. Empty or None if missing or unreadable."""
+    """The evidence of a report beyond the run's record. Empty or None if missing or unreadable.
+
+    Memory: about 24 bytes for each test row; of a training split in parts, nothing for each row.
+    """
 
     history: tuple[Epoch, ...] = ()
     labels: Mapping[str, Labels] = field(default_factory=dict)

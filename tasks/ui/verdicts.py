@@ -80,7 +80,9 @@ def _failure(dataset: Dataset, failure: Check, most_rows: int) -> str:
     where = failure.table
     if where != "archives":
         kind = "labels" if failure.column in _LABEL_COLUMNS else "images"
-        where = f"{where} ({dataset.archive(f'{failure.table}-{kind}').file})"
+        first, *others = dataset.archives_of(f"{failure.table}-{kind}")
+        more = f" and {len(others):,} more, with rows counted through all" if others else ""
+        where = f"{where} ({first.file}{more})"
     rows = failure.rows[:most_rows]
     named = f" at row{'s' if len(rows) > 1 else ''} {', '.join(f'{row:,}' for row in rows)}" if rows else ""
     more = ", …" if named and len(failure.rows) > len(rows) else ""

@@ -197,6 +197,29 @@ def test_options_for_a_new_data_set_are_refused(mine: Path, tmp_path: Path, caps
     add(capsys, *words, "--date", "2026-11-30")
 
 
+@pytest.mark.remedies("tasks.adding.append:_dataset:3")
+def test_archives_that_are_read_otherwise_are_not_appended_to(mine: Path, tmp_path: Path, capsys):
+    manifest = mine / "mine.toml"
+    text = manifest.read_text()
+    manifest.write_text(f"transpose = true\n{text}")
+    error = refused(capsys, str(tmp_path / "second.csv"), "--append", code=2)
+    assert error.endswith("make a data set of its archives first: idxflow dataset add NEW FOLDER")
+    assert run_command(["dataset", "add", "new", "mine", "--json"]) == 0
+    capsys.readouterr()
+    assert run_command(["dataset", "add", "new", str(tmp_path / "second.csv"), "--append"]) == 0
+
+
+@pytest.mark.remedies("tasks.adding.append:_test_rows")
+def test_a_source_with_a_test_split_is_taken_as_it_is_split(mine: Path, tmp_path: Path, capsys):
+    for split in ("train", "test"):
+        table(tmp_path / "both" / f"{split}.csv", rows(split), HEADER)
+    error = refused(capsys, str(tmp_path / "both"), *HALF, "--append", code=2)
+    assert "expected no --test-fraction, because " in error
+    values = add(capsys, str(tmp_path / "both"), "--append")
+    assert values["rows"] == {"train": 60, "test": 15}
+    assert values["remarks"][0].startswith("45 of 75 images are already in mine; they are in both again: ")
+
+
 def test_an_append_that_was_cut_off_left_nothing_that_counts(mine: Path, tmp_path: Path, capsys, monkeypatch):
     from tasks.adding import append as module
 

@@ -25,6 +25,7 @@ from tests.conftest import bars
 from tests.support.archives import write_archives
 from tests.support.badfiles import assert_says
 from tests.support.commands import idxflow
+from tests.support.listed_archives import write_listed
 from tests.support.runs import run_without_prefect, whole_run
 from tests.support.servers import BIN, clean_environment
 
@@ -270,6 +271,36 @@ def test_a_folder_of_other_files_is_described_and_what_to_do(tmp_path: Path):
     (mine / "inner" / "other-train-images.gz").write_bytes(b"x")
     with pytest.raises(ConfigError, match="expected one file of train-images, or .*; found 3: .*; move the others"):
         manifest_of(mine / "inner")
+
+
+ARRAYS = bars(60, 15, 3, (9, 7))
+
+
+def test_files_with_numbers_are_listed_in_their_order(tmp_path: Path):
+    dataset = write_listed(tmp_path, ARRAYS, (30, 10, 20))
+    text = manifest_of(dataset.source, name="mine")
+    (tmp_path / "mine.toml").write_text(text)
+    read = catalog.read(tmp_path / "mine.toml")
+    assert [spec.file for spec in read.archives] == [spec.file for spec in dataset.archives]
+    assert all(spec.pinned and spec.bytes for spec in read.archives)
+    assert "labels = " not in text
+
+
+@pytest.mark.remedies("storage.datasets.own_files:_check_numbers", "storage.datasets.own_files:_split")
+def test_files_with_numbers_belong_together(tmp_path: Path):
+    source = write_listed(tmp_path, ARRAYS, (30, 30)).source
+    labels = source / "train-labels-001-idx1-ubyte.gz"
+    labels.rename(tmp_path / "away")
+    with pytest.raises(ConfigError, match="with each number; found train-images-001-idx3-ubyte.gz alone; "):
+        manifest_of(source)
+    (tmp_path / "away").rename(labels)
+    images = source / "train-images-001-idx3-ubyte.gz"
+    good = images.read_bytes()
+    images.write_bytes(gzip.compress(idx.encode(ARRAYS["train-images"][30:, :8])))
+    with pytest.raises(FormatError, match="train-images-001.*: expected images of 9×7 pixels, as in .*; found 8×7; "):
+        manifest_of(source)
+    images.write_bytes(good)
+    assert manifest_of(source).count("[[archives.train-images]]") == 2
 
 
 def test_what_may_be_a_fault_of_the_data_is_only_proposed(store: Store, tmp_path: Path):

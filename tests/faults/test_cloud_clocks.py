@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,11 @@ HOURS = 3600
 def started(clock: str, *words: object) -> subprocess.Popen[str]:
     wrong = ["faketime", "--exclude-monotonic", "-f", clock] if clock else []
     command = [*wrong, sys.executable, "-c", PROGRAM, *map(str, words)]
-    program = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # Else its threads do not wait for one another, but ask again and again, for fifty times the processor time.
+    environment = {**os.environ, "FAKETIME_FORCE_MONOTONIC_FIX": "0"}
+    program = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert program.stdout.readline() == "ready\n"
     return program
 

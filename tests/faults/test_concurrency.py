@@ -95,7 +95,7 @@ def test_versions_are_numbered_without_gap_and_twenty_readers_see_no_half_of_it(
 ):
     retrain(store, 0)
     stop = tmp_path / "stop"
-    readers = [start("read", stop) for _ in range(20)]
+    readers = [start("read", stop, 0.1) for _ in range(20)]
     for reader in readers:
         await_line(reader.stdout, "reading")
     writers = [start("publish", number) for number in range(1, 11)]

@@ -63,6 +63,7 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     assert (state.type.value, state.name) == ("COMPLETED", "Completed")
     assert state.message == first["sentence"] == "promoted v1: the first model above the floors"
     assert Registry(store, "tiny").champion().number == 1
+    assert names_and_tags(first) == (f"tiny {first['run']} promoted v1", {"promoted"})
 
     state, second = run(manifest)
     assert (state.type.value, state.name) == ("COMPLETED", "Completed")
@@ -79,10 +80,21 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     assert [r["state"] for r in ledger.read("runs")] == ["promoted", "unchanged", third["state"]]
     _, again = run(manifest)
     assert (again["state"], again["version"], again["report"]) == ("unchanged", 1, first["report"])
+    Path(first["report"]).unlink()
+    _, mended = run(manifest)
+    assert mended["state"] == "unchanged"
+    assert Path(mended["report"]).is_file()
     assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
     runs = {outcome["run"] for outcome in (first, second, third, again)}
     events = until(lambda: decisions if len(decisions := decided(server, runs)) > 1 else None)
     assert sorted(events) == sorted([("promoted", first["run"]), (third["state"], third["run"])])
+
+
+def names_and_tags(outcome: dict[str, Any]) -> tuple[str, set[str]]:
+    """Return the name and the tags of a run, as the server has them."""
+    with get_client(sync_client=True) as client:
+        flow_run = next(r for r in client.read_flow_runs() if outcome["run"] in r.name)
+    return flow_run.name, {*flow_run.tags}
 
 
 def decided(server: dict[str, str], runs: set[str]) -> list[tuple[str, str]]:
@@ -110,14 +122,6 @@ def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: St
     assert verify(store).findings == ()
 
 
-def test_runs_are_named_and_tagged_by_what_was_decided(run: Any, tiny: TinyFactory):
-    _, outcome = run(tiny().manifest)
-    with get_client(sync_client=True) as client:
-        flow_run = next(r for r in client.read_flow_runs() if outcome["run"] in r.name)
-    assert flow_run.name == f"tiny {outcome['run']} promoted v1"
-    assert "promoted" in flow_run.tags
-
-
 def test_refusals_say_what_was_refused_and_set_off_what_waits_for_failed_runs(run: Any, tiny: TinyFactory):
     """Automations as the UI makes them, "flow run enters Failed", and by the tag."""
     cases: dict[str, dict[str, Any]] = {
@@ -129,10 +133,7 @@ def test_refusals_say_what_was_refused_and_set_off_what_waits_for_failed_runs(ru
             state, outcome = run(tiny(**case).manifest, epochs=1, learning_rate=1e-6)
             assert (state.type.value, state.name) == ("FAILED", "Failed")
             assert words in state.message
-            with get_client(sync_client=True) as client:
-                flow_run = next(r for r in client.read_flow_runs() if str(outcome["run"]) in r.name)
-            assert flow_run.name == f"tiny {outcome['run']} {words}"
-            assert "refused" in flow_run.tags
+            assert names_and_tags(outcome) == (f"tiny {outcome['run']} {words}", {"refused"})
         state, _ = run(tiny().manifest, validation_fraction=0.999)
         assert (state.type.value, state.name) == ("FAILED", "Failed")
         state, _ = run(tiny().manifest)
@@ -223,15 +224,6 @@ def test_no_answer_in_time_keeps_the_champion(run: Any, store: Store, tiny: Tiny
     assert outcome["state"] == "kept"
     assert "no person approved it" in outcome["sentence"]
     assert Registry(store, "tiny").champion() is None
-
-
-def test_the_report_of_a_run_that_was_deleted_is_made_again(run: Any, tiny: TinyFactory):
-    manifest = tiny().manifest
-    _, first = run(manifest)
-    Path(first["report"]).unlink()
-    _, second = run(manifest)
-    assert second["state"] == "unchanged"
-    assert Path(second["report"]).is_file()
 
 
 def test_refused_data_fails_the_run_before_training_with_a_report(run: Any, store: Store, tiny: TinyFactory):

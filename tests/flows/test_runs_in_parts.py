@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from storage.formats import split_rows
+from storage.retention import collect
 from storage.store import Store
+from storage.verify import verify
 from tests.conftest import bars
 from tests.support.listed_archives import write_listed
 from tests.support.runs import run_without_prefect
@@ -41,3 +43,6 @@ def test_a_run_in_parts_is_reused_mended_and_reported(store: Store, tmp_path: Pa
     mended = run()
     assert mended["steps"]["evaluate"]["reason"] == "1 new part"
     assert damaged.read_bytes() == whole
+    # What the kept results list is kept, too.
+    assert collect(store, "listed", keep_last=1).entries == ()
+    assert verify(store, "listed").findings == ()

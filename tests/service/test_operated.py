@@ -24,8 +24,8 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 from flows import diagnosis
 from flows.diagnosis import Diagnosis
@@ -98,7 +98,7 @@ def run(operated: Operated, promoted_triggers_a_run: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tab(operated: Operated, browser: Any) -> Iterator[Any]:
-    """A tab of a user's browser: the programs that one page has compiled, the next one has at hand."""
+    """A tab of a user's browser: what one page has loaded and compiled, the next one has at hand, unlike a new tab."""
     origin = operated.environment["PREFECT_API_URL"].removesuffix("/api")
     context = browser.new_context(base_url=origin)
     context.add_init_script(FEW_FRAMES)
@@ -122,7 +122,6 @@ def page(tab: Any) -> Iterator[Any]:
     tab.on("pageerror", note_error)
     tab.on("request", note_host)
     yield tab
-    tab.goto("about:blank")
     tab.remove_listener("pageerror", note_error)
     tab.remove_listener("request", note_host)
     assert errors == []
@@ -297,8 +296,8 @@ def test_each_artifact_opens_from_its_task_in_the_graph(page: Any, run: dict[str
 
 def chips(picture: bytes) -> list[tuple[int, int]]:
     """Return where artifacts are painted in the graph, as points inside of each; the longer the run, the smaller."""
-    areas, _ = ndimage.label(np.abs(pixels(picture) - CHIP).max(axis=2) <= 1)
-    boxes = ndimage.find_objects(areas)
+    areas, _ = scipy.ndimage.label(np.abs(pixels(picture) - CHIP).max(axis=2) <= 1)
+    boxes = scipy.ndimage.find_objects(areas)
     return [
         ((across.start + across.stop) // 2, down.start + 2)
         for down, across in boxes

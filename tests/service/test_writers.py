@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from flows.service.writers import OneWriter
+if TYPE_CHECKING:
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    from flows.service.writers import OneWriter
 
 WRITERS = 8
 
@@ -53,18 +56,27 @@ def url(folder: Path) -> str:
     return f"sqlite+aiosqlite:///{folder / 'numbers.db'}"
 
 
+def one_writer(folder: Path) -> OneWriter:
+    # Seconds, in all processes that share the tests.
+    from flows.service.writers import OneWriter
+
+    return OneWriter(url(folder))
+
+
 def test_writers_at_once_take_turns(tmp_path: Path):
-    assert sorted(run(OneWriter(url(tmp_path)))) == list(range(WRITERS))
+    assert sorted(run(one_writer(tmp_path))) == list(range(WRITERS))
 
 
 def test_prefects_own_way_locks_them_out(tmp_path: Path):
     """When it does no longer, the queue is not needed any more."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
     with pytest.raises(OperationalError, match="database is locked"):
         run(AioSqliteConfiguration(url(tmp_path)))
 
 
 def test_what_happens_inside_of_a_turn_does_not_wait_for_it_and_what_outlives_it_does(tmp_path: Path):
-    configuration = OneWriter(url(tmp_path))
+    configuration = one_writer(tmp_path)
 
     async def nested() -> tuple[int, int, list[int]]:
         async with opened(configuration) as session:

@@ -89,6 +89,14 @@ def test_a_changed_plan_is_made_anew_and_says_why(store: Store, change: dict, re
     assert result.step.reason == reason
 
 
+def test_nobody_looks_for_the_reason_of_one_of_many(store: Store, monkeypatch: pytest.MonkeyPatch):
+    once(store, Maker())
+    monkeypatch.setattr(store, "newest_entries", lambda *arguments: pytest.fail("it looked"))
+    plan = dataclasses.replace(PLAN, inputs={"images": "bb"})
+    result = once(store, Maker(), dataclasses.replace(plan, one_of_many=True))
+    assert (result.step.reason, result.step.key) == ("new", plan.key)
+
+
 def test_the_reason_compares_with_the_most_similar_result(store: Store):
     for rate in (0.001, 0.003):
         once(store, Maker(), dataclasses.replace(PLAN, parameters={"rate": rate, "seed": 1}))

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from storage.formats import parquet
 from storage.records import FolderEntry, Split, SplitName
@@ -27,5 +26,7 @@ def split_of(folder: Path, name: SplitName, images: np.ndarray, labels: np.ndarr
 
 def handwritten() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's digits: images as uint8 of shape (1797, 8, 8), 0-16, and labels as uint8."""
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     return digits.images.astype(np.uint8), digits.target.astype(np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+import scipy
 
 from benchmarks import gate_simulation as simulation
 from storage.datasets.manifest import Gate
@@ -51,7 +51,7 @@ def test_published_numbers():
 )
 def test_p_values_are_those_of_the_binomial_test(ours: int, theirs: int):
     total = ours + theirs
-    expected = binomtest(ours, total, 0.5, alternative="greater").pvalue if total else 1.0
+    expected = scipy.stats.binomtest(ours, total, 0.5, alternative="greater").pvalue if total else 1.0
     assert criteria.exact_p(ours, theirs) == pytest.approx(expected, rel=1e-12)
     half = Fraction(math.comb(total, ours), 2 ** (total + 1))
     assert criteria.one_sided_mid_p(ours, theirs) == pytest.approx(expected - float(half), rel=1e-9)

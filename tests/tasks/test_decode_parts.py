@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +131,6 @@ def test_workers_in_any_order_make_the_same_bytes(
         if workers:
             with using(workers):
                 made = decoded(store, dataset)
-            assert ("fetch train-images", 3) in workers.seen
             assert ("decode train", 3) in workers.seen
         else:
             made = decoded(store, dataset)
@@ -235,6 +235,7 @@ def test_one_archive_that_becomes_the_first_of_several_is_not_decoded_again(stor
     assert keys_of(grown.record)[0] == first.entry.key
 
 
+@pytest.mark.remedies("tasks.decode:_joined")
 def test_the_manifest_declares_the_rows_of_all_archives_together(store: Store, tmp_path: Path):
     dataset = write_listed(tmp_path, ARRAYS, SIZES)
     decoded(store, replace(dataset, rows={"train": ROWS}))
@@ -261,6 +262,7 @@ def test_declared_payloads_of_several_archives_are_those_of_the_split(store: Sto
     assert declared.payload_sha256("train-labels") is None
 
 
+@pytest.mark.remedies("storage.formats.chunks:_chunk")
 def test_a_range_of_a_damaged_archive_is_not_decoded(
     store: Store, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ):
@@ -277,6 +279,35 @@ def test_a_range_of_a_damaged_archive_is_not_decoded(
     ):
         decode.fn(store, dataset, "train", *pair)
     assert sum(path.endswith("entry.json") for path in contents(store, "listed")) == 2
+    shutil.rmtree(file.parent)
+    assert decoded(store, dataset).step.reason == "2 new parts"
+
+
+@pytest.mark.remedies("storage.formats.chunks:reader")
+def test_digests_of_chunks_that_cannot_be_read_are_named(store: Store, tmp_path: Path, small_parts: None):
+    dataset = write_listed(tmp_path, ARRAYS, (ROWS,), packed=False)
+    pair = [fetch.fn(store, dataset, dataset.archive(f"train-{kind}")).record for kind in ("images", "labels")]
+    file = pair[0].entry.path(chunks.CHUNKS)
+    file.chmod(0o644)
+    file.write_text("{}")
+    with pytest.raises(DamagedEntry, match=rf"{file}: expected the digests of chunks; .*; remove {file.parent}, "):
+        decode.fn(store, dataset, "train", *pair)
+    shutil.rmtree(file.parent)
+    check_rows(decoded(store, dataset).record)
+
+
+def test_a_large_archive_that_was_fetched_without_digests_of_chunks_is_decoded(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As by earlier versions."""
+    dataset = write_listed(tmp_path, ARRAYS, (ROWS,), packed=False)
+    for kind in ("images", "labels"):
+        record = fetch.fn(store, dataset, dataset.archive(f"train-{kind}")).record
+        assert not chunks.are_noted(record.entry)
+    monkeypatch.setattr(split_rows, "PART_ROWS", SMALL)
+    made = decoded(store, dataset)
+    assert made.record.parts == 4
+    check_rows(made.record)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -13,10 +13,11 @@ import pytest
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
-from storage.errors import DataRefused, TrainingFailed
+from storage.errors import DamagedEntry, DataRefused, TrainingFailed
 from storage.formats import members, predictions
 from storage.records import Evaluation, Normalization, PartSums, Split, TrainedModel
-from storage.store import Store
+from storage.store import Store, load
+from storage.verify import verify
 from storage.workers.current import using
 from tasks.confirm import confirm
 from tasks.evaluate import evaluate
@@ -319,6 +320,44 @@ def test_predictions_of_a_damaged_part_are_made_again_alone(
     again = evaluate.fn(store, dataset, model, test)
     assert again.step.summary.endswith(", in 7 parts, 1 new")
     np.testing.assert_array_equal(predictions.predicted(again.record), before)
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "name"),
+    [
+        ("normalize", PartSums, "sums.npz"),
+        ("normalize", PartSums, "held_out.npz"),
+        ("normalize", Normalization, "sides.npz"),
+        ("normalize", Normalization, members.MEMBERS),
+        ("evaluate", Evaluation, "predictions.npz"),
+        ("evaluate", Evaluation, members.MEMBERS),
+    ],
+)
+def test_no_flipped_bit_of_what_is_made_by_part_goes_unnoticed(
+    store: Store,
+    dataset: Dataset,
+    cut: Callable[[int], Split],
+    arrays: dict[str, np.ndarray],
+    step: str,
+    kind,
+    name: str,
+):
+    if step == "normalize":
+        normalize.fn(store, dataset, cut(2), DRAWN)
+    else:
+        model = trained(store, dataset, cut(0), TAIL.model_copy(update={"epochs": 1}))
+        evaluate.fn(store, dataset, model, divided(store, dataset, "test", arrays, TEST_CUTS[2]))
+    file = next(store.entries("tiny", step).glob(f"*/{name}"))
+    whole, random = bytearray(file.read_bytes()), np.random.default_rng(1)
+    file.chmod(0o644)
+    load(file.parent, kind)
+    for bit in random.integers(0, len(whole) * 8, 30).tolist():
+        flipped = whole.copy()
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        with pytest.raises(DamagedEntry, match=name):
+            load(file.parent, kind)
+    assert file.parent in {Path(finding.where) for finding in verify(store, "tiny").damage}
 
 
 # --- workers ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+import scipy
 
 from storage.errors import DataRefused, TrainingFailed
 from storage.formats import parquet
@@ -72,7 +72,7 @@ def test_the_rows_of_every_shard_are_a_fair_draw_of_a_split_sorted_by_class():
     assert np.bincount(assigned).tolist() == [shards.length(shard) for shard in range(shards.count)]
     table = np.array([np.bincount(labels[assigned == shard], minlength=10) for shard in range(shards.count)])
     expected = np.outer([shards.length(shard) for shard in range(shards.count)], np.full(10, 0.1))
-    test = chisquare(table.ravel(), expected.ravel(), ddof=shards.count + 9 - 1)
+    test = scipy.stats.chisquare(table.ravel(), expected.ravel(), ddof=shards.count + 9 - 1)
     assert 0.001 < test.pvalue < 0.999
 
 
@@ -84,7 +84,7 @@ def test_each_epoch_by_itself_is_as_random_as_in_memory():
         assigned = shards.assigned()
         order = [np.flatnonzero(assigned == shard)[shards.order_within(2, shard)].tolist() for shard in shards.order(2)]
         places.append([row for shard in order for row in shard].index(5))
-    assert chisquare(np.bincount(places, minlength=24)).pvalue > 0.001
+    assert scipy.stats.chisquare(np.bincount(places, minlength=24)).pvalue > 0.001
 
 
 def test_training_in_shards_is_training_in_memory_in_that_order(tmp_path: Path):

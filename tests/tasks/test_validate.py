@@ -29,6 +29,7 @@ from tasks.ui import artifacts
 from tasks.ui.verdicts import refusal
 from tasks.validate import judge, validate
 from tests.conftest import TinyFactory, bars
+from tests.support.listed_archives import write_listed
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 8
@@ -382,3 +383,13 @@ def test_a_kept_verdict_needs_neither_great_expectations_nor_pandas(
         timeout=120,
     )
     assert process.stdout.splitlines() == ["True False", "True True", "[]"], process.stderr
+
+
+def test_a_refusal_of_several_archives_does_not_blame_the_first(tmp_path: Path):
+    dataset = write_listed(tmp_path, bars(30, 9, 3, (9, 7)), (10, 10, 10))
+    check = Check("train", "no row is blank", "", "blank", "0%", "3%", "critical", False, (25,), "[limits] max_blank")
+    validation = Validation(FolderEntry(tmp_path), False, "", (check,), {})
+    assert (
+        "train (train-images-000-idx3-ubyte.gz and 2 more, with rows counted through all): no row is blank, "
+        "expected 0%, found 3% at row 25; correct the archives"
+    ) in refusal(dataset, validation)

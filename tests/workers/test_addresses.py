@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import ConfigError
+from storage.errors import ConfigError, WorkersFailed
 from storage.workers.address import (
     CERTIFICATES,
     INSECURE_VARIABLE,
@@ -20,6 +20,7 @@ from storage.workers.address import (
 from storage.workers.here import Here
 from storage.workers.opening import workers_for
 from tests.support import working
+from tests.support.clusters import certificates
 from tests.support.working import Item
 
 
@@ -27,6 +28,15 @@ from tests.support.working import Item
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (WORKERS_VARIABLE, INSECURE_VARIABLE, PATIENCE_VARIABLE, *CERTIFICATES.values()):
         monkeypatch.delenv(name, raising=False)
+
+
+def name_certificates(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, str]:
+    """Make certificates, and have the environment name them; return their paths."""
+    made = certificates(folder)
+    files = {name: str(getattr(made, name)) for name in CERTIFICATES}
+    for name, variable in CERTIFICATES.items():
+        monkeypatch.setenv(variable, files[name])
+    return files
 
 
 @pytest.mark.parametrize(
@@ -83,29 +93,32 @@ def test_all_certificates_are_named_or_none(monkeypatch: pytest.MonkeyPatch, tmp
         parse("tls://scheduler:8786")
     # Without TLS nobody reads them.
     assert parse("4") == 4
-    for name, variable in CERTIFICATES.items():
-        (tmp_path / f"{name}.pem").touch()
-        monkeypatch.setenv(variable, str(tmp_path / f"{name}.pem"))
-    files = {name: str(tmp_path / f"{name}.pem") for name in CERTIFICATES}
+    files = name_certificates(monkeypatch, tmp_path / "good")
     assert parse("tls://scheduler:8786") == Cluster("tls://scheduler:8786", **files)
 
 
-@pytest.mark.remedies("storage.workers.dask_cluster:_security")
+@pytest.mark.remedies("storage.workers.address:_certificates:3")
 def test_files_that_are_no_certificates_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, variable in CERTIFICATES.items():
         (tmp_path / f"{name}.pem").write_text("canary")
         monkeypatch.setenv(variable, str(tmp_path / f"{name}.pem"))
-    workers = workers_for("tls://127.0.0.1:9")
     with pytest.raises(ConfigError, match=r"in PEM format; found .*; correct them") as caught:
-        list(workers.each(working.square, [Item(0), Item(1)], "squares"))
+        parse("tls://127.0.0.1:9")
     assert "canary" not in str(caught.value)
-    workers.close()
+    name_certificates(monkeypatch, tmp_path / "good")
+    assert parse("tls://127.0.0.1:9")
 
 
-@pytest.mark.remedies("storage.workers.dask_cluster:_security:2")
+@pytest.mark.remedies("storage.workers.dask_cluster:_security")
 def test_a_protected_cluster_needs_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     workers = workers_for("tls://127.0.0.1:9")
-    with pytest.raises(ConfigError, match="expected certificates for tls://127.0.0.1:9; found none; set IDXFLOW_WORKE"):
+    with pytest.raises(WorkersFailed, match="expected certificates for tls://127.0.0.1:9; found none; set IDXFLOW_WO"):
+        list(workers.each(working.square, [Item(0), Item(1)], "squares"))
+    workers.close()
+    name_certificates(monkeypatch, tmp_path / "good")
+    # Now there are some, and nobody to show them to.
+    workers = workers_for("tls://127.0.0.1:9")
+    with pytest.raises(WorkersFailed, match="cannot be reached"):
         list(workers.each(working.square, [Item(0), Item(1)], "squares"))
     workers.close()
 

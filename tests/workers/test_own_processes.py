@@ -23,7 +23,7 @@ from storage.workers import dask_cluster, dask_own
 from storage.workers.current import current, using
 from storage.workers.here import Here
 from storage.workers.opening import workers_for
-from storage.workers.protocol import Workers
+from storage.workers.protocol import Survey, Workers
 from tests.support import working
 from tests.support.servers import ROOT
 from tests.support.working import Item
@@ -33,9 +33,10 @@ PATIENCE_SECONDS = 60
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Workers]:
-    workers = workers_for("2")
-    yield workers
-    workers.close()
+    with closing(workers_for("2")) as workers:
+        # Both are there, so that neither computes everything.
+        assert workers.survey(("tests.support.working",)) == Survey(2, {})
+        yield workers
 
 
 @pytest.fixture(params=["here", "two"])
@@ -224,12 +225,14 @@ def test_an_item_that_kills_its_workers_is_given_up(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.remedies("storage.workers.dask_cluster:check")
-def test_a_death_costs_one_worker_and_nothing_else(tmp_path: Path) -> None:
+def test_a_death_costs_one_worker_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with closing(workers_for("2")) as workers:
         results = dict(workers.each(working.square_after_a_death, items(12, tmp_path), "squares"))
         assert {index: result.square for index, result in results.items()} == {n: n**2 for n in range(12)}
         with pytest.raises(WorkersFailed, match="all have ended, the last one was ended by signal 9; run again"):
             list(workers.each(working.kill_for_item_0, items(2, tmp_path), "squares"))
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("storage")]
+    assert sorted(said) == ["worker 1 was ended by signal 9", "worker 2 was ended by signal 9"]
     (tmp_path / "enough").touch()
     with closing(workers_for("2")) as workers:
         assert len(list(workers.each(working.kill_for_item_0, items(2, tmp_path), "squares"))) == 2

@@ -16,6 +16,8 @@ from storage.store import Store
 from storage.workers.address import INSECURE_VARIABLE, OPEN_WORKERS
 from storage.workers.current import current
 from storage.workers.here import Here
+from tasks.ui import artifacts
+from tasks.ui.parts import PartsDisplay
 from tests.support import working
 from tests.support.working import Item
 
@@ -51,6 +53,31 @@ def test_the_flows_take_workers_and_nothing_that_gives_up_protection() -> None:
         assert "insecure_workers" not in described
     with pytest.raises(ConfigError):
         Request("digits", workers="tcp://scheduler:8786").resolve()
+
+
+def test_the_prefect_ui_shows_how_many_parts_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, ...]] = []
+
+    class Bar:
+        """In place of an artifact: Prefect's server is not here."""
+
+        def __init__(self, name: str, description: str) -> None:
+            shown.append((name, description))
+
+        def move(self, percent: float, description: str) -> None:
+            shown.append((f"{percent:.0f}", description))
+
+    monkeypatch.setattr(artifacts, "ProgressBar", Bar)
+    display = PartsDisplay("digits")
+    display(Progress("train", 1, 2, "epochs"))
+    for done in range(3):
+        display(Progress("decode train", done, 2, "parts", f"{done} of 2 parts"))
+    assert shown == [
+        ("decode-train-digits", "decode train of digits"),
+        ("0", "decode train: 0 of 2 parts"),
+        # Within a second of the one before only the end is shown.
+        ("100", "decode train: 2 of 2 parts"),
+    ]
 
 
 def test_a_run_computes_with_its_workers_and_lets_go_of_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
