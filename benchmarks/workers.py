@@ -32,6 +32,7 @@ PARTS = 5_723
 """6 G rows in parts of 2²⁰."""
 SIMULATED, SLEEP = f"{PARTS:,} parts", "their sleep alone"
 _PROCESSES, _THREADS = 2, 8
+_END_SECONDS = 10
 
 
 def empty(name: str, processes: int) -> Measured:
@@ -114,7 +115,12 @@ def _cluster(folder: Path) -> Iterator[Workers]:
         workers.close()
         for process in (started, scheduler):
             process.terminate()
-            process.wait()
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                # A worker that looks for its scheduler does not listen to signals.
+                process.kill()
+                process.wait()
 
 
 def _dask(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
