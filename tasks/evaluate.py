@@ -119,7 +119,7 @@ def _in_parts(store: Store, plan: Plan, dataset: Dataset, model: TrainedModel, t
 def _of_part(plan: Plan, test: Split, part: Split) -> Plan:
     """Return the plan of scoring a model on one part of the test split of `plan`, wherever in it the part is."""
     inputs = {name: digest for name, digest in plan.inputs.items() if name != "test"} | {"part": part.digest}
-    return replace(plan, subject=f"{test.name} part", inputs=inputs)
+    return replace(plan, subject=f"{test.name} part", inputs=inputs, one_of_many=True)
 
 
 def merged(folder: Path, dataset: Dataset, test: Split, parts: Sequence[Evaluation]) -> Evaluation:

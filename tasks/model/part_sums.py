@@ -92,7 +92,8 @@ def _items(store: Store, dataset: Dataset, train: Split, config: TrainingConfig)
     code, items = code_digests.digests(__name__), []
     for part, choice in zip(parts, holdout.choices(train, parts, config), strict=True):
         parameters: dict[str, Any] = {"normalize_on": config.normalize_on, **asdict(choice)}
-        plan = Plan(dataset.name, "normalize", f"{train.name} part", {"part": part.digest}, parameters, code)
+        inputs = {"part": part.digest}
+        plan = Plan(dataset.name, "normalize", f"{train.name} part", inputs, parameters, code, one_of_many=True)
         items.append(Item(store, plan, part, choice, leave_out))
     return items
 
