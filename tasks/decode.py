@@ -76,16 +76,20 @@ class Pair:
     name: SplitName
     images: Archive
     labels: Archive
+    is_first: bool = True
+    """Of several: the one that tells why all are made. To compare each with all others would take long."""
 
     @property
     def plan(self) -> Plan:
         """What all rows are made from."""
-        return _plan(self.dataset, self.name, self.images, self.labels)
+        plan = _plan(self.dataset, self.name, self.images, self.labels)
+        return replace(plan, one_of_many=not self.is_first)
 
     def plan_of(self, rows: tuple[int, int]) -> Plan:
         """Return what some of the rows are made from: from a first one up to but not including a second one."""
         plan = _plan(replace(self.dataset, rows={}), self.name, self.images, self.labels)
-        return replace(plan, subject=f"{self.name} part", parameters={**plan.parameters, "part": [*rows]})
+        parameters = {**plan.parameters, "part": [*rows]}
+        return replace(plan, subject=f"{self.name} part", parameters=parameters, one_of_many=True)
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def _of_several(store: Store, dataset: Dataset, name: SplitName, images: Archive
     # Each pair may have any number of rows: the manifest declares that of all together.
     alone = replace(dataset, rows={})
     archives = zip(members.of(images), members.of(labels), strict=True)
-    pairs = [Pair(store, alone, name, *both) for both in archives]
+    pairs = [Pair(store, alone, name, *both, not number) for number, both in enumerate(archives)]
     done = _all(pairs)
     splits = [one.record for one, _ in done]
     parts = [part for split in splits for part in split_rows.parts(split)]

@@ -139,7 +139,9 @@ def find_or_fetch(
     if not spec.pinned:
         spec, place = _pin(dataset, spec, origins)
     digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
-    plan = Plan(dataset.name, "fetch", spec.role, inputs={name: d for name, d in digests.items() if d})
+    # Of several archives, the first tells what is new: to compare each with all others would take long.
+    inputs = {name: digest for name, digest in digests.items() if digest}
+    plan = Plan(dataset.name, "fetch", spec.role, inputs=inputs, one_of_many=spec.number > 0)
     request = FetchRequest(dataset.name, spec, policy)
     result = store.get_or_make(
         plan, Archive, lambda folder: bring(request, origins, folder), partial(_line, spec, place)

@@ -81,7 +81,8 @@ def _between(file: pq.ParquetFile, kinds: Kinds, low: int, high: int) -> tuple[i
     columns = {name: parquet.numbers_of(table.column(name).combine_chunks()) for name in kinds}
     by = next(iter(columns.values()))
     begin, end = np.searchsorted(by, low, "left"), np.searchsorted(by, high, "right")
-    return start + int(begin), {name: values[begin:end] for name, values in columns.items()}
+    # Copies: a view would keep whole row groups in memory.
+    return start + int(begin), {name: values[begin:end].copy() for name, values in columns.items()}
 
 
 def _schema(kinds: Kinds) -> pa.Schema:

@@ -3,6 +3,10 @@
 It needs what the first pass says of all parts: the nearest class mean of an image (`centroid_hit`) depends on the means
 of the whole training split, and whether it occurs elsewhere on every other part. So where a part is appended to the
 training split, all parts of both splits are measured again; to the test split, all parts of that one.
+
+Matrix products go row group by row group, as for a split in one file. Parts of a large archive have the same row groups
+as the whole would have. Where several small archives are put together, row groups have other sizes; an image that is as
+far from two means, but for rounding, may then be nearer to the other one.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from storage.workers.current import in_order
 from tasks.checking.surveys import IMAGES, PartSurvey, SplitSurvey
 
 BUCKET_IMAGES = 1 << 23
-"""About how many images a bucket has at most; it takes some 60 bytes of memory for each."""
+"""About how many images a bucket has at most; it takes some 80 bytes of memory for each."""
 
-AGAIN, CONFLICT, LEAKED = 1, 2, 4
+AGAIN, CONFLICT, LEAKED = np.uint8(1), np.uint8(2), np.uint8(4)
 """Bits of what is said of an image of a part: it is in an earlier part of the same split, it has several labels in the
 split, it is in the training split although this is a part of the test split."""
 
@@ -127,7 +127,7 @@ def _compare(item: _Item, folder: Path) -> Bucket:
         cancellation.check()
         for name, values in _of_bucket(part, number, low, low + width - 1).items():
             images[name].append(values)
-    together = {name: np.concatenate(values) for name, values in images.items()}
+    together = {name: np.concatenate(images.pop(name)) for name in [*images]}
     said = compare_images(together, together["part"] >= item.train.parts)
     rows = np.flatnonzero(said)
     columns = {"part": together["part"][rows], "image": together["image"][rows], "said": said[rows]}
@@ -156,19 +156,26 @@ def compare_images(images: dict[str, np.ndarray], in_test: np.ndarray) -> np.nda
         return said
     # Equal images stay in the order of the parts: those of the training split first.
     order = np.lexsort((images["more"], images["digest"]))
-    digest, more, test = images["digest"][order], images["more"][order], in_test[order]
-    same = np.zeros(len(order), bool)
-    same[1:] = (digest[1:] == digest[:-1]) & (more[1:] == more[:-1])
-    again = same.copy()
-    again[1:] &= test[1:] == test[:-1]
+    test = in_test[order]
+    same = _as_before(images["digest"][order])
+    same &= _as_before(images["more"][order])
+    again = same & _as_before(test)
     # An image begins where it is not the same as the one before; in a split, where it is not there again.
-    image, in_split = (np.flatnonzero(~repeated) for repeated in (same, again))
-    label, mixed = images["label"][order], images["mixed"][order]
-    twofold = np.minimum.reduceat(label, in_split) != np.maximum.reduceat(label, in_split)
-    conflict = twofold | (np.maximum.reduceat(mixed, in_split) > 0)
-    leaked = test & ~test[image][np.cumsum(~same) - 1]
-    said[order] = AGAIN * again + CONFLICT * conflict[np.cumsum(~again) - 1] + LEAKED * leaked
+    begins, begins_in_split = (np.flatnonzero(~repeated) for repeated in (same, again))
+    label = images["label"][order]
+    twofold = np.minimum.reduceat(label, begins_in_split) != np.maximum.reduceat(label, begins_in_split)
+    conflict = twofold | (np.maximum.reduceat(images["mixed"][order], begins_in_split) > 0)
+    said[order] = AGAIN * again.view(np.uint8)
+    said[order] |= CONFLICT * conflict[np.cumsum(~again) - 1].view(np.uint8)
+    said[order] |= LEAKED * (test & ~test[begins][np.cumsum(~same) - 1]).view(np.uint8)
     return said
+
+
+def _as_before(values: np.ndarray) -> np.ndarray:
+    """Return whether each value is the same as the one before, bool of shape (n,)."""
+    same = np.zeros(len(values), bool)
+    same[1:] = values[1:] == values[:-1]
+    return same
 
 
 def _together(buckets: list[Bucket], folder: Path) -> Repeats:

@@ -82,22 +82,14 @@ WRONG = {
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_usage_ends_at_once_with_2(tmp_path: Path, arguments: list[str], message: str):
-    result = subprocess.run(
-        [str(BIN / "idxflow"), *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=clean_environment(tmp_path),
-    )
+    result = idxflow(*arguments, env=clean_environment(tmp_path), cwd=tmp_path)
     assert result.returncode == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
 
 
 def test_wrong_configuration_is_json_too(tmp_path: Path):
-    result = subprocess.run(
-        [str(BIN / "idxflow"), "run", "nope", "--json"], capture_output=True, text=True, env=clean_environment(tmp_path)
-    )
+    result = idxflow("run", "nope", "--json", env=clean_environment(tmp_path))
     assert outcome(result)["error"]["kind"] == "ConfigError"
     assert result.returncode == 2
 
@@ -181,8 +173,7 @@ def test_an_unusable_store_ends_with_1(cli: Cli, tmp_path: Path):
 
 def test_a_server_that_does_not_answer_is_named(tmp_path: Path):
     environment = clean_environment(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
-    command = [str(BIN / "idxflow"), "run", "--store", str(tmp_path / "store"), "--json"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    result = idxflow("run", "--store", str(tmp_path / "store"), "--json", env=environment)
     assert result.returncode == 1
     assert outcome(result)["error"]["kind"] == "PrefectFailed"
     assert "up? Start it, or remove PREFECT_API_URL of the environment" in result.stderr

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from storage.ledger import Ledger
 from storage.records import Evaluation, FolderEntry, TrainedModel
 from storage.registry import Registry
 from storage.store import Plan, Store
+from tests.support.commands import idxflow
 from tests.support.servers import BIN, ROOT, clean_environment
 from tests.support.stores import decided_in_format_3, pointed_in_format_3, promote
 
@@ -99,10 +101,8 @@ def filled(store: Store) -> Store:
 
 @pytest.fixture
 def cli(filled: Store, tmp_path: Path) -> Cli:
-    def call(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([str(BIN / "idxflow"), *arguments], **options(filled, tmp_path), timeout=240)
-
-    return call
+    environment = clean_environment(tmp_path, IDXFLOW_STORE=str(filled.root))
+    return partial(idxflow, env=environment, cwd=tmp_path)
 
 
 def options(store: Store, home: Path) -> dict:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import pytest
 
 from flows.run import Job
 from storage.errors import DamagedEntry, FormatError
+from storage.files import read_json
 from storage.formats import arrays, idx, parquet
 from storage.formats.history import read_history
 from storage.ledger import Ledger
 from storage.records import (
+    SPLITS,
     Archive,
     Audit,
     Confirmation,
@@ -36,10 +39,17 @@ from storage.records import (
 from storage.registry import Registry
 from storage.store import ENTRY, FOLDERS, Store, load
 from storage.verify import verify
+from tasks.checking.dividing import BadRows
+from tasks.checking.measuring import Measured
+from tasks.checking.repeats import Bucket, Repeats
+from tasks.checking.surveys import PartSurvey, SplitSurvey
 from tasks.model import checkpoint
 from tasks.model.network import load_architecture
+from tasks.quarantine import quarantine
+from tasks.validate import validate
 from tests.conftest import repeated, write_tiny
 from tests.support.runs import whole_run
+from tests.support.split_in_parts import in_parts
 
 FLIPS = 100
 ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
@@ -58,6 +68,19 @@ ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     "publish": (Report, ["report.html", "report.json"]),
 }
 """The record and the files of each step's entry; all have an `entry.json` as well."""
+OF_PARTS: dict[tuple[str, str], tuple[type[Any], list[str]]] = {
+    ("quarantine", "train part reasons"): (BadRows, ["bad.npz"]),
+    ("quarantine", "train part"): (Split, ["train.parquet", "quarantine.parquet"]),
+    ("quarantine", ""): (Quarantine, ["parts.jsonl", "quarantine.parquet"]),
+    ("validate", "train part survey"): (PartSurvey, ["images.parquet", "rows.npz", "sums.npz"]),
+    ("validate", "train survey"): (SplitSurvey, ["parts.jsonl", "sums.npz"]),
+    ("validate", "bucket"): (Bucket, ["repeats.parquet"]),
+    ("validate", "repeats"): (Repeats, ["parts.jsonl"]),
+    ("validate", "train part"): (Measured, ["summary.parquet", "findings.json", "tallies.npz"]),
+    ("validate", ""): (Validation, ["parts.jsonl", "means.npz"]),
+}
+"""The same for the checks of splits in parts, by step and subject."""
+FILES_OF_PARTS = [(*place, name) for place, (_, names) in OF_PARTS.items() for name in [*names, ENTRY]]
 FILES = [(step, name) for step, (_, names) in ENTRIES.items() for name in [*names, ENTRY]]
 RECORDS: dict[str, Callable[[Store], object]] = {
     "registry/versions": lambda store: Registry(store, "tiny").versions(),
@@ -143,6 +166,58 @@ def test_no_flipped_bit_of_an_entry_goes_unnoticed(job: Job, tmp_path: Path, ste
         with pytest.raises(DamagedEntry, match=name):
             load(folder, kind)
         assert [Path(finding.where) for finding in verify(store, "tiny").damage] == [folder]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the checks of splits in parts."""
+    folder = tmp_path_factory.mktemp("bit-rot-parts")
+    store, values = Store(folder / "store"), repeated()
+    store.prepare()
+    dataset = write_tiny(folder, arrays=values, manifest='[quarantine]\nchecks = ["duplicate"]\nmax_share = 0.5\n')
+    train, test = (
+        in_parts(store, dataset, name, images, labels, (len(labels) // 2, len(labels) - len(labels) // 2))
+        for name in SPLITS
+        for images, labels in [(values[f"{name}-images"], values[f"{name}-labels"])]
+    )
+    left = quarantine.fn(store, dataset, train, test).record
+    validate.fn(store, dataset, left.rest(train), left.rest(test))
+    return store
+
+
+def entries_of(store: Store, step: str) -> dict[str, Path]:
+    """Return the folder of one entry of `step` for each subject."""
+    described = ((path.parent, read_json(path)) for path in store.entries("tiny", step).glob(f"*/{ENTRY}"))
+    return {entry["subject"]: folder for folder, entry in described if entry["step"] == step}
+
+
+def test_the_checks_of_parts_left_no_file_that_is_not_flipped_here(checked: Store):
+    found = {
+        (step, subject, path.name)
+        for step in ("quarantine", "validate")
+        for subject, folder in entries_of(checked, step).items()
+        for path in folder.iterdir()
+        if not subject.startswith("test")
+    }
+    assert found == set(FILES_OF_PARTS)
+
+
+@pytest.mark.parametrize(("step", "subject", "name"), FILES_OF_PARTS)
+def test_no_flipped_bit_of_checks_of_parts_goes_unnoticed(
+    checked: Store, tmp_path: Path, step: str, subject: str, name: str
+):
+    entry = entries_of(checked, step)[subject]
+    folder = tmp_path / "copy" / entry.relative_to(checked.root)
+    shutil.copytree(entry, folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    kind = OF_PARTS[step, subject][0]
+    load(folder, kind)
+    for _ in islice(Copy(Store(tmp_path / "copy"), folder / name).flips(), 20):
+        with pytest.raises(DamagedEntry, match=name):
+            load(folder, kind)
+        # Other entries that it lists are not in the copy.
+        assert folder in {Path(finding.where) for finding in verify(Store(tmp_path / "copy"), "tiny").damage}
 
 
 @pytest.mark.parametrize("place", RECORDS)

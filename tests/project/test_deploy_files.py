@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,8 @@ from typing import Any
 
 import pytest
 import yaml
+from distributed import Client
+from distributed.security import Security
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -142,20 +145,63 @@ def test_the_database_counts_as_started_once_it_listens():
     assert "--host" in COMPOSE["services"]["database"]["healthcheck"]["test"]
 
 
-def test_slurm_gets_a_job_that_starts_workers_with_certificates(tmp_path: Path):
-    throw_away = authority(tmp_path)
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """A folder with what the workers and the scheduler show each other."""
+    throw_away = authority(tmp_path / "certificates")
     throw_away.server()
-    throw_away.file.rename(tmp_path / "ca.pem")
+    throw_away.file.rename(throw_away.folder / "ca.pem")
     for name in ("workers.pem", "workers-key.pem"):
         # It has certificate and key.
-        shutil.copyfile(tmp_path / "server.pem", tmp_path / name)
-    words = [sys.executable, str(ROOT / "examples/slurm_cluster.py"), str(tmp_path), "--print", "--port", "0"]
-    ended = subprocess.run([*words, "--partition", "batch"], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "#SBATCH -p batch" in ended.stdout
-    (command,) = (line for line in ended.stdout.splitlines() if "dask_worker" in line)
-    assert f"{sys.executable} -m distributed.cli.dask_worker tls://" in command
-    assert "--nthreads 1 " in command
-    assert f"--tls-ca-file {tmp_path / 'ca.pem'}" in command
+        shutil.copyfile(throw_away.folder / "server.pem", throw_away.folder / name)
+    return throw_away.folder
+
+
+SBATCH = """#!/bin/sh
+# As Slurm does: the file is gone soon.
+cp "$1" "$SLURM_TEST/job.sh"
+setsid sh "$SLURM_TEST/job.sh" >"$SLURM_TEST/job.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+SCANCEL = """#!/bin/sh
+echo "$1" >"$SLURM_TEST/cancelled"
+# It may have ended by itself, as its scheduler has.
+kill -TERM -- "-$1" || true
+"""
+
+
+def test_slurm_starts_workers_and_ends_them(certificates: Path, tmp_path: Path):
+    """Slurm's commands are simulated: a job is a process of this machine."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_TEST": str(tmp_path)}
+    words = [sys.executable, str(ROOT / "examples/slurm_cluster.py"), str(certificates), "--port", "0"]
+    more = ("--jobs", "1", "--cores", "1", "--memory", "1 GiB", "--partition", "batch")
+    with subprocess.Popen([*words, *more], env=environment, stdout=subprocess.PIPE, text=True) as cluster:
+        try:
+            address = cluster.stdout.readline().strip().removeprefix("export IDXFLOW_WORKERS=")
+            assert address.startswith("tls://")
+            key = str(certificates / "workers.pem")
+            security = Security(
+                tls_ca_file=str(certificates / "ca.pem"),
+                tls_client_cert=key,
+                tls_client_key=key,
+                require_encryption=True,
+            )
+            with Client(address, security=security) as client:
+                client.wait_for_workers(1, timeout=240)
+                assert client.submit(divmod, 17, 5).result(timeout=240) == (3, 2)
+        finally:
+            cluster.send_signal(signal.SIGINT)
+            cluster.wait(240)
+    assert (tmp_path / "cancelled").exists()
+    job = (tmp_path / "job.sh").read_text()
+    assert "#SBATCH -p batch" in job
+    assert f"{sys.executable} -m distributed.cli.dask_worker {address} " in job
+    assert f"--tls-ca-file {certificates / 'ca.pem'}" in job
 
 
 def test_no_secret_is_in_the_files():

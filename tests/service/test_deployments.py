@@ -98,7 +98,9 @@ def test_what_is_in_the_file_no_more_is_removed_and_what_people_made_stays(
     with pytest.raises(PrefectFailed, match="to accept .*prefect.yaml; found: .*; correct that, then start again"):
         deployments.deploy(client, wrong)
     # As it is advised.
-    assert deployments.deploy(client, promise) == deployments.Deployed((), ())
+    deployed = deployments.deploy(client, promise)
+    assert (deployed.kept, deployed.removed, deployed.refused) == ((), (), {})
+    assert set(deployed.changed) == {deployment["name"] for deployment in promise.plan["deployments"]}
     assert {name: len(crons) for name, crons in schedules_by_deployment(client).items()} == {
         **dict.fromkeys(("all_taken_out", "renamed", "unchanged", "removed", "removed_but_used"), 1),
         "taken_out": 2,

@@ -338,6 +338,18 @@ def test_in_object_storage_it_is_the_same(
     cloud.close()
 
 
+def test_of_many_parts_only_the_first_is_compared_with_what_is_there(tmp_path: Path, small_parts: None):
+    listings = []
+    for number, sizes in enumerate([(25,) * 4, (10,) * 10]):
+        cloud = Cloud(tmp_path / f"cloud-{number}")
+        store = cloud.machine()
+        store.prepare()
+        decoded(store, write_listed(tmp_path, ARRAYS, sizes))
+        listings.append(sum(one.name == "walk" for one in cloud.objects.operations))
+        cloud.close()
+    assert listings[0] == listings[1]
+
+
 def test_a_list_of_one_archive_is_the_archive(store: Store, tmp_path: Path, tiny: TinyFactory):
     one = decoded(store, tiny(train=ROWS))
     listed = write_listed(tmp_path, ARRAYS, (ROWS,))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from storage.datasets.catalog import Dataset
 from storage.errors import DamagedEntry
 from storage.files import read_json
 from storage.formats import arrays as arrays_file
-from storage.formats import members, sorted_columns
-from storage.records import Done, Split, SplitName, Validation
-from storage.store import ENTRY, FOLDERS, Store, discard
+from storage.formats import members, sorted_columns, split_rows
+from storage.records import Done, FolderEntry, Split, SplitName, Validation
+from storage.runtime.cancellation import Cancelled
+from storage.store import ENTRY, FOLDERS, Plan, Store, discard
 from storage.verify import verify
 from storage.workers.current import using
+from storage.workers.here import Here
 from tasks.checking import comparing, measuring, repeats, surveys
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
@@ -156,6 +159,24 @@ def test_parts_in_object_storage_are_checked_like_those_in_a_folder(store: Store
         cloud.close()
 
 
+def test_a_part_that_is_not_as_recorded_is_refused(store: Store, dataset: Dataset):
+    train, test = cut(store, dataset, 2)
+
+    def make(folder: Path) -> Split:
+        first, second = split_rows.parts(test)
+        members.write(folder, [first, replace(second, digest="f" * 64)])
+        return replace(test, entry=FolderEntry(folder), digest="e" * 64, rows=71)
+
+    other = store.get_or_make(Plan("tiny", "decode", "test", {"parts": "other"}), Split, make, str).record
+    checks = verdict(store, dataset, (train, other)).record.checks
+    failed = {check.column: check.observed for check in checks if check.table == "archives" and not check.passed}
+    digest = [*split_rows.parts(test)][1].digest
+    assert failed == {
+        "rows_found": "1 of 2 splits, 50%: 70 instead of 71",
+        "content_found": f"1 of 2 splits, 50%: {digest[:12]}… instead of eeeeeeeeeeee…",
+    }
+
+
 def test_workers_in_any_order_write_the_same_bytes(store: Store, dataset: Dataset, tmp_path: Path):
     here = verdict(store, dataset, cut(store, dataset, 7))
     elsewhere = Store(tmp_path / "elsewhere")
@@ -220,6 +241,25 @@ def test_a_damaged_result_of_a_part_is_made_again_and_nothing_else(store: Store,
     again = verdict(store, dataset, splits)
     assert again.record == first.record
     assert fingerprint(store) == before
+    assert not verify(store).findings
+
+
+class Ending(Here):
+    """A run that is cancelled while it measures the sixth part."""
+
+    def each(self, function: Callable[[Any], Any], items: Sequence[Any], doing: str) -> Iterator[tuple[int, Any]]:
+        for done, result in enumerate(super().each(function, items, doing)):
+            if doing == "measure images" and done == 5:
+                raise Cancelled
+            yield result
+
+
+def test_a_run_goes_on_with_the_parts_that_a_cancelled_one_has_left(store: Store, dataset: Dataset):
+    splits = cut(store, dataset, 7)
+    with using(Ending()), pytest.raises(Cancelled):
+        validate.fn(store, dataset, *splits)
+    step = verdict(store, dataset, splits).step
+    assert (step.reused, step.summary.endswith(", in 14 parts, 8 new"), step.reason) == (False, True, "8 new parts")
     assert not verify(store).findings
 
 
