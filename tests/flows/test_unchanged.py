@@ -115,8 +115,10 @@ def test_the_unchanged_run_starts_no_process_and_seldom_waits_for_the_disk(runs:
 def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: TinyFactory):
     manifest = str(tiny().manifest)
 
-    def imported(force: bool = False, **training: object) -> list[str]:
-        request = Request(dataset_file=manifest, training=QUICK | training, store=str(store.root), force=force)
+    def imported(force: bool = False, workers: str | None = None, **training: object) -> list[str]:
+        request = Request(
+            dataset_file=manifest, training=QUICK | training, store=str(store.root), force=force, workers=workers
+        )
         return [f"{load.__module__}.{load.__name__}" for load in needed(request)]
 
     training = [f"{network.__name__}.tensorflow"]
@@ -125,7 +127,9 @@ def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: T
     assert imported() == []
     assert imported(memory="1GiB") == []
     assert imported(seed=5) == training
-    assert imported(force=True) == training
+    assert imported(force=True) == imported(force=True, workers="2") == training
+    # Workers of a cluster train.
+    assert imported(force=True, workers="tls://scheduler:8786") == []
 
 
 def test_the_source_of_the_steps_is_read_ahead(store: Store, tiny: TinyFactory):

@@ -14,6 +14,7 @@ from storage.workers.address import (
     PATIENCE_VARIABLE,
     WORKERS_VARIABLE,
     Cluster,
+    are_elsewhere,
     parse,
     patience,
 )
@@ -146,3 +147,10 @@ def test_without_the_extra_a_run_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
 def test_the_option_comes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WORKERS_VARIABLE, "3")
     assert (workers_for().count, workers_for("2").count) == (3, 2)
+
+
+@pytest.mark.parametrize(("named", "elsewhere"), [(None, False), ("4", False), ("tls://scheduler:8786", True)])
+def test_only_a_cluster_is_elsewhere(monkeypatch: pytest.MonkeyPatch, named: str | None, elsewhere: bool) -> None:
+    assert are_elsewhere(named) == elsewhere
+    monkeypatch.setenv(WORKERS_VARIABLE, "tcp://127.0.0.1:1")
+    assert are_elsewhere(named) == (elsewhere or named is None)
