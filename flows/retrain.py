@@ -25,6 +25,7 @@ from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.service import temporary
 from flows.settings import LOGGERS, relax_garbage_collection
 from storage.datasets.catalog import NAME_SCHEMA, BadRow
+from storage.datasets.chosen import DAY
 from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import DamagedEntry, IdxflowError
 from storage.objects.address import OPEN_STORE
@@ -50,7 +51,7 @@ WorkersName = Annotated[str | None, Field(json_schema_extra={"pattern": OPEN_WOR
 
 DatasetName = Annotated[str, Field(pattern=NAME_SCHEMA)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+Day = Annotated[str, Field(pattern=DAY)]
 ArrivalId = Annotated[str, Field(pattern=ARRIVAL)]
 
 _PATIENCE_SECONDS = 3

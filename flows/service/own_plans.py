@@ -23,6 +23,7 @@ from flows.service.deployments import Deployed, Own, OwnPlan, Promise, checked_p
 from storage import own_data
 from storage.datasets import catalog
 from storage.datasets.catalog import BadRow
+from storage.datasets.chosen import DAY
 from storage.datasets.json_schema import TomlSchema
 from storage.datasets.model_errors import checked
 from storage.datasets.training import Profile
@@ -58,6 +59,7 @@ class _Parameters(_Form):
     catch_up: CatchUp = "latest"
     quarantine: list[BadRow] | None = None
     quarantine_limit: float | None = Field(default=None, ge=0, le=1)
+    as_of: str | None = Field(default=None, pattern=DAY)
     workers: str | None = Field(default=None, pattern=OPEN_WORKERS)
 
 

@@ -11,6 +11,9 @@ from storage.errors import ConfigError
 from storage.records import SPLITS, SplitName
 from storage.words import counted
 
+DAY = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+"""The form of a day, also as a JSON Schema pattern."""
+
 
 def day_of(text: str, option: str) -> datetime.date:
     """Return the day that a user has typed.

@@ -61,7 +61,7 @@ def test_a_manifest_that_is_far_too_large_is_not_read_to_its_end(tmp_path: Path)
     os.truncate(path, 1 << 40)
     with pytest.raises(ConfigError) as caught:
         catalog.read(path)
-    assert_says(caught.value, "mine.toml: expected a manifest in TOML", "more than 1,048,576 bytes")
+    assert_says(caught.value, "mine.toml: expected a manifest in TOML", "more than 16,777,216 bytes")
 
 
 def test_other_data_may_not_take_a_name_of_the_catalog(tmp_path: Path):

@@ -235,7 +235,7 @@ def test_the_file_may_give_each_parameter_of_a_run(manifest: Path, opened: Store
     file = own_schedules.schedule(opened, manifest, SUNDAYS).file
     more = {"audit": True, "force": True, "profile": "fast", "quarantine": ["blank", "leaked"], "quarantine_limit": 0.1}
     more |= {"catch_up": "all", "source": str(manifest.parent), "store": str(opened.root), "training": {"epochs": 5}}
-    more |= {"workers": "4"}
+    more |= {"as_of": "2026-11-30", "workers": "4"}
     described = inspect.signature(retrain.fn).parameters
     assert {*more, "dataset", "dataset_file"} == {*described}
     plan = yaml.safe_load(file.read_text())
