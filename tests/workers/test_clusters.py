@@ -200,11 +200,13 @@ def test_a_run_whose_own_code_was_edited_meanwhile_stops(
 
 @pytest.mark.remedies("storage.workers.dask_cluster:_received")
 def test_a_worker_without_idxflow_is_refused(address: str, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    # Found before an installed idxflow.
+    (other / "storage.py").touch()
     sentence = "expected a worker that can load idxflow; found ModuleNotFoundError"
     with (
-        worker(tmp_path, address, code=empty),
+        worker(tmp_path, address, code=other),
         opened(address) as workers,
         pytest.raises(WorkersFailed, match=sentence),
     ):
