@@ -115,7 +115,7 @@ def test_each_day_is_a_run_on_its_data_and_is_recorded_with_it(server: dict[str,
     report = json.loads(Path(values["runs"][0]["report"]).with_name("report.json").read_text())
     assert report["data"]["as_of"] == "2026-11-07"
     assert report["data"]["sentence"].endswith(
-        " 1 of 2 archives for training of 2026-11-01 to 2026-11-01, as of 2026-11-07: train-images-000-idx3-ubyte.gz."
+        " 1 of 2 archives for training of 2026-11-01, as of 2026-11-07: train-images-000-idx3-ubyte.gz."
     )
     assert "--as-of 2026-11-07" in report["lineage"]["command"]
     assert verify(store).findings == ()
