@@ -102,7 +102,7 @@ def append(options: AppendOptions, say: Callable[[str], None] = lambda _: None) 
     """
     check_together(options.reading, options.test_fraction, options.seed)
     dataset = _dataset(options)
-    with scratch_of(options.folder) as scratch, plain_errors(options.source, options.folder):
+    with scratch_of(options.folder, inside=True) as scratch, plain_errors(options.source, options.folder):
         plain = partial(plainly, scratch / UNPACKED, options.source)
         remarks = Remarks(lambda line: say(plain(line)))
         source, found = read(options.source, options.reading, scratch, remarks)

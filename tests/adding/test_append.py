@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
@@ -258,3 +259,13 @@ def test_the_first_images_are_added_without_append(here: Path, tmp_path: Path, c
 def test_a_day_in_the_future_is_remarked_on(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     values = add(capsys, str(tmp_path / "second.csv"), *HALF, "--append", "--date", "2999-01-01")
     assert any("2999-01-01 is in the future" in remark for remark in values["remarks"])
+
+
+def test_nothing_is_written_beside_the_folder_of_the_data_set(mine: Path, tmp_path: Path, capsys, monkeypatch):
+    # Another file system may be mounted there, from which files cannot be renamed.
+    replaced, rename = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append(Path(old)), rename(old, new)))
+    add(capsys, str(tmp_path / "second.csv"), *HALF, "--append")
+    assert len(replaced) >= 4
+    assert all(path.is_relative_to(mine) for path in map(Path.absolute, replaced))
+    assert not [path for path in mine.iterdir() if path.name.startswith(".")]
