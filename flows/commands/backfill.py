@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows.commands.options import AsJson, DatasetFile, Source, StoreFolder
+from flows.commands.options import AsJson, DatasetFile, InsecureWorkers, Source, StoreFolder, Workers
 from flows.commands.several import carry_out
 from flows.terminal.output import remark
 from storage.words import counted
@@ -30,6 +30,8 @@ def backfill(
     ] = None,
     source: Source = None,
     store: StoreFolder = None,
+    workers: Workers = None,
+    insecure_workers: InsecureWorkers = False,
     dataset_file: DatasetFile = None,
     as_json: AsJson = False,
 ) -> int:
@@ -58,6 +60,8 @@ def backfill(
         settings=tuple(set_ or ()),
         source=source,
         store=store,
+        workers=workers,
+        insecure_workers=insecure_workers,
     )
     check_store(request)
     plan = planned(request, day_of(from_, "--from"), day_of(to, "--to"), every)

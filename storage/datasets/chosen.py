@@ -85,7 +85,8 @@ def _sentence(kept: Sequence[ArchiveSpec], images: Collection[ArchiveSpec], day:
     if len(kept) == len(images):
         return ""
     dates = sorted(spec.date for spec in kept if spec.date)
-    span = f" of {dates[0]} to {dates[-1]}" if dates else ""
+    ends = dict.fromkeys((dates[0], dates[-1])) if dates else ()
+    span = f" of {' to '.join(map(str, ends))}" if ends else ""
     until = f", as of {day}" if day else ""
     files = kept[0].file if len(kept) == 1 else f"{kept[0].file} to {kept[-1].file}"
     return f"{len(kept):,} of {counted(len(images), 'archive')} for training{span}{until}: {files}"

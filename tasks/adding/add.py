@@ -249,17 +249,21 @@ def _check_used(path: Path, reading: Reading, source: Source) -> None:
 
 
 @contextmanager
-def scratch_of(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`, removed at the end; one that a killed process left is removed, too."""
-    scratch = folder.with_name(f".{folder.name}.adding")
+def scratch_of(folder: Path, inside: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside or inside `folder`, removed at the end, as is one that a killed process left.
+
+    Files are renamed from there, which needs one file system: a folder that is there may be where another is mounted.
+    """
+    place = folder if inside else folder.parent
+    scratch = place / f".{folder.name}.adding"
 
     def refuse() -> None:
         raise ConfigError(
-            f"expected nobody else to make {folder}; another `idxflow dataset add` does; wait for it, or choose "
+            f"expected nobody else to write to {folder}; another `idxflow dataset add` does; wait for it, or choose "
             "another folder with --as"
         )
 
-    with locked(folder.with_name(f".{folder.name}.lock"), refuse, passing=True):
+    with locked(place / f".{folder.name}.lock", refuse, passing=True):
         shutil.rmtree(scratch, ignore_errors=True)
         make_folder(scratch)
         try:

@@ -102,7 +102,7 @@ def append(options: AppendOptions, say: Callable[[str], None] = lambda _: None) 
     """
     check_together(options.reading, options.test_fraction, options.seed)
     dataset = _dataset(options)
-    with scratch_of(options.folder) as scratch, plain_errors(options.source, options.folder):
+    with scratch_of(options.folder, inside=True) as scratch, plain_errors(options.source, options.folder):
         plain = partial(plainly, scratch / UNPACKED, options.source)
         remarks = Remarks(lambda line: say(plain(line)))
         source, found = read(options.source, options.reading, scratch, remarks)
@@ -132,6 +132,11 @@ def append(options: AppendOptions, say: Callable[[str], None] = lambda _: None) 
 
 def _dataset(options: AppendOptions) -> Dataset:
     """Return the data set, whose archives have to be beside its manifest."""
+    if not options.manifest.is_file():
+        raise ConfigError(
+            f"expected the manifest of {options.name} at {options.manifest}, because --append adds to a data set that "
+            "`idxflow dataset add` has made; found none; name its folder with --as, or make it first: without --append"
+        )
     dataset = catalog.read(options.manifest)
     if dataset.name != options.name or dataset.source != options.folder.resolve():
         raise ConfigError(
@@ -274,6 +279,9 @@ def _remark(options: AppendOptions, dataset: Dataset, found: Gathered, known: _K
             f"the archives so far have no date; windows of days and `idxflow backfill` need one: add it to them in "
             f"{options.manifest.name}"
         )
+    # Tomorrow is today in some time zone.
+    if options.date > datetime.date.today() + datetime.timedelta(days=1):
+        remarks.add(f"{options.date} is in the future; a window of days counts back from the newest date")
     if remarks.skipped:
         remarks.add(f"{counted(len(remarks.skipped), 'picture')} that cannot be read left out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_renamed_classes_are_found_by_their_labels_in_the_source(here: Path, tmp
     np.testing.assert_array_equal(labels, [int(row[0]) for row in SECOND])
 
 
-@pytest.mark.remedies("tasks.adding.append:_dataset:2")
+@pytest.mark.remedies("tasks.adding.append:_dataset:3")
 def test_numbers_that_would_be_wrong_are_not_left_in_the_manifest(mine: Path, tmp_path: Path, capsys):
     manifest = mine / "mine.toml"
     text = manifest.read_text()
@@ -197,7 +198,7 @@ def test_options_for_a_new_data_set_are_refused(mine: Path, tmp_path: Path, caps
     add(capsys, *words, "--date", "2026-11-30")
 
 
-@pytest.mark.remedies("tasks.adding.append:_dataset:3")
+@pytest.mark.remedies("tasks.adding.append:_dataset:4")
 def test_archives_that_are_read_otherwise_are_not_appended_to(mine: Path, tmp_path: Path, capsys):
     manifest = mine / "mine.toml"
     text = manifest.read_text()
@@ -234,7 +235,7 @@ def test_an_append_that_was_cut_off_left_nothing_that_counts(mine: Path, tmp_pat
     assert len(catalog.read(mine / "mine.toml").archives) == len(before) + 2
 
 
-@pytest.mark.remedies("tasks.adding.append:_dataset")
+@pytest.mark.remedies("tasks.adding.append:_dataset:2")
 def test_the_data_set_is_one_that_this_command_has_made(mine: Path, tmp_path: Path, capsys):
     shutil.copytree(mine, mine.parent / "other")
     words = (str(tmp_path / "second.csv"), "--append")
@@ -244,3 +245,27 @@ def test_the_data_set_is_one_that_this_command_has_made(mine: Path, tmp_path: Pa
     error = refused(capsys, *words, "--as", "other", code=2)
     assert "name the data set and its folder: idxflow dataset add NAME FROM --append --as FOLDER" in error
     add(capsys, *words, "--as", "mine")
+
+
+@pytest.mark.remedies("tasks.adding.append:_dataset")
+def test_the_first_images_are_added_without_append(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = (str(table(tmp_path / "first.csv", FIRST, HEADER)), *HALF)
+    error = refused(capsys, *words, "--append", code=2)
+    assert "found none; name its folder with --as, or make it first: without --append" in error
+    add(capsys, *words)
+    assert catalog.read(here / "mine" / "mine.toml").name == "mine"
+
+
+def test_a_day_in_the_future_is_remarked_on(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    values = add(capsys, str(tmp_path / "second.csv"), *HALF, "--append", "--date", "2999-01-01")
+    assert any("2999-01-01 is in the future" in remark for remark in values["remarks"])
+
+
+def test_nothing_is_written_beside_the_folder_of_the_data_set(mine: Path, tmp_path: Path, capsys, monkeypatch):
+    # Another file system may be mounted there, from which files cannot be renamed.
+    replaced, rename = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append(Path(old)), rename(old, new)))
+    add(capsys, str(tmp_path / "second.csv"), *HALF, "--append")
+    assert len(replaced) >= 4
+    assert all(path.is_relative_to(mine) for path in map(Path.absolute, replaced))
+    assert not [path for path in mine.iterdir() if path.name.startswith(".")]

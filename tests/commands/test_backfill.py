@@ -44,6 +44,14 @@ def test_days_without_new_data_have_no_run(manifest: str):
     assert plan.requests["2026-11-08"].command("run").endswith("--as-of 2026-11-08")
 
 
+def test_the_workers_of_a_backfill_are_those_of_its_runs(manifest: str, capsys: pytest.CaptureFixture[str]):
+    words = ["backfill", "--dataset-file", manifest, "--from", DAYS[0], "--to", DAYS[1]]
+    assert run_command([*words, "--workers", "many"]) == 2
+    assert "--workers or IDXFLOW_WORKERS: expected a number of processes" in capsys.readouterr().err
+    plan = between(*DAYS, dataset_file=manifest, workers="3")
+    assert all("--workers 3" in request.command("run") for request in plan.requests.values())
+
+
 @pytest.mark.remedies("flows.backfill:_days")
 def test_a_step_that_is_no_number_of_days_is_refused(manifest: str):
     with pytest.raises(
@@ -107,7 +115,7 @@ def test_each_day_is_a_run_on_its_data_and_is_recorded_with_it(server: dict[str,
     report = json.loads(Path(values["runs"][0]["report"]).with_name("report.json").read_text())
     assert report["data"]["as_of"] == "2026-11-07"
     assert report["data"]["sentence"].endswith(
-        " 1 of 2 archives for training of 2026-11-01 to 2026-11-01, as of 2026-11-07: train-images-000-idx3-ubyte.gz."
+        " 1 of 2 archives for training of 2026-11-01, as of 2026-11-07: train-images-000-idx3-ubyte.gz."
     )
     assert "--as-of 2026-11-07" in report["lineage"]["command"]
     assert verify(store).findings == ()
