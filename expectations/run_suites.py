@@ -139,7 +139,7 @@ def _check(suite: Suite, expectation: Expectation, seen: Seen) -> Check:
         observed=observed,
         severity=expectation.severity,
         passed=passed,
-        rows=finding.places if isinstance(finding, Rows) and suite.of == "row" else (),
+        rows=finding.places if isinstance(finding, Rows) and suite.of in ("row", "part") else (),
         setting=expectation.setting,
     )
 
@@ -165,7 +165,7 @@ def _number(value: float | None, share: bool) -> str:
 
 def _offenders(suite: Suite, finding: Rows) -> str:
     """Return the number of rows that break the expectation, and their values, as text."""
-    of = {"row": "rows", "class": "classes", "split": "splits"}[suite.of]
+    of = {"row": "rows", "class": "classes", "part": "parts", "split": "splits"}[suite.of]
     count, total = finding.unexpected, finding.rows
     if not count:
         return f"no exception in {total:,} {of}"

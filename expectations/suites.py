@@ -52,7 +52,7 @@ class Suite:
     table: str
     """`archives`, `train` or `test`."""
     of: str
-    """What a row of the table represents: `row` (an image), `class` or `split`."""
+    """What a row of the table represents: `row` (an image), `class`, `part` or `split`."""
     expectations: tuple[Expectation, ...]
 
 
@@ -128,6 +128,18 @@ def match(dataset: Dataset, split: SplitName) -> Suite:
         setting=_limits("max_label_chance"),
     )
     return Suite(split, "split", (expectation,))
+
+
+def parts(dataset: Dataset, split: SplitName) -> Suite:
+    """Return the suite for the match of labels and images in each part (`summary.part_table`) of a split."""
+    expectation = Expectation(
+        "labels of every part belong to its images",
+        "ExpectColumnValuesToBeInSet",
+        {"column": "unrelated", "value_set": [0]},
+        "none that match by chance",
+        setting=_limits("max_label_chance"),
+    )
+    return Suite(split, "part", (expectation,))
 
 
 def ground(ink: Ink, split: SplitName) -> Suite:

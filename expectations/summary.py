@@ -44,6 +44,8 @@ _MEASURED = ("label", "pixel_min", "pixel_max", "mean", "blank", "nearest", "cen
 
 _LEAST_MATCHED = 30
 """Minimum number of rows for the normal approximation."""
+_TELLING = 8
+"""Standard deviations from chance at which a good part is sure to differ from it, however much parts differ."""
 _PIECE_PIXELS = 1 << 20
 """How many pixels are converted to float32 at a time: 4 MB, which stays in a processor's cache."""
 
@@ -238,22 +240,60 @@ class Matches:
         The number of hits is then a sum of hypergeometric counts, whose distribution is approximated as normal. 0 below
         30 rows, too few for the approximation.
         """
-        rows = int(self.labels.sum())
-        if rows < _LEAST_MATCHED:
+        if self.rows < _LEAST_MATCHED:
             return 0.0
+        expected, deviation = self._at_random()
+        away = (self.hits - expected) / deviation if deviation > 0 else 0.0
+        return math.erfc(away / math.sqrt(2)) / 2
+
+    def unrelated(self, whole: Matches, most: float) -> bool:
+        """Return whether the labels of this part match no more often than by chance, although those of its split do.
+
+        A part that cannot tell is not: one of few rows, or of few classes. It can tell if the share of matches of the
+        split, or more exactly its way from chance to certainty, were `_TELLING` standard deviations away from chance.
+
+        Args:
+            whole: those of the split.
+            most: `by_chance` of a split may be at most this.
+        """
+        if self.by_chance <= most or whole.by_chance > most:
+            return False
+        expected, deviation = self._at_random()
+        in_whole, _ = whole._at_random()
+        way = (whole.hits - in_whole) / max(whole.rows - in_whole, 1)
+        return 0 < _TELLING * deviation <= way * (self.rows - expected)
+
+    @property
+    def rows(self) -> int:
+        return int(self.labels.sum())
+
+    def _at_random(self) -> tuple[float, float]:
+        """Return the mean and the standard deviation of the hits if the labels were assigned to images at random."""
+        rows = self.rows
         # Python integers do not overflow.
         pairs = [(int(a), int(b)) for a, b in zip(self.labels, self.nearest, strict=True) if a and b]
-        expected = sum(a * b for a, b in pairs) / rows
         # Counts of a table with fixed margins: variance of one diagonal count, covariance of two.
         single = sum(a * b * (rows - a) * (rows - b) - (a * b) ** 2 for a, b in pairs)
         variance = (single + sum(a * b for a, b in pairs) ** 2) / (rows**2 * (rows - 1))
-        away = (self.hits - expected) / math.sqrt(variance) if variance > 0 else 0.0
-        return math.erfc(away / math.sqrt(2)) / 2
+        return sum(a * b for a, b in pairs) / rows, math.sqrt(max(variance, 0))
 
 
 def match_table(matches: Matches) -> Table:
     """Return one row: `by_chance`, see `Matches`."""
     return {"index": np.arange(1), "by_chance": np.array([matches.by_chance])}
+
+
+def part_table(parts: Iterable[tuple[int, Matches]], whole: Matches, most: float) -> Table:
+    """Return one row per part of a split: `index`, the number of its first row in the split, and `unrelated`, 0 or 1.
+
+    Args:
+        parts: the number of the first row of each part, and its matches.
+        whole: the matches of the split.
+        most: see `Matches.unrelated`.
+    """
+    found = [(start, matches.unrelated(whole, most)) for start, matches in parts]
+    index, unrelated = np.array(found, np.int64).reshape(-1, 2).T
+    return {"index": index, "unrelated": unrelated}
 
 
 class PixelRange:

@@ -131,9 +131,19 @@ def _put_together(
     for split in splits:
         looks = _looks(by_split[split.name], suites.images(dataset, split.name), tallies[split.name])
         checks += _checks(dataset, split, looks, compared.of(split.name).means(), tallies[split.name])
+        checks += _checks_of_parts(dataset, split, by_split[split.name], tallies[split.name].matches)
     members.write(folder, measured, compared.keys())
     validation = _verdict(folder, splits, compared.train.means(), checks, tallies)
     return dataclasses.replace(validation, parts=len(measured))
+
+
+def _checks_of_parts(
+    dataset: Dataset, split: Split, parts: Sequence[Measured], whole: summary.Matches
+) -> Iterator[Check]:
+    """Yield what a split in one file cannot be asked: whether each part has the labels of its own images."""
+    each = ((part.start, part.matches()) for part in parts)
+    table = summary.part_table(each, whole, dataset.limits.max_label_chance)
+    yield from run_suites.run(suites.parts(dataset, split.name), [table])
 
 
 def _looks(parts: Iterable[Measured], suite: suites.Suite, tallies: _Tallies) -> Iterator[run_suites.Look]:

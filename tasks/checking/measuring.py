@@ -78,9 +78,22 @@ class Measured:
         Raises:
             DamagedEntry: the file cannot be read.
         """
-        tallies = arrays.read(self.entry.path("tallies.npz"), _TALLIES)
+        tallies = self._tallies()
         matches.merge(int(tallies["hits"][0]), tallies["labels"], tallies["nearest"])
         pixels.merge(*map(int, tallies["pixels"]))
+
+    def matches(self) -> summary.Matches:
+        """Return how often labels match in its rows.
+
+        Raises:
+            DamagedEntry: the file cannot be read.
+        """
+        tallies, matches = self._tallies(), summary.Matches()
+        matches.merge(int(tallies["hits"][0]), tallies["labels"], tallies["nearest"])
+        return matches
+
+    def _tallies(self) -> dict[str, np.ndarray]:
+        return arrays.read(self.entry.path("tallies.npz"), _TALLIES)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.datasets.catalog import Dataset
-from storage.errors import DamagedEntry
+from storage.errors import DamagedEntry, ValidationFailed
 from storage.files import read_json
 from storage.formats import arrays as arrays_file
 from storage.formats import members, sorted_columns, split_rows
-from storage.records import Done, FolderEntry, Split, SplitName, Validation
+from storage.records import Check, Done, FolderEntry, Split, SplitName, Validation
 from storage.runtime.cancellation import Cancelled
 from storage.store import ENTRY, FOLDERS, Plan, Store, discard
 from storage.verify import verify
@@ -96,6 +96,11 @@ def arrays_of(name: SplitName) -> tuple[np.ndarray, np.ndarray]:
     return found[f"{name}-images"], found[f"{name}-labels"]
 
 
+def of_all_rows(validation: Validation) -> tuple[Check, ...]:
+    """The checks without those that are asked of each part."""
+    return tuple(check for check in validation.checks if check.column != "unrelated")
+
+
 class Alive:
     """How many numbers of the arrays that a function returns are alive at a time."""
 
@@ -123,7 +128,8 @@ def test_any_number_of_parts_gives_the_checks_and_the_table_of_one_file(store: S
     whole = verdict(store, dataset, cut(store, dataset, 0)).record
     result = verdict(store, dataset, cut(store, dataset, parts)).record
     assert result.parts == 2 * parts
-    assert (result.checks, result.class_counts, result.passed) == (whole.checks, whole.class_counts, whole.passed)
+    assert (of_all_rows(result), result.class_counts, result.passed) == (whole.checks, whole.class_counts, whole.passed)
+    assert len(result.checks) == len(whole.checks) + 2
     assert result.means.read_bytes() == whole.means.read_bytes()
     assert table(result).equals(table(whole))
     assert {check.column for check in result.checks if not check.passed} == {"label"}
@@ -133,12 +139,44 @@ def test_any_number_of_parts_gives_the_checks_and_the_table_of_one_file(store: S
     assert found[("test", "leaked")] == (3, 40, 65)
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_labels_that_are_exchanged_in_one_part_are_found_and_named(store: Store, tiny: TinyFactory, name: SplitName):
+    found, sizes = bars(600, 600, 3, (9, 7)), (250, 100, 250)
+    labels = found[f"{name}-labels"][250:350]
+    np.random.default_rng(0).shuffle(labels)
+    dataset = tiny(arrays=found)
+    train, test = (
+        in_parts(store, dataset, split, found[f"{split}-images"], found[f"{split}-labels"], sizes)
+        for split in ("train", "test")
+    )
+    with pytest.raises(ValidationFailed, match=r"labels of every part belong to its images, .* at row 250") as refused:
+        validate.fn(store, dataset, train, test)
+    assert [(check.table, check.rows) for check in refused.value.validation.failures] == [(name, (250,))]
+    # The same rows in one file pass: most labels are right.
+    whole = (
+        in_one_file(store, dataset, split, found[f"{split}-images"], found[f"{split}-labels"])
+        for split in ("train", "test")
+    )
+    assert validate.fn(store, dataset, *whole).record.passed
+
+
+def test_a_part_of_one_class_or_of_few_rows_is_not_blamed(store: Store, tiny: TinyFactory):
+    found = bars(600, 60, 3, (9, 7))
+    order = np.argsort(found["train-labels"], kind="stable")
+    sorted_by_class = found["train-images"][order], found["train-labels"][order]
+    sizes = (int((found["train-labels"] == 0).sum()), 10, 590 - int((found["train-labels"] == 0).sum()))
+    dataset = tiny(arrays=found)
+    train = in_parts(store, dataset, "train", *sorted_by_class, sizes)
+    test = in_parts(store, dataset, "test", found["test-images"], found["test-labels"], (50, 10))
+    assert validate.fn(store, dataset, train, test).record.failures == ()
+
+
 def test_one_split_may_be_in_parts_and_the_other_in_one_file(store: Store, dataset: Dataset):
     (train, test), parts = cut(store, dataset, 0), cut(store, dataset, 2)
     whole = verdict(store, dataset, (train, test)).record
     for splits in ((parts[0], test), (train, parts[1])):
         result = verdict(store, dataset, splits).record
-        assert (result.parts, result.checks) == (3, whole.checks)
+        assert (result.parts, of_all_rows(result)) == (3, whole.checks)
         assert table(result).equals(table(whole))
 
 
