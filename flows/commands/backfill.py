@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from flows.commands.options import AsJson, DatasetFile, InsecureWorkers, Source, StoreFolder, Workers
+from flows.commands.options import AsJson, DatasetFile, InsecureWorkers, Recipe, Settings, Source, StoreFolder, Workers
 from flows.commands.several import carry_out
 from flows.terminal.output import remark
 from storage.words import counted
@@ -18,16 +18,8 @@ def backfill(
     from_: Annotated[str, Parameter(name="--from", help="The first day, such as 2026-11-01.")],
     to: Annotated[str, Parameter(help="The last day possible, such as 2026-11-30.")],
     every: Annotated[str, Parameter(help="Days between two runs, such as `1d` or `7d`.")] = "1d",
-    profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
-    set_: Annotated[
-        list[str] | None,
-        Parameter(
-            name="--set",
-            help="Set a training parameter, such as `epochs=5` or `hidden=[100,50]`. Can be repeated.",
-            negative="",
-            allow_leading_hyphen=True,
-        ),
-    ] = None,
+    profile: Recipe = "default",
+    set_: Settings = None,
     source: Source = None,
     store: StoreFolder = None,
     workers: Workers = None,

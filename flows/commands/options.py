@@ -21,6 +21,16 @@ StoreFolder = Annotated[
         "code. [env var: IDXFLOW_STORE]"
     ),
 ]
+Recipe = Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")]
+Settings = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set",
+        help="Set a training parameter, such as `epochs=5` or `hidden=[100,50]`. Can be repeated.",
+        negative="",
+        allow_leading_hyphen=True,
+    ),
+]
 DatasetFile = Annotated[str | None, Parameter(help="Manifest (TOML) of your own data set, instead of DATASET.")]
 DatasetFiles = Annotated[
     list[str] | None,
@@ -56,8 +66,8 @@ InsecureWorkers = Annotated[
     bool,
     Parameter(
         negative="",
-        help="Allow workers behind a scheduler on another machine that asks for no certificate (`tcp://`): whoever "
-        "reaches it can run code on them. [env var: IDXFLOW_INSECURE_WORKERS]",
+        help="Allow a scheduler on another machine that requires no certificate (`tcp://`): anyone who can reach it "
+        "can run code on its workers. [env var: IDXFLOW_INSECURE_WORKERS]",
     ),
 ]
 ModelVersion = Annotated[str, Parameter(help="`champion`, or a version number.")]

@@ -22,6 +22,8 @@ from flows.commands.options import (
     InsecureWorkers,
     Quarantine,
     QuarantineLimit,
+    Recipe,
+    Settings,
     Source,
     StoreFolder,
     Timings,
@@ -68,16 +70,8 @@ def run(
             validator=Number(gte=1),
         ),
     ] = None,
-    profile: Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")] = "default",
-    set_: Annotated[
-        list[str] | None,
-        Parameter(
-            name="--set",
-            help="Set a training parameter, such as `epochs=5` or `hidden=[100,50]`. Can be repeated.",
-            negative="",
-            allow_leading_hyphen=True,
-        ),
-    ] = None,
+    profile: Recipe = "default",
+    set_: Settings = None,
     memory: Annotated[
         str | None,
         Parameter(

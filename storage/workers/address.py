@@ -1,7 +1,7 @@
 """Which workers a person names: a number of processes for this run, or the address of a cluster that exists.
 
-Whoever reaches the scheduler of a Dask cluster can run code on all its machines, unless it asks for certificates (TLS).
-So the scheduler of another machine must have an address that begins with `tls://`, or the user says that it need not.
+Anyone who can reach the scheduler of a Dask cluster can run code on all its machines, unless it requires certificates
+(TLS). So the address of a scheduler on another machine must begin with `tls://`, unless the user allows otherwise.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def parse(text: str, insecure: bool = False) -> int | Cluster:
     if word.startswith("tcp://"):
         if is_unprotected(word) and not (insecure or os.environ.get(INSECURE_VARIABLE) == "1"):
             raise ConfigError(
-                f"--workers or {WORKERS_VARIABLE}: expected an address that begins with tls://, because whoever "
-                f"reaches a scheduler without certificates can run code on its workers; found {word}; set up TLS "
+                f"--workers or {WORKERS_VARIABLE}: expected an address that begins with tls://, because anyone who "
+                f"can reach a scheduler without certificates can run code on its workers; found {word}; set up TLS "
                 f"(docs/how-to/workers.md), or give --insecure-workers or {INSECURE_VARIABLE}=1 if only people whom "
                 "you trust can reach it"
             )

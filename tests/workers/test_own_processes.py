@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -25,10 +24,9 @@ from storage.workers.here import Here
 from storage.workers.opening import workers_for
 from storage.workers.protocol import Survey, Workers
 from tests.support import working
+from tests.support.clusters import wait_until
 from tests.support.servers import ROOT
 from tests.support.working import Item
-
-PATIENCE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +44,6 @@ def any_workers(request: pytest.FixtureRequest) -> Workers:
 
 def items(count: int, folder: Path | str = "") -> list[Item]:
     return [Item(number, str(folder)) for number in range(count)]
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def marks(folder: Path, kind: str) -> set[str]:
@@ -179,7 +170,7 @@ def test_what_is_computed_stops_with_the_run(any_workers: Workers, tmp_path: Pat
         thread.start()
         wait_until(lambda: len(marks(tmp_path, "began")) >= any_workers.count)
         stop()
-        thread.join(PATIENCE_SECONDS)
+        thread.join()
     assert [type(error) for error in ended] == [cancellation.Cancelled]
     began = {name.replace("began", "stopped") for name in marks(tmp_path, "began")}
     wait_until(lambda: marks(tmp_path, "stopped") == began)
@@ -264,7 +255,7 @@ def test_nothing_is_left_of_a_run_that_is_ended(tmp_path: Path, number: signal.S
     children = [int(pid) for thread in threads for pid in thread.read_text().split()]
     assert not list(scratch.iterdir())
     run.send_signal(number)
-    run.wait(PATIENCE_SECONDS)
+    run.wait()
     wait_until(lambda: not any(alive(pid) for pid in children))
     assert marks(marked, "stopped") == {"stopped-0", "stopped-1"}
     assert not list(scratch.iterdir())

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,10 +27,10 @@ from storage.workers.protocol import Workers
 from tasks.ui.progress import Progress, listening
 from tests.conftest import TinyFactory
 from tests.support import clusters, held_trainings, working
+from tests.support.clusters import wait_until
 from tests.support.models import trained
 from tests.support.object_servers import ObjectServer
 
-PATIENCE_SECONDS = 90
 SETTINGS = {"hidden": (8,), "epochs": 5}
 
 
@@ -43,13 +42,6 @@ def shared(object_storage: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_pa
     store = open_store(object_storage.fresh().address)
     store.prepare()
     return store
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 class Machines:
