@@ -27,13 +27,13 @@ def backfill(
     dataset_file: DatasetFile = None,
     as_json: AsJson = False,
 ) -> int:
-    """Retrain on the data of each of many days as it was on that day.
+    """Retrain once for each of many days, on the data as it was then.
 
-    On a day, there were the archives with that date or an earlier one; of these, a window of the manifest takes the
-    newest. The runs go one after the other, from the first day to the last, as with `idxflow run --as-of DAY`; a day
-    that adds no archive has none. Each is recorded with its day, and a table at the end says how each ended.
+    Each run uses the archives dated that day or earlier, of which the manifest's window selects the newest, as
+    `idxflow run --as-of DAY` does. Runs go one after the other, from the first day to the last. A day that adds no
+    archive has no run. Each run records its day, and a table at the end shows the results.
 
-    Typed again, it resumes: what was made is found.
+    Repeat the command to resume: finished work is reused.
 
     Example: `idxflow backfill --dataset-file letters/letters.toml --from 2026-11-01 --to 2026-11-30 --every 7d`
 
