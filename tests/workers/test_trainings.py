@@ -123,8 +123,13 @@ def test_a_training_goes_to_a_worker_resumes_there_and_goes_to_another_one_when_
     kill = machines.start("first")
     # Stopped with its run.
     stopped = Watched(lambda: trained(shared, dataset, **SETTINGS), machines.workers)
-    stopped.wait_until(lambda: machines.left("held") and stopped.told)
-    assert any(re.match("worker .*: tiny: epoch 1 of 5: loss", line) for line in caplog.messages)
+    stopped.wait_until(
+        lambda: (
+            machines.left("held")
+            and stopped.told
+            and any(re.match("worker .*: tiny: epoch 1 of 5: loss", line) for line in caplog.messages)
+        )
+    )
     stopped.stop()
     with pytest.raises(cancellation.Cancelled):
         stopped.wait()
