@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks import commands, elsewhere, memory, spending, workers
+from benchmarks import commands, elsewhere, memory, rows, spending, workers
 from benchmarks.measure import Results, Spread, ratio, spread
 
 
@@ -65,6 +65,18 @@ GOALS = (
     Goal("help", "`idxflow --help`", "starting", "idxflow --help", 0.25),
     *(Goal(f"reads-{name}", f"`{name}`", "commands", name, 0.4) for name in commands.READING),
     *(Goal(f"part-{name}", f"cost of a part, {name}", "workers", name, 5, unit="ms") for name in workers.EMPTY),
+    *(
+        Goal(
+            f"two-{line}-{size}",
+            f"`{line}` of {rows.variant(size)}, two workers / one",
+            "rows",
+            rows.row(line, size, rows.WORKERS[2]),
+            0.625,
+            (rows.row(line, size, rows.WORKERS[1]),),
+        )
+        for size in rows.SIZES
+        for line in rows.PARALLEL
+    ),
     Goal("memory", memory.ROWS[0], "memory", memory.ROWS[0], 1.0, unit="GB"),
     Goal("memory-again", memory.ROWS[1], "memory", memory.ROWS[1], 0.2, unit="GB"),
 )

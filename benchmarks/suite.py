@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import commands, elsewhere, memory, spending, workers
+from benchmarks import commands, elsewhere, memory, rows, spending, workers
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -194,11 +194,21 @@ SIMULATION = Comparison(
     (Variant(workers.SIMULATED, "", rows=(workers.SIMULATED, workers.SLEEP), rounds=1),),
     workers.SLEEP, most_rounds=1,
 )  # fmt: skip
+ROWS = Comparison(
+    "rows", "The whole flow over the number of rows, with workers",
+    "`idxflow run --workers 1` and `--workers 2` with an empty store on synthetic archives, twelve for each split; the "
+    "columns give the training rows, and there are a sixth as many test rows. One epoch, `--memory 64MiB`. The first "
+    "step that workers compute, `decode`, waits for them to start. Memory is the peak of the resident set. Both runs "
+    "of a size make the same weights.",
+    "rows",
+    tuple(Variant(rows.variant(size), "", rows=rows.rows(size), rounds=1) for size in rows.SIZES),
+    rows.row(rows.ALL, rows.SIZES[0], rows.WORKERS[1]), most_rounds=1, columns=rows.columns(),
+)  # fmt: skip
 
 COMPARISONS = {
     comparison.name: comparison
     for comparison in (
         *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING),
-        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, WORKERS, SIMULATION),
+        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, WORKERS, ROWS, SIMULATION),
     )
 }

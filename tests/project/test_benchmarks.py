@@ -21,6 +21,7 @@ from benchmarks import (
     job,
     memory,
     reading,
+    rows,
     spending,
     starting,
     suite,
@@ -39,7 +40,7 @@ from tests.conftest import bars
 MODULES = {
     "adding": adding, "commands": commands, "cores": cores, "decoding": decoding,
     "elsewhere": elsewhere, "job": job,
-    "memory": memory, "reading": reading, "spending": spending, "starting": starting,
+    "memory": memory, "reading": reading, "rows": rows, "spending": spending, "starting": starting,
     "training": training, "validating": validating, "workers": workers,
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
