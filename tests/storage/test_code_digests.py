@@ -85,6 +85,8 @@ CLOSURES = {
         "tasks.auditing.survey",
         "tasks.auditing.tables",
         "tasks.model.fitting",
+        "tasks.model.optimizers",
+        "tasks.model.rates",
         "tasks.model.training_rows",
     },
     "quarantine": FORMATS
@@ -122,6 +124,8 @@ CLOSURES = {
         "tasks.model.holdout",
         "tasks.model.labels",
         "tasks.model.network",
+        "tasks.model.optimizers",
+        "tasks.model.rates",
         "tasks.model.scaling",
         "tasks.model.sides",
         "tasks.model.training_rows",
