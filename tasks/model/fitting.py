@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from storage.datasets.training import TrainingConfig
 from storage.runtime import cancellation
-from tasks.model import network
+from tasks.model import network, optimizers
+from tasks.model.augmentation import Augmentation
+from tasks.model.rates import rate_after
 from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.model.training_rows import Rows
 
 
 class Fitting:
-    """A network in training: weights and velocity on the device, trained on the pixels of `rows`.
+    """A network in training: weights and slots of the optimizer on the device, trained on the pixels of `rows`.
 
-    Stochastic gradient descent with momentum, as `keras.optimizers.SGD` does it (Keras 3, `sgd.py`):
-    `rate = learning_rate / (1 + decay · t)`, `w -= w · weight_decay · rate`,
-    `velocity = momentum · velocity - rate · gradient`, `w += velocity`, for steps t = 0, 1, …
-    The loss is the mean categorical cross-entropy of the step's rows.
+    Each step takes the optimizer's rule (`optimizers`) at the schedule's rate (`rates`), both as Keras has them. The
+    loss is the mean categorical cross-entropy of the step's rows, with smoothed labels if `config` says so. Reported
+    losses are plain cross-entropy in any case, so that trainings and fitted and held-out rows can be compared.
 
     Pixels stay bytes until the step that uses them: gathering a quarter of the bytes saves more than scaling them
     again in every epoch costs.
@@ -30,6 +31,7 @@ class Fitting:
         statistics: to scale pixels with.
         rows: to train on.
         fitted: how many of the rows, from the first, an epoch passes over.
+        augmentation: of the images that weights are fitted to; scored rows stay as they are.
     """
 
     def __init__(
@@ -39,19 +41,24 @@ class Fitting:
         statistics: Statistics,
         rows: Rows,
         fitted: int,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self._tf = tf = network.tensorflow()
-        self._config, self._rows, self._fitted = config, rows, fitted
+        self._config, self._rows, self._fitted, self._augmentation = config, rows, fitted, augmentation
         self._pixels = tf.TensorSpec([None, architecture.inputs], tf.uint8)
         self._scale, self._offset = scale_and_offset(statistics)
         self._model = network.build(architecture, network.initial_weights(architecture, config.seed))
         self._names = tuple(architecture.shapes)
         self._weights = [variable.value for variable in self._model.trainable_variables]
-        self._velocity = [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
+        self._slots = {
+            slot: [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
+            for slot in optimizers.slots(config)
+        }
         self.calls = 0
         """Number of compiled calls for epochs so far."""
         self.traces = 0
         """How often the steps of a window were compiled: once per window length, so at most twice."""
+        self._by_step = 2 if optimizers.counts_steps(config) else 1
         self._passes = {length: self._pass(length) for length in rows.lengths}
         self._score = self._compiled(self._scored)
 
@@ -66,34 +73,35 @@ class Fitting:
         return self._named(self._weights)
 
     @property
-    def velocity(self) -> dict[str, np.ndarray]:
-        """A copy of the velocity of each weight, by the weight's name."""
-        return self._named(self._velocity)
+    def slots(self) -> dict[str, dict[str, np.ndarray]]:
+        """A copy of what the optimizer keeps for each weight, by the slot's and the weight's name."""
+        return {slot: self._named(variables) for slot, variables in self._slots.items()}
 
     def set_weights(self, weights: network.Weights) -> None:
         """Replace the weights."""
         self._assign(self._weights, weights)
 
-    def set_velocity(self, velocity: Mapping[str, np.ndarray]) -> None:
-        """Replace the velocity of each weight."""
-        self._assign(self._velocity, velocity)
+    def set_slots(self, slots: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Replace what the optimizer keeps for each weight."""
+        for slot, variables in self._slots.items():
+            self._assign(variables, slots[slot])
 
     def epoch(self, number: int) -> tuple[float, float]:
         """Pass over the fitted rows once, in the order of epoch `number` (from 1).
 
         Returns mean loss and accuracy over the rows, measured for each row just before its step, as Keras reports
-        them.
+        them; of augmented rows, as these are.
         """
-        loss, correct, completed = 0.0, 0, (number - 1) * self.steps
+        loss, correct, passed = 0.0, 0, 0
         for window in self._rows.windows(number):
             cancellation.check()
-            steps = math.ceil(len(window.order) / self._config.batch_size)
-            rates = rate_after(self._config, np.arange(completed, completed + steps)).astype(np.float32)
+            given = (window.order, *self._given(number, passed, len(window.order)))
             more_loss, more_correct = self._passes[len(window.order)](
-                window.images, window.labels, self._tf.constant(window.order), self._tf.constant(rates)
+                window.images, window.labels, *map(self._tf.constant, given)
             )
             self.calls += 1
-            loss, correct, completed = loss + float(more_loss), correct + int(more_correct), completed + steps
+            loss, correct = loss + float(more_loss), correct + int(more_correct)
+            passed += len(window.order)
         return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:
@@ -107,47 +115,72 @@ class Fitting:
     def _pass(self, rows: int) -> Any:
         """Compile the pass over a window that takes `rows` of its rows."""
         order = self._tf.TensorSpec([rows], self._tf.int32)
-        rates = self._tf.TensorSpec([math.ceil(rows / self._config.batch_size)], self._tf.float32)
-        return self._compiled(self._steps, order, rates)
+        specs = (self._tf.TensorSpec(values.shape, self._tf.float32) for values in self._given(1, 0, rows))
+        return self._compiled(self._steps, order, *specs)
+
+    def _given(self, epoch: int, passed: int, rows: int) -> list[np.ndarray]:
+        """Return what the steps of a window depend on besides its rows, float32.
+
+        The rate of each step; its number from 1, if the optimizer needs that; the transform of each row, in the order
+        in which they are taken, if images are augmented.
+
+        Args:
+            passed: rows that the epoch has passed over before.
+            rows: how many rows the window passes over.
+        """
+        done = (epoch - 1) * self.steps + math.ceil(passed / self._config.batch_size)
+        steps = np.arange(done, done + math.ceil(rows / self._config.batch_size))
+        given = [rate_after(self._config, steps, self.steps)]
+        if optimizers.counts_steps(self._config):
+            given.append(steps + 1)
+        if self._augmentation:
+            given.append(self._augmentation.transforms(epoch, passed, passed + rows))
+        return [values.astype(np.float32) for values in given]
 
     def _compiled(self, body: Callable[..., Any], *more: Any) -> Any:
         """Trace `body` now, once; the returned function can be called but is never traced again."""
         signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _steps(self, images: Any, labels: Any, order: Any, rates: Any) -> tuple[Any, Any]:
+    def _steps(self, images: Any, labels: Any, order: Any, *given: Any) -> tuple[Any, Any]:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
         full, rest = divmod(order.shape[0], size)
+        by_step, per_row = given[: self._by_step], (order, *given[self._by_step :])
         # Fixed shapes: the step of `size` rows is compiled separately from the last step of a window.
-        batches, last = tf.reshape(order[: full * size], [full, size]), order[full * size :]
+        batches = [tf.reshape(values[: full * size], [full, size, *values.shape[1:]]) for values in per_row]
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
-            more_loss, more_correct = self._step(images, labels, batches[number], rates[number])
+            more_loss, more_correct = self._step(
+                images, labels, [values[number] for values in batches], [values[number] for values in by_step]
+            )
             return number + 1, loss + more_loss, correct + more_correct
 
         state = (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64))
         _, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
         if rest:
-            more_loss, more_correct = self._step(images, labels, last, rates[full])
+            last = [values[full * size :] for values in per_row]
+            more_loss, more_correct = self._step(images, labels, last, [values[full] for values in by_step])
             loss, correct = loss + more_loss, correct + more_correct
         return loss, correct
 
-    def _step(self, images: Any, labels: Any, taken: Any, rate: Any) -> tuple[Any, Any]:
+    def _step(self, images: Any, labels: Any, per_row: Sequence[Any], by_step: Sequence[Any]) -> tuple[Any, Any]:
+        """Take a step; `per_row` and `by_step` are what it needs of `_given`, after the indices of its rows."""
         tf, config = self._tf, self._config
-        images, labels = self._scaled(tf.gather(images, taken)), tf.gather(labels, taken)
+        taken, *transforms = per_row
+        images, labels = tf.gather(images, taken), tf.gather(labels, taken)
+        if self._augmentation:
+            images = self._augmentation.apply(images, *transforms)
+        images = self._scaled(images)
         with tf.GradientTape() as tape:
             logits = self._model(images, training=True)
             losses = self._losses(labels, logits)
-            loss = tf.reduce_mean(losses)
+            loss = tf.reduce_mean(self._smoothed(labels, logits) if config.label_smoothing else losses)
         gradients = tape.gradient(loss, self._weights)
-        for weight, velocity, gradient in zip(self._weights, self._velocity, gradients, strict=True):
-            if config.weight_decay:
-                weight.assign_sub(weight * config.weight_decay * rate)
-            # Keras's two assignments, in one operation.
-            tf.raw_ops.ResourceApplyKerasMomentum(
-                var=weight.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=config.momentum
-            )
+        rates = optimizers.step_rates(config, *by_step)
+        for place, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
+            own = {slot: variables[place] for slot, variables in self._slots.items()}
+            optimizers.update(config, weight, own, gradient, rates)
         return self._sums(labels, logits, losses)
 
     def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
@@ -159,6 +192,13 @@ class Fitting:
         # doubles the time to compile the steps.
         with self._tf.device("CPU:0"):
             return self._tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels).loss
+
+    def _smoothed(self, labels: Any, logits: Any) -> Any:
+        """Return the losses that `keras.losses.CategoricalCrossentropy(label_smoothing=…)` takes the mean of."""
+        tf, share, classes = self._tf, self._config.label_smoothing, logits.shape[1]
+        wanted = tf.one_hot(labels, classes, 1 - share + share / classes, share / classes)
+        with tf.device("CPU:0"):
+            return tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=logits, labels=wanted).loss
 
     def _scaled(self, images: Any) -> Any:
         return self._tf.cast(images, self._tf.float32) * self._scale + self._offset
@@ -174,8 +214,3 @@ class Fitting:
     def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
         for name, variable in zip(self._names, variables, strict=True):
             variable.assign(values[name])
-
-
-def rate_after(config: TrainingConfig, steps: Any) -> Any:
-    """Return the learning rate after `steps` steps; for an array of steps, an array of rates."""
-    return config.learning_rate / (1 + config.decay * steps)

@@ -84,7 +84,10 @@ CLOSURES = {
         "tasks.auditing.near_duplicates",
         "tasks.auditing.survey",
         "tasks.auditing.tables",
+        "tasks.model.augmentation",
         "tasks.model.fitting",
+        "tasks.model.optimizers",
+        "tasks.model.rates",
         "tasks.model.training_rows",
     },
     "quarantine": FORMATS
@@ -117,11 +120,14 @@ CLOSURES = {
     "train": FORMATS
     | {
         "storage.formats.history",
+        "tasks.model.augmentation",
         "tasks.model.checkpoint",
         "tasks.model.fitting",
         "tasks.model.holdout",
         "tasks.model.labels",
         "tasks.model.network",
+        "tasks.model.optimizers",
+        "tasks.model.rates",
         "tasks.model.scaling",
         "tasks.model.sides",
         "tasks.model.training_rows",
