@@ -109,7 +109,13 @@ class Training:
         """The network to train."""
         height, width = self.split.image_shape
         return network.Architecture(
-            height * width, self.config.hidden, self.config.activation, len(self.dataset.classes)
+            height * width,
+            self.config.hidden,
+            self.config.activation,
+            len(self.dataset.classes),
+            self.config.conv,
+            (height, width) if self.config.conv else None,
+            self.config.batch_norm,
         )
 
     @property
@@ -256,7 +262,7 @@ def _enough_memory(training: Training) -> Iterator[None]:
         architecture, split = training.architecture, training.split
         raise TrainingFailed(
             f"{training.dataset.name}: expected memory for {architecture.parameters:,} weights and {split.rows:,} rows "
-            f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller hidden layers "
+            f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller layers "
             "or, for the rows, a lower --memory"
         ) from error
 
@@ -264,7 +270,7 @@ def _enough_memory(training: Training) -> Iterator[None]:
 def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:
     """Restore `fitting` from the checkpoint, if there is one; return the course so far and the best weights."""
     course, most = Course(training), training.config.epochs
-    state = checkpoint.load(path, training.architecture.shapes, most, training.keeps_best)
+    state = checkpoint.load(path, training.architecture, most, training.keeps_best)
     if state is None:
         return course, {}
     fitting.set_weights(state.weights)

@@ -16,6 +16,7 @@ from storage.errors import DamagedEntry
 from storage.files import write_bytes
 from storage.formats import arrays
 from storage.records import Epoch
+from tasks.model.network import Architecture
 
 _log = logging.getLogger(__name__)
 
@@ -45,24 +46,26 @@ def save(path: Path, state: Checkpoint, most_epochs: int) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def load(path: Path, shapes: Mapping[str, tuple[int, ...]], most_epochs: int, with_best: bool) -> Checkpoint | None:
+def load(path: Path, architecture: Architecture, most_epochs: int, with_best: bool) -> Checkpoint | None:
     """Return the checkpoint, or None if it is missing or incomplete.
 
     Args:
-        shapes: of each array of weights, by name.
+        architecture: of the network.
         most_epochs: maximum number of epochs of the training.
         with_best: whether the training keeps the best weights as well as the last ones.
     """
     if not path.exists():
         return None
-    parts = ("weights", "velocity", "best") if with_best else ("weights", "velocity")
-    expected = {f"{part}.{name}": (np.float32, shape) for part in parts for name, shape in shapes.items()}
+    parts = {"weights": architecture.shapes, "velocity": architecture.trained_shapes}
+    if with_best:
+        parts["best"] = architecture.shapes
+    expected = {f"{part}.{name}": (np.float32, shape) for part in parts for name, shape in parts[part].items()}
     try:
         values = arrays.read(path, {"epochs": (np.float64, (most_epochs, len(_COLUMNS))), **expected})
     except DamagedEntry as error:
         _log.warning("the checkpoint is not used, training starts over: %s", error)
         return None
-    named = {part: {name: values[f"{part}.{name}"] for name in shapes} for part in parts}
+    named = {part: {name: values[f"{part}.{name}"] for name in parts[part]} for part in parts}
     return Checkpoint(_epochs(values["epochs"]), named["weights"], named["velocity"], named.get("best", {}))
 
 
