@@ -28,7 +28,7 @@ from storage.datasets import catalog
 from storage.datasets.training import TrainingConfig
 from storage.formats import idx, parquet
 from storage.records import FolderEntry, Split
-from tasks.model import holdout, network, training_rows
+from tasks.model import forward, holdout, network, training_rows
 from tasks.model.fitting import Fitting
 from tasks.model.scaling import apply
 from tasks.model.training_rows import InParts, InShards, Parts, Rows, Shards
@@ -132,7 +132,7 @@ def _trained(
         for epoch in range(1, epochs + 1):
             fitting.epoch(epoch)
         mixed = _mixed(there, config.batch_size)
-    answers = network.logits(architecture, fitting.weights, apply(data["test-images"], found)).argmax(axis=1)
+    answers = forward.logits(architecture, fitting.weights, apply(data["test-images"], found)).argmax(axis=1)
     return Outcome(float((answers == data["test-labels"]).mean()), mixed)
 
 

@@ -110,7 +110,13 @@ class Training:
         """The network to train."""
         height, width = self.split.image_shape
         return network.Architecture(
-            height * width, self.config.hidden, self.config.activation, len(self.dataset.classes)
+            height * width,
+            self.config.hidden,
+            self.config.activation,
+            len(self.dataset.classes),
+            self.config.conv,
+            (height, width) if self.config.conv else None,
+            self.config.batch_norm,
         )
 
     @property
@@ -268,7 +274,7 @@ def _enough_memory(training: Training) -> Iterator[None]:
         architecture, split = training.architecture, training.split
         raise TrainingFailed(
             f"{training.dataset.name}: expected memory for {architecture.parameters:,} weights and {split.rows:,} rows "
-            f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller hidden layers "
+            f"of {architecture.inputs:,} pixels; this machine has too little; choose smaller layers "
             "or, for the rows, a lower --memory"
         ) from error
 
@@ -276,9 +282,10 @@ def _enough_memory(training: Training) -> Iterator[None]:
 def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:
     """Restore `fitting` from the checkpoint, if there is one; return the course so far and the best weights."""
     course, most = Course(training), training.config.epochs
-    shapes = training.architecture.shapes
-    parts = {"weights": shapes, **dict.fromkeys(optimizers.slots(training.config), shapes)}
-    state = checkpoint.load(path, parts | ({"best": shapes} if training.keeps_best else {}), most)
+    architecture = training.architecture
+    slots = dict.fromkeys(optimizers.slots(training.config), architecture.trained_shapes)
+    best = {"best": architecture.shapes} if training.keeps_best else {}
+    state = checkpoint.load(path, {"weights": architecture.shapes, **slots, **best}, most)
     if state is None:
         return course, {}
     fitting.set_weights(state.weights)

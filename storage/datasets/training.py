@@ -28,10 +28,11 @@ from storage.datasets.model_errors import checked
 from storage.errors import ConfigError
 from storage.words import meant
 
-Profile = Literal["default", "tutorial", "fast"]
+Profile = Literal["default", "tutorial", "fast", "conv"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
 Schedule = Literal["inverse", "cosine", "exponential"]
 Units = Annotated[int, Field(ge=1, le=65536)]
+Filters = Annotated[int, Field(ge=1, le=4096)]
 
 _SIZE = r"^ *[0-9]{1,9}(\.[0-9]{1,9})? *([KMGT]i?)?B *$"
 
@@ -57,6 +58,16 @@ PROFILES: dict[Profile, dict[str, Any]] = {
     "tutorial": {"held_out": "tail", "normalize_on": "all"},
     # A quick trial: fewer epochs, with a learning rate that suffices.
     "fast": {"epochs": 10, "learning_rate": 0.01},
+    # Convolutions, for images of more than a few pixels: more accurate, and many times slower.
+    "conv": {
+        "conv": [32, 64],
+        "hidden": [128],
+        "activation": "relu",
+        "initialization": "fit",
+        "dropout": 0.4,
+        "learning_rate": 0.02,
+        "epochs": 6,
+    },
 }
 
 CHOICES: dict[str, dict[str, dict[str, float]]] = {
@@ -91,13 +102,31 @@ class _Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    conv: tuple[Filters, ...] = Field(
+        default=(),
+        max_length=12,
+        description="Filters of each 3×3 convolution before the hidden layers; 2×2 max pooling follows each.",
+    )
     hidden: tuple[Units, ...] = Field(
         default=(50, 50),
         max_length=16,
-        description="Units of each hidden layer, any number of layers; empty: a linear model.",
+        description="Units of each hidden layer, any number of layers; empty: none, so a linear model without conv.",
     )
     activation: Literal["tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu"] = Field(
-        default="tanh", description="Activation of the hidden layers."
+        default="tanh", description="Activation of the convolutions and hidden layers."
+    )
+    batch_norm: bool = Field(
+        default=False, description="Normalize each convolution and hidden layer over the rows of a step."
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Share of the inputs of each dense layer, pixels excepted, that a step leaves out at random.",
+    )
+    initialization: Literal["glorot", "he", "lecun", "fit"] = Field(
+        default="glorot",
+        description="Spread of the initial weights; fit: he for relu, elu, gelu and silu, lecun for selu, else glorot.",
     )
     optimizer: Optimizer = Field(
         default="sgd", description="How a gradient changes the weights; the rules are those of Keras."
@@ -204,7 +233,10 @@ class _Parameters(BaseModel):
         description="Memory budget for training pixels, such as 2GiB; more rows come from shards or parts on disk.",
     )
     seed: int = Field(
-        default=1, ge=0, le=2**32 - 1, description="Random seed of initial weights, held-out rows and order of rows."
+        default=1,
+        ge=0,
+        le=2**32 - 1,
+        description="Random seed of initial weights, held-out rows, order of rows and dropout.",
     )
 
     @field_validator("*", mode="before")
@@ -325,7 +357,9 @@ def training_config(
             f"expected a profile of {', '.join(PROFILES)}; found {shown(profile)}{meant(profile, PROFILES)}; "
             "choose one of these, or leave it out"
         )
-    return checked(TrainingConfig, combined(profile, dataset.training, overrides or {}), "training parameters")
+    config = checked(TrainingConfig, combined(profile, dataset.training, overrides or {}), "training parameters")
+    _check_poolings(config, dataset)
+    return config
 
 
 def combined(profile: Profile, own: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,6 +370,17 @@ def combined(profile: Profile, own: Mapping[str, Any], overrides: Mapping[str, A
     """
     usual = {**PROFILES[profile], **({} if profile == "tutorial" else own)}
     return {name: value for name, value in usual.items() if not without_effect(name, overrides)} | dict(overrides)
+
+
+def _check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
+    height, width = dataset.image_shape
+    # Each pooling halves both sides.
+    most = max(0, min(height, width).bit_length() - 1)
+    if len(config.conv) > most:
+        raise ConfigError(
+            f"{dataset.name}: expected at most {most} convolutions for images of {height} × {width} pixels, because "
+            f"the pooling after each halves both sides; found conv = {list(config.conv)}; give conv fewer numbers"
+        )
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from storage.runtime.prefetch import prefetch
 from tasks.auditing.cells import grid
 from tasks.auditing.folds import FOLDS, SEED, divided, judged
 from tasks.auditing.survey import FITTED_SIDE, Survey
-from tasks.model import network, scaling, training_rows
+from tasks.model import forward, network, scaling, training_rows
 from tasks.model.classifier import softmax
 from tasks.model.fitting import Fitting
 
@@ -99,7 +99,7 @@ class CrossValidation:
 
     def _probabilities(self, number: int, images: np.ndarray) -> np.ndarray:
         pixels = scaling.apply(images, self.survey.statistics)
-        return softmax(network.logits(self.architecture, self.weights[number], pixels))
+        return softmax(forward.logits(self.architecture, self.weights[number], pixels))
 
 
 def cross_validated(

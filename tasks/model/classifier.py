@@ -8,7 +8,7 @@ import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.records import TrainedModel
-from tasks.model import network, scaling
+from tasks.model import forward, network, scaling
 
 SCORED_AT_ONCE = 2048
 """Rows per call; bounds the memory for activations."""
@@ -58,7 +58,7 @@ class Classifier:
         starts = range(0, len(images), SCORED_AT_ONCE)
         blocks = [scaling.apply(images[start : start + SCORED_AT_ONCE], self._statistics) for start in starts]
         none = np.empty((0, self.architecture.classes), np.float32)
-        return np.concatenate([none, *(network.logits(self.architecture, self._weights, block) for block in blocks)])
+        return np.concatenate([none, *(forward.logits(self.architecture, self._weights, block) for block in blocks)])
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -16,6 +16,9 @@ from tasks.model.rates import rate_after
 from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.model.training_rows import Rows
 
+_SCORED_NUMBERS = 1 << 24
+"""The most numbers that a layer may make at once while rows are scored: 64 MiB."""
+
 
 class Fitting:
     """A network in training: weights and slots of the optimizer on the device, trained on the pixels of `rows`.
@@ -47,9 +50,14 @@ class Fitting:
         self._config, self._rows, self._fitted, self._augmentation = config, rows, fitted, augmentation
         self._pixels = tf.TensorSpec([None, architecture.inputs], tf.uint8)
         self._scale, self._offset = scale_and_offset(statistics)
-        self._model = network.build(architecture, network.initial_weights(architecture, config.seed))
+        start = network.initial_weights(architecture, config.seed, config.initialization)
+        self._model = network.build(architecture, start, config.dropout)
         self._names = tuple(architecture.shapes)
-        self._weights = [variable.value for variable in self._model.trainable_variables]
+        self._weights = [variable.value for variable in self._model.trainable_weights]
+        # Each step moves these, too: the moving averages of normalizations.
+        self._averages = [variable.value for variable in self._model.non_trainable_weights]
+        self._random = network.random_states(self._model)
+        self._scored_at_once = max(1, _SCORED_NUMBERS // architecture.largest_output)
         self._slots = {
             slot: [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
             for slot in optimizers.slots(config)
@@ -69,17 +77,17 @@ class Fitting:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """A copy of the weights, by name."""
-        return self._named(self._weights)
+        """A copy of the weights, by name: the trained ones, and the moving averages of normalizations."""
+        return self._named([*self._weights, *self._averages])
 
     @property
     def slots(self) -> dict[str, dict[str, np.ndarray]]:
-        """A copy of what the optimizer keeps for each weight, by the slot's and the weight's name."""
+        """A copy of what the optimizer keeps for each trained weight, by the slot's and the weight's name."""
         return {slot: self._named(variables) for slot, variables in self._slots.items()}
 
     def set_weights(self, weights: network.Weights) -> None:
         """Replace the weights."""
-        self._assign(self._weights, weights)
+        self._assign([*self._weights, *self._averages], weights)
 
     def set_slots(self, slots: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Replace what the optimizer keeps for each weight."""
@@ -93,6 +101,9 @@ class Fitting:
         them; of augmented rows, as these are.
         """
         loss, correct, passed = 0.0, 0, 0
+        for layer, state in enumerate(self._random):
+            # What is dropped follows from seed, epoch and step alone, however often the training was interrupted.
+            state.assign(network.random_state(self._config.seed, number, layer))
         for window in self._rows.windows(number):
             cancellation.check()
             given = (window.order, *self._given(number, passed, len(window.order)))
@@ -108,8 +119,10 @@ class Fitting:
         """Return mean loss and accuracy of the rows from `start` up to, not including, `stop`, with current weights."""
         loss, correct = 0.0, 0
         for images, labels in self._rows.pieces(start, stop):
-            more_loss, more_correct = self._score(images, labels)
-            loss, correct = loss + float(more_loss), correct + int(more_correct)
+            for first in range(0, len(labels), self._scored_at_once):
+                rows = slice(first, first + self._scored_at_once)
+                more_loss, more_correct = self._score(images[rows], labels[rows])
+                loss, correct = loss + float(more_loss), correct + int(more_correct)
         return loss / (stop - start), correct / (stop - start)
 
     def _pass(self, rows: int) -> Any:
@@ -209,8 +222,8 @@ class Fitting:
         return tf.reduce_sum(tf.cast(losses, tf.float64)), tf.reduce_sum(tf.cast(hits, tf.int64))
 
     def _named(self, variables: list[Any]) -> dict[str, np.ndarray]:
-        return {name: variable.numpy() for name, variable in zip(self._names, variables, strict=True)}
+        return {name: variable.numpy() for name, variable in zip(self._names, variables, strict=False)}
 
     def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
-        for name, variable in zip(self._names, variables, strict=True):
+        for name, variable in zip(self._names, variables, strict=False):
             variable.assign(values[name])

@@ -1,14 +1,15 @@
-"""The network: a Keras MLP described by a few numbers, its weights as plain arrays, and its export for users."""
+"""The network: described by a few numbers, its weights as plain arrays, as a Keras model, and its export for users."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,12 @@ from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.ui.banners import without_banners
 
 MAX_UNITS = 1 << 24
+SIDE = 3
+"""Height and width of the kernel of a convolution."""
+CLASSES = "classes"
+"""The name of the last layer."""
+_PARTS = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
+"""The arrays of a layer, in Keras's order."""
 
 Weights = Mapping[str, np.ndarray]
 """Float32 arrays by name: `hidden_1.kernel` of shape (inputs, units), `hidden_1.bias` of shape (units,), …"""
@@ -37,33 +44,101 @@ _OPTIONAL = ("jax", "matplotlib", "pandas", "scipy", "sklearn")
 
 @dataclass(frozen=True)
 class Architecture:
-    """A multilayer perceptron: a sequence of dense layers and a softmax over the classes."""
+    """Blocks of convolution and pooling, or none, then dense layers, and a softmax over the classes.
+
+    A block is a convolution of 3×3 that keeps the size of the image, the activation, and max pooling of 2×2. With
+    `batch_norm`, each convolution and each hidden layer is normalized before its activation.
+    """
 
     inputs: int
+    """Pixels of an image."""
     hidden: tuple[int, ...]
+    """Units of each hidden dense layer."""
     activation: str
-    """Activation of the hidden layers, by its name in Keras."""
+    """Activation of the convolutions and hidden layers, by its name in Keras."""
     classes: int
+    conv: tuple[int, ...] = ()
+    """Filters of each convolution."""
+    image_shape: tuple[int, int] | None = None
+    """Height and width of an image; only convolutions need it."""
+    batch_norm: bool = False
+
+    @property
+    def features(self) -> int:
+        """Number of inputs of the first dense layer: the pixels, or what the last pooling leaves."""
+        if not self.conv:
+            return self.inputs
+        height, width = self._image
+        return (height >> len(self.conv)) * (width >> len(self.conv)) * self.conv[-1]
 
     @property
     def layers(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, inputs and units of each dense layer, starting at the pixels."""
-        sizes = (self.inputs, *self.hidden, self.classes)
-        names = (*(f"hidden_{n + 1}" for n in range(len(self.hidden))), "classes")
+        """Name, inputs and units of each dense layer, starting at the pixels or at the last pooling."""
+        sizes = (self.features, *self.hidden, self.classes)
+        names = (*(f"hidden_{n + 1}" for n in range(len(self.hidden))), CLASSES)
         return tuple(zip(names, sizes[:-1], sizes[1:], strict=True))
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each array of weights, in Keras's order."""
+    def convolutions(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, channels in and filters of each convolution."""
+        channels = (1, *self.conv)
+        return tuple((f"conv_{n}", channels[n - 1], filters) for n, filters in enumerate(self.conv, start=1))
+
+    @property
+    def kernels(self) -> dict[str, tuple[int, ...]]:
+        """Shape of the kernel of each layer, by the layer's name: (3, 3, channels, filters), or (inputs, units)."""
+        return {name: (SIDE, SIDE, channels, filters) for name, channels, filters in self.convolutions} | {
+            name: (inputs, units) for name, inputs, units in self.layers
+        }
+
+    @property
+    def norms(self) -> dict[str, str]:
+        """Name of the normalization after each layer that has one, by the layer's name."""
+        if not self.batch_norm:
+            return {}
+        return {name: f"norm_{n}" for n, name in enumerate(self.kernels, start=1) if name != CLASSES}
+
+    @property
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each trained array, in Keras's order. A normalized layer has no bias: its `beta` is one."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for name, inputs, units in self.layers:
-            shapes |= {f"{name}.kernel": (inputs, units), f"{name}.bias": (units,)}
+        for name, kernel in self.kernels.items():
+            shapes[f"{name}.kernel"] = kernel
+            if norm := self.norms.get(name):
+                shapes |= {f"{norm}.gamma": kernel[-1:], f"{norm}.beta": kernel[-1:]}
+            else:
+                shapes[f"{name}.bias"] = kernel[-1:]
         return shapes
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each array of weights: the trained ones, then the moving averages of the normalizations."""
+        averages = {
+            f"{norm}.{part}": self.kernels[name][-1:]
+            for name, norm in self.norms.items()
+            for part in ("moving_mean", "moving_variance")
+        }
+        return self.trained_shapes | averages
+
+    @property
     def parameters(self) -> int:
-        """Number of weights and biases."""
-        return sum((inputs + 1) * units for _, inputs, units in self.layers)
+        """Number of trained weights."""
+        return sum(math.prod(shape) for shape in self.trained_shapes.values())
+
+    @property
+    def largest_output(self) -> int:
+        """The most numbers that a layer makes of one image."""
+        outputs = [units for _, _, units in self.layers]
+        if self.conv:
+            height, width = self._image
+            outputs += [(height >> n) * (width >> n) * filters for n, filters in enumerate(self.conv)]
+        return max(outputs)
+
+    @property
+    def _image(self) -> tuple[int, int]:
+        if self.image_shape is None:
+            raise ValueError("expected the shape of the images, because there are convolutions; found none")
+        return self.image_shape
 
 
 @cache
@@ -71,8 +146,9 @@ def tensorflow() -> Any:
     """Import TensorFlow, which takes seconds, and configure it: quiet, deterministic, one thread.
 
     The matrices are so small that distributing them takes longer than multiplying them: one thread is fastest and
-    leaves the other cores free. A fixed number of threads also fixes the order of sums. What only converters, plots
-    and adapters use is not imported with it: that would take half as long again, and a quarter more memory.
+    leaves the other cores free. A fixed number of threads also fixes the order of sums: more would compute convolutions
+    faster, but their gradients have other last digits with each number of threads. What only converters, plots and
+    adapters use is not imported with it: that would take half as long again, and a quarter more memory.
     """
     with _loading:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -96,86 +172,73 @@ def device() -> str:
     return "CPU"
 
 
-def initial_weights(architecture: Architecture, seed: int) -> dict[str, np.ndarray]:
-    """Return Glorot-uniform kernels and zero biases, the same for the same seed on any machine.
+def initial_weights(architecture: Architecture, seed: int, initialization: str = "glorot") -> dict[str, np.ndarray]:
+    """Return random kernels, zero biases and normalizations without effect; the same for a seed on any machine.
 
-    Glorot and Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010,
-    equation 16: uniform within ±sqrt(6 / (inputs + units)).
+    Kernels are uniform, with the variance of Keras's `GlorotUniform`, `HeUniform` or `LecunUniform`: 2 / (fan in + fan
+    out), 2 / fan in, or 1 / fan in. Glorot and Bengio, Understanding the difficulty of training deep feedforward neural
+    networks, 2010, equation 16; He et al., Delving deep into rectifiers, 2015, equation 10; LeCun et al., Efficient
+    backprop, 1998, section 4.6. `fit` takes the one that the activation is made for, and Glorot's for the classes.
     """
     weights: dict[str, np.ndarray] = {}
-    for number, (name, inputs, units) in enumerate(architecture.layers):
-        limit = np.sqrt(6 / (inputs + units))
+    for number, (name, shape) in enumerate(architecture.kernels.items()):
+        kind = initialization
+        if kind == "fit":
+            kind = "glorot" if name == CLASSES else _FITTING.get(architecture.activation, "glorot")
+        field = math.prod(shape[:-2])
+        limit = np.sqrt(_variance(kind, field * shape[-2], field * shape[-1]))
         # The second number keeps these streams separate from those of the epochs, which count from 1.
         random = np.random.Generator(np.random.PCG64([seed, 0, number]))
-        weights[f"{name}.kernel"] = random.uniform(-limit, limit, (inputs, units)).astype(np.float32)
-        weights[f"{name}.bias"] = np.zeros(units, np.float32)
-    return weights
+        weights[f"{name}.kernel"] = random.uniform(-limit, limit, shape).astype(np.float32)
+    return {
+        name: weights[name] if name in weights else np.full(shape, _START.get(name.split(".")[1], 0), np.float32)
+        for name, shape in architecture.shapes.items()
+    }
 
 
-def build(architecture: Architecture, weights: Weights) -> Any:
-    """Return a `keras.Sequential` from normalised pixels (float32, shape (n, inputs)) to logits (n, classes)."""
+def _variance(kind: str, fan_in: int, fan_out: int) -> float:
+    """Return three times the variance of the initial weights of a layer: the square of the largest."""
+    return {"glorot": 6 / (fan_in + fan_out), "he": 6 / fan_in, "lecun": 3 / fan_in}[kind]
+
+
+_FITTING = {"relu": "he", "elu": "he", "gelu": "he", "silu": "he", "selu": "lecun"}
+"""The initialization for an activation; Glorot's for all others."""
+_START = {"gamma": 1, "moving_variance": 1}
+"""What the arrays of a normalization hold at the start, if not 0."""
+
+
+def build(architecture: Architecture, weights: Weights, dropout: float = 0.0) -> Any:
+    """Return a `keras.Sequential` from normalised pixels (float32, shape (n, inputs)) to logits (n, classes).
+
+    Args:
+        dropout: share of the inputs of each dense layer, pixels excepted, that a call with `training=True` drops.
+    """
     tensorflow()
     import keras
 
     model = keras.Sequential(
-        [keras.Input((architecture.inputs,), dtype="float32"), *_dense(architecture, None)], name="idxflow"
+        [keras.Input((architecture.inputs,), dtype="float32"), *_layers(architecture, None, dropout)], name="idxflow"
     )
     _set(model, weights)
     return model
 
 
-def logits(architecture: Architecture, weights: Weights, rows: np.ndarray) -> np.ndarray:
-    """Return the logits of the network, computed with NumPy alone, because TensorFlow takes seconds to load.
+def random_states(model: Any) -> list[Any]:
+    """Return the variables from which the layers of a Keras model draw random numbers, uint32 of shape (2,).
 
-    Args:
-        architecture: of the network.
-        weights: its arrays.
-        rows: normalised pixels, float32 of shape (n, inputs).
-
-    Returns:
-        Float32 of shape (n, classes), equal to those of `build` except for rounding.
+    Their second number counts the calls.
     """
-    activate = _ACTIVATE[architecture.activation]
-    values = rows
-    for name, _, _ in architecture.layers:
-        values = values @ weights[f"{name}.kernel"] + weights[f"{name}.bias"]
-        if name != "classes":
-            values = activate(values).astype(np.float32, copy=False)
-    return values
+    kept = {id(variable) for variable in model.weights}
+    return [variable for variable in model.non_trainable_variables if id(variable) not in kept]
 
 
-def _sigmoid(values: np.ndarray) -> np.ndarray:
-    # Through tanh, which does not overflow.
-    return 0.5 * (np.tanh(0.5 * values) + 1)
+def random_state(seed: int, epoch: int, number: int) -> np.ndarray:
+    """Return the state with which the random layer `number` (from 0) of a network begins an epoch (from 1)."""
+    # The third and fourth numbers keep these streams separate from those of the order of rows.
+    return np.random.SeedSequence([seed, epoch, 0, 1 + number]).generate_state(2)
 
 
-def _elu(values: np.ndarray) -> np.ndarray:
-    return np.where(values > 0, values, np.expm1(np.minimum(values, 0)))
-
-
-def _selu(values: np.ndarray) -> np.ndarray:
-    # The constants of Klambauer et al., Self-Normalizing Neural Networks, 2017.
-    return np.float32(1.0507009873554805) * np.where(values > 0, values, np.float32(1.6732632423543772) * _elu(values))
-
-
-def _gelu(values: np.ndarray) -> np.ndarray:
-    # The exact form, Keras's default: Hendrycks and Gimpel, Gaussian Error Linear Units, 2016.
-    from scipy.special import erf
-
-    halves: np.ndarray = 0.5 * values * (1 + erf(values * np.float32(0.7071067811865476)))
-    return halves
-
-
-_ACTIVATE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "tanh": np.tanh,
-    "relu": lambda values: np.maximum(values, 0),
-    "sigmoid": _sigmoid,
-    "elu": _elu,
-    "selu": _selu,
-    "gelu": _gelu,
-    "silu": lambda values: values * _sigmoid(values),
-}
-ACTIVATIONS = tuple(_ACTIVATE)
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu")
 
 
 def export(
@@ -202,7 +265,7 @@ def export(
                 dtype="float32",
                 name="normalize",
             ),
-            *_dense(architecture, "softmax"),
+            *_layers(architecture, "softmax"),
         ],
         name="idxflow",
     )
@@ -241,33 +304,51 @@ def load_weights(path: Path, architecture: Architecture) -> dict[str, np.ndarray
 
 
 def save_architecture(path: Path, architecture: Architecture) -> None:
-    """Write `architecture` as JSON."""
-    write_json(
-        path,
-        {
-            "inputs": architecture.inputs,
-            "hidden": list(architecture.hidden),
-            "activation": architecture.activation,
-            "classes": architecture.classes,
-        },
-    )
+    """Write `architecture` as JSON; what only other networks need is left out."""
+    values = {
+        "inputs": architecture.inputs,
+        "hidden": list(architecture.hidden),
+        "activation": architecture.activation,
+        "classes": architecture.classes,
+    }
+    if architecture.conv:
+        values |= {"conv": list(architecture.conv), "image_shape": list(architecture.image_shape or ())}
+    if architecture.batch_norm:
+        values |= {"batch_norm": True}
+    write_json(path, values)
 
 
 def load_architecture(path: Path) -> Architecture:
-    """Read what `save_architecture` wrote.
+    """Read what `save_architecture` wrote, in this version or in one without convolutions.
 
     Raises:
         DamagedEntry: the file does not describe such a network.
     """
     try:
         values = read_json(path)
-        architecture = Architecture(**values | {"hidden": tuple(values["hidden"])})
+        lists = {name: tuple(values[name]) for name in ("hidden", "conv", "image_shape") if name in values}
+        architecture = Architecture(**values | lists)
+        is_one = _is_network(architecture)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedEntry(f"{path}: expected the description of a network; {error}; {made_again(path)}") from error
-    sizes = (architecture.inputs, *architecture.hidden, architecture.classes)
-    if architecture.activation not in ACTIVATIONS or not all(type(n) is int and 0 < n <= MAX_UNITS for n in sizes):
-        raise DamagedEntry(f"{path}: expected sizes above 0 and a known activation; found {values}; {made_again(path)}")
+    if not is_one:
+        raise DamagedEntry(
+            f"{path}: expected sizes above 0, a known activation and images that can be pooled; found {values}; "
+            f"{made_again(path)}"
+        )
     return architecture
+
+
+def _is_network(architecture: Architecture) -> bool:
+    sizes = (architecture.inputs, *architecture.hidden, architecture.classes, *architecture.conv)
+    if architecture.activation not in ACTIVATIONS or type(architecture.batch_norm) is not bool:
+        return False
+    if not all(type(n) is int and 0 < n <= MAX_UNITS for n in sizes):
+        return False
+    if not architecture.conv:
+        return architecture.image_shape is None
+    height, width = architecture.image_shape or (0, 0)
+    return height * width == architecture.inputs and min(height, width) >> len(architecture.conv) > 0
 
 
 def weights_digest(weights: Weights) -> str:
@@ -275,19 +356,50 @@ def weights_digest(weights: Weights) -> str:
     return arrays.digest(weights)
 
 
-def _dense(architecture: Architecture, last: str | None) -> Iterator[Any]:
-    import keras
+def _layers(architecture: Architecture, last: str | None, dropout: float = 0.0) -> Iterator[Any]:
+    """Yield the layers after the pixels.
 
-    for name, _, units in architecture.layers:
-        activation = last if name == "classes" else architecture.activation
-        # The zeros are replaced at once: Keras's own initial weights would depend on its version.
-        yield keras.layers.Dense(units, activation, kernel_initializer="zeros", dtype="float32", name=name)
+    Args:
+        last: activation of the classes.
+    """
+    from keras import layers
+
+    for number, (name, _, filters) in enumerate(architecture.convolutions, start=1):
+        if number == 1:
+            yield layers.Reshape((*(architecture.image_shape or ()), 1), dtype="float32", name="image")
+        yield from _activated(architecture, name, layers.Conv2D, filters, SIDE, padding="same")
+        yield layers.MaxPooling2D(2, dtype="float32", name=f"pool_{number}")
+    if architecture.conv:
+        yield layers.Flatten(dtype="float32", name="features")
+    for number, (name, _, units) in enumerate(architecture.layers, start=1):
+        if dropout and (architecture.conv or number > 1):
+            # The seed is replaced before each epoch.
+            yield layers.Dropout(dropout, seed=number, dtype="float32", name=f"dropout_{number}")
+        if name == CLASSES:
+            yield layers.Dense(units, last, kernel_initializer="zeros", dtype="float32", name=name)
+        else:
+            yield from _activated(architecture, name, layers.Dense, units)
+
+
+def _activated(architecture: Architecture, name: str, kind: Any, *sizes: int, **more: Any) -> Iterator[Any]:
+    """Yield a layer with its activation, and with the normalization between them if there is one."""
+    from keras import layers
+
+    # The zeros are replaced at once: Keras's own initial weights would depend on its version.
+    more |= {"kernel_initializer": "zeros", "dtype": "float32", "name": name}
+    if norm := architecture.norms.get(name):
+        yield kind(*sizes, use_bias=False, **more)
+        yield layers.BatchNormalization(dtype="float32", name=norm)
+        yield layers.Activation(architecture.activation, dtype="float32", name=f"{norm}_activation")
+    else:
+        yield kind(*sizes, activation=architecture.activation, **more)
 
 
 def _set(model: Any, weights: Weights) -> None:
     for layer in model.layers:
-        if f"{layer.name}.kernel" in weights:
-            layer.set_weights([weights[f"{layer.name}.kernel"], weights[f"{layer.name}.bias"]])
+        values = [weights[name] for part in _PARTS if (name := f"{layer.name}.{part}") in weights]
+        if values:
+            layer.set_weights(values)
 
 
 def _without_times(path: Path) -> None:

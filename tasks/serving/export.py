@@ -33,7 +33,13 @@ CHECKED_ROWS = 32
 _BLOCK_PIXELS = 1 << 24
 """64 MiB as floats; an export needs a few times as much while it predicts."""
 
-_LAYERS = {("keras.layers", name) for name in ("InputLayer", "Flatten", "EinsumDense", "Dense")}
+_LAYERS = {
+    ("keras.layers", name)
+    for name in (
+        *("InputLayer", "Flatten", "EinsumDense", "Dense"),
+        *("Reshape", "Conv2D", "MaxPooling2D", "BatchNormalization", "Activation"),
+    )
+}
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """Probabilities, shape (n, classes), for pixels, float32 of shape (n, height, width)."""
@@ -217,7 +223,7 @@ def _unsaved_keras_model(model: Model, folder: Path) -> Any:
 
 
 def _reopened(path: Path) -> Any:
-    """Load the Keras model in a `.keras` file, accepting only the four kinds of layers that idxflow writes.
+    """Load the Keras model in a `.keras` file, accepting only the kinds of layers that idxflow writes.
 
     Raises:
         DamagedEntry: the file has other contents.

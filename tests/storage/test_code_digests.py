@@ -56,7 +56,7 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 
 
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
-MODEL = {"tasks.model.classifier", "tasks.model.network", "tasks.model.scaling"}
+MODEL = {"tasks.model.classifier", "tasks.model.forward", "tasks.model.network", "tasks.model.scaling"}
 COMPARING = {
     "expectations.summary",
     "storage.formats.sorted_columns",

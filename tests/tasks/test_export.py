@@ -16,7 +16,7 @@ import pytest
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
 from storage.store import Store
-from tasks.model import network, scaling
+from tasks.model import forward, network, scaling
 from tasks.model.classifier import softmax
 from tasks.model.scaling import Statistics
 from tasks.serving import export as exports
@@ -92,7 +92,7 @@ def test_onnx_of_every_network_gives_its_probabilities_in_the_usual_runtime(
     weights = {n: random.normal(0, 2 / s[0] ** 0.5, s).astype(np.float32) for n, s in architecture.shapes.items()}
     statistics = Statistics(IMAGES.reshape(len(IMAGES), -1).mean(axis=0) / 127.5 - 1, 0.3)
     onnx_graph.write(tmp_path / "model.onnx", architecture, weights, statistics, SHAPE)
-    expected = softmax(network.logits(architecture, weights, scaling.apply(IMAGES, statistics)))
+    expected = softmax(forward.logits(architecture, weights, scaling.apply(IMAGES, statistics)))
     assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose(used_with_onnxruntime(tmp_path), expected, atol=TOLERANCE)
     np.testing.assert_allclose(onnx_graph.run(tmp_path / "model.onnx", IMAGES.astype("f4")), expected, atol=TOLERANCE)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from storage.errors import DamagedEntry
-from tasks.model import network
+from tasks.model import forward, network
 from tasks.model.network import Architecture
 from tasks.model.scaling import Statistics, apply
 
@@ -67,7 +67,7 @@ def test_numpy_gives_what_keras_gives(activation: str):
     architecture = Architecture(20, (9, 5), activation, 4)
     weights = {name: array * 3 for name, array in network.initial_weights(architecture, 4).items()}
     rows = np.random.default_rng(0).normal(scale=3, size=(500, 20)).astype(np.float32)
-    logits = network.logits(architecture, weights, rows)
+    logits = forward.logits(architecture, weights, rows)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, network.build(architecture, weights)(rows).numpy(), rtol=2e-5, atol=2e-5)
 
