@@ -306,7 +306,7 @@ def _epoch(fitting: Fitting, training: Training, number: int) -> Epoch:
     for value in (loss, held_out[0]):
         if value is not None and not math.isfinite(value):
             raise _diverged(training, number, value)
-    rate = rate_after(training.config, number * fitting.steps, fitting.steps)
+    rate = float(rate_after(training.config, number * fitting.steps, fitting.steps))
     return Epoch(number, rate, loss, accuracy, *held_out, seconds=time.perf_counter() - started)
 
 

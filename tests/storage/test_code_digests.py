@@ -198,7 +198,7 @@ def edited(module: str, old: str, new: str) -> bool:
     [
         ("tasks.train", '_log.info("%s: training resumes after', '_log.warning("%s: resumed after', False),
         ("tasks.decoding.reading", "expected as many labels as images; ", "expected a label for each image; ", False),
-        ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
+        ("tasks.model.rates", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
         ("tasks.model.pixel_sums", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
         (
             "tasks.model.holdout",
