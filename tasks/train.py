@@ -24,10 +24,11 @@ from storage.records import Done, Epoch, FolderEntry, Normalization, Split, Trai
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from storage.workers.current import current
-from tasks.model import checkpoint, holdout, network, training_rows
+from tasks.model import checkpoint, holdout, network, optimizers, training_rows
 from tasks.model.checkpoint import Checkpoint
-from tasks.model.fitting import Fitting, rate_after
+from tasks.model.fitting import Fitting
 from tasks.model.labels import check_labels
+from tasks.model.rates import rate_after
 from tasks.model.scaling import read
 from tasks.ui import summaries
 from tasks.ui.epochs import EpochDisplay, shown
@@ -239,7 +240,7 @@ def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
             if training.keeps_best and course.best == epoch.epoch:
                 best = fitting.weights
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                state = Checkpoint(tuple(course.epochs), fitting.weights, fitting.velocity, best)
+                state = Checkpoint(tuple(course.epochs), fitting.weights, fitting.slots, best)
                 checkpoint.save(folder / _CHECKPOINT, state, training.config.epochs)
                 saved = time.monotonic()
             show(epoch, course.is_over)
@@ -264,11 +265,13 @@ def _enough_memory(training: Training) -> Iterator[None]:
 def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:
     """Restore `fitting` from the checkpoint, if there is one; return the course so far and the best weights."""
     course, most = Course(training), training.config.epochs
-    state = checkpoint.load(path, training.architecture.shapes, most, training.keeps_best)
+    shapes = training.architecture.shapes
+    parts = {"weights": shapes, **dict.fromkeys(optimizers.slots(training.config), shapes)}
+    state = checkpoint.load(path, parts | ({"best": shapes} if training.keeps_best else {}), most)
     if state is None:
         return course, {}
     fitting.set_weights(state.weights)
-    fitting.set_velocity(state.velocity)
+    fitting.set_slots(state.slots)
     for epoch in state.epochs:
         course.add(epoch)
     course.resumed_after = len(course.epochs)
@@ -285,7 +288,7 @@ def _epoch(fitting: Fitting, training: Training, number: int) -> Epoch:
     for value in (loss, held_out[0]):
         if value is not None and not math.isfinite(value):
             raise _diverged(training, number, value)
-    rate = rate_after(training.config, number * fitting.steps)
+    rate = float(rate_after(training.config, number * fitting.steps, fitting.steps))
     return Epoch(number, rate, loss, accuracy, *held_out, seconds=time.perf_counter() - started)
 
 
@@ -312,9 +315,10 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
 
 def _diverged(training: Training, epoch: int, loss: float) -> TrainingFailed:
     config = training.config
+    momentum = f" and momentum {config.momentum:g}" if config.momentum else ""
     return TrainingFailed(
         f"{training.dataset.name}: expected a finite loss and finite weights; in epoch {epoch} the loss became {loss} "
-        f"at learning rate {config.learning_rate:g} and momentum {config.momentum:g}; "
+        f"with {config.optimizer} at learning rate {config.learning_rate:g}{momentum}; "
         f"train with a lower rate, such as --set learning_rate={config.learning_rate / 10:g}"
     )
 

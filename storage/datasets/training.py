@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,8 @@ from storage.errors import ConfigError
 from storage.words import meant
 
 Profile = Literal["default", "tutorial", "fast"]
+Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
+Schedule = Literal["inverse", "cosine", "exponential"]
 Units = Annotated[int, Field(ge=1, le=65536)]
 
 _SIZE = r"^ *[0-9]{1,9}(\.[0-9]{1,9})? *([KMGT]i?)?B *$"
@@ -57,9 +59,35 @@ PROFILES: dict[Profile, dict[str, Any]] = {
     "fast": {"epochs": 10, "learning_rate": 0.01},
 }
 
+CHOICES: dict[str, dict[str, dict[str, float]]] = {
+    "optimizer": {
+        # Keras's own defaults, but for the momentum of sgd, which is the published recipe's.
+        "sgd": {"momentum": 0.9, "weight_decay": 0.0},
+        "adam": {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7, "weight_decay": 0.0},
+        "adamw": {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7, "weight_decay": 0.004},
+        "rmsprop": {"rho": 0.9, "momentum": 0.0, "epsilon": 1e-7, "weight_decay": 0.0},
+    },
+    "schedule": {"inverse": {"decay": 1e-7}, "cosine": {"final_share": 0.0}, "exponential": {"final_share": 0.01}},
+}
+"""What each choice takes, with its defaults; a parameter of other choices only has no effect, and is refused."""
 
-class TrainingConfig(BaseModel):
-    """Architecture, optimizer, schedule and seed of one training."""
+
+def taken_by(choice: str, parameter: str) -> tuple[str, ...]:
+    """Return which values of `choice`, such as `optimizer`, take `parameter`; empty if it does not depend on it."""
+    return tuple(value for value, parameters in CHOICES[choice].items() if parameter in parameters)
+
+
+def without_effect(parameter: str, values: Mapping[str, Any]) -> str:
+    """Return the choice among `values` with which `parameter` has no effect, such as `optimizer`; empty if none is."""
+    for choice in CHOICES:
+        takers, chosen = taken_by(choice, parameter), values.get(choice)
+        if takers and chosen is not None and chosen not in takers:
+            return choice
+    return ""
+
+
+class _Parameters(BaseModel):
+    """The parameters of a training, some of which may not be set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -71,13 +99,57 @@ class TrainingConfig(BaseModel):
     activation: Literal["tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu"] = Field(
         default="tanh", description="Activation of the hidden layers."
     )
-    learning_rate: float = Field(default=0.001, gt=0, le=10, description="Step size of stochastic gradient descent.")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="Share of the previous step added to the next one.")
-    decay: float = Field(
-        default=1e-7, ge=0, le=1, description="Inverse-time decay: the rate at step t is learning_rate / (1 + decay·t)."
+    optimizer: Optimizer = Field(
+        default="sgd", description="How a gradient changes the weights; the rules are those of Keras."
     )
-    weight_decay: float = Field(
-        default=0.0, ge=0, le=1, description="Share of each weight removed per step, times the learning rate."
+    learning_rate: float = Field(
+        default=0.001, gt=0, le=10, description="Step size of the optimizer; the schedule changes it."
+    )
+    momentum: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of the previous step added to the next one, of sgd (0.9 if not set) and rmsprop (0).",
+    )
+    beta_1: float | None = Field(
+        default=None, ge=0, lt=1, description="How slowly the mean gradient changes, of adam and adamw (0.9)."
+    )
+    beta_2: float | None = Field(
+        default=None, ge=0, lt=1, description="How slowly the mean squared gradient changes, of adam and adamw (0.999)."
+    )
+    rho: float | None = Field(
+        default=None, ge=0, lt=1, description="How slowly the mean squared gradient changes, of rmsprop (0.9)."
+    )
+    epsilon: float | None = Field(
+        default=None, gt=0, le=1, description="Keeps adam, adamw and rmsprop from dividing by zero (1e-7)."
+    )
+    weight_decay: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of each weight removed per step, times the learning rate (0; of adamw 0.004).",
+    )
+    schedule: Schedule = Field(
+        default="inverse",
+        description="How the rate falls: by inverse time (decay), along a cosine or exponentially (final_share).",
+    )
+    decay: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Of the schedule inverse: the rate at step t is learning_rate / (1 + decay·t) (1e-7).",
+    )
+    final_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of the learning rate left after all epochs, of cosine (0) and exponential (0.01).",
+    )
+    warmup_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Epochs in which the rate rises step by step from 0 to learning_rate, before the schedule begins.",
     )
     batch_size: int = Field(
         default=64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest."
@@ -125,12 +197,63 @@ class TrainingConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _patience_needs_held_out_rows(self) -> TrainingConfig:
+    def _patience_needs_held_out_rows(self) -> Self:
         if self.patience is not None and self.validation_fraction == 0:
             raise ValueError(
                 "expected held-out rows, because patience needs them; found a validation_fraction of 0; raise it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _each_has_an_effect(self) -> Self:
+        values = self.model_dump(exclude_none=True)
+        for name in values:
+            if choice := without_effect(name, values):
+                *most, last = taken_by(choice, name)
+                takers = f"{', '.join(most)} or {last}" if most else last
+                raise ValueError(
+                    f"expected {name} with the {choice} {takers} only; found it with {values[choice]}, where it has no "
+                    f"effect; remove {name}, or choose another {choice}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _the_rate_stays_above_zero(self) -> Self:
+        if self.schedule == "exponential" and self.final_share == 0:
+            raise ValueError(
+                "expected a final_share above 0, because an exponential schedule never reaches 0; found 0; raise it, "
+                "or choose the schedule cosine"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warming_up_ends(self) -> Self:
+        # Neither is set in overrides that leave it to others.
+        if self.warmup_epochs and self.epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"expected fewer warmup_epochs than epochs; found {self.warmup_epochs:,} of {self.epochs:,}; raise "
+                "epochs, or lower warmup_epochs"
+            )
+        return self
+
+
+class TrainingConfig(_Parameters):
+    """Architecture, optimizer, schedule and seed of one training."""
+
+    model_config = ConfigDict(validate_default=True)
+
+    @field_validator(*{name for values in CHOICES.values() for own in values.values() for name in own})
+    @classmethod
+    def _default_of_the_choice(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """Replace None by the default of the optimizer or the schedule; what they do not take stays None."""
+        if value is not None:
+            return value
+        chosen = (values.get(info.data.get(choice, ""), {}) for choice, values in CHOICES.items())
+        return next((own[name] for own in chosen if (name := str(info.field_name)) in own), None)
+
+    def numbers(self, *names: str) -> tuple[float, ...]:
+        """Return parameters that the optimizer or the schedule takes: these are set."""
+        return tuple(getattr(self, name) for name in names)
 
     @property
     def memory_bytes(self) -> int:
@@ -153,14 +276,14 @@ else:
     # override the profile and the data set.
     TrainingOverrides = create_model(
         "TrainingOverrides",
-        __base__=TrainingConfig,
+        __base__=_Parameters,
         __doc__="Individual training parameters; the profile and the data set supply the others.",
         **{
             name: (
                 field.annotation | None,
                 FieldInfo.merge_field_infos(field, default=None, description=_described(name, field)),
             )
-            for name, field in TrainingConfig.model_fields.items()
+            for name, field in _Parameters.model_fields.items()
         },
     )
 
@@ -170,7 +293,8 @@ def training_config(
 ) -> TrainingConfig:
     """Combine the profile, the data set's own defaults and the user's overrides; later values win.
 
-    The profile `tutorial` is the published recipe and takes nothing from the data set.
+    The profile `tutorial` is the published recipe and takes nothing from the data set. If the user chooses an optimizer
+    or a schedule, parameters of profile and data set that it does not take are left out.
 
     Raises:
         ConfigError: a value is out of bounds or unknown; the message names it, its bounds and what was found.
@@ -180,8 +304,17 @@ def training_config(
             f"expected a profile of {', '.join(PROFILES)}; found {shown(profile)}{meant(profile, PROFILES)}; "
             "choose one of these, or leave it out"
         )
-    own = {} if profile == "tutorial" else dataset.training
-    return checked(TrainingConfig, {**PROFILES[profile], **own, **(overrides or {})}, "training parameters")
+    return checked(TrainingConfig, combined(profile, dataset.training, overrides or {}), "training parameters")
+
+
+def combined(profile: Profile, own: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `training_config`, not checked yet: see there.
+
+    Args:
+        own: what the data set says.
+    """
+    usual = {**PROFILES[profile], **({} if profile == "tutorial" else own)}
+    return {name: value for name, value in usual.items() if not without_effect(name, overrides)} | dict(overrides)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

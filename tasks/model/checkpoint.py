@@ -30,7 +30,8 @@ class Checkpoint:
 
     epochs: tuple[Epoch, ...]
     weights: Named
-    velocity: Named
+    slots: Mapping[str, Named]
+    """What the optimizer keeps for each weight, by the slot's and the weight's name."""
     best: Named
     """The best weights so far, if the training keeps those; otherwise empty."""
 
@@ -45,29 +46,31 @@ def save(path: Path, state: Checkpoint, most_epochs: int) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def load(path: Path, shapes: Mapping[str, tuple[int, ...]], most_epochs: int, with_best: bool) -> Checkpoint | None:
+def load(path: Path, parts: Mapping[str, Mapping[str, tuple[int, ...]]], most_epochs: int) -> Checkpoint | None:
     """Return the checkpoint, or None if it is missing or incomplete.
 
     Args:
-        shapes: of each array of weights, by name.
+        parts: the shape of each array by its name, of each part: `weights`, `best` if the training keeps the best
+            weights, too, and the slots of its optimizer.
         most_epochs: maximum number of epochs of the training.
-        with_best: whether the training keeps the best weights as well as the last ones.
     """
     if not path.exists():
         return None
-    parts = ("weights", "velocity", "best") if with_best else ("weights", "velocity")
-    expected = {f"{part}.{name}": (np.float32, shape) for part in parts for name, shape in shapes.items()}
+    expected = {
+        f"{part}.{name}": (np.float32, shape) for part, shapes in parts.items() for name, shape in shapes.items()
+    }
     try:
         values = arrays.read(path, {"epochs": (np.float64, (most_epochs, len(_COLUMNS))), **expected})
     except DamagedEntry as error:
         _log.warning("the checkpoint is not used, training starts over: %s", error)
         return None
-    named = {part: {name: values[f"{part}.{name}"] for name in shapes} for part in parts}
-    return Checkpoint(_epochs(values["epochs"]), named["weights"], named["velocity"], named.get("best", {}))
+    named = {part: {name: values[f"{part}.{name}"] for name in shapes} for part, shapes in parts.items()}
+    weights, best = named.pop("weights"), named.pop("best", {})
+    return Checkpoint(_epochs(values["epochs"]), weights, named, best)
 
 
 def _parts(state: Checkpoint) -> dict[str, Named]:
-    return {"weights": state.weights, "velocity": state.velocity, "best": state.best}
+    return {"weights": state.weights, "best": state.best, **state.slots}
 
 
 def _table(epochs: tuple[Epoch, ...], rows: int) -> np.ndarray:

@@ -10,18 +10,17 @@ import numpy as np
 
 from storage.datasets.training import TrainingConfig
 from storage.runtime import cancellation
-from tasks.model import network
+from tasks.model import network, optimizers
+from tasks.model.rates import rate_after
 from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.model.training_rows import Rows
 
 
 class Fitting:
-    """A network in training: weights and velocity on the device, trained on the pixels of `rows`.
+    """A network in training: weights and slots of the optimizer on the device, trained on the pixels of `rows`.
 
-    Stochastic gradient descent with momentum, as `keras.optimizers.SGD` does it (Keras 3, `sgd.py`):
-    `rate = learning_rate / (1 + decay · t)`, `w -= w · weight_decay · rate`,
-    `velocity = momentum · velocity - rate · gradient`, `w += velocity`, for steps t = 0, 1, …
-    The loss is the mean categorical cross-entropy of the step's rows.
+    Each step takes the optimizer's rule (`optimizers`) at the schedule's rate (`rates`), both as Keras has them. The
+    loss is the mean categorical cross-entropy of the step's rows.
 
     Pixels stay bytes until the step that uses them: gathering a quarter of the bytes saves more than scaling them
     again in every epoch costs.
@@ -47,7 +46,10 @@ class Fitting:
         self._model = network.build(architecture, network.initial_weights(architecture, config.seed))
         self._names = tuple(architecture.shapes)
         self._weights = [variable.value for variable in self._model.trainable_variables]
-        self._velocity = [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
+        self._slots = {
+            slot: [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
+            for slot in optimizers.slots(config)
+        }
         self.calls = 0
         """Number of compiled calls for epochs so far."""
         self.traces = 0
@@ -66,17 +68,18 @@ class Fitting:
         return self._named(self._weights)
 
     @property
-    def velocity(self) -> dict[str, np.ndarray]:
-        """A copy of the velocity of each weight, by the weight's name."""
-        return self._named(self._velocity)
+    def slots(self) -> dict[str, dict[str, np.ndarray]]:
+        """A copy of what the optimizer keeps for each weight, by the slot's and the weight's name."""
+        return {slot: self._named(variables) for slot, variables in self._slots.items()}
 
     def set_weights(self, weights: network.Weights) -> None:
         """Replace the weights."""
         self._assign(self._weights, weights)
 
-    def set_velocity(self, velocity: Mapping[str, np.ndarray]) -> None:
-        """Replace the velocity of each weight."""
-        self._assign(self._velocity, velocity)
+    def set_slots(self, slots: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Replace what the optimizer keeps for each weight."""
+        for slot, variables in self._slots.items():
+            self._assign(variables, slots[slot])
 
     def epoch(self, number: int) -> tuple[float, float]:
         """Pass over the fitted rows once, in the order of epoch `number` (from 1).
@@ -88,9 +91,11 @@ class Fitting:
         for window in self._rows.windows(number):
             cancellation.check()
             steps = math.ceil(len(window.order) / self._config.batch_size)
-            rates = rate_after(self._config, np.arange(completed, completed + steps)).astype(np.float32)
             more_loss, more_correct = self._passes[len(window.order)](
-                window.images, window.labels, self._tf.constant(window.order), self._tf.constant(rates)
+                window.images,
+                window.labels,
+                self._tf.constant(window.order),
+                *map(self._tf.constant, self._by_step(completed, completed + steps)),
             )
             self.calls += 1
             loss, correct, completed = loss + float(more_loss), correct + int(more_correct), completed + steps
@@ -107,15 +112,22 @@ class Fitting:
     def _pass(self, rows: int) -> Any:
         """Compile the pass over a window that takes `rows` of its rows."""
         order = self._tf.TensorSpec([rows], self._tf.int32)
-        rates = self._tf.TensorSpec([math.ceil(rows / self._config.batch_size)], self._tf.float32)
-        return self._compiled(self._steps, order, rates)
+        by_step = self._by_step(0, math.ceil(rows / self._config.batch_size))
+        specs = [self._tf.TensorSpec(values.shape, self._tf.float32) for values in by_step]
+        return self._compiled(self._steps, order, *specs)
+
+    def _by_step(self, start: int, stop: int) -> list[np.ndarray]:
+        """Return a value for each of these steps: its rate, and its number from 1 if the optimizer needs that."""
+        steps = np.arange(start, stop)
+        rates = rate_after(self._config, steps, self.steps).astype(np.float32)
+        return [rates, (steps + 1).astype(np.float32)] if optimizers.counts_steps(self._config) else [rates]
 
     def _compiled(self, body: Callable[..., Any], *more: Any) -> Any:
         """Trace `body` now, once; the returned function can be called but is never traced again."""
         signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _steps(self, images: Any, labels: Any, order: Any, rates: Any) -> tuple[Any, Any]:
+    def _steps(self, images: Any, labels: Any, order: Any, *by_step: Any) -> tuple[Any, Any]:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
         full, rest = divmod(order.shape[0], size)
@@ -123,17 +135,19 @@ class Fitting:
         batches, last = tf.reshape(order[: full * size], [full, size]), order[full * size :]
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
-            more_loss, more_correct = self._step(images, labels, batches[number], rates[number])
+            more_loss, more_correct = self._step(
+                images, labels, batches[number], *(values[number] for values in by_step)
+            )
             return number + 1, loss + more_loss, correct + more_correct
 
         state = (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64))
         _, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
         if rest:
-            more_loss, more_correct = self._step(images, labels, last, rates[full])
+            more_loss, more_correct = self._step(images, labels, last, *(values[full] for values in by_step))
             loss, correct = loss + more_loss, correct + more_correct
         return loss, correct
 
-    def _step(self, images: Any, labels: Any, taken: Any, rate: Any) -> tuple[Any, Any]:
+    def _step(self, images: Any, labels: Any, taken: Any, rate: Any, number: Any = None) -> tuple[Any, Any]:
         tf, config = self._tf, self._config
         images, labels = self._scaled(tf.gather(images, taken)), tf.gather(labels, taken)
         with tf.GradientTape() as tape:
@@ -141,13 +155,10 @@ class Fitting:
             losses = self._losses(labels, logits)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self._weights)
-        for weight, velocity, gradient in zip(self._weights, self._velocity, gradients, strict=True):
-            if config.weight_decay:
-                weight.assign_sub(weight * config.weight_decay * rate)
-            # Keras's two assignments, in one operation.
-            tf.raw_ops.ResourceApplyKerasMomentum(
-                var=weight.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=config.momentum
-            )
+        rates = optimizers.step_rates(config, rate, number)
+        for place, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
+            own = {slot: variables[place] for slot, variables in self._slots.items()}
+            optimizers.update(config, weight, own, gradient, rates)
         return self._sums(labels, logits, losses)
 
     def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
@@ -174,8 +185,3 @@ class Fitting:
     def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
         for name, variable in zip(self._names, variables, strict=True):
             variable.assign(values[name])
-
-
-def rate_after(config: TrainingConfig, steps: Any) -> Any:
-    """Return the learning rate after `steps` steps; for an array of steps, an array of rates."""
-    return config.learning_rate / (1 + config.decay * steps)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from storage.datasets.training import PROFILES, TrainingConfig
+from storage.datasets.training import CHOICES, PROFILES, TrainingConfig, combined
 from storage.records import RunRecord, to_json
 from tasks.report.evidence import Evidence
 
@@ -50,20 +51,22 @@ def command(run: RunRecord) -> str:
 
 
 def _overrides(run: RunRecord) -> dict[str, Any]:
-    config, usual = to_json(run.config), _usual(run)
+    config = to_json(run.config)
+    usual, others = (_usual(run, choices) for choices in ({c: config[c] for c in CHOICES if c in config}, {}))
+    # What follows from a choice need not be said, but the choice itself.
+    usual |= {choice: others[choice] for choice in CHOICES if choice in others}
     order = [*TrainingConfig.model_fields, *sorted(config.keys() - TrainingConfig.model_fields.keys())]
     return {
         name: config[name] for name in order if name in config and (name not in usual or usual[name] != config[name])
     }
 
 
-def _usual(run: RunRecord) -> dict[str, Any]:
-    """Return the default configuration of the profile and the data set; empty if unknown."""
+def _usual(run: RunRecord, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the profile and the data set with these choices; empty if unknown."""
     if run.profile not in PROFILES or run.facts is None:
         return {}
-    own = {} if run.profile == "tutorial" else run.facts.training
     try:
-        return TrainingConfig(**{**PROFILES[run.profile], **own}).model_dump(mode="json")
+        return TrainingConfig(**combined(run.profile, run.facts.training, choices)).model_dump(mode="json")
     except ValidationError:
         return {}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.datasets.training import TrainingConfig
+from storage.datasets.training import CHOICES, TrainingConfig
 from storage.records import Epoch, RunRecord, to_json
 from tasks.report.evidence import Evidence
 from tasks.report.heldout import held_out
@@ -101,12 +101,14 @@ def _held_out_trend(history: Sequence[Epoch], risen: bool) -> str:
 def _configuration(run: RunRecord) -> list[dict[str, Any]]:
     fields = TrainingConfig.model_fields
     config = to_json(run.config)
+    defaults = TrainingConfig(**{choice: config[choice] for choice in CHOICES if choice in config})
+    usual = defaults.model_dump(mode="json") | {choice: fields[choice].default for choice in CHOICES}
     names = [*(name for name in fields if name in config), *sorted(config.keys() - fields.keys())]
     return [
         {
             "name": name,
             "value": config[name],
-            "default": to_json(fields[name].default) if name in fields else None,
+            "default": usual.get(name),
             "meaning": (fields[name].description or "") if name in fields else "",
         }
         for name in names

@@ -120,10 +120,10 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
         {"learning_rate": float("nan")},
         "a number above 0 and at most 10; found nan",
     ),
-    "momentum 1": ({"momentum": 1}, "expected momentum to be a number of at least 0 and below 1; found 1; "),
+    "momentum 1": ({"momentum": 1}, "expected momentum to be a number of at least 0 and below 1, or null; found 1; "),
     "an infinite decay": (
         {"weight_decay": float("inf")},
-        "a number from 0 to 1; found inf; ",
+        "a number from 0 to 1, or null; found inf; ",
     ),
     "true epochs": (
         {"epochs": True},
@@ -144,6 +144,28 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "a seed below 0": ({"seed": -1}, "seed to be an integer from 0 to 4,294,967,295; found -1; "),
     "an unknown parameter": ({"epoch": 5}, "; found epoch (did you mean epochs?); remove it or correct its spelling"),
     "patience for nothing": ({"patience": 2, "validation_fraction": 0}, "expected held-out rows, because patience"),
+    "momentum without effect": (
+        {"optimizer": "adam", "momentum": 0.9},
+        "expected momentum with the optimizer sgd or rmsprop only; found it with adam, where it has no effect; remove",
+    ),
+    "betas of sgd": (
+        {"beta_1": 0.9},
+        "expected beta_1 with the optimizer adam or adamw only; found it with sgd, where it has no effect; remove",
+    ),
+    "a decay along a cosine": (
+        {"schedule": "cosine", "decay": 0.1},
+        "expected decay with the schedule inverse only; found it with cosine, ",
+    ),
+    "an exponential schedule to zero": (
+        {"schedule": "exponential", "final_share": 0},
+        "expected a final_share above 0, because an exponential schedule never reaches 0; found 0; raise it",
+    ),
+    "a warm-up without end": (
+        {"warmup_epochs": 50},
+        "expected fewer warmup_epochs than epochs; found 50 of 50; raise epochs",
+    ),
+    "no optimizer": ({"optimizer": "adma"}, "found 'adma' (did you mean adam?); "),
+    "an epsilon of 0": ({"optimizer": "adam", "epsilon": 0}, "expected epsilon to be a number above 0 and at most 1"),
     "10 MB of text": ({"activation": "x" * 10_000_000}, "xxx…; correct it"),
     "10 MB of numbers": ({"hidden": [1] * 5_000_000}, "hidden to be a list of at most 16 integers"),
     "a name of 10 MB": ({"x" * 10_000_000: 1}, "expected one of hidden, activation,"),

@@ -688,6 +688,24 @@ CASES: dict[str, Case] = {
         nothing,
         lambda here: Request(settings=("patience=1", "validation_fraction=0.1")).resolve(),
     ),
+    "momentum of an optimizer without": Case(
+        lambda here: Request(settings=("optimizer=adam", "momentum=0.8")).resolve(),
+        "remove momentum",
+        nothing,
+        lambda here: Request(settings=("optimizer=adam",)).resolve(),
+    ),
+    "an exponential schedule to zero": Case(
+        lambda here: Request(settings=("schedule=exponential", "final_share=0")).resolve(),
+        "raise it",
+        nothing,
+        lambda here: Request(settings=("schedule=exponential", "final_share=0.1")).resolve(),
+    ),
+    "a warm-up without end": Case(
+        lambda here: Request(settings=("warmup_epochs=5", "epochs=5")).resolve(),
+        "raise epochs",
+        nothing,
+        lambda here: Request(settings=("warmup_epochs=5", "epochs=6")).resolve(),
+    ),
     "nothing to fit to": Case(
         lambda here: fitted(here, 0.9, held_out="tail"),
         "lower validation_fraction",

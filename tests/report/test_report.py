@@ -12,7 +12,7 @@ import pytest
 
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
-from storage.datasets.training import parse_overrides, training_config
+from storage.datasets.training import TrainingConfig, parse_overrides, training_config
 from storage.records import (
     SPLITS,
     Check,
@@ -35,6 +35,7 @@ from tasks.report import document, past_runs, sanitize
 from tasks.report.evidence import Evidence, Labels, gather
 from tasks.report.heldout import LEAST_P, homogeneity_p, means_p
 from tasks.report.lineage import command
+from tasks.report.training import _configuration
 from tasks.validate import validate
 from tests.conftest import bars, write_tiny
 from tests.support.models import split
@@ -236,7 +237,14 @@ def test_which_test_images_are_in_the_training_split_is_read_from_the_validation
 
 
 @pytest.mark.parametrize("profile", ["default", "tutorial", "fast"])
-@pytest.mark.parametrize("overrides", [{}, {"epochs": 3, "hidden": [100, 50], "activation": "relu", "patience": 2}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"epochs": 3, "hidden": [100, 50], "activation": "relu", "patience": 2},
+        {"optimizer": "adam", "beta_1": 0.8, "schedule": "cosine", "warmup_epochs": 1},
+    ],
+)
 def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[str, Any]) -> None:
     dataset = catalog.find("digits")
     config = training_config(dataset, profile, overrides)
@@ -245,6 +253,15 @@ def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[
     overrides_given = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
     assert len(overrides_given) == len(overrides)
     assert training_config(dataset, profile, parse_overrides(overrides_given)) == config
+
+
+def test_a_setting_of_another_optimizer_s_has_no_default_and_one_of_its_own_that_of_keras() -> None:
+    config = TrainingConfig(optimizer="adamw", beta_1=0.8).model_dump(mode="json")
+    settings = {setting["name"]: setting for setting in _configuration(a_run(catalog.find("digits"), config=config))}
+    shown = {name: (settings[name]["value"], settings[name]["default"]) for name in config}
+    assert shown["optimizer"] == ("adamw", "sgd")
+    assert shown["momentum"] == (None, None)
+    assert (shown["beta_1"], shown["weight_decay"], shown["decay"]) == ((0.8, 0.9), (0.004, 0.004), (1e-7, 1e-7))
 
 
 def test_the_command_names_a_manifest_of_ones_own_without_its_folder(tmp_path: Path) -> None:

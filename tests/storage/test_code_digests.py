@@ -85,6 +85,8 @@ CLOSURES = {
         "tasks.auditing.survey",
         "tasks.auditing.tables",
         "tasks.model.fitting",
+        "tasks.model.optimizers",
+        "tasks.model.rates",
         "tasks.model.training_rows",
     },
     "quarantine": FORMATS
@@ -122,6 +124,8 @@ CLOSURES = {
         "tasks.model.holdout",
         "tasks.model.labels",
         "tasks.model.network",
+        "tasks.model.optimizers",
+        "tasks.model.rates",
         "tasks.model.scaling",
         "tasks.model.sides",
         "tasks.model.training_rows",
@@ -192,7 +196,7 @@ def edited(module: str, old: str, new: str) -> bool:
     [
         ("tasks.train", '_log.info("%s: training resumes after', '_log.warning("%s: resumed after', False),
         ("tasks.decoding.reading", "expected as many labels as images; ", "expected a label for each image; ", False),
-        ("tasks.model.fitting", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
+        ("tasks.model.rates", "return config.learning_rate / (1", "return config.learning_rate / (2", True),
         ("tasks.model.pixel_sums", "math.sqrt(variance)", "math.sqrt(variance + 1)", True),
         (
             "tasks.model.holdout",

@@ -6,7 +6,14 @@ import pytest
 from pydantic import ValidationError
 
 from storage.datasets import catalog
-from storage.datasets.training import PROFILES, TrainingConfig, TrainingOverrides, parse_overrides, training_config
+from storage.datasets.training import (
+    PROFILES,
+    TrainingConfig,
+    TrainingOverrides,
+    parse_overrides,
+    training_config,
+    without_effect,
+)
 from storage.errors import ConfigError
 from tasks.model.network import ACTIVATIONS
 from tests.conftest import TinyFactory
@@ -21,6 +28,43 @@ def test_the_defaults_are_the_tutorial_s_network_and_rates():
     assert (config.validation_fraction, config.held_out, config.normalize_on) == (0.1, "stratified", "fitted")
     assert config.patience is None
     assert training_config(MNIST, "tutorial") == config.model_copy(update={"held_out": "tail", "normalize_on": "all"})
+
+
+ADAM = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7, "momentum": None, "rho": None}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, {"momentum": 0.9, "weight_decay": 0, "beta_1": None, "decay": 1e-7, "final_share": None}),
+        ({"momentum": None}, {"momentum": 0.9}),
+        ({"optimizer": "adam"}, {**ADAM, "weight_decay": 0}),
+        ({"optimizer": "adamw"}, {**ADAM, "weight_decay": 0.004}),
+        ({"optimizer": "adamw", "weight_decay": 0}, {"weight_decay": 0}),
+        ({"optimizer": "rmsprop"}, {"rho": 0.9, "momentum": 0, "epsilon": 1e-7, "weight_decay": 0}),
+        ({"schedule": "cosine"}, {"final_share": 0, "decay": None}),
+        ({"schedule": "exponential"}, {"final_share": 0.01, "decay": None}),
+    ],
+    ids=str,
+)
+def test_what_is_not_set_is_the_default_of_the_optimizer_and_the_schedule(parameters: dict, expected: dict):
+    config = TrainingConfig(**parameters)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_another_optimizer_leaves_out_what_the_data_set_says_for_its_own(tiny: TinyFactory):
+    dataset = tiny(manifest='[training]\nmomentum = 0.8\nweight_decay = 0.01\nschedule = "cosine"\nfinal_share = 0.1')
+    config = training_config(dataset, "default", {"optimizer": "adam", "schedule": "inverse"})
+    assert (config.momentum, config.weight_decay, config.decay, config.final_share) == (None, 0.01, 1e-7, None)
+    assert training_config(dataset).momentum == 0.8
+    with pytest.raises(ConfigError, match="expected momentum with the optimizer sgd or rmsprop only"):
+        tiny(manifest='[training]\noptimizer = "adam"\nmomentum = 0.8')
+
+
+def test_what_has_no_effect_with_any_choice_is_said_for_each():
+    assert without_effect("momentum", {"optimizer": "adam"}) == "optimizer"
+    assert without_effect("final_share", {"optimizer": "adam", "schedule": "inverse"}) == "schedule"
+    assert not any(without_effect(name, {"optimizer": "sgd"}) for name in ("momentum", "epochs", "decay"))
 
 
 @pytest.mark.parametrize(
@@ -69,10 +113,18 @@ def test_a_configuration_does_not_change_and_comes_back_from_json():
 def test_overrides_that_are_not_set_override_nothing():
     assert TrainingOverrides().model_dump(exclude_none=True) == {}
     assert set(TrainingOverrides.model_fields) == set(TrainingConfig.model_fields)
-    for wrong in ({"epochs": 0}, {"epochs": True}, {"patience": 2, "validation_fraction": 0}):
+    for wrong in (
+        {"epochs": 0},
+        {"epochs": True},
+        {"patience": 2, "validation_fraction": 0},
+        {"optimizer": "adam", "rho": 0.9},
+    ):
         with pytest.raises(ValidationError):
             TrainingOverrides(**wrong)
     assert TrainingOverrides(restore_best=True).restore_best
+    unset = TrainingOverrides(optimizer="sgd", momentum=None).model_dump(exclude_none=True)
+    assert unset == {"optimizer": "sgd"}
+    assert TrainingOverrides(momentum=0.5, warmup_epochs=70).momentum == 0.5
 
 
 def test_profiles_and_activations_are_ones_that_can_be_trained():

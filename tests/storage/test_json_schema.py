@@ -23,6 +23,7 @@ BEYOND_A_SCHEMA = {
     "a mirror without digests",
     "archives of a ZIP file without digests",
     "patience for nothing",
+    "momentum without effect",
     "one label too few",
     "labels and their base",
     "labels and a base of 0",

@@ -92,6 +92,10 @@ MANIFESTS: dict[str, tuple[str, str]] = {
         GOOD + "[training]\npatience = 2\nvalidation_fraction = 0",
         "expected held-out rows, because patience needs them",
     ),
+    "momentum without effect": (
+        GOOD + '[training]\noptimizer = "adam"\nmomentum = 0.5',
+        "expected momentum with the optimizer sgd or rmsprop only; found it with adam",
+    ),
     "rows as text": (GOOD + '[rows]\ntrain = "many"', "rows.train to be an integer from 1"),
     "rows of another split": (GOOD + "[rows]\ndev = 1", "found rows.dev"),
     "column -1": (GOOD + "label_column = -1", "label_column to be an integer from 0 to 1,023; found -1"),
