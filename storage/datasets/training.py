@@ -151,6 +151,12 @@ class _Parameters(BaseModel):
         le=10_000,
         description="Epochs in which the rate rises step by step from 0 to learning_rate, before the schedule begins.",
     )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of each label spread over all classes while weights are fitted; reported losses stay plain.",
+    )
     batch_size: int = Field(
         default=64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest."
     )

@@ -20,7 +20,8 @@ class Fitting:
     """A network in training: weights and slots of the optimizer on the device, trained on the pixels of `rows`.
 
     Each step takes the optimizer's rule (`optimizers`) at the schedule's rate (`rates`), both as Keras has them. The
-    loss is the mean categorical cross-entropy of the step's rows.
+    loss is the mean categorical cross-entropy of the step's rows, with smoothed labels if `config` says so. Reported
+    losses are plain cross-entropy in any case, so that trainings and fitted and held-out rows can be compared.
 
     Pixels stay bytes until the step that uses them: gathering a quarter of the bytes saves more than scaling them
     again in every epoch costs.
@@ -153,7 +154,7 @@ class Fitting:
         with tf.GradientTape() as tape:
             logits = self._model(images, training=True)
             losses = self._losses(labels, logits)
-            loss = tf.reduce_mean(losses)
+            loss = tf.reduce_mean(self._smoothed(labels, logits) if config.label_smoothing else losses)
         gradients = tape.gradient(loss, self._weights)
         rates = optimizers.step_rates(config, rate, number)
         for place, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
@@ -170,6 +171,13 @@ class Fitting:
         # doubles the time to compile the steps.
         with self._tf.device("CPU:0"):
             return self._tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=logits, labels=labels).loss
+
+    def _smoothed(self, labels: Any, logits: Any) -> Any:
+        """Return the losses that `keras.losses.CategoricalCrossentropy(label_smoothing=…)` takes the mean of."""
+        tf, share, classes = self._tf, self._config.label_smoothing, logits.shape[1]
+        wanted = tf.one_hot(labels, classes, 1 - share + share / classes, share / classes)
+        with tf.device("CPU:0"):
+            return tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=logits, labels=wanted).loss
 
     def _scaled(self, images: Any) -> Any:
         return self._tf.cast(images, self._tf.float32) * self._scale + self._offset

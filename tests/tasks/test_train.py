@@ -50,7 +50,8 @@ def by_plain_keras(config: TrainingConfig, rows: int = 50, epochs: int = 3):
     kinds = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
     own = {name: getattr(config, name) for name in CHOICES["optimizer"][config.optimizer]}
     optimizer = getattr(keras.optimizers, kinds[config.optimizer])(rate, **own)
-    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)
+    model.compile(optimizer, loss, metrics=["accuracy", "categorical_crossentropy"])
     pixels, labels = random_rows(rows)
     images, reported = apply(pixels, STATISTICS), []
     for epoch in range(1, epochs + 1):
@@ -58,7 +59,8 @@ def by_plain_keras(config: TrainingConfig, rows: int = 50, epochs: int = 3):
         sums = np.zeros(2)
         for start in range(0, rows, config.batch_size):
             now = order[start : start + config.batch_size]
-            sums += len(now) * np.array(model.train_on_batch(images[now], np.eye(3)[labels[now]]), float)
+            _, accuracy, plain = model.train_on_batch(images[now], np.eye(3)[labels[now]])
+            sums += len(now) * np.array([plain, accuracy], float)
         reported.append(sums / rows)
     return [variable.value.numpy() for variable in logits.trainable_variables], reported
 
@@ -77,6 +79,7 @@ TOLERANCE = {"sgd": 2e-6, "adam": 2e-5, "adamw": 2e-5, "rmsprop": 2e-5}
         {"optimizer": "adam", "learning_rate": 0.02},
         {"optimizer": "adamw", "learning_rate": 0.02, "weight_decay": 0.1},
         {"optimizer": "rmsprop", "learning_rate": 0.01, "momentum": 0.5, "schedule": "cosine", "epochs": 4},
+        {"label_smoothing": 0.2},
         {"batch_size": 10},
         {"batch_size": 64},
         {"hidden": ()},
