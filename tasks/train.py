@@ -24,7 +24,7 @@ from storage.records import Done, Epoch, FolderEntry, Normalization, Split, Trai
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from storage.workers.current import current
-from tasks.model import checkpoint, holdout, network, optimizers, training_rows
+from tasks.model import augmentation, checkpoint, holdout, network, optimizers, training_rows
 from tasks.model.checkpoint import Checkpoint
 from tasks.model.fitting import Fitting
 from tasks.model.labels import check_labels
@@ -196,17 +196,19 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
         TrainingFailed, DataRefused: see `train`.
     """
     _clear(folder, keep=_CHECKPOINT)
+    _check_shift(training)
     architecture, config, split = training.architecture, training.config, training.split
     statistics = read(training.normalization.file, architecture.inputs)
     for first, part in split_rows.numbered(split):
         check_labels(training.dataset, split, split_rows.labels(part), first)
     held = holdout.held(training.normalization, split)
+    augmented = augmentation.chosen(config, split.image_shape, statistics, training.normalization.pixel_range)
     try:
         with (
             _enough_memory(training),
             training_rows.opened(training.dataset.name, split, config, held, folder) as rows,
         ):
-            fitting = Fitting(architecture, config, statistics, rows, training.fitted)
+            fitting = Fitting(architecture, config, statistics, rows, training.fitted, augmented)
             record = _record(folder, fitting, fit(fitting, training, folder))
     except TrainingFailed:
         # It would fail again in the same way, so leave nothing to resume from.
@@ -247,6 +249,15 @@ def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
     if best:
         fitting.set_weights(best)
     return course
+
+
+def _check_shift(training: Training) -> None:
+    shift, side = training.config.shift, min(training.split.image_shape)
+    if shift >= side / 2:
+        raise TrainingFailed(
+            f"{training.dataset.name}: expected a shift of less than half the side of the images, which is {side:,} "
+            f"pixels; found {shift:g}; choose a smaller one, such as --set shift={side / 10:g}"
+        )
 
 
 @contextmanager

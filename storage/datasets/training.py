@@ -157,6 +157,21 @@ class _Parameters(BaseModel):
         lt=1,
         description="Share of each label spread over all classes while weights are fitted; reported losses stay plain.",
     )
+    shift: float = Field(
+        default=0.0,
+        ge=0,
+        le=1024,
+        description="Each epoch shifts each fitted image at random, by at most these pixels.",
+    )
+    rotate: float = Field(
+        default=0.0, ge=0, le=180, description="Each epoch turns each fitted image at random, by at most these degrees."
+    )
+    zoom: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Each epoch enlarges or shrinks each fitted image at random, by at most this share.",
+    )
     batch_size: int = Field(
         default=64, ge=1, le=65536, description="Rows per step; the last step of an epoch takes the rest."
     )

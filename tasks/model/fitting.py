@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from storage.datasets.training import TrainingConfig
 from storage.runtime import cancellation
 from tasks.model import network, optimizers
+from tasks.model.augmentation import Augmentation
 from tasks.model.rates import rate_after
 from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.model.training_rows import Rows
@@ -30,6 +31,7 @@ class Fitting:
         statistics: to scale pixels with.
         rows: to train on.
         fitted: how many of the rows, from the first, an epoch passes over.
+        augmentation: of the images that weights are fitted to; scored rows stay as they are.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Fitting:
         statistics: Statistics,
         rows: Rows,
         fitted: int,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self._tf = tf = network.tensorflow()
-        self._config, self._rows, self._fitted = config, rows, fitted
+        self._config, self._rows, self._fitted, self._augmentation = config, rows, fitted, augmentation
         self._pixels = tf.TensorSpec([None, architecture.inputs], tf.uint8)
         self._scale, self._offset = scale_and_offset(statistics)
         self._model = network.build(architecture, network.initial_weights(architecture, config.seed))
@@ -55,6 +58,7 @@ class Fitting:
         """Number of compiled calls for epochs so far."""
         self.traces = 0
         """How often the steps of a window were compiled: once per window length, so at most twice."""
+        self._by_step = 2 if optimizers.counts_steps(config) else 1
         self._passes = {length: self._pass(length) for length in rows.lengths}
         self._score = self._compiled(self._scored)
 
@@ -86,20 +90,18 @@ class Fitting:
         """Pass over the fitted rows once, in the order of epoch `number` (from 1).
 
         Returns mean loss and accuracy over the rows, measured for each row just before its step, as Keras reports
-        them.
+        them; of augmented rows, as these are.
         """
-        loss, correct, completed = 0.0, 0, (number - 1) * self.steps
+        loss, correct, passed = 0.0, 0, 0
         for window in self._rows.windows(number):
             cancellation.check()
-            steps = math.ceil(len(window.order) / self._config.batch_size)
+            given = (window.order, *self._given(number, passed, len(window.order)))
             more_loss, more_correct = self._passes[len(window.order)](
-                window.images,
-                window.labels,
-                self._tf.constant(window.order),
-                *map(self._tf.constant, self._by_step(completed, completed + steps)),
+                window.images, window.labels, *map(self._tf.constant, given)
             )
             self.calls += 1
-            loss, correct, completed = loss + float(more_loss), correct + int(more_correct), completed + steps
+            loss, correct = loss + float(more_loss), correct + int(more_correct)
+            passed += len(window.order)
         return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:
@@ -113,50 +115,69 @@ class Fitting:
     def _pass(self, rows: int) -> Any:
         """Compile the pass over a window that takes `rows` of its rows."""
         order = self._tf.TensorSpec([rows], self._tf.int32)
-        by_step = self._by_step(0, math.ceil(rows / self._config.batch_size))
-        specs = [self._tf.TensorSpec(values.shape, self._tf.float32) for values in by_step]
+        specs = (self._tf.TensorSpec(values.shape, self._tf.float32) for values in self._given(1, 0, rows))
         return self._compiled(self._steps, order, *specs)
 
-    def _by_step(self, start: int, stop: int) -> list[np.ndarray]:
-        """Return a value for each of these steps: its rate, and its number from 1 if the optimizer needs that."""
-        steps = np.arange(start, stop)
-        rates = rate_after(self._config, steps, self.steps).astype(np.float32)
-        return [rates, (steps + 1).astype(np.float32)] if optimizers.counts_steps(self._config) else [rates]
+    def _given(self, epoch: int, passed: int, rows: int) -> list[np.ndarray]:
+        """Return what the steps of a window depend on besides its rows, float32.
+
+        The rate of each step; its number from 1, if the optimizer needs that; the transform of each row, in the order
+        in which they are taken, if images are augmented.
+
+        Args:
+            passed: rows that the epoch has passed over before.
+            rows: how many rows the window passes over.
+        """
+        done = (epoch - 1) * self.steps + math.ceil(passed / self._config.batch_size)
+        steps = np.arange(done, done + math.ceil(rows / self._config.batch_size))
+        given = [rate_after(self._config, steps, self.steps)]
+        if optimizers.counts_steps(self._config):
+            given.append(steps + 1)
+        if self._augmentation:
+            given.append(self._augmentation.transforms(epoch, passed, passed + rows))
+        return [values.astype(np.float32) for values in given]
 
     def _compiled(self, body: Callable[..., Any], *more: Any) -> Any:
         """Trace `body` now, once; the returned function can be called but is never traced again."""
         signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _steps(self, images: Any, labels: Any, order: Any, *by_step: Any) -> tuple[Any, Any]:
+    def _steps(self, images: Any, labels: Any, order: Any, *given: Any) -> tuple[Any, Any]:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
         full, rest = divmod(order.shape[0], size)
+        by_step, per_row = given[: self._by_step], (order, *given[self._by_step :])
         # Fixed shapes: the step of `size` rows is compiled separately from the last step of a window.
-        batches, last = tf.reshape(order[: full * size], [full, size]), order[full * size :]
+        batches = [tf.reshape(values[: full * size], [full, size, *values.shape[1:]]) for values in per_row]
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
             more_loss, more_correct = self._step(
-                images, labels, batches[number], *(values[number] for values in by_step)
+                images, labels, [values[number] for values in batches], [values[number] for values in by_step]
             )
             return number + 1, loss + more_loss, correct + more_correct
 
         state = (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64))
         _, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
         if rest:
-            more_loss, more_correct = self._step(images, labels, last, *(values[full] for values in by_step))
+            last = [values[full * size :] for values in per_row]
+            more_loss, more_correct = self._step(images, labels, last, [values[full] for values in by_step])
             loss, correct = loss + more_loss, correct + more_correct
         return loss, correct
 
-    def _step(self, images: Any, labels: Any, taken: Any, rate: Any, number: Any = None) -> tuple[Any, Any]:
+    def _step(self, images: Any, labels: Any, per_row: Sequence[Any], by_step: Sequence[Any]) -> tuple[Any, Any]:
+        """Take a step; `per_row` and `by_step` are what it needs of `_given`, after the indices of its rows."""
         tf, config = self._tf, self._config
-        images, labels = self._scaled(tf.gather(images, taken)), tf.gather(labels, taken)
+        taken, *transforms = per_row
+        images, labels = tf.gather(images, taken), tf.gather(labels, taken)
+        if self._augmentation:
+            images = self._augmentation.apply(images, *transforms)
+        images = self._scaled(images)
         with tf.GradientTape() as tape:
             logits = self._model(images, training=True)
             losses = self._losses(labels, logits)
             loss = tf.reduce_mean(self._smoothed(labels, logits) if config.label_smoothing else losses)
         gradients = tape.gradient(loss, self._weights)
-        rates = optimizers.step_rates(config, rate, number)
+        rates = optimizers.step_rates(config, *by_step)
         for place, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
             own = {slot: variables[place] for slot, variables in self._slots.items()}
             optimizers.update(config, weight, own, gradient, rates)

@@ -37,7 +37,7 @@ def update(config: TrainingConfig, weight: Any, own: Slots, gradient: Any, rates
     _RULES[config.optimizer](config, weight, own, gradient, rates)
 
 
-def step_rates(config: TrainingConfig, rate: Any, step: Any) -> tuple[Any, ...]:
+def step_rates(config: TrainingConfig, rate: Any, step: Any = None) -> tuple[Any, ...]:
     """Return what a step's updates have in common: the learning rate, and for adam its corrected one.
 
     Args:

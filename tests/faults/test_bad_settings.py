@@ -165,6 +165,7 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
         "expected fewer warmup_epochs than epochs; found 50 of 50; raise epochs",
     ),
     "labels smoothed away": ({"label_smoothing": 1}, "to be a number of at least 0 and below 1; found 1; "),
+    "a zoom to nothing": ({"zoom": 1}, "expected zoom to be a number from 0 to 0.9; found 1; "),
     "no optimizer": ({"optimizer": "adma"}, "found 'adma' (did you mean adam?); "),
     "an epsilon of 0": ({"optimizer": "adam", "epsilon": 0}, "expected epsilon to be a number above 0 and at most 1"),
     "10 MB of text": ({"activation": "x" * 10_000_000}, "xxx…; correct it"),

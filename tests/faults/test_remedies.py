@@ -706,6 +706,12 @@ CASES: dict[str, Case] = {
         nothing,
         lambda here: Request(settings=("warmup_epochs=5", "epochs=6")).resolve(),
     ),
+    "images shifted out of sight": Case(
+        lambda here: here.train(shift=50),
+        "choose a smaller one, such as --set shift=",
+        nothing,
+        lambda here: here.train(shift=0.7, epochs=1),
+    ),
     "nothing to fit to": Case(
         lambda here: fitted(here, 0.9, held_out="tail"),
         "lower validation_fraction",

@@ -84,6 +84,7 @@ CLOSURES = {
         "tasks.auditing.near_duplicates",
         "tasks.auditing.survey",
         "tasks.auditing.tables",
+        "tasks.model.augmentation",
         "tasks.model.fitting",
         "tasks.model.optimizers",
         "tasks.model.rates",
@@ -119,6 +120,7 @@ CLOSURES = {
     "train": FORMATS
     | {
         "storage.formats.history",
+        "tasks.model.augmentation",
         "tasks.model.checkpoint",
         "tasks.model.fitting",
         "tasks.model.holdout",

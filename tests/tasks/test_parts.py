@@ -221,7 +221,7 @@ def test_an_epoch_by_part_passes_over_every_fitted_row_once_in_another_order_eac
 def test_training_by_part_gives_the_same_weights_again_also_after_a_kill(
     store: Store, dataset: Dataset, cut: Callable[[int], Split], monkeypatch: pytest.MonkeyPatch
 ):
-    config = DRAWN.model_copy(update={"memory": SMALL, "epochs": 6})
+    config = DRAWN.model_copy(update={"memory": SMALL, "epochs": 6, "shift": 0.5, "rotate": 5.0})
     split, epoch = cut(7), Fitting.epoch
     unbroken = trained(store, dataset, split, config)
     assert unbroken.train_accuracy > 0.4

@@ -229,9 +229,10 @@ def kill_after(epoch: int):
         (EARLY, 4),
         ({**EARLY, "restore_best": False}, 4),
         ({**EARLY, "optimizer": "adam", "learning_rate": 0.03, "schedule": "cosine", "warmup_epochs": 2}, 3),
+        ({"optimizer": "adamw", "shift": 1, "rotate": 10, "zoom": 0.1, "label_smoothing": 0.1}, 3),
         ({"optimizer": "rmsprop", "momentum": 0.5, "learning_rate": 0.003}, 3),
     ],
-    ids=["after the first", "after the last", "best", "last", "adam", "rmsprop"],
+    ids=["after the first", "after the last", "best", "last", "adam", "augmented", "rmsprop"],
 )
 def test_a_broken_training_goes_on_and_ends_as_an_unbroken_one(
     tmp_path: Path,

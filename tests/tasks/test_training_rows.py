@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import scipy
 
+from storage.datasets.training import TrainingConfig
 from storage.errors import DataRefused, TrainingFailed
 from storage.formats import parquet
 from storage.records import FolderEntry, Split
 from storage.runtime import code_digests
 from storage.store import Store
 from tasks import train as training
-from tasks.model import network, training_rows
+from tasks.model import augmentation, network, training_rows
 from tasks.model.fitting import Fitting
 from tasks.model.holdout import tail
 from tasks.model.scaling import Statistics
@@ -87,12 +88,25 @@ def test_each_epoch_by_itself_is_as_random_as_in_memory():
     assert scipy.stats.chisquare(np.bincount(places, minlength=24)).pvalue > 0.001
 
 
-def test_training_in_shards_is_training_in_memory_in_that_order(tmp_path: Path):
+WITH_EVERYTHING = TrainingConfig(
+    memory=SMALL.memory,
+    batch_size=SMALL.batch_size,
+    optimizer="adam",
+    schedule="cosine",
+    warmup_epochs=1,
+    shift=0.5,
+    rotate=5,
+)
+
+
+@pytest.mark.parametrize("config", [SMALL, WITH_EVERYTHING], ids=["plain", "with everything"])
+def test_training_in_shards_is_training_in_memory_in_that_order(tmp_path: Path, config: TrainingConfig):
     # The last shard is whole batches, too: so the steps are the same, whichever shard comes last.
+    augmented = augmentation.chosen(config, (3, 4), STATISTICS, None)
     train, architecture = numbered(tmp_path), network.Architecture(PIXELS, (5,), "tanh", 3)
     images, labels = parquet.read(train.file)
-    with training_rows.opened("tiny", train, SMALL, tail(1000, 104), tmp_path) as opened:
-        sharded = Fitting(architecture, SMALL, STATISTICS, opened, 896)
+    with training_rows.opened("tiny", train, config, tail(1000, 104), tmp_path) as opened:
+        sharded = Fitting(architecture, config, STATISTICS, opened, 896, augmented)
         reported = [sharded.epoch(1), sharded.epoch(2), sharded.score(896, 1000), sharded.score(0, 1000)]
         orders = {epoch: [n for window in opened.windows(epoch) for n in numbers(window)] for epoch in (1, 2)}
     assert sharded.traces == 2
@@ -103,8 +117,8 @@ def test_training_in_shards_is_training_in_memory_in_that_order(tmp_path: Path):
             for window in super().windows(epoch):
                 yield Window(window.images, window.labels, np.array(orders[epoch], np.int32))
 
-    whole = InThatOrder(images.reshape(1000, -1), labels, 896, SMALL.seed)
-    fitting = Fitting(architecture, SMALL, STATISTICS, whole, 896)
+    whole = InThatOrder(images.reshape(1000, -1), labels, 896, config.seed)
+    fitting = Fitting(architecture, config, STATISTICS, whole, 896, augmented)
     expected = [fitting.epoch(1), fitting.epoch(2), fitting.score(896, 1000), fitting.score(0, 1000)]
     for name, values in sharded.weights.items():
         np.testing.assert_array_equal(values, fitting.weights[name])
