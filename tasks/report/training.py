@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.datasets.training import CHOICES, TrainingConfig
+from storage.datasets.training import CHOICES, TrainingConfig, without_effect
 from storage.records import Epoch, RunRecord, to_json
 from tasks.report.evidence import Evidence
 from tasks.report.heldout import held_out
@@ -103,7 +103,8 @@ def _configuration(run: RunRecord) -> list[dict[str, Any]]:
     config = to_json(run.config)
     defaults = TrainingConfig(**{choice: config[choice] for choice in CHOICES if choice in config})
     usual = defaults.model_dump(mode="json") | {choice: fields[choice].default for choice in CHOICES}
-    names = [*(name for name in fields if name in config), *sorted(config.keys() - fields.keys())]
+    known = (name for name in fields if name in config and not without_effect(name, config))
+    names = [*known, *sorted(config.keys() - fields.keys())]
     return [
         {
             "name": name,

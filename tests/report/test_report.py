@@ -255,12 +255,12 @@ def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[
     assert training_config(dataset, profile, parse_overrides(overrides_given)) == config
 
 
-def test_a_setting_of_another_optimizer_s_has_no_default_and_one_of_its_own_that_of_keras() -> None:
+def test_settings_are_those_that_the_optimizer_takes_with_its_defaults() -> None:
     config = TrainingConfig(optimizer="adamw", beta_1=0.8).model_dump(mode="json")
     settings = {setting["name"]: setting for setting in _configuration(a_run(catalog.find("digits"), config=config))}
-    shown = {name: (settings[name]["value"], settings[name]["default"]) for name in config}
+    assert config.keys() - settings.keys() == {"momentum", "rho", "final_share"}
+    shown = {name: (setting["value"], setting["default"]) for name, setting in settings.items()}
     assert shown["optimizer"] == ("adamw", "sgd")
-    assert shown["momentum"] == (None, None)
     assert (shown["beta_1"], shown["weight_decay"], shown["decay"]) == ((0.8, 0.9), (0.004, 0.004), (1e-7, 1e-7))
 
 
