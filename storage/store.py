@@ -549,7 +549,9 @@ class Store:
             return "first run" if looked_at_all else "nothing similar among the newest results"
         now = plan.made_from
         before = ({part: entry["made_from"][part] for part in _PARTS} for entry in others)
-        changes = [_in_words(d) for d in min((differences(entry, now) for entry in before), key=len)]
+        fewest = min((differences(entry, now) for entry in before), key=len)
+        # What only one of them has may follow from what both have, such as a parameter of another optimizer.
+        changes = [_in_words(d) for d in sorted(fewest, key=lambda d: d.old is None or d.new is None)]
         rest = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         return ", ".join(changes[:3]) + rest if changes else "made again"
 

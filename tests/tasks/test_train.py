@@ -174,6 +174,8 @@ def test_again_it_is_reused_and_a_change_is_named(store: Store, tiny: TinyFactor
     assert (second.step.reused, second.record) == (True, first.record)
     changed = trained(store, dataset, learning_rate=0.06)
     assert (changed.step.reused, changed.step.reason) == (False, "learning_rate 0.05 → 0.06")
+    other = trained(store, dataset, optimizer="adam", epochs=1)
+    assert other.step.reason == "epochs 3 → 1, optimizer sgd → adam, beta_1 none → 0.9 and 3 more"
 
 
 EARLY = {"epochs": 40, "learning_rate": 0.3, "hidden": (8,), "patience": 3, "validation_fraction": 0.5}
