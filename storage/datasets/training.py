@@ -28,7 +28,7 @@ from storage.datasets.model_errors import checked
 from storage.errors import ConfigError
 from storage.words import meant
 
-Profile = Literal["default", "tutorial", "fast"]
+Profile = Literal["default", "tutorial", "fast", "tuned"]
 Units = Annotated[int, Field(ge=1, le=65536)]
 
 _SIZE = r"^ *[0-9]{1,9}(\.[0-9]{1,9})? *([KMGT]i?)?B *$"
@@ -55,6 +55,8 @@ PROFILES: dict[Profile, dict[str, Any]] = {
     "tutorial": {"held_out": "tail", "normalize_on": "all"},
     # A quick trial: fewer epochs, with a learning rate that suffices.
     "fast": {"epochs": 10, "learning_rate": 0.01},
+    # What `idxflow tune` has found for the data set, which the store knows (`storage.studies`).
+    "tuned": {},
 }
 
 
