@@ -145,9 +145,7 @@ def parsed(tables: Mapping[str, Any], where: str, fixed: Sequence[str] = ()) -> 
         ConfigError: something in them is wrong.
     """
     if not tables:
-        raise ConfigError(
-            f"{where}: expected a table for each parameter to search; found none; add [learning_rate], say"
-        )
+        raise ConfigError(f"{where}: expected a table for each parameter to search; found none; add one")
     return {name: _values(name, table, where, fixed) for name, table in tables.items()}
 
 
@@ -218,7 +216,7 @@ def _range(name: str, table: Mapping[str, Any], place: str) -> Values:
     if not isinstance(log, bool | None):
         raise ConfigError(f"{place}: expected true or false as `log`; found {shown(log)}; correct it")
     low, high = _checked(name, low, place), _checked(name, high, place)
-    if isinstance(low, list | str) or isinstance(high, list | str):
+    if isinstance(low, list | str | bool) or isinstance(high, list | str | bool):
         raise ConfigError(f"{place}: expected `choices`, because it is no number; found `low` and `high`; list them")
     if not low < high or (log and low <= 0) or (log and step) or (step is not None and step <= 0):
         raise ConfigError(
