@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--source", help="folder or URL of the archives")
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--by", default="accuracy", choices=("accuracy", "loss"))
+    parser.add_argument("--by", default="loss", choices=("accuracy", "loss"))
     parser.add_argument("--study-seeds", type=int, default=1, help="trainings of each trial")
     parser.add_argument("--at-once", type=int, default=1, help="trials side by side")
     parser.add_argument("--timeout", type=float, help="begin no trial after so many seconds")

@@ -60,9 +60,7 @@ def tune(
     pruner: Annotated[
         str, Parameter(help="What ends a trial that is not worth going on: `median`, `halving` or `none`.")
     ] = "median",
-    by: Annotated[
-        str, Parameter(help="What trials are compared by, on held-out rows: `accuracy` or `loss`.")
-    ] = "accuracy",
+    by: Annotated[str, Parameter(help="What trials are compared by, on held-out rows: `accuracy` or `loss`.")] = "loss",
     seed: Annotated[
         int, Parameter(help="Of the sampler: with the same one, the same is proposed.", validator=Number(gte=0))
     ] = 1,

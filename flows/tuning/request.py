@@ -40,7 +40,7 @@ class StudyRequest:
     """A file of a space; None: the default one."""
     sampler: str = "tpe"
     pruner: str = "median"
-    by: str = "accuracy"
+    by: str = "loss"
     seed: int = 1
 
     def resolve(self) -> tuple[Dataset, TrainingConfig, Search]:

@@ -43,7 +43,7 @@ class Search:
     space: Space
     sampler: Sampler = "tpe"
     pruner: Pruner = "median"
-    by: By = "accuracy"
+    by: By = "loss"
     seed: int = 1
     """Of the sampler."""
     seeds: int = 1
