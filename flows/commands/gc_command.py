@@ -33,8 +33,8 @@ def gc(
     """Remove old results and leftovers of killed runs.
 
     Keeps the champion, every earlier champion that `rollback` can return to, the newest versions, runs and studies, all
-    that they were made from, and the whole ledger. A data set that a run is using is skipped. If the last run was cut off,
-    its unfinished work is kept as well: the next run resumes it. Downloaded ZIP files are removed: each data set
+    that they were made from, and the whole ledger. A data set that a run is using is skipped. If the last run was cut
+    off, its unfinished work is kept as well: the next run resumes it. Downloaded ZIP files are removed: each data set
     has its own archives out of them.
 
     In object storage, it also removes what dead processes left there, and of unfinished work and downloads those of

@@ -133,7 +133,8 @@ def _carried_out(request: StudyRequest, as_json: bool) -> int:
         with console.waiting("importing libraries"):
             from flows.pipeline import Directly
             from flows.tuning import leaderboard
-            from flows.tuning.study import Course, carry_out
+            from flows.tuning.course import Course
+            from flows.tuning.study import carry_out
             from storage.records import Trial
 
         def tell(course: Course, trial: Trial, is_new: bool) -> None:
@@ -143,6 +144,7 @@ def _carried_out(request: StudyRequest, as_json: bool) -> int:
         console.table([*leaderboard.table(course)])
         console.say(leaderboard.sentence(course), "bold green" if course.ranking else "yellow")
         if course.ranking:
+            console.say(f"report {course.report}")
             console.say(f"to use it: {course.request.tuned_run().command('run')}")
     console.check_printed(f"the study itself: {leaderboard.sentence(course)}")
     if as_json:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from flows.tuning.study import Course
-from storage.records import Failure, Trial, to_json
+from flows.tuning.course import Course
+from storage.records import Trial, to_json
 from storage.words import brief, counted
 from tasks.tuning.optuna_study import is_better, score
 
@@ -34,7 +35,7 @@ def result(trial: Trial) -> str:
 
 def sentence(course: Course) -> str:
     """Return what the study has found, in one sentence."""
-    counts = [f"{number:,} {state}" for state, number in _counts(course).items() if number]
+    counts = [f"{number:,} {state}" for state, number in course.counts.items() if number]
     done = f"{counted(len(course.trials), 'trial')} ({', '.join(counts)})"
     if not course.ranking:
         return f"{course.job.dataset.name}: no trial of {done} is complete, so there is nothing to use"
@@ -56,22 +57,32 @@ def table(course: Course) -> Iterator[tuple[str, str]]:
             yield f"{place:>3}  trial {trial.number:<4} {result(trial):<38}", f"{_values(trial.values)}{first}"
 
 
-def to_json_value(course: Course, seconds: float, error: Failure | None = None) -> dict[str, Any]:
+def to_json_value(course: Course, seconds: float) -> dict[str, Any]:
     """Return what `--json` prints."""
-    winner, job = course.winner(), course.job
+    values, run = summary(course), course.request.tuned_run()
+    if values["winner"]:
+        values["winner"]["command"] = run.command("run")
     return {
-        "state": "failed" if error else "complete" if len(course.trials) >= course.total else "unfinished",
-        "sentence": sentence(course),
-        "dataset": job.dataset.name,
-        "store": job.store.address,
-        "study": course.study.entry.key,
-        "by": course.search.by,
-        "counts": _counts(course),
-        "winner": {**winner, "command": course.request.tuned_run().command("run")} if winner else None,
-        "trials": [_trial(course, trial) for trial in course.ended],
+        "state": "complete" if len(course.trials) >= course.total else "unfinished",
+        **values,
+        "store": course.job.store.address,
         "report": course.report,
         "seconds": round(seconds, 3),
-        "error": to_json(error) if error else None,
+        "error": None,
+    }
+
+
+def summary(course: Course) -> dict[str, Any]:
+    """Return what does not depend on where the store is, for the report."""
+    winner, run = course.winner(), course.request.tuned_run()
+    return {
+        "sentence": sentence(course),
+        "dataset": course.job.dataset.name,
+        "study": course.study.entry.key,
+        "by": course.search.by,
+        "counts": course.counts,
+        "winner": {**winner, "command": replace(run, store=None, source=None).command("run")} if winner else None,
+        "trials": [_trial(course, trial) for trial in course.ended],
     }
 
 
@@ -89,11 +100,6 @@ def _trial(course: Course, trial: Trial) -> dict[str, Any]:
         "seconds": trial.seconds,
         "reason": trial.reason,
     }
-
-
-def _counts(course: Course) -> dict[str, int]:
-    states = [trial.state for trial in course.trials.values()]
-    return {state: states.count(state) for state in ("complete", "pruned", "failed")}
 
 
 def _spread(accuracies: Sequence[float]) -> str:

@@ -5,29 +5,31 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from flows.pipeline import Caller, to_training_rows
 from flows.run import Job, prepare
+from flows.tuning import leaderboard
+from flows.tuning.course import Course
 from flows.tuning.processes import TrialProcess
 from flows.tuning.request import StudyRequest
 from storage.errors import IdxflowError
 from storage.ledger import Ledger
 from storage.outcomes import Outcome
-from storage.records import Done, Normalization, Split, Study, Trial, to_json
+from storage.records import HTML, Done, Trial
 from storage.runtime import cancellation, progress
 from storage.runtime.progress import Progress
 from storage.words import brief, counted
 from storage.workers.current import using
 from tasks.normalize import normalize
-from tasks.tune import Candidate, begin, configuration, trials_of, tried
-from tasks.tuning.optuna_study import Proposals, Search, ranked, score
+from tasks.study import publish_study
+from tasks.tune import Candidate, begin, trials_of, tried
+from tasks.tuning.optuna_study import Search, score
 
 BAR = "trials"
 _LOOK_SECONDS = 0.2
@@ -38,75 +40,6 @@ Call = Callable[[Candidate], Done[Trial]]
 
 Tell = Callable[["Course", Trial, bool], None]
 """Called with each trial that has ended, and whether it was carried out now."""
-
-
-@dataclass
-class Course:
-    """A study as far as it has come."""
-
-    request: StudyRequest
-    job: Job
-    search: Search
-    study: Study
-    split: Split
-    normalizations: tuple[Normalization, ...]
-    """Of the seed of each training."""
-    trials: dict[int, Trial] = field(default_factory=dict)
-    """By their numbers."""
-    report: str | None = None
-
-    @property
-    def ended(self) -> list[Trial]:
-        """The trials, in the order of their numbers."""
-        return [self.trials[number] for number in sorted(self.trials)]
-
-    @property
-    def ranking(self) -> list[Trial]:
-        """The complete trials, best first."""
-        return ranked(self.trials.values(), self.search.by)
-
-    @property
-    def total(self) -> int:
-        """How many trials there are in the end, unless time runs out."""
-        most = self.proposals.count
-        return self.request.trials if most is None else min(most, self.request.trials)
-
-    @property
-    def proposals(self) -> Proposals:
-        search = self.search
-        return Proposals(search.space, search.sampler, search.by, search.seed)
-
-    def candidate(self, number: int, under_way: Mapping[int, Mapping[str, Any]]) -> Candidate:
-        """Return the trial with this number; the first is of the configuration before the search."""
-        config = self.job.config.model_dump(mode="json")
-        values = {name: config[name] for name in self.search.space}
-        if number:
-            values = self.proposals.values(number, self.ended, [*under_way.values()])
-        return Candidate(
-            self.job.store,
-            self.study.entry.key,
-            self.job.dataset,
-            self.split,
-            self.normalizations,
-            self.job.config,
-            self.search,
-            number,
-            values,
-            tuple(self.ended),
-        )
-
-    def winner(self) -> dict[str, Any] | None:
-        """Return the best trial with its complete training parameters; None if no trial is complete."""
-        if not self.ranking:
-            return None
-        best = self.ranking[0]
-        config = configuration(replace(self.candidate(0, {}), values=best.values))
-        return {
-            "trial": best.number,
-            "score": score(best, self.search.by),
-            "values": to_json(best.values),
-            "config": config.model_dump(mode="json", exclude={"memory"}),
-        }
 
 
 def carry_out(request: StudyRequest, caller: Caller, asked_by: str, tell: Tell) -> Course:
@@ -130,6 +63,9 @@ def carry_out(request: StudyRequest, caller: Caller, asked_by: str, tell: Tell) 
             tell(course, trial, False)
         with _recorded(course):
             _carry_out(course, tell)
+        if course.ranking:
+            arguments = (job.store, job.dataset.name, course.study, course.ended, leaderboard.summary(course))
+            course.report = caller.call(publish_study, *arguments).record.entry.where(HTML)
         return course
 
 
@@ -164,7 +100,7 @@ def _recorded(course: Course) -> Iterator[None]:
         ledger = Ledger(course.job.store, course.job.dataset.name)
         last = ledger.find("studies", course.study.entry.key) or {}
         # A study that was killed has not recorded what it had found.
-        if len(course.trials) > before or last.get("trials") != _counts(course) or state != last.get("state"):
+        if len(course.trials) > before or last.get("trials") != course.counts or state != last.get("state"):
             ledger.append("studies", course.study.entry.key, _values(course, state))
 
 
@@ -177,15 +113,10 @@ def _values(course: Course, state: str) -> dict[str, Any]:
         "dataset": job.dataset.name,
         "started": job.record.started,
         "asked_by": job.record.asked_by,
-        "trials": _counts(course),
+        "trials": course.counts,
         "winner": course.winner() if course.trials else None,
         "steps": steps,
     }
-
-
-def _counts(course: Course) -> dict[str, int]:
-    states = [trial.state for trial in course.trials.values()]
-    return {state: states.count(state) for state in ("complete", "pruned", "failed")}
 
 
 def _carry_out(course: Course, tell: Tell) -> None:

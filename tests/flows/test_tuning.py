@@ -18,8 +18,9 @@ from expectations import engine
 from flows import pipeline, retrain
 from flows.run import Request
 from flows.tuning import leaderboard
+from flows.tuning.course import Course
 from flows.tuning.request import StudyRequest
-from flows.tuning.study import Course, carry_out
+from flows.tuning.study import carry_out
 from storage.copying import copy
 from storage.errors import ConfigError, TrainingFailed
 from storage.ledger import Ledger
