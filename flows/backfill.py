@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 from flows.run import Request
+from flows.several import resolved
 from storage.datasets.catalog import ArchiveSpec
 from storage.datasets.chosen import chosen, dates_of
 from storage.errors import ConfigError
@@ -55,7 +56,7 @@ def planned(request: Request, first: datetime.date, last: datetime.date, every: 
         else:
             seen[archives], requests[text] = text, replace(request, as_of=text)
     # Everything else that can be wrong with the request.
-    next(iter(requests.values())).resolve()
+    resolved(next(iter(requests.values())))
     return Backfill(requests, same)
 
 

@@ -21,7 +21,7 @@ from flows.run import Job
 from storage.datasets.catalog import ROLES
 from storage.errors import ValidationFailed
 from storage.files import WAITING
-from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split
+from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split, SplitName
 from storage.runtime import timings
 from tasks.audit import audit
 from tasks.confirm import confirm
@@ -100,25 +100,57 @@ def _to_validation(job: Job, caller: Caller, audited: bool) -> tuple[Split, Spli
     store, dataset = job.store, job.dataset
     if not any(store.newest_entries(dataset.name, "validate")):
         engine_process.begin()
-    fetched = caller.call_together(fetch, [(store, dataset, dataset.archive(role), job.source) for role in ROLES])
-    if not all(finished.step.reused for finished in fetched):
+    if _fetched(job, caller, ROLES):
         # New data is validated, and to import what that takes takes longer than to decode it.
         engine_process.begin()
-    archives = {finished.record.role: job.keep("archives", finished) for finished in fetched}
-    pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in SPLITS]
-    decoded = caller.call_together(decode, [(store, dataset, *pair) for pair in pairs])
-    train_split, test_split = (job.keep(name, finished) for name, finished in zip(SPLITS, decoded, strict=True))
-    job.note(decoded=(train_split, test_split))
-    # To set suspect labels aside, they must be found.
-    if audited or "suspect" in dataset.quarantine.checks:
-        job.keep("audit", caller.call(audit, store, dataset, train_split, test_split, job.config.memory))
-    train_split, test_split = _without_bad_rows(job, caller, train_split, test_split)
+    train_split, test_split = _decoded(job, caller, SPLITS)
+    train_split, test_split = _usable(job, caller, train_split, test_split, audited)
     try:
         job.keep("validation", caller.call(validate, store, dataset, train_split, test_split))
     except ValidationFailed as error:
         job.note(validation=error.validation, steps=(*job.record.steps, *([error.step] if error.step else [])))
         raise
     return train_split, test_split
+
+
+def to_training_rows(job: Job, caller: Caller) -> Split:
+    """Fetch and decode the training split alone; return what a run trains on.
+
+    Only a quarantine needs the test split as well, to compare the images of both.
+    """
+    if job.dataset.quarantine.checks:
+        _fetched(job, caller, ROLES)
+        train_split, test_split = _decoded(job, caller, SPLITS)
+        return _usable(job, caller, train_split, test_split)[0]
+    _fetched(job, caller, [role for role in ROLES if role.startswith("train-")])
+    return _decoded(job, caller, ("train",))[0]
+
+
+def _fetched(job: Job, caller: Caller, roles: Sequence[str]) -> bool:
+    """Fetch the archives of some roles at once; return whether one of them is new."""
+    store, dataset = job.store, job.dataset
+    fetched = caller.call_together(fetch, [(store, dataset, dataset.archive(role), job.source) for role in roles])
+    for finished in fetched:
+        job.keep("archives", finished)
+    return not all(finished.step.reused for finished in fetched)
+
+
+def _decoded(job: Job, caller: Caller, names: Sequence[SplitName]) -> list[Split]:
+    """Decode some splits at once."""
+    archives = {archive.role: archive for archive in job.record.archives}
+    pairs = [(name, archives[f"{name}-images"], archives[f"{name}-labels"]) for name in names]
+    decoded = caller.call_together(decode, [(job.store, job.dataset, *pair) for pair in pairs])
+    splits = [job.keep(name, finished) for name, finished in zip(names, decoded, strict=True)]
+    job.note(decoded=tuple(splits))
+    return splits
+
+
+def _usable(job: Job, caller: Caller, train: Split, test: Split, audited: bool = False) -> tuple[Split, Split]:
+    """Audit both splits if asked; return what the quarantine leaves of them."""
+    # To set suspect labels aside, they must be found.
+    if audited or "suspect" in job.dataset.quarantine.checks:
+        job.keep("audit", caller.call(audit, job.store, job.dataset, train, test, job.config.memory))
+    return _without_bad_rows(job, caller, train, test)
 
 
 def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tuple[Split, Split]:

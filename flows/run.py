@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain, islice
@@ -32,6 +32,7 @@ from storage.records import CUT_OFF, HTML, Done, Failure, Report, RunRecord, Ste
 from storage.registry import Registry
 from storage.snapshots import ArrivedFile
 from storage.store import LOOKED_AT, Store, command_for, store_address, store_errors
+from storage.studies import TUNED, tuned
 from storage.underway import Trace, begin
 from storage.words import meant
 from storage.workers.address import is_unprotected
@@ -84,8 +85,14 @@ class Request:
         """Return the data set and the complete training configuration.
 
         Raises:
-            ConfigError: the data set, its manifest or a parameter is wrong.
+            ConfigError: the data set, its manifest or a parameter is wrong, or nobody has tuned it.
+            StoreError: it cannot be read what a study has found.
         """
+        dataset, config, _ = self.resolve_all()
+        return dataset, config
+
+    def resolve_all(self) -> tuple[Dataset, TrainingConfig, str]:
+        """Return the same, and the key of the study that found the configuration; empty unless that is `tuned`."""
         if self.source:
             # It imports what downloads.
             from tasks.sources.origins import check_source
@@ -94,7 +101,17 @@ class Request:
         self.who_computes()
         day = day_of(self.as_of, "--as-of") if self.as_of else None
         dataset = self._with_quarantine(chosen(self.declared(), day))
-        return dataset, training_config(dataset, self.profile, self.overrides)
+        return dataset, *self._training(dataset)
+
+    def _training(self, dataset: Dataset) -> tuple[TrainingConfig, str]:
+        """Return the complete training configuration, and the study that found it if the profile is `tuned`."""
+        found: Mapping[str, Any] = {}
+        study = ""
+        if self.profile == TUNED:
+            command = replace(self, profile="default", training={}, settings=()).command("tune")
+            profile = tuned(open_store(self.store), dataset.name, command)
+            found, study = profile.config, profile.study
+        return training_config(dataset, self.profile, {**found, **self.overrides}), study
 
     def who_computes(self) -> Workers:
         """Return the workers, none of which is started or asked yet.
@@ -359,6 +376,7 @@ class Job:
             report=self.report.entry.where(HTML) if self.report else None,
             error=record.failure,
             as_of=record.as_of or None,
+            study=record.study or None,
         )
 
     def append_to_ledger(self) -> None:
@@ -413,7 +431,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         ConfigError: the data set, its manifest, a parameter or the machine's clock is wrong.
         StoreError: the store cannot be written.
     """
-    dataset, config = request.resolve()
+    dataset, config, study = request.resolve_all()
     store = open_store(request.store)
     now = _now()
     store.prepare()
@@ -428,6 +446,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         facts=past_runs.facts(dataset),
         environment=past_runs.environment(),
         as_of=request.as_of or "",
+        study=study,
     )
     again = record.id if request.force else ""
     return Job(

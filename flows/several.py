@@ -24,12 +24,14 @@ from flows.run import Request, not_started
 from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_memory
 from flows.service.fork import Fork, show_as
 from flows.service.processes import end_with_parent
+from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError
 from storage.objects.address import is_address
 from storage.objects.opening import opened
 from storage.opening import open_store
 from storage.records import CUT_OFF, Failure
 from storage.store import store_address
+from storage.studies import TUNED
 from tasks.ui import progress
 from tasks.ui.progress import Progress
 
@@ -59,7 +61,7 @@ def by_name(requests: Iterable[Request]) -> dict[str, Request]:
     """
     named: dict[str, Request] = {}
     for request in requests:
-        name = request.resolve()[0].name
+        name = resolved(request).name
         check_store(request)
         if name in named:
             first, second = (each.dataset_file or each.dataset for each in (named[name], request))
@@ -68,6 +70,19 @@ def by_name(requests: Iterable[Request]) -> dict[str, Request]:
             )
         named[name] = request
     return named
+
+
+def resolved(request: Request) -> Dataset:
+    """Check a request in a way after which processes can be forked; return its data set.
+
+    Raises:
+        ConfigError: it is wrong.
+        StoreError: it cannot be read what a study has found.
+    """
+    if request.profile == TUNED and is_address(store_address(request.store)):
+        # Each run finds out itself what a study has found, see `check_store`.
+        request = replace(request, profile="default")
+    return request.resolve()[0]
 
 
 def check_store(request: Request) -> None:

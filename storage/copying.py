@@ -38,7 +38,7 @@ from storage.store import ENTRY, FOLDERS, Store
 VERSIONS = "registry/versions"
 RETIRED = "registry/retired"
 DECISIONS = "ledger/decisions"
-HISTORY = (DECISIONS, "ledger/arrivals", "ledger/runs", VERSIONS)
+HISTORY = (DECISIONS, "ledger/arrivals", "ledger/studies", "ledger/runs", VERSIONS)
 """In the order of reading: what comes later may be named by what comes earlier. It is written in the reverse order."""
 POINTER = "registry/champion.json"
 
@@ -62,7 +62,7 @@ class Copied:
     """Of the files of these entries."""
     versions: int
     records: int
-    """Of the ledger: runs, decisions, arrivals."""
+    """Of the ledger: runs, decisions, arrivals, studies."""
     released: int
     """Rows released from quarantine."""
     arrivals: int

@@ -1,14 +1,15 @@
-"""The ledger: one small JSON file per run, decision and arrival of archives, added once and never changed.
+"""The ledger: one small JSON file per run, study, decision and arrival of archives, added once and never changed.
 
     <dataset>/ledger/runs/<number>-<run>.json
     <dataset>/ledger/arrivals/<number>-<mark>.json
+    <dataset>/ledger/studies/<number>-<study>.json     see `studies`
     <dataset>/ledger/decisions/<number>.json
     <dataset>/ledger/underway/                      see `underway`
 
-Runs and arrivals share one sequence of numbers: each record takes the next. Decisions have a sequence of their own,
-without a gap: a number is taken by creating its file, which only one process can, see `registry`. A decision has the
-number of the newest run or arrival before it (`after`), which gives all records one order (`Place`). The time in a
-record is what the clock showed, right or wrong, and does not affect the order (`jumps` finds where it was wrong).
+Runs, studies and arrivals share one sequence of numbers: each record takes the next. Decisions have a sequence of their
+own, without a gap: a number is taken by creating its file, which only one process can, see `registry`. A decision has
+the number of the newest of these before it (`after`), which gives all records one order (`Place`). The time in a record
+is what the clock showed, right or wrong, and does not affect the order (`jumps` finds where it was wrong).
 
 Up to format 3, decisions were numbered with the others, `<number>-<run>.json`. The numbers of later ones go on from the
 highest of these. The first versions named records by their time, `20261124T080348.123456Z-<run>.json`. These come
@@ -33,9 +34,9 @@ from storage.objects import sealed
 from storage.store import Store, store_errors
 from storage.store_format import FORMAT
 
-Kind = Literal["runs", "decisions", "arrivals"]
+Kind = Literal["runs", "decisions", "arrivals", "studies"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Event = Literal["runs", "arrivals"]
+Event = Literal["runs", "arrivals", "studies"]
 """The kinds of records that `append` writes."""
 EVENTS: tuple[Event, ...] = get_args(Event)
 TOLERANCE = timedelta(minutes=1)
@@ -192,7 +193,7 @@ class Ledger:
             ) from error
 
     def _last_number(self) -> int:
-        """Return the highest number of the sequence that runs and arrivals share; 0 before the first."""
+        """Return the highest number of the sequence that runs, studies and arrivals share; 0 before the first."""
         names = (name for kind in KINDS for name in self._listed(kind) if not is_decision(name))
         return max((place(name)[1] for name in names), default=0)
 

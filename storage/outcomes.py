@@ -38,6 +38,8 @@ class Outcome:
     error: Failure | None = None
     as_of: str | None = None
     """The day, ISO 8601, whose data it used; None: all."""
+    study: str | None = None
+    """The key of the study whose result it trained with; None unless its profile is `tuned`."""
 
     @property
     def exit_code(self) -> int:
@@ -56,7 +58,7 @@ class Outcome:
 
 _JSON = (
     *("state", "sentence", "dataset", "run", "version", "champion", "train_accuracy", "test_accuracy", "epochs"),
-    *("steps", "seconds", "store", "report", "error", "as_of"),
+    *("steps", "seconds", "store", "report", "error", "as_of", "study"),
 )
 
 

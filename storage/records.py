@@ -462,6 +462,60 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
+class Study:
+    """What a search for better training parameters is about; its trials are entries beside this one."""
+
+    entry: Entry
+    space: Mapping[str, Mapping[str, Any]]
+    """What is searched, by parameter, as `tasks.tuning.space` reads it."""
+    config: Mapping[str, Any]
+    """The complete training configuration before the search."""
+    sampler: str
+    pruner: str
+    by: str
+    """What is compared on the held-out rows: `accuracy` or `loss`."""
+    seed: int
+    """Of the sampler."""
+    seeds: int
+    """How many trainings each trial has, each with a seed and held-out rows of its own."""
+    fitted_rows: int
+    held_out_rows: int
+
+    @property
+    def space_file(self) -> Path:
+        """The space, as `--space` takes it."""
+        return self.entry.path("space.toml")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration that a study has tried, scored on held-out rows."""
+
+    entry: Entry
+    number: int
+    """Counted from 0: the configuration before the search."""
+    state: Literal["complete", "pruned", "failed"]
+    values: Mapping[str, Any]
+    """What the study has chosen, by parameter."""
+    accuracies: tuple[float, ...]
+    """On the held-out rows, in [0, 1], of each training; empty unless all are complete."""
+    losses: tuple[float, ...]
+    """Mean cross-entropy on the held-out rows, in nats, of each training; likewise."""
+    curve: tuple[float, ...]
+    """What is compared, after each epoch of the first training, as far as it went."""
+    epochs: int
+    """Passes over the fitted rows, of all trainings."""
+    weights: int
+    """Number of trained weights and biases; 0 if no training is complete."""
+    seconds: float
+    """That it took; less if a training was found in the store."""
+    reason: str = ""
+    """Why it was pruned or failed."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the pruner needs to know of it later."""
+
+
+@dataclass(frozen=True)
 class ClassScore:
     """Scores of one class on the test split."""
 
@@ -687,11 +741,13 @@ class RunRecord:
     environment: Environment | None = None
     as_of: str = ""
     """The day, ISO 8601, whose data it used: archives of this day or earlier; empty: all."""
+    study: str = ""
+    """The key of the study whose result it trained with, if its profile is `tuned`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The report of one run, as HTML and as JSON."""
+    """The report of one run or of one study, as HTML and as JSON."""
 
     entry: Entry
 

@@ -5,6 +5,7 @@ For each data set, the following is kept, with everything that it was made from:
 - the champion and every earlier champion that a rollback can return to,
 - the requested number of newest versions,
 - the same number of newest runs, with their reports,
+- the same number of newest studies with all their trials, and that which is the profile `tuned`,
 - the archives that have arrived in a folder and have not been run yet (`storage.arrivals`),
 - if the newest run was cut off, the unfinished work of it and of others, from which the next run resumes,
 - if it was cut off or failed, what it has made and not recorded: parts that no entry lists yet.
@@ -30,12 +31,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from storage import studies
 from storage.arrivals import Arrivals
 from storage.ledger import run_of
 from storage.objects.protocol import Found
 from storage.outcomes import steps_of
 from storage.registry import Overtaken, Registry, Version, line
-from storage.store import Store, store_errors
+from storage.store import FOLDERS, Store, store_errors
 from storage.underway import was_cut_off
 from storage.upkeep import InUse, Leftover, StoredEntry, Upkeep, bytes_of
 from storage.verify import downloads, for_the_next_run, free_to_remove, resumed_by_the_next_run
@@ -161,7 +163,8 @@ def _plan(registry: Registry, upkeep: Upkeep, keep_last: int) -> Collected:
     versions = [registry.version(number) for number in sorted(numbers)]
     entries = upkeep.entries()
     members = {entry.name.key: listed for entry in entries if (listed := upkeep.members(entry))}
-    names = _with_members(_names_to_keep(registry, versions, keep_last), members)
+    of_studies = _of_studies(registry, entries, keep_last)
+    names = _with_members(_names_to_keep(registry, versions, keep_last) | of_studies, members)
     if _is_unfinished(registry):
         # With what it lists: parts that older splits have, too.
         names |= _with_members(_unrecorded(registry, {entry.name.key for entry in entries} - names, members), members)
@@ -225,6 +228,7 @@ def _unrecorded(registry: Registry, keys: Collection[str], members: Mapping[str,
         return set()
     runs = registry.ledger.newest("runs")
     recorded = {name for run in runs for name in _names_of(run)}
+    recorded |= {step.key for study in registry.ledger.newest("studies") for step in steps_of(study)}
     recorded |= {key for version in registry.versions() for key in (version.model, version.evaluation)}
     return set(keys) - _with_members(recorded, members)
 
@@ -238,6 +242,18 @@ def _names_to_keep(registry: Registry, versions: list[Version], keep_last: int) 
     names = {key for version in versions for key in (version.model, version.evaluation)}
     for run in records:
         names |= _names_of(run)
+    return names
+
+
+def _of_studies(registry: Registry, entries: Iterable[StoredEntry], keep_last: int) -> set[str]:
+    """Return the folder names of all entries to keep of studies: trials, reports, and what these were made from."""
+    ledger = registry.ledger
+    kept = studies.to_keep(ledger, keep_last)
+    keys = (entry.name.key for entry in entries if entry.name.folder == FOLDERS["tune"])
+    names = {key for key in keys if any(studies.is_of(key, study) for study in kept)}
+    for study in kept:
+        record = ledger.find("studies", study) or {}
+        names |= {step.key for step in steps_of(record)}
     return names
 
 

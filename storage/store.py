@@ -6,6 +6,7 @@
                      2-splits/<key>/          one per split
                      …
                      7-reports/<run>/
+                     8-studies/<key>/         a study; <key>-<number>/ its trials, see `tasks.tune`
                      registry/  ledger/       see `registry` and `ledger`
                      locks/                   empty files, used only for locking; one per running step
     <root>/_downloads/<sha256>/               a ZIP file that several data sets share, see `tasks.sources.zip_file`
@@ -71,6 +72,7 @@ FOLDERS = {
     "evaluate": "6-evaluations",
     "confirm": "6-evaluations",
     "publish": "7-reports",
+    "tune": "8-studies",
 }
 INBOX = "0-inbox"
 DOWNLOADS = "_downloads"

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,9 +37,16 @@ from tasks.ui.steps import log_step
 CHECKPOINT_SECONDS = 2.0
 """Minimum time between two checkpoints: the work that a kill can lose."""
 
+Watch = Callable[[Epoch], None]
+"""Called with each epoch of a training as it ends, also with those before a resumption; may raise `Abandoned`."""
+
 _CHECKPOINT = "checkpoint.npz"
 
 _log = logging.getLogger(__name__)
+
+
+class Abandoned(Exception):
+    """A training is not worth going on; nothing of it is kept. Never shown to people."""
 
 
 @task(task_run_name="train", cache_policy=NO_CACHE)
@@ -62,22 +69,30 @@ def train(
         DataRefused: a label is not a class of the data set.
         WorkersFailed: workers elsewhere cannot train it.
     """
-    training = Training(dataset, split, normalization, config)
+    with shown(dataset.name):
+        result = _made(planned(store, Training(dataset, split, normalization, config), again))
+    log_step(_log, result.step)
+    return result
+
+
+def planned(store: Store, training: Training, again: str = "") -> Item:
+    """Return a training with the key of its entry.
+
+    Raises:
+        TrainingFailed: not even one batch fits in the memory allowed.
+    """
     plan = Plan(
-        dataset.name,
+        training.dataset.name,
         "train",
-        inputs={"train": split.digest, "normalization": normalization.digest},
-        parameters=config.model_dump(mode="json", exclude={"memory"})
-        | {"classes": len(dataset.classes)}
+        inputs={"train": training.split.digest, "normalization": training.normalization.digest},
+        parameters=training.config.model_dump(mode="json", exclude={"memory"})
+        | {"classes": len(training.dataset.classes)}
         | _shards(training)
         | ({"again": again} if again else {}),
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("tensorflow", "keras", "numpy"),
     )
-    with shown(dataset.name):
-        result = _made(Item(store, plan, training))
-    log_step(_log, result.step)
-    return result
+    return Item(store, plan, training)
 
 
 def _shards(training: Training) -> dict[str, int]:
@@ -136,9 +151,12 @@ class Course:
     best_loss: float = math.inf
     resumed_after: int = 0
     """Epochs that an interrupted run completed."""
+    watch: Watch | None = None
 
     def add(self, epoch: Epoch) -> None:
         """Add a completed epoch."""
+        if self.watch:
+            self.watch(epoch)
         self.epochs.append(epoch)
         loss = epoch.validation_loss
         if loss is not None and loss + self.training.config.min_delta < self.best_loss:
@@ -166,14 +184,15 @@ class Item:
     training: Training
 
 
-def made(item: Item) -> Done[TrainedModel]:
+def made(item: Item, watch: Watch | None = None) -> Done[TrainedModel]:
     """Make the entry of a training, or find that there is one; workers call this, too.
 
     Raises:
         TrainingFailed, DataRefused: see `train`.
+        Abandoned: `watch` has raised it.
     """
     return item.store.get_or_make(
-        item.plan, TrainedModel, lambda folder: train_into(folder, item.training), summaries.model
+        item.plan, TrainedModel, lambda folder: train_into(folder, item.training, watch), summaries.model
     )
 
 
@@ -195,11 +214,12 @@ def _made(item: Item) -> Done[TrainedModel]:
     return result
 
 
-def train_into(folder: Path, training: Training) -> TrainedModel:
+def train_into(folder: Path, training: Training, watch: Watch | None = None) -> TrainedModel:
     """Write weights, architecture, normalization, history and export into `folder`, and return their record.
 
     Raises:
         TrainingFailed, DataRefused: see `train`.
+        Abandoned: `watch` has raised it.
     """
     _clear(folder, keep=_CHECKPOINT)
     _check_shift(training)
@@ -215,9 +235,9 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
             training_rows.opened(training.dataset.name, split, config, held, folder) as rows,
         ):
             fitting = Fitting(architecture, config, statistics, rows, training.fitted, augmented)
-            record = _record(folder, fitting, fit(fitting, training, folder))
-    except TrainingFailed:
-        # It would fail again in the same way, so leave nothing to resume from.
+            record = _record(folder, fitting, fit(fitting, training, folder, watch))
+    except (TrainingFailed, Abandoned):
+        # It would end again in the same way, so leave nothing to resume from.
         _clear(folder)
         raise
     network.save_weights(record.weights, fitting.weights)
@@ -229,7 +249,7 @@ def train_into(folder: Path, training: Training) -> TrainedModel:
     return record
 
 
-def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
+def fit(fitting: Fitting, training: Training, folder: Path, watch: Watch | None = None) -> Course:
     """Train to the end, leave the chosen weights in `fitting`, and return the course of the training.
 
     Appends the history to `folder` line by line, and saves a checkpoint from time to time; resumes from an existing
@@ -237,8 +257,9 @@ def fit(fitting: Fitting, training: Training, folder: Path) -> Course:
 
     Raises:
         TrainingFailed: a loss is not finite.
+        Abandoned: `watch` has raised it.
     """
-    course, best = _resume(fitting, training, folder / _CHECKPOINT)
+    course, best = _resume(fitting, Course(training, watch=watch), folder / _CHECKPOINT)
     show, saved = EpochDisplay(training.dataset.name, training.config.epochs), time.monotonic()
     with History(folder / "history.jsonl", course.epochs) as history:
         while not course.is_over:
@@ -279,9 +300,9 @@ def _enough_memory(training: Training) -> Iterator[None]:
         ) from error
 
 
-def _resume(fitting: Fitting, training: Training, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:
+def _resume(fitting: Fitting, course: Course, path: Path) -> tuple[Course, Mapping[str, np.ndarray]]:
     """Restore `fitting` from the checkpoint, if there is one; return the course so far and the best weights."""
-    course, most = Course(training), training.config.epochs
+    training, most = course.training, course.training.config.epochs
     architecture = training.architecture
     slots = dict.fromkeys(optimizers.slots(training.config), architecture.trained_shapes)
     best = {"best": architecture.shapes} if training.keeps_best else {}

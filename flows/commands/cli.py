@@ -35,6 +35,7 @@ from flows.commands import (
     runs,
     status,
     suspects,
+    tune,
     up,
     verify,
     watch,
@@ -52,14 +53,16 @@ if TYPE_CHECKING:
 
 OF_DATA = {
     **dict.fromkeys(("run", "backfill"), (3, 4, 5)),
-    **dict.fromkeys(("validate", "watch"), (3, 4)),
+    **dict.fromkeys(("validate", "watch", "tune"), (3, 4)),
     **dict.fromkeys(("manifest", "predict"), (3,)),
     "dataset": (3, 5),
 }
 """Exit codes that only some commands have."""
 
 _THEN = {
-    **dict.fromkeys(("run", "validate", "backfill", "watch", "gc", "copy"), "; run the same command again to resume"),
+    **dict.fromkeys(
+        ("run", "validate", "backfill", "tune", "watch", "gc", "copy"), "; run the same command again to resume"
+    ),
     # Rolling back twice goes back two champions.
     **dict.fromkeys(
         ("promote", "rollback"), "; `idxflow registry history DATASET` shows whether the champion was changed"
@@ -82,7 +85,7 @@ app = App(
 
 
 GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
-    "Run": (run.run, run.validate, backfill.backfill, watch.watch),
+    "Run": (run.run, run.validate, backfill.backfill, tune.tune, watch.watch),
     "Data": (
         dataset.app,
         datasets.datasets,

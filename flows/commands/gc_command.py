@@ -24,7 +24,7 @@ def gc(
     dataset: str | None = None,
     *,
     keep_last: Annotated[
-        int, Parameter(help="Number of newest versions and runs to keep.", validator=Number(gte=1))
+        int, Parameter(help="Number of newest versions, runs and studies to keep.", validator=Number(gte=1))
     ] = KEEP_LAST,
     dry_run: Annotated[bool, Parameter(negative="", help="Only show what would be removed.")] = False,
     store: StoreFolder = None,
@@ -32,9 +32,9 @@ def gc(
 ) -> int:
     """Remove old results and leftovers of killed runs.
 
-    Keeps the champion, every earlier champion that `rollback` can return to, the newest versions and runs, all that
-    they were made from, and the whole ledger. A data set that a run is using is skipped. If the last run was cut off,
-    its unfinished work is kept as well: the next run resumes it. Downloaded ZIP files are removed: each data set
+    Keeps the champion, every earlier champion that `rollback` can return to, the newest versions, runs and studies, all
+    that they were made from, and the whole ledger. A data set that a run is using is skipped. If the last run was cut
+    off, its unfinished work is kept as well: the next run resumes it. Downloaded ZIP files are removed: each data set
     has its own archives out of them.
 
     In object storage, it also removes what dead processes left there, and of unfinished work and downloads those of

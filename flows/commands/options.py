@@ -21,7 +21,10 @@ StoreFolder = Annotated[
         "code. [env var: IDXFLOW_STORE]"
     ),
 ]
-Recipe = Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")]
+Recipe = Annotated[
+    str, Parameter(help="Training recipe: `default`, `tutorial`, `fast`, or `tuned`, which `idxflow tune` makes.")
+]
+
 Settings = Annotated[
     list[str] | None,
     Parameter(
@@ -79,3 +82,13 @@ Timings = Annotated[
 ]
 Limit = Annotated[int, Parameter(help="Maximum number of lines.", validator=Number(gte=1))]
 Reason = Annotated[str | None, Parameter(help="Reason, in one sentence. Required; recorded in the ledger.")]
+
+
+def words(quarantine: str | None) -> tuple[str, ...] | None:
+    """Return the words that `--quarantine` was given; None if it was not."""
+    from flows.run import NOTHING
+
+    if quarantine is None:
+        return None
+    words = tuple(word.strip() for word in quarantine.split(","))
+    return () if words == (NOTHING,) else words

@@ -28,6 +28,7 @@ from flows.commands.options import (
     StoreFolder,
     Timings,
     Workers,
+    words,
 )
 from flows.commands.several import chosen, run_several
 from flows.interruption import interruptible
@@ -136,7 +137,7 @@ def run(
             store=store,
             force=force,
             audit=audit,
-            quarantine=_words(quarantine),
+            quarantine=words(quarantine),
             quarantine_limit=quarantine_limit,
             workers=workers,
             insecure_workers=insecure_workers,
@@ -178,7 +179,7 @@ def validate(
         dataset_file,
         source=source,
         store=store,
-        quarantine=_words(quarantine),
+        quarantine=words(quarantine),
         quarantine_limit=quarantine_limit,
         workers=workers,
         insecure_workers=insecure_workers,
@@ -190,16 +191,6 @@ def _at_once(workers: str | None) -> int:
     """Return how many data sets to retrain at a time if nobody says it."""
     # What remains for this machine when others train is about one processor's work for each data set.
     return (os.cpu_count() or 1) if are_elsewhere(workers) else 1
-
-
-def _words(quarantine: str | None) -> tuple[str, ...] | None:
-    """Return the words that `--quarantine` was given; None if it was not."""
-    from flows.run import NOTHING
-
-    if quarantine is None:
-        return None
-    words = tuple(word.strip() for word in quarantine.split(","))
-    return () if words == (NOTHING,) else words
 
 
 def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) -> int:

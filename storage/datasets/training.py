@@ -28,7 +28,7 @@ from storage.datasets.model_errors import checked
 from storage.errors import ConfigError
 from storage.words import meant
 
-Profile = Literal["default", "tutorial", "fast", "conv"]
+Profile = Literal["default", "tutorial", "fast", "conv", "tuned"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
 Schedule = Literal["inverse", "cosine", "exponential"]
 Units = Annotated[int, Field(ge=1, le=65536)]
@@ -68,6 +68,8 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "learning_rate": 0.02,
         "epochs": 6,
     },
+    # What `idxflow tune` has found for the data set, which the store knows (`storage.studies`).
+    "tuned": {},
 }
 
 CHOICES: dict[str, dict[str, dict[str, float]]] = {

@@ -104,6 +104,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         "started": run.started,
         "asked_by": run.asked_by,
         "profile": run.profile,
+        "study": run.study or None,
     }
     missing = [name for name in _REACHED if sections[name] is None]
     return {

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from storage.datasets.training import CHOICES, PROFILES, TrainingConfig, combined
 from storage.records import RunRecord, to_json
+from storage.studies import TUNED
 from tasks.report.evidence import Evidence
 
 
@@ -39,7 +40,8 @@ def command(run: RunRecord) -> str:
     """Return the command line that trains with this run's configuration on this data set."""
     manifest = run.facts.manifest if run.facts else ""
     words = ["idxflow", "run", *(["--dataset-file", manifest] if manifest else [run.dataset])]
-    words += ["--profile", run.profile]
+    # What a study has found may be another thing by then.
+    words += ["--profile", "default" if run.profile == TUNED else run.profile]
     words += ["--as-of", run.as_of] if run.as_of else []
     for name, value in _overrides(run).items():
         text = value if isinstance(value, str) else json.dumps(value)

@@ -156,6 +156,7 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         facts=_part(DatasetFacts, values.get("facts")) or _facts_of_dataset(store, dataset, steps),
         environment=_part(Environment, values.get("environment")),
         as_of=str(values.get("as_of") or ""),
+        study=str(values.get("study") or ""),
     )
     # Nothing else says which rows the run had: those of the decoded splits may have other numbers.
     return dataclasses.replace(record, train=None, test=None) if is_quarantine_lost(record) else record

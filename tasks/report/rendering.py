@@ -96,6 +96,11 @@ def markdown(values: dict[str, Any], pictures: Pictures, place: str = "") -> str
     return _within(MAX_MARKDOWN_BYTES, "report.md.j2", {**values, "place": place}, pictures, _SMALL_SIDE)
 
 
+def study_html(values: Mapping[str, Any], charts: Mapping[str, str]) -> str:
+    """Return the page of a study (`tasks.study.content`) with its pictures as SVG."""
+    return _engine(False).get_template("study.html.j2").render(**values, pictures=Pictures(charts=charts))
+
+
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the scores per class as rows of strings and counts, worst recall first; empty without a test."""
     test = values["test"]

@@ -12,10 +12,12 @@ from storage.records import (
     Normalization,
     Quarantine,
     Split,
+    Study,
     TrainedModel,
+    Trial,
     Validation,
 )
-from storage.words import counted, times
+from storage.words import brief, counted, times
 
 
 def split(split: Split) -> str:
@@ -93,3 +95,18 @@ def decision(decision: Decision) -> str:
         return decision.sentence
     met = sum(rule.passed for rule in decision.rules)
     return f"{decision.outcome}: {met} of {counted(len(decision.rules), 'rule')} met"
+
+
+def study(study: Study) -> str:
+    """Return what a study searches, and by what."""
+    return f"{counted(len(study.space), 'parameter')} by {study.by} on held-out rows: {study.sampler}, {study.pruner}"
+
+
+def trial(trial: Trial) -> str:
+    """Return how a trial ended, and what it tried."""
+    values = " ".join(f"{name}={brief(value)}" for name, value in trial.values.items())
+    if trial.state != "complete":
+        return f"{trial.state} after {counted(trial.epochs, 'epoch')}: {values}"
+    count = len(trial.accuracies)
+    accuracy, loss = sum(trial.accuracies) / count, sum(trial.losses) / count
+    return f"{accuracy:.2%} held out, loss {loss:.4f}: {values}"

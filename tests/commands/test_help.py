@@ -12,7 +12,7 @@ from rich.console import Console
 from flows.commands.cli import app
 
 OVERVIEW = {
-    "Run": ["run", "validate", "backfill", "watch"],
+    "Run": ["run", "validate", "backfill", "tune", "watch"],
     "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine"],
     "Models": ["predict", "export", "registry", "promote", "rollback"],
     "Reports": ["status", "runs", "report"],

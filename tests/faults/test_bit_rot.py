@@ -33,6 +33,7 @@ from storage.records import (
     Quarantine,
     Report,
     Split,
+    Study,
     TrainedModel,
     Validation,
 )
@@ -46,6 +47,9 @@ from tasks.checking.surveys import PartSurvey, SplitSurvey
 from tasks.model import checkpoint
 from tasks.model.network import load_architecture
 from tasks.quarantine import quarantine
+from tasks.tune import begin
+from tasks.tuning.optuna_study import Search
+from tasks.tuning.space import default
 from tasks.validate import validate
 from tests.conftest import repeated, write_tiny
 from tests.support.runs import whole_run
@@ -66,6 +70,7 @@ ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     "evaluate": (Evaluation, ["predictions.npz"]),
     "confirm": (Confirmation, ["probability.npz"]),
     "publish": (Report, ["report.html", "report.json"]),
+    "tune": (Study, ["space.toml"]),
 }
 """The record and the files of each step's entry; all have an `entry.json` as well."""
 OF_PARTS: dict[tuple[str, str], tuple[type[Any], list[str]]] = {
@@ -86,6 +91,7 @@ RECORDS: dict[str, Callable[[Store], object]] = {
     "registry/versions": lambda store: Registry(store, "tiny").versions(),
     "ledger/runs": lambda store: Ledger(store, "tiny").read("runs"),
     "ledger/arrivals": lambda store: Ledger(store, "tiny").last("arrivals"),
+    "ledger/studies": lambda store: Ledger(store, "tiny").last("studies"),
     "ledger/decisions": lambda store: Ledger(store, "tiny").last("decisions"),
 }
 
@@ -99,6 +105,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     rules = '[quarantine]\nchecks = ["duplicate"]\n'
     job = whole_run(store, write_tiny(folder, arrays=repeated(), manifest=rules).manifest, audit=True)
     Ledger(store, "tiny").append("arrivals", "mark", {"archives": 4})
+    record = job.record
+    study = begin.fn(store, job.dataset, record.train, record.normalization, job.config, Search(default(())))
+    Ledger(store, "tiny").append("studies", study.record.entry.key, {"state": "begun"})
     return job
 
 
@@ -147,7 +156,7 @@ def test_the_run_left_no_file_that_is_not_flipped_here(job: Job):
     }
     assert files == {(FOLDERS[step], name) for step, name in FILES}
     others = {path.parent.name for path in job.store.dataset("tiny").rglob("*.json")} - {f.name for f in _folders(job)}
-    assert others == {"versions", "registry", "runs", "decisions", "arrivals"}
+    assert others == {"versions", "registry", "runs", "decisions", "arrivals", "studies"}
 
 
 def _folders(job: Job) -> list[Path]:

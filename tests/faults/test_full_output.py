@@ -52,6 +52,7 @@ COMMANDS: dict[str, list[str]] = {
     "runs list": ["tiny", "--store", "STORE"],
     "suspects": ["tiny", "--store", "STORE"],
     "status": ["--store", "STORE"],
+    "tune": ["--dataset-file", "TMP/tiny.toml", "--set", "epochs=2", "--trials", "1", "--store", "STORE"],
     "up": [],
     "validate": ["--dataset-file", "TMP/tiny.toml", "--store", "STORE"],
     "verify": ["--store", "STORE"],
@@ -60,7 +61,7 @@ COMMANDS: dict[str, list[str]] = {
 """Each command, by its words, with arguments that have it print something."""
 NEED_SERVERS = {"backfill", "run", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
-NEED_LIBRARIES = {"export", "doctor"}
+NEED_LIBRARIES = {"export", "doctor", "tune"}
 """These load TensorFlow, which takes seconds: their help, too."""
 ONCE = {"dataset add", "dataset unschedule", "promote", "rollback"}
 """A second time, these are refused."""

@@ -19,9 +19,21 @@ ALLOWED = {
     "keras": {"tasks"},
 }
 WORKERS = Path("storage/workers")
-TRUST = {WORKERS / "dask_cluster.py", WORKERS / "dask_remote.py"}
-"""What exchanges pickles, with processes that prove by a certificate that they may run code here: see SECURITY.md."""
-HEAVY = {"distributed", "tensorflow", "keras", "great_expectations", "sklearn", "scipy", "matplotlib", "pandas"}
+TRIALS = Path("flows/tuning/processes.py")
+TRUST = {WORKERS / "dask_cluster.py", WORKERS / "dask_remote.py", TRIALS}
+"""What exchanges pickles: with processes that prove by a certificate that they may run code here (see SECURITY.md), or
+that it has started itself, over pipes."""
+HEAVY = {
+    "distributed",
+    "optuna",
+    "tensorflow",
+    "keras",
+    "great_expectations",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "pandas",
+}
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

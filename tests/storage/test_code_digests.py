@@ -57,6 +57,20 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
 MODEL = {"tasks.model.classifier", "tasks.model.forward", "tasks.model.network", "tasks.model.scaling"}
+TRAINING = {
+    "storage.formats.history",
+    "tasks.model.augmentation",
+    "tasks.model.checkpoint",
+    "tasks.model.fitting",
+    "tasks.model.holdout",
+    "tasks.model.labels",
+    "tasks.model.network",
+    "tasks.model.optimizers",
+    "tasks.model.rates",
+    "tasks.model.scaling",
+    "tasks.model.sides",
+    "tasks.model.training_rows",
+}
 COMPARING = {
     "expectations.summary",
     "storage.formats.sorted_columns",
@@ -117,23 +131,10 @@ CLOSURES = {
         "tasks.model.scaling",
         "tasks.model.sides",
     },
-    "train": FORMATS
-    | {
-        "storage.formats.history",
-        "tasks.model.augmentation",
-        "tasks.model.checkpoint",
-        "tasks.model.fitting",
-        "tasks.model.holdout",
-        "tasks.model.labels",
-        "tasks.model.network",
-        "tasks.model.optimizers",
-        "tasks.model.rates",
-        "tasks.model.scaling",
-        "tasks.model.sides",
-        "tasks.model.training_rows",
-    },
+    "train": FORMATS | TRAINING,
     "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels"},
     "confirm": FORMATS | MODEL | {"storage.formats.predictions", "tasks.model.confirm_worker"},
+    "tune": FORMATS | TRAINING | {"tasks.train", "tasks.tuning.optuna_study", "tasks.tuning.space"},
     "decide": FORMATS | {"storage.formats.predictions", "tasks.gate.criteria", "tasks.gate.wilson"},
 }
 """The modules beside its own whose change makes the result of a step again."""

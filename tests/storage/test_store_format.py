@@ -206,6 +206,7 @@ USES = {
     "run": ("run", "--dataset-file", "tiny.toml"),
     "validate": ("validate", "--dataset-file", "tiny.toml"),
     "backfill": ("backfill", "--dataset-file", "tiny.toml", "--from", "2026-11-01", "--to", "2026-11-30"),
+    "tune": ("tune", "--dataset-file", "tiny.toml"),
     "watch": ("watch", "tiny-source", "--dataset-file", "tiny.toml", "--once"),
     "figures": ("figures", "tiny"),
     "suspects": ("suspects", "tiny"),

@@ -1,0 +1,1 @@
+"""Studies: what `idxflow tune` and the flow `tune` carry out."""

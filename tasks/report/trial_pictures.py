@@ -1,0 +1,126 @@
+"""The pictures of a study: its trials as lines, drawn as SVG. Numbers in, text out.
+
+Like the charts of `figures`, they take their colours from the page, and the same trials give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+from storage.words import brief
+
+BEST, OTHERS = "var(--held-out, #b4530a)", "var(--training, #1d5fc4)"
+MAX_LINES = 400
+"""Lines of a picture: the best of more."""
+_WIDTH, _HEIGHT = 960, 340
+_TOP, _BOTTOM, _SIDE = 34, 30, 70
+_LONGEST = 14
+"""Characters of a label."""
+_MAX_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of parallel coordinates: the place of each trial on it, from 0 (bottom) to 1, and what is beside it."""
+
+    name: str
+    places: Sequence[float]
+    labels: Sequence[tuple[float, str]]
+    """Place and text."""
+
+
+def of_numbers(name: str, values: Sequence[float], log: bool = False, text: str = "{:.3g}") -> Axis:
+    """Return an axis of numbers, from the lowest to the highest."""
+    scaled = [math.log(value) if log else value for value in values]
+    low, high = min(scaled), max(scaled)
+    places = [(value - low) / (high - low) if high > low else 0.5 for value in scaled]
+    ends = ((0.0, text.format(min(values))), (1.0, text.format(max(values)))) if high > low else ()
+    return Axis(name, places, ends or ((0.5, text.format(values[0])),))
+
+
+def of_choices(name: str, values: Sequence[object]) -> Axis:
+    """Return an axis of choices, in the order of their first occurrence."""
+    texts = [brief(value, _LONGEST) for value in values]
+    known = [*dict.fromkeys(texts)]
+    place = {text: (number / (len(known) - 1) if len(known) > 1 else 0.5) for number, text in enumerate(known)}
+    return Axis(name, [place[text] for text in texts], [(place[text], text) for text in known])
+
+
+def coordinates(axes: Sequence[Axis], description: str) -> str:
+    """Return parallel coordinates: a line for each trial through its values.
+
+    Args:
+        axes: with a place for each trial, the best trial first.
+        description: what it shows, for readers who cannot see it.
+    """
+    step = (_WIDTH - 2 * _SIDE) / max(len(axes) - 1, 1)
+    across = [_SIDE + step * number for number in range(len(axes))]
+    count = min(len(axes[0].places), MAX_LINES)
+    parts = []
+    for trial in reversed(range(count)):
+        points = [(x, _down(axis.places[trial])) for x, axis in zip(across, axes, strict=True)]
+        parts.append(_line(points, trial, count))
+    for x, axis in zip(across, axes, strict=True):
+        parts.append(f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="currentColor" stroke-opacity=".45"/>')
+        parts.append(_text(x, _TOP - 16, axis.name, "middle", 'font-weight="600"'))
+        parts += [_text(x + 5, _down(place) + 4, text) for place, text in axis.labels]
+    return _svg(parts, description)
+
+
+def curves(lines: Sequence[Sequence[float]], y_name: str, percent: bool, description: str) -> str:
+    """Return the score of some trials after each epoch, the best trial first."""
+    every = [value for line in lines for value in line]
+    low, high, most = min(every), max(every), max(map(len, lines))
+    span = (high - low) or 1.0
+    text = "{:.1%}" if percent else "{:.3g}"
+
+    def point(epoch: int, value: float) -> tuple[float, float]:
+        return _SIDE + (_WIDTH - 2 * _SIDE) * (epoch / max(most - 1, 1)), _down((value - low) / span)
+
+    parts = []
+    for place in reversed(range(len(lines))):
+        thin = max(1, math.ceil(len(lines[place]) / _MAX_POINTS))
+        points = [point(epoch, value) for epoch, value in enumerate(lines[place]) if epoch % thin == 0]
+        # A training of one epoch is a point.
+        parts.append(
+            _line(points if len(points) > 1 else [*points, (points[0][0] + 3, points[0][1])], place, len(lines))
+        )
+    parts.append(
+        f'<path d="M{_SIDE} {_TOP}V{_HEIGHT - _BOTTOM}H{_WIDTH - _SIDE}" fill="none" stroke="currentColor" '
+        'stroke-opacity=".45"/>'
+    )
+    parts += [_text(_SIDE - 6, _down(place) + 4, text.format(low + span * place), "end") for place in (0.0, 0.5, 1.0)]
+    parts.append(_text(_SIDE, _TOP - 16, y_name))
+    parts.append(_text(_WIDTH - _SIDE, _HEIGHT - 8, f"epoch {most}", "end"))
+    return _svg(parts, description)
+
+
+def _down(place: float) -> float:
+    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - place)
+
+
+def _line(points: Sequence[tuple[float, float]], rank: int, count: int) -> str:
+    """Return a line, the fainter the worse its trial is."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    colour, width = (BEST, 2.4) if not rank else (OTHERS, 1.3)
+    opacity = 1 if not rank else 0.75 - 0.6 * rank / count
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" '
+        f'stroke-opacity="{opacity:.2f}"/>'
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "") -> str:
+    words = escape(text if len(text) <= _LONGEST + 4 else f"{text[: _LONGEST + 3]}…")
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{words}</text>'
+
+
+def _svg(parts: Sequence[str], description: str) -> str:
+    label = escape(description, {'"': "&quot;"})
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}" font-size="13" fill="currentColor" '
+        f'style="max-width:none">{"".join(parts)}</svg>'
+    )
