@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import commands, elsewhere, memory, rows, spending, workers
+from benchmarks import commands, elsewhere, memory, rows, spending, trials, workers
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -174,6 +174,18 @@ SEEDS = Comparison(
     (Variant("seeds in turn", "`--at-once 1`"), Variant("seeds, two at once", "`--at-once 2`")),
     "seeds in turn", most_rounds=2,
 )  # fmt: skip
+TUNE = Comparison(
+    "tune", "Trials of a study",
+    f"{trials.TRIALS} trials of {trials.EPOCHS} epochs of MNIST, the same values in each, nothing pruned; from the start "
+    "of the first to the end of the last, with the imports of the libraries. Seconds for each trial.",
+    "trials",
+    (
+        Variant(trials.ONE, "`idxflow tune mnist`, each trial an entry of the store"),
+        Variant(trials.TWO, "`--at-once 2`"),
+        Variant(trials.KERAS, "`study.optimize`, a `model.fit` for each trial; nothing is kept", ONE_OR_TWO),
+    ),
+    trials.ONE, most_rounds=3,
+)  # fmt: skip
 WORKERS = Comparison(
     "workers", "What a part costs on workers",
     "2,000 parts that do nothing, through processes of the run (`--workers`), from the first that is given away to the "
@@ -209,6 +221,6 @@ COMPARISONS = {
     comparison.name: comparison
     for comparison in (
         *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING),
-        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, WORKERS, ROWS, SIMULATION),
+        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, TUNE, WORKERS, ROWS, SIMULATION),
     )
 }

@@ -118,7 +118,7 @@ def retrain(
     missed = superseded(catch_up)
     if missed:
         _log.info("%s: %s", dataset_file or dataset, missed)
-        _describe_run(f"{dataset} {SUPERSEDED}", SUPERSEDED)
+        describe_run(f"{dataset} {SUPERSEDED}", SUPERSEDED)
         return Completed(message=missed, data=not_started(request, SUPERSEDED, missed))
     return carry_out(request, to_decision)
 
@@ -207,11 +207,11 @@ def carry_out(
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        job = prepare(request, asked_by=_asked_by())
+        job = prepare(request, asked_by=who_asked())
     except IdxflowError as error:
-        _describe_run(f"{request.dataset_file or request.dataset} failed", "failed")
+        describe_run(f"{request.dataset_file or request.dataset} failed", "failed")
         return Failed(message=str(error), data=RunFailed(refusal(request, error)))
-    _describe_run(f"{job.dataset.name} {job.record.id}")
+    describe_run(f"{job.dataset.name} {job.record.id}")
     settle(job.store, job.dataset.name)
     with (
         _under_way(job, request, command),
@@ -298,7 +298,7 @@ def _finish(job: Job, caller: Caller) -> State[Outcome]:
         job.append_to_ledger()
     if job.record.decision and runtime.flow_run.id:
         announce(job.dataset.name, job.record.id, job.record.decision)
-    _describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
+    describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
     if job.report:
         _log.info("report: %s", job.report.entry.where(HTML))
     outcome = job.outcome
@@ -335,12 +335,13 @@ def _raise_if_stopped(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _asked_by() -> str:
+def who_asked() -> str:
+    """Return who has started this run: the command line, or a deployment."""
     deployment = runtime.deployment.name
     return f"deployment {runtime.flow_run.flow_name}/{deployment}" if deployment else "command line"
 
 
-def _describe_run(name: str, *tags: str) -> None:
+def describe_run(name: str, *tags: str) -> None:
     """Give the flow run a more informative name than it had when it was scheduled, and tags to filter by."""
     run = runtime.flow_run.id
     if not run or not artifacts.reachable():

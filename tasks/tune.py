@@ -25,7 +25,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
-from storage.datasets.training import TrainingConfig
+from storage.datasets.training import TrainingConfig, with_other
 from storage.errors import DamagedEntry, TrainingFailed
 from storage.formats import members
 from storage.formats.history import read_history
@@ -140,7 +140,8 @@ def configuration(candidate: Candidate, training: int = 0) -> TrainingConfig:
     Raises:
         TrainingFailed: its values do not go together.
     """
-    values = {**candidate.config.model_dump(), **candidate.values, "seed": candidate.config.seed + training}
+    other = {**candidate.values, "seed": candidate.config.seed + training}
+    values = with_other(candidate.config.model_dump(), other)
     try:
         return TrainingConfig.model_validate(values)
     except ValueError as error:

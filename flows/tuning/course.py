@@ -8,9 +8,11 @@ from typing import Any
 
 from flows.run import Job
 from flows.tuning.request import StudyRequest
+from storage.datasets.training import CHOICES
 from storage.records import Normalization, Split, Study, Trial, to_json
 from tasks.tune import Candidate, configuration
 from tasks.tuning.optuna_study import Proposals, Search, ranked, score
+from tasks.tuning.space import with_effect
 
 
 @dataclass
@@ -47,12 +49,13 @@ class Course:
     @property
     def proposals(self) -> Proposals:
         search = self.search
-        return Proposals(search.space, search.sampler, search.by, search.seed)
+        usual = {choice: getattr(self.job.config, choice) for choice in CHOICES}
+        return Proposals(search.space, search.sampler, search.by, search.seed, usual)
 
     def candidate(self, number: int, under_way: Mapping[int, Mapping[str, Any]]) -> Candidate:
         """Return the trial with this number; the first is of the configuration before the search."""
         config = self.job.config.model_dump(mode="json")
-        values = {name: config[name] for name in self.search.space}
+        values = with_effect({name: config[name] for name in self.search.space}, config)
         if number:
             values = self.proposals.values(number, self.ended, [*under_way.values()])
         return Candidate(

@@ -99,6 +99,21 @@ def without_effect(parameter: str, values: Mapping[str, Any]) -> str:
     return ""
 
 
+def with_other(values: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return complete parameters in which some are replaced.
+
+    Where these choose another optimizer or schedule, what was the default of the one before is left to the new one, and
+    what has no effect with it is left out.
+    """
+    both = {**values, **other}
+    changed = [choice for choice in CHOICES if both[choice] != values[choice]]
+
+    def was_usual(name: str) -> bool:
+        return any(CHOICES[choice][values[choice]].get(name, ...) == values[name] for choice in changed)
+
+    return {n: v for n, v in both.items() if n in other or not (was_usual(n) or without_effect(n, both))}
+
+
 class _Parameters(BaseModel):
     """The parameters of a training, some of which may not be set."""
 

@@ -13,13 +13,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from storage.datasets.training import CHOICES
 from storage.errors import ConfigError
 from storage.records import Epoch, Trial
-from tasks.tuning.space import Space, Values, combinations
+from tasks.tuning.space import Space, Values, combinations, with_effect
 
 if TYPE_CHECKING:
     import optuna
@@ -89,14 +91,17 @@ class Proposals:
             `grid`: all combinations in a random order.
         by: what trials are compared by.
         seed: with the same one, the same is proposed.
+        usual: the optimizer and the schedule, where the space does not have them.
 
     Raises:
         ConfigError: the space has no finite grid.
     """
 
-    def __init__(self, space: Space, sampler: Sampler, by: By, seed: int) -> None:
-        self._space, self._sampler, self._by, self._seed = space, sampler, by, seed
-        self._grid = self._shuffled(combinations(space)) if sampler == "grid" else None
+    def __init__(
+        self, space: Space, sampler: Sampler, by: By, seed: int, usual: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self._space, self._sampler, self._by, self._seed, self._usual = space, sampler, by, seed, usual
+        self._grid = self._shuffled(self._combinations()) if sampler == "grid" else None
 
     @property
     def count(self) -> int | None:
@@ -115,19 +120,28 @@ class Proposals:
             return self._grid[number - 1]
         with _quietly() as optuna:
             study = _study(optuna, self._by, sampler=self._optuna_sampler(optuna, number, bool(under_way)))
-            distributions = {name: _distribution(optuna, values) for name, values in self._space.items()}
             for trial in trials:
                 if _is_within(trial.values, self._space):
                     study.add_trial(_frozen(optuna, trial, self._space, self._by))
             for values in under_way:
                 if _is_within(values, self._space):
                     running = optuna.trial.TrialState.RUNNING
-                    params = _params(values, self._space)
-                    study.add_trial(
-                        optuna.trial.create_trial(state=running, params=params, distributions=distributions)
-                    )
-            params = study.ask(distributions).params
-        return {name: _value(values, params[name]) for name, values in self._space.items()}
+                    study.add_trial(optuna.trial.create_trial(state=running, **_placed(optuna, values, self._space)))
+            return self._proposed(study.ask())
+
+    def _proposed(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Return a value for each parameter that has an effect, in the order of the space."""
+        found: dict[str, Any] = {}
+        # The others depend on the choice of an optimizer and a schedule.
+        for name in sorted(self._space, key=lambda name: name not in CHOICES):
+            if with_effect({**found, name: None}, self._usual).keys() > found.keys():
+                found[name] = _suggested(trial, self._space[name])
+        return {name: found[name] for name in self._space if name in found}
+
+    def _combinations(self) -> list[dict[str, Any]]:
+        """Return what is left of all combinations: some differ only in what has no effect."""
+        kept = (with_effect(values, self._usual) for values in combinations(self._space))
+        return [*{json.dumps(values): values for values in kept}.values()]
 
     def _optuna_sampler(self, optuna: Any, number: int, beside_others: bool) -> Any:
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
@@ -241,15 +255,24 @@ def _distribution(optuna: Any, values: Values) -> Any:
 
 def _is_within(values: Mapping[str, Any], space: Space) -> bool:
     """Return whether these are values of the space; the configuration before the search need not be."""
-    return values.keys() == space.keys() and all(of.has(values[name]) for name, of in space.items())
+    return all(name in space and space[name].has(value) for name, value in values.items())
 
 
-def _params(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    return {name: json.dumps(values[name]) if of.choices else values[name] for name, of in space.items()}
+def _placed(optuna: Any, values: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Return values of a space as Optuna's trials have them."""
+    return {
+        "params": {name: json.dumps(value) if space[name].choices else value for name, value in values.items()},
+        "distributions": {name: _distribution(optuna, space[name]) for name in values},
+    }
 
 
-def _value(values: Values, param: Any) -> Any:
-    return json.loads(param) if values.choices else param
+def _suggested(trial: optuna.Trial, values: Values) -> Any:
+    if values.choices:
+        return json.loads(trial.suggest_categorical(values.name, values.texts))
+    if values.whole:
+        step = int(values.step or 1)
+        return trial.suggest_int(values.name, int(values.low), int(values.high), log=values.log, step=step)
+    return trial.suggest_float(values.name, values.low, values.high, log=values.log, step=values.step)
 
 
 def _frozen(optuna: Any, trial: Trial, space: Space, by: By) -> Any:
@@ -258,8 +281,7 @@ def _frozen(optuna: Any, trial: Trial, space: Space, by: By) -> Any:
     return optuna.trial.create_trial(
         state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,
         value=score(trial, by) if complete else None,
-        params=_params(trial.values, space),
-        distributions={name: _distribution(optuna, values) for name, values in space.items()},
+        **(_placed(optuna, trial.values, space) if space else {}),
         intermediate_values={epoch: value for epoch, value in enumerate(trial.curve, 1) if np.isfinite(value)},
         system_attrs=dict(trial.notes),
     )

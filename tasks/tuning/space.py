@@ -23,7 +23,7 @@ from typing import Any
 
 from storage.datasets.catalog import shown
 from storage.datasets.model_errors import checked
-from storage.datasets.training import TrainingConfig
+from storage.datasets.training import TrainingConfig, without_effect
 from storage.errors import ConfigError
 from storage.words import meant
 
@@ -147,6 +147,16 @@ def parsed(tables: Mapping[str, Any], where: str, fixed: Sequence[str] = ()) -> 
     if not tables:
         raise ConfigError(f"{where}: expected a table for each parameter to search; found none; add one")
     return {name: _values(name, table, where, fixed) for name, table in tables.items()}
+
+
+def with_effect(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what the chosen optimizer or schedule does not take.
+
+    Args:
+        values: of parameters of a space.
+        usual: the optimizer and the schedule where `values` do not choose them.
+    """
+    return {name: value for name, value in values.items() if not without_effect(name, {**usual, **values})}
 
 
 def combinations(space: Space) -> list[dict[str, Any]]:

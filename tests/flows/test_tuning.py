@@ -312,3 +312,24 @@ def test_a_process_that_dies_is_named(request_of: Requested, monkeypatch: pytest
     monkeypatch.setattr("flows.tuning.processes.sys.executable", "/bin/false")
     with pytest.raises(TrainingFailed, match=r"the process of trial 0 to finish; it ended with exit code 1; run the"):
         carried_out(request_of(2, at_once=2))
+
+
+@pytest.mark.flow
+def test_the_flow_shows_a_study_in_prefect(results: Path, request_of: Requested, store: Store):
+    from flows.tuning.flow import tune
+
+    request = request_of(2)
+    where = {"dataset_file": request.run.dataset_file, "store": str(store.root), "space": request.space}
+    training = {"epochs": 3, "batch_size": 16, "hidden": [8]}
+    state = tune(**where, trials=2, training=training, return_state=True)
+    value = state.result()
+    assert (state.type.value, value["state"], len(value["trials"])) == ("COMPLETED", "complete", 2)
+    assert state.message == value["sentence"]
+    page = Path(value["report"])
+    assert json.loads(page.with_name("report.json").read_text())["sentence"] == value["sentence"]
+    assert page.read_text().count("<svg") == 4
+    # It is the study that the command would carry out.
+    assert [trial["number"] for trial in value["trials"]] == [*carried_out(request).trials]
+    refused = tune(**where | {"space": "/no/such.toml"}, return_state=True)
+    assert refused.type.value == "FAILED"
+    assert refused.message.startswith("/no/such.toml: expected the space of a study in TOML; No such file")

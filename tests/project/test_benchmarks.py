@@ -26,6 +26,7 @@ from benchmarks import (
     starting,
     suite,
     training,
+    trials,
     validating,
     workers,
 )  # fmt: skip
@@ -41,7 +42,7 @@ MODULES = {
     "adding": adding, "commands": commands, "cores": cores, "decoding": decoding,
     "elsewhere": elsewhere, "job": job,
     "memory": memory, "reading": reading, "rows": rows, "spending": spending, "starting": starting,
-    "training": training, "validating": validating, "workers": workers,
+    "training": training, "trials": trials, "validating": validating, "workers": workers,
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine("Some CPU", 2, 24.0, "Linux x86_64", "3.11.2", "openblas", (("numpy", "2.4"),), "2026-01-01", 0.1)
