@@ -23,7 +23,7 @@ from typing import Any
 
 from storage.datasets.catalog import shown
 from storage.datasets.model_errors import checked
-from storage.datasets.training import TrainingConfig, without_effect
+from storage.datasets.training import CHOICES, TrainingConfig, taken_by, without_effect
 from storage.errors import ConfigError
 from storage.words import meant
 
@@ -238,5 +238,7 @@ def _range(name: str, table: Mapping[str, Any], place: str) -> Values:
 
 def _checked(name: str, value: Any, place: str) -> Any:
     """Return a value as the training gets it, in JSON's types."""
-    config = checked(TrainingConfig, {name: value}, f"{place}, training parameters")
+    # With a choice that takes it.
+    choices = {choice: takers[0] for choice in CHOICES if (takers := taken_by(choice, name))}
+    config = checked(TrainingConfig, {**choices, name: value}, f"{place}, training parameters")
     return config.model_dump(mode="json")[name]

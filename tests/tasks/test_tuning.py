@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.datasets.training import TrainingConfig
+from storage.datasets.training import TrainingConfig, with_other
 from storage.errors import ConfigError
 from storage.records import Epoch, FolderEntry, Trial
 from tasks.tuning import optuna_study
@@ -84,6 +84,49 @@ def test_a_grid_has_all_combinations_once():
     assert values != combinations(space)
 
 
+CHOOSING = parsed(
+    {
+        "momentum": {"choices": [0.0, 0.5, 0.9]},
+        "beta_1": {"low": 0.5, "high": 0.9},
+        "final_share": {"low": 0.0, "high": 0.1},
+        "optimizer": {"choices": ["sgd", "adam", "rmsprop"]},
+        "learning_rate": {"low": 0.001, "high": 0.1, "log": True},
+    },
+    "a test",
+)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_what_the_chosen_optimizer_does_not_take_is_not_proposed(sampler: Any):
+    proposals, found = Proposals(CHOOSING, sampler, "loss", 1, {"schedule": "inverse"}), list[Trial]()
+    for number in range(1, 21):
+        values = proposals.values(number, found, [found[-1].values] if found else [])
+        found.append(trial(number, values, values["learning_rate"]))
+        TrainingConfig(**values)
+    taken = {t.values["optimizer"]: {*t.values} - {"optimizer", "learning_rate"} for t in found}
+    assert taken == {"sgd": {"momentum"}, "adam": {"beta_1"}, "rmsprop": {"momentum"}}
+    importance(found, CHOOSING, "loss")
+
+
+def test_a_grid_tries_once_what_differs_only_in_what_has_no_effect():
+    space = {name: CHOOSING[name] for name in ("optimizer", "momentum")}
+    proposals = Proposals(space, "grid", "loss", 1)
+    found = [proposals.values(number, [], []) for number in range(1, 8)]
+    assert proposals.count == 8
+    assert found.count({"optimizer": "adam"}) == 1
+
+
+def test_another_optimizer_has_its_own_defaults_and_what_was_set():
+    config = TrainingConfig(weight_decay=0.1).model_dump()
+    assert TrainingConfig(**with_other(config, {"optimizer": "adamw"})) == TrainingConfig(
+        optimizer="adamw", weight_decay=0.1
+    )
+    usual = TrainingConfig().model_dump()
+    assert TrainingConfig(**with_other(usual, {"optimizer": "adamw"})) == TrainingConfig(optimizer="adamw")
+    cosine = {"schedule": "cosine", "final_share": 0.1}
+    assert TrainingConfig(**with_other(usual, cosine)) == TrainingConfig(**cosine)
+
+
 def epochs(values: Sequence[float]) -> list[Epoch]:
     return [Epoch(n, 0.1, value, 1 - value, value, 1 - value, 0.1) for n, value in enumerate(values, 1)]
 
@@ -146,8 +189,8 @@ def test_the_default_space_leaves_out_what_is_fixed_and_can_be_written_as_a_file
 
 WRONG = {
     "": "expected a table for each parameter to search; found none; add one",
-    "[learning_rat]\nlow = 1": "expected a training parameter that a study can search (hidden, ",
-    "[seed]\nchoices = [1, 2]": "expected a training parameter that a study can search (hidden, ",
+    "[learning_rat]\nlow = 1": "expected a training parameter that a study can search (conv, hidden, ",
+    "[seed]\nchoices = [1, 2]": "expected a training parameter that a study can search (conv, hidden, ",
     "[epochs]\nchoices = [1, 2]": "expected a parameter that is not fixed; found --set epochs; leave one of them out",
     "[momentum]\nlow = 0.1": "expected `choices`, or `low` and `high`; found {'low': 0.1}; add them",
     "momentum = 1": "expected `choices`, or `low` and `high`; found 1; add them",
@@ -155,7 +198,7 @@ WRONG = {
     "[momentum]\nchoices = [0.1]\nlow = 1": "expected nothing beside `choices`; found 'low'; remove it",
     "[momentum]\nchoices = []": "expected a list of values as `choices`; found []; give at least one",
     "[momentum]\nchoices = [0, 0.0]": "expected `choices` that differ; found [0, 0.0]; remove what is twice",
-    "[momentum]\nchoices = [2]": "expected momentum to be a number of at least 0 and below 1; found 2; correct it",
+    "[momentum]\nchoices = [2]": "expected momentum to be a number of at least 0 and below 1, or null; found 2",
     "[momentum]\nlow = true\nhigh = 1": "expected a number as `low`; found True; correct it",
     "[momentum]\nlow = 0.1\nhigh = 0.5\nlog = 1": "expected true or false as `log`; found 1; correct it",
     "[momentum]\nlow = 0.5\nhigh = 0.1": "expected `low` below `high`, above 0 with `log`, and either `log`",
