@@ -21,7 +21,7 @@ StoreFolder = Annotated[
         "code. [env var: IDXFLOW_STORE]"
     ),
 ]
-Recipe = Annotated[str, Parameter(help="Training recipe: `default`, `tutorial` or `fast`.")]
+Recipe = Annotated[str, Parameter(help="Training recipe: `default`, `tutorial`, `fast` or `conv`.")]
 Settings = Annotated[
     list[str] | None,
     Parameter(
