@@ -22,9 +22,9 @@ StoreFolder = Annotated[
     ),
 ]
 Recipe = Annotated[
-    str, Parameter(help="Training recipe: `default`, `tutorial`, `fast`, or `tuned`, which `idxflow tune` makes.")
+    str,
+    Parameter(help="Training recipe: `default`, `tutorial`, `fast`, `conv`, or `tuned`, which `idxflow tune` makes."),
 ]
-
 Settings = Annotated[
     list[str] | None,
     Parameter(

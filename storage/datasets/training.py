@@ -119,11 +119,6 @@ class _Parameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    conv: tuple[Filters, ...] = Field(
-        default=(),
-        max_length=12,
-        description="Filters of each 3×3 convolution before the hidden layers; 2×2 max pooling follows each.",
-    )
     hidden: tuple[Units, ...] = Field(
         default=(50, 50),
         max_length=16,
@@ -131,6 +126,11 @@ class _Parameters(BaseModel):
     )
     activation: Literal["tanh", "relu", "sigmoid", "elu", "selu", "gelu", "silu"] = Field(
         default="tanh", description="Activation of the convolutions and hidden layers."
+    )
+    conv: tuple[Filters, ...] = Field(
+        default=(),
+        max_length=12,
+        description="Filters of each 3×3 convolution before the hidden layers; 2×2 max pooling follows each.",
     )
     batch_norm: bool = Field(
         default=False, description="Normalize each convolution and hidden layer over the rows of a step."
@@ -367,7 +367,8 @@ def training_config(
     or a schedule, parameters of profile and data set that it does not take are left out.
 
     Raises:
-        ConfigError: a value is out of bounds or unknown; the message names it, its bounds and what was found.
+        ConfigError: a value is out of bounds or unknown, or images are too small for so many poolings; the message
+            names it, its bounds and what was found.
     """
     if profile not in PROFILES:
         raise ConfigError(
@@ -391,12 +392,11 @@ def combined(profile: Profile, own: Mapping[str, Any], overrides: Mapping[str, A
 
 def _check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
     height, width = dataset.image_shape
-    # Each pooling halves both sides.
-    most = max(0, min(height, width).bit_length() - 1)
-    if len(config.conv) > most:
+    if config.conv and min(height, width) >> len(config.conv) == 0:
         raise ConfigError(
-            f"{dataset.name}: expected at most {most} convolutions for images of {height} × {width} pixels, because "
-            f"the pooling after each halves both sides; found conv = {list(config.conv)}; give conv fewer numbers"
+            f"{dataset.name}: expected conv to be at most {min(height, width).bit_length() - 1} numbers for images of "
+            f"{height} × {width} pixels, because the pooling after each convolution halves both sides; "
+            f"found {len(config.conv)}; remove some"
         )
 
 

@@ -326,8 +326,10 @@ def load_architecture(path: Path) -> Architecture:
     """
     try:
         values = read_json(path)
-        lists = {name: tuple(values[name]) for name in ("hidden", "conv", "image_shape") if name in values}
-        architecture = Architecture(**values | lists)
+        lists: dict[str, Any] = {
+            name: tuple(values[name]) for name in ("hidden", "conv", "image_shape") if name in values
+        }
+        architecture = Architecture(**{**values, **lists})
         is_one = _is_network(architecture)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamagedEntry(f"{path}: expected the description of a network; {error}; {made_again(path)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "gap": gap,
         "seconds_before": total(before) if before else None,
         "held_out": held_out(run, evidence),
+        "architecture": in_words(run.config),
         **to_json(model),
         "epochs": to_json(evidence.history),
         "configuration": _configuration(run),
@@ -96,6 +97,26 @@ def _held_out_trend(history: Sequence[Epoch], risen: bool) -> str:
     if risen:
         return f"the held-out loss was lowest at epoch {lowest.epoch} and has risen since, so fewer epochs are enough"
     return f"the held-out loss was lowest at epoch {lowest.epoch}"
+
+
+def in_words(config: Mapping[str, Any]) -> str:
+    """Return the network that a configuration describes, such as `conv 32, conv 64, dense 128; relu; dropout 0.4`.
+
+    Records of earlier versions do not have all of its values, and those made from a version's entry may have none.
+    """
+    if "hidden" not in config:
+        return ""
+    layers = [f"conv {filters}" for filters in config.get("conv", ())] + [
+        f"dense {units}" for units in config["hidden"]
+    ]
+    if not layers:
+        return "no hidden layers: a linear model"
+    more = [str(config.get("activation", ""))]
+    if config.get("batch_norm"):
+        more.append("batch normalization")
+    if config.get("dropout"):
+        more.append(f"dropout {config['dropout']:g}")
+    return "; ".join([", ".join(layers), *filter(None, more)])
 
 
 def _configuration(run: RunRecord) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.model.network import Architecture, Weights
+from tasks.model.forward import folded
+from tasks.model.network import SIDE, Architecture, Weights
 from tasks.model.scaling import Statistics, scale_and_offset
 
 OPSET = 20
@@ -32,10 +33,13 @@ def write(
     from onnx import TensorProto, checker, helper
 
     graph = _Graph()
+    weights = folded(architecture, weights)
     scale, offset = scale_and_offset(statistics)
     rows = graph.add("Flatten", ["pixels"], "flat")
     rows = graph.add("Mul", [rows, graph.array("scale", np.asarray(scale))], "scaled")
     rows = graph.add("Add", [rows, graph.array("offset", offset)], "normalized")
+    if architecture.conv:
+        rows = _features(graph, rows, architecture, weights)
     for name, _, _ in architecture.layers:
         arrays = [graph.array(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("kernel", "bias")]
         rows = graph.add("Gemm", [rows, *arrays], name)
@@ -58,6 +62,19 @@ def write(
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
+def _features(graph: _Graph, rows: str, architecture: Architecture, weights: Weights) -> str:
+    """Add the blocks of convolution and pooling; ONNX has channels before rows, Keras after columns."""
+    shape = np.array([-1, 1, *(architecture.image_shape or ())], np.int64)
+    images = graph.add("Reshape", [rows, graph.array("image_shape", shape)], "image")
+    for number, (name, _, _) in enumerate(architecture.convolutions, start=1):
+        kernel = np.ascontiguousarray(weights[f"{name}.kernel"].transpose(3, 2, 0, 1))
+        arrays = [graph.array(f"{name}.kernel", kernel), graph.array(f"{name}.bias", weights[f"{name}.bias"])]
+        images = graph.add("Conv", [images, *arrays], name, kernel_shape=[SIDE, SIDE], pads=[SIDE // 2] * 4)
+        images = graph.activate(images, architecture.activation)
+        images = graph.add("MaxPool", [images], f"pool_{number}", kernel_shape=[2, 2], strides=[2, 2])
+    return graph.add("Flatten", [graph.add("Transpose", [images], "channels_last", perm=[0, 2, 3, 1])], "features")
+
+
 def run(path: Path, pixels: np.ndarray) -> np.ndarray:
     """Return the probabilities computed from a file of `write` by ONNX's own reference implementation.
 
@@ -77,10 +94,10 @@ class _Graph:
         self.nodes: list[Any] = []
         self.arrays: list[Any] = []
 
-    def add(self, operator: str, inputs: list[str], output: str) -> str:
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: list[int]) -> str:
         from onnx import helper
 
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}:{operator}"))
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}:{operator}", **attributes))
         return output
 
     def array(self, name: str, values: np.ndarray) -> str:

@@ -135,6 +135,10 @@ PARAMETERS: dict[str, tuple[dict[str, Any], str]] = {
     "a batch in words": ({"batch_size": "many"}, "expected batch_size to be an integer from "),
     "half a row": ({"batch_size": 1.5}, "expected batch_size to be an integer from "),
     "an empty layer": ({"hidden": [50, 0]}, "integers, each from 1 to 65,536; found [50, 0]; "),
+    "half a filter": ({"conv": [0.5]}, "expected conv to be a list of at most 12 integers, each from 1 to 4,096; "),
+    "all dropped": ({"dropout": 1}, "expected dropout to be a number from 0 to 0.9; found 1; "),
+    "no initialization": ({"initialization": "her"}, "glorot, he, lecun, fit; found 'her' (did you mean he?); "),
+    "normalized by a number": ({"batch_norm": "much"}, "expected batch_norm to be true or false; found 'much'; "),
     "too many layers": ({"hidden": [1] * 17}, "expected hidden to be a list of at most 16 integers, "),
     "no activation": ({"activation": "tan"}, "found 'tan' (did you mean tanh?); "),
     "all rows held out": ({"validation_fraction": 1}, "to be a number from 0 to 0.9; found 1; "),
@@ -198,7 +202,7 @@ def test_an_override_that_is_nested_without_end_is_a_text_and_refused_as_that():
 def test_an_unknown_profile_is_answered_with_those_there_are():
     with pytest.raises(ConfigError) as caught:
         training_config(catalog.find("mnist"), "x" * 10_000)  # type: ignore[arg-type]
-    assert_says(caught.value, "expected a profile of default, tutorial, fast; found 'xxx")
+    assert_says(caught.value, "expected a profile of default, tutorial, fast, conv; found 'xxx")
 
 
 @pytest.mark.parametrize(

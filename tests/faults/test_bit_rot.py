@@ -257,15 +257,13 @@ def test_no_flipped_bit_of_a_checkpoint_is_trained_on_with(job: Job, tmp_path: P
     """Not used, or no other than it was: the ZIP around the numbers has fields that mean nothing to anyone."""
     model, most = job.record.model, job.config.epochs
     assert model
-    weights = arrays.read(
-        model.weights, {n: (np.float32, s) for n, s in load_architecture(model.architecture).shapes.items()}
-    )
+    architecture = load_architecture(model.architecture)
+    weights = arrays.read(model.weights, {n: (np.float32, s) for n, s in architecture.shapes.items()})
     path = tmp_path / "checkpoint.npz"
     epochs = read_history(model.history)[:2]
     saved = checkpoint.Checkpoint(epochs, weights, {"momentum": {n: w * 2 for n, w in weights.items()}}, {})
     checkpoint.save(path, saved, most)
-    shapes = {name: array.shape for name, array in weights.items()}
-    parts, used = {"weights": shapes, "momentum": shapes}, 0
+    parts, used = {"weights": architecture.shapes, "momentum": architecture.trained_shapes}, 0
     for _ in Copy(job.store, path).flips():
         loaded = checkpoint.load(path, parts, most)
         if loaded:

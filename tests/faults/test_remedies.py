@@ -664,6 +664,13 @@ CASES: dict[str, Case] = {
         nothing,
         lambda here: training_config(catalog.find("digits"), "fast"),
     ),
+    "more poolings than an image has room for": Case(
+        lambda here: training_config(catalog.find("digits"), overrides={"conv": [2, 2, 2, 2]}),
+        "expected conv to be at most 3 numbers for images of 8 × 8 pixels, because the pooling after each convolution "
+        "halves both sides; found 4; remove some",
+        nothing,
+        lambda here: training_config(catalog.find("digits"), overrides={"conv": [2, 2, 2]}),
+    ),
     "a setting without a value": Case(
         lambda here: Request(settings=("epochs",)).resolve(),
         "write it like --set epochs=5",

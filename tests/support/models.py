@@ -45,8 +45,15 @@ def random_rows(rows: int, pixels: int = 12, classes: int = 3) -> tuple[np.ndarr
     return random.integers(0, 256, (rows, pixels), np.uint8), random.integers(0, classes, rows).astype(np.uint8)
 
 
+def architecture_of(config: TrainingConfig) -> network.Architecture:
+    """The network of a configuration for images of 3 × 4 pixels of three classes."""
+    shape = (3, 4) if config.conv else None
+    return network.Architecture(12, config.hidden, config.activation, 3, config.conv, shape, config.batch_norm)
+
+
 def fitted(config: TrainingConfig, rows: int = 50, epochs: int = 3) -> tuple[Fitting, list[tuple[float, float]]]:
     """Fit a network to random rows; return it, and what each epoch reported."""
-    architecture = network.Architecture(12, config.hidden, config.activation, 3)
-    fitting = Fitting(architecture, config, STATISTICS, InMemory(*random_rows(rows), rows, config.seed), rows)
+    fitting = Fitting(
+        architecture_of(config), config, STATISTICS, InMemory(*random_rows(rows), rows, config.seed), rows
+    )
     return fitting, [fitting.epoch(number) for number in range(1, epochs + 1)]

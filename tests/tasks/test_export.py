@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from tasks.serving import export as exports
 from tasks.serving import onnx_graph
 from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, export_version, probe_images
 from tasks.serving.predict import Model, load_champion
-from tests.support.blobs import SHAPE, blobs, store_with_champion
+from tests.support.blobs import SHAPE, blobs, blobs_dataset, store_with_champion
 from tests.support.commands import idxflow
+from tests.support.runs import whole_run
 from tests.support.servers import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +72,7 @@ def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_p
     folder = tmp_path / "new" / "export"
     result = export(model, kind, folder)
     np.testing.assert_allclose(use(folder), model.predict(IMAGES).probabilities, atol=TOLERANCE)
-    assert (result.folder, result.version, result.rows) == (folder, 1, CHECKED_ROWS)
+    assert (result.entry.folder, result.version, result.rows) == (folder, 1, CHECKED_ROWS)
     assert 0 <= result.difference <= TOLERANCE
     described = json.loads((folder / "model.json").read_text())
     assert described["classes"] == ["bar 0", "bar 1", "bar 2"]
@@ -81,15 +83,22 @@ def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_p
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
-@pytest.mark.parametrize("hidden", [(), (5,), (6, 4, 3)])
+@pytest.mark.parametrize(
+    ("hidden", "more"), [((), {}), ((5,), {}), ((6, 4, 3), {}), ((5,), {"conv": (4,), "batch_norm": True})]
+)
 @pytest.mark.parametrize("activation", network.ACTIVATIONS)
 def test_onnx_of_every_network_gives_its_probabilities_in_the_usual_runtime(
-    tmp_path: Path, activation: str, hidden: tuple[int, ...]
+    tmp_path: Path, activation: str, hidden: tuple[int, ...], more: dict
 ):
-    architecture = network.Architecture(SHAPE[0] * SHAPE[1], hidden, activation, 3)
+    more = more | {"image_shape": SHAPE} if more else more
+    architecture = network.Architecture(SHAPE[0] * SHAPE[1], hidden, activation, 3, **more)
     random = np.random.default_rng(0)
     # Such that values are on both sides of 0, where activations differ.
-    weights = {n: random.normal(0, 2 / s[0] ** 0.5, s).astype(np.float32) for n, s in architecture.shapes.items()}
+    weights = {
+        name: random.normal(0, 2 / (math.prod(shape[:-1]) if shape[1:] else shape[0]) ** 0.5, shape).astype(np.float32)
+        for name, shape in architecture.shapes.items()
+    }
+    weights |= {n: np.abs(array) + 0.5 for n, array in weights.items() if n.endswith("variance")}
     statistics = Statistics(IMAGES.reshape(len(IMAGES), -1).mean(axis=0) / 127.5 - 1, 0.3)
     onnx_graph.write(tmp_path / "model.onnx", architecture, weights, statistics, SHAPE)
     expected = softmax(forward.logits(architecture, weights, scaling.apply(IMAGES, statistics)))
@@ -109,6 +118,27 @@ def test_the_rows_that_are_compared_reach_every_class_and_are_always_the_same(mo
     assert rows[1].min() == 255
     assert len(np.unique(rows[2:], axis=0)) == CHECKED_ROWS - 2
     assert len(set(model.predict(rows).label)) > 1
+
+
+def test_a_network_of_all_kinds_of_layers_is_trained_judged_confirmed_and_exported_in_each_format(tmp_path: Path):
+    blobs_dataset(tmp_path)
+    store, layers = (
+        Store(tmp_path / "store"),
+        {"conv": [3, 4], "batch_norm": True, "dropout": 0.1, "activation": "relu"},
+    )
+    run = whole_run(store, tmp_path / "tiny.toml", **layers, epochs=30).record
+    assert run.decision.outcome == "promoted"
+    assert run.confirmation.difference <= 1e-6
+    assert run.evaluation.accuracy > 0.9
+    report = json.loads((store.entries("tiny", "publish") / run.id / "report.json").read_text())
+    assert report["training"]["architecture"] == "conv 3, conv 4, dense 8; relu; batch normalization; dropout 0.1"
+    assert report["training"]["parameters"] == (9 * 3 + 6) + (9 * 3 * 4 + 8) + (2 * 2 * 4 * 8 + 16) + (8 + 1) * 3
+    for kind, use in KINDS.items():
+        export(load_champion("tiny", store), kind, tmp_path / kind)
+        answers = load_champion("tiny", store).predict(IMAGES).probabilities
+        np.testing.assert_allclose(use(tmp_path / kind), answers, atol=TOLERANCE)
+    exported = (tmp_path / "keras" / "model.keras").read_bytes()
+    assert exported == run.model.export.read_bytes()
 
 
 @pytest.mark.remedies("tasks.serving.export:_difference")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ from tasks.model.network import Architecture
 from tasks.model.scaling import Statistics, apply
 
 SMALL = Architecture(63, (8, 5), "relu", 3)
+DEEP = Architecture(63, (6,), "relu", 3, (4, 5), (9, 7), True)
+
+
+def weights_of(architecture: Architecture) -> dict[str, np.ndarray]:
+    """Weights as after a training: normalizations that change what they get."""
+    weights, random = network.initial_weights(architecture, 4, "fit"), np.random.default_rng(3)
+    normal = {n: random.normal(1, 0.3, a.shape).astype(np.float32) for n, a in weights.items() if n.startswith("norm")}
+    return weights | {n: np.abs(array) if n.endswith("variance") else array for n, array in normal.items()}
 
 
 @pytest.mark.parametrize(
@@ -25,12 +34,15 @@ SMALL = Architecture(63, (8, 5), "relu", 3)
         (Architecture(784, (50, 50), "tanh", 10), 42_310),
         (Architecture(4, (), "tanh", 3), 15),
         (SMALL, 575),
+        # 9 × 7 → 4 × 3 → 2 × 1 of 5 channels; each normalization has a scale and a shift for a bias.
+        (DEEP, (9 * 4 + 8) + (9 * 4 * 5 + 10) + (10 * 6 + 12) + (6 + 1) * 3),
     ],
 )
 def test_weights_have_the_shapes_and_number_that_the_architecture_says(architecture: Architecture, parameters: int):
     weights = network.initial_weights(architecture, 1)
     assert {name: array.shape for name, array in weights.items()} == architecture.shapes
-    assert sum(array.size for array in weights.values()) == architecture.parameters == parameters
+    assert list(weights) == list(architecture.shapes)
+    assert sum(weights[name].size for name in architecture.trained_shapes) == architecture.parameters == parameters
 
 
 def test_initial_weights_are_glorot_uniform_and_follow_the_seed():
@@ -45,6 +57,41 @@ def test_initial_weights_are_glorot_uniform_and_follow_the_seed():
     assert abs(np.corrcoef(kernel.ravel(), weights["hidden_2.kernel"].ravel())[0, 1]) < 0.02
     assert network.weights_digest(network.initial_weights(architecture, 1)) == network.weights_digest(weights)
     assert network.weights_digest(network.initial_weights(architecture, 2)) != network.weights_digest(weights)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [("glorot", "glorot_uniform"), ("he", "he_uniform"), ("lecun", "lecun_uniform")]
+)
+def test_initial_weights_are_spread_as_those_of_keras(kind: str, theirs: str):
+    network.tensorflow()
+    import keras
+
+    architecture = Architecture(64, (500,), "relu", 200, (20, 40), (8, 8))
+    weights = network.initial_weights(architecture, 1, kind)
+    for name in ("conv_2.kernel", "hidden_1.kernel", "classes.kernel"):
+        other = getattr(keras.initializers, theirs.title().replace("_", ""))(seed=1)(weights[name].shape).numpy()
+        assert weights[name].std() == pytest.approx(other.std(), rel=0.02)
+        assert np.abs(weights[name]).max() == pytest.approx(np.abs(other).max(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kind"),
+    [("tanh", "glorot"), ("sigmoid", "glorot"), ("relu", "he"), ("gelu", "he"), ("selu", "lecun")],
+)
+def test_initial_weights_fit_the_activation_and_the_classes_have_none(activation: str, kind: str):
+    architecture = Architecture(20, (9, 5), activation, 4)
+    fitting, those = (network.initial_weights(architecture, 1, name) for name in ("fit", kind))
+    for name in ("hidden_1.kernel", "hidden_2.kernel"):
+        np.testing.assert_array_equal(fitting[name], those[name])
+    np.testing.assert_array_equal(fitting["classes.kernel"], network.initial_weights(architecture, 1)["classes.kernel"])
+
+
+def test_keras_has_the_arrays_in_the_order_of_their_names():
+    model = network.build(DEEP, network.initial_weights(DEEP, 1), dropout=0.2)
+    variables = [*model.trainable_weights, *model.non_trainable_weights]
+    assert [variable.path.removeprefix("idxflow/").replace("/", ".") for variable in variables] == list(DEEP.shapes)
+    assert [tuple(variable.shape) for variable in variables] == list(DEEP.shapes.values())
+    assert len(network.random_states(model)) == 2
 
 
 @pytest.mark.parametrize("activation", network.ACTIVATIONS)
@@ -70,6 +117,45 @@ def test_numpy_gives_what_keras_gives(activation: str):
     logits = forward.logits(architecture, weights, rows)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, network.build(architecture, weights)(rows).numpy(), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("activation", network.ACTIVATIONS)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        DEEP,
+        replace(DEEP, batch_norm=False),
+        replace(DEEP, hidden=(), conv=(3,)),
+        Architecture(20, (9, 5), "tanh", 4, batch_norm=True),
+    ],
+    ids=["both", "convolutions", "no hidden layer", "normalized"],
+)
+def test_numpy_gives_what_keras_gives_for_convolutions_and_normalization(architecture: Architecture, activation: str):
+    architecture = replace(architecture, activation=activation)
+    weights = weights_of(architecture)
+    rows = np.random.default_rng(0).normal(scale=2, size=(300, architecture.inputs)).astype(np.float32)
+    logits = forward.logits(architecture, weights, rows)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, network.build(architecture, weights)(rows).numpy(), rtol=2e-5, atol=5e-5)
+
+
+def test_numpy_takes_convolutions_in_blocks_that_fit_in_memory(monkeypatch: pytest.MonkeyPatch):
+    rows = np.random.default_rng(0).normal(size=(50, 63)).astype(np.float32)
+    whole = forward.logits(DEEP, weights_of(DEEP), rows)
+    sizes: list[int] = []
+    convolved = forward.convolved
+    monkeypatch.setattr(forward, "convolved", lambda x, kernel: sizes.append(len(x)) or convolved(x, kernel))
+    monkeypatch.setattr(forward, "_BLOCK_BYTES", 7 * 9 * 63 * 4)
+    np.testing.assert_allclose(forward.logits(DEEP, weights_of(DEEP), rows), whole, rtol=1e-5, atol=1e-5)
+    assert (max(sizes), sum(sizes)) == (7, 2 * len(rows))
+
+
+def test_networks_of_dense_layers_are_described_as_before_and_others_by_what_they_have(tmp_path: Path):
+    path = tmp_path / "architecture.json"
+    network.save_architecture(path, SMALL)
+    assert {name: v for name, v in json.loads(path.read_text()).items() if name != "sha256"} == GOOD
+    network.save_architecture(path, DEEP)
+    assert network.load_architecture(path) == DEEP
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):
@@ -104,6 +190,13 @@ GOOD = {"inputs": 63, "hidden": [8, 5], "activation": "relu", "classes": 3}
         json.dumps(GOOD | {"classes": 1 << 40}),
         json.dumps(GOOD | {"activation": "lambda"}),
         json.dumps({"inputs": 63}),
+        json.dumps(GOOD | {"conv": [4]}),
+        json.dumps(GOOD | {"conv": [4], "image_shape": [9, 8]}),
+        json.dumps(GOOD | {"conv": [4, 4, 4], "image_shape": [9, 7]}),
+        json.dumps(GOOD | {"conv": [True], "image_shape": [9, 7]}),
+        json.dumps(GOOD | {"conv": [4], "image_shape": [63]}),
+        json.dumps(GOOD | {"image_shape": [9, 7]}),
+        json.dumps(GOOD | {"batch_norm": 1}),
     ],
 )
 def test_a_description_of_no_such_network_is_refused(tmp_path: Path, text: str):
@@ -114,18 +207,19 @@ def test_a_description_of_no_such_network_is_refused(tmp_path: Path, text: str):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_the_export_takes_raw_pixels_and_is_the_same_bytes_each_time(tmp_path: Path):
-    weights = network.initial_weights(SMALL, 1)
+@pytest.mark.parametrize("architecture", [SMALL, DEEP], ids=["dense", "deep"])
+def test_the_export_takes_raw_pixels_and_is_the_same_bytes_each_time(tmp_path: Path, architecture: Architecture):
+    weights = weights_of(architecture)
     statistics = Statistics(np.linspace(-1, 1, 63), 0.6)
     for name in ("a.keras", "b.keras"):
-        network.export(tmp_path / name, SMALL, weights, statistics, (9, 7))
+        network.export(tmp_path / name, architecture, weights, statistics, (9, 7))
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
 
     import keras
 
     images = np.random.default_rng(0).integers(0, 256, (20, 9, 7), dtype=np.uint8)
     theirs = keras.saving.load_model(tmp_path / "a.keras").predict(images, verbose=0)
-    ours = keras.ops.softmax(network.build(SMALL, weights)(apply(images, statistics))).numpy()
+    ours = keras.ops.softmax(network.build(architecture, weights)(apply(images, statistics))).numpy()
     np.testing.assert_allclose(theirs, ours, atol=1e-6)
 
 
