@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from distributed import Scheduler
     from distributed.security import Security
 
+SEND_SECONDS = 0.001
+"""For how long messages are collected before they are sent. Dask takes 5 or 10 ms, in which a worker may be idle."""
 ALLOWED_FAILURES = 20
 """How many workers may die on an item before it is given up."""
 _ROLES = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")
@@ -47,9 +49,16 @@ class OwnCluster:
         return sum(process.poll() is None for process in self._processes)
 
     async def open(self) -> tuple[str, Security]:
-        """Start everything; return the address of the scheduler, and what to connect to it with."""
+        """Start everything; return the address of the scheduler in this process, and what to connect to it with."""
+        from distributed.diagnostics.plugin import SchedulerPlugin
         from distributed.scheduler import Scheduler
         from distributed.security import Security
+
+        class Prompt(SchedulerPlugin):  # type: ignore[misc]
+            """Has the scheduler send workers what is for them at once."""
+
+            def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+                scheduler.stream_comms[worker].interval = SEND_SECONDS
 
         class Quiet(Scheduler):  # type: ignore[misc]
             """Without the web server that shows what it does: it would ask nobody for a certificate."""
@@ -60,18 +69,21 @@ class OwnCluster:
         security = Security.temporary()
         with without_folder() as folder:
             self._scheduler = Quiet(
-                host="127.0.0.1",
-                port=0,
-                protocol="tls://",
+                # The second is for this process alone: what goes there is neither pickled nor encrypted.
+                host=["127.0.0.1", None],
+                port=[0, None],
+                protocol=["tls://", "inproc://"],
                 security=security,
                 dashboard=False,
                 allowed_failures=ALLOWED_FAILURES,
+                plugins=[Prompt()],
                 **folder,
             )
         await self._scheduler
+        for_workers, for_this = (listener.contact_address for listener in self._scheduler.listeners)
         for number in range(1, self.count + 1):
-            self._start(str(number), self._scheduler.address, security)
-        return self._scheduler.address, security
+            self._start(str(number), for_workers, security)
+        return for_this, security
 
     def _start(self, name: str, scheduler: str, security: Any) -> None:
         errors = tempfile.TemporaryFile()  # noqa: SIM115
