@@ -379,6 +379,9 @@ class _Session:
 
     def close(self) -> None:
         """Let go of everything, in little more than a second."""
+        if self.own:
+            # First, so that its processes end meanwhile.
+            self.own.let_go()
         wait([self.start(self._close())], _CLOSE_SECONDS)
         if self.own:
             self.own.end()

@@ -42,6 +42,7 @@ class OwnCluster:
         self.last = ""
         """How the last process ended that has."""
         self._scheduler: Scheduler | None = None
+        self._end = 0.0
 
     @property
     def alive(self) -> int:
@@ -123,20 +124,23 @@ class OwnCluster:
         lines = errors.read().decode(errors="replace").strip().splitlines()
         return next((line for line in reversed(lines) if "Error" in line), "")[:_WORDS]
 
-    async def close(self) -> None:
-        """End everything, in at most about the grace that the workers have."""
+    def let_go(self) -> None:
+        """Tell the processes that the run is over: they stop what they compute at their next check, and end."""
+        self._end = time.monotonic() + GRACE_SECONDS
         for process in self._processes:
             with suppress(OSError):
                 process.stdin.close()  # type: ignore[union-attr]
+
+    async def close(self) -> None:
+        """End the scheduler."""
         if self._scheduler:
             await self._scheduler.close()
 
     def end(self) -> None:
-        """Wait for the processes, and kill those that take longer than they may."""
-        end = time.monotonic() + GRACE_SECONDS
+        """Wait for the processes, and kill those that take longer than they may since they were let go."""
         for process in self._processes:
             try:
-                process.wait(max(end - time.monotonic(), 0))
+                process.wait(max(self._end - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
