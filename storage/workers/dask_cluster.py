@@ -29,7 +29,7 @@ from storage.runtime.progress import advance, counted_off
 from storage.words import counted
 from storage.workers import dask_remote
 from storage.workers.address import CERTIFICATES, Cluster
-from storage.workers.dask_own import ALLOWED_FAILURES, OwnCluster
+from storage.workers.dask_own import ALLOWED_FAILURES, SEND_SECONDS, OwnCluster
 from storage.workers.dask_remote import Answer
 from storage.workers.fingerprint import Fingerprint, Loaded, differences, named
 from storage.workers.here import Here
@@ -238,6 +238,7 @@ class _Session:
             )
         except (OSError, ValueError, ssl.SSLError) as error:
             raise self._unreachable(error) from error
+        self._client.scheduler_comm.interval = SEND_SECONDS
         # What other users of the cluster print on it is not for this run.
         for topic in ("print", "warn"):
             self._client.unsubscribe_topic(topic)
@@ -378,6 +379,9 @@ class _Session:
 
     def close(self) -> None:
         """Let go of everything, in little more than a second."""
+        if self.own:
+            # First, so that its processes end meanwhile.
+            self.own.let_go()
         wait([self.start(self._close())], _CLOSE_SECONDS)
         if self.own:
             self.own.end()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from distributed import Scheduler
     from distributed.security import Security
 
+SEND_SECONDS = 0.001
+"""For how long messages are collected before they are sent. Dask takes 5 or 10 ms, in which a worker may be idle."""
 ALLOWED_FAILURES = 20
 """How many workers may die on an item before it is given up."""
 _ROLES = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")
@@ -40,6 +42,7 @@ class OwnCluster:
         self.last = ""
         """How the last process ended that has."""
         self._scheduler: Scheduler | None = None
+        self._end = 0.0
 
     @property
     def alive(self) -> int:
@@ -47,9 +50,16 @@ class OwnCluster:
         return sum(process.poll() is None for process in self._processes)
 
     async def open(self) -> tuple[str, Security]:
-        """Start everything; return the address of the scheduler, and what to connect to it with."""
+        """Start everything; return the address of the scheduler in this process, and what to connect to it with."""
+        from distributed.diagnostics.plugin import SchedulerPlugin
         from distributed.scheduler import Scheduler
         from distributed.security import Security
+
+        class Prompt(SchedulerPlugin):  # type: ignore[misc]
+            """Has the scheduler send workers what is for them at once."""
+
+            def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+                scheduler.stream_comms[worker].interval = SEND_SECONDS
 
         class Quiet(Scheduler):  # type: ignore[misc]
             """Without the web server that shows what it does: it would ask nobody for a certificate."""
@@ -60,18 +70,21 @@ class OwnCluster:
         security = Security.temporary()
         with without_folder() as folder:
             self._scheduler = Quiet(
-                host="127.0.0.1",
-                port=0,
-                protocol="tls://",
+                # The second is for this process alone: what goes there is neither pickled nor encrypted.
+                host=["127.0.0.1", None],
+                port=[0, None],
+                protocol=["tls://", "inproc://"],
                 security=security,
                 dashboard=False,
                 allowed_failures=ALLOWED_FAILURES,
+                plugins=[Prompt()],
                 **folder,
             )
         await self._scheduler
+        for_workers, for_this = (listener.contact_address for listener in self._scheduler.listeners)
         for number in range(1, self.count + 1):
-            self._start(str(number), self._scheduler.address, security)
-        return self._scheduler.address, security
+            self._start(str(number), for_workers, security)
+        return for_this, security
 
     def _start(self, name: str, scheduler: str, security: Any) -> None:
         errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -111,20 +124,23 @@ class OwnCluster:
         lines = errors.read().decode(errors="replace").strip().splitlines()
         return next((line for line in reversed(lines) if "Error" in line), "")[:_WORDS]
 
-    async def close(self) -> None:
-        """End everything, in at most about the grace that the workers have."""
+    def let_go(self) -> None:
+        """Tell the processes that the run is over: they stop what they compute at their next check, and end."""
+        self._end = time.monotonic() + GRACE_SECONDS
         for process in self._processes:
             with suppress(OSError):
                 process.stdin.close()  # type: ignore[union-attr]
+
+    async def close(self) -> None:
+        """End the scheduler."""
         if self._scheduler:
             await self._scheduler.close()
 
     def end(self) -> None:
-        """Wait for the processes, and kill those that take longer than they may."""
-        end = time.monotonic() + GRACE_SECONDS
+        """Wait for the processes, and kill those that take longer than they may since they were let go."""
         for process in self._processes:
             try:
-                process.wait(max(end - time.monotonic(), 0))
+                process.wait(max(self._end - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

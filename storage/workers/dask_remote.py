@@ -39,7 +39,10 @@ _TELL_SECONDS = 0.2
 
 _loaded = Loaded(name for name in _BEFORE if name not in ("storage", "storage.workers"))
 _turn = threading.Lock()
-_stops: set[Callable[[], None]] = set()
+_calls: dict[Callable[[], None], Callable[[], bool]] = {}
+"""What stops each call that is being computed, and whether somebody still wants its result."""
+_imported = set[str]()
+"""Modules that have been imported with everything that decides the results of their functions."""
 
 # Importing Prefect, as the steps do, sends usage data from a terminal.
 os.environ["DO_NOT_TRACK"] = os.environ.get("DO_NOT_TRACK") or "1"
@@ -114,20 +117,15 @@ def _name() -> str:
 def _differing(module: str, code: str) -> Fingerprint | None:
     """Return the fingerprint of a module's functions if it is not that of the run; otherwise import what it is of."""
     with _turn:
-        before = _loaded.fingerprint(module)
-        if before.digest != code:
-            return before
-        _import_all(module)
-        # The files may have changed while they were imported.
-        after = _loaded.fingerprint(module)
-        return after if after.digest != code else None
-
-
-@cache
-def _import_all(module: str) -> None:
-    """Import what decides the results of a module's functions, so that none of it is read from a later file."""
-    for name in code_digests.digests(module):
-        importlib.import_module(name)
+        found = _loaded.fingerprint(module)
+        if found.digest == code and module not in _imported:
+            # All that decides the results of its functions, so that none of it is read from a later file.
+            for name in code_digests.digests(module):
+                importlib.import_module(name)
+            _imported.add(module)
+            # The files may have changed while they were imported.
+            found = _loaded.fingerprint(module)
+        return found if found.digest != code else None
 
 
 def describe(modules: tuple[str, ...]) -> bytes:
@@ -138,7 +136,7 @@ def describe(modules: tuple[str, ...]) -> bytes:
 
 def stop_all() -> bool:
     """Stop what is being computed, at its next check; return whether anything is."""
-    stops = list(_stops)
+    stops = list(_calls)
     for stop in stops:
         stop()
     return bool(stops)
@@ -154,24 +152,35 @@ def _stopped_with_task() -> Iterator[None]:
     from distributed import get_worker
 
     worker = get_worker()
-    key, over = worker.get_current_task(), threading.Event()
+    key = worker.get_current_task()
 
-    def watch(stop: Callable[[], None]) -> None:
-        while not over.wait(_LOOK_SECONDS):
-            task = worker.state.tasks.get(key)
-            wanted = task is not None and task.state in ("executing", "long-running")
-            if not wanted or worker.status.name in ("closing", "closed", "failed"):
-                stop()
-                return
+    def wanted() -> bool:
+        task = worker.state.tasks.get(key)
+        executing = task is not None and task.state in ("executing", "long-running")
+        return executing and worker.status.name not in ("closing", "closed", "failed")
 
     with cancellation.stoppable() as stop:
-        _stops.add(stop)
-        threading.Thread(target=watch, args=(stop,), daemon=True, name="idxflow-watch").start()
+        _calls[stop] = wanted
+        with _turn:
+            _watch()
         try:
             yield
         finally:
-            over.set()
-            _stops.discard(stop)
+            del _calls[stop]
+
+
+@cache
+def _watch() -> None:
+    """Start the one thread that looks after all calls, as long as this process lives; one for each would cost more."""
+    threading.Thread(target=_stop_unwanted, daemon=True, name="idxflow-watch").start()
+
+
+def _stop_unwanted() -> None:
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        for stop, wanted in list(_calls.items()):
+            if not wanted():
+                stop()
 
 
 _lines: ContextVar[_Lines | None] = ContextVar("idxflow_lines", default=None)
@@ -210,7 +219,8 @@ _forward = _Forward()
 def _have_lines_forwarded() -> None:
     """Attach the handler again, too, after a library has set up logging and thrown it away."""
     for logger in map(logging.getLogger, LOGGERS):
-        logger.setLevel(logging.INFO)
+        if logger.level != logging.INFO:
+            logger.setLevel(logging.INFO)
         if _forward not in logger.handlers:
             logger.addHandler(_forward)
 

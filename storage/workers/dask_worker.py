@@ -30,6 +30,8 @@ def main() -> None:
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_run, daemon=True).start()
     asyncio.run(_work(request))
+    # Not the usual way, on which Python takes apart all that was loaded, while the run waits.
+    os._exit(0)
 
 
 async def _work(request: dict[str, Any]) -> None:

@@ -119,7 +119,9 @@ class Loaded:
         if module not in self._known:
             self._known[module] = self._made(module)
         known = self._known[module]
-        stale = self._changed() & known.code.keys()
+        stale = self._changed(known.code)
+        if not stale:
+            return known
         return Fingerprint(known.python, known.libraries, {**known.code, **dict.fromkeys(stale, _CHANGED)})
 
     def _note(self, files: Iterable[Path]) -> None:
@@ -131,7 +133,7 @@ class Loaded:
 
     def _made(self, module: str) -> Fingerprint:
         self._note([_path(module)])
-        self._changed()
+        self._changed(self._files)
         deciding = code_digests.digests(module)
         for name in (each for each in self._files if each.startswith("storage.") or each in deciding):
             self._contents.setdefault(name, _digest(self._files[name]))
@@ -141,15 +143,16 @@ class Loaded:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         return Fingerprint(python, {**libraries, **{name: _version(name) for name in _ALSO}}, {**others, **deciding})
 
-    def _changed(self) -> set[str]:
-        """Return the modules whose files have changed since this was made; one that changed once stays changed."""
-        for name, file in self._files.items():
+    def _changed(self, names: Iterable[str]) -> set[str]:
+        """Return which of these modules' files have changed since this was made; what changed once stays changed."""
+        for name in self._files.keys() & names:
+            file = self._files[name]
             if name not in self._stale and _stamp(file) != self._stamps[name]:
                 self._stamps[name] = _stamp(file)
                 # What nobody has read yet cannot be compared.
                 if _digest(file) != self._contents.get(name):
                     self._stale.add(name)
-        return self._stale
+        return self._stale.intersection(names)
 
 
 def _name(file: Path) -> str:

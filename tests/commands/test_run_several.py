@@ -16,6 +16,7 @@ from flows.commands.several import chosen
 from storage.datasets import catalog
 from storage.store import Store
 from tests.conftest import bars, write_tiny
+from tests.support import clusters
 from tests.support.commands import Command, idxflow
 from tests.support.operated import until
 
@@ -102,6 +103,27 @@ def test_ctrl_c_stops_all_and_says_how_to_resume(environment: dict[str, str], fi
     listed = json.loads(idxflow("status", "--json", env=environment).stdout)
     assert "interrupted" in json.dumps(listed)
     assert [*Store(tmp_path / "store").root.glob("*/ledger/underway/*.json")] == []
+
+
+@pytest.mark.flow
+def test_a_cluster_trains_for_all_of_them(environment: dict[str, str], tmp_path: Path):
+    # Other tests do without it.
+    from distributed import Client
+
+    names = ("letters", "shapes", "signs")
+    sets = given(*(str(write_tiny(tmp_path, name=name).manifest) for name in names))
+    with clusters.scheduler(tmp_path) as (address, _), clusters.worker(tmp_path, address):
+        done = idxflow("run", *sets, *QUICK, "--workers", address, "--json", env=environment, cwd=tmp_path)
+        # Of data in one part, nothing else is computed there.
+        with Client(address, set_as_default=False) as client:
+            trained = client.run_on_scheduler(
+                lambda dask_scheduler: dask_scheduler.task_prefixes["idxflow"].state_counts
+            )
+    assert done.returncode == 0, done.stderr
+    assert [(run["dataset"], run["state"]) for run in json.loads(done.stdout)["runs"]] == [
+        (name, "promoted") for name in names
+    ]
+    assert trained["memory"] == len(names)
 
 
 def test_all_are_those_of_the_catalog_and_then_the_manifests():

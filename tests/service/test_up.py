@@ -9,6 +9,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.support.commands import Command, idxflow, prefect
 from tests.support.faultserver import FaultServer
+from tests.support.held_archives import held_archives
 from tests.support.operated import WATCH, fork_deploys, fork_flow_runs, until
 from tests.support.postgres import postgres
 from tests.support.servers import HTTP, ROOT, clean_environment, free_port
@@ -244,6 +246,37 @@ def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: 
     verdict = verify(Store(Path(service.environment["IDXFLOW_STORE"])), "digits")
     assert not verdict.damage
     assert verdict.versions == 0
+
+
+def test_a_cancelled_run_takes_its_workers_with_it(service: Service, tmp_path: Path):
+    with held_archives(tmp_path) as held:
+        body = {"parameters": {"dataset_file": str(held.manifest), "workers": "2"}}
+        run = service.post(f"deployments/{service.deployment('digits')['id']}/create_flow_run", body)["id"]
+        until(lambda: held.times)
+        process = int(service.get(f"flow_runs/{run}")["infrastructure_pid"])
+        workers = workers_of(service)
+        assert len(workers) == 2
+        # As the UI does it.
+        cancelling = service.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+        assert cancelling["status"] == "ACCEPT"
+        until(lambda: has_ended(process))
+        until(lambda: all(map(has_ended, workers)))
+    until(lambda: service.has_state(run, "CANCELLED"))
+    until(lambda: not service.tasks_under_way(run))
+    assert service.slots("digits") == 0
+    assert until(lambda: recorded(service, "listed", "cancelled")).startswith("it was cancelled; run it again")
+
+
+def workers_of(service: Service) -> list[int]:
+    """Return the processes that were started by runs with this store for `--workers`."""
+    mark = f"IDXFLOW_STORE={service.environment['IDXFLOW_STORE']}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            named = b"storage.workers.dask_worker" in (process / "cmdline").read_bytes()
+            if named and mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 def test_a_run_whose_machine_is_gone_is_ended_by_the_server(service: Service, lost_run: str):

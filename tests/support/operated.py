@@ -190,3 +190,10 @@ def post(environment: dict[str, str], path: str, body: Any) -> Any:
     answer = until(tried)
     answer.raise_for_status()
     return answer.json() if answer.content else None
+
+
+def under_way(ask: Callable[[str, Any], Any], run: str) -> list[Any]:
+    """Return the task runs of a flow run that have not ended; `ask` posts a question to the API."""
+    tasks = ask("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+    assert tasks, "it has called no task"
+    return [task for task in tasks if task["state"]["type"] in ("RUNNING", "PENDING", "SCHEDULED")]

@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 from flows.service.processes import end_with_parent
 from storage.files import locked
 from tests.support.commands import Command, idxflow
-from tests.support.operated import until
+from tests.support.operated import under_way, until
 from tests.support.servers import BIN, HTTP
 
 END_WITH_TESTS = end_with_parent()
@@ -92,6 +92,10 @@ class Service:
         state, message = self.state(run)
         assert state in (kind, "SCHEDULED", "PENDING", "RUNNING", "CANCELLING"), (state, message)
         return (message or "-") if state == kind else None
+
+    def tasks_under_way(self, run: str) -> list[Any]:
+        """The task runs of a flow run that have not ended."""
+        return under_way(self.post, run)
 
     def start_long_training(self) -> str:
         """Start a training that would take minutes; return its flow run once epochs are being logged."""

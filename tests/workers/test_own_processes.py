@@ -267,6 +267,17 @@ def alive(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def test_a_process_that_does_not_react_is_killed_with_the_run() -> None:
+    with closing(workers_for("2")) as workers:
+        # Both are there, so that each computes something.
+        assert workers.survey(("tests.support.working",)) == Survey(2, {})
+        found = {result.process for _, result in workers.each(working.square, items(20), "squares")}
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+    assert found
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
+
+
 LAZY = """
 import sys
 from storage.workers.opening import workers_for
