@@ -40,6 +40,13 @@ DatasetFiles = Annotated[
         negative="",
     ),
 ]
+AsOf = Annotated[
+    str | None,
+    Parameter(
+        help="Use only archives of this day or earlier, such as 2026-11-30; those without a date have always been "
+        "there. See docs/how-to/parts.md."
+    ),
+]
 Quarantine = Annotated[
     str | None,
     Parameter(
