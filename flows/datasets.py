@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from storage.datasets import catalog
-from storage.datasets.catalog import Dataset, shown
-from storage.errors import ConfigError
+from storage.datasets.catalog import NAME, Dataset, shown
+from storage.errors import ConfigError, IdxflowError
 from storage.ledger import Ledger
 from storage.opening import open_store
+from storage.own_data import manifests
 from storage.store import Store, store_errors
 from storage.words import meant
 
@@ -23,11 +27,14 @@ def named(name: str, store: str | None) -> Dataset:
         opened = open_store(store)
         with store_errors(opened.root):
             is_own = name in opened.datasets()
-        if is_own:
+        manifest = _manifest_of(opened, name)
+        if is_own or manifest:
+            where = f"in the store {opened.address}" if is_own else "a data set of your own"
+            file = shlex.quote(str(manifest)) if manifest else "FILE"
+            last = "" if manifest else _last_manifest(opened, name)
             raise ConfigError(
                 f"expected a data set of the catalog ({', '.join(catalog.names())}), or a manifest; found {name!r}, "
-                f"which is in the store {opened.address} but not in the catalog; give its manifest"
-                f"{_last_manifest(opened, name)}: --dataset-file FILE"
+                f"which is {where} but not in the catalog; give its manifest{last}: --dataset-file {file}"
             )
     return catalog.find(name)
 
@@ -71,6 +78,18 @@ def in_store(store: Store, name: str | None) -> Sequence[str]:
         return names
     check_known(store, name, names)
     return [name]
+
+
+def _manifest_of(store: Store, name: str) -> Path | None:
+    """Return the manifest of a data set of the user's, if it is where `idxflow dataset` puts it or notes it."""
+    if not NAME.fullmatch(name):
+        return None
+    listed: dict[str, Path] = {}
+    # What is wrong with the list, others say.
+    with suppress(IdxflowError):
+        listed = manifests(store.root)
+    candidates = [Path(name, f"{name}.toml"), *filter(None, [listed.get(name)])]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _last_manifest(store: Store, name: str) -> str:

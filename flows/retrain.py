@@ -163,6 +163,7 @@ def validate_dataset(
     quarantine: list[BadRow] | None = None,
     quarantine_limit: Share | None = None,
     workers: WorkersName = None,
+    as_of: Day | None = None,
 ) -> State[Outcome]:
     """Fetch, decode and validate one data set, and stop there.
 
@@ -174,6 +175,7 @@ def validate_dataset(
         quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
         workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
+        as_of: Use only archives of this day or earlier, such as 2026-11-30. Default: all.
     """
     request = Request(
         dataset,
@@ -183,6 +185,7 @@ def validate_dataset(
         quarantine=_given(quarantine),
         quarantine_limit=quarantine_limit,
         workers=workers,
+        as_of=as_of,
     )
     return carry_out(request, to_validation, "validate")
 

@@ -24,6 +24,7 @@ from storage.arrivals import WELL, Arrivals
 from storage.datasets import catalog
 from storage.datasets.catalog import ArchiveSpec, BadRow, Dataset
 from storage.datasets.chosen import chosen, day_of
+from storage.datasets.manifest import NOTHING
 from storage.datasets.training import Profile, TrainingConfig, parse_overrides, training_config
 from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, StoreError, error_class, shortage
 from storage.opening import open_store
@@ -43,8 +44,6 @@ from tasks.report import past_runs
 
 R = TypeVar("R")
 
-NOTHING = "none"
-"""What `--quarantine` is given to set nothing aside."""
 FIRST_YEAR = 1980
 """Keras saves models as ZIP, which has no earlier dates."""
 
@@ -155,8 +154,12 @@ class Request:
         """Individual training parameters by name."""
         return {**self.training, **parse_overrides(self.settings)}
 
-    def command(self, name: str) -> str:
-        """Return the command `name` for the same request, ready to type, but without `--force`: it would redo steps."""
+    def command(self, name: str, *more: str) -> str:
+        """Return the command `name` for the same request, ready to type, but without `--force`: it would redo steps.
+
+        Args:
+            more: other words of the command.
+        """
         words = [name, *(["--dataset-file", self.dataset_file] if self.dataset_file else [self.dataset])]
         words += ["--profile", self.profile] if self.profile != "default" else []
         for key, value in self.overrides.items():
@@ -168,6 +171,7 @@ class Request:
         words += ["--quarantine-limit", str(self.quarantine_limit)] if self.quarantine_limit is not None else []
         words += ["--workers", self.workers] if self.workers else []
         words += ["--insecure-workers"] if self.workers and is_unprotected(self.workers) else []
+        words += more
         # Without opening the store: that may take a request to another machine.
         return command_for(store_address(self.store), shlex.join(words))
 
@@ -443,7 +447,7 @@ def prepare(request: Request, asked_by: str) -> Job:
         asked_by=asked_by,
         profile=request.profile,
         config=config.model_dump(mode="json"),
-        facts=past_runs.facts(dataset),
+        facts=past_runs.facts(dataset, request.quarantine is not None),
         environment=past_runs.environment(),
         as_of=request.as_of or "",
         study=study,

@@ -133,6 +133,11 @@ class Several:
         return round(time.perf_counter() - self._since, 3)
 
     @property
+    def ended(self) -> int:
+        """How many have ended by themselves, well or not."""
+        return sum(ended is not None and ended["state"] not in CUT_OFF for ended in self.outcomes.values())
+
+    @property
     def error(self) -> dict[str, Any] | None:
         """Why the first run, in the order given, did not end well; None if all did."""
         return next((ended["error"] for ended in self.outcomes.values() if ended and ended["error"]), None)

@@ -689,6 +689,10 @@ class DatasetFacts:
     """The label files' value for each class; empty: 0, 1, 2, …"""
     chosen: str = ""
     """Which archives were used for training, if not all; not in older records."""
+    quarantine: tuple[str, ...] | None = None
+    """The checks whose rows were to be set aside, if the manifest or the run said so; not in older records."""
+    max_share: float | None = None
+    """Largest share of a split's rows to set aside, in [0, 1], if some were to be."""
 
 
 @dataclass(frozen=True)

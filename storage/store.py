@@ -32,7 +32,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -171,6 +171,8 @@ class Plan:
     """Name of the entry's folder, if people look for it by name; otherwise the key is used."""
     one_of_many: bool = False
     """Whether nobody asks why it was made: it is one of thousands of parts. To find out takes a list of all results."""
+    why: str = ""
+    """Why it is made, if that is known already (`Store.explained`)."""
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -466,6 +468,15 @@ class Store:
             except (OSError, ValueError):
                 continue
 
+    def explained(self, plan: Plan) -> Plan:
+        """Return a plan that says why its result is made, if the store lacks it.
+
+        Steps in parts ask before they make the parts. These are results of the same step, so afterwards they would be
+        what the plan is compared with, instead of what was there before the run.
+        """
+        with store_errors(self.root):
+            return plan if self.has(plan.dataset, plan.step, plan.folder) else replace(plan, why=self._why(plan))
+
     def get_or_make(
         self,
         plan: Plan,
@@ -538,6 +549,8 @@ class Store:
 
     def _why(self, plan: Plan) -> str:
         """Return what differs from the most similar existing result."""
+        if plan.why:
+            return plan.why
         if plan.name:
             return "new for each run"
         if plan.one_of_many:

@@ -36,12 +36,11 @@ from storage.records import Archive, Done, FolderEntry, Split, SplitName
 from storage.runtime import cancellation, code_digests
 from storage.runtime.prefetch import prefetch
 from storage.store import Plan, Store
-from storage.words import counted
 from storage.workers.current import in_order
 from tasks.decoding.reading import agreed_rows, class_labels, rows_at_once, sets_labels_aside, upright
-from tasks.decoding.writing import TooManyRows, is_compressed, opened, rows_of, write_part, write_split
+from tasks.decoding.writing import TooManyRows, file_name, is_compressed, opened, rows_of, write_part, write_split
 from tasks.ui import summaries
-from tasks.ui.steps import log_step
+from tasks.ui.steps import log_step, with_new
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +56,6 @@ def decode(store: Store, dataset: Dataset, name: SplitName, images: Archive, lab
     Raises:
         FormatError: an archive is not a complete IDX file of the declared type, shape and number of rows.
     """
-    # Without what grows with the number of archives: each item goes to another process.
-    dataset = replace(dataset, archives=())
     if images.parts:
         result = _of_several(store, dataset, name, images, labels)
     else:
@@ -76,14 +73,21 @@ class Pair:
     name: SplitName
     images: Archive
     labels: Archive
-    is_first: bool = True
-    """Of several: the one that tells why all are made. To compare each with all others would take long."""
+    one_of_many: bool = False
+    """Whether there are others: nobody asks of each why it is made."""
+    why: str = ""
+    """Why it is made, if that is known (`Plan.why`)."""
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return file_name(self.dataset, self.images)
 
     @property
     def plan(self) -> Plan:
         """What all rows are made from."""
         plan = _plan(self.dataset, self.name, self.images, self.labels)
-        return replace(plan, one_of_many=not self.is_first)
+        return replace(plan, one_of_many=self.one_of_many, why=self.why)
 
     def plan_of(self, rows: tuple[int, int]) -> Plan:
         """Return what some of the rows are made from: from a first one up to but not including a second one."""
@@ -98,6 +102,12 @@ class _Part:
 
     pair: Pair
     rows: tuple[int, int]
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        first, last = self.rows
+        return f"rows {first:,} to {last - 1:,} of {self.pair.label}"
 
 
 @dataclass(frozen=True)
@@ -146,19 +156,24 @@ def _declared(dataset: Dataset, name: SplitName) -> dict[str, Any]:
 
 def _of_one(pair: Pair) -> Done[Split]:
     started = time.perf_counter()
+    pair = replace(pair, why=pair.store.explained(pair.plan).why)
     found = _look(pair)
     if found.done and not found.done.record.parts:
         return found.done
     ((result, new),) = _in_parts([(pair, found)])
-    return _counted(result, new, result.step.reason, time.perf_counter() - started)
+    return with_new(result, result.record.parts, new, time.perf_counter() - started)
 
 
 def _of_several(store: Store, dataset: Dataset, name: SplitName, images: Archive, labels: Archive) -> Done[Split]:
-    started = time.perf_counter()
-    # Each pair may have any number of rows: the manifest declares that of all together.
-    alone = replace(dataset, rows={})
-    archives = zip(members.of(images), members.of(labels), strict=True)
-    pairs = [Pair(store, alone, name, *both, not number) for number, both in enumerate(archives)]
+    started, plan = time.perf_counter(), store.explained(_plan(dataset, name, images, labels))
+    # Each pair may have any number of rows: the manifest declares that of all together. And nothing in it may grow with
+    # the number of archives, because each item goes to another process.
+    specs = zip(*(dataset.archives_of(archive.role) for archive in (images, labels)), strict=True)
+    archives = zip(members.of(images), members.of(labels), specs, strict=True)
+    pairs = [
+        Pair(store, replace(dataset, rows={}, archives=of_both), name, of_images, of_labels, one_of_many=True)
+        for of_images, of_labels, of_both in archives
+    ]
     done = _all(pairs)
     splits = [one.record for one, _ in done]
     parts = [part for split in splits for part in split_rows.parts(split)]
@@ -168,9 +183,9 @@ def _of_several(store: Store, dataset: Dataset, name: SplitName, images: Archive
     # The lists of large pairs, with the digests of what was decompressed: without them, it would be decompressed again.
     lists = [split.entry.key for split in splits if split.parts]
     make = partial(_joined, dataset, name, parts, sources, lists)
-    result = store.get_or_make(_plan(dataset, name, images, labels), Split, make, summaries.split)
+    result = store.get_or_make(plan, Split, make, summaries.split)
     new = sum(new for _, new in done)
-    return _counted(result, new, done[0][0].step.reason, time.perf_counter() - started)
+    return with_new(result, result.record.parts, new, time.perf_counter() - started)
 
 
 def _all(pairs: Sequence[Pair]) -> list[tuple[Done[Split], int]]:
@@ -310,16 +325,3 @@ def _joined(
     digest = digest_of([part.digest for part in parts])
     shape, classes = dataset.image_shape, len(dataset.classes)
     return Split(FolderEntry(folder), name, rows, shape, classes, digest, sources, parts=len(parts))
-
-
-def _counted(result: Done[Split], new: int, reason: str, seconds: float) -> Done[Split]:
-    """Return a result with how many of its parts are new.
-
-    Args:
-        reason: why it was made, if all are new.
-    """
-    step = replace(result.step, seconds=seconds)
-    if new:
-        reason = reason if new == result.record.parts else counted(new, "new part")
-        step = replace(step, summary=f"{step.summary}, {new:,} new", reused=False, reason=reason)
-    return Done(result.record, step)

@@ -28,7 +28,7 @@ from tasks.model import network
 from tasks.model.classifier import Classifier, softmax
 from tasks.model.labels import check_labels
 from tasks.ui import summaries
-from tasks.ui.steps import log_step, with_parts
+from tasks.ui.steps import log_step, with_new
 
 MOST_MISTAKES = 25
 
@@ -84,6 +84,11 @@ class Item:
     first: int
     """The number of its first row in the split."""
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return split_rows.named(self.part, self.first)
+
 
 def evaluated(item: Item) -> Done[Evaluation]:
     """Score a model on one part, or find an earlier score.
@@ -100,7 +105,7 @@ def evaluated(item: Item) -> Done[Evaluation]:
 
 def _in_parts(store: Store, plan: Plan, dataset: Dataset, model: TrainedModel, test: Split) -> Done[Evaluation]:
     """Have the parts scored by workers, and sum up; the same for any workers."""
-    started = time.perf_counter()
+    started, plan = time.perf_counter(), store.explained(plan)
     items = [
         Item(store, _of_part(plan, test, part), dataset, model, part, first)
         for first, part in split_rows.numbered(test)
@@ -113,13 +118,13 @@ def _in_parts(store: Store, plan: Plan, dataset: Dataset, model: TrainedModel, t
         plan, Evaluation, lambda folder: merged(folder, dataset, test, parts), summaries.evaluation
     )
     new = sum(not done.step.reused for done in found.values())
-    return with_parts(result, test.parts, new, time.perf_counter() - started)
+    return with_new(result, test.parts, new, time.perf_counter() - started)
 
 
 def _of_part(plan: Plan, test: Split, part: Split) -> Plan:
     """Return the plan of scoring a model on one part of the test split of `plan`, wherever in it the part is."""
     inputs = {name: digest for name, digest in plan.inputs.items() if name != "test"} | {"part": part.digest}
-    return replace(plan, subject=f"{test.name} part", inputs=inputs, one_of_many=True)
+    return replace(plan, subject=f"{test.name} part", inputs=inputs, one_of_many=True, why="")
 
 
 def merged(folder: Path, dataset: Dataset, test: Split, parts: Sequence[Evaluation]) -> Evaluation:

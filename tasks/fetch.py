@@ -26,14 +26,13 @@ from storage.files import digest_of
 from storage.formats import chunks, idx, members, split_rows
 from storage.records import Archive, Done, FolderEntry
 from storage.store import Plan, Store
-from storage.words import counted
 from storage.workers.current import current, in_order, using
 from storage.workers.here import Here
 from storage.workers.protocol import Workers
 from tasks.sources.download import POLICY, DownloadPolicy
 from tasks.sources.origins import EMBEDDED, GZIP_MAGIC, EmbeddedSource, Folder, Origin, measured, origins_of
 from tasks.sources.partial_file import PartialFile, Received, SourceFailed
-from tasks.ui.steps import log_step
+from tasks.ui.steps import log_step, with_new
 
 _FIX = "with --source FOLDER or URL, or IDXFLOW_SOURCE"
 
@@ -77,6 +76,11 @@ class _One:
     spec: ArchiveSpec
     source: str | None
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.spec.file
+
 
 def _fetched(one: _One) -> Done[Archive]:
     return find_or_fetch(one.store, one.dataset, one.spec, one.source, POLICY)
@@ -87,19 +91,19 @@ def _several(store: Store, dataset: Dataset, specs: Sequence[ArchiveSpec], sourc
     started, role = time.perf_counter(), specs[0].role
     # Without the archives, of which there may be thousands: each item goes to another process.
     each = [_One(store, replace(dataset, archives=(spec,)), spec, source) for spec in specs]
+    # An archive that is not pinned comes from a folder, one after the other.
+    first = replace(_plan(dataset, specs[0]), one_of_many=False)
+    why = store.explained(first).why if specs[0].pinned else ""
     with using(_who_fetches(dataset, source)):
         done = in_order(_fetched, each, f"fetch {role}")
     archives = [one.record for one in done]
     plan = Plan(
         dataset.name, "fetch", role, inputs={"archives": digest_of([[a.entry.key, a.sha256] for a in archives])}
     )
+    plan = replace(plan, why=why or ("" if done[0].step.reused else done[0].step.reason))
     result = store.get_or_make(plan, Archive, partial(_listed, archives), _line_of_several)
     new = sum(not one.step.reused for one in done)
-    step = replace(result.step, seconds=time.perf_counter() - started)
-    if new:
-        reason = done[0].step.reason if new == len(done) else counted(new, "new archive")
-        step = replace(step, summary=f"{step.summary}, {new:,} new", reused=False, reason=reason)
-    return Done(result.record, step)
+    return with_new(result, len(done), new, time.perf_counter() - started, "archive")
 
 
 def _who_fetches(dataset: Dataset, source: str | None) -> Workers:
@@ -138,17 +142,20 @@ def find_or_fetch(
     place = ""
     if not spec.pinned:
         spec, place = _pin(dataset, spec, origins)
-    digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
-    # Of several archives, the first tells what is new: to compare each with all others would take long.
-    inputs = {name: digest for name, digest in digests.items() if digest}
-    plan = Plan(dataset.name, "fetch", spec.role, inputs=inputs, one_of_many=spec.number > 0)
     request = FetchRequest(dataset.name, spec, policy)
     result = store.get_or_make(
-        plan, Archive, lambda folder: bring(request, origins, folder), partial(_line, spec, place)
+        _plan(dataset, spec), Archive, lambda folder: bring(request, origins, folder), partial(_line, spec, place)
     )
     if source and result.step.reused and spec.role == ROLES[0] and not spec.number:
         _warn_of_no_folder(request, origins[0])
     return result
+
+
+def _plan(dataset: Dataset, spec: ArchiveSpec) -> Plan:
+    digests = {"archive": spec.sha256, "payload": spec.payload_sha256}
+    inputs = {name: digest for name, digest in digests.items() if digest}
+    # Of several archives, the first tells what is new: to compare each with all others would take long.
+    return Plan(dataset.name, "fetch", spec.role, inputs=inputs, one_of_many=spec.number > 0)
 
 
 def _warn_of_no_folder(request: FetchRequest, origin: Origin) -> None:

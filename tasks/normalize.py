@@ -26,7 +26,7 @@ from tasks.model import holdout, part_sums, pixel_sums, sides
 from tasks.model.pixel_sums import PixelSums
 from tasks.model.scaling import Statistics, write
 from tasks.ui import summaries
-from tasks.ui.steps import log_step, with_parts
+from tasks.ui.steps import log_step, with_new
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _in_one(store: Store, plan: Plan, dataset: Dataset, train: Split, config: Tr
 
 
 def _in_parts(store: Store, plan: Plan, dataset: Dataset, train: Split, config: TrainingConfig) -> Done[Normalization]:
-    started = time.perf_counter()
+    started, plan = time.perf_counter(), store.explained(plan)
     found = part_sums.of_parts(store, dataset, train, config)
 
     def make(folder: Path) -> Normalization:
@@ -105,7 +105,7 @@ def _in_parts(store: Store, plan: Plan, dataset: Dataset, train: Split, config: 
         return record
 
     result = store.get_or_make(plan, Normalization, make, summaries.normalization)
-    return with_parts(result, train.parts, found.new, time.perf_counter() - started)
+    return with_new(result, train.parts, found.new, time.perf_counter() - started)
 
 
 def _record(

@@ -27,7 +27,7 @@ from tasks.auditing.tables import Suspects
 from tasks.checking import bad_rows, comparing, dividing
 from tasks.checking.dividing import Left, Looked, Rules
 from tasks.ui import progress, summaries
-from tasks.ui.steps import log_step
+from tasks.ui.steps import log_step, with_new
 
 _PART_ROWS = 1 << 18
 
@@ -127,7 +127,7 @@ def _set_aside_in_parts(
     store: Store, dataset: Dataset, splits: tuple[Split, Split], rules: Rules, plan: Plan
 ) -> Done[Quarantine]:
     """Do the same part by part. Each part is looked up even if the result is there: a damaged one is made again."""
-    started = time.perf_counter()
+    started, plan = time.perf_counter(), store.explained(plan)
     with progress.working("quarantine"):
         compared = comparing.compare(store, dataset.name, splits)
         looked = dividing.look(store, dataset, splits, compared, rules)
@@ -136,8 +136,9 @@ def _set_aside_in_parts(
         left = [dividing.divide(store, dataset, found) for found in looked if found.rows]
         kept = [*compared.keys(), *(part.entry.key for found in looked for part in found.parts)]
         make = partial(_put_together, dataset.quarantine.max_share, looked, left, kept)
-        result = store.get_or_make(plan, Quarantine, make, summaries.quarantine)
-    return Done(result.record, dataclasses.replace(result.step, seconds=time.perf_counter() - started))
+        parts, new = (sum(numbers) for numbers in zip(*((len(one.parts), one.new) for one in looked), strict=True))
+        result = store.get_or_make(plan, Quarantine, make, partial(summaries.quarantine, parts=parts))
+    return with_new(result, parts, new, time.perf_counter() - started)
 
 
 def _put_together(

@@ -183,6 +183,11 @@ class Item:
     plan: Plan
     training: Training
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"the training of {self.plan.dataset}"
+
 
 def made(item: Item, watch: Watch | None = None) -> Done[TrainedModel]:
     """Make the entry of a training, or find that there is one; workers call this, too.

@@ -30,12 +30,11 @@ from storage.formats import arrays, members, split_rows
 from storage.records import Check, Done, FolderEntry, Split, Validation, to_json
 from storage.runtime import code_digests
 from storage.store import Plan, Store
-from storage.words import counted
 from tasks.checking import comparing, image_table, measuring
 from tasks.checking.comparing import Compared
 from tasks.checking.measuring import Measured
 from tasks.ui import artifacts, progress, summaries, verdicts
-from tasks.ui.steps import log_step
+from tasks.ui.steps import log_step, with_new
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +68,8 @@ def validate(store: Store, dataset: Dataset, train: Split, test: Split) -> Done[
 
         result = store.get_or_make(plan, Validation, make, _describe((train, test)))
     log_step(_log, result.step)
+    for warning in verdicts.warnings(dataset, result.record, (train, test)):
+        _log.warning("%s", warning)
     artifacts.show_table(
         artifacts.key("checks", dataset.name), verdicts.table_rows(result.record, (train, test)), result.step.summary
     )
@@ -101,7 +102,7 @@ def judge(dataset: Dataset, train: Split, test: Split, folder: Path) -> Validati
 
 def _validate_parts(store: Store, dataset: Dataset, splits: tuple[Split, Split], plan: Plan) -> Done[Validation]:
     """Do the same part by part. Each part is looked up even if the verdict is there: a damaged one is made again."""
-    started = time.perf_counter()
+    started, plan = time.perf_counter(), store.explained(plan)
     dataset = _without_set_aside(dataset, splits)
     with progress.working("validate"):
         compared = comparing.compare(store, dataset.name, splits)
@@ -109,14 +110,7 @@ def _validate_parts(store: Store, dataset: Dataset, splits: tuple[Split, Split],
         make = partial(_put_together, dataset, splits, compared, [part.record for part in done])
         result = store.get_or_make(plan, Validation, make, _describe(splits))
     new = sum(not part.step.reused for part in done)
-    step = dataclasses.replace(
-        result.step,
-        summary=f"{result.step.summary}, in {counted(len(done), 'part')}" + (f", {new:,} new" if new else ""),
-        seconds=time.perf_counter() - started,
-        reused=result.step.reused and not new,
-        reason=counted(new, "new part") if 0 < new < len(done) else result.step.reason,
-    )
-    return Done(result.record, step)
+    return with_new(result, len(done), new, time.perf_counter() - started)
 
 
 def _put_together(

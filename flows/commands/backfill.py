@@ -55,9 +55,12 @@ def backfill(
         workers=workers,
         insecure_workers=insecure_workers,
     )
+    request.who_computes()
     check_store(request)
-    plan = planned(request, day_of(from_, "--from"), day_of(to, "--to"), every)
+    first, last = day_of(from_, "--from"), day_of(to, "--to")
+    plan = planned(request, first, last, every)
     if plan.same and not as_json:
         days = counted(len(plan.same), "day has", "days have")
         remark(f"note: {days} the data of an earlier one, and no run: first {next(iter(plan.same))}")
-    return carry_out(plan.requests, 1, as_json, {"same": plan.same})
+    again = request.command("backfill", "--from", first.isoformat(), "--to", last.isoformat(), "--every", every)
+    return carry_out(plan.requests, 1, as_json, {"same": plan.same}, again)

@@ -13,6 +13,8 @@ from storage.objects.address import is_address
 from storage.opening import open_store
 from storage.store import store_address
 from storage.words import counted
+from storage.workers.address import chosen
+from storage.workers.opening import workers_for
 
 if TYPE_CHECKING:
     from flows.diagnosis import Diagnosis
@@ -36,6 +38,9 @@ def doctor(
 
     Examples: `idxflow doctor --json` · `idxflow doctor --workers tls://scheduler:8786`
     """
+    if chosen(workers):
+        # What is wrong in the option or the environment itself is wrong usage, as for any other command.
+        workers_for(workers, insecure_workers)
     diagnoses = []
     for diagnosis in _diagnoses(store, workers, insecure_workers):
         diagnoses.append(diagnosis)

@@ -43,6 +43,13 @@ DatasetFiles = Annotated[
         negative="",
     ),
 ]
+AsOf = Annotated[
+    str | None,
+    Parameter(
+        help="Use only archives of this day or earlier, such as 2026-11-30; those without a date have always been "
+        "there. See docs/how-to/parts.md."
+    ),
+]
 Quarantine = Annotated[
     str | None,
     Parameter(
@@ -86,7 +93,7 @@ Reason = Annotated[str | None, Parameter(help="Reason, in one sentence. Required
 
 def words(quarantine: str | None) -> tuple[str, ...] | None:
     """Return the words that `--quarantine` was given; None if it was not."""
-    from flows.run import NOTHING
+    from storage.datasets.manifest import NOTHING
 
     if quarantine is None:
         return None

@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 
 from flows.commands.options import (
     AsJson,
+    AsOf,
     DatasetFile,
     DatasetFiles,
     InsecureWorkers,
@@ -87,13 +88,7 @@ def run(
         bool,
         Parameter(negative="", help="Look for wrong labels and near-duplicates, too; nothing is removed."),
     ] = False,
-    as_of: Annotated[
-        str | None,
-        Parameter(
-            help="Use only archives of this day or earlier, such as 2026-11-30; those without a date have always been "
-            "there. See docs/how-to/parts.md."
-        ),
-    ] = None,
+    as_of: AsOf = None,
     quarantine: Quarantine = None,
     quarantine_limit: QuarantineLimit = None,
     source: Source = None,
@@ -122,10 +117,9 @@ def run(
         dataset: Data sets of the catalog: see `idxflow datasets`. Default: `digits`.
     """
     from flows.run import Request
-    from storage.datasets.chosen import day_of
 
     settings = (*(set_ or ()), *([f"memory={memory}"] if memory else ()))
-    day = day_of(as_of, "--as-of").isoformat() if as_of else None
+    day = _day(as_of)
     # The profile is any text until `Request.resolve` has checked it.
     requests = [
         Request(
@@ -153,6 +147,7 @@ def run(
 def validate(
     dataset: str = "digits",
     *,
+    as_of: AsOf = None,
     quarantine: Quarantine = None,
     quarantine_limit: QuarantineLimit = None,
     source: Source = None,
@@ -167,7 +162,8 @@ def validate(
 
     Exit code 3 if the data is refused.
 
-    Example: `idxflow validate --dataset-file mine.toml`
+    Examples: `idxflow validate --dataset-file mine.toml` ·
+    `idxflow validate --dataset-file mine.toml --as-of 2026-11-30`
 
     Args:
         dataset: A data set of the catalog: see `idxflow datasets`.
@@ -183,6 +179,7 @@ def validate(
         quarantine_limit=quarantine_limit,
         workers=workers,
         insecure_workers=insecure_workers,
+        as_of=_day(as_of),
     )
     return _run_flow("validate_dataset", request, as_json, timings)
 
@@ -191,6 +188,13 @@ def _at_once(workers: str | None) -> int:
     """Return how many data sets to retrain at a time if nobody says it."""
     # What remains for this machine when others train is about one processor's work for each data set.
     return (os.cpu_count() or 1) if are_elsewhere(workers) else 1
+
+
+def _day(as_of: str | None) -> str | None:
+    """Return the day that `--as-of` was given, as ISO 8601; None if it was not."""
+    from storage.datasets.chosen import day_of
+
+    return day_of(as_of, "--as-of").isoformat() if as_of else None
 
 
 def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) -> int:
@@ -304,10 +308,11 @@ def _called(flow: Callable[..., Any], request: Request) -> Outcome:
         "quarantine": request.quarantine and [*request.quarantine],
         "quarantine_limit": request.quarantine_limit,
         "workers": request.workers,
+        "as_of": request.as_of,
     }
     if flow is retrain.retrain:
         parameters |= {"profile": request.profile, "training": request.overrides, "force": request.force}
-        parameters |= {"audit": request.audit, "as_of": request.as_of}
+        parameters |= {"audit": request.audit}
     try:
         state = flow(**parameters, return_state=True)
     except Exception as error:

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.terminal.output import print_json
+from flows.terminal.output import print_json, remark
 from storage.datasets import catalog
 from storage.errors import ConfigError, error_class
+from storage.words import counted
 
 if TYPE_CHECKING:
     from flows.run import Request
@@ -55,11 +56,18 @@ def run_several(requests: Sequence[Request], at_once: int, as_json: bool) -> int
     return carry_out(by_name(requests), at_once, as_json)
 
 
-def carry_out(named: Mapping[str, Request], at_once: int, as_json: bool, more: Mapping[str, Any] | None = None) -> int:
+def carry_out(
+    named: Mapping[str, Request],
+    at_once: int,
+    as_json: bool,
+    more: Mapping[str, Any] | None = None,
+    again: str = "",
+) -> int:
     """Carry out runs by their names, at most `at_once` at a time; show a table, and return the exit code.
 
     Args:
         more: what to print with `--json` besides the runs.
+        again: the command that goes on with the rest, to be named if this is interrupted.
 
     Raises:
         OutputFailed: a line could not be printed; the runs went on to their ends.
@@ -71,6 +79,10 @@ def carry_out(named: Mapping[str, Request], at_once: int, as_json: bool, more: M
         runs = Several(named, _run_here, console)
         try:
             runs.carry_out(at_once)
+        except KeyboardInterrupt:
+            if again:
+                remark(f"{runs.ended} of {counted(len(named), 'run')} ended before this; go on with the rest: {again}")
+            raise
         finally:
             # Also if it is interrupted: some may have ended before.
             console.table([*_rows(runs.outcomes)])

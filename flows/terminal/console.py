@@ -35,6 +35,7 @@ class Console:
     """Prints steps to standard output, or to standard error when that is kept for JSON."""
 
     def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
         self._terminal = Terminal(stderr=as_json, highlight=False)
         # The console that draws the bar must also print the lines above it: it removes the bar first.
         self._moving = self._terminal if is_screen(self._terminal) else Terminal(stderr=True)
@@ -142,10 +143,12 @@ class Console:
         else:
             self.say(outcome.sentence, "bold green")
         if outcome.test_accuracy is not None and outcome.train_accuracy is not None:
+            # That of several data sets is in their table, as that in JSON without the start of Prefect.
+            seconds = "" if self._as_json else f", {timings.age():.1f} s in all"
             self.say(
                 f"accuracy {outcome.train_accuracy:.2%} on all training rows, "
                 f"{outcome.test_accuracy:.2%} on test, "
-                f"{counted(outcome.epochs or 0, 'epoch')}, {timings.age():.1f} s in all"
+                f"{counted(outcome.epochs or 0, 'epoch')}{seconds}"
             )
         if outcome.report:
             about = f" of v{outcome.version}" if outcome.state == "unchanged" else ""

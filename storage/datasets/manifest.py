@@ -211,6 +211,10 @@ class Gate(_Table):
     )
 
 
+NOTHING = "none"
+"""What `--quarantine` is given to set nothing aside."""
+
+
 @dataclass(frozen=True, config=_TABLE)
 class Quarantine(_Table):
     """Bad rows that are set aside, so that they do not stop the run: neither trained on nor tested on."""

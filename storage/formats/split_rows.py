@@ -38,6 +38,11 @@ def numbered(split: Split) -> Iterator[tuple[int, Split]]:
         start += part.rows
 
 
+def named(part: Split, start: int) -> str:
+    """Return what people call a part of a split: its rows, counted through all archives from 0."""
+    return f"rows {start:,} to {start + part.rows - 1:,} of {part.name}"
+
+
 def blocks(split: Split, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (images, labels) of each row group: uint8 of shape (n, height, width), 0-255, and uint8 of shape (n,).
 

@@ -22,8 +22,12 @@ PATIENCE_VARIABLE = "IDXFLOW_WORKERS_PATIENCE"
 PATIENCE_SECONDS = 60.0
 MOST = 1024
 """The most processes that a run starts."""
-OPEN_WORKERS = r"^([1-9][0-9]{0,3}|(tls|tcp)://[A-Za-z0-9.\-]+:[0-9]{1,5}|(tls|tcp)://\[[0-9A-Fa-f:]+\]:[0-9]{1,5})$"
-"""Pattern of what can be named: neither a user nor a password fits. Also valid in JSON Schema."""
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+OPEN_WORKERS = (
+    rf"^([1-9][0-9]{{0,2}}|10[01][0-9]|102[0-4]|(tls|tcp)://({_LABEL}(\.{_LABEL})*|\[[0-9A-Fa-f:.]+\]):{_PORT})$"
+)
+"""Pattern of what can be named, with `MOST`: neither a user nor a password fits. Also valid in JSON Schema."""
 _EXPECTED = f"a number of processes from 1 to {MOST}, or the address of a Dask scheduler such as tls://scheduler:8786"
 
 
@@ -62,7 +66,7 @@ def parse(text: str, insecure: bool = False) -> int | Cluster:
             cannot be used.
     """
     word = text.strip()
-    if not re.match(OPEN_WORKERS, word) or (word.isdecimal() and int(word) > MOST):
+    if not re.match(OPEN_WORKERS, word) or not _can_be_host(word):
         raise ConfigError(f"--workers or {WORKERS_VARIABLE}: expected {_EXPECTED}; found {_shown(word)}; correct it")
     if word.isdecimal():
         return int(word)
@@ -126,11 +130,27 @@ def is_unprotected(name: str) -> bool:
 
 
 def _is_loopback(address: str) -> bool:
-    host = address.partition("://")[2].rpartition(":")[0].strip("[]")
+    host = _host(address)
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _can_be_host(word: str) -> bool:
+    """Return whether what is written as numbers is an address: 10.0.0.256 is a name of nothing."""
+    host = _host(word)
+    if not re.fullmatch(r"[0-9.]+|.*:.*", host):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _host(address: str) -> str:
+    return address.partition("://")[2].rpartition(":")[0].strip("[]")
 
 
 def _shown(text: str) -> str:

@@ -22,14 +22,14 @@ from concurrent.futures import CancelledError as Lost
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from storage.errors import IdxflowError, WorkersFailed
+from storage.errors import ConfigError, IdxflowError, WorkersFailed
 from storage.files import WAITING
 from storage.runtime import cancellation
 from storage.runtime.progress import advance, counted_off
 from storage.words import counted
-from storage.workers import dask_remote
+from storage.workers import dask_remote, reach
 from storage.workers.address import CERTIFICATES, Cluster
-from storage.workers.dask_own import ALLOWED_FAILURES, SEND_SECONDS, OwnCluster
+from storage.workers.dask_own import SEND_SECONDS, OwnCluster
 from storage.workers.dask_remote import Answer
 from storage.workers.fingerprint import Fingerprint, Loaded, differences, named
 from storage.workers.here import Here
@@ -44,7 +44,13 @@ R = TypeVar("R")
 
 PER_THREAD = 2
 """Calls in the cluster for each of its threads: one that is computed, one that waits to be next."""
+MOST_DEATHS = 3
+"""How many workers may die while they compute an item before it is given up."""
+_MOST_STOPS = 20
+"""How many may be shut down while they do."""
 _CONNECT_SECONDS = 10.0
+_SOON_SECONDS = 0.5
+"""After which a run that is not connected yet looks whether there is anybody."""
 _LOOK_SECONDS = 0.2
 _ASK_SECONDS = 0.5
 _SAY_SECONDS = 2.0
@@ -68,6 +74,9 @@ class Dask:
 
     def __init__(self, wish: int | Cluster, patience: float) -> None:
         self._wish, self._patience = wish, patience
+        if isinstance(wish, Cluster) and wish.encrypted and not wish.ca:
+            # Otherwise the files have been looked at.
+            _security(wish)
         self._turn = threading.Lock()
         self._session: _Session | None = None
         self._loaded = Loaded(tuple(sys.modules))
@@ -85,7 +94,7 @@ class Dask:
             yield from Here().each(function, items, doing)
             return
         code = self.fingerprint(function.__module__)
-        calls = _Calls(self.session(), _name(function), code)
+        calls = _Calls(self.session(), _name(function), code, doing)
         try:
             with counted_off(doing, len(items)) as count:
                 for index, result in calls.results(items):
@@ -185,6 +194,10 @@ class _Session:
         """Lines of the log that have arrived, for each group of calls."""
         self._where = "of this run" if isinstance(wish, int) else f"at {wish.address}"
         self._client: Client | None = None
+        self._begun: dict[str, int] = {}
+        """How many workers have begun each call whose item was on one that died."""
+        self.deaths: dict[str, int] = {}
+        """How many of them have died, by the keys of the items that are being computed."""
         self._answered = self._seen = time.monotonic()
         self._said = False
         self._loop = asyncio.new_event_loop()
@@ -225,25 +238,39 @@ class _Session:
         from distributed import Client
 
         address, security = await self._place()
+        client = Client(
+            address,
+            asynchronous=True,
+            set_as_default=False,
+            security=security,
+            timeout=_CONNECT_SECONDS,
+            name="idxflow",
+            # Results come through the scheduler: the workers may be behind it, and results are small.
+            direct_to_workers=False,
+        )
         try:
-            self._client = await Client(
-                address,
-                asynchronous=True,
-                set_as_default=False,
-                security=security,
-                timeout=_CONNECT_SECONDS,
-                name="idxflow",
-                # Results come through the scheduler: the workers may be behind it, and results are small.
-                direct_to_workers=False,
-            )
+            self._client = await self._connected(asyncio.ensure_future(client), address)
         except (OSError, ValueError, ssl.SSLError) as error:
-            raise self._unreachable(error) from error
+            with suppress(Exception):
+                await client.close(timeout=_CLOSE_SECONDS)
+            spoken = "unknown" if self.own else await reach.spoken(address)
+            raise self._unreachable(error, spoken) from error
         self._client.scheduler_comm.interval = SEND_SECONDS
         # What other users of the cluster print on it is not for this run.
         for topic in ("print", "warn"):
             self._client.unsubscribe_topic(topic)
         # Dask forgets what it keeps of a topic of this name when the client has gone.
         self._client.subscribe_topic(self._client.id, self._hear)
+
+    async def _connected(self, connecting: asyncio.Future[Client], address: str) -> Client:
+        """Wait for a connection, for as long as there is somebody to connect to: Dask would try again and again."""
+        await asyncio.wait([connecting], timeout=_SOON_SECONDS)
+        # The run's own scheduler has no address for others.
+        outside = self.own is None and not connecting.done()
+        if outside and (refused := await reach.is_nobody_there(address)):
+            connecting.cancel()
+            raise refused
+        return await connecting
 
     async def _place(self) -> tuple[str, Security]:
         """Return the address of the scheduler, which is started if it is of this run, and what to connect with."""
@@ -263,7 +290,18 @@ class _Session:
             raise self.gone()
         return self._client
 
-    def _unreachable(self, error: Exception) -> IdxflowError:
+    def _unreachable(self, error: Exception, spoken: reach.Spoken) -> IdxflowError:
+        encrypted = isinstance(self._wish, Cluster) and self._wish.encrypted
+        if spoken == "plain" and encrypted:
+            return WorkersFailed(
+                f"expected a scheduler with TLS {self._where}; found one that does not use it; start it with "
+                "certificates (docs/how-to/workers.md), or give its address as tcp://…"
+            )
+        if spoken == "tls" and not encrypted:
+            return WorkersFailed(
+                f"expected a scheduler without TLS {self._where}; found one that requires certificates; give its "
+                f"address as tls://…, and set {', '.join(CERTIFICATES.values())} (docs/how-to/workers.md)"
+            )
         causes = [error]
         while cause := causes[-1].__cause__ or causes[-1].__context__:
             causes.append(cause)  # type: ignore[arg-type]
@@ -284,15 +322,26 @@ class _Session:
         answers: dict[str, Any] = await self.client.run(eval, question, on_error="return")
         return answers
 
-    def submit(self, arguments: tuple[Any, ...], key: str) -> Future[Answer]:
-        """Begin a call of `dask_remote.compute` on any worker; cancelling the future stops it."""
-        return self.start(self._answer(arguments, key))
+    def submit(self, arguments: tuple[Any, ...], key: str, what: str) -> Future[Answer]:
+        """Begin a call of `dask_remote.compute` on any worker; cancelling the future stops it.
 
-    async def _answer(self, arguments: tuple[Any, ...], key: str) -> Answer:
-        """Return what a worker says, after trying again as often as workers die with it."""
+        Args:
+            arguments: the first ones of the call.
+            key: of the item.
+            what: what people call the item.
+        """
+        return self.start(self._answer(arguments, key, what))
+
+    async def _answer(self, arguments: tuple[Any, ...], key: str, what: str) -> Answer:
+        """Return what a worker says, after trying again as often as workers may die with it.
+
+        A worker that dies may have computed another item, while this one waited for it. So only deaths count after
+        which a worker had said that it began.
+        """
         from distributed.scheduler import KilledWorker
 
-        deaths = attempt = 0
+        stops = attempt = 0
+        self.deaths[key] = 0
         while True:
             call, attempt = f"{key}-{attempt}", attempt + 1
             values = {"arguments": (*arguments, self.client.id, call)}
@@ -301,25 +350,29 @@ class _Session:
                 answer: Answer = pickle.loads(await future)
                 if not answer.stopped:
                     return answer
-                deaths += 1
-            except KilledWorker as error:
-                deaths += error.allowed_failures + 1
-                if deaths > ALLOWED_FAILURES:
-                    raise WorkersFailed(
-                        f"expected a worker {self._where} to finish; found that {deaths} died while they computed the "
-                        "same item, perhaps because memory ran out; give the workers more memory, or look into their "
-                        "logs, then run again: what is done is reused"
-                    ) from error
+                stops += 1
+            except KilledWorker:
+                self.deaths[key] += self._begun.get(call, 0)
             finally:
                 # Dask would compute it again if the worker that holds it died.
                 future.release()
+                self._begun.pop(call, None)
+            if self.deaths[key] >= MOST_DEATHS or stops >= _MOST_STOPS:
+                ended = max(self.deaths[key], stops)
+                raise WorkersFailed(
+                    f"expected a worker {self._where} to finish {what}; found that {ended} ended while they computed "
+                    "it, perhaps because memory ran out; give the workers more memory, or look into their logs, then "
+                    "run again: what is done is reused"
+                )
 
     def _hear(self, event: tuple[float, Any]) -> None:
         """Take a line of a call; what else the scheduler has to say about this client is not for people."""
         message = event[1]
         if isinstance(message, list | tuple) and len(message) == 3:
             call, number, line = message
-            if waiting := self.lines.get(call.split("-")[1]):
+            if number == dask_remote.BEGUN:
+                self._begun[call] = self._begun.get(call, 0) + 1
+            elif waiting := self.lines.get(call.split("-")[1]):
                 waiting.put((call, number, line))
 
     async def _ask(self) -> None:
@@ -335,8 +388,11 @@ class _Session:
             await asyncio.sleep(_ASK_SECONDS)
             await self._ask()
 
-    def check(self) -> None:
+    def check(self, what: str = "") -> None:
         """Check that there is somebody to wait for.
+
+        Args:
+            what: what has not been computed yet, if that may be why there is nobody.
 
         Raises:
             WorkersFailed: the scheduler has gone, or there have been no workers for a while.
@@ -348,7 +404,8 @@ class _Session:
             self.tell_endings()
             raise WorkersFailed(
                 f"expected {counted(self.own.count, 'worker')} {self._where}; found that all have ended, the last one "
-                f"{self.own.last}; run again with fewer, or with more memory: what is done is reused"
+                f"{self.own.last}{what and f', while they had {what}'}; run again with fewer, or with more memory: "
+                "what is done is reused"
             )
         if self.threads:
             self._said = False
@@ -410,13 +467,19 @@ class _Calls:
     """The calls of one function with several items.
 
     Args:
+        doing: what is being done, for people.
         tells: whether what a call tells of its progress is told here.
     """
 
-    def __init__(self, session: _Session, function: str, code: Fingerprint, tells: bool = False) -> None:
+    def __init__(
+        self, session: _Session, function: str, code: Fingerprint, doing: str = "", tells: bool = False
+    ) -> None:
         self._session, self._function, self._code, self._tells = session, function, code, tells
+        self._doing, self._count = doing, 0
         self._id = secrets.token_hex(4)
         self._pending: dict[Future[Answer], int] = {}
+        self._names: dict[int, str] = {}
+        """What people call the items that are pending."""
         self._lines = session.lines[self._id] = queue.SimpleQueue()
         self._told: dict[str, set[int]] = {}
         """Numbers of the lines that were logged, of each call that has not ended."""
@@ -424,7 +487,7 @@ class _Calls:
 
     def results(self, items: Sequence[T]) -> Iterator[tuple[int, Any]]:
         """Yield the index of each item with its result, as calls end."""
-        waiting = iter(enumerate(items))
+        waiting, self._count = iter(enumerate(items)), len(items)
         errors: dict[int, Exception] = {}
         self._submit(waiting)
         while self._pending:
@@ -447,7 +510,24 @@ class _Calls:
             if index < 0:
                 return
             arguments = (self._function, pickle.dumps(item), self._code.digest, self._tells)
-            self._pending[self._session.submit(arguments, f"idxflow-{self._id}-{index}")] = index
+            self._names[index] = self._called(index, item)
+            call = self._session.submit(arguments, self._key(index), self._names[index])
+            self._pending[call] = index
+
+    def _key(self, index: int) -> str:
+        return f"idxflow-{self._id}-{index}"
+
+    def _suspects(self) -> str:
+        """Return what people call the items with which workers died, or those that may be among them."""
+        pending = sorted(self._pending.values())
+        deadly = [index for index in pending if self._session.deaths.get(self._key(index))]
+        return " or ".join(self._names[index] for index in (deadly or pending)[:PER_THREAD])
+
+    def _called(self, index: int, item: object) -> str:
+        """Return what people call an item: what it says, and which of the parts it is."""
+        label = getattr(item, "label", "")
+        part = f"part {index + 1:,} of {self._count:,} of `{self._doing}`" if self._doing else ""
+        return f"{label} ({part})" if label and part else label or part or "its work"
 
     def _ended(self) -> Iterator[tuple[int, Answer]]:
         """Wait a little, and yield what has ended meanwhile."""
@@ -456,9 +536,10 @@ class _Calls:
         self._tell()
         self._session.tell_endings()
         if not done:
-            self._session.check()
+            self._session.check(self._suspects())
         for future in done:
             index = self._pending.pop(future)
+            del self._names[index], self._session.deaths[self._key(index)]
             yield index, self._received(future)
 
     def _received(self, future: Future[Answer]) -> Answer:
@@ -536,7 +617,7 @@ def _security(cluster: Cluster) -> Security:
     """Return what to connect to a cluster with: the files that the variables name, or Dask's own configuration.
 
     Raises:
-        WorkersFailed: there are no certificates.
+        ConfigError: there are no certificates, or none that can be used.
     """
     from distributed.security import Security
 
@@ -544,10 +625,14 @@ def _security(cluster: Cluster) -> Security:
         return Security(require_encryption=False)
     files = {"tls_ca_file": cluster.ca, "tls_client_cert": cluster.cert, "tls_client_key": cluster.key}
     security = Security(require_encryption=True, **{name: file for name, file in files.items() if file})
-    if security.get_connection_args("client").get("ssl_context") is None:
-        raise WorkersFailed(
-            f"expected certificates for {cluster.address}; found none; set {', '.join(CERTIFICATES.values())} to the "
-            "files that the scheduler was started with (docs/how-to/workers.md)"
+    try:
+        found = "none" if security.get_connection_args("client").get("ssl_context") is None else ""
+    except (OSError, ValueError) as error:
+        found = f"those of Dask's configuration, which cannot be used: {error}"
+    if found:
+        raise ConfigError(
+            f"expected certificates for {cluster.address}; found {found}; set {', '.join(CERTIFICATES.values())} to "
+            "the files that the scheduler was started with (docs/how-to/workers.md)"
         )
     return security
 

@@ -34,6 +34,8 @@ LOGGERS = ("flows", "tasks", "storage", "expectations")
 """The loggers whose lines reach the run."""
 PROGRESS = 0
 """In place of the number of a line of the log: progress, of which none is kept."""
+BEGUN = -1
+"""In place of the number of a line of the log: a call has begun, after a worker has died that had it."""
 _LOOK_SECONDS = 0.2
 _TELL_SECONDS = 0.2
 
@@ -80,9 +82,18 @@ def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call
         code: the digest of the fingerprint of the function where the run is.
         tells: whether to send progress, too.
         topic: where lines of the log are sent.
-        call: the id of this call, for these lines.
+        call: the id of this call, for these lines. It ends with the number of the attempt: after the death of a worker
+            that had the item, the run is to know that this one has begun it.
     """
+    if not call.endswith("-0"):
+        _say_begun(topic, call)
     return pickle.dumps(_answer(Answer(_name(), call), function, item, code, tells, topic))
+
+
+def _say_begun(topic: str, call: str) -> None:
+    from distributed import get_worker
+
+    get_worker().log_event(topic, (call, BEGUN, b""))
 
 
 def _answer(answer: Answer, function: str, item: bytes, code: str, tells: bool, topic: str) -> Answer:

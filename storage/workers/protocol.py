@@ -35,7 +35,8 @@ class Workers(Protocol):
 
         Args:
             function: can be imported by its name, and is the same code here and on the workers.
-            items: small records, which are pickled, as are the results. They carry no credentials.
+            items: small records, which are pickled, as are the results. They carry no credentials. If they have a
+                `label`, errors call them by that.
             doing: what is being done, for progress: `decode train`.
 
         Raises:

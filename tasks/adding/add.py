@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,6 +37,8 @@ _COMPRESSION = 3
 """The strongest of ISA-L, which compresses several times as fast as zlib does by default."""
 _NAME_LENGTH = 200
 UNPACKED = "unpacked"
+KINDS = ("images", "labels")
+"""The archives that belong together."""
 _BRIGHT = 0.4
 """Where the border of the images is darker than this share of the range of pixels, ink is bright."""
 _OPTIONS = {
@@ -127,7 +129,7 @@ class Added:
     @property
     def next_command(self) -> str:
         """What to type next, in the same folder."""
-        return f"idxflow run --dataset-file {shlex.quote(os.path.relpath(self.manifest))}"
+        return next_command(self.manifest)
 
 
 def add(options: AddOptions, say: Callable[[str], None] = lambda _: None) -> Added:
@@ -156,6 +158,11 @@ def add(options: AddOptions, say: Callable[[str], None] = lambda _: None) -> Add
         made.rename(options.folder)
     flush(options.folder.parent)
     return added
+
+
+def next_command(manifest: Path) -> str:
+    """Return the command that trains on a data set, to be typed in the current folder."""
+    return f"idxflow run --dataset-file {shlex.quote(os.path.relpath(manifest))}"
 
 
 def read(path: Path, reading: Reading, scratch: Path, remarks: Remarks) -> tuple[Source, Gathered]:
@@ -258,9 +265,10 @@ def scratch_of(folder: Path, inside: bool = False) -> Iterator[Path]:
     scratch = place / f".{folder.name}.adding"
 
     def refuse() -> None:
+        elsewhere = "" if inside else ", or choose another folder with --as"
         raise ConfigError(
-            f"expected nobody else to write to {folder}; another `idxflow dataset add` does; wait for it, or choose "
-            "another folder with --as"
+            f"expected nobody else to write to {folder}; another `idxflow dataset add` does; wait until it has ended, "
+            f"then repeat this one{elsewhere}"
         )
 
     with locked(place / f".{folder.name}.lock", refuse, passing=True):
@@ -315,11 +323,7 @@ def _test_rows(options: AddOptions, found: Gathered, names: Sequence[str]) -> np
     if found.is_test.all():
         remedy = "add images to train on, or name what has them train, if they are there"
         raise refused(options.source, "images to train on", "a test split alone", remedy)
-    if has_test and fraction is not None:
-        raise ConfigError(
-            f"expected no --test-fraction, because {options.source} has a test split of "
-            f"{counted(int(found.is_test.sum()), 'image')}; leave it out"
-        )
+    check_not_split(options.source, found, fraction)
     if not has_test and fraction is None:
         raise ConfigError(
             f"expected a training and a test split in {options.source}; found {counted(found.rows, 'image')} of no "
@@ -327,13 +331,21 @@ def _test_rows(options: AddOptions, found: Gathered, names: Sequence[str]) -> np
         )
     is_test = found.is_test
     if fraction is not None:
-        ties = [found.digests, *([found.groups] if found.groups is not None else [])]
-        is_test = splitting.drawn(found.labels, ties, fraction, options.seed)
+        is_test = splitting.drawn(found.labels, found.ties, fraction, options.seed)
     for split, rows in (("training", ~is_test), ("test", is_test)):
         counts = np.bincount(found.labels[rows], minlength=len(names))
         if not counts.all():
             raise _too_few(options, found, int(np.argmin(counts)), split, names)
     return is_test
+
+
+def check_not_split(source: Path, found: Gathered, fraction: float | None) -> None:
+    """Refuse to draw a test split of a source that has one."""
+    if fraction is not None and found.is_test.any():
+        raise ConfigError(
+            f"expected no --test-fraction, because {source} has a test split of "
+            f"{counted(int(found.is_test.sum()), 'image')}; leave it out"
+        )
 
 
 def _too_few(options: AddOptions, found: Gathered, label: int, split: str, names: Sequence[str]) -> DataRefused:
@@ -368,8 +380,7 @@ def _added(
         _remark_dim(found, remarks)
     if any(label.startswith("-") for label in found.classes if is_number(label)):
         remarks.add("a label below 0 often marks images without a class; if it does here, take them out")
-    if remarks.skipped:
-        remarks.add(f"{counted(len(remarks.skipped), 'picture')} that cannot be read left out")
+    remarks.add_skipped()
     return Added(
         options.name,
         str(options.source),
@@ -407,19 +418,33 @@ def _write(folder: Path, added: Added, found: Gathered, is_test: np.ndarray) -> 
     with working("write the archives"):
         for split in SPLITS:
             rows = np.flatnonzero(is_test if split == "test" else ~is_test)
-            images = idx.Header(np.dtype(np.uint8), (len(rows), *found.shape))
-            pack(folder / DEFAULT_FILES[f"{split}-images"], images, found.images(rows))
-            labels = idx.Header(np.dtype(np.uint8), (len(rows),))
-            pack(folder / DEFAULT_FILES[f"{split}-labels"], labels, [found.labels[rows].astype(np.uint8)])
+            paths = {kind: folder / DEFAULT_FILES[f"{split}-{kind}"] for kind in KINDS}
+            pack_pair(paths, found, found.labels.astype(np.uint8), rows)
     ink = "" if added.ink == "unclear" else added.ink
     stated = Stated([c.name for c in added.classes], ".", ink, added.date)
     manifest = own_files.manifest_of(folder, added.name, stated=stated)
     _put(folder / added.manifest.name, manifest.encode())
     _put(folder / added.pictures.name, _examples(added, found, is_test))
-    # A path or a name that is not UTF-8 has parts that JSON can only escape.
-    values = f"{json.dumps(added.values(), ensure_ascii=False, indent=1)}\n"
-    _put(folder / f"{added.name}.json", values.encode(errors="backslashreplace"))
+    _put(folder / f"{added.name}.json", described(added.values()))
     flush(folder)
+
+
+def described(values: dict[str, Any]) -> bytes:
+    """Return the file beside a manifest that says what was found."""
+    # A path or a name that is not UTF-8 has parts that JSON can only escape.
+    return f"{json.dumps(values, ensure_ascii=False, indent=1)}\n".encode(errors="backslashreplace")
+
+
+def pack_pair(paths: Mapping[str, Path], found: Gathered, labels: np.ndarray, rows: np.ndarray) -> None:
+    """Write the archives of some of the images and of their labels.
+
+    Args:
+        paths: of both, by `KINDS`.
+        labels: of all images, as the archive is to have them.
+        rows: numbers of the images.
+    """
+    pack(paths["images"], idx.Header(np.dtype(np.uint8), (len(rows), *found.shape)), found.images(rows))
+    pack(paths["labels"], idx.Header(labels.dtype, (len(rows),)), [labels[rows]])
 
 
 def pack(path: Path, header: idx.Header, blocks: Any) -> None:

@@ -10,7 +10,6 @@ import datetime
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,7 +26,20 @@ from storage.formats import idx
 from storage.records import SPLITS, SplitName
 from storage.words import counted, times
 from tasks.adding import splitting
-from tasks.adding.add import UNPACKED, check_together, ink_of, pack, plain_errors, plainly, read, scratch_of
+from tasks.adding.add import (
+    KINDS,
+    UNPACKED,
+    check_not_split,
+    check_together,
+    described,
+    ink_of,
+    next_command,
+    pack_pair,
+    plain_errors,
+    plainly,
+    read,
+    scratch_of,
+)
 from tasks.adding.batches import Reading, Remarks, Source, refused
 from tasks.adding.gather import Gathered, digest_of
 from tasks.ui.progress import working
@@ -86,7 +98,7 @@ class Appended:
     @property
     def next_command(self) -> str:
         """What to type next, in the same folder."""
-        return f"idxflow run --dataset-file {shlex.quote(os.path.relpath(self.manifest))}"
+        return next_command(self.manifest)
 
 
 def append(options: AppendOptions, say: Callable[[str], None] = lambda _: None) -> Appended:
@@ -255,16 +267,12 @@ def _test_rows(options: AppendOptions, found: Gathered, known: _Known) -> np.nda
     side, and of the others a share of each class is drawn.
     """
     fraction = options.test_fraction
+    check_not_split(options.source, found, fraction)
     if found.is_test.any():
-        if fraction is not None:
-            raise ConfigError(
-                f"expected no --test-fraction, because {options.source} has a test split of "
-                f"{counted(int(found.is_test.sum()), 'image')}; leave it out"
-            )
         return found.is_test
     is_test, free = known.test.copy(), np.flatnonzero(~known.any)
     if fraction is not None and len(free):
-        ties = [found.digests[free], *([found.groups[free]] if found.groups is not None else [])]
+        ties = [each[free] for each in found.ties]
         is_test[free] = splitting.drawn(found.labels[free], ties, fraction, options.seed)
     return is_test
 
@@ -282,8 +290,7 @@ def _remark(options: AppendOptions, dataset: Dataset, found: Gathered, known: _K
     # Tomorrow is today in some time zone.
     if options.date > datetime.date.today() + datetime.timedelta(days=1):
         remarks.add(f"{options.date} is in the future; a window of days counts back from the newest date")
-    if remarks.skipped:
-        remarks.add(f"{counted(len(remarks.skipped), 'picture')} that cannot be read left out")
+    remarks.add_skipped()
 
 
 def _written(
@@ -302,18 +309,13 @@ def _written(
             if not len(rows):
                 continue
             number = len(dataset.archives_of(f"{split}-images"))
-            images = idx.Header(np.dtype(np.uint8), (len(rows), *found.shape))
-            values = labels[rows]
-            for kind, header, blocks in (
-                ("images", images, found.images(rows)),
-                ("labels", idx.Header(values.dtype, (len(rows),)), [values]),
-            ):
-                role = f"{split}-{kind}"
-                path = scratch / DEFAULT_FILES[role].replace(kind, f"{kind}-{number:03d}")
-                pack(path, header, blocks)
-                day = options.date if kind == "images" else None
-                digest = sha256_of(path)
-                specs[role] = ArchiveSpec(role, path.name, path.stat().st_size, digest, number=number, date=day)
+            names = {kind: DEFAULT_FILES[f"{split}-{kind}"].replace(kind, f"{kind}-{number:03d}") for kind in KINDS}
+            paths = {kind: scratch / name for kind, name in names.items()}
+            pack_pair(paths, found, labels, rows)
+            for kind, path in paths.items():
+                role, day = f"{split}-{kind}", options.date if kind == "images" else None
+                size, digest = path.stat().st_size, sha256_of(path)
+                specs[role] = ArchiveSpec(role, path.name, size, digest, number=number, date=day)
     return specs
 
 
@@ -340,8 +342,7 @@ def _publish(
         # One of the same name is of an append that was cut off: no manifest names it.
         os.replace(scratch / spec.file, options.folder / spec.file)
     number = max(spec.number for spec in specs.values())
-    values = f"{json.dumps(appended.values(), ensure_ascii=False, indent=1)}\n"
-    write_bytes(options.folder / f"{options.name}-{number:03d}.json", values.encode(errors="backslashreplace"))
+    write_bytes(options.folder / f"{options.name}-{number:03d}.json", described(appended.values()))
     flush(options.folder)
     write_bytes(options.manifest, text.encode())
 

@@ -82,6 +82,11 @@ class Remarks:
             self.lines.append(line)
             self._say(line)
 
+    def add_skipped(self) -> None:
+        """Note how many pictures were left out, if any."""
+        if self.skipped:
+            self.add(f"{counted(len(self.skipped), 'picture')} that cannot be read left out")
+
 
 @dataclass(frozen=True)
 class Source:

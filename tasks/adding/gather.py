@@ -46,6 +46,11 @@ class Gathered:
     def rows(self) -> int:
         return len(self.labels)
 
+    @property
+    def ties(self) -> list[np.ndarray]:
+        """What keeps images on one side of the split: those with an equal value in one of these, shape (n,)."""
+        return [self.digests, *([self.groups] if self.groups is not None else [])]
+
     def images(self, rows: np.ndarray) -> Iterable[np.ndarray]:
         """Yield the images of these rows, uint8 of shape (n, height, width), some at a time."""
         step = max(1, _BYTES_AT_ONCE // math.prod(self.shape))

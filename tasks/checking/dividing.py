@@ -19,14 +19,13 @@ import numpy as np
 
 from storage.datasets.catalog import BadRow, Dataset
 from storage.formats import arrays, quarantined, split_rows
-from storage.records import Audit, Entry, FolderEntry, Split
+from storage.records import Audit, Done, Entry, FolderEntry, Split
 from storage.runtime import cancellation, code_digests
 from storage.store import Plan, Store
 from storage.workers.current import in_order
 from tasks.auditing.tables import Suspects
-from tasks.checking import bad_rows, comparing
-from tasks.checking.comparing import Compared
-from tasks.checking.surveys import PartSurvey
+from tasks.checking import bad_rows
+from tasks.checking.comparing import Compared, Part
 
 _AT_ONCE = 1024
 """Bad rows, with their pictures, in memory at a time."""
@@ -75,6 +74,8 @@ class Looked:
     split: Split
     checks: tuple[BadRow, ...]
     parts: tuple[BadRows, ...]
+    new: int
+    """How many of these were not found in the store."""
 
     @property
     def rows(self) -> int:
@@ -104,13 +105,13 @@ class Left:
 class _Look:
     store: Store
     plan: Plan
-    part: Split
-    start: int
-    survey: PartSurvey
-    compared: Compared
-    number: int
-    """Of the part among those of both splits."""
+    part: Part
     rules: Rules
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.part.label
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,17 @@ def look(
         rules: what is set aside.
     """
     items = [[*_looks(store, dataset, split, splits, compared, rules)] for split in splits]
-    found = iter(in_order(_look_at_part, [item for of_split in items for item in of_split], "find bad rows"))
+    done = iter(in_order(_look_at_part, [item for of_split in items for item in of_split], "find bad rows"))
     train, test = (
-        Looked(split, rules.checks, tuple(islice(found, len(of_split))))
+        _looked(split, rules.checks, list(islice(done, len(of_split))))
         for split, of_split in zip(splits, items, strict=True)
     )
     return train, test
+
+
+def _looked(split: Split, checks: tuple[BadRow, ...], done: Sequence[Done[BadRows]]) -> Looked:
+    new = sum(not part.step.reused for part in done)
+    return Looked(split, checks, tuple(part.record for part in done), new)
 
 
 def divide(store: Store, dataset: Dataset, looked: Looked) -> Left:
@@ -193,7 +199,6 @@ def _looks(
     compared: Compared,
     rules: Rules,
 ) -> Iterator[_Look]:
-    others = splits if split.name == "test" else (split,)
     audit = rules.audit if split.name == "train" else None
     parameters = {
         "checks": list(rules.checks),
@@ -201,32 +206,26 @@ def _looks(
         "released": list(rules.released),
     }
     code = code_digests.digests(__name__)
-    parts = zip(split_rows.numbered(split), compared.of(split.name).of_parts(), strict=True)
-    for number, ((start, part), survey) in enumerate(parts):
-        inputs: dict[str, str] = {"part": part.digest, **{other.name: other.digest for other in others}}
-        more: dict[str, Any] = {}
+    for part in compared.parts(split):
+        inputs, more = part.inputs(splits), dict[str, Any]()
         if audit:
             # It numbers the rows of the whole split.
-            inputs["suspects"], more["start"] = audit.digest, start
+            inputs["suspects"], more["start"] = audit.digest, part.start
         subject = f"{split.name} part reasons"
         plan = Plan(dataset.name, "quarantine", subject, inputs, parameters | more, code, one_of_many=True)
-        place = compared.part(split.name, number)
-        mine = dataclasses.replace(rules, audit=audit)
-        yield _Look(store, plan, part, start, survey, compared, place, mine)
+        yield _Look(store, plan, part, dataclasses.replace(rules, audit=audit))
 
 
-def _look_at_part(item: _Look) -> BadRows:
-    return item.store.get_or_make(item.plan, BadRows, partial(_find, item), str).record
+def _look_at_part(item: _Look) -> Done[BadRows]:
+    return item.store.get_or_make(item.plan, BadRows, partial(_find, item), str)
 
 
 def _find(item: _Look, folder: Path) -> BadRows:
-    rules, of_rows = item.rules, item.survey.of_rows()
-    said = item.compared.repeats.said(item.number, item.survey.images)
-    columns = of_rows | comparing.repeated(of_rows["image"], said)
-    reasons = bad_rows.failed(rules.checks, columns, len(rules.classes))
+    rules, part = item.rules, item.part
+    reasons = bad_rows.failed(rules.checks, part.rows(), len(rules.classes))
     if rules.audit:
-        reasons[_suspects(rules.audit, item.start, item.part.rows)] |= bad_rows.bit("suspect")
-    released = bad_rows.release(item.part, reasons, frozenset(rules.released))
+        reasons[_suspects(rules.audit, part.start, part.split.rows)] |= bad_rows.bit("suspect")
+    released = bad_rows.release(part.split, reasons, frozenset(rules.released))
     rows = np.flatnonzero(reasons)
     bad = {"row": rows.astype(np.uint32), "reasons": reasons[rows]}
     arrays.write(folder / "bad.npz", bad)

@@ -25,14 +25,14 @@ from threadpoolctl import threadpool_limits
 from expectations import run_suites, suites, summary
 from storage.datasets.catalog import Dataset
 from storage.errors import DamagedEntry, made_again
-from storage.formats import arrays, members, parquet, split_rows
+from storage.formats import arrays, members, parquet
 from storage.records import Done, Entry, FolderEntry, Split, SplitName, Validation
 from storage.runtime import cancellation, code_digests
 from storage.store import Plan, Store
 from storage.workers.current import in_order
 from tasks.checking import image_table
-from tasks.checking.comparing import Compared, repeated
-from tasks.checking.surveys import PartSurvey
+from tasks.checking.comparing import Compared, Part
+from tasks.checking.surveys import SplitSurvey
 
 _TALLIES: arrays.Expected = {
     "hits": (np.int64, (1,)),
@@ -100,13 +100,14 @@ class Measured:
 class _Item:
     store: Store
     plan: Plan
-    part: Split
-    start: int
-    survey: PartSurvey
-    compared: Compared
-    number: int
-    """Of the part among those of both splits."""
+    part: Part
+    train: SplitSurvey
     suite: suites.Suite
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.part.label
 
 
 def measure(store: Store, dataset: Dataset, splits: tuple[Split, Split], compared: Compared) -> list[Done[Measured]]:
@@ -135,8 +136,6 @@ def _items(
     store: Store, dataset: Dataset, split: Split, splits: tuple[Split, Split], compared: Compared
 ) -> Iterator[_Item]:
     suite = suites.images(dataset, split.name)
-    # What the test split is compared with; the training split is compared with itself.
-    others = splits if split.name == "test" else (split,)
     # The same objects for all parts: there can be thousands.
     expectations = [[expectation.kind, dict(expectation.arguments)] for expectation in suite.expectations]
     fixed: dict[str, Any] = {
@@ -144,18 +143,16 @@ def _items(
         "libraries": {"great-expectations": version("great-expectations")},
         "one_of_many": True,
     }
-    parts = zip(split_rows.numbered(split), compared.of(split.name).of_parts(), strict=True)
-    for number, ((start, part), survey) in enumerate(parts):
+    for part in compared.parts(split):
         plan = Plan(
             dataset.name,
             "validate",
             f"{split.name} part",
-            inputs={"part": part.digest, **{other.name: other.digest for other in others}},
-            parameters={"start": start, "expectations": expectations},
+            inputs=part.inputs(splits),
+            parameters={"start": part.start, "expectations": expectations},
             **fixed,
         )
-        place = compared.part(split.name, number)
-        yield _Item(store, plan, part, start, survey, compared, place, suite)
+        yield _Item(store, plan, part, compared.train, suite)
 
 
 def _measure_part(item: _Item) -> Done[Measured]:
@@ -163,7 +160,7 @@ def _measure_part(item: _Item) -> Done[Measured]:
 
 
 def _measure(item: _Item, folder: Path) -> Measured:
-    part = item.part
+    part = item.part.split
     matches, pixels = summary.Matches(), summary.PixelRange()
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
     with threadpool_limits(1, "blas"), image_table.writer(folder / image_table.FILE) as writer:
@@ -181,13 +178,14 @@ def _measure(item: _Item, folder: Path) -> Measured:
     )
     footer = parquet.metadata(part.file)
     rows, shape = int(matches.labels.sum()), tuple(footer["image_shape"])
-    return Measured(FolderEntry(folder), part.name, item.start, rows, shape, footer["digest"])
+    return Measured(FolderEntry(folder), part.name, item.part.start, rows, shape, footer["digest"])
 
 
 def _tables(item: _Item) -> Iterator[summary.Table]:
-    pieces = _cancellable(summary.pieces(parquet.blocks(item.part.file)))
-    means, of_them = item.compared.train.means(), item.part.name == "train"
-    return summary.tables(pieces, _compared(item), means, of_them, image_table.TABLE_ROWS, item.start)
+    part = item.part.split
+    pieces = _cancellable(summary.pieces(parquet.blocks(part.file)))
+    means, of_them = item.train.means(), part.name == "train"
+    return summary.tables(pieces, _compared(item.part), means, of_them, image_table.TABLE_ROWS, item.part.start)
 
 
 def _cancellable(pieces: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -196,8 +194,8 @@ def _cancellable(pieces: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tu
         yield piece
 
 
-def _compared(item: _Item) -> dict[str, np.ndarray]:
+def _compared(part: Part) -> dict[str, np.ndarray]:
     """Return the columns of `summary.IMAGE_COLUMNS` that compare an image with others."""
-    image = item.survey.of_rows()["image"]
-    said = item.compared.repeats.said(item.number, item.survey.images)
-    return {**repeated(image, said), "digest": item.survey.digests()[image]}
+    rows = part.rows()
+    repeated = {name: rows[name] for name in ("duplicate", "conflict", "leaked")}
+    return {**repeated, "digest": part.survey.digests()[rows["image"]]}

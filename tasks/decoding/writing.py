@@ -138,8 +138,22 @@ def is_compressed(archive: Archive) -> bool:
     return not chunks.are_noted(archive.entry) and idx.is_compressed(archive.file)
 
 
+def file_name(dataset: Dataset, archive: Archive) -> str:
+    """Return the name that people know the file of an archive by: that at its source, or in the manifest.
+
+    In the store, the file may be that of another archive with the same content, or have lost a suffix `.gz` that was
+    wrong.
+
+    Args:
+        dataset: with the archive among its own.
+    """
+    declared = next((spec.file for spec in dataset.archives_of(archive.role)), archive.file_name)
+    found = archive.source.rpartition("/")[2]
+    return found if found.removesuffix(".gz") == declared.removesuffix(".gz") else declared
+
+
 def _named(dataset: Dataset, archive: Archive) -> str:
-    return f"{dataset.name}: {archive.file_name}"
+    return f"{dataset.name}: {file_name(dataset, archive)}"
 
 
 def _check_number(rows: int, most: int | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from storage.datasets.manifest import NOTHING
 from storage.datasets.training import CHOICES, PROFILES, TrainingConfig, combined
 from storage.records import RunRecord, to_json
 from storage.studies import TUNED
@@ -46,10 +47,18 @@ def command(run: RunRecord) -> str:
     for name, value in _overrides(run).items():
         text = value if isinstance(value, str) else json.dumps(value)
         words += ["--set", f"{name}={text}"]
+    return shlex.join([*words, *_quarantine(run)])
+
+
+def _quarantine(run: RunRecord) -> list[str]:
+    """Return the options by which the same rows are set aside, also of a run that was refused before it did that."""
+    checks, limit = (run.facts.quarantine, run.facts.max_share) if run.facts else (None, None)
     if run.quarantine:
-        words += ["--quarantine", ",".join(run.quarantine.checks)]
-        words += ["--quarantine-limit", str(run.quarantine.max_share)]
-    return shlex.join(words)
+        # Facts of an older record do not say it.
+        checks, limit = run.quarantine.checks, run.quarantine.max_share
+    if checks is None:
+        return []
+    return ["--quarantine", ",".join(checks) or NOTHING, *(["--quarantine-limit", str(limit)] if checks else [])]
 
 
 def _overrides(run: RunRecord) -> dict[str, Any]:

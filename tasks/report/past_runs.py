@@ -60,8 +60,13 @@ PACKAGES = (
 _log = logging.getLogger(__name__)
 
 
-def facts(dataset: Dataset) -> DatasetFacts:
-    """Return the facts from a data set's manifest that a report shows."""
+def facts(dataset: Dataset, asked: bool = False) -> DatasetFacts:
+    """Return the facts from a data set's manifest that a report shows.
+
+    Args:
+        asked: whether the run said what to set aside, instead of the manifest.
+    """
+    rules = dataset.quarantine
     return DatasetFacts(
         title=dataset.title or dataset.name,
         classes=dataset.classes,
@@ -73,6 +78,8 @@ def facts(dataset: Dataset) -> DatasetFacts:
         training=dict(dataset.training),
         labels=dataset.labels,
         chosen=dataset.chosen,
+        quarantine=rules.checks if rules.checks or asked else None,
+        max_share=rules.max_share if rules.checks else None,
     )
 
 

@@ -18,17 +18,18 @@ def log_step(log: logging.Logger, step: Step) -> None:
     log.info("%s: %s (%.2f s, %s)", step.name, step.summary, step.seconds, how, extra={"step": step})
 
 
-def with_parts(result: Done[R], parts: int, new: int, seconds: float) -> Done[R]:
+def with_new(result: Done[R], parts: int, new: int, seconds: float, part: str = "part") -> Done[R]:
     """Return a result that was put together from parts, with how many of them are new in the line about it.
 
     Args:
         parts: how many there are.
         new: those that were not found in the store.
         seconds: that all of them took.
+        part: what one of them is called.
     """
-    step = replace(result.step, summary=f"{result.step.summary}, in {counted(parts, 'part')}", seconds=seconds)
+    step = replace(result.step, seconds=seconds)
     if new:
         # The result itself may be there, if only a part of it was damaged.
-        reason = counted(new, "new part") if step.reused else step.reason
+        reason = counted(new, f"new {part}") if new < parts or step.reused else step.reason
         step = replace(step, summary=f"{step.summary}, {new:,} new", reused=False, reason=reason)
     return Done(result.record, step)

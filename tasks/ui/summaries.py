@@ -22,8 +22,7 @@ from storage.words import brief, counted, times
 
 def split(split: Split) -> str:
     """Return the number and size of a split's images, and of its parts if it has some."""
-    parts = f" in {counted(split.parts, 'part')}" if split.parts else ""
-    return f"{counted(split.rows, 'image')} of {times(split.image_shape)}{parts}"
+    return f"{counted(split.rows, 'image')} of {times(split.image_shape)}{_parts(split.parts, ' ')}"
 
 
 def audit(audit: Audit) -> str:
@@ -37,9 +36,9 @@ def audit(audit: Audit) -> str:
     )
 
 
-def quarantine(quarantine: Quarantine) -> str:
-    """Return how many rows of each split were set aside, and for which reasons."""
-    released = f", {quarantine.released:,} released" if quarantine.released else ""
+def quarantine(quarantine: Quarantine, parts: int = 0) -> str:
+    """Return how many rows of each split were set aside, and for which reasons; of splits in parts, in how many."""
+    released = (f", {quarantine.released:,} released" if quarantine.released else "") + _parts(parts)
     total = sum(quarantine.set_aside.values())
     if not total:
         return f"no row set aside{released}"
@@ -53,14 +52,18 @@ def validation(validation: Validation, rows: int) -> str:
     """Return how many checks passed on the `rows` of both splits."""
     checks, failures, warnings = len(validation.checks), len(validation.failures), len(validation.warnings)
     remark = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    parts = _parts(validation.parts)
     if failures:
-        return f"{failures} of {counted(checks, 'check')} on {counted(rows, 'row')} failed{remark}"
-    return f"{counted(checks - warnings, 'check')} on {counted(rows, 'row')} passed{remark}"
+        return f"{failures} of {counted(checks, 'check')} on {counted(rows, 'row')} failed{remark}{parts}"
+    return f"{counted(checks - warnings, 'check')} on {counted(rows, 'row')} passed{remark}{parts}"
 
 
 def normalization(record: Normalization) -> str:
     """Return the statistics, and the number of rows behind them."""
-    return f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {counted(record.rows, 'row')}"
+    return (
+        f"mean {record.mean_of_means:.4f}, standard deviation {record.std:.4f} over {counted(record.rows, 'row')}"
+        f"{_parts(record.parts)}"
+    )
 
 
 def model(model: TrainedModel) -> str:
@@ -80,6 +83,7 @@ def evaluation(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.correct:,} of {evaluation.rows:,} right, {100 * evaluation.accuracy:.2f}% "
         f"({100 * evaluation.accuracy_low:.2f}–{100 * evaluation.accuracy_high:.2f}), loss {evaluation.loss:.4f}"
+        f"{_parts(evaluation.parts)}"
     )
 
 
@@ -110,3 +114,7 @@ def trial(trial: Trial) -> str:
     count = len(trial.accuracies)
     accuracy, loss = sum(trial.accuracies) / count, sum(trial.losses) / count
     return f"{accuracy:.2%} held out, loss {loss:.4f}: {values}"
+
+
+def _parts(parts: int, separator: str = ", ") -> str:
+    return f"{separator}in {counted(parts, 'part')}" if parts else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import get_args
 
 from storage.datasets.catalog import BadRow, Dataset
@@ -31,6 +31,14 @@ def refusal(dataset: Dataset, validation: Validation, splits: Collection[Split] 
         f"{dataset.name}: expected {critical} critical checks to hold; {len(failures)} failed: "
         f"{'; '.join(named)}{rest}; correct the archives{_remedies(dataset, failures)}"
     )
+
+
+def warnings(dataset: Dataset, validation: Validation, splits: Collection[Split] = ()) -> Iterator[str]:
+    """Yield a line for each check that failed without stopping the run; each names at most 20 rows."""
+    for check in validation.warnings:
+        found = _failure(dataset, _numbered(check, splits), _ROWS_NAMED)
+        setting = f" (the manifest sets the limit in {check.setting})" if check.setting else ""
+        yield f"{dataset.name}: warning: {found}{setting}"
 
 
 def _remedies(dataset: Dataset, failures: Iterable[Check]) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from flows.commands.cli import run_command
 from storage.datasets import catalog
+from storage.files import locked
 from storage.formats import idx
 from tests.support.sources import HEADER, rows, table
 
@@ -210,7 +211,7 @@ def test_archives_that_are_read_otherwise_are_not_appended_to(mine: Path, tmp_pa
     assert run_command(["dataset", "add", "new", str(tmp_path / "second.csv"), "--append"]) == 0
 
 
-@pytest.mark.remedies("tasks.adding.append:_test_rows")
+@pytest.mark.remedies("tasks.adding.add:check_not_split")
 def test_a_source_with_a_test_split_is_taken_as_it_is_split(mine: Path, tmp_path: Path, capsys):
     for split in ("train", "test"):
         table(tmp_path / "both" / f"{split}.csv", rows(split), HEADER)
@@ -219,6 +220,21 @@ def test_a_source_with_a_test_split_is_taken_as_it_is_split(mine: Path, tmp_path
     values = add(capsys, str(tmp_path / "both"), "--append")
     assert values["rows"] == {"train": 60, "test": 15}
     assert values["remarks"][0].startswith("45 of 75 images are already in mine; they are in both again: ")
+
+
+@pytest.mark.remedies("tasks.adding.add:refuse")
+def test_two_at_once_go_one_after_the_other(mine: Path, tmp_path: Path, capsys):
+    second = str(tmp_path / "second.csv")
+    with locked(mine / ".mine.lock"):
+        error = refused(capsys, second, "--append", code=2)
+    assert error.endswith("another `idxflow dataset add` does; wait until it has ended, then repeat this one")
+    add(capsys, second, "--append")
+
+
+def test_an_own_data_set_that_is_asked_for_by_its_name(mine: Path, monkeypatch, capsys):
+    for name, remedy in (("mine", "--dataset-file mine/mine.toml"), ("other", "found 'other'")):
+        assert run_command(["validate", name, "--store", str(mine.parent / "store")]) == 2
+        assert remedy in capsys.readouterr().err
 
 
 def test_an_append_that_was_cut_off_left_nothing_that_counts(mine: Path, tmp_path: Path, capsys, monkeypatch):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
 
+from flows import retrain
 from flows.backfill import planned
 from flows.commands.cli import run_command
+from flows.interruption import Terminated
 from flows.run import Request
+from flows.several import Several
 from storage.errors import ConfigError
 from storage.ledger import Ledger
+from storage.outcomes import Outcome
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory, bars
@@ -94,6 +100,44 @@ def test_data_without_dates_has_no_past(tiny: TinyFactory):
     assert [*between("2026-11-01", "2026-11-02", dataset_file=str(dataset.manifest)).requests] == ["2026-11-01"]
 
 
+def test_an_interrupted_backfill_says_what_is_done_and_the_command_that_goes_on(
+    manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def carry_out(runs: Several, at_once: int) -> None:
+        runs.outcomes["2026-11-07"] = {**Outcome("promoted", "", "listed", "").to_json(), "seconds": 1.0}
+        raise Terminated(signal.SIGTERM)
+
+    # In place of runs, which take long, and of a signal.
+    monkeypatch.setattr(Several, "carry_out", carry_out)
+    store = tmp_path / "a store"
+    words = [
+        "backfill",
+        "--dataset-file",
+        manifest,
+        "--from",
+        "2026-11-07",
+        "--to",
+        "2026-11-09",
+        "--store",
+        str(store),
+    ]
+    assert run_command(words) == 143
+    said = capsys.readouterr()
+    assert [line.split()[:2] for line in said.out.splitlines()] == [["2026-11-07", "promoted"], ["2026-11-08", "not"]]
+    again = said.err.partition("1 of 2 runs ended before this; go on with the rest: ")[2].splitlines()[0]
+    assert shlex.split(again)[:1] == ["idxflow"]
+    assert sorted(shlex.split(again)[1:]) == sorted([*words, "--every", "1d"])
+    assert said.err.endswith("idxflow: terminated; run the same command again to resume\n")
+
+
+def test_a_check_of_the_data_as_it_was(manifest: str, capsys: pytest.CaptureFixture[str]):
+    assert run_command(["validate", "--dataset-file", manifest, "--as-of", "2026-10-31"]) == 2
+    assert "expected archives of train-images of 2026-10-31 or earlier" in capsys.readouterr().err
+    assert run_command(["validate", "--dataset-file", manifest, "--as-of", "someday"]) == 2
+    assert "--as-of: expected a day such as 2026-11-30; found 'someday'" in capsys.readouterr().err
+    assert "as_of" in retrain.validate_dataset.parameters.properties
+
+
 @pytest.mark.flow
 def test_each_day_is_a_run_on_its_data_and_is_recorded_with_it(server: dict[str, str], tmp_path: Path, manifest: str):
     environment = {**server, "IDXFLOW_STORE": str(tmp_path / "store"), "COLUMNS": "200"}
@@ -121,6 +165,8 @@ def test_each_day_is_a_run_on_its_data_and_is_recorded_with_it(server: dict[str,
     assert verify(store).findings == ()
     listed = idxflow("runs", "list", "listed", env=environment).stdout.splitlines()
     assert [line.rpartition(", ")[2] for line in listed] == ["as of 2026-11-08", "as of 2026-11-07"]
+    valid = idxflow("validate", *words[1:3], "--as-of", "2026-11-07", "--json", env=environment, cwd=tmp_path)
+    assert json.loads(valid.stdout)["steps"]["decode train"]["summary"] == "120 images of 9×7"
     # A second time it finds what is there.
     again = idxflow(*words, env=environment, cwd=tmp_path)
     assert again.returncode == 0, again.stderr

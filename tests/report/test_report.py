@@ -269,6 +269,16 @@ def test_the_command_names_a_manifest_of_ones_own_without_its_folder(tmp_path: P
     assert command(a_run(dataset)).startswith("idxflow run --dataset-file 'my set.toml' --profile")
 
 
+def test_the_command_sets_the_same_rows_aside_although_the_run_was_refused_before_that() -> None:
+    dataset = catalog.find("digits")
+    # It was refused by the quarantine, or by the checks.
+    for checks, words in ((("blank", "leaked"), "--quarantine blank,leaked --quarantine-limit 0.01"), ((), "none")):
+        rules = dataclasses.replace(dataset.quarantine, checks=checks)
+        asked = dataclasses.replace(dataset, quarantine=rules)
+        assert command(a_run(dataset, facts=past_runs.facts(asked, True))).endswith(words)
+    assert "--quarantine" not in command(a_run(dataset))
+
+
 def test_the_command_of_an_unknown_profile_gives_every_setting() -> None:
     dataset = catalog.find("digits")
     assert command(a_run(dataset, profile="gone")).count("--set") == len(a_run(dataset).config)

@@ -633,7 +633,7 @@ def test_archives_that_have_arrived_completely_are_retrained_once_and_in_order(o
         until(lambda: len(arrivals()) == 1)
         # Before a run of the first set has begun, the second one is copied over it.
         shutil.copytree(other, inbox, dirs_exist_ok=True)
-        runs = until(lambda: retrained(operated, 2), 480)
+        runs = until(lambda: retrained(operated, 2))
         ends = re.compile("kept champion|promoted v2")
         until(lambda: all(ends.search(watcher.output) for watcher in watchers))
         assert [interrupted(watcher) for watcher in watchers] == [130, 130]
@@ -738,7 +738,7 @@ def test_a_worker_that_was_away_makes_up_for_missed_runs_once(operated: Operated
         # Cancelled is not the end here: the run that holds the slot makes way and puts it right.
         return runs if all(run["state"]["type"] == "COMPLETED" for run in runs) else None
 
-    runs = until(ended, 400)
+    runs = until(ended)
     assert {run["state"]["name"] for run in runs} == {"Completed"}
     assert runs[-1]["state"]["message"].startswith("unchanged since v1")
     assert len(runs) == MISSED

@@ -171,11 +171,9 @@ def prefect(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> s
     return result.stdout
 
 
-def until(look: Callable[[], Any], seconds: float = 240) -> Any:
-    """Look again until there is something; what is there then, or a failed test."""
-    deadline = time.monotonic() + seconds
+def until(look: Callable[[], Any]) -> Any:
+    """Look again until there is something, however busy the machine is: pytest ends a test that hangs."""
     while not (value := look()):
-        assert time.monotonic() < deadline, "not within the time"
         time.sleep(0.5)
     return value
 

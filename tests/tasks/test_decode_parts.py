@@ -107,6 +107,20 @@ def test_a_large_archive_is_cut_into_parts(store: Store, tiny: TinyFactory, smal
     assert decoded(store, dataset).step.reused
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_reason_is_what_was_there_before_the_run(
+    store: Store, tmp_path: Path, small_parts: None, packed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    # The parts are entries of the same step, and newer than all that was there.
+    monkeypatch.setattr("storage.store.LOOKED_AT", 3)
+    dataset = write_listed(tmp_path, ARRAYS, (ROWS,), packed)
+    assert decoded(store, dataset).step.reason == "first run"
+    renamed = replace(dataset, classes=tuple(f"{name}s" for name in dataset.classes))
+    again = decoded(store, renamed).step
+    assert again.summary == "100 images of 9×7 in 4 parts, 4 new"
+    assert again.reason.startswith('classes ["bar 0"')
+
+
 def test_compressed_or_not_parts_have_the_same_content(tmp_path: Path, small_parts: None):
     digests = set()
     for packed in (True, False):
@@ -134,6 +148,8 @@ def test_workers_in_any_order_make_the_same_bytes(
             assert ("decode train", 3) in workers.seen
         else:
             made = decoded(store, dataset)
+        # Not what others have made meanwhile.
+        assert made.step.reason == "first run"
         check_rows(made.record)
         stores.append(contents(store, "listed"))
     assert stores[0] == stores[1]
@@ -233,6 +249,29 @@ def test_one_archive_that_becomes_the_first_of_several_is_not_decoded_again(stor
     grown = decoded(store, dataset)
     assert grown.step.reason == "1 new part"
     assert keys_of(grown.record)[0] == first.entry.key
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_error_names_a_file_as_the_user_has_it_whatever_its_suffix_promises(
+    store: Store, tmp_path: Path, packed: bool
+):
+    dataset = write_listed(tmp_path, ARRAYS, (ROWS,))
+    path = dataset.source / file_name("train-images", 0, True)
+    found = dataset.source / file_name("train-images", 0, packed)
+    data = gzip.decompress(path.read_bytes())
+    path.unlink()
+    found.write_bytes(data)
+    with pytest.raises(FormatError, match=f"^listed: {found.name}: expected images of 9×8 pixels"):
+        decoded(store, replace(dataset, image_shape=(9, 8)))
+
+
+def test_an_error_names_the_archive_itself_where_another_has_the_same_content(store: Store, tmp_path: Path):
+    dataset = write_listed(tmp_path, ARRAYS, (20, 30, 50))
+    for spec in dataset.archives_of("train-labels")[:2]:
+        (dataset.source / spec.file).write_bytes(gzip.compress(idx.encode(np.zeros(20, np.uint8)), mtime=0))
+    names = " and ".join(f"listed: {file_name(role, 1, True)}" for role in ("train-images", "train-labels"))
+    with pytest.raises(FormatError, match=f"^{names}: expected as many labels as images; found 30 images and 20 "):
+        decoded(store, dataset)
 
 
 @pytest.mark.remedies("tasks.decode:_joined")

@@ -107,7 +107,13 @@ def test_only_parts_with_bad_rows_are_written_anew(store: Store, dataset: Datase
     assert [part.rows for part in split_rows.parts(record.rest(test))] == [19, 7]
     assert not {*keys(record.rest(train)), *keys(record.rest(test))} & {*keys(train), *keys(test)}
     fewer = dataclasses.replace(dataset.quarantine, checks=("label",))
-    label = quarantine.fn(store, dataclasses.replace(dataset, quarantine=fewer), train, test).record
+    step = quarantine.fn(store, dataset, train, test).step
+    assert (step.reused, step.summary.rpartition(", ")[2]) == (True, "in 10 parts")
+    done = quarantine.fn(store, dataclasses.replace(dataset, quarantine=fewer), train, test)
+    # Two parts have the same content, and so the same entry.
+    assert done.step.summary == "1 of train set aside: label 1, in 10 parts, 9 new"
+    assert done.step.reason == "9 new parts"
+    label = done.record
     same = [before == after for before, after in zip(keys(train), keys(label.rest(train)), strict=True)]
     assert same == [True, True, True, False, True, True, True]
     assert label.rest(test) == test

@@ -84,6 +84,23 @@ def test_an_image_that_occurs_twice_is_a_warning(tiny: TinyFactory, tmp_path: Pa
     assert [(w.column, w.rows) for w in record.warnings] == [("duplicate", (7,))]
 
 
+def test_each_warning_is_named_in_a_line_also_of_a_verdict_that_is_reused(
+    tiny: TinyFactory, tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+):
+    arrays = bars(120, 30, 3, (9, 7))
+    arrays["test-images"][7] = arrays["test-images"][4]
+    dataset = tiny(arrays=arrays)
+    for reused in (False, True):
+        caplog.clear()
+        step = validate.fn(store, dataset, *decoded(dataset, tmp_path)).step
+        assert (step.reused, step.summary.endswith("passed, 1 warning")) == (reused, True)
+        (line,) = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
+        assert line == (
+            "tiny: warning: test (t10k-images-idx3-ubyte.gz): no image occurs twice, expected at most 1%, "
+            "found 1 of 30 rows, 3.333% at row 7 (the manifest sets the limit in [limits] max_duplicates)"
+        )
+
+
 def test_an_image_with_two_labels_is_a_warning(tiny: TinyFactory, tmp_path: Path):
     arrays = bars(120, 30, 3, (9, 7))
     arrays["train-images"][7] = arrays["train-images"][3]

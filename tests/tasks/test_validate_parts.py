@@ -282,6 +282,17 @@ def test_a_damaged_result_of_a_part_is_made_again_and_nothing_else(store: Store,
     assert not verify(store).findings
 
 
+def test_the_reason_is_what_was_there_before_the_run(store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
+    # What the run makes of parts are entries of the same step, and newer than all that was there.
+    monkeypatch.setattr("storage.store.LOOKED_AT", 3)
+    splits = cut(store, dataset, 2)
+    first = verdict(store, dataset, splits).step
+    assert (first.reason, first.summary.endswith(", in 4 parts, 4 new")) == ("first run", True)
+    looser = replace(dataset, limits=replace(dataset.limits, max_blank=0.6))
+    again = verdict(store, looser, splits).step
+    assert (again.reason, again.summary.endswith(", in 4 parts, 4 new")) == ("max_blank 0.5 → 0.6", True)
+
+
 class Ending(Here):
     """A run that is cancelled while it measures the sixth part."""
 

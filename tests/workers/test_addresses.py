@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import dask.config
 import pytest
 
 from storage.errors import ConfigError, WorkersFailed
@@ -60,7 +61,11 @@ def test_a_number_or_an_address_is_meant(text: str, meant: int | Cluster) -> Non
 @pytest.mark.remedies("storage.workers.address:parse")
 @pytest.mark.parametrize(
     "text",
-    ["0", "-1", "1025", "4.0", "four", "scheduler:8786", "tls://scheduler", "ray://head:10001", "tls://a b:1", "1\n"],
+    [
+        *("0", "-1", "1025", "4.0", "four", "scheduler:8786", "ray://head:10001", "tls://a b:1", "1\n"),
+        *("tls://scheduler", "tls://scheduler:", "tls://:8786", "tls://", "tls://scheduler:0", "tls://scheduler:65536"),
+        *("tls://scheduler:99999", "tls://...:8786", "tls://-s:8786", "tls://10.0.0.256:8786", "tls://[::zz]:8786"),
+    ],
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected a number of processes .* such as tls://scheduler:8786; found "):
@@ -111,11 +116,17 @@ def test_files_that_are_no_certificates_are_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.remedies("storage.workers.dask_cluster:_security")
-def test_a_protected_cluster_needs_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    workers = workers_for("tls://127.0.0.1:9")
-    with pytest.raises(WorkersFailed, match="expected certificates for tls://127.0.0.1:9; found none; set IDXFLOW_WO"):
-        list(workers.each(working.square, [Item(0), Item(1)], "squares"))
-    workers.close()
+def test_a_protected_cluster_needs_certificates_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="expected certificates for tls://127.0.0.1:9; found none; set IDXFLOW_WO"):
+        workers_for("tls://127.0.0.1:9")
+    gone = dict.fromkeys(("distributed.comm.tls.ca-file", "distributed.comm.tls.client.cert"), str(tmp_path / "gone"))
+    with (
+        dask.config.set(gone),
+        pytest.raises(ConfigError, match="found those of Dask's configuration, which cannot be used: .*; set IDXFLOW_"),
+    ):
+        workers_for("tls://127.0.0.1:9")
     name_certificates(monkeypatch, tmp_path / "good")
     # Now there are some, and nobody to show them to.
     workers = workers_for("tls://127.0.0.1:9")

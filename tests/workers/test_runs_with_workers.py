@@ -40,9 +40,18 @@ def test_workers_that_cannot_be_used_are_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     store = tmp_path / "store"
-    for command in ("run", "validate"):
-        assert run_command([command, "--workers", "tcp://scheduler:8786", "--store", str(store)]) == 2
-        assert "give --insecure-workers or IDXFLOW_INSECURE_WORKERS=1" in capsys.readouterr().err
+    days = ("--from", "2026-11-01", "--to", "2026-11-02")
+    for command in (("run",), ("run", "digits", "mnist"), ("validate",), ("backfill", *days), ("doctor",)):
+        for name, words in (
+            ("tcp://scheduler:8786", "give --insecure-workers or IDXFLOW_INSECURE_WORKERS=1"),
+            ("tls://scheduler:99999", "expected a number of processes from 1 to 1024, or the address"),
+            (
+                "tls://scheduler:8786",
+                "expected certificates for tls://scheduler:8786; found none; set IDXFLOW_WORKERS_CA",
+            ),
+        ):
+            assert run_command([*command, "--workers", name, "--store", str(store)]) == 2, command
+            assert words in capsys.readouterr().err
     assert not store.exists()
 
 
