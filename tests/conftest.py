@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ import pytest
 from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.store import Store
-from tests.support import commands, refusals
+from tests.support import commands, forked_command, refusals
 from tests.support.archives import write_archives
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.add_cleanup(partial(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True))
+    if "prefect" in sys.modules:
+        # A fork (`pytest_xdist_setupnodes`), which has the settings of the process that it was forked from.
+        forked_command.read_settings_again()
     if started := commands.listen():
         config.add_cleanup(started.close)
 
@@ -108,6 +112,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """Two for each processor, because tests wait for servers: with three for two, an eighth of the time is unused."""
     return len(os.sched_getaffinity(0)) * 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Have the processes that run tests forked from one that has imported what takes each of them ten seconds."""
+    for spec in specs:
+        spec.python = commands.worker_of_tests()
 
 
 @pytest.hookimpl(wrapper=True)

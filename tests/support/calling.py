@@ -1,8 +1,8 @@
-"""Stands for a process of `tests.support.commands`, whose program another starts: `calling.py ADDRESS FOLDER`.
+"""Stands for a process of `tests.support.commands`, whose program another starts: `calling.py ADDRESS FOLDER PROGRAM`.
 
-It asks the fork server at the address for a flow run, which gets its environment, streams and signals; it ends as that
-does, and that ends with it. The flow run starts in the folder, the project's, as by the deployments of `prefect.yaml`.
-This one imports little, to start at once.
+It asks the fork server at the address for that program, such as a flow run, which gets its environment, streams and
+signals; it ends as that does, and that ends with it. It starts in the folder, the project's, as a flow run does by the
+deployments of `prefect.yaml`. This one imports little, to start at once.
 """
 
 import json
@@ -17,7 +17,7 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(b"\0" + os.fsencode(sys.argv[1]))
         surroundings = {"environment": dict(os.environ), "cwd": sys.argv[2], "user": os.getuid()}
-        request = {"program": "flow run", "arguments": [], **surroundings}
+        request = {"program": sys.argv[3], "arguments": [], **surroundings}
         line = f"{json.dumps(request)}\n".encode()
         sent = socket.send_fds(connection, [line], [0, 1, 2])
         connection.sendall(line[sent:])

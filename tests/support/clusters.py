@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
-from tests.support.servers import ROOT, free_port, running
+import pytest
+
+from storage.workers import dask_own
+from tests.support import commands
+from tests.support.servers import ROOT, free_port, running, stop
 
 
 def wait_until(true: Callable[[], object]) -> None:
@@ -21,8 +28,22 @@ def wait_until(true: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+Process = commands.Command | subprocess.Popen[bytes]
+
+
+def fork_own_workers(patch: pytest.MonkeyPatch) -> None:
+    """Have the processes of `--workers N` be forks of a process that has imported what they do."""
+    # Before somebody waits for workers: at the first call, all is imported.
+    commands.idxflow(env=os.environ, program="nothing")
+    words = shlex.split(commands.calling("dask worker"))
+    start = partial(subprocess.Popen, words)
+    patch.setattr(
+        dask_own, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": lambda _, **how: start(**how)})
+    )
+
+
 @contextmanager
-def scheduler(folder: Path, *options: str, protocol: str = "tcp") -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def scheduler(folder: Path, *options: str, protocol: str = "tcp") -> Iterator[tuple[str, Process]]:
     """Run a scheduler as people do; yield its address and its process."""
     port = free_port()
     arguments = ("scheduler", "--host", f"{protocol}://127.0.0.1", "--port", str(port), "--no-dashboard")
@@ -33,9 +54,7 @@ def scheduler(folder: Path, *options: str, protocol: str = "tcp") -> Iterator[tu
 
 
 @contextmanager
-def worker(
-    folder: Path, address: str, *options: str, code: Path = ROOT, name: str = "worker"
-) -> Iterator[subprocess.Popen[bytes]]:
+def worker(folder: Path, address: str, *options: str, code: Path = ROOT, name: str = "worker") -> Iterator[Process]:
     """Run a worker as docs/how-to/workers.md says, with the code of a folder."""
     arguments = ("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder))
     with _dask(folder, name, (*arguments, *options), "Registered to:", code) as process:
@@ -43,17 +62,36 @@ def worker(
 
 
 @contextmanager
-def _dask(
-    folder: Path, name: str, arguments: Sequence[str], words: str, code: Path = ROOT
-) -> Iterator[subprocess.Popen]:
-    """Run one of Dask's commands with the code of a folder, from when it has said these words."""
+def _dask(folder: Path, name: str, arguments: Sequence[str], words: str, code: Path = ROOT) -> Iterator[Process]:
+    """Run one of Dask's commands with the code of a folder, from when it has said these words.
+
+    With the code of these tests it is a fork of a process that has imported it (`tests.support.commands`).
+    """
     log = folder / f"{name}.log"
     environment = {**os.environ, "PYTHONPATH": str(code)}
-    with running((sys.executable, "-m", "dask", *arguments), environment, code, log) as process:
+    start = _forked if code == ROOT else _called
+    with start(arguments, environment, code, log) as process:
         while words not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
         yield process
+
+
+def _called(
+    arguments: Sequence[str], environment: dict[str, str], code: Path, log: Path
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return running((sys.executable, "-m", "dask", *arguments), environment, code, log)
+
+
+@contextmanager
+def _forked(arguments: Sequence[str], environment: dict[str, str], code: Path, log: Path) -> Iterator[commands.Command]:
+    with Path(os.devnull).open() as nothing, log.open("wb") as output:
+        streams = (nothing.fileno(), output.fileno(), output.fileno())
+        process = commands.Command(*arguments, env=environment, cwd=code, program="dask", streams=streams)
+    try:
+        yield process
+    finally:
+        stop(process)
 
 
 @dataclass(frozen=True)

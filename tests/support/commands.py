@@ -37,8 +37,18 @@ def listening() -> bool:
 
 def flow_run_command() -> str:
     """Return what a worker may call in place of `python -m prefect.engine`: its flow run is such a fork (`calling`)."""
+    return calling("flow run")
+
+
+def worker_of_tests() -> str:
+    """Return what pytest-xdist may call in place of Python, to run tests in such a fork."""
+    return calling("tests")
+
+
+def calling(program: str) -> str:
+    """Return a command that stands for a fork with a program of `forked_command.py`."""
     script, root = Path(__file__).with_name("calling.py"), Path(__file__).parents[2]
-    return shlex.join([sys.executable, "-I", "-S", str(script), os.environ[_ADDRESS], str(root)])
+    return shlex.join([sys.executable, "-I", "-S", str(script), os.environ[_ADDRESS], str(root), program])
 
 
 class Command(Forked):

@@ -15,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from ast import literal_eval
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -31,6 +32,8 @@ from tests.support.forkserver import end_with_parent
 
 LATER = (
     "cyclopts.help",
+    "distributed.cli.dask_scheduler",
+    "distributed.cli.dask_worker",
     "flows.commands.cli",
     "flows.retrain",
     "matplotlib.backends.backend_svg",
@@ -215,6 +218,32 @@ def _run(name: str) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
+def dask() -> None:
+    """Dask's own command."""
+    sys.argv[0] = "dask"
+    runpy.run_module("dask", run_name="__main__", alter_sys=True)
+
+
+def dask_worker() -> None:
+    """A worker of `--workers N`, which gets on standard input what to connect to."""
+    # As a module of this name: what a worker calls finds it so.
+    import_module("storage.workers.dask_worker").main()
+
+
+def items() -> None:
+    """Call functions with items, for `tests.support.scattered_workers`, until the connection ends: standard input."""
+    from tests.support import scattered_workers
+
+    scattered_workers.serve(0)
+
+
+def tests() -> None:
+    """Run tests for pytest-xdist, as `python -c` does with what execnet writes to standard input."""
+    with open(0, closefd=False) as program:
+        source = program.readline()
+    exec(literal_eval(source), {"__name__": "execnet.gateway_base"})
+
+
 def run_without_prefect() -> None:
     from tests.support import forked_run
 
@@ -227,5 +256,10 @@ PROGRAMS = {
     "server": server,
     "flow run": flow_run,
     "up": up,
+    "dask": dask,
+    "dask worker": dask_worker,
+    "items": items,
+    "nothing": lambda: None,
+    "tests": tests,
     "run without Prefect": run_without_prefect,
 }

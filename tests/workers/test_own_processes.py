@@ -25,13 +25,21 @@ from storage.workers.here import Here
 from storage.workers.opening import workers_for
 from storage.workers.protocol import Survey, Workers
 from tests.support import working
-from tests.support.clusters import wait_until
+from tests.support.clusters import fork_own_workers, wait_until
 from tests.support.servers import ROOT
 from tests.support.working import Item
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """Those of the runs that are ended are not (`RUN`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        fork_own_workers(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def two() -> Iterator[Workers]:
+def two(forked: None) -> Iterator[Workers]:
     with closing(workers_for("2")) as workers:
         # Both are there, so that neither computes everything.
         assert workers.survey(("tests.support.working",)) == Survey(2, {})
