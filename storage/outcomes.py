@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from storage.datasets.catalog import ROLES
-from storage.records import SPLITS, Failure, Step, to_json
+from storage.records import SPLITS, Failure, Finding, Step, to_json
 
 _ORDER = ("fetch", "decode", "audit", "validate", "normalize", "train", "evaluate", "confirm")
 _SUBJECTS = ("", *ROLES, *SPLITS)
@@ -38,6 +38,8 @@ class Outcome:
     error: Failure | None = None
     as_of: str | None = None
     """The day, ISO 8601, whose data it used; None: all."""
+    findings: tuple[Finding, ...] = ()
+    """What was found in the training, the most important first."""
 
     @property
     def exit_code(self) -> int:
@@ -56,7 +58,7 @@ class Outcome:
 
 _JSON = (
     *("state", "sentence", "dataset", "run", "version", "champion", "train_accuracy", "test_accuracy", "epochs"),
-    *("steps", "seconds", "store", "report", "error", "as_of"),
+    *("findings", "steps", "seconds", "store", "report", "error", "as_of"),
 )
 
 

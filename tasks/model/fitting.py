@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from storage.datasets.training import TrainingConfig
+from storage.records import LayerActivity
 from storage.runtime import cancellation
-from tasks.model import network
+from tasks.model import activity, network
 from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.model.training_rows import Rows
 
@@ -46,8 +47,11 @@ class Fitting:
         self._scale, self._offset = scale_and_offset(statistics)
         self._model = network.build(architecture, network.initial_weights(architecture, config.seed))
         self._names = tuple(architecture.shapes)
+        self._layers = layers_with_weights(architecture.shapes)
         self._weights = [variable.value for variable in self._model.trainable_variables]
         self._velocity = [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
+        self.gradients: dict[str, float] = {}
+        """By layer: the norm of the gradient of its weights, without biases, in the last step of the last epoch."""
         self.calls = 0
         """Number of compiled calls for epochs so far."""
         self.traces = 0
@@ -89,11 +93,12 @@ class Fitting:
             cancellation.check()
             steps = math.ceil(len(window.order) / self._config.batch_size)
             rates = rate_after(self._config, np.arange(completed, completed + steps)).astype(np.float32)
-            more_loss, more_correct = self._passes[len(window.order)](
+            more_loss, more_correct, norms = self._passes[len(window.order)](
                 window.images, window.labels, self._tf.constant(window.order), self._tf.constant(rates)
             )
             self.calls += 1
             loss, correct, completed = loss + float(more_loss), correct + int(more_correct), completed + steps
+        self.gradients = dict(zip(self._layers, norms.numpy().tolist(), strict=True))
         return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:
@@ -103,6 +108,12 @@ class Fitting:
             more_loss, more_correct = self._score(images, labels)
             loss, correct = loss + float(more_loss), correct + int(more_correct)
         return loss / (stop - start), correct / (stop - start)
+
+    def activity(self) -> tuple[LayerActivity, ...]:
+        """Return what the hidden units put out for the first fitted rows, with current weights."""
+        for images, _ in self._rows.pieces(0, min(self._fitted, activity.ROWS)):
+            return activity.measured(self._model, self._scaled(images))
+        return ()
 
     def _pass(self, rows: int) -> Any:
         """Compile the pass over a window that takes `rows` of its rows."""
@@ -115,25 +126,24 @@ class Fitting:
         signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _steps(self, images: Any, labels: Any, order: Any, rates: Any) -> tuple[Any, Any]:
+    def _steps(self, images: Any, labels: Any, order: Any, rates: Any) -> tuple[Any, Any, Any]:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
-        full, rest = divmod(order.shape[0], size)
-        # Fixed shapes: the step of `size` rows is compiled separately from the last step of a window.
+        # Fixed shapes: the step of `size` rows is compiled separately from the last step of a window, which has up to
+        # as many rows, and whose gradients are measured: in every step, that would take a few percent of the time.
+        full = (order.shape[0] - 1) // size
         batches, last = tf.reshape(order[: full * size], [full, size]), order[full * size :]
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
-            more_loss, more_correct = self._step(images, labels, batches[number], rates[number])
+            more_loss, more_correct, _ = self._step(images, labels, batches[number], rates[number])
             return number + 1, loss + more_loss, correct + more_correct
 
         state = (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64))
         _, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
-        if rest:
-            more_loss, more_correct = self._step(images, labels, last, rates[full])
-            loss, correct = loss + more_loss, correct + more_correct
-        return loss, correct
+        more_loss, more_correct, gradients = self._step(images, labels, last, rates[full])
+        return loss + more_loss, correct + more_correct, self._norms(gradients)
 
-    def _step(self, images: Any, labels: Any, taken: Any, rate: Any) -> tuple[Any, Any]:
+    def _step(self, images: Any, labels: Any, taken: Any, rate: Any) -> tuple[Any, Any, Any]:
         tf, config = self._tf, self._config
         images, labels = self._scaled(tf.gather(images, taken)), tf.gather(labels, taken)
         with tf.GradientTape() as tape:
@@ -148,7 +158,13 @@ class Fitting:
             tf.raw_ops.ResourceApplyKerasMomentum(
                 var=weight.handle, accum=velocity.handle, lr=rate, grad=gradient, momentum=config.momentum
             )
-        return self._sums(labels, logits, losses)
+        return *self._sums(labels, logits, losses), gradients
+
+    def _norms(self, gradients: list[Any]) -> Any:
+        """Return the Euclidean norms of the gradients of what has a place in `_layers`, float64."""
+        tf = self._tf
+        # Squares of float32 could overflow although the gradient itself does not.
+        return tf.stack([tf.norm(tf.cast(gradient, tf.float64)) for gradient in gradients if len(gradient.shape) > 1])
 
     def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
         logits = self._model(self._scaled(images), training=False)
@@ -174,6 +190,15 @@ class Fitting:
     def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
         for name, variable in zip(self._names, variables, strict=True):
             variable.assign(values[name])
+
+
+def layers_with_weights(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return the names of the layers whose gradients are measured: those that have weights of more than one dimension.
+
+    Args:
+        shapes: of each trained array, by name, such as `hidden_1.kernel`; biases have one dimension.
+    """
+    return tuple(name.rpartition(".")[0] for name, shape in shapes.items() if len(shape) > 1)
 
 
 def rate_after(config: TrainingConfig, steps: Any) -> Any:

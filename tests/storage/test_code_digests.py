@@ -84,6 +84,7 @@ CLOSURES = {
         "tasks.auditing.near_duplicates",
         "tasks.auditing.survey",
         "tasks.auditing.tables",
+        "tasks.model.activity",
         "tasks.model.fitting",
         "tasks.model.training_rows",
     },
@@ -117,6 +118,7 @@ CLOSURES = {
     "train": FORMATS
     | {
         "storage.formats.history",
+        "tasks.model.activity",
         "tasks.model.checkpoint",
         "tasks.model.fitting",
         "tasks.model.holdout",
