@@ -29,7 +29,7 @@ from storage.datasets.training import Profile, TrainingConfig, parse_overrides, 
 from storage.errors import ConfigError, DamagedEntry, IdxflowError, ModelRefused, StoreError, error_class, shortage
 from storage.opening import open_store
 from storage.outcomes import Outcome, steps_of
-from storage.records import CUT_OFF, HTML, Done, Failure, Report, RunRecord, Step, to_json
+from storage.records import CUT_OFF, HTML, Done, Failure, Finding, Report, RunRecord, Step, to_json
 from storage.registry import Registry
 from storage.snapshots import ArrivedFile
 from storage.store import LOOKED_AT, Store, command_for, store_address, store_errors
@@ -381,6 +381,23 @@ class Job:
             error=record.failure,
             as_of=record.as_of or None,
             study=record.study or None,
+            findings=self._findings(),
+        )
+
+    def _findings(self) -> tuple[Finding, ...]:
+        """Return what the report says of the training, with commands that can be typed here."""
+        # It imports what reads the evidence, which a wrong command line need not wait for.
+        from tasks.report.diagnosis import to_try
+
+        facts, found = self.record.facts, self.report.findings if self.report else ()
+        if facts and facts.manifest:
+            # The report names no folder.
+            facts = dataclasses.replace(facts, manifest=str(self.dataset.manifest))
+        run = dataclasses.replace(self.record, facts=facts)
+        words = (to_try(run, each.settings).removeprefix("idxflow ") for each in found)
+        return tuple(
+            dataclasses.replace(each, remedy=self.store.command(command))
+            for each, command in zip(found, words, strict=True)
         )
 
     def append_to_ledger(self) -> None:

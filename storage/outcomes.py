@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from storage.datasets.catalog import ROLES
-from storage.records import SPLITS, Failure, Step, to_json
+from storage.records import SPLITS, Failure, Finding, Step, to_json
 
 _ORDER = ("fetch", "decode", "audit", "validate", "normalize", "train", "evaluate", "confirm")
 _SUBJECTS = ("", *ROLES, *SPLITS)
@@ -40,6 +40,8 @@ class Outcome:
     """The day, ISO 8601, whose data it used; None: all."""
     study: str | None = None
     """The key of the study whose result it trained with; None unless its profile is `tuned`."""
+    findings: tuple[Finding, ...] = ()
+    """What was found in the training, the most important first."""
 
     @property
     def exit_code(self) -> int:
@@ -58,7 +60,7 @@ class Outcome:
 
 _JSON = (
     *("state", "sentence", "dataset", "run", "version", "champion", "train_accuracy", "test_accuracy", "epochs"),
-    *("steps", "seconds", "store", "report", "error", "as_of", "study"),
+    *("findings", "steps", "seconds", "store", "report", "error", "as_of", "study"),
 )
 
 

@@ -408,6 +408,25 @@ class Epoch:
     validation_loss: float | None
     validation_accuracy: float | None
     seconds: float
+    gradients: Mapping[str, float] = field(default_factory=dict)
+    """By layer, the first one first: the Euclidean norm of the gradient of its weights, without biases, in the last
+    step of the epoch; empty in older histories."""
+
+
+@dataclass(frozen=True)
+class LayerActivity:
+    """The outputs of a layer's units for the first fitted rows, at most `tasks.model.activity.ROWS`."""
+
+    name: str
+    activation: str
+    """By its name in Keras."""
+    units: int
+    """For a convolution: filters times places."""
+    saturated: float | None
+    """The share of outputs, over units and rows, where the slope of a sigmoid or tanh is less than 5% of its largest;
+    None for other activations."""
+    dead: float | None
+    """The share of units that put out 0 for every row; None for activations other than relu."""
 
 
 @dataclass(frozen=True)
@@ -432,6 +451,8 @@ class TrainedModel:
     """Epochs that an interrupted run had completed; 0 if one run did all, and in older records."""
     device: str = ""
     """What TensorFlow has trained on: `CPU`, or the name of a GPU; empty in older records."""
+    layers: tuple[LayerActivity, ...] = ()
+    """The hidden layers whose activation has a saturated or a dead side; empty in older records."""
 
     @property
     def weights(self) -> Path:
@@ -513,6 +534,22 @@ class Trial:
     """Why it was pruned or failed."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What the pruner needs to know of it later."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule of `tasks.diagnosing` found in a training."""
+
+    name: str
+    """`not learning`, `over-fitting`, …"""
+    sentence: str
+    """What was seen, with its figures."""
+    source: str
+    """The publication that the rule comes from."""
+    settings: Mapping[str, Any]
+    """The training parameters to try instead, by name."""
+    remedy: str
+    """The command that trains with them."""
 
 
 @dataclass(frozen=True)
@@ -754,6 +791,8 @@ class Report:
     """The report of one run or of one study, as HTML and as JSON."""
 
     entry: Entry
+    findings: tuple[Finding, ...] = ()
+    """What was found in the training, the most important first; not in older records."""
 
     @property
     def html(self) -> Path:

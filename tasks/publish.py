@@ -13,7 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
-from storage.records import HTML, Done, FolderEntry, Report, RunRecord
+from storage.records import HTML, Done, Finding, FolderEntry, Report, RunRecord, from_json
 from storage.registry import Registry
 from storage.store import FOLDERS, Plan
 from tasks.report import past_runs
@@ -61,7 +61,9 @@ def compose(registry: Registry, dataset: Dataset, run: RunRecord) -> Document:
 
 def write_report(folder: Path, document: Document) -> Report:
     """Write `report.html` and `report.json` into `folder`."""
-    report = Report(FolderEntry(folder))
+    training = document.values["training"] or {"findings": ()}
+    found = tuple(from_json(Finding, values) for values in training["findings"])
+    report = Report(FolderEntry(folder), found)
     report.json.write_text(document.json(), encoding="utf-8")
     report.html.write_text(document.html(), encoding="utf-8")
     return report

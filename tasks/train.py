@@ -329,11 +329,13 @@ def _epoch(fitting: Fitting, training: Training, number: int) -> Epoch:
     held_out: tuple[float | None, float | None] = (None, None)
     if training.held_out:
         held_out = fitting.score(training.fitted, training.split.rows)
-    for value in (loss, held_out[0]):
+    for value in (loss, held_out[0], *fitting.gradients.values()):
         if value is not None and not math.isfinite(value):
             raise _diverged(training, number, value)
     rate = float(rate_after(training.config, number * fitting.steps, fitting.steps))
-    return Epoch(number, rate, loss, accuracy, *held_out, seconds=time.perf_counter() - started)
+    return Epoch(
+        number, rate, loss, accuracy, *held_out, seconds=time.perf_counter() - started, gradients=fitting.gradients
+    )
 
 
 def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
@@ -354,6 +356,7 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
         training.normalization.pixel_range,
         course.resumed_after,
         network.device(),
+        fitting.activity(),
     )
 
 

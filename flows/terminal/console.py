@@ -150,6 +150,8 @@ class Console:
                 f"{outcome.test_accuracy:.2%} on test, "
                 f"{counted(outcome.epochs or 0, 'epoch')}{seconds}"
             )
+        for finding in outcome.findings[:1]:
+            self.say(f"{finding.sentence} Try: {finding.remedy}", "yellow")
         if outcome.report:
             about = f" of v{outcome.version}" if outcome.state == "unchanged" else ""
             self.say(f"report{about} {outcome.report}")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from storage.datasets.training import TrainingConfig
+from storage.records import LayerActivity
 from storage.runtime import cancellation
-from tasks.model import network, optimizers
+from tasks.model import activity, network, optimizers
 from tasks.model.augmentation import Augmentation
 from tasks.model.rates import rate_after
 from tasks.model.scaling import Statistics, scale_and_offset
@@ -53,6 +54,7 @@ class Fitting:
         start = network.initial_weights(architecture, config.seed, config.initialization)
         self._model = network.build(architecture, start, config.dropout)
         self._names = tuple(architecture.shapes)
+        self._layers = layers_with_weights(architecture.shapes)
         self._weights = [variable.value for variable in self._model.trainable_weights]
         # Each step moves these, too: the moving averages of normalizations.
         self._averages = [variable.value for variable in self._model.non_trainable_weights]
@@ -62,6 +64,8 @@ class Fitting:
             slot: [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
             for slot in optimizers.slots(config)
         }
+        self.gradients: dict[str, float] = {}
+        """By layer: the norm of the gradient of its weights, without biases, in the last step of the last epoch."""
         self.calls = 0
         """Number of compiled calls for epochs so far."""
         self.traces = 0
@@ -107,12 +111,13 @@ class Fitting:
         for window in self._rows.windows(number):
             cancellation.check()
             given = (window.order, *self._given(number, passed, len(window.order)))
-            more_loss, more_correct = self._passes[len(window.order)](
+            more_loss, more_correct, norms = self._passes[len(window.order)](
                 window.images, window.labels, *map(self._tf.constant, given)
             )
             self.calls += 1
             loss, correct = loss + float(more_loss), correct + int(more_correct)
             passed += len(window.order)
+        self.gradients = dict(zip(self._layers, norms.numpy().tolist(), strict=True))
         return loss / self._fitted, correct / self._fitted
 
     def score(self, start: int, stop: int) -> tuple[float, float]:
@@ -124,6 +129,12 @@ class Fitting:
                 more_loss, more_correct = self._score(images[rows], labels[rows])
                 loss, correct = loss + float(more_loss), correct + int(more_correct)
         return loss / (stop - start), correct / (stop - start)
+
+    def activity(self) -> tuple[LayerActivity, ...]:
+        """Return what the hidden units put out for the first fitted rows, with current weights."""
+        for images, _ in self._rows.pieces(0, min(self._fitted, activity.ROWS, self._scored_at_once)):
+            return activity.measured(self._model, self._scaled(images))
+        return ()
 
     def _pass(self, rows: int) -> Any:
         """Compile the pass over a window that takes `rows` of its rows."""
@@ -155,29 +166,28 @@ class Fitting:
         signature = (self._pixels, self._tf.TensorSpec([None], self._tf.int32), *more)
         return self._tf.function(body, input_signature=signature, autograph=False).get_concrete_function()
 
-    def _steps(self, images: Any, labels: Any, order: Any, *given: Any) -> tuple[Any, Any]:
+    def _steps(self, images: Any, labels: Any, order: Any, *given: Any) -> tuple[Any, Any, Any]:
         tf, size = self._tf, self._config.batch_size
         self.traces += 1
-        full, rest = divmod(order.shape[0], size)
         by_step, per_row = given[: self._by_step], (order, *given[self._by_step :])
-        # Fixed shapes: the step of `size` rows is compiled separately from the last step of a window.
+        # Fixed shapes: the step of `size` rows is compiled separately from the last step of a window, which has up to
+        # as many rows, and whose gradients are measured: in every step, that would take a few percent of the time.
+        full = (order.shape[0] - 1) // size
         batches = [tf.reshape(values[: full * size], [full, size, *values.shape[1:]]) for values in per_row]
 
         def step(number: Any, loss: Any, correct: Any) -> tuple[Any, Any, Any]:
-            more_loss, more_correct = self._step(
+            more_loss, more_correct, _ = self._step(
                 images, labels, [values[number] for values in batches], [values[number] for values in by_step]
             )
             return number + 1, loss + more_loss, correct + more_correct
 
         state = (tf.constant(0), tf.constant(0.0, tf.float64), tf.constant(0, tf.int64))
         _, loss, correct = tf.while_loop(lambda number, *_: number < full, step, state, parallel_iterations=1)
-        if rest:
-            last = [values[full * size :] for values in per_row]
-            more_loss, more_correct = self._step(images, labels, last, [values[full] for values in by_step])
-            loss, correct = loss + more_loss, correct + more_correct
-        return loss, correct
+        last = [values[full * size :] for values in per_row]
+        more_loss, more_correct, gradients = self._step(images, labels, last, [values[full] for values in by_step])
+        return loss + more_loss, correct + more_correct, self._norms(gradients)
 
-    def _step(self, images: Any, labels: Any, per_row: Sequence[Any], by_step: Sequence[Any]) -> tuple[Any, Any]:
+    def _step(self, images: Any, labels: Any, per_row: Sequence[Any], by_step: Sequence[Any]) -> tuple[Any, Any, Any]:
         """Take a step; `per_row` and `by_step` are what it needs of `_given`, after the indices of its rows."""
         tf, config = self._tf, self._config
         taken, *transforms = per_row
@@ -194,7 +204,13 @@ class Fitting:
         for place, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
             own = {slot: variables[place] for slot, variables in self._slots.items()}
             optimizers.update(config, weight, own, gradient, rates)
-        return self._sums(labels, logits, losses)
+        return *self._sums(labels, logits, losses), gradients
+
+    def _norms(self, gradients: list[Any]) -> Any:
+        """Return the Euclidean norms of the gradients of what has a place in `_layers`, float64."""
+        tf = self._tf
+        # Squares of float32 could overflow although the gradient itself does not.
+        return tf.stack([tf.norm(tf.cast(gradient, tf.float64)) for gradient in gradients if len(gradient.shape) > 1])
 
     def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
         logits = self._model(self._scaled(images), training=False)
@@ -227,3 +243,12 @@ class Fitting:
     def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
         for name, variable in zip(self._names, variables, strict=False):
             variable.assign(values[name])
+
+
+def layers_with_weights(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return the names of the layers whose gradients are measured: those that have weights of more than one dimension.
+
+    Args:
+        shapes: of each trained array, by name, such as `hidden_1.kernel`; biases have one dimension.
+    """
+    return tuple(name.rpartition(".")[0] for name, shape in shapes.items() if len(shape) > 1)

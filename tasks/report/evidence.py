@@ -308,7 +308,13 @@ def _code(registry: Registry, run: str) -> Mapping[str, str]:
 
 def _history(model: TrainedModel) -> tuple[Epoch, ...]:
     epochs = read_history(regular(model.history_source))
-    return tuple(epoch for epoch in epochs if all(v is None or math.isfinite(v) for v in vars(epoch).values()))
+    return tuple(epoch for epoch in epochs if _is_finite(epoch))
+
+
+def _is_finite(epoch: Epoch) -> bool:
+    values = dict(vars(epoch))
+    norms = values.pop("gradients")
+    return all(value is None or math.isfinite(value) for value in (*values.values(), *norms.values()))
 
 
 def answers(score: Evaluation | None) -> np.ndarray | None:

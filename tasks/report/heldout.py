@@ -30,9 +30,11 @@ def held_out(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     without = [class_name(run, int(label)) for label in present if not sides.labels[1, label]]
     classes_p = homogeneity_p(sides.labels[:, present])
     ink_p = None if sides.brightness is None else means_p(*sides.brightness)
+    differences = _differences(without, classes_p, ink_p)
     return {
-        "sentence": _sentence(without, classes_p, ink_p),
-        "like": not without and classes_p >= LEAST_P and (ink_p is None or ink_p >= LEAST_P),
+        "sentence": _sentence(differences, ink_p is not None),
+        "like": not differences,
+        "differences": differences,
         "without": without,
         "classes_p": classes_p,
         "ink_p": ink_p,
@@ -70,7 +72,8 @@ def _above(deviate: float) -> float:
     return math.erfc(deviate / math.sqrt(2)) / 2
 
 
-def _sentence(without: Sequence[str], classes_p: float, ink_p: float | None) -> str:
+def _differences(without: Sequence[str], classes_p: float, ink_p: float | None) -> list[str]:
+    """Return how the held-out rows differ from the fitted ones, in words."""
     differences = []
     if without:
         named = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
@@ -79,8 +82,12 @@ def _sentence(without: Sequence[str], classes_p: float, ink_p: float | None) -> 
         differences.append("different shares of the classes")
     if ink_p is not None and ink_p < LEAST_P:
         differences.append("a different mean brightness")
+    return differences
+
+
+def _sentence(differences: Sequence[str], with_ink: bool) -> str:
     if not differences:
-        compared = "classes" if ink_p is None else "classes and brightness"
+        compared = "classes and brightness" if with_ink else "classes"
         return f"The held-out rows are like the fitted rows: {compared} differ no more than chance allows."
     return (
         f"The held-out rows differ from the fitted rows: {', '.join(differences)}. So the gap between the two says "

@@ -1,24 +1,21 @@
-"""Training: loss and accuracy by epoch, the epoch that was kept, and the degree of overfitting."""
+"""Training: loss and accuracy by epoch, the epoch that was kept, and what went wrong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from storage.datasets.training import CHOICES, TrainingConfig, without_effect
 from storage.records import Epoch, RunRecord, to_json
+from tasks.report.diagnosis import course_of, findings
 from tasks.report.evidence import Evidence
 from tasks.report.heldout import held_out
 from tasks.report.phrases import duration
 from tasks.report.timing import total
 
-# Largest gap between the accuracies on fitted and on held-out rows that counts as none, or as slight.
-_NO_GAP, _SLIGHT_GAP = 0.01, 0.03
-_LOSS_RISE = 1.05
-_UNLEARNED = 0.98
+_NO_GAP = 0.01
+"""Gap between the accuracies on fitted and on held-out rows from which it counts as slight."""
 
 
 def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
@@ -26,12 +23,18 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     model = run.model
     if not model:
         return None
-    word, gap, sentence = overfitting(evidence.history, model.chosen_epoch, _by_shares(run, evidence))
+    found = findings(run, evidence)
+    word, gap, sentence = overfitting(evidence.history, model.chosen_epoch, [each.name for each in found])
+    if found:
+        sentence = found[0].sentence
+    elif course_of(run, evidence):
+        sentence = f"No rule found a fault in this training. {sentence}"
     before = [epoch.seconds for epoch in evidence.history[: model.resumed_after]]
     return {
         "sentence": f"{sentence} {_resumed(run, before)}".strip(),
         "overfitting": word,
         "gap": gap,
+        "findings": to_json(found),
         "seconds_before": total(before) if before else None,
         "held_out": held_out(run, evidence),
         "architecture": in_words(run.config),
@@ -49,53 +52,36 @@ def _resumed(run: RunRecord, before: Sequence[float]) -> str:
     return f"{text}{duration(total(before))}" + (f"; the rest took {duration(now)}." if now else ".")
 
 
-def _by_shares(run: RunRecord, evidence: Evidence) -> float | None:
-    """Return the loss, in nats, of predicting only the class shares: their entropy."""
-    labels = evidence.labels.get("train")
-    if labels is None or not labels.rows:
-        return None
-    shares = labels.counts[labels.counts > 0] / labels.rows
-    return float(-(shares * np.log(shares)).sum())
+def overfitting(history: Sequence[Epoch], chosen: int, found: Collection[str] = ()) -> tuple[str, float | None, str]:
+    """Return the degree of overfitting at the chosen epoch, the gap behind it, and a sentence about both.
 
+    The gap is between the accuracies on fitted and on held-out rows. `not learned` and `clear` if a rule has found so;
+    otherwise `none` below 1 percentage point, and `slight` from there on.
 
-def overfitting(history: Sequence[Epoch], chosen: int, by_shares: float | None = None) -> tuple[str, float | None, str]:
-    """Return the degree of overfitting at the chosen epoch, the gap behind it, and a sentence.
-
-    The gap is between the accuracies on fitted and on held-out rows. `not learned` if the loss on the fitted rows is at
-    least 98% of `by_shares`, the loss of predicting only the class shares. Otherwise `none` below 1 percentage point,
-    `slight` below 3, and `clear` from there on or if the held-out loss is more than 5% above its lowest value so far.
+    Args:
+        found: the names of what the rules have found.
     """
     epoch = next((e for e in history if e.epoch == chosen), None)
     if epoch is None:
-        return "unknown", None, "The history of this training cannot be read, so overfitting cannot be judged."
-    if by_shares and epoch.loss >= _UNLEARNED * by_shares:
-        sentence = (
-            f"The model did not learn: after epoch {chosen} its loss on the fitted rows is {epoch.loss:.4f}, and "
-            f"predicting only the class shares gives {by_shares:.4f}. Try another learning rate or "
-            "activation, more epochs, or fewer layers."
-        )
-        return "not learned", None, sentence
+        return "unknown", None, "The history of this training cannot be read, so it cannot be judged."
+    if "not learning" in found:
+        return "not learned", None, ""
     if epoch.validation_accuracy is None or epoch.validation_loss is None:
         sentence = "No rows were held out, so only the gap between training and test accuracy can show overfitting."
         return "unknown", None, sentence
     gap = epoch.accuracy - epoch.validation_accuracy
-    losses = [e.validation_loss for e in history if e.validation_loss is not None and e.epoch <= chosen]
-    risen = epoch.validation_loss > _LOSS_RISE * min(losses)
-    word = "clear" if risen or gap >= _SLIGHT_GAP else "slight" if gap >= _NO_GAP else "none"
-    sentence = {"clear": "Clear overfitting", "slight": "Slight overfitting", "none": "No notable overfitting"}[word]
-    sentence += (
-        f": at epoch {chosen} the model gets {epoch.accuracy:.2%} of the fitted rows and "
-        f"{epoch.validation_accuracy:.2%} of the held-out rows right, {abs(gap) * 100:.2f} points apart"
+    word = "clear" if "over-fitting" in found else "slight" if gap >= _NO_GAP else "none"
+    sentence = (
+        f"At epoch {chosen} the model gets {epoch.accuracy:.2%} of the fitted rows and {epoch.validation_accuracy:.2%} "
+        f"of the held-out rows right, {abs(gap) * 100:.2f} points apart; {_held_out_trend(history)}."
     )
-    return word, gap, f"{sentence}; {_held_out_trend(history, risen)}."
+    return word, gap, sentence
 
 
-def _held_out_trend(history: Sequence[Epoch], risen: bool) -> str:
+def _held_out_trend(history: Sequence[Epoch]) -> str:
     lowest = min(history, key=lambda e: math.inf if e.validation_loss is None else e.validation_loss)
     if lowest.epoch == history[-1].epoch and len(history) > 1:
-        return "the held-out loss was lowest at the last epoch, so more epochs may help"
-    if risen:
-        return f"the held-out loss was lowest at epoch {lowest.epoch} and has risen since, so fewer epochs are enough"
+        return "the held-out loss was lowest at the last epoch"
     return f"the held-out loss was lowest at epoch {lowest.epoch}"
 
 

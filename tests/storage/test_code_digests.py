@@ -59,6 +59,7 @@ FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats
 MODEL = {"tasks.model.classifier", "tasks.model.forward", "tasks.model.network", "tasks.model.scaling"}
 TRAINING = {
     "storage.formats.history",
+    "tasks.model.activity",
     "tasks.model.augmentation",
     "tasks.model.checkpoint",
     "tasks.model.fitting",
@@ -98,6 +99,7 @@ CLOSURES = {
         "tasks.auditing.near_duplicates",
         "tasks.auditing.survey",
         "tasks.auditing.tables",
+        "tasks.model.activity",
         "tasks.model.augmentation",
         "tasks.model.fitting",
         "tasks.model.optimizers",
