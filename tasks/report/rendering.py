@@ -96,6 +96,15 @@ def markdown(values: dict[str, Any], pictures: Pictures, place: str = "") -> str
     return _within(MAX_MARKDOWN_BYTES, "report.md.j2", {**values, "place": place}, pictures, _SMALL_SIDE)
 
 
+def model_card(values: dict[str, Any]) -> str:
+    """Return the text of a model card as GitHub-flavoured Markdown.
+
+    Args:
+        values: the content of a report, with the export as `model` and the registered version as `version`.
+    """
+    return _engine(True).get_template("model_card.md.j2").render(**values)
+
+
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the scores per class as rows of strings and counts, worst recall first; empty without a test."""
     test = values["test"]
