@@ -1,4 +1,4 @@
-"""`idxflow export`: a model for use without idxflow. Only exports to Keras's formats load TensorFlow."""
+"""`idxflow export`: a model for use without idxflow. All formats but ONNX load TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def export(
     dataset: str,
     *,
     version: ModelVersion = "champion",
-    format_: Annotated[str, Parameter(name="--format", help="`keras`, `savedmodel` or `onnx`.")] = "keras",
+    format_: Annotated[str, Parameter(name="--format", help="`keras`, `savedmodel`, `onnx` or `litert`.")] = "keras",
     out: Annotated[
         Path | None,
         Parameter(help="Folder to create; it must not exist. Default: `DATASET-vN-FORMAT` in the current folder."),
@@ -32,7 +32,11 @@ def export(
     """Write a model for use without idxflow.
 
     It takes raw pixels and returns probabilities. The export is loaded and checked before it is published: its
-    probabilities must be within 0.00001 of idxflow's own.
+    probabilities must be within 0.00001 of idxflow's own. The folder also gets a model card, `README.md`: what the
+    model is for, how good it is for each class, what it was made from, and code that loads it.
+
+    `onnx` (for ONNX Runtime) and `litert` (formerly TensorFlow Lite, for phones and small devices) need the extra
+    `export`.
 
     Examples: `idxflow export mnist` · `idxflow export mnist --version 7 --format onnx --out model`
 

@@ -74,11 +74,21 @@ def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | No
         record: of the run, as the flow has it, or from `past_runs.find(registry, run)`.
         folders: names for folders of the machine that texts may mention, besides the store and the home folder.
     """
-    home = os.path.expanduser("~")  # noqa: PTH111
-    roots = {registry.store.address: "store", str(registry.store.root): "store", **(folders or {}), home: "~"}
-    evidence = _shareable(gather(registry, record), roots)
-    values = content(sanitize.shareable(_by_folder(record), roots), evidence)
+    values, evidence = _values(registry, record, folders or {})
     return Document(numbered_as_archives(values, record), pictures(record, values, evidence))
+
+
+def values_of(registry: Registry, record: RunRecord) -> dict[str, Any]:
+    """Return the content of the report of a run without its pictures; see `build`."""
+    values, _ = _values(registry, record, {})
+    return numbered_as_archives(values, record)
+
+
+def _values(registry: Registry, record: RunRecord, folders: Mapping[str, str]) -> tuple[dict[str, Any], Evidence]:
+    home = os.path.expanduser("~")  # noqa: PTH111
+    roots = {registry.store.address: "store", str(registry.store.root): "store", **folders, home: "~"}
+    evidence = _shareable(gather(registry, record), roots)
+    return content(sanitize.shareable(_by_folder(record), roots), evidence), evidence
 
 
 def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:

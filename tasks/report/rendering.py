@@ -101,6 +101,15 @@ def study_html(values: Mapping[str, Any], charts: Mapping[str, str]) -> str:
     return _engine(False).get_template("study.html.j2").render(**values, pictures=Pictures(charts=charts))
 
 
+def model_card(values: dict[str, Any]) -> str:
+    """Return the text of a model card as GitHub-flavoured Markdown.
+
+    Args:
+        values: the content of a report, with the export as `model` and the registered version as `version`.
+    """
+    return _engine(True).get_template("model_card.md.j2").render(**values)
+
+
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the scores per class as rows of strings and counts, worst recall first; empty without a test."""
     test = values["test"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,21 +11,26 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from packaging.requirements import Requirement
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
-from storage.files import check_local, flush, kind_of, make_folder, write_bytes
+from storage.files import check_local, flush, kind_of, make_folder, sha256_of, write_bytes
+from storage.registry import Registry
 from storage.store import Store
 from storage.words import meant
 from tasks.model import network, scaling
-from tasks.serving import onnx_graph
+from tasks.serving import litert, onnx_graph
 from tasks.serving.predict import Model, find_version, load_champion
 
-Format = Literal["keras", "savedmodel", "onnx"]
+Format = Literal["keras", "savedmodel", "onnx", "litert"]
 FORMATS: tuple[str, ...] = get_args(Format)
+PACKAGES = {"onnx": "onnx>=1.23,<2", "litert": "ai-edge-litert>=2.3,<3"}
+"""What a format needs besides idxflow: the requirements of the extra `export` in pyproject.toml."""
 TOLERANCE = 1e-5
 """Largest allowed difference in a probability between the export and idxflow's own prediction."""
 CHECKED_ROWS = 32
@@ -50,7 +54,10 @@ class Export:
     """A complete and verified export."""
 
     folder: Path
-    """Folder with `model.keras`, `model.onnx`, or the files of a SavedModel; and `model.json`, which describes it."""
+    """Folder with `model.keras`, `model.onnx`, `model.tflite` or the files of a SavedModel, and what describes it.
+
+    That is `model.json` for programs and `README.md`, its model card, for people.
+    """
     format: Format
     version: int
     rows: int
@@ -63,21 +70,31 @@ def check_possible(kind: str, folder: Path) -> None:
     """Check, before anything is loaded, that the format can be written and `folder` does not exist.
 
     Raises:
-        ConfigError: the format is unknown, packages are missing, or `folder` already exists.
+        ConfigError: the format is unknown, its package is missing or of another version, or `folder` already exists.
     """
     if kind not in FORMATS:
         raise ConfigError(
             f"expected --format to be one of {', '.join(FORMATS)}; found {kind!r}{meant(kind, FORMATS)}; "
             "choose one of these"
         )
-    if kind == "onnx" and importlib.util.find_spec("onnx") is None:
-        raise ConfigError(
-            f"expected the package onnx for --format onnx; found none; install it (`{sys.executable} -m pip install "
-            "'onnx>=1.23,<2'`, the extra `onnx` of pyproject.toml), or choose keras or savedmodel"
-        )
+    if kind in PACKAGES:
+        _check_installed(kind, Requirement(PACKAGES[kind]))
     if folder.exists() or folder.is_symlink():
         raise ConfigError(
             f"expected a new name for --out; {folder} already exists ({kind_of(folder)}); delete it, or choose another"
+        )
+
+
+def _check_installed(kind: str, needed: Requirement) -> None:
+    try:
+        found = metadata.version(needed.name)
+    except metadata.PackageNotFoundError:
+        found = ""
+    if not needed.specifier.contains(found or "0", prereleases=True):
+        raise ConfigError(
+            f"expected the package {needed.name} ({needed.specifier}) for --format {kind}; found {found or 'none'}; "
+            f"install it (`{sys.executable} -m pip install '{PACKAGES[kind]}'`, of the extra `export` of "
+            "pyproject.toml), or choose keras or savedmodel"
         )
 
 
@@ -95,8 +112,7 @@ def export(model: Model, kind: Format, folder: Path) -> Export:
         answer = _WRITERS[kind](model, temporary)
         difference = _difference(model, images, answer)
         result = Export(folder, kind, model.version.number, len(images), difference)
-        described = json.dumps(_described(model, result), indent=1, ensure_ascii=False)
-        write_bytes(temporary / "model.json", described.encode())
+        _describe(model, result, temporary)
         for path in sorted(temporary.rglob("*")):
             flush(path)
         os.rename(temporary, folder)
@@ -158,8 +174,20 @@ def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:
     return (images[start : start + rows] for start in range(0, len(images), rows))
 
 
-def _described(model: Model, result: Export) -> dict[str, Any]:
+def _describe(model: Model, result: Export, folder: Path) -> None:
+    """Write `model.json` and the model card into the folder of an export."""
+    # It needs what a report needs, and nothing else here does.
+    from tasks.report.model_card import model_card
+
+    described = _described(model, result, folder)
+    write_bytes(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False).encode())
+    card = model_card(Registry(model.store, model.version.dataset), model.version, described)
+    write_bytes(folder / "README.md", card.encode())
+
+
+def _described(model: Model, result: Export, folder: Path) -> dict[str, Any]:
     version = model.version
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "dataset": version.dataset,
         "version": version.number,
@@ -170,6 +198,7 @@ def _described(model: Model, result: Export) -> dict[str, Any]:
         "weights_digest": version.weights_digest,
         "test_accuracy": version.test_accuracy,
         "checked": {"images": result.rows, "largest_difference": result.difference},
+        "files": {path.relative_to(folder).as_posix(): sha256_of(path) for path in files},
     }
 
 
@@ -186,13 +215,25 @@ def _savedmodel(model: Model, folder: Path) -> Answer:
     return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)).numpy())
 
 
+def _litert(model: Model, folder: Path) -> Answer:
+    path, scratch = folder / "model.tflite", folder / "scratch"
+    litert.write(path, _unsaved_keras_model(model, folder), scratch)
+    shutil.rmtree(scratch)
+    return lambda pixels: litert.run(path, pixels)
+
+
 def _onnx(model: Model, folder: Path) -> Answer:
     path = folder / "model.onnx"
     onnx_graph.write(path, *_parts(model))
     return lambda pixels: onnx_graph.run(path, pixels)
 
 
-_WRITERS: dict[Format, Callable[[Model, Path], Answer]] = {"keras": _keras, "savedmodel": _savedmodel, "onnx": _onnx}
+_WRITERS: dict[Format, Callable[[Model, Path], Answer]] = {
+    "keras": _keras,
+    "savedmodel": _savedmodel,
+    "onnx": _onnx,
+    "litert": _litert,
+}
 
 
 def _answer_of(keras_model: Any) -> Answer:

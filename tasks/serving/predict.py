@@ -59,6 +59,7 @@ class Model:
     """
 
     def __init__(self, store: Store, version: Version) -> None:
+        self.store = store
         self.version = version
         try:
             self.record = store.get(version.dataset, "train", version.model, TrainedModel)

@@ -8,10 +8,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+_BANNERS = (
+    b"I0000 ",
+    b"WARNING: All log messages before absl::InitializeLog()",
+    # Of LiteRT's interpreter: how it computes.
+    b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.",
+)
+
 
 @contextmanager
 def without_banners() -> Iterator[None]:
-    """Capture what TensorFlow's C++ code writes to standard error while it loads, and pass on all but its banners.
+    """Capture what C++ code of TensorFlow or LiteRT writes to standard error, and pass on all but its banners.
 
     `TF_CPP_MIN_LOG_LEVEL` does not reach these lines (tensorflow/tensorflow#100442).
     """
@@ -31,5 +38,5 @@ def without_banners() -> Iterator[None]:
             os.close(saved)
             held.seek(0)
             for line in held:
-                if not line.startswith((b"I0000 ", b"WARNING: All log messages before absl::InitializeLog()")):
+                if not line.startswith(_BANNERS):
                     os.write(2, line)

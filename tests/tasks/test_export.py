@@ -9,20 +9,23 @@ import subprocess
 import sys
 import tomllib
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
 from storage.errors import ConfigError, DamagedEntry, ExportFailed
+from storage.files import sha256_of
 from storage.store import Store
 from tasks.model import forward, network, scaling
 from tasks.model.classifier import softmax
 from tasks.model.scaling import Statistics
 from tasks.serving import export as exports
-from tasks.serving import onnx_graph
-from tasks.serving.export import CHECKED_ROWS, TOLERANCE, export, export_version, probe_images
+from tasks.serving import litert, onnx_graph
+from tasks.serving.export import CHECKED_ROWS, PACKAGES, TOLERANCE, export, export_version, probe_images
 from tasks.serving.predict import Model, load_champion
 from tests.support.blobs import SHAPE, blobs, blobs_dataset, store_with_champion
 from tests.support.commands import idxflow
@@ -44,43 +47,96 @@ def model(ready: Path) -> Model:
     return load_champion("tiny", ready)
 
 
-def used_with_keras(folder: Path) -> np.ndarray:
+def used_with_keras(folder: Path, images: np.ndarray) -> np.ndarray:
     network.tensorflow()
     import keras
 
-    return keras.saving.load_model(folder / "model.keras").predict(IMAGES, verbose=0)
+    return keras.saving.load_model(folder / "model.keras").predict(images, verbose=0)
 
 
-def used_with_tensorflow(folder: Path) -> np.ndarray:
+def used_with_tensorflow(folder: Path, images: np.ndarray) -> np.ndarray:
     tf = network.tensorflow()
     loaded = tf.saved_model.load(folder)
-    (answer,) = loaded.signatures["serving_default"](pixels=tf.constant(IMAGES, tf.float32)).values()
+    (answer,) = loaded.signatures["serving_default"](pixels=tf.constant(images, tf.float32)).values()
     return answer.numpy()
 
 
-def used_with_onnxruntime(folder: Path) -> np.ndarray:
+def used_with_onnxruntime(folder: Path, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    (answer,) = session.run(["probabilities"], {"pixels": IMAGES.astype(np.float32)})
+    (answer,) = session.run(["probabilities"], {"pixels": images.astype(np.float32)})
     return answer
 
 
-KINDS = {"keras": used_with_keras, "savedmodel": used_with_tensorflow, "onnx": used_with_onnxruntime}
+def used_with_litert(folder: Path, images: np.ndarray) -> np.ndarray:
+    interpreter = Interpreter(str(folder / "model.tflite"))
+    (pixels,), (probabilities,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (pixels["name"], probabilities["name"]) == ("pixels", "probabilities")
+    interpreter.resize_tensor_input(pixels["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(pixels["index"], images.astype(np.float32))
+    interpreter.invoke()
+    return interpreter.get_tensor(probabilities["index"])
+
+
+KINDS = {
+    "keras": used_with_keras,
+    "savedmodel": used_with_tensorflow,
+    "onnx": used_with_onnxruntime,
+    "litert": used_with_litert,
+}
 
 
 @pytest.mark.parametrize(("kind", "use"), KINDS.items())
 def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_path: Path, kind: str, use):
     folder = tmp_path / "new" / "export"
     result = export(model, kind, folder)
-    np.testing.assert_allclose(use(folder), model.predict(IMAGES).probabilities, atol=TOLERANCE)
-    assert (result.entry.folder, result.version, result.rows) == (folder, 1, CHECKED_ROWS)
+    for images in (IMAGES, IMAGES[:1]):
+        np.testing.assert_allclose(use(folder, images), model.predict(images).probabilities, atol=TOLERANCE)
+    assert (result.folder, result.version, result.rows) == (folder, 1, CHECKED_ROWS)
     assert 0 <= result.difference <= TOLERANCE
     described = json.loads((folder / "model.json").read_text())
     assert described["classes"] == ["bar 0", "bar 1", "bar 2"]
     assert described["input"]["shape"] == [None, *SHAPE]
     assert described["input"]["range"] == [0, 255]
     assert described["checked"] == {"images": CHECKED_ROWS, "largest_difference": result.difference}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"model.json", "README.md", *described["files"]}
+    assert all(sha256_of(folder / name) == digest for name, digest in described["files"].items())
     assert [path.name for path in folder.parent.iterdir()] == ["export"]
     assert folder.stat().st_mode & 0o777 == 0o755
+
+
+# A SavedModel has a random number in its fingerprint.
+@pytest.mark.parametrize("kind", ["keras", "onnx", "litert"])
+def test_equal_models_give_equal_files(model: Model, tmp_path: Path, kind: str):
+    first, second = (export(model, kind, tmp_path / name).folder for name in ("first", "second"))
+    assert all((second / path.name).read_bytes() == path.read_bytes() for path in first.iterdir())
+
+
+def test_litert_computes_every_activation_as_keras_does(tmp_path: Path):
+    network.tensorflow()
+    import keras
+
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(8, activation) for activation in network.ACTIVATIONS]
+    scaled = [keras.Input(SHAPE, name="pixels"), keras.layers.Rescaling(2 / 255, -1), keras.layers.Flatten()]
+    chained = keras.Sequential([*scaled, *layers, keras.layers.Dense(3, "softmax")])
+    litert.write(tmp_path / "model.tflite", chained, tmp_path / "scratch")
+    answer = used_with_litert(tmp_path, IMAGES)
+    assert np.ptp(answer, axis=0).max() > 1000 * TOLERANCE
+    np.testing.assert_allclose(answer, chained.predict(IMAGES, verbose=0), atol=TOLERANCE)
+
+
+@pytest.mark.remedies("tasks.serving.litert:write")
+def test_a_network_that_litert_cannot_compute_is_refused(model: Model, tmp_path: Path):
+    network.tensorflow()
+    import keras
+
+    pixels = keras.Input(SHAPE, name="pixels")
+    unusual = keras.Model(pixels, keras.ops.erfinv(keras.layers.Flatten()(pixels)))
+    with pytest.raises(ExportFailed, match=r"operators that LiteRT has; found Erfinv; choose another --format"):
+        litert.write(tmp_path / "model.tflite", unusual, tmp_path / "scratch")
+    assert export(model, "savedmodel", tmp_path / "export").difference <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -103,7 +159,7 @@ def test_onnx_of_every_network_gives_its_probabilities_in_the_usual_runtime(
     onnx_graph.write(tmp_path / "model.onnx", architecture, weights, statistics, SHAPE)
     expected = softmax(forward.logits(architecture, weights, scaling.apply(IMAGES, statistics)))
     assert np.ptp(expected, axis=0).max() > 0.01
-    np.testing.assert_allclose(used_with_onnxruntime(tmp_path), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(used_with_onnxruntime(tmp_path, IMAGES), expected, atol=TOLERANCE)
     np.testing.assert_allclose(onnx_graph.run(tmp_path / "model.onnx", IMAGES.astype("f4")), expected, atol=TOLERANCE)
     again = tmp_path / "again.onnx"
     onnx_graph.write(again, architecture, weights, statistics, SHAPE)
@@ -136,7 +192,7 @@ def test_a_network_of_all_kinds_of_layers_is_trained_judged_confirmed_and_export
     for kind, use in KINDS.items():
         export(load_champion("tiny", store), kind, tmp_path / kind)
         answers = load_champion("tiny", store).predict(IMAGES).probabilities
-        np.testing.assert_allclose(use(tmp_path / kind), answers, atol=TOLERANCE)
+        np.testing.assert_allclose(use(tmp_path / kind, IMAGES), answers, atol=TOLERANCE)
     exported = (tmp_path / "keras" / "model.keras").read_bytes()
     assert exported == run.model.export.read_bytes()
 
@@ -182,16 +238,30 @@ def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
 
 
 def test_an_unknown_format_is_said(ready: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="expected --format to be one of keras, savedmodel, onnx; found 'pickle'"):
+    with pytest.raises(ConfigError, match="one of keras, savedmodel, onnx, litert; found 'pickle'"):
         export_version(Store(ready), "tiny", "champion", "pickle", tmp_path / "x")
 
 
-def test_onnx_without_its_package_is_refused_with_what_to_install(ready: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (extra,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["onnx"]
-    with pytest.raises(ConfigError, match=re.escape(f"-m pip install '{extra}'")):
-        export_version(Store(ready), "tiny", "champion", "onnx", tmp_path / "x")
+@pytest.mark.parametrize("found", ["", "0.9"])
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_without_its_package_or_with_an_old_one_a_format_is_refused_with_what_to_install(
+    ready: Path, tmp_path: Path, monkeypatch, kind: str, found: str
+):
+    def version(name: str) -> str:
+        if not found:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(ConfigError, match=rf"found {found or 'none'};.* -m pip install '{re.escape(PACKAGES[kind])}'"):
+        export_version(Store(ready), "tiny", "champion", kind, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_extra_and_what_ci_installs_are_what_the_formats_need():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["optional-dependencies"]["export"] == list(PACKAGES.values())
+    assert set(PACKAGES.values()) <= set(project["dependency-groups"]["dev"])
 
 
 def test_an_onnx_export_loads_no_tensorflow(ready: Path, tmp_path: Path):
@@ -205,7 +275,11 @@ def test_an_onnx_export_loads_no_tensorflow(ready: Path, tmp_path: Path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     assert process.stdout.splitlines()[-1] == "[]"
-    assert sorted(path.name for path in (tmp_path / "tiny-v1-onnx").iterdir()) == ["model.json", "model.onnx"]
+    assert sorted(path.name for path in (tmp_path / "tiny-v1-onnx").iterdir()) == [
+        "README.md",
+        "model.json",
+        "model.onnx",
+    ]
 
 
 def test_as_a_user_types_it(ready: Path, tmp_path: Path):
@@ -220,17 +294,3 @@ def test_as_a_user_types_it(ready: Path, tmp_path: Path):
     second = export_tiny("--version", "1", "--format", "savedmodel", "--out", "served", "--json")
     assert json.loads(second.stdout)["folder"] == str(tmp_path / "served"), second.stderr
     assert second.stderr == ""
-
-
-def test_a_saved_model_needs_nothing_of_idxflow(model: Model, tmp_path: Path):
-    export(model, "savedmodel", tmp_path / "export")
-    np.save(tmp_path / "images.npy", IMAGES.astype(np.float32))
-    code = (
-        "import numpy as np, tensorflow as tf\n"
-        "served = tf.saved_model.load('export')\n"
-        "np.save('answer.npy', served.serve(np.load('images.npy')).numpy())\n"
-    )
-    environment = clean_environment(tmp_path, TF_CPP_MIN_LOG_LEVEL="3", PYTHONPATH="")
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    answer = np.load(tmp_path / "answer.npy")
-    np.testing.assert_allclose(answer, model.predict(IMAGES).probabilities, atol=TOLERANCE)

@@ -1,0 +1,127 @@
+"""A real model in each format: its answers on all test images, and its model card."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from storage.datasets import catalog
+from storage.registry import Registry
+from storage.store import Store
+from tasks.report.model_card import model_card
+from tasks.serving.export import FORMATS, TOLERANCE, export
+from tasks.serving.predict import Model, load_champion
+from tasks.sources import embedded
+from tests.support.runs import run_without_prefect
+from tests.support.servers import clean_environment
+
+DIGITS = catalog.find("digits")
+IMAGES = embedded.digits()["test-images"]
+# Its code line that says where the user's own images go.
+IMAGES_OF_THE_CARD = "images = np.zeros((5, 8, 8), np.float32)"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    store = Store(tmp_path_factory.mktemp("digits") / "store")
+    assert run_without_prefect(store)["state"] == "promoted"
+    return load_champion("digits", store)
+
+
+@pytest.fixture(scope="module")
+def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("exported")
+    return {kind: export(model, kind, folder / kind).folder for kind in FORMATS}
+
+
+def code_of(card: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert IMAGES_OF_THE_CARD in code
+    return code
+
+
+@pytest.mark.parametrize("rows", [360, 1])
+@pytest.mark.parametrize("kind", ["keras", "onnx", "litert"])
+def test_the_code_of_the_card_gives_the_probabilities_of_the_model_on_all_test_images(
+    model: Model, exported: Mapping[str, Path], monkeypatch, capsys, kind: str, rows: int
+):
+    monkeypatch.chdir(exported[kind])
+    code = code_of(Path("README.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {"given": IMAGES[:rows].astype(np.float32)}
+    exec(code.replace(IMAGES_OF_THE_CARD, "images = given"), names)
+    expected = model.predict(IMAGES[:rows])
+    np.testing.assert_allclose(names["probabilities"], expected.probabilities, atol=TOLERANCE)
+    assert capsys.readouterr().out == f"{list(expected.name)}\n"
+
+
+def test_a_saved_model_needs_nothing_of_idxflow(model: Model, exported: Mapping[str, Path], tmp_path: Path):
+    np.save(tmp_path / "images.npy", IMAGES.astype(np.float32))
+    code = code_of((exported["savedmodel"] / "README.md").read_text(encoding="utf-8"))
+    code = code.replace(IMAGES_OF_THE_CARD, f"images = np.load({str(tmp_path / 'images.npy')!r})")
+    code += f"np.save({str(tmp_path / 'answer.npy')!r}, probabilities)\n"
+    environment = clean_environment(tmp_path, TF_CPP_MIN_LOG_LEVEL="3", PYTHONPATH="")
+    started = [sys.executable, "-c", code]
+    subprocess.run(started, cwd=exported["savedmodel"], env=environment, check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "answer.npy"), model.predict(IMAGES).probabilities, atol=TOLERANCE)
+
+
+def test_the_card_says_what_the_model_is(model: Model, exported: Mapping[str, Path]):
+    card = (exported["onnx"] / "README.md").read_text(encoding="utf-8")
+    _, header, text = card.split("---\n", 2)
+    (index,) = yaml.safe_load(header)["model-index"]
+    assert index["results"][0]["metrics"] == [{"type": "accuracy", "value": model.version.test_accuracy}]
+    for said in (
+        f"# {DIGITS.title}: version 1 of digits",
+        f"Licence of the data: {DIGITS.licence}",
+        DIGITS.homepage,
+        DIGITS.citation,
+        DIGITS.archive("test-images").payload_sha256,
+        model.version.weights_digest,
+        "| hidden | 8 |",
+        "idxflow run digits --profile default --set",
+        "1,437 images for training and 360 images for testing",
+        f"| Test | 360 | {round(model.version.test_accuracy * 360)} | {model.version.test_accuracy:.2%} | ",
+    ):
+        assert said in text
+    assert {line.split(" | ")[0] for line in text.splitlines() if re.match(r"\| \d \| 3\d \| ", line)} == {
+        f"| {name}" for name in DIGITS.classes
+    }
+    assert str(model.store.root) not in card
+
+
+def test_a_card_is_made_from_what_is_left_and_its_texts_cannot_break_it(model: Model):
+    registry = Registry(model.store, "digits")
+    hostile = ("<b>", "a|b", "`", "---", "[x](http://x)", "5", "6", "7", "8", "9")
+    version = registry.register(
+        model=model.version.model,
+        evaluation="0" * 64,
+        weights_digest=model.version.weights_digest,
+        test_digest=model.version.test_digest,
+        test_accuracy=0.5,
+        train_accuracy=0.5,
+        classes=hostile,
+        image_shape=(8, 8),
+        run="not in the ledger",
+    )
+    described = {
+        "dataset": "digits",
+        "version": 2,
+        "format": "keras",
+        "classes": list(hostile),
+        "input": {"shape": [None, 8, 8], "range": [0, 16]},
+        "test_accuracy": 0.5,
+        "checked": {"images": 32, "largest_difference": 0.0},
+        "files": {},
+    }
+    card = model_card(registry, version, described)
+    assert "it classified 50.00% of its test images correctly. The details are no longer in the store." in card
+    assert r"&lt;b&gt;, a\|b, \`, ---, \[x\]\(http\://x\), 5" in card
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "keras"
