@@ -20,6 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from storage.errors import ConfigError
+from storage.workers.opening import workers_for
+
 
 def main() -> None:
     """Run `idxflow run` once for each seed, in a store of its own, and print a table and the band."""
@@ -32,6 +35,10 @@ def main() -> None:
     parser.add_argument("--store", help="where the runs keep their results; default: a folder that is removed again")
     parser.add_argument("--workers", help="a cluster of workers that train, such as tls://scheduler:8786")
     asked = parser.parse_args()
+    try:
+        workers_for(asked.workers)
+    except ConfigError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory(prefix="idxflow-seeds-") as folder, ThreadPoolExecutor(asked.at_once) as pool:
         store = asked.store or folder
         outcomes = list(pool.map(lambda seed: _run(asked, store, seed), range(1, asked.seeds + 1)))

@@ -22,6 +22,10 @@ class Item:
     folder: str = ""
     """Where the function leaves what tests look for."""
 
+    @property
+    def label(self) -> str:
+        return f"item {self.number}"
+
     def mark(self, name: str) -> bool:
         """Leave a mark, and return whether it is a new one."""
         try:

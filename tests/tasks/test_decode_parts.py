@@ -19,7 +19,7 @@ from storage.formats import chunks, idx, members, split_rows
 from storage.records import Done, Split
 from storage.store import Store
 from storage.workers.current import using
-from tasks.decode import decode
+from tasks.decode import Pair, _Part, decode
 from tasks.fetch import fetch
 from tests.conftest import TinyFactory, bars
 from tests.support.cloud_stores import Cloud
@@ -105,6 +105,10 @@ def test_a_large_archive_is_cut_into_parts(store: Store, tiny: TinyFactory, smal
     check_rows(made.record)
     assert made.record.sources["train-images"] == hashlib.sha256(idx.encode(ARRAYS["train-images"])).hexdigest()
     assert decoded(store, dataset).step.reused
+    # What an error calls them, if one kills its workers.
+    pair = Pair(store, dataset, "train", *(fetch.fn(store, dataset, spec).record for spec in dataset.archives[:2]))
+    suffix = ".gz" if packed else ""
+    assert _Part(pair, (30, 60)).label == f"rows 30 to 59 of train-images-idx3-ubyte{suffix}"
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -216,7 +216,7 @@ def test_lines_of_workers_reach_the_log_at_once_and_once(two: Workers, tmp_path:
 def test_an_item_that_kills_its_workers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "MOST_DEATHS", 1)
     with closing(workers_for("3")) as workers:
-        sentence = "to finish part 1 of 3 of `squares`; found that 1 ended while they computed it, perhaps because"
+        sentence = r"to finish item 0 \(part 1 of 3 of `squares`\); found that 1 ended while they computed it, perhaps"
         with pytest.raises(WorkersFailed, match=sentence):
             list(workers.each(working.kill_for_item_0, items(3, tmp_path), "squares"))
         # With more memory, say, it would not.
@@ -229,7 +229,7 @@ def test_a_death_costs_one_worker_and_nothing_else(tmp_path: Path, caplog: pytes
     with closing(workers_for("2")) as workers:
         results = dict(workers.each(working.square_after_a_death, items(12, tmp_path), "squares"))
         assert {index: result.square for index, result in results.items()} == {n: n**2 for n in range(12)}
-        sentence = "ended by signal 9, while they had part 1 of 2 of `squares` or part 2 of 2 .*; run again with fewer"
+        sentence = r"signal 9, while they had item 0 \(part 1 of 2 of `squares`\) or item 1 .*; run again with fewer"
         with pytest.raises(WorkersFailed, match=sentence):
             list(workers.each(working.kill_for_item_0, items(2, tmp_path), "squares"))
     said = [record.getMessage() for record in caplog.records if record.name.startswith("storage")]
