@@ -62,8 +62,10 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "hidden": [128],
         "activation": "relu",
         "initialization": "fit",
-        "dropout": 0.4,
-        "learning_rate": 0.02,
+        "batch_norm": True,
+        "dropout": 0.25,
+        "learning_rate": 0.05,
+        "decay": 0.001,
         "epochs": 6,
     },
 }
