@@ -64,8 +64,10 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "hidden": [128],
         "activation": "relu",
         "initialization": "fit",
-        "dropout": 0.4,
-        "learning_rate": 0.02,
+        "batch_norm": True,
+        "dropout": 0.25,
+        "learning_rate": 0.05,
+        "decay": 0.001,
         "epochs": 6,
     },
     # What `idxflow tune` has found for the data set, which the store knows (`storage.studies`).

@@ -101,7 +101,7 @@ def convolved(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
         writeable=False,
     )
     size = math.prod(kernel.shape[:-1])
-    products = np.ascontiguousarray(patches).reshape(-1, size) @ kernel.reshape(size, -1)
+    products: np.ndarray = np.ascontiguousarray(patches).reshape(-1, size) @ kernel.reshape(size, -1)
     return products.reshape(count, height, width, -1)
 
 
@@ -110,7 +110,8 @@ def _pooled(images: np.ndarray) -> np.ndarray:
     _, height, width, _ = images.shape
     images = images[:, : height // 2 * 2, : width // 2 * 2]
     rows = np.maximum(images[:, ::2], images[:, 1::2])
-    return np.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    largest: np.ndarray = np.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    return largest
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:

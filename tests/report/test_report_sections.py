@@ -20,6 +20,7 @@ from tasks.report.evidence import ChampionSnapshot, Evidence, Origin
 from tasks.report.measures import Measures, class_means, ink, slant, slants
 from tasks.report.mistakes import MOST, mistakes
 from tasks.report.slices import slices, weakest
+from tasks.report.training import in_words
 from tests.support.pages import both
 from tests.support.reports import a_dataset, a_run
 
@@ -32,6 +33,26 @@ ORIGINS = {
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     return a_dataset(tmp_path)
+
+
+# --- the network ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, ""),
+        ({"hidden": [50, 50], "activation": "tanh"}, "dense 50, dense 50; tanh"),
+        ({"hidden": [], "activation": "tanh"}, "no hidden layers: a linear model"),
+        (
+            {"hidden": [128], "activation": "relu", "conv": [32, 64], "batch_norm": True, "dropout": 0.25},
+            "conv 32, conv 64, dense 128; relu; batch normalization; dropout 0.25",
+        ),
+        ({"hidden": [], "activation": "relu", "conv": [8], "batch_norm": False, "dropout": 0}, "conv 8; relu"),
+    ],
+)
+def test_the_network_in_words_also_of_records_without_its_newer_parts(config: dict[str, Any], words: str) -> None:
+    assert in_words(config) == words
 
 
 # --- calibration --------------------------------------------------------------------------------------------------
