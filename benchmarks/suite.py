@@ -176,8 +176,8 @@ SEEDS = Comparison(
 )  # fmt: skip
 TUNE = Comparison(
     "tune", "Trials of a study",
-    f"{trials.TRIALS} trials of {trials.EPOCHS} epochs of MNIST, the same values in each, nothing pruned; from the start "
-    "of the first to the end of the last, with the imports of the libraries. Seconds for each trial.",
+    f"{trials.TRIALS} trials of {trials.EPOCHS} epochs of MNIST, the same values in each, nothing pruned; from the "
+    "start of the first to the end of the last, with the imports of the libraries. Seconds for each trial.",
     "trials",
     (
         Variant(trials.ONE, "`idxflow tune mnist`, each trial an entry of the store"),
