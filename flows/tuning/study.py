@@ -26,9 +26,11 @@ from storage.runtime import cancellation, progress
 from storage.runtime.progress import Progress
 from storage.words import brief, counted
 from storage.workers.current import using
+from storage.workers.protocol import Workers
 from tasks.normalize import normalize
 from tasks.study import publish_study
-from tasks.tune import Candidate, begin, trials_of, tried
+from tasks.train import another_folder
+from tasks.tune import Candidate, begin, name_of, trials_of, tried
 from tasks.tuning.optuna_study import Search, score
 
 BAR = "trials"
@@ -125,7 +127,7 @@ def _carry_out(course: Course, tell: Tell) -> None:
     at_once = course.request.processes() or workers.count
     at_once = min(at_once, course.total - len(course.trials))
     if workers.elsewhere:
-        _at_once(course, tell, nullcontext(partial(workers.one, tried)), at_once)
+        _at_once(course, tell, nullcontext(partial(_on_a_worker, workers)), at_once)
     elif at_once > 1:
         _at_once(course, tell, _own_processes(at_once), at_once)
     else:
@@ -148,6 +150,18 @@ def _numbers(course: Course) -> Iterator[int]:
         if number not in course.trials:
             _show_bar(course)
             yield number
+
+
+def _on_a_worker(workers: Workers, candidate: Candidate) -> Done[Trial]:
+    """Have a worker elsewhere carry out a trial.
+
+    Raises:
+        WorkersFailed: it has another store than this process, or they cannot be reached.
+    """
+    result = workers.one(tried, candidate)
+    if not candidate.store.has(candidate.dataset.name, "tune", name_of(candidate.study, candidate.number)):
+        raise another_folder(candidate.store)
+    return result
 
 
 def _one_by_one(course: Course, tell: Tell) -> None:

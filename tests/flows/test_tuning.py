@@ -29,6 +29,7 @@ from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
+from tests.support import clusters
 from tests.support.cloud_stores import Cloud
 from tests.support.commands import Command, idxflow
 
@@ -355,6 +356,15 @@ def test_a_record_without_the_parameters_is_named_until_there_is_a_newer_one(req
         request_of(1).tuned_run().resolve()
     carried_out(request_of(1))
     assert request_of(1).tuned_run().resolve()[1].epochs == 3
+
+
+def test_trials_go_to_the_workers_of_a_cluster(request_of: Requested, store: Store, tmp_path: Path):
+    expected = carried_out(request_of(3, Store(tmp_path / "other")))
+    with clusters.scheduler(tmp_path) as (address, _), clusters.worker(tmp_path, address):
+        request = request_of(3)
+        course = carried_out(replace(request, run=replace(request.run, workers=address)))
+    assert found(course) == found(expected)
+    assert len([*store.dataset("tiny").glob("8-studies/*-00000?")]) == 3
 
 
 @pytest.mark.flow
