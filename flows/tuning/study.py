@@ -90,8 +90,8 @@ def _begun(request: StudyRequest, job: Job, search: Search, caller: Caller) -> C
 
 @contextmanager
 def _recorded(course: Course) -> Iterator[None]:
-    """Append to the ledger what the block has found, unless it has found nothing."""
-    before, state = len(course.trials), "interrupted"
+    """Append to the ledger what the study has found after the block, unless its newest record says just that."""
+    state = "interrupted"
     try:
         yield
         state = "ended"
@@ -100,10 +100,10 @@ def _recorded(course: Course) -> Iterator[None]:
         raise
     finally:
         ledger = Ledger(course.job.store, course.job.dataset.name)
-        last = ledger.find("studies", course.study.entry.key) or {}
-        # A study that was killed has not recorded what it had found.
-        if len(course.trials) > before or last.get("trials") != course.counts or state != last.get("state"):
-            ledger.append("studies", course.study.entry.key, _values(course, state))
+        last, key = ledger.last("studies") or {}, course.study.entry.key
+        # The study that was carried out last decides about the profile.
+        if (last.get("run"), last.get("trials"), last.get("state")) != (key, course.counts, state):
+            ledger.append("studies", key, _values(course, state))
 
 
 def _values(course: Course, state: str) -> dict[str, Any]:
@@ -124,6 +124,8 @@ def _values(course: Course, state: str) -> dict[str, Any]:
 def _carry_out(course: Course, tell: Tell) -> None:
     """Carry out the trials that are missing."""
     workers = course.job.workers
+    if len(course.trials) >= course.total:
+        return
     at_once = course.request.processes() or workers.count
     at_once = min(at_once, course.total - len(course.trials))
     if workers.elsewhere:

@@ -226,6 +226,11 @@ def test_gc_keeps_a_study_with_its_models_until_newer_ones_take_its_place(reques
     # The first trial of both is the same training.
     assert len(gone & models) == 1
     assert found(carried_out(request_of(2, seed=2))) == found(second)
+    # What was carried out last is the profile, also if it was found in the store.
+    third = carried_out(request_of(2, seed=3))
+    for course in (second, third):
+        carried_out(course.request)
+        assert request_of(2).tuned_run().resolve_all()[2] == course.study.entry.key
     assert verify(store).findings == ()
 
 
