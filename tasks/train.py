@@ -212,11 +212,16 @@ def _made(item: Item) -> Done[TrainedModel]:
         return made(item)
     result = workers.one(made, item)
     if store.find(plan, TrainedModel) is None:
-        raise WorkersFailed(
-            f"expected the model that a worker has trained in {store.address}; found none, so that is another folder "
-            "on its machine; use a store that all machines reach, such as s3://bucket/prefix"
-        )
+        raise another_folder(store)
     return result
+
+
+def another_folder(store: Store) -> WorkersFailed:
+    """Return the error for a store that a worker has published a result in, and that does not have it."""
+    return WorkersFailed(
+        f"expected what a worker has trained in {store.address}; found nothing, so that is another folder on its "
+        "machine; use a store that all machines reach, such as s3://bucket/prefix"
+    )
 
 
 def train_into(folder: Path, training: Training, watch: Watch | None = None) -> TrainedModel:

@@ -25,8 +25,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
+from storage.datasets.model_errors import checked
 from storage.datasets.training import TrainingConfig, with_other
-from storage.errors import DamagedEntry, TrainingFailed
+from storage.errors import ConfigError, DamagedEntry, TrainingFailed
 from storage.formats import members
 from storage.formats.history import read_history
 from storage.records import Done, Epoch, FolderEntry, Normalization, Split, Study, TrainedModel, Trial
@@ -138,14 +139,10 @@ def configuration(candidate: Candidate, training: int = 0) -> TrainingConfig:
     """Return the complete configuration of one of a trial's trainings.
 
     Raises:
-        TrainingFailed: its values do not go together.
+        ConfigError: its values do not go together.
     """
     other = {**candidate.values, "seed": candidate.config.seed + training}
-    values = with_other(candidate.config.model_dump(), other)
-    try:
-        return TrainingConfig.model_validate(values)
-    except ValueError as error:
-        raise TrainingFailed(f"expected parameters that go together; {error}") from error
+    return checked(TrainingConfig, with_other(candidate.config.model_dump(), other), "training parameters")
 
 
 def name_of(study: str, number: int) -> str:
@@ -193,7 +190,7 @@ class _Trying:
                 self._models.append(self._trained(number, normalization))
         except Abandoned as ended:
             state, reason = "pruned", str(ended)
-        except TrainingFailed as error:
+        except (TrainingFailed, ConfigError) as error:
             state, reason = "failed", str(error)
         members.write(folder, (), (model.entry.key for model in self._models))
         return self._record(folder, state, reason)

@@ -137,10 +137,19 @@ def _carried_out(request: StudyRequest, as_json: bool) -> int:
             from flows.tuning.study import carry_out
             from storage.records import Trial
 
+        so_far: list[Course] = []
+
         def tell(course: Course, trial: Trial, is_new: bool) -> None:
+            so_far[:] = [course]
             console.say(f"{leaderboard.line(course, trial)}{'' if is_new else '  (reused)'}")
 
-        course = carry_out(request, Directly(), "command line", tell)
+        try:
+            course = carry_out(request, Directly(), "command line", tell)
+        except KeyboardInterrupt:
+            for interrupted in so_far:
+                console.table([*leaderboard.table(interrupted)])
+                console.say(leaderboard.sentence(interrupted), "yellow")
+            raise
         console.table([*leaderboard.table(course)])
         console.say(leaderboard.sentence(course), "bold green" if course.ranking else "yellow")
         if course.ranking:

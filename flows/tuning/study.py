@@ -26,9 +26,11 @@ from storage.runtime import cancellation, progress
 from storage.runtime.progress import Progress
 from storage.words import brief, counted
 from storage.workers.current import using
+from storage.workers.protocol import Workers
 from tasks.normalize import normalize
 from tasks.study import publish_study
-from tasks.tune import Candidate, begin, trials_of, tried
+from tasks.train import another_folder
+from tasks.tune import Candidate, begin, name_of, trials_of, tried
 from tasks.tuning.optuna_study import Search, score
 
 BAR = "trials"
@@ -88,8 +90,8 @@ def _begun(request: StudyRequest, job: Job, search: Search, caller: Caller) -> C
 
 @contextmanager
 def _recorded(course: Course) -> Iterator[None]:
-    """Append to the ledger what the block has found, unless it has found nothing."""
-    before, state = len(course.trials), "interrupted"
+    """Append to the ledger what the study has found after the block, unless its newest record says just that."""
+    state = "interrupted"
     try:
         yield
         state = "ended"
@@ -98,10 +100,10 @@ def _recorded(course: Course) -> Iterator[None]:
         raise
     finally:
         ledger = Ledger(course.job.store, course.job.dataset.name)
-        last = ledger.find("studies", course.study.entry.key) or {}
-        # A study that was killed has not recorded what it had found.
-        if len(course.trials) > before or last.get("trials") != course.counts or state != last.get("state"):
-            ledger.append("studies", course.study.entry.key, _values(course, state))
+        last, key = ledger.last("studies") or {}, course.study.entry.key
+        # The study that was carried out last decides about the profile.
+        if (last.get("run"), last.get("trials"), last.get("state")) != (key, course.counts, state):
+            ledger.append("studies", key, _values(course, state))
 
 
 def _values(course: Course, state: str) -> dict[str, Any]:
@@ -122,10 +124,12 @@ def _values(course: Course, state: str) -> dict[str, Any]:
 def _carry_out(course: Course, tell: Tell) -> None:
     """Carry out the trials that are missing."""
     workers = course.job.workers
+    if len(course.trials) >= course.total:
+        return
     at_once = course.request.processes() or workers.count
     at_once = min(at_once, course.total - len(course.trials))
     if workers.elsewhere:
-        _at_once(course, tell, nullcontext(partial(workers.one, tried)), at_once)
+        _at_once(course, tell, nullcontext(partial(_on_a_worker, workers)), at_once)
     elif at_once > 1:
         _at_once(course, tell, _own_processes(at_once), at_once)
     else:
@@ -148,6 +152,18 @@ def _numbers(course: Course) -> Iterator[int]:
         if number not in course.trials:
             _show_bar(course)
             yield number
+
+
+def _on_a_worker(workers: Workers, candidate: Candidate) -> Done[Trial]:
+    """Have a worker elsewhere carry out a trial.
+
+    Raises:
+        WorkersFailed: it has another store than this process, or they cannot be reached.
+    """
+    result = workers.one(tried, candidate)
+    if not candidate.store.has(candidate.dataset.name, "tune", name_of(candidate.study, candidate.number)):
+        raise another_folder(candidate.store)
+    return result
 
 
 def _one_by_one(course: Course, tell: Tell) -> None:

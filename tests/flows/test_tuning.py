@@ -19,16 +19,17 @@ from flows import pipeline, retrain
 from flows.run import Request
 from flows.tuning import leaderboard
 from flows.tuning.course import Course
-from flows.tuning.request import StudyRequest
+from flows.tuning.request import StudyRequest, seconds
 from flows.tuning.study import carry_out
 from storage.copying import copy
-from storage.errors import ConfigError, TrainingFailed
+from storage.errors import ConfigError, DamagedEntry, TrainingFailed
 from storage.ledger import Ledger
 from storage.records import Trial
 from storage.retention import collect
 from storage.store import Store
 from storage.verify import verify
 from tests.conftest import TinyFactory
+from tests.support import clusters
 from tests.support.cloud_stores import Cloud
 from tests.support.commands import Command, idxflow
 
@@ -225,6 +226,11 @@ def test_gc_keeps_a_study_with_its_models_until_newer_ones_take_its_place(reques
     # The first trial of both is the same training.
     assert len(gone & models) == 1
     assert found(carried_out(request_of(2, seed=2))) == found(second)
+    # What was carried out last is the profile, also if it was found in the store.
+    third = carried_out(request_of(2, seed=3))
+    for course in (second, third):
+        carried_out(course.request)
+        assert request_of(2).tuned_run().resolve_all()[2] == course.study.entry.key
     assert verify(store).findings == ()
 
 
@@ -308,10 +314,62 @@ def test_a_study_in_object_storage(tiny: TinyFactory, request_of: Requested, tmp
         cloud.close()
 
 
+@pytest.mark.remedies("flows.tuning.processes:carry_out")
 def test_a_process_that_dies_is_named(request_of: Requested, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("flows.tuning.processes.sys.executable", "/bin/false")
-    with pytest.raises(TrainingFailed, match=r"the process of trial 0 to finish; it ended with exit code 1; run the"):
-        carried_out(request_of(2, at_once=2))
+    with monkeypatch.context() as broken:
+        broken.setattr("flows.tuning.processes.sys.executable", "/bin/false")
+        with pytest.raises(TrainingFailed, match=r"the process of trial . to finish; it ended with exit code 1; "):
+            carried_out(request_of(2, at_once=2))
+    assert len(carried_out(request_of(2)).trials) == 2
+
+
+@pytest.mark.remedies(
+    "flows.tuning.request:resolve",
+    "flows.tuning.request:resolve:2",
+    "flows.tuning.request:resolve:3",
+    "flows.tuning.request:_check_word",
+    "flows.tuning.request:seconds",
+)
+def test_a_wrong_request_is_refused_before_anything_starts(request_of: Requested):
+    def refusal(call: Callable[[], object]) -> str:
+        with pytest.raises(ConfigError) as refused:
+            call()
+        return str(refused.value)
+
+    good = request_of(2)
+    wrong = [
+        (replace(good, trials=100_001), "--trials: expected at most 100,000; found 100,001; give fewer"),
+        (replace(good, at_once=513), "--at-once: expected at most 512; found 513; give fewer"),
+        (replace(good, by="loss_"), "--by: expected one of accuracy, loss; found 'loss_' (did you mean loss?); "),
+        (request_of(2, fixed=("validation_fraction=0",)), "found a validation_fraction of 0; raise it"),
+        (request_of(2, fixed=(f"seed={2**32 - 1}",), seeds=2), "found 4,294,967,295 and more; choose a lower seed"),
+    ]
+    for request, sentence in wrong:
+        assert sentence in refusal(request.resolve)
+    good.resolve()
+    assert (
+        refusal(lambda: seconds("2 days"))
+        == "--timeout: expected a time such as 90s, 15m or 2h; found '2 days'; correct it"
+    )
+    assert [seconds(text) for text in ("90", "90s", "15m", "2h")] == [90, 90, 900, 7200]
+
+
+@pytest.mark.remedies("storage.studies:newest")
+def test_a_record_without_the_parameters_is_named_until_there_is_a_newer_one(request_of: Requested, store: Store):
+    Ledger(store, "tiny").append("studies", "0" * 32, {"winner": {"trial": 1}})
+    with pytest.raises(DamagedEntry, match="the winner of the study 0+ in the ledger; KeyError: 'config'; run"):
+        request_of(1).tuned_run().resolve()
+    carried_out(request_of(1))
+    assert request_of(1).tuned_run().resolve()[1].epochs == 3
+
+
+def test_trials_go_to_the_workers_of_a_cluster(request_of: Requested, store: Store, tmp_path: Path):
+    expected = carried_out(request_of(3, Store(tmp_path / "other")))
+    with clusters.scheduler(tmp_path) as (address, _), clusters.worker(tmp_path, address):
+        request = request_of(3)
+        course = carried_out(replace(request, run=replace(request.run, workers=address)))
+    assert found(course) == found(expected)
+    assert len([*store.dataset("tiny").glob("8-studies/*-00000?")]) == 3
 
 
 @pytest.mark.flow

@@ -211,9 +211,16 @@ WRONG = {
 @pytest.mark.remedies(
     "tasks.tuning.space:read",
     "tasks.tuning.space:parsed",
-    *(f"tasks.tuning.space:_values{n}" for n in ("", ":2", ":3", ":4")),
-    *(f"tasks.tuning.space:_choices{n}" for n in ("", ":2")),
-    *(f"tasks.tuning.space:_range{n}" for n in ("", ":2", ":3", ":4")),
+    "tasks.tuning.space:_values",
+    "tasks.tuning.space:_values:2",
+    "tasks.tuning.space:_values:3",
+    "tasks.tuning.space:_values:4",
+    "tasks.tuning.space:_choices",
+    "tasks.tuning.space:_choices:2",
+    "tasks.tuning.space:_range",
+    "tasks.tuning.space:_range:2",
+    "tasks.tuning.space:_range:3",
+    "tasks.tuning.space:_range:4",
 )
 def test_a_wrong_space_is_refused_in_a_sentence_and_a_right_one_is_read(tmp_path: Path):
     path = tmp_path / "space.toml"

@@ -171,7 +171,7 @@ class Apart(Here):
         return function(dataclasses.replace(item, store=other))
 
 
-@pytest.mark.remedies("tasks.train:_made")
+@pytest.mark.remedies("tasks.train:another_folder")
 def test_a_worker_with_another_folder_as_the_store_is_found_out(store: Store, tiny: TinyFactory) -> None:
     with using(Apart()), pytest.raises(WorkersFailed, match="use a store that all machines reach"):
         trained(store, tiny(), epochs=1)
