@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -208,17 +209,32 @@ def _keras(model: Model, folder: Path) -> Answer:
 
 def _savedmodel(model: Model, folder: Path) -> Answer:
     tf = network.tensorflow()
-    with network.without_copy_warning():
-        _unsaved_keras_model(model, folder).export(folder, format="tf_saved_model", verbose=False)
+    save(_unsaved_keras_model(model, folder), folder)
     # Keep the object, not only its function: the variables live only as long as the object.
     loaded = tf.saved_model.load(folder)
     return lambda pixels: np.asarray(loaded.serve(tf.constant(pixels)).numpy())
 
 
+def save(keras_model: Any, folder: Path) -> None:
+    """Write a Keras model as a SavedModel.
+
+    Raises:
+        OSError: there is no space for it.
+    """
+    tf = network.tensorflow()
+    try:
+        with network.without_copy_warning():
+            keras_model.export(folder, format="tf_saved_model", verbose=False)
+    except tf.errors.ResourceExhaustedError as error:
+        # TensorFlow's word for a full disk.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+
+
 def _litert(model: Model, folder: Path) -> Answer:
-    path, scratch = folder / "model.tflite", folder / "scratch"
-    litert.write(path, _unsaved_keras_model(model, folder), scratch)
-    shutil.rmtree(scratch)
+    path, saved = folder / "model.tflite", folder / "saved"
+    save(_unsaved_keras_model(model, folder), saved)
+    litert.write(path, saved)
+    shutil.rmtree(saved)
     return lambda pixels: litert.run(path, pixels)
 
 

@@ -1,6 +1,6 @@
-"""Write a Keras model as a file for LiteRT (formerly TensorFlow Lite), and run such a file with LiteRT's interpreter.
+"""Make a file for LiteRT (formerly TensorFlow Lite) of a SavedModel, and run such a file with LiteRT's interpreter.
 
-TensorFlow's converter takes any Keras model. It is restricted to LiteRT's own operators: a file with operators of
+TensorFlow's converter takes any network. It is restricted to LiteRT's own operators: a file with operators of
 TensorFlow would need a runtime of another kind, which most devices do not have.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,15 +22,14 @@ _OF_THE_CONVERSION = b"CONVERSION_METADATA"
 """The converter's own record, with a hash over names that it counts on from one conversion to the next."""
 
 
-def write(path: Path, keras_model: Any, scratch: Path) -> None:
+def write(path: Path, saved_model: Path) -> None:
     """Write a `.tflite` file: `pixels` (float32, shape (n, height, width), raw) in, `probabilities` (n, classes) out.
 
     n is set when the file is used. Equal models give equal bytes with the same TensorFlow.
 
     Args:
         path: of the new file.
-        keras_model: from pixels to probabilities.
-        scratch: a folder that does not exist yet; it is left with files in it.
+        saved_model: folder of a SavedModel that Keras has exported, from pixels to probabilities.
 
     Raises:
         ExportFailed: LiteRT has no operator for something that the model does.
@@ -39,9 +37,7 @@ def write(path: Path, keras_model: Any, scratch: Path) -> None:
     tf = network.tensorflow()
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    with network.without_copy_warning():
-        keras_model.export(scratch, format="tf_saved_model", verbose=False)
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(scratch))
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     try:
         with without_banners():

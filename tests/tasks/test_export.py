@@ -29,6 +29,7 @@ from tasks.serving.export import CHECKED_ROWS, PACKAGES, TOLERANCE, export, expo
 from tasks.serving.predict import Model, load_champion
 from tests.support.blobs import SHAPE, blobs, blobs_dataset, store_with_champion
 from tests.support.commands import idxflow
+from tests.support.namespaces import in_namespace, mount_point
 from tests.support.runs import whole_run
 from tests.support.servers import clean_environment
 
@@ -121,7 +122,8 @@ def test_litert_computes_every_activation_as_keras_does(tmp_path: Path):
     layers = [keras.layers.Dense(8, activation) for activation in network.ACTIVATIONS]
     scaled = [keras.Input(SHAPE, name="pixels"), keras.layers.Rescaling(2 / 255, -1), keras.layers.Flatten()]
     chained = keras.Sequential([*scaled, *layers, keras.layers.Dense(3, "softmax")])
-    litert.write(tmp_path / "model.tflite", chained, tmp_path / "scratch")
+    exports.save(chained, tmp_path / "saved")
+    litert.write(tmp_path / "model.tflite", tmp_path / "saved")
     answer = used_with_litert(tmp_path, IMAGES)
     assert np.ptp(answer, axis=0).max() > 1000 * TOLERANCE
     np.testing.assert_allclose(answer, chained.predict(IMAGES, verbose=0), atol=TOLERANCE)
@@ -134,8 +136,9 @@ def test_a_network_that_litert_cannot_compute_is_refused(model: Model, tmp_path:
 
     pixels = keras.Input(SHAPE, name="pixels")
     unusual = keras.Model(pixels, keras.ops.erfinv(keras.layers.Flatten()(pixels)))
+    exports.save(unusual, tmp_path / "saved")
     with pytest.raises(ExportFailed, match=r"operators that LiteRT has; found Erfinv; choose another --format"):
-        litert.write(tmp_path / "model.tflite", unusual, tmp_path / "scratch")
+        litert.write(tmp_path / "model.tflite", tmp_path / "saved")
     assert export(model, "savedmodel", tmp_path / "export").difference <= TOLERANCE
 
 
@@ -235,6 +238,30 @@ def test_what_is_there_is_never_replaced(model: Model, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"expected a folder that can be created at .*file/export"):
         export(model, "keras", tmp_path / "file" / "export")
+
+
+FULL = """
+import subprocess, sys
+from pathlib import Path
+from storage.errors import ConfigError
+from tasks.serving.export import export
+from tasks.serving.predict import load_champion
+
+store, mount = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", mount], check=True)
+for kind in ("savedmodel", "litert"):
+    try:
+        export(load_champion("tiny", store), kind, Path(mount, "export"))
+    except ConfigError as error:
+        print(error, *subprocess.run(["ls", "-A", mount], capture_output=True, text=True).stdout.split(), sep="\\n")
+"""
+
+
+def test_a_full_disk_is_said_where_tensorflow_writes_and_nothing_is_left_there(ready: Path, tmp_path: Path):
+    mount = mount_point(tmp_path)
+    process = in_namespace(FULL, str(ready), str(mount), alone=False)
+    expected = f"expected to write the export at {mount}/export; No space left on device; free space there, or choose"
+    assert process.stdout.splitlines() == [f"{expected} another --out"] * 2, process.stderr
 
 
 def test_an_unknown_format_is_said(ready: Path, tmp_path: Path):
