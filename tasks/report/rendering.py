@@ -63,7 +63,7 @@ class Pictures:
     checks: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Images of the offending rows, by position in `checks.checks`."""
     charts: Mapping[str, str] = field(default_factory=dict)
-    """SVG by name: `loss`, `accuracy`, `rate`, `seconds`, `calibration`, `trend`, `duration`."""
+    """SVG by name: `loss`, `accuracy`, `gradients`, `rate`, `seconds`, `calibration`, `trend`, `duration`."""
 
 
 @dataclass(frozen=True)
