@@ -96,6 +96,16 @@ def markdown(values: dict[str, Any], pictures: Pictures, place: str = "") -> str
     return _within(MAX_MARKDOWN_BYTES, "report.md.j2", {**values, "place": place}, pictures, _SMALL_SIDE)
 
 
+def learning_curve(values: dict[str, Any], charts: Mapping[str, str]) -> str:
+    """Return the page of a learning curve.
+
+    Args:
+        values: `dataset`, `run`, `title`, `sentence`, `finding`, `points` (by share) and `seeds`.
+        charts: SVG by name: `loss` and `accuracy`.
+    """
+    return _engine(False).get_template("learning_curve.html.j2").render(**values, pictures=Pictures(charts=charts))
+
+
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the scores per class as rows of strings and counts, worst recall first; empty without a test."""
     test = values["test"]

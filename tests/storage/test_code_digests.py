@@ -125,6 +125,7 @@ CLOSURES = {
         "tasks.model.labels",
         "tasks.model.network",
         "tasks.model.scaling",
+        "tasks.model.shares",
         "tasks.model.sides",
         "tasks.model.training_rows",
     },
