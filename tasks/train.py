@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from storage.records import Done, Epoch, FolderEntry, Normalization, Split, Trai
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from storage.workers.current import current
-from tasks.model import augmentation, checkpoint, holdout, network, optimizers, training_rows
+from tasks.model import augmentation, checkpoint, holdout, network, optimizers, shares, training_rows
 from tasks.model.checkpoint import Checkpoint
 from tasks.model.fitting import Fitting
 from tasks.model.labels import check_labels
@@ -69,8 +69,9 @@ def train(
         DataRefused: a label is not a class of the data set.
         WorkersFailed: workers elsewhere cannot train it.
     """
+    item = planned(store, Training(dataset, split, normalization, config), again)
     with shown(dataset.name):
-        result = _made(planned(store, Training(dataset, split, normalization, config), again))
+        result = _made(item)
     log_step(_log, result.step)
     return result
 
@@ -88,6 +89,7 @@ def planned(store: Store, training: Training, again: str = "") -> Item:
         parameters=training.config.model_dump(mode="json", exclude={"memory"})
         | {"classes": len(training.dataset.classes)}
         | _shards(training)
+        | ({"share": training.share} if training.share < 1 else {})
         | ({"again": again} if again else {}),
         code=code_digests.digests(__name__),
         libraries=code_digests.library_versions("tensorflow", "keras", "numpy"),
@@ -109,6 +111,8 @@ class Training:
     split: Split
     normalization: Normalization
     config: TrainingConfig
+    share: float = 1.0
+    """Of the fitted rows, if not all are to be used: see `tasks.model.shares`."""
 
     @property
     def held_out(self) -> int:
@@ -232,6 +236,8 @@ def train_into(folder: Path, training: Training, watch: Watch | None = None) -> 
         Abandoned: `watch` has raised it.
     """
     _clear(folder, keep=_CHECKPOINT)
+    if training.share < 1:
+        training = _of_share(training, folder)
     _check_shift(training)
     architecture, config, split = training.architecture, training.config, training.split
     statistics = read(training.normalization.file, architecture.inputs)
@@ -254,9 +260,17 @@ def train_into(folder: Path, training: Training, watch: Watch | None = None) -> 
     network.save_architecture(record.architecture, architecture)
     shutil.copyfile(training.normalization.file, record.normalization)
     network.export(record.export, architecture, fitting.weights, statistics, training.split.image_shape)
+    shares.removed(folder)
     # Last, so that a training killed before this line can still resume.
     (folder / _CHECKPOINT).unlink(missing_ok=True)
     return record
+
+
+def _of_share(training: Training, folder: Path) -> Training:
+    """Return the training on the rows of its share, which are written into `folder`."""
+    dataset, seed = training.dataset, training.config.seed
+    split, normalization = shares.taken(dataset, training.split, training.normalization, training.share, seed, folder)
+    return replace(training, split=split, normalization=normalization, share=1.0)
 
 
 def fit(fitting: Fitting, training: Training, folder: Path, watch: Watch | None = None) -> Course:

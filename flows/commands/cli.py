@@ -19,6 +19,7 @@ from flows.commands import (
     copy_command,
     dataset,
     datasets,
+    diagnose,
     doctor,
     export,
     figures,
@@ -61,7 +62,8 @@ OF_DATA = {
 
 _THEN = {
     **dict.fromkeys(
-        ("run", "validate", "backfill", "tune", "watch", "gc", "copy"), "; run the same command again to resume"
+        ("run", "validate", "backfill", "tune", "watch", "diagnose", "gc", "copy"),
+        "; run the same command again to resume",
     ),
     # Rolling back twice goes back two champions.
     **dict.fromkeys(
@@ -94,7 +96,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         suspects.suspects,
         quarantine.app,
     ),
-    "Models": (predict.predict, export.export, registry.app, promote.promote, rollback.rollback),
+    "Models": (predict.predict, export.export, diagnose.diagnose, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }

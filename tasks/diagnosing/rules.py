@@ -129,7 +129,7 @@ class Course:
     def is_still_learning(self) -> bool:
         """Whether the loss was falling at the end: of the held-out rows, if there are any."""
         losses = self.held_out if len(self.held_out) else self.losses
-        if len(losses) < FEWEST_EPOCHS:
+        if len(losses) < FEWEST_EPOCHS or losses.argmin() < len(losses) - self.fifth:
             return False
         fallen = losses[-1 - self.fifth] - losses[-1]
         learned = self.by_shares - losses[-1]

@@ -43,8 +43,28 @@ def _training(training: Mapping[str, Any]) -> list[Chart]:
         Chart("loss", x, "epoch", pair("loss"), loss, chosen, mark_name),
         Chart("accuracy", x, "epoch", pair("accuracy"), accuracy, chosen, mark_name, percent=True),
         Chart("rate", x, "epoch", [column("learning_rate", "learning rate")], rate, from_zero=True),
+        *_gradients(epochs),
         Chart("seconds", x, "epoch", [column("seconds", "seconds")], seconds, from_zero=True),
     ]
+
+
+def _gradients(epochs: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Return the chart of the norms of the gradients, if a history has any above 0."""
+    layers = [*epochs[-1]["gradients"]]
+    norms = {layer: [epoch["gradients"].get(layer) for epoch in epochs] for layer in layers}
+    if not any(norm for values in norms.values() for norm in values):
+        return []
+    first, between, last = layers[0], layers[1:-1], layers[-1]
+    lines = [
+        Line("between" if layer == between[0] else "", norms[layer], points=False, quiet=True) for layer in between
+    ]
+    lines.append(Line(last, norms[last], held_out=first != last))
+    if first != last:
+        lines.append(Line(first, norms[first]))
+    ends = ", ".join(f"{number(norms[layer][-1])} at {layer}" for layer in dict.fromkeys((first, last)))
+    description = f"Norm of the gradient by epoch, on a logarithmic scale; it ends with {ends}"
+    x = [epoch["epoch"] for epoch in epochs]
+    return [Chart("gradients", x, "epoch", lines, description, logarithmic=True)]
 
 
 def _calibration(calibration: Mapping[str, Any]) -> Chart:

@@ -37,7 +37,7 @@ def to_try(run: RunRecord, settings: Mapping[str, Any]) -> str:
 
 def course_of(run: RunRecord, evidence: Evidence) -> Course | None:
     """Return what the rules look at; None if too little is known."""
-    config, shares, model = _config(run), class_shares(run, evidence), run.model
+    config, shares, model = config_of(run), class_shares(run, evidence), run.model
     if not (config and shares and model):
         return None
     epochs = [epoch for epoch in evidence.history if epoch.epoch <= model.chosen_epoch]
@@ -56,7 +56,8 @@ def class_shares(run: RunRecord, evidence: Evidence) -> list[float]:
     return [count / rows for count in counts] if rows else []
 
 
-def _config(run: RunRecord) -> TrainingConfig | None:
+def config_of(run: RunRecord) -> TrainingConfig | None:
+    """Return the training configuration of a run; None if it is that of another version."""
     known = {name: value for name, value in run.config.items() if name in TrainingConfig.model_fields}
     try:
         return TrainingConfig(**known)

@@ -184,6 +184,17 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
     )
 
 
+def of_training(run: RunRecord) -> Evidence:
+    """Read only what the rules about a training look at (`tasks.report.diagnosis`); the test split is not read."""
+    counted = run.validation and run.validation.class_counts.get("train")
+    labels = None if counted else readable(lambda split: _labels(run, split), run.train)
+    return Evidence(
+        history=(readable(_history, run.model) or ()) if run.model else (),
+        labels={"train": labels} if labels else {},
+        sides=_sides(run),
+    )
+
+
 def readable(read: Callable[[S], T], source: S | None) -> T | None:
     """Return the result of `read`, or None if it fails: damaged or missing data must not prevent a report.
 

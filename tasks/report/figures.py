@@ -77,6 +77,8 @@ class Line:
     """Mark the values themselves if they are few."""
     joined: bool = True
     """Join the values by a line; otherwise draw only points."""
+    quiet: bool = False
+    """Draw it thin and grey, behind the others; without a name, it is not in the legend."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Chart:
     percent: bool = False
     from_zero: bool = False
     """Have the vertical axis start at 0, so that small changes look small."""
+    logarithmic: bool = False
+    """Have each power of ten take the same height; values of 0 leave a gap."""
 
 
 def sheet(images: np.ndarray, columns: int = 10, max_side: int = MAX_SIDE) -> Sheet:
@@ -223,19 +227,27 @@ def _thinned(drawing: Chart) -> list[int]:
     return sorted(chosen)
 
 
-def _finite(value: float | None) -> float:
-    return value if value is not None and math.isfinite(value) else math.nan
+def _drawable(value: float | None, drawing: Chart) -> float:
+    if value is None or not math.isfinite(value) or (drawing.logarithmic and value <= 0):
+        return math.nan
+    return value
 
 
 def _draw(axes: Axes, drawing: Chart) -> None:
     places = _thinned(drawing)
     few = len(places) <= _FEW_POINTS
     for line in drawing.lines:
+        if line.quiet:
+            values = [_drawable(line.values[p], drawing) for p in places]
+            axes.plot(
+                [drawing.x[p] for p in places], values, color=_TEXT, alpha=0.4, linewidth=1, label=line.name or "_"
+            )
+            continue
         colour = _HELD_OUT if line.held_out else _TRAINING
         dashes = (0, (5, 2)) if line.held_out else "-"
         axes.plot(
             [drawing.x[p] for p in places],
-            [_finite(line.values[p]) for p in places],
+            [_drawable(line.values[p], drawing) for p in places],
             color=colour,
             linestyle=dashes if line.joined else "none",
             linewidth=1.7,
@@ -268,10 +280,10 @@ def _dress(axes: Axes, drawing: Chart) -> None:
         # All durations may be 0.
         axes.set_ylim(0, axes.dataLim.y1 * 1.15 or 1)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    _scale(axes, drawing)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(_percent if drawing.percent else _number))
-    labels = len(drawing.lines) + (drawing.mark is not None)
+    labels = sum(bool(line.name) for line in drawing.lines) + (drawing.mark is not None)
     if labels > 1:
         axes.legend(
             loc="lower left",
@@ -283,6 +295,18 @@ def _dress(axes: Axes, drawing: Chart) -> None:
             handlelength=1.6,
             columnspacing=1.2,
         )
+
+
+def _scale(axes: Axes, drawing: Chart) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    if not drawing.logarithmic:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _percent(value: float, _: int | None) -> str:

@@ -63,7 +63,7 @@ class Pictures:
     checks: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Images of the offending rows, by position in `checks.checks`."""
     charts: Mapping[str, str] = field(default_factory=dict)
-    """SVG by name: `loss`, `accuracy`, `rate`, `seconds`, `calibration`, `trend`, `duration`."""
+    """SVG by name: `loss`, `accuracy`, `gradients`, `rate`, `seconds`, `calibration`, `trend`, `duration`."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,16 @@ def model_card(values: dict[str, Any]) -> str:
         values: the content of a report, with the export as `model` and the registered version as `version`.
     """
     return _engine(True).get_template("model_card.md.j2").render(**values)
+
+
+def learning_curve(values: dict[str, Any], charts: Mapping[str, str]) -> str:
+    """Return the page of a learning curve.
+
+    Args:
+        values: `dataset`, `run`, `title`, `sentence`, `finding`, `points` (by share) and `seeds`.
+        charts: SVG by name: `loss` and `accuracy`.
+    """
+    return _engine(False).get_template("learning_curve.html.j2").render(**values, pictures=Pictures(charts=charts))
 
 
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, list[str]] = {
     "dataset schedule": ["TMP/tiny.toml", "0 3 * * 0", "--store", "STORE"],
     "dataset unschedule": ["TMP/tiny.toml", "--store", "STORE"],
     "datasets": [],
+    "diagnose": ["tiny", "--store", "STORE"],
     "doctor": ["--store", "STORE"],
     "export": ["tiny", "--out", "TMP/export"],
     "figures": ["tiny", "--out", "TMP/figure.svg", "--store", "STORE"],
@@ -68,6 +69,7 @@ ONCE = {"dataset add", "dataset unschedule", "promote", "rollback"}
 JSON = {
     "copy",
     "datasets",
+    "diagnose",
     "gc",
     "quarantine list",
     "registry at",

@@ -146,7 +146,7 @@ def test_pictures_are_drawn(browser: Any, pages: dict[str, Path]) -> None:
     assert sprite.bounding_box()["width"] == 64
     levels = np.asarray(Image.open(io.BytesIO(sprite.screenshot())).convert("L"))
     assert levels.max() - levels.min() > 200, "the sheet of examples is not shown"
-    assert page.locator("figure svg").count() == 7
+    assert page.locator("figure svg").count() == 8
     page.close()
 
 
@@ -172,7 +172,7 @@ def test_a_person_finds_what_each_section_is_for(browser: Any, pages: dict[str, 
     tops = page.locator("#data .tiles li").evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
     assert [tops.count(top) for top in sorted(set(tops))] == [5, 5], "not two rows of five"
     assert page.locator("#checks .sprite").count() == 15
-    assert page.locator("#training figure svg").count() == 4
+    assert page.locator("#training figure svg").count() == 5
     recalls = [float(row[2].rstrip("%")) for row in rows(page, "per-class")]
     assert recalls == sorted(recalls)
     assert page.locator("#test .matrix td").count() == 100

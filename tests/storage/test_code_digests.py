@@ -69,6 +69,7 @@ TRAINING = {
     "tasks.model.optimizers",
     "tasks.model.rates",
     "tasks.model.scaling",
+    "tasks.model.shares",
     "tasks.model.sides",
     "tasks.model.training_rows",
 }

@@ -83,7 +83,10 @@ def assembled(
     folder = _folder(store, dataset) / "model"
     folder.mkdir()
     model = TrainedModel(FolderEntry(folder), evaluation.weights_digest, 6460, 1293, 144, 30, 21, 0.05, 0.99)
-    epochs = [Epoch(n, 0.01, 2 / n, 1 - 0.5 / n, 2.2 / n + n / 900, 1 - 0.6 / n, 0.1) for n in range(1, 31)]
+    epochs = [
+        Epoch(n, 0.01, 2 / n, 1 - 0.5 / n, 2.2 / n + n / 900, 1 - 0.6 / n, 0.1, {"hidden_1": 2 / n, "classes": 1 / n})
+        for n in range(1, 31)
+    ]
     model.history.write_text("".join(json.dumps(to_json(epoch)) + "\n" for epoch in epochs), encoding="utf-8")
     check = Check(
         "test",

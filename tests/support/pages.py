@@ -18,7 +18,7 @@ from tasks.report import rendering
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "rect", "use", "image"}
 CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-CHARTS = ("loss", "accuracy", "rate", "seconds", "calibration", "trend", "duration")
+CHARTS = ("loss", "accuracy", "gradients", "rate", "seconds", "calibration", "trend", "duration")
 
 
 class Page(HTMLParser):

@@ -115,9 +115,15 @@ def test_over_fitting_is_found_and_patience_ends_it(noise: Trained) -> None:
     (found,) = findings(course)
     assert found.settings == {"patience": 5}
     assert "over-fitting" not in names(noise.course(**parameters | found.settings))
-    # Where it stops in time, but keeps the last weights, the best ones are to be kept.
-    late = noise.course(**parameters, patience=5, restore_best=False)
-    assert [each.settings for each in findings(late)] == [{"restore_best": True}]
+
+
+def test_a_training_that_stops_but_keeps_the_last_weights_is_to_keep_the_best() -> None:
+    course = curve(0.3, 0.2, 0.1, 0.09, config=TrainingConfig(patience=2, restore_best=False))
+    turned = [
+        dataclasses.replace(epoch, validation_loss=max(epoch.loss, 0.12 * n)) for n, epoch in enumerate(course.epochs)
+    ]
+    (found,) = findings(dataclasses.replace(course, epochs=turned))
+    assert (found.name, found.settings) == ("over-fitting", {"restore_best": True})
 
 
 def test_a_good_training_has_no_fault(digits: Trained) -> None:

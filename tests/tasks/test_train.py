@@ -144,6 +144,28 @@ def test_an_epoch_is_one_compiled_call_traced_once():
     assert (fitting.calls, fitting.traces) == (5, 1)
 
 
+@pytest.mark.parametrize("batch_size", [10, 25, 16, 64])
+def test_the_norms_of_the_gradients_are_those_of_the_last_step_of_the_epoch(batch_size: int):
+    """Without momentum, a step is the gradient times the rate; the last one has 10, 25, 2 or all 50 rows."""
+    rate, config = 0.1, TrainingConfig(hidden=(7, 5), learning_rate=0.1, momentum=0, decay=0, batch_size=batch_size)
+    whole, _ = fitted(config, epochs=1)
+    assert list(whole.gradients) == ["hidden_1", "hidden_2", "classes"]
+    pixels, labels = random_rows(50)
+    order = row_order(config.seed, 1, 50)
+    before = len(order) - (len(order) % batch_size or batch_size)
+    start = network.initial_weights(network.Architecture(12, config.hidden, config.activation, 3), config.seed)
+    if before:
+        # The same steps but the last, as an epoch over fewer rows.
+        rows = InMemory(pixels, labels, before, config.seed)
+        rows.windows = lambda epoch: iter([replace(next(InMemory.windows(rows, epoch)), order=order[:before])])
+        short = Fitting(network.Architecture(12, config.hidden, config.activation, 3), config, STATISTICS, rows, before)
+        short.epoch(1)
+        start = short.weights
+    for layer, norm in whole.gradients.items():
+        step = (start[f"{layer}.kernel"] - whole.weights[f"{layer}.kernel"]) / rate
+        assert norm == pytest.approx(np.linalg.norm(step.astype(np.float64)), rel=1e-4)
+
+
 def test_each_epoch_takes_each_row_once_in_an_order_of_its_own():
     orders = [row_order(1, epoch, 100) for epoch in (1, 2)] + [row_order(2, 1, 100)]
     assert all(sorted(order) == list(range(100)) for order in orders)

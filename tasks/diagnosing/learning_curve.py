@@ -1,0 +1,153 @@
+"""The learning curve of a data set: what a network learns from a share of the fitted rows, and whether more would help.
+
+Each point is a training with as many steps as the training on all rows, whatever its share; it counts what the
+held-out rows say at the epoch at which their loss is lowest. The test split is not read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from storage.datasets.training import TrainingConfig
+from storage.records import Epoch
+from storage.words import counted
+from tasks.diagnosing.rules import Found
+
+SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
+"""The shares of the fitted rows to train on."""
+HELPS = 0.1
+"""Least fall of the held-out loss that twice as many rows would bring."""
+
+_LEAST_SHARE = 0.2
+_MOST_EPOCHS = 10_000
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training on a share of the fitted rows. Losses are in nats."""
+
+    share: float
+    rows: int
+    seed: int
+    epoch: int
+    """At which the held-out loss is lowest."""
+    held_out_loss: float
+    held_out_accuracy: float
+    loss: float
+    """Of the fitted rows in the same epoch."""
+    accuracy: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All trainings on one share: means over the seeds."""
+
+    share: float
+    rows: int
+    held_out_loss: float
+    lowest: float
+    """The lowest held-out loss of a seed."""
+    highest: float
+    held_out_accuracy: float
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether more rows would help."""
+
+    helps: bool
+    fall: float
+    """By how much twice as many rows would lower the held-out loss, as a share of it; below 0 if it would rise."""
+    low: float | None
+    """Lower end of an interval of two standard errors over the seeds; None for a single seed."""
+    sentence: str
+
+
+def config_for(config: TrainingConfig, share: float) -> TrainingConfig:
+    """Return the configuration for a share of the rows: with more epochs, so that there are as many steps."""
+    epochs = min(math.ceil(config.epochs / share), _MOST_EPOCHS)
+    return config if share == 1 else config.model_copy(update={"epochs": epochs})
+
+
+def point(share: float, seed: int, fitted_rows: int, history: Sequence[Epoch], reused: bool) -> Point:
+    """Return what a training says, whose epochs all have held-out losses."""
+    best = min(history, key=lambda epoch: math.inf if epoch.validation_loss is None else epoch.validation_loss)
+    held_out = best.validation_loss or 0.0, best.validation_accuracy or 0.0
+    return Point(share, fitted_rows, seed, best.epoch, *held_out, best.loss, best.accuracy, reused)
+
+
+def summaries(points: Sequence[Point]) -> list[Summary]:
+    """Return the means over the seeds, by share."""
+    found = []
+    for share in sorted({each.share for each in points}):
+        here = [each for each in points if each.share == share]
+        losses = [each.held_out_loss for each in here]
+        found.append(
+            Summary(
+                share,
+                round(_mean([each.rows for each in here])),
+                _mean(losses),
+                min(losses),
+                max(losses),
+                _mean([each.held_out_accuracy for each in here]),
+                _mean([each.loss for each in here]),
+                _mean([each.accuracy for each in here]),
+            )
+        )
+    return found
+
+
+def verdict(points: Sequence[Point]) -> Verdict:
+    """Return whether more rows would help: held-out losses follow a power of the number of rows.
+
+    Hestness et al. 2017, Deep Learning Scaling Is Predictable, Empirically. The power is fitted by least squares of the
+    logarithms, for each seed by itself, to the points from 20% of the rows on. More rows help if twice as many would
+    lower the loss by at least `HELPS` of it, and if two standard errors over the seeds do not reach to 0.
+    """
+    slopes = np.array([_slope([p for p in points if p.seed == seed]) for seed in sorted({p.seed for p in points})])
+    slope = float(slopes.mean())
+    error = float(slopes.std(ddof=1) / math.sqrt(len(slopes))) if len(slopes) > 1 else None
+    fall = 1 - 2**slope
+    low = None if error is None else 1 - 2 ** (slope + 2 * error)
+    helps = fall >= HELPS and (low is None or low > 0)
+    last = summaries(points)[-1]
+    expected = (
+        f"twice as many rows ({2 * last.rows:,}) are expected to lower the held-out loss from {last.held_out_loss:.4f} "
+        f"to {last.held_out_loss * 2**slope:.4f}, by {fall:.0%}"
+        if fall > 0
+        else f"the held-out loss does not fall with the number of rows; it is {last.held_out_loss:.4f}"
+    )
+    doubt = "" if low is None else f" ({low:.0%} or more, by {counted(len(slopes), 'seed')})"
+    start = "More data would help: " if helps else "More data would hardly help: "
+    return Verdict(helps, fall, low, f"{start}{expected}{doubt if fall > 0 else ''}.")
+
+
+def finding(points: Sequence[Point], config: TrainingConfig) -> Found | None:
+    """Return the finding that more data would help, if it would: until there is, hold out fewer rows."""
+    found = verdict(points)
+    if not found.helps:
+        return None
+    source = "J. Hestness et al. 2017, Deep Learning Scaling Is Predictable, Empirically"
+    settings: dict[str, Any] = {"validation_fraction": config.validation_fraction / 2}
+    return Found("more data would help", found.sentence, source, settings)
+
+
+def _slope(points: Sequence[Point]) -> float:
+    """Return the power with which the held-out loss of one seed falls with the number of rows."""
+    used = [each for each in points if each.share >= _LEAST_SHARE and each.held_out_loss > 0]
+    if len(used) < 2:
+        return 0.0
+    rows, losses = np.log([each.rows for each in used]), np.log([each.held_out_loss for each in used])
+    return float(np.polyfit(rows, losses, 1)[0])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
