@@ -110,8 +110,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each processor, because tests wait for servers: with three for two, an eighth of the time is unused."""
-    return len(os.sched_getaffinity(0)) * 2
+    """Five for two processors, because tests wait for servers: with four, an eighth of the time is unused."""
+    return len(os.sched_getaffinity(0)) * 5 // 2
 
 
 @pytest.hookimpl(optionalhook=True)

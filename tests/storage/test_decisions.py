@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from storage.retention import collect
 from storage.store import Store
 from storage.store_format import FORMAT, STORE_FILE
 from storage.verify import verify
-from tests.support import store_scenarios
+from tests.support import commands, store_scenarios
 from tests.support.memory_objects import MemoryObjects, MemoryStore, Operation, Stopped, nothing
 from tests.support.servers import ROOT
 from tests.support.stores import DATASET, decide, decided_in_format_3, pointed_in_format_3, promote, retrain
@@ -235,7 +234,7 @@ print(overtaken)
 def test_ten_processes_without_a_lock_make_an_unbroken_chain(store: Store):
     for number in (1, 2):
         retrain(store, number)
-    command = [sys.executable, "-c", DECIDER, str(store.root)]
+    command = [*commands.python(), "-c", DECIDER, str(store.root)]
     started = [
         subprocess.Popen([*command, str(n)], cwd=ROOT, stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)})
         for n in range(10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ from storage.ledger import KINDS, Ledger, Place, jumps, place, place_in, run_of
 from storage.objects.folder import Folder
 from storage.store import Store
 from storage.verify import verify
+from tests.support import commands
 from tests.support.clocks import clock_ahead
 from tests.support.servers import ROOT
 from tests.support.stores import DATASET, retrain
@@ -111,7 +111,7 @@ for number in range(20):
 
 def test_many_processes_and_threads_at_once_take_one_number_each(store: Store, ledger: Ledger):
     started = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(store.root), str(n), kind], cwd=ROOT)
+        subprocess.Popen([*commands.python(), "-c", PROCESS, str(store.root), str(n), kind], cwd=ROOT)
         for n, kind in enumerate(("runs", "arrivals", "runs"))
     ]
     with ThreadPoolExecutor(4) as pool:

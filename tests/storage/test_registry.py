@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from storage.index import Index
 from storage.ledger import Ledger
 from storage.registry import Registry, line, turns
 from storage.store import Store
+from tests.support import commands
 from tests.support.stores import decide, decided_in_format_3, pointed_in_format_3, promote
 
 
@@ -123,7 +123,7 @@ def test_processes_take_different_numbers(store: Store):
     root = Path(__file__).resolve().parents[2]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(store.root), str(n)],
+            [*commands.python(), "-c", PROCESS, str(store.root), str(n)],
             cwd=root,
             stdout=subprocess.PIPE,
             text=True,

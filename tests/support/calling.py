@@ -1,4 +1,4 @@
-"""Stands for a process of `tests.support.commands`, whose program another starts: `calling.py ADDRESS FOLDER PROGRAM`.
+"""Stands for a process of `tests.support.commands`, which another starts: `calling.py ADDRESS FOLDER PROGRAM …`.
 
 It asks the fork server at the address for that program, such as a flow run, which gets its environment, streams and
 signals; it ends as that does, and that ends with it. It starts in the folder, the project's, as a flow run does by the
@@ -17,7 +17,7 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(b"\0" + os.fsencode(sys.argv[1]))
         surroundings = {"environment": dict(os.environ), "cwd": sys.argv[2], "user": os.getuid()}
-        request = {"program": sys.argv[3], "arguments": [], **surroundings}
+        request = {"program": sys.argv[3], "arguments": sys.argv[4:], **surroundings}
         line = f"{json.dumps(request)}\n".encode()
         sent = socket.send_fds(connection, [line], [0, 1, 2])
         connection.sendall(line[sent:])
@@ -30,7 +30,8 @@ def main() -> None:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, pass_on)
-        end(int(answers.readline()))
+        # Nothing if the server has ended, and the process with it.
+        end(int(answers.readline() or -signal.SIGKILL))
 
 
 def end(code: int) -> None:

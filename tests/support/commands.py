@@ -45,6 +45,15 @@ def worker_of_tests() -> str:
     return calling("tests")
 
 
+def python() -> list[str]:
+    """Return what may be called in place of Python by a test that waits for the end, with `-c` or `-m`.
+
+    What is called only stands for a fork that does the work: if it is killed, that may live a moment longer, and if it
+    is stopped, that goes on.
+    """
+    return shlex.split(calling("python"))
+
+
 def calling(program: str) -> str:
     """Return a command that stands for a fork with a program of `forked_command.py`."""
     script, root = Path(__file__).with_name("calling.py"), Path(__file__).parents[2]

@@ -87,7 +87,7 @@ def become(request: dict[str, Any]) -> None:
     sys.argv = [request["program"], *request["arguments"]]
     # As a terminal starts it: a shell's background has Ctrl-C ignored, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if request["program"] == "idxflow" and request["arguments"][:1] not in RUNS:
+    if request["program"] == "python" or (request["program"] == "idxflow" and request["arguments"][:1] not in RUNS):
         read_settings_when_asked()
     else:
         read_settings_again()
@@ -237,6 +237,18 @@ def items() -> None:
     scattered_workers.serve(0)
 
 
+def python() -> None:
+    """Do as Python does with `-m` or `-c`."""
+    way, code, *arguments = sys.argv[1:]
+    sys.argv[:] = [way, *arguments]
+    # Those of Prefect, which such programs do not import.
+    logging.getLogger().handlers.clear()
+    if way == "-m":
+        runpy.run_module(code, run_name="__main__", alter_sys=True)
+    else:
+        exec(code, {"__name__": "__main__"})
+
+
 def tests() -> None:
     """Run tests for pytest-xdist, as `python -c` does with what execnet writes to standard input."""
     with open(0, closefd=False) as program:
@@ -253,6 +265,7 @@ def run_without_prefect() -> None:
 PROGRAMS = {
     "idxflow": idxflow,
     "prefect": prefect,
+    "python": python,
     "server": server,
     "flow run": flow_run,
     "up": up,

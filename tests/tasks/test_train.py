@@ -8,7 +8,6 @@ import math
 import resource
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tasks.model.training_rows import InMemory, row_order
 from tasks.normalize import normalize
 from tasks.ui.progress import Progress, listening
 from tests.conftest import TinyFactory
+from tests.support import commands
 from tests.support.memory import bytes_of_process
 from tests.support.models import STATISTICS, architecture_of, fitted, random_rows, split, trained
 
@@ -355,7 +355,7 @@ training.CHECKPOINT_SECONDS = 0.0
 with listening(lambda progress: progress.done == 3 and os.kill(os.getpid(), signal.SIGKILL)):
     trained(Store(Path({str(tmp_path / "killed")!r})), catalog.read(Path({str(dataset.manifest)!r})), epochs=6)
 """
-    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True)
+    killed = subprocess.run([*commands.python(), "-c", code], check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     heard: list[float] = []
     with listening(lambda progress: heard.append(progress.done)):
