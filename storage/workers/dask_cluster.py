@@ -347,7 +347,8 @@ class _Session:
             values = {"arguments": (*arguments, self.client.id, call)}
             future = self.client.submit(eval, _COMPUTE, values, key=call, pure=False)
             try:
-                answer: Answer = pickle.loads(await future)
+                # If a request for a result is cancelled before Dask has sent it, all later ones of this client fail.
+                answer: Answer = pickle.loads(await asyncio.shield(future))
                 if not answer.stopped:
                     return answer
                 stops += 1

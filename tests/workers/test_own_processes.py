@@ -117,8 +117,16 @@ def test_few_of_many_items_are_on_their_way(two: Workers) -> None:
         next(results)
         assert many.asked <= taken + 2 * two.count
     results.close()
-    # What was given up does not hold anybody up.
-    assert len(list(two.each(working.square, items(4), "squares"))) == 4
+
+
+def test_what_is_given_up_holds_nobody_up(two: Workers) -> None:
+    # Each time at another moment.
+    for taken in range(20):
+        results = two.each(working.square, items(100), "squares")
+        for _ in range(1 + taken % 7):
+            next(results)
+        results.close()
+        assert len(list(two.each(working.square, items(4), "squares"))) == 4
 
 
 def test_progress_counts_the_items(any_workers: Workers) -> None:
