@@ -8,6 +8,7 @@ from storage.records import Finding, RunRecord, to_json
 from storage.words import counted
 from tasks.diagnosing.learning_curve import Point, Summary, summaries
 from tasks.report import figures, rendering, sanitize
+from tasks.report.diagnosis import to_try
 from tasks.report.figures import Chart, Line
 
 
@@ -25,7 +26,8 @@ def page(run: RunRecord, points: Sequence[Point], sentence: str, finding: Findin
         "title": sanitize.presentable(run.facts.title if run.facts else run.dataset),
         "run": run.id,
         "sentence": sentence,
-        "finding": to_json(finding) if finding else None,
+        # Without the store's place, as in a report: the page may be passed on.
+        "finding": {**to_json(finding), "remedy": to_try(run, finding.settings)} if finding else None,
         "points": to_json(by_share),
         "seeds": counted(len({point.seed for point in points}), "seed"),
     }
