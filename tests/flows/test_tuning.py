@@ -369,7 +369,7 @@ def test_trials_go_to_the_workers_of_a_cluster(request_of: Requested, store: Sto
         request = request_of(3)
         course = carried_out(replace(request, run=replace(request.run, workers=address)))
     assert found(course) == found(expected)
-    assert len([*store.dataset("tiny").glob("8-studies/*-00000?")]) == 3
+    assert len([*store.dataset("tiny").glob(f"8-studies/{course.study.entry.key}-00000?")]) == 3
 
 
 @pytest.mark.flow
