@@ -222,6 +222,7 @@ def test_gc_keeps_a_study_with_its_models_until_newer_ones_take_its_place(reques
     assert {key for key in gone if key.startswith(first.study.entry.key)} == {
         first.study.entry.key,
         *(trial.entry.key for trial in first.ended),
+        f"{first.study.entry.key}-report-000002",
     }
     # The first trial of both is the same training.
     assert len(gone & models) == 1
