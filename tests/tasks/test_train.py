@@ -114,7 +114,7 @@ def dropped(monkeypatch: pytest.MonkeyPatch, seed: int, epochs: tuple[int, ...],
         window = next(fitting._rows.windows(1))
         monkeypatch.setattr(fitting._rows, "windows", lambda _, window=window: iter([window]))
         fitting.epoch(epoch)
-        sums.append(fitting.velocity["classes.kernel"])
+        sums.append(fitting.slots["momentum"]["classes.kernel"])
     return sums
 
 
