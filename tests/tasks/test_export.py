@@ -72,7 +72,7 @@ def test_an_export_takes_raw_pixels_and_answers_as_the_model(model: Model, tmp_p
     folder = tmp_path / "new" / "export"
     result = export(model, kind, folder)
     np.testing.assert_allclose(use(folder), model.predict(IMAGES).probabilities, atol=TOLERANCE)
-    assert (result.entry.folder, result.version, result.rows) == (folder, 1, CHECKED_ROWS)
+    assert (result.folder, result.version, result.rows) == (folder, 1, CHECKED_ROWS)
     assert 0 <= result.difference <= TOLERANCE
     described = json.loads((folder / "model.json").read_text())
     assert described["classes"] == ["bar 0", "bar 1", "bar 2"]
