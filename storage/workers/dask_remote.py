@@ -91,9 +91,12 @@ def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call
 
 
 def _say_begun(topic: str, call: str) -> None:
+    """Have it known before this worker may die, too."""
     from distributed import get_worker
+    from distributed.utils import sync
 
-    get_worker().log_event(topic, (call, BEGUN, b""))
+    worker = get_worker()
+    sync(worker.loop, worker.scheduler.log_event, topic=topic, msg=(call, BEGUN, b""))
 
 
 def _answer(answer: Answer, function: str, item: bytes, code: str, tells: bool, topic: str) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,11 +123,9 @@ class Fitting:
     def score(self, start: int, stop: int) -> tuple[float, float]:
         """Return mean loss and accuracy of the rows from `start` up to, not including, `stop`, with current weights."""
         loss, correct = 0.0, 0
-        for images, labels in self._rows.pieces(start, stop):
-            for first in range(0, len(labels), self._scored_at_once):
-                rows = slice(first, first + self._scored_at_once)
-                more_loss, more_correct = self._score(images[rows], labels[rows])
-                loss, correct = loss + float(more_loss), correct + int(more_correct)
+        for images, labels in self._pieces(start, stop):
+            more_loss, more_correct = self._score(images, labels)
+            loss, correct = loss + float(more_loss), correct + int(more_correct)
         return loss / (stop - start), correct / (stop - start)
 
     def activity(self) -> tuple[LayerActivity, ...]:
@@ -135,6 +133,16 @@ class Fitting:
         for images, _ in self._rows.pieces(0, min(self._fitted, activity.ROWS, self._scored_at_once)):
             return activity.measured(self._model, self._scaled(images))
         return ()
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
+        """Yield rows to score, no more at once than memory for the outputs of the largest layer allows."""
+        most = self._scored_at_once
+        for images, labels in self._rows.pieces(start, stop):
+            if len(labels) <= most:
+                yield images, labels
+                continue
+            for first in range(0, len(labels), most):
+                yield images[first : first + most], labels[first : first + most]
 
     def _pass(self, rows: int) -> Any:
         """Compile the pass over a window that takes `rows` of its rows."""

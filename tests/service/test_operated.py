@@ -460,7 +460,7 @@ def test_the_form_has_typed_fields_and_refuses_a_wrong_value(page: Any, operated
     for words in (
         "Name of a data set of the catalog: digits (embedded), mnist, kmnist, emnist-letters, …",
         "Maximum number of passes over the fitted rows. From 1 to 10,000.",
-        "Step size of stochastic gradient descent. Above 0 and at most 10.",
+        "Step size of the optimizer; the schedule changes it. Above 0 and at most 10.",
         "Train, evaluate and decide again even if nothing is new.",
         "Runs for scheduled times that were missed: latest (one run makes up for all) or all.",
     ):

@@ -185,6 +185,18 @@ def test_scores_are_over_every_row_also_beyond_one_call():
     assert accuracy == (logits.argmax(1) == labels)[100:].mean()
 
 
+def test_rows_are_scored_in_pieces_that_fit_in_memory_and_score_the_same(monkeypatch: pytest.MonkeyPatch):
+    config = TrainingConfig(conv=(4,), hidden=())
+    pixels, labels = random_rows(300)
+    fitting = Fitting(architecture_of(config), config, STATISTICS, InMemory(pixels, labels, 100, 1), 100)
+    whole = fitting.score(0, 300)
+    # The convolution makes 4 × 12 numbers of an image.
+    monkeypatch.setattr("tasks.model.fitting._SCORED_NUMBERS", 7 * 4 * 12)
+    fitting = Fitting(architecture_of(config), config, STATISTICS, InMemory(pixels, labels, 100, 1), 100)
+    assert max(len(labels) for _, labels in fitting._pieces(0, 300)) == 7
+    assert fitting.score(0, 300) == (pytest.approx(whole[0], rel=1e-6), whole[1])
+
+
 def test_a_training_leaves_its_files_record_and_line(store: Store, tiny: TinyFactory):
     result = trained(store, tiny(), hidden=(8,), epochs=4)
     model = result.record

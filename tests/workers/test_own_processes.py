@@ -19,7 +19,7 @@ import pytest
 from storage.errors import DataRefused, WorkersFailed
 from storage.runtime import cancellation
 from storage.runtime.progress import Progress, listening
-from storage.workers import dask_cluster, dask_remote, dask_worker
+from storage.workers import dask_cluster, dask_own, dask_remote, dask_worker
 from storage.workers.current import current, using
 from storage.workers.here import Here
 from storage.workers.opening import workers_for
@@ -255,12 +255,12 @@ def test_a_process_stops_what_it_computes_before_it_ends_with_its_run(monkeypatc
     def stop() -> None:
         # As what is computed does at its next check.
         done.append("stopped")
-        dask_remote._stops.discard(stop)
+        del dask_remote._calls[stop]
 
     monkeypatch.setattr(dask_worker, "GRACE_SECONDS", 3600.0)
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO()))
     monkeypatch.setattr(os, "_exit", lambda code: done.append(f"ended with {code}"))
-    dask_remote._stops.add(stop)
+    monkeypatch.setitem(dask_remote._calls, stop, lambda: True)
     dask_worker._end_with_run()
     assert done == ["stopped", "ended with 0"]
 
@@ -302,7 +302,9 @@ def alive(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_process_that_does_not_react_is_killed_with_the_run() -> None:
+def test_a_process_that_does_not_react_is_killed_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not forks, which are children of another process.
+    monkeypatch.setattr(dask_own, "subprocess", subprocess)
     with closing(workers_for("2")) as workers:
         # Both are there, so that each computes something.
         assert workers.survey(("tests.support.working",)) == Survey(2, {})
