@@ -129,7 +129,7 @@ def test_only_what_a_run_is_sure_to_need_is_imported_ahead(store: Store, tiny: T
     assert imported(seed=5) == training
     assert imported(force=True) == imported(force=True, workers="2") == training
     # Workers of a cluster train.
-    assert imported(force=True, workers="tls://scheduler:8786") == []
+    assert imported(force=True, workers="tcp://127.0.0.1:8786") == []
 
 
 def test_the_source_of_the_steps_is_read_ahead(store: Store, tiny: TinyFactory):

@@ -189,8 +189,8 @@ def test_the_default_space_leaves_out_what_is_fixed_and_can_be_written_as_a_file
 
 WRONG = {
     "": "expected a table for each parameter to search; found none; add one",
-    "[learning_rat]\nlow = 1": "expected a training parameter that a study can search (conv, hidden, ",
-    "[seed]\nchoices = [1, 2]": "expected a training parameter that a study can search (conv, hidden, ",
+    "[learning_rat]\nlow = 1": "expected a training parameter that a study can search (hidden, ",
+    "[seed]\nchoices = [1, 2]": "expected a training parameter that a study can search (hidden, ",
     "[epochs]\nchoices = [1, 2]": "expected a parameter that is not fixed; found --set epochs; leave one of them out",
     "[momentum]\nlow = 0.1": "expected `choices`, or `low` and `high`; found {'low': 0.1}; add them",
     "momentum = 1": "expected `choices`, or `low` and `high`; found 1; add them",
