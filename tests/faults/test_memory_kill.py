@@ -43,14 +43,14 @@ def child(manifest: Path, store: Path) -> None:
     assert np.random
     original = train.train_into
 
-    def limited(folder: Path, training: train.Training) -> object:
+    def limited(folder: Path, training: train.Training, watch: train.Watch | None = None) -> object:
         if os.environ["LIMIT"] == "address space":
             resource.setrlimit(resource.RLIMIT_AS, (bytes_of_process(0) + FREE_BYTES,) * 2)
         else:
             sys.stdout.write("training\n")
             sys.stdout.flush()
             sys.stdin.readline()
-        return original(folder, training)
+        return original(folder, training, watch)
 
     train.train_into = limited  # type: ignore[assignment]
     try:
