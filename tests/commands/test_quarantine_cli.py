@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from flows import pipeline
+from flows.commands import options
 from flows.commands.cli import run_command
-from flows.commands.run import _words
 from flows.run import Request, prepare
 from storage.datasets.catalog import Dataset
 from storage.errors import ConfigError
@@ -154,7 +154,7 @@ def test_the_option_replaces_what_the_manifest_names(store: Store, dataset: Data
         request = Request(
             dataset_file=str(dataset.manifest),
             store=str(store.root),
-            quarantine=_words(words),
+            quarantine=options.words(words),
             quarantine_limit=limit,
         )
         found = request.resolve()[0].quarantine

@@ -126,7 +126,7 @@ def test_where_it_still_can_speak_it_says_for_what_there_is_no_memory(first: Pat
     messages = [line for line in errors.splitlines() if line.startswith("idxflow: ")]
     assert len(messages) == 1, errors
     assert messages[0].startswith("idxflow: TrainingFailed: tiny: expected memory for 9,204,003 weights and 120 rows")
-    assert "hidden layers" in messages[0]
+    assert "smaller layers" in messages[0]
     assert_unharmed(copy, before)
     assert carried_out(copy, first / "tiny.toml", seed=2).model
 

@@ -252,7 +252,8 @@ BROKEN = {
     "\x00": "found unacceptable character",
     "deployments: []": "found 0 of them",
     " " * 70_000: "found more than 65,536 bytes",
-    f"a: {'[' * 5_000}": "found another one",
+    # Where the depth that Python allows is larger, the end of the file is what is wrong.
+    f"a: {'[' * 5_000}": "one deployment; found ",
 }
 CHANGED = {
     ("0 3 * * 0", "0 3 31 2 *"): "never comes due",

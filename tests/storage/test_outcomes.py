@@ -19,7 +19,7 @@ FAILURE = Failure("ModelRefused", "tiny: model refused", 5)
 ENDED = Outcome("refused", "tiny: model refused", "tiny", "/store", run="r", steps=STEPS, error=FAILURE)
 KEYS = (
     *("state", "sentence", "dataset", "run", "version", "champion", "train_accuracy", "test_accuracy", "epochs"),
-    *("steps", "seconds", "store", "report", "error", "as_of"),
+    *("findings", "steps", "seconds", "store", "report", "error", "as_of", "study"),
 )
 
 
