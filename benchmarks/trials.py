@@ -1,7 +1,7 @@
 """A study of MNIST, the same trials in each variant: `python -m benchmarks.trials "idxflow, one process"`.
 
 The values are drawn at random, so that they do not depend on what came before. Nothing is pruned. Reading the archives
-does not count; importing the libraries does, once in each process, as it does for whoever waits for a study.
+does not count; importing the libraries does, once in each process, as it does in a study.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Fitting:
     """A network in training: weights and slots of the optimizer on the device, trained on the pixels of `rows`.
 
     Each step takes the optimizer's rule (`optimizers`) at the schedule's rate (`rates`), both as Keras has them. The
-    loss is the mean categorical cross-entropy of the step's rows, with smoothed labels if `config` says so. Reported
+    loss is the mean categorical cross-entropy of the step's rows, smoothed if `config` asks for it. Reported
     losses are plain cross-entropy in any case, so that trainings and fitted and held-out rows can be compared.
 
     Pixels stay bytes until the step that uses them: gathering a quarter of the bytes saves more than scaling them

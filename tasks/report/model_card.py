@@ -49,7 +49,7 @@ def _run_of(registry: Registry, version: Version) -> RunRecord:
 
 
 def _metadata(values: Mapping[str, Any], described: Mapping[str, Any]) -> str:
-    """Return the metadata as YAML. It names no licence: the one of the model is the choice of whoever publishes it."""
+    """Return the metadata as YAML. It names no licence: its publisher chooses one."""
     kind, run = described["format"], values["run"]
     data = {"name": run["title"], "type": run["dataset"], "split": "test"}
     measured = {
