@@ -90,6 +90,12 @@ WHY: dict[str, str] = {
     "fit": _OVERHEAD,
     "jax": "A loop over the whole epoch in one call to XLA, with its fused operations, does as well as ours.",
     "blas": _OVERHEAD,
+    **{
+        f"two-{line}-{size}": "The run itself needs some of the two cores, and starting the workers is part of the "
+        "first steps."
+        for size in rows.SIZES
+        for line in rows.PARALLEL
+    },
     "rerun": "Half of it is importing Prefect and the flow (`import flows.retrain` below), before anything else.",
     **dict.fromkeys(
         ("alone", "alone-seconds"),
