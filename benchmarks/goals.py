@@ -91,8 +91,8 @@ WHY: dict[str, str] = {
     "jax": "A loop over the whole epoch in one call to XLA, with its fused operations, does as well as ours.",
     "blas": _OVERHEAD,
     **{
-        f"two-{line}-{size}": "The threads of OpenBLAS in both workers compete for two cores, which the run needs, too; "
-        "and starting the workers is part of the first steps."
+        f"two-{line}-{size}": "The threads of OpenBLAS in both workers compete for two cores, which the run needs, "
+        "too; and starting the workers is part of the first steps."
         for size in rows.SIZES
         for line in rows.PARALLEL
     },
