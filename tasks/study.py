@@ -138,12 +138,15 @@ def _seconds(trials: Sequence[Trial]) -> Chart:
 def _axes(values: Mapping[str, Any], ranking: Sequence[Trial], by: By) -> list[Axis]:
     text = "{:.2%}" if by == "accuracy" else "{:.3g}"
     axes = [trial_pictures.of_numbers(by, [score(trial, by) for trial in ranking], text=text)]
-    for name in [*dict.fromkeys([*values["importance"], *values["space"]])][:_AXES]:
-        found, table = [trial.values[name] for trial in ranking], values["space"][name]
-        if "choices" in table or not all(isinstance(value, int | float) for value in found):
+    searched = dict.fromkeys([*values["importance"], *values["space"]])
+    for name in [name for name in searched if any(name in trial.values for trial in ranking)][:_AXES]:
+        # Another optimizer may not take it.
+        found, table = [trial.values.get(name) for trial in ranking], values["space"][name]
+        known = [value for value in found if value is not None]
+        if "choices" in table or not all(isinstance(value, int | float) for value in known):
             axes.append(trial_pictures.of_choices(name, found))
         else:
-            log = bool(table.get("log")) and min(found) > 0
+            log = bool(table.get("log")) and min(known) > 0
             axes.append(trial_pictures.of_numbers(name, found, log))
     return axes
 

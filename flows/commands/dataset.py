@@ -187,7 +187,7 @@ def add(
 
 
 def _append(options: AppendOptions, train: bool, store: str | None, as_json: bool) -> int:
-    """Append images to a data set, and say so."""
+    """Append images to a data set, and print what was appended."""
     from flows.terminal import bars
     from tasks.adding.append import append
 

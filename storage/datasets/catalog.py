@@ -78,7 +78,7 @@ class ArchiveSpec:
     number: int = 0
     """Its place among the archives of its role."""
     date: datetime.date | None = None
-    """The day that its images are of, if the manifest says so."""
+    """The day that its images are of, if the manifest has it."""
 
     @property
     def pinned(self) -> bool:

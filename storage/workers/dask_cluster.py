@@ -469,7 +469,7 @@ class _Calls:
 
     Args:
         doing: what is being done, for people.
-        tells: whether what a call tells of its progress is told here.
+        tells: whether to report here the progress that a call reports.
     """
 
     def __init__(

@@ -114,7 +114,7 @@ class Added:
     pictures: Path
     """An example of each class."""
     date: str = ""
-    """The day that the images are of, if it was said."""
+    """The day that the images are of, if it was given."""
 
     @property
     def rows(self) -> dict[SplitName, int]:

@@ -27,30 +27,40 @@ class Axis:
     """One axis of parallel coordinates: the place of each trial on it, from 0 (bottom) to 1, and what is beside it."""
 
     name: str
-    places: Sequence[float]
+    places: Sequence[float | None]
+    """None: the trial has no value."""
     labels: Sequence[tuple[float, str]]
     """Place and text."""
 
 
-def of_numbers(name: str, values: Sequence[float], log: bool = False, text: str = "{:.3g}") -> Axis:
-    """Return an axis of numbers, from the lowest to the highest."""
-    scaled = [math.log(value) if log else value for value in values]
-    low, high = min(scaled), max(scaled)
-    places = [(value - low) / (high - low) if high > low else 0.5 for value in scaled]
-    ends = ((0.0, text.format(min(values))), (1.0, text.format(max(values)))) if high > low else ()
-    return Axis(name, places, ends or ((0.5, text.format(values[0])),))
+def of_numbers(name: str, values: Sequence[float | None], log: bool = False, text: str = "{:.3g}") -> Axis:
+    """Return an axis of numbers, from the lowest to the highest.
+
+    Args:
+        values: of each trial, at least one of which has one.
+    """
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+
+    def place(value: float) -> float:
+        if high == low:
+            return 0.5
+        return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+
+    ends = ((0.0, text.format(low)), (1.0, text.format(high))) if high > low else ((0.5, text.format(low)),)
+    return Axis(name, [None if value is None else place(value) for value in values], ends)
 
 
 def of_choices(name: str, values: Sequence[object]) -> Axis:
-    """Return an axis of choices, in the order of their first occurrence."""
-    texts = [brief(value, _LONGEST) for value in values]
-    known = [*dict.fromkeys(texts)]
+    """Return an axis of choices, in the order of their first occurrence; a trial with None has no place on it."""
+    texts = [None if value is None else brief(value, _LONGEST) for value in values]
+    known = [*dict.fromkeys(text for text in texts if text is not None)]
     place = {text: (number / (len(known) - 1) if len(known) > 1 else 0.5) for number, text in enumerate(known)}
-    return Axis(name, [place[text] for text in texts], [(place[text], text) for text in known])
+    return Axis(name, [place.get(text) for text in texts], [(place[text], text) for text in known])  # type: ignore[arg-type]
 
 
 def coordinates(axes: Sequence[Axis], description: str) -> str:
-    """Return parallel coordinates: a line for each trial through its values.
+    """Return parallel coordinates: a line for each trial through its values, past the axes on which it has none.
 
     Args:
         axes: with a place for each trial, the best trial first.
@@ -61,7 +71,8 @@ def coordinates(axes: Sequence[Axis], description: str) -> str:
     count = min(len(axes[0].places), MAX_LINES)
     parts = []
     for trial in reversed(range(count)):
-        points = [(x, _down(axis.places[trial])) for x, axis in zip(across, axes, strict=True)]
+        places = ((x, axis.places[trial]) for x, axis in zip(across, axes, strict=True))
+        points = [(x, _down(place)) for x, place in places if place is not None]
         parts.append(_line(points, trial, count))
     for x, axis in zip(across, axes, strict=True):
         parts.append(f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="currentColor" stroke-opacity=".45"/>')

@@ -191,6 +191,18 @@ def test_a_trial_that_diverges_has_failed_and_a_grid_ends(request_of: Requested,
     assert verify(store).findings == ()
 
 
+def test_the_default_space_has_a_page_although_optimizers_take_different_parameters(
+    request_of: Requested, store: Store
+):
+    course = carried_out(request_of(8, space=None, fixed=("epochs=2",), sampler="random", pruner="none"))
+    with_momentum = {"momentum" in trial.values for trial in course.ended}
+    assert with_momentum == {True, False}
+    assert course.report
+    page = (store.root / course.report).read_text(encoding="utf-8")
+    assert "momentum" in page
+    assert "<svg" in page
+
+
 def test_a_pruned_training_leaves_nothing_and_the_study_goes_on(request_of: Requested, store: Store, space: Path):
     space.write_text("[learning_rate]\nlow = 1e-9\nhigh = 1e-8\n")
     fixed = ("epochs=16", "batch_size=16", "hidden=[8]")
