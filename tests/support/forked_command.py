@@ -13,9 +13,11 @@ import logging
 import os
 import runpy
 import signal
+import sqlite3
 import subprocess
 import sys
 from ast import literal_eval
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -27,10 +29,11 @@ from unittest.mock import patch
 
 from pydantic import BaseModel
 
-from tests.support import refusals, users
+from tests.support import commands, refusals, users
 from tests.support.forkserver import end_with_parent
 
 LATER = (
+    "alembic.command",
     "cyclopts.help",
     "distributed.cli.dask_scheduler",
     "distributed.cli.dask_worker",
@@ -41,6 +44,7 @@ LATER = (
     "prefect.server.api.server",
     "rich.markdown",
     "sklearn.metrics",
+    "tests.support.operated",
     "uvicorn",
 )
 """What a run imports when it needs it, Prefect with it, and what its own Prefect server does."""
@@ -174,8 +178,18 @@ def flow_run() -> None:
 
 
 def up() -> None:
-    """`idxflow up`, which starts forks of itself instead of programs, and looks more often after what it promised."""
+    """`idxflow up`, which starts forks of itself instead of programs, and looks more often after what it promised.
+
+    Its server fills a new database from the kept one, and its work pool has the worker start forks, too.
+    """
     from flows.service import deployments, processes, supervisor
+    from tests.support import operated
+
+    fill_new_databases()
+    template = operated.template_of_forks()
+    # Nothing that it starts is to have it in its environment.
+    del os.environ[commands.ADDRESS]
+    deployments.WorkPoolCreate = partial(deployments.WorkPoolCreate, base_job_template=template)  # type: ignore[misc,assignment]
 
     start = processes._process
 
@@ -187,6 +201,26 @@ def up() -> None:
     supervisor.LOOK_SECONDS = 2
     sys.argv[0] = "idxflow"
     idxflow()
+
+
+def fill_new_databases() -> None:
+    """Have Prefect's server copy the tables into a new database: to make them one by one takes it seconds."""
+    from prefect.server.database import interface
+
+    from flows.service import sqlite
+    from tests.support.servers import KEPT
+
+    own = interface.alembic_upgrade
+
+    def upgrade() -> None:
+        file, kept = sqlite.configured(), KEPT / "prefect.db"
+        if file and kept.exists():
+            with closing(sqlite3.connect(kept)) as source, closing(sqlite3.connect(file, timeout=60)) as new:
+                if not new.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    source.backup(new)
+        own()
+
+    interface.alembic_upgrade = upgrade
 
 
 def _deploying() -> type:
