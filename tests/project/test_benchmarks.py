@@ -14,6 +14,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     adding,
     commands,
+    convolutions,
     cores,
     decoding,
     elsewhere,
@@ -39,7 +40,7 @@ from storage.formats import idx
 from tests.conftest import bars
 
 MODULES = {
-    "adding": adding, "commands": commands, "cores": cores, "decoding": decoding,
+    "adding": adding, "commands": commands, "convolutions": convolutions, "cores": cores, "decoding": decoding,
     "elsewhere": elsewhere, "job": job,
     "memory": memory, "reading": reading, "rows": rows, "spending": spending, "starting": starting,
     "training": training, "trials": trials, "validating": validating, "workers": workers,
@@ -252,6 +253,15 @@ def test_a_wrong_decoder_is_not_measured(tmp_path: Path, monkeypatch: pytest.Mon
     images, labels = decoding.both(idx.read)
     with pytest.raises(ValueError, match="other arrays"):
         decoding.arrays("wrong", lambda: (255 - images, labels))
+
+
+def test_a_network_with_another_loss_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BENCHMARK_WORK", str(tmp_path))
+    (tmp_path / "loss-of-conv.json").write_text("0.95")
+    assert convolutions.check("close", 0.9505) == "loss of the first ten steps 0.9505"
+    for loss in (0.94, 0.96, float("nan")):
+        with pytest.raises(ValueError, match=r"other: expected a mean loss of 0\.9500"):
+            convolutions.check("other", loss)
 
 
 def test_the_network_by_hand_descends_its_gradient():
