@@ -197,7 +197,7 @@ TUNE = Comparison(
     (
         Variant(trials.ONE, "`idxflow tune mnist`, each trial an entry of the store"),
         Variant(trials.TWO, "`--at-once 2`"),
-        Variant(trials.KERAS, "`study.optimize`, a `model.fit` for each trial; nothing is kept", ONE_OR_TWO),
+        Variant(trials.KERAS, "`study.optimize`, a `model.fit` for each trial; nothing is kept", (1,), rounds=1),
     ),
     trials.ONE, most_rounds=3,
 )  # fmt: skip

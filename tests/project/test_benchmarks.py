@@ -28,6 +28,7 @@ from benchmarks import (
     suite,
     training,
     trials,
+    tuned,
     validating,
     workers,
 )  # fmt: skip
@@ -275,6 +276,19 @@ def test_the_network_by_hand_descends_its_gradient():
     after, _ = network.step(rows, labels, 0.0)
     assert np.allclose(network.velocity[0], 0.9 * first)
     assert (before - after) / 64 == pytest.approx(rate * squared, rel=0.05)
+
+
+def test_what_tuning_is_worth_is_a_table_with_the_gain_of_each_seed():
+    before = {"held_out": [0.97, 0.98], "test": [0.95, 0.96]}
+    after = {"held_out": [0.98, 0.99], "test": [0.97, 0.955]}
+    assert "\n".join(tuned.summary("digits", {"default": before, "tuned": after})).splitlines() == [
+        "| data | held out, before | held out, tuned | test, before | test, tuned | gain on test by seed, in points |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| digits | 97.50% ± 0.71 | 98.50% ± 0.71 | 95.50% ± 0.71 | 96.25% ± 1.06 | +2.00 −0.50 |",
+        "",
+        "mean gain, held out: +1.00 points",
+        "mean gain, test: +0.75 points",
+    ]
 
 
 @pytest.mark.parametrize(
