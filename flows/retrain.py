@@ -87,7 +87,7 @@ def retrain(
 
     Args:
         dataset: Name of a data set of the catalog: digits (embedded), mnist, kmnist, emnist-letters, …
-        profile: Training recipe: default, tutorial (the published recipe), fast, conv, or tuned (by a study).
+        profile: Training recipe: default, tutorial (the published recipe), fast, conv, best, or tuned (by a study).
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
@@ -142,7 +142,7 @@ def retrain_arrival(
     Args:
         dataset: Name of the data set.
         arrival: Id of the set, as `idxflow watch` prints it, such as 20261128-201530-0c4f1a2b.
-        profile: Training recipe: default, tutorial (the published recipe), fast, conv, or tuned (by a study).
+        profile: Training recipe: default, tutorial (the published recipe), fast, conv, best, or tuned (by a study).
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         force: Train, evaluate and decide again even if nothing is new.
         audit: Look for wrong labels and near-duplicates, too; the report shows them, and nothing is removed.

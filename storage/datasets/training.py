@@ -28,7 +28,7 @@ from storage.datasets.model_errors import checked
 from storage.errors import ConfigError
 from storage.words import meant
 
-Profile = Literal["default", "tutorial", "fast", "conv", "tuned"]
+Profile = Literal["default", "tutorial", "fast", "conv", "best", "tuned"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
 Schedule = Literal["inverse", "cosine", "exponential"]
 Units = Annotated[int, Field(ge=1, le=65536)]
@@ -69,6 +69,21 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "learning_rate": 0.05,
         "decay": 0.001,
         "epochs": 6,
+    },
+    # The best dense network that `idxflow tune mnist` has found in the space examples/dense.toml.
+    "best": {
+        "hidden": [400, 200],
+        "activation": "silu",
+        "optimizer": "adamw",
+        "learning_rate": 0.0035,
+        "weight_decay": 0.0061,
+        "schedule": "cosine",
+        "batch_size": 256,
+        "dropout": 0.043,
+        "label_smoothing": 0.0022,
+        "shift": 1.0,
+        "rotate": 10.0,
+        "epochs": 12,
     },
     # What `idxflow tune` has found for the data set, which the store knows (`storage.studies`).
     "tuned": {},
@@ -365,8 +380,9 @@ def training_config(
 ) -> TrainingConfig:
     """Combine the profile, the data set's own defaults and the user's overrides; later values win.
 
-    The profile `tutorial` is the published recipe and takes nothing from the data set. If the user chooses an optimizer
-    or a schedule, parameters of profile and data set that it does not take are left out.
+    The profile `tutorial` is the published recipe and takes nothing from the data set. What an optimizer or a schedule
+    does not take is left out if another of the three has chosen that: values of profile and data set where the user
+    chooses, of the profile where the data set does, and of the data set where the profile does.
 
     Raises:
         ConfigError: a value is out of bounds or unknown, or images are too small for so many poolings; the message
@@ -388,8 +404,14 @@ def combined(profile: Profile, own: Mapping[str, Any], overrides: Mapping[str, A
     Args:
         own: what the data set says.
     """
-    usual = {**PROFILES[profile], **({} if profile == "tutorial" else own)}
-    return {name: value for name, value in usual.items() if not without_effect(name, overrides)} | dict(overrides)
+    recipe, own = PROFILES[profile], {} if profile == "tutorial" else own
+    chosen = {name: value for name, value in recipe.items() if name not in own}
+    usual = {**_with_effect(recipe, own), **_with_effect(own, chosen)}
+    return _with_effect(usual, overrides) | dict(overrides)
+
+
+def _with_effect(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not without_effect(name, choices)}
 
 
 def _check_poolings(config: TrainingConfig, dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from storage.datasets.training import TrainingConfig, with_other
+from storage.datasets.training import PROFILES, TrainingConfig, with_other
 from storage.errors import ConfigError
 from storage.records import Epoch, FolderEntry, Trial
 from tasks.tuning import optuna_study
@@ -57,6 +57,12 @@ def test_the_same_seed_proposes_the_same_within_the_space(sampler: str):
         assert all(SPACE[name].has(value) for name, value in t.values.items())
         TrainingConfig(**t.values)
     assert len({t.values["learning_rate"] for t in found}) == 15
+
+
+def test_the_profile_best_is_of_the_space_that_is_said_to_have_it():
+    space = read(Path(__file__).parents[2] / "examples" / "dense.toml", ("epochs",))
+    found = {name: value for name, value in PROFILES["best"].items() if name != "epochs"}
+    assert all(space[name].has(value) for name, value in found.items())
 
 
 def test_tpe_finds_better_values_than_chance():
