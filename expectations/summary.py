@@ -20,7 +20,6 @@ import numpy as np
 
 from storage.datasets.catalog import Dataset
 from storage.formats import parquet
-from storage.formats.products import product
 from storage.records import Split, SplitName
 
 Table = dict[str, np.ndarray]
@@ -79,7 +78,7 @@ class Centroids:
             return np.full(len(images), -1)
         pixels = images.astype(np.float32)
         # |x - c|² without |x|², which is the same for every c, halved and negated: the largest score is the nearest.
-        scores = product(pixels, self.means.T) - (self.means**2).sum(axis=1) / 2
+        scores = pixels @ self.means.T - (self.means**2).sum(axis=1) / 2
         if own is not None:
             # Without x, the mean of the n images of its class is n / (n - 1) times as far from x.
             away = np.where(self.counts > 1, self.counts / np.maximum(self.counts - 1, 1), 1).astype(np.float32) ** 2

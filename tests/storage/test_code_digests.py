@@ -81,7 +81,6 @@ TRAINING = {
 }
 COMPARING = {
     "expectations.summary",
-    "storage.formats.products",
     "storage.formats.sorted_columns",
     "tasks.checking.comparing",
     "tasks.checking.repeats",
