@@ -56,7 +56,13 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 
 
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
-MODEL = {"tasks.model.classifier", "tasks.model.forward", "tasks.model.network", "tasks.model.scaling"}
+MODEL = {
+    "storage.formats.products",
+    "tasks.model.classifier",
+    "tasks.model.forward",
+    "tasks.model.network",
+    "tasks.model.scaling",
+}
 TRAINING = {
     "storage.formats.history",
     "tasks.model.activity",
