@@ -29,7 +29,7 @@ def assert_apart(svg: str) -> None:
     texts = boxes(svg)
     for (a, a_left, a_right, a_y), (b, b_left, b_right, b_y) in itertools.combinations(texts, 2):
         assert abs(a_y - b_y) >= _HIGH or a_right < b_left or b_right < a_left, f"{a} reaches into {b}"
-    assert all(0 <= left and right <= width for _, left, right, _ in texts), texts
+    assert all(left >= 0 and right <= width for _, left, right, _ in texts), texts
 
 
 def test_the_names_and_labels_of_ten_axes_do_not_overlap():
