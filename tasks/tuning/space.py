@@ -264,8 +264,8 @@ def _check_step(step: float, span: float, whole: bool, place: str) -> None:
     # Also if it is not a number.
     if not span / MOST_COMBINATIONS <= step <= span or (whole and step != int(step)):
         raise ConfigError(
-            f"{place}: expected a {'whole number' if whole else 'number'} as `step`, at most the {span:g} from `low` to "
-            f"`high`, and with at most {MOST_COMBINATIONS:,} steps in it; found {shown(step)}; correct it"
+            f"{place}: expected a {'whole number' if whole else 'number'} as `step`, at most the {span:g} from `low` "
+            f"to `high`, and with at most {MOST_COMBINATIONS:,} steps in it; found {shown(step)}; correct it"
         )
 
 
