@@ -116,7 +116,7 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
             points[number] = curves.point(share, seed, done.record.fitted_rows, history, done.step.reused)
             say(_line(points[number], done.step.seconds, f"{len(points)} of {len(items)}"))
     found = tuple(points[number] for number in range(len(wanted)))
-    verdict, finding = curves.verdict(found), curves.finding(found, config)
+    verdict, finding = curves.verdict(found), curves.finding(found, config, dataset.image_shape)
     more = finding and Finding(
         finding.name, finding.sentence, finding.source, finding.settings, to_try(diagnosis.record, finding.settings)
     )

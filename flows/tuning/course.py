@@ -30,6 +30,12 @@ class Course:
     """By their numbers."""
     report: str | None = None
 
+    def note(self, trial: Trial) -> Trial:
+        """Keep a trial that has ended; return it with its values in the order of the space, which the store forgets."""
+        values = {name: trial.values[name] for name in self.search.space if name in trial.values}
+        noted = self.trials[trial.number] = replace(trial, values={**values, **trial.values})
+        return noted
+
     @property
     def ended(self) -> list[Trial]:
         """The trials, in the order of their numbers."""

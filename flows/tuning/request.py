@@ -66,6 +66,8 @@ class StudyRequest:
             raise ConfigError(f"expected seeds below {2**32:,}; found {config.seed:,} and more; choose a lower seed")
         fixed = tuple(self.run.overrides)
         searched = space.read(Path(self.space), fixed) if self.space else space.default(fixed)
+        if self.space:
+            space.check_effects(searched, config.model_dump(), self.space)
         how: Any = {name: getattr(self, name) for name in ("sampler", "pruner", "by", "seed", "seeds")}
         # A grid may have too many combinations.
         Proposals(searched, how["sampler"], how["by"], self.seed)

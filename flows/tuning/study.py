@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -78,13 +79,16 @@ def _begun(request: StudyRequest, job: Job, search: Search, caller: Caller) -> C
     normalized = [caller.call(normalize, job.store, job.dataset, split, config) for config in configs]
     normalizations = tuple(job.passed(finished) for finished in normalized)
     arguments = (job.store, job.dataset, split, normalizations[0], job.config, search)
-    study = job.passed(caller.call(begin, *arguments))
+    begun = job.passed(caller.call(begin, *arguments))
+    # The store sorts names, and the space is shown as it was given.
+    study = replace(begun, space={name: values.to_json() for name, values in search.space.items()})
     course = Course(request, job, search, study, split, normalizations)
     ledger = Ledger(job.store, job.dataset.name)
     if not ledger.find("studies", study.entry.key):
         # From now on its trials are kept.
         ledger.append("studies", study.entry.key, _values(course, "begun"))
-    course.trials = {trial.number: trial for trial in trials_of(job.store, job.dataset.name, study.entry.key)}
+    for trial in trials_of(job.store, job.dataset.name, study.entry.key):
+        course.note(trial)
     return course
 
 
@@ -197,9 +201,9 @@ def _at_once(course: Course, tell: Tell, calling: AbstractContextManager[Call], 
 
 
 def _note(course: Course, tell: Tell, trial: Trial) -> None:
-    course.trials[trial.number] = trial
+    noted = course.note(trial)
     _show_bar(course)
-    tell(course, trial, True)
+    tell(course, noted, True)
 
 
 def _show_bar(course: Course) -> None:
