@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 import warnings
 import zipfile
@@ -300,7 +301,10 @@ def save(path: Path, model: Any) -> None:
     """Write a Keras model as a `.keras` file; equal models give equal bytes."""
     with without_copy_warning():
         model.save(path)
-    _without_times(path)
+    _reproducible(path)
+
+
+_SHARED = re.compile(rb'("shared_object_id": )(\d+)')
 
 
 @contextmanager
@@ -430,10 +434,17 @@ def _set(model: Any, weights: Weights) -> None:
             layer.set_weights(values)
 
 
-def _without_times(path: Path) -> None:
-    """Rewrite a `.keras` file without the time it was saved, which is in its members and its metadata."""
+def _reproducible(path: Path) -> None:
+    """Rewrite a `.keras` file without the time it was saved, which is in its members and its metadata.
+
+    Where Keras writes addresses in memory, to say which objects are the same, they are counted instead.
+    """
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
+    seen: dict[bytes, int] = {}
+    members["config.json"] = _SHARED.sub(
+        lambda match: match[1] + b"%d" % seen.setdefault(match[2], len(seen) + 1), members["config.json"]
+    )
     metadata = json.loads(members["metadata.json"])
     members["metadata.json"] = json.dumps(metadata | {"date_saved": "not recorded"}, sort_keys=True).encode()
     with zipfile.ZipFile(path, "w") as archive:
