@@ -100,9 +100,9 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
         )
     if config.model:
         raise ConfigError(
-            "expected a network of idxflow's own for a learning curve, because the ledger does not have the source of "
-            f"others; run {diagnosis.record.id} has that of {config.model}; train it yourself on fewer rows, or give "
-            "the id of another run"
+            "expected a network of idxflow's own for a learning curve, because the store does not have the source of "
+            f"others; run {diagnosis.record.id} has trained that of {config.model}; give a run of another network "
+            f"(`{data.store.command(f'runs list {data.name}')}`)"
         )
     if not diagnosis.model.validation_rows:
         fraction = {"validation_fraction": 0.1}

@@ -162,7 +162,7 @@ class _Parameters(BaseModel):
     )
     model: Function | None = Field(
         default=None,
-        description="A function of yours that makes a Keras model, instead of the parameters above: FILE:FUNCTION.",
+        description="Your function that makes the whole network with Keras, instead of the parameters above.",
     )
     optimizer: Optimizer = Field(
         default="sgd", description="How a gradient changes the weights; the rules are those of Keras."

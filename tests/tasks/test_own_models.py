@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,7 @@ from tasks.model import classifier, network, own_code, own_network
 from tasks.model.fitting import Fitting
 from tasks.model.scaling import Statistics
 from tasks.model.training_rows import InMemory
+from tasks.normalize import normalize
 from tasks.serving.export import export, export_version
 from tasks.serving.predict import load_champion
 from tasks.ui.progress import Progress, listening
@@ -71,6 +74,7 @@ def softmax(input_shape, classes):
     inside = logits(input_shape, classes)
     return keras.Model(pixels, layers.Softmax()(inside(pixels)))
 """
+ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = {"model": "my_models:build", "epochs": 3}
 
 
@@ -408,6 +412,27 @@ def test_what_is_imported_is_what_was_read_and_is_not_imported_by_others(tmp_pat
         import sizes  # noqa: F401
     printed = capfd.readouterr()
     assert (printed.out, "made" in printed.err) == ("", True)
+
+
+def test_another_machine_needs_no_file(store: Store, own: Dataset):
+    rows = split(store, own, "train")
+    config = TrainingConfig(**PARAMETERS)
+    item = training.planned(store, training.Training(own, rows, normalize.fn(store, own, rows, config).record, config))
+    there = pickle.loads(pickle.dumps(item))
+    for name in ("my_models.py", "sizes.py"):
+        (own.manifest.parent / name).unlink()
+    assert training.made(there).record.own.name == "my_models:build"
+
+
+def test_the_example_of_the_documentation_is_trained(tmp_path: Path, store: Store):
+    page = (ROOT / "docs/how-to/networks.md").read_text(encoding="utf-8")
+    python, manifest = (re.search(f"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("python", "toml"))
+    dataset = with_model(write_tiny(tmp_path, manifest=manifest), python)
+    config = training_config(dataset, overrides={"epochs": 2})
+    assert (config.model, config.optimizer) == ("my_models:build", "adam")
+    model = trained(store, dataset, config).record
+    assert [*model.own.layers][:3] == ["Conv2D 16", "Conv2D 16", "BatchNormalization"]
+    assert model.train_accuracy > 1 / 3
 
 
 def test_layers_that_are_shared_nested_or_frozen_are_trained(tmp_path: Path):
