@@ -134,8 +134,8 @@ def _imported(file: SourceFile) -> Iterator[str]:
     """Yield the names of the modules that a file imports, without packages around them."""
     try:
         tree = code_digests.parsed(file.text)
-        # It finds what a syntax tree does not show, such as `return` outside of a function; nothing is run.
-        compile(file.text, file.path, "exec", dont_inherit=True)
+        # It finds what a syntax tree does not show, such as a name that is both global and an argument.
+        symtable.symtable(file.text, file.path, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
         problem = error.msg if isinstance(error, SyntaxError) else str(error)

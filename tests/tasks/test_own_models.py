@@ -340,7 +340,8 @@ def test_a_file_or_function_that_is_not_there_is_refused_before_anything_is_fetc
 def test_a_source_that_is_not_python_is_refused_before_anything_is_fetched(store: Store, own: Dataset):
     folder, request = own.manifest.parent, request_of(own, store)
     file, helper = folder / "my_models.py", folder / "sizes.py"
-    for text, found in (("def build(:", "line 1: invalid syntax"), ("return 1", "line 1: 'return' outside function")):
+    both = "def build(a):\n    global a\n"
+    for text, found in (("def build(:", "line 1: invalid syntax"), (both, "line 2: name 'a' is parameter and global")):
         file.write_text(text)
         refused(request, f"my_models.py: expected Python source; found {found}; correct it")
     file.write_bytes(b"# caf\xe9\n")
@@ -374,6 +375,7 @@ def returns(*last: str) -> str:
         ("raise ValueError('no')", r"found ValueError: no in .*other\.py, line 4; correct the function"),
         ("import missing", r"found ModuleNotFoundError: No module named 'missing' in .*other\.py, line 4; correct"),
         ("raise SystemExit(1)", "found SystemExit: 1 in "),
+        ("pass\nreturn", "found SyntaxError: 'return' outside function"),
         (returns("layers.Dense(2)"), r"an output of shape \(None, 3\) .*; found one of \(None, 2\)"),
         (
             "return keras.Sequential([keras.Input((9, 7)), layers.Flatten(), layers.Dense(3)])",
