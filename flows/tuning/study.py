@@ -30,7 +30,7 @@ from storage.workers.current import using
 from storage.workers.protocol import Workers
 from tasks.normalize import normalize
 from tasks.study import publish_study
-from tasks.train import another_folder
+from tasks.train import another_folder, check_own_model, own_source
 from tasks.tune import Candidate, begin, name_of, trials_of, tried
 from tasks.tuning.optuna_study import Search, score
 
@@ -74,6 +74,8 @@ def carry_out(request: StudyRequest, caller: Caller, asked_by: str, tell: Tell) 
 
 def _begun(request: StudyRequest, job: Job, search: Search, caller: Caller) -> Course:
     """Prepare the data, and return the study with the trials that it has."""
+    check_own_model(job.store, job.dataset, job.config)
+    source = own_source(job.dataset, job.config)
     split = to_training_rows(job, caller)
     configs = [job.config.model_copy(update={"seed": job.config.seed + more}) for more in range(search.seeds)]
     normalized = [caller.call(normalize, job.store, job.dataset, split, config) for config in configs]
@@ -82,7 +84,7 @@ def _begun(request: StudyRequest, job: Job, search: Search, caller: Caller) -> C
     begun = job.passed(caller.call(begin, *arguments))
     # The store sorts names, and the space is shown as it was given.
     study = replace(begun, space={name: values.to_json() for name, values in search.space.items()})
-    course = Course(request, job, search, study, split, normalizations)
+    course = Course(request, job, search, study, split, normalizations, source)
     ledger = Ledger(job.store, job.dataset.name)
     if not ledger.find("studies", study.entry.key):
         # From now on its trials are kept.

@@ -27,8 +27,9 @@ from storage.datasets.training import CHOICES, TrainingConfig, taken_by, without
 from storage.errors import ConfigError
 from storage.words import meant
 
-FIXED = ("seed", "memory", "validation_fraction", "held_out", "normalize_on")
-"""Parameters that no study searches: they decide which rows are held out, or only how a machine trains."""
+FIXED = ("model", "seed", "memory", "validation_fraction", "held_out", "normalize_on")
+"""Parameters that no study searches: a user's own model, what decides which rows are held out, or only how a machine
+trains."""
 MOST_COMBINATIONS = 100_000
 """The most combinations of a grid."""
 _KEYS = ("low", "high", "log", "step", "choices")

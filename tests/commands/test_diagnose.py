@@ -153,7 +153,7 @@ def test_options_of_the_curve_need_it(idxflow: Call, option: tuple[str, str]) ->
     assert idxflow("tiny")[0] == 0
 
 
-@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:2")
+@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:3")
 def test_a_run_whose_results_are_gone_is_named_with_what_to_do(world: World, tmp_path: Path, monkeypatch: Any) -> None:
     from flows.dataset_in_store import DatasetInStore
     from storage.workers.here import Here
