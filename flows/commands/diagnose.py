@@ -132,7 +132,7 @@ def _print_findings(findings: Iterable[Finding]) -> None:
 
 
 def _print_curve(curve: Curve) -> None:
-    from tasks.diagnosing.learning_curve import summaries
+    from tasks.diagnosing.learning_curve import instead, summaries
 
     print_table(
         (
@@ -144,7 +144,7 @@ def _print_curve(curve: Curve) -> None:
     )
     print_line(curve.sentence)
     if curve.finding:
-        print_line("    to try, until there are more rows:")
+        print_line(f"    to try where more rows are not to be had: {instead(curve.finding.settings)}")
         print_line(f"        {curve.finding.remedy}")
 
 

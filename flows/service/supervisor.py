@@ -23,6 +23,7 @@ from flows.service import configuration, entry, server, sqlite, worker
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home, starting
 from flows.service.guard import LOOPBACK
+from flows.service.kept_client import KeptClient
 from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
 from flows.service.processes import START_SECONDS, Command, Service
@@ -316,6 +317,14 @@ class Supervisor:
 
         return OwnFiles(self.store.root, _say, self.options.pool if self.placement.kind != PROCESS else "")
 
+    @cached_property
+    def checks(self) -> KeptClient:
+        """What the regular checks query the server with."""
+        return KeptClient(lambda: self._impatient(QUERY_SECONDS))
+
+    def _checking(self) -> AbstractContextManager[SyncPrefectClient]:
+        return self.checks.client(self.server.pid if self.server else None)
+
     def _start_server(self) -> None:
         if not (self.chosen or server.is_ours(self.where, self.folder)):
             raise PrefectFailed(
@@ -458,7 +467,7 @@ class Supervisor:
                     self._look_after()
                     looked = time.monotonic()
                 elif self.worker and time.monotonic() - swept > SWEEP_SECONDS:
-                    with suppress(Exception), self._impatient(QUERY_SECONDS) as client:
+                    with suppress(Exception), self._checking() as client:
                         self._sweep(client, "its worker ended")
                     swept = time.monotonic()
             time.sleep(0.5)
@@ -520,7 +529,7 @@ class Supervisor:
         """Deploy what users have scheduled since, and restore what the server has lost; return what was done."""
         if not self.promise:
             return None
-        with self._impatient(QUERY_SECONDS) as client:
+        with self._checking() as client:
             self.promise, message = self.own.look_after(client, self.promise)
         return message
 
@@ -590,6 +599,8 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Stop the worker, its runs and the server, if they were started here. Never raises."""
+        with suppress(Exception):
+            self.checks.close()
         if self.worker:
             self.worker.stop(STOP_SECONDS)
             with suppress(Exception):

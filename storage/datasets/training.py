@@ -23,8 +23,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from storage.datasets.catalog import Dataset, shown
-from storage.datasets.json_schema import TomlSchema, bounds
+from storage.datasets.json_schema import EXPECTED, TomlSchema, bounds
 from storage.datasets.model_errors import checked
+from storage.datasets.own_models import source_of
 from storage.errors import ConfigError
 from storage.words import meant
 
@@ -51,6 +52,18 @@ def _size(value: Any) -> str:
 
 # The pattern is for the form in the Prefect UI; pydantic's own message would show the pattern to people.
 Memory = Annotated[str, BeforeValidator(_size), Field(json_schema_extra={"pattern": _SIZE})]
+
+Function = Annotated[
+    str,
+    Field(
+        max_length=200,
+        pattern="^[A-Za-z_][A-Za-z0-9_]*:[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={EXPECTED: "FILE:FUNCTION, such as my_models:build for the function build of my_models.py"},
+    ),
+]
+
+NETWORK = ("hidden", "activation", "conv", "batch_norm", "dropout", "initialization")
+"""The parameters of idxflow's own network, which a model of the user's replaces."""
 
 PROFILES: dict[Profile, dict[str, Any]] = {
     "default": {},
@@ -161,6 +174,10 @@ class _Parameters(BaseModel):
     initialization: Literal["glorot", "he", "lecun", "fit"] = Field(
         default="glorot",
         description="Spread of the initial weights; fit: he for relu, elu, gelu and silu, lecun for selu, else glorot.",
+    )
+    model: Function | None = Field(
+        default=None,
+        description="Your function that makes the whole network with Keras, instead of the parameters above.",
     )
     optimizer: Optimizer = Field(
         default="sgd", description="How a gradient changes the weights; the rules are those of Keras."
@@ -305,6 +322,17 @@ class _Parameters(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        usual = {name: field.default for name, field in _Parameters.model_fields.items()}
+        for name in NETWORK if self.model else ():
+            if getattr(self, name) not in (None, usual[name]):
+                raise ValueError(
+                    f"expected model without {name}, because the function makes the whole network; found both; remove "
+                    f"{name}, or the model (in a run: --set model=null)"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _the_rate_stays_above_zero(self) -> Self:
         if self.schedule == "exponential" and self.final_share == 0:
             raise ValueError(
@@ -341,6 +369,10 @@ class TrainingConfig(_Parameters):
     def numbers(self, *names: str) -> tuple[float, ...]:
         """Return parameters that the optimizer or the schedule takes: these are set."""
         return tuple(getattr(self, name) for name in names)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides the weights, as JSON values: all but the memory budget, and `model` only if it is set."""
+        return self.model_dump(mode="json", exclude={"memory"} if self.model else {"memory", "model"})
 
     @property
     def memory_bytes(self) -> int:
@@ -385,8 +417,8 @@ def training_config(
     chooses, of the profile where the data set does, and of the data set where the profile does.
 
     Raises:
-        ConfigError: a value is out of bounds or unknown, or images are too small for so many poolings; the message
-            names it, its bounds and what was found.
+        ConfigError: a value is out of bounds or unknown, images are too small for so many poolings, or the source of
+            the user's own model cannot be used; the message names it, its bounds and what was found.
     """
     if profile not in PROFILES:
         raise ConfigError(
@@ -395,6 +427,8 @@ def training_config(
         )
     config = checked(TrainingConfig, combined(profile, dataset.training, overrides or {}), "training parameters")
     _check_poolings(config, dataset)
+    if config.model:
+        source_of(config.model, dataset.manifest)
     return config
 
 

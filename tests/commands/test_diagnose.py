@@ -20,7 +20,7 @@ from storage.errors import ConfigError
 from storage.records import RunRecord
 from storage.store import Store
 from storage.verify import verify
-from tasks.diagnosing.learning_curve import SHARES, Point, config_for, summaries, verdict
+from tasks.diagnosing.learning_curve import SHARES, Point, config_for, finding, instead, summaries, verdict
 from tests.conftest import write_tiny
 from tests.support.pages import check_page
 from tests.support.runs import carried_out
@@ -153,7 +153,7 @@ def test_options_of_the_curve_need_it(idxflow: Call, option: tuple[str, str]) ->
     assert idxflow("tiny")[0] == 0
 
 
-@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:2")
+@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:3")
 def test_a_run_whose_results_are_gone_is_named_with_what_to_do(world: World, tmp_path: Path, monkeypatch: Any) -> None:
     from flows.dataset_in_store import DatasetInStore
     from storage.workers.here import Here
@@ -203,6 +203,23 @@ def test_a_loss_that_falls_with_a_power_of_the_rows_says_what_twice_as_many_brin
     assert found.fall == pytest.approx(1 - 2**-0.5)
     assert found.sentence.startswith("More data would help: twice as many rows (2,000) are expected to lower")
     assert "by 29% (29% or more, by 3 seeds)." in found.sentence
+
+
+def test_where_more_rows_are_not_to_be_had_images_are_varied_or_fewer_held_out() -> None:
+    from storage.datasets.training import TrainingConfig
+
+    falling = points(*(rows**-0.5 for rows in (100, 200, 400, 700, 1000)))
+    found = finding(falling, TrainingConfig(), (28, 20))
+    assert found
+    assert found.settings == {"shift": 1.2, "rotate": 10.0, "zoom": 0.1}
+    assert TrainingConfig(**found.settings)
+    assert instead(found.settings) == "vary the images that there are"
+    # One that does so already has fewer rows held out.
+    found = finding(falling, TrainingConfig(rotate=5), (28, 20))
+    assert found
+    assert found.settings == {"validation_fraction": 0.05}
+    assert instead(found.settings) == "hold out fewer of those that there are"
+    assert finding(points(0.2, 0.1, 0.1, 0.1, 0.1), TrainingConfig(), (28, 20)) is None
 
 
 def test_a_flat_curve_and_a_noisy_one_do_not_say_that_more_would_help() -> None:

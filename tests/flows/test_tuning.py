@@ -297,6 +297,8 @@ def test_the_command_prints_lines_a_table_and_json(request_of: Requested, tmp_pa
     value = json.loads(asked.stdout)
     assert (value["state"], value["error"], value["counts"]["complete"]) == ("complete", None, 3)
     assert [trial["number"] for trial in value["trials"]] == [0, 1, 2]
+    # As they were tried, although the store sorts names.
+    assert {tuple(trial["values"]) for trial in value["trials"]} == {("learning_rate", "activation")}
     assert value["winner"]["command"].startswith("idxflow run --dataset-file")
     wrong = idxflow(*words, "--sampler", "tpee", env=environment)
     assert (wrong.returncode, wrong.stderr) == (

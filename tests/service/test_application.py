@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from flows.service.application import look_less_often
+from flows.service.application import look_less_often, write_settings_once
 
 
 def test_an_idle_server_looks_for_due_work_less_often_than_prefects_own(monkeypatch: pytest.MonkeyPatch):
@@ -22,3 +22,27 @@ def test_an_idle_server_looks_for_due_work_less_often_than_prefects_own(monkeypa
     assert intervals() == {timedelta(seconds=0.25)}
     look_less_often()
     assert intervals() == {timedelta(seconds=2)}
+
+
+def test_the_server_writes_its_settings_as_variables_once(monkeypatch: pytest.MonkeyPatch):
+    from prefect.settings import PREFECT_SERVER_API_PORT, Settings, get_current_settings, temporary_settings
+
+    calls = []
+    write = Settings.to_environment_variables
+
+    def counted(settings: Settings, **how: bool) -> dict[str, str]:
+        calls.append(how)
+        return write(settings, **how)
+
+    expected = get_current_settings().to_environment_variables(include_aliases=True)
+    monkeypatch.setattr(Settings, "to_environment_variables", counted)
+    write_settings_once()
+    assert {get_current_settings().hash_key() for _ in range(3)} == {get_current_settings().hash_key()}
+    assert len(calls) == 1
+    # What one caller does with them, the next one does not see.
+    get_current_settings().to_environment_variables(include_aliases=True).clear()
+    assert get_current_settings().to_environment_variables(include_aliases=True) == expected
+    assert len(calls) == 2
+    with temporary_settings({PREFECT_SERVER_API_PORT: 4321}):
+        assert get_current_settings().to_environment_variables()["PREFECT_SERVER_API_PORT"] == "4321"
+    assert get_current_settings().to_environment_variables(include_aliases=True) == expected

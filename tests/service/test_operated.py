@@ -122,6 +122,8 @@ def page(tab: Any) -> Iterator[Any]:
     tab.on("pageerror", note_error)
     tab.on("request", note_host)
     yield tab
+    # One that stays open goes on painting and asking the server, also while other tests wait.
+    tab.goto("/api/health")
     tab.remove_listener("pageerror", note_error)
     tab.remove_listener("request", note_host)
     assert errors == []

@@ -84,8 +84,6 @@ def watcher(place: dict[str, str], manifest: Path) -> Iterator[Command]:
 @pytest.fixture(scope="module")
 def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
     with going(place, Path(place["HOME"]) / "up.log", forked=True) as service:
-        with configured(service), get_client(sync_client=True) as client:
-            fork_flow_runs(client)
         yield service
 
 

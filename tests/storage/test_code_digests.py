@@ -61,6 +61,7 @@ MODEL = {
     "tasks.model.classifier",
     "tasks.model.forward",
     "tasks.model.network",
+    "tasks.model.own_network",
     "tasks.model.scaling",
 }
 TRAINING = {
@@ -73,6 +74,8 @@ TRAINING = {
     "tasks.model.labels",
     "tasks.model.network",
     "tasks.model.optimizers",
+    "tasks.model.own_code",
+    "tasks.model.own_network",
     "tasks.model.rates",
     "tasks.model.scaling",
     "tasks.model.shares",

@@ -17,22 +17,22 @@ from pathlib import Path
 from tests.support import refusals
 from tests.support.forkserver import Forked, ForkServer
 
-_ADDRESS = "IDXFLOW_TESTS_COMMANDS"
+ADDRESS = "IDXFLOW_TESTS_COMMANDS"
 """Where calls are taken, for the processes that share the tests among them."""
 
 
 def listen() -> ForkServer | None:
     """Start the process that others are forked from, once for all that run tests; it imports at the first call."""
-    if _ADDRESS in os.environ:
+    if ADDRESS in os.environ:
         return None
     server = ForkServer(str(Path(__file__).with_name("forked_command.py")))
-    os.environ[_ADDRESS] = os.fsdecode(server.address.removeprefix(b"\0"))
+    os.environ[ADDRESS] = os.fsdecode(server.address.removeprefix(b"\0"))
     return server
 
 
 def listening() -> bool:
     """Return whether there is a process to fork from: in tests, not in benchmarks."""
-    return _ADDRESS in os.environ
+    return ADDRESS in os.environ
 
 
 def flow_run_command() -> str:
@@ -57,7 +57,7 @@ def python() -> list[str]:
 def calling(program: str) -> str:
     """Return a command that stands for a fork with a program of `forked_command.py`."""
     script, root = Path(__file__).with_name("calling.py"), Path(__file__).parents[2]
-    return shlex.join([sys.executable, "-I", "-S", str(script), os.environ[_ADDRESS], str(root), program])
+    return shlex.join([sys.executable, "-I", "-S", str(script), os.environ[ADDRESS], str(root), program])
 
 
 class Command(Forked):
@@ -76,7 +76,7 @@ class Command(Forked):
         called = {"program": program, "arguments": arguments, "environment": environment, "cwd": str(cwd or Path.cwd())}
         if user is not None:
             called["user"] = user
-        super().__init__(b"\0" + os.fsencode(os.environ[_ADDRESS]), called, streams)
+        super().__init__(b"\0" + os.fsencode(os.environ[ADDRESS]), called, streams)
 
 
 def idxflow(

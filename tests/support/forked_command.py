@@ -13,9 +13,11 @@ import logging
 import os
 import runpy
 import signal
+import sqlite3
 import subprocess
 import sys
 from ast import literal_eval
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -27,10 +29,11 @@ from unittest.mock import patch
 
 from pydantic import BaseModel
 
-from tests.support import refusals, users
+from tests.support import commands, refusals, users
 from tests.support.forkserver import end_with_parent
 
 LATER = (
+    "alembic.command",
     "cyclopts.help",
     "distributed.cli.dask_scheduler",
     "distributed.cli.dask_worker",
@@ -38,9 +41,14 @@ LATER = (
     "flows.retrain",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
+    "matplotlib.style",
+    "prefect.artifacts",
     "prefect.server.api.server",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
     "rich.markdown",
     "sklearn.metrics",
+    "tests.support.operated",
     "uvicorn",
 )
 """What a run imports when it needs it, Prefect with it, and what its own Prefect server does."""
@@ -68,10 +76,35 @@ def load() -> None:
         import_module(name)
     # The blocks and workers of other packages, which each server looks for when it starts.
     plugins.load_prefect_collections()
+    fill_new_databases()
+    prepare_models_of_prefect()
+    prepare_report()
     # Prefect reads how it logs from a file of YAML, in every command: the parser in C takes a tenth of the time.
     yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
     # Collecting all of this again in every command would also copy it.
     gc.freeze()
+
+
+def prepare_models_of_prefect() -> None:
+    """Have pydantic complete the models of Prefect, which it otherwise does in each process when it first uses one."""
+    models = [BaseModel]
+    for model in models:
+        models += model.__subclasses__()
+        if model.__module__.startswith("prefect.") and not model.__pydantic_complete__:
+            model.model_rebuild(raise_errors=False)
+
+
+def prepare_report() -> None:
+    """Have Jinja compile the templates of the report, and Matplotlib find its fonts."""
+    from tasks.report import figures, rendering
+
+    for is_markdown in (False, True):
+        engine = rendering._engine(is_markdown)
+        for name in engine.list_templates(["j2"]):
+            if name.endswith(".md.j2") == is_markdown:
+                engine.get_template(name)
+    line = figures.Line("loss", [1.0, 2.0], held_out=True)
+    figures.chart(figures.Chart("chart", [1, 2], "epoch", [line, line], "", mark=1, mark_name="best"))
 
 
 def become(request: dict[str, Any]) -> None:
@@ -174,8 +207,17 @@ def flow_run() -> None:
 
 
 def up() -> None:
-    """`idxflow up`, which starts forks of itself instead of programs, and looks more often after what it promised."""
+    """`idxflow up`, which starts forks of itself instead of programs, and looks more often after what it promised.
+
+    Its work pool has the worker start forks, too.
+    """
     from flows.service import deployments, processes, supervisor
+    from tests.support import operated
+
+    template = operated.template_of_forks()
+    # Nothing that it starts is to have it in its environment.
+    del os.environ[commands.ADDRESS]
+    deployments.WorkPoolCreate = partial(deployments.WorkPoolCreate, base_job_template=template)  # type: ignore[misc,assignment]
 
     start = processes._process
 
@@ -187,6 +229,26 @@ def up() -> None:
     supervisor.LOOK_SECONDS = 2
     sys.argv[0] = "idxflow"
     idxflow()
+
+
+def fill_new_databases() -> None:
+    """Have Prefect's server copy the tables into a new database: to make them one by one takes it seconds."""
+    from prefect.server.database import interface
+
+    from flows.service import sqlite
+    from tests.support.servers import KEPT
+
+    own = interface.alembic_upgrade
+
+    def upgrade() -> None:
+        file, kept = sqlite.configured(), KEPT / "prefect.db"
+        if file and os.access(kept, os.R_OK):
+            with closing(sqlite3.connect(kept)) as source, closing(sqlite3.connect(file, timeout=60)) as new:
+                if not new.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    source.backup(new)
+        own()
+
+    interface.alembic_upgrade = upgrade
 
 
 def _deploying() -> type:

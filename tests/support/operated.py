@@ -117,11 +117,16 @@ class Operated:
             return {finding.what: finding for finding in diagnosis._server(self.store)}
 
 
-def fork_flow_runs(client: SyncPrefectClient, pool: str = "idxflow") -> None:
-    """Have the workers of a pool start flow runs that need not import what they run (`tests.support.commands`)."""
+def template_of_forks() -> dict[str, Any]:
+    """Return that of a pool whose workers start flow runs that need not import what they run (`commands`)."""
     template = ProcessWorker.get_default_base_job_template()
     template["variables"]["properties"]["command"]["default"] = commands.flow_run_command()
-    client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
+    return template
+
+
+def fork_flow_runs(client: SyncPrefectClient, pool: str = "idxflow") -> None:
+    """Have the workers of a pool that exists start such flow runs."""
+    client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template_of_forks()))
 
 
 class _Deploying(Command):

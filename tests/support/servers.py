@@ -45,6 +45,8 @@ HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 """For requests of tests. Making a client takes longer than a request, and servers come and go at the same address."""
 TEMPORARY = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
+KEPT = TEMPORARY / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}-home" / "prefect"
+"""Prefect's home after the first start of a server, once there has been one."""
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """From the lowest of these on, the system gives ports by itself; Linux, ip(7)."""
 _LEFT = ("prefect.db", "memo_store.toml")
@@ -77,15 +79,13 @@ def kept_home() -> Path:
 
     To make the tables and fill them takes each new server more than ten seconds, so one is kept.
     """
-    folder = TEMPORARY / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}-home"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    kept = folder / "prefect"
-    with locked(folder / "lock"):
-        if not kept.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as name:
+    KEPT.parent.mkdir(mode=0o700, exist_ok=True)
+    with locked(KEPT.with_name("lock")):
+        if not KEPT.exists():
+            with tempfile.TemporaryDirectory(dir=KEPT.parent) as name:
                 _start_once(Path(name))
-                (Path(name) / "prefect").rename(kept)
-    return kept
+                (Path(name) / KEPT.name).rename(KEPT)
+    return KEPT
 
 
 def _start_once(home: Path) -> None:

@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_H
 
 from flows.service.processes import end_with_parent
 from storage.files import locked
-from tests.support.commands import Command, idxflow
+from tests.support.commands import ADDRESS, Command, idxflow
 from tests.support.operated import under_way, until
 from tests.support.servers import BIN, HTTP
 
@@ -125,7 +125,12 @@ class Service:
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Call `idxflow up` where it ends by itself; what it starts are forks, as in `going`."""
-    return idxflow("up", *arguments, env=environment, cwd=Path("/"), program="up")
+    return idxflow("up", *arguments, env=_forking(environment), cwd=Path("/"), program="up")
+
+
+def _forking(environment: dict[str, str]) -> dict[str, str]:
+    """Return the environment in which it finds what its flow runs can be forked from."""
+    return {**environment, ADDRESS: os.environ[ADDRESS]}
 
 
 def in_foreground() -> None:
@@ -170,7 +175,7 @@ def _called(
 def _forked(arguments: tuple[str, ...], environment: dict[str, str], folder: Path, output: IO[bytes]) -> Command:
     with Path(os.devnull).open() as nothing:
         streams = nothing.fileno(), output.fileno(), output.fileno()
-        return Command(*arguments, env=environment, cwd=folder, program="up", streams=streams)
+        return Command(*arguments, env=_forking(environment), cwd=folder, program="up", streams=streams)
 
 
 @contextmanager
