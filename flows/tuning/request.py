@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from flows.run import Request
 from storage.datasets.catalog import Dataset, shown
-from storage.datasets.training import TrainingConfig
+from storage.datasets.training import TrainingConfig, check_poolings
 from storage.errors import ConfigError
 from storage.words import meant
 from storage.workers.address import are_elsewhere, chosen
@@ -68,6 +68,8 @@ class StudyRequest:
         searched = space.read(Path(self.space), fixed) if self.space else space.default(fixed)
         if self.space:
             space.check_effects(searched, config.model_dump(), self.space)
+        for choice in searched["conv"].choices if "conv" in searched else ():
+            check_poolings(config.model_copy(update={"conv": choice}), dataset)
         how: Any = {name: getattr(self, name) for name in ("sampler", "pruner", "by", "seed", "seeds")}
         # A grid may have too many combinations.
         Proposals(searched, how["sampler"], how["by"], self.seed)

@@ -378,7 +378,7 @@ def training_config(
             "choose one of these, or leave it out"
         )
     config = checked(TrainingConfig, combined(profile, dataset.training, overrides or {}), "training parameters")
-    _check_poolings(config, dataset)
+    check_poolings(config, dataset)
     return config
 
 
@@ -392,7 +392,12 @@ def combined(profile: Profile, own: Mapping[str, Any], overrides: Mapping[str, A
     return {name: value for name, value in usual.items() if not without_effect(name, overrides)} | dict(overrides)
 
 
-def _check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
+def check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
+    """Check that the images are large enough for all poolings.
+
+    Raises:
+        ConfigError: they are not.
+    """
     height, width = dataset.image_shape
     if config.conv and min(height, width) >> len(config.conv) == 0:
         raise ConfigError(
