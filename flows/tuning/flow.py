@@ -68,7 +68,7 @@ def tune(
         pruner: What ends a trial that is not worth going on: median, halving or none.
         by: What trials are compared by, on held-out rows: loss or accuracy.
         seed: Of the sampler: with the same one, the same is proposed.
-        profile: Training recipe before the search: default, tutorial, fast, best or tuned (by an earlier study).
+        profile: Training recipe before the search: default, tutorial, fast, conv, best, or tuned by an earlier study.
         training: Training parameters that are fixed, so that they are not searched.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from flows.run import Request
 from storage.datasets.catalog import Dataset, shown
-from storage.datasets.training import NETWORK, TrainingConfig
+from storage.datasets.training import NETWORK, TrainingConfig, check_poolings
 from storage.errors import ConfigError
 from storage.words import meant
 from storage.workers.address import are_elsewhere, chosen
@@ -66,6 +66,8 @@ class StudyRequest:
         if config.seed + self.seeds > 2**32:
             raise ConfigError(f"expected seeds below {2**32:,}; found {config.seed:,} and more; choose a lower seed")
         searched = self._searched(config)
+        for choice in searched["conv"].choices if "conv" in searched else ():
+            check_poolings(config.model_copy(update={"conv": choice}), dataset)
         how: Any = {name: getattr(self, name) for name in ("sampler", "pruner", "by", "seed", "seeds")}
         # A grid may have too many combinations.
         Proposals(searched, how["sampler"], how["by"], self.seed)

@@ -426,7 +426,7 @@ def training_config(
             "choose one of these, or leave it out"
         )
     config = checked(TrainingConfig, combined(profile, dataset.training, overrides or {}), "training parameters")
-    _check_poolings(config, dataset)
+    check_poolings(config, dataset)
     if config.model:
         source_of(config.model, dataset.manifest)
     return config
@@ -448,7 +448,12 @@ def _with_effect(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[
     return {name: value for name, value in values.items() if not without_effect(name, choices)}
 
 
-def _check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
+def check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
+    """Check that the images are large enough for all poolings.
+
+    Raises:
+        ConfigError: they are not.
+    """
     height, width = dataset.image_shape
     if config.conv and min(height, width) >> len(config.conv) == 0:
         raise ConfigError(

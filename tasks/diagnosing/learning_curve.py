@@ -128,8 +128,10 @@ def verdict(points: Sequence[Point]) -> Verdict:
         else f"the held-out loss does not fall with the number of rows; it is {last.held_out_loss:.4f}"
     )
     doubt = "" if low is None else f" ({low:.0%} or more, by {counted(len(slopes), 'seed')})"
-    start = "More data would help: " if helps else "More data would hardly help: "
-    return Verdict(helps, fall, low, f"{start}{expected}{doubt if fall > 0 else ''}.")
+    start = "More data would help" if helps else "More data would hardly help"
+    if fall >= HELPS and not helps:
+        start = "Whether more data would help is uncertain, and more seeds would tell"
+    return Verdict(helps, fall, low, f"{start}: {expected}{doubt if fall > 0 else ''}.")
 
 
 def finding(points: Sequence[Point], config: TrainingConfig, image_shape: tuple[int, int]) -> Found | None:

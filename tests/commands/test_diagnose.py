@@ -228,6 +228,9 @@ def test_a_flat_curve_and_a_noisy_one_do_not_say_that_more_would_help() -> None:
     assert flat.sentence.startswith("More data would hardly help: ")
     noisy = points(0.2, 0.12, 0.11, 0.1, 0.1, spread=0.9)
     assert not verdict(noisy).helps
+    uncertain = verdict(points(0.5, 0.4, 0.3, 0.25, 0.2, spread=0.9))
+    assert (uncertain.helps, uncertain.fall > 0.1) == (False, True)
+    assert uncertain.sentence.startswith("Whether more data would help is uncertain, and more seeds would tell: twice")
     rising = verdict(points(0.1, 0.1, 0.11, 0.12, 0.13, seeds=1))
     assert (rising.helps, rising.low) == (False, None)
     assert "does not fall with the number of rows; it is 0.1300." in rising.sentence

@@ -24,7 +24,7 @@ from flows.commands.cli import run_command
 from flows.commands.several import _rows
 from flows.terminal import layout
 from flows.terminal.console import Console
-from flows.terminal.streams import guarded_streams
+from flows.terminal.streams import guarded_streams, without_log_warnings
 from storage.datasets import catalog
 from storage.outcomes import Outcome
 from storage.records import Failure, Step
@@ -167,6 +167,20 @@ def test_the_most_important_finding_stands_above_the_report_with_a_command_that_
     assert command.startswith("    ")
     assert shlex.split(command)[1:] == shlex.split(layout.shortened(finding["remedy"]))[1:]
     assert lines[at + 2].startswith("report ")
+
+
+def test_log_warnings_that_a_command_says_itself_stay_off_the_terminal(capsys: pytest.CaptureFixture[str]):
+    # As TensorFlow's libraries do it.
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    root.addHandler(handler)
+    try:
+        with without_log_warnings():
+            logging.getLogger("tasks.report.past_runs").warning("report: left out train")
+        assert capsys.readouterr().err == ""
+        logging.getLogger("tasks.report.past_runs").warning("another one")
+        assert "another one" in capsys.readouterr().err
+    finally:
+        root.removeHandler(handler)
 
 
 def test_a_command_at_the_end_of_a_long_line_is_not_broken():

@@ -361,6 +361,11 @@ def test_a_wrong_request_is_refused_before_anything_starts(request_of: Requested
     ]
     for request, sentence in wrong:
         assert sentence in refusal(request.resolve)
+    deep = Path(good.space or "")
+    deep.write_text("[conv]\nchoices = [[4], [4, 4, 4]]\n", encoding="utf-8")
+    # The images have 9 × 7 pixels.
+    assert "tiny: expected conv to be at most 2 numbers for images of 9 × 7" in refusal(good.resolve)
+    deep.write_text("[conv]\nchoices = [[4], [4, 4]]\n", encoding="utf-8")
     good.resolve()
     assert (
         refusal(lambda: seconds("2 days"))
