@@ -150,14 +150,14 @@ def _raised(source: Source, error: BaseException) -> ConfigError:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     place = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
     problem = one_line(f"{type(error).__name__}: {error}")
-    return _unusable(
-        source, "a Keras model", f"{problem}{place}", "correct the function; only files beside it are seen"
-    )
+    is_import = isinstance(error, ImportError)
+    remedy = "import installed packages, and single files beside this one" if is_import else "correct the function"
+    return _unusable(source, "a Keras model", f"{problem}{place}", remedy)
 
 
 def _unusable(source: Source, expected: str, found: str, remedy: str) -> ConfigError:
     return ConfigError(
-        f"{source.path}: expected {expected} from {source.function}, which makes the model; found {found}; {remedy}"
+        f"{source.path}: expected {expected} from the function {source.function}; found {found}; {remedy}"
     )
 
 

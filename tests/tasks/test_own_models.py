@@ -370,10 +370,13 @@ def returns(*last: str) -> str:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ("return None", "expected a Keras model from build, .*; found what it returns is None; return the model"),
+        (
+            "return None",
+            "expected a Keras model from the function build; found what it returns is None; return the model",
+        ),
         ("return 5", "found what it returns is of type int"),
         ("raise ValueError('no')", r"found ValueError: no in .*other\.py, line 4; correct the function"),
-        ("import missing", r"found ModuleNotFoundError: No module named 'missing' in .*other\.py, line 4; correct"),
+        ("import missing", r"found ModuleNotFoundError: No module named 'missing' in .*other\.py, line 4; import"),
         ("raise SystemExit(1)", "found SystemExit: 1 in "),
         ("pass\nreturn", "found SyntaxError: 'return' outside function"),
         (returns("layers.Dense(2)"), r"an output of shape \(None, 3\) .*; found one of \(None, 2\)"),
