@@ -64,7 +64,8 @@ def _taken(source: Source, model: Any, image_shape: tuple[int, int], classes: in
     import keras
 
     if not isinstance(model, keras.Model):
-        raise _unusable(source, "a Keras model", f"what it returns is {_kind(model)}", "return the model")
+        found = "None" if model is None else f"a value of type {type(model).__name__}"
+        raise _unusable(source, "a Keras model", found, "return the model")
     try:
         description = own_network.described(model)
         own_network.check_description(description)
@@ -138,10 +139,6 @@ def _outputs(model: Any) -> Iterator[int]:
         # A layer that is used twice, or has several outputs, has no such shape.
         with suppress(AttributeError, ValueError):
             yield math.prod(size or 1 for size in layer.output.shape[1:])
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
 
 
 def _raised(source: Source, error: BaseException) -> ConfigError:
