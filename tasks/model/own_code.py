@@ -64,7 +64,8 @@ def _taken(source: Source, model: Any, image_shape: tuple[int, int], classes: in
     import keras
 
     if not isinstance(model, keras.Model):
-        raise _unusable(source, "a Keras model", f"what it returns is {_kind(model)}", "return the model")
+        found = "None" if model is None else f"a value of type {type(model).__name__}"
+        raise _unusable(source, "a Keras model", found, "return the model")
     try:
         description = own_network.described(model)
         own_network.check_description(description)
@@ -140,24 +141,20 @@ def _outputs(model: Any) -> Iterator[int]:
             yield math.prod(size or 1 for size in layer.output.shape[1:])
 
 
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
-
-
 def _raised(source: Source, error: BaseException) -> ConfigError:
     """Return the error for a function that raises, with the place in the user's files."""
     own = {file.path for file in source.files.values()}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     place = f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
     problem = one_line(f"{type(error).__name__}: {error}")
-    return _unusable(
-        source, "a Keras model", f"{problem}{place}", "correct the function; only files beside it are seen"
-    )
+    is_import = isinstance(error, ImportError)
+    remedy = "import installed packages, and single files beside this one" if is_import else "correct the function"
+    return _unusable(source, "a Keras model", f"{problem}{place}", remedy)
 
 
 def _unusable(source: Source, expected: str, found: str, remedy: str) -> ConfigError:
     return ConfigError(
-        f"{source.path}: expected {expected} from {source.function}, which makes the model; found {found}; {remedy}"
+        f"{source.path}: expected {expected} from the function {source.function}; found {found}; {remedy}"
     )
 
 

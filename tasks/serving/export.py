@@ -291,7 +291,7 @@ def _unsaved_keras_model(model: Model, folder: Path) -> Any:
     return keras_model
 
 
-def _reopened(path: Path, own: bool) -> Any:
+def _reopened(path: Path, own: bool = False) -> Any:
     """Load the Keras model in a `.keras` file, accepting only the kinds of layers that idxflow writes.
 
     Args:

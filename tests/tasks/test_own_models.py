@@ -370,10 +370,13 @@ def returns(*last: str) -> str:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ("return None", "expected a Keras model from build, .*; found what it returns is None; return the model"),
-        ("return 5", "found what it returns is of type int"),
+        (
+            "return None",
+            "expected a Keras model from the function build; found None; return the model",
+        ),
+        ("return 5", "found a value of type int; return the model"),
         ("raise ValueError('no')", r"found ValueError: no in .*other\.py, line 4; correct the function"),
-        ("import missing", r"found ModuleNotFoundError: No module named 'missing' in .*other\.py, line 4; correct"),
+        ("import missing", r"found ModuleNotFoundError: No module named 'missing' in .*other\.py, line 4; import"),
         ("raise SystemExit(1)", "found SystemExit: 1 in "),
         ("pass\nreturn", "found SyntaxError: 'return' outside function"),
         (returns("layers.Dense(2)"), r"an output of shape \(None, 3\) .*; found one of \(None, 2\)"),
@@ -399,7 +402,7 @@ def test_a_fault_in_the_function_stops_the_run_before_anything_is_fetched(store:
     state = retrain.carry_out(request_of(own, store), pipeline.to_decision, caller=pipeline.Directly())
     outcome = state.data.outcome.to_json()
     assert outcome["error"]["exit_code"] == 2
-    assert "found what it returns is of type int" in outcome["sentence"]
+    assert "found a value of type int; return the model" in outcome["sentence"]
     assert [*outcome["steps"]] == ["publish"]
 
 
