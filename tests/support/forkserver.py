@@ -34,6 +34,8 @@ from typing import IO, Any, NoReturn, Self
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST_REQUEST = 1 << 20
 _PR_SET_PDEATHSIG = 1
+_MADV_COLLAPSE = 25
+_LARGE = 1 << 21
 
 
 class ForkServer:
@@ -188,6 +190,7 @@ class _Server:
         connection, _ = self._listener.accept()
         if self._load:
             self._load()
+            _use_large_pages()
             self._load = None
         try:
             request, streams = _received(connection)
@@ -237,6 +240,22 @@ def _send(connection: socket.socket, number: int) -> None:
     """Send a number to a caller, who may be gone."""
     with suppress(BrokenPipeError, ConnectionResetError):
         connection.sendall(f"{number}\n".encode())
+
+
+def _use_large_pages() -> None:
+    """Have the kernel keep the memory of this process in pages of 2 MB, where it can (Linux 6.1: madvise(2)).
+
+    A fork gets a copy of the table of pages, which takes the system 20 ms for a gigabyte in pages of 4 kB.
+    """
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, rights, *_, inode = line.split()[:5]
+        start, end = (int(address, 16) for address in place.split("-"))
+        if rights == "rw-p" and inode == "0":
+            # Of memory that nothing was written to yet, there is nothing to keep: the kernel refuses, and goes on.
+            for page in range(-(-start // _LARGE) * _LARGE, end // _LARGE * _LARGE, _LARGE):
+                advise(page, _LARGE, _MADV_COLLAPSE)
 
 
 def end_with_parent() -> None:
