@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.pipeline import ByPrefect, Caller
-from flows.retrain import Share, Source, StorePlace, WorkersName, describe_run, who_asked
+from flows.retrain import Share, Source, StorePlace, WorkersName, describe_run, parameters_of, who_asked
 from flows.run import Request
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.settings import LOGGERS, relax_garbage_collection
@@ -82,7 +82,7 @@ def tune(
         dataset,
         dataset_file,
         profile,
-        training.model_dump(exclude_none=True) if training else {},
+        parameters_of(training),
         source=source,
         store=store,
         quarantine=None if quarantine is None else tuple(quarantine),
