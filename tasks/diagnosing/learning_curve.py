@@ -74,9 +74,17 @@ class Verdict:
 
 
 def config_for(config: TrainingConfig, share: float) -> TrainingConfig:
-    """Return the configuration for a share of the rows: with more epochs, so that there are as many steps."""
-    epochs = min(math.ceil(config.epochs / share), _MOST_EPOCHS)
-    return config if share == 1 else config.model_copy(update={"epochs": epochs})
+    """Return the configuration for a share of the rows: with more epochs, so that there are as many steps.
+
+    Warm-up and patience are in epochs, too.
+    """
+    if share == 1:
+        return config
+    in_epochs = {name: getattr(config, name) for name in ("epochs", "warmup_epochs", "patience")}
+    longer = {name: min(math.ceil(each / share), _MOST_EPOCHS) for name, each in in_epochs.items() if each}
+    # The last of so many would have no step of the schedule.
+    longer["warmup_epochs"] = min(longer.get("warmup_epochs", 0), longer["epochs"] - 1)
+    return config.model_copy(update=longer)
 
 
 def point(share: float, seed: int, fitted_rows: int, history: Sequence[Epoch], reused: bool) -> Point:

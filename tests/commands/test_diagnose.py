@@ -244,6 +244,12 @@ def test_each_share_is_trained_for_as_many_steps() -> None:
     assert [config_for(config, share).epochs for share in SHARES] == [500, 250, 125, 72, 50]
     assert config_for(config, 1.0) is config
     assert config_for(TrainingConfig(epochs=5000), 0.1).epochs == 10_000
+    waiting = config_for(TrainingConfig(epochs=50, warmup_epochs=2, patience=5), 0.1)
+    assert (waiting.warmup_epochs, waiting.patience) == (20, 50)
+    usual = config_for(TrainingConfig(epochs=50), 0.1)
+    assert (usual.warmup_epochs, usual.patience) == (0, None)
+    most = config_for(TrainingConfig(epochs=9000, warmup_epochs=8999), 0.1)
+    assert TrainingConfig(**most.model_dump()).warmup_epochs == 9999
 
 
 def test_a_larger_share_has_the_rows_of_a_smaller_one_and_no_held_out_row() -> None:

@@ -182,6 +182,7 @@ def test_a_trial_that_diverges_has_failed_and_a_grid_ends(request_of: Requested,
     diverged = next(t for t in course.ended if t.values == {"learning_rate": 10.0, "weight_decay": 1.0})
     assert diverged.state == "failed"
     assert "expected a finite loss" in diverged.reason
+    assert leaderboard.line(course, diverged).endswith(f"learning_rate=10 weight_decay=1  {diverged.reason}")
     assert course.ranking[0].values["learning_rate"] != 10.0
     assert {json.dumps(trial.values) for trial in course.ended[1:]} == {
         json.dumps({"learning_rate": rate, "weight_decay": decay}) for rate in (0.1, 10.0) for decay in (0.0, 1.0)
