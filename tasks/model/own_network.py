@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,10 @@ def load(path: Path) -> Architecture | OwnNetwork:
     Raises:
         DamagedEntry: the file does not describe a network.
     """
+    if not _is_own(path):
+        return network.load_architecture(path)
     try:
         values = read_json(path)
-        if "description" not in values:
-            return network.load_architecture(path)
         shapes = {name: _shapes(values[name]) for name in ("trained_shapes", "kept_shapes")}
         height, width = values["image_shape"]
         own = OwnNetwork(**{**values, **shapes, "image_shape": (height, width), "layers": tuple(values["layers"])})
@@ -205,6 +206,13 @@ def load(path: Path) -> Architecture | OwnNetwork:
             f"{path}: expected the description of a network; found another ({error}); {made_again(path)}"
         ) from error
     return own
+
+
+def _is_own(path: Path) -> bool:
+    # What is wrong with a file that cannot be read, the other reader says.
+    with suppress(OSError, ValueError, TypeError):
+        return "description" in read_json(path)
+    return False
 
 
 def _shapes(values: Sequence[tuple[str, Sequence[int]]]) -> Shapes:
