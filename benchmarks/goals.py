@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks import commands, elsewhere, memory, rows, spending, workers
+from benchmarks import commands, convolutions, elsewhere, memory, rows, spending, trials, workers
 from benchmarks.measure import Results, Spread, ratio, spread
 
 
@@ -52,6 +52,12 @@ GOALS = (
     Goal("fit", "epoch / epoch of `model.fit`", "training", "idxflow", 0.16, ("model.fit",)),
     Goal("jax", "epoch / epoch of JAX", "training", "idxflow", 0.99, JAX),
     Goal("blas", "epoch / BLAS floor", "training", "idxflow", 1.35, ("BLAS floor",)),
+    *(
+        Goal(f"conv-{library}", f"epoch of `conv` / `{row}`", "convolutions", convolutions.OURS, 1, (row,))
+        for library in ("model.fit", "jax")
+        for row in (convolutions.name_of(library, 1),)
+    ),
+    Goal("tune", "trial, two processes / one", "tune", trials.TWO, 0.625, (trials.ONE,)),
     Goal("arrays", "decoding to arrays / fastest gunzip", "decoding", "idxflow to arrays", 2, GUNZIPS),
     Goal("parquet", "decoding to Parquet / fastest gunzip", "decoding", "idxflow to Parquet", 2, GUNZIPS),
     Goal("rerun", "unchanged run / first run", "rerun", "unchanged run", 0.1, ("first run",)),
@@ -96,6 +102,11 @@ WHY: dict[str, str] = {
         for size in rows.SIZES
         for line in rows.PARALLEL
     },
+    **dict.fromkeys(
+        ("conv-model.fit", "conv-jax"),
+        "Nearly all of the time is in the convolutions and poolings of the library, forward and backward.",
+    ),
+    "tune": "The second process imports TensorFlow, too, and shares the memory and its cache with the first.",
     "rerun": "Half of it is importing Prefect and the flow (`import flows.retrain` below), before anything else.",
     **dict.fromkeys(
         ("alone", "alone-seconds"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import commands, elsewhere, memory, rows, spending, trials, workers
+from benchmarks import commands, convolutions, elsewhere, memory, rows, spending, trials, workers
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -79,6 +79,21 @@ TRAINING = Comparison(
         Variant("BLAS floor", "the matrix products alone, by NumPy's OpenBLAS", ONE_OR_TWO),
     ),
     "idxflow",
+)  # fmt: skip
+CONVOLUTIONS = Comparison(
+    "convolutions", "One epoch of the profile `conv`",
+    f"{convolutions.FITTED:,} rows of MNIST in random order, batches of 64: two convolutions with batch normalization "
+    "and pooling, 128 units, dropout; loss and accuracy of the fitted rows, and the accuracy of the "
+    f"{convolutions.HELD_OUT:,} held out. Median of the epochs after the first. idxflow always trains on one thread.",
+    "convolutions",
+    (
+        Variant(convolutions.OURS, "the loop of the step `train`, one compiled call per epoch", (1,)),
+        Variant(convolutions.name_of("model.fit", 1), "Keras on TensorFlow", (1,)),
+        Variant(convolutions.name_of("model.fit", 2), "the same", (2,)),
+        Variant(convolutions.name_of("jax", 1), "one compiled call per step", (1,)),
+        Variant(convolutions.name_of("jax", 2), "the same", (2,)),
+    ),
+    convolutions.OURS, most_rounds=3,
 )  # fmt: skip
 DECODING = Comparison(
     "decoding", "Decoding the training archives",
@@ -182,7 +197,7 @@ TUNE = Comparison(
     (
         Variant(trials.ONE, "`idxflow tune mnist`, each trial an entry of the store"),
         Variant(trials.TWO, "`--at-once 2`"),
-        Variant(trials.KERAS, "`study.optimize`, a `model.fit` for each trial; nothing is kept", ONE_OR_TWO),
+        Variant(trials.KERAS, "`study.optimize`, a `model.fit` for each trial; nothing is kept", (1,), rounds=1),
     ),
     trials.ONE, most_rounds=3,
 )  # fmt: skip
@@ -220,7 +235,7 @@ ROWS = Comparison(
 COMPARISONS = {
     comparison.name: comparison
     for comparison in (
-        *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING),
+        *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING, CONVOLUTIONS),
         *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, TUNE, WORKERS, ROWS, SIMULATION),
     )
 }

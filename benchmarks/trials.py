@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import subjects, training
 from benchmarks.subjects import HELD_OUT, Measured
 
-TRIALS, EPOCHS = 16, 5
+TRIALS, EPOCHS = 16, 10
 ONE, TWO, KERAS = "idxflow, one process", "idxflow, two processes", "Optuna, model.fit"
 SPACE = """\
 [hidden]
@@ -41,10 +41,12 @@ def ours(name: str, at_once: int) -> Measured:
     """Carry out the study with so many processes; return the seconds for each trial."""
     from flows.pipeline import Directly
     from flows.run import Request
-    from flows.settings import configure_prefect, silence_prefect
+    from flows.settings import configure_prefect, relax_garbage_collection, silence_prefect
     from flows.tuning.request import StudyRequest
     from flows.tuning.study import carry_out
 
+    # As the command does.
+    relax_garbage_collection()
     configure_prefect()
     silence_prefect()
     folder, (trials, epochs) = subjects.new_folder("study"), work()

@@ -32,7 +32,7 @@ from tasks.fetch import fetch
 from tasks.normalize import normalize
 from tasks.publish import point_to_report, publish
 from tasks.quarantine import quarantine
-from tasks.train import train
+from tasks.train import check_own_model, train
 from tasks.validate import validate
 
 P = ParamSpec("P")
@@ -165,6 +165,7 @@ def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tu
 
 def to_decision(job: Job, caller: Caller) -> None:
     """Carry out all steps; the champion that is scored is the one that is replaced or kept."""
+    check_own_model(job.store, job.dataset, job.config)
     train_split, test_split = to_validation(job, caller, job.audit)
     store, dataset = job.store, job.dataset
     normalization = job.keep("normalization", caller.call(normalize, store, dataset, train_split, job.config))

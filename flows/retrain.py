@@ -87,7 +87,7 @@ def retrain(
 
     Args:
         dataset: Name of a data set of the catalog: digits (embedded), mnist, kmnist, emnist-letters, …
-        profile: Training recipe: default, tutorial (the published recipe), fast, conv, or tuned (by a study).
+        profile: Training recipe: default, tutorial (the published recipe), fast, conv, best, or tuned (by a study).
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
@@ -100,12 +100,11 @@ def retrain(
         workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
         as_of: Use only archives of this day or earlier, such as 2026-11-30. Default: all.
     """
-    overrides = training.model_dump(exclude_none=True) if training else {}
     request = Request(
         dataset,
         dataset_file,
         profile,
-        overrides,
+        parameters_of(training),
         source=source,
         store=store,
         force=force,
@@ -142,15 +141,14 @@ def retrain_arrival(
     Args:
         dataset: Name of the data set.
         arrival: Id of the set, as `idxflow watch` prints it, such as 20261128-201530-0c4f1a2b.
-        profile: Training recipe: default, tutorial (the published recipe), fast, conv, or tuned (by a study).
+        profile: Training recipe: default, tutorial (the published recipe), fast, conv, best, or tuned (by a study).
         training: Individual training parameters that differ from the profile and the data set's own defaults.
         force: Train, evaluate and decide again even if nothing is new.
         audit: Look for wrong labels and near-duplicates, too; the report shows them, and nothing is removed.
         workers: Who computes the parts of large data: a number of processes, or the address of a Dask cluster.
     """
-    overrides = training.model_dump(exclude_none=True) if training else {}
     how: dict[str, Any] = {"force": force, "audit": audit, "arrival": arrival, "workers": workers}
-    request = Request(dataset, profile=profile, training=overrides, **how)
+    request = Request(dataset, profile=profile, training=parameters_of(training), **how)
     return carry_out(request, to_decision)
 
 
@@ -188,6 +186,17 @@ def validate_dataset(
         as_of=as_of,
     )
     return carry_out(request, to_validation, "validate")
+
+
+def parameters_of(training: TrainingOverrides | None) -> dict[str, Any]:
+    """Return the training parameters that were given.
+
+    Null is a value like others: a run may leave out the `patience` that the data set has. But for a run of a
+    deployment, Prefect's form sends it for each field that was left alone.
+    """
+    if not training:
+        return {}
+    return training.model_dump(exclude_unset=True, exclude_none=bool(runtime.deployment.id))
 
 
 def _given(quarantine: list[BadRow] | None) -> tuple[str, ...] | None:

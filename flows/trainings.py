@@ -98,6 +98,12 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
             f"expected the training split of run {diagnosis.record.id} in the store; it was removed, or is of another "
             f"version; run it again: {data.run_command}"
         )
+    if config.model:
+        raise ConfigError(
+            "expected a network of idxflow's own for a learning curve, because the store does not have the source of "
+            f"others; run {diagnosis.record.id} has trained that of {config.model}; give a run of another network "
+            f"(`{data.store.command(f'runs list {data.name}')}`)"
+        )
     if not diagnosis.model.validation_rows:
         fraction = {"validation_fraction": 0.1}
         command = _here_command(data, to_try(diagnosis.record, fraction))
@@ -116,7 +122,7 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
             points[number] = curves.point(share, seed, done.record.fitted_rows, history, done.step.reused)
             say(_line(points[number], done.step.seconds, f"{len(points)} of {len(items)}"))
     found = tuple(points[number] for number in range(len(wanted)))
-    verdict, finding = curves.verdict(found), curves.finding(found, config)
+    verdict, finding = curves.verdict(found), curves.finding(found, config, dataset.image_shape)
     more = finding and Finding(
         finding.name, finding.sentence, finding.source, finding.settings, to_try(diagnosis.record, finding.settings)
     )

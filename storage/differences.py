@@ -27,3 +27,19 @@ def differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[
         for name in sorted(values.keys() | new[part].keys())
         if values.get(name) != new[part].get(name)
     ]
+
+
+def flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the parts with the values inside of mappings by themselves, such as `config.epochs`."""
+    return {
+        part: {
+            **{name: value for name, value in values.items() if not isinstance(value, Mapping)},
+            **{
+                f"{name}.{inner}": each
+                for name, value in values.items()
+                if isinstance(value, Mapping)
+                for inner, each in value.items()
+            },
+        }
+        for part, values in parts.items()
+    }

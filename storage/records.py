@@ -430,6 +430,18 @@ class LayerActivity:
 
 
 @dataclass(frozen=True)
+class OwnFunction:
+    """The user's function that has made a network."""
+
+    name: str
+    """Its file and its name, such as `my_models:build`."""
+    source: str
+    """SHA-256 of its source and of the files beside it that it imports."""
+    layers: tuple[str, ...]
+    """What it has made, in words, such as `Conv2D 8`."""
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """Weights, architecture and history of one training."""
 
@@ -453,6 +465,8 @@ class TrainedModel:
     """What TensorFlow has trained on: `CPU`, or the name of a GPU; empty in older records."""
     layers: tuple[LayerActivity, ...] = ()
     """The hidden layers whose activation has a saturated or a dead side; empty in older records."""
+    own: OwnFunction | None = None
+    """What has made the network, if a user's function has."""
 
     @property
     def weights(self) -> Path:

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from storage import store_format
-from storage.differences import Difference, differences
+from storage.differences import Difference, differences, flat
 from storage.errors import DamagedEntry, StoreError, unreadable
 from storage.files import (
     WAITING,
@@ -562,8 +562,8 @@ class Store:
         if not others:
             looked_at_all = len(_newest(self.entries(plan.dataset, plan.step))) < LOOKED_AT
             return "first run" if looked_at_all else "nothing similar among the newest results"
-        now = plan.made_from
-        before = ({part: entry["made_from"][part] for part in _PARTS} for entry in others)
+        now = flat(plan.made_from)
+        before = (flat({part: entry["made_from"][part] for part in _PARTS}) for entry in others)
         fewest = min((differences(entry, now) for entry in before), key=len)
         # What only one of them has may follow from what both have, such as a parameter of another optimizer.
         changes = [_in_words(d) for d in sorted(fewest, key=lambda d: d.old is None or d.new is None)]

@@ -21,6 +21,7 @@ from storage.records import Confirmation, Done, Evaluation, FolderEntry, Split, 
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from tasks.model import confirm_worker
+from tasks.model.classifier import libraries_of
 from tasks.ui import progress, summaries
 from tasks.ui.steps import log_step
 
@@ -50,7 +51,7 @@ def confirm(
         inputs={"weights": model.weights_digest, "evaluation": evaluation.entry.key},
         parameters={"rows": ROWS},
         code=code_digests.digests(__name__),
-        libraries=code_digests.library_versions("numpy", "scipy"),
+        libraries=code_digests.library_versions("numpy", "scipy", *libraries_of(model)),
     )
 
     def make(folder: Path) -> Confirmation:

@@ -25,8 +25,9 @@ from storage.store import Plan, Store
 from storage.workers.current import current
 from tasks.gate import wilson
 from tasks.model import network
-from tasks.model.classifier import Classifier, softmax
+from tasks.model.classifier import Classifier, libraries_of, softmax
 from tasks.model.labels import check_labels
+from tasks.model.own_network import OwnNetwork
 from tasks.ui import summaries
 from tasks.ui.steps import log_step, with_new
 
@@ -58,7 +59,7 @@ def evaluate(
         },
         parameters={"classes": list(dataset.classes)},
         code=code_digests.digests(__name__),
-        libraries=code_digests.library_versions("numpy", "scikit-learn", "scipy"),
+        libraries=code_digests.library_versions("numpy", "scikit-learn", "scipy", *libraries_of(model)),
     )
     if test.parts:
         result = _in_parts(store, plan, dataset, model, test)
@@ -255,7 +256,7 @@ def worst_mistakes(labels: np.ndarray, predicted: np.ndarray, probability: np.nd
     return tuple(Mistake(int(wrong[n]), int(labels[wrong[n]]), int(predicted[wrong[n]]), float(sure[n])) for n in first)
 
 
-def _check_fit(architecture: network.Architecture, dataset: Dataset, test: Split) -> None:
+def _check_fit(architecture: network.Architecture | OwnNetwork, dataset: Dataset, test: Split) -> None:
     expected = (test.image_shape[0] * test.image_shape[1], len(dataset.classes))
     actual = (architecture.inputs, architecture.classes)
     if actual != expected:

@@ -144,7 +144,7 @@ def _axes(values: Mapping[str, Any], ranking: Sequence[Trial], by: By) -> list[A
         found, table = [trial.values.get(name) for trial in ranking], values["space"][name]
         known = [value for value in found if value is not None]
         if "choices" in table or not all(isinstance(value, int | float) for value in known):
-            axes.append(trial_pictures.of_choices(name, found))
+            axes.append(trial_pictures.of_choices(name, found, table.get("choices", ())))
         else:
             log = bool(table.get("log")) and min(known) > 0
             axes.append(trial_pictures.of_numbers(name, found, log))

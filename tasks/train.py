@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,30 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
+from storage.datasets.own_models import Source, source_of
 from storage.datasets.training import TrainingConfig
 from storage.errors import TrainingFailed, WorkersFailed
 from storage.formats import split_rows
 from storage.formats.history import History
-from storage.records import Done, Epoch, FolderEntry, Normalization, Split, TrainedModel
+from storage.records import Done, Epoch, FolderEntry, Normalization, OwnFunction, Split, TrainedModel
 from storage.runtime import code_digests
 from storage.store import Plan, Store
 from storage.workers.current import current
-from tasks.model import augmentation, checkpoint, holdout, network, optimizers, shares, training_rows
+from tasks.model import (
+    augmentation,
+    checkpoint,
+    holdout,
+    network,
+    optimizers,
+    own_code,
+    own_network,
+    shares,
+    training_rows,
+)
 from tasks.model.checkpoint import Checkpoint
 from tasks.model.fitting import Fitting
 from tasks.model.labels import check_labels
+from tasks.model.own_network import OwnNetwork
 from tasks.model.rates import rate_after
 from tasks.model.scaling import read
 from tasks.ui import summaries
@@ -65,6 +78,7 @@ def train(
         again: a fresh token makes the key unique, so that training is repeated even if nothing else is new.
 
     Raises:
+        ConfigError: the user's own model cannot be used.
         TrainingFailed: too little memory, or the loss is not finite.
         DataRefused: a label is not a class of the data set.
         WorkersFailed: workers elsewhere cannot train it.
@@ -80,13 +94,16 @@ def planned(store: Store, training: Training, again: str = "") -> Item:
     """Return a training with the key of its entry.
 
     Raises:
+        ConfigError: the source of the user's own model cannot be used.
         TrainingFailed: not even one batch fits in the memory allowed.
     """
+    training = replace(training, source=training.source or own_source(training.dataset, training.config))
     plan = Plan(
         training.dataset.name,
         "train",
         inputs={"train": training.split.digest, "normalization": training.normalization.digest},
-        parameters=training.config.model_dump(mode="json", exclude={"memory"})
+        parameters=training.config.deciding()
+        | source_of_model(training.source)
         | {"classes": len(training.dataset.classes)}
         | _shards(training)
         | ({"share": training.share} if training.share < 1 else {})
@@ -95,6 +112,38 @@ def planned(store: Store, training: Training, again: str = "") -> Item:
         libraries=code_digests.library_versions("tensorflow", "keras", "numpy"),
     )
     return Item(store, plan, training)
+
+
+def own_source(dataset: Dataset, config: TrainingConfig) -> Source | None:
+    """Return the source of the user's own model as it is now; None if there is no such model.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    return source_of(config.model, dataset.manifest) if config.model else None
+
+
+def source_of_model(source: Source | None) -> dict[str, str]:
+    """Return the parameter of a key by which another source of the user's own model counts; none without one."""
+    return {"source_of_model": source.digest} if source else {}
+
+
+def check_own_model(store: Store, dataset: Dataset, config: TrainingConfig) -> None:
+    """Have the user's own model made, if there is one, so that a fault in it shows before anything is fetched.
+
+    What is among the newest trainings in the store has been made already.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    if not config.model:
+        return
+    source = source_of(config.model, dataset.manifest)
+    known = source_of_model(source).items()
+    if not any(
+        known <= each["made_from"]["parameters"].items() for each in store.newest_entries(dataset.name, "train")
+    ):
+        own_code.made(source, dataset.image_shape, len(dataset.classes), config.seed)
 
 
 def _shards(training: Training) -> dict[str, int]:
@@ -113,6 +162,8 @@ class Training:
     config: TrainingConfig
     share: float = 1.0
     """Of the fitted rows, if not all are to be used: see `tasks.model.shares`."""
+    source: Source | None = None
+    """Of the user's own model, if there is one and it has been read."""
 
     @property
     def held_out(self) -> int:
@@ -124,10 +175,16 @@ class Training:
         """Number of rows that the weights are fitted to."""
         return self.split.rows - self.held_out
 
-    @property
-    def architecture(self) -> network.Architecture:
-        """The network to train."""
+    @cached_property
+    def architecture(self) -> network.Architecture | OwnNetwork:
+        """The network to train.
+
+        Raises:
+            ConfigError: the user's own model cannot be used.
+        """
         height, width = self.split.image_shape
+        if source := self.source or own_source(self.dataset, self.config):
+            return own_code.made(source, (height, width), len(self.dataset.classes), self.config.seed)
         return network.Architecture(
             height * width,
             self.config.hidden,
@@ -257,9 +314,13 @@ def train_into(folder: Path, training: Training, watch: Watch | None = None) -> 
         _clear(folder)
         raise
     network.save_weights(record.weights, fitting.weights)
-    network.save_architecture(record.architecture, architecture)
     shutil.copyfile(training.normalization.file, record.normalization)
-    network.export(record.export, architecture, fitting.weights, statistics, training.split.image_shape)
+    if isinstance(architecture, OwnNetwork):
+        own_network.save(record.architecture, architecture)
+        own_network.export(record.export, architecture, fitting.weights, statistics)
+    else:
+        network.save_architecture(record.architecture, architecture)
+        network.export(record.export, architecture, fitting.weights, statistics, training.split.image_shape)
     shares.removed(folder)
     # Last, so that a training killed before this line can still resume.
     (folder / _CHECKPOINT).unlink(missing_ok=True)
@@ -359,13 +420,14 @@ def _epoch(fitting: Fitting, training: Training, number: int) -> Epoch:
 
 def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
     training, weights = course.training, fitting.weights
+    architecture = training.architecture
     loss, accuracy = fitting.score(0, training.split.rows)
     if not math.isfinite(loss) or not all(np.isfinite(values).all() for values in weights.values()):
         raise _diverged(training, course.chosen, loss)
     return TrainedModel(
         FolderEntry(folder),
         network.weights_digest(weights),
-        training.architecture.parameters,
+        architecture.parameters,
         training.fitted,
         training.held_out,
         len(course.epochs),
@@ -376,7 +438,14 @@ def _record(folder: Path, fitting: Fitting, course: Course) -> TrainedModel:
         course.resumed_after,
         network.device(),
         fitting.activity(),
+        _own(architecture),
     )
+
+
+def _own(architecture: network.Architecture | OwnNetwork) -> OwnFunction | None:
+    if isinstance(architecture, OwnNetwork):
+        return OwnFunction(architecture.function, architecture.source, architecture.layers)
+    return None
 
 
 def _diverged(training: Training, epoch: int, loss: float) -> TrainingFailed:

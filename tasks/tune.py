@@ -26,6 +26,7 @@ from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.model_errors import checked
+from storage.datasets.own_models import Source
 from storage.datasets.training import TrainingConfig, with_other
 from storage.errors import ConfigError, DamagedEntry, TrainingFailed
 from storage.formats import members
@@ -34,7 +35,7 @@ from storage.records import Done, Epoch, FolderEntry, Normalization, Split, Stud
 from storage.runtime import code_digests
 from storage.store import FOLDERS, Plan, Store
 from tasks.model import training_rows
-from tasks.train import Abandoned, Training, made, planned
+from tasks.train import Abandoned, Training, made, own_source, planned, source_of_model
 from tasks.tuning.optuna_study import Judge, Search, of_epoch
 from tasks.tuning.space import to_toml
 from tasks.ui import summaries
@@ -60,7 +61,8 @@ def begin(
     """
     parameters: dict[str, Any] = {
         "space": {name: values.to_json() for name, values in search.space.items()},
-        "config": config.model_dump(mode="json", exclude={"memory"}),
+        "config": config.deciding(),
+        **source_of_model(own_source(dataset, config)),
         "classes": len(dataset.classes),
         **{name: getattr(search, name) for name in ("sampler", "pruner", "by", "seed", "seeds")},
     }
@@ -115,6 +117,8 @@ class Candidate:
     values: Mapping[str, Any]
     earlier: tuple[Trial, ...] = field(default=(), repr=False)
     """The trials that have ended, by which this one is judged."""
+    source: Source | None = field(default=None, repr=False)
+    """Of the user's own model, if there is one, as it was when the study was begun."""
 
 
 def tried(candidate: Candidate) -> Done[Trial]:
@@ -198,7 +202,8 @@ class _Trying:
     def _trained(self, number: int, normalization: Normalization) -> TrainedModel:
         """Carry out one of the trainings. Only the first may be abandoned, and only if it is not in the store."""
         candidate, config = self._candidate, configuration(self._candidate, number)
-        item = planned(candidate.store, Training(candidate.dataset, candidate.split, normalization, config))
+        training = Training(candidate.dataset, candidate.split, normalization, config, source=candidate.source)
+        item = planned(candidate.store, training)
         model = made(item, None if number else self._watch).record
         if not number:
             self._curve = [of_epoch(epoch, candidate.search.by) for epoch in read_history(model.history_source)]

@@ -13,6 +13,7 @@ from flows.commands.destination import destination, write
 from flows.commands.options import AsJson, InsecureWorkers, StoreFolder, Workers
 from flows.dataset_in_store import DatasetInStore
 from flows.terminal.output import print_json, print_line, print_table, remark
+from flows.terminal.streams import without_log_warnings
 from storage.errors import ConfigError
 from storage.records import Finding, to_json
 
@@ -73,7 +74,7 @@ def diagnose(
     file = None
     if learning_curve and (out or not as_json):
         file = destination("--out", out or Path(f"{dataset}-learning-curve.html"), (".html",), data.store)
-    with data.store.in_use(dataset):
+    with data.store.in_use(dataset), without_log_warnings():
         diagnosis = diagnosed(data, run)
     if not as_json:
         _print(data, diagnosis)
@@ -132,7 +133,7 @@ def _print_findings(findings: Iterable[Finding]) -> None:
 
 
 def _print_curve(curve: Curve) -> None:
-    from tasks.diagnosing.learning_curve import summaries
+    from tasks.diagnosing.learning_curve import instead, summaries
 
     print_table(
         (
@@ -144,7 +145,7 @@ def _print_curve(curve: Curve) -> None:
     )
     print_line(curve.sentence)
     if curve.finding:
-        print_line("    to try, until there are more rows:")
+        print_line(f"    to try where more rows are not to be had: {instead(curve.finding.settings)}")
         print_line(f"        {curve.finding.remedy}")
 
 

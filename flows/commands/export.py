@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from flows.commands.options import AsJson, ModelVersion, StoreFolder
 from flows.terminal.output import print_json, print_line
+from flows.terminal.streams import without_log_warnings
 from storage.opening import open_store
 from storage.records import to_json
 from storage.words import counted
@@ -45,7 +46,9 @@ def export(
     """
     from tasks.serving.export import export_version
 
-    exported = export_version(open_store(store), dataset, version, format_, out)
+    # The model card leaves out what cannot be read.
+    with without_log_warnings():
+        exported = export_version(open_store(store), dataset, version, format_, out)
     if as_json:
         return print_json({**to_json(exported), "folder": str(exported.folder), "error": None})
     print_line(_sentence(exported))

@@ -23,7 +23,9 @@ StoreFolder = Annotated[
 ]
 Recipe = Annotated[
     str,
-    Parameter(help="Training recipe: `default`, `tutorial`, `fast`, `conv`, or `tuned`, which `idxflow tune` makes."),
+    Parameter(
+        help="Training recipe: `default`, `tutorial`, `fast`, `conv`, `best`, or `tuned`, which `idxflow tune` makes."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,

@@ -25,6 +25,8 @@ _PROGRAMS = ("idxflow", "prefect")
 _TO_TYPE = re.compile(rf"(?<![\w./~-])({'|'.join(_PROGRAMS)}) (?=(?:--)?[a-z])")
 _COMMAND = re.compile(rf" +(?:export \S|(?:\S*/)?(?:{'|'.join(_PROGRAMS)}) )")
 """The start of a line that is a command to copy."""
+_LAST = re.compile(rf"(.*:) ((?:\S*/)?(?:{'|'.join(_PROGRAMS)}) (?:(?!; |, or |`).)+)")
+"""A line that ends with a command after a colon."""
 _WHOLE = ("{", "[", "│", "╭", "╰")
 """First characters of lines of JSON and of boxes."""
 
@@ -50,8 +52,9 @@ def width(stream: Stream) -> int | None:
 def fitted(text: str, columns: int) -> str:
     """Return lines wrapped to `columns`; continuation lines are indented.
 
-    Longer words, such as paths, and lines that are commands stay whole, so that they can be copied. JSON, the boxes
-    of `--help` and lines with control characters stay unchanged.
+    Longer words, such as paths, and lines that are commands stay whole, so that they can be copied; a command that ends
+    a line which is too long gets one of its own. JSON, the boxes of `--help` and lines with control characters stay
+    unchanged.
     """
     return "\n".join(_fitted(line, columns) for line in text.split("\n"))
 
@@ -62,6 +65,8 @@ def _fitted(line: str, columns: int) -> str:
     line = callable_from_here(shortened(line))
     if len(line) <= columns or _COMMAND.match(line):
         return line
+    if last := _LAST.fullmatch(line):
+        return f"{_fitted(last[1], columns)}\n    {last[2]}"
     column, leading = _COLUMN.match(line), len(line) - len(line.lstrip())
     indent = column.end() if column and column.end() <= columns // 2 else leading or 2
     lines = [line[:leading]]

@@ -119,7 +119,10 @@ def without_log_warnings() -> Iterator[None]:
     """Keep log warnings about unreadable data off the terminal, for commands that report it in a line."""
     logger, handler = logging.getLogger("tasks"), logging.NullHandler()
     logger.addHandler(handler)
+    # What TensorFlow imports gives the root logger a handler that prints.
+    before, logger.propagate = logger.propagate, False
     try:
         yield
     finally:
+        logger.propagate = before
         logger.removeHandler(handler)

@@ -8,6 +8,7 @@ from typing import Any
 
 from flows.run import Job
 from flows.tuning.request import StudyRequest
+from storage.datasets.own_models import Source
 from storage.datasets.training import CHOICES
 from storage.records import Normalization, Split, Study, Trial, to_json
 from tasks.tune import Candidate, configuration
@@ -26,9 +27,17 @@ class Course:
     split: Split
     normalizations: tuple[Normalization, ...]
     """Of the seed of each training."""
+    source: Source | None = None
+    """Of the user's own model, if there is one."""
     trials: dict[int, Trial] = field(default_factory=dict)
     """By their numbers."""
     report: str | None = None
+
+    def note(self, trial: Trial) -> Trial:
+        """Keep a trial that has ended; return it with its values in the order of the space, which the store forgets."""
+        values = {name: trial.values[name] for name in self.search.space if name in trial.values}
+        noted = self.trials[trial.number] = replace(trial, values={**values, **trial.values})
+        return noted
 
     @property
     def ended(self) -> list[Trial]:
@@ -69,6 +78,7 @@ class Course:
             number,
             values,
             tuple(self.ended),
+            self.source,
         )
 
     def winner(self) -> dict[str, Any] | None:

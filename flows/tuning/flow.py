@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.pipeline import ByPrefect, Caller
-from flows.retrain import Share, Source, StorePlace, WorkersName, describe_run, who_asked
+from flows.retrain import Share, Source, StorePlace, WorkersName, describe_run, parameters_of, who_asked
 from flows.run import Request
 from flows.schedule import SUPERSEDED, CatchUp, superseded
 from flows.settings import LOGGERS, relax_garbage_collection
@@ -68,7 +68,7 @@ def tune(
         pruner: What ends a trial that is not worth going on: median, halving or none.
         by: What trials are compared by, on held-out rows: loss or accuracy.
         seed: Of the sampler: with the same one, the same is proposed.
-        profile: Training recipe before the search: default, tutorial, fast or tuned (by an earlier study).
+        profile: Training recipe before the search: default, tutorial, fast, conv, best, or tuned by an earlier study.
         training: Training parameters that are fixed, so that they are not searched.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
@@ -82,7 +82,7 @@ def tune(
         dataset,
         dataset_file,
         profile,
-        training.model_dump(exclude_none=True) if training else {},
+        parameters_of(training),
         source=source,
         store=store,
         quarantine=None if quarantine is None else tuple(quarantine),

@@ -22,7 +22,8 @@ def line(course: Course, trial: Trial) -> str:
     number = f"trial {trial.number:<4}"
     values = _values(trial.values)
     if trial.state != "complete":
-        return f"{number} {trial.state:<38} {trial.seconds:7.1f} s  {values}"
+        why = f"  {trial.reason}" if trial.state == "failed" else ""
+        return f"{number} {trial.state:<38} {trial.seconds:7.1f} s  {values}{why}"
     best = "  best so far" if course.ranking[0] is trial else ""
     return f"{number} {result(trial):<38} {trial.seconds:7.1f} s  {values}{best}"
 

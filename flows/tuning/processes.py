@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from flows.service.deaths import by_signal, counter, in_kernel_log, kills_for_memory
 from flows.service.processes import end_with_parent
-from flows.settings import LOGGERS, ROOT
+from flows.settings import LOGGERS, ROOT, relax_garbage_collection
 from storage.errors import TrainingFailed
 from storage.records import Done, Trial
 from storage.runtime import progress
@@ -131,6 +131,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    relax_garbage_collection()
     for name in LOGGERS:
         logging.getLogger(name).addHandler(_Sender(answers))
     from storage.runtime import arithmetic

@@ -9,12 +9,13 @@ from typing import Any, get_args
 
 from flows.run import Request
 from storage.datasets.catalog import Dataset, shown
-from storage.datasets.training import TrainingConfig
+from storage.datasets.training import NETWORK, TrainingConfig, check_poolings
 from storage.errors import ConfigError
 from storage.words import meant
 from storage.workers.address import are_elsewhere, chosen
 from tasks.tuning import space
 from tasks.tuning.optuna_study import By, Proposals, Pruner, Sampler, Search, check_installed
+from tasks.tuning.space import Space
 
 TRIALS = 30
 """How many trials a study has by default."""
@@ -64,12 +65,27 @@ class StudyRequest:
             )
         if config.seed + self.seeds > 2**32:
             raise ConfigError(f"expected seeds below {2**32:,}; found {config.seed:,} and more; choose a lower seed")
-        fixed = tuple(self.run.overrides)
-        searched = space.read(Path(self.space), fixed) if self.space else space.default(fixed)
+        searched = self._searched(config)
+        for choice in searched["conv"].choices if "conv" in searched else ():
+            check_poolings(config.model_copy(update={"conv": choice}), dataset)
         how: Any = {name: getattr(self, name) for name in ("sampler", "pruner", "by", "seed", "seeds")}
         # A grid may have too many combinations.
         Proposals(searched, how["sampler"], how["by"], self.seed)
         return dataset, config, Search(searched, **how)
+
+    def _searched(self, config: TrainingConfig) -> Space:
+        fixed = tuple(self.run.overrides)
+        if not self.space:
+            return space.default((*fixed, *NETWORK) if config.model else fixed)
+        searched = space.read(Path(self.space), fixed)
+        of_network = [name for name in searched if config.model and name in NETWORK]
+        if of_network:
+            raise ConfigError(
+                f"{self.space}: expected no parameters of a network, because {config.model} makes it; found "
+                f"{', '.join(of_network)}; remove them"
+            )
+        space.check_effects(searched, config.model_dump(), self.space)
+        return searched
 
     def processes(self) -> int:
         """Return how many trials to carry out at a time, without asking a cluster: 0 stands for all its workers."""

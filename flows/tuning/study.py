@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from storage.workers.current import using
 from storage.workers.protocol import Workers
 from tasks.normalize import normalize
 from tasks.study import publish_study
-from tasks.train import another_folder
+from tasks.train import another_folder, check_own_model, own_source
 from tasks.tune import Candidate, begin, name_of, trials_of, tried
 from tasks.tuning.optuna_study import Search, score
 
@@ -73,18 +74,23 @@ def carry_out(request: StudyRequest, caller: Caller, asked_by: str, tell: Tell) 
 
 def _begun(request: StudyRequest, job: Job, search: Search, caller: Caller) -> Course:
     """Prepare the data, and return the study with the trials that it has."""
+    check_own_model(job.store, job.dataset, job.config)
+    source = own_source(job.dataset, job.config)
     split = to_training_rows(job, caller)
     configs = [job.config.model_copy(update={"seed": job.config.seed + more}) for more in range(search.seeds)]
     normalized = [caller.call(normalize, job.store, job.dataset, split, config) for config in configs]
     normalizations = tuple(job.passed(finished) for finished in normalized)
     arguments = (job.store, job.dataset, split, normalizations[0], job.config, search)
-    study = job.passed(caller.call(begin, *arguments))
-    course = Course(request, job, search, study, split, normalizations)
+    begun = job.passed(caller.call(begin, *arguments))
+    # The store sorts names, and the space is shown as it was given.
+    study = replace(begun, space={name: values.to_json() for name, values in search.space.items()})
+    course = Course(request, job, search, study, split, normalizations, source)
     ledger = Ledger(job.store, job.dataset.name)
     if not ledger.find("studies", study.entry.key):
         # From now on its trials are kept.
         ledger.append("studies", study.entry.key, _values(course, "begun"))
-    course.trials = {trial.number: trial for trial in trials_of(job.store, job.dataset.name, study.entry.key)}
+    for trial in trials_of(job.store, job.dataset.name, study.entry.key):
+        course.note(trial)
     return course
 
 
@@ -197,9 +203,9 @@ def _at_once(course: Course, tell: Tell, calling: AbstractContextManager[Call], 
 
 
 def _note(course: Course, tell: Tell, trial: Trial) -> None:
-    course.trials[trial.number] = trial
+    noted = course.note(trial)
     _show_bar(course)
-    tell(course, trial, True)
+    tell(course, noted, True)
 
 
 def _show_bar(course: Course) -> None:

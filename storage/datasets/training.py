@@ -23,12 +23,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from storage.datasets.catalog import Dataset, shown
-from storage.datasets.json_schema import TomlSchema, bounds
+from storage.datasets.json_schema import EXPECTED, TomlSchema, bounds
 from storage.datasets.model_errors import checked
+from storage.datasets.own_models import source_of
 from storage.errors import ConfigError
 from storage.words import meant
 
-Profile = Literal["default", "tutorial", "fast", "conv", "tuned"]
+Profile = Literal["default", "tutorial", "fast", "conv", "best", "tuned"]
 Optimizer = Literal["sgd", "adam", "adamw", "rmsprop"]
 Schedule = Literal["inverse", "cosine", "exponential"]
 Units = Annotated[int, Field(ge=1, le=65536)]
@@ -52,6 +53,18 @@ def _size(value: Any) -> str:
 # The pattern is for the form in the Prefect UI; pydantic's own message would show the pattern to people.
 Memory = Annotated[str, BeforeValidator(_size), Field(json_schema_extra={"pattern": _SIZE})]
 
+Function = Annotated[
+    str,
+    Field(
+        max_length=200,
+        pattern="^[A-Za-z_][A-Za-z0-9_]*:[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={EXPECTED: "FILE:FUNCTION, such as my_models:build for the function build of my_models.py"},
+    ),
+]
+
+NETWORK = ("hidden", "activation", "conv", "batch_norm", "dropout", "initialization")
+"""The parameters of idxflow's own network, which a model of the user's replaces."""
+
 PROFILES: dict[Profile, dict[str, Any]] = {
     "default": {},
     # Exactly the published recipe, regardless of the data set's own rates.
@@ -69,6 +82,21 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "learning_rate": 0.05,
         "decay": 0.001,
         "epochs": 6,
+    },
+    # The best dense network that `idxflow tune mnist` has found in the space examples/dense.toml, to three digits.
+    "best": {
+        "hidden": [400, 200],
+        "activation": "silu",
+        "optimizer": "adamw",
+        "learning_rate": 0.00064,
+        "weight_decay": 0.00961,
+        "schedule": "cosine",
+        "batch_size": 32,
+        "dropout": 0.0279,
+        "label_smoothing": 0.00686,
+        "shift": 1.0,
+        "rotate": 10.0,
+        "epochs": 12,
     },
     # What `idxflow tune` has found for the data set, which the store knows (`storage.studies`).
     "tuned": {},
@@ -146,6 +174,10 @@ class _Parameters(BaseModel):
     initialization: Literal["glorot", "he", "lecun", "fit"] = Field(
         default="glorot",
         description="Spread of the initial weights; fit: he for relu, elu, gelu and silu, lecun for selu, else glorot.",
+    )
+    model: Function | None = Field(
+        default=None,
+        description="Your function that makes the whole network with Keras, instead of the parameters above.",
     )
     optimizer: Optimizer = Field(
         default="sgd", description="How a gradient changes the weights; the rules are those of Keras."
@@ -290,6 +322,17 @@ class _Parameters(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _one_network(self) -> Self:
+        usual = {name: field.default for name, field in _Parameters.model_fields.items()}
+        for name in NETWORK if self.model else ():
+            if getattr(self, name) not in (None, usual[name]):
+                raise ValueError(
+                    f"expected model without {name}, because the function makes the whole network; found both; remove "
+                    f"{name}, or the model (in a run: --set model=null)"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _the_rate_stays_above_zero(self) -> Self:
         if self.schedule == "exponential" and self.final_share == 0:
             raise ValueError(
@@ -326,6 +369,10 @@ class TrainingConfig(_Parameters):
     def numbers(self, *names: str) -> tuple[float, ...]:
         """Return parameters that the optimizer or the schedule takes: these are set."""
         return tuple(getattr(self, name) for name in names)
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides the weights, as JSON values: all but the memory budget, and `model` only if it is set."""
+        return self.model_dump(mode="json", exclude={"memory"} if self.model else {"memory", "model"})
 
     @property
     def memory_bytes(self) -> int:
@@ -365,12 +412,13 @@ def training_config(
 ) -> TrainingConfig:
     """Combine the profile, the data set's own defaults and the user's overrides; later values win.
 
-    The profile `tutorial` is the published recipe and takes nothing from the data set. If the user chooses an optimizer
-    or a schedule, parameters of profile and data set that it does not take are left out.
+    The profile `tutorial` is the published recipe and takes nothing from the data set. What an optimizer or a schedule
+    does not take is left out if another of the three has chosen that: values of profile and data set where the user
+    chooses, of the profile where the data set does, and of the data set where the profile does.
 
     Raises:
-        ConfigError: a value is out of bounds or unknown, or images are too small for so many poolings; the message
-            names it, its bounds and what was found.
+        ConfigError: a value is out of bounds or unknown, images are too small for so many poolings, or the source of
+            the user's own model cannot be used; the message names it, its bounds and what was found.
     """
     if profile not in PROFILES:
         raise ConfigError(
@@ -378,7 +426,9 @@ def training_config(
             "choose one of these, or leave it out"
         )
     config = checked(TrainingConfig, combined(profile, dataset.training, overrides or {}), "training parameters")
-    _check_poolings(config, dataset)
+    check_poolings(config, dataset)
+    if config.model:
+        source_of(config.model, dataset.manifest)
     return config
 
 
@@ -388,11 +438,22 @@ def combined(profile: Profile, own: Mapping[str, Any], overrides: Mapping[str, A
     Args:
         own: what the data set says.
     """
-    usual = {**PROFILES[profile], **({} if profile == "tutorial" else own)}
-    return {name: value for name, value in usual.items() if not without_effect(name, overrides)} | dict(overrides)
+    recipe, own = PROFILES[profile], {} if profile == "tutorial" else own
+    chosen = {name: value for name, value in recipe.items() if name not in own}
+    usual = {**_with_effect(recipe, own), **_with_effect(own, chosen)}
+    return _with_effect(usual, overrides) | dict(overrides)
 
 
-def _check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
+def _with_effect(values: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not without_effect(name, choices)}
+
+
+def check_poolings(config: TrainingConfig, dataset: Dataset) -> None:
+    """Check that the images are large enough for all poolings.
+
+    Raises:
+        ConfigError: they are not.
+    """
     height, width = dataset.image_shape
     if config.conv and min(height, width) >> len(config.conv) == 0:
         raise ConfigError(

@@ -54,10 +54,19 @@ def library_versions(*libraries: str) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in libraries}
 
 
+def parsed(source: str | bytes) -> ast.Module:
+    """Return the syntax tree of Python source.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: it is none.
+    """
+    with _parsing:
+        return ast.parse(source)
+
+
 @cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
-    with _parsing:
-        tree = ast.parse(_path(module).read_bytes())
+    tree = parsed(_path(module).read_bytes())
     imported = frozenset(name for node in ast.walk(tree) for name in _imports(module, node) if _decides(name))
     return hashlib.sha256(ast.unparse(_Deciding().visit(tree)).encode()).hexdigest()[:16], imported - {module}
 

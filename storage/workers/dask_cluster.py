@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import CancelledError as Lost
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.errors import ConfigError, IdxflowError, WorkersFailed
@@ -201,6 +202,7 @@ class _Session:
         self._answered = self._seen = time.monotonic()
         self._said = False
         self._loop = asyncio.new_event_loop()
+        self._close_loop: Callable[[], None] = self._loop.close
         # What Dask leaves behind when it is closed.
         self._loop.set_exception_handler(lambda _, context: _log.debug("%s", context))
         self._asking: Future[None] | None = None
@@ -236,7 +238,10 @@ class _Session:
 
     async def _open(self) -> None:
         from distributed import Client
+        from tornado.ioloop import IOLoop
 
+        # Tornado leaves sockets of connections that failed in the loop.
+        self._close_loop = partial(IOLoop.current().close, all_fds=True)
         address, security = await self._place()
         client = Client(
             address,
@@ -447,7 +452,7 @@ class _Session:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSE_SECONDS)
         if not self._thread.is_alive():
-            self._loop.close()
+            self._close_loop()
 
     async def _close(self) -> None:
         if self._asking:

@@ -91,8 +91,7 @@ class OwnCluster:
         process = subprocess.Popen(
             [sys.executable, "-m", "storage.workers.dask_worker"],
             cwd=ROOT,
-            # The same code as here, wherever it may be installed.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
+            env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -145,3 +144,11 @@ class OwnCluster:
                 process.wait()
         for errors in self._errors:
             errors.close()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a process that computes."""
+    # The same code as here, wherever it may be installed.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    # The processes share the processors: with a thread each for all of these, they would wait for each other.
+    return {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from storage.runtime import arithmetic, cancellation, code_digests
+from storage.runtime import arithmetic, cancellation, code_digests, memory
 from storage.runtime.progress import Progress, listening
 from storage.workers.fingerprint import Fingerprint, Loaded
 
@@ -87,7 +87,9 @@ def compute(function: str, item: bytes, code: str, tells: bool, topic: str, call
     """
     if not call.endswith("-0"):
         _say_begun(topic, call)
-    return pickle.dumps(_answer(Answer(_name(), call), function, item, code, tells, topic))
+    answer = pickle.dumps(_answer(Answer(_name(), call), function, item, code, tells, topic))
+    memory.give_back()
+    return answer
 
 
 def _say_begun(topic: str, call: str) -> None:

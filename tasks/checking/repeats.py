@@ -21,7 +21,7 @@ from storage.store import Plan, Store
 from storage.workers.current import in_order
 from tasks.checking.surveys import IMAGES, PartSurvey, SplitSurvey
 
-BUCKET_IMAGES = 1 << 23
+BUCKET_IMAGES = 1 << 21
 """About how many images a bucket has at most; it takes some 80 bytes of memory for each."""
 
 AGAIN, CONFLICT, LEAKED = np.uint8(1), np.uint8(2), np.uint8(4)

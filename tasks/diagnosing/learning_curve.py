@@ -7,7 +7,7 @@ held-out rows say at the epoch at which their loss is lowest. The test split is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
 """The shares of the fitted rows to train on."""
 HELPS = 0.1
 """Least fall of the held-out loss that twice as many rows would bring."""
+SHIFT, ROTATE, ZOOM = 1 / 16, 10.0, 0.1
+"""How much to vary images: a share of the smaller side, degrees, and a share."""
 
 _LEAST_SHARE = 0.2
 _MOST_EPOCHS = 10_000
@@ -72,9 +74,17 @@ class Verdict:
 
 
 def config_for(config: TrainingConfig, share: float) -> TrainingConfig:
-    """Return the configuration for a share of the rows: with more epochs, so that there are as many steps."""
-    epochs = min(math.ceil(config.epochs / share), _MOST_EPOCHS)
-    return config if share == 1 else config.model_copy(update={"epochs": epochs})
+    """Return the configuration for a share of the rows: with more epochs, so that there are as many steps.
+
+    Warm-up and patience are in epochs, too.
+    """
+    if share == 1:
+        return config
+    in_epochs = {name: getattr(config, name) for name in ("epochs", "warmup_epochs", "patience")}
+    longer = {name: min(math.ceil(each / share), _MOST_EPOCHS) for name, each in in_epochs.items() if each}
+    # The last of so many would have no step of the schedule.
+    longer["warmup_epochs"] = min(longer.get("warmup_epochs", 0), longer["epochs"] - 1)
+    return config.model_copy(update=longer)
 
 
 def point(share: float, seed: int, fitted_rows: int, history: Sequence[Epoch], reused: bool) -> Point:
@@ -126,18 +136,27 @@ def verdict(points: Sequence[Point]) -> Verdict:
         else f"the held-out loss does not fall with the number of rows; it is {last.held_out_loss:.4f}"
     )
     doubt = "" if low is None else f" ({low:.0%} or more, by {counted(len(slopes), 'seed')})"
-    start = "More data would help: " if helps else "More data would hardly help: "
-    return Verdict(helps, fall, low, f"{start}{expected}{doubt if fall > 0 else ''}.")
+    start = "More data would help" if helps else "More data would hardly help"
+    if fall >= HELPS and not helps:
+        start = "Whether more data would help is uncertain, and more seeds would tell"
+    return Verdict(helps, fall, low, f"{start}: {expected}{doubt if fall > 0 else ''}.")
 
 
-def finding(points: Sequence[Point], config: TrainingConfig) -> Found | None:
-    """Return the finding that more data would help, if it would: until there is, hold out fewer rows."""
+def finding(points: Sequence[Point], config: TrainingConfig, image_shape: tuple[int, int]) -> Found | None:
+    """Return the finding that more data would help, if it would, with what to try where there is no more."""
     found = verdict(points)
     if not found.helps:
         return None
     source = "J. Hestness et al. 2017, Deep Learning Scaling Is Predictable, Empirically"
     settings: dict[str, Any] = {"validation_fraction": config.validation_fraction / 2}
+    if not (config.shift or config.rotate or config.zoom):
+        settings = {"shift": max(0.1, round(SHIFT * min(image_shape), 1)), "rotate": ROTATE, "zoom": ZOOM}
     return Found("more data would help", found.sentence, source, settings)
+
+
+def instead(settings: Mapping[str, Any]) -> str:
+    """Return what the settings of the finding come to, for a sentence that says: where more rows are not to be had."""
+    return "vary the images that there are" if "shift" in settings else "hold out fewer of those that there are"
 
 
 def _slope(points: Sequence[Point]) -> float:

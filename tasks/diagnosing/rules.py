@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.datasets.training import TrainingConfig
+from storage.datasets.training import NETWORK, TrainingConfig
 from storage.records import Epoch, LayerActivity
 
 NOT_LEARNING = 0.98
@@ -149,14 +149,22 @@ class Course:
 
 
 def findings(course: Course) -> tuple[Found, ...]:
-    """Return what the rules found in the course of a training, the most important first."""
-    causes = [*filter(None, (rule(course) for rule in _CAUSES))]
-    effects = [] if causes else [*filter(None, (rule(course) for rule in _EFFECTS))]
+    """Return what the rules found in the course of a training, the most important first.
+
+    Of a network that a user's own function has made, only what other parameters than those of the network can change.
+    """
+    causes = [*filter(None, (_changeable(rule(course), course) for rule in _CAUSES))]
+    effects = [] if causes else [*filter(None, (_changeable(rule(course), course) for rule in _EFFECTS))]
     found = [*causes, *effects, *filter(None, (rule(course) for rule in _HELD_OUT))]
     if not course.has_learned:
         # It is the news; the first cause, if one is known, has the thing to try.
         found.insert(0, _not_learning(course, found[0] if causes else None))
     return tuple(found)
+
+
+def _changeable(found: Found | None, course: Course) -> Found | None:
+    is_of_network = found and course.config.model and not found.settings.keys().isdisjoint(NETWORK)
+    return None if is_of_network else found
 
 
 def _not_learning(course: Course, cause: Found | None) -> Found:

@@ -1,14 +1,20 @@
-"""Predict with a trained model in NumPy alone, without loading TensorFlow or Prefect."""
+"""Predict with a trained model in NumPy alone, without loading TensorFlow or Prefect.
+
+Only a network that a user's own function has made needs TensorFlow: NumPy would have to know all layers of Keras.
+"""
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from storage.errors import ConfigError, DamagedEntry, made_again
 from storage.records import TrainedModel
-from tasks.model import forward, network, scaling
+from tasks.model import forward, network, own_network, scaling
+from tasks.model.own_network import OwnNetwork
 
 SCORED_AT_ONCE = 2048
 """Rows per call; bounds the memory for activations."""
@@ -38,7 +44,7 @@ class Classifier:
     """
 
     def __init__(self, model: TrainedModel) -> None:
-        self.architecture = network.load_architecture(model.architecture)
+        self.architecture = own_network.load(model.architecture)
         self._weights = network.load_weights(model.weights, self.architecture)
         if network.weights_digest(self._weights) != model.weights_digest:
             raise DamagedEntry(
@@ -58,7 +64,17 @@ class Classifier:
         starts = range(0, len(images), SCORED_AT_ONCE)
         blocks = [scaling.apply(images[start : start + SCORED_AT_ONCE], self._statistics) for start in starts]
         none = np.empty((0, self.architecture.classes), np.float32)
-        return np.concatenate([none, *(forward.logits(self.architecture, self._weights, block) for block in blocks)])
+        return np.concatenate([none, *(self._of_block(block) for block in blocks)])
+
+    def _of_block(self, rows: np.ndarray) -> np.ndarray:
+        if isinstance(self.architecture, OwnNetwork):
+            return own_network.logits(self.architecture, self._keras_model, rows)
+        return forward.logits(self.architecture, self._weights, rows)
+
+    @cached_property
+    def _keras_model(self) -> Any:
+        assert isinstance(self.architecture, OwnNetwork), "others need no TensorFlow"  # noqa: S101
+        return own_network.build(self.architecture, self._weights)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -66,3 +82,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: np.ndarray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities
+
+
+def libraries_of(model: TrainedModel) -> tuple[str, ...]:
+    """Return the libraries besides NumPy and SciPy that compute the answers of a model."""
+    return ("tensorflow", "keras") if model.own else ()

@@ -11,14 +11,12 @@ import numpy as np
 from storage.datasets.training import TrainingConfig
 from storage.records import LayerActivity
 from storage.runtime import cancellation
-from tasks.model import activity, network, optimizers
+from tasks.model import activity, network, optimizers, own_network
 from tasks.model.augmentation import Augmentation
+from tasks.model.own_network import OwnNetwork
 from tasks.model.rates import rate_after
 from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.model.training_rows import Rows
-
-_SCORED_NUMBERS = 1 << 24
-"""The most numbers that a layer may make at once while rows are scored: 64 MiB."""
 
 
 class Fitting:
@@ -40,7 +38,7 @@ class Fitting:
 
     def __init__(
         self,
-        architecture: network.Architecture,
+        architecture: network.Architecture | OwnNetwork,
         config: TrainingConfig,
         statistics: Statistics,
         rows: Rows,
@@ -51,15 +49,16 @@ class Fitting:
         self._config, self._rows, self._fitted, self._augmentation = config, rows, fitted, augmentation
         self._pixels = tf.TensorSpec([None, architecture.inputs], tf.uint8)
         self._scale, self._offset = scale_and_offset(statistics)
-        start = network.initial_weights(architecture, config.seed, config.initialization)
-        self._model = network.build(architecture, start, config.dropout)
+        self._model = _begun(architecture, config)
         self._names = tuple(architecture.shapes)
-        self._layers = layers_with_weights(architecture.shapes)
+        self._layers = layers_with_weights(architecture.trained_shapes)
         self._weights = [variable.value for variable in self._model.trainable_weights]
+        # Of a user's own layers: what keeps weights within bounds, after each step.
+        self._bounded = [variable for variable in self._model.trainable_weights if variable.constraint is not None]
         # Each step moves these, too: the moving averages of normalizations.
         self._averages = [variable.value for variable in self._model.non_trainable_weights]
         self._random = network.random_states(self._model)
-        self._scored_at_once = max(1, _SCORED_NUMBERS // architecture.largest_output)
+        self._scored_at_once = max(1, network.SCORED_NUMBERS // architecture.largest_output)
         self._slots = {
             slot: [tf.Variable(tf.zeros_like(variable)) for variable in self._weights]
             for slot in optimizers.slots(config)
@@ -207,18 +206,25 @@ class Fitting:
             logits = self._model(images, training=True)
             losses = self._losses(labels, logits)
             loss = tf.reduce_mean(self._smoothed(labels, logits) if config.label_smoothing else losses)
-        gradients = tape.gradient(loss, self._weights)
+            if penalties := self._model.losses:
+                # Of the regularizers of a user's own layers.
+                loss = tf.add_n([loss, *penalties])
+        found = tape.gradient(loss, self._weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = [tf.convert_to_tensor(gradient) for gradient in found]
         rates = optimizers.step_rates(config, *by_step)
         for place, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
             own = {slot: variables[place] for slot, variables in self._slots.items()}
             optimizers.update(config, weight, own, gradient, rates)
+        for variable in self._bounded:
+            variable.assign(variable.constraint(variable))
         return *self._sums(labels, logits, losses), gradients
 
     def _norms(self, gradients: list[Any]) -> Any:
         """Return the Euclidean norms of the gradients of what has a place in `_layers`, float64."""
         tf = self._tf
         # Squares of float32 could overflow although the gradient itself does not.
-        return tf.stack([tf.norm(tf.cast(gradient, tf.float64)) for gradient in gradients if len(gradient.shape) > 1])
+        norms = [tf.norm(tf.cast(gradient, tf.float64)) for gradient in gradients if len(gradient.shape) > 1]
+        return tf.stack(norms) if norms else tf.zeros([0], tf.float64)
 
     def _scored(self, images: Any, labels: Any) -> tuple[Any, Any]:
         logits = self._model(self._scaled(images), training=False)
@@ -251,6 +257,14 @@ class Fitting:
     def _assign(self, variables: list[Any], values: Mapping[str, np.ndarray]) -> None:
         for name, variable in zip(self._names, variables, strict=False):
             variable.assign(values[name])
+
+
+def _begun(architecture: network.Architecture | OwnNetwork, config: TrainingConfig) -> Any:
+    """Return the Keras model of a network with the weights before training."""
+    if isinstance(architecture, OwnNetwork):
+        return own_network.build(architecture, architecture.start)
+    start = network.initial_weights(architecture, config.seed, config.initialization)
+    return network.build(architecture, start, config.dropout)
 
 
 def layers_with_weights(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from storage.formats.products import product
 from tasks.model.network import CLASSES, SIDE, Architecture, Weights
 
 _EPSILON = np.float32(1e-3)
@@ -30,7 +31,7 @@ def logits(architecture: Architecture, weights: Weights, rows: np.ndarray) -> np
     activate = _ACTIVATE[architecture.activation]
     values = _features(architecture, arrays, rows) if architecture.conv else rows
     for name, _, _ in architecture.layers:
-        values = values @ arrays[f"{name}.kernel"] + arrays[f"{name}.bias"]
+        values = product(values, arrays[f"{name}.kernel"]) + arrays[f"{name}.bias"]
         if name != CLASSES:
             values = activate(values).astype(np.float32, copy=False)
     return values
@@ -101,7 +102,7 @@ def convolved(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
         writeable=False,
     )
     size = math.prod(kernel.shape[:-1])
-    products: np.ndarray = np.ascontiguousarray(patches).reshape(-1, size) @ kernel.reshape(size, -1)
+    products = product(np.ascontiguousarray(patches).reshape(-1, size), kernel.reshape(size, -1))
     return products.reshape(count, height, width, -1)
 
 

@@ -6,15 +6,16 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from tasks.model.scaling import Statistics, scale_and_offset
 from tasks.ui.banners import without_banners
 
 MAX_UNITS = 1 << 24
+SCORED_NUMBERS = 1 << 24
+"""The most numbers that a layer may make at once while rows are scored: 64 MiB."""
 SIDE = 3
 """Height and width of the kernel of a convolution."""
 CLASSES = "classes"
@@ -141,6 +144,14 @@ class Architecture:
         return self.image_shape
 
 
+class Shaped(Protocol):
+    """A network, as far as its weights can be read."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each array of weights, by name."""
+
+
 @cache
 def tensorflow() -> Any:
     """Import TensorFlow, which takes seconds, and configure it: quiet, deterministic, one thread.
@@ -249,6 +260,18 @@ def export(
     It includes the normalisation, so it needs no other file. Equal models give equal bytes.
     """
     tensorflow()
+    model = from_pixels(architecture.inputs, _layers(architecture, "softmax"), statistics, shape)
+    _set(model, weights)
+    save(path, model)
+
+
+def from_pixels(inputs: int, layers: Iterable[Any], statistics: Statistics, shape: tuple[int, int]) -> Any:
+    """Return a Keras model that takes raw pixels of 0-255, shape (n, height, width): they are normalised at first.
+
+    Args:
+        inputs: pixels of an image.
+        layers: from normalised pixels, shape (n, inputs), to the output.
+    """
     import keras
 
     model = keras.Sequential(
@@ -258,23 +281,30 @@ def export(
             # A number per pixel belongs in the weights: as text in the configuration, it takes thirty times the space.
             keras.layers.EinsumDense(
                 "ab,b->ab",
-                architecture.inputs,
+                inputs,
                 bias_axes="b",
                 kernel_initializer="zeros",
                 trainable=False,
                 dtype="float32",
                 name="normalize",
             ),
-            *_layers(architecture, "softmax"),
+            *layers,
         ],
         name="idxflow",
     )
-    _set(model, weights)
     scale, offset = scale_and_offset(statistics)
     model.get_layer("normalize").set_weights([np.full(offset.shape, scale), offset])
+    return model
+
+
+def save(path: Path, model: Any) -> None:
+    """Write a Keras model as a `.keras` file; equal models give equal bytes."""
     with without_copy_warning():
         model.save(path)
-    _without_times(path)
+    _reproducible(path)
+
+
+_SHARED = re.compile(rb'("shared_object_id": )(\d+)')
 
 
 @contextmanager
@@ -290,7 +320,7 @@ def save_weights(path: Path, weights: Weights) -> None:
     arrays.write(path, weights)
 
 
-def load_weights(path: Path, architecture: Architecture) -> dict[str, np.ndarray]:
+def load_weights(path: Path, architecture: Shaped) -> dict[str, np.ndarray]:
     """Read the weights of `architecture`.
 
     Raises:
@@ -404,10 +434,17 @@ def _set(model: Any, weights: Weights) -> None:
             layer.set_weights(values)
 
 
-def _without_times(path: Path) -> None:
-    """Rewrite a `.keras` file without the time it was saved, which is in its members and its metadata."""
+def _reproducible(path: Path) -> None:
+    """Rewrite a `.keras` file without the time it was saved, which is in its members and its metadata.
+
+    Where Keras writes addresses in memory, to say which objects are the same, they are counted instead.
+    """
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in sorted(archive.namelist())}
+    seen: dict[bytes, int] = {}
+    members["config.json"] = _SHARED.sub(
+        lambda match: match[1] + b"%d" % seen.setdefault(match[2], len(seen) + 1), members["config.json"]
+    )
     metadata = json.loads(members["metadata.json"])
     members["metadata.json"] = json.dumps(metadata | {"date_saved": "not recorded"}, sort_keys=True).encode()
     with zipfile.ZipFile(path, "w") as archive:

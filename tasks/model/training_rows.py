@@ -31,6 +31,7 @@ from storage.formats import parquet, split_rows
 from storage.formats.parquet import ROW_GROUP
 from storage.objects.cache import cache_size
 from storage.records import Split
+from storage.runtime import memory
 from storage.runtime.prefetch import prefetch
 from storage.runtime.ranged import Ranged
 from tasks.model import network
@@ -221,7 +222,9 @@ class InShards:
 
     def windows(self, epoch: int) -> Iterator[Window]:
         """Yield the shards one by one: see `Rows`."""
-        yield from prefetch((self._window(epoch, shard) for shard in self._shards.order(epoch)), most=1)
+        for window in prefetch((self._window(epoch, shard) for shard in self._shards.order(epoch)), most=1):
+            yield window
+            memory.give_back()
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[Any, Any]]:
         """Yield rows in the order of the file: see `Rows`."""
@@ -315,6 +318,7 @@ class InParts:
         passed, fitted, reported = 0, self._order.fitted, -math.inf
         for window in prefetch(self._windows(epoch), most=1):
             yield window
+            memory.give_back()
             passed += len(window.order)
             if time.monotonic() - reported >= _PROGRESS_SECONDS or passed == fitted:
                 reported = time.monotonic()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from storage.records import Finding, RunRecord, to_json
 from storage.words import counted
-from tasks.diagnosing.learning_curve import Point, Summary, summaries
+from tasks.diagnosing.learning_curve import Point, Summary, instead, summaries
 from tasks.report import figures, rendering, sanitize
 from tasks.report.diagnosis import to_try
 from tasks.report.figures import Chart, Line
@@ -27,7 +27,9 @@ def page(run: RunRecord, points: Sequence[Point], sentence: str, finding: Findin
         "run": run.id,
         "sentence": sentence,
         # Without the store's place, as in a report: the page may be passed on.
-        "finding": {**to_json(finding), "remedy": to_try(run, finding.settings)} if finding else None,
+        "finding": {**to_json(finding), "remedy": to_try(run, finding.settings), "instead": instead(finding.settings)}
+        if finding
+        else None,
         "points": to_json(by_share),
         "seeds": counted(len({point.seed for point in points}), "seed"),
     }

@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from storage.datasets.training import CHOICES, TrainingConfig, without_effect
-from storage.records import Epoch, RunRecord, to_json
+from storage.datasets.training import CHOICES, NETWORK, TrainingConfig, without_effect
+from storage.records import Epoch, OwnFunction, RunRecord, to_json
 from tasks.report.diagnosis import course_of, findings
 from tasks.report.evidence import Evidence
 from tasks.report.heldout import held_out
@@ -37,7 +37,7 @@ def training(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "findings": to_json(found),
         "seconds_before": total(before) if before else None,
         "held_out": held_out(run, evidence),
-        "architecture": in_words(run.config),
+        "architecture": of_own(model.own) if model.own else in_words(run.config),
         **to_json(model),
         "epochs": to_json(evidence.history),
         "configuration": _configuration(run),
@@ -105,12 +105,18 @@ def in_words(config: Mapping[str, Any]) -> str:
     return "; ".join([", ".join(layers), *filter(None, more)])
 
 
+def of_own(own: OwnFunction) -> str:
+    """Return the network that a user's function has made, such as `my_models:build: Flatten, Dense 10`."""
+    return f"{own.name}: {', '.join(own.layers)}; SHA-256 of its source {own.source[:16]}…"
+
+
 def _configuration(run: RunRecord) -> list[dict[str, Any]]:
     fields = TrainingConfig.model_fields
     config = to_json(run.config)
     defaults = TrainingConfig(**{choice: config[choice] for choice in CHOICES if choice in config})
     usual = defaults.model_dump(mode="json") | {choice: fields[choice].default for choice in CHOICES}
-    known = (name for name in fields if name in config and not without_effect(name, config))
+    unused = NETWORK if config.get("model") else ("model",)
+    known = (name for name in fields if name in config and name not in unused and not without_effect(name, config))
     names = [*known, *sorted(config.keys() - fields.keys())]
     return [
         {

@@ -8,18 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from xml.sax.saxutils import escape
 
-from storage.words import brief
+from storage.words import brief, shortened
 
 BEST, OTHERS = "var(--held-out, #b4530a)", "var(--training, #1d5fc4)"
 MAX_LINES = 400
 """Lines of a picture: the best of more."""
 _WIDTH, _HEIGHT = 960, 340
 _TOP, _BOTTOM, _SIDE = 34, 30, 70
-_LONGEST = 14
+_LONGEST = 16
 """Characters of a label."""
+_LETTER, _BOLD = 7.4, 8.6
+"""Width of an average letter of a label, and of a name; wide fonts have them."""
+_GAP, _BESIDE = 10, 5
+"""Between the texts of two axes, and between an axis and its labels."""
+_MOST_LABELS = 15
+"""Labels of an axis that do not overlap."""
+_SMALLEST = 0.8
+"""The least scale at which the labels can be read."""
 _MAX_POINTS = 200
+_WHOLE = 10_000
+"""Characters of a choice; none has more."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,20 @@ def of_numbers(name: str, values: Sequence[float | None], log: bool = False, tex
     return Axis(name, [None if value is None else place(value) for value in values], ends)
 
 
-def of_choices(name: str, values: Sequence[object]) -> Axis:
-    """Return an axis of choices, in the order of their first occurrence; a trial with None has no place on it."""
-    texts = [None if value is None else brief(value, _LONGEST) for value in values]
-    known = [*dict.fromkeys(text for text in texts if text is not None)]
+def of_choices(name: str, values: Sequence[object], choices: Sequence[object] = ()) -> Axis:
+    """Return an axis of choices; a trial with None has no place on it.
+
+    Args:
+        values: of each trial.
+        choices: from bottom to top; values that are none of these, and those without choices, follow as they occur.
+    """
+    whole = [None if value is None else brief(value, _WHOLE) for value in values]
+    occurring = {text for text in whole if text is not None}
+    ordered = (text for text in (brief(choice, _WHOLE) for choice in choices) if text in occurring)
+    known = [*dict.fromkeys([*ordered, *(text for text in whole if text is not None)])]
     place = {text: (number / (len(known) - 1) if len(known) > 1 else 0.5) for number, text in enumerate(known)}
-    return Axis(name, [place.get(text) for text in texts], [(place[text], text) for text in known])  # type: ignore[arg-type]
+    labels = [(place[text], shortened(text, _LONGEST)) for text in known[:: math.ceil(len(known) / _MOST_LABELS) or 1]]
+    return Axis(name, [None if text is None else place[text] for text in whole], labels)
 
 
 def coordinates(axes: Sequence[Axis], description: str) -> str:
@@ -66,8 +85,7 @@ def coordinates(axes: Sequence[Axis], description: str) -> str:
         axes: with a place for each trial, the best trial first.
         description: what it shows, for readers who cannot see it.
     """
-    step = (_WIDTH - 2 * _SIDE) / max(len(axes) - 1, 1)
-    across = [_SIDE + step * number for number in range(len(axes))]
+    across, width = _across(axes)
     count = min(len(axes[0].places), MAX_LINES)
     parts = []
     for trial in reversed(range(count)):
@@ -77,8 +95,8 @@ def coordinates(axes: Sequence[Axis], description: str) -> str:
     for x, axis in zip(across, axes, strict=True):
         parts.append(f'<path d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="currentColor" stroke-opacity=".45"/>')
         parts.append(_text(x, _TOP - 16, axis.name, "middle", 'font-weight="600"'))
-        parts += [_text(x + 5, _down(place) + 4, text) for place, text in axis.labels]
-    return _svg(parts, description)
+        parts += [_text(x + _BESIDE, _down(place) + 4, text) for place, text in axis.labels]
+    return _svg(parts, description, width)
 
 
 def curves(lines: Sequence[Sequence[float]], y_name: str, percent: bool, description: str) -> str:
@@ -109,6 +127,20 @@ def curves(lines: Sequence[Sequence[float]], y_name: str, percent: bool, descrip
     return _svg(parts, description)
 
 
+def _across(axes: Sequence[Axis]) -> tuple[list[float], float]:
+    """Return where each axis is, and how wide the picture is: so that no text reaches into that of the next axis."""
+    names = [_BOLD * len(axis.name) / 2 for axis in axes]
+    right = [
+        max(name, _BESIDE + _LETTER * max((len(text) for _, text in axis.labels), default=0))
+        for name, axis in zip(names, axes, strict=True)
+    ]
+    steps = [before + name + _GAP for before, name in zip(right, names[1:], strict=False)]
+    start, end = max(_SIDE, names[0]), max(_SIDE, right[-1])
+    spare = max(0.0, _WIDTH - start - end - sum(steps)) / max(len(steps), 1)
+    across = [start, *(start + total + spare * number for number, total in enumerate(accumulate(steps), 1))]
+    return across, across[-1] + end
+
+
 def _down(place: float) -> float:
     return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - place)
 
@@ -129,9 +161,10 @@ def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "") 
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{words}</text>'
 
 
-def _svg(parts: Sequence[str], description: str) -> str:
+def _svg(parts: Sequence[str], description: str, width: float = _WIDTH) -> str:
+    """Return a picture as wide as the page, but not so narrow that its labels cannot be read."""
     label = escape(description, {'"': "&quot;"})
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}" font-size="13" fill="currentColor" '
-        f'style="max-width:none">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {width:.0f} {_HEIGHT}" role="img" aria-label="{label}" font-size="13" fill="currentColor" '
+        f'style="max-width:none;min-width:{_SMALLEST * width:.0f}px">{"".join(parts)}</svg>'
     )

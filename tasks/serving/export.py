@@ -24,7 +24,8 @@ from storage.files import check_local, flush, kind_of, make_folder, sha256_of, w
 from storage.registry import Registry
 from storage.store import Store
 from storage.words import meant
-from tasks.model import network, scaling
+from tasks.model import network, own_network, scaling
+from tasks.model.own_network import OwnNetwork
 from tasks.serving import litert, onnx_graph
 from tasks.serving.predict import Model, find_version, load_champion
 
@@ -103,11 +104,16 @@ def export(model: Model, kind: Format, folder: Path) -> Export:
     """Write `model` into the new folder `folder`, either complete and verified or not at all.
 
     Raises:
-        ConfigError: see `check_possible`; or the folder cannot be written.
+        ConfigError: see `check_possible`; or the folder cannot be written; or the format is not for this network.
         ExportFailed: the export's predictions differ from the model's own.
     """
     folder = folder.expanduser().absolute()
     check_possible(kind, folder)
+    if kind == "onnx" and model.record.own:
+        raise ConfigError(
+            f"expected a network of idxflow's own for --format onnx; found one that {model.record.own.name} has made; "
+            "choose keras, savedmodel or litert"
+        )
     images = probe_images(model)
     with _beside(folder) as temporary:
         answer = _WRITERS[kind](model, temporary)
@@ -240,7 +246,9 @@ def _litert(model: Model, folder: Path) -> Answer:
 
 def _onnx(model: Model, folder: Path) -> Answer:
     path = folder / "model.onnx"
-    onnx_graph.write(path, *_parts(model))
+    architecture, weights, statistics = _parts(model)
+    assert isinstance(architecture, network.Architecture), "others were refused"  # noqa: S101
+    onnx_graph.write(path, architecture, weights, statistics, model.image_shape)
     return lambda pixels: onnx_graph.run(path, pixels)
 
 
@@ -261,14 +269,18 @@ def _keras_model(model: Model, path: Path) -> Any:
 
     The file in the store is for users and is never opened: a Keras model can refer to code, in ways not all known.
     """
-    network.export(path, *_parts(model))
-    return _reopened(path)
+    architecture, weights, statistics = _parts(model)
+    if isinstance(architecture, OwnNetwork):
+        own_network.export(path, architecture, weights, statistics)
+    else:
+        network.export(path, architecture, weights, statistics, model.image_shape)
+    return _reopened(path, isinstance(architecture, OwnNetwork))
 
 
-def _parts(model: Model) -> tuple[network.Architecture, network.Weights, scaling.Statistics, tuple[int, int]]:
+def _parts(model: Model) -> tuple[network.Architecture | OwnNetwork, network.Weights, scaling.Statistics]:
     architecture = model.classifier.architecture
     weights = network.load_weights(model.record.weights, architecture)
-    return architecture, weights, scaling.read(model.record.normalization, architecture.inputs), model.image_shape
+    return architecture, weights, scaling.read(model.record.normalization, architecture.inputs)
 
 
 def _unsaved_keras_model(model: Model, folder: Path) -> Any:
@@ -279,8 +291,11 @@ def _unsaved_keras_model(model: Model, folder: Path) -> Any:
     return keras_model
 
 
-def _reopened(path: Path) -> Any:
+def _reopened(path: Path, own: bool = False) -> Any:
     """Load the Keras model in a `.keras` file, accepting only the kinds of layers that idxflow writes.
+
+    Args:
+        own: whether a user's function has made it: then any layer of Keras that runs no other code.
 
     Raises:
         DamagedEntry: the file has other contents.
@@ -291,8 +306,9 @@ def _reopened(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
+        own_network.check_description(config)
         kinds = [(layer["module"], layer["class_name"]) for layer in config["config"]["layers"]]
-        if config["class_name"] != "Sequential" or not set(kinds) <= _LAYERS:
+        if config["class_name"] != "Sequential" or not (own or set(kinds) <= _LAYERS):
             raise ValueError(f"it is a {config['class_name']} of {kinds}")
         keras_model = keras.saving.deserialize_keras_object(config, safe_mode=True)
         keras_model.load_weights(path)

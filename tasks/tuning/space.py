@@ -27,8 +27,9 @@ from storage.datasets.training import CHOICES, TrainingConfig, taken_by, without
 from storage.errors import ConfigError
 from storage.words import meant
 
-FIXED = ("seed", "memory", "validation_fraction", "held_out", "normalize_on")
-"""Parameters that no study searches: they decide which rows are held out, or only how a machine trains."""
+FIXED = ("model", "seed", "memory", "validation_fraction", "held_out", "normalize_on")
+"""Parameters that no study searches: a user's own model, what decides which rows are held out, or only how a machine
+trains."""
 MOST_COMBINATIONS = 100_000
 """The most combinations of a grid."""
 _KEYS = ("low", "high", "log", "step", "choices")
@@ -149,6 +150,27 @@ def parsed(tables: Mapping[str, Any], where: str, fixed: Sequence[str] = ()) -> 
     return {name: _values(name, table, where, fixed) for name, table in tables.items()}
 
 
+def check_effects(space: Space, usual: Mapping[str, Any], where: str) -> None:
+    """Check that each parameter of a space has an effect in some trial.
+
+    Args:
+        usual: the optimizer and the schedule where the space does not choose them.
+        where: the file of the space.
+
+    Raises:
+        ConfigError: one has none.
+    """
+    for name, choice in ((name, choice) for name in space for choice in CHOICES):
+        takers, values = taken_by(choice, name), space.get(choice)
+        tried = values.choices if values else (usual[choice],)
+        if takers and not {*takers} & {*tried}:
+            raise ConfigError(
+                f"{where}: [{name}]: expected {choice} {' or '.join(takers)}, which takes it; found "
+                f"{', '.join(map(str, tried))}; remove [{name}], or give another {choice}: "
+                f"{'in' if values else '--set, or'} [{choice}]"
+            )
+
+
 def with_effect(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what the chosen optimizer or schedule does not take.
 
@@ -233,7 +255,19 @@ def _range(name: str, table: Mapping[str, Any], place: str) -> Values:
             f"{place}: expected `low` below `high`, above 0 with `log`, and either `log` or a `step` above 0; found "
             f"{shown(dict(table))}; correct it"
         )
-    return Values(name, (), low, high, bool(log), step, isinstance(low, int))
+    whole = isinstance(low, int)
+    if step is not None:
+        _check_step(step, high - low, whole, place)
+    return Values(name, (), low, high, bool(log), step, whole)
+
+
+def _check_step(step: float, span: float, whole: bool, place: str) -> None:
+    # Also if it is not a number.
+    if not span / MOST_COMBINATIONS <= step <= span or (whole and step != int(step)):
+        raise ConfigError(
+            f"{place}: expected a {'whole number' if whole else 'number'} as `step`, at most the {span:g} from `low` "
+            f"to `high`, and with at most {MOST_COMBINATIONS:,} steps in it; found {shown(step)}; correct it"
+        )
 
 
 def _checked(name: str, value: Any, place: str) -> Any:

@@ -72,8 +72,9 @@ def model(model: TrainedModel) -> str:
     held_out = read_history(model.history_source)[model.chosen_epoch - 1].validation_accuracy
     watched = "" if held_out is None else f" (held out: {held_out:.2%})"
     resumed = f", the first {model.resumed_after} by an interrupted run" if model.resumed_after else ""
+    own = f" of {model.own.name}" if model.own else ""
     return (
-        f"{counted(model.epochs_run, 'epoch')}{resumed}{chosen}, {model.train_accuracy:.2%} of rows right"
+        f"{counted(model.epochs_run, 'epoch')}{own}{resumed}{chosen}, {model.train_accuracy:.2%} of rows right"
         f"{watched}, {counted(model.parameters, 'weight')}"
     )
 

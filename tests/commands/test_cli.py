@@ -74,7 +74,7 @@ WRONG = {
     "nan": (["run", "--set", "learning_rate=NaN"], "found nan"),
     "unknown parameter": (["run", "--set", "epoch=1"], "expected one of hidden"),
     "no value": (["run", "--set", "epochs"], "--set NAME=VALUE"),
-    "unknown profile": (["run", "--profile", "best"], "default, tutorial, fast, conv"),
+    "unknown profile": (["run", "--profile", "better"], "default, tutorial, fast, conv, best"),
     "no such manifest": (["run", "--dataset-file", "none.toml"], "expected a manifest in TOML"),
     "manifest of nothing": (["manifest", "."], "expected a folder of four IDX files"),
 }

@@ -20,7 +20,7 @@ from storage.errors import ConfigError
 from storage.records import RunRecord
 from storage.store import Store
 from storage.verify import verify
-from tasks.diagnosing.learning_curve import SHARES, Point, config_for, summaries, verdict
+from tasks.diagnosing.learning_curve import SHARES, Point, config_for, finding, instead, summaries, verdict
 from tests.conftest import write_tiny
 from tests.support.pages import check_page
 from tests.support.runs import carried_out
@@ -153,7 +153,7 @@ def test_options_of_the_curve_need_it(idxflow: Call, option: tuple[str, str]) ->
     assert idxflow("tiny")[0] == 0
 
 
-@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:2")
+@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:3")
 def test_a_run_whose_results_are_gone_is_named_with_what_to_do(world: World, tmp_path: Path, monkeypatch: Any) -> None:
     from flows.dataset_in_store import DatasetInStore
     from storage.workers.here import Here
@@ -205,12 +205,32 @@ def test_a_loss_that_falls_with_a_power_of_the_rows_says_what_twice_as_many_brin
     assert "by 29% (29% or more, by 3 seeds)." in found.sentence
 
 
+def test_where_more_rows_are_not_to_be_had_images_are_varied_or_fewer_held_out() -> None:
+    from storage.datasets.training import TrainingConfig
+
+    falling = points(*(rows**-0.5 for rows in (100, 200, 400, 700, 1000)))
+    found = finding(falling, TrainingConfig(), (28, 20))
+    assert found
+    assert found.settings == {"shift": 1.2, "rotate": 10.0, "zoom": 0.1}
+    assert TrainingConfig(**found.settings)
+    assert instead(found.settings) == "vary the images that there are"
+    # One that does so already has fewer rows held out.
+    found = finding(falling, TrainingConfig(rotate=5), (28, 20))
+    assert found
+    assert found.settings == {"validation_fraction": 0.05}
+    assert instead(found.settings) == "hold out fewer of those that there are"
+    assert finding(points(0.2, 0.1, 0.1, 0.1, 0.1), TrainingConfig(), (28, 20)) is None
+
+
 def test_a_flat_curve_and_a_noisy_one_do_not_say_that_more_would_help() -> None:
     flat = verdict(points(0.2, 0.1, 0.1, 0.1, 0.1))
     assert (flat.helps, flat.fall) == (False, pytest.approx(0, abs=1e-9))
     assert flat.sentence.startswith("More data would hardly help: ")
     noisy = points(0.2, 0.12, 0.11, 0.1, 0.1, spread=0.9)
     assert not verdict(noisy).helps
+    uncertain = verdict(points(0.5, 0.4, 0.3, 0.25, 0.2, spread=0.9))
+    assert (uncertain.helps, uncertain.fall > 0.1) == (False, True)
+    assert uncertain.sentence.startswith("Whether more data would help is uncertain, and more seeds would tell: twice")
     rising = verdict(points(0.1, 0.1, 0.11, 0.12, 0.13, seeds=1))
     assert (rising.helps, rising.low) == (False, None)
     assert "does not fall with the number of rows; it is 0.1300." in rising.sentence
@@ -224,6 +244,12 @@ def test_each_share_is_trained_for_as_many_steps() -> None:
     assert [config_for(config, share).epochs for share in SHARES] == [500, 250, 125, 72, 50]
     assert config_for(config, 1.0) is config
     assert config_for(TrainingConfig(epochs=5000), 0.1).epochs == 10_000
+    waiting = config_for(TrainingConfig(epochs=50, warmup_epochs=2, patience=5), 0.1)
+    assert (waiting.warmup_epochs, waiting.patience) == (20, 50)
+    usual = config_for(TrainingConfig(epochs=50), 0.1)
+    assert (usual.warmup_epochs, usual.patience) == (0, None)
+    most = config_for(TrainingConfig(epochs=9000, warmup_epochs=8999), 0.1)
+    assert TrainingConfig(**most.model_dump()).warmup_epochs == 9999
 
 
 def test_a_larger_share_has_the_rows_of_a_smaller_one_and_no_held_out_row() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import pty
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -23,14 +24,14 @@ from flows.commands.cli import run_command
 from flows.commands.several import _rows
 from flows.terminal import layout
 from flows.terminal.console import Console
-from flows.terminal.streams import guarded_streams
+from flows.terminal.streams import guarded_streams, without_log_warnings
 from storage.datasets import catalog
 from storage.outcomes import Outcome
 from storage.records import Failure, Step
 from storage.store import Store
 from tasks.ui.progress import Progress
 from tests.conftest import write_tiny
-from tests.support.runs import carried_out
+from tests.support.runs import carried_out, run_without_prefect
 from tests.support.servers import BIN, clean_environment
 from tests.support.terminal import seen
 
@@ -137,6 +138,63 @@ def test_the_lines_of_a_run_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "\nreport store/tiny/7-reports/20261124-143212-5725/report.html\n" in text
     assert "importing Prefect" not in text
     assert ", 1 epoch, " in text
+
+
+def test_the_most_important_finding_stands_above_the_report_with_a_command_that_can_be_copied(
+    filled: Store, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(filled.root.parent)
+    monkeypatch.delenv("IDXFLOW_STORE", raising=False)
+    manifest, outcomes = filled.root.parent / "tiny.toml", []
+
+    def run() -> None:
+        slow = {"epochs": 5, "learning_rate": 1e-6, "activation": "sigmoid", "hidden": [8] * 6, "batch_size": 8}
+        with guarded_streams(), Console(as_json=False) as console:
+            # Its ending is that of the log, as if the server had died meanwhile.
+            values = run_without_prefect(filled, dataset_file=str(manifest), **slow)
+            outcomes.append(values)
+            assert console._ending
+            console._say_end(console._ending)
+
+    lines = [line.rstrip() for line in seen(sent(run, monkeypatch, 200))]
+    (finding, *_) = outcomes[0]["findings"]
+    assert finding["name"] == "not learning"
+    (at,) = (number for number, line in enumerate(lines) if line.endswith("Try:"))
+    assert lines[at - 1].startswith("The network did not learn: ") or lines[at].startswith(
+        "The network did not learn: "
+    )
+    command = lines[at + 1]
+    assert command.startswith("    ")
+    assert shlex.split(command)[1:] == shlex.split(layout.shortened(finding["remedy"]))[1:]
+    assert lines[at + 2].startswith("report ")
+
+
+def test_log_warnings_that_a_command_says_itself_stay_off_the_terminal(capsys: pytest.CaptureFixture[str]):
+    # As TensorFlow's libraries do it.
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    root.addHandler(handler)
+    try:
+        with without_log_warnings():
+            logging.getLogger("tasks.report.past_runs").warning("report: left out train")
+        assert capsys.readouterr().err == ""
+        logging.getLogger("tasks.report.past_runs").warning("another one")
+        assert "another one" in capsys.readouterr().err
+    finally:
+        root.removeHandler(handler)
+
+
+def test_a_command_at_the_end_of_a_long_line_is_not_broken():
+    command = "idxflow run digits --profile default --set optimizer=adam --set 'hidden=[100, 100]'"
+    sentence = (
+        "The network under-fits: it gets only 84.61% of the fitted rows right, and its loss no longer falls. Try:"
+    )
+    lines = layout.fitted(f"{sentence} {command}", COLUMNS).split("\n")
+    assert " ".join(line.strip() for line in lines[:-1]) == sentence
+    assert lines[-1].strip().endswith(command.removeprefix("idxflow "))
+    assert layout.fitted(f"to use it: {command}", 200) == layout.callable_from_here(f"to use it: {command}")
+    # Words after it are no part of it.
+    prose = f"expected rows; found none; run it: {command}, or choose another data set"
+    assert all(len(line) <= COLUMNS for line in layout.fitted(prose, COLUMNS).split("\n"))
 
 
 def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPatch):

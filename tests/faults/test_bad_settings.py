@@ -202,7 +202,7 @@ def test_an_override_that_is_nested_without_end_is_a_text_and_refused_as_that():
 def test_an_unknown_profile_is_answered_with_those_there_are():
     with pytest.raises(ConfigError) as caught:
         training_config(catalog.find("mnist"), "x" * 10_000)  # type: ignore[arg-type]
-    assert_says(caught.value, "expected a profile of default, tutorial, fast, conv, tuned; found 'xxx")
+    assert_says(caught.value, "expected a profile of default, tutorial, fast, conv, best, tuned; found 'xxx")
 
 
 @pytest.mark.parametrize(

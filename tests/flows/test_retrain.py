@@ -21,8 +21,9 @@ from prefect.events.worker import EventsWorker
 from prefect.flow_runs import resume_flow_run
 
 from flows import pipeline
-from flows.retrain import retrain, retrain_arrival, validate_dataset
+from flows.retrain import parameters_of, retrain, retrain_arrival, validate_dataset
 from flows.run import RunFailed
+from storage.datasets.training import TrainingOverrides
 from storage.ledger import Ledger
 from storage.outcomes import Outcome
 from storage.registry import Registry
@@ -104,6 +105,22 @@ def decided(server: dict[str, str], runs: set[str]) -> list[tuple[str, str]]:
     response = post(server, "events/filter", {"filter": {"resource": resource, "occurred": LAST_DAY}, "limit": 50})
     about = [(event["event"].rpartition(".")[2], event["payload"]["run"]) for event in response["events"]]
     return [(outcome, run) for outcome, run in about if run in runs]
+
+
+def test_null_leaves_out_what_the_data_set_has(run: Any, store: Store, tiny: TinyFactory):
+    manifest = tiny(manifest="[training]\nvalidation_fraction = 0.2\npatience = 3\n").manifest
+    _, outcome = run(manifest, patience=None)
+    record = Ledger(store, "tiny").find("runs", outcome["run"])
+    assert record
+    assert record["config"]["patience"] is None
+
+
+def test_a_field_that_was_left_alone_in_a_form_leaves_out_nothing(monkeypatch: pytest.MonkeyPatch):
+    sent = TrainingOverrides(patience=None, epochs=3)
+    assert parameters_of(sent) == {"patience": None, "epochs": 3}
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "that of a deployment")
+    assert parameters_of(sent) == {"epochs": 3}
+    assert parameters_of(None) == {}
 
 
 def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: Store, tiny: TinyFactory):

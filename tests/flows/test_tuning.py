@@ -182,6 +182,7 @@ def test_a_trial_that_diverges_has_failed_and_a_grid_ends(request_of: Requested,
     diverged = next(t for t in course.ended if t.values == {"learning_rate": 10.0, "weight_decay": 1.0})
     assert diverged.state == "failed"
     assert "expected a finite loss" in diverged.reason
+    assert leaderboard.line(course, diverged).endswith(f"learning_rate=10 weight_decay=1  {diverged.reason}")
     assert course.ranking[0].values["learning_rate"] != 10.0
     assert {json.dumps(trial.values) for trial in course.ended[1:]} == {
         json.dumps({"learning_rate": rate, "weight_decay": decay}) for rate in (0.1, 10.0) for decay in (0.0, 1.0)
@@ -297,6 +298,8 @@ def test_the_command_prints_lines_a_table_and_json(request_of: Requested, tmp_pa
     value = json.loads(asked.stdout)
     assert (value["state"], value["error"], value["counts"]["complete"]) == ("complete", None, 3)
     assert [trial["number"] for trial in value["trials"]] == [0, 1, 2]
+    # As they were tried, although the store sorts names.
+    assert {tuple(trial["values"]) for trial in value["trials"]} == {("learning_rate", "activation")}
     assert value["winner"]["command"].startswith("idxflow run --dataset-file")
     wrong = idxflow(*words, "--sampler", "tpee", env=environment)
     assert (wrong.returncode, wrong.stderr) == (
@@ -359,6 +362,11 @@ def test_a_wrong_request_is_refused_before_anything_starts(request_of: Requested
     ]
     for request, sentence in wrong:
         assert sentence in refusal(request.resolve)
+    deep = Path(good.space or "")
+    deep.write_text("[conv]\nchoices = [[4], [4, 4, 4]]\n", encoding="utf-8")
+    # The images have 9 × 7 pixels.
+    assert "tiny: expected conv to be at most 2 numbers for images of 9 × 7" in refusal(good.resolve)
+    deep.write_text("[conv]\nchoices = [[4], [4, 4]]\n", encoding="utf-8")
     good.resolve()
     assert (
         refusal(lambda: seconds("2 days"))

@@ -14,6 +14,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     adding,
     commands,
+    convolutions,
     cores,
     decoding,
     elsewhere,
@@ -27,6 +28,7 @@ from benchmarks import (
     suite,
     training,
     trials,
+    tuned,
     validating,
     workers,
 )  # fmt: skip
@@ -39,7 +41,7 @@ from storage.formats import idx
 from tests.conftest import bars
 
 MODULES = {
-    "adding": adding, "commands": commands, "cores": cores, "decoding": decoding,
+    "adding": adding, "commands": commands, "convolutions": convolutions, "cores": cores, "decoding": decoding,
     "elsewhere": elsewhere, "job": job,
     "memory": memory, "reading": reading, "rows": rows, "spending": spending, "starting": starting,
     "training": training, "trials": trials, "validating": validating, "workers": workers,
@@ -254,6 +256,15 @@ def test_a_wrong_decoder_is_not_measured(tmp_path: Path, monkeypatch: pytest.Mon
         decoding.arrays("wrong", lambda: (255 - images, labels))
 
 
+def test_a_network_with_another_loss_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BENCHMARK_WORK", str(tmp_path))
+    (tmp_path / "loss-of-conv.json").write_text("0.95")
+    assert convolutions.check("close", 0.9505) == "loss of the first ten steps 0.9505"
+    for loss in (0.94, 0.96, float("nan")):
+        with pytest.raises(ValueError, match=r"other: expected a mean loss of 0\.9500"):
+            convolutions.check("other", loss)
+
+
 def test_the_network_by_hand_descends_its_gradient():
     """The mean loss falls by the rate times the squared gradient, which the first step leaves in the velocity."""
     random = np.random.default_rng(0)
@@ -265,6 +276,19 @@ def test_the_network_by_hand_descends_its_gradient():
     after, _ = network.step(rows, labels, 0.0)
     assert np.allclose(network.velocity[0], 0.9 * first)
     assert (before - after) / 64 == pytest.approx(rate * squared, rel=0.05)
+
+
+def test_what_tuning_is_worth_is_a_table_with_the_gain_of_each_seed():
+    before = {"held_out": [0.97, 0.98], "test": [0.95, 0.96]}
+    after = {"held_out": [0.98, 0.99], "test": [0.97, 0.955]}
+    assert "\n".join(tuned.summary("digits", {"default": before, "tuned": after})).splitlines() == [
+        "| data | held out, before | held out, tuned | test, before | test, tuned | gain on test by seed, in points |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| digits | 97.50% ± 0.71 | 98.50% ± 0.71 | 95.50% ± 0.71 | 96.25% ± 1.06 | +2.00 −0.50 |",
+        "",
+        "mean gain, held out: +1.00 points",
+        "mean gain, test: +0.75 points",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_the_command_makes_the_same_configuration(profile: Any, overrides: dict[
 def test_settings_are_those_that_the_optimizer_takes_with_its_defaults() -> None:
     config = TrainingConfig(optimizer="adamw", beta_1=0.8).model_dump(mode="json")
     settings = {setting["name"]: setting for setting in _configuration(a_run(catalog.find("digits"), config=config))}
-    assert config.keys() - settings.keys() == {"momentum", "rho", "final_share"}
+    assert config.keys() - settings.keys() == {"momentum", "rho", "final_share", "model"}
     shown = {name: (setting["value"], setting["default"]) for name, setting in settings.items()}
     assert shown["optimizer"] == ("adamw", "sgd")
     assert (shown["beta_1"], shown["weight_decay"], shown["decay"]) == ((0.8, 0.9), (0.004, 0.004), (1e-7, 1e-7))

@@ -56,7 +56,14 @@ def test_only_what_runs_counts(project: Path, name: str, old: str, new: str, cha
 
 
 FORMATS = {"storage.formats.arrays", "storage.formats.members", "storage.formats.parquet", "storage.formats.split_rows"}
-MODEL = {"tasks.model.classifier", "tasks.model.forward", "tasks.model.network", "tasks.model.scaling"}
+MODEL = {
+    "storage.formats.products",
+    "tasks.model.classifier",
+    "tasks.model.forward",
+    "tasks.model.network",
+    "tasks.model.own_network",
+    "tasks.model.scaling",
+}
 TRAINING = {
     "storage.formats.history",
     "tasks.model.activity",
@@ -67,6 +74,8 @@ TRAINING = {
     "tasks.model.labels",
     "tasks.model.network",
     "tasks.model.optimizers",
+    "tasks.model.own_code",
+    "tasks.model.own_network",
     "tasks.model.rates",
     "tasks.model.scaling",
     "tasks.model.shares",

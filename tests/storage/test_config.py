@@ -61,6 +61,17 @@ def test_another_optimizer_leaves_out_what_the_data_set_says_for_its_own(tiny: T
         tiny(manifest='[training]\noptimizer = "adam"\nmomentum = 0.8')
 
 
+def test_a_profile_with_another_optimizer_leaves_out_what_the_data_set_says_for_the_usual_one(tiny: TinyFactory):
+    config = training_config(tiny(manifest="[training]\nmomentum = 0.8\ndecay = 0.1\nweight_decay = 0.01"), "best")
+    assert (config.optimizer, config.schedule) == ("adamw", "cosine")
+    assert (config.momentum, config.decay, config.weight_decay) == (None, None, 0.01)
+
+
+def test_a_data_set_with_another_schedule_leaves_out_what_the_profile_says_for_its_own(tiny: TinyFactory):
+    config = training_config(tiny(manifest='[training]\nschedule = "exponential"'), "conv")
+    assert (config.decay, config.final_share) == (None, 0.01)
+
+
 def test_what_has_no_effect_with_any_choice_is_said_for_each():
     assert without_effect("momentum", {"optimizer": "adam"}) == "optimizer"
     assert without_effect("final_share", {"optimizer": "adam", "schedule": "inverse"}) == "schedule"

@@ -89,6 +89,14 @@ def test_a_changed_plan_is_made_anew_and_says_why(store: Store, change: dict, re
     assert result.step.reason == reason
 
 
+def test_the_reason_names_what_differs_inside_of_a_mapping(store: Store):
+    config = {"epochs": 50, "hidden": [50, 50]}
+    once(store, Maker(), dataclasses.replace(PLAN, parameters={"config": config, "seed": 1}))
+    changed = {"hidden": [50, 50], "epochs": 5}
+    result = once(store, Maker(), dataclasses.replace(PLAN, parameters={"config": changed, "seed": 1}))
+    assert result.step.reason == "config.epochs 50 → 5"
+
+
 def test_nobody_looks_for_the_reason_of_one_of_many(store: Store, monkeypatch: pytest.MonkeyPatch):
     once(store, Maker())
     monkeypatch.setattr(store, "newest_entries", lambda *arguments: pytest.fail("it looked"))

@@ -191,7 +191,7 @@ def test_rows_are_scored_in_pieces_that_fit_in_memory_and_score_the_same(monkeyp
     fitting = Fitting(architecture_of(config), config, STATISTICS, InMemory(pixels, labels, 100, 1), 100)
     whole = fitting.score(0, 300)
     # The convolution makes 4 × 12 numbers of an image.
-    monkeypatch.setattr("tasks.model.fitting._SCORED_NUMBERS", 7 * 4 * 12)
+    monkeypatch.setattr("tasks.model.network.SCORED_NUMBERS", 7 * 4 * 12)
     fitting = Fitting(architecture_of(config), config, STATISTICS, InMemory(pixels, labels, 100, 1), 100)
     assert max(len(labels) for _, labels in fitting._pieces(0, 300)) == 7
     assert fitting.score(0, 300) == (pytest.approx(whole[0], rel=1e-6), whole[1])

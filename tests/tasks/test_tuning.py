@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from storage.datasets.training import TrainingConfig, with_other
+from storage.datasets.training import PROFILES, TrainingConfig, with_other
 from storage.errors import ConfigError
 from storage.records import Epoch, FolderEntry, Trial
 from tasks.tuning import optuna_study
 from tasks.tuning.optuna_study import By, Judge, Proposals, importance, ranked
-from tasks.tuning.space import DEFAULT, FIXED, combinations, default, parsed, read, to_toml
+from tasks.tuning.space import DEFAULT, FIXED, check_effects, combinations, default, parsed, read, to_toml
 
 SPACE = parsed(
     {
@@ -57,6 +57,12 @@ def test_the_same_seed_proposes_the_same_within_the_space(sampler: str):
         assert all(SPACE[name].has(value) for name, value in t.values.items())
         TrainingConfig(**t.values)
     assert len({t.values["learning_rate"] for t in found}) == 15
+
+
+def test_the_profile_best_is_of_the_space_that_is_said_to_have_it():
+    space = read(Path(__file__).parents[2] / "examples" / "dense.toml", ("epochs",))
+    found = {name: value for name, value in PROFILES["best"].items() if name != "epochs"}
+    assert all(space[name].has(value) for name, value in found.items())
 
 
 def test_tpe_finds_better_values_than_chance():
@@ -202,6 +208,10 @@ WRONG = {
     "[momentum]\nlow = true\nhigh = 1": "expected a number as `low`; found True; correct it",
     "[momentum]\nlow = 0.1\nhigh = 0.5\nlog = 1": "expected true or false as `log`; found 1; correct it",
     "[momentum]\nlow = 0.5\nhigh = 0.1": "expected `low` below `high`, above 0 with `log`, and either `log`",
+    "[momentum]\nlow = 0.1\nhigh = 0.5\nstep = nan": "expected a number as `step`, at most the 0.4 from `low` to ",
+    "[momentum]\nlow = 0.1\nhigh = 0.5\nstep = 1e-320": "with at most 100,000 steps in it; found 1e-320; correct it",
+    "[momentum]\nlow = 0.1\nhigh = 0.5\nstep = 0.5": "found 0.5; correct it",
+    "[patience]\nlow = 1\nhigh = 9\nstep = 0.5": "expected a whole number as `step`, at most the 8",
     "[hidden]\nlow = 1\nhigh = 2": "expected hidden to be a list of",
     "[restore_best]\nlow = 0\nhigh = 1": "expected `choices`, because it is no number; found `low` and `high`; list",
     "[momentum": "expected the space of a study in TOML; ",
@@ -221,6 +231,7 @@ WRONG = {
     "tasks.tuning.space:_range:2",
     "tasks.tuning.space:_range:3",
     "tasks.tuning.space:_range:4",
+    "tasks.tuning.space:_check_step",
 )
 def test_a_wrong_space_is_refused_in_a_sentence_and_a_right_one_is_read(tmp_path: Path):
     path = tmp_path / "space.toml"
@@ -233,6 +244,24 @@ def test_a_wrong_space_is_refused_in_a_sentence_and_a_right_one_is_read(tmp_path
     path.write_text("[momentum]\nlow = 0.1\nhigh = 0.5\n", encoding="utf-8")
     assert read(path, ("epochs",))["momentum"].high == 0.5
     assert set(FIXED) < set(TrainingConfig.model_fields)
+
+
+@pytest.mark.remedies("tasks.tuning.space:check_effects")
+def test_what_no_trial_would_take_is_not_searched():
+    usual = TrainingConfig(optimizer="adam").model_dump()
+    momentum = {"momentum": {"choices": [0.1, 0.5]}}
+    with pytest.raises(ConfigError) as refused:
+        check_effects(parsed(momentum, "a test"), usual, "space.toml")
+    assert str(refused.value) == (
+        "space.toml: [momentum]: expected optimizer sgd or rmsprop, which takes it; found adam; remove [momentum], or "
+        "give another optimizer: --set, or [optimizer]"
+    )
+    of_adam = {**momentum, "optimizer": {"choices": ["adam", "adamw"]}}
+    with pytest.raises(ConfigError, match=r"found adam, adamw; .* give another optimizer: in \[optimizer\]"):
+        check_effects(parsed(of_adam, "a test"), usual, "space.toml")
+    for remedy in ({}, {**momentum, "optimizer": {"choices": ["adam", "sgd"]}}, {"beta_1": {"choices": [0.1, 0.5]}}):
+        check_effects(parsed(remedy, "a test") if remedy else {}, usual, "space.toml")
+    check_effects(parsed(momentum, "a test"), {**usual, "optimizer": "sgd"}, "space.toml")
 
 
 @pytest.mark.remedies("tasks.tuning.space:listed", "tasks.tuning.space:combinations")

@@ -243,8 +243,6 @@ def test_a_scheduler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monke
             squares(workers)
 
 
-# A socket that Tornado leaves open when what is said is not TLS, if it is collected within this test.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.remedies(
     "storage.workers.dask_cluster:_unreachable",
     "storage.workers.dask_cluster:_unreachable:2",
