@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.datasets.catalog import shown
+from storage.datasets.catalog import read_toml, shown
 from storage.datasets.model_errors import checked
 from storage.datasets.training import CHOICES, TrainingConfig, taken_by, without_effect
 from storage.errors import ConfigError
@@ -33,7 +32,6 @@ trains."""
 MOST_COMBINATIONS = 100_000
 """The most combinations of a grid."""
 _KEYS = ("low", "high", "log", "step", "choices")
-_FILE_BYTES = 100_000
 
 DEFAULT: Mapping[str, Mapping[str, Any]] = {
     "hidden": {"choices": [[50, 50], [100], [200], [100, 50], [200, 100], [100, 100, 100]]},
@@ -124,18 +122,7 @@ def read(path: Path, fixed: Sequence[str]) -> Space:
     Raises:
         ConfigError: it cannot be read, or something in it is wrong.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_FILE_BYTES + 1)
-        if len(text) > _FILE_BYTES:
-            raise ValueError(f"more than {_FILE_BYTES:,} bytes")
-        tables = tomllib.loads(text.decode())
-    except (OSError, ValueError, RecursionError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"{path}: expected the space of a study in TOML; {problem}; correct the file (docs/how-to/tune.md has an "
-            "example)"
-        ) from error
+    _, tables = read_toml(path, "the space of a study in TOML", "see the example in docs/how-to/tune.md")
     return parsed(tables, str(path), fixed)
 
 

@@ -106,6 +106,7 @@ COMMANDS = [
     ("run --dataset-file {}", 2),
     ("validate --dataset-file {}", 2),
     ("watch . --dataset-file {} --once", 2),
+    ("tune digits --space {}", 2),
     ("manifest {}", 2),
     ("manifest {folder}", 2),
     ("predict tiny {}", 2),

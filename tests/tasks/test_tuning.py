@@ -219,7 +219,6 @@ WRONG = {
 
 
 @pytest.mark.remedies(
-    "tasks.tuning.space:read",
     "tasks.tuning.space:parsed",
     "tasks.tuning.space:_values",
     "tasks.tuning.space:_values:2",
@@ -235,6 +234,8 @@ WRONG = {
 )
 def test_a_wrong_space_is_refused_in_a_sentence_and_a_right_one_is_read(tmp_path: Path):
     path = tmp_path / "space.toml"
+    with pytest.raises(ConfigError, match="found nothing; correct the path, or see the example"):
+        read(path, ("epochs",))
     for text, sentence in WRONG.items():
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError) as refused:
