@@ -24,7 +24,10 @@ from tasks.model import network
 from tasks.model.network import Architecture, Weights
 from tasks.model.scaling import Statistics
 
-_RUNS_CODE = ("Lambda", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+_REFUSED = (
+    *("Lambda", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer"),
+    *("StringLookup", "IntegerLookup", "TextVectorization"),
+)
 """Layers of Keras whose description refers to code or to other files."""
 
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__tuple__", "__slice__", "__ellipsis__")
@@ -87,8 +90,13 @@ def check_description(description: Any) -> None:
             continue
         is_keras = module == "builtins" if name == "function" else module.split(".")[0] == "keras"
         registered = part.get("registered_name")
-        if not is_keras or name in _RUNS_CODE or registered not in (None, name, part.get("config")):
+        if not is_keras or name in _REFUSED or registered not in (None, name, part.get("config")):
             raise ValueError(f"{module or 'a module without a name'}.{name}")
+        config = part.get("config")
+        own_name = str(config.get("name", "")) if isinstance(config, Mapping) else ""
+        if own_name.startswith(".") or "/" in own_name:
+            # Keras makes folders of such names when it saves a model.
+            raise ValueError(f"{module}.{name} with the name {own_name}")
 
 
 def _parts(value: Any) -> Iterator[Mapping[str, Any]]:

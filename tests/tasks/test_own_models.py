@@ -256,7 +256,9 @@ def test_a_description_that_names_code_is_refused(tmp_path: Path, ran: tuple[Sto
     record = load_champion("tiny", ran[0]).record
     path, values = tmp_path / "architecture.json", read_json(record.architecture)
     layers = values["description"]["config"]["layers"]
-    for changed in ({"class_name": "Lambda"}, {"module": "os", "class_name": "system"}, {"registered_name": "a>b"}):
+    outside = {"config": layers[1]["config"] | {"name": "../outside"}}
+    words = [{"class_name": "Lambda"}, {"class_name": "StringLookup"}, {"module": "os", "class_name": "system"}]
+    for changed in (*words, {"registered_name": "a>b"}, outside):
         text = json.dumps(values).replace(json.dumps(layers[1]), json.dumps(layers[1] | changed))
         write_json(path, json.loads(text))
         with pytest.raises(DamagedEntry, match=r"description of a network; found another \((keras.layers|os)\."):
