@@ -238,10 +238,7 @@ class _Session:
 
     async def _open(self) -> None:
         from distributed import Client
-        from tornado.ioloop import IOLoop
 
-        # Tornado leaves sockets of connections that failed in the loop.
-        self._close_loop = partial(IOLoop.current().close, all_fds=True)
         address, security = await self._place()
         client = Client(
             address,
@@ -253,6 +250,8 @@ class _Session:
             # Results come through the scheduler: the workers may be behind it, and results are small.
             direct_to_workers=False,
         )
+        # The same loop as Tornado has it, which leaves sockets in it if they could not be connected.
+        self._close_loop = partial(client.loop.close, all_fds=True)
         try:
             self._client = await self._connected(asyncio.ensure_future(client), address)
         except (OSError, ValueError, ssl.SSLError) as error:
