@@ -74,11 +74,11 @@ GOALS = (
     *(
         Goal(
             f"two-{line}-{size}",
-            f"`{line}` of {rows.variant(size)}, two workers / one",
+            f"`{line}` of {rows.variant(size)}, two workers / one on one processor",
             "rows",
-            rows.row(line, size, rows.WORKERS[2]),
+            rows.row(line, size, rows.TWO),
             0.625,
-            (rows.row(line, size, rows.WORKERS[1]),),
+            (rows.row(line, size, rows.ALONE),),
         )
         for size in rows.SIZES
         for line in rows.PARALLEL
@@ -97,8 +97,8 @@ WHY: dict[str, str] = {
     "jax": "A loop over the whole epoch in one call to XLA, with its fused operations, does as well as ours.",
     "blas": _OVERHEAD,
     **{
-        f"two-{line}-{size}": "The threads of OpenBLAS in both workers compete for two cores, which the run needs, "
-        "too; and starting the workers is part of the first steps."
+        f"two-{line}-{size}": "Starting the workers, and their imports, are part of the first steps; and the run "
+        "itself needs some of the two processors."
         for size in rows.SIZES
         for line in rows.PARALLEL
     },
