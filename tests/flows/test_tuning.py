@@ -411,4 +411,4 @@ def test_the_flow_shows_a_study_in_prefect(results: Path, request_of: Requested,
     assert [trial["number"] for trial in value["trials"]] == [*carried_out(request).trials]
     refused = tune(**where | {"space": "/no/such.toml"}, return_state=True)
     assert refused.type.value == "FAILED"
-    assert refused.message.startswith("/no/such.toml: expected the space of a study in TOML; No such file")
+    assert refused.message.startswith("/no/such.toml: expected the space of a study in TOML; found nothing")
