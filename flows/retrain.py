@@ -12,6 +12,7 @@ from uuid import UUID
 from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
+from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
@@ -196,7 +197,10 @@ def parameters_of(training: TrainingOverrides | None) -> dict[str, Any]:
     """
     if not training:
         return {}
-    return training.model_dump(exclude_unset=True, exclude_none=bool(runtime.deployment.id))
+    # Prefect's `runtime` would ask the server.
+    context = FlowRunContext.get()
+    is_deployed = bool(context and context.flow_run and context.flow_run.deployment_id)
+    return training.model_dump(exclude_unset=True, exclude_none=is_deployed)
 
 
 def _given(quarantine: list[BadRow] | None) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,13 +264,15 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Pytest:
     """Runs tests in the copy, one call at a time, from a process that has imported what is not ours."""
 
-    def __init__(self, folder: Path, server: ForkServer) -> None:
-        self._folder, self._server = folder, server
+    def __init__(self, folder: Path, temporary: Path, server: ForkServer) -> None:
+        self._folder, self._temporary, self._server = folder, temporary, server
         self.output = ""
 
     def run(self, *tests: str) -> int:
         """Return the exit code."""
         options = ["-x", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
+        # In the usual place, pytest would close to other users what the tests beside it have opened for them.
+        options.append(f"--basetemp={self._temporary}")
         request = {"folder": str(self._folder), "arguments": [*options, *tests]}
         with Forked(self._server.address, request) as process:
             self.output = "".join(process.communicate())
@@ -279,8 +282,9 @@ class Pytest:
 @pytest.fixture(scope="module")
 def in_the_copy(copy: Path) -> Iterator[Pytest]:
     environment = {key: value for key, value in os.environ.items() if key != "PYTEST_XDIST_WORKER"}
-    with ForkServer(SCRIPT, env=environment) as server:
-        yield Pytest(copy, server)
+    # A short path: that of a socket has 107 characters at most (unix(7)).
+    with tempfile.TemporaryDirectory() as temporary, ForkServer(SCRIPT, env=environment) as server:
+        yield Pytest(copy, Path(temporary, "pytest"), server)
 
 
 @pytest.mark.parametrize("name", GUARDS)

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 from prefect.flow_runs import resume_flow_run
 
@@ -115,11 +117,11 @@ def test_null_leaves_out_what_the_data_set_has(run: Any, store: Store, tiny: Tin
     assert record["config"]["patience"] is None
 
 
-def test_a_field_that_was_left_alone_in_a_form_leaves_out_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_a_field_that_was_left_alone_in_a_form_leaves_out_nothing():
     sent = TrainingOverrides(patience=None, epochs=3)
     assert parameters_of(sent) == {"patience": None, "epochs": 3}
-    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "that of a deployment")
-    assert parameters_of(sent) == {"epochs": 3}
+    with FlowRunContext.model_construct(flow_run=FlowRun.model_construct(deployment_id=uuid4())):
+        assert parameters_of(sent) == {"epochs": 3}
     assert parameters_of(None) == {}
 
 
