@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 _AGAIN_SECONDS = 0.05
+
+_LOCKING_MODULES = {"threading", "logging", "importlib._bootstrap"}
+_LOCKING = {"__enter__", "__exit__", "acquire", "release", "_acquire_restore", "_release_save"}
+_LOCKING |= {"_acquireLock", "_releaseLock"}
+_RETRY_SECONDS = 0.001
+_LONGEST_LOCKING_SECONDS = 1.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,6 +35,48 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class _Unraisable(Protocol):
     exc_value: BaseException | None
+
+
+def outside_locks(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:
+    """Return a signal handler that calls `handler`, but not while Python's library takes or releases a lock.
+
+    What a handler raises there leaves the lock taken for ever, and the process hangs as soon as it needs it again, such
+    as to log: Python may run a handler between taking a lock and entering the block that releases it
+    (https://github.com/python/cpython/issues/74174). In such a moment the signal is sent again a little later; after a
+    second `handler` is called anyway, because the thread may be waiting for a lock that nobody releases.
+    """
+    since: dict[int, float] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if _is_locking(frame) and now - since.setdefault(number, now) < _LONGEST_LOCKING_SECONDS:
+            # Not `threading`: the interrupted call may hold one of its own locks.
+            _thread.start_new_thread(_send_later, (number,))
+            return
+        since.pop(number, None)
+        handler(number, frame)
+
+    return handle
+
+
+@cache
+def keep_prefect_outside_locks() -> None:
+    """Make Prefect's handler of SIGTERM, which is in place of ours while a flow runs, one of `outside_locks`."""
+    # Prefect: interrupted-locks.
+    from prefect.utilities import engine
+
+    engine._prefect_sigterm_handler = outside_locks(engine._prefect_sigterm_handler)  # type: ignore[assignment]
+
+
+def _is_locking(frame: FrameType | None) -> bool:
+    if frame is None:
+        return False
+    return frame.f_code.co_name in _LOCKING and frame.f_globals.get("__name__") in _LOCKING_MODULES
+
+
+def _send_later(number: int) -> None:
+    time.sleep(_RETRY_SECONDS)
+    os.kill(os.getpid(), number)
 
 
 @contextmanager
@@ -43,7 +94,7 @@ def interruptible() -> Iterator[list[KeyboardInterrupt]]:
 
     # Ignored signals stay ignored, such as Ctrl-C for a background job or SIGHUP after nohup.
     numbers = [number for number in _HANDLED if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before = {number: signal.signal(number, outside_locks(stop)) for number in numbers}
     try:
         with _sent_again():
             yield received

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from flows.endings import present, settle
 from flows.events import announce, send_without_waiting
-from flows.interruption import Terminated
+from flows.interruption import Terminated, keep_prefect_outside_locks
 from flows.pipeline import ByPrefect, Caller, report, to_decision, to_validation
 from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
 from flows.schedule import SUPERSEDED, CatchUp, superseded
@@ -63,6 +63,7 @@ _log = logging.getLogger(__name__)
 
 # Every process that trains imports this module, and TensorFlow after it.
 arithmetic.leave_to_the_processor()
+keep_prefect_outside_locks()
 
 
 @flow(name="retrain", flow_run_name="{dataset}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+from flows.interruption import outside_locks
 from flows.service import configuration, entry, server, sqlite, worker
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home, starting
@@ -154,8 +155,8 @@ def stop_signals() -> Iterator[Callable[[], None]]:
 
     # A signal that is ignored, such as SIGHUP after `nohup`, stays ignored.
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, stop_again)
+    before = {number: signal.signal(number, outside_locks(stop)) for number in numbers}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, outside_locks(stop_again))
     hook, sys.unraisablehook = sys.unraisablehook, report
     try:
         yield caught

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,6 +75,49 @@ def test_the_block_ends_as_interrupted(
     with pytest.raises(expected) as raised, interruptible():
         happens(number)
     assert raised.type is expected
+
+
+def lock_that_a_signal_meets(number: int, taken: list[bool]) -> threading.Condition:
+    """Return a condition; as its lock has been taken, the signal arrives, before the block that releases it begins."""
+    lock = SimpleNamespace(
+        acquire=None,
+        release=None,
+        __enter__=partial(signal.raise_signal, number),
+        __exit__=lambda *_: taken.append(False),
+    )
+    return threading.Condition(lock)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("block", [interruptible, stop_signals])
+def test_a_signal_leaves_no_lock_taken(number: int, block: Callable[[], AbstractContextManager[object]]):
+    released: list[bool] = []
+    condition = lock_that_a_signal_meets(number, released)
+    with block(), pytest.raises((KeyboardInterrupt, Cancelled)), condition:
+        time.sleep(SECONDS)
+    assert released
+
+
+def test_prefects_own_handler_leaves_no_lock_taken():
+    from prefect.utilities import engine
+
+    from flows import retrain
+
+    assert retrain
+    released: list[bool] = []
+    condition = lock_that_a_signal_meets(signal.SIGTERM, released)
+    with interruptible(), pytest.raises(Terminated), engine.capture_sigterm(), condition:
+        time.sleep(SECONDS)
+    assert released
+
+
+def test_a_thread_that_waits_for_a_lock_for_ever_can_be_ended():
+    lock = threading.Lock()
+    lock.acquire()
+    condition = threading.Condition(lock)
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(Terminated), interruptible(), condition:
+        raise AssertionError("nobody releases it")
 
 
 def swallowed(number: int) -> None:
