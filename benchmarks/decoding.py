@@ -52,7 +52,7 @@ def our_parquet() -> Measured:
 
 def to_parquet(name: Any, folder: Path) -> Any:
     """Decode the split `name` into `folder` as a run does; returns its record."""
-    from tasks.decode import write_split
+    from tasks.decoding.writing import write_split
 
     return write_split(mnist(), name, _record(name, "images"), _record(name, "labels"), folder)
 

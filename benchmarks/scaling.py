@@ -86,7 +86,7 @@ def decode(folder: Path, rows: int) -> Callable[[], Any]:
     """Return the work of decoding both splits."""
     from storage.datasets import catalog
     from storage.records import SPLITS, Archive, FolderEntry
-    from tasks.decode import write_split
+    from tasks.decoding.writing import write_split
 
     dataset = catalog.read(folder / f"{synthetic.NAME}.toml")
 

@@ -41,9 +41,9 @@ def is_loaded() -> bool:
 
 
 def prepare() -> None:
-    """Import Great Expectations in advance, because that takes seconds."""
+    """Import Great Expectations in advance, because that takes seconds, and set it up."""
     with _turn:
-        _great_expectations()
+        _whole_table()
 
 
 def evaluate(suite: Suite, table: Table) -> dict[int, Result]:

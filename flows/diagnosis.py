@@ -43,7 +43,7 @@ LEAST_FREE_BYTES = 2_000_000_000
 LATE = timedelta(minutes=2)
 _IMPORT_SECONDS = 120
 _QUERY_SECONDS = 20
-_STEPS = ("decode", "validate", "normalize", "train", "evaluate")
+_STEPS = ("decoding.pairs", "validate", "normalize", "train", "evaluate")
 """Those whose code workers need."""
 _REQUESTS = 3
 """Of which the quickest says how far away object storage is."""

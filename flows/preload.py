@@ -21,7 +21,7 @@ from storage.workers.address import are_elsewhere
 from tasks.model import network
 
 _log = logging.getLogger(__name__)
-STEPS = ("decode", "validate", "normalize", "train", "evaluate", "confirm", "decide")
+STEPS = ("decoding.pairs", "validate", "normalize", "train", "evaluate", "confirm", "decide")
 """Those whose results depend on their source code."""
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from expectations import run_suites, suites, summary
+from expectations import engine_process, run_suites, suites, summary
 from storage.datasets.catalog import Dataset
 from storage.errors import DamagedEntry, made_again
 from storage.formats import arrays, members, parquet
@@ -103,6 +103,8 @@ class _Item:
     part: Part
     train: SplitSurvey
     suite: suites.Suite
+    engine: str
+    """See `engine_process.shared`."""
 
     @property
     def label(self) -> str:
@@ -152,7 +154,7 @@ def _items(
             parameters={"start": part.start, "expectations": expectations},
             **fixed,
         )
-        yield _Item(store, plan, part, compared.train, suite)
+        yield _Item(store, plan, part, compared.train, suite, engine_process.address())
 
 
 def _measure_part(item: _Item) -> Done[Measured]:
@@ -165,7 +167,8 @@ def _measure(item: _Item, folder: Path) -> Measured:
     # The matrix products are small: on a busy machine, BLAS threads would mostly wait for each other.
     with threadpool_limits(1, "blas"), image_table.writer(folder / image_table.FILE) as writer:
         written = image_table.written(writer, part.name, _tables(item), (matches, pixels))
-        look = run_suites.look(item.suite, written)
+        with engine_process.shared(item.engine):
+            look = run_suites.look(item.suite, written)
     (folder / "findings.json").write_text(json.dumps(run_suites.look_json(look)), encoding="utf-8")
     arrays.write(
         folder / "tallies.npz",

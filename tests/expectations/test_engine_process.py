@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -68,6 +69,59 @@ def test_it_answers_what_this_process_would(begun: subprocess.Popen[bytes], monk
             patch.setattr(engine_process, "evaluate", engine.evaluate)
             assert checks == run_suites.run(suite, [columns])
         assert as_json(there) == as_json(engine.evaluate(suite, columns))
+
+
+WORKER = """
+import json, sys, time
+from expectations import engine, engine_process
+from expectations.suites import Expectation, Suite
+import numpy as np
+suite = Suite("test", "row", (Expectation("n", "ExpectTableRowCountToEqual", {"value": 3}, "3"),))
+with engine_process.shared(sys.argv[1]):
+    for rows in (3, 4):
+        print(engine_process.evaluate(suite, {"index": np.arange(rows)})[0].success, flush=True)
+        input()
+print(engine.is_loaded())
+"""
+
+
+def worker(name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, name], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_workers_are_answered_side_by_side_without_an_import_of_their_own(begun: subprocess.Popen[bytes]):
+    name = engine_process.address()
+    with worker(name) as one, worker(name) as other:
+        # Both are in the middle of it, and so is this process.
+        assert [process.stdout and process.stdout.readline() for process in (one, other)] == ["True\n"] * 2
+        assert engine_process.evaluate(SUITE, {"index": np.arange(3)})[0].success
+        assert [process.communicate("\n\n")[0] for process in (one, other)] == ["False\nFalse\n"] * 2
+    assert (one.returncode, other.returncode) == (0, 0)
+
+
+def test_a_worker_evaluates_by_itself_where_the_process_cannot_be_reached(begun: subprocess.Popen[bytes]):
+    name = engine_process.address()
+    with worker(name) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "True\n"
+        # It does not wait for the worker.
+        engine_process.end()
+        assert process.communicate("\n\n")[0] == "False\nFalse\n"
+    with worker(name) as process:
+        assert process.communicate("\n\n")[0] == "True\nFalse\nTrue\n"
+
+
+def test_another_user_is_not_answered(begun: subprocess.Popen[bytes]):
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    code = (
+        "import os, socket, sys\nos.setuid(65534)\nconnection = socket.socket(socket.AF_UNIX)\n"
+        "connection.connect('\\0' + sys.argv[1])\nprint(connection.recv(1))"
+    )
+    stranger = [sys.executable, "-c", code, engine_process.address()]
+    assert subprocess.run(stranger, capture_output=True, text=True, check=True).stdout == "b''\n"
 
 
 def test_where_it_was_killed_this_process_evaluates(begun: subprocess.Popen[bytes]):

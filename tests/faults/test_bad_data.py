@@ -13,7 +13,7 @@ from storage.datasets import catalog
 from storage.datasets.catalog import Dataset
 from storage.formats import idx
 from storage.records import Archive, Check, FolderEntry, Split, SplitName, Validation
-from tasks.decode import write_split
+from tasks.decoding.writing import write_split
 from tasks.ui.verdicts import refusal
 from tasks.validate import judge
 from tests.support import badfiles

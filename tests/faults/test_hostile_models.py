@@ -32,8 +32,8 @@ from storage.records import FolderEntry, Split, TrainedModel, from_json
 from storage.registry import Registry
 from storage.store import ENTRY, Store, load
 from storage.verify import verify
-from tasks.evaluate import evaluate_into
 from tasks.model import confirm_worker, network
+from tasks.scoring.scores import evaluate_into
 from tasks.serving.predict import load_champion
 from tests.conftest import bars, write_tiny
 from tests.support.runs import carried_out

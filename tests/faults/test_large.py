@@ -73,7 +73,7 @@ from benchmarks.scaling import measured
 from storage.datasets import catalog
 from storage.formats import parquet
 from storage.records import FolderEntry, Archive
-from tasks.decode import write_split
+from tasks.decoding.writing import write_split
 from tasks.normalize import statistics
 folder = Path(sys.argv[1])
 dataset = catalog.read(folder / "large.toml")

@@ -11,7 +11,7 @@ from benchmarks import scaling, synthetic
 from storage.datasets import catalog
 from storage.formats import idx
 from storage.records import Archive, FolderEntry, Split, SplitName
-from tasks.decode import write_split
+from tasks.decoding.writing import write_split
 from tasks.validate import judge
 
 ROWS = {"train": 3000, "test": 500}

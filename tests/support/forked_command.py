@@ -48,7 +48,8 @@ LATER = (
     "prefect.task_engine",
     "prefect.utilities.visualization",
     "rich.markdown",
-    "sklearn.metrics",
+    "sklearn.datasets",
+    "sklearn.model_selection",
     "tests.support.operated",
     "uvicorn",
 )

@@ -17,7 +17,7 @@ from typing import Any
 LIBRARIES = (
     "great_expectations", "httpx", "hypothesis", "jinja2", "keras", "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg", "numpy", "pandas", "prefect.main", "pyarrow.parquet", "pytest", "scipy.stats",
-    "sklearn.datasets", "sklearn.metrics", "tensorflow",
+    "sklearn.datasets", "sklearn.model_selection", "tensorflow",
 )  # fmt: skip
 OURS = ("storage", "expectations", "tasks", "flows", "tests")
 

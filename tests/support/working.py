@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -48,6 +49,12 @@ class Result:
 
 def square(item: Item) -> Result:
     return Result(item.number, item.number**2, os.getpid())
+
+
+def large_libraries(item: Item) -> tuple[str, ...]:
+    """Return those that this process has imported."""
+    large = ("great_expectations", "pandas", "prefect", "scipy", "sklearn", "tensorflow")
+    return tuple(name for name in large if name in sys.modules)
 
 
 def square_in_turn(item: Item) -> Result:

@@ -19,7 +19,7 @@ from storage.records import Answer, Decision, Evaluation, FolderEntry, Split, Tr
 from storage.registry import NO_RUN, Registry
 from storage.store import Store
 from tasks.decide import Candidate, Incumbent, answered, compare, current_champion, decide, judge, question
-from tasks.evaluate import by_class
+from tasks.scoring.scores import by_class
 from tests.conftest import TinyFactory
 from tests.support import stores
 from tests.support.stores import decided_in_format_3, pointed_in_format_3

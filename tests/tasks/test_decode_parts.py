@@ -19,7 +19,8 @@ from storage.formats import chunks, idx, members, split_rows
 from storage.records import Done, Split
 from storage.store import Store
 from storage.workers.current import using
-from tasks.decode import Pair, _Part, decode
+from tasks.decode import decode
+from tasks.decoding.pairs import Pair, _Part
 from tasks.fetch import fetch
 from tests.conftest import TinyFactory, bars
 from tests.support.cloud_stores import Cloud
@@ -192,7 +193,7 @@ def test_an_error_names_the_archive_and_the_row_in_it_and_leaves_what_was_made(
 def test_what_was_made_before_an_error_is_used_by_the_next_run(
     store: Store, tmp_path: Path, small_parts: None, packed: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    from tasks import decode as module
+    from tasks.decoding import pairs as module
 
     dataset = write_listed(tmp_path, ARRAYS, (ROWS,), packed)
     write, calls = module.write_part, []
@@ -278,7 +279,7 @@ def test_an_error_names_the_archive_itself_where_another_has_the_same_content(st
         decoded(store, dataset)
 
 
-@pytest.mark.remedies("tasks.decode:_joined")
+@pytest.mark.remedies("tasks.decoding.pairs:_joined")
 def test_the_manifest_declares_the_rows_of_all_archives_together(store: Store, tmp_path: Path):
     dataset = write_listed(tmp_path, ARRAYS, SIZES)
     decoded(store, replace(dataset, rows={"train": ROWS}))

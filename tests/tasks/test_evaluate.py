@@ -18,9 +18,10 @@ from storage.errors import ConfigError, DamagedEntry, DataRefused
 from storage.formats import arrays, parquet
 from storage.records import Evaluation, FolderEntry, TrainedModel
 from storage.store import Store
-from tasks.evaluate import by_class, cross_entropy, evaluate, worst_mistakes
+from tasks.evaluate import evaluate
 from tasks.model import network
 from tasks.model.classifier import predict, softmax
+from tasks.scoring.scores import by_class, cross_entropy, worst_mistakes
 from tests.conftest import TinyFactory, bars
 from tests.support.models import split, trained
 
@@ -109,6 +110,21 @@ def test_class_scores_by_hand():
     assert [s.precision for s in per_class] == [1.0, 0.5, 0.5]
     assert [s.recall for s in per_class] == [pytest.approx(2 / 3), 0.5, 1.0]
     assert [s.f1 for s in per_class] == [pytest.approx(0.8), 0.5, pytest.approx(2 / 3)]
+
+
+def test_class_scores_are_those_of_scikit_learn():
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    chance = np.random.default_rng(1)
+    # Of the last two classes, one is never predicted and one never there.
+    labels, predicted = chance.integers(0, 11, 5_000), chance.choice([*range(10), 11], 5_000)
+    classes = range(12)
+    per_class, confusion = by_class(tuple(map(str, classes)), labels, predicted)
+    assert np.array_equal(confusion, confusion_matrix(labels, predicted, labels=classes))
+    scores = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    assert [(s.precision, s.recall, s.f1, s.rows) for s in per_class] == [
+        *zip(*map(np.ndarray.tolist, scores), strict=True)
+    ]
 
 
 def test_loss_and_probabilities_stay_finite_for_any_logits():

@@ -19,7 +19,7 @@ from storage.errors import DamagedEntry, DataRefused, FormatError, StoreError, V
 from storage.formats import parquet, quarantined
 from storage.records import Archive, FolderEntry, Quarantine, Split, SplitName
 from storage.store import Store
-from tasks.decode import write_split
+from tasks.decoding.writing import write_split
 from tasks.quarantine import quarantine, set_aside
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars

@@ -23,7 +23,7 @@ from storage.errors import IdxflowError, ValidationFailed
 from storage.records import Archive, Check, Done, FolderEntry, Split, SplitName, Validation
 from storage.store import Store
 from tasks.checking import image_table
-from tasks.decode import write_split
+from tasks.decoding.writing import write_split
 from tasks.sources import embedded
 from tasks.ui import artifacts
 from tasks.ui.verdicts import refusal

@@ -141,7 +141,7 @@ def test_the_doctor_says_what_a_run_would_refuse(
     assert (found.verdict, found.remedy) == ("problem", AGAIN)
     assert f"expected workers at {address}; found none for 1 s" in found.found
     monkeypatch.delenv(PATIENCE_VARIABLE)
-    edit(own_checkout / "tasks" / "decode.py", "import logging", "import logging, sys")
+    edit(own_checkout / "tasks" / "decoding" / "pairs.py", "import time", "import sys, time")
     with worker(tmp_path, address, name="same"):
         assert diagnosis._workers(address, False) == diagnosis.Diagnosis(
             "ok", "workers", "1 worker with the code and the libraries of this machine"
@@ -150,7 +150,7 @@ def test_the_doctor_says_what_a_run_would_refuse(
             found = diagnosis._workers(address, False)
     assert (found.verdict, found.remedy) == ("problem", "install the same there, and start the workers again")
     assert re.fullmatch(
-        r"1 of 2 workers would be refused, first the worker 127\.0\.0\.1:\d+: another tasks\.decode", found.found
+        r"1 of 2 workers would be refused, first the worker 127\.0\.0\.1:\d+: another tasks\.decoding\.pairs", found.found
     )
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from expectations import engine, engine_process
 from storage.datasets.catalog import ROLES, Dataset
 from storage.datasets.training import TrainingConfig
 from storage.objects import sealed
@@ -34,7 +35,7 @@ from tasks.model import network
 from tasks.normalize import normalize
 from tasks.validate import validate
 from tests.conftest import bars
-from tests.support import clusters
+from tests.support import clusters, working
 from tests.support.fault_proxy import FaultProxy, Faults
 from tests.support.listed_archives import write_listed
 from tests.support.object_servers import ObjectServer
@@ -161,6 +162,22 @@ def test_all_files_are_the_same_with_any_number_of_workers_whatever_dies(
         with FaultProxy(server, FAULTS, seed=ROWS) as proxy:
             assert walked(fresh(object_storage, tmp_path / "faults", proxy.url), dataset) == expected
             assert sum(proxy.made[fault] for fault in ("lost", "busy", "cut")) > 0
+
+
+def test_workers_of_a_run_import_none_of_the_large_libraries(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would take seconds and memory for them. As in a run, another process has Great Expectations for all."""
+    monkeypatch.setattr(engine, "is_loaded", lambda: False)
+    with closing(workers_for("2")) as workers, using(workers):
+        engine_process.begin()
+        try:
+            found = walked(Store(tmp_path / "store"), dataset)
+        finally:
+            engine_process.end()
+        loaded = dict(workers.each(working.large_libraries, [working.Item(number) for number in range(4)], "libraries"))
+    assert len(found) > 3 * PARTS
+    assert set(loaded.values()) == {()}
 
 
 def with_deaths(

@@ -1,0 +1,1 @@
+"""Serves `tasks.evaluate`: scores a model on a split, or on one of its parts."""
