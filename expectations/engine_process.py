@@ -197,9 +197,10 @@ def main() -> None:
     # Nothing that a library prints may come between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    # The import leaves no garbage.
+    # The import leaves no garbage. Each fork would look through all of it once.
     gc.disable()
     engine.prepare()
+    gc.freeze()
     gc.enable()
     own = _Line(sys.stdin.buffer, answers)
     if not sys.argv[1:]:
