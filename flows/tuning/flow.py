@@ -65,7 +65,7 @@ def tune(
         seeds: Train each trial so many times, with other seeds and held-out rows; their mean counts.
         space: File (TOML), where the run is, with the parameters to search and their ranges. Default: a broad space.
         sampler: What proposes the next trial: tpe (learns from the trials so far), random, or grid (all combinations).
-        pruner: What ends poor trials early: median (worse than half of them), halving (only the best quarter stays), none.
+        pruner: What ends poor trials early: median (worse than half of them), halving (keeps the best quarter), none.
         by: What trials are compared by, on held-out rows: loss or accuracy.
         seed: Random seed of the sampler: the same seed proposes the same trials, one at a time.
         profile: Training recipe before the search: default, tutorial, fast, conv, best, or tuned by an earlier study.
