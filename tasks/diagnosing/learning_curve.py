@@ -161,11 +161,11 @@ def _unlearned(points: Sequence[Point], class_shares: Sequence[float]) -> str:
     ]
     if not vain:
         return ""
-    worst = max(vain, key=lambda each: each.held_out_loss)
+    least = min(each.held_out_loss for each in vain)
     seeds = f", with {len(vain)} of {counted(len(of_all), 'seed')}" if len(of_all) > 1 else ""
     return (
-        f"The curve does not say whether more data would help, because the training on all {worst.rows:,} rows did not "
-        f"learn{seeds}: its held-out loss is {worst.held_out_loss:.4f}, and predicting only the class shares gives "
+        f"The curve does not say whether more data would help, because the training on all {vain[0].rows:,} rows did not "
+        f"learn{seeds}: its held-out loss was never below {least:.4f}, and predicting only the class shares gives "
         f"{entropy(class_shares):.4f}. Find a training that learns first."
     )
 

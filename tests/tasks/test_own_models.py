@@ -29,7 +29,7 @@ from storage.errors import ConfigError, DamagedEntry
 from storage.files import read_json, write_json
 from storage.formats.history import read_history
 from storage.records import Done, TrainedModel, from_json, to_json
-from storage.store import Store
+from storage.store import Store, read_entry
 from storage.workers.here import Here
 from tasks import train as training
 from tasks.evaluate import evaluate
@@ -111,7 +111,7 @@ def test_two_processes_train_the_same_and_leave_nothing_behind(tmp_path: Path, o
     code = f"""
 from pathlib import Path
 from storage.datasets import catalog
-from storage.store import Store
+from storage.store import Store, read_entry
 from tests.support.models import trained
 trained(Store(Path({str(tmp_path / "b")!r})), catalog.read(Path({str(own.manifest)!r})), **{PARAMETERS!r})
 """
@@ -506,6 +506,18 @@ def build(input_shape, classes):
     own_network.export(tmp_path / "model.keras", own, fitting.weights, statistics)
 
 
+class Editing(pipeline.Directly):
+    """Carries out steps; while rows are being normalized, a person edits a file of the model."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def call(self, step: Any, *arguments: Any) -> Any:
+        if step is normalize:
+            self._file.write_text("UNITS = 7\n")
+        return super().call(step, *arguments)
+
+
 @pytest.mark.remedies("flows.tuning.request:_searched")
 def test_a_study_searches_everything_but_the_network(tmp_path: Path, store: Store, own: Dataset):
     request = StudyRequest(request_of(own, store), trials=2, sampler="random", pruner="none")
@@ -520,8 +532,13 @@ def test_a_study_searches_everything_but_the_network(tmp_path: Path, store: Stor
         replace(request, space=str(space)).resolve()
     space.write_text("[batch_size]\nchoices = [8, 16]\n")
     request = replace(request, space=str(space), run=request_of(own, store, training={"epochs": 1}))
-    course = carry_out(request, pipeline.Directly(), "a test", lambda *_: None)
+    digest = source_of("my_models:build", own.manifest).digest
+    course = carry_out(request, Editing(own.manifest.with_name("sizes.py")), "a test", lambda *_: None)
     assert course.counts == {"complete": 2, "pruned": 0, "failed": 0}
+    # What was read first is what the study is of, and what its trials have trained.
+    made_from = [entry["made_from"]["parameters"] for entry in store.newest_entries("tiny", "train")]
+    made_from.append(read_entry(course.study.entry.folder)["made_from"]["parameters"])
+    assert [each["source_of_model"] for each in made_from] == [digest] * 3
     assert {entry["record"]["own"]["name"] for entry in store.newest_entries("tiny", "train")} == {"my_models:build"}
 
 
