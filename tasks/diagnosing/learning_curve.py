@@ -164,8 +164,8 @@ def _unlearned(points: Sequence[Point], class_shares: Sequence[float]) -> str:
     least = min(each.held_out_loss for each in vain)
     seeds = f", with {len(vain)} of {counted(len(of_all), 'seed')}" if len(of_all) > 1 else ""
     return (
-        f"The curve does not say whether more data would help, because the training on all {vain[0].rows:,} rows did not "
-        f"learn{seeds}: its held-out loss was never below {least:.4f}, and predicting only the class shares gives "
+        f"The curve does not say whether more data would help, because the training on all {vain[0].rows:,} rows did "
+        f"not learn{seeds}: its held-out loss was never below {least:.4f}, and predicting only the class shares gives "
         f"{entropy(class_shares):.4f}. Find a training that learns first."
     )
 

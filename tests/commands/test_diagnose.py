@@ -253,8 +253,8 @@ def test_a_curve_of_trainings_that_did_not_learn_says_nothing() -> None:
     assert (guessing.helps, guessing.fall, guessing.low) == (None, None, None)
     assert guessing.sentence == (
         "The curve does not say whether more data would help, because the training on all 1,000 rows did not learn, "
-        "with 3 of 3 seeds: its held-out loss was never below 0.6931, and predicting only the class shares gives 0.6931. Find a "
-        "training that learns first."
+        "with 3 of 3 seeds: its held-out loss was never below 0.6931, and predicting only the class shares gives "
+        "0.6931. Find a training that learns first."
     )
     one = points(0.5, 0.4, 0.3, 0.25, 0.2)
     one[4] = dataclasses.replace(one[4], held_out_loss=0.7, held_out_accuracy=0.4)
