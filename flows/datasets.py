@@ -27,7 +27,7 @@ def named(name: str, store: str | None) -> Dataset:
         opened = open_store(store)
         with store_errors(opened.root):
             is_own = name in opened.datasets()
-        manifest = _manifest_of(opened, name)
+        manifest = manifest_of(opened, name)
         if is_own or manifest:
             where = f"in the store {opened.address}" if is_own else "a data set of your own"
             file = shlex.quote(str(manifest)) if manifest else "FILE"
@@ -80,7 +80,7 @@ def in_store(store: Store, name: str | None) -> Sequence[str]:
     return [name]
 
 
-def _manifest_of(store: Store, name: str) -> Path | None:
+def manifest_of(store: Store, name: str) -> Path | None:
     """Return the manifest of a data set of the user's, if it is where `idxflow dataset` puts it or notes it."""
     if not NAME.fullmatch(name):
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows import datasets
 from flows.dataset_in_store import DatasetInStore
 from storage.datasets import catalog
 from storage.errors import ConfigError
@@ -20,6 +21,7 @@ from storage.workers.protocol import Workers
 
 if TYPE_CHECKING:
     from storage.datasets.catalog import Dataset
+    from storage.datasets.own_models import Source
     from storage.datasets.training import TrainingConfig
     from tasks.diagnosing.learning_curve import Point
 
@@ -38,6 +40,8 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     is_judged: bool
     """Whether the rules could look at it: without its history, they cannot."""
+    class_shares: tuple[float, ...]
+    """Of the training rows; empty if they are unknown."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,10 @@ class Curve:
 
     points: tuple[Point, ...]
     sentence: str
-    helps: bool
-    fall: float
-    """By how much twice as many rows would lower the held-out loss, as a share of it."""
+    helps: bool | None
+    """Whether more rows would help; None if the curve does not say."""
+    fall: float | None
+    """By how much twice as many rows would lower the held-out loss, as a share of it; None as for `helps`."""
     finding: Finding | None
 
 
@@ -73,7 +78,8 @@ def diagnosed(data: DatasetInStore, run: str | None) -> Diagnosis:
         )
     evidence = of_training(record)
     found = tuple(_here(data, each) for each in diagnosis.findings(record, evidence))
-    return Diagnosis(record, record.model, found, diagnosis.course_of(record, evidence) is not None)
+    is_judged = diagnosis.course_of(record, evidence) is not None
+    return Diagnosis(record, record.model, found, is_judged, tuple(diagnosis.class_shares(record, evidence)))
 
 
 def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, workers: Workers, say: Said) -> Curve:
@@ -85,7 +91,8 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
         say: told of each training as it ends.
 
     Raises:
-        ConfigError: the run held no rows out, or its training split is no longer in the store.
+        ConfigError: the run held no rows out, its training split is no longer in the store, or the source of its own
+            model is not at hand.
         TrainingFailed, DataRefused, WorkersFailed: as `tasks.train.train`.
     """
     from tasks.diagnosing import learning_curve as curves
@@ -98,12 +105,6 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
             f"expected the training split of run {diagnosis.record.id} in the store; it was removed, or is of another "
             f"version; run it again: {data.run_command}"
         )
-    if config.model:
-        raise ConfigError(
-            "expected a network of idxflow's own for a learning curve, because the store does not have the source of "
-            f"others; run {diagnosis.record.id} has trained that of {config.model}; give a run of another network "
-            f"(`{data.store.command(f'runs list {data.name}')}`)"
-        )
     if not diagnosis.model.validation_rows:
         fraction = {"validation_fraction": 0.1}
         command = _here_command(data, to_try(diagnosis.record, fraction))
@@ -112,17 +113,19 @@ def learning_curve(data: DatasetInStore, diagnosis: Diagnosis, seeds: int, worke
             f"train with some first: `{command}`"
         )
     dataset = _dataset(diagnosis.record)
+    source = _source(data, diagnosis, dataset, config)
     wanted = [(seed, share) for seed in range(config.seed, config.seed + seeds) for share in curves.SHARES]
     points: dict[int, Point] = {}
     with data.store.in_use(data.name), closing(workers), using(workers), cancellation.cancellable():
-        items = [_item(data, dataset, rows, config, each) for each in wanted]
+        items = [_item(data, dataset, rows, (config, *each), source) for each in wanted]
         for number, done in workers.each(made, items, "learning curve"):
             seed, share = wanted[number]
             history = read_history(done.record.history_source)
             points[number] = curves.point(share, seed, done.record.fitted_rows, history, done.step.reused)
             say(_line(points[number], done.step.seconds, f"{len(points)} of {len(items)}"))
     found = tuple(points[number] for number in range(len(wanted)))
-    verdict, finding = curves.verdict(found), curves.finding(found, config, dataset.image_shape)
+    verdict = curves.verdict(found, diagnosis.class_shares)
+    finding = curves.finding(verdict, config, dataset.image_shape)
     more = finding and Finding(
         finding.name, finding.sentence, finding.source, finding.settings, to_try(diagnosis.record, finding.settings)
     )
@@ -144,15 +147,37 @@ def _here_command(data: DatasetInStore, command: str) -> str:
     return data.store.command(command.removeprefix("idxflow "))
 
 
-def _item(data: DatasetInStore, dataset: Dataset, rows: Split, config: TrainingConfig, each: tuple[int, float]) -> Any:
+def _source(data: DatasetInStore, diagnosis: Diagnosis, dataset: Dataset, config: TrainingConfig) -> Source | None:
+    """Return the source of the user's own model that the run has trained; None if it has trained another network.
+
+    The store does not have it. It is looked for beside the manifest, where `idxflow dataset` notes that or in the
+    current folder, and on Python's path.
+    """
+    from tasks.train import own_source
+
+    if dataset.name not in catalog.names():
+        dataset = replace(dataset, manifest=datasets.manifest_of(data.store, data.name) or dataset.manifest)
+    source, trained = own_source(dataset, config), diagnosis.model.own
+    if source and trained and source.digest != trained.source:
+        raise ConfigError(
+            f"{source.path}: expected the source of {source.name} that run {diagnosis.record.id} has trained, for its "
+            "learning curve; found another, or it imports another; put that back, or train this one first: "
+            f"{data.run_command}"
+        )
+    return source
+
+
+def _item(
+    data: DatasetInStore, dataset: Dataset, rows: Split, each: tuple[TrainingConfig, int, float], source: Source | None
+) -> Any:
     from tasks.diagnosing.learning_curve import config_for
     from tasks.normalize import normalize
     from tasks.train import Training, planned
 
-    seed, share = each
+    config, seed, share = each
     seeded = config.model_copy(update={"seed": seed})
     normalization = normalize.fn(data.store, dataset, rows, seeded).record
-    return planned(data.store, Training(dataset, rows, normalization, config_for(seeded, share), share))
+    return planned(data.store, Training(dataset, rows, normalization, config_for(seeded, share), share, source))
 
 
 def _line(point: Point, seconds: float, count: str) -> str:

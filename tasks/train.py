@@ -34,6 +34,7 @@ from tasks.model import (
     optimizers,
     own_code,
     own_network,
+    own_training,
     shares,
     training_rows,
 )
@@ -129,7 +130,7 @@ def source_of_model(source: Source | None) -> dict[str, str]:
 
 
 def check_own_model(store: Store, dataset: Dataset, config: TrainingConfig) -> None:
-    """Have the user's own model made, if there is one, so that a fault in it shows before anything is fetched.
+    """Have the user's own model made and trained for a step, if there is one: a fault shows before anything is fetched.
 
     What is among the newest trainings in the store has been made already.
 
@@ -143,7 +144,8 @@ def check_own_model(store: Store, dataset: Dataset, config: TrainingConfig) -> N
     if not any(
         known <= each["made_from"]["parameters"].items() for each in store.newest_entries(dataset.name, "train")
     ):
-        own_code.made(source, dataset.image_shape, len(dataset.classes), config.seed)
+        own = own_code.made(source, dataset.image_shape, len(dataset.classes), config.seed)
+        own_training.check(source, own, config)
 
 
 def _shards(training: Training) -> dict[str, int]:
@@ -305,6 +307,7 @@ def train_into(folder: Path, training: Training, watch: Watch | None = None) -> 
     try:
         with (
             _enough_memory(training),
+            own_training.blamed(training.source),
             training_rows.opened(training.dataset.name, split, config, held, folder) as rows,
         ):
             fitting = Fitting(architecture, config, statistics, rows, training.fitted, augmented)
@@ -376,7 +379,9 @@ def _check_shift(training: Training) -> None:
 def _enough_memory(training: Training) -> Iterator[None]:
     try:
         yield
-    except MemoryError as error:
+    except Exception as error:
+        if not network.out_of_memory(error):
+            raise
         architecture, split = training.architecture, training.split
         raise TrainingFailed(
             f"{training.dataset.name}: expected memory for {architecture.parameters:,} weights and {split.rows:,} rows "

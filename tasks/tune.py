@@ -35,7 +35,7 @@ from storage.records import Done, Epoch, FolderEntry, Normalization, Split, Stud
 from storage.runtime import code_digests
 from storage.store import FOLDERS, Plan, Store
 from tasks.model import training_rows
-from tasks.train import Abandoned, Training, made, own_source, planned, source_of_model
+from tasks.train import Abandoned, Training, made, planned, source_of_model
 from tasks.tuning.optuna_study import Judge, Search, of_epoch
 from tasks.tuning.space import to_toml
 from tasks.ui import summaries
@@ -45,24 +45,18 @@ _log = logging.getLogger(__name__)
 
 
 @task(task_run_name="study", cache_policy=NO_CACHE)
-def begin(
-    store: Store,
-    dataset: Dataset,
-    split: Split,
-    normalization: Normalization,
-    config: TrainingConfig,
-    search: Search,
-) -> Done[Study]:
-    """Begin a study of the training split `split`, or find that it was begun.
+def begin(store: Store, training: Training, search: Search) -> Done[Study]:
+    """Begin a study, or find that it was begun.
 
     Args:
-        normalization: of the same split and configuration; it has the held-out rows.
-        config: the configuration before the search.
+        training: that of the configuration before the search; its normalization has the held-out rows. The source of a
+            user's own model has been read: all trials are of that one.
     """
+    dataset, split, normalization, config = training.dataset, training.split, training.normalization, training.config
     parameters: dict[str, Any] = {
         "space": {name: values.to_json() for name, values in search.space.items()},
         "config": config.deciding(),
-        **source_of_model(own_source(dataset, config)),
+        **source_of_model(training.source),
         "classes": len(dataset.classes),
         **{name: getattr(search, name) for name in ("sampler", "pruner", "by", "seed", "seeds")},
     }

@@ -59,22 +59,22 @@ def tune(
 
     Args:
         dataset: Name of a data set of the catalog: digits (embedded), mnist, kmnist, emnist-letters, …
-        trials: Trials of the study, with those that it has already.
+        trials: How many trials the study has in the end, with those that it has already.
         timeout_seconds: Begin no trial after so many seconds. Default: no limit.
-        at_once: Trials at a time, each in a process of its own. Default: 1, or as many as there are workers.
+        at_once: How many trials at a time, each in a process of its own. Default: 1, or as many as there are workers.
         seeds: Train each trial so many times, with other seeds and held-out rows; their mean counts.
-        space: File (TOML) with the parameters to search. Default: a broad space.
-        sampler: What proposes the next trial: tpe, random or grid.
-        pruner: What ends a trial that is not worth going on: median, halving or none.
+        space: File (TOML), where the run is, with the parameters to search and their ranges. Default: a broad space.
+        sampler: What proposes the next trial: tpe (learns from the trials so far), random, or grid (all combinations).
+        pruner: What ends poor trials early: median (worse than half of them), halving (keeps the best quarter), none.
         by: What trials are compared by, on held-out rows: loss or accuracy.
-        seed: Of the sampler: with the same one, the same is proposed.
+        seed: Random seed of the sampler: the same seed proposes the same trials, one at a time.
         profile: Training recipe before the search: default, tutorial, fast, conv, best, or tuned by an earlier study.
-        training: Training parameters that are fixed, so that they are not searched.
+        training: Training parameters with these values in all trials; they are not searched.
         source: Folder or URL (without credentials: these go into IDXFLOW_SOURCE, the default), before the mirrors.
         store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) of your own data set; replaces `dataset`.
         catch_up: Runs for scheduled times that were missed: latest (one run makes up for all) or all.
-        quarantine: Bad rows to set aside. Default: those that the manifest names.
+        quarantine: Bad rows to set aside instead of stopping. Default: those that the manifest names.
         quarantine_limit: Largest share of a split's rows to set aside. Default: that of the manifest.
         workers: Who carries out the trials: a number of processes, or the address of a Dask cluster.
     """

@@ -30,7 +30,7 @@ from storage.workers.current import using
 from storage.workers.protocol import Workers
 from tasks.normalize import normalize
 from tasks.study import publish_study
-from tasks.train import another_folder, check_own_model, own_source
+from tasks.train import Training, another_folder, check_own_model, own_source
 from tasks.tune import Candidate, begin, name_of, trials_of, tried
 from tasks.tuning.optuna_study import Search, score
 
@@ -80,8 +80,8 @@ def _begun(request: StudyRequest, job: Job, search: Search, caller: Caller) -> C
     configs = [job.config.model_copy(update={"seed": job.config.seed + more}) for more in range(search.seeds)]
     normalized = [caller.call(normalize, job.store, job.dataset, split, config) for config in configs]
     normalizations = tuple(job.passed(finished) for finished in normalized)
-    arguments = (job.store, job.dataset, split, normalizations[0], job.config, search)
-    begun = job.passed(caller.call(begin, *arguments))
+    first = Training(job.dataset, split, normalizations[0], job.config, source=source)
+    begun = job.passed(caller.call(begin, job.store, first, search))
     # The store sorts names, and the space is shown as it was given.
     study = replace(begun, space={name: values.to_json() for name, values in search.space.items()})
     course = Course(request, job, search, study, split, normalizations, source)

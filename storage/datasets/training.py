@@ -42,7 +42,10 @@ def _bytes(size: str) -> int:
     return int(TypeAdapter(ByteSize).validate_python(size))
 
 
-def _size(value: Any) -> str:
+def _size(value: Any) -> str | None:
+    if value is None:
+        # Not set in a form; where it has to be set, its type refuses that.
+        return None
     if not isinstance(value, str) or not re.match(_SIZE, value) or _bytes(value) < 1:
         raise ValueError(
             f"expected memory to be a size such as 500MB or 2GiB; found {shown(value)}; write it with its unit"
@@ -177,7 +180,7 @@ class _Parameters(BaseModel):
     )
     model: Function | None = Field(
         default=None,
-        description="Your function that makes the whole network with Keras, instead of the parameters above.",
+        description="Your own Keras model, as FILE:FUNCTION such as my_models:build; it replaces the parameters above.",
     )
     optimizer: Optimizer = Field(
         default="sgd", description="How a gradient changes the weights; the rules are those of Keras."

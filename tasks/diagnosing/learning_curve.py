@@ -16,7 +16,7 @@ import numpy as np
 from storage.datasets.training import TrainingConfig
 from storage.records import Epoch
 from storage.words import counted
-from tasks.diagnosing.rules import Found
+from tasks.diagnosing.rules import Found, entropy, knows_more
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)
 """The shares of the fitted rows to train on."""
@@ -65,8 +65,9 @@ class Summary:
 class Verdict:
     """Whether more rows would help."""
 
-    helps: bool
-    fall: float
+    helps: bool | None
+    """None if the curve does not say."""
+    fall: float | None
     """By how much twice as many rows would lower the held-out loss, as a share of it; below 0 if it would rise."""
     low: float | None
     """Lower end of an interval of two standard errors over the seeds; None for a single seed."""
@@ -115,13 +116,21 @@ def summaries(points: Sequence[Point]) -> list[Summary]:
     return found
 
 
-def verdict(points: Sequence[Point]) -> Verdict:
+def verdict(points: Sequence[Point], class_shares: Sequence[float]) -> Verdict:
     """Return whether more rows would help: held-out losses follow a power of the number of rows.
 
     Hestness et al. 2017, Deep Learning Scaling Is Predictable, Empirically. The power is fitted by least squares of the
     logarithms, for each seed by itself, to the points from 20% of the rows on. More rows help if twice as many would
     lower the loss by at least `HELPS` of it, and if two standard errors over the seeds do not reach to 0.
+
+    The power law begins where a network does better than the best guess. So the curve says nothing if the training on
+    all rows, with any of the seeds, knows no more about the held-out rows than the class shares.
+
+    Args:
+        class_shares: the share of each class in the training rows, which add up to 1; empty if they are unknown.
     """
+    if unlearned := _unlearned(points, class_shares):
+        return Verdict(None, None, None, unlearned)
     slopes = np.array([_slope([p for p in points if p.seed == seed]) for seed in sorted({p.seed for p in points})])
     slope = float(slopes.mean())
     error = float(slopes.std(ddof=1) / math.sqrt(len(slopes))) if len(slopes) > 1 else None
@@ -142,9 +151,27 @@ def verdict(points: Sequence[Point]) -> Verdict:
     return Verdict(helps, fall, low, f"{start}: {expected}{doubt if fall > 0 else ''}.")
 
 
-def finding(points: Sequence[Point], config: TrainingConfig, image_shape: tuple[int, int]) -> Found | None:
+def _unlearned(points: Sequence[Point], class_shares: Sequence[float]) -> str:
+    """Return the sentence for trainings on all rows that have not learned; empty if all of them have."""
+    of_all = [each for each in points if each.share == max(point.share for point in points)]
+    vain = [
+        each
+        for each in of_all
+        if class_shares and not knows_more(class_shares, each.held_out_loss, each.held_out_accuracy)
+    ]
+    if not vain:
+        return ""
+    least = min(each.held_out_loss for each in vain)
+    seeds = f", with {len(vain)} of {counted(len(of_all), 'seed')}" if len(of_all) > 1 else ""
+    return (
+        f"The curve does not say whether more data would help, because the training on all {vain[0].rows:,} rows did "
+        f"not learn{seeds}: its held-out loss was never below {least:.4f}, and predicting only the class shares gives "
+        f"{entropy(class_shares):.4f}. Find a training that learns first."
+    )
+
+
+def finding(found: Verdict, config: TrainingConfig, image_shape: tuple[int, int]) -> Found | None:
     """Return the finding that more data would help, if it would, with what to try where there is no more."""
-    found = verdict(points)
     if not found.helps:
         return None
     source = "J. Hestness et al. 2017, Deep Learning Scaling Is Predictable, Empirically"

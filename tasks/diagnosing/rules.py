@@ -90,8 +90,8 @@ class Course:
 
     @property
     def by_shares(self) -> float:
-        """The loss, in nats, of predicting only the class shares: their entropy. 0 for a single class."""
-        return -sum(share * math.log(share) for share in self.shares if share)
+        """See `entropy`."""
+        return entropy(self.shares)
 
     @property
     def losses(self) -> np.ndarray:
@@ -143,9 +143,19 @@ class Course:
     @property
     def has_learned(self) -> bool:
         """Whether the network knows more than the class shares."""
-        most = max(self.shares)
-        no_better = self.last.accuracy <= most + NO_BETTER * (1 - most)
-        return not self.by_shares or not no_better or self.last.loss < NOT_LEARNING * self.by_shares
+        return knows_more(self.shares, self.last.loss, self.last.accuracy)
+
+
+def entropy(shares: Sequence[float]) -> float:
+    """Return the loss, in nats, of predicting only the class shares; 0 for a single class."""
+    return -sum(share * math.log(share) for share in shares if share)
+
+
+def knows_more(shares: Sequence[float], loss: float, accuracy: float) -> bool:
+    """Return whether a network with this loss, in nats, and accuracy knows more than the class shares."""
+    most, by_shares = max(shares), entropy(shares)
+    no_better = accuracy <= most + NO_BETTER * (1 - most)
+    return not by_shares or not no_better or loss < NOT_LEARNING * by_shares
 
 
 def findings(course: Course) -> tuple[Found, ...]:

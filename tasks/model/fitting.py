@@ -70,8 +70,10 @@ class Fitting:
         self.traces = 0
         """How often the steps of a window were compiled: once per window length, so at most twice."""
         self._by_step = 2 if optimizers.counts_steps(config) else 1
-        self._passes = {length: self._pass(length) for length in rows.lengths}
-        self._score = self._compiled(self._scored)
+        # Some of Keras's layers choose at random what they compile.
+        with network.seeded(config.seed):
+            self._passes = {length: self._pass(length) for length in rows.lengths}
+            self._score = self._compiled(self._scored)
 
     @property
     def steps(self) -> int:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import threading
 import warnings
@@ -173,6 +174,25 @@ def tensorflow() -> Any:
         except RuntimeError:
             _log.debug("TensorFlow was already running; its threads stay as they are")
         return tf
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an error is Python's or TensorFlow's for too little memory."""
+    # TensorFlow may not have been imported.
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Have Python's and NumPy's global random numbers begin with a seed in the block; what they were is restored."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def device() -> str:

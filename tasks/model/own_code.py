@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import math
-import random
 import sys
 import threading
 import traceback
@@ -48,7 +47,7 @@ def _called(source: Source, input_shape: tuple[int, ...], classes: int, seed: in
     import keras
 
     # What it prints is for people, and standard output may be for programs.
-    with _random_numbers_back(), _importable(source) as files, redirect_stdout(sys.stderr):
+    with network.seeded(seed), _importable(source) as files, redirect_stdout(sys.stderr):
         keras.utils.set_random_seed(seed)
         try:
             model = getattr(files.module(source.module), source.function)(input_shape, classes)
@@ -200,17 +199,6 @@ def _importable(source: Source) -> Iterator[_Files]:
         for name in source.files:
             sys.modules.pop(name, None)
         sys.modules.update(before)
-
-
-@contextmanager
-def _random_numbers_back() -> Iterator[None]:
-    """Restore after the block what Python's and NumPy's global random numbers were before it."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _in_new_thread(call: Callable[[], R]) -> R:

@@ -153,7 +153,7 @@ def test_options_of_the_curve_need_it(idxflow: Call, option: tuple[str, str]) ->
     assert idxflow("tiny")[0] == 0
 
 
-@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:3")
+@pytest.mark.remedies("flows.trainings:diagnosed", "flows.trainings:learning_curve", "flows.trainings:learning_curve:2")
 def test_a_run_whose_results_are_gone_is_named_with_what_to_do(world: World, tmp_path: Path, monkeypatch: Any) -> None:
     from flows.dataset_in_store import DatasetInStore
     from storage.workers.here import Here
@@ -185,11 +185,22 @@ def test_classes_that_no_ledger_has_are_asked_of_a_later_run(world: World) -> No
     assert trainings._dataset(good).classes == ("bar 0", "bar 1", "bar 2")
 
 
-def points(*losses: float, seeds: int = 3, spread: float = 0.0) -> list[Point]:
+EQUAL = (0.5, 0.5)
+
+
+def points(*losses: float, seeds: int = 3, spread: float = 0.0, accuracy: float = 0.9) -> list[Point]:
     """Return points whose held-out loss has these values by share, with a spread over the seeds at the last one."""
     return [
         Point(
-            share, round(1000 * share), seed, 3, loss * (1 + spread * (seed - 2) * (share == 1)), 0.9, 0.1, 0.99, False
+            share,
+            round(1000 * share),
+            seed,
+            3,
+            loss * (1 + spread * (seed - 2) * (share == 1)),
+            accuracy,
+            0.1,
+            0.99,
+            False,
         )
         for seed in range(1, seeds + 1)
         for share, loss in zip(SHARES, losses, strict=True)
@@ -198,7 +209,7 @@ def points(*losses: float, seeds: int = 3, spread: float = 0.0) -> list[Point]:
 
 def test_a_loss_that_falls_with_a_power_of_the_rows_says_what_twice_as_many_bring() -> None:
     falling = points(*(rows**-0.5 for rows in (100, 200, 400, 700, 1000)))
-    found = verdict(falling)
+    found = verdict(falling, EQUAL)
     assert found.helps
     assert found.fall == pytest.approx(1 - 2**-0.5)
     assert found.sentence.startswith("More data would help: twice as many rows (2,000) are expected to lower")
@@ -208,7 +219,7 @@ def test_a_loss_that_falls_with_a_power_of_the_rows_says_what_twice_as_many_brin
 def test_where_more_rows_are_not_to_be_had_images_are_varied_or_fewer_held_out() -> None:
     from storage.datasets.training import TrainingConfig
 
-    falling = points(*(rows**-0.5 for rows in (100, 200, 400, 700, 1000)))
+    falling = verdict(points(*(rows**-0.5 for rows in (100, 200, 400, 700, 1000))), EQUAL)
     found = finding(falling, TrainingConfig(), (28, 20))
     assert found
     assert found.settings == {"shift": 1.2, "rotate": 10.0, "zoom": 0.1}
@@ -219,22 +230,38 @@ def test_where_more_rows_are_not_to_be_had_images_are_varied_or_fewer_held_out()
     assert found
     assert found.settings == {"validation_fraction": 0.05}
     assert instead(found.settings) == "hold out fewer of those that there are"
-    assert finding(points(0.2, 0.1, 0.1, 0.1, 0.1), TrainingConfig(), (28, 20)) is None
+    assert finding(verdict(points(0.2, 0.1, 0.1, 0.1, 0.1), EQUAL), TrainingConfig(), (28, 20)) is None
 
 
 def test_a_flat_curve_and_a_noisy_one_do_not_say_that_more_would_help() -> None:
-    flat = verdict(points(0.2, 0.1, 0.1, 0.1, 0.1))
+    flat = verdict(points(0.2, 0.1, 0.1, 0.1, 0.1), EQUAL)
     assert (flat.helps, flat.fall) == (False, pytest.approx(0, abs=1e-9))
     assert flat.sentence.startswith("More data would hardly help: ")
     noisy = points(0.2, 0.12, 0.11, 0.1, 0.1, spread=0.9)
-    assert not verdict(noisy).helps
-    uncertain = verdict(points(0.5, 0.4, 0.3, 0.25, 0.2, spread=0.9))
+    assert not verdict(noisy, EQUAL).helps
+    uncertain = verdict(points(0.5, 0.4, 0.3, 0.25, 0.2, spread=0.9), EQUAL)
     assert (uncertain.helps, uncertain.fall > 0.1) == (False, True)
     assert uncertain.sentence.startswith("Whether more data would help is uncertain, and more seeds would tell: twice")
-    rising = verdict(points(0.1, 0.1, 0.11, 0.12, 0.13, seeds=1))
+    rising = verdict(points(0.1, 0.1, 0.11, 0.12, 0.13, seeds=1), EQUAL)
     assert (rising.helps, rising.low) == (False, None)
     assert "does not fall with the number of rows; it is 0.1300." in rising.sentence
     assert [one.rows for one in summaries(noisy)] == [100, 200, 400, 700, 1000]
+
+
+def test_a_curve_of_trainings_that_did_not_learn_says_nothing() -> None:
+    guessing = verdict(points(0.7, 0.6935, 0.6933, 0.6932, 0.6931, accuracy=0.5), EQUAL)
+    assert (guessing.helps, guessing.fall, guessing.low) == (None, None, None)
+    assert guessing.sentence == (
+        "The curve does not say whether more data would help, because the training on all 1,000 rows did not learn, "
+        "with 3 of 3 seeds: its held-out loss was never below 0.6931, and predicting only the class shares gives "
+        "0.6931. Find a training that learns first."
+    )
+    one = points(0.5, 0.4, 0.3, 0.25, 0.2)
+    one[4] = dataclasses.replace(one[4], held_out_loss=0.7, held_out_accuracy=0.4)
+    assert "did not learn, with 1 of 3 seeds: " in verdict(one, EQUAL).sentence
+    # Where the classes are not equal, naming the largest is no knowledge.
+    assert verdict(points(*[0.4] * 5), (0.9, 0.1)).helps is None
+    assert verdict(points(*[0.4] * 5), ()).helps is False
 
 
 def test_each_share_is_trained_for_as_many_steps() -> None:

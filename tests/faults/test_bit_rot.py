@@ -47,6 +47,7 @@ from tasks.checking.surveys import PartSurvey, SplitSurvey
 from tasks.model import checkpoint
 from tasks.model.network import load_architecture
 from tasks.quarantine import quarantine
+from tasks.train import Training
 from tasks.tune import begin
 from tasks.tuning.optuna_study import Search
 from tasks.tuning.space import default
@@ -106,7 +107,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     job = whole_run(store, write_tiny(folder, arrays=repeated(), manifest=rules).manifest, audit=True)
     Ledger(store, "tiny").append("arrivals", "mark", {"archives": 4})
     record = job.record
-    study = begin.fn(store, job.dataset, record.train, record.normalization, job.config, Search(default(())))
+    training = Training(job.dataset, record.train, record.normalization, job.config)
+    study = begin.fn(store, training, Search(default(())))
     Ledger(store, "tiny").append("studies", study.record.entry.key, {"state": "begun"})
     return job
 

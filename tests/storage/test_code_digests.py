@@ -76,6 +76,7 @@ TRAINING = {
     "tasks.model.optimizers",
     "tasks.model.own_code",
     "tasks.model.own_network",
+    "tasks.model.own_training",
     "tasks.model.rates",
     "tasks.model.scaling",
     "tasks.model.shares",

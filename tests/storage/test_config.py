@@ -135,6 +135,9 @@ def test_overrides_that_are_not_set_override_nothing():
     assert TrainingOverrides(restore_best=True).restore_best
     unset = TrainingOverrides(optimizer="sgd", momentum=None).model_dump(exclude_none=True)
     assert unset == {"optimizer": "sgd"}
+    # As Prefect's form sends it if one field was filled in.
+    left_alone = dict.fromkeys(TrainingOverrides.model_fields)
+    assert TrainingOverrides(**left_alone | {"epochs": 2}).model_dump(exclude_none=True) == {"epochs": 2}
     assert TrainingOverrides(momentum=0.5, warmup_epochs=70).momentum == 0.5
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import re
 import subprocess
 from dataclasses import replace
@@ -17,7 +18,7 @@ import pytest
 from flows import pipeline, retrain
 from flows.dataset_in_store import DatasetInStore
 from flows.run import Request, prepare
-from flows.trainings import diagnosed, learning_curve
+from flows.trainings import Curve, diagnosed, learning_curve
 from flows.tuning.request import StudyRequest
 from flows.tuning.study import carry_out
 from storage.datasets import catalog
@@ -28,7 +29,7 @@ from storage.errors import ConfigError, DamagedEntry
 from storage.files import read_json, write_json
 from storage.formats.history import read_history
 from storage.records import Done, TrainedModel, from_json, to_json
-from storage.store import Store
+from storage.store import Store, read_entry
 from storage.workers.here import Here
 from tasks import train as training
 from tasks.evaluate import evaluate
@@ -110,7 +111,7 @@ def test_two_processes_train_the_same_and_leave_nothing_behind(tmp_path: Path, o
     code = f"""
 from pathlib import Path
 from storage.datasets import catalog
-from storage.store import Store
+from storage.store import Store, read_entry
 from tests.support.models import trained
 trained(Store(Path({str(tmp_path / "b")!r})), catalog.read(Path({str(own.manifest)!r})), **{PARAMETERS!r})
 """
@@ -408,6 +409,43 @@ def test_a_fault_in_the_function_stops_the_run_before_anything_is_fetched(store:
     assert [*outcome["steps"]] == ["publish"]
 
 
+UNTRAINABLE = "layers.Conv2D(2, 3), layers.Resizing(5, 5, interpolation='area'), layers.Flatten(), layers.Dense(3)"
+
+
+@pytest.mark.remedies("tasks.model.own_training:blamed")
+def test_a_layer_that_cannot_be_trained_is_refused_before_anything_is_fetched(store: Store, own: Dataset):
+    file = own.manifest.parent / "my_models.py"
+    head = "import keras\nlayers = keras.layers\ndef build(input_shape, classes):\n    "
+    file.write_text(head + f"return keras.Sequential([{UNTRAINABLE}])")
+    state = retrain.carry_out(request_of(own, store), pipeline.to_decision, caller=pipeline.Directly())
+    outcome = state.data.outcome.to_json()
+    assert outcome["error"]["exit_code"] == 2
+    words = r"expected layers that TensorFlow can train, .* found LookupError: .*ResizeArea; replace the layer"
+    assert re.search(words, outcome["sentence"])
+    assert [*outcome["steps"]] == ["publish"]
+    # As on a worker that has other devices than the machine of the run.
+    with pytest.raises(ConfigError, match=words):
+        trained(store, own, **PARAMETERS)
+    file.write_text(head + f"return keras.Sequential([{UNTRAINABLE.replace('area', 'bilinear')}])")
+    assert trained(store, own, **PARAMETERS).record.own
+
+
+def test_a_layer_that_chooses_at_random_what_it_compiles_chooses_the_same_again(tmp_path: Path):
+    mixing = "layers.AugMix(num_chains=1, chain_depth=1, all_ops=False)"
+    body = f"return keras.Sequential([keras.Input(input_shape), {mixing}, layers.Flatten(), layers.Dense(3)])"
+    own = made(f"def build(input_shape, classes):\n    {body}", tmp_path)
+    found = []
+    for state in (1, 2):
+        # What the process did before.
+        random.seed(state)
+        fitting = Fitting(
+            own, TrainingConfig(batch_size=8), Statistics(np.zeros(63), 1.0), InMemory(*random_rows(8, 63), 8, 1), 8
+        )
+        fitting.epoch(1)
+        found.append(fitting.weights["dense.kernel"].tobytes())
+    assert found[0] == found[1]
+
+
 def test_what_is_imported_is_what_was_read_and_is_not_imported_by_others(tmp_path: Path, capfd: pytest.CaptureFixture):
     dataset = with_model(write_tiny(tmp_path), "print('made')\n" + SOURCE)
     source = source_of("my_models:build", dataset.manifest)
@@ -468,6 +506,18 @@ def build(input_shape, classes):
     own_network.export(tmp_path / "model.keras", own, fitting.weights, statistics)
 
 
+class Editing(pipeline.Directly):
+    """Carries out steps; while rows are being normalized, a person edits a file of the model."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def call(self, step: Any, *arguments: Any) -> Any:
+        if step is normalize:
+            self._file.write_text("UNITS = 7\n")
+        return super().call(step, *arguments)
+
+
 @pytest.mark.remedies("flows.tuning.request:_searched")
 def test_a_study_searches_everything_but_the_network(tmp_path: Path, store: Store, own: Dataset):
     request = StudyRequest(request_of(own, store), trials=2, sampler="random", pruner="none")
@@ -482,14 +532,21 @@ def test_a_study_searches_everything_but_the_network(tmp_path: Path, store: Stor
         replace(request, space=str(space)).resolve()
     space.write_text("[batch_size]\nchoices = [8, 16]\n")
     request = replace(request, space=str(space), run=request_of(own, store, training={"epochs": 1}))
-    course = carry_out(request, pipeline.Directly(), "a test", lambda *_: None)
+    digest = source_of("my_models:build", own.manifest).digest
+    course = carry_out(request, Editing(own.manifest.with_name("sizes.py")), "a test", lambda *_: None)
     assert course.counts == {"complete": 2, "pruned": 0, "failed": 0}
+    # What was read first is what the study is of, and what its trials have trained.
+    made_from = [entry["made_from"]["parameters"] for entry in store.newest_entries("tiny", "train")]
+    made_from.append(read_entry(course.study.entry.folder)["made_from"]["parameters"])
+    assert [each["source_of_model"] for each in made_from] == [digest] * 3
     assert {entry["record"]["own"]["name"] for entry in store.newest_entries("tiny", "train")} == {"my_models:build"}
 
 
-@pytest.mark.remedies("flows.trainings:learning_curve:2")
-def test_a_learning_curve_is_refused_and_the_rules_advise_nothing_about_the_network(store: Store, own: Dataset):
-    request = request_of(own, store, training={"learning_rate": 1e-6, "epochs": 6, "optimizer": "adam"})
+@pytest.mark.remedies("flows.trainings:_source")
+def test_the_rules_advise_nothing_about_the_network_and_a_learning_curve_needs_its_source(
+    store: Store, own: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    request = request_of(own, store, training={"learning_rate": 1e-6, "epochs": 5, "optimizer": "adam"})
     job = prepare(request, "a test")
     pipeline.to_decision(job, Unconfirmed())
     job.append_to_ledger()
@@ -497,5 +554,18 @@ def test_a_learning_curve_is_refused_and_the_rules_advise_nothing_about_the_netw
     assert found.is_judged
     assert [each.name for each in found.findings][:1] == ["not learning"]
     assert {name for each in found.findings for name in each.settings}.isdisjoint({"hidden", "activation"})
-    with pytest.raises(ConfigError, match="a network of idxflow's own for a learning curve"):
-        learning_curve(DatasetInStore.open("tiny", str(store.root)), found, 1, Here(), print)
+    data = DatasetInStore.open("tiny", str(store.root))
+
+    def curve() -> Curve:
+        return learning_curve(data, found, 1, Here(), print)
+
+    with pytest.raises(ConfigError, match=r"expected the file my_models\.py in .*; found none; write it there"):
+        curve()
+    monkeypatch.chdir(own.manifest.parent)
+    points = curve().points
+    assert [point.reused for point in points] == [False] * 4 + [True]
+    Path("sizes.py").write_text("UNITS = 6\n")
+    with pytest.raises(ConfigError, match=r"expected the source of my_models:build that run .*; found another, or "):
+        curve()
+    Path("sizes.py").write_text("UNITS = 5\n")
+    assert all(point.reused for point in curve().points)
