@@ -162,7 +162,8 @@ def _repeated(digests: list[np.ndarray]) -> np.ndarray:
     """Return the digests that occur more than once, int64 of shape (n,), ascending, each at least once."""
     ordered = np.concatenate(digests)
     ordered.sort()
-    return ordered[1:][_as_before(ordered)[1:]]
+    repeated: np.ndarray = ordered[1:][_as_before(ordered)[1:]]
+    return repeated
 
 
 def compare_images(images: dict[str, np.ndarray], in_test: np.ndarray) -> np.ndarray:
