@@ -34,7 +34,14 @@ STEPS = ("fetch", "decode", "validate", "normalize", "train", "evaluate")
 PARALLEL = ("decode", "validate", "normalize", "evaluate")
 """What workers do part by part; the others are of the machine of the run."""
 ALL = "the run"
-MEMORY = {"the run itself": "memory of the run, GB", "a worker": "memory of the largest worker, GB"}
+MEMORY = {
+    ("the run itself", "VmHWM"): "memory of the run, GB",
+    ("the run itself", "RssAnon"): "memory of the run, without files, GB",
+    ("a worker", "VmHWM"): "memory of the largest worker, GB",
+    ("a worker", "RssAnon"): "memory of the largest worker, without files, GB",
+}
+"""The most of a figure of `/proc/PID/status` of each kind of process. `VmHWM` includes libraries that are mapped, whose
+pages the kernel can drop and read again; `RssAnon` does not, and is looked at every tenth of a second."""
 LINES = (*STEPS, ALL, *MEMORY.values())
 _EPOCHS, _QUICK_EPOCHS = 1, 20
 _MEMORY = "64MiB"
@@ -123,7 +130,8 @@ def _run(manifest: Path, setting: str) -> tuple[Mapping[str, float], str]:
         while process.poll() is None:
             for pid in scaling.family(process.pid):
                 if what := "the run itself" if pid == process.pid else _purpose(pid):
-                    peaks[what] = max(peaks[what], scaling.resident(pid, "VmHWM"))
+                    for figure in ("VmHWM", "RssAnon"):
+                        peaks[what, figure] = max(peaks[what, figure], scaling.resident(pid, figure))
             time.sleep(scaling.POLL_SECONDS)
         seconds = time.perf_counter() - started
         output.seek(0)

@@ -150,7 +150,7 @@ def measured(work: Callable[[], Any]) -> Stage:
 
 
 def resident(process: int | str, what: str) -> int:
-    """Return a size of a process in bytes, `VmRSS` now or `VmHWM` at most; 0 where it has ended."""
+    """Return a size of a process in bytes, such as `VmRSS` now or `VmHWM` at most; 0 where it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:

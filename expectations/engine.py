@@ -52,7 +52,9 @@ def evaluate(suite: Suite, table: Table) -> dict[int, Result]:
         gx = _great_expectations()
         import pandas as pd
 
-        batch = _whole_table().get_batch(batch_parameters={"dataframe": pd.DataFrame(table)})
+        # Not a copy: Great Expectations keeps the frame until it is given the next one, and changes nothing in it.
+        frame = pd.DataFrame(table, copy=False)
+        batch = _whole_table().get_batch(batch_parameters={"dataframe": frame})
         expectations = [
             getattr(gx.expectations, e.kind)(**e.arguments, severity=e.severity, meta={"number": number})
             for number, e in enumerate(suite.expectations)

@@ -162,7 +162,7 @@ def images(
         part_rows: minimum number of rows of each part but the last.
     """
     compared = _repeats(split_survey.digests, split_survey.labels)
-    leaked = np.zeros(len(split_survey.digests), bool) if train is None else _among(split_survey.digests, train.digests)
+    leaked = np.zeros(len(split_survey.digests), bool) if train is None else among(split_survey.digests, train.digests)
     compared |= {"digest": split_survey.digests, "leaked": leaked}
     return tables(pieces(blocks), compared, (train or split_survey).means, train is None, part_rows)
 
@@ -432,11 +432,16 @@ def _repeats(digests: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     # If an image has two labels, they are adjacent somewhere in this order.
     twofold = ordered[1:][again & (labels[1:] != labels[:-1])]
     del order, ordered
-    return {"duplicate": duplicate, "conflict": _among(digests, twofold)}
+    return {"duplicate": duplicate, "conflict": among(digests, twofold)}
 
 
-def _among(digests: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return which of `digests` are in `reference`, as bool; `numpy.isin` takes several times the memory."""
+def among(digests: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return which of `digests` are in `reference`, bool of shape (n,); `numpy.isin` takes several times the memory.
+
+    Args:
+        digests: int64 of shape (n,).
+        reference: int64 of any length.
+    """
     if not len(reference):
         return np.zeros(len(digests), bool)
     ordered = np.sort(reference)

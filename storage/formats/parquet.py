@@ -182,7 +182,9 @@ def _image_shape(file: pq.ParquetFile, source: Source) -> tuple[int, int]:
         raise ValueError(f"its images are {height} by {width} pixels")
     expected, actual = _columns(height * width), file.schema_arrow
     # Do not rely only on Arrow's schema, which is just metadata: definition level 0 means that there are no nulls.
-    levels = [file.schema.column(number).max_definition_level for number in range(len(file.schema))]
+    # Not `file.schema`: it and the footer refer to each other, so neither is freed before Python collects garbage.
+    schema = pq.ParquetSchema(file.metadata)
+    levels = [schema.column(number).max_definition_level for number in range(len(schema))]
     if list(actual) != list(expected) or levels != [0, 0]:
         raise DamagedEntry(
             f"{source}: expected the columns {_named(expected)}; found {_named(actual)}; {made_again(source)}"

@@ -36,10 +36,14 @@ def written(
     for part in parts:
         for counter in counters:
             counter.add(part)
-        numbers = [parquet.column_of(part[column].astype(kind)) for column, kind in summary.IMAGE_COLUMNS.items()]
-        columns = [parquet.column_of_text(name, len(part["index"])), *numbers]
-        writer.write_table(pa.Table.from_arrays(columns, schema=_COLUMNS))
+        writer.write_table(_table(name, part))
         yield part
+
+
+def _table(name: SplitName, part: summary.Table) -> pa.Table:
+    kinds = summary.IMAGE_COLUMNS.items()
+    numbers = [parquet.column_of(part[column].astype(kind, copy=False)) for column, kind in kinds]
+    return pa.Table.from_arrays([parquet.column_of_text(name, len(part["index"])), *numbers], schema=_COLUMNS)
 
 
 def column(source: Source, split: str, name: str) -> np.ndarray:

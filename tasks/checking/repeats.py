@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from expectations import summary
 from storage.formats import members, sorted_columns
 from storage.records import Entry, FolderEntry
 from storage.runtime import cancellation, code_digests
 from storage.runtime.ranged import Source
 from storage.store import Plan, Store
 from storage.workers.current import in_order
-from tasks.checking.surveys import IMAGES, PartSurvey, SplitSurvey
+from tasks.checking.surveys import IMAGES, SplitSurvey
 
 BUCKET_IMAGES = 1 << 21
-"""About how many images a bucket has at most; it takes some 80 bytes of memory for each."""
+"""About how many images a bucket has at most; it takes 28 bytes of memory for each, or 72 if all occur repeatedly."""
 
 AGAIN, CONFLICT, LEAKED = np.uint8(1), np.uint8(2), np.uint8(4)
 """Bits of what is said of an image of a part: it is in an earlier part of the same split, it has several labels in the
@@ -120,28 +121,49 @@ def _find_in_bucket(item: _Item) -> Bucket:
 
 
 def _compare(item: _Item, folder: Path) -> Bucket:
-    width = (1 << 64) // item.of
-    low = -(1 << 63) + item.number * width
-    images: dict[str, list[np.ndarray]] = {name: [] for name in (*IMAGES, "part", "image")}
-    for number, part in enumerate(chain(item.train.of_parts(), item.test.of_parts())):
-        cancellation.check()
-        for name, values in _of_bucket(part, number, low, low + width - 1).items():
-            images[name].append(values)
-    together = {name: np.concatenate(images.pop(name)) for name in [*images]}
-    said = compare_images(together, together["part"] >= item.train.parts)
+    images = _met(item)
+    said = compare_images(images, images["part"] >= item.train.parts)
     rows = np.flatnonzero(said)
-    columns = {"part": together["part"][rows], "image": together["image"][rows], "said": said[rows]}
+    columns = {"part": images["part"][rows], "image": images["image"][rows], "said": said[rows]}
     sorted_columns.write(folder / "repeats.parquet", columns, _KINDS)
     return Bucket(FolderEntry(folder), len(rows))
 
 
-def _of_bucket(part: PartSurvey, number: int, low: int, high: int) -> dict[str, np.ndarray]:
-    first, found = sorted_columns.between(part.different, IMAGES, low, high)
-    size = len(found["label"])
-    return found | {
-        "part": np.full(size, number, np.int32),
-        "image": np.arange(first, first + size, dtype=np.uint32),
-    }
+def _met(item: _Item) -> dict[str, np.ndarray]:
+    """Return the images of a bucket of which something can be said, in the order of the parts.
+
+    These are the images whose first 64 bits another one has too, and those that have several labels in their part:
+    usually few, so the 18 bytes of each image of the bucket are most of the memory that is needed.
+
+    Returns:
+        The columns `IMAGES`, `part` (int32), the number of the part, and `image` (uint32), the place in it.
+    """
+    width = (1 << 64) // item.of
+    low = -(1 << 63) + item.number * width
+    parts: list[tuple[int, dict[str, np.ndarray]]] = []
+    for part in chain(item.train.of_parts(), item.test.of_parts()):
+        cancellation.check()
+        parts.append(sorted_columns.between(part.different, IMAGES, low, low + width - 1))
+    repeated = _repeated([found["digest"] for _, found in parts])
+    met: dict[str, list[np.ndarray]] = {name: [] for name in (*IMAGES, "part", "image")}
+    for number in range(len(parts)):
+        first, found = parts[number]
+        # What is not needed of a part is let go before the next one.
+        parts[number] = (first, {})
+        rows = np.flatnonzero(summary.among(found["digest"], repeated) | (found["mixed"] > 0))
+        for name in IMAGES:
+            met[name].append(found[name][rows])
+        met["part"].append(np.full(len(rows), number, np.int32))
+        met["image"].append((first + rows).astype(np.uint32))
+    return {name: np.concatenate(met.pop(name)) for name in [*met]}
+
+
+def _repeated(digests: list[np.ndarray]) -> np.ndarray:
+    """Return the digests that occur more than once, int64 of shape (n,), ascending, each at least once."""
+    ordered = np.concatenate(digests)
+    ordered.sort()
+    repeated: np.ndarray = ordered[1:][_as_before(ordered)[1:]]
+    return repeated
 
 
 def compare_images(images: dict[str, np.ndarray], in_test: np.ndarray) -> np.ndarray:

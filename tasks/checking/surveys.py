@@ -147,7 +147,7 @@ def _survey(part: Split, folder: Path) -> PartSurvey:
         rows["more"].append(np.frombuffer(summary.digests(flat, _SECOND), "<i8"))
         rows["label"].append(labels)
         rows["blank"].append(flat.min(axis=1) == flat.max(axis=1))
-    of_rows = {name: np.concatenate(values) for name, values in rows.items()}
+    of_rows = {name: np.concatenate(rows.pop(name)) for name in [*rows]}
     place, different = _different(of_rows)
     arrays.write(
         folder / "rows.npz",
@@ -159,17 +159,25 @@ def _survey(part: Split, folder: Path) -> PartSurvey:
 
 
 def _different(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the place of each row among the different images, uint32 of shape (rows,), and the columns of these."""
+    """Return the place of each row among the different images, uint32 of shape (rows,), and the columns of these.
+
+    Takes `digest` and `more` out of `rows`. What is no longer needed is let go at once: this takes most of the memory
+    of a survey.
+    """
     # Equal images stay in the order of their rows.
     order = np.lexsort((rows["more"], rows["digest"]))
-    digest, more, labels = rows["digest"][order], rows["more"][order], rows["label"][order]
+    columns = {"digest": rows.pop("digest")[order], "more": rows.pop("more")[order]}
     is_new = np.ones(len(order), bool)
-    is_new[1:] = (digest[1:] != digest[:-1]) | (more[1:] != more[:-1])
+    is_new[1:] = columns["digest"][1:] != columns["digest"][:-1]
+    is_new[1:] |= columns["more"][1:] != columns["more"][:-1]
     place = np.empty(len(order), np.uint32)
-    place[order] = np.cumsum(is_new) - 1
+    place[order] = np.cumsum(is_new, dtype=np.uint32) - np.uint32(1)
+    labels = rows["label"][order]
+    del order
     starts = np.flatnonzero(is_new)
     mixed = np.minimum.reduceat(labels, starts) != np.maximum.reduceat(labels, starts)
-    return place, {"digest": digest[starts], "more": more[starts], "label": labels[starts], "mixed": mixed}
+    different = {name: columns.pop(name)[starts] for name in [*columns]}
+    return place, different | {"label": labels[starts], "mixed": mixed}
 
 
 def _together(split: Split, parts: list[PartSurvey], folder: Path) -> SplitSurvey:

@@ -361,13 +361,15 @@ class InParts:
         for number, part in enumerate(self._order.parts):
             held_here = self._held.rows_of(number)
             fitted_here = part.rows - held_here
-            if _overlap(fitted, fitted_here, start, stop) or _overlap(held_out, held_here, start, stop):
-                held = self._held.of(number)
+            if not (_overlap(fitted, fitted_here, start, stop) or _overlap(held_out, held_here, start, stop)):
+                fitted, held_out = fitted + fitted_here, held_out + held_here
+                continue
+            for first in range(0, part.rows, self._order.block):
+                held = self._held.of(number)[first : first + self._order.block]
                 places = np.where(held, held_out + np.cumsum(held) - 1, fitted + np.cumsum(~held) - 1)
-                wanted = (places >= start) & (places < stop)
-                for first in range(0, part.rows, self._order.block):
-                    yield self._read(number, first, np.flatnonzero(wanted[first : first + self._order.block]))
-            fitted, held_out = fitted + fitted_here, held_out + held_here
+                yield self._read(number, first, np.flatnonzero((places >= start) & (places < stop)))
+                held_block = int(np.count_nonzero(held))
+                fitted, held_out = fitted + len(held) - held_block, held_out + held_block
 
     def _read(self, part: int, first: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return rows of a block, which are numbered from its first row on: images of shape (n, pixels), and labels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,19 @@ def test_metadata_that_is_no_json_is_refused(tmp_path: Path, values: str):
     for read in (parquet.read, parquet.labels, parquet.metadata):
         with pytest.raises(DamagedEntry, match="expected the Parquet file of a split"):
             read(path)
+
+
+def test_what_was_read_leaves_nothing_for_the_garbage_collection(path: Path):
+    """The footer of a file describes all its pages: a training that opens files again and again would grow."""
+    gc.collect()
+    gc.disable()
+    try:
+        for read in (parquet.read, parquet.labels, parquet.metadata, lambda path: parquet.rows(path, [1])):
+            read(path)
+        left = [type(one) for one in gc.get_objects() if isinstance(one, pq.FileMetaData | pq.ParquetSchema)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_row_groups_of_any_size_are_the_same_data(tmp_path: Path, arrays: tuple[np.ndarray, np.ndarray]):

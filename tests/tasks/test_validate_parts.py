@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -363,6 +364,59 @@ def test_what_is_in_memory_at_a_time_does_not_grow_with_the_parts(
     assert sums.most <= 2 * 2 * max(256, 3 * 63)
     assert found.most <= len(surveys.IMAGES) * 2 * 300
     assert sum(compared.repeats.said(100, 20) & repeats.LEAKED > 0) == 20
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Return the most bytes that Python's and NumPy's objects take while `work` runs."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def some_images(rows: int, seed: int) -> dict[str, np.ndarray]:
+    """Return columns of different images, as a survey has them."""
+    digests = np.random.default_rng(seed).integers(-(1 << 62), 1 << 62, (2, rows))
+    return {"digest": digests[0], "more": digests[1], "label": np.zeros(rows, np.uint8)}
+
+
+class Surveyed:
+    """The survey of a split, of which only the different images of each part are there."""
+
+    def __init__(self, folder: Path, rows: int, seeds: Sequence[int]) -> None:
+        self.parts, self._parts = len(seeds), list[surveys.PartSurvey]()
+        for seed in seeds:
+            entry = FolderEntry(folder / str(seed))
+            entry.folder.mkdir(parents=True)
+            columns = some_images(rows, seed) | {"mixed": np.zeros(rows, np.uint8)}
+            sorted_columns.write(entry.folder / "images.parquet", columns, surveys.IMAGES)
+            self._parts.append(surveys.PartSurvey(entry, rows, rows))
+
+    def of_parts(self) -> Iterator[surveys.PartSurvey]:
+        yield from self._parts
+
+
+def test_a_bucket_takes_few_bytes_of_each_image(tmp_path: Path):
+    def compared(rows: int) -> int:
+        train, test = (Surveyed(tmp_path / str(rows), rows, seeds) for seeds in ((1, 2), (3, 4)))
+        item = repeats._Item(nothing, nothing, train, test, number=0, of=1)  # type: ignore[arg-type]
+        return peak(lambda: repeats._compare(item, tmp_path))
+
+    nothing: Any = None
+    few, many = 10_000, 40_000
+    assert compared(many) - compared(few) < 36 * 4 * (many - few)
+
+
+def test_a_survey_takes_few_bytes_of_each_row():
+    def surveyed(rows: int) -> int:
+        columns = some_images(rows, 1)
+        # NumPy's arrays that were there before are not counted.
+        return peak(lambda: surveys._different(columns))
+
+    few, many = 10_000, 40_000
+    assert surveyed(many) - surveyed(few) < 42 * (many - few)
 
 
 def unreadable(store: Store, name: str, subject: str) -> None:
