@@ -150,7 +150,8 @@ def test_the_doctor_says_what_a_run_would_refuse(
             found = diagnosis._workers(address, False)
     assert (found.verdict, found.remedy) == ("problem", "install the same there, and start the workers again")
     assert re.fullmatch(
-        r"1 of 2 workers would be refused, first the worker 127\.0\.0\.1:\d+: another tasks\.decoding\.pairs", found.found
+        r"1 of 2 workers would be refused, first the worker 127\.0\.0\.1:\d+: another tasks\.decoding\.pairs",
+        found.found,
     )
 
 
