@@ -27,7 +27,7 @@ from tests.support.operated import until
 from tests.support.runs import carried_out
 from tests.support.servers import HTTP, ROOT, guarded_server, used_in_this_process, wait_until_answers
 
-pytestmark = [pytest.mark.flow]
+pytestmark = [pytest.mark.flow, pytest.mark.long]
 
 KEEP_RUNS = 3
 RUNS = 12
