@@ -20,6 +20,8 @@ from tests.support import clusters
 from tests.support.commands import Command, idxflow
 from tests.support.operated import until
 
+pytestmark = pytest.mark.long
+
 QUICK = tuple(
     word for setting in ("epochs=4", "learning_rate=0.1", "hidden=[8]", "batch_size=16") for word in ("--set", setting)
 )

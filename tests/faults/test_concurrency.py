@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,54 +21,55 @@ from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
 from storage.verify import verify
+from tests.support import concurrent_programs
 from tests.support.commands import Command, idxflow
 from tests.support.concurrent_programs import SHARED
-from tests.support.servers import ROOT
+from tests.support.forkserver import Forked, ForkServer
 from tests.support.stores import DATASET, Thing, fingerprint, retrain
 
-Start = Callable[..., subprocess.Popen]
+Start = Callable[..., Forked]
 SECONDS = 240
 """Only what hangs takes so long."""
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[ForkServer]:
+    """What the programs are forked from: seventy of them would each take an eighth of a second to start."""
+    with ForkServer(concurrent_programs.__file__) as server:
+        yield server
+
+
 @pytest.fixture
-def start(store: Store) -> Iterator[Start]:
+def start(store: Store, programs: ForkServer) -> Iterator[Start]:
     """Start a program of `tests.support.concurrent_programs` at the store; all end with the test."""
     with ExitStack() as started:
-        program = [sys.executable, "-m", "tests.support.concurrent_programs"]
-        yield lambda command, *arguments: started.enter_context(
-            ending([*program, command, str(store.root), *map(str, arguments)], stderr=subprocess.PIPE)
-        )
+
+        def program(command: str, *arguments: object) -> Forked:
+            request = {"arguments": [command, str(store.root), *map(str, arguments)]}
+            return started.enter_context(Forked(programs.address, request))
+
+        yield program
 
 
-@contextmanager
-def ending(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
-    """Start a program that ends with the block at the latest."""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def output_of(process: subprocess.Popen) -> tuple[str, str]:
+def output_of(process: Forked) -> tuple[str, str]:
     """Wait for the end of a program that must succeed; return its standard output and its log."""
-    output, log = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, output + log
+    output, log = process.communicate(SECONDS)
+    assert process.wait() == 0, output + log
     return output, log
 
 
-def await_line(stream, words: str) -> str:
-    """Return the next line that begins with `words`."""
-    for line in stream:
-        if words in line:
-            return line
-    raise AssertionError(f"the program ended without saying {words!r}")
+def await_words(process: Forked, words: str) -> None:
+    """Wait until a program has said or logged `words`."""
+    while words not in process.output + process.errors:
+        # What it has said before its end counts.
+        assert process.poll() is None or words in process.output + process.errors, process.errors
+        time.sleep(0.01)
 
 
-def await_stopped(process: subprocess.Popen) -> None:
-    _, status = os.waitpid(process.pid, os.WUNTRACED)
-    assert os.WIFSTOPPED(status), status
+def await_stopped(process: Forked) -> None:
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert process.poll() is None, process.errors
+        time.sleep(0.01)
 
 
 def versions(store: Store) -> list[int]:
@@ -97,7 +94,7 @@ def test_versions_are_numbered_without_gap_and_twenty_readers_see_no_half_of_it(
     stop = tmp_path / "stop"
     readers = [start("read", stop, 0.1) for _ in range(20)]
     for reader in readers:
-        await_line(reader.stdout, "reading")
+        await_words(reader, "reading\n")
     writers = [start("publish", number) for number in range(1, 11)]
     rows = [line.split() for writer in writers for line in output_of(writer)[0].splitlines()]
     stop.touch()
@@ -141,7 +138,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(store: Store, start: Start
     holder = start("hold", what)
     await_stopped(holder)
     follower = start("follow", what)
-    await_line(follower.stderr, WAITING[what])
+    await_words(follower, WAITING[what])
     # Stopped between two of its tries, so that it is not the one that finds the lock free.
     follower.send_signal(signal.SIGSTOP)
     await_stopped(follower)
@@ -151,7 +148,7 @@ def test_the_lock_of_a_killed_process_is_free_at_once(store: Store, start: Start
         with locked(path, partial(pytest.fail, f"{path} is still locked"), shared=True):
             pass
     follower.send_signal(signal.SIGCONT)
-    await_line(follower.stdout, "got")
+    await_words(follower, "got\n")
     output_of(follower)
     assert verify(store).findings == ()
 
@@ -160,7 +157,7 @@ def test_a_stopped_process_that_makes_an_entry_is_waited_for_and_makes_it_once(s
     holder = start("hold", "making")
     await_stopped(holder)
     follower = start("follow", "making")
-    await_line(follower.stderr, WAITING["making"])
+    await_words(follower, WAITING["making"])
     assert verify(store).findings == (), "work in progress is neither damage nor left over"
     holder.send_signal(signal.SIGCONT)
     assert "done" in output_of(holder)[0]
@@ -173,7 +170,7 @@ def test_a_stopped_process_that_decides_is_waited_for_and_overwrites_nothing(sto
     holder = start("hold", "deciding")
     await_stopped(holder)
     follower = start("follow", "deciding")
-    await_line(follower.stderr, WAITING["deciding"])
+    await_words(follower, WAITING["deciding"])
     assert Registry(store, DATASET).champion().number == 1, "it is not moved before its decision is complete"
     holder.send_signal(signal.SIGCONT)
     output_of(holder)
@@ -219,15 +216,15 @@ def test_a_stopped_process_whose_lock_or_work_was_removed_replaces_nothing(
     remove(store)
     follower = start("follow", "making")
     if remove is remove_partial:
-        await_line(follower.stderr, WAITING["making"])
+        await_words(follower, WAITING["making"])
         published = {}
     else:
         assert "made" in output_of(follower)[0]
         published = fingerprint(store)
     holder.send_signal(signal.SIGCONT)
-    output, log = holder.communicate(timeout=SECONDS)
+    output, log = holder.communicate(SECONDS)
     assert "Traceback" not in log
-    assert holder.returncode == 0 or "failed StoreError" in output
+    assert holder.wait() == 0 or "failed StoreError" in output
     if follower.poll() is None:
         output_of(follower)
     assert {path: data for path, data in fingerprint(store).items() if path in published} == published

@@ -21,7 +21,7 @@ from tests.conftest import write_tiny
 from tests.support.commands import Command, idxflow
 from tests.support.servers import ROOT, clean_environment, free_port, wait_until_healthy
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.long]
 
 # So that the test need not wait as long as a user would: see `max_retries` in pyproject.toml.
 FEW_RETRIES = {"PREFECT_CLIENT_MAX_RETRIES": "1"}

@@ -18,6 +18,8 @@ from tests.support.clocks import clock_ahead
 from tests.support.runs import run_without_prefect
 from tests.support.servers import ROOT, free_port
 
+pytestmark = pytest.mark.long
+
 # The flow's own steps, without a server: Prefect's spins under a clock that is not its own.
 # Python's own sleep fails with EINVAL under faketime, so a run that has to wait, as on a busy machine, would fail.
 RUN = """

@@ -226,7 +226,7 @@ def test_a_run_is_not_ended_by_its_own_lines(results: Path, tmp_path: Path, monk
 
 def call(home: Path, *arguments: str, out: TextIO | int, err: TextIO | int) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [str(BIN / "idxflow"), *arguments], stdout=out, stderr=err, text=True, timeout=60, env=clean_environment(home)
+        [str(BIN / "idxflow"), *arguments], stdout=out, stderr=err, text=True, timeout=240, env=clean_environment(home)
     )
 
 
@@ -270,6 +270,6 @@ def test_with_its_streams_closed_no_file_of_the_store_gets_their_numbers(world: 
         "sys.exit(100 + number)\n"
     )
     command = f'exec {sys.executable} -c "$PROGRAM" <&- >&- 2>&-'
-    result = subprocess.run(["/bin/sh", "-c", command], env={**os.environ, "PROGRAM": program}, timeout=60)
+    result = subprocess.run(["/bin/sh", "-c", command], env={**os.environ, "PROGRAM": program}, timeout=240)
     assert result.returncode > 102
     assert (tmp_path / "file").read_bytes() == b""

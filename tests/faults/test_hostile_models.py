@@ -428,7 +428,7 @@ def test_the_fresh_process_that_confirms_runs_nothing_either(store: Store, bait:
         model = from_json(TrainedModel, read_json(folder / ENTRY)["record"], FolderEntry(folder))
         command = [sys.executable, "-c", program, str(images), str(tmp_path / "out.npz")]
         request = confirm_worker.request(model, images, np.zeros((2, 9, 7), np.uint8))
-        ended = subprocess.run(command, input=request, capture_output=True, text=True, timeout=60, check=False)
+        ended = subprocess.run(command, input=request, capture_output=True, text=True, timeout=240, check=False)
         assert ended.returncode != 0
         assert "DamagedEntry" in ended.stderr.splitlines()[-1]
         assert bait.touched() == []

@@ -28,6 +28,8 @@ from tests.support import forked_run
 from tests.support.commands import Command, idxflow
 from tests.support.crashes import in_memory
 
+pytestmark = pytest.mark.long
+
 KILLS = int(os.environ.get("IDXFLOW_KILLS", "10"))
 KILLS_FOR_EACH_STORE = 5
 WAIT_SECONDS = 200

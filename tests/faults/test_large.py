@@ -23,6 +23,8 @@ from storage.datasets import catalog
 from storage.datasets.catalog import DEFAULT_FILES
 from storage.formats.idx import Header
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 8
 VALUES = 251

@@ -23,7 +23,7 @@ from tests.conftest import write_tiny
 from tests.fetch.helpers import FILE, SPEC, UNPINNED, get
 from tests.support.runs import whole_run
 
-HANG_SECONDS = 60
+HANG_SECONDS = 240
 """Far more than any refusal takes: only what waits for a FIFO's writer, or reads a device to its end, gets there."""
 
 

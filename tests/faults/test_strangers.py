@@ -288,11 +288,11 @@ def test_a_page_of_another_port_changes_and_reads_nothing(browser: Any, server: 
         until(lambda: page.frames[1].url.startswith(("http://127", "chrome-error")))
         page.close()
     assert set(tries.values()) == {"refused"}, tries
-    pools = HTTP.post(f"{api}/work_pools/filter", json={}, timeout=60).json()
+    pools = HTTP.post(f"{api}/work_pools/filter", json={}).json()
     assert not {pool["name"] for pool in pools} & {"cors-blob", "cors-text", "no-cors-blob", "no-cors-text", "json"}
     assert not [pool for pool in pools if pool["name"] in ("beacon", "form")]
     query = {"filter": {"event": {"name": ["idxflow.inbox.complete"]}, "resource": {"id": ["idxflow.inbox.page"]}}}
-    assert HTTP.post(f"{api}/events/filter", json=query, timeout=60).json()["events"] == []
+    assert HTTP.post(f"{api}/events/filter", json=query).json()["events"] == []
 
 
 @pytest.mark.browser
@@ -309,7 +309,7 @@ def test_a_name_that_is_made_to_lead_here_is_refused(browser: Any, server: dict[
         assert page.evaluate(f"{status}.then(answer => answer.status)", "/api/flows/filter") == 421
     finally:
         rebound.close()
-    raw = HTTP.get(f"http://127.0.0.1:{port}/api/health", headers={"Host": f"evil.example:{port}"}, timeout=60)
+    raw = HTTP.get(f"http://127.0.0.1:{port}/api/health", headers={"Host": f"evil.example:{port}"})
     assert raw.status_code == 421
 
 

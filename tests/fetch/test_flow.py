@@ -92,7 +92,8 @@ FAILS: dict[str, tuple[Fault, int, str]] = {
 }
 
 
-IMPATIENT = {"silent": {"read_seconds": 1.0}, "trickle": {"rate_window_seconds": 1.0}}
+IMPATIENT = {"silent": {"read_seconds": 1.0, "tries": 5}, "trickle": {"rate_window_seconds": 3.0}}
+"""Also with the archives in which nothing is wrong, which a busy machine does not send at once."""
 
 
 @pytest.mark.parametrize("name", FAILS)

@@ -81,13 +81,13 @@ class Place:
         return result
 
     def api(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        return HTTP.post(f"{self.prefect['PREFECT_API_URL']}/{path}", json=body, timeout=30)
+        return HTTP.post(f"{self.prefect['PREFECT_API_URL']}/{path}", json=body)
 
     def end_of(self, run: str, seconds: float = 200) -> dict[str, Any]:
         """Wait for a flow run to end; return its state."""
         deadline = time.monotonic() + seconds
         while True:
-            state = HTTP.get(f"{self.prefect['PREFECT_API_URL']}/flow_runs/{run}", timeout=30).json()["state"]
+            state = HTTP.get(f"{self.prefect['PREFECT_API_URL']}/flow_runs/{run}").json()["state"]
             if state["type"] not in ("SCHEDULED", "PENDING", "RUNNING") or time.monotonic() > deadline:
                 return state
             time.sleep(0.5)

@@ -19,7 +19,7 @@ from prefect.settings import (
 from benchmarks.burst import DEPLOYMENT, burst
 from tests.support.servers import BIN, Server, guarded_server, wait_until_answers
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.long]
 
 RUNS = 40
 COMMANDS = 2

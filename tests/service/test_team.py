@@ -29,6 +29,8 @@ from tests.support.operated import fork_flow_runs, until, worker
 from tests.support.postgres import Cluster, postgres
 from tests.support.servers import clean_environment, guarded_server
 
+pytestmark = pytest.mark.long
+
 PASSWORD = "canary-of-the-database"
 FIRST, SECOND, PERSON = 61_001, 61_002, 61_003
 """Users, who need not be in the system's list."""

@@ -140,7 +140,7 @@ def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
     # No line moves where nobody looks.
     assert "\x1b" not in service.output
     assert f"the UI is at {address}" in service.output
-    assert "<html" in HTTP.get(address, follow_redirects=True, timeout=30).text
+    assert "<html" in HTTP.get(address, follow_redirects=True).text
 
 
 def test_the_server_is_closed(service: Service):
@@ -150,9 +150,9 @@ def test_the_server_is_closed(service: Service):
     assert settings["ui"]["show_promotional_content"] is False
     assert set(settings["services"]["db_vacuum"]["enabled"]) == {"events", "flow_runs"}
     api = service.environment["PREFECT_API_URL"]
-    foreign = HTTP.get(f"{api}/health", headers={"Origin": "https://example.com"}, timeout=30)
+    foreign = HTTP.get(f"{api}/health", headers={"Origin": "https://example.com"})
     assert foreign.status_code == 403
-    assert HTTP.get(f"{api}/flow_runs/filter", timeout=30).status_code == 401
+    assert HTTP.get(f"{api}/flow_runs/filter").status_code == 401
     home = Path(service.environment["PREFECT_HOME"])
     assert home.stat().st_mode & 0o777 == 0o700
 
@@ -493,9 +493,9 @@ def test_with_postgresql_auth_and_csrf_a_run_is_carried_out_and_no_secret_is_sho
             secret_file = Path(environment["PREFECT_HOME"]) / "idxflow" / "auth-string"
             assert secret_file.stat().st_mode & 0o777 == 0o600
             secret = secret_file.read_text().strip()
-            assert HTTP.get(f"{api}/admin/settings", timeout=30).status_code == 401
+            assert HTTP.get(f"{api}/admin/settings").status_code == 401
             user, _, word = secret.partition(":")
-            forged = HTTP.post(f"{api}/flow_runs/filter", json={}, auth=(user, word), timeout=30)
+            forged = HTTP.post(f"{api}/flow_runs/filter", json={}, auth=(user, word))
             assert forged.status_code == 403
             with configured(service), get_client(sync_client=True) as client:
                 fork_flow_runs(client)

@@ -17,6 +17,8 @@ from tests.support.operated import until
 from tests.support.servers import clean_environment, free_port
 from tests.support.up import Service, going
 
+pytestmark = pytest.mark.long
+
 HERE = Address("127.0.0.1", 4200, "http://127.0.0.1:4200/api")
 
 

@@ -30,6 +30,8 @@ from tests.support.faultserver import Exchange, FaultServer, in_turn, ranged, st
 from tests.support.zips import ZIP
 from tests.support.zips import publish as publish_zip
 
+pytestmark = pytest.mark.long
+
 SECONDS = 240
 """Only what hangs takes so long."""
 LONGER = 10 * SECONDS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from tests.support import refusals
 from tests.support.fault_proxy import Answer, FaultProxy, Request
 from tests.support.faultserver import FaultServer, good, silent
 from tests.support.object_servers import ObjectServer
+from tests.support.servers import free_port
 
 SECRET = "kXVw2hIiDf9Zq"
 NOBODY = "127.0.0.1:1"
@@ -276,9 +276,7 @@ def test_settings_that_the_library_refuses_can_be_corrected(monkeypatch: pytest.
 
 @REFUSAL
 def test_a_server_that_is_started_is_reached() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    cloud = Cloud(parse(f"s3://bucket/p?endpoint=http://127.0.0.1:{port}"), SHORT)
+    cloud = Cloud(parse(f"s3://bucket/p?endpoint=http://127.0.0.1:{free_port()}"), SHORT)
     for call in calls(cloud).values():
         with pytest.raises(StoreError, match="found nothing that listens there; check that the server runs") as raised:
             call()

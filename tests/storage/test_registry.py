@@ -280,5 +280,5 @@ def test_deciding_waits_and_says_so(registry: Registry):
             while not events:
                 assert not waiting.done()
             events.append("released")
-        waiting.result(10)
+        waiting.result(240)
     assert events == ["waiting", "released", "decided"]

@@ -17,6 +17,8 @@ from storage.runtime.timings import Clock, Spent
 from tests.support.commands import idxflow
 from tests.support.servers import BIN, clean_environment
 
+pytestmark = pytest.mark.long
+
 
 def test_a_span_has_its_time_without_that_of_spans_within():
     moments = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])

@@ -1,7 +1,8 @@
-"""Programs that use one store at the same time: `python -m tests.support.concurrent_programs COMMAND STORE …`.
+"""Programs that use one store at the same time, for `tests/faults/test_concurrency.py`.
 
-They import only storage. Each says on standard output what it does, a line at a time, and logs what the store says to
-standard error.
+`tests.support.forkserver` runs this. A request has the `arguments`: command, store and what that command needs. The
+programs import only storage. Each says on standard output what it does, a line at a time, and logs what the store says
+to standard error.
 """
 
 from __future__ import annotations
@@ -188,8 +189,8 @@ def threads(store: Store) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {f.__name__: f for f in (publish, read, write, gc, hold, follow, threads)}
 
 
-def main() -> int:
-    command, root, *rest = sys.argv[1:]
+def call(request: dict[str, list[str]]) -> int:
+    command, root, *rest = request["arguments"]
     # Nobody reads what those say that go on and on.
     logging.basicConfig(level=logging.DEBUG if command == "publish" else logging.INFO, format="%(message)s")
     try:
@@ -198,7 +199,3 @@ def main() -> int:
         say("failed", type(error).__name__, error)
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

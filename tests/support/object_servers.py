@@ -154,7 +154,7 @@ def _wait(port: int, process: Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            HTTP.get(f"http://127.0.0.1:{port}/", timeout=START_SECONDS)
+            HTTP.get(f"http://127.0.0.1:{port}/")
             return
         except httpx.TransportError:
             time.sleep(0.05)
@@ -174,7 +174,7 @@ def _with_bucket(name: str, port: int) -> ObjectServer:
         secret_access_key=_SECRET,
         client_options={"allow_http": True},
     )
-    HTTP.put(obstore.sign(bucket, "PUT", "", timedelta(minutes=10)), timeout=START_SECONDS).raise_for_status()
+    HTTP.put(obstore.sign(bucket, "PUT", "", timedelta(minutes=10))).raise_for_status()
     return _in_s3(name, port)
 
 
@@ -186,4 +186,4 @@ def _make_container(account: str) -> None:
     signature = base64.b64encode(hmac.digest(base64.b64decode(_AZURE_SECRET), request.encode(), "sha256")).decode()
     headers["Authorization"] = f"SharedKey {_KEY}:{signature}"
     url = f"{account}/{_BUCKET}?restype=container"
-    HTTP.put(url, headers=headers, timeout=START_SECONDS).raise_for_status()
+    HTTP.put(url, headers=headers).raise_for_status()

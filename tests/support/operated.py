@@ -82,20 +82,20 @@ class Operated:
         return post(self.environment, path, body)
 
     def get(self, path: str) -> Any:
-        return HTTP.get(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=60).raise_for_status().json()
+        return HTTP.get(f"{self.environment['PREFECT_API_URL']}/{path}").raise_for_status().json()
 
     def patch(self, path: str, body: Any) -> None:
         """Change something; SQLite may be locked for a moment, which the server answers with 503."""
 
         def accepted() -> bool:
-            answer = HTTP.patch(f"{self.environment['PREFECT_API_URL']}/{path}", json=body, timeout=120)
+            answer = HTTP.patch(f"{self.environment['PREFECT_API_URL']}/{path}", json=body)
             return answer.status_code != 503 and bool(answer.raise_for_status())
 
         until(accepted)
 
     def delete(self, path: str) -> None:
         def accepted() -> bool:
-            answer = HTTP.delete(f"{self.environment['PREFECT_API_URL']}/{path}", timeout=120)
+            answer = HTTP.delete(f"{self.environment['PREFECT_API_URL']}/{path}")
             return answer.status_code != 503 and bool(answer.raise_for_status())
 
         until(accepted)
@@ -187,7 +187,7 @@ def post(environment: dict[str, str], path: str, body: Any) -> Any:
     """Ask the API, again where it says 503, as Prefect's own client does: SQLite has one writer."""
 
     def tried() -> httpx.Response | None:
-        answer = HTTP.post(f"{environment['PREFECT_API_URL']}/{path}", json=body, timeout=60)
+        answer = HTTP.post(f"{environment['PREFECT_API_URL']}/{path}", json=body)
         return None if answer.status_code == 503 else answer
 
     answer = until(tried)

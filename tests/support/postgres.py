@@ -44,7 +44,7 @@ class Cluster:
         place = ["-h", "127.0.0.1", "-p", str(self.port), "-U", USER]
         command = [self.binaries / program, *place, *arguments, "postgres"]
         environment = {**os.environ, "PGPASSWORD": self.password}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=240).stdout
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def postgres(password: str) -> Iterator[Cluster]:
         try:
             ready = [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(cluster.port), "-t", "1"]
             while True:
-                if subprocess.run(ready, check=False, timeout=30).returncode == 0:
+                if subprocess.run(ready, check=False, timeout=240).returncode == 0:
                     break
                 assert server.poll() is None, (folder / "log").read_text()
                 time.sleep(0.1)

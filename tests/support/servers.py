@@ -41,8 +41,10 @@ from tests.support import commands, refusals
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
-"""For requests of tests. Making a client takes longer than a request, and servers come and go at the same address."""
+START_SECONDS = 240
+HTTP = httpx.Client(timeout=START_SECONDS, limits=httpx.Limits(max_keepalive_connections=0))
+"""For requests of tests, also on a busy machine. Making a client takes longer than a request, and servers come and go
+at the same address."""
 TEMPORARY = Path(tempfile.gettempdir())
 """Not asked for later: some tests have their own folder for temporary files."""
 KEPT = TEMPORARY / f"idxflow-tests-{os.getuid()}-prefect-{version('prefect')}-home" / "prefect"
@@ -52,7 +54,6 @@ EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LEFT = ("prefect.db", "memo_store.toml")
 """What a server leaves in Prefect's home when it has started: its database, and the note of what that has got."""
 SECRET = "idxflow:canary-of-the-tests"
-START_SECONDS = 240
 GRACE_SECONDS = 3
 """Before force is used. What a server has been told is in its database by then."""
 
@@ -268,7 +269,7 @@ class Server:
 
 def wait_until_answers(environment: Mapping[str, str]) -> None:
     """Wait for a server whose port takes requests before it can answer them."""
-    HTTP.get(f"{environment['PREFECT_API_URL']}/health", timeout=START_SECONDS).raise_for_status()
+    HTTP.get(f"{environment['PREFECT_API_URL']}/health").raise_for_status()
 
 
 def one_authority(folder: Path) -> str:
@@ -312,7 +313,8 @@ def wait_until_healthy(url: str, process: _Process, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if HTTP.get(f"{url}/health", timeout=2).status_code == 200:
+            # The port may be open without a process that would answer.
+            if HTTP.get(f"{url}/health", timeout=20).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.2)

@@ -75,7 +75,7 @@ def plant(port: int, marker: str) -> list[str]:
 
 
 def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=240)
     try:
         data = None if body is None else json.dumps(body)
         connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
@@ -101,10 +101,10 @@ def sockets(port: int, path: str, event: Any) -> list[str]:
         ("without asking", ["prefect"], event),
     ):
         try:
-            with connect(f"ws://127.0.0.1:{port}/api/{path}", subprotocols=protocols, open_timeout=60) as opened:
+            with connect(f"ws://127.0.0.1:{port}/api/{path}", subprotocols=protocols, open_timeout=240) as opened:
                 if first:
                     opened.send(json.dumps(first))
-                    opened.recv(timeout=60)
+                    opened.recv(timeout=240)
                 opened.send(json.dumps(event))
                 opened.ping().wait(60)
                 worked.append(how)

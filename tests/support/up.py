@@ -50,7 +50,7 @@ class Service:
     def _headers(self) -> dict[str, str]:
         """What proves that a change was meant."""
         api, user = self.environment["PREFECT_API_URL"], str(uuid.uuid4())
-        token = HTTP.get(f"{api}/csrf-token?client={user}", auth=self.credentials, timeout=60).json()
+        token = HTTP.get(f"{api}/csrf-token?client={user}", auth=self.credentials).json()
         return {"Prefect-Csrf-Token": token["token"], "Prefect-Csrf-Client": user}
 
     @property
@@ -70,7 +70,7 @@ class Service:
 
         def tried() -> httpx.Response | None:
             headers = {} if method == "GET" else self._headers
-            answer = HTTP.request(method, url, timeout=60, auth=self.credentials, headers=headers, **more)
+            answer = HTTP.request(method, url, auth=self.credentials, headers=headers, **more)
             return None if answer.status_code == 503 else answer
 
         answer = until(tried)

@@ -40,6 +40,8 @@ from tests.support.fault_proxy import FaultProxy, Faults
 from tests.support.listed_archives import write_listed
 from tests.support.object_servers import ObjectServer
 
+pytestmark = pytest.mark.long
+
 ROWS = int(os.environ.get("IDXFLOW_TEST_ROWS", "600"))
 DEATHS = int(os.environ.get("IDXFLOW_TEST_DEATHS", "1"))
 PARTS, TEST_PARTS = 6, 2

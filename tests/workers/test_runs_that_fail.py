@@ -14,7 +14,7 @@ from tests.support.commands import Command, idxflow
 from tests.support.held_archives import Held, held_archives
 from tests.support.operated import post, under_way, until
 
-pytestmark = pytest.mark.flow
+pytestmark = [pytest.mark.flow, pytest.mark.long]
 
 TWO_THREADS = ("--nthreads", "2")
 """One waits for the archive that is kept back; the other fetches the rest."""
