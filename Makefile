@@ -97,7 +97,7 @@ define set_up
 @# On all processors, where pip takes one. What is for other Pythons does not compile, and nobody imports it; the large
 @# packages that others bring, and that nothing here imports, are compiled when something does.
 @$(1)/bin/python -m compileall -qq -j 0 $(1)/lib \
-	-x '/(tests|apprise|cfnlint|dateparser|fontTools|kubernetes_asyncio|matplotlib|ministack/services|moto|mpmath|mypyc?|networkx|sympy)/' || true
+	-x '/(tests|apprise|cfnlint|dateparser|fontTools|kubernetes_asyncio|ministack/services|moto|mpmath|mypyc?|networkx|sympy)/' || true
 @$(1)/bin/pip check --quiet --disable-pip-version-check
 @echo "5 of 5: idxflow itself"
 @# Without the advice of setuptools on editable installs.

@@ -39,6 +39,12 @@ _LOOK_SECONDS = 0.05
 _PREFIX = "idxflow-prefect-"
 _TIMINGS = "timings.json"
 _YOUNG_SECONDS = 60
+_NO_BLOCKS = {
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+}
+"""A run uses no block, and to see which there are, the server would import all that is installed for Prefect, such as
+what the extra `kubernetes` brings."""
 _NO_LOOPBACK = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN)
 
 
@@ -60,7 +66,7 @@ class TemporaryServer:
         self._starting = ExitStack()
         if database.DATABASE not in more:
             self._starting.enter_context(database.starting(home))
-        self._service = Service(Plan(_HOST).command({**loud, **closed, **more}, Path.cwd(), log, listener))
+        self._service = Service(Plan(_HOST).command({**loud, **closed, **_NO_BLOCKS, **more}, Path.cwd(), log, listener))
         self._service.start()
         # Only the server holds the socket now, so if it dies, a waiting client gets a connection error.
         listener.close()
