@@ -59,14 +59,14 @@ class TemporaryServer:
         # Logging of this process is off, but the server must be able to log why it died.
         kept = without_credentials(os.environ)
         loud = {name: value for name, value in kept.items() if not name.startswith("PREFECT_LOGGING_")}
-        closed = {AUTH: self.secret, "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true"}
+        closed = {AUTH: self.secret, "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true", **_NO_BLOCKS}
         if timings.running():
             closed[TIMINGS] = str(folder / _TIMINGS)
         log = folder / "server.log"
         self._starting = ExitStack()
         if database.DATABASE not in more:
             self._starting.enter_context(database.starting(home))
-        self._service = Service(Plan(_HOST).command({**loud, **closed, **_NO_BLOCKS, **more}, Path.cwd(), log, listener))
+        self._service = Service(Plan(_HOST).command({**loud, **closed, **more}, Path.cwd(), log, listener))
         self._service.start()
         # Only the server holds the socket now, so if it dies, a waiting client gets a connection error.
         listener.close()
