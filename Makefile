@@ -54,6 +54,8 @@ lock: ## Resolve the dependencies anew into the lock files (needs uv)
 	@# What both have is at the same version in both.
 	uv pip compile pyproject.toml --group bench --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements-bench.lock
+	uv pip compile --group export --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements-export.lock
 	echo pip | uv pip compile - --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements-pip.lock
 

@@ -186,14 +186,34 @@ def test_what_only_looks_like_it_is_not():
     )
 
 
-def test_the_lock_has_hashes_and_names_no_host():
-    text = (ROOT / "requirements.lock").read_text()
+def pins(lock: str) -> dict[str, set[str]]:
+    """Return the versions of each package; there may be one for each Python."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
     assert "://" not in text
-    for block in text.split("\n\n")[-1].split("\n    # via")[0:1]:
-        assert "--hash=sha256:" in block
-    pinned = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
-    assert len(pinned) > 100
-    assert all(line.rstrip().endswith("\\") for line in pinned)
+    lines = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
+    assert all(line.rstrip().endswith("\\") for line in lines)
+    assert text.count("--hash=sha256:") >= len(lines)
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        name, version = line.rstrip(" \\").partition(" ;")[0].split("==")
+        found.setdefault(name, set()).add(version)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lock", "named"),
+    [
+        ("requirements.lock", {"tensorflow", "prefect", "onnx"}),
+        ("requirements-bench.lock", {"jax", "idx2numpy", "python-mnist"}),
+        ("requirements-export.lock", {"onnx", "ai-edge-litert"}),
+    ],
+)
+def test_locks_have_hashes_name_no_host_and_agree_with_the_first_one(lock: str, named: set[str]):
+    ours, found = pins("requirements.lock"), pins(lock)
+    assert named <= found.keys()
+    assert {name: found[name] for name in found.keys() & ours.keys()} == {
+        name: ours[name] for name in found.keys() & ours.keys()
+    }
 
 
 def test_prefect_s_flush_interval_is_in_whole_seconds():

@@ -288,7 +288,8 @@ def test_without_its_package_or_with_an_old_one_a_format_is_refused_with_what_to
 def test_the_extra_and_what_ci_installs_are_what_the_formats_need():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["optional-dependencies"]["export"] == list(PACKAGES.values())
-    assert set(PACKAGES.values()) <= set(project["dependency-groups"]["dev"])
+    assert set(PACKAGES.values()) <= set(project["dependency-groups"]["export"])
+    assert {"include-group": "export"} in project["dependency-groups"]["dev"]
 
 
 def test_an_onnx_export_loads_no_tensorflow(ready: Path, tmp_path: Path):
