@@ -107,7 +107,7 @@ import json, resource, sys, time
 from pathlib import Path
 from storage.formats import idx
 from storage.errors import FormatError
-from tasks import decode
+from tasks.decoding import writing
 from tests.support.badfiles import write
 from storage.records import FolderEntry, Archive
 
@@ -125,7 +125,7 @@ def attempts():
         target.unlink()
         target.hardlink_to(path)
         pair = [archive(dataset, "train-images"), archive(dataset, "train-labels")]
-        yield path.name + ", decoded", lambda: decode.write_split(dataset, "train", *pair, dataset.source)
+        yield path.name + ", decoded", lambda: writing.write_split(dataset, "train", *pair, dataset.source)
 
 found = {}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
