@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
@@ -65,20 +65,20 @@ def begin() -> None:
     global _process, _address
     with _turn:
         if _process is None and not engine.is_loaded():
-            listener, _address = _listening()
+            listener, name = _listening()
             passed = [listener.fileno()] if listener else []
-            _process = subprocess.Popen(
-                [sys.executable, "-m", __name__, *map(str, passed)],
-                cwd=_ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                pass_fds=passed,
-                # Ctrl-C is for the run.
-                start_new_session=True,
-            )
-            if listener:
-                listener.close()
+            with listener or nullcontext():
+                _process = subprocess.Popen(
+                    [sys.executable, "-m", __name__, *map(str, passed)],
+                    cwd=_ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=passed,
+                    # Ctrl-C is for the run.
+                    start_new_session=True,
+                )
+            _address = name
 
 
 def end() -> None:
