@@ -136,8 +136,7 @@ def keep_empty(home: Path, folder: Path) -> None:
 def _own(home: Path, folder: Path) -> dict[str, str]:
     if _saved_file(home).exists():
         shutil.copyfile(_saved_file(home), folder / _NAME)
-    # Prefect: memo. Prefect records there what it has written to the database, and would write to the usual one again.
-    return {DATABASE: f"{_SQLITE}{folder / _NAME}", "PREFECT_SERVER_MEMO_STORE_PATH": str(folder / "memo.toml")}
+    return {DATABASE: f"{_SQLITE}{folder / _NAME}"}
 
 
 def _saved_file(home: Path) -> Path:
