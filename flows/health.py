@@ -17,7 +17,7 @@ from flows.terminal.text import minute
 from storage.errors import PrefectFailed
 from storage.ledger import TOLERANCE
 from storage.records import CUT_OFF
-from storage.registry import Registry
+from storage.registry import Registry, Version
 from storage.store import Store
 
 MAX_AGE_DAYS = 8
@@ -159,11 +159,16 @@ def _champion(registry: Registry, now: datetime) -> ChampionStatus | None:
     version = registry.champion()
     if version is None:
         return None
-    turns = (turn for turn in reversed(registry.outline()) if turn.changed and turn.after == version.number)
-    turn = next(turns, None)
-    since = turn.time if turn else datetime.fromisoformat(version.time)
+    since = champion_since(registry, version)
     days = round((now - since) / timedelta(days=1), 3)
     return ChampionStatus(version.number, version.test_accuracy, since.isoformat(timespec="seconds"), days)
+
+
+def champion_since(registry: Registry, version: Version) -> datetime:
+    """Return when `version`, the champion, last became it, UTC; without a decision about it, when it was registered."""
+    turns = (turn for turn in reversed(registry.outline()) if turn.changed and turn.after == version.number)
+    turn = next(turns, None)
+    return turn.time if turn else datetime.fromisoformat(version.time)
 
 
 def _run(values: Mapping[str, Any]) -> RunStatus:

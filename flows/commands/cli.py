@@ -34,6 +34,7 @@ from flows.commands import (
     rollback,
     run,
     runs,
+    serve,
     status,
     suspects,
     tune,
@@ -98,7 +99,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     ),
     "Models": (predict.predict, export.export, diagnose.diagnose, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
-    "Operate": (up.up, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
+    "Operate": (up.up, serve.serve, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }
 """The commands by purpose, as `idxflow --help` lists them."""
 

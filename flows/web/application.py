@@ -1,0 +1,66 @@
+"""The application of `idxflow serve`: its routes, behind the guard (`flows.service.guard`) and the token."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from flows.service.guard import Guard
+from flows.web import access, api, pages
+from flows.web.site import Refused, Site, refused
+
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+"""For pages that do not set one: everything from here, and nothing in the page itself that could be injected."""
+
+
+def application(site: Site) -> FastAPI:
+    """Return the ASGI application that serves a store."""
+    app = FastAPI(
+        title="idxflow",
+        version=version("idxflow"),
+        description="Classify images with the champion of a data set.",
+        lifespan=_lifespan,
+        # FastAPI's own pages load from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.site = site
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPException, _http_error)
+    # The last one that is added is the outermost.
+    app.add_middleware(access.Token, token=site.token)
+    app.add_middleware(Guard, rules=site.rules, own={}, key="error", policy=POLICY)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    champions = app.state.site.champions
+    await run_in_threadpool(champions.start)
+    try:
+        yield
+    finally:
+        champions.stop()
+
+
+def _refused(request: Request, error: Any) -> Response:
+    return refused(error.status, error.sentence, error.headers)
+
+
+def _http_error(request: Request, error: Any) -> Response:
+    sentences = {
+        404: f"expected an address that is served here; found {request.url.path[:100]!r}; / has the links",
+        405: f"expected another method; found {request.method} {request.url.path[:100]!r}; see /openapi.json",
+    }
+    return refused(error.status_code, sentences.get(error.status_code, str(error.detail)), error.headers)

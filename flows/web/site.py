@@ -1,0 +1,94 @@
+"""What all routes share: the store that is served, its champions, limits, and how a request is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from flows.service.guard import Rules
+from flows.web.champions import Champions, Followed
+from storage.store import Store
+
+JSON_TYPE = "application/json"
+NPY_TYPES = ("application/x-npy", "application/octet-stream")
+PICTURE_TYPES = ("image/png", "image/jpeg")
+MEDIA_TYPES = frozenset((JSON_TYPE, *NPY_TYPES, *PICTURE_TYPES))
+"""What the body of a request can be."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be at most."""
+
+    body_bytes: int = 16 << 20
+    pixels: int = 1 << 24
+    """Of one picture, as its header says it: a small file can hold a huge picture."""
+    images: int = 1000
+    """In one request."""
+    requests_per_second: float = 1000.0
+    """From one address."""
+    waiting: int = 64
+    """Requests that wait for the model or are with it."""
+    body_seconds: float = 10.0
+    """Until a body has come as a whole."""
+
+
+def rules(host: str, names: tuple[str, ...] = ()) -> Rules:
+    """Return which `Host`, origin and content types are accepted by a site that listens on `host`."""
+    listening = Rules.listening(host, names)
+    return Rules(
+        listening.names, listening.any_address, listening.origins, MEDIA_TYPES, closed=(), command="idxflow serve"
+    )
+
+
+@dataclass(frozen=True)
+class Site:
+    """One store, as it is served."""
+
+    store: Store
+    """Opened (`storage.opening.open_store`)."""
+    datasets: tuple[str, ...] = ()
+    """The only data sets that are served; empty: all of the store, those that come later, too."""
+    token: str | None = None
+    """What each request has to know; None: nothing."""
+    rules: Rules = field(default_factory=lambda: rules("127.0.0.1"))
+    limits: Limits = Limits()
+
+    @cached_property
+    def champions(self) -> Champions:
+        """The champions, loaded. `application` starts and stops the thread that follows them."""
+        return Champions(self.store, self.datasets)
+
+
+class Refused(Exception):
+    """Ends a request with a status and one sentence."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, headers
+
+
+def site_of(request: Request) -> Site:
+    """Return the site; for `Depends`."""
+    site: Site = request.app.state.site
+    return site
+
+
+def followed(site: Site, dataset: str) -> Followed:
+    """Return what is known of a data set's champion.
+
+    Raises:
+        Refused: 404 if there is no such data set.
+    """
+    try:
+        return site.champions.followed(dataset)
+    except KeyError:
+        raise Refused(404, site.champions.unknown(dataset)) from None
+
+
+def refused(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return the response to a request that is refused: `{"error": sentence}`."""
+    return JSONResponse({"error": sentence}, status, {"cache-control": "no-store", **(headers or {})})
