@@ -7,13 +7,17 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from flows.service.guard import Guard
 from flows.web import access, api, pages
-from flows.web.site import Refused, Site, refused
+from flows.web.metrics import Measured
+from flows.web.refusals import Refused, refused
+from flows.web.site import Site
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -34,13 +38,17 @@ def application(site: Site) -> FastAPI:
         redoc_url=None,
     )
     app.state.site = site
-    app.include_router(api.router)
+    # Only for the description; `Token` is what refuses.
+    app.include_router(api.router, dependencies=[Security(HTTPBearer(auto_error=False))] if site.token else [])
     app.include_router(pages.router)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
     # The last one that is added is the outermost.
     app.add_middleware(access.Token, token=site.token)
+    app.add_middleware(access.Pace, per_second=site.limits.requests_per_second)
     app.add_middleware(Guard, rules=site.rules, own={}, key="error", policy=POLICY)
+    app.add_middleware(Measured, metrics=site.metrics)
     return app
 
 
@@ -52,10 +60,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         champions.stop()
+        app.state.site.work.stop()
 
 
 def _refused(request: Request, error: Any) -> Response:
     return refused(error.status, error.sentence, error.headers)
+
+
+def _invalid(request: Request, error: Any) -> Response:
+    first = error.errors()[0]
+    where, found = ".".join(map(str, first["loc"][1:])), str(first.get("input"))[:100]
+    return refused(422, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}; found {found!r}; correct it")
 
 
 def _http_error(request: Request, error: Any) -> Response:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
 
 from flows.service.guard import Rules
 from flows.web.champions import Champions, Followed
+from flows.web.metrics import Metrics
+from flows.web.refusals import Refused
+from flows.web.work import Work
 from storage.store import Store
 
 JSON_TYPE = "application/json"
@@ -62,13 +64,15 @@ class Site:
         """The champions, loaded. `application` starts and stops the thread that follows them."""
         return Champions(self.store, self.datasets)
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is counted, for `/metrics`."""
+        return Metrics(self)
 
-class Refused(Exception):
-    """Ends a request with a status and one sentence."""
-
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, headers
+    @cached_property
+    def work(self) -> Work:
+        """The thread that computes answers; anything that takes longer than a millisecond belongs there."""
+        return Work(self.limits.waiting)
 
 
 def site_of(request: Request) -> Site:
@@ -87,8 +91,3 @@ def followed(site: Site, dataset: str) -> Followed:
         return site.champions.followed(dataset)
     except KeyError:
         raise Refused(404, site.champions.unknown(dataset)) from None
-
-
-def refused(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return the response to a request that is refused: `{"error": sentence}`."""
-    return JSONResponse({"error": sentence}, status, {"cache-control": "no-store", **(headers or {})})
