@@ -34,6 +34,15 @@ def serve(
             "repeated. Not needed for the addresses of this machine.",
         ),
     ] = None,
+    max_body: Annotated[int, Parameter(help="Largest body of a request, in MiB.", validator=Number(gte=1))] = 16,
+    max_images: Annotated[int, Parameter(help="Most images in a request.", validator=Number(gte=1))] = 1000,
+    max_rate: Annotated[
+        float, Parameter(help="Most requests in a second from one address.", validator=Number(gt=0))
+    ] = 1000,
+    max_waiting: Annotated[
+        int,
+        Parameter(help="Most requests that wait for the model; more are told to try again.", validator=Number(gte=1)),
+    ] = 64,
     store: StoreFolder = None,
 ) -> int:
     """Answer requests with the champion of each data set until Ctrl-C.
@@ -46,6 +55,10 @@ def serve(
     Args:
         datasets: Serve only these. Default: all in the store.
     """
+    from flows.web.limits import RequestLimits
     from flows.web.serving import ServeOptions, serve_store
 
-    return serve_store(ServeOptions(tuple(datasets or ()), host, port, token_from, tuple(allow_host or ()), store))
+    limits = RequestLimits(max_body << 20, max_images, max_rate, max_waiting)
+    return serve_store(
+        ServeOptions(tuple(datasets or ()), host, port, token_from, tuple(allow_host or ()), store, limits)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,10 @@ from fastapi.responses import HTMLResponse
 from flows.web import bodies, description
 from flows.web.access import TRUSTED
 from flows.web.answers import BODY, REFUSALS, Champion, Health, Predictions
+from flows.web.limits import RequestLimits
 from flows.web.metrics import CONTENT_TYPE
 from flows.web.refusals import Refused
-from flows.web.site import Limits, Site, followed, site_of
+from flows.web.served import Site, followed, site_of
 from tasks.serving import image_files
 from tasks.serving.image_files import ImageOptions
 from tasks.serving.predict import Model
@@ -75,6 +77,15 @@ async def dataset_of(dataset: str, site: TheSite) -> dict[str, Any]:
     }
 
 
+@router.get(
+    "/v1/{dataset}/mean.png", summary="The mean of the training images, as a picture to try", response_class=Response
+)
+async def mean_image(dataset: str, site: TheSite) -> Response:
+    """Return a PNG of the size that the model takes."""
+    data = await site.work.do(partial(_mean_image, champion(site, dataset)))
+    return Response(data, media_type="image/png")
+
+
 @router.get("/healthz", summary="Show whether each champion is loaded", response_model_exclude_none=True)
 async def health(request: Request, site: TheSite) -> Health:
     """Say `ok`, or `degraded` with a sentence for each problem; then the older champion still answers.
@@ -110,6 +121,14 @@ class _Asking:
     wishes: Wishes
 
 
+def _mean_image(model: Model) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(model.mean_image.round().astype("uint8")).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def champion(site: Site, dataset: str) -> Model:
     """Return the model that answers now. Take it once for an answer.
 
@@ -124,7 +143,7 @@ def champion(site: Site, dataset: str) -> Model:
     return known.model
 
 
-async def whole(request: Request, limits: Limits) -> bytes:
+async def whole(request: Request, limits: RequestLimits) -> bytes:
     """Return the body of a request.
 
     Raises:
@@ -150,7 +169,7 @@ async def whole(request: Request, limits: Limits) -> bytes:
     return b"".join(parts)
 
 
-def _check_size(size: int, limits: Limits) -> None:
+def _check_size(size: int, limits: RequestLimits) -> None:
     if size > limits.body_bytes:
         raise Refused(
             413,

@@ -17,7 +17,7 @@ from flows.service.guard import Guard
 from flows.web import access, api, pages
 from flows.web.metrics import Measured
 from flows.web.refusals import Refused, refused
-from flows.web.site import Site
+from flows.web.served import Site
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from flows.web.limits import RequestLimits
 from flows.web.refusals import Refused
-from flows.web.site import JSON_TYPE, NPY_TYPES, PICTURE_TYPES, Limits
+from flows.web.served import JSON_TYPE, NPY_TYPES, PICTURE_TYPES
 from storage.errors import FormatError
 from tasks.serving import image_files, picture
 from tasks.serving.image_files import ImageOptions
@@ -41,7 +42,7 @@ class Asked:
 Say = Callable[[str], None]
 
 
-def read(media_type: str, body: bytes, options: ImageOptions, limits: Limits, say: Say) -> Asked:
+def read(media_type: str, body: bytes, options: ImageOptions, limits: RequestLimits, say: Say) -> Asked:
     """Return the images of a request.
 
     Args:
@@ -65,7 +66,7 @@ def read(media_type: str, body: bytes, options: ImageOptions, limits: Limits, sa
     raise Refused(415, f"expected a body of type {types}; found {media_type[:100]!r}; name it in Content-Type")
 
 
-def _picture(name: str, data: bytes, limits: Limits, say: Say) -> np.ndarray:
+def _picture(name: str, data: bytes, limits: RequestLimits, say: Say) -> np.ndarray:
     found = picture.read(data, name, ("PNG", "JPEG"), limits.pixels)
     if found.was_colour:
         say(image_files.colour_remark(name))
@@ -96,7 +97,7 @@ def _npy(body: bytes) -> np.ndarray:
         ) from error
 
 
-def _json(body: bytes, options: ImageOptions, limits: Limits, say: Say) -> Asked:
+def _json(body: bytes, options: ImageOptions, limits: RequestLimits, say: Say) -> Asked:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -131,7 +132,7 @@ def _are_pixels(given: list) -> bool:
     return len({(len(item), len(item[0]) if isinstance(item[0], list) else None) for item in given}) == 1
 
 
-def _one(name: str, item: Any, options: ImageOptions, limits: Limits, say: Say) -> np.ndarray:
+def _one(name: str, item: Any, options: ImageOptions, limits: RequestLimits, say: Say) -> np.ndarray:
     """Return one image of JSON, of shape (1, height, width)."""
     if not isinstance(item, str):
         return image_files.prepared(name, _pixels(name, item, (2,)), options, say)
@@ -162,13 +163,13 @@ def _pixels(name: str, item: Any, dimensions: tuple[int, ...] = (2, 3)) -> np.nd
     return array.astype(np.uint8)
 
 
-def _limited(array: np.ndarray, limits: Limits) -> np.ndarray:
+def _limited(array: np.ndarray, limits: RequestLimits) -> np.ndarray:
     if array.ndim == 3:
         _check_count(len(array), limits)
     return array
 
 
-def _check_count(count: int, limits: Limits) -> None:
+def _check_count(count: int, limits: RequestLimits) -> None:
     if count > limits.images:
         raise Refused(
             413, f"expected at most {limits.images:,} images in a request; found {count:,}; send them in several"

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import numpy as np
+
 from flows.health import champion_since
 from storage.errors import IdxflowError
 from storage.registry import Registry, Standing
@@ -155,8 +157,8 @@ class Champions:
             return replace(known, problem=None)
         with self._store.in_use(name):
             model = Model(self._store, find_version(self._store, name, number))
-            # Read now, so that no answer needs the store.
-            _ = model.mean_image
+            # Now, so that no answer needs the store, and none waits for TensorFlow if a network of the user needs it.
+            model.predict(model.mean_image.astype(np.uint8))
         return replace(known, model=model, since=champion_since(registry, model.version), problem=None, tried=now)
 
     @staticmethod

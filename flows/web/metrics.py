@@ -23,7 +23,7 @@ from storage.ledger import Ledger
 from storage.store import Store
 
 if TYPE_CHECKING:
-    from flows.web.site import Site
+    from flows.web.served import Site
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

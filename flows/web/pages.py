@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from fastapi.responses import HTMLResponse
 
-from flows.web.site import Site, site_of
+from flows.web.served import Site, site_of
 
 router = APIRouter(include_in_schema=False)
 

@@ -7,16 +7,22 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flows.service.application import listen
 from flows.service.guard import LOOPBACK
 from flows.service.server import checked_names
-from flows.terminal.output import print_line
+from flows.terminal.output import print_line, remark
+from flows.web.limits import RequestLimits
 from storage.errors import ConfigError
 from storage.opening import open_store
 from storage.store import Store
 from storage.words import meant
+
+if TYPE_CHECKING:
+    from flows.web.served import Site
 
 MIN_TOKEN = 16
 """Characters of a token; shorter ones can be guessed."""
@@ -34,6 +40,7 @@ class ServeOptions:
     token_from: str | None = None
     names: tuple[str, ...] = ()
     store: str | None = None
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
 
 def url_of(host: str, listener: socket.socket) -> str:
@@ -53,16 +60,19 @@ def serve_store(options: ServeOptions) -> int:
     _check_datasets(store, options.datasets)
     names, token = checked_names(options.names), _token(options)
     with _listening(options) as listener:
-        # Only now: importing takes a second.
-        from flows.web.application import application
-        from flows.web.site import Site, rules
+        # Only now: importing takes a second. Pillow by this thread, because no two may import at the same time.
+        import PIL.Image
 
-        site = Site(store, options.datasets, token, rules(options.host, names))
-        _run(application(site), listener, url_of(options.host, listener))
+        from flows.web.application import application
+        from flows.web.served import Site, rules
+
+        PIL.Image.preinit()
+        site = Site(store, options.datasets, token, rules(options.host, names), options.limits)
+        _run(application(site), listener, lambda: _say_ready(site, url_of(options.host, listener), options))
     return 0
 
 
-def _run(served: object, listener: socket.socket, url: str) -> None:
+def _run(served: object, listener: socket.socket, say_ready: Callable[[], None]) -> None:
     import uvicorn
 
     config = uvicorn.Config(
@@ -79,8 +89,7 @@ def _run(served: object, listener: socket.socket, url: str) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                print_line(f"serving at {url}")
-                sys.stdout.flush()
+                say_ready()
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -90,6 +99,23 @@ def _run(served: object, listener: socket.socket, url: str) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_ready(site: Site, url: str, options: ServeOptions) -> None:
+    """Print where it is and what to try; what is printed works."""
+    models = {name: site.champions.followed(name).model for name in site.champions.names}
+    shown = ", ".join(
+        f"{name} ({f'v{model.version.number}' if model else 'no champion yet'})" for name, model in models.items()
+    )
+    print_line(f"serving {shown or 'nothing yet'} at {url} until Ctrl-C")
+    ready = next((name for name, model in models.items() if model), None)
+    if ready:
+        token = f' -H "Authorization: Bearer ${options.token_from}"' if options.token_from else ""
+        image, ask = f"{url}/v1/{ready}/mean.png", f"{url}/v1/{ready}/predict"
+        print_line(f"try: curl -s{token} {image} | curl{token} -H 'Content-Type: image/png' --data-binary @- {ask}")
+    for problem in site.champions.problems().values():
+        remark(f"warning: {problem}")
+    sys.stdout.flush()
 
 
 def _check_datasets(store: Store, asked: tuple[str, ...]) -> None:

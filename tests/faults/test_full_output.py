@@ -51,6 +51,7 @@ COMMANDS: dict[str, list[str]] = {
     "run": ["--dataset-file", "TMP/tiny.toml", "--set", "epochs=2", "--store", "STORE"],
     "runs diff": ["tiny", "latest", "champion", "--store", "STORE"],
     "runs list": ["tiny", "--store", "STORE"],
+    "serve": [],
     "suspects": ["tiny", "--store", "STORE"],
     "status": ["--store", "STORE"],
     "tune": ["--dataset-file", "TMP/tiny.toml", "--set", "epochs=2", "--trials", "1", "--store", "STORE"],
@@ -60,7 +61,7 @@ COMMANDS: dict[str, list[str]] = {
     "watch": ["TMP/tiny-source", "--dataset-file", "TMP/tiny.toml", "--once", "--store", "STORE"],
 }
 """Each command, by its words, with arguments that have it print something."""
-NEED_SERVERS = {"backfill", "run", "validate", "up", "watch"}
+NEED_SERVERS = {"backfill", "run", "serve", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
 NEED_LIBRARIES = {"export", "doctor", "tune"}
 """These load TensorFlow, which takes seconds: their help, too."""

@@ -201,6 +201,7 @@ USES = {
     "copy": ("copy", "store", "copied"),
     "predict": ("predict", "tiny", "tiny-source/t10k-images-idx3-ubyte.gz"),
     "export": ("export", "tiny"),
+    "serve": ("serve", "--port", "0"),
     "diagnose": ("diagnose", "tiny"),
     "promote": ("promote", "tiny", "1", "--force", "--reason", "back to the first"),
     "rollback": ("rollback", "tiny", "--reason", "back to the first"),

@@ -12,8 +12,8 @@ import uvicorn
 
 from flows.service.application import listen
 from flows.web.application import application
+from flows.web.served import Site
 from flows.web.serving import url_of
-from flows.web.site import Site
 
 
 @contextmanager

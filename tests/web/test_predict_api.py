@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.web.site import Limits, Site
+from flows.web.limits import RequestLimits
+from flows.web.served import Site
 from storage.store import Store
 from tasks.serving.predict import load_champion
 from tests.support.blobs import SHAPE, blobs, store_with_champion
@@ -40,7 +41,7 @@ def client(store: Store) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def narrow(store: Store) -> Iterator[httpx.Client]:
     """A client of a site with low limits."""
-    limits = Limits(body_bytes=20_000, pixels=400, images=3, requests_per_second=1000)
+    limits = RequestLimits(body_bytes=20_000, pixels=400, images=3, requests_per_second=1000)
     with served(Site(store, limits=limits)) as client:
         yield client
 
@@ -264,7 +265,7 @@ def test_what_is_over_a_limit_is_refused(narrow: httpx.Client):
 
 
 def test_a_slow_body_is_given_up(store: Store):
-    with served(Site(store, limits=Limits(body_seconds=0.01))) as client, socket.socket() as slow:
+    with served(Site(store, limits=RequestLimits(body_seconds=0.01))) as client, socket.socket() as slow:
         slow.connect((client.base_url.host, client.base_url.port))
         head = (
             "POST /v1/tiny/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
@@ -276,7 +277,7 @@ def test_a_slow_body_is_given_up(store: Store):
 
 
 def test_more_requests_than_allowed_are_sent_away(store: Store):
-    with served(Site(store, limits=Limits(requests_per_second=0.001))) as client:
+    with served(Site(store, limits=RequestLimits(requests_per_second=0.001))) as client:
         assert client.get("/healthz").status_code == 200
         refused = client.get("/healthz")
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -284,7 +285,7 @@ def test_more_requests_than_allowed_are_sent_away(store: Store):
 
 
 def test_when_too_many_wait_the_next_is_sent_away(store: Store):
-    with served(Site(store, limits=Limits(waiting=0))) as client:
+    with served(Site(store, limits=RequestLimits(waiting=0))) as client:
         refused = ask(client, picture())
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert "expected at most 0 requests to wait" in refused.json()["error"]

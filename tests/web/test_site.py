@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from flows.web.site import Site
+from flows.web.served import Site
 from storage.store import Store
 from tests.support.blobs import store_with_champion
 from tests.support.sites import served

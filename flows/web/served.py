@@ -9,6 +9,7 @@ from fastapi import Request
 
 from flows.service.guard import Rules
 from flows.web.champions import Champions, Followed
+from flows.web.limits import RequestLimits
 from flows.web.metrics import Metrics
 from flows.web.refusals import Refused
 from flows.web.work import Work
@@ -19,23 +20,6 @@ NPY_TYPES = ("application/x-npy", "application/octet-stream")
 PICTURE_TYPES = ("image/png", "image/jpeg")
 MEDIA_TYPES = frozenset((JSON_TYPE, *NPY_TYPES, *PICTURE_TYPES))
 """What the body of a request can be."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may be at most."""
-
-    body_bytes: int = 16 << 20
-    pixels: int = 1 << 24
-    """Of one picture, as its header says it: a small file can hold a huge picture."""
-    images: int = 1000
-    """In one request."""
-    requests_per_second: float = 1000.0
-    """From one address."""
-    waiting: int = 64
-    """Requests that wait for the model or are with it."""
-    body_seconds: float = 10.0
-    """Until a body has come as a whole."""
 
 
 def rules(host: str, names: tuple[str, ...] = ()) -> Rules:
@@ -57,7 +41,7 @@ class Site:
     token: str | None = None
     """What each request has to know; None: nothing."""
     rules: Rules = field(default_factory=lambda: rules("127.0.0.1"))
-    limits: Limits = Limits()
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     @cached_property
     def champions(self) -> Champions:
