@@ -54,13 +54,17 @@ def application(site: Site) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    champions = app.state.site.champions
-    await run_in_threadpool(champions.start)
+    site: Site = app.state.site
+    await run_in_threadpool(site.champions.start)
+    if site.log:
+        site.log.start()
     try:
         yield
     finally:
-        champions.stop()
-        app.state.site.work.stop()
+        site.champions.stop()
+        site.work.stop()
+        if site.log:
+            await run_in_threadpool(site.log.stop)
 
 
 def _refused(request: Request, error: Any) -> Response:
