@@ -71,6 +71,14 @@ def up(
     csrf: Annotated[
         bool, Parameter(help="Require a token with every change, to prevent cross-site request forgery.")
     ] = True,
+    serve: Annotated[
+        int | None,
+        Parameter(
+            help="Also serve the champions, as `idxflow serve` does, on this port of loopback, such as 4280. Default: "
+            "not.",
+            validator=Number(gte=1, lte=65535),
+        ),
+    ] = None,
     store: StoreFolder = None,
 ) -> int:
     """Run Prefect server, worker and schedules until Ctrl-C.
@@ -91,4 +99,4 @@ def up(
     names = server.checked_names(allow_host or ())
     open_store(store)
     database = server.checked_database(database)
-    return supervise(UpOptions(host, port, pool, database, auth, csrf, store, names, job_variables, checkout))
+    return supervise(UpOptions(host, port, pool, database, auth, csrf, store, names, job_variables, checkout, serve))

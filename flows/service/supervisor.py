@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from flows.interruption import outside_locks
 from flows.service import configuration, entry, server, sqlite, worker
-from flows.service.application import AUTH, Plan
+from flows.service.application import AUTH, Plan, listen
 from flows.service.database import hold, home_errors, in_use, private_home, starting
 from flows.service.guard import LOOPBACK
 from flows.service.kept_client import KeptClient
@@ -79,6 +79,8 @@ class UpOptions:
     names: tuple[str, ...] = ()
     job_variables: str | None = None
     checkout: str | None = None
+    serve: int | None = None
+    """The port of `idxflow serve`, which this starts, too; None: it does not."""
 
     def effects(self) -> dict[str, object]:
         """Return the options, by name, that have no effect on a server and worker that are already running."""
@@ -91,6 +93,7 @@ class UpOptions:
             "--pool": self.pool,
             "--job-variables": self.job_variables,
             "--checkout": self.checkout,
+            "--serve": self.serve,
             _STORE: store_address(self.store),
         }
 
@@ -189,6 +192,7 @@ class Supervisor:
         """Kept open, so that no temporary server uses the database, too."""
         self.server: Service | None = None
         self.worker: Service | None = None
+        self.site: Service | None = None
         self.worker_since = datetime.now(UTC)
         self.placement: Placement
         self.database_file: Path | None = None
@@ -207,9 +211,11 @@ class Supervisor:
         if not self.lock.take():
             return self._say_what_runs()
         try:
+            self._check_port_of_site()
             self._start_server()
             with self._client() as client:
                 self._start(client)
+                self._start_site()
                 self._ready()
             self._keep()
         except Cancelled:
@@ -407,6 +413,34 @@ class Supervisor:
             self._await_worker(client, self.worker)
         _say(f"worker ready, process {self.worker.pid}")
 
+    def _check_port_of_site(self) -> None:
+        """Check, before anything is started, that the port of --serve is free.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self.options.serve is None:
+            return
+        try:
+            listen(LOOPBACK[0], self.options.serve).close()
+        except OSError as error:
+            raise ConfigError(
+                f"expected a free port for --serve {self.options.serve}; {error.strerror}; choose another"
+            ) from error
+
+    def _start_site(self) -> None:
+        """Start `idxflow serve` at loopback, where it needs no token, if it was asked for."""
+        if self.options.serve is None:
+            return
+        from flows.web import serving
+
+        environment = server.client_environment(self.where, self.auth, self.options.store)
+        log = self.folder / "site.log"
+        store = store_address(self.options.store)
+        self.site = Service(serving.command(self.options.serve, store, environment, ROOT, log))
+        self.site.start()
+        _say(f"serving the champions at http://{LOOPBACK[0]}:{self.options.serve}, process {self.site.pid}, log {log}")
+
     def _await_worker(self, client: SyncPrefectClient, service: Service) -> None:
         deadline = time.monotonic() + START_SECONDS
         while service.pid and time.monotonic() < deadline:
@@ -476,7 +510,7 @@ class Supervisor:
     @property
     def _services(self) -> list[Service]:
         """Return the services that were started here."""
-        return [service for service in (self.server, self.worker) if service]
+        return [service for service in (self.server, self.worker, self.site) if service]
 
     def _revive_all(self) -> None:
         for service in self._services:
@@ -488,6 +522,11 @@ class Supervisor:
         try:
             happened = service.revive()
         except PrefectFailed as error:
+            if service is self.site:
+                # Retraining goes on without it.
+                self.site = None
+                _say(f"{error}; the rest goes on")
+                return
             trouble = self._trouble() if service is self.server else None
             raise PrefectFailed(f"{error}; {trouble}") if trouble else error from None
         if happened:
@@ -496,7 +535,7 @@ class Supervisor:
         if service.pid != before and service.pid:
             if service is self.worker:
                 self.worker_since = datetime.now(UTC)
-            else:
+            elif service is self.server:
                 # The file that it opens is known once it answers.
                 self.opened = None
 
@@ -602,6 +641,8 @@ class Supervisor:
         """Stop the worker, its runs and the server, if they were started here. Never raises."""
         with suppress(Exception):
             self.checks.close()
+        if self.site:
+            self.site.stop(STOP_SECONDS)
         if self.worker:
             self.worker.stop(STOP_SECONDS)
             with suppress(Exception):

@@ -7,13 +7,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.service.application import listen
 from flows.service.guard import LOOPBACK
+from flows.service.processes import Command
 from flows.service.server import checked_names
+from flows.settings import relax_garbage_collection
 from flows.terminal.output import print_line, remark
 from flows.web.limits import RequestLimits
 from storage.errors import ConfigError
@@ -44,6 +47,13 @@ class ServeOptions:
     limits: RequestLimits = field(default_factory=RequestLimits)
     log: LogOptions | None = None
     """How predictions are kept; None: not at all."""
+
+
+def command(port: int, store: str, environment: Mapping[str, str], folder: Path, log: Path) -> Command:
+    """Return the command of a process that serves a store at a port of loopback, for `idxflow up`."""
+    # -P: import no modules from the current folder.
+    arguments = (sys.executable, "-P", "-m", __name__, str(port), store)
+    return Command("site", arguments, environment, folder, log)
 
 
 def url_of(host: str, listener: socket.socket) -> str:
@@ -163,3 +173,8 @@ def _listening(options: ServeOptions) -> socket.socket:
         raise ConfigError(
             f"expected to listen on {where}; {error.strerror or error}; choose another with --port or --host"
         ) from error
+
+
+if __name__ == "__main__":
+    relax_garbage_collection()
+    sys.exit(serve_store(ServeOptions(port=int(sys.argv[1]), store=sys.argv[2])))

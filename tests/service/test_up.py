@@ -82,8 +82,13 @@ def watcher(place: dict[str, str], manifest: Path) -> Iterator[Command]:
 
 
 @pytest.fixture(scope="module")
-def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
-    with going(place, Path(place["HOME"]) / "up.log", forked=True) as service:
+def port_of_site() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def service(place: dict[str, str], watcher: Command, port_of_site: int) -> Iterator[Service]:
+    with going(place, Path(place["HOME"]) / "up.log", "--serve", str(port_of_site), forked=True) as service:
         yield service
 
 
@@ -162,6 +167,37 @@ def test_a_second_one_says_what_runs_and_starts_nothing(service: Service):
     assert second.returncode == 0, second.stderr
     assert f"is already running, process {service.process.pid}" in second.stdout
     assert "worker polling the pool idxflow" in second.stdout
+
+
+def test_it_serves_the_champions_and_goes_on_with_that_if_it_dies(service: Service, port_of_site: int):
+    def healthy() -> bool:
+        with suppress(httpx.ConnectError):
+            return HTTP.get(f"http://127.0.0.1:{port_of_site}/healthz").json()["status"] == "ok"
+        return False
+
+    started = re.search(f"serving the champions at http://127.0.0.1:{port_of_site}, process ([0-9]+), ", service.output)
+    assert started
+    until(healthy)
+    os.kill(int(started[1]), signal.SIGKILL)
+    until(lambda: "site started again, process " in service.output)
+    until(healthy)
+
+
+@pytest.mark.remedies("flows.service.supervisor:_check_port_of_site")
+def test_a_port_of_the_site_that_is_taken_is_refused_before_anything_starts(tmp_path: Path):
+    environment = clean_environment(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port := free_port()))
+        other.listen()
+        refused = idxflow("up", "--serve", str(port), env=environment)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"idxflow: expected a free port for --serve {port}; Address already in use; choose another\n"
+    )
+    with Command("up", "--serve", str(free_port()), env=environment) as allowed:
+        until(lambda: "starting a Prefect server at " in allowed.output or allowed.poll() is not None)
+        allowed.send_signal(signal.SIGTERM)
+        assert allowed.wait(240) == 0, allowed.errors
 
 
 @pytest.mark.remedies("flows.service.supervisor:_refuse_shared_database")
