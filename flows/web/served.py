@@ -63,8 +63,8 @@ class Site:
         return Work(self.limits.waiting)
 
 
-def site_of(request: Request) -> Site:
-    """Return the site; for `Depends`."""
+async def site_of(request: Request) -> Site:
+    """Return the site; for `Depends`. A coroutine, because FastAPI calls any other function in a thread."""
     site: Site = request.app.state.site
     return site
 
