@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import statistics
@@ -181,16 +182,21 @@ def _free_port() -> int:
 
 @contextmanager
 def _running(server: Server, port: int, image: np.ndarray) -> Iterator[None]:
-    process = subprocess.Popen(server.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    # MLflow calls uvicorn by its name, in a process of its own that it does not end.
+    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+    process = subprocess.Popen(
+        server.command, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
     try:
         _wait_until_ready(server, port, process, image)
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
