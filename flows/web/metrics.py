@@ -17,9 +17,12 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Counter as Counted
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from flows import live
+from flows.live import Live
 from flows.service.guard import Application, Message, Receive, Send
 from storage.errors import IdxflowError
 from storage.ledger import Ledger
+from storage.registry import Version
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds of the buckets of a histogram."""
+_ACCURATE_SECONDS = 60.0
+"""How long a live accuracy is used before the log is read again."""
 _FRESH_SECONDS = 10.0
 """How long the counts of runs are used before the ledger is listed again."""
 
@@ -52,6 +57,7 @@ class Metrics:
             "idxflow_predictions", "Images classified.", ("dataset", "version", "label"), registry=self.registry
         )
         self._runs: dict[str, _Runs] = {}
+        self._accuracies = _Accuracies()
         self._asked = threading.Lock()
         self.registry.register(self)
 
@@ -84,6 +90,7 @@ class Metrics:
                 runs.add_metric((dataset, outcome), count)
         yield runs
         yield from self._log()
+        yield from self._live()
 
     def _champions(self) -> Iterator[Metric]:
         labels = ("dataset",)
@@ -113,6 +120,45 @@ class Metrics:
         problem = GaugeMetricFamily("idxflow_log_problem", "1 if the log could not be written the last time.")
         problem.add_metric((), 1 if log.problem else 0)
         yield from (rows, dropped, problem)
+
+    def _live(self) -> Iterator[Metric]:
+        labels = ("dataset", "version")
+        labelled = GaugeMetricFamily(
+            "idxflow_live_labelled", "Logged answers of the champion with a label.", labels=labels
+        )
+        accuracy = GaugeMetricFamily("idxflow_live_accuracy", "The share of these that is right.", labels=labels)
+        low = GaugeMetricFamily("idxflow_live_accuracy_low", "Of its Wilson interval, 95 %.", labels=labels)
+        high = GaugeMetricFamily("idxflow_live_accuracy_high", "Of its Wilson interval, 95 %.", labels=labels)
+        for dataset in self._site.champions.names:
+            model = self._site.champions.followed(dataset).model
+            found = self._accuracies.of(self._site.store, dataset, model.version) if model else None
+            if found and found.accuracy is not None:
+                of = (dataset, str(found.version))
+                for family, value in (
+                    (labelled, found.labelled),
+                    (accuracy, found.accuracy),
+                    (low, found.low),
+                    (high, found.high),
+                ):
+                    family.add_metric(of, value)
+        yield from (labelled, accuracy, low, high)
+
+
+class _Accuracies:
+    """The live accuracies, each computed anew only now and then, because that reads the whole log."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int], tuple[float, Live | None]] = {}
+
+    def of(self, store: Store, dataset: str, version: Version) -> Live | None:
+        """Return that of a version; None if it cannot be read."""
+        computed, found = self._found.get((dataset, version.number), (-_ACCURATE_SECONDS, None))
+        if time.monotonic() - computed >= _ACCURATE_SECONDS:
+            found = None
+            with suppress(IdxflowError, OSError):
+                found = live.of_champion(store, dataset, version)
+            self._found[dataset, version.number] = time.monotonic(), found
+        return found
 
 
 class _Runs:

@@ -136,6 +136,9 @@ def test_labels_that_come_later_give_the_accuracy(store: Store, tmp_path: Path, 
     assert json.loads(capsys.readouterr().out)["datasets"][0]["live"]["correct"] == 9
     with served(Site(store)) as client:
         assert client.get("/v1/tiny/live").json()["sentence"] == sentence
+        metrics = client.get("/metrics").text
+    assert 'idxflow_live_labelled{dataset="tiny",version="1"} 10.0' in metrics
+    assert 'idxflow_live_accuracy{dataset="tiny",version="1"} 0.9' in metrics
 
 
 def test_labels_come_in_any_of_three_kinds_by_name_or_by_number(store: Store, tmp_path: Path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from flows.service.guard import Message, Receive, Send
+from flows.web.access import Pace
 from flows.web.served import Site
 from storage.store import Store
 from tests.support.blobs import store_with_champion
@@ -83,3 +86,29 @@ def test_without_the_token_there_is_nothing_but_the_status(closed: httpx.Client,
 def test_the_token_opens_as_a_bearer_and_as_a_password(closed: httpx.Client):
     assert closed.get("/healthz").json()["champions"] == {"tiny": 1}
     assert closed.get("/", auth=("anyone", TOKEN)).status_code == 200
+
+
+def test_the_pace_is_that_of_each_address():
+    now, passed = [0.0], list[str]()
+
+    async def inner(scope: Message, receive: Receive, send: Send) -> None:
+        passed.append(scope["client"][0])
+
+    async def nothing(*_: Message) -> Message:
+        return {}
+
+    # Of more than two addresses, the one that has been quiet for longest is forgotten.
+    pace = Pace(inner, 2, lambda: now[0], most=2)
+
+    def ask(*addresses: str) -> list[str]:
+        passed.clear()
+        for address in addresses:
+            asyncio.run(pace({"type": "http", "client": (address, 1)}, nothing, nothing))
+        return list(passed)
+
+    assert ask("a", "a", "a", "b") == ["a", "a", "b"]
+    now[0] = 0.4
+    assert ask("a") == []
+    now[0] = 0.6
+    assert ask("a", "a") == ["a"]
+    assert ask("c", "b", "a", "a") == ["c", "b", "a", "a"]
