@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,7 +15,7 @@ import numpy as np
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import arrays, predictions, quarantined, split_rows
+from storage.formats import arrays, members, predictions, quarantined, split_rows
 from storage.formats.history import read_history
 from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
@@ -39,12 +39,12 @@ from tasks.checking import image_table, measuring
 from tasks.model import holdout, sides
 from tasks.model.sides import Sides
 from tasks.report import measures, past_runs
+from tasks.report.columns import Column, together
 from tasks.report.measures import Measures
 
 S = TypeVar("S")
 T = TypeVar("T")
 F = TypeVar("F", bound=Source)
-N = TypeVar("N", bound=np.generic)
 
 MAX_SET_ASIDE = 25
 """Maximum number of rows in quarantine that are shown."""
@@ -107,25 +107,29 @@ class Labels:
 class Evidence:
     """The evidence of a report beyond the run's record. Empty or None if missing or unreadable.
 
-    Memory: about 24 bytes for each test row; of a training split in parts, nothing for each row.
+    Memory: nothing for each row of the test split or of a training split in parts, but what is in the entry of one part
+    while it is read. Temporary files: 24 bytes for each test row.
     """
 
     history: tuple[Epoch, ...] = ()
     labels: Mapping[str, Labels] = field(default_factory=dict)
     """By split."""
-    test_labels: np.ndarray | None = None
-    """uint8, shape (test rows,)."""
-    predicted: np.ndarray | None = None
-    """uint8, shape (test rows,): the predicted classes."""
-    sure: np.ndarray | None = None
-    """float32, shape (test rows,): the probabilities of the predicted classes."""
+    test_labels: Column | None = None
+    """uint8, of each test row, as the following."""
+    predicted: Column | None = None
+    """uint8: the predicted classes."""
+    right: Column | None = None
+    """Whether each test row was predicted correctly, bool."""
+    sure: Column | None = None
+    """float32: the probabilities of the predicted classes."""
     mistakes: Mapping[int, np.ndarray] = field(default_factory=dict)
     """The probabilities of all classes, float32 of shape (classes,), for the rows of `Evaluation.mistakes`."""
-    champion_predicted: np.ndarray | None = None
+    champion_predicted: Column | None = None
+    """uint8, of each test row."""
     set_aside: tuple[tuple[SetAside, bytes], ...] = ()
     """The first rows in quarantine, each with its picture as PNG."""
-    leaked: np.ndarray | None = None
-    """Whether each test image is also in the training split, bool of shape (test rows,); None if none is."""
+    leaked: Column | None = None
+    """Whether each test image is also in the training split, bool; None if none is."""
     suspects: Suspects | None = None
     near_duplicates: NearDuplicates | None = None
     measures: Measures | None = None
@@ -143,15 +147,6 @@ class Evidence:
     code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code that decided, by module."""
 
-    @property
-    def right(self) -> np.ndarray | None:
-        """Whether each test row was predicted correctly, bool of shape (rows,)."""
-        labels = self.test_labels
-        if labels is None or self.predicted is None or len(labels) != len(self.predicted):
-            return None
-        right: np.ndarray = labels == self.predicted
-        return right
-
 
 def gather(registry: Registry, run: RunRecord) -> Evidence:
     """Read the evidence for the report of `run` from the store, the registry and the ledger."""
@@ -161,14 +156,17 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         if split and (values := readable(lambda split: _labels(run, split), split)) is not None
     }
     ledger = registry.ledger
+    test_labels = readable(lambda split: Column(map(split_rows.labels, split_rows.parts(split)), np.uint8), run.test)
+    predicted = _of_parts(predictions.predicted, run.evaluation, np.uint8)
     return Evidence(
         history=(readable(_history, run.model) or ()) if run.model else (),
         labels=labels,
-        test_labels=readable(lambda split: split_rows.labels(split), run.test),
-        predicted=answers(run.evaluation),
-        sure=readable(predictions.confidence, run.evaluation),
+        test_labels=test_labels,
+        predicted=predicted,
+        right=readable(lambda _: _right(test_labels, predicted), run.evaluation),
+        sure=_of_parts(predictions.confidence, run.evaluation, np.float32),
         mistakes=readable(_mistakes, run.evaluation) or {},
-        champion_predicted=answers(run.champion_evaluation),
+        champion_predicted=_of_parts(predictions.predicted, run.champion_evaluation, np.uint8),
         set_aside=_set_aside(run),
         leaked=_leaked(run),
         suspects=readable(lambda audit: Suspects.read(regular(audit.suspects)), run.audit),
@@ -333,6 +331,17 @@ def answers(score: Evaluation | None) -> np.ndarray | None:
     return readable(predictions.predicted, score)
 
 
+def _of_parts(
+    read: Callable[[Evaluation], np.ndarray], score: Evaluation | None, kind: type[np.generic]
+) -> Column | None:
+    return readable(lambda score: Column(map(read, members.of(score)), kind), score)
+
+
+def _right(labels: Column | None, predicted: Column | None) -> Column | None:
+    answers = together(labels, predicted)
+    return None if answers is None else Column((true == found for true, found in answers), np.bool_)
+
+
 def _mistakes(score: Evaluation) -> dict[int, np.ndarray]:
     rows = [mistake.row for mistake in score.mistakes]
     return dict(zip(rows, predictions.probability(score, rows), strict=True)) if rows else {}
@@ -355,12 +364,10 @@ def _measures(run: RunRecord) -> Measures | None:
     return None if ink is None or slant is None else Measures(ink, slant)
 
 
-def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
+def _ink(run: RunRecord, split: Split) -> Column | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
-    if split is None:
-        return None
-    stored = readable(lambda found: _of_summary(found, split.name, "mean", np.float64), run.validation)
-    return stored if stored is not None and len(stored) == split.rows else _blocks(split, measures.ink)
+    stored = readable(lambda found: Column(_of_summary(found, split.name, "mean"), np.float64), run.validation)
+    return stored if stored is not None and stored.rows == split.rows else _blocks(split, measures.ink)
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
@@ -389,25 +396,18 @@ def _first_set_aside(quarantine: Quarantine) -> tuple[tuple[SetAside, bytes], ..
     return tuple(islice(quarantined.read(regular(quarantine.file)), MAX_SET_ASIDE))
 
 
-def _leaked(run: RunRecord) -> np.ndarray | None:
+def _leaked(run: RunRecord) -> Column | None:
     validation = run.validation
     # A check names rows even if its limit allows them.
     if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
         return None
-    return readable(lambda found: _of_summary(found, "test", "leaked", np.bool_), validation)
+    return readable(lambda found: Column(_of_summary(found, "test", "leaked"), np.bool_), validation)
 
 
-def _of_summary(validation: Validation, split: str, column: str, kind: type[N]) -> np.ndarray:
-    """Return a column of the table that was checked for all rows of a split, converted to `kind`, shape (rows,)."""
-    if not validation.parts:
-        return image_table.column(regular(validation.summary), split, column).astype(kind, copy=False)
-    parts = [*measuring.of(validation, split)]
-    numbers, start = np.empty(sum(part.rows for part in parts), kind), 0
-    for part in parts:
-        # One part at a time: a report needs few bytes of each row, the table has many.
-        numbers[start : start + part.rows] = image_table.column(regular(part.table), split, column)
-        start += part.rows
-    return numbers
+def _of_summary(validation: Validation, split: str, column: str) -> Iterator[np.ndarray]:
+    """Yield a column of the table that was checked for the rows of each part of a split, shape (rows of the part,)."""
+    tables = (part.table for part in measuring.of(validation, split)) if validation.parts else (validation.summary,)
+    return (image_table.column(regular(table), split, column) for table in tables)
 
 
 def _sides(run: RunRecord) -> Sides | None:
@@ -421,7 +421,8 @@ def _sides(run: RunRecord) -> Sides | None:
     if held is None or labels is None or len(labels) != len(held):
         return None
     ink = _ink(run, train)
-    return sides.of_rows(labels, held, None if ink is None else ink.astype(np.float32))
+    brightness = None if ink is None else np.concatenate([numbers.astype(np.float32) for numbers in ink.blocks()])
+    return sides.of_rows(labels, held, brightness)
 
 
 def _chosen(normalization: Normalization, train: Split, validation_rows: int) -> np.ndarray:
