@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from expectations import summary
+from storage.datasets.catalog import Dataset
 from storage.datasets.training import TrainingConfig
-from storage.records import Check, RunRecord, Validation
+from storage.formats import members
+from storage.records import Check, Evaluation, FolderEntry, RunRecord, Split, Validation
 from storage.registry import Registry
 from storage.store import Store
+from tasks.checking import image_table
+from tasks.checking.measuring import Measured
 from tasks.evaluate import evaluate
 from tasks.normalize import normalize
-from tasks.report import comparison, document, evidence, past_runs
+from tasks.report import columns, comparison, document, evidence, past_runs
 from tasks.report.images import pictures
 from tasks.train import train
 from tests.conftest import TinyFactory, bars
+from tests.support.memory import peak
+from tests.support.reports import a_dataset, a_run, scored, written
 from tests.support.split_in_parts import in_one_file, in_parts
 
 CONFIG = TrainingConfig(held_out="tail", epochs=2, batch_size=16, learning_rate=0.05, validation_fraction=0.3)
@@ -103,3 +112,63 @@ def test_two_runs_on_parts_are_compared_image_by_image(store: Store, runs: list[
     assert compared["paired"]["rows"] == 80
     assert compared["paired"]["differing"] == 0
     np.testing.assert_array_equal(comparison.images(run, run, [0, 16, 79]), ROWS["test-images"][[0, 16, 79]])
+
+
+PART = 5000
+
+
+def listed(folder: Path, name: str, parts: list[Any]) -> FolderEntry:
+    """Return an entry of parts that are in folders beside it."""
+    (folder / name).mkdir()
+    members.write(folder / name, parts)
+    return FolderEntry(folder / name)
+
+
+def tested(store: Store, dataset: Dataset, parts: int) -> RunRecord:
+    """Return a run with a test split in so many parts of `PART` rows, half of which are in the training split, too."""
+    random, folder = np.random.default_rng(3), store.root / "tested" / str(parts)
+    splits, tables, scores = list[Split](), list[Measured](), {"ours": list[Evaluation](), "theirs": list[Evaluation]()}
+    for number in range(parts):
+        images = random.integers(0, 256, (PART, *dataset.image_shape), np.uint8)
+        labels = random.integers(0, 3, PART, np.uint8)
+        splits.append(written(folder / f"test-{number}", dataset, "test", images, labels))
+        for name, of_model in scores.items():
+            answers = random.dirichlet(np.ones(3), PART)
+            of_model.append(scored(folder / f"{name}-{number}", dataset, splits[-1], answers))
+        entry = FolderEntry(folder / f"table-{number}")
+        entry.folder.mkdir()
+        table = {name: np.zeros(PART, kind) for name, kind in summary.IMAGE_COLUMNS.items()}
+        table |= {"mean": images.mean(axis=(1, 2)), "leaked": np.arange(PART) % 2}
+        with image_table.writer(entry.folder / image_table.FILE) as writer:
+            assert [*image_table.written(writer, "test", [table], ())]
+        tables.append(Measured(entry, "test", number * PART, PART, dataset.image_shape, ""))
+    rows = {"rows": parts * PART, "parts": parts}
+    ours, theirs = (
+        dataclasses.replace(of_model[0], entry=listed(folder, name, of_model), **rows)
+        for name, of_model in scores.items()
+    )
+    check = Check("test", "also in training", "e", "leaked", "l", "o", "warning", False, (1,))
+    return dataclasses.replace(
+        a_run(store, dataset),
+        test=dataclasses.replace(splits[0], entry=listed(folder, "test", splits), **rows),
+        validation=Validation(listed(folder, "tables", tables), True, "va", (check,), {}, parts),
+        evaluation=ours,
+        champion_evaluation=theirs,
+    )
+
+
+def test_the_memory_of_a_report_does_not_grow_with_the_test_rows(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(columns, "ROWS", 4000)
+    dataset = a_dataset(tmp_path, shape=(3, 2))
+    registry = Registry(store, dataset.name)
+    few, many = (tested(store, dataset, parts) for parts in (4, 16))
+    values = document.values_of(registry, many)
+    assert values["test"]["unseen"]["rows"] == 8 * PART
+    assert sum(one["rows"] for one in values["test"]["calibration"]["bins"]) == 16 * PART
+    assert sum(one["rows"] for one in values["test"]["slices"]) == 2 * 16 * PART
+    assert values["mistakes"]["lost"]["count"] > PART
+    taken = [peak(lambda run=run: document.values_of(registry, run)) for run in (few, many)]  # type: ignore[misc]
+    assert taken[1] - taken[0] < 2 * 12 * PART
+    print(taken)  # noqa: T201
