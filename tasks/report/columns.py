@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-ROWS = 1 << 18
+ROWS = 1 << 16
 """Rows that are in memory at a time."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import arrays, members, predictions, quarantined, split_rows
+from storage.formats import arrays, members, predictions, probabilities, quarantined, split_rows
 from storage.formats.history import read_history
 from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
@@ -38,7 +38,7 @@ from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.checking import image_table, measuring
 from tasks.model import holdout, sides
 from tasks.model.sides import Sides
-from tasks.report import measures, past_runs
+from tasks.report import columns, measures, past_runs
 from tasks.report.columns import Column, together
 from tasks.report.measures import Measures
 
@@ -157,16 +157,16 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
     }
     ledger = registry.ledger
     test_labels = readable(lambda split: Column(map(split_rows.labels, split_rows.parts(split)), np.uint8), run.test)
-    predicted = _of_parts(predictions.predicted, run.evaluation, np.uint8)
+    predicted = _predicted(run.evaluation)
     return Evidence(
         history=(readable(_history, run.model) or ()) if run.model else (),
         labels=labels,
         test_labels=test_labels,
         predicted=predicted,
         right=readable(lambda _: _right(test_labels, predicted), run.evaluation),
-        sure=_of_parts(predictions.confidence, run.evaluation, np.float32),
+        sure=readable(lambda score: Column(_confidence(score), np.float32), run.evaluation),
         mistakes=readable(_mistakes, run.evaluation) or {},
-        champion_predicted=_of_parts(predictions.predicted, run.champion_evaluation, np.uint8),
+        champion_predicted=_predicted(run.champion_evaluation),
         set_aside=_set_aside(run),
         leaked=_leaked(run),
         suspects=readable(lambda audit: Suspects.read(regular(audit.suspects)), run.audit),
@@ -331,10 +331,13 @@ def answers(score: Evaluation | None) -> np.ndarray | None:
     return readable(predictions.predicted, score)
 
 
-def _of_parts(
-    read: Callable[[Evaluation], np.ndarray], score: Evaluation | None, kind: type[np.generic]
-) -> Column | None:
-    return readable(lambda score: Column(map(read, members.of(score)), kind), score)
+def _predicted(score: Evaluation | None) -> Column | None:
+    return readable(lambda score: Column(map(predictions.predicted, members.of(score)), np.uint8), score)
+
+
+def _confidence(score: Evaluation) -> Iterator[np.ndarray]:
+    for predicted, probability in probabilities.blocks(score, columns.ROWS):
+        yield probability[np.arange(len(predicted)), predicted]
 
 
 def _right(labels: Column | None, predicted: Column | None) -> Column | None:
@@ -343,8 +346,12 @@ def _right(labels: Column | None, predicted: Column | None) -> Column | None:
 
 
 def _mistakes(score: Evaluation) -> dict[int, np.ndarray]:
-    rows = [mistake.row for mistake in score.mistakes]
-    return dict(zip(rows, predictions.probability(score, rows), strict=True)) if rows else {}
+    rows, first, found = [mistake.row for mistake in score.mistakes], 0, dict[int, np.ndarray]()
+    for _, probability in probabilities.blocks(score, columns.ROWS):
+        here = (row for row in rows if first <= row < first + len(probability))
+        found |= {row: probability[row - first].copy() for row in here}
+        first += len(probability)
+    return found
 
 
 def _labels(run: RunRecord, split: Split) -> Labels:
