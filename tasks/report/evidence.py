@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
@@ -48,6 +49,9 @@ F = TypeVar("F", bound=Source)
 
 MAX_SET_ASIDE = 25
 """Maximum number of rows in quarantine that are shown."""
+MOST_SUSPECTS = 25
+MOST_PAIRS = 12
+"""Maximum numbers of rows of an audit that are shown."""
 MAX_PAST = 29
 """Maximum number of earlier runs in the trend."""
 
@@ -130,8 +134,10 @@ class Evidence:
     """The first rows in quarantine, each with its picture as PNG."""
     leaked: Column | None = None
     """Whether each test image is also in the training split, bool; None if none is."""
-    suspects: Suspects | None = None
-    near_duplicates: NearDuplicates | None = None
+    suspects: Sequence[Mapping[str, Any]] | None = None
+    """The first rows of the table, see `Suspects`."""
+    near_duplicates: Sequence[Mapping[str, Any]] | None = None
+    """The nearest pairs that are not equal, see `NearDuplicates`: the data checks show those that are."""
     measures: Measures | None = None
     """Measures of the test images."""
     sides: Sides | None = None
@@ -169,8 +175,10 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         champion_predicted=_predicted(run.champion_evaluation),
         set_aside=_set_aside(run),
         leaked=_leaked(run),
-        suspects=readable(lambda audit: Suspects.read(regular(audit.suspects)), run.audit),
-        near_duplicates=readable(lambda audit: NearDuplicates.read(regular(audit.near_duplicates)), run.audit),
+        suspects=readable(lambda audit: _some(Suspects, audit.suspects, MOST_SUSPECTS), run.audit),
+        near_duplicates=readable(
+            lambda audit: _some(NearDuplicates, audit.near_duplicates, MOST_PAIRS, audit.equal_rows), run.audit
+        ),
         measures=_measures(run),
         sides=_sides(run),
         means=_means(run),
@@ -401,6 +409,19 @@ def _set_aside(run: RunRecord) -> tuple[tuple[SetAside, bytes], ...]:
 
 def _first_set_aside(quarantine: Quarantine) -> tuple[tuple[SetAside, bytes], ...]:
     return tuple(islice(quarantined.read(regular(quarantine.file)), MAX_SET_ASIDE))
+
+
+def _some(kind: type[Suspects | NearDuplicates], file: Path, count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Return `count` rows of a table of an audit from row `first` on, or as many as there are."""
+    with pq.ParquetFile(regular(file), page_checksum_verification=True) as table:
+        rows = (row for batch in table.iter_batches(1024, use_threads=False) for row in batch.to_pylist())
+        chosen = [
+            {name: of_kind(row[name]).item() for name, of_kind in kind.KINDS.items()}
+            for row in islice(rows, first, first + count)
+        ]
+    if not all(math.isfinite(value) for row in chosen for value in row.values()):
+        raise ValueError(f"{file}: expected finite numbers")
+    return chosen
 
 
 def _leaked(run: RunRecord) -> Column | None:
