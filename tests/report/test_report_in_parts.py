@@ -114,9 +114,6 @@ def test_two_runs_on_parts_are_compared_image_by_image(store: Store, runs: list[
     np.testing.assert_array_equal(comparison.images(run, run, [0, 16, 79]), ROWS["test-images"][[0, 16, 79]])
 
 
-PART = 5000
-
-
 def listed(folder: Path, name: str, parts: list[Any]) -> FolderEntry:
     """Return an entry of parts that are in folders beside it."""
     (folder / name).mkdir()
@@ -124,51 +121,55 @@ def listed(folder: Path, name: str, parts: list[Any]) -> FolderEntry:
     return FolderEntry(folder / name)
 
 
-def tested(store: Store, dataset: Dataset, parts: int) -> RunRecord:
-    """Return a run with a test split in so many parts of `PART` rows, half of which are in the training split, too."""
-    random, folder = np.random.default_rng(3), store.root / "tested" / str(parts)
+def whole(folder: Path, name: str, parts: list[Any]) -> Any:
+    """Return the record of all parts, or that of the only one."""
+    rows = sum(part.rows for part in parts)
+    if len(parts) == 1:
+        return parts[0]
+    return dataclasses.replace(parts[0], entry=listed(folder, name, parts), rows=rows, parts=len(parts))
+
+
+def tested(store: Store, dataset: Dataset, parts: int, rows: int) -> RunRecord:
+    """Return a run with a test split in so many parts of `rows` rows, half of which are in the training split, too."""
+    random, folder = np.random.default_rng(3), store.root / "tested" / f"{parts}-{rows}"
     splits, tables, scores = list[Split](), list[Measured](), {"ours": list[Evaluation](), "theirs": list[Evaluation]()}
     for number in range(parts):
-        images = random.integers(0, 256, (PART, *dataset.image_shape), np.uint8)
-        labels = random.integers(0, 3, PART, np.uint8)
-        splits.append(written(folder / f"test-{number}", dataset, "test", images, labels))
+        images = random.integers(0, 256, (rows, *dataset.image_shape), np.uint8)
+        splits.append(
+            written(folder / f"test-{number}", dataset, "test", images, random.integers(0, 3, rows, np.uint8))
+        )
         for name, of_model in scores.items():
-            answers = random.dirichlet(np.ones(3), PART)
+            answers = random.dirichlet(np.ones(3), rows)
             of_model.append(scored(folder / f"{name}-{number}", dataset, splits[-1], answers))
         entry = FolderEntry(folder / f"table-{number}")
         entry.folder.mkdir()
-        table = {name: np.zeros(PART, kind) for name, kind in summary.IMAGE_COLUMNS.items()}
-        table |= {"mean": images.mean(axis=(1, 2)), "leaked": np.arange(PART) % 2}
+        table = {name: np.zeros(rows, kind) for name, kind in summary.IMAGE_COLUMNS.items()}
+        table |= {"mean": images.mean(axis=(1, 2)), "leaked": np.arange(rows) % 2}
         with image_table.writer(entry.folder / image_table.FILE) as writer:
             assert [*image_table.written(writer, "test", [table], ())]
-        tables.append(Measured(entry, "test", number * PART, PART, dataset.image_shape, ""))
-    rows = {"rows": parts * PART, "parts": parts}
-    ours, theirs = (
-        dataclasses.replace(of_model[0], entry=listed(folder, name, of_model), **rows)
-        for name, of_model in scores.items()
-    )
+        tables.append(Measured(entry, "test", number * rows, rows, dataset.image_shape, ""))
     check = Check("test", "also in training", "e", "leaked", "l", "o", "warning", False, (1,))
+    of_checks = listed(folder, "tables", tables) if parts > 1 else tables[0].entry
     return dataclasses.replace(
         a_run(store, dataset),
-        test=dataclasses.replace(splits[0], entry=listed(folder, "test", splits), **rows),
-        validation=Validation(listed(folder, "tables", tables), True, "va", (check,), {}, parts),
-        evaluation=ours,
-        champion_evaluation=theirs,
+        test=whole(folder, "test", splits),
+        validation=Validation(of_checks, True, "va", (check,), {}, parts if parts > 1 else 0),
+        evaluation=whole(folder, "ours", scores["ours"]),
+        champion_evaluation=whole(folder, "theirs", scores["theirs"]),
     )
 
 
+@pytest.mark.parametrize(("few", "many"), [((4, 5000), (16, 5000)), ((1, 20_000), (1, 80_000))])
 def test_the_memory_of_a_report_does_not_grow_with_the_test_rows(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: tuple[int, int], many: tuple[int, int]
 ):
     monkeypatch.setattr(columns, "ROWS", 4000)
     dataset = a_dataset(tmp_path, shape=(3, 2))
-    registry = Registry(store, dataset.name)
-    few, many = (tested(store, dataset, parts) for parts in (4, 16))
-    values = document.values_of(registry, many)
-    assert values["test"]["unseen"]["rows"] == 8 * PART
-    assert sum(one["rows"] for one in values["test"]["calibration"]["bins"]) == 16 * PART
-    assert sum(one["rows"] for one in values["test"]["slices"]) == 2 * 16 * PART
-    assert values["mistakes"]["lost"]["count"] > PART
-    taken = [peak(lambda run=run: document.values_of(registry, run)) for run in (few, many)]  # type: ignore[misc]
-    assert taken[1] - taken[0] < 2 * 12 * PART
-    print(taken)  # noqa: T201
+    registry, runs = Registry(store, dataset.name), [tested(store, dataset, *cut) for cut in (few, many)]
+    values = document.values_of(registry, runs[1])
+    assert values["test"]["unseen"]["rows"] == 40_000
+    assert sum(one["rows"] for one in values["test"]["calibration"]["bins"]) == 80_000
+    assert sum(one["rows"] for one in values["test"]["slices"]) == 2 * 80_000
+    assert values["mistakes"]["lost"]["count"] > 10_000
+    taken = [peak(lambda run=run: document.values_of(registry, run)) for run in runs]  # type: ignore[misc]
+    assert taken[1] - taken[0] < 60_000
