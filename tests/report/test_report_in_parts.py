@@ -129,7 +129,7 @@ def whole(folder: Path, name: str, parts: list[Any]) -> Any:
     return dataclasses.replace(parts[0], entry=listed(folder, name, parts), rows=rows, parts=len(parts))
 
 
-def tested(store: Store, dataset: Dataset, parts: int, rows: int) -> RunRecord:
+def run_on(store: Store, dataset: Dataset, parts: int, rows: int) -> RunRecord:
     """Return a run with a test split in so many parts of `rows` rows, half of which are in the training split, too."""
     random, folder = np.random.default_rng(3), store.root / "tested" / f"{parts}-{rows}"
     splits, tables, scores = list[Split](), list[Measured](), {"ours": list[Evaluation](), "theirs": list[Evaluation]()}
@@ -165,7 +165,7 @@ def test_the_memory_of_a_report_does_not_grow_with_the_test_rows(
 ):
     monkeypatch.setattr(columns, "ROWS", 4000)
     dataset = a_dataset(tmp_path, shape=(3, 2))
-    registry, runs = Registry(store, dataset.name), [tested(store, dataset, *cut) for cut in (few, many)]
+    registry, runs = Registry(store, dataset.name), [run_on(store, dataset, *cut) for cut in (few, many)]
     values = document.values_of(registry, runs[1])
     assert values["test"]["unseen"]["rows"] == 40_000
     assert sum(one["rows"] for one in values["test"]["calibration"]["bins"]) == 80_000

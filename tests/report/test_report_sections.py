@@ -13,6 +13,7 @@ from storage.datasets.catalog import Dataset
 from storage.records import Environment, RunRecord
 from storage.store import Store
 from tasks.gate import wilson
+from tasks.report import columns
 from tasks.report.calibration import calibration
 from tasks.report.changes import changes
 from tasks.report.columns import Column
@@ -177,6 +178,21 @@ def test_quarters_count_every_row_once() -> None:
     assert weakest(quarters).startswith("The weakest quarter is slant: furthest left, at 0.00%; its interval is below")
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 100, 1003])
+def test_quarters_end_at_the_quartiles_of_numpy_whatever_the_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(rows)
+    for numbers in (random.normal(0, 20, rows), random.integers(-2, 3, rows) / 3, -1e-310 * np.arange(rows)):
+        right = Column([random.integers(0, 2, rows)], np.bool_)
+        values = Column([numbers, [np.nan, np.inf]], np.float64)
+        monkeypatch.setattr(columns, "ROWS", 64)
+        place = np.searchsorted(np.quantile(numbers, (0.25, 0.5, 0.75)), numbers)
+        expected = [numbers[place == quarter] for quarter in range(4) if (place == quarter).any()]
+        found = slices(Measures(values, values), Column([*right.blocks(), np.zeros(2, bool)], np.bool_))
+        assert [(s["from"], s["to"], s["rows"]) for s in found if s["by"] == "ink"] == [
+            (one.min(), one.max(), len(one)) for one in expected
+        ]
+
+
 def test_no_quarter_is_the_weakest_where_all_do_alike() -> None:
     quarters = slices(measured(np.arange(100.0), np.arange(100.0)), right(np.ones(100)))
     assert weakest(quarters) == "All quarters have the same accuracy, 100.00%."
@@ -221,6 +237,19 @@ def test_disagreements_are_told_apart_and_the_surest_come_first(store: Store, da
     assert (first["name"], first["predicted_name"], first["champion_name"]) == ("bar 0", "bar 1", "bar 0")
     assert first["probability"] == pytest.approx(0.58)
     assert section["sentence"].endswith("Compared with the champion, 1 image became right and 2 became wrong.")
+
+
+def test_the_surest_disagreements_are_found_whatever_the_blocks(
+    store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, random = a_run(store, dataset), np.random.default_rng(0)
+    evidence = dataclasses.replace(
+        answers(*random.integers(0, 3, (3, 900)).tolist()),
+        sure=Column([random.integers(40, 90, 900) / 100], np.float32),
+    )
+    whole = mistakes(run, evidence)
+    monkeypatch.setattr(columns, "ROWS", 64)
+    assert mistakes(run, evidence) == whole
 
 
 def test_only_so_many_disagreements_are_shown(store: Store, dataset: Dataset) -> None:
