@@ -13,8 +13,11 @@ import numpy as np
 from storage.formats import members
 from storage.records import Evaluation
 
+ROWS = 8192
+"""Rows of a block."""
 
-def blocks(evaluation: Evaluation, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+
+def blocks(evaluation: Evaluation, rows: int = ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the predicted classes, uint8 of shape (n,), and the probabilities, float32 of shape (n, classes).
 
     Args:

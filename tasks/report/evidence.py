@@ -39,7 +39,7 @@ from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.checking import image_table, measuring
 from tasks.model import holdout, sides
 from tasks.model.sides import Sides
-from tasks.report import columns, measures, past_runs
+from tasks.report import measures, past_runs
 from tasks.report.columns import Column, together
 from tasks.report.measures import Measures
 
@@ -111,8 +111,8 @@ class Labels:
 class Evidence:
     """The evidence of a report beyond the run's record. Empty or None if missing or unreadable.
 
-    Memory: nothing for each row of the test split or of a training split in parts, but what is in the entry of one part
-    while it is read. Temporary files: 24 bytes for each test row.
+    Memory: about 17 bytes for each row of one part of the test split, and nothing for other rows of splits in parts.
+    Temporary files: 25 bytes for each test row.
     """
 
     history: tuple[Epoch, ...] = ()
@@ -344,7 +344,7 @@ def _predicted(score: Evaluation | None) -> Column | None:
 
 
 def _confidence(score: Evaluation) -> Iterator[np.ndarray]:
-    for predicted, probability in probabilities.blocks(score, columns.ROWS):
+    for predicted, probability in probabilities.blocks(score):
         yield probability[np.arange(len(predicted)), predicted]
 
 
@@ -355,7 +355,7 @@ def _right(labels: Column | None, predicted: Column | None) -> Column | None:
 
 def _mistakes(score: Evaluation) -> dict[int, np.ndarray]:
     rows, first, found = [mistake.row for mistake in score.mistakes], 0, dict[int, np.ndarray]()
-    for _, probability in probabilities.blocks(score, columns.ROWS):
+    for _, probability in probabilities.blocks(score):
         here = (row for row in rows if first <= row < first + len(probability))
         found |= {row: probability[row - first].copy() for row in here}
         first += len(probability)
