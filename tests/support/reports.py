@@ -93,7 +93,9 @@ def written(folder: Path, dataset: Dataset, name: SplitName, images: np.ndarray,
     archives = {f"{name}-images": "ab" * 32}
     split = Split(FolderEntry(folder), name, len(labels), dataset.image_shape, len(dataset.classes), name * 8, archives)
     with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
-        writer.write(images, labels)
+        for start in range(0, len(labels), parquet.ROW_GROUP):
+            rows = slice(start, start + parquet.ROW_GROUP)
+            writer.write(images[rows], labels[rows])
         writer.close({"image_shape": dataset.image_shape, "rows": len(labels)})
     return split
 
