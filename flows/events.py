@@ -95,20 +95,24 @@ def send(kind: str, dataset: str, payload: Mapping[str, Any]) -> bool:
     """Emit an event of Prefect; return whether that succeeded: it only informs others, so failure is a warning."""
     from prefect.events import emit_event
 
-    resource = {
+    try:
+        emit_event(NAMES[kind], resource_of(dataset, payload), payload=dict(payload))
+    except Exception as error:
+        # The client may raise anything.
+        _log.warning("no event was sent: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+def resource_of(dataset: str, payload: Mapping[str, Any]) -> dict[str, str]:
+    """Return the resource of the events about a data set, which triggers match."""
+    return {
         "prefect.resource.id": f"idxflow.model.{dataset}",
         "prefect.resource.name": f"champion of {dataset}",
         "idxflow.dataset": dataset,
         "idxflow.version": str(payload.get("version") or ""),
         "idxflow.champion": str(payload.get("champion") or ""),
     }
-    try:
-        emit_event(NAMES[kind], resource, payload=dict(payload))
-    except Exception as error:
-        # The client may raise anything.
-        _log.warning("no event was sent: %s: %s", type(error).__name__, error)
-        return False
-    return True
 
 
 def _in_flow_run() -> bool:

@@ -145,7 +145,7 @@ class History:
         key = found.values.get("report")
         if not isinstance(key, str):
             return None
-        if NOTICES in found.id.split("/"):
+        if found.id.split("/")[1] == NOTICES:
             return key
         # Of a run it is the key of an entry, which may have been removed.
         with suppress(IdxflowError, OSError):
