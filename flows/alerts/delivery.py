@@ -83,7 +83,7 @@ def deliver(alert: Alert, history: History, datasets: Iterable[str], seconds: fl
 
 def send_test(alert: Alert, store: Store) -> str | None:
     """Send a message that says that it is a test; return why it was not delivered, or None."""
-    now = datetime.now(UTC)
+    now = _now()
     event = Event(
         id=f"{TEST}/{now:%Y%m%dT%H%M%S.%fZ}",
         kind=TEST,
@@ -116,7 +116,7 @@ def troubles(store: Store) -> list[tuple[str, str]]:
 
 
 def _due(alert: Alert, history: History, datasets: Iterable[str], progress: Progress) -> Iterator[Found]:
-    now = datetime.now(UTC)
+    now = _now()
     since = max(datetime.fromisoformat(alert.added), now - WINDOW)
     for dataset in datasets:
         with suppress(StoreError):
@@ -131,12 +131,16 @@ def _due(alert: Alert, history: History, datasets: Iterable[str], progress: Prog
 
 def _attempt(alert: Alert, event: Event, progress: Progress, seconds: float) -> str | None:
     """Try to send a message; return why it was not delivered, or None."""
-    progress.begin(event.id, event.title, event.time, datetime.now(UTC))
+    progress.begin(event.id, event.title, event.time, _now())
     try:
         problem = alert.receiver.send(event, seconds)
     except NotDelivered as error:
         note = progress.put_off if error.here else progress.failed
-        note(event.id, str(error), datetime.now(UTC))
+        note(event.id, str(error), _now())
         return str(error)
-    progress.sent(event.id, problem, datetime.now(UTC))
+    progress.sent(event.id, problem, _now())
     return None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
