@@ -86,12 +86,12 @@ def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetim
         ConfigError: the store has no such data set, and no run of it is scheduled.
     """
     names = store.datasets()
-    scheduled, unknown = _scheduled()
+    due, unknown = scheduled()
     # A data set that has never run appears only in the schedule.
-    names += sorted(set(scheduled) - set(names))
+    names += sorted(set(due) - set(names))
     if dataset is not None:
         datasets.check_known(store, dataset, names)
-    healths = [_health(store, name, scheduled.get(name), max_age, now) for name in ([dataset] if dataset else names)]
+    healths = [_health(store, name, due.get(name), max_age, now) for name in ([dataset] if dataset else names)]
     return Overview(tuple(healths), unknown)
 
 
@@ -169,7 +169,12 @@ def stale_since(ledger: Ledger, limit: timedelta, now: datetime) -> LastSuccess 
 
 def _late(due: datetime | None, now: datetime, up: str) -> Iterator[str]:
     if due and now - due > LATE:
-        yield f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
+        yield late_sentence(due, up)
+
+
+def late_sentence(due: datetime, up: str) -> str:
+    """Return that a run should have started at a time; `up` is the command that starts a worker."""
+    return f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
 
 
 def time_of(run: RunStatus) -> datetime:
@@ -199,7 +204,7 @@ def _run(values: Mapping[str, Any]) -> RunStatus:
     return RunStatus(values["run"], time, values["state"], values["sentence"], seconds)
 
 
-def _scheduled() -> tuple[dict[str, datetime], str | None]:
+def scheduled() -> tuple[dict[str, datetime], str | None]:
     """Return when each data set is due next, by name, and why the schedule is unknown, if it is."""
     from flows.service.client import querying
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.alerts import settings
 from flows.alerts.event import TEST, Event
-from flows.alerts.found import STALE, Found, History
+from flows.alerts.found import Found, History
 from flows.alerts.progress import WINDOW, Busy, Progress, alone
 from flows.alerts.receiver import NotDelivered
 from flows.alerts.settings import Alert
@@ -47,18 +47,18 @@ def tell(store: Store, dataset: str) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         history = History(store)
         for alert in settings.alerts(store.address):
-            delivery = deliver(alert, history, [dataset], max(deadline - time.monotonic(), 0))
+            delivery = deliver(alert, history, {dataset: None}, max(deadline - time.monotonic(), 0))
             if delivery.problem:
                 remark(f"alert {alert.name}: {delivery.problem}; `idxflow alerts list` shows what becomes of it")
     except (IdxflowError, OSError) as error:
         remark(f"no alert was sent: {error}")
 
 
-def deliver(alert: Alert, history: History, datasets: Iterable[str], seconds: float) -> Delivery:
+def deliver(alert: Alert, history: History, datasets: Mapping[str, datetime | None], seconds: float) -> Delivery:
     """Send an alert's messages about data sets that are due now, until one fails or the time is over.
 
     Args:
-        datasets: their names.
+        datasets: by their names, when the next run of each is due (UTC); None: unknown, or none is.
         seconds: how long that may take.
 
     Raises:
@@ -115,15 +115,15 @@ def troubles(store: Store) -> list[tuple[str, str]]:
     return [(name, trouble) for name, trouble in each if trouble]
 
 
-def _due(alert: Alert, history: History, datasets: Iterable[str], progress: Progress) -> Iterator[Found]:
+def _due(
+    alert: Alert, history: History, datasets: Mapping[str, datetime | None], progress: Progress
+) -> Iterator[Found]:
     now = _now()
     since = max(datetime.fromisoformat(alert.added), now - WINDOW)
-    for dataset in datasets:
+    for dataset, due in datasets.items():
         with suppress(StoreError):
-            events = history.found(dataset, since)
-            if alert.wants(STALE, dataset) and (stale := history.stale(dataset, alert.limit, now)):
-                events.append(stale)
-            for found in events:
+            overdue = (history.stale(dataset, alert.limit, now), history.late(dataset, due, now))
+            for found in [*history.found(dataset, since), *filter(None, overdue)]:
                 told = progress.told.get(found.id)
                 if alert.wants(found.kind, dataset) and (told is None or told.is_due(now)):
                     yield found

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.alerts.event import TITLES, Event
-from flows.health import stale_since
+from flows.health import late_sentence, stale_since
 from storage import notices
 from storage.errors import DamagedEntry, IdxflowError, error_class
 from storage.ledger import Ledger, time_of
@@ -22,6 +22,8 @@ from storage.registry import Registry
 from storage.store import Store
 
 STALE = "stale"
+_LATE = timedelta(hours=1)
+"""How late a run has to be: one that waits for the run before it is not late yet."""
 _LOOKED_AT = 200
 """The most records of a kind that are looked at, the newest. More do not come between two looks."""
 _DISORDER = timedelta(hours=1)
@@ -87,6 +89,13 @@ class History:
                 values = {"sentence": last.sentence(limit, now), "run": last.run}
                 return Found(f"{dataset}/{STALE}/{last.run}", STALE, dataset, last.time + limit, values)
         return None
+
+    def late(self, dataset: str, due: datetime | None, now: datetime) -> Found | None:
+        """Return the event that a run has been due for an hour and has not started; None if none has."""
+        if due is None or now - due < _LATE:
+            return None
+        values = {"sentence": late_sentence(due, self.store.command("up"))}
+        return Found(f"{dataset}/{STALE}/due-{due:%Y%m%dT%H%M%S}", STALE, dataset, due, values)
 
     def event(self, found: Found) -> Event:
         """Return an event with all that a message says of it."""

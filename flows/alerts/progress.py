@@ -66,14 +66,14 @@ class Progress:
         Raises:
             OSError: it cannot be written.
         """
-        # An event of a data set that is stale has the same id as long as it is.
-        alike = event.rpartition("/")[0] if "/stale/" in event else None
+        # An event of a data set that is stale has the same id as long as it is, which may be long.
+        alike = _of_stale(event)
         kept = {
             name: each
             for name, each in self.told.items()
-            if "/stale/" in name or now - datetime.fromisoformat(each.time) < WINDOW + timedelta(days=1)
+            if _of_stale(name) or now - datetime.fromisoformat(each.time) < WINDOW + timedelta(days=1)
         }
-        kept = {name: each for name, each in kept.items() if name.rpartition("/")[0] != alike}
+        kept = {name: each for name, each in kept.items() if not alike or _of_stale(name) != alike}
         self.told = {**kept, event: told}
         write_json(self.path, {"told": {name: asdict(each) for name, each in self.told.items()}})
 
@@ -160,6 +160,12 @@ def _read(path: Path) -> dict[str, Told]:
     except (ValueError, KeyError, TypeError, AttributeError):
         # To tell something twice is better than to tell nothing.
         return {}
+
+
+def _of_stale(event: str) -> str | None:
+    """Return what all events have in common that a data set is stale, for one reason; None for other events."""
+    dataset, _, name = event.partition("/stale/")
+    return f"{dataset} {name.startswith('due-')}" if name else None
 
 
 def _text(time: datetime) -> str:

@@ -136,7 +136,8 @@ def remove(name: str) -> Alert:
     with _changing() as found:
         alert = named(name, found.values())
         del found[alert.name]
-    (folder() / "alerts" / f"{name}.json").unlink(missing_ok=True)
+    for ending in ("json", "lock"):
+        (folder() / "alerts" / f"{name}.{ending}").unlink(missing_ok=True)
     return alert
 
 

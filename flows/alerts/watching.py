@@ -18,6 +18,7 @@ from flows.alerts.found import History
 from flows.alerts.progress import Progress, Told
 from flows.alerts.receiver import NotDelivered
 from flows.alerts.settings import Alert
+from flows.health import scheduled
 from storage.errors import IdxflowError
 from storage.notices import NOTICES
 from storage.store import Store
@@ -82,14 +83,20 @@ class Watch:
     def _send(self) -> None:
         problems = {}
         try:
+            datasets = self._datasets()
             for alert in [self._prefect, *settings.alerts(self._store.address)]:
-                found = delivery.deliver(alert, self._history, self._store.datasets(), _SECONDS)
+                found = delivery.deliver(alert, self._history, datasets, _SECONDS)
                 # Of Prefect's server, other lines say that it does not answer.
                 if found.problem and alert is not self._prefect:
                     problems[alert.name] = found.problem
         except (IdxflowError, OSError) as error:
             problems["list"] = str(error)
         self._problems = problems
+
+    def _datasets(self) -> dict[str, datetime | None]:
+        """Return the data sets, by name, with the time when the next run of each is due."""
+        due, _ = scheduled()
+        return {name: due.get(name) for name in (*self._store.datasets(), *due)}
 
 
 class _PrefectEvents:

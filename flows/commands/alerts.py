@@ -247,7 +247,7 @@ def send(*, store: StoreFolder = None, as_json: AsJson = False) -> int:
 
     opened = open_store(store)
     settle(opened)
-    history, names = History(opened), opened.datasets()
+    history, names = History(opened), dict.fromkeys(opened.datasets())
     done = [deliver(alert, history, names, SEND_SECONDS) for alert in settings.alerts(opened.address)]
     if as_json:
         print_json({"alerts": [{"name": each.alert, "sent": each.sent, "problem": each.problem} for each in done]})

@@ -68,9 +68,9 @@ def alert(store: Store, receiver: Receiver, *kinds: str, **more: Any) -> Alert:
     return Alert("hook", store.address, receiver, LONG_AGO.isoformat(), kinds or USUAL, **more)
 
 
-def sent(store: Store, told: Alert, seconds: float = SECONDS) -> tuple[int, str | None]:
+def sent(store: Store, told: Alert, seconds: float = SECONDS, due: datetime | None = None) -> tuple[int, str | None]:
     """Send what is due of `tiny`, as a new process does; return how much was sent, and the problem."""
-    done = deliver(told, History(store), [DATASET], seconds)
+    done = deliver(told, History(store), {DATASET: due}, seconds)
     return done.sent, done.problem
 
 
@@ -325,6 +325,22 @@ def test_a_data_set_that_is_stale_is_told_once_and_again_after_it_was_well(
     assert body["sentence"] == "the last successful run was 31 days ago; expected one at least every 30 days"
     retrain(store, 2)
     assert sent(store, told) == (1, None), "the clock of this test is two months ahead"
+
+
+def test_a_run_that_no_worker_takes_is_told_once(
+    store: Store, receiver: FaultServer, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+):
+    later = Later(monkeypatch)
+    due = later.now
+    told = alert(store, hook, "stale")
+    later(3500)
+    assert sent(store, told, due=due) == (0, None)
+    later(100)
+    assert sent(store, told, due=due) == (1, None)
+    later(timedelta(days=20).total_seconds())
+    assert sent(store, told, due=due) == (0, None)
+    assert "has not started: no worker has taken it; start one: " in bodies(receiver)[0]["sentence"]
+    assert sent(store, told, due=later.now - timedelta(hours=2)) == (1, None)
 
 
 def mail_to(server: MailServer, monkeypatch: pytest.MonkeyPatch, security: str = "none", *to: str) -> Receiver:
