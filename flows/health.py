@@ -15,7 +15,7 @@ from flows import datasets
 from flows.endings import settle
 from flows.terminal.text import minute
 from storage.errors import PrefectFailed
-from storage.ledger import TOLERANCE
+from storage.ledger import TOLERANCE, Ledger
 from storage.records import CUT_OFF
 from storage.registry import Registry
 from storage.store import Store
@@ -86,12 +86,12 @@ def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetim
         ConfigError: the store has no such data set, and no run of it is scheduled.
     """
     names = store.datasets()
-    scheduled, unknown = _scheduled()
+    due, unknown = scheduled()
     # A data set that has never run appears only in the schedule.
-    names += sorted(set(scheduled) - set(names))
+    names += sorted(set(due) - set(names))
     if dataset is not None:
         datasets.check_known(store, dataset, names)
-    healths = [_health(store, name, scheduled.get(name), max_age, now) for name in ([dataset] if dataset else names)]
+    healths = [_health(store, name, due.get(name), max_age, now) for name in ([dataset] if dataset else names)]
     return Overview(tuple(healths), unknown)
 
 
@@ -134,16 +134,47 @@ def _problems(
         )
         # A time from a wrong clock does not prove that the model is fresh; an earlier run may.
         last = next((run for run in good if not _is_ahead(time_of(run), now)), None)
-    age = now - time_of(last) if last else None
-    if age and age > limit:
-        expected = f"expected one at least every {span_text(limit)}"
-        problems.append(f"stale: the last successful run was {ago(age)}; {expected}")
+    if last and now - time_of(last) > limit:
+        problems.append(f"stale: {LastSuccess(last.run, time_of(last)).sentence(limit, now)}")
     return problems
+
+
+@dataclass(frozen=True)
+class LastSuccess:
+    """The last run that succeeded."""
+
+    run: str
+    time: datetime
+    """When it ended, UTC."""
+
+    def sentence(self, limit: timedelta, now: datetime) -> str:
+        """Return that it was longer ago than `limit`."""
+        return f"the last successful run was {ago(now - self.time)}; expected one at least every {span_text(limit)}"
+
+
+def stale_since(ledger: Ledger, limit: timedelta, now: datetime) -> LastSuccess | None:
+    """Return the last successful run of a data set if it was longer ago than `limit`; None if it was not, or never.
+
+    Raises:
+        DamagedEntry: a record of the ledger cannot be read.
+        StoreError: the ledger cannot be listed.
+    """
+    for values in ledger.newest("runs"):
+        run = _run(values)
+        time = time_of(run)
+        if run.state in GOOD and not _is_ahead(time, now):
+            return LastSuccess(run.run, time) if now - time > limit else None
+    return None
 
 
 def _late(due: datetime | None, now: datetime, up: str) -> Iterator[str]:
     if due and now - due > LATE:
-        yield f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
+        yield late_sentence(due, up)
+
+
+def late_sentence(due: datetime, up: str) -> str:
+    """Return that a run should have started at a time; `up` is the command that starts a worker."""
+    return f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
 
 
 def time_of(run: RunStatus) -> datetime:
@@ -173,7 +204,7 @@ def _run(values: Mapping[str, Any]) -> RunStatus:
     return RunStatus(values["run"], time, values["state"], values["sentence"], seconds)
 
 
-def _scheduled() -> tuple[dict[str, datetime], str | None]:
+def scheduled() -> tuple[dict[str, datetime], str | None]:
     """Return when each data set is due next, by name, and why the schedule is unknown, if it is."""
     from flows.service.client import querying
 

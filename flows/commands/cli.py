@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from flows import environment
 from flows.commands import (
+    alerts,
     backfill,
     copy_command,
     dataset,
@@ -98,7 +99,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
     ),
     "Models": (predict.predict, export.export, diagnose.diagnose, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),
-    "Operate": (up.up, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
+    "Operate": (up.up, alerts.app, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }
 """The commands by purpose, as `idxflow --help` lists them."""
 
