@@ -1,4 +1,8 @@
-"""The tests: each has a p-value, which says whether chance explains a difference, and the size of the difference."""
+"""The tests: each has a p-value, which says whether chance explains a difference, and the size of the difference.
+
+Chance makes sums of squares larger, the more so the fewer rows there are. What it adds on average is subtracted, so that
+a limit means the same for a hundred rows as for a million.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +49,8 @@ def shares(old: np.ndarray, new: np.ndarray) -> Tested:
         return NOTHING
     before, after = (row / row.sum() for row in table)
     before = np.maximum(before, 0.5 / table[0].sum())
-    return Tested(
-        float(chi2_contingency(table, correction=False).pvalue), float(np.sqrt(((after - before) ** 2 / before).sum()))
-    )
+    squared = ((after - before) ** 2 / before).sum() - _by_chance(table)
+    return Tested(float(chi2_contingency(table, correction=False).pvalue), float(np.sqrt(max(0.0, squared))))
 
 
 def stability(old: np.ndarray, new: np.ndarray) -> Tested:
@@ -68,8 +71,13 @@ def stability(old: np.ndarray, new: np.ndarray) -> Tested:
     if table.shape[1] < 2:
         return NOTHING
     before, after = ((row + 0.5) / (row + 0.5).sum() for row in table)
-    index = float(((after - before) * np.log(after / before)).sum())
-    return Tested(float(chi2_contingency(table, correction=False).pvalue), index)
+    index = float(((after - before) * np.log(after / before)).sum()) - _by_chance(table)
+    return Tested(float(chi2_contingency(table, correction=False).pvalue), max(0.0, index))
+
+
+def _by_chance(table: np.ndarray) -> float:
+    """Return the mean of w² and of the stability index, for samples of these sizes of the same distribution."""
+    return float((table.shape[1] - 1) * (1 / table.sum(axis=1)).sum())
 
 
 def distributions(old: np.ndarray, new: np.ndarray) -> Tested:
@@ -122,8 +130,9 @@ def mean_images(old: Spread, new: np.ndarray) -> Tested:
     if old.variance <= 0:
         return Tested(1.0 if squared == 0 else 0.0, 0.0 if squared == 0 else float("inf"))
     scale, freedom = old.of_squares / old.variance, old.variance**2 / old.of_squares
-    p = float(chi2.sf(squared / ((1 / len(new) + 1 / old.rows) * scale), freedom))
-    return Tested(p, float(np.sqrt(squared / old.variance)))
+    by_chance = 1 / len(new) + 1 / old.rows
+    p = float(chi2.sf(squared / (by_chance * scale), freedom))
+    return Tested(p, float(np.sqrt(max(0.0, squared / old.variance - by_chance))))
 
 
 def pooled(old: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -120,6 +120,16 @@ def learning_curve(values: dict[str, Any], charts: Mapping[str, str]) -> str:
     return _engine(False).get_template("learning_curve.html.j2").render(**values, pictures=Pictures(charts=charts))
 
 
+def drift(values: dict[str, Any], pictures: Mapping[str, Sheet]) -> str:
+    """Return the page of a look at new images.
+
+    Args:
+        values: of `flows.drift.Look.values`.
+        pictures: sheets by name: `most`, `usual` and `means`.
+    """
+    return _engine(False).get_template("drift_page.html.j2").render(**values, pictures=pictures)
+
+
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the scores per class as rows of strings and counts, worst recall first; empty without a test."""
     test = values["test"]

@@ -70,7 +70,16 @@ def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
         if images.ndim == 2:
             _check_not_flat(path, images, options)
             images = images[np.newaxis]
-        yield _in_range(path, _fitted(path, images, options, say), options, say)
+        yield suited(path, images, options, say)
+
+
+def suited(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
+    """Return images (uint8, shape (n, height, width)) of the size and range asked for.
+
+    Raises:
+        FormatError: they have another size, and are not to be resized.
+    """
+    return _in_range(path, _fitted(path, images, options, say), options, say)
 
 
 def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:
