@@ -161,7 +161,7 @@ def measure(on: Stand, rows: int, seed: int, numbers: tuple[int, int]) -> None:
         return random.choice(len(on.images), rows, replace=False, p=weights)
 
     print(
-        f"\n| {rows:,} images | samples | drifted | 95% interval | significant | beyond their limits, the most frequent first |"
+        f"\n| {rows:,} images | samples | drifted | 95% interval | significant | beyond their limits, most often first |"
     )
     print("|:--|--:|--:|:--|--:|:--|", flush=True)
     plain = [on.judged(on.images[places]) for places in (drawn() for _ in range(equal))]

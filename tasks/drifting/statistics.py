@@ -1,7 +1,7 @@
 """The tests: each has a p-value, which says whether chance explains a difference, and the size of the difference.
 
-Chance makes sums of squares larger, the more so the fewer rows there are. What it adds on average is subtracted, so that
-a limit means the same for a hundred rows as for a million.
+Chance makes sums of squares larger, the more so the fewer rows there are. What it adds on average is subtracted, so
+that a limit means the same for a hundred rows as for a million.
 """
 
 from __future__ import annotations

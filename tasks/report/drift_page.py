@@ -15,6 +15,8 @@ from tasks.ui.markdown import escaped
 USUAL = 20
 """How many training images are shown beside the new ones."""
 
+_COLUMNS, _SMALL_SIDE = 10, 32
+
 
 @dataclass(frozen=True)
 class DriftPictures:
@@ -49,6 +51,17 @@ def markdown(values: Mapping[str, Any]) -> str:
     head = ["| Compared | Measure | Size | Limit | p, corrected | |", "|:--|:--|--:|--:|--:|:--|"]
     sentence = escaped(sanitize.presentable(str(values["sentence"])))
     return "\n".join([f"**{sentence}**", "", *head, *rows]) + "\n"
+
+
+def artifact(values: Mapping[str, Any], pictures: DriftPictures) -> str:
+    """Return the sentence, the tests and the images that differ most as Markdown for the Prefect UI."""
+    captions = [
+        [f"{sanitize.presentable(one['predicted'])} ({one['probability']:.0%})", f"row {one['row']:,}"]
+        for one in values["most"]
+    ]
+    svg = figures.captioned(figures.sheet(pictures.most, max_side=_SMALL_SIDE), captions, _COLUMNS)
+    caption = "The new images that differ most, with the champion's answers"
+    return f"{markdown(values)}\n{caption}:\n\n![{caption}]({figures.data_uri(svg)})\n"
 
 
 def pictures_of(most: np.ndarray, old: np.ndarray, new: np.ndarray) -> DriftPictures:
