@@ -160,9 +160,7 @@ def measure(on: Stand, rows: int, seed: int, numbers: tuple[int, int]) -> None:
     def drawn(weights: np.ndarray | None = None) -> np.ndarray:
         return random.choice(len(on.images), rows, replace=False, p=weights)
 
-    print(
-        f"\n| {rows:,} images | samples | drifted | 95% interval | significant | beyond their limits, most often first |"
-    )
+    print(f"\n| {rows:,} images | samples | drifted | 95% interval | significant | beyond their limits |")
     print("|:--|--:|--:|:--|--:|:--|", flush=True)
     plain = [on.judged(on.images[places]) for places in (drawn() for _ in range(equal))]
     _line("the same distribution", plain)
