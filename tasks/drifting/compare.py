@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.drifting import statistics, telling
-from tasks.drifting.measuring import MEASURES, Measured, class_means, measured
+from tasks.drifting.measuring import MEASURES, Measured, class_means, coarse, measured
 from tasks.drifting.sample import Sample
 from tasks.drifting.statistics import Spread, Tested
 from tasks.drifting.telling import Told
@@ -112,9 +112,11 @@ class Comparison:
                 "beyond its limit"
             )
         named = ", ".join(verdict.words for verdict in beyond[:_NAMED])
+        more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
+        limits = "its limit" if len(beyond) == 1 else "their limits"
         return (
             f"drifted: {images} unlike those that {champion} was trained on, with {len(beyond)} of {count} tests "
-            f"beyond their limits: {named}{', …' if len(beyond) > _NAMED else ''}"
+            f"beyond {limits}: {named}{more}"
         )
 
     def values(self) -> dict[str, Any]:
@@ -226,7 +228,7 @@ def _features(found: Measured, places: np.ndarray, middle: dict[str, float]) -> 
     A measure that an image does not have is taken as the usual one.
     """
     columns = [np.nan_to_num(found.values[name][places], nan=middle[name]) for name in MEASURES]
-    return np.column_stack([found.reduced[places], *columns]).astype(np.float32)
+    return np.column_stack([coarse(found.reduced[places]), *columns]).astype(np.float32)
 
 
 def _values(verdict: Verdict) -> dict[str, Any]:

@@ -13,14 +13,16 @@ from tasks.report.measures import slants
 MEASURES = {
     "ink": "mean pixel value",
     "contrast": "standard deviation of the pixel values",
-    "darkest": "lowest pixel value",
-    "brightest": "highest pixel value",
+    "darkest": "lowest pixel value, in steps of 16",
+    "brightest": "highest pixel value, in steps of 16",
     "roughness": "mean difference between neighbouring pixels",
     "slant": "how far the ink leans, in degrees",
     "distance": "root mean square difference from the nearest mean image of a class",
 }
 """The measures of an image, and what they are."""
 
+STEP = 16
+"""Grey levels that count as one, where all images have the same value: a change by one level is no drift."""
 _SIDE = 14
 """The most pixels a side of a reduced image: strokes are some pixels wide, and 28 pixels are a common size."""
 _PIECE_PIXELS = 1 << 20
@@ -53,8 +55,8 @@ def measured(images: np.ndarray, means: np.ndarray, own: tuple[np.ndarray, np.nd
         flat = pixels.reshape(len(piece), -1)
         found["ink"].append(flat.mean(axis=1, dtype=np.float64))
         found["contrast"].append(flat.std(axis=1, dtype=np.float64))
-        found["darkest"].append(flat.min(axis=1).astype(np.float64))
-        found["brightest"].append(flat.max(axis=1).astype(np.float64))
+        found["darkest"].append(coarse(flat.min(axis=1)).astype(np.float64))
+        found["brightest"].append(coarse(flat.max(axis=1)).astype(np.float64))
         found["roughness"].append(_roughness(pixels))
         found["slant"].append(slants(piece))
         here = own and (own[0][start : start + len(piece)], own[1])
@@ -76,6 +78,12 @@ def class_means(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, tup
         sums += member @ piece.reshape(len(piece), -1).astype(np.float32)
         start += len(piece)
     return (sums / counts[:, None]).astype(np.float32), (places, counts)
+
+
+def coarse(values: np.ndarray) -> np.ndarray:
+    """Return pixel values in steps of 16, of the same type and shape."""
+    steps: np.ndarray = np.floor(values / STEP) * STEP
+    return steps
 
 
 def _pieces(images: np.ndarray) -> Iterator[np.ndarray]:
