@@ -14,7 +14,7 @@ from storage.errors import ConfigError, FormatError
 from storage.files import alike, kind_of
 from storage.formats import idx
 from storage.words import counted
-from tasks.adding import pictures, recognize
+from tasks.adding import idx_files, pictures, recognize
 from tasks.adding.batches import BATCH_ROWS, Reading, Remarks
 from tasks.drifting.sample import Blocks
 from tasks.serving import image_files, picture
@@ -87,13 +87,7 @@ def new_images(
 
 
 def _has_only_images(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(8)
-    except OSError as error:
-        raise ConfigError(
-            f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
-        ) from error
+    start = image_files.beginning(path)
     if start.startswith(_ZIP):
         # An .npz of one array has images alone.
         return zipfile.is_zipfile(path) and len(zipfile.ZipFile(path).namelist()) == 1
@@ -112,8 +106,11 @@ def _labelled(
         )
     classes, done = _classes(file, values, naming), 0
     for images in blocks:
-        yield images, classes[done : done + len(images)]
+        named = classes[done : done + len(images)]
         done += len(images)
+        # Otherwise only counted, for the message.
+        if len(named) == len(images):
+            yield images, named
     if done != len(values):
         raise FormatError(
             f"{file}: expected as many labels as {path} has images, {done:,}; found {len(values):,}; give the file "
@@ -138,8 +135,11 @@ def _classes(file: Path, values: np.ndarray, naming: Naming) -> np.ndarray:
 
 
 def _flat(folder: Path) -> list[Path]:
-    """Return the pictures of a folder that has no folders of pictures, sorted; empty if it has none."""
-    if pictures.has_pictures(folder):
+    """Return the pictures of a folder of nothing else, sorted; empty if it has none.
+
+    `dataset add` puts a picture of some images beside the IDX files that it writes.
+    """
+    if pictures.has_pictures(folder) or idx_files.has_files(folder, Reading()):
         return []
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in pictures.SUFFIXES and file.name[0] != ".")
 
