@@ -240,7 +240,8 @@ def _values(verdict: Verdict) -> dict[str, Any]:
         "limit": verdict.limit,
         "p": verdict.p,
         "corrected_p": verdict.corrected,
-        "interval": list(verdict.interval) if verdict.interval else None,
+        "low": verdict.interval[0] if verdict.interval else None,
+        "high": verdict.interval[1] if verdict.interval else None,
         "beyond": verdict.is_beyond,
     }
 
