@@ -22,6 +22,7 @@ from flows.commands import (
     datasets,
     diagnose,
     doctor,
+    drift,
     export,
     figures,
     gc_command,
@@ -58,6 +59,7 @@ OF_DATA = {
     **dict.fromkeys(("validate", "watch", "tune"), (3, 4)),
     **dict.fromkeys(("manifest", "predict"), (3,)),
     "dataset": (3, 5),
+    "drift": (3, 6),
 }
 """Exit codes that only some commands have."""
 
@@ -97,7 +99,15 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         suspects.suspects,
         quarantine.app,
     ),
-    "Models": (predict.predict, export.export, diagnose.diagnose, registry.app, promote.promote, rollback.rollback),
+    "Models": (
+        predict.predict,
+        export.export,
+        diagnose.diagnose,
+        drift.drift,
+        registry.app,
+        promote.promote,
+        rollback.rollback,
+    ),
     "Reports": (status.status, runs.app, report.report),
     "Operate": (up.up, alerts.app, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }

@@ -37,6 +37,7 @@ from storage.runtime.ranged import Source
 from storage.store import Store
 from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.checking import image_table, measuring
+from tasks.drifting.compare import Comparison
 from tasks.model import holdout, sides
 from tasks.model.sides import Sides
 from tasks.report import measures, past_runs
@@ -80,6 +81,17 @@ class ChampionSnapshot:
     number: int
     run: RunRecord
     origins: Origins
+
+
+@dataclass(frozen=True)
+class DriftFound:
+    """How the training images of a run differ from those of the champion before it (`tasks.report.drift`)."""
+
+    comparison: Comparison
+    rows: np.ndarray
+    """int64, shape (n,): the row of each image that was compared."""
+    labels: np.ndarray | None
+    """int64, shape (n,): its class."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,8 @@ class Evidence:
     """Manual changes of the champion since the previous run, oldest first."""
     origins: Origins = field(default_factory=dict)
     champion: ChampionSnapshot | None = None
+    drift: DriftFound | None = None
+    """None if there is no new training data, or nothing to compare it with."""
     code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code that decided, by module."""
 

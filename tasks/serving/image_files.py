@@ -49,6 +49,21 @@ def check_is_file(path: Path) -> None:
         raise ConfigError(f"expected an image file at {path}; found {kind_of(path)}{alike(path)}; correct the path")
 
 
+def beginning(path: Path) -> bytes:
+    """Return the first 8 bytes of a file, by which its kind is known.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    try:
+        with open_regular(path) as stream:
+            return stream.read(8)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
+        ) from error
+
+
 def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
     """Yield the images of a file in blocks, uint8 of shape (n, height, width), of the size and range asked for.
 
@@ -59,18 +74,20 @@ def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
         ConfigError: the file cannot be opened.
         FormatError: it is damaged, of an unknown kind, or its images cannot be used as they are.
     """
-    try:
-        with open_regular(path) as stream:
-            magic = stream.read(8)
-    except OSError as error:
-        raise ConfigError(
-            f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
-        ) from error
-    for images in _reader(path, magic)(path, say):
+    for images in _reader(path, beginning(path))(path, say):
         if images.ndim == 2:
             _check_not_flat(path, images, options)
             images = images[np.newaxis]
-        yield _in_range(path, _fitted(path, images, options, say), options, say)
+        yield suited(path, images, options, say)
+
+
+def suited(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
+    """Return images (uint8, shape (n, height, width)) of the size and range asked for.
+
+    Raises:
+        FormatError: they have another size, and are not to be resized.
+    """
+    return _in_range(path, _fitted(path, images, options, say), options, say)
 
 
 def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:

@@ -195,6 +195,7 @@ USES = {
     "predict": ("predict", "tiny", "tiny-source/t10k-images-idx3-ubyte.gz"),
     "export": ("export", "tiny"),
     "diagnose": ("diagnose", "tiny"),
+    "drift": ("drift", "tiny", "tiny-source", "--dataset-file", "tiny.toml"),
     "promote": ("promote", "tiny", "1", "--force", "--reason", "back to the first"),
     "rollback": ("rollback", "tiny", "--reason", "back to the first"),
     "run": ("run", "--dataset-file", "tiny.toml"),
