@@ -26,6 +26,7 @@ from flows.commands import (
     export,
     figures,
     gc_command,
+    labels,
     manifest,
     predict,
     prefect_command,
@@ -36,6 +37,7 @@ from flows.commands import (
     rollback,
     run,
     runs,
+    serve,
     status,
     suspects,
     tune,
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
 OF_DATA = {
     **dict.fromkeys(("run", "backfill"), (3, 4, 5)),
     **dict.fromkeys(("validate", "watch", "tune"), (3, 4)),
-    **dict.fromkeys(("manifest", "predict"), (3,)),
+    **dict.fromkeys(("manifest", "predict", "labels"), (3,)),
     "dataset": (3, 5),
     "drift": (3, 6),
 }
@@ -98,6 +100,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         figures.figures,
         suspects.suspects,
         quarantine.app,
+        labels.app,
     ),
     "Models": (
         predict.predict,
@@ -109,7 +112,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         rollback.rollback,
     ),
     "Reports": (status.status, runs.app, report.report),
-    "Operate": (up.up, alerts.app, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
+    "Operate": (up.up, serve.serve, alerts.app, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }
 """The commands by purpose, as `idxflow --help` lists them."""
 

@@ -51,6 +51,12 @@ class Rules:
     any_address: bool = False
     origins: frozenset[str] = frozenset()
     """Names that the user added, with the port if any, such as those of a proxy in front."""
+    media_types: frozenset[str] = frozenset(("application/json",))
+    """Content types of a body: none that a page can send to another origin without a CORS preflight."""
+    closed: tuple[str, ...] = _SCHEMA
+    """Beginnings of paths that are not there."""
+    command: str = "idxflow up"
+    """What starts the server, with `--allow-host`."""
 
     @classmethod
     def listening(cls, host: str, added: Iterable[str] = ()) -> Rules:
@@ -62,21 +68,22 @@ class Rules:
 
     def refusal(self, scope: Message) -> Refusal | None:
         """Return why a request (ASGI scope `http` or `websocket`) is refused, or None."""
-        headers = _Headers(scope["headers"])
+        headers = Headers(scope["headers"])
         host = headers.only("host").lower()
         if not self._is_own(host):
             return Refusal(
                 421,
                 f"expected a Host that is a name of this server, found {host[:100]!r}; add a name with "
-                "`idxflow up --allow-host NAME`",
+                f"`{self.command} --allow-host NAME`",
             )
         if headers.has("origin") and not self._same_origin(headers.only("origin").lower(), host):
             return Refusal(403, f"expected no request from another origin, found {headers.only('origin')[:100]!r}")
         if headers.only("sec-fetch-site", "none") not in ("same-origin", "none") and not _opens_page(scope, headers):
             return Refusal(403, "expected no request from a page of another site")
-        if headers.has_body() and headers.media_type() != "application/json":
-            return Refusal(415, f"expected a body of type application/json, found {headers.media_type()[:100]!r}")
-        if scope["path"].startswith(_SCHEMA):
+        if headers.has_body() and headers.media_type() not in self.media_types:
+            types = " or ".join(sorted(self.media_types))
+            return Refusal(415, f"expected a body of type {types}, found {headers.media_type()[:100]!r}")
+        if self.closed and scope["path"].startswith(self.closed):
             return Refusal(404, "expected a page of the UI; the schema is under /api")
         return None
 
@@ -93,10 +100,21 @@ class Rules:
 
 
 class Guard:
-    """The application: `inner` behind the rules, and its own pages (by path), which never reach `inner`."""
+    """The application: `inner` behind the rules, and its own pages (by path), which never reach `inner`.
 
-    def __init__(self, inner: Application, rules: Rules, own: dict[str, Application]) -> None:
-        self._inner, self._rules, self._own = inner, rules, own
+    A refusal is JSON: an object with the sentence under `key`. `policy` is the Content-Security-Policy; None: that of
+    Prefect's pages.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        rules: Rules,
+        own: dict[str, Application],
+        key: str = "detail",
+        policy: str | None = None,
+    ) -> None:
+        self._inner, self._rules, self._own, self._key, self._policy = app, rules, own, key, policy
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -105,17 +123,17 @@ class Guard:
         if refusal and scope["type"] == "websocket":
             # Closing before accepting makes the server answer with 403.
             return await send({"type": "websocket.close", "code": 1008, "reason": ""})
-        closed = _closed(send, _Headers(scope["headers"]).only("host"))
+        closed = _closed(send, self._policy or _prefect_policy(Headers(scope["headers"]).only("host")))
         if refusal:
-            return await answer(closed, refusal.status, {"detail": refusal.sentence})
+            return await answer(closed, refusal.status, {self._key: refusal.sentence})
         if scope["type"] == "websocket":
             return await self._inner(scope, receive, send)
         return await self._own.get(scope["path"], self._inner)(scope, receive, closed)
 
 
-async def answer(send: Send, status: int, body: object) -> None:
-    """Send a JSON response that must not be cached."""
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+async def answer(send: Send, status: int, body: object, added: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send a JSON response that must not be cached, with the headers in `added`."""
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *added]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
@@ -126,7 +144,7 @@ def split(host: str) -> tuple[str, bool]:
     return (match["name"].strip("[]"), True) if match else (host, False)
 
 
-class _Headers:
+class Headers:
     """The headers of a scope. A repeated header gets a value that nothing accepts."""
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
@@ -154,23 +172,27 @@ def _is_address(name: str) -> bool:
         return False
 
 
-def _opens_page(scope: Message, headers: _Headers) -> bool:
+def _opens_page(scope: Message, headers: Headers) -> bool:
     """Return whether the request opens a link to a page, whose content only the user sees, not the linking page."""
     opened = (headers.only("sec-fetch-mode"), headers.only("sec-fetch-dest")) == ("navigate", "document")
     return opened and scope["type"] == "http" and scope["method"] == "GET"
 
 
-def _closed(send: Send, host: str) -> Send:
-    """Return a `send` that adds the headers that isolate pages, unless the response already has them."""
+def _prefect_policy(host: str) -> str:
     sockets = f" ws://{host} wss://{host}" if split(host.lower())[1] else ""
+    # Prefect: outside-address. No page may contact outside hosts, which the UI does regardless of its settings.
+    # The UI draws graphs with a library that compiles its shaders, and sets inline styles.
+    return (
+        "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        f"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:{sockets}; "
+        "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+
+
+def _closed(send: Send, policy: str) -> Send:
+    """Return a `send` that adds the headers that isolate pages, unless the response already has them."""
     added = {
-        # Prefect: outside-address. No page may contact outside hosts, which the UI does regardless of its settings.
-        # The UI draws graphs with a library that compiles its shaders, and sets inline styles.
-        b"content-security-policy": (
-            "default-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-            f"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:{sockets}; "
-            "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-        ).encode(),
+        b"content-security-policy": policy.encode(),
         b"x-frame-options": b"DENY",
         b"x-content-type-options": b"nosniff",
         b"referrer-policy": b"no-referrer",

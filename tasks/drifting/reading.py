@@ -169,7 +169,7 @@ def _recognized(
                         f"{path} has the label {batch.labels[unknown[0]]!r}, which is no class of the champion: the "
                         "labels are not compared"
                     )
-                images = image_files.suited(path, batch.images, options, say)
+                images = image_files.prepared(str(path), batch.images, options, say)
                 yield images, None if len(unknown) else numbers
         except FormatError as error:
             if "--" not in str(error).replace("--resize", ""):

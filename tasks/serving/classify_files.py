@@ -121,7 +121,8 @@ def _rows(options: PredictOptions, version: Version, remarks: _Remarks) -> Itera
             inverted += int(model.looks_inverted(images).sum())
             yield from _answers(model, _utf8(str(file)), start, images)
             start += len(images)
-        _remark_if_inverted(file, inverted, start, options.invert, remarks)
+        if remark := image_files.if_inverted(str(file), inverted, start, image_options):
+            remarks(remark)
 
 
 def _answers(model: Model, file: str, start: int, images: np.ndarray) -> Iterator[Row]:
@@ -129,16 +130,6 @@ def _answers(model: Model, file: str, start: int, images: np.ndarray) -> Iterato
     answers = zip(predictions.label.tolist(), predictions.name, predictions.probability.tolist(), strict=True)
     for row, (label, name, probability) in enumerate(answers, start):
         yield Row(file, row, label, name, probability, predictions.version)
-
-
-def _remark_if_inverted(file: Path, inverted: int, rows: int, after_invert: bool, remarks: _Remarks) -> None:
-    # Only if most of a file looks inverted: an odd image among thousands is no reason to doubt all.
-    if 2 * inverted <= rows:
-        return
-    which = "the image" if rows == 1 else f"{inverted:,} of {rows:,} images"
-    looks = "looks" if rows == 1 else "look"
-    remedy = "without --invert they would match" if after_invert else "--invert inverts them"
-    remarks(f"{file}: {which} {looks} inverted, compared with the training images; {remedy}")
 
 
 def _utf8(text: str) -> str:

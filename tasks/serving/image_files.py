@@ -33,6 +33,12 @@ class ImageOptions:
     resize: bool = False
     scale: bool = False
     invert: bool = False
+    spelling: str = "--{}"
+    """How a person asks for a transformation, for messages."""
+
+    def spelled(self, option: str) -> str:
+        """Return how a person asks for `resize`, `scale` or `invert`."""
+        return self.spelling.format(option)
 
 
 Say = Callable[[str], None]
@@ -75,19 +81,41 @@ def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
         FormatError: it is damaged, of an unknown kind, or its images cannot be used as they are.
     """
     for images in _reader(path, beginning(path))(path, say):
-        if images.ndim == 2:
-            _check_not_flat(path, images, options)
-            images = images[np.newaxis]
-        yield suited(path, images, options, say)
+        yield prepared(str(path), images, options, say)
 
 
-def suited(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
-    """Return images (uint8, shape (n, height, width)) of the size and range asked for.
+def prepared(name: str, pixels: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
+    """Return images as a model takes them, uint8 of shape (n, height, width), of the size and range asked for.
+
+    Args:
+        name: of where they come from, for messages.
+        pixels: of shape (n, height, width), or (height, width) for one image.
+        say: called with a remark if an image was transformed, or may not be what the model knows.
 
     Raises:
-        FormatError: they have another size, and are not to be resized.
+        FormatError: they cannot be used as they are.
     """
-    return _in_range(path, _fitted(path, images, options, say), options, say)
+    images = _checked(name, pixels)
+    if images.ndim == 2:
+        _check_not_flat(name, images, options)
+        images = images[np.newaxis]
+    return _in_range(name, _fitted(name, images, options, say), options, say)
+
+
+def if_inverted(name: str, inverted: int, rows: int, options: ImageOptions) -> str | None:
+    """Return a remark if most of the `rows` images look inverted: an odd one among thousands is no reason to doubt."""
+    if 2 * inverted <= rows:
+        return None
+    which = "the image" if rows == 1 else f"{inverted:,} of {rows:,} images"
+    looks = "looks" if rows == 1 else "look"
+    flag = options.spelled("invert")
+    remedy = f"without {flag} they would match" if options.invert else f"{flag} inverts them"
+    return f"{name}: {which} {looks} inverted, compared with the training images; {remedy}"
+
+
+def colour_remark(name: str) -> str:
+    """Return the remark about a picture in colour."""
+    return f"{name} is a colour image; its grey values are used (ITU-R 601: 0.299 red, 0.587 green, 0.114 blue)"
 
 
 def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarray]]:
@@ -112,10 +140,9 @@ def _reader(path: Path, magic: bytes) -> Callable[[Path, Say], Iterator[np.ndarr
 def _idx(path: Path, say: Say) -> Iterator[np.ndarray]:
     with idx.Reader(path, str(path)) as reader:
         if len(reader.header.shape) == 2:
-            yield _checked(path, reader.read())
+            yield reader.read()
             return
-        for block in reader.blocks(max(1, min(READ_AT_ONCE, _BLOCK_BYTES // reader.header.row_bytes))):
-            yield _checked(path, block)
+        yield from reader.blocks(max(1, min(READ_AT_ONCE, _BLOCK_BYTES // reader.header.row_bytes)))
 
 
 def _npy(path: Path, say: Say) -> Iterator[np.ndarray]:
@@ -127,7 +154,7 @@ def _npy(path: Path, say: Say) -> Iterator[np.ndarray]:
             f"{path}: expected an undamaged .npy file without Python objects; {error}; "
             "write it again, in NumPy with np.save of an array of uint8"
         ) from error
-    yield from _blocks(_checked(path, array))
+    yield from _blocks(_checked(str(path), array))
 
 
 def _npz(path: Path, say: Say) -> Iterator[np.ndarray]:
@@ -143,7 +170,7 @@ def _npz(path: Path, say: Say) -> Iterator[np.ndarray]:
             f"{path}: expected an undamaged .npz file without Python objects; {error}; "
             "write it again, in NumPy with np.savez(…, images=…)"
         ) from error
-    yield from _blocks(_checked(path, array))
+    yield from _blocks(_checked(str(path), array))
 
 
 def _images_of(file: Any) -> np.ndarray:
@@ -163,16 +190,16 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
         yield array[start : start + READ_AT_ONCE]
 
 
-def _checked(path: Path, array: np.ndarray) -> np.ndarray:
+def _checked(name: str, array: np.ndarray) -> np.ndarray:
     """Return `array` if it can be images of 8-bit pixels, or a single one if it has two dimensions."""
     if array.dtype != np.uint8:
         raise FormatError(
-            f"{path}: expected pixels as uint8, 0-255; found {array.dtype.name}{_range(array)}; "
+            f"{name}: expected pixels as uint8, 0-255; found {array.dtype.name}{_range(array)}; "
             "scale to 0-255 and convert, in NumPy with .astype(np.uint8)"
         )
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise FormatError(
-            f"{path}: expected images of shape (n, height, width) or (height, width); found {array.shape}; "
+            f"{name}: expected images of shape (n, height, width) or (height, width); found {array.shape}; "
             "give grey images, not labels or colour ones"
         )
     return array
@@ -187,7 +214,7 @@ def _range(array: np.ndarray) -> str:
 def _picture(path: Path, say: Say) -> Iterator[np.ndarray]:
     found = picture.read_file(path)
     if found.was_colour:
-        say(f"{path} is a colour image; its grey values are used (ITU-R 601: 0.299 red, 0.587 green, 0.114 blue)")
+        say(colour_remark(str(path)))
     if found.warning:
         say(f"{found.warning} (it can be read)")
     if found.frames > 1:
@@ -195,40 +222,40 @@ def _picture(path: Path, say: Say) -> Iterator[np.ndarray]:
     yield found.pixels[np.newaxis]
 
 
-def _check_not_flat(path: Path, image: np.ndarray, options: ImageOptions) -> None:
+def _check_not_flat(name: str, image: np.ndarray, options: ImageOptions) -> None:
     """Refuse an array of two dimensions with as many columns as an image has pixels: it has an image per row."""
     height, width = options.image_shape
     if image.shape != options.image_shape and image.shape[1] == height * width:
         raise FormatError(
-            f"{path}: expected images of {height}×{width}; found {len(image):,} rows of {height * width:,} pixels; "
+            f"{name}: expected images of {height}×{width}; found {len(image):,} rows of {height * width:,} pixels; "
             f"give them their shape, in NumPy with .reshape(-1, {height}, {width}), or with [None] if it is one image"
         )
 
 
-def _fitted(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
+def _fitted(name: str, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
     shape: tuple[int, ...] = images.shape[1:]
     target = options.image_shape
     if shape == target:
         return np.ascontiguousarray(images)
     if not options.resize:
         raise FormatError(
-            f"{path}: expected images of {_size(target)} pixels (height×width); found {_size(shape)}; "
-            "--resize scales them"
+            f"{name}: expected images of {_size(target)} pixels (height×width); found {_size(shape)}; "
+            f"{options.spelled('resize')} scales them"
         )
     if shape[0] * target[1] != shape[1] * target[0]:
-        say(f"{path} has images of {_size(shape)}, stretched to {_size(target)}: their proportions changed")
+        say(f"{name} has images of {_size(shape)}, stretched to {_size(target)}: their proportions changed")
     return _resized(images, target)
 
 
-def _in_range(path: Path, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
+def _in_range(name: str, images: np.ndarray, options: ImageOptions, say: Say) -> np.ndarray:
     """Rescale from 0-255 or invert pixel values, as the options ask; remark on values outside the training range."""
     black, white = options.pixel_range
     if options.scale:
         images = np.rint(black + images * ((white - black) / 255)).astype(np.uint8)
     elif images.max() > white or images.min() < black:
         say(
-            f"{path} has pixels from {images.min()} to {images.max()}, but the model was trained on pixels from "
-            f"{black} to {white}: its predictions mean little; --scale maps 0-255 to that range"
+            f"{name} has pixels from {images.min()} to {images.max()}, but the model was trained on pixels from "
+            f"{black} to {white}: its predictions mean little; {options.spelled('scale')} maps 0-255 to that range"
         )
     return np.clip(black + white - images.astype(np.int16), 0, 255).astype(np.uint8) if options.invert else images
 

@@ -17,7 +17,7 @@ from storage.files import open_regular
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF")
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "BMP", "TIFF", "GIF")
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 """The first bytes of the files."""
 MAX_BYTES = 1 << 28
@@ -53,8 +53,12 @@ def read_file(path: Path, name: str = "") -> Picture:
     return read(data, name or str(path))
 
 
-def read(data: bytes, name: str) -> Picture:
+def read(data: bytes, name: str, formats: tuple[str, ...] = FORMATS, max_pixels: int | None = None) -> Picture:
     """Return the picture in the bytes of a file; nothing in it is executed.
+
+    Args:
+        formats: that it can have.
+        max_pixels: fewer than Pillow allows, by the size in the header; None: as many as that.
 
     Raises:
         FormatError: it is damaged, too large, has more than 8 bits per channel, or transparent pixels.
@@ -66,7 +70,8 @@ def read(data: bytes, name: str) -> Picture:
             warnings.simplefilter("always")
             # Pillow only warns between its limit and twice that.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            with Image.open(io.BytesIO(data), formats=formats) as picture:
+                _check_size(name, picture, max_pixels)
                 _check_depth(data, name, picture)
                 frames = getattr(picture, "n_frames", 1)
                 pixels, was_colour = _grey(name, picture)
@@ -78,13 +83,20 @@ def read(data: bytes, name: str) -> Picture:
         ) from error
     except BROKEN as error:
         raise FormatError(
-            f"{name}: expected an undamaged PNG, JPEG, BMP, TIFF or GIF; {_words(error)}; copy or save it again"
+            f"{name}: expected an undamaged {', '.join(formats[:-1])} or {formats[-1]}; {_words(error)}; "
+            "copy or save it again"
         ) from error
 
 
 def _words(error: BaseException) -> str:
     """Return what is wrong, without the object that the bytes were read from."""
     return "it is none of these" if "cannot identify image file" in str(error) else str(error)
+
+
+def _check_size(name: str, picture: Image.Image, max_pixels: int | None) -> None:
+    width, height = picture.size
+    if max_pixels is not None and width * height > max_pixels:
+        raise FormatError(f"{name}: expected at most {max_pixels:,} pixels; found {height}×{width}; scale it down")
 
 
 def _check_depth(data: bytes, name: str, picture: Image.Image) -> None:

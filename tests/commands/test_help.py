@@ -13,10 +13,10 @@ from flows.commands.cli import app
 
 OVERVIEW = {
     "Run": ["run", "validate", "backfill", "tune", "watch"],
-    "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine"],
+    "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine", "labels"],
     "Models": ["predict", "export", "diagnose", "drift", "registry", "promote", "rollback"],
     "Reports": ["status", "runs", "report"],
-    "Operate": ["up", "doctor", "verify", "copy", "gc", "prefect"],
+    "Operate": ["up", "serve", "alerts", "doctor", "verify", "copy", "gc", "prefect"],
 }
 
 

@@ -1448,6 +1448,12 @@ CASES: dict[str, Case] = {
         lambda here: here.save("x.png", ONE[::2, ::2]),
         lambda here: here.read("x.png", resize=True),
     ),
+    "serve: a picture of too many pixels": Case(
+        lambda here: (here.save("x.png", ONE), picture.read(Path("x.png").read_bytes(), "x.png", max_pixels=60)),
+        "scale it down",
+        lambda here: here.save("x.png", ONE[::2, ::2]),
+        lambda here: picture.read(Path("x.png").read_bytes(), "x.png", max_pixels=60),
+    ),
     "predict: a file that may not be read": Case(
         as_any_user(lambda here: (here.save("x.png", ONE).chmod(0), here.read("x.png"))),
         "correct its permissions",

@@ -194,6 +194,7 @@ USES = {
     "copy": ("copy", "store", "copied"),
     "predict": ("predict", "tiny", "tiny-source/t10k-images-idx3-ubyte.gz"),
     "export": ("export", "tiny"),
+    "serve": ("serve", "--port", "0"),
     "diagnose": ("diagnose", "tiny"),
     "drift": ("drift", "tiny", "tiny-source", "--dataset-file", "tiny.toml"),
     "promote": ("promote", "tiny", "1", "--force", "--reason", "back to the first"),
@@ -205,6 +206,7 @@ USES = {
     "watch": ("watch", "tiny-source", "--dataset-file", "tiny.toml", "--once"),
     "figures": ("figures", "tiny"),
     "suspects": ("suspects", "tiny"),
+    "labels": ("labels", "add", "tiny", "labels.csv"),
     "quarantine": ("quarantine", "list", "tiny"),
 }
 
