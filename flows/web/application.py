@@ -14,8 +14,9 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from flows.service.guard import Guard
-from flows.web import access, api, pages
+from flows.web import access, api
 from flows.web.metrics import Measured
+from flows.web.pages import rendering, routes
 from flows.web.refusals import Refused, refused
 from flows.web.served import Site
 
@@ -40,7 +41,7 @@ def application(site: Site) -> FastAPI:
     app.state.site = site
     # Only for the description; `Token` is what refuses.
     app.include_router(api.router, dependencies=[Security(HTTPBearer(auto_error=False))] if site.token else [])
-    app.include_router(pages.router)
+    app.include_router(routes.router)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -61,9 +62,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         champions.stop()
         app.state.site.work.stop()
+        app.state.site.pages.work.stop()
 
 
 def _refused(request: Request, error: Any) -> Response:
+    if rendering.wanted(request):
+        return rendering.refused(request, error.status, error.sentence, error.headers)
     return refused(error.status, error.sentence, error.headers)
 
 
@@ -78,4 +82,7 @@ def _http_error(request: Request, error: Any) -> Response:
         404: f"expected an address that is served here; found {request.url.path[:100]!r}; / has the links",
         405: f"expected another method; found {request.method} {request.url.path[:100]!r}; see /openapi.json",
     }
-    return refused(error.status_code, sentences.get(error.status_code, str(error.detail)), error.headers)
+    sentence = sentences.get(error.status_code, str(error.detail))
+    if rendering.wanted(request):
+        return rendering.refused(request, error.status_code, sentence, error.headers)
+    return refused(error.status_code, sentence, error.headers)
