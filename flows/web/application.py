@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from flows.service.guard import Guard
 from flows.web import access, api
 from flows.web.metrics import Measured
-from flows.web.pages import rendering, routes
+from flows.web.pages import rendering, routes, trend
 from flows.web.refusals import Refused, refused
 from flows.web.served import Site
 
@@ -56,6 +56,7 @@ def application(site: Site) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     champions = app.state.site.champions
+    trend.import_libraries()
     await run_in_threadpool(champions.start)
     try:
         yield

@@ -1,8 +1,8 @@
 """Make an image like those of a training split of a drawing or a photograph of one: size, place and colours of its ink.
 
 MNIST's digits were scaled into a box of 20 x 20 pixels, keeping their proportions, and put into 28 x 28 pixels with the
-centre of mass of their ink in the middle (Y. LeCun, C. Cortes and C. J. C. Burges, "The MNIST database"). Box and centre
-are measured here, so it works for other drawings, too.
+centre of mass of their ink in the middle (Y. LeCun, C. Cortes and C. J. C. Burges, "The MNIST database"). Box and
+centre are measured here, so it works for other drawings, too.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _edge(image: np.ndarray) -> np.ndarray:
 
 def _box(share: np.ndarray) -> tuple[int, int, int, int]:
     """Return the rows and columns that have ink: first and one past the last of each."""
-    rows, columns = ((share > _INK).any(axis=axis).nonzero()[0] for axis in (1, 0))
+    rows, columns = (np.flatnonzero((share > _INK).any(axis=axis)) for axis in (1, 0))
     return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 

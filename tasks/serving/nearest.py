@@ -54,9 +54,7 @@ class TrainingRows:
         asked = image.reshape(-1).astype(np.float64)
         squares = np.concatenate([_squares(block, asked) for block in _blocks(self.images)])
         order = np.argsort(squares, kind="stable")[:count]
-        return [
-            Near(int(self.rows[n]), int(self.labels[n]), float(np.sqrt(squares[n])), self.images[n]) for n in order
-        ]
+        return [Near(int(self.rows[n]), int(self.labels[n]), float(np.sqrt(squares[n])), self.images[n]) for n in order]
 
 
 def read(split: Split, most_bytes: int = MAX_BYTES) -> TrainingRows:
@@ -93,7 +91,7 @@ def _read(split: Split, most_bytes: int) -> Iterator[tuple[int, np.ndarray, np.n
 
 def _step(rows: int, block: np.ndarray, most_bytes: int) -> int:
     """Return which blocks are read: 1 for all, 2 for every second one, and so on."""
-    return max(1, -(-rows * block[0].nbytes // most_bytes))
+    return max(1, -(-rows * int(block[0].nbytes) // most_bytes))
 
 
 def _blocks(images: np.ndarray) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from flows.champions import decision_values
 from flows.dataset_in_store import DatasetInStore
-from flows.health import time_of, run_status
+from flows.health import run_status, time_of
 from flows.web.pages.overview import summary
 from flows.web.pages.rendering import page
 from flows.web.refusals import Refused

@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
 
-from flows.health import BAD, GOOD, ago, span_text
+from flows.health import BAD, ago, span_text
 from flows.terminal.text import minute
 from storage.words import counted
 from tasks.report.phrases import duration
@@ -99,4 +99,4 @@ def _badge(state: str) -> str:
     """Return the class of the badge of a run's state or a decision's outcome."""
     if state in BAD or state == "rolled back":
         return "bad" if state in ("failed", "crashed") else "warn"
-    return "good" if state in ("promoted", "forced") else "" if state in GOOD else ""
+    return "good" if state in ("promoted", "forced") else ""

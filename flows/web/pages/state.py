@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 
 from markupsafe import Markup
@@ -13,19 +14,29 @@ from flows.dataset_in_store import DatasetInStore
 from flows.web.pages import trend
 from flows.web.pages.schedule import Schedule
 from flows.web.work import Work
-from storage.registry import Version
 from storage.store import Store
 from tasks.report import past_runs
 from tasks.report.trend import MAX_RUNS, past_run
-from tasks.serving import nearest
+from tasks.serving import drawing, nearest
+from tasks.serving.drawing import Usual
 from tasks.serving.nearest import TrainingRows
+from tasks.serving.predict import Model
 
 WAITING = 32
 """Most requests for pages that wait."""
 _FRESH_SECONDS = 600.0
 """After that, the records of a data set are read again, so that what was read of long ledgers does not stay forever."""
-_INDEXES = 2
+_TRAININGS = 2
 """Data sets whose training images stay in memory: those that were asked for last."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a version was trained on."""
+
+    rows: TrainingRows
+    usual: Usual | None
+    """What its drawings look like; None if they are no drawings."""
 
 
 class State:
@@ -38,7 +49,8 @@ class State:
         self.schedule = Schedule()
         self._data: dict[str, tuple[float, DatasetInStore]] = {}
         self._trends: dict[str, tuple[str, Markup]] = {}
-        self._rows: OrderedDict[str, tuple[str, TrainingRows | None]] = OrderedDict()
+        self._trainings: OrderedDict[str, tuple[str, Training | None]] = OrderedDict()
+        """By data set, with the run of the version."""
 
     def data(self, dataset: str) -> DatasetInStore:
         """Return a data set, with the records that were read lately."""
@@ -64,17 +76,26 @@ class State:
             known = self._trends[dataset] = newest, trend.picture(dataset, runs)
         return known[1] or None
 
-    def training_rows(self, version: Version) -> TrainingRows | None:
-        """Return the images that a version was trained on; None if the store has them no more.
+    def training(self, model: Model) -> Training | None:
+        """Return what a model was trained on; None if the store has it no more.
 
         Raises:
-            DamagedEntry: they cannot be read.
+            DamagedEntry: it cannot be read.
         """
-        known = self._rows.pop(version.dataset, None)
+        version = model.version
+        known = self._trainings.pop(version.dataset, None)
         if known is None or known[0] != version.run:
-            run = past_runs.find(self.data(version.dataset).registry, version.run)
-            known = version.run, nearest.read(run.train) if run and run.train else None
-        self._rows[version.dataset] = known
-        if len(self._rows) > _INDEXES:
-            self._rows.popitem(last=False)
+            known = version.run, self._read(model)
+        self._trainings[version.dataset] = known
+        if len(self._trainings) > _TRAININGS:
+            self._trainings.popitem(last=False)
         return known[1]
+
+    def _read(self, model: Model) -> Training | None:
+        run = past_runs.find(self.data(model.version.dataset).registry, model.version.run)
+        if run is None or run.train is None:
+            return None
+        rows = nearest.read(run.train)
+        # Rows at even distances, because archives may be sorted by class.
+        step = max(1, len(rows.images) // drawing.MEASURED)
+        return Training(rows, drawing.usual(rows.images[::step], model.pixel_range))

@@ -6,9 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Now, by the thread that starts the site: no two threads may import libraries at the same time.
-import matplotlib.backends.backend_svg
-import matplotlib.figure  # noqa: F401
 from markupsafe import Markup
 
 from tasks.report import figures
@@ -17,7 +14,11 @@ from tasks.report.rendering import percent
 
 
 def picture(dataset: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
-    """Return the test accuracy of runs (`tasks.report.trend.past_run`), oldest first, as SVG; empty for fewer than two."""
+    """Return the test accuracy of runs as SVG; empty if fewer than two have tested a model.
+
+    Args:
+        runs: as `tasks.report.trend.past_run` returns them, oldest first.
+    """
     accuracy = [run["accuracy"] for run in runs]
     known = [value for value in accuracy if value is not None]
     if len(known) < 2:
@@ -32,9 +33,17 @@ def picture(dataset: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
     promoted = [run["accuracy"] if run["outcome"] == "promoted" else None for run in runs]
     if any(value is not None for value in promoted):
         lines.append(Line("promoted", promoted, held_out=True, joined=False))
-    description = f"Test accuracy of the last {len(runs)} runs with its interval; the newest known is {percent(known[-1])}"
+    description = (
+        f"Test accuracy of the last {len(runs)} runs with its interval; the newest known is {percent(known[-1])}"
+    )
     chart = Chart(f"trend-{dataset}", range(1, len(runs) + 1), "run, newest last", lines, description, percent=True)
     return Markup(without_styles(figures.chart(chart)))
+
+
+def import_libraries() -> None:
+    """Import what draws, before there are several threads: no two may import libraries at the same time."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
 
 
 def without_styles(svg: str) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from flows.web.api import champion, whole
 from flows.web.pages import forms
 from flows.web.pages.rendering import page, refused
+from flows.web.pages.state import Training
 from flows.web.refusals import Refused
 from flows.web.served import Site, followed, site_of
 from storage.errors import FormatError, IdxflowError
@@ -22,7 +23,7 @@ from tasks.report.figures import data_uri
 from tasks.serving import drawing, image_files, picture
 from tasks.serving.drawing import Usual
 from tasks.serving.image_files import ImageOptions
-from tasks.serving.nearest import Near, TrainingRows
+from tasks.serving.nearest import Near
 from tasks.serving.predict import Model, Predictions
 
 router = APIRouter()
@@ -66,26 +67,26 @@ async def tried(request: Request, dataset: str, site: Annotated[Site, Depends(si
 
 async def _answer(site: Site, model: Model, content_type: str, body: bytes) -> dict[str, Any]:
     sent = await site.pages.work.do(partial(forms.read, content_type, body))
-    known, lost = await site.pages.work.do(partial(_training_rows, site, model))
-    like = drawing.usual(known.images, model.pixel_range) if known and "fit" in sent.fields else None
+    known, lost = await site.pages.work.do(partial(_training, site, model))
+    like = known.usual if known and "fit" in sent.fields else None
     # Pillow's warnings can be caught by one thread only, which is that of the API.
     seen = await site.work.do(partial(_see, site, model, sent.files.get("picture", b""), like))
-    near = await site.pages.work.do(partial(known.nearest, seen.image, NEAREST)) if known else []
+    near = await site.pages.work.do(partial(known.rows.nearest, seen.image, NEAREST)) if known else []
     return {
         **_values(model.version.dataset, model),
         "fit": "fit" in sent.fields,
         "answer": _shown(model, seen),
         "near": [_shown_near(model, one) for one in near],
-        "known": {"rows": len(known.rows), "total": known.total} if known else None,
+        "known": {"rows": len(known.rows.rows), "total": known.rows.total} if known else None,
         "lost": lost,
     }
 
 
-def _training_rows(site: Site, model: Model) -> tuple[TrainingRows | None, str]:
+def _training(site: Site, model: Model) -> tuple[Training | None, str]:
     """Return the training images, or why there are none."""
     try:
         with site.store.in_use(model.version.dataset):
-            found = site.pages.training_rows(model.version)
+            found = site.pages.training(model)
         return found, "" if found else "the store has the images that this version was trained on no more"
     except (IdxflowError, OSError) as error:
         return None, str(error)
