@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from flows import datasets
+from flows import datasets, live
 from flows.endings import settle
+from flows.live import Live
 from flows.terminal.text import minute
-from storage.errors import PrefectFailed
+from storage.errors import DamagedEntry, PrefectFailed
 from storage.ledger import TOLERANCE
 from storage.records import CUT_OFF
 from storage.registry import Registry, Version
@@ -64,6 +65,8 @@ class Health:
     next_run: str | None
     """ISO 8601, UTC; None if nothing is scheduled, or the schedule is unknown."""
     problems: tuple[str, ...]
+    live: Live | None = None
+    """The accuracy of the champion on predictions whose labels have come; None without any."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,26 @@ def health_of(registry: Registry, due: datetime | None, limit: timedelta, now: d
     runs = [run_status(values) for values in islice(ledger.newest("runs"), SHOWN)]
     # Lazy: read only as far back as the last successful run.
     good = (run for values in ledger.newest("runs") if (run := run_status(values)).state in GOOD)
-    champion = _champion(registry, now)
+    version = registry.champion()
+    champion = _champion(registry, version, now) if version else None
+    found, unknown = _live(store, name, version) if version else (None, [])
     return Health(
         name,
         champion,
         tuple(runs),
         due.isoformat(timespec="seconds") if due else None,
-        (*_problems(runs, good, champion, limit, now), *_late(due, now, store.command("up"))),
+        (*_problems(runs, good, champion, limit, now), *_late(due, now, store.command("up")), *unknown),
+        found,
     )
+
+
+def _live(store: Store, name: str, version: Version) -> tuple[Live | None, list[str]]:
+    """Return the live accuracy if there are labels, and what keeps it from being known."""
+    try:
+        found = live.of_champion(store, name, version)
+    except DamagedEntry as error:
+        return None, [f"the accuracy on logged predictions is unknown: {error}"]
+    return (found if found.labelled else None), []
 
 
 def _problems(
@@ -162,10 +177,7 @@ def _is_ahead(time: datetime, now: datetime) -> bool:
     return time > now + TOLERANCE
 
 
-def _champion(registry: Registry, now: datetime) -> ChampionStatus | None:
-    version = registry.champion()
-    if version is None:
-        return None
+def _champion(registry: Registry, version: Version, now: datetime) -> ChampionStatus:
     since = champion_since(registry, version)
     days = round((now - since) / timedelta(days=1), 3)
     return ChampionStatus(version.number, version.test_accuracy, since.isoformat(timespec="seconds"), days)

@@ -24,6 +24,7 @@ from flows.commands import (
     export,
     figures,
     gc_command,
+    labels,
     manifest,
     predict,
     prefect_command,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 OF_DATA = {
     **dict.fromkeys(("run", "backfill"), (3, 4, 5)),
     **dict.fromkeys(("validate", "watch", "tune"), (3, 4)),
-    **dict.fromkeys(("manifest", "predict"), (3,)),
+    **dict.fromkeys(("manifest", "predict", "labels"), (3,)),
     "dataset": (3, 5),
 }
 """Exit codes that only some commands have."""
@@ -96,6 +97,7 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         figures.figures,
         suspects.suspects,
         quarantine.app,
+        labels.app,
     ),
     "Models": (predict.predict, export.export, diagnose.diagnose, registry.app, promote.promote, rollback.rollback),
     "Reports": (status.status, runs.app, report.report),

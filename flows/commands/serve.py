@@ -43,6 +43,19 @@ def serve(
         int,
         Parameter(help="Most requests that wait for the model; more are told to try again.", validator=Number(gte=1)),
     ] = 64,
+    log: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Keep predictions in the store, by day as Parquet, so that labels can be added later "
+            "(`idxflow labels add`).",
+        ),
+    ] = False,
+    log_images: Annotated[bool, Parameter(negative="", help="Keep the images, too. Implies --log.")] = False,
+    log_days: Annotated[int, Parameter(help="Days that the log goes back.", validator=Number(gte=0))] = 30,
+    log_size: Annotated[
+        int, Parameter(help="MiB that the log of a data set may take; the oldest go first.", validator=Number(gte=1))
+    ] = 1024,
     store: StoreFolder = None,
 ) -> int:
     """Answer requests with the champion of each data set until Ctrl-C.
@@ -57,8 +70,10 @@ def serve(
     """
     from flows.web.limits import RequestLimits
     from flows.web.serving import ServeOptions, serve_store
+    from storage.prediction_log import LogOptions
 
+    kept = LogOptions(log_images, log_days, log_size << 20) if log or log_images else None
     limits = RequestLimits(max_body << 20, max_images, max_rate, max_waiting)
     return serve_store(
-        ServeOptions(tuple(datasets or ()), host, port, token_from, tuple(allow_host or ()), store, limits)
+        ServeOptions(tuple(datasets or ()), host, port, token_from, tuple(allow_host or ()), store, limits, kept)
     )

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from flows import live
 from flows.commands.options import AsJson, StoreFolder
 from flows.health import MAX_AGE_DAYS, SHOWN, Health, Overview, ago, overview, span_text, time_of
 from flows.terminal.output import print_json, print_line
@@ -40,7 +41,10 @@ def status(
     opened, now = open_store(store), datetime.now(UTC)
     summary = overview(opened, dataset, timedelta(days=max_age), now)
     if as_json:
-        healths = [asdict(health) for health in summary.healths]
+        healths = [
+            {**asdict(health), "live": live.values(health.dataset, health.live) if health.live else None}
+            for health in summary.healths
+        ]
         print_json({"store": opened.address, "schedule": summary.schedule_unknown, "datasets": healths})
     else:
         _print(opened, summary, now)
@@ -65,6 +69,8 @@ def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:
         since = datetime.fromisoformat(champion.since)
         text = f"v{champion.version}, {champion.test_accuracy:.2%} on test, since {minute(since)} ({ago(now - since)})"
         lines.append(("champion", text))
+    if health.live:
+        lines.append(("live", health.live.sentence))
     for label, run in zip(("last run", *[""] * SHOWN), health.runs, strict=False):
         when = time_of(run)
         took = f"{run.seconds:.1f} s" if run.seconds is not None else run.state

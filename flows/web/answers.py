@@ -47,6 +47,20 @@ class Champion(BaseModel):
     problem: str | None = Field(description="Why a newer champion could not be loaded.")
 
 
+class LiveAccuracy(BaseModel):
+    """How often a champion was right about logged images whose labels have come."""
+
+    dataset: str
+    version: int
+    labelled: int = Field(description="Images that have an answer of this version in the log, and a label.")
+    correct: int
+    accuracy: float | None = Field(description="None without labels.")
+    low: float = Field(description="Of the Wilson interval, 95 %.")
+    high: float
+    test_accuracy: float
+    sentence: str
+
+
 class Health(BaseModel):
     """Whether all is well."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
@@ -13,13 +15,15 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 
+from flows import live
 from flows.web import bodies, description
 from flows.web.access import TRUSTED
-from flows.web.answers import BODY, REFUSALS, Champion, Health, Predictions
+from flows.web.answers import BODY, REFUSALS, Champion, Health, LiveAccuracy, Predictions
 from flows.web.limits import RequestLimits
 from flows.web.metrics import CONTENT_TYPE
 from flows.web.refusals import Refused
 from flows.web.served import Site, followed, site_of
+from storage.prediction_log import Answers
 from tasks.serving import image_files
 from tasks.serving.image_files import ImageOptions
 from tasks.serving.predict import Model
@@ -78,6 +82,17 @@ async def dataset_of(dataset: str, site: TheSite) -> dict[str, Any]:
 
 
 @router.get(
+    "/v1/{dataset}/live",
+    summary="Show the accuracy on logged predictions whose labels have come",
+    response_model=LiveAccuracy,
+)
+async def live_accuracy(dataset: str, site: TheSite) -> dict[str, Any]:
+    """Show how often the champion was right, by the labels that `idxflow labels add` has joined by id."""
+    found = await run_in_threadpool(live.of_champion, site.store, dataset, champion(site, dataset).version)
+    return live.values(dataset, found)
+
+
+@router.get(
     "/v1/{dataset}/mean.png", summary="The mean of the training images, as a picture to try", response_class=Response
 )
 async def mean_image(dataset: str, site: TheSite) -> Response:
@@ -93,6 +108,8 @@ async def health(request: Request, site: TheSite) -> Health:
     Without the token of a site that has one, only the status.
     """
     problems = site.champions.problems()
+    if site.log and site.log.problem:
+        problems["log of predictions"] = site.log.problem
     status = "degraded" if problems else "ok"
     if not request.scope[TRUSTED]:
         return Health(status=status)
@@ -195,11 +212,17 @@ def _answered(site: Site, model: Model, asking: _Asking) -> bytes:
         say(remark)
     found = model.predict(asked.images)
     site.metrics.predicted(asking.dataset, found.version, found.name)
-    ids = asked.ids or (None,) * len(found)
+    ids = asked.ids
+    if site.log:
+        ids = ids or _new_ids(len(found))
+        site.log.add(
+            asking.dataset,
+            Answers(ids, datetime.now(UTC), asked.images, found.label, found.probability, found.version),
+        )
     answers: list[dict[str, Any]] = [
         {"id": given, "label": label, "name": name, "probability": probability, "version": found.version}
         for given, label, name, probability in zip(
-            ids, found.label.tolist(), found.name, found.probability.tolist(), strict=True
+            ids or (None,) * len(found), found.label.tolist(), found.name, found.probability.tolist(), strict=True
         )
     ]
     if wishes.probabilities:
@@ -207,3 +230,9 @@ def _answered(site: Site, model: Model, asking: _Asking) -> bytes:
             answer["probabilities"] = row
     content = {"dataset": asking.dataset, "version": found.version, "predictions": answers, "remarks": remarks}
     return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _new_ids(count: int) -> tuple[str, ...]:
+    """Return ids that nobody else has."""
+    request = secrets.token_hex(8)
+    return (request,) if count == 1 else tuple(f"{request}-{row}" for row in range(count))

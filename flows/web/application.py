@@ -55,15 +55,19 @@ def application(site: Site) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    champions = app.state.site.champions
+    site: Site = app.state.site
     trend.import_libraries()
-    await run_in_threadpool(champions.start)
+    await run_in_threadpool(site.champions.start)
+    if site.log:
+        site.log.start()
     try:
         yield
     finally:
-        champions.stop()
-        app.state.site.work.stop()
-        app.state.site.pages.work.stop()
+        site.champions.stop()
+        site.work.stop()
+        site.pages.work.stop()
+        if site.log:
+            await run_in_threadpool(site.log.stop)
 
 
 def _refused(request: Request, error: Any) -> Response:

@@ -91,9 +91,10 @@ def _npy(body: bytes) -> np.ndarray:
         array = np.frombuffer(body, dtype, offset=stream.tell())
         return array.reshape(shape, order="F" if by_columns else "C")
     except picture.BROKEN as error:
-        raise FormatError(
+        raise Refused(
+            400,
             f"{_NAME}: expected an undamaged .npy file without Python objects; {error}; "
-            "write it again, in NumPy with np.save of an array of uint8"
+            "write it again, in NumPy with np.save of an array of uint8",
         ) from error
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Counter as Counted
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from flows.service.guard import Application, Message, Receive, Send
 from storage.errors import IdxflowError
@@ -83,6 +83,7 @@ class Metrics:
             for outcome, count in sorted(known.counted().items()):
                 runs.add_metric((dataset, outcome), count)
         yield runs
+        yield from self._log()
 
     def _champions(self) -> Iterator[Metric]:
         labels = ("dataset",)
@@ -100,6 +101,18 @@ class Metrics:
                 age.add_metric((dataset,), (datetime.now(UTC) - followed.since).total_seconds())
                 accuracy.add_metric((dataset,), followed.model.version.test_accuracy)
         yield from (version, age, accuracy, problem)
+
+    def _log(self) -> Iterator[Metric]:
+        log = self._site.log
+        if log is None:
+            return
+        rows = CounterMetricFamily("idxflow_log_rows", "Predictions written to the log.")
+        rows.add_metric((), log.rows)
+        dropped = CounterMetricFamily("idxflow_log_dropped", "Predictions not logged, because too many waited.")
+        dropped.add_metric((), log.dropped)
+        problem = GaugeMetricFamily("idxflow_log_problem", "1 if the log could not be written the last time.")
+        problem.add_metric((), 1 if log.problem else 0)
+        yield from (rows, dropped, problem)
 
 
 class _Runs:

@@ -14,6 +14,7 @@ from flows.web.metrics import Metrics
 from flows.web.pages.state import State
 from flows.web.refusals import Refused
 from flows.web.work import Work
+from storage.prediction_log import PredictionLog
 from storage.store import Store
 
 JSON_TYPE = "application/json"
@@ -45,6 +46,9 @@ class Site:
     """What each request has to know; None: nothing."""
     rules: Rules = field(default_factory=lambda: rules("127.0.0.1"))
     limits: RequestLimits = field(default_factory=RequestLimits)
+
+    log: PredictionLog | None = None
+    """Where predictions are kept; None: nowhere. `application` starts and stops its thread."""
 
     @cached_property
     def champions(self) -> Champions:

@@ -18,6 +18,7 @@ from flows.terminal.output import print_line, remark
 from flows.web.limits import RequestLimits
 from storage.errors import ConfigError
 from storage.opening import open_store
+from storage.prediction_log import LogOptions, PredictionLog
 from storage.store import Store
 from storage.words import meant
 
@@ -41,6 +42,8 @@ class ServeOptions:
     names: tuple[str, ...] = ()
     store: str | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
+    log: LogOptions | None = None
+    """How predictions are kept; None: not at all."""
 
 
 def url_of(host: str, listener: socket.socket) -> str:
@@ -67,7 +70,8 @@ def serve_store(options: ServeOptions) -> int:
         from flows.web.served import Site, rules
 
         PIL.Image.preinit()
-        site = Site(store, options.datasets, token, rules(options.host, names), options.limits)
+        log = PredictionLog(store, options.log) if options.log else None
+        site = Site(store, options.datasets, token, rules(options.host, names), options.limits, log)
         _run(application(site), listener, lambda: _say_ready(site, url_of(options.host, listener), options))
     return 0
 

@@ -13,7 +13,7 @@ from flows.commands.cli import app
 
 OVERVIEW = {
     "Run": ["run", "validate", "backfill", "tune", "watch"],
-    "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine"],
+    "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine", "labels"],
     "Models": ["predict", "export", "diagnose", "registry", "promote", "rollback"],
     "Reports": ["status", "runs", "report"],
     "Operate": ["up", "serve", "doctor", "verify", "copy", "gc", "prefect"],

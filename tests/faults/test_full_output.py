@@ -37,6 +37,7 @@ COMMANDS: dict[str, list[str]] = {
     "export": ["tiny", "--out", "TMP/export"],
     "figures": ["tiny", "--out", "TMP/figure.svg", "--store", "STORE"],
     "gc": ["--dry-run", "--store", "STORE"],
+    "labels add": ["tiny", "TMP/labels.csv", "--store", "STORE"],
     "manifest": ["TMP/tiny-source"],
     "predict": ["tiny", "TMP/tiny-source/t10k-images-idx3-ubyte.gz", "--store", "STORE"],
     "promote": ["tiny", "2", "--force", "--reason", "a try", "--store", "STORE"],
@@ -72,6 +73,7 @@ JSON = {
     "datasets",
     "diagnose",
     "gc",
+    "labels add",
     "quarantine list",
     "registry at",
     "registry history",
@@ -89,6 +91,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the archives, the manifest and the store of two runs of `tiny`."""
     folder = tmp_path_factory.mktemp("world")
     manifest = write_tiny(folder, arrays=repeated(), manifest='[quarantine]\nchecks = ["duplicate"]\n').manifest
+    (folder / "labels.csv").write_text("id,label\na,0\n")
     for seed in (1, 2):
         carried_out(Store(folder / "store"), manifest, seed=seed, audit=seed == 2)
     return folder
@@ -144,7 +147,7 @@ def test_so_is_it_with_json(command: str, world: Path, errors: Path, monkeypatch
     assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
 
 
-@pytest.mark.parametrize("command", ["", *sorted({*COMMANDS, "dataset", "quarantine", "registry", "runs"})])
+@pytest.mark.parametrize("command", ["", *sorted({*COMMANDS, "dataset", "labels", "quarantine", "registry", "runs"})])
 def test_so_is_it_with_help(command: str, errors: Path, monkeypatch: pytest.MonkeyPatch):
     assert on_full_disk([*command.split(), "--help"], errors, monkeypatch) == 1
     assert errors.read_text().startswith(SENTENCE)

@@ -212,6 +212,7 @@ USES = {
     "watch": ("watch", "tiny-source", "--dataset-file", "tiny.toml", "--once"),
     "figures": ("figures", "tiny"),
     "suspects": ("suspects", "tiny"),
+    "labels": ("labels", "add", "tiny", "labels.csv"),
     "quarantine": ("quarantine", "list", "tiny"),
 }
 
