@@ -94,17 +94,24 @@ def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetim
     names += sorted(set(due) - set(names))
     if dataset is not None:
         datasets.check_known(store, dataset, names)
-    healths = [_health(store, name, due.get(name), max_age, now) for name in ([dataset] if dataset else names)]
+    shown = [dataset] if dataset else names
+    healths = [health_of(Registry(store, name), due.get(name), max_age, now) for name in shown]
     return Overview(tuple(healths), unknown)
 
 
-def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now: datetime) -> Health:
+def health_of(registry: Registry, due: datetime | None, limit: timedelta, now: datetime) -> Health:
+    """Return how one data set is doing.
+
+    Args:
+        due: when its next run is due, UTC; None if none is, or if that is unknown.
+        limit: it is stale without a successful run for longer than this.
+        now: UTC.
+    """
+    store, name, ledger = registry.store, registry.dataset, registry.ledger
     settle(store, name)
-    registry = Registry(store, name)
-    ledger = registry.ledger
-    runs = [_run(values) for values in islice(ledger.newest("runs"), SHOWN)]
+    runs = [run_status(values) for values in islice(ledger.newest("runs"), SHOWN)]
     # Lazy: read only as far back as the last successful run.
-    good = (run for values in ledger.newest("runs") if (run := _run(values)).state in GOOD)
+    good = (run for values in ledger.newest("runs") if (run := run_status(values)).state in GOOD)
     version = registry.champion()
     champion = _champion(registry, version, now) if version else None
     found, unknown = _live(store, name, version) if version else (None, [])
@@ -175,7 +182,7 @@ def stale_since(ledger: Ledger, limit: timedelta, now: datetime) -> LastSuccess 
         StoreError: the ledger cannot be listed.
     """
     for values in ledger.newest("runs"):
-        run = _run(values)
+        run = run_status(values)
         time = time_of(run)
         if run.state in GOOD and not _is_ahead(time, now):
             return LastSuccess(run.run, time) if now - time > limit else None
@@ -214,7 +221,8 @@ def champion_since(registry: Registry, version: Version) -> datetime:
     return turn.time if turn else datetime.fromisoformat(version.time)
 
 
-def _run(values: Mapping[str, Any]) -> RunStatus:
+def run_status(values: Mapping[str, Any]) -> RunStatus:
+    """Return a run from its record in the ledger."""
     seconds = values["seconds"]
     # If the process of a run died, its record has the time when that was noticed.
     time = values["time"] if seconds is not None else values.get("started") or values["time"]

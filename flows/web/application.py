@@ -14,8 +14,9 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from flows.service.guard import Guard
-from flows.web import access, api, pages
+from flows.web import access, api
 from flows.web.metrics import Measured
+from flows.web.pages import rendering, routes, trend
 from flows.web.refusals import Refused, refused
 from flows.web.served import Site
 
@@ -40,7 +41,7 @@ def application(site: Site) -> FastAPI:
     app.state.site = site
     # Only for the description; `Token` is what refuses.
     app.include_router(api.router, dependencies=[Security(HTTPBearer(auto_error=False))] if site.token else [])
-    app.include_router(pages.router)
+    app.include_router(routes.router)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -55,6 +56,7 @@ def application(site: Site) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     site: Site = app.state.site
+    trend.import_libraries()
     await run_in_threadpool(site.champions.start)
     if site.log:
         site.log.start()
@@ -63,11 +65,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         site.champions.stop()
         site.work.stop()
+        site.pages.work.stop()
         if site.log:
             await run_in_threadpool(site.log.stop)
 
 
 def _refused(request: Request, error: Any) -> Response:
+    if rendering.wanted(request):
+        return rendering.refused(request, error.status, error.sentence, error.headers)
     return refused(error.status, error.sentence, error.headers)
 
 
@@ -82,4 +87,7 @@ def _http_error(request: Request, error: Any) -> Response:
         404: f"expected an address that is served here; found {request.url.path[:100]!r}; / has the links",
         405: f"expected another method; found {request.method} {request.url.path[:100]!r}; see /openapi.json",
     }
-    return refused(error.status_code, sentences.get(error.status_code, str(error.detail)), error.headers)
+    sentence = sentences.get(error.status_code, str(error.detail))
+    if rendering.wanted(request):
+        return rendering.refused(request, error.status_code, sentence, error.headers)
+    return refused(error.status_code, sentence, error.headers)

@@ -31,7 +31,7 @@ MAX_HTML_BYTES = 1_000_000
 MAX_MARKDOWN_BYTES = 300_000
 """Prefect keeps every artifact twice in its database and refuses events above 1.5 MB."""
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _SMALL_SIDE = 32
 _LONG = 10_000
 """Maximum characters of a command."""
@@ -286,7 +286,7 @@ def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side:
 @cache
 def _engine(for_markdown: bool) -> jinja2.Environment:
     engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
