@@ -363,13 +363,13 @@ def _confidence(score: Evaluation) -> Iterator[np.ndarray]:
 
 
 def _right(labels: Column | None, predicted: Column | None) -> Column | None:
-    answers = together(labels, predicted)
-    return None if answers is None else Column((true == found for true, found in answers), np.bool_)
+    blocks = together(labels, predicted)
+    return None if blocks is None else Column((true == found for true, found in blocks), np.bool_)
 
 
 def _mistakes(score: Evaluation) -> dict[int, np.ndarray]:
     rows, first, found = [mistake.row for mistake in score.mistakes], 0, dict[int, np.ndarray]()
-    for _, probability in probabilities.blocks(score):
+    for _, probability in probabilities.blocks(score) if rows else ():
         here = (row for row in rows if first <= row < first + len(probability))
         found |= {row: probability[row - first].copy() for row in here}
         first += len(probability)
