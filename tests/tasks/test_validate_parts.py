@@ -272,11 +272,12 @@ def test_a_damaged_result_of_a_part_is_made_again_and_nothing_else(store: Store,
         *("images.parquet", "rows.npz", "sums.npz", "repeats.parquet", "parts.jsonl"),
         *("summary.parquet", "findings.json", "tallies.npz", "means.npz", ENTRY),
     }
-    for name in sorted(names):
-        path = next(path for path in files if path.name == name)
+    damaged = [next(path for path in files if path.name == name) for name in sorted(names)]
+    for path in damaged:
         path.chmod(0o644)
         path.write_bytes(b"#" + path.read_bytes()[1:])
-    assert len(verify(store).damage) > 4
+    # Of a folder whose list of files is damaged, nothing else is known.
+    assert len(verify(store).damage) >= len({path.parent for path in damaged})
     again = verdict(store, dataset, splits)
     assert again.record == first.record
     assert fingerprint(store) == before
