@@ -16,7 +16,7 @@ OVERVIEW = {
     "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine"],
     "Models": ["predict", "export", "diagnose", "registry", "promote", "rollback"],
     "Reports": ["status", "runs", "report"],
-    "Operate": ["up", "doctor", "verify", "copy", "gc", "prefect"],
+    "Operate": ["up", "alerts", "doctor", "verify", "copy", "gc", "prefect"],
 }
 
 

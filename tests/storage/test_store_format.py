@@ -205,6 +205,7 @@ USES = {
     "figures": ("figures", "tiny"),
     "suspects": ("suspects", "tiny"),
     "quarantine": ("quarantine", "list", "tiny"),
+    "alerts": ("alerts", "list"),
 }
 
 
