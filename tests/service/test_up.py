@@ -250,6 +250,14 @@ def test_it_tells_of_what_happens_without_prefect_and_knows_the_secret_from_a_bl
     query = {"filter": {"event": {"name": ["idxflow.model.drifted"]}, "occurred": last_day}}
     events = until(lambda: service.post("events/filter", query)["events"])
     assert [event["resource"]["prefect.resource.id"] for event in events] == ["idxflow.model.told"]
+    # Of runs, the ends that a flow run could not emit itself.
+    for number, kind in enumerate(("TrainingFailed", "Crashed")):
+        state, error = ("crashed" if number else "failed"), {"kind": kind, "sentence": "no", "exit_code": 1}
+        ended = {"dataset": "told", "state": state, "sentence": "it was not to be", "error": error, "version": None}
+        Ledger(store, "told").append("runs", f"run-{number}", {**ended, "report": None, "seconds": 1.0, "steps": []})
+    query = {"filter": {"event": {"prefix": ["idxflow.run."]}, "resource": {"id": ["idxflow.model.told"]}}}
+    events = until(lambda: service.post("events/filter", query)["events"])
+    assert [event["event"] for event in events] == ["idxflow.run.crashed"]
     # A receiver that is gone is named once, and ends nothing.
     emit("drifted", "told", {"sentence": "and thinner"}, store)
     until(lambda: "alert webhook: no connection to 127.0.0.1 (Connection refused)" in service.output)
