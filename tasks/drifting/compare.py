@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tasks.drifting import differing, telling
 from tasks.drifting.differing import Spread, Tested
@@ -138,9 +139,11 @@ def reference(sample: Sample, classes: int, answers: Answers | None) -> Referenc
         answers: of the champion, for images that it was not trained on.
     """
     labels = sample.labels if sample.labels is not None else np.zeros(len(sample), np.int64)
-    means, own = class_means(sample.images, labels)
-    found = measured(sample.images, means, own)
-    return Reference(sample, found, means, differing.spread(found.reduced), classes, answers)
+    # With more threads, sums would be rounded in another way on another machine.
+    with threadpool_limits(1, "blas"):
+        means, own = class_means(sample.images, labels)
+        found = measured(sample.images, means, own)
+        return Reference(sample, found, means, differing.spread(found.reduced), classes, answers)
 
 
 def compare(old: Reference, new: Sample, answers: Answers | None, limits: Drift) -> Comparison:
@@ -152,7 +155,8 @@ def compare(old: Reference, new: Sample, answers: Answers | None, limits: Drift)
         answers: of the champion for the new images; None: its answers are not compared.
         limits: of the manifest.
     """
-    found = measured(new.images, old.means)
+    with threadpool_limits(1, "blas"):
+        found = measured(new.images, old.means)
     told, chosen = _told(old, found)
     results = [*_of_classes(old, new, answers, limits), *_of_measures(old, found, limits)]
     results.append(("mean image", "distance in deviations", differing.mean_images(old.spread, found.reduced),
