@@ -70,6 +70,11 @@ class Started:
         self.url = url_of(plan.host, self._listener)
         self.service.start()
 
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None if it is not running."""
+        return self.service.pid if self.service else None
+
     def stop(self, seconds: float) -> None:
         """End it, within `seconds`."""
         if self.service:

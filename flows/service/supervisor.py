@@ -431,7 +431,7 @@ class Supervisor:
         except ConfigError as error:
             return _say(f"warning: no site: {error}")
         asks = "" if options.host in LOOPBACK else ", with the password of the server"
-        return _say(f"starting the site at {self.site.url}{asks}, log {self.site.log}")
+        return _say(f"starting the site at {self.site.url}{asks}, process {self.site.pid}, log {self.site.log}")
 
     def _await_worker(self, client: SyncPrefectClient, service: Service) -> None:
         deadline = time.monotonic() + START_SECONDS
