@@ -19,7 +19,7 @@ from benchmarks.suite import COMPARISONS, SPENDING
 PAGE = Path(__file__).with_name("results.md")
 DOCUMENT = PAGE.parents[1] / "docs" / "benchmarks.md"
 ROUNDS, QUICK_ROUNDS = 5, 1
-NEEDS_PREFECT = {"commands", "job", "memory", "rerun", "rows", "seeds", "spending", "training"}
+NEEDS_PREFECT = {"commands", "job", "memory", "rerun", "rows", "seeds", "serving", "spending", "training"}
 MORE = """\
 comparisons, in this order:
 {list}

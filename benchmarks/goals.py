@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks import commands, convolutions, elsewhere, memory, rows, spending, trials, workers
+from benchmarks import commands, convolutions, elsewhere, memory, rows, serving, spending, trials, workers
 from benchmarks.measure import Results, Spread, ratio, spread
 
 
@@ -82,6 +82,17 @@ GOALS = (
         )
         for size in rows.SIZES
         for line in rows.PARALLEL
+    ),
+    *(
+        Goal(
+            f"serve-{figure}",
+            f"{serving.row(serving.OURS, figure)} / {serving.BARE}",
+            "serving",
+            serving.row(serving.OURS, figure),
+            0.5,
+            (serving.row(serving.BARE, figure),),
+        )
+        for figure in (serving.EACH, serving.P99)
     ),
     Goal("memory", memory.ROWS[0], "memory", memory.ROWS[0], 1.0, unit="GB"),
     Goal("memory-again", memory.ROWS[1], "memory", memory.ROWS[1], 0.2, unit="GB"),

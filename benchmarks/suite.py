@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import commands, convolutions, elsewhere, memory, rows, spending, trials, workers
+from benchmarks import commands, convolutions, elsewhere, memory, rows, serving, spending, trials, workers
 from benchmarks.measure import Comparison, Variant
 from benchmarks.starting import ASKED
 
@@ -212,6 +212,19 @@ WORKERS = Comparison(
     ),
     "one worker", most_rounds=3, unit="milliseconds",
 )  # fmt: skip
+SERVING = Comparison(
+    "serving", "Answering over HTTP",
+    f"One image of MNIST in a request, as JSON, by the tutorial's network, over {serving.CONNECTIONS} connections that "
+    "each wait for their answer; server and client share the processors. `a request` is the whole time divided by the "
+    "number of requests, `p99` the time that 99% of them took at most.",
+    "serving",
+    (
+        Variant(serving.OURS, "", rows=serving.rows(serving.OURS)),
+        Variant(serving.BARE, "a dozen lines: `benchmarks/bare_server.py`", rows=serving.rows(serving.BARE), rounds=2),
+        Variant(serving.MLFLOW, "`mlflow models serve`", rows=serving.rows(serving.MLFLOW), rounds=2),
+    ),
+    serving.row(serving.OURS, serving.EACH), most_rounds=3, unit="milliseconds",
+)  # fmt: skip
 SIMULATION = Comparison(
     "simulation", "A simulated run of 6 G rows",
     "5,723 parts through a real scheduler and two processes of eight threads that are started again when they die. A "
@@ -236,6 +249,6 @@ COMPARISONS = {
     comparison.name: comparison
     for comparison in (
         *(STARTING, COMMANDS, DECODING, ADDING, READING, STATISTICS, VALIDATION, TRAINING, CONVOLUTIONS),
-        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, TUNE, WORKERS, ROWS, SIMULATION),
+        *(JOB, RERUN, ELSEWHERE, SPENDING, MEMORY, SPLITS, SEEDS, TUNE, SERVING, WORKERS, ROWS, SIMULATION),
     )
 }

@@ -23,6 +23,7 @@ from benchmarks import (
     memory,
     reading,
     rows,
+    serving,
     spending,
     starting,
     suite,
@@ -43,7 +44,8 @@ from tests.conftest import bars
 MODULES = {
     "adding": adding, "commands": commands, "convolutions": convolutions, "cores": cores, "decoding": decoding,
     "elsewhere": elsewhere, "job": job,
-    "memory": memory, "reading": reading, "rows": rows, "spending": spending, "starting": starting,
+    "memory": memory, "reading": reading, "rows": rows, "serving": serving,
+    "spending": spending, "starting": starting,
     "training": training, "trials": trials, "validating": validating, "workers": workers,
 }  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
