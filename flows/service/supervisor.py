@@ -20,7 +20,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 from flows.interruption import outside_locks
-from flows.service import configuration, entry, server, site, sqlite, worker
+from flows.service import configuration, entry, server, site_process, sqlite, worker
 from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home, starting
 from flows.service.guard import LOOPBACK
@@ -325,9 +325,9 @@ class Supervisor:
         return OwnFiles(self.store.root, _say, self.options.pool if self.placement.kind != PROCESS else "")
 
     @cached_property
-    def site(self) -> site.Started:
+    def site(self) -> site_process.Started:
         """The pages for people, and the API (`idxflow serve`)."""
-        return site.Started(self.folder)
+        return site_process.Started(self.folder)
 
     @cached_property
     def checks(self) -> KeptClient:
@@ -426,7 +426,7 @@ class Supervisor:
         """Start the site. Where that is impossible, say why: retraining goes on without it."""
         options = self.options
         try:
-            plan = site.SitePlan(options.host, options.names, options.store)
+            plan = site_process.SitePlan(options.host, options.names, options.store)
             self.site.start(plan, options.site_port, self.auth, environment)
         except ConfigError as error:
             return _say(f"warning: no site: {error}")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.service.site import SitePlan, Started
+from flows.service.site_process import SitePlan, Started
 from storage.errors import ConfigError
 from tests.support.servers import free_port
 
 
-@pytest.mark.remedies("flows.service.site:_token")
+@pytest.mark.remedies("flows.service.site_process:_token")
 @pytest.mark.parametrize("auth", [None, "me:too-short"])
 def test_other_machines_need_a_password_that_cannot_be_guessed(tmp_path: Path, auth: str | None):
     site = Started(tmp_path)
