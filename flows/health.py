@@ -16,7 +16,7 @@ from flows.endings import settle
 from flows.live import Live
 from flows.terminal.text import minute
 from storage.errors import DamagedEntry, PrefectFailed
-from storage.ledger import TOLERANCE
+from storage.ledger import TOLERANCE, Ledger
 from storage.records import CUT_OFF
 from storage.registry import Registry, Version
 from storage.store import Store
@@ -156,16 +156,47 @@ def _problems(
         )
         # A time from a wrong clock does not prove that the model is fresh; an earlier run may.
         last = next((run for run in good if not _is_ahead(time_of(run), now)), None)
-    age = now - time_of(last) if last else None
-    if age and age > limit:
-        expected = f"expected one at least every {span_text(limit)}"
-        problems.append(f"stale: the last successful run was {ago(age)}; {expected}")
+    if last and now - time_of(last) > limit:
+        problems.append(f"stale: {LastSuccess(last.run, time_of(last)).sentence(limit, now)}")
     return problems
+
+
+@dataclass(frozen=True)
+class LastSuccess:
+    """The last run that succeeded."""
+
+    run: str
+    time: datetime
+    """When it ended, UTC."""
+
+    def sentence(self, limit: timedelta, now: datetime) -> str:
+        """Return that it was longer ago than `limit`."""
+        return f"the last successful run was {ago(now - self.time)}; expected one at least every {span_text(limit)}"
+
+
+def stale_since(ledger: Ledger, limit: timedelta, now: datetime) -> LastSuccess | None:
+    """Return the last successful run of a data set if it was longer ago than `limit`; None if it was not, or never.
+
+    Raises:
+        DamagedEntry: a record of the ledger cannot be read.
+        StoreError: the ledger cannot be listed.
+    """
+    for values in ledger.newest("runs"):
+        run = run_status(values)
+        time = time_of(run)
+        if run.state in GOOD and not _is_ahead(time, now):
+            return LastSuccess(run.run, time) if now - time > limit else None
+    return None
 
 
 def _late(due: datetime | None, now: datetime, up: str) -> Iterator[str]:
     if due and now - due > LATE:
-        yield f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
+        yield late_sentence(due, up)
+
+
+def late_sentence(due: datetime, up: str) -> str:
+    """Return that a run should have started at a time; `up` is the command that starts a worker."""
+    return f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
 
 
 def time_of(run: RunStatus) -> datetime:

@@ -199,6 +199,7 @@ def _day(as_of: str | None) -> str | None:
 
 def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) -> int:
     """Run one of the flows of `flows.retrain`, print its steps and its outcome, and return the exit code."""
+    from flows.alerts.delivery import tell
     from flows.run import refusal
     from flows.terminal import timings
 
@@ -218,6 +219,8 @@ def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) ->
         print_json({**outcome.to_json(), **({"timings": timings.to_json(clock)} if clock else {})})
     elif clock:
         timings.print_timings(clock)
+    if outcome.run:
+        tell(open_store(request.store), outcome.dataset)
     return outcome.exit_code
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+from flows.alerts.watching import Watch
 from flows.interruption import outside_locks
 from flows.service import configuration, entry, server, site_process, sqlite, worker
 from flows.service.application import AUTH, Plan
@@ -205,6 +206,7 @@ class Supervisor:
         self.promise: Promise | None = None
         self.store = open_store(options.store)
         self.recorder = Recorder(self.store, self._impatient)
+        self.alerts = Watch(self.store, self._impatient, self.where.api)
         self.last_problem, self.last_information = "", dict[str, object]()
         """The last line printed about a lasting problem, and the last information written for others."""
 
@@ -498,6 +500,8 @@ class Supervisor:
                     with suppress(Exception), self._checking() as client:
                         self._sweep(client, "its worker ended")
                     swept = time.monotonic()
+            for line in self.alerts.look():
+                _say(line)
             time.sleep(0.5)
 
     @property

@@ -22,6 +22,7 @@ from tasks.report.changes import changes
 from tasks.report.checks import checks
 from tasks.report.data import data
 from tasks.report.decision import decision
+from tasks.report.drift import drift, found
 from tasks.report.evaluation import evaluation
 from tasks.report.evidence import Evidence, gather
 from tasks.report.images import pictures
@@ -87,7 +88,8 @@ def values_of(registry: Registry, record: RunRecord) -> dict[str, Any]:
 def _values(registry: Registry, record: RunRecord, folders: Mapping[str, str]) -> tuple[dict[str, Any], Evidence]:
     home = os.path.expanduser("~")  # noqa: PTH111
     roots = {registry.store.address: "store", str(registry.store.root): "store", **folders, home: "~"}
-    evidence = _shareable(gather(registry, record), roots)
+    gathered = gather(registry, record)
+    evidence = _shareable(dataclasses.replace(gathered, drift=found(record, gathered)), roots)
     return content(sanitize.shareable(_by_folder(record), roots), evidence), evidence
 
 
@@ -99,6 +101,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         "audit": audit(run, evidence),
         "quarantine": quarantine(run, evidence),
         "checks": checks(run, evidence),
+        "drift": drift(run, evidence),
         "training": training(run, evidence),
         "test": evaluation(run, evidence),
         "mistakes": mistakes(run, evidence),
