@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.commands.options import StoreFolder
-from flows.settings import POOL
+from flows.settings import POOL, SITE_PORT
 from storage.opening import open_store
 
 
@@ -71,6 +71,10 @@ def up(
     csrf: Annotated[
         bool, Parameter(help="Require a token with every change, to prevent cross-site request forgery.")
     ] = True,
+    site: Annotated[bool, Parameter(help="Start the site of `idxflow serve`, too, where it starts the worker.")] = True,
+    site_port: Annotated[
+        int, Parameter(help="Port of the site; 0: any that is free.", validator=Number(gte=0, lte=65535))
+    ] = SITE_PORT,
     store: StoreFolder = None,
 ) -> int:
     """Run Prefect server, worker and schedules until Ctrl-C.
@@ -91,4 +95,6 @@ def up(
     names = server.checked_names(allow_host or ())
     open_store(store)
     database = server.checked_database(database)
-    return supervise(UpOptions(host, port, pool, database, auth, csrf, store, names, job_variables, checkout))
+    return supervise(
+        UpOptions(host, port, pool, database, auth, csrf, store, names, job_variables, checkout, site, site_port)
+    )

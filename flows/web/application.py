@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from flows.service.guard import Guard
 from flows.web import access, api
 from flows.web.metrics import Measured
-from flows.web.pages import rendering, routes, trend
+from flows.web.pages import rendering, routes
 from flows.web.refusals import Refused, refused
 from flows.web.served import Site
 
@@ -56,7 +56,7 @@ def application(site: Site) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     site: Site = app.state.site
-    trend.import_libraries()
+    site.pages.start()
     await run_in_threadpool(site.champions.start)
     if site.log:
         site.log.start()
@@ -79,7 +79,8 @@ def _refused(request: Request, error: Any) -> Response:
 def _invalid(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     where, found = ".".join(map(str, first["loc"][1:])), str(first.get("input"))[:100]
-    return refused(422, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}; found {found!r}; correct it")
+    sentence = f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}; found {found!r}; correct it"
+    return _refused(request, Refused(422, sentence))
 
 
 def _http_error(request: Request, error: Any) -> Response:
@@ -88,6 +89,4 @@ def _http_error(request: Request, error: Any) -> Response:
         405: f"expected another method; found {request.method} {request.url.path[:100]!r}; see /openapi.json",
     }
     sentence = sentences.get(error.status_code, str(error.detail))
-    if rendering.wanted(request):
-        return rendering.refused(request, error.status_code, sentence, error.headers)
-    return refused(error.status_code, sentence, error.headers)
+    return _refused(request, Refused(error.status_code, sentence, error.headers))

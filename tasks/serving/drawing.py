@@ -114,8 +114,10 @@ def _scaled(share: np.ndarray, like: Usual) -> np.ndarray:
     factor = min(like.box / max(height, width), rows / height, columns / width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     drawn = Image.fromarray(share.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    scaled: np.ndarray = np.clip(np.asarray(drawn, np.float64), 0, 1)
-    return scaled
+    scaled = np.clip(np.asarray(drawn, np.float64), 0, 1)
+    # Thin strokes turn grey as they shrink; those of the training images have full ink.
+    strong: np.ndarray = scaled / scaled.max()
+    return strong
 
 
 def _placed(scaled: np.ndarray, like: Usual) -> np.ndarray:

@@ -85,7 +85,7 @@ def watcher(place: dict[str, str], manifest: Path) -> Iterator[Command]:
 
 @pytest.fixture(scope="module")
 def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
-    with going(place, Path(place["HOME"]) / "up.log", forked=True) as service:
+    with going(place, Path(place["HOME"]) / "up.log", "--site-port", "0", forked=True) as service:
         yield service
 
 
@@ -135,6 +135,29 @@ def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Se
     assert "idxflow: expected a Prefect server at" in watcher.errors
     assert len(Ledger(Store(Path(service.environment["IDXFLOW_STORE"])), "tiny").read("runs")) == 1
     watcher.kill()
+
+
+def test_its_site_shows_what_its_runs_did_and_their_artifacts_link_there(service: Service):
+    place = re.search(r"starting the site at (\S+), process (\d+), log (\S+)", service.output)
+    assert place, service.output
+    url, process, _ = place.groups()
+    (page,) = service.post("artifacts/latest/filter", {"artifacts": {"key": {"any_": ["page-tiny"]}}})
+    link = re.fullmatch(r"\[Report of run \S+\]\((\S+)\)", page["data"])
+    assert link, page
+    assert link[1].startswith(f"{url}/tiny/runs/")
+    report = until(lambda: _answered(link[1]))
+    assert "Version 1 is the new champion" in report.text
+    os.kill(int(process), signal.SIGKILL)
+    until(lambda: "site started again, process" in service.output)
+    assert "promoted v1" in until(lambda: _answered(f"{url}/tiny/")).text
+
+
+def _answered(url: str) -> httpx.Response | None:
+    """The answer of a site, once it answers."""
+    try:
+        return httpx.get(url, headers={"accept": "text/html"}).raise_for_status()
+    except httpx.HTTPError:
+        return None
 
 
 def test_it_says_where_the_ui_is_and_what_to_try(service: Service):

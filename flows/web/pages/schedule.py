@@ -44,15 +44,19 @@ class Schedule:
 
     def known(self) -> Due:
         """Return what is known; have the server asked again if that is old."""
-        with self._lock:
-            is_old = self._clock() - self._asked >= FRESH_SECONDS
-            if is_old and not self._asking:
-                self._asking = True
-                threading.Thread(target=self._look, name="schedule", daemon=True).start()
+        self.look()
         self._answered.wait(WAIT_SECONDS)
         return self._known
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Have the server asked if what is known is old."""
+        with self._lock:
+            if self._asking or self._clock() - self._asked < FRESH_SECONDS:
+                return
+            self._asking = True
+        threading.Thread(target=self._ask_server, name="schedule", daemon=True).start()
+
+    def _ask_server(self) -> None:
         try:
             times, unknown = self._ask()
             self._known = Due(times, unknown)

@@ -52,6 +52,16 @@ class State:
         self._trainings: OrderedDict[str, tuple[str, Training | None]] = OrderedDict()
         """By data set, with the run of the version."""
 
+    def start(self) -> None:
+        """Import what pages need, before there are several threads: no two may import libraries at the same time."""
+        import httpx  # noqa: F401
+        import matplotlib.backends.backend_svg
+        import matplotlib.figure  # noqa: F401
+
+        import flows.service.client  # noqa: F401
+
+        self.schedule.look()
+
     def data(self, dataset: str) -> DatasetInStore:
         """Return a data set, with the records that were read lately."""
         now = self._clock()

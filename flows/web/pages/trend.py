@@ -40,12 +40,6 @@ def picture(dataset: str, runs: Sequence[Mapping[str, Any]]) -> Markup:
     return Markup(without_styles(figures.chart(chart)))
 
 
-def import_libraries() -> None:
-    """Import what draws, before there are several threads: no two may import libraries at the same time."""
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure  # noqa: F401
-
-
 def without_styles(svg: str) -> str:
     """Replace each `style` of an SVG by the attributes that mean the same (SVG 2, 6.6: presentation attributes)."""
     return re.sub(r'style="([^"]*)"', lambda found: _attributes(found[1]), svg)
