@@ -11,13 +11,14 @@ from pathlib import Path
 
 from flows.alerts import settings
 from flows.alerts.event import TEST, Event
-from flows.alerts.found import Found, History
+from flows.alerts.found import STALE, Found, History
 from flows.alerts.progress import WINDOW, Busy, Progress, alone
 from flows.alerts.receiver import NotDelivered
 from flows.alerts.settings import Alert
 from flows.terminal.output import remark
 from storage.errors import IdxflowError, StoreError
-from storage.store import Store
+from storage.opening import open_store
+from storage.store import Store, store_address
 
 SEND_SECONDS = 120.0
 """How long `idxflow alerts send` may take for one alert."""
@@ -36,17 +37,23 @@ class Delivery:
     """Why something was not delivered; None if all was."""
 
 
-def tell(store: Store, dataset: str) -> None:
+def tell(store: str | None, dataset: str) -> None:
     """Send what has happened to a data set, at the end of a command that may have changed it. Never raises.
 
     What cannot be sent now is left to `idxflow up`, to `idxflow alerts send`, and to the next such command.
+
+    Args:
+        store: its address; None: the usual one. It is not opened if there are no alerts.
+        dataset: its name.
     """
     try:
         if not settings.exist():
             return
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        history = History(store)
-        for alert in settings.alerts(store.address):
+        if not (alerts := settings.alerts(store_address(store))):
+            return
+        history = History(open_store(store))
+        for alert in alerts:
             delivery = deliver(alert, history, {dataset: None}, max(deadline - time.monotonic(), 0))
             if delivery.problem:
                 remark(f"alert {alert.name}: {delivery.problem}; `idxflow alerts list` shows what becomes of it")
@@ -122,8 +129,11 @@ def _due(
     since = max(datetime.fromisoformat(alert.added), now - WINDOW)
     for dataset, due in datasets.items():
         with suppress(StoreError):
-            overdue = (history.stale(dataset, alert.limit, now), history.late(dataset, due, now))
-            for found in [*history.found(dataset, since), *filter(None, overdue)]:
+            events = history.found(dataset, since)
+            if alert.wants(STALE, dataset):
+                overdue = (history.stale(dataset, alert.limit, now), history.late(dataset, due, now))
+                events += filter(None, overdue)
+            for found in events:
                 told = progress.told.get(found.id)
                 if alert.wants(found.kind, dataset) and (told is None or told.is_due(now)):
                     yield found

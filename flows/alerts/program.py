@@ -85,8 +85,13 @@ def program(text: str) -> Program:
 
 
 def _variables(event: Event) -> dict[str, str]:
-    values = {"EVENT": event.kind, "DATASET": event.dataset, "ID": event.id, "TITLE": event.title, "TEXT": event.text}
-    return {f"IDXFLOW_ALERT_{name}": value for name, value in values.items()}
+    return {
+        "IDXFLOW_ALERT_EVENT": event.kind,
+        "IDXFLOW_ALERT_DATASET": event.dataset,
+        "IDXFLOW_ALERT_ID": event.id,
+        "IDXFLOW_ALERT_TITLE": event.title,
+        "IDXFLOW_ALERT_TEXT": event.text,
+    }
 
 
 def _code(code: int) -> str:

@@ -43,8 +43,8 @@ def drift(
     """Compare new images with what the champion was trained on.
 
     Tests labels, if there are any, the champion's answers, measures of each image such as its ink, the mean image, and
-    whether a classifier can tell new from old. A test fails if chance does not explain the difference, and the
-    difference is larger than the limit: `[drift]` of the manifest. See docs/how-to/drift.md.
+    whether a classifier can tell new from old. A difference counts if chance does not explain it, and it is larger
+    than its limit: `[drift]` of the manifest. See docs/how-to/drift.md.
     Exit code 0: within the limits; 6: drifted; 3: the images cannot be used, or are too few.
 
     Examples: `idxflow drift mnist scans/` · `idxflow drift mnist new-images.gz --labels new-labels.gz --json`

@@ -53,7 +53,7 @@ def gc(
     strays = retention.collect_strays(opened, dry_run) if dataset is None else ()
     for collected in outcomes:
         if collected.retired and not dry_run:
-            tell(opened, collected.dataset)
+            tell(store, collected.dataset)
     if as_json:
         values = {"datasets": [_values(c) for c in outcomes], "downloads": _values_of(downloads)}
         beside = {"strays": [opened.objects.where(found.key) for found in strays], "cache": _values_of_cache(opened)}

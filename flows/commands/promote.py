@@ -39,5 +39,5 @@ def promote(
         print_json(decision)
     else:
         print_line(decision["sentence"])
-    tell(data.store, dataset)
+    tell(store, dataset)
     return 0

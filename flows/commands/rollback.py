@@ -38,5 +38,5 @@ def rollback(
         print_json(decision)
     else:
         print_line(decision["sentence"])
-    tell(data.store, dataset)
+    tell(store, dataset)
     return 0

@@ -220,7 +220,7 @@ def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) ->
     elif clock:
         timings.print_timings(clock)
     if outcome.run:
-        tell(open_store(request.store), outcome.dataset)
+        tell(request.store, outcome.dataset)
     return outcome.exit_code
 
 

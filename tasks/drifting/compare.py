@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from tasks.drifting import statistics, telling
+from tasks.drifting import differing, telling
+from tasks.drifting.differing import Spread, Tested
 from tasks.drifting.measuring import MEASURES, Measured, class_means, coarse, measured
 from tasks.drifting.sample import Sample
-from tasks.drifting.statistics import Spread, Tested
 from tasks.drifting.telling import Told
 
 if TYPE_CHECKING:
@@ -138,9 +139,11 @@ def reference(sample: Sample, classes: int, answers: Answers | None) -> Referenc
         answers: of the champion, for images that it was not trained on.
     """
     labels = sample.labels if sample.labels is not None else np.zeros(len(sample), np.int64)
-    means, own = class_means(sample.images, labels)
-    found = measured(sample.images, means, own)
-    return Reference(sample, found, means, statistics.spread(found.reduced), classes, answers)
+    # With more threads, sums would be rounded in another way on another machine.
+    with threadpool_limits(1, "blas"):
+        means, own = class_means(sample.images, labels)
+        found = measured(sample.images, means, own)
+        return Reference(sample, found, means, differing.spread(found.reduced), classes, answers)
 
 
 def compare(old: Reference, new: Sample, answers: Answers | None, limits: Drift) -> Comparison:
@@ -152,16 +155,17 @@ def compare(old: Reference, new: Sample, answers: Answers | None, limits: Drift)
         answers: of the champion for the new images; None: its answers are not compared.
         limits: of the manifest.
     """
-    found = measured(new.images, old.means)
+    with threadpool_limits(1, "blas"):
+        found = measured(new.images, old.means)
     told, chosen = _told(old, found)
     results = [*_of_classes(old, new, answers, limits), *_of_measures(old, found, limits)]
-    results.append(("mean image", "distance in deviations", statistics.mean_images(old.spread, found.reduced),
+    results.append(("mean image", "distance in deviations", differing.mean_images(old.spread, found.reduced),
                     limits.mean_image, None))  # fmt: skip
     if answers and old.answers:
-        result = statistics.distributions(old.answers.confidence, answers.confidence)
+        result = differing.distributions(old.answers.confidence, answers.confidence)
         results.append(("confidence", "KS D", result, limits.confidence, None))
     results.append(("told apart", "AUC", Tested(told.p, told.auc), limits.told_apart, (told.low, told.high)))
-    corrected = statistics.holm(np.array([result.p for _, _, result, _, _ in results]))
+    corrected = differing.holm(np.array([result.p for _, _, result, _, _ in results]))
     verdicts = [
         Verdict(name, measure, result.effect, limit, result.p, p, interval,
                 p <= limits.false_alarms and result.effect > limit)
@@ -188,7 +192,7 @@ def _of_classes(old: Reference, new: Sample, answers: Answers | None, limits: Dr
     if answers and old.answers:
         pairs.append(("predicted classes", old.answers.predicted, answers.predicted, limits.predicted_shares))
     return [
-        (name, "Cohen's w", statistics.shares(*(np.bincount(x, minlength=old.classes) for x in (a, b))), limit, None)
+        (name, "Cohen's w", differing.shares(*(np.bincount(x, minlength=old.classes) for x in (a, b))), limit, None)
         for name, a, b, limit in pairs
     ]
 
@@ -197,8 +201,8 @@ def _of_measures(old: Reference, found: Measured, limits: Drift) -> list[_Result
     results: list[_Result] = []
     for name in MEASURES:
         pair = old.measured.values[name], found.values[name]
-        results.append((name, "KS D", statistics.distributions(*pair), limits.measure_distance, None))
-        results.append((name, "PSI", statistics.stability(*pair), limits.measure_stability, None))
+        results.append((name, "KS D", differing.distributions(*pair), limits.measure_distance, None))
+        results.append((name, "PSI", differing.stability(*pair), limits.measure_stability, None))
     return results
 
 

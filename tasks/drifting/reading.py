@@ -89,8 +89,12 @@ def new_images(
 def _has_only_images(path: Path) -> bool:
     start = image_files.beginning(path)
     if start.startswith(_ZIP):
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
         # An .npz of one array has images alone.
-        return zipfile.is_zipfile(path) and len(zipfile.ZipFile(path).namelist()) == 1
+        return len(names) == 1 and names[0].endswith(".npy")
     return start.startswith(_IMAGE_FILES)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 CONFIDENCE = 0.95
 MOST = 2_000
@@ -54,13 +55,15 @@ def tell(old: np.ndarray, new: np.ndarray) -> Told:
     features = ((features - middle) / np.where(scale > 0, scale, 1)).astype(np.float64)
     newness, areas, variances = np.empty(len(features)), list[float](), list[float]()
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=_SEED)
-    for fitted, scored in folds.split(features, is_new):
-        model = LogisticRegression(C=_C, solver="newton-cholesky", class_weight="balanced")
-        model.fit(features[fitted], is_new[fitted])
-        newness[scored] = model.predict_proba(features[scored])[:, 1]
-        area, variance = delong(newness[scored][is_new[scored] == 0], newness[scored][is_new[scored] == 1])
-        areas.append(area)
-        variances.append(variance)
+    # After the imports: the limit is for libraries that are loaded.
+    with threadpool_limits(1, "blas"):
+        for fitted, scored in folds.split(features, is_new):
+            model = LogisticRegression(C=_C, solver="newton-cholesky", class_weight="balanced")
+            model.fit(features[fitted], is_new[fitted])
+            newness[scored] = model.predict_proba(features[scored])[:, 1]
+            area, variance = delong(newness[scored][is_new[scored] == 0], newness[scored][is_new[scored] == 1])
+            areas.append(area)
+            variances.append(variance)
     auc = float(np.mean(areas))
     # Never 0, even if both are told apart without a mistake: one of them might have been made.
     deviation = max(math.sqrt(2 * sum(variances)) / _FOLDS, 1 / (2 * min(len(old), len(new))))

@@ -80,16 +80,20 @@ def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | No
 
 
 def values_of(registry: Registry, record: RunRecord) -> dict[str, Any]:
-    """Return the content of the report of a run without its pictures; see `build`."""
-    values, _ = _values(registry, record, {})
+    """Return the content of the report of a run without its pictures, and without the drift; see `build`."""
+    values, _ = _values(registry, record, {}, with_drift=False)
     return numbered_as_archives(values, record)
 
 
-def _values(registry: Registry, record: RunRecord, folders: Mapping[str, str]) -> tuple[dict[str, Any], Evidence]:
+def _values(
+    registry: Registry, record: RunRecord, folders: Mapping[str, str], with_drift: bool = True
+) -> tuple[dict[str, Any], Evidence]:
     home = os.path.expanduser("~")  # noqa: PTH111
     roots = {registry.store.address: "store", str(registry.store.root): "store", **folders, home: "~"}
     gathered = gather(registry, record)
-    evidence = _shareable(dataclasses.replace(gathered, drift=found(record, gathered)), roots)
+    # That takes a second.
+    seen = found(record, gathered) if with_drift else None
+    evidence = _shareable(dataclasses.replace(gathered, drift=seen), roots)
     return content(sanitize.shareable(_by_folder(record), roots), evidence), evidence
 
 

@@ -216,11 +216,19 @@ SLACK = ("slack", "--url-from", "HOOK_URL")
 
 
 @pytest.mark.remedies(
-    *("flows.alerts.secret:checked", "flows.alerts.secret:checked:2", "flows.alerts.secret:checked:3"),
-    *("flows.alerts.mail:email", "flows.alerts.mail:email:2", "flows.alerts.mail:email:3"),
-    *("flows.alerts.program:program", "flows.alerts.program:program:2"),
-    *("flows.commands.alerts:_receiver", "flows.commands.alerts:_receiver:2", "flows.commands.alerts:_check_given"),
-    *("flows.commands.alerts:_kinds", "flows.alerts.settings:add"),
+    "flows.alerts.secret:checked",
+    "flows.alerts.secret:checked:2",
+    "flows.alerts.secret:checked:3",
+    "flows.alerts.mail:email",
+    "flows.alerts.mail:email:2",
+    "flows.alerts.mail:email:3",
+    "flows.alerts.program:program",
+    "flows.alerts.program:program:2",
+    "flows.commands.alerts:_receiver",
+    "flows.commands.alerts:_receiver:2",
+    "flows.commands.alerts:_check_given",
+    "flows.commands.alerts:_kinds",
+    "flows.alerts.settings:add",
 )
 def test_what_cannot_be_added_is_said_in_a_sentence_that_leads_on(here: Here):
     here.refuse(("slack", "--url-from", f"https://chat.example.org/{TOKEN}"), "perhaps the secret itself", SLACK)
@@ -247,8 +255,12 @@ def test_what_cannot_be_added_is_said_in_a_sentence_that_leads_on(here: Here):
 
 
 @pytest.mark.remedies(
-    *("flows.alerts.settings:add:2", "flows.alerts.settings:named", "flows.commands.alerts:try_"),
-    *("flows.alerts.settings:alerts", "flows.alerts.settings:_changing", "flows.diagnosis:_alerts"),
+    "flows.alerts.settings:add:2",
+    "flows.alerts.settings:named",
+    "flows.commands.alerts:try_",
+    "flows.alerts.settings:alerts",
+    "flows.alerts.settings:_changing",
+    "flows.diagnosis:_alerts",
 )
 def test_names_that_are_taken_or_unknown_and_files_that_cannot_be_used(here: Here):
     assert "there is none; add one first: `idxflow alerts add --help` has examples" in here.refused("test")

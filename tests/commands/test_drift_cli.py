@@ -12,6 +12,8 @@ from PIL import Image
 
 from flows.commands.cli import run_command
 from storage.store import Store
+from tasks.drifting import reading
+from tasks.serving.image_files import ImageOptions
 from tests.conftest import bars, write_tiny
 from tests.support.archives import write_archives
 from tests.support.runs import whole_run
@@ -122,6 +124,20 @@ def test_drift_has_an_exit_code_of_its_own_and_a_page_with_what_differs_most(hom
     most = json.loads(capsys.readouterr().out)["most"]
     assert {one["row"] for one in most} <= set(range(60))
     assert run_command([*words, "--out", "other.html"]) == 6
+
+
+def test_labels_are_those_of_the_label_files(home: Path):
+    images, _ = new(3)
+    saved("new.idx", images)
+    saved("labels.idx", np.array([9, 5, 7], np.uint8))
+    naming = reading.Naming(("nine", "five", "seven"), (9, 5, 7))
+    found = reading.new_images(Path("new.idx"), Path("labels.idx"), ImageOptions(SHAPE), naming, print)
+    assert [labels.tolist() for _, labels in found.blocks] == [[0, 1, 2]]
+    pictures("by-value", images, np.array([9, 5, 7]))
+    for value in (9, 5, 7):
+        Path("by-value", f"bar {value}").rename(Path("by-value", str(value)))
+    found = reading.new_images(Path("by-value"), None, ImageOptions(SHAPE), naming, print)
+    assert sorted(label for _, labels in found.blocks for label in labels) == [0, 1, 2]
 
 
 def test_labels_that_are_no_classes_are_left_out(ask: Ask):

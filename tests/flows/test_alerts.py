@@ -500,14 +500,14 @@ def test_alerts_that_cannot_be_read_or_noted_end_no_command(
     store: Store, hook: Webhook, home: Path, capsys: pytest.CaptureFixture[str]
 ):
     retrain(store, 1)
-    tell(store, DATASET)
+    tell(store.address, DATASET)
     assert capsys.readouterr().err == ""
     settings.add(Alert("hook", store.address, hook, LONG_AGO.isoformat()))
     (home / "idxflow" / "alerts").write_text("in the way")
-    tell(store, DATASET)
+    tell(store.address, DATASET)
     assert "idxflow: no alert was sent: " in capsys.readouterr().err
     (home / "idxflow" / "alerts.json").write_text("{}")
-    tell(store, DATASET)
+    tell(store.address, DATASET)
     assert "alerts.json: expected the alerts of idxflow; " in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_HOME, temporary_settings
 
 from flows import diagnosis
+from flows.events import emit
 from flows.service import deployments, server
 from flows.service.memory import Memory
 from flows.service.supervisor import Supervisor, UpOptions
@@ -30,7 +32,7 @@ from storage.store import Store
 from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.support.commands import Command, idxflow, prefect
-from tests.support.faultserver import FaultServer
+from tests.support.faultserver import FaultServer, good
 from tests.support.held_archives import held_archives
 from tests.support.operated import WATCH, fork_deploys, fork_flow_runs, until
 from tests.support.postgres import postgres
@@ -254,6 +256,46 @@ def test_a_run_that_is_cancelled_before_it_started_is_in_the_ledger(service: Ser
     service.post(f"flow_runs/{run}/set_state", cancelled)
     sentence = until(lambda: recorded(service, "kmnist", "cancelled"))
     assert sentence == "it was cancelled before it started: not this week"
+
+
+def test_it_tells_of_what_happens_without_prefect_and_knows_the_secret_from_a_block(service: Service):
+    token = uuid.uuid4().hex
+    with FaultServer({"/hook": good(b"")}) as receiver:
+        keep_secret(service, "idxflow-chat", receiver.url(f"/hook?token={token}"))
+        words = ("alerts", "add", "webhook", "--url-from", "block:idxflow-chat", "--event", "drifted")
+        assert idxflow(*words, env=service.login).returncode == 0
+        store = Store(Path(service.environment["IDXFLOW_STORE"]))
+        emit("drifted", "told", {"sentence": "the digits are thinner"}, store)
+        until(lambda: receiver.requests)
+        (body,) = [json.loads(request.body) for request in receiver.requests]
+        assert (body["event"], body["sentence"]) == ("drifted", "the digits are thinner")
+    last_day = {"since": (datetime.now(UTC) - timedelta(days=1)).isoformat(), "until": datetime.now(UTC).isoformat()}
+    query = {"filter": {"event": {"name": ["idxflow.model.drifted"]}, "occurred": last_day}}
+    events = until(lambda: service.post("events/filter", query)["events"])
+    assert [event["resource"]["prefect.resource.id"] for event in events] == ["idxflow.model.told"]
+    # Of runs, the ends that a flow run could not emit itself.
+    for number, kind in enumerate(("TrainingFailed", "Crashed")):
+        state, error = ("crashed" if number else "failed"), {"kind": kind, "sentence": "no", "exit_code": 1}
+        ended = {"dataset": "told", "state": state, "sentence": "it was not to be", "error": error, "version": None}
+        Ledger(store, "told").append("runs", f"run-{number}", {**ended, "report": None, "seconds": 1.0, "steps": []})
+    query = {"filter": {"event": {"prefix": ["idxflow.run."]}, "resource": {"id": ["idxflow.model.told"]}}}
+    events = until(lambda: service.post("events/filter", query)["events"])
+    assert [event["event"] for event in events] == ["idxflow.run.crashed"]
+    # A receiver that is gone is named once, and ends nothing.
+    emit("drifted", "told", {"sentence": "and thinner"}, store)
+    until(lambda: "alert webhook: no connection to 127.0.0.1 (Connection refused)" in service.output)
+    assert idxflow("alerts", "remove", "webhook", env=service.login).returncode == 0
+    home = Path(service.environment["HOME"])
+    texts = [path for path in home.rglob("*") if path.suffix in (".json", ".log") and path.is_file()]
+    assert [path for path in texts if token.encode() in path.read_bytes()] == []
+
+
+def keep_secret(service: Service, name: str, value: str) -> None:
+    """Make a block of the type Secret, as people do in the UI."""
+    kind = service.get("block_types/slug/secret")["id"]
+    schemas = service.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind]}}})
+    block = {"name": name, "block_type_id": kind, "block_schema_id": schemas[0]["id"], "data": {"value": value}}
+    service.post("block_documents/", block)
 
 
 def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: Service):

@@ -208,6 +208,7 @@ USES = {
     "suspects": ("suspects", "tiny"),
     "labels": ("labels", "add", "tiny", "labels.csv"),
     "quarantine": ("quarantine", "list", "tiny"),
+    "alerts": ("alerts", "list"),
 }
 
 

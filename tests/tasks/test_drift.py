@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from storage.datasets.manifest import Drift
-from tasks.drifting import measuring, statistics, telling
+from tasks.drifting import differing, measuring, telling
 from tasks.drifting.compare import Answers, Reference, compare, reference
 from tasks.drifting.sample import Sample, draw
 from tests.conftest import bars
@@ -84,7 +84,7 @@ def test_labels_count_only_if_all_are_known():
 
 def test_shares_that_differ_have_cohens_w():
     old, new = np.array([6000, 6000]), np.array([600, 400])
-    found = statistics.shares(old, new)
+    found = differing.shares(old, new)
     assert found.p == pytest.approx(stats.chi2_contingency([old, new], correction=False).pvalue)
     # The root of 2 · 0.1² / 0.5, without what chance adds to its square: 1 / 1,000 + 1 / 12,000.
     assert found.effect == pytest.approx((0.04 - 1 / 1000 - 1 / 12_000) ** 0.5)
@@ -92,13 +92,13 @@ def test_shares_that_differ_have_cohens_w():
 
 def test_one_image_of_a_class_that_was_rare_is_no_drift():
     # Of 500 images one has a value that none of 20,000 had: by the counts alone, p would be 10⁻¹⁰.
-    found = statistics.shares(np.array([20_000, 0]), np.array([499, 1]))
+    found = differing.shares(np.array([20_000, 0]), np.array([499, 1]))
     assert (found.p, found.effect) == (1.0, 0.0)
-    assert statistics.stability(np.zeros(20_000), np.append(np.zeros(499), 7)).p == 1
+    assert differing.stability(np.zeros(20_000), np.append(np.zeros(499), 7)).p == 1
 
 
 def test_a_new_class_that_is_frequent_is_one():
-    found = statistics.shares(np.array([10_000, 10_000, 0]), np.array([200, 200, 200]))
+    found = differing.shares(np.array([10_000, 10_000, 0]), np.array([200, 200, 200]))
     assert found.p < 1e-6
     assert found.effect > 0.3
 
@@ -106,14 +106,14 @@ def test_a_new_class_that_is_frequent_is_one():
 def test_the_stability_index_is_zero_for_the_same_and_large_for_moved_values():
     random = np.random.default_rng(3)
     values = random.normal(size=5000)
-    assert statistics.stability(values, random.normal(size=500)).effect < 0.05
-    assert statistics.stability(values, random.normal(1, size=500)).effect > 0.25
+    assert differing.stability(values, random.normal(size=500)).effect < 0.05
+    assert differing.stability(values, random.normal(1, size=500)).effect > 0.25
 
 
 def test_measures_without_a_value_compare_as_nothing():
     missing = np.full(10, np.nan)
-    assert statistics.stability(missing, np.ones(5)) == statistics.distributions(np.ones(5), missing)
-    assert statistics.distributions(missing, missing) == statistics.NOTHING
+    assert differing.stability(missing, np.ones(5)) == differing.distributions(np.ones(5), missing)
+    assert differing.distributions(missing, missing) == differing.NOTHING
 
 
 def test_p_of_mean_images_is_even_for_the_same_distribution():
@@ -123,21 +123,21 @@ def test_p_of_mean_images_is_even_for_the_same_distribution():
     def images(rows: int) -> np.ndarray:
         return random.normal(size=(rows, 20)).astype(np.float32) @ mixing
 
-    known = statistics.spread(images(4000))
-    p = [statistics.mean_images(known, images(80)).p for _ in range(300)]
+    known = differing.spread(images(4000))
+    p = [differing.mean_images(known, images(80)).p for _ in range(300)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
-    assert statistics.mean_images(known, images(80) + 2).effect > 0.3
+    assert differing.mean_images(known, images(80) + 2).effect > 0.3
 
 
 def test_images_without_any_spread_differ_or_not():
-    flat = statistics.spread(np.ones((5, 4), np.float32))
-    assert statistics.mean_images(flat, np.ones((3, 4), np.float32)) == statistics.NOTHING
-    assert statistics.mean_images(flat, np.zeros((3, 4), np.float32)).p == 0
+    flat = differing.spread(np.ones((5, 4), np.float32))
+    assert differing.mean_images(flat, np.ones((3, 4), np.float32)) == differing.NOTHING
+    assert differing.mean_images(flat, np.zeros((3, 4), np.float32)).p == 0
 
 
 def test_holm_corrects_each_for_those_that_are_no_smaller():
-    np.testing.assert_allclose(statistics.holm(np.array([0.02, 0.01, 0.5])), [0.04, 0.03, 0.5])
-    np.testing.assert_allclose(statistics.holm(np.array([0.4, 0.6])), [0.8, 0.8])
+    np.testing.assert_allclose(differing.holm(np.array([0.02, 0.01, 0.5])), [0.04, 0.03, 0.5])
+    np.testing.assert_allclose(differing.holm(np.array([0.4, 0.6])), [0.8, 0.8])
 
 
 def test_the_area_is_scikit_learns_and_its_variance_that_of_many_samples():
