@@ -50,10 +50,35 @@ class Drifts:
             DamagedEntry: it cannot be read.
             StoreError: the folder cannot be read.
         """
+        numbers = self.numbers()
+        return self._read(numbers[-1]) if numbers else None
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all findings, oldest first.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
         with store_errors(self._where):
             objects = self._store.objects.list(self._folder).objects
-        names = [found.name for found in objects if found.name.removesuffix(".json").isdecimal()]
-        return self._read(int(max(names).removesuffix(".json"))) if names else None
+        names = (found.name.removesuffix(".json") for found in objects)
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def record(self, number: int) -> dict[str, Any]:
+        """Return a finding: `champion`, `drifted`, `time` (ISO 8601, UTC), and `values` about the look.
+
+        Raises:
+            DamagedEntry: it cannot be read.
+        """
+        key = f"{self._folder}/{number:08d}.json"
+        try:
+            values = sealed.read(self._store.objects, key)
+            return {**values, "champion": int(values["champion"]), "drifted": bool(values["drifted"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedEntry(
+                f"{self._store.objects.where(key)}: expected what a look at new images has found; {error}; remove this "
+                "file: the next look writes it again"
+            ) from error
 
     def note(self, champion: int, is_drifted: bool, values: Mapping[str, Any]) -> Found | None:
         """Write what a look has found, if that is a change; return the finding that counts now, if there is one.
@@ -101,15 +126,8 @@ class Drifts:
             return sealed.create(self._store.objects, f"{self._folder}/{name}.json", values)
 
     def _read(self, number: int) -> Found:
-        key = f"{self._folder}/{number:08d}.json"
-        try:
-            values = sealed.read(self._store.objects, key)
-            return Found(number, int(values["champion"]), bool(values["drifted"]), is_new=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedEntry(
-                f"{self._store.objects.where(key)}: expected what a look at new images has found; {error}; remove this "
-                "file: the next look writes it again"
-            ) from error
+        values = self.record(number)
+        return Found(number, values["champion"], values["drifted"], is_new=False)
 
 
 def _signed() -> dict[str, Any]:

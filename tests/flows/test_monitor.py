@@ -111,7 +111,7 @@ def test_a_finding_is_noted_only_if_it_is_news(store: Store):
     assert (drifts.retraining(1), drifts.retraining(2), drifts.last().number) == (False, True, 3)
 
 
-@pytest.mark.remedies("storage.drifts:_read")
+@pytest.mark.remedies("storage.drifts:record")
 def test_a_damaged_finding_is_named_and_removing_it_helps(store: Store):
     drifts = Drifts(store, "tiny")
     drifts.note(1, True, {"sentence": "drifted"})

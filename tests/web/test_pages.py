@@ -17,6 +17,7 @@ from flows.dataset_in_store import DatasetInStore
 from flows.promotion import promote
 from flows.web.pages.schedule import Due, Schedule
 from flows.web.served import Site
+from storage.drifts import Drifts
 from storage.registry import Registry
 from storage.store import Store
 from tests.conftest import write_tiny
@@ -42,6 +43,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store.prepare()
     for epochs in (1, 8):
         carried_out(store, manifest, epochs=epochs)
+    drifts, sentence = Drifts(store, "tiny"), "the images have drifted: class shares of {}"
+    found = drifts.note(2, True, {"sentence": sentence.format(MARKUP[2]), "from": f"/new/{MARKUP[3]}"})
+    assert found
+    drifts.note_retraining(found.number, "a-flow-run")
     promote(DatasetInStore(store, "tiny"), "2", force=True, reason=f"because {MARKUP[1]}")
     return store
 
@@ -83,17 +88,20 @@ def test_the_first_page_shows_how_each_data_set_is_doing(client: httpx.Client, s
     assert "promoted v1: the first model above the floors" in words
     assert "The next runs are unknown: expected a Prefect server at" in words
     assert store.address in words
+    assert "drifted the images have drifted: class shares of" in words
 
 
 def test_a_data_set_has_its_runs_versions_and_decisions(client: httpx.Client):
     assert client.get("/tiny").headers["location"] == "tiny/"
     page = page_at(client, "/tiny/")
     words = page.words()
-    for heading in ("Trend", "Runs", "Decisions", "Versions"):
+    for heading in ("Trend", "Runs", "Decisions", "Drift", "Versions"):
         assert heading in [title for _, title in page.headings]
     assert "v1 → v2" in words
     assert f"because {MARKUP[1]}" in words
     assert ", by hand" in words
+    assert f"class shares of {MARKUP[2]}" in words
+    assert "started" in words
 
 
 def test_each_run_leads_to_its_report_which_can_do_nothing(client: httpx.Client):

@@ -1,9 +1,9 @@
-"""The page `/DATASET/`: all of one data set: its runs, versions and decisions."""
+"""The page `/DATASET/`: all of one data set: its runs, versions, decisions and drift."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 from flows.champions import decision_values
 from flows.dataset_in_store import DatasetInStore
 from flows.health import run_status, time_of
-from flows.web.pages.overview import summary
+from flows.web.pages.overview import drift_values, summary
 from flows.web.pages.rendering import page
 from flows.web.refusals import Refused
 from flows.web.served import Site, followed, site_of
+from storage.drifts import Drifts
 from storage.errors import IdxflowError
 from storage.registry import NO_RUN
 
@@ -30,6 +31,16 @@ AT_ONCE = 20
 """Rows of a table on a page."""
 
 Number = Annotated[int, Query(ge=1, le=1_000_000, description="Page, from 1, the newest.")]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Which page of each table is shown."""
+
+    runs: Number = 1
+    decisions: Number = 1
+    versions: Number = 1
+    drift: Number = 1
 
 
 @dataclass(frozen=True)
@@ -65,23 +76,23 @@ async def show(
     request: Request,
     dataset: str,
     site: Annotated[Site, Depends(site_of)],
-    runs: Number = 1,
-    decisions: Number = 1,
-    versions: Number = 1,
+    numbers: Annotated[Numbers, Depends()],
 ) -> HTMLResponse:
     """Show a data set."""
     followed(site, dataset)
-    values = await site.pages.work.do(partial(_values, site, dataset, (runs, decisions, versions)))
+    values = await site.pages.work.do(partial(_values, site, dataset, numbers))
     return page(request, "dataset", values)
 
 
-def _values(site: Site, name: str, numbers: tuple[int, int, int]) -> dict[str, Any]:
+def _values(site: Site, name: str, numbers: Numbers) -> dict[str, Any]:
     data, due, now = site.pages.data(name), site.pages.schedule.known(), datetime.now(UTC)
+    drifts = Drifts(site.store, name)
     try:
         shown = {
-            "runs": part([*reversed(data.ledger.names("runs"))], numbers[0], partial(_run, data)),
-            "decisions": part([*reversed(data.registry.outline())], numbers[1], partial(_decision, data)),
-            "versions": part([*reversed(data.registry.numbers())], numbers[2], partial(_version, data)),
+            "runs": part([*reversed(data.ledger.names("runs"))], numbers.runs, partial(_run, data)),
+            "decisions": part([*reversed(data.registry.outline())], numbers.decisions, partial(_decision, data)),
+            "versions": part([*reversed(data.registry.numbers())], numbers.versions, partial(_version, data)),
+            "drift": part([*reversed(drifts.numbers())], numbers.drift, partial(drift_values, drifts)),
         }
     except (IdxflowError, OSError) as error:
         raise Refused(503, str(error)) from error
@@ -91,7 +102,7 @@ def _values(site: Site, name: str, numbers: tuple[int, int, int]) -> dict[str, A
         "summary": summary(site, name, due, now),
         "unknown": due.unknown,
         "now": now,
-        "numbers": dict(zip(shown, numbers, strict=True)),
+        "numbers": asdict(numbers),
         **shown,
     }
 
