@@ -1,9 +1,10 @@
 """The whole flow over the number of rows, with one worker and with two: `python -m benchmarks.rows "60,000 rows"`.
 
-The archives are synthetic (`benchmarks/synthetic.py`): twelve for each split, so that each split has twelve parts or
-more. Each size is run with one worker and one processor, with one worker and all processors, and with two workers, each
-time with a store of its own. A worker alone already uses more than one processor: it reads ahead, and inflates while it
-writes. So the gain of a second worker that has a processor of its own is that over the first of these.
+The archives are synthetic (`benchmarks/synthetic.py`). Each has at most 50,000 training rows or a sixth as many test
+rows, and is a part of its split: with more rows there are more parts, but no larger ones. Each size is run with one
+worker and one processor, with one worker and all processors, and with two workers, each time with a store of its own.
+A worker alone already uses more than one processor: it reads ahead, and inflates while it writes. So the gain of a
+second worker that has a processor of its own is that over the first of these.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from storage.datasets.catalog import DEFAULT_FILES
 
 SIZES = (60_000, 600_000, 6_000_000)
 """Training rows; there are a sixth as many test rows."""
-ARCHIVES = 12
+ROWS_OF_ARCHIVE = 50_000
+"""The most training rows of one; there are at least two archives."""
 ALONE, ONE, TWO = "one worker, one processor", "one worker", "two workers"
 SETTINGS = (ALONE, ONE, TWO)
 TIMES = "times as fast"
@@ -94,18 +96,19 @@ def measured(size: int) -> Measured:
 
 def _write(folder: Path, rows: int) -> Path:
     """Write the archives, and a manifest that lists them."""
-    each, more = rows // ARCHIVES, scaling.TEST_SHARE
+    count = max(2, -(-rows // ROWS_OF_ARCHIVE))
+    each, more = rows // count, scaling.TEST_SHARE
     lines = [
         f'name = "{synthetic.NAME}"',
         f"classes = {json.dumps([str(number) for number in range(synthetic.CLASSES)])}",
         "image_shape = [28, 28]",
         f'source = "{folder}"',
     ]
-    for number in range(1, ARCHIVES + 1):
+    for number in range(1, count + 1):
         made = folder / "made"
         synthetic.write(made, {"train": each, "test": each // more}, seed=number)
         for role, file in DEFAULT_FILES.items():
-            name = f"{number:02d}-{file}"
+            name = f"{number:03d}-{file}"
             (made / file).rename(folder / name)
             lines += [f"[[archives.{role}]]", f'file = "{name}"']
     manifest = folder / f"{synthetic.NAME}.toml"

@@ -78,6 +78,7 @@ def diagnose(store: Store, workers: str | None = None, insecure_workers: bool = 
     yield _clock(store)
     yield _zones()
     yield _proxies()
+    yield from _alerts(store)
     if chosen(workers):
         yield _workers(workers, insecure_workers)
     yield from _server(store)
@@ -236,6 +237,25 @@ def _zones() -> Diagnosis:
     return Diagnosis(
         "ok", "time zones", f"{', '.join(sorted(zones)) or 'none used'}; this machine's clock: {now:%H:%M %Z}"
     )
+
+
+def _alerts(store: Store) -> Iterator[Diagnosis]:
+    """Report the alerts of a store, if there are any."""
+    from flows.alerts import settings
+    from flows.alerts.delivery import troubles
+
+    try:
+        names = [alert.name for alert in settings.alerts(store.address)]
+        found = troubles(store)
+    except IdxflowError as error:
+        yield Diagnosis("warning", "alerts", *_parted(error))
+        return
+    if found:
+        name, problem = found[0]
+        again = store.command(f"alerts test {name}")
+        yield Diagnosis("warning", "alerts", f"{name}: {problem}", f"correct that, then try it: {again}")
+    elif names:
+        yield Diagnosis("ok", "alerts", f"{', '.join(names)}; every message was delivered")
 
 
 def _proxies() -> Diagnosis:

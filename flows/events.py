@@ -1,27 +1,48 @@
-"""Emit events about models, for triggers of deployments and for automations.
+"""Emit Prefect events about what has changed, for triggers of deployments and for automations.
 
-    idxflow.model.promoted   a new champion
-    idxflow.model.kept       a candidate that was not better
-    idxflow.model.refused    a candidate below a floor
+    idxflow.model.promoted      a new champion
+    idxflow.model.kept          a candidate that was not better
+    idxflow.model.refused       a candidate below a floor
+    idxflow.model.forced        a champion by hand, past the gate
+    idxflow.model.rolled-back   an earlier champion again, by hand
+    idxflow.model.retired       models that were removed to save space
+    idxflow.model.stale         no run has succeeded for too long
+    idxflow.model.drifted       new data differs from the champion's
+    idxflow.data.refused        a run that refused its data
+    idxflow.run.failed          a run that failed
+    idxflow.run.crashed         a run whose process is gone
 
-The resource is `idxflow.model.<dataset>`; the payload is the decision as recorded in the ledger. A run
-that finds nothing new emits no event.
+The resource is `idxflow.model.<dataset>`, for all of them. A run that finds nothing new emits no event.
 
-Prefect sends its own events about a run, several for each task, to the server in the same way.
+A run emits its own end. What happens without Prefect, such as a rollback, is in the store, and `idxflow up` emits it
+(`flows.alerts`). Prefect sends its own events about a run, several for each task, to the server in the same way.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from prefect.events import emit_event
-from prefect.events.clients import PrefectEventsClient
-from prefect.events.worker import EventsWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL
-
+from storage.errors import StoreError
+from storage.notices import note
 from storage.records import Decision, to_json
 
-EVENTS = ("promoted", "kept", "refused")
+if TYPE_CHECKING:
+    from storage.store import Store
+
+NAMES = {
+    **{kind: f"idxflow.model.{kind}" for kind in ("promoted", "kept", "forced", "rolled-back", "retired")},
+    **{kind: f"idxflow.model.{kind}" for kind in ("stale", "drifted")},
+    "model-refused": "idxflow.model.refused",
+    "data-refused": "idxflow.data.refused",
+    "failed": "idxflow.run.failed",
+    "crashed": "idxflow.run.crashed",
+}
+"""The names of the events of Prefect, by kind."""
+DECISIONS = {"promoted": "promoted", "kept": "kept", "refused": "model-refused"}
+"""The kind of each outcome of the gate's decisions."""
 
 # Prefect: reconnections.
 _RECONNECTIONS = 3
@@ -36,24 +57,67 @@ def send_without_waiting() -> None:
     Prefect tries to connect ten times for each event, which takes seven seconds, and a process does not exit before
     it has tried them all, which takes minutes. An event that cannot be sent is kept, and sent with a later one.
     """
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL
+
     url = PREFECT_API_URL.value()
     if url and not url.startswith(PREFECT_CLOUD_API_URL.value()):
         EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=_RECONNECTIONS)
 
 
 def announce(dataset: str, run: str, decision: Decision) -> None:
-    """Emit the event of a decision; failure to send it is only a warning, because the decision is in the ledger."""
-    if decision.outcome not in EVENTS:
+    """Emit the event of a decision of a run, which is in the ledger already."""
+    if decision.outcome in DECISIONS:
+        send(DECISIONS[decision.outcome], dataset, {"run": run, **to_json(decision)})
+
+
+def emit(kind: str, dataset: str, payload: Mapping[str, Any], store: Store | None = None) -> None:
+    """Make known what happened to a data set, if no run and no decision in the ledger says it. Never raises.
+
+    Args:
+        kind: a key of `NAMES`, such as `drifted`.
+        dataset: its name.
+        payload: JSON values. Messages to people take from it, if given: `sentence`, `version`, `test_accuracy`,
+            `report` and `command`, the next thing to type.
+        store: notes it there, from where alerts are sent. Without it, there is only the event of Prefect.
+    """
+    sent = _in_flow_run() and send(kind, dataset, payload)
+    if store is None:
         return
-    resource = {
+    try:
+        note(store, dataset, kind, {**payload, "event_sent": sent})
+    except (OSError, StoreError) as error:
+        _log.warning("no alert will be sent: %s", error)
+
+
+def send(kind: str, dataset: str, payload: Mapping[str, Any]) -> bool:
+    """Emit an event of Prefect; return whether that succeeded: it only informs others, so failure is a warning."""
+    from prefect.events import emit_event
+
+    try:
+        emit_event(NAMES[kind], resource_of(dataset, payload), payload=dict(payload))
+    except Exception as error:
+        # The client may raise anything.
+        _log.warning("no event was sent: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+def resource_of(dataset: str, payload: Mapping[str, Any]) -> dict[str, str]:
+    """Return the resource of the events about a data set, which triggers match."""
+    return {
         "prefect.resource.id": f"idxflow.model.{dataset}",
         "prefect.resource.name": f"champion of {dataset}",
         "idxflow.dataset": dataset,
-        "idxflow.version": str(decision.version or ""),
-        "idxflow.champion": str(decision.champion or ""),
+        "idxflow.version": str(payload.get("version") or ""),
+        "idxflow.champion": str(payload.get("champion") or ""),
     }
-    try:
-        emit_event(f"idxflow.model.{decision.outcome}", resource, payload={"run": run, **to_json(decision)})
-    except Exception as error:
-        # The client may raise anything; the event only informs others.
-        _log.warning("no event was sent: %s: %s", type(error).__name__, error)
+
+
+def _in_flow_run() -> bool:
+    if "prefect" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None

@@ -16,7 +16,7 @@ from flows.endings import settle
 from flows.live import Live
 from flows.terminal.text import minute
 from storage.errors import DamagedEntry, PrefectFailed
-from storage.ledger import TOLERANCE
+from storage.ledger import TOLERANCE, Ledger
 from storage.records import CUT_OFF
 from storage.registry import Registry, Version
 from storage.store import Store
@@ -89,22 +89,29 @@ def overview(store: Store, dataset: str | None, max_age: timedelta, now: datetim
         ConfigError: the store has no such data set, and no run of it is scheduled.
     """
     names = store.datasets()
-    scheduled, unknown = _scheduled()
+    due, unknown = scheduled()
     # A data set that has never run appears only in the schedule.
-    names += sorted(set(scheduled) - set(names))
+    names += sorted(set(due) - set(names))
     if dataset is not None:
         datasets.check_known(store, dataset, names)
-    healths = [_health(store, name, scheduled.get(name), max_age, now) for name in ([dataset] if dataset else names)]
+    shown = [dataset] if dataset else names
+    healths = [health_of(Registry(store, name), due.get(name), max_age, now) for name in shown]
     return Overview(tuple(healths), unknown)
 
 
-def _health(store: Store, name: str, due: datetime | None, limit: timedelta, now: datetime) -> Health:
+def health_of(registry: Registry, due: datetime | None, limit: timedelta, now: datetime) -> Health:
+    """Return how one data set is doing.
+
+    Args:
+        due: when its next run is due, UTC; None if none is, or if that is unknown.
+        limit: it is stale without a successful run for longer than this.
+        now: UTC.
+    """
+    store, name, ledger = registry.store, registry.dataset, registry.ledger
     settle(store, name)
-    registry = Registry(store, name)
-    ledger = registry.ledger
-    runs = [_run(values) for values in islice(ledger.newest("runs"), SHOWN)]
+    runs = [run_status(values) for values in islice(ledger.newest("runs"), SHOWN)]
     # Lazy: read only as far back as the last successful run.
-    good = (run for values in ledger.newest("runs") if (run := _run(values)).state in GOOD)
+    good = (run for values in ledger.newest("runs") if (run := run_status(values)).state in GOOD)
     version = registry.champion()
     champion = _champion(registry, version, now) if version else None
     found, unknown = _live(store, name, version) if version else (None, [])
@@ -149,16 +156,47 @@ def _problems(
         )
         # A time from a wrong clock does not prove that the model is fresh; an earlier run may.
         last = next((run for run in good if not _is_ahead(time_of(run), now)), None)
-    age = now - time_of(last) if last else None
-    if age and age > limit:
-        expected = f"expected one at least every {span_text(limit)}"
-        problems.append(f"stale: the last successful run was {ago(age)}; {expected}")
+    if last and now - time_of(last) > limit:
+        problems.append(f"stale: {LastSuccess(last.run, time_of(last)).sentence(limit, now)}")
     return problems
+
+
+@dataclass(frozen=True)
+class LastSuccess:
+    """The last run that succeeded."""
+
+    run: str
+    time: datetime
+    """When it ended, UTC."""
+
+    def sentence(self, limit: timedelta, now: datetime) -> str:
+        """Return that it was longer ago than `limit`."""
+        return f"the last successful run was {ago(now - self.time)}; expected one at least every {span_text(limit)}"
+
+
+def stale_since(ledger: Ledger, limit: timedelta, now: datetime) -> LastSuccess | None:
+    """Return the last successful run of a data set if it was longer ago than `limit`; None if it was not, or never.
+
+    Raises:
+        DamagedEntry: a record of the ledger cannot be read.
+        StoreError: the ledger cannot be listed.
+    """
+    for values in ledger.newest("runs"):
+        run = run_status(values)
+        time = time_of(run)
+        if run.state in GOOD and not _is_ahead(time, now):
+            return LastSuccess(run.run, time) if now - time > limit else None
+    return None
 
 
 def _late(due: datetime | None, now: datetime, up: str) -> Iterator[str]:
     if due and now - due > LATE:
-        yield f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
+        yield late_sentence(due, up)
+
+
+def late_sentence(due: datetime, up: str) -> str:
+    """Return that a run should have started at a time; `up` is the command that starts a worker."""
+    return f"a run has been due since {minute(due)} and has not started: no worker has taken it; start one: {up}"
 
 
 def time_of(run: RunStatus) -> datetime:
@@ -183,14 +221,15 @@ def champion_since(registry: Registry, version: Version) -> datetime:
     return turn.time if turn else datetime.fromisoformat(version.time)
 
 
-def _run(values: Mapping[str, Any]) -> RunStatus:
+def run_status(values: Mapping[str, Any]) -> RunStatus:
+    """Return a run from its record in the ledger."""
     seconds = values["seconds"]
     # If the process of a run died, its record has the time when that was noticed.
     time = values["time"] if seconds is not None else values.get("started") or values["time"]
     return RunStatus(values["run"], time, values["state"], values["sentence"], seconds)
 
 
-def _scheduled() -> tuple[dict[str, datetime], str | None]:
+def scheduled() -> tuple[dict[str, datetime], str | None]:
     """Return when each data set is due next, by name, and why the schedule is unknown, if it is."""
     from flows.service.client import querying
 

@@ -18,25 +18,33 @@ from prefect.futures import wait
 from expectations import engine_process
 from flows.approval import ask
 from flows.run import Job
-from storage.datasets.catalog import ROLES
+from storage.datasets.catalog import ROLES, Dataset
 from storage.errors import ValidationFailed
 from storage.files import WAITING
 from storage.records import SPLITS, Answer, Done, Evaluation, Report, Split, SplitName
 from storage.runtime import timings
+from storage.workers.current import current
 from tasks.audit import audit
+from tasks.checking import measuring, repeats, surveys
 from tasks.confirm import confirm
 from tasks.decide import Candidate, Incumbent, current_champion, decide, question
 from tasks.decode import decode
+from tasks.decoding import pairs
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
+from tasks.model import part_sums
 from tasks.normalize import normalize
 from tasks.publish import point_to_report, publish
 from tasks.quarantine import quarantine
+from tasks.scoring import scores
 from tasks.train import check_own_model, train
 from tasks.validate import validate
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_ON_WORKERS = tuple(module.__name__ for module in (pairs, surveys, repeats, measuring, part_sums, scores))
+"""The modules whose functions workers call for each part, in the order of the steps."""
 
 _log = logging.getLogger(__name__)
 
@@ -99,10 +107,9 @@ def to_validation(job: Job, caller: Caller, audited: bool = False) -> tuple[Spli
 def _to_validation(job: Job, caller: Caller, audited: bool) -> tuple[Split, Split]:
     store, dataset = job.store, job.dataset
     if not any(store.newest_entries(dataset.name, "validate")):
-        engine_process.begin()
+        _begin_to_import(dataset)
     if _fetched(job, caller, ROLES):
-        # New data is validated, and to import what that takes takes longer than to decode it.
-        engine_process.begin()
+        _begin_to_import(dataset)
     train_split, test_split = _decoded(job, caller, SPLITS)
     train_split, test_split = _usable(job, caller, train_split, test_split, audited)
     try:
@@ -111,6 +118,13 @@ def _to_validation(job: Job, caller: Caller, audited: bool) -> tuple[Split, Spli
         job.note(validation=error.validation, steps=(*job.record.steps, *([error.step] if error.step else [])))
         raise
     return train_split, test_split
+
+
+def _begin_to_import(dataset: Dataset) -> None:
+    """Have other processes import what new data needs: that takes longer than to fetch or decode some."""
+    engine_process.begin()
+    if any(len(dataset.archives_of(role)) > 1 for role in ROLES):
+        current().begin(_ON_WORKERS)
 
 
 def to_training_rows(job: Job, caller: Caller) -> Split:

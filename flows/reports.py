@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +45,19 @@ def run_with_report(data: DatasetInStore, record: dict[str, Any]) -> dict[str, A
     Raises:
         ConfigError: the ledger does not have that run.
     """
-    named = Path(str(record.get("report") or "")).name
-    if record.get("state") != "unchanged" or named in ("", record.get("run")):
+    named = original_of(record)
+    if named is None:
         return record
     original = data.run(named)
     version = f"v{record['version']}, " if record.get("version") else ""
     remark(f"run {record.get('run')} changed nothing; this is the report of {version}run {named}")
     return original
+
+
+def original_of(record: Mapping[str, Any]) -> str | None:
+    """Return the run whose report covers the run `record`, which changed nothing; None if it has its own."""
+    named = Path(str(record.get("report") or "")).name
+    return None if record.get("state") != "unchanged" or named in ("", record.get("run")) else named
 
 
 def report_of(data: DatasetInStore, record: dict[str, Any], needed: Sequence[str] = ()) -> RunReport:

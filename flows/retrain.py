@@ -18,7 +18,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows.endings import present, settle
-from flows.events import announce, send_without_waiting
+from flows.events import announce, send, send_without_waiting
 from flows.interruption import Terminated, keep_prefect_outside_locks
 from flows.pipeline import ByPrefect, Caller, report, to_decision, to_validation
 from flows.run import Job, Request, RunFailed, not_started, prepare, refusal
@@ -31,7 +31,7 @@ from storage.datasets.training import Profile, TrainingOverrides
 from storage.errors import DamagedEntry, IdxflowError
 from storage.objects.address import OPEN_STORE
 from storage.outcomes import Outcome
-from storage.records import HTML
+from storage.records import HTML, to_json
 from storage.runtime import arithmetic, cancellation
 from storage.snapshots import ARRIVAL
 from storage.workers.address import OPEN_WORKERS
@@ -313,8 +313,8 @@ def _finish(job: Job, caller: Caller) -> State[Outcome]:
     # A run without a report belongs in the ledger, too.
     with _failing(job):
         job.append_to_ledger()
-    if job.record.decision and runtime.flow_run.id:
-        announce(job.dataset.name, job.record.id, job.record.decision)
+    if runtime.flow_run.id:
+        _announce(job)
     describe_run(f"{job.dataset.name} {job.record.id} {job.words}", job.state)
     if job.report:
         _log.info("report: %s", job.report.entry.where(HTML))
@@ -327,6 +327,17 @@ def _finish(job: Job, caller: Caller) -> State[Outcome]:
         return Failed(message=job.message, data=RunFailed(outcome))
     _log.info("%s: %s", job.dataset.name, job.sentence, extra=ending)
     return Completed(message=job.message, data=outcome)
+
+
+def _announce(job: Job) -> None:
+    """Emit the events of an ended run, which is in the ledger."""
+    record = job.record
+    if record.decision:
+        announce(job.dataset.name, record.id, record.decision)
+    # A model that was refused is a decision.
+    if record.failure and job.words != "model refused":
+        kind = "data-refused" if job.words == "data refused" else "failed"
+        send(kind, job.dataset.name, {"run": record.id, "sentence": job.sentence, "error": to_json(record.failure)})
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "idxflow"
 """The work pool whose runs the worker of `idxflow up` takes."""
+SITE_PORT = 4280
+"""Where `idxflow serve` and `idxflow up` serve the pages, unless told otherwise."""
 SOURCE_VARIABLE = "IDXFLOW_SOURCE"
 LOGGERS = ("flows", "tasks", "storage", "expectations")
 """The loggers of idxflow; Prefect sends what they log to its API (`extra_loggers` in pyproject.toml)."""

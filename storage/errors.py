@@ -173,12 +173,16 @@ class CutOff(IdxflowError):
     advice = "Start the run again. The interruption says nothing about the data or the model."
 
 
+DRIFTED = 6
+"""Exit code of `idxflow drift` if images differ by more than the limits. That is an answer, not an error."""
+
 EXIT_CODES: Mapping[int, str] = {
     0: "success",
     **{
         kind.exit_code: kind.meaning
         for kind in (IdxflowError, ConfigError, DataRefused, SourceUnavailable, ModelRefused)
     },
+    DRIFTED: "images drifted",
     128 + signal.SIGINT: "interrupted (SIGINT)",
     128 + signal.SIGTERM: "terminated (SIGTERM, SIGHUP)",
 }

@@ -744,6 +744,8 @@ class DatasetFacts:
     """The checks whose rows were to be set aside, if the manifest or the run said so; not in older records."""
     max_share: float | None = None
     """Largest share of a split's rows to set aside, in [0, 1], if some were to be."""
+    drift: Mapping[str, float] | None = None
+    """The limits of drift that differ from the defaults, by name; not in older records."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,15 @@ STEP_FOLDERS = tuple(dict.fromkeys(FOLDERS.values()))
 """The folders of entries; two steps may share one."""
 INNER_FOLDERS = (
     *("registry/versions", "registry/retired"),
-    *("ledger/runs", "ledger/decisions", "ledger/arrivals", "ledger/studies", "ledger/underway"),
+    *(
+        "ledger/runs",
+        "ledger/decisions",
+        "ledger/arrivals",
+        "ledger/studies",
+        "ledger/notices",
+        "ledger/drifts",
+        "ledger/underway",
+    ),
 )
 """The folders in folders of a data set, without those of entries and those that come and go."""
 _PARTS = (*STEP_FOLDERS, INBOX, "registry", "ledger", LOCKS)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -16,7 +18,7 @@ from storage.datasets.catalog import Dataset
 from storage.records import HTML, Done, Finding, FolderEntry, Report, RunRecord, from_json
 from storage.registry import Registry
 from storage.store import FOLDERS, Plan
-from tasks.report import past_runs
+from tasks.report import past_runs, rendering
 from tasks.report.document import Document, build
 from tasks.ui import artifacts
 from tasks.ui.markdown import escaped
@@ -50,6 +52,7 @@ def point_to_report(name: str, sentence: str, version: str, report: Report) -> N
     place = f"{name}/{FOLDERS['publish']}/{report.entry.key}/{HTML}"
     text = f"# Nothing new\n\n{escaped(sentence)}\n\nThe report of {version}, in the store: {escaped(place)}\n"
     artifacts.show_markdown(artifacts.key("report", name), text, f"Nothing new; see the report of {version}")
+    _show_link(name, report.entry.key)
 
 
 def compose(registry: Registry, dataset: Dataset, run: RunRecord) -> Document:
@@ -73,5 +76,13 @@ def _show(document: Document, place: str) -> None:
     identity, verdict = document.values["run"], document.values["verdict"]
     name, description = identity["dataset"], f"{verdict['headline']}; run {identity['id']}"
     artifacts.show_markdown(artifacts.key("report", name), document.markdown(place), description)
+    _show_link(name, identity["id"])
     if rows := document.metrics():
         artifacts.show_table(artifacts.key("metrics", name), rows, f"Test results per class; run {identity['id']}")
+
+
+def _show_link(dataset: str, run: str) -> None:
+    """Link to the report of a run in the pages, if it is known where they are."""
+    if site := rendering.link(os.environ.get(artifacts.SITE_VARIABLE, "")):
+        url = f"{site.rstrip('/')}/{quote(dataset, safe='')}/runs/{quote(run, safe='')}"
+        artifacts.show_link(artifacts.key("page", dataset), url, f"Report of run {run}", "The report, and all else")

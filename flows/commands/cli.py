@@ -15,12 +15,14 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from flows import environment
 from flows.commands import (
+    alerts,
     backfill,
     copy_command,
     dataset,
     datasets,
     diagnose,
     doctor,
+    drift,
     export,
     figures,
     gc_command,
@@ -59,6 +61,7 @@ OF_DATA = {
     **dict.fromkeys(("validate", "watch", "tune"), (3, 4)),
     **dict.fromkeys(("manifest", "predict", "labels"), (3,)),
     "dataset": (3, 5),
+    "drift": (3, 6),
 }
 """Exit codes that only some commands have."""
 
@@ -99,9 +102,17 @@ GROUPS: dict[str, tuple[App | Callable[..., int], ...]] = {
         quarantine.app,
         labels.app,
     ),
-    "Models": (predict.predict, export.export, diagnose.diagnose, registry.app, promote.promote, rollback.rollback),
+    "Models": (
+        predict.predict,
+        export.export,
+        diagnose.diagnose,
+        drift.drift,
+        registry.app,
+        promote.promote,
+        rollback.rollback,
+    ),
     "Reports": (status.status, runs.app, report.report),
-    "Operate": (up.up, serve.serve, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
+    "Operate": (up.up, serve.serve, alerts.app, doctor.doctor, verify.verify, copy_command.copy, gc_command.gc),
 }
 """The commands by purpose, as `idxflow --help` lists them."""
 

@@ -45,10 +45,15 @@ def gc(
     Args:
         dataset: Clean up only this data set.
     """
+    from flows.alerts.delivery import tell
+
     opened = open_store(store)
     outcomes = [retention.collect(opened, name, keep_last, dry_run) for name in datasets.in_store(opened, dataset)]
     downloads = retention.collect_downloads(opened, dry_run) if dataset is None else CollectedDownloads((), (), 0)
     strays = retention.collect_strays(opened, dry_run) if dataset is None else ()
+    for collected in outcomes:
+        if collected.retired and not dry_run:
+            tell(store, collected.dataset)
     if as_json:
         values = {"datasets": [_values(c) for c in outcomes], "downloads": _values_of(downloads)}
         beside = {"strays": [opened.objects.where(found.key) for found in strays], "cache": _values_of_cache(opened)}

@@ -31,9 +31,13 @@ def promote(
         dataset: A data set of the store.
         version: A version such as `7` or `v7`.
     """
+    from flows.alerts.delivery import tell
+
     data = DatasetInStore.open(dataset, store)
     decision = promotion.promote(data, version, force, reason)
     if as_json:
-        return print_json(decision)
-    print_line(decision["sentence"])
+        print_json(decision)
+    else:
+        print_line(decision["sentence"])
+    tell(store, dataset)
     return 0

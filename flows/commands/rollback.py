@@ -30,9 +30,13 @@ def rollback(
     Args:
         dataset: A data set of the store.
     """
+    from flows.alerts.delivery import tell
+
     data = DatasetInStore.open(dataset, store)
     decision = promotion.roll_back(data, to, reason)
     if as_json:
-        return print_json(decision)
-    print_line(decision["sentence"])
+        print_json(decision)
+    else:
+        print_line(decision["sentence"])
+    tell(store, dataset)
     return 0

@@ -218,6 +218,10 @@ def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) ->
         print_json({**outcome.to_json(), **({"timings": timings.to_json(clock)} if clock else {})})
     elif clock:
         timings.print_timings(clock)
+    if outcome.run:
+        from flows.alerts.delivery import tell
+
+        tell(request.store, outcome.dataset)
     return outcome.exit_code
 
 

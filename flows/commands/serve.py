@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.commands.options import StoreFolder
+from flows.settings import SITE_PORT
 
 
 def serve(
@@ -18,7 +19,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[
         int, Parameter(help="Port to listen on; 0: any that is free.", validator=Number(gte=0, lte=65535))
-    ] = 4280,
+    ] = SITE_PORT,
     token_from: Annotated[
         str | None,
         Parameter(

@@ -31,24 +31,31 @@ def status(
 
     Exit code 1 if any data set needs attention: if no run has succeeded for --max-age days, if the last run failed, was
     refused or was cut off, if a run is late because no worker takes it, if there is no champion, or if the last
-    successful run has a time in the future, so that its age is unknown.
+    successful run has a time in the future, so that its age is unknown; or if an alert could not be delivered.
 
     Examples: `idxflow status` · `idxflow status mnist --max-age 30`
 
     Args:
         dataset: Show only this data set.
     """
+    from flows.alerts.delivery import troubles
+
     opened, now = open_store(store), datetime.now(UTC)
     summary = overview(opened, dataset, timedelta(days=max_age), now)
+    failing = troubles(opened)
     if as_json:
         healths = [
             {**asdict(health), "live": live.values(health.dataset, health.live) if health.live else None}
             for health in summary.healths
         ]
-        print_json({"store": opened.address, "schedule": summary.schedule_unknown, "datasets": healths})
+        alerts = [{"name": name, "problem": problem} for name, problem in failing]
+        values = {"schedule": summary.schedule_unknown, "datasets": healths, "alerts": alerts}
+        print_json({"store": opened.address, **values})
     else:
         _print(opened, summary, now)
-    return 1 if any(health.problems for health in summary.healths) else 0
+        for name, problem in failing:
+            print_line(f"alert {name}: {problem}")
+    return 1 if failing or any(health.problems for health in summary.healths) else 0
 
 
 def _print(store: Store, summary: Overview, now: datetime) -> None:

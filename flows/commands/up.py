@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from flows.commands.options import StoreFolder
-from flows.settings import POOL
+from flows.settings import POOL, SITE_PORT
 from storage.opening import open_store
 
 
@@ -71,14 +71,10 @@ def up(
     csrf: Annotated[
         bool, Parameter(help="Require a token with every change, to prevent cross-site request forgery.")
     ] = True,
-    serve: Annotated[
-        int | None,
-        Parameter(
-            help="Also serve the champions, as `idxflow serve` does, on this port of loopback, such as 4280. Default: "
-            "not.",
-            validator=Number(gte=1, lte=65535),
-        ),
-    ] = None,
+    site: Annotated[bool, Parameter(help="Start the site of `idxflow serve`, too, where it starts the worker.")] = True,
+    site_port: Annotated[
+        int, Parameter(help="Port of the site; 0: any that is free.", validator=Number(gte=0, lte=65535))
+    ] = SITE_PORT,
     store: StoreFolder = None,
 ) -> int:
     """Run Prefect server, worker and schedules until Ctrl-C.
@@ -99,4 +95,6 @@ def up(
     names = server.checked_names(allow_host or ())
     open_store(store)
     database = server.checked_database(database)
-    return supervise(UpOptions(host, port, pool, database, auth, csrf, store, names, job_variables, checkout, serve))
+    return supervise(
+        UpOptions(host, port, pool, database, auth, csrf, store, names, job_variables, checkout, site, site_port)
+    )

@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
+from flows.alerts.watching import Watch
 from flows.interruption import outside_locks
-from flows.service import configuration, entry, server, sqlite, worker
-from flows.service.application import AUTH, Plan, listen
+from flows.service import configuration, entry, server, site_process, sqlite, worker
+from flows.service.application import AUTH, Plan
 from flows.service.database import hold, home_errors, in_use, private_home, starting
 from flows.service.guard import LOOPBACK
 from flows.service.kept_client import KeptClient
@@ -29,12 +30,13 @@ from flows.service.lock import Lock, ready, running
 from flows.service.memory import Memory
 from flows.service.processes import START_SECONDS, Command, Service
 from flows.service.recorder import Recorder
-from flows.settings import POOL, ROOT
+from flows.settings import POOL, ROOT, SITE_PORT
 from flows.terminal.screen import moving, styled
 from storage.errors import ConfigError, PrefectFailed
 from storage.opening import open_store
 from storage.store import BESIDE, STORE_VARIABLE, command_for, store_address
 from tasks.sources import proxies
+from tasks.ui.artifacts import SITE_VARIABLE
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -79,8 +81,9 @@ class UpOptions:
     names: tuple[str, ...] = ()
     job_variables: str | None = None
     checkout: str | None = None
-    serve: int | None = None
-    """The port of `idxflow serve`, which this starts, too; None: it does not."""
+    site: bool = True
+    """Whether to start the site, too, where a worker is started."""
+    site_port: int = SITE_PORT
 
     def effects(self) -> dict[str, object]:
         """Return the options, by name, that have no effect on a server and worker that are already running."""
@@ -93,7 +96,8 @@ class UpOptions:
             "--pool": self.pool,
             "--job-variables": self.job_variables,
             "--checkout": self.checkout,
-            "--serve": self.serve,
+            "--no-site": self.site,
+            "--site-port": self.site_port,
             _STORE: store_address(self.store),
         }
 
@@ -192,7 +196,6 @@ class Supervisor:
         """Kept open, so that no temporary server uses the database, too."""
         self.server: Service | None = None
         self.worker: Service | None = None
-        self.site: Service | None = None
         self.worker_since = datetime.now(UTC)
         self.placement: Placement
         self.database_file: Path | None = None
@@ -203,6 +206,7 @@ class Supervisor:
         self.promise: Promise | None = None
         self.store = open_store(options.store)
         self.recorder = Recorder(self.store, self._impatient)
+        self.alerts = Watch(self.store, self._impatient, self.where.api)
         self.last_problem, self.last_information = "", dict[str, object]()
         """The last line printed about a lasting problem, and the last information written for others."""
 
@@ -211,11 +215,9 @@ class Supervisor:
         if not self.lock.take():
             return self._say_what_runs()
         try:
-            self._check_port_of_site()
             self._start_server()
             with self._client() as client:
                 self._start(client)
-                self._start_site()
                 self._ready()
             self._keep()
         except Cancelled:
@@ -325,6 +327,11 @@ class Supervisor:
         return OwnFiles(self.store.root, _say, self.options.pool if self.placement.kind != PROCESS else "")
 
     @cached_property
+    def site(self) -> site_process.Started:
+        """The pages for people, and the API (`idxflow serve`)."""
+        return site_process.Started(self.folder)
+
+    @cached_property
     def checks(self) -> KeptClient:
         """What the regular checks query the server with."""
         return KeptClient(lambda: self._impatient(QUERY_SECONDS))
@@ -402,6 +409,10 @@ class Supervisor:
             _say(f"found a worker that polls the pool {self.options.pool}: {others[0]}")
             return
         self._sweep(client, "its worker ended")
+        if self.options.site:
+            self._start_site(environment)
+        # The runs link to their reports there, unless the user has said where the pages are, such as behind a proxy.
+        environment = {**({SITE_VARIABLE: self.site.url} if self.site.url else {}), **environment}
         log = self.folder / "worker.log"
         pool = ("--pool", self.options.pool, "--type", "process", "--name", self.worker_name)
         command = Command("worker", worker.command(STOP_SECONDS, *pool), environment, ROOT, log)
@@ -413,33 +424,16 @@ class Supervisor:
             self._await_worker(client, self.worker)
         _say(f"worker ready, process {self.worker.pid}")
 
-    def _check_port_of_site(self) -> None:
-        """Check, before anything is started, that the port of --serve is free.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        if self.options.serve is None:
-            return
+    def _start_site(self, environment: Mapping[str, str]) -> None:
+        """Start the site. Where that is impossible, say why: retraining goes on without it."""
+        options = self.options
         try:
-            listen(LOOPBACK[0], self.options.serve).close()
-        except OSError as error:
-            raise ConfigError(
-                f"expected a free port for --serve {self.options.serve}; {error.strerror}; choose another"
-            ) from error
-
-    def _start_site(self) -> None:
-        """Start `idxflow serve` at loopback, where it needs no token, if it was asked for."""
-        if self.options.serve is None:
-            return
-        from flows.web import serving
-
-        environment = server.client_environment(self.where, self.auth, self.options.store)
-        log = self.folder / "site.log"
-        store = store_address(self.options.store)
-        self.site = Service(serving.command(self.options.serve, store, environment, ROOT, log))
-        self.site.start()
-        _say(f"serving the champions at http://{LOOPBACK[0]}:{self.options.serve}, process {self.site.pid}, log {log}")
+            plan = site_process.SitePlan(options.host, options.names, options.store)
+            self.site.start(plan, options.site_port, self.auth, environment)
+        except ConfigError as error:
+            return _say(f"warning: no site: {error}")
+        asks = "" if options.host in LOOPBACK else ", with the password of the server"
+        return _say(f"starting the site at {self.site.url}{asks}, process {self.site.pid}, log {self.site.log}")
 
     def _await_worker(self, client: SyncPrefectClient, service: Service) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -492,7 +486,8 @@ class Supervisor:
             what = "deployed" if self.placement.is_foreign else "everything is already running"
             _say(f"{what}; nothing was started")
             return
-        _say("Ctrl-C stops " + " and ".join(service.command.name for service in self._services))
+        *names, last = (service.command.name for service in self._services)
+        _say(f"Ctrl-C stops {', '.join(names)}{' and ' if names else ''}{last}")
         swept = looked = time.monotonic()
         while True:
             self._revive_all()
@@ -505,12 +500,14 @@ class Supervisor:
                     with suppress(Exception), self._checking() as client:
                         self._sweep(client, "its worker ended")
                     swept = time.monotonic()
+            for line in self.alerts.look():
+                _say(line)
             time.sleep(0.5)
 
     @property
     def _services(self) -> list[Service]:
         """Return the services that were started here."""
-        return [service for service in (self.server, self.worker, self.site) if service]
+        return [service for service in (self.server, self.worker, self.site.service) if service]
 
     def _revive_all(self) -> None:
         for service in self._services:
@@ -522,11 +519,9 @@ class Supervisor:
         try:
             happened = service.revive()
         except PrefectFailed as error:
-            if service is self.site:
-                # Retraining goes on without it.
-                self.site = None
-                _say(f"{error}; the rest goes on")
-                return
+            if service is self.site.service:
+                self.site.give_up()
+                return _say(f"no site any more: {error}")
             trouble = self._trouble() if service is self.server else None
             raise PrefectFailed(f"{error}; {trouble}") if trouble else error from None
         if happened:
@@ -538,6 +533,7 @@ class Supervisor:
             elif service is self.server:
                 # The file that it opens is known once it answers.
                 self.opened = None
+        return None
 
     def _look_after(self) -> None:
         """Check that the server has its database, answers queries and has its setup; repair it if not."""
@@ -641,8 +637,7 @@ class Supervisor:
         """Stop the worker, its runs and the server, if they were started here. Never raises."""
         with suppress(Exception):
             self.checks.close()
-        if self.site:
-            self.site.stop(STOP_SECONDS)
+        self.site.stop(STOP_SECONDS)
         if self.worker:
             self.worker.stop(STOP_SECONDS)
             with suppress(Exception):

@@ -14,8 +14,9 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from flows.service.guard import Guard
-from flows.web import access, api, pages
+from flows.web import access, api
 from flows.web.metrics import Measured
+from flows.web.pages import rendering, routes
 from flows.web.refusals import Refused, refused
 from flows.web.served import Site
 
@@ -40,7 +41,7 @@ def application(site: Site) -> FastAPI:
     app.state.site = site
     # Only for the description; `Token` is what refuses.
     app.include_router(api.router, dependencies=[Security(HTTPBearer(auto_error=False))] if site.token else [])
-    app.include_router(pages.router)
+    app.include_router(routes.router)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -55,6 +56,7 @@ def application(site: Site) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     site: Site = app.state.site
+    site.pages.start()
     await run_in_threadpool(site.champions.start)
     if site.log:
         site.log.start()
@@ -63,18 +65,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         site.champions.stop()
         site.work.stop()
+        site.pages.work.stop()
         if site.log:
             await run_in_threadpool(site.log.stop)
 
 
 def _refused(request: Request, error: Any) -> Response:
+    if rendering.wanted(request):
+        return rendering.refused(request, error.status, error.sentence, error.headers)
     return refused(error.status, error.sentence, error.headers)
 
 
 def _invalid(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     where, found = ".".join(map(str, first["loc"][1:])), str(first.get("input"))[:100]
-    return refused(422, f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}; found {found!r}; correct it")
+    sentence = f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}; found {found!r}; correct it"
+    return _refused(request, Refused(422, sentence))
 
 
 def _http_error(request: Request, error: Any) -> Response:
@@ -82,4 +88,5 @@ def _http_error(request: Request, error: Any) -> Response:
         404: f"expected an address that is served here; found {request.url.path[:100]!r}; / has the links",
         405: f"expected another method; found {request.method} {request.url.path[:100]!r}; see /openapi.json",
     }
-    return refused(error.status_code, sentences.get(error.status_code, str(error.detail)), error.headers)
+    sentence = sentences.get(error.status_code, str(error.detail))
+    return _refused(request, Refused(error.status_code, sentence, error.headers))

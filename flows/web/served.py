@@ -11,6 +11,7 @@ from flows.service.guard import Rules
 from flows.web.champions import Champions, Followed
 from flows.web.limits import RequestLimits
 from flows.web.metrics import Metrics
+from flows.web.pages.state import State
 from flows.web.refusals import Refused
 from flows.web.work import Work
 from storage.prediction_log import PredictionLog
@@ -19,7 +20,9 @@ from storage.store import Store
 JSON_TYPE = "application/json"
 NPY_TYPES = ("application/x-npy", "application/octet-stream")
 PICTURE_TYPES = ("image/png", "image/jpeg")
-MEDIA_TYPES = frozenset((JSON_TYPE, *NPY_TYPES, *PICTURE_TYPES))
+FORM_TYPE = "multipart/form-data"
+"""Only of the form of a page. Another site's page can send it, too, but not without its origin, which is refused."""
+MEDIA_TYPES = frozenset((JSON_TYPE, *NPY_TYPES, *PICTURE_TYPES, FORM_TYPE))
 """What the body of a request can be."""
 
 
@@ -61,6 +64,11 @@ class Site:
     def work(self) -> Work:
         """The thread that computes answers; anything that takes longer than a millisecond belongs there."""
         return Work(self.limits.waiting)
+
+    @cached_property
+    def pages(self) -> State:
+        """What the pages for people keep."""
+        return State(self.store)
 
 
 async def site_of(request: Request) -> Site:

@@ -7,16 +7,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.service.application import listen
 from flows.service.guard import LOOPBACK
-from flows.service.processes import Command
 from flows.service.server import checked_names
-from flows.settings import relax_garbage_collection
+from flows.settings import SITE_PORT
 from flows.terminal.output import print_line, remark
 from flows.web.limits import RequestLimits
 from storage.errors import ConfigError
@@ -40,7 +38,7 @@ class ServeOptions:
 
     datasets: tuple[str, ...] = ()
     host: str = "127.0.0.1"
-    port: int = 4280
+    port: int = SITE_PORT
     token_from: str | None = None
     names: tuple[str, ...] = ()
     store: str | None = None
@@ -49,21 +47,17 @@ class ServeOptions:
     """How predictions are kept; None: not at all."""
 
 
-def command(port: int, store: str, environment: Mapping[str, str], folder: Path, log: Path) -> Command:
-    """Return the command of a process that serves a store at a port of loopback, for `idxflow up`."""
-    # -P: import no modules from the current folder.
-    arguments = (sys.executable, "-P", "-m", __name__, str(port), store)
-    return Command("site", arguments, environment, folder, log)
-
-
 def url_of(host: str, listener: socket.socket) -> str:
     """Return where clients on this machine reach a socket that listens on `host`."""
     name, port = {"0.0.0.0": LOOPBACK[0], "::": "::1"}.get(host, host), listener.getsockname()[1]
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def serve_store(options: ServeOptions) -> int:
+def serve_store(options: ServeOptions, listener: socket.socket | None = None) -> int:
     """Serve a store until Ctrl-C or SIGTERM; return the exit code.
+
+    Args:
+        listener: a socket that listens already, at the host of the options; None: one is made.
 
     Raises:
         ConfigError: the options cannot be used, such as a port that is taken.
@@ -72,7 +66,7 @@ def serve_store(options: ServeOptions) -> int:
     store = open_store(options.store)
     _check_datasets(store, options.datasets)
     names, token = checked_names(options.names), _token(options)
-    with _listening(options) as listener:
+    with listener or listening(options.host, options.port) as listener:
         # Only now: importing takes a second. Pillow by this thread, because no two may import at the same time.
         import PIL.Image
 
@@ -165,16 +159,18 @@ def _token(options: ServeOptions) -> str | None:
     return token
 
 
-def _listening(options: ServeOptions) -> socket.socket:
+def listening(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Return a socket that listens there.
+
+    Args:
+        option: what chooses the port, for messages.
+
+    Raises:
+        ConfigError: the port is taken, or the host is not this machine.
+    """
     try:
-        return listen(options.host, options.port)
+        return listen(host, port)
     except OSError as error:
-        where = f"{options.host}:{options.port}"
         raise ConfigError(
-            f"expected to listen on {where}; {error.strerror or error}; choose another with --port or --host"
+            f"expected to listen on {host}:{port}; {error.strerror or error}; choose another with {option} or --host"
         ) from error
-
-
-if __name__ == "__main__":
-    relax_garbage_collection()
-    sys.exit(serve_store(ServeOptions(port=int(sys.argv[1]), store=sys.argv[2])))

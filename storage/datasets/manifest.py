@@ -83,6 +83,7 @@ def _different(values: tuple[Element, ...]) -> tuple[Element, ...]:
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Pixel = Annotated[float, Field(strict=True, ge=0, le=255)]
 Rate = Annotated[float, Field(strict=True, gt=0, lt=0.5)]
+Effect = Annotated[float, Field(strict=True, ge=0)]
 Bytes = Annotated[int, Field(strict=True, ge=1, le=MAX_BYTES)]
 RowCount = Annotated[int, Field(strict=True, ge=1, le=MAX_ROWS)]
 Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
@@ -230,6 +231,63 @@ class Quarantine(_Table):
     max_share: Share = Field(
         default=0.01,
         description="Largest share of a split's rows to set aside; with more, the data is refused.",
+    )
+
+
+@dataclass(frozen=True, config=_TABLE)
+class Drift(_Table):
+    """How far new images may differ from what the champion was trained on, for `idxflow drift` and the flow `monitor`.
+
+    A test has to be significant and beyond its limit. The limits are larger than what samples of the same distribution
+    show, and smaller than changes that cost accuracy: docs/how-to/drift.md has both, measured.
+    """
+
+    false_alarms: Rate = Field(
+        default=0.01,
+        description="Largest probability that a sample of the same distribution is said to have drifted, for all tests "
+        "together. At one look a day, 0.01 is at most about four false alarms a year; lower it for hourly looks.",
+    )
+    min_images: int = Field(
+        default=100,
+        strict=True,
+        ge=20,
+        le=MAX_ROWS,
+        description="Fewest images to compare. With fewer, only large differences can be told from chance.",
+    )
+    label_shares: Effect = Field(
+        default=0.2,
+        description="Largest change of the shares of labels (Cohen's w: 0.1 is small, 0.3 medium). One of ten equal "
+        "classes that is missing, or twice as frequent, is 0.33.",
+    )
+    predicted_shares: Effect = Field(
+        default=0.2,
+        description="Largest change of the shares of predicted classes, compared with those on the test split "
+        "(Cohen's w), for the reason of `label_shares`.",
+    )
+    measure_distance: Share = Field(
+        default=0.2,
+        description="Largest difference of the distribution of a measure of the images, such as ink "
+        "(Kolmogorov-Smirnov's D). At 0.2, a fifth of the images have moved beyond a value that they were below.",
+    )
+    measure_stability: Effect = Field(
+        default=0.25,
+        description="Largest population stability index of a measure of the images. Above 0.25 is usually called a "
+        "shift, below 0.1 stable.",
+    )
+    mean_image: Effect = Field(
+        default=0.2,
+        description="Largest distance of the mean image, in standard deviations of an image around the mean. 0.2 is a "
+        "small effect (Cohen's d).",
+    )
+    confidence: Share = Field(
+        default=0.15,
+        description="Largest difference of the distribution of the champion's confidence from that on the test split "
+        "(Kolmogorov-Smirnov's D). A model that meets images of another kind is less sure of many.",
+    )
+    told_apart: Share = Field(
+        default=0.65,
+        description="Largest AUC of a classifier that tries to tell new images from old ones; 0.5 is chance. At 0.65, "
+        "it is right for about two of three pairs.",
     )
 
 
@@ -464,6 +522,9 @@ class Manifest(BaseModel):
     quarantine: Quarantine = Field(
         default=Quarantine(), description="Bad rows that are set aside instead of stopping the run."
     )
+    drift: Drift = Field(
+        default=Drift(), description="How far new images may differ from what the champion was trained on."
+    )
 
     @model_validator(mode="after")
     def _one_label_per_class(self) -> Manifest:
@@ -554,6 +615,7 @@ class Manifest(BaseModel):
             floors=self.floors,
             gate=self.gate,
             quarantine=self.quarantine,
+            drift=self.drift,
         )
 
     def _class_labels(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import CancelledError as Lost
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,6 +81,8 @@ class Dask:
             _security(wish)
         self._turn = threading.Lock()
         self._session: _Session | None = None
+        self._beginning: threading.Thread | None = None
+        self._modules: tuple[str, ...] = ()
         self._loaded = Loaded(tuple(sys.modules))
 
     @property
@@ -143,7 +146,7 @@ class Dask:
         """
         with self._turn:
             if self._session is None:
-                session = _Session(self._wish, self._patience)
+                session = _Session(self._wish, self._patience, self._modules)
                 try:
                     session.open()
                 except BaseException:
@@ -151,6 +154,21 @@ class Dask:
                     raise
                 self._session = session
             return self._session
+
+    def begin(self, modules: tuple[str, ...]) -> None:
+        """Start the processes of this run in another thread; a cluster that exists has started (`protocol.Workers`)."""
+        if not self.elsewhere and not self._beginning:
+            self._modules = modules
+            # With the context, so that the end of the run ends this, too.
+            self._beginning = threading.Thread(target=copy_context().run, args=(self._begin,), name="idxflow-begin")
+            self._beginning.start()
+
+    def _begin(self) -> None:
+        # Who needs the workers tries again, and gets the error.
+        with suppress(Exception, cancellation.Cancelled):
+            self.session()
+            for module in self._modules:
+                self.fingerprint(module)
 
     def survey(self, modules: tuple[str, ...]) -> Survey:
         """Ask every worker what it would compute the functions of some modules with.
@@ -176,6 +194,8 @@ class Dask:
 
     def close(self) -> None:
         """Let go of the cluster; the processes that were started for this run end."""
+        if self._beginning:
+            self._beginning.join()
         with self._turn:
             session, self._session = self._session, None
         if session:
@@ -185,9 +205,9 @@ class Dask:
 class _Session:
     """A connection to a cluster, in an event loop with a thread of its own."""
 
-    def __init__(self, wish: int | Cluster, patience: float) -> None:
+    def __init__(self, wish: int | Cluster, patience: float, modules: tuple[str, ...]) -> None:
         self.patience = patience
-        self._wish = wish
+        self._wish, self._modules = wish, modules
         self.own: OwnCluster | None = None
         self.threads: dict[str, int] = {}
         """How many threads each worker has, by its address."""
@@ -280,7 +300,7 @@ class _Session:
         """Return the address of the scheduler, which is started if it is of this run, and what to connect with."""
         if isinstance(self._wish, Cluster):
             return self._wish.address, _security(self._wish)
-        self.own = OwnCluster(self._wish)
+        self.own = OwnCluster(self._wish, self._modules)
         return await self.own.open()
 
     @property

@@ -30,10 +30,16 @@ _WORDS = 300
 
 
 class OwnCluster:
-    """A scheduler in the event loop that this is used in, and processes that compute."""
+    """A scheduler in the event loop that this is used in, and processes that compute.
 
-    def __init__(self, count: int) -> None:
+    Args:
+        count: of processes.
+        modules: what they import before they are asked to compute anything.
+    """
+
+    def __init__(self, count: int, modules: tuple[str, ...] = ()) -> None:
         self.count = count
+        self._modules = modules
         self._processes: list[subprocess.Popen[bytes]] = []
         self._errors: list[IO[bytes]] = []
         self._told = set[int]()
@@ -100,7 +106,7 @@ class OwnCluster:
         )
         self._processes.append(process)
         tls = {role: getattr(security, role) for role in _ROLES}
-        request = {"scheduler": scheduler, "name": name, "tls": tls}
+        request = {"scheduler": scheduler, "name": name, "tls": tls, "modules": self._modules}
         if process.stdin:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()

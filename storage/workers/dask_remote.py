@@ -19,8 +19,8 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
@@ -130,15 +130,27 @@ def _name() -> str:
     return f"the worker {worker.address.partition('://')[2] if worker.name == worker.address else worker.name}"
 
 
+def load(modules: Iterable[str]) -> None:
+    """Import what decides the results of the functions of some modules, before they are called."""
+    for module in modules:
+        # Who calls the functions gets the error.
+        with _turn, suppress(Exception):
+            _load(module)
+
+
+def _load(module: str) -> None:
+    # All of it, so that none is read from a later file.
+    for name in code_digests.digests(module):
+        importlib.import_module(name)
+    _imported.add(module)
+
+
 def _differing(module: str, code: str) -> Fingerprint | None:
     """Return the fingerprint of a module's functions if it is not that of the run; otherwise import what it is of."""
     with _turn:
         found = _loaded.fingerprint(module)
         if found.digest == code and module not in _imported:
-            # All that decides the results of its functions, so that none of it is read from a later file.
-            for name in code_digests.digests(module):
-                importlib.import_module(name)
-            _imported.add(module)
+            _load(module)
             # The files may have changed while they were imported.
             found = _loaded.fingerprint(module)
         return found if found.digest != code else None

@@ -29,6 +29,7 @@ def main() -> None:
     """Compute until standard input ends."""
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_run, daemon=True).start()
+    threading.Thread(target=dask_remote.load, args=(request["modules"],), daemon=True).start()
     asyncio.run(_work(request))
     # Not the usual way, on which Python takes apart all that was loaded, while the run waits.
     os._exit(0)

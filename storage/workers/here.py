@@ -36,6 +36,9 @@ class Here:
         """Call `function` with the item."""
         return function(item)
 
+    def begin(self, modules: tuple[str, ...]) -> None:
+        """Nothing takes long to start."""
+
     def survey(self, modules: tuple[str, ...]) -> Survey:
         """Return that this is one process, which has its own code."""
         return Survey(1, {})

@@ -60,6 +60,13 @@ class Workers(Protocol):
             Exception: as for `each`.
         """
 
+    def begin(self, modules: tuple[str, ...]) -> None:
+        """Start what a run will soon need, without waiting for it: what takes long to start does so meanwhile.
+
+        Args:
+            modules: those whose functions will be called, in this order; processes of the run import them.
+        """
+
     def survey(self, modules: tuple[str, ...]) -> Survey:
         """Ask all workers what they would compute the functions of some modules with.
 

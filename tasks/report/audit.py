@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from storage.records import Audit, RunRecord
-from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name, counted
-
-MOST_SUSPECTS = 25
-MOST_PAIRS = 12
-"""Maximum numbers of pictures."""
 
 
 def audit(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
@@ -25,48 +21,38 @@ def audit(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "left_out": record.left_out,
         "suspects": record.suspect_rows,
         "flagged": record.flagged_rows,
-        "shown": _suspects(run, suspects),
+        "shown": [_suspect(run, row) for row in suspects],
         "test_rows": record.test_rows,
         "compared": record.compared_rows,
         "equal": record.equal_rows,
         "near": record.near_rows,
         "distance": record.near,
-        "pairs": _pairs(run, near),
+        "pairs": [_pair(run, row) for row in near],
         "command": f"idxflow suspects {run.dataset} --csv suspects.csv",
     }
 
 
-def _suspects(run: RunRecord, table: Suspects) -> list[dict[str, Any]]:
-    columns = (values[:MOST_SUSPECTS].tolist() for values in table.columns().values())
-    return [
-        {
-            "row": row,
-            "label": label,
-            "name": class_name(run, label),
-            "suggested": suggested,
-            "suggested_name": class_name(run, suggested),
-            "probability": probability,
-            "suggested_probability": suggested_probability,
-            "flagged": flagged,
-        }
-        for row, label, suggested, probability, suggested_probability, flagged in zip(*columns, strict=True)
-    ]
+def _suspect(run: RunRecord, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "row": row["row"],
+        "label": row["label"],
+        "name": class_name(run, row["label"]),
+        "suggested": row["suggested"],
+        "suggested_name": class_name(run, row["suggested"]),
+        "probability": row["probability"],
+        "suggested_probability": row["suggested_probability"],
+        "flagged": row["flagged"],
+    }
 
 
-def _pairs(run: RunRecord, table: NearDuplicates) -> list[dict[str, Any]]:
-    """Return the nearest pairs that are not equal: the data checks show those that are."""
-    first = int((table.distance == 0).sum())
-    columns = (values[first : first + MOST_PAIRS].tolist() for values in table.columns().values())
-    return [
-        {
-            "test_row": test_row,
-            "train_row": train_row,
-            "distance": distance,
-            "test_name": class_name(run, test_label),
-            "train_name": class_name(run, train_label),
-        }
-        for test_row, train_row, distance, test_label, train_label in zip(*columns, strict=True)
-    ]
+def _pair(run: RunRecord, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "test_row": row["test_row"],
+        "train_row": row["train_row"],
+        "distance": row["distance"],
+        "test_name": class_name(run, row["test_label"]),
+        "train_name": class_name(run, row["train_label"]),
+    }
 
 
 def _after(run: RunRecord) -> str:

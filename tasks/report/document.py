@@ -22,6 +22,7 @@ from tasks.report.changes import changes
 from tasks.report.checks import checks
 from tasks.report.data import data
 from tasks.report.decision import decision
+from tasks.report.drift import drift, found
 from tasks.report.evaluation import evaluation
 from tasks.report.evidence import Evidence, gather
 from tasks.report.images import pictures
@@ -79,15 +80,20 @@ def build(registry: Registry, record: RunRecord, folders: Mapping[str, str] | No
 
 
 def values_of(registry: Registry, record: RunRecord) -> dict[str, Any]:
-    """Return the content of the report of a run without its pictures; see `build`."""
-    values, _ = _values(registry, record, {})
+    """Return the content of the report of a run without its pictures, and without the drift; see `build`."""
+    values, _ = _values(registry, record, {}, with_drift=False)
     return numbered_as_archives(values, record)
 
 
-def _values(registry: Registry, record: RunRecord, folders: Mapping[str, str]) -> tuple[dict[str, Any], Evidence]:
+def _values(
+    registry: Registry, record: RunRecord, folders: Mapping[str, str], with_drift: bool = True
+) -> tuple[dict[str, Any], Evidence]:
     home = os.path.expanduser("~")  # noqa: PTH111
     roots = {registry.store.address: "store", str(registry.store.root): "store", **folders, home: "~"}
-    evidence = _shareable(gather(registry, record), roots)
+    gathered = gather(registry, record)
+    # That takes a second.
+    seen = found(record, gathered) if with_drift else None
+    evidence = _shareable(dataclasses.replace(gathered, drift=seen), roots)
     return content(sanitize.shareable(_by_folder(record), roots), evidence), evidence
 
 
@@ -99,6 +105,7 @@ def content(run: RunRecord, evidence: Evidence) -> dict[str, Any]:
         "audit": audit(run, evidence),
         "quarantine": quarantine(run, evidence),
         "checks": checks(run, evidence),
+        "drift": drift(run, evidence),
         "training": training(run, evidence),
         "test": evaluation(run, evidence),
         "mistakes": mistakes(run, evidence),

@@ -8,6 +8,7 @@ from typing import Any
 from storage.records import ClassScore, Confirmation, Evaluation, RunRecord, to_json
 from tasks.gate import wilson
 from tasks.report.calibration import calibration
+from tasks.report.columns import together
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name, class_names, counted
 from tasks.report.slices import slices, weakest
@@ -47,10 +48,11 @@ def evaluation(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 def unseen(evidence: Evidence) -> dict[str, Any] | None:
     """Return the score on the test images that are not in the training split; None if all or none of them are."""
-    leaked, right = evidence.leaked, evidence.right
-    if leaked is None or right is None or len(leaked) != len(right) or leaked.all():
+    rows = correct = 0
+    for leaked, right in together(evidence.leaked, evidence.right) or ():
+        rows, correct = rows + int((~leaked).sum()), correct + int(right[~leaked].sum())
+    if not rows:
         return None
-    rows, correct = int((~leaked).sum()), int(right[~leaked].sum())
     low, high = wilson.interval(correct, rows)
     return {"rows": rows, "correct": correct, "accuracy": correct / rows, "low": low, "high": high}
 
@@ -58,7 +60,7 @@ def unseen(evidence: Evidence) -> dict[str, Any] | None:
 def leaked(run: RunRecord, evidence: Evidence) -> int | None:
     """Return how many test images are also in the training split; None if unknown."""
     if evidence.leaked is not None:
-        return int(evidence.leaked.sum())
+        return sum(int(leaked.sum()) for leaked in evidence.leaked.blocks())
     checks = [check for check in run.validation.checks if check.column == "leaked"] if run.validation else []
     # The check names the rows even if its limit allows them.
     return 0 if checks and not any(check.rows for check in checks) else None

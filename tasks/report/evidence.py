@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from storage.datasets.training import TrainingConfig
 from storage.files import check_regular
-from storage.formats import arrays, predictions, quarantined, split_rows
+from storage.formats import arrays, members, predictions, probabilities, quarantined, split_rows
 from storage.formats.history import read_history
 from storage.formats.quarantined import SetAside
 from storage.ledger import Ledger, Place, place
@@ -36,18 +37,22 @@ from storage.runtime.ranged import Source
 from storage.store import Store
 from tasks.auditing.tables import NearDuplicates, Suspects
 from tasks.checking import image_table, measuring
+from tasks.drifting.compare import Comparison
 from tasks.model import holdout, sides
 from tasks.model.sides import Sides
 from tasks.report import measures, past_runs
+from tasks.report.columns import Column, together
 from tasks.report.measures import Measures
 
 S = TypeVar("S")
 T = TypeVar("T")
 F = TypeVar("F", bound=Source)
-N = TypeVar("N", bound=np.generic)
 
 MAX_SET_ASIDE = 25
 """Maximum number of rows in quarantine that are shown."""
+MOST_SUSPECTS = 25
+MOST_PAIRS = 12
+"""Maximum numbers of rows of an audit that are shown."""
 MAX_PAST = 29
 """Maximum number of earlier runs in the trend."""
 
@@ -79,6 +84,17 @@ class ChampionSnapshot:
 
 
 @dataclass(frozen=True)
+class DriftFound:
+    """How the training images of a run differ from those of the champion before it (`tasks.report.drift`)."""
+
+    comparison: Comparison
+    rows: np.ndarray
+    """int64, shape (n,): the row of each image that was compared."""
+    labels: np.ndarray | None
+    """int64, shape (n,): its class."""
+
+
+@dataclass(frozen=True)
 class Labels:
     """What a report needs of the labels of a split: less than one for each row."""
 
@@ -107,27 +123,33 @@ class Labels:
 class Evidence:
     """The evidence of a report beyond the run's record. Empty or None if missing or unreadable.
 
-    Memory: about 24 bytes for each test row; of a training split in parts, nothing for each row.
+    Memory: about 17 bytes for each row of one part of the test split, and nothing for other rows of splits in parts.
+    Temporary files: 25 bytes for each test row.
     """
 
     history: tuple[Epoch, ...] = ()
     labels: Mapping[str, Labels] = field(default_factory=dict)
     """By split."""
-    test_labels: np.ndarray | None = None
-    """uint8, shape (test rows,)."""
-    predicted: np.ndarray | None = None
-    """uint8, shape (test rows,): the predicted classes."""
-    sure: np.ndarray | None = None
-    """float32, shape (test rows,): the probabilities of the predicted classes."""
+    test_labels: Column | None = None
+    """uint8, of each test row, as the following."""
+    predicted: Column | None = None
+    """uint8: the predicted classes."""
+    right: Column | None = None
+    """Whether each test row was predicted correctly, bool."""
+    sure: Column | None = None
+    """float32: the probabilities of the predicted classes."""
     mistakes: Mapping[int, np.ndarray] = field(default_factory=dict)
     """The probabilities of all classes, float32 of shape (classes,), for the rows of `Evaluation.mistakes`."""
-    champion_predicted: np.ndarray | None = None
+    champion_predicted: Column | None = None
+    """uint8, of each test row."""
     set_aside: tuple[tuple[SetAside, bytes], ...] = ()
     """The first rows in quarantine, each with its picture as PNG."""
-    leaked: np.ndarray | None = None
-    """Whether each test image is also in the training split, bool of shape (test rows,); None if none is."""
-    suspects: Suspects | None = None
-    near_duplicates: NearDuplicates | None = None
+    leaked: Column | None = None
+    """Whether each test image is also in the training split, bool; None if none is."""
+    suspects: Sequence[Mapping[str, Any]] | None = None
+    """The first rows of the table, see `Suspects`."""
+    near_duplicates: Sequence[Mapping[str, Any]] | None = None
+    """The nearest pairs that are not equal, see `NearDuplicates`: the data checks show those that are."""
     measures: Measures | None = None
     """Measures of the test images."""
     sides: Sides | None = None
@@ -140,17 +162,10 @@ class Evidence:
     """Manual changes of the champion since the previous run, oldest first."""
     origins: Origins = field(default_factory=dict)
     champion: ChampionSnapshot | None = None
+    drift: DriftFound | None = None
+    """None if there is no new training data, or nothing to compare it with."""
     code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code that decided, by module."""
-
-    @property
-    def right(self) -> np.ndarray | None:
-        """Whether each test row was predicted correctly, bool of shape (rows,)."""
-        labels = self.test_labels
-        if labels is None or self.predicted is None or len(labels) != len(self.predicted):
-            return None
-        right: np.ndarray = labels == self.predicted
-        return right
 
 
 def gather(registry: Registry, run: RunRecord) -> Evidence:
@@ -161,18 +176,23 @@ def gather(registry: Registry, run: RunRecord) -> Evidence:
         if split and (values := readable(lambda split: _labels(run, split), split)) is not None
     }
     ledger = registry.ledger
+    test_labels = readable(lambda split: Column(map(split_rows.labels, split_rows.parts(split)), np.uint8), run.test)
+    predicted = _predicted(run.evaluation)
     return Evidence(
         history=(readable(_history, run.model) or ()) if run.model else (),
         labels=labels,
-        test_labels=readable(lambda split: split_rows.labels(split), run.test),
-        predicted=answers(run.evaluation),
-        sure=readable(predictions.confidence, run.evaluation),
+        test_labels=test_labels,
+        predicted=predicted,
+        right=readable(lambda _: _right(test_labels, predicted), run.evaluation),
+        sure=readable(lambda score: Column(_confidence(score), np.float32), run.evaluation),
         mistakes=readable(_mistakes, run.evaluation) or {},
-        champion_predicted=answers(run.champion_evaluation),
+        champion_predicted=_predicted(run.champion_evaluation),
         set_aside=_set_aside(run),
         leaked=_leaked(run),
-        suspects=readable(lambda audit: Suspects.read(regular(audit.suspects)), run.audit),
-        near_duplicates=readable(lambda audit: NearDuplicates.read(regular(audit.near_duplicates)), run.audit),
+        suspects=readable(lambda audit: _some(Suspects, audit.suspects, MOST_SUSPECTS), run.audit),
+        near_duplicates=readable(
+            lambda audit: _some(NearDuplicates, audit.near_duplicates, MOST_PAIRS, audit.equal_rows), run.audit
+        ),
         measures=_measures(run),
         sides=_sides(run),
         means=_means(run),
@@ -333,9 +353,27 @@ def answers(score: Evaluation | None) -> np.ndarray | None:
     return readable(predictions.predicted, score)
 
 
+def _predicted(score: Evaluation | None) -> Column | None:
+    return readable(lambda score: Column(map(predictions.predicted, members.of(score)), np.uint8), score)
+
+
+def _confidence(score: Evaluation) -> Iterator[np.ndarray]:
+    for predicted, probability in probabilities.blocks(score):
+        yield probability[np.arange(len(predicted)), predicted]
+
+
+def _right(labels: Column | None, predicted: Column | None) -> Column | None:
+    blocks = together(labels, predicted)
+    return None if blocks is None else Column((true == found for true, found in blocks), np.bool_)
+
+
 def _mistakes(score: Evaluation) -> dict[int, np.ndarray]:
-    rows = [mistake.row for mistake in score.mistakes]
-    return dict(zip(rows, predictions.probability(score, rows), strict=True)) if rows else {}
+    rows, first, found = [mistake.row for mistake in score.mistakes], 0, dict[int, np.ndarray]()
+    for _, probability in probabilities.blocks(score) if rows else ():
+        here = (row for row in rows if first <= row < first + len(probability))
+        found |= {row: probability[row - first].copy() for row in here}
+        first += len(probability)
+    return found
 
 
 def _labels(run: RunRecord, split: Split) -> Labels:
@@ -355,12 +393,10 @@ def _measures(run: RunRecord) -> Measures | None:
     return None if ink is None or slant is None else Measures(ink, slant)
 
 
-def _ink(run: RunRecord, split: Split | None) -> np.ndarray | None:
+def _ink(run: RunRecord, split: Split) -> Column | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
-    if split is None:
-        return None
-    stored = readable(lambda found: _of_summary(found, split.name, "mean", np.float64), run.validation)
-    return stored if stored is not None and len(stored) == split.rows else _blocks(split, measures.ink)
+    stored = readable(lambda found: Column(_of_summary(found, split.name, "mean"), np.float64), run.validation)
+    return stored if stored is not None and stored.rows == split.rows else _blocks(split, measures.ink)
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:
@@ -389,25 +425,31 @@ def _first_set_aside(quarantine: Quarantine) -> tuple[tuple[SetAside, bytes], ..
     return tuple(islice(quarantined.read(regular(quarantine.file)), MAX_SET_ASIDE))
 
 
-def _leaked(run: RunRecord) -> np.ndarray | None:
+def _some(kind: type[Suspects | NearDuplicates], file: Path, count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Return `count` rows of a table of an audit from row `first` on, or as many as there are."""
+    with pq.ParquetFile(regular(file), page_checksum_verification=True) as table:
+        rows = (row for batch in table.iter_batches(1024, use_threads=False) for row in batch.to_pylist())
+        chosen = [
+            {name: of_kind(row[name]).item() for name, of_kind in kind.KINDS.items()}
+            for row in islice(rows, first, first + count)
+        ]
+    if not all(math.isfinite(value) for row in chosen for value in row.values()):
+        raise ValueError(f"{file}: expected finite numbers")
+    return chosen
+
+
+def _leaked(run: RunRecord) -> Column | None:
     validation = run.validation
     # A check names rows even if its limit allows them.
     if not validation or not any(check.column == "leaked" and check.rows for check in validation.checks):
         return None
-    return readable(lambda found: _of_summary(found, "test", "leaked", np.bool_), validation)
+    return readable(lambda found: Column(_of_summary(found, "test", "leaked"), np.bool_), validation)
 
 
-def _of_summary(validation: Validation, split: str, column: str, kind: type[N]) -> np.ndarray:
-    """Return a column of the table that was checked for all rows of a split, converted to `kind`, shape (rows,)."""
-    if not validation.parts:
-        return image_table.column(regular(validation.summary), split, column).astype(kind, copy=False)
-    parts = [*measuring.of(validation, split)]
-    numbers, start = np.empty(sum(part.rows for part in parts), kind), 0
-    for part in parts:
-        # One part at a time: a report needs few bytes of each row, the table has many.
-        numbers[start : start + part.rows] = image_table.column(regular(part.table), split, column)
-        start += part.rows
-    return numbers
+def _of_summary(validation: Validation, split: str, column: str) -> Iterator[np.ndarray]:
+    """Yield a column of the table that was checked for the rows of each part of a split, shape (rows of the part,)."""
+    tables = (part.table for part in measuring.of(validation, split)) if validation.parts else (validation.summary,)
+    return (image_table.column(regular(table), split, column) for table in tables)
 
 
 def _sides(run: RunRecord) -> Sides | None:
@@ -421,7 +463,8 @@ def _sides(run: RunRecord) -> Sides | None:
     if held is None or labels is None or len(labels) != len(held):
         return None
     ink = _ink(run, train)
-    return sides.of_rows(labels, held, None if ink is None else ink.astype(np.float32))
+    brightness = None if ink is None else np.concatenate([numbers.astype(np.float32) for numbers in ink.blocks()])
+    return sides.of_rows(labels, held, brightness)
 
 
 def _chosen(normalization: Normalization, train: Split, validation_rows: int) -> np.ndarray:

@@ -27,9 +27,10 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
     examples = [c["example"] for c in classes if c["example"] is not None][:MAX_CLASSES]
     offending = _offending(values["checks"])
     sheets = _sheets(values["mistakes"])
+    drifted = [one["row"] for one in values["drift"]["most"]] if values["drift"] else []
     suspects, near_test, near_train = _of_audit(values["audit"])
     rows_by_split: dict[str, list[int]] = {
-        "train": list(examples),
+        "train": [*examples, *drifted],
         "test": [row for rows in sheets.values() for row in rows],
     }
     for table, rows in offending.values():
@@ -51,6 +52,7 @@ def pictures(run: RunRecord, values: Mapping[str, Any], evidence: Evidence) -> P
         near_train=_together(of_audit.get("train"), near_train),
         mistakes=shown.pop("mistakes", None),
         disagreements={name: image for name, image in shown.items() if image is not None},
+        drift=_together(images.get("train"), drifted),
         checks={index: image for index, image in checks.items() if image is not None},
         charts={chart.name: figures.chart(chart) for chart in charts.charts(values)},
     )

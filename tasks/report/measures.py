@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.report.columns import Column
+
 Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
 """As `storage.formats.parquet.blocks` yields them."""
 
@@ -21,20 +23,20 @@ _PIECE_PIXELS = 1 << 20
 class Measures:
     """Measures of each image of a split, in order."""
 
-    ink: np.ndarray
-    """float64, shape (rows,): mean pixel value, 0-255."""
-    slant: np.ndarray
-    """float64, shape (rows,): degrees, above 0 leaning to the right like `/`; NaN if the ink has no height."""
+    ink: Column
+    """float64: mean pixel value, 0-255."""
+    slant: Column
+    """float64: degrees, above 0 leaning to the right like `/`; NaN if the ink has no height."""
 
 
-def ink(blocks: Blocks) -> np.ndarray:
+def ink(blocks: Blocks) -> Column:
     """Return the ink of each image, as in `Measures`."""
-    return np.concatenate([np.empty(0), *(images.mean(axis=(1, 2), dtype=np.float64) for images, _ in blocks)])
+    return Column((images.mean(axis=(1, 2), dtype=np.float64) for images, _ in blocks), np.float64)
 
 
-def slant(blocks: Blocks) -> np.ndarray:
+def slant(blocks: Blocks) -> Column:
     """Return the slant of each image, as in `Measures`."""
-    return np.concatenate([np.empty(0), *(slants(piece) for images, _ in blocks for piece in _pieces(images))])
+    return Column((slants(piece) for images, _ in blocks for piece in _pieces(images)), np.float64)
 
 
 def class_means(blocks: Blocks, classes: int) -> dict[int, np.ndarray]:

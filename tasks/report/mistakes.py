@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from storage.records import RunRecord, to_json
+from tasks.report.columns import together
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name, counted
 
@@ -40,34 +42,57 @@ def mistakes(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _disagreements(run: RunRecord, evidence: Evidence) -> dict[str, dict[str, Any] | None]:
-    labels, ours, theirs = evidence.test_labels, evidence.predicted, evidence.champion_predicted
-    if labels is None or ours is None or theirs is None or not len(labels) == len(ours) == len(theirs):
+    answers = evidence.test_labels, evidence.predicted, evidence.champion_predicted
+    blocks = together(*answers, evidence.sure) or together(*answers)
+    if blocks is None:
         return {"lost": None, "gained": None, "otherwise_wrong": None}
-    sure = evidence.sure
-    right, before = ours == labels, theirs == labels
+    lost, gained, otherwise_wrong = _Surest(), _Surest(), _Surest()
+    first = 0
+    for labels, ours, theirs, *rest in blocks:
+        sure = rest[0] if rest else np.full(len(labels), np.nan, np.float32)
+        columns = np.arange(first, first + len(labels)), labels, ours, theirs, sure
+        right, before = ours == labels, theirs == labels
+        lost.add(~right & before, columns)
+        gained.add(right & ~before, columns)
+        otherwise_wrong.add(~right & ~before & (ours != theirs), columns)
+        first += len(labels)
+    return {"lost": lost.said(run), "gained": gained.said(run), "otherwise_wrong": otherwise_wrong.said(run)}
 
-    def among(rows: np.ndarray) -> dict[str, Any]:
-        numbers = np.flatnonzero(rows)
-        if sure is not None:
-            numbers = numbers[np.argsort(-sure[numbers], kind="stable")]
+
+class _Surest:
+    """Test rows of one kind: how many there are, and those of which the model was surest."""
+
+    def __init__(self) -> None:
+        self._count, self._columns = 0, tuple[np.ndarray, ...]()
+
+    def add(self, rows: np.ndarray, columns: Sequence[np.ndarray]) -> None:
+        """Add some of the next rows.
+
+        Args:
+            rows: which of them, bool of shape (n,).
+            columns: their numbers, labels, classes that both models predict, and probabilities, each of shape (n,).
+        """
+        chosen = [column[rows] for column in columns]
+        self._count += len(chosen[0])
+        known = [np.concatenate(pair) for pair in zip(self._columns, chosen, strict=True)] if self._columns else chosen
+        order = np.argsort(-known[-1], kind="stable")[:MOST]
+        self._columns = tuple(column[order] for column in known)
+
+    def said(self, run: RunRecord) -> dict[str, Any]:
+        """Return the count and the rows, the surest first."""
+        rows = zip(*(column.tolist() for column in self._columns), strict=True)
         shown = [
             {
                 "row": row,
-                "label": int(labels[row]),
-                "name": class_name(run, int(labels[row])),
-                "predicted_name": class_name(run, int(ours[row])),
-                "champion_name": class_name(run, int(theirs[row])),
-                "probability": _at(sure, row),
+                "label": label,
+                "name": class_name(run, label),
+                "predicted_name": class_name(run, ours),
+                "champion_name": class_name(run, theirs),
+                "probability": sure if math.isfinite(sure) else None,
             }
-            for row in numbers[:MOST].tolist()
+            for row, label, ours, theirs, sure in rows
         ]
-        return {"count": len(numbers), "shown": shown}
-
-    return {
-        "lost": among(~right & before),
-        "gained": among(right & ~before),
-        "otherwise_wrong": among(~right & ~before & (ours != theirs)),
-    }
+        return {"count": self._count, "shown": shown}
 
 
 def _at(values: np.ndarray | None, place: int) -> float | None:

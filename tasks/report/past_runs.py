@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage.datasets import catalog
 from storage.datasets.catalog import CATALOG, Dataset
@@ -40,6 +40,9 @@ from storage.records import (
 )
 from storage.registry import Registry
 from storage.store import Store, Stored
+
+if TYPE_CHECKING:
+    from storage.datasets.manifest import Drift
 
 R = TypeVar("R", bound=Stored)
 
@@ -80,7 +83,14 @@ def facts(dataset: Dataset, asked: bool = False) -> DatasetFacts:
         chosen=dataset.chosen,
         quarantine=rules.checks if rules.checks or asked else None,
         max_share=rules.max_share if rules.checks else None,
+        drift=_changed(dataset.drift),
     )
+
+
+def _changed(limits: Drift) -> dict[str, float]:
+    """Return the limits that are not the defaults."""
+    usual = type(limits)()
+    return {name: value for name, value in dataclasses.asdict(limits).items() if value != getattr(usual, name)}
 
 
 def environment() -> Environment:

@@ -53,20 +53,22 @@ def numbered_as_archives(values: dict[str, Any], run: RunRecord) -> dict[str, An
     if past_runs.is_quarantine_lost(run):
         checks = values["checks"]
         without = checks and {**checks, "checks": [{**check, "rows": []} for check in checks["checks"]]}
-        return {**values, "checks": without, "mistakes": None}
+        return {**values, "checks": without, "mistakes": None, "drift": None}
     splits = {split.name: split for split in (run.train, run.test) if split and split.set_aside}
 
     def renumbered(table: str, rows: list[int]) -> list[int]:
         found = readable(lambda split: archive_rows(split, rows), splits[table]) if table in splits else None
         return rows if found is None else found
 
-    checks, mistakes = values["checks"], values["mistakes"]
+    checks, mistakes, drift = values["checks"], values["mistakes"], values["drift"]
     if checks:
         rows = [{**check, "rows": renumbered(check["table"], check["rows"])} for check in checks["checks"]]
         checks = {**checks, "checks": rows}
     if mistakes:
         mistakes = {name: _numbered(part, lambda rows: renumbered("test", rows)) for name, part in mistakes.items()}
-    return {**values, "checks": checks, "mistakes": mistakes}
+    if drift:
+        drift = {**drift, "most": _numbered(drift["most"], lambda rows: renumbered("train", rows))}
+    return {**values, "checks": checks, "mistakes": mistakes, "drift": drift}
 
 
 def _numbered(part: Any, renumbered: Callable[[list[int]], list[int]]) -> Any:

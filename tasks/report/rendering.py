@@ -31,11 +31,23 @@ MAX_HTML_BYTES = 1_000_000
 MAX_MARKDOWN_BYTES = 300_000
 """Prefect keeps every artifact twice in its database and refuses events above 1.5 MB."""
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _SMALL_SIDE = 32
 _LONG = 10_000
 """Maximum characters of a command."""
-_LISTS = ("data", "audit", "quarantine", "checks", "training", "test", "mistakes", "decision", "trend", "timing")
+_LISTS = (
+    "data",
+    "audit",
+    "quarantine",
+    "checks",
+    "drift",
+    "training",
+    "test",
+    "mistakes",
+    "decision",
+    "trend",
+    "timing",
+)
 """The sections that may be missing, as in the report of an interrupted run."""
 
 _log = logging.getLogger(__name__)
@@ -60,6 +72,8 @@ class Pictures:
     """Images of `mistakes.shown`, in order."""
     disagreements: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Images of `shown` in `mistakes.lost`, `mistakes.gained` and `mistakes.otherwise_wrong`, by `lost` and so on."""
+    drift: np.ndarray | None = None
+    """Images of `drift.most`, in order."""
     checks: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Images of the offending rows, by position in `checks.checks`."""
     charts: Mapping[str, str] = field(default_factory=dict)
@@ -78,6 +92,7 @@ class Shown:
     near_train: Sheet | None
     mistakes: Sheet | None
     disagreements: Mapping[str, Sheet]
+    drift: Sheet | None
     checks: Mapping[int, Sheet]
     charts: Mapping[str, str]
 
@@ -118,6 +133,16 @@ def learning_curve(values: dict[str, Any], charts: Mapping[str, str]) -> str:
         charts: SVG by name: `loss` and `accuracy`.
     """
     return _engine(False).get_template("learning_curve.html.j2").render(**values, pictures=Pictures(charts=charts))
+
+
+def drift(values: dict[str, Any], pictures: Mapping[str, Sheet]) -> str:
+    """Return the page of a look at new images.
+
+    Args:
+        values: of `flows.drift.Look.values`.
+        pictures: sheets by name: `most`, `usual` and `means`.
+    """
+    return _engine(False).get_template("drift_page.html.j2").render(**values, pictures=pictures)
 
 
 def metrics(values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -251,6 +276,7 @@ def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side:
         sheet(pictures.near_train),
         sheet(pictures.mistakes),
         disagreements,
+        sheet(pictures.drift),
         checks,
         pictures.charts,
     )
@@ -260,7 +286,7 @@ def _render(template: str, values: dict[str, Any], pictures: Pictures, max_side:
 @cache
 def _engine(for_markdown: bool) -> jinja2.Environment:
     engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -20,7 +20,7 @@ MAX_RUNS = MAX_PAST + 1
 
 def trend(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
     """Return the last runs of the data set up to this one, oldest first; None if this is the first."""
-    earlier = [run_values for values in evidence.past if (run_values := _earlier(values))]
+    earlier = [run_values for values in evidence.past if (run_values := past_run(values))]
     if not earlier:
         return None
     score = run.evaluation
@@ -45,8 +45,8 @@ def _sentence(runs: list[dict[str, Any]]) -> str:
     return f"{text}; test accuracy ranged from {min(accuracies):.2%} to {max(accuracies):.2%}."
 
 
-def _earlier(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the values of the trend from a ledger record, which another version may have written."""
+def past_run(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a run of the trend from its ledger record, which another version may have written; None if it is none."""
     identity, accuracy = values.get("run"), values.get("test_accuracy")
     if not isinstance(identity, str):
         return None

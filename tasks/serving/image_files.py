@@ -55,6 +55,21 @@ def check_is_file(path: Path) -> None:
         raise ConfigError(f"expected an image file at {path}; found {kind_of(path)}{alike(path)}; correct the path")
 
 
+def beginning(path: Path) -> bytes:
+    """Return the first 8 bytes of a file, by which its kind is known.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    try:
+        with open_regular(path) as stream:
+            return stream.read(8)
+    except OSError as error:
+        raise ConfigError(
+            f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
+        ) from error
+
+
 def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
     """Yield the images of a file in blocks, uint8 of shape (n, height, width), of the size and range asked for.
 
@@ -65,14 +80,7 @@ def read(path: Path, options: ImageOptions, say: Say) -> Iterator[np.ndarray]:
         ConfigError: the file cannot be opened.
         FormatError: it is damaged, of an unknown kind, or its images cannot be used as they are.
     """
-    try:
-        with open_regular(path) as stream:
-            magic = stream.read(8)
-    except OSError as error:
-        raise ConfigError(
-            f"expected a file that can be read at {path}; {error.strerror}; correct its permissions"
-        ) from error
-    for images in _reader(path, magic)(path, say):
+    for images in _reader(path, beginning(path))(path, say):
         yield prepared(str(path), images, options, say)
 
 

@@ -95,7 +95,7 @@ def download(
         OSError: the file cannot be written.
         Cancelled: the run is being ended.
     """
-    with _watching(deadline - policy.clock()) as watch, _unlogged(), _client(policy) as client:
+    with _watching(deadline - policy.clock()) as watch, unlogged(), _client(policy) as client:
         return _Download(url, part, limit, policy, deadline, client, watch).run(check)
 
 
@@ -276,14 +276,14 @@ class _Download:
             raise SourceFailed(f"not finished within {self._policy.deadline_seconds:g} s") from None
 
     def _failure(self, error: httpx.HTTPError) -> SourceFailed:
-        certificate = _cause(error, ssl.SSLCertVerificationError)
+        certificate = cause_of(error, ssl.SSLCertVerificationError)
         if certificate:
             return SourceFailed(f"its certificate is not trusted ({certificate.verify_message})")
         if isinstance(error, httpx.ReadTimeout):
             return SourceFailed(f"nothing came for {self._policy.read_seconds:g} s", retryable=True)
         if isinstance(error, httpx.ConnectError | httpx.TimeoutException | httpx.ProxyError):
             retryable = not isinstance(error, httpx.ProxyError)
-            return SourceFailed(f"no connection{_why(error)}{self._through()}", retryable=retryable)
+            return SourceFailed(f"no connection{reason_of(error)}{self._through()}", retryable=retryable)
         if isinstance(error, httpx.RemoteProtocolError) and "without sending" not in str(error):
             return SourceFailed("it does not answer in valid HTTP", retryable=True)
         return SourceFailed(f"the connection broke off after {self._part.size:,} bytes", retryable=True)
@@ -343,7 +343,8 @@ for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
+def unlogged() -> Iterator[None]:
+    """Keep the requests of the block out of the log: their addresses may be secret."""
     token = _downloading.set(True)
     try:
         yield
@@ -419,16 +420,17 @@ def _proxy_of(url: httpx.URL) -> str | None:
     return proxy if proxy and not urllib.request.proxy_bypass(url.host) else None
 
 
-def _why(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the operating system's reason for a failed connection, which contains no address."""
-    cause = _cause(error, OSError)
+    cause = cause_of(error, OSError)
     if isinstance(error, httpx.TimeoutException) or isinstance(cause, TimeoutError):
         return " (no answer in time)"
     reason = cause.reason if isinstance(cause, ssl.SSLError) else cause.strerror if cause else None
     return f" ({reason})" if reason else ""
 
 
-def _cause(error: BaseException, kind: type[E]) -> E | None:
+def cause_of(error: BaseException, kind: type[E]) -> E | None:
+    """Return the first error of a kind among `error` and what led to it; None if there is none."""
     step: BaseException | None = error
     while step is not None and not isinstance(step, kind):
         step = step.__cause__ or step.__context__

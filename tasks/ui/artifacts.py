@@ -18,6 +18,8 @@ import httpx
 
 from tasks.ui.markdown import escaped
 
+SITE_VARIABLE = "IDXFLOW_SITE"
+"""Environment variable with the address of the pages (`idxflow serve`), to which artifacts link."""
 # Prefect: left-alone.
 QUIET_SECONDS = 300
 """How long nothing is shown after a failure to reach the Prefect API."""
@@ -50,6 +52,13 @@ def show_table(name: str, rows: Sequence[Mapping[str, Any]], description: str) -
         {column: escaped(value) if isinstance(value, str) else value for column, value in row.items()} for row in rows
     ]
     _show(create_table_artifact, key=name, table=table, description=description)
+
+
+def show_link(name: str, url: str, text: str, description: str) -> None:
+    """Publish the link artifact `name`, which leads from `text` to `url`."""
+    from prefect.artifacts import create_link_artifact
+
+    _show(create_link_artifact, key=name, link=url, link_text=escaped(text), description=description)
 
 
 def reachable() -> bool:

@@ -14,9 +14,9 @@ from flows.commands.cli import app
 OVERVIEW = {
     "Run": ["run", "validate", "backfill", "tune", "watch"],
     "Data": ["dataset", "datasets", "manifest", "figures", "suspects", "quarantine", "labels"],
-    "Models": ["predict", "export", "diagnose", "registry", "promote", "rollback"],
+    "Models": ["predict", "export", "diagnose", "drift", "registry", "promote", "rollback"],
     "Reports": ["status", "runs", "report"],
-    "Operate": ["up", "serve", "doctor", "verify", "copy", "gc", "prefect"],
+    "Operate": ["up", "serve", "alerts", "doctor", "verify", "copy", "gc", "prefect"],
 }
 
 

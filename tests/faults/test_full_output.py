@@ -26,6 +26,11 @@ FULL = "/dev/full"
 SENTENCE = "idxflow: cannot write to standard output: No space left on device; free space"
 
 COMMANDS: dict[str, list[str]] = {
+    "alerts add": ["command", "--run", "true", "--name", "another", "--store", "STORE"],
+    "alerts list": ["--store", "STORE"],
+    "alerts remove": ["spare"],
+    "alerts send": ["--store", "STORE"],
+    "alerts test": ["usual", "--store", "STORE"],
     "backfill": ["--dataset-file", "TMP/tiny.toml", "--from", "2026-11-01", "--to", "2026-11-30", "--store", "STORE"],
     "copy": ["STORE", "TMP/copy"],
     "dataset add": ["mine", "TMP/tiny-source", "--as", "TMP/added"],
@@ -34,6 +39,16 @@ COMMANDS: dict[str, list[str]] = {
     "datasets": [],
     "diagnose": ["tiny", "--store", "STORE"],
     "doctor": ["--store", "STORE"],
+    "drift": [
+        "tiny",
+        "TMP/tiny-source",
+        "--dataset-file",
+        "TMP/tiny.toml",
+        "--out",
+        "TMP/drift.html",
+        "--store",
+        "STORE",
+    ],
     "export": ["tiny", "--out", "TMP/export"],
     "figures": ["tiny", "--out", "TMP/figure.svg", "--store", "STORE"],
     "gc": ["--dry-run", "--store", "STORE"],
@@ -66,12 +81,16 @@ NEED_SERVERS = {"backfill", "run", "serve", "validate", "up", "watch"}
 """Tested by themselves below, or like the others only as far as their help."""
 NEED_LIBRARIES = {"export", "doctor", "tune"}
 """These load TensorFlow, which takes seconds: their help, too."""
-ONCE = {"dataset add", "dataset unschedule", "promote", "rollback"}
+ONCE = {"alerts add", "alerts remove", "dataset add", "dataset unschedule", "promote", "rollback"}
 """A second time, these are refused."""
 JSON = {
+    "alerts list",
+    "alerts send",
+    "alerts test",
     "copy",
     "datasets",
     "diagnose",
+    "drift",
     "gc",
     "labels add",
     "quarantine list",
@@ -94,6 +113,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labels.csv").write_text("id,label\na,0\n")
     for seed in (1, 2):
         carried_out(Store(folder / "store"), manifest, seed=seed, audit=seed == 2)
+    for name in ("spare", "usual"):
+        words = ("--run", "true", "--name", name, "--store", str(folder / "store"))
+        assert run_command(["alerts", "add", "command", *words]) == 0
     return folder
 
 
@@ -147,7 +169,9 @@ def test_so_is_it_with_json(command: str, world: Path, errors: Path, monkeypatch
     assert errors.read_text().splitlines()[-1].startswith(SENTENCE)
 
 
-@pytest.mark.parametrize("command", ["", *sorted({*COMMANDS, "dataset", "labels", "quarantine", "registry", "runs"})])
+@pytest.mark.parametrize(
+    "command", ["", *sorted({*COMMANDS, "alerts", "dataset", "labels", "quarantine", "registry", "runs"})]
+)
 def test_so_is_it_with_help(command: str, errors: Path, monkeypatch: pytest.MonkeyPatch):
     assert on_full_disk([*command.split(), "--help"], errors, monkeypatch) == 1
     assert errors.read_text().startswith(SENTENCE)

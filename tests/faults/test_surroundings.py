@@ -172,7 +172,7 @@ def doctor_and_status(folder: Path, environment: dict[str, str]) -> subprocess.C
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import flows.diagnosis as d, flows.health as s\n"
         "from storage.opening import open_store\n"
-        "print(next(iter(d._server(open_store()))))\nprint(s._scheduled())"
+        "print(next(iter(d._server(open_store()))))\nprint(s.scheduled())"
     )
     words = [sys.executable, "-c", code]
     return subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=True)

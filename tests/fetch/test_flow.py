@@ -16,8 +16,8 @@ from flows.run import RunFailed
 from storage.store import Store
 from tasks.sources.download import DownloadPolicy
 from tests.conftest import TinyFactory
-from tests.fetch.certificates import authority
 from tests.fetch.helpers import SECRET, Published, publish
+from tests.support.certificates import authority
 from tests.support.faultserver import (
     Answer,
     FaultServer,

@@ -14,8 +14,8 @@ from storage.datasets.catalog import Dataset
 from storage.errors import SourceUnavailable
 from storage.store import Store
 from tasks.sources.download import DownloadPolicy
-from tests.fetch.certificates import DAY, Authority, authority, oldest_allowed
 from tests.fetch.helpers import BODY, PATH, QUICK, SHA256, get, leftovers
+from tests.support.certificates import DAY, Authority, authority, oldest_allowed
 from tests.support.faultserver import FaultServer, cut, good, in_turn, redirect
 
 TLS_RECORD = b"\x16"

@@ -99,7 +99,7 @@ def test_what_is_wrong_with_a_schedule_is_said_before_anything_is_made(here: Pat
         ("letters", "0 3 31 2 *", "found '0 3 31 2 *', which never comes due; correct it"),
         ("letters", "0 25 * * *", "found '0 25 * * *', which is malformed; correct it"),
         ("letters", "Sundays", "found 'Sundays', which is malformed; correct it"),
-        ("inbox", "0 3 * * 0", "(digits, inbox, mnist, study, garbage); found 'inbox'; choose another name"),
+        ("inbox", "0 3 * * 0", "(digits, inbox, mnist, study, drift, garbage); found 'inbox'; choose another name"),
     ):
         assert words in said(capsys, 2, "dataset", "add", name, source, "--schedule", cron)
         assert list(here.iterdir()) == []

@@ -89,8 +89,8 @@ def test_first_run_again_and_another_seed(run: Any, store: Store, tiny: TinyFact
     assert Path(mended["report"]).is_file()
     assert [d["outcome"] for d in ledger.read("decisions")] == ["promoted", third["state"]]
     runs = {outcome["run"] for outcome in (first, second, third, again)}
-    events = until(lambda: decisions if len(decisions := decided(server, runs)) > 1 else None)
-    assert sorted(events) == sorted([("promoted", first["run"]), (third["state"], third["run"])])
+    events = until(lambda: found if len(found := emitted(server, runs)) > 1 else None)
+    assert sorted(events) == sorted([("model.promoted", first["run"]), (f"model.{third['state']}", third["run"])])
 
 
 def names_and_tags(outcome: dict[str, Any]) -> tuple[str, set[str]]:
@@ -100,13 +100,13 @@ def names_and_tags(outcome: dict[str, Any]) -> tuple[str, set[str]]:
     return flow_run.name, {*flow_run.tags}
 
 
-def decided(server: dict[str, str], runs: set[str]) -> list[tuple[str, str]]:
-    """Return the events about models that the server has of these runs."""
+def emitted(server: dict[str, str], runs: set[str]) -> list[tuple[str, str]]:
+    """Return the events of idxflow's that the server has of these runs."""
     EventsWorker.drain_all()
     resource = {"id": ["idxflow.model.tiny"]}
     response = post(server, "events/filter", {"filter": {"resource": resource, "occurred": LAST_DAY}, "limit": 50})
-    about = [(event["event"].rpartition(".")[2], event["payload"]["run"]) for event in response["events"]]
-    return [(outcome, run) for outcome, run in about if run in runs]
+    about = [(event["event"].removeprefix("idxflow."), event["payload"]["run"]) for event in response["events"]]
+    return [(name, run) for name, run in about if run in runs]
 
 
 def test_null_leaves_out_what_the_data_set_has(run: Any, store: Store, tiny: TinyFactory):
@@ -141,24 +141,30 @@ def test_force_trains_and_decides_again_where_nothing_is_new(run: Any, store: St
     assert verify(store).findings == ()
 
 
-def test_refusals_say_what_was_refused_and_set_off_what_waits_for_failed_runs(run: Any, tiny: TinyFactory):
+def test_refusals_say_what_was_refused_and_set_off_what_waits_for_failed_runs(
+    run: Any, tiny: TinyFactory, server: dict[str, str]
+):
     """Automations as the UI makes them, "flow run enters Failed", and by the tag."""
     cases: dict[str, dict[str, Any]] = {
         "data refused": {"arrays": {"test-labels": np.full(30, 9, np.uint8)}},
         "model refused": {"manifest": "[floors]\naccuracy = 1.0\nclass_recall = 1.0"},
     }
+    runs: dict[str, str] = {}
     with failures_noted() as noted:
         for words, case in cases.items():
             state, outcome = run(tiny(**case).manifest, epochs=1, learning_rate=1e-6)
             assert (state.type.value, state.name) == ("FAILED", "Failed")
             assert words in state.message
             assert names_and_tags(outcome) == (f"tiny {outcome['run']} {words}", {"refused"})
+            runs[outcome["run"]] = words
         state, _ = run(tiny().manifest, validation_fraction=0.999)
         assert (state.type.value, state.name) == ("FAILED", "Failed")
         state, _ = run(tiny().manifest)
         assert (state.type.value, state.name) == ("COMPLETED", "Completed")
         until(lambda: noted() >= 3)
         assert noted() == 3
+    events = until(lambda: found if len(found := emitted(server, {*runs})) > 1 else None)
+    assert {run: name.replace(".", " ") for name, run in events} == runs
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from packaging.utils import canonicalize_name
 
 from flows.commands.cli import app
 from flows.commands.up import up
-from tests.fetch.certificates import authority
+from tests.support.certificates import authority
 from tests.support.servers import BIN, ROOT
 
 UNIT = (ROOT / "deploy/idxflow.service").read_text(encoding="utf-8")

@@ -76,7 +76,7 @@ def test_the_readme_shows_the_two_commands():
 @pytest.mark.parametrize("command", commands("idxflow"))
 def test_idxflow_commands_exist(command: str):
     words = shlex.split(command)[1:]
-    named = {"dataset": 2, "quarantine": 2, "labels": 2, "registry": 2, "runs": 2, "prefect": 3}
+    named = {"alerts": 2, "dataset": 2, "quarantine": 2, "labels": 2, "registry": 2, "runs": 2, "prefect": 3}
     subcommand = [] if words[0].startswith("-") else words[: named.get(words[0], 1)]
     text = help_of(*subcommand)
     for option in [w.split("=")[0] for w in words if w.startswith("--")]:
@@ -189,7 +189,7 @@ def test_the_exit_codes_are_those_of_the_errors():
     from storage import errors
 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, 130, 143}
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.IdxflowError)} | {0, errors.DRIFTED, 130, 143}
     page = (REFERENCE / "exit-codes.md").read_text(encoding="utf-8")
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes
 

@@ -47,8 +47,8 @@ def test_nothing_leaves_a_machine_in_operation(tmp_path: Path):
     ran = typed([BIN / "idxflow", "run", "digits"], environment, tmp_path)
     assert ran.code == 0, ran.output
     assert "promoted v1" in ran.output
-    with opened([BIN / "idxflow", "up", "--port", str(free_port())], environment, tmp_path) as up:
-        until(lambda: "\nCtrl-C stops server and worker" in up.sent or not up.running)
+    with opened([BIN / "idxflow", "up", "--port", str(free_port()), "--site-port", "0"], environment, tmp_path) as up:
+        until(lambda: "\nCtrl-C stops server, worker and site" in up.sent or not up.running)
         steps = re.search(r"try, in another terminal:\n((?:  .*\n)+)", up.sent)
         assert steps, up.sent
         worker = "prefect worker start --pool idxflow --type process --run-once"

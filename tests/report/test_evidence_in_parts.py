@@ -55,11 +55,13 @@ def test_what_the_checks_have_found_is_read_from_all_parts(
     assert whole.validation
     assert (run.validation.parts, whole.validation.parts) == (5, 0)
     assert actual.leaked is not None
-    assert np.flatnonzero(actual.leaked).tolist() == [5, 20]
-    assert actual.leaked.dtype == bool
+    (leaked,) = actual.leaked.blocks()
+    assert np.flatnonzero(leaked).tolist() == [5, 20]
+    assert leaked.dtype == bool
     assert actual.measures
     assert expected.measures
-    np.testing.assert_array_equal(actual.measures.ink, expected.measures.ink)
+    for first, second in zip(actual.measures.ink.blocks(), expected.measures.ink.blocks(), strict=True):
+        np.testing.assert_array_equal(first, second)
     assert actual.means.keys() == expected.means.keys() == {0, 1, 2}
     assert all((actual.means[label] == expected.means[label]).all() for label in range(3))
     assert actual.set_aside == expected.set_aside

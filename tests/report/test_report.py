@@ -32,6 +32,7 @@ from storage.store import Store
 from tasks.model.holdout import drawn, tail
 from tasks.model.sides import Sample, of_rows
 from tasks.report import document, past_runs, sanitize
+from tasks.report.columns import Column
 from tasks.report.evidence import Evidence, Labels, gather
 from tasks.report.heldout import LEAST_P, homogeneity_p, means_p
 from tasks.report.lineage import command
@@ -181,12 +182,15 @@ def scored(right: np.ndarray) -> Evaluation:
     )
 
 
+def rows_that(are: np.ndarray) -> Column:
+    """Return truth values, as evidence has them of each test row."""
+    return Column([are], np.bool_)
+
+
 def test_test_images_in_the_training_split_are_counted_and_the_accuracy_is_said_without_them() -> None:
-    labels = np.zeros(100, np.uint8)
-    predicted, leaked = labels.copy(), np.arange(100) < 20
-    predicted[90:] = 1
-    evidence = Evidence(test_labels=labels, predicted=predicted, leaked=leaked)
-    values = content(a_run(catalog.find("digits"), evaluation=scored(predicted == labels)), evidence)
+    right, leaked = np.arange(100) < 90, np.arange(100) < 20
+    evidence = Evidence(right=rows_that(right), leaked=rows_that(leaked))
+    values = content(a_run(catalog.find("digits"), evaluation=scored(right)), evidence)
     assert values["test"]["unseen"]["correct"] == 70
     assert values["test"]["unseen"]["accuracy"] == 0.875
     assert (
@@ -215,7 +219,8 @@ def test_how_many_test_images_are_in_the_training_split_is_only_said_where_it_is
         validation=Validation(FolderEntry(Path()), True, "va", (check,), {}),
         evaluation=scored(np.array([True, True, True, False])),
     )
-    evidence = Evidence(test_labels=np.zeros(4, np.uint8), predicted=np.array([0, 0, 0, 1]), leaked=leaked)
+    right = rows_that(np.array([True, True, True, False]))
+    evidence = Evidence(right=right, leaked=None if leaked is None else rows_that(leaked))
     values = content(run, evidence)
     assert values["verdict"]["accuracy"][0]["note"] == note
     assert values["test"]["sentence"].endswith(f"{ending}.")
@@ -230,7 +235,7 @@ def test_which_test_images_are_in_the_training_split_is_read_from_the_validation
     run = a_run(dataset, train=train, test=test, validation=record)
     rows = gather(Registry(store, run.dataset), run).leaked
     assert rows is not None
-    assert np.flatnonzero(rows).tolist() == [5, 8]
+    assert np.flatnonzero([*rows.blocks()]).tolist() == [5, 8]
     sound = write_tiny(store.root, name="sound")
     train, test = (split(store, sound, name) for name in SPLITS)
     run = a_run(sound, train=train, test=test, validation=validate.fn(store, sound, train, test).record)

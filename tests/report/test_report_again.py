@@ -137,6 +137,19 @@ def test_means_and_ink_are_those_that_validation_kept_and_measured_where_it_kept
     assert html("other", {"mean": np.eye(9, 7) * np.ones((3, 1, 1))}) != published
 
 
+def test_the_drift_is_said_where_the_training_data_is_new(story: Story) -> None:
+    drifts = {name: drift for name in RUNS if (drift := story.published(name)["drift"])}
+    assert {name: drift["sentence"] for name, drift in drifts.items()} == {
+        name: f"Within the limits: {rows} images like those that champion v2 was trained on, with none of 17 tests "
+        "beyond its limit."
+        for name, rows in (("leaked", 120), ("set aside", 119))
+    }
+    for name, drift in drifts.items():
+        page = (story.store.entries("tiny", "publish") / story.runs[name].id / "report.html").read_text()
+        section = page.partition('<section id="drift"')[2].partition("</section>")[0]
+        assert section.count('role="img"') == len(drift["most"]) == 20
+
+
 def test_the_outcomes_are_those_that_the_story_tells(story: Story) -> None:
     outcomes = {name: story.published(name)["verdict"]["outcome"] for name in RUNS}
     assert outcomes == {

@@ -13,8 +13,10 @@ from storage.datasets.catalog import Dataset
 from storage.records import Environment, RunRecord
 from storage.store import Store
 from tasks.gate import wilson
+from tasks.report import columns
 from tasks.report.calibration import calibration
 from tasks.report.changes import changes
+from tasks.report.columns import Column
 from tasks.report.evaluation import evaluation
 from tasks.report.evidence import ChampionSnapshot, Evidence, Origin
 from tasks.report.measures import Measures, class_means, ink, slant, slants
@@ -33,6 +35,19 @@ ORIGINS = {
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     return a_dataset(tmp_path)
+
+
+def right(rows: np.ndarray) -> Column:
+    """Return which rows were predicted correctly."""
+    return Column([rows], np.bool_)
+
+
+def measured(inks: np.ndarray, slants: np.ndarray) -> Measures:
+    return Measures(Column([inks], np.float64), Column([slants], np.float64))
+
+
+def numbers_of(column: Column) -> np.ndarray:
+    return np.concatenate([*column.blocks()])
 
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -61,7 +76,7 @@ def test_the_network_in_words_also_of_records_without_its_newer_parts(config: di
 def test_calibration_by_hand() -> None:
     sure = np.array([0.95, 0.95, 0.95, 0.95, 0.5, 0.5], np.float32)
     right = np.array([True, True, True, False, True, False])
-    section = calibration(sure, right)
+    section = calibration(Column([sure], np.float32), Column([right], np.bool_))
     assert section is not None
     assert section["ece"] == pytest.approx(4 / 6 * 0.20 + 2 / 6 * 0.0, abs=1e-6)
     assert [(b["rows"], b["accuracy"], round(b["confidence"], 6)) for b in section["bins"]] == [
@@ -81,22 +96,24 @@ def test_calibration_by_hand() -> None:
     ],
 )
 def test_calibration_in_words(sure: list[float], right: list[bool], phrase: str) -> None:
-    section = calibration(np.array(sure, np.float32), np.array(right))
+    section = calibration(Column([np.array(sure)], np.float32), Column([np.array(right)], np.bool_))
     assert section is not None
     assert phrase in section["sentence"]
 
 
 def test_every_row_is_in_one_bin_whatever_its_confidence() -> None:
     sure = np.array([0, 1 / 15, 2 / 15, 0.5, 1, 1 + 1e-6], np.float64)
-    section = calibration(sure, np.ones(6, bool))
+    section = calibration(Column([sure], np.float64), right(np.ones(6)))
     assert section is not None
     assert sum(b["rows"] for b in section["bins"]) == 6
     assert all(b["low"] - 1e-9 <= b["confidence"] <= b["high"] + 1e-9 for b in section["bins"])
 
 
-@pytest.mark.parametrize("sure", [None, np.empty(0), np.array([0.5]), np.array([0.5, np.nan])])
-def test_no_calibration_of_what_cannot_be_counted(sure: np.ndarray | None) -> None:
-    assert calibration(sure, np.array([True, False])) is None
+@pytest.mark.parametrize("sure", [None, [], [0.5], [0.5, np.nan]])
+def test_no_calibration_of_what_cannot_be_counted(sure: list[float] | None) -> None:
+    column = None if sure is None else Column([np.array(sure)], np.float32)
+    assert calibration(column, right(np.array([1, 0]))) is None
+    assert calibration(Column([], np.float32), Column([], np.bool_)) is None
 
 
 # --- slices -------------------------------------------------------------------------------------------------------
@@ -127,9 +144,9 @@ def test_images_are_measured_in_their_order_whatever_the_blocks() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 9, 7), dtype=np.uint8)
     labels = np.zeros(50, np.uint8)
     parts = [(images[:7], labels[:7]), (images[:0], labels[:0]), (images[7:], labels[7:])]
-    np.testing.assert_allclose(ink(parts), images.reshape(50, -1).mean(axis=1))
+    np.testing.assert_allclose(numbers_of(ink(parts)), images.reshape(50, -1).mean(axis=1))
     for measure in (ink, slant):
-        np.testing.assert_array_equal(measure([(images, labels)]), measure(parts))
+        np.testing.assert_array_equal(numbers_of(measure([(images, labels)])), numbers_of(measure(parts)))
 
 
 def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
@@ -145,8 +162,7 @@ def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
 def test_quarters_count_every_row_once() -> None:
     inks, slopes = np.arange(100.0), np.full(100, np.nan)
     slopes[:40] = np.arange(40)
-    right = np.arange(100) >= 20
-    quarters = slices(Measures(inks, slopes), right)
+    quarters = slices(measured(inks, slopes), right(np.arange(100) >= 20))
     assert [(s["by"], s["rows"], s["correct"]) for s in quarters] == [
         ("ink", 25, 5),
         ("ink", 25, 25),
@@ -162,25 +178,40 @@ def test_quarters_count_every_row_once() -> None:
     assert weakest(quarters).startswith("The weakest quarter is slant: furthest left, at 0.00%; its interval is below")
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 100, 1003])
+def test_quarters_end_at_the_quartiles_of_numpy_whatever_the_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(rows)
+    for numbers in (random.normal(0, 20, rows), random.integers(-2, 3, rows) / 3, -1e-310 * np.arange(rows)):
+        right = Column([random.integers(0, 2, rows)], np.bool_)
+        values = Column([numbers, [np.nan, np.inf]], np.float64)
+        monkeypatch.setattr(columns, "ROWS", 64)
+        place = np.searchsorted(np.quantile(numbers, (0.25, 0.5, 0.75)), numbers)
+        expected = [numbers[place == quarter] for quarter in range(4) if (place == quarter).any()]
+        found = slices(Measures(values, values), Column([*right.blocks(), np.zeros(2, bool)], np.bool_))
+        assert [(s["from"], s["to"], s["rows"]) for s in found if s["by"] == "ink"] == [
+            (one.min(), one.max(), len(one)) for one in expected
+        ]
+
+
 def test_no_quarter_is_the_weakest_where_all_do_alike() -> None:
-    quarters = slices(Measures(np.arange(100.0), np.arange(100.0)), np.ones(100, bool))
+    quarters = slices(measured(np.arange(100.0), np.arange(100.0)), right(np.ones(100)))
     assert weakest(quarters) == "All quarters have the same accuracy, 100.00%."
 
 
 def test_the_names_of_quarters_say_nothing_of_a_side_that_no_image_leans_to() -> None:
-    quarters = slices(Measures(np.arange(100.0), np.linspace(5, 30, 100)), np.ones(100, bool))
+    quarters = slices(measured(np.arange(100.0), np.linspace(5, 30, 100)), right(np.ones(100)))
     assert [s["name"] for s in quarters if s["by"] == "slant"][1:3] == ["second quarter", "third quarter"]
 
 
 def test_quarters_of_equal_values_are_fewer() -> None:
-    quarters = slices(Measures(np.full(8, 3.0), np.full(8, np.nan)), np.ones(8, bool))
+    quarters = slices(measured(np.full(8, 3.0), np.full(8, np.nan)), right(np.ones(8)))
     assert [(s["name"], s["rows"]) for s in quarters] == [("least ink", 8)]
     assert "differ too little in ink and slant" in weakest(quarters)
 
 
 def test_no_slices_of_what_cannot_be_read() -> None:
-    assert slices(None, np.ones(3, bool)) == []
-    assert slices(Measures(np.ones(2), np.ones(2)), np.ones(3, bool)) == []
+    assert slices(None, right(np.ones(3))) == []
+    assert slices(measured(np.ones(2), np.ones(2)), right(np.ones(3))) == []
     assert "cannot be read" in weakest([])
 
 
@@ -189,10 +220,10 @@ def test_no_slices_of_what_cannot_be_read() -> None:
 
 def answers(labels: list[int], ours: list[int], theirs: list[int]) -> Evidence:
     return Evidence(
-        test_labels=np.array(labels, np.uint8),
-        sure=np.linspace(0.5, 0.9, len(labels)).astype(np.float32),
-        predicted=np.array(ours, np.uint8),
-        champion_predicted=np.array(theirs, np.uint8),
+        test_labels=Column([np.array(labels)], np.uint8),
+        sure=Column([np.linspace(0.5, 0.9, len(labels))], np.float32),
+        predicted=Column([np.array(ours)], np.uint8),
+        champion_predicted=Column([np.array(theirs)], np.uint8),
     )
 
 
@@ -206,6 +237,19 @@ def test_disagreements_are_told_apart_and_the_surest_come_first(store: Store, da
     assert (first["name"], first["predicted_name"], first["champion_name"]) == ("bar 0", "bar 1", "bar 0")
     assert first["probability"] == pytest.approx(0.58)
     assert section["sentence"].endswith("Compared with the champion, 1 image became right and 2 became wrong.")
+
+
+def test_the_surest_disagreements_are_found_whatever_the_blocks(
+    store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, random = a_run(store, dataset), np.random.default_rng(0)
+    evidence = dataclasses.replace(
+        answers(*random.integers(0, 3, (3, 900)).tolist()),
+        sure=Column([random.integers(40, 90, 900) / 100], np.float32),
+    )
+    whole = mistakes(run, evidence)
+    monkeypatch.setattr(columns, "ROWS", 64)
+    assert mistakes(run, evidence) == whole
 
 
 def test_only_so_many_disagreements_are_shown(store: Store, dataset: Dataset) -> None:

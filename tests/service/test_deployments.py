@@ -181,4 +181,4 @@ def test_a_leap_day_comes_due(tmp_path: Path):
 
 
 def test_the_file_that_comes_with_idxflow_is_taken():
-    assert [d["name"] for d in read_plan()["deployments"]] == ["digits", "inbox", "mnist", "study", "garbage"]
+    assert [d["name"] for d in read_plan()["deployments"]] == ["digits", "inbox", "mnist", "study", "drift", "garbage"]

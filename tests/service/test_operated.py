@@ -208,7 +208,7 @@ def test_deploying_again_changes_nothing(operated: Operated):
     before = known()
     prefect(operated.environment, "--no-prompt", "deploy", "--all")
     assert known() == before
-    assert set(before) == {"digits", "garbage", "inbox", "mnist", "study"}
+    assert set(before) == {"digits", "drift", "garbage", "inbox", "mnist", "study"}
 
 
 def test_the_server_sends_nothing_anywhere(operated: Operated):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_HOME, temporary_settings
 
 from flows import diagnosis
+from flows.events import emit
 from flows.service import deployments, server
 from flows.service.memory import Memory
 from flows.service.supervisor import Supervisor, UpOptions
@@ -30,7 +32,7 @@ from storage.store import Store
 from storage.verify import verify
 from tests.conftest import write_tiny
 from tests.support.commands import Command, idxflow, prefect
-from tests.support.faultserver import FaultServer
+from tests.support.faultserver import FaultServer, good
 from tests.support.held_archives import held_archives
 from tests.support.operated import WATCH, fork_deploys, fork_flow_runs, until
 from tests.support.postgres import postgres
@@ -82,13 +84,8 @@ def watcher(place: dict[str, str], manifest: Path) -> Iterator[Command]:
 
 
 @pytest.fixture(scope="module")
-def port_of_site() -> int:
-    return free_port()
-
-
-@pytest.fixture(scope="module")
-def service(place: dict[str, str], watcher: Command, port_of_site: int) -> Iterator[Service]:
-    with going(place, Path(place["HOME"]) / "up.log", "--serve", str(port_of_site), forked=True) as service:
+def service(place: dict[str, str], watcher: Command) -> Iterator[Service]:
+    with going(place, Path(place["HOME"]) / "up.log", "--site-port", "0", forked=True) as service:
         yield service
 
 
@@ -140,6 +137,29 @@ def test_a_set_that_arrived_before_the_server_was_there_is_retrained(service: Se
     watcher.kill()
 
 
+def test_its_site_shows_what_its_runs_did_and_their_artifacts_link_there(service: Service):
+    place = re.search(r"starting the site at (\S+), process (\d+), log (\S+)", service.output)
+    assert place, service.output
+    url, process, _ = place.groups()
+    (page,) = service.post("artifacts/latest/filter", {"artifacts": {"key": {"any_": ["page-tiny"]}}})
+    link = re.fullmatch(r"\[Report of run \S+\]\((\S+)\)", page["data"])
+    assert link, page
+    assert link[1].startswith(f"{url}/tiny/runs/")
+    report = until(lambda: _answered(link[1]))
+    assert "Version 1 is the new champion" in report.text
+    os.kill(int(process), signal.SIGKILL)
+    until(lambda: "site started again, process" in service.output)
+    assert "promoted v1" in until(lambda: _answered(f"{url}/tiny/")).text
+
+
+def _answered(url: str) -> httpx.Response | None:
+    """The answer of a site, once it answers."""
+    try:
+        return httpx.get(url, headers={"accept": "text/html"}).raise_for_status()
+    except httpx.HTTPError:
+        return None
+
+
 def test_it_says_where_the_ui_is_and_what_to_try(service: Service):
     address = service.environment["PREFECT_API_URL"].removesuffix("/api")
     # No line moves where nobody looks.
@@ -167,37 +187,6 @@ def test_a_second_one_says_what_runs_and_starts_nothing(service: Service):
     assert second.returncode == 0, second.stderr
     assert f"is already running, process {service.process.pid}" in second.stdout
     assert "worker polling the pool idxflow" in second.stdout
-
-
-def test_it_serves_the_champions_and_goes_on_with_that_if_it_dies(service: Service, port_of_site: int):
-    def healthy() -> bool:
-        with suppress(httpx.ConnectError):
-            return HTTP.get(f"http://127.0.0.1:{port_of_site}/healthz").json()["status"] == "ok"
-        return False
-
-    started = re.search(f"serving the champions at http://127.0.0.1:{port_of_site}, process ([0-9]+), ", service.output)
-    assert started
-    until(healthy)
-    os.kill(int(started[1]), signal.SIGKILL)
-    until(lambda: "site started again, process " in service.output)
-    until(healthy)
-
-
-@pytest.mark.remedies("flows.service.supervisor:_check_port_of_site")
-def test_a_port_of_the_site_that_is_taken_is_refused_before_anything_starts(tmp_path: Path):
-    environment = clean_environment(tmp_path, PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api")
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", port := free_port()))
-        other.listen()
-        refused = idxflow("up", "--serve", str(port), env=environment)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == (
-        f"idxflow: expected a free port for --serve {port}; Address already in use; choose another\n"
-    )
-    with Command("up", "--serve", str(free_port()), env=environment) as allowed:
-        until(lambda: "starting a Prefect server at " in allowed.output or allowed.poll() is not None)
-        allowed.send_signal(signal.SIGTERM)
-        assert allowed.wait(240) == 0, allowed.errors
 
 
 @pytest.mark.remedies("flows.service.supervisor:_refuse_shared_database")
@@ -267,6 +256,46 @@ def test_a_run_that_is_cancelled_before_it_started_is_in_the_ledger(service: Ser
     service.post(f"flow_runs/{run}/set_state", cancelled)
     sentence = until(lambda: recorded(service, "kmnist", "cancelled"))
     assert sentence == "it was cancelled before it started: not this week"
+
+
+def test_it_tells_of_what_happens_without_prefect_and_knows_the_secret_from_a_block(service: Service):
+    token = uuid.uuid4().hex
+    with FaultServer({"/hook": good(b"")}) as receiver:
+        keep_secret(service, "idxflow-chat", receiver.url(f"/hook?token={token}"))
+        words = ("alerts", "add", "webhook", "--url-from", "block:idxflow-chat", "--event", "drifted")
+        assert idxflow(*words, env=service.login).returncode == 0
+        store = Store(Path(service.environment["IDXFLOW_STORE"]))
+        emit("drifted", "told", {"sentence": "the digits are thinner"}, store)
+        until(lambda: receiver.requests)
+        (body,) = [json.loads(request.body) for request in receiver.requests]
+        assert (body["event"], body["sentence"]) == ("drifted", "the digits are thinner")
+    last_day = {"since": (datetime.now(UTC) - timedelta(days=1)).isoformat(), "until": datetime.now(UTC).isoformat()}
+    query = {"filter": {"event": {"name": ["idxflow.model.drifted"]}, "occurred": last_day}}
+    events = until(lambda: service.post("events/filter", query)["events"])
+    assert [event["resource"]["prefect.resource.id"] for event in events] == ["idxflow.model.told"]
+    # Of runs, the ends that a flow run could not emit itself.
+    for number, kind in enumerate(("TrainingFailed", "Crashed")):
+        state, error = ("crashed" if number else "failed"), {"kind": kind, "sentence": "no", "exit_code": 1}
+        ended = {"dataset": "told", "state": state, "sentence": "it was not to be", "error": error, "version": None}
+        Ledger(store, "told").append("runs", f"run-{number}", {**ended, "report": None, "seconds": 1.0, "steps": []})
+    query = {"filter": {"event": {"prefix": ["idxflow.run."]}, "resource": {"id": ["idxflow.model.told"]}}}
+    events = until(lambda: service.post("events/filter", query)["events"])
+    assert [event["event"] for event in events] == ["idxflow.run.crashed"]
+    # A receiver that is gone is named once, and ends nothing.
+    emit("drifted", "told", {"sentence": "and thinner"}, store)
+    until(lambda: "alert webhook: no connection to 127.0.0.1 (Connection refused)" in service.output)
+    assert idxflow("alerts", "remove", "webhook", env=service.login).returncode == 0
+    home = Path(service.environment["HOME"])
+    texts = [path for path in home.rglob("*") if path.suffix in (".json", ".log") and path.is_file()]
+    assert [path for path in texts if token.encode() in path.read_bytes()] == []
+
+
+def keep_secret(service: Service, name: str, value: str) -> None:
+    """Make a block of the type Secret, as people do in the UI."""
+    kind = service.get("block_types/slug/secret")["id"]
+    schemas = service.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind]}}})
+    block = {"name": name, "block_type_id": kind, "block_schema_id": schemas[0]["id"], "data": {"value": value}}
+    service.post("block_documents/", block)
 
 
 def test_a_cancelled_training_stops_at_once_and_leaves_the_store_clean(service: Service):

@@ -23,8 +23,8 @@ from storage.objects.address import parse
 from storage.objects.cloud import Cloud, Patience
 from storage.objects.opening import opened
 from storage.runtime import cancellation
-from tests.fetch.certificates import authority
 from tests.support import refusals
+from tests.support.certificates import authority
 from tests.support.fault_proxy import Answer, FaultProxy, Request
 from tests.support.faultserver import FaultServer, good, silent
 from tests.support.object_servers import ObjectServer

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from storage.registry import Registry, Standing
 from storage.store import Store
 from storage.store_format import FORMAT, STORE_FILE
 from tests.support import commands
+from tests.support.old_stores import unpacked
 from tests.support.runs import run_without_prefect
 from tests.support.servers import clean_environment
 
@@ -44,13 +44,6 @@ def old(tmp_path: Path) -> Store:
 def old_3(tmp_path: Path) -> Store:
     """A store of format 3, beside the manifest and the archives of its data set."""
     return unpacked(3, tmp_path)
-
-
-def unpacked(number: int, folder: Path) -> Store:
-    with tarfile.open(Path(__file__).with_name(f"store-format-{number}.tar.xz")) as archive:
-        # Python 3.11 has had filters since its fourth patch release; Debian 12 has the second.
-        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    return Store(folder / "store")
 
 
 @pytest.fixture
@@ -203,6 +196,7 @@ USES = {
     "export": ("export", "tiny"),
     "serve": ("serve", "--port", "0"),
     "diagnose": ("diagnose", "tiny"),
+    "drift": ("drift", "tiny", "tiny-source", "--dataset-file", "tiny.toml"),
     "promote": ("promote", "tiny", "1", "--force", "--reason", "back to the first"),
     "rollback": ("rollback", "tiny", "--reason", "back to the first"),
     "run": ("run", "--dataset-file", "tiny.toml"),
@@ -214,6 +208,7 @@ USES = {
     "suspects": ("suspects", "tiny"),
     "labels": ("labels", "add", "tiny", "labels.csv"),
     "quarantine": ("quarantine", "list", "tiny"),
+    "alerts": ("alerts", "list"),
 }
 
 

@@ -23,6 +23,7 @@ class Request:
     path: str
     headers: Mapping[str, str]
     """Names in lower case."""
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,15 @@ class FaultServer:
             if not more or len(data) > 100_000:
                 return
             data += more
-        first, *lines = data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        head, _, body = data.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        request = Request(re.sub(r"^http://[^/]*", "", first.split(" ")[1]), headers)
+        while len(body) < int(headers.get("content-length", 0)):
+            more = connection.recv(65536)
+            if not more:
+                return
+            body += more
+        request = Request(re.sub(r"^http://[^/]*", "", first.split(" ")[1]), headers, body)
         self.requests.append(request)
         self.answers.get(request.path.partition("?")[0], status(404))(Exchange(connection, request, self._stopping))
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import resource
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 GROUP_BYTES = 100_000_000
 """What a process may take in a control group: more than an idle one needs, less than training does."""
 CGROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 LIMITS = "memory.limit_in_bytes", "memory.max"
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Return the most bytes that Python's and NumPy's objects take while `work` runs."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def bytes_of_process(column: int, pid: int | str = "self") -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from storage.datasets.catalog import Dataset
-from storage.datasets.manifest import Floors, Gate, Limits, Quarantine
+from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine
 from storage.datasets.training import TrainingConfig
 from storage.formats import parquet
 from storage.records import (
@@ -73,6 +73,7 @@ def a_dataset(folder: Path, classes: int = 3, shape: tuple[int, int] = (9, 7), *
         "floors": Floors(),
         "gate": Gate(),
         "quarantine": Quarantine(),
+        "drift": Drift(),
         "licence": "CC0",
         "homepage": "https://example.org/bars?a=1&b=2",
         "citation": "A. Author: Bars, 2026.",
@@ -93,7 +94,9 @@ def written(folder: Path, dataset: Dataset, name: SplitName, images: np.ndarray,
     archives = {f"{name}-images": "ab" * 32}
     split = Split(FolderEntry(folder), name, len(labels), dataset.image_shape, len(dataset.classes), name * 8, archives)
     with parquet.Writer(split.file, dataset.image_shape, dataset.classes) as writer:
-        writer.write(images, labels)
+        for start in range(0, len(labels), parquet.ROW_GROUP):
+            rows = slice(start, start + parquet.ROW_GROUP)
+            writer.write(images[rows], labels[rows])
         writer.close({"image_shape": dataset.image_shape, "rows": len(labels)})
     return split
 

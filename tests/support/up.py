@@ -125,7 +125,12 @@ class Service:
 
 def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Call `idxflow up` where it ends by itself; what it starts are forks, as in `going`."""
-    return idxflow("up", *arguments, env=_forking(environment), cwd=Path("/"), program="up")
+    return idxflow("up", *_without_site(arguments), env=_forking(environment), cwd=Path("/"), program="up")
+
+
+def _without_site(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments of `up` without a site, unless they choose its port: all tests would want the same one."""
+    return arguments if "--site-port" in arguments else (*arguments, "--no-site")
 
 
 def _forking(environment: dict[str, str]) -> dict[str, str]:
@@ -152,7 +157,7 @@ def going(environment: dict[str, str], output: Path, *arguments: str, forked: bo
         (folder / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
     with output.open("wb") as stream:
         start = _forked if forked else _called
-        process = start(("up", *arguments), environment, folder, stream)
+        process = start(("up", *_without_site(arguments)), environment, folder, stream)
     service = Service(environment, process, output)
     with process:
         try:

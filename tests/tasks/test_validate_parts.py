@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ from tasks.checking import comparing, measuring, repeats, surveys
 from tasks.validate import validate
 from tests.conftest import TinyFactory, bars
 from tests.support.cloud_stores import Cloud
+from tests.support.memory import peak
 from tests.support.scattered_workers import ScatteredWorkers
 from tests.support.split_in_parts import in_one_file, in_parts
 from tests.support.stores import fingerprint
@@ -272,11 +272,12 @@ def test_a_damaged_result_of_a_part_is_made_again_and_nothing_else(store: Store,
         *("images.parquet", "rows.npz", "sums.npz", "repeats.parquet", "parts.jsonl"),
         *("summary.parquet", "findings.json", "tallies.npz", "means.npz", ENTRY),
     }
-    for name in sorted(names):
-        path = next(path for path in files if path.name == name)
+    damaged = [next(path for path in files if path.name == name) for name in sorted(names)]
+    for path in damaged:
         path.chmod(0o644)
         path.write_bytes(b"#" + path.read_bytes()[1:])
-    assert len(verify(store).damage) > 4
+    # Of a folder whose list of files is damaged, nothing else is known.
+    assert len(verify(store).damage) >= len({path.parent for path in damaged})
     again = verdict(store, dataset, splits)
     assert again.record == first.record
     assert fingerprint(store) == before
@@ -364,16 +365,6 @@ def test_what_is_in_memory_at_a_time_does_not_grow_with_the_parts(
     assert sums.most <= 2 * 2 * max(256, 3 * 63)
     assert found.most <= len(surveys.IMAGES) * 2 * 300
     assert sum(compared.repeats.said(100, 20) & repeats.LEAKED > 0) == 20
-
-
-def peak(work: Callable[[], object]) -> int:
-    """Return the most bytes that Python's and NumPy's objects take while `work` runs."""
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def some_images(rows: int, seed: int) -> dict[str, np.ndarray]:

@@ -309,7 +309,7 @@ def test_the_metrics_count_what_happened(store: Store):
     with served(Site(store)) as client:
         assert ask(client, npy(IMAGES), "application/x-npy").status_code == 200
         ask(client, b"")
-        client.get("/elsewhere")
+        client.get("/elsewhere/at/all")
         text = client.get("/metrics").text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert lines['idxflow_champion_version{dataset="tiny"}'] == "1.0"

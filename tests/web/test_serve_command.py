@@ -64,7 +64,7 @@ def test_what_it_prints_works_and_a_signal_ends_it(env: dict[str, str], tmp_path
     assert (tmp_path / "log").read_text() == printed
 
 
-@pytest.mark.remedies("flows.web.serving:_listening")
+@pytest.mark.remedies("flows.web.serving:listening")
 def test_a_port_that_is_taken_is_a_sentence(env: dict[str, str], tmp_path: Path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port := free_port()))

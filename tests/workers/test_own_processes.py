@@ -326,6 +326,25 @@ print([name for name in ("distributed", "dask", "tornado") if name in sys.module
 """
 
 
+def test_processes_that_were_begun_early_have_imported_what_they_will_call() -> None:
+    module = working.__name__
+    with closing(workers_for("2")) as workers:
+        workers.begin((module,))
+        session = workers.session()
+        wait_until(lambda: len(session.threads) == 2)
+        imported = f"{module!r} in __import__({dask_remote.__name__!r}, fromlist=['load'])._imported"
+        wait_until(lambda: all(session.done(session.ask_all(imported)).values()))
+
+
+def test_processes_that_were_begun_early_end_with_a_run_that_needs_none() -> None:
+    workers = workers_for("2")
+    before = {thread.name for thread in threading.enumerate()}
+    workers.begin(("an.unknown.module",))
+    workers.close()
+    assert {thread.name for thread in threading.enumerate()} <= before
+    assert workers._session is None
+
+
 def test_nothing_of_dask_is_imported_for_a_single_item() -> None:
     ended = subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"

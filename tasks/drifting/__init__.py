@@ -1,0 +1,1 @@
+"""Whether new images differ from those that a champion was trained on."""
