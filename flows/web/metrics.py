@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from flows import live
 from flows.live import Live
 from flows.service.guard import Application, Message, Receive, Send
+from storage.drifts import Drifts
 from storage.errors import IdxflowError
 from storage.ledger import Ledger
 from storage.registry import Version
@@ -89,6 +90,7 @@ class Metrics:
             for outcome, count in sorted(known.counted().items()):
                 runs.add_metric((dataset, outcome), count)
         yield runs
+        yield from self._drift()
         yield from self._log()
         yield from self._live()
 
@@ -108,6 +110,21 @@ class Metrics:
                 age.add_metric((dataset,), (datetime.now(UTC) - followed.since).total_seconds())
                 accuracy.add_metric((dataset,), followed.model.version.test_accuracy)
         yield from (version, age, accuracy, problem)
+
+    def _drift(self) -> Iterator[Metric]:
+        """Yield what the last look at new images found, if one has found anything about the champion."""
+        drifted = GaugeMetricFamily(
+            "idxflow_drifted",
+            "1 if new images have drifted from what the champion was trained on, 0 if they no longer do.",
+            labels=("dataset", "version"),
+        )
+        for dataset in self._site.champions.names:
+            model = self._site.champions.followed(dataset).model
+            with suppress(IdxflowError, OSError):
+                found = Drifts(self._site.store, dataset).last()
+                if model and found and found.champion == model.version.number:
+                    drifted.add_metric((dataset, str(found.champion)), found.is_drifted)
+        yield drifted
 
     def _log(self) -> Iterator[Metric]:
         log = self._site.log

@@ -18,6 +18,7 @@ from PIL import Image
 
 from flows.web.limits import RequestLimits
 from flows.web.served import Site
+from storage.drifts import Drifts
 from storage.store import Store
 from tasks.serving.predict import load_champion
 from tests.support.blobs import SHAPE, blobs, store_with_champion
@@ -306,12 +307,18 @@ def test_the_description_has_the_route_its_body_and_its_answer(client: httpx.Cli
 
 
 def test_the_metrics_count_what_happened(store: Store):
+    drifts = Drifts(store, "tiny")
     with served(Site(store)) as client:
+        assert "idxflow_drifted{" not in client.get("/metrics").text
+        drifts.note(1, True, {})
+        assert 'idxflow_drifted{dataset="tiny",version="1"} 1.0' in client.get("/metrics").text
+        drifts.note(1, False, {})
         assert ask(client, npy(IMAGES), "application/x-npy").status_code == 200
         ask(client, b"")
         client.get("/elsewhere/at/all")
         text = client.get("/metrics").text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert lines['idxflow_drifted{dataset="tiny",version="1"}'] == "0.0"
     assert lines['idxflow_champion_version{dataset="tiny"}'] == "1.0"
     assert float(lines['idxflow_champion_age_seconds{dataset="tiny"}']) > 0
     assert lines['idxflow_requests_total{route="/v1/{dataset}/predict",status="200"}'] == "1.0"
