@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from flows import datasets
 from flows.dataset_in_store import DatasetInStore
+from storage import prediction_log
 from storage.datasets import catalog
 from storage.errors import ConfigError
 from storage.records import Evaluation
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
     from storage.datasets.manifest import Drift
 
 
+LOG = Path("log")
+"""The source that stands for the images that `idxflow serve --log-images` has kept."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """Which images to compare, and how to read them."""
 
     source: Path
+    """A file, a folder, or `LOG`."""
     labels: Path | None = None
     """A file of their labels, in IDX."""
     dataset_file: Path | None = None
@@ -66,7 +72,7 @@ class Look:
         return {
             "dataset": self.version.dataset,
             "version": self.version.number,
-            "from": str(self.source.absolute()),
+            "from": str(self.source if self.source == LOG else self.source.absolute()),
             "sentence": self.sentence,
             **self.comparison.values(),
             "most": [self.shown(place, newness) for place, newness in self.comparison.most],
@@ -106,13 +112,26 @@ def look(data: DatasetInStore, asked: Asked, say: Callable[[str], None]) -> Look
     model = Model(data.store, version)
     options = ImageOptions(model.image_shape, model.pixel_range, asked.resize, asked.scale, asked.invert)
     naming = Naming(version.classes, record.facts.labels if record.facts else ())
-    new = reading.new_images(asked.source, asked.labels, options, naming, say)
+    if asked.source == LOG and not asked.labels:
+        new = reading.NewImages(_logged(data, model.image_shape))
+        where = "the log of predictions, of which `idxflow serve --log-images` keeps the images"
+    else:
+        new, where = reading.new_images(asked.source, asked.labels, options, naming, say), str(asked.source)
     sample = draw(new.blocks)
-    reading.check_enough(sample.total, limits.min_images, asked.source)
+    reading.check_enough(sample.total, limits.min_images, where)
     evaluation = data.store.get(data.name, "evaluate", version.evaluation, Evaluation)
     old = champion.reference_of(version, train, evaluation)
     answers = answers_of(model, sample.images)
     return Look(version, asked.source, compare(old, sample, answers, limits), sample, answers, old, tuple(new.files))
+
+
+def _logged(data: DatasetInStore, shape: tuple[int, int]) -> Iterator[tuple[np.ndarray, None]]:
+    """Yield the images of the log that have the size of the champion's, day by day."""
+    for day in prediction_log.days(data.store, data.name):
+        columns = (*prediction_log.COLUMNS, *prediction_log.IMAGE_COLUMNS)
+        images = prediction_log.images(prediction_log.read(data.store, data.name, columns, day, day), shape)
+        if len(images):
+            yield images, None
 
 
 def answers_of(model: Model, images: np.ndarray) -> Answers:

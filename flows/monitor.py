@@ -52,7 +52,8 @@ def monitor(
 
     Args:
         dataset: Name of a data set of the store.
-        source: File of images, folder of pictures, or what `idxflow dataset add` reads, where the run is.
+        source: File of images, folder of pictures, or what `idxflow dataset add` reads, where the run is; or `log`: the
+            images that `idxflow serve --log-images` has kept.
         labels: IDX file with the labels of the images, if the source is a file.
         store: Folder or address of the store. Default: IDXFLOW_STORE, otherwise `store` next to the source code.
         dataset_file: Manifest (TOML) with the limits. Default: that of the data set.

@@ -52,6 +52,7 @@ MOST_WAITING = 1 << 26
 """Bytes of images that wait to be written; more are dropped, and counted."""
 
 _TRIES = 5
+_DAY = len("2026-11-30")
 
 _log = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class PredictionLog:
         for file in reversed(found):
             size += file.size
             if file.name >= oldest and size <= self._options.bytes:
-                past[file.name[:10]].append(file)
+                past[file.name[:_DAY]].append(file)
             else:
                 removed.append(file.key)
         self._store.objects.delete(removed)
@@ -244,12 +245,25 @@ class PredictionLog:
         self.problem = problem
 
 
-def read(store: Store, dataset: str, columns: Sequence[str] = COLUMNS, since: str = "") -> pa.Table:
+def days(store: Store, dataset: str) -> list[str]:
+    """Return the days that the log has, such as 2026-11-30, oldest first.
+
+    Raises:
+        StoreError: the log cannot be read.
+    """
+    with store_errors(store.root / FOLDER):
+        return sorted({file.name[:_DAY] for file in _files(store, dataset)})
+
+
+def read(
+    store: Store, dataset: str, columns: Sequence[str] = COLUMNS, since: str = "", until: str = "9999"
+) -> pa.Table:
     """Return the logged predictions of a data set, oldest first, each once.
 
     Args:
         columns: of `COLUMNS` and `IMAGE_COLUMNS`; a row without its image has null there.
         since: a day such as 2026-11-30; empty: all.
+        until: the last day.
 
     Raises:
         DamagedEntry: a file is damaged.
@@ -258,7 +272,7 @@ def read(store: Store, dataset: str, columns: Sequence[str] = COLUMNS, since: st
     needed = list(dict.fromkeys((*columns, "id", "time", "digest")))
     with store_errors(store.root / FOLDER):
         for left in reversed(range(_TRIES)):
-            keys = [file.key for file in _files(store, dataset) if file.name >= since]
+            keys = [file.key for file in _files(store, dataset) if since <= file.name[:_DAY] <= until]
             try:
                 tables = [_decoded(store, key, needed) for key in keys]
                 break
@@ -269,22 +283,15 @@ def read(store: Store, dataset: str, columns: Sequence[str] = COLUMNS, since: st
     return _once(tables, needed).select(list(columns))
 
 
-def images(table: pa.Table) -> np.ndarray:
-    """Return the images of rows that have them, all of one size: uint8 of shape (n, height, width).
+def images(table: pa.Table, shape: tuple[int, int]) -> np.ndarray:
+    """Return the images of rows that have one of this height and width: uint8 of shape (n, height, width).
 
     Args:
-        table: with `IMAGE_COLUMNS`, as `read` returns it; rows without an image are left out.
+        table: with `IMAGE_COLUMNS`, as `read` returns it.
     """
-    with_image = table.filter(table["image"].is_valid())
-    if not len(with_image):
-        return np.empty((0, 0, 0), np.uint8)
-    height, width = with_image["height"][-1].as_py(), with_image["width"][-1].as_py()
-    pixels = [
-        np.frombuffer(row["image"], np.uint8).reshape(height, width)
-        for row in with_image.select(list(IMAGE_COLUMNS)).to_pylist()
-        if (row["height"], row["width"]) == (height, width)
-    ]
-    return np.stack(pixels)
+    rows = table.select(list(IMAGE_COLUMNS)).to_pylist()
+    pixels = [row["image"] for row in rows if (row["height"], row["width"]) == shape]
+    return np.frombuffer(b"".join(pixels), np.uint8).reshape(-1, *shape)
 
 
 def _folder(store: Store, dataset: str) -> str:

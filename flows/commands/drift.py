@@ -51,7 +51,8 @@ def drift(
 
     Args:
         dataset: A data set of the store.
-        source: A file of images, a folder of pictures, or what `idxflow dataset add` reads.
+        source: A file of images, a folder of pictures, what `idxflow dataset add` reads, or the word `log`: the images
+            that `idxflow serve --log-images` has kept.
     """
     from flows.drift import Asked, look
     from flows.terminal.bars import shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from flows.commands.cli import run_command
+from storage.prediction_log import Answers, LogOptions, PredictionLog
 from storage.store import Store
 from tasks.drifting import reading
 from tasks.serving.image_files import ImageOptions
@@ -85,6 +87,21 @@ def test_images_like_those_of_the_training_are_within_the_limits(ask: Ask):
         "limit"
     )
     assert (answer["page"], list(Path().glob("*.html"))) == (None, [])
+
+
+def test_the_log_of_predictions_is_a_source(ask: Ask, home: Path, ready: Path):
+    few = ask("log")
+    assert few["code"] == 3
+    assert "expected at least 100 images to compare" in few["error"]["sentence"]
+    assert "of which `idxflow serve --log-images` keeps the images" in few["error"]["sentence"]
+    log, images = PredictionLog(Store(ready / "store"), LogOptions(images=True)), new()[0]
+    ids = [str(row) for row in range(len(images))]
+    answers = np.zeros(len(images), np.uint8), np.ones(len(images), np.float32)
+    log.add("tiny", Answers(ids, datetime.now(UTC), images, *answers, 1))
+    log.flush()
+    expected, answer = ask(saved("new.idx", images)), ask("log")
+    assert answer["from"] == "log"
+    assert {**answer, "from": ""} == {**expected, "from": ""}
 
 
 def test_every_kind_of_source_gives_the_same_answer(ask: Ask, home: Path):

@@ -22,7 +22,7 @@ from storage.prediction_log import MERGED_AT, Answers, LogOptions, PredictionLog
 from storage.store import Store
 from storage.verify import verify
 from tasks.serving.predict import load_champion
-from tests.support.blobs import blobs, store_with_champion
+from tests.support.blobs import SHAPE, blobs, store_with_champion
 from tests.support.memory_objects import cloud_store
 from tests.support.sites import served
 from tests.support.stores import retrain
@@ -108,7 +108,7 @@ def test_a_site_keeps_what_it_answers(store: Store):
     assert table["probability"].to_pylist() == expected.probability.tolist() * 2
     assert {*table["version"].to_pylist()} == {1}
     assert table["digest"].to_pylist()[:30] == [hashlib.sha256(image.tobytes()).hexdigest() for image in IMAGES]
-    assert np.array_equal(prediction_log.images(table), np.concatenate([IMAGES, IMAGES]))
+    assert np.array_equal(prediction_log.images(table, SHAPE), np.concatenate([IMAGES, IMAGES]))
     assert verify(store).findings == ()
 
 
