@@ -19,7 +19,7 @@ from storage.ledger import Ledger, time_of
 from storage.notices import NOTICES
 from storage.records import HTML, Report
 from storage.registry import Registry
-from storage.store import Store
+from storage.store import BESIDE, Store
 
 STALE = "stale"
 _LATE = timedelta(hours=1)
@@ -94,7 +94,7 @@ class History:
         """Return the event that a run has been due for an hour and has not started; None if none has."""
         if due is None or now - due < _LATE:
             return None
-        values = {"sentence": late_sentence(due, self.store.command("up"))}
+        values = {"sentence": late_sentence(due, self.store.command("up", BESIDE))}
         return Found(f"{dataset}/{STALE}/due-{due:%Y%m%dT%H%M%S}", STALE, dataset, due, values)
 
     def event(self, found: Found) -> Event:
@@ -148,7 +148,8 @@ class History:
             words = f"registry history {found.dataset}"
         elif found.values.get("report"):
             words = f"report {found.dataset} {found.values.get('run')}"
-        return self.store.command(words)
+        # Whoever reads it may have no variable that names the store.
+        return self.store.command(words, BESIDE)
 
     def _report(self, found: Found) -> str | None:
         key = found.values.get("report")

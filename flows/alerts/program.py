@@ -57,7 +57,7 @@ class Program:
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            raise NotDelivered(f"{self.words[0]} has not ended within {limit:g} s, and was killed") from None
+            raise NotDelivered(f"{self.words[0]} has not ended within {limit:.2g} s, and was killed") from None
         if process.returncode:
             raise NotDelivered(f"{self.words[0]} ended with {_code(process.returncode)}")
         return ""

@@ -62,6 +62,6 @@ def within(seconds: float, call: Callable[[], None]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise NotDelivered(f"no answer within {seconds:g} s")
+        raise NotDelivered(f"no answer within {seconds:.2g} s")
     if raised:
         raise raised[0]

@@ -59,7 +59,7 @@ class Watch:
         problems = dict(self._problems)
         for name, problem in problems.items():
             if self._said.get(name) != problem:
-                yield f"alert {name}: {problem}"
+                yield f"{name}: {problem}"
         self._said = problems
         if self._is_due(time.monotonic()):
             self._looked = time.monotonic()
@@ -88,9 +88,9 @@ class Watch:
                 found = delivery.deliver(alert, self._history, datasets, _SECONDS)
                 # Of Prefect's server, other lines say that it does not answer.
                 if found.problem and alert is not self._prefect:
-                    problems[alert.name] = found.problem
+                    problems[f"alert {alert.name}"] = found.problem
         except (IdxflowError, OSError) as error:
-            problems["list"] = str(error)
+            problems["no alert can be sent"] = str(error)
         self._problems = problems
 
     def _datasets(self) -> dict[str, datetime | None]:

@@ -199,7 +199,6 @@ def _day(as_of: str | None) -> str | None:
 
 def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) -> int:
     """Run one of the flows of `flows.retrain`, print its steps and its outcome, and return the exit code."""
-    from flows.alerts.delivery import tell
     from flows.run import refusal
     from flows.terminal import timings
 
@@ -220,6 +219,8 @@ def _run_flow(flow: str, request: Request, as_json: bool, with_timings: bool) ->
     elif clock:
         timings.print_timings(clock)
     if outcome.run:
+        from flows.alerts.delivery import tell
+
         tell(request.store, outcome.dataset)
     return outcome.exit_code
 

@@ -40,10 +40,20 @@ TheSite = Annotated[Site, Depends(site_of)]
 class Wishes:
     """How a request wants its images changed first, and what it wants to know."""
 
-    resize: Annotated[bool, Query(description="Resize images of another size, with antialiasing.")] = False
-    scale: Annotated[bool, Query(description="Scale pixels of 0-255 to the range of the training data.")] = False
-    invert: Annotated[bool, Query(description="Invert the pixels (255 - x).")] = False
-    probabilities: Annotated[bool, Query(description="Answer with the probability of each class, too.")] = False
+    resize: bool
+    scale: bool
+    invert: bool
+    probabilities: bool
+
+
+async def wishes_of(
+    resize: Annotated[bool, Query(description="Resize images of another size, with antialiasing.")] = False,
+    scale: Annotated[bool, Query(description="Scale pixels of 0-255 to the range of the training data.")] = False,
+    invert: Annotated[bool, Query(description="Invert the pixels (255 - x).")] = False,
+    probabilities: Annotated[bool, Query(description="Answer with the probability of each class, too.")] = False,
+) -> Wishes:
+    """Return what a request wants. A coroutine, as `site_of` is."""
+    return Wishes(resize, scale, invert, probabilities)
 
 
 @router.post(
@@ -53,7 +63,9 @@ class Wishes:
     responses=REFUSALS,
     openapi_extra=BODY,
 )
-async def predict(request: Request, dataset: str, site: TheSite, wishes: Annotated[Wishes, Depends()]) -> Response:
+async def predict(
+    request: Request, dataset: str, site: TheSite, wishes: Annotated[Wishes, Depends(wishes_of)]
+) -> Response:
     """Classify one image or several; the answers are in their order, and all by one version.
 
     `curl -H 'Content-Type: image/png' --data-binary @digit.png http://127.0.0.1:4280/v1/mnist/predict`

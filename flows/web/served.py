@@ -71,8 +71,8 @@ class Site:
         return State(self.store)
 
 
-def site_of(request: Request) -> Site:
-    """Return the site; for `Depends`."""
+async def site_of(request: Request) -> Site:
+    """Return the site; for `Depends`. A coroutine, because FastAPI calls any other function in a thread."""
     site: Site = request.app.state.site
     return site
 

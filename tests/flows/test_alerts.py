@@ -511,6 +511,18 @@ def test_alerts_that_cannot_be_read_or_noted_end_no_command(
     assert "alerts.json: expected the alerts of idxflow; " in capsys.readouterr().err
 
 
+def test_a_command_waits_only_so_long_for_a_receiver(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    retrain(store, 1)
+    monkeypatch.setattr(delivery, "_PATIENCE_SECONDS", IMPATIENT)
+    with FaultServer({"/hook": silent}) as server:
+        settings.add(alert(store, hook_at(server, monkeypatch)))
+        tell(store.address, DATASET)
+    said = r"idxflow: alert hook: no answer within 0\.\d+ s; `idxflow alerts list` shows what becomes of it\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
+
+
 def test_an_event_that_is_not_known_or_damaged_is_left_out(store: Store):
     emit("drifted", DATASET, {}, store)
     emit("a later version's", DATASET, {}, store)
