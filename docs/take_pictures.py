@@ -1,4 +1,4 @@
-"""Take the pictures of `docs/pictures/` that show a real run: its report, and its page in the Prefect UI.
+"""Take the pictures of `docs/pictures/` that show a real run: its report, its page in the Prefect UI, and the site.
 
 `make pictures` runs it. It needs Chromium, no network, and about two minutes. All else that it makes is in a temporary
 folder. The SVG files beside the pictures are drawn by hand.
@@ -33,18 +33,23 @@ PAGE = {"width": 1280, "height": 900}
 
 
 @contextmanager
-def service(home: Path, port: int) -> Iterator[dict[str, str]]:
-    """Run `idxflow up` with a home and a store of its own; yield the environment of its clients."""
+def service(home: Path, port: int) -> Iterator[tuple[dict[str, str], str]]:
+    """Run `idxflow up` with a home and a store of its own; yield the environment of its clients, and its site."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "IDXFLOW_"))}
     own = {"HOME": str(home), "PREFECT_HOME": str(home / "prefect"), "IDXFLOW_STORE": str(home / "store")}
     # For the one request of this script: `main` asks the API which run to show.
-    command = [IDXFLOW, "up", "--port", str(port), "--no-csrf"]
+    command = [IDXFLOW, "up", "--port", str(port), "--no-csrf", "--site-port", "0"]
     environment = inherited | own
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as up:
         try:
-            if not any(line.startswith("ready") for line in up.stdout or ()):
+            site = ""
+            for line in up.stdout or ():
+                site = line.split()[4].rstrip(",") if line.startswith("starting the site at ") else site
+                if line.startswith("ready"):
+                    break
+            else:
                 raise RuntimeError("expected `idxflow up` to become ready; it ended, see above")
-            yield environment
+            yield environment, site
         finally:
             up.send_signal(signal.SIGTERM)
             up.communicate()
@@ -93,6 +98,21 @@ def picture_of_report(browser: Any, report: Path) -> bytes:
     return packed.getvalue()
 
 
+def picture_of_trying(browser: Any, site: str) -> bytes:
+    """Return the page where a digit was drawn, a three, with the answer of the champion."""
+    page = browser.new_page(viewport={"width": 1080, "height": 960}, device_scale_factor=1.25, color_scheme="light")
+    page.goto(f"{site}/digits/try")
+    box = page.locator("#paper").bounding_box()
+    points = ((0.3, 0.22), (0.5, 0.15), (0.66, 0.25), (0.62, 0.4), (0.48, 0.48), (0.65, 0.56), (0.7, 0.72), (0.5, 0.85))
+    for number, (x, y) in enumerate((*points, (0.28, 0.76))):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=6)
+        if number == 0:
+            page.mouse.down()
+    page.mouse.up()
+    page.locator("#answer h2").wait_for()
+    return bytes(page.screenshot())
+
+
 def save(name: str, png: bytes) -> None:
     """Write a picture with 256 colours, which is enough for pages."""
     path = PICTURES / name
@@ -103,7 +123,7 @@ def save(name: str, png: bytes) -> None:
 
 
 def main() -> None:
-    """Run twice, and take both pictures of the second run."""
+    """Run twice, and take all pictures of the second run."""
     from playwright.sync_api import sync_playwright
 
     program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -113,7 +133,11 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as home, service(Path(home), port) as environment, sync_playwright() as started:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        service(Path(home), port) as (environment, site),
+        sync_playwright() as started,
+    ):
         for parameter in RUNS:
             run = ["prefect", "deployment", "run", "retrain/digits", "--param", parameter, "--watch"]
             subprocess.run([IDXFLOW, *run], env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -123,6 +147,7 @@ def main() -> None:
         browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         save("run.png", picture_of_run(browser, address, auth))
         save("report.png", picture_of_report(browser, report))
+        save("try.png", picture_of_trying(browser, site))
         browser.close()
 
 

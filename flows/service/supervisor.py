@@ -470,6 +470,8 @@ class Supervisor:
         if Path(shutil.which("idxflow") or "").parent != programs:
             yield f"export PATH={shlex.quote(str(programs))}:$PATH"
         yield f"export PREFECT_API_URL={shlex.quote(self.where.api)}"
+        if self.site.url:
+            yield f"export {SITE_VARIABLE}={shlex.quote(os.environ.get(SITE_VARIABLE, self.site.url))}"
         if login := server.login(self.auth, self.folder):
             yield login
         # Otherwise Prefect's own commands would send these requests through the proxy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from PIL import Image
 
 from flows.dataset_in_store import DatasetInStore
 from flows.promotion import promote
+from flows.web.pages import trying
 from flows.web.pages.schedule import Due, Schedule
 from flows.web.served import Site
 from storage.drifts import Drifts
@@ -187,6 +189,13 @@ def test_what_is_no_picture_is_refused_in_place(client: httpx.Client, content: b
     answer = client.post("/tiny/try", files={"picture": ("x", content, "image/png")})
     assert answer.status_code == 400
     assert sentence in checked(answer).words()
+
+
+@pytest.mark.parametrize(("pixel_range", "shown"), [((0, 16), [[0, 128, 255]]), ((0, 255), [[0, 8, 16]])])
+def test_images_are_shown_from_black_to_white_whatever_their_range(pixel_range: tuple[int, int], shown: list):
+    address = trying.png(np.array([[0, 8, 16]], np.uint8), pixel_range)
+    picture = Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))))
+    assert np.asarray(picture).tolist() == shown
 
 
 def test_a_form_is_only_for_the_pages(client: httpx.Client):

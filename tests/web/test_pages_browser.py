@@ -27,8 +27,8 @@ PAGES = ("/", "/tiny/", "/tiny/try", "/nothing/")
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A site whose data set has bright bars in row 4, 5 or 6 of 10, one class with a long name, and two runs."""
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store whose data set has bright bars in row 4, 5 or 6 of 10, one class with a long name, and two runs."""
     folder = tmp_path_factory.mktemp("site")
     manifest = blobs_dataset(folder).manifest
     manifest.write_text(manifest.read_text().replace('"bar 2"', f'"{LONG}"'))
@@ -36,6 +36,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store.prepare()
     carried_out(store, manifest, epochs=12)
     carried_out(store, manifest, epochs=2)
+    return store
+
+
+@pytest.fixture(scope="module")
+def url(store: Store) -> Iterator[str]:
     with served(Site(store)) as client:
         yield str(client.base_url).rstrip("/")
 
@@ -142,14 +147,36 @@ def test_a_drawing_is_answered_and_can_be_cleared(page: Any, url: str):
     assert page.locator("#answer h2").count() == 0
 
 
-def test_a_chosen_picture_is_answered_as_it_is_if_asked(page: Any, url: str):
-    page.goto(url + "/tiny/try")
-    page.locator("#fit").uncheck()
+def a_bar() -> bytes:
+    """Return a PNG of a bright bar in row 5, which is the middle class."""
     pixels = np.zeros((10, 8), np.uint8)
     pixels[5, 1:-1] = 250
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
-    page.locator("#picture").set_input_files({"name": "bar.png", "mimeType": "image/png", "buffer": stream.getvalue()})
+    return stream.getvalue()
+
+
+def test_without_javascript_a_picture_is_answered_behind_a_password(browser: Any, store: Store):
+    token = "a-token-of-24-characters"
+    with served(Site(store, token=token)) as client:
+        context = browser.new_context(
+            java_script_enabled=False, http_credentials={"username": "anyone", "password": token}
+        )
+        page = context.new_page()
+        page.goto(f"{client.base_url}/tiny/try")
+        assert not page.locator("#paper").is_visible()
+        page.locator("#fit").uncheck()
+        page.locator("#picture").set_input_files({"name": "bar.png", "mimeType": "image/png", "buffer": a_bar()})
+        page.locator("button[type=submit]").click()
+        page.locator("#answer h2").wait_for()
+        assert page.locator("#answer h2").inner_text().startswith("v1 says: bar 1, ")
+        context.close()
+
+
+def test_a_chosen_picture_is_answered_as_it_is_if_asked(page: Any, url: str):
+    page.goto(url + "/tiny/try")
+    page.locator("#fit").uncheck()
+    page.locator("#picture").set_input_files({"name": "bar.png", "mimeType": "image/png", "buffer": a_bar()})
     page.locator("#answer h2").wait_for()
     assert page.locator("#answer h2").inner_text().startswith("v1 says: bar 1, ")
     assert page.locator("#answer ol b").all_inner_texts() == ["bar 1"] * 8

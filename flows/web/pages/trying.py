@@ -150,7 +150,7 @@ def _shown(model: Model, seen: _Seen) -> dict[str, Any]:
     return {
         "name": found.name[0],
         "probability": float(found.probability[0]),
-        "image": png(seen.image),
+        "image": png(seen.image, model.pixel_range),
         "said": seen.said,
         "classes": [
             {"name": name, "probability": value, "best": number == int(found.label[0])}
@@ -161,11 +161,17 @@ def _shown(model: Model, seen: _Seen) -> dict[str, Any]:
 
 def _shown_near(model: Model, near: Near) -> dict[str, Any]:
     name = model.classes[near.label] if near.label < len(model.classes) else str(near.label)
-    return {"name": name, "row": near.row, "distance": near.distance, "image": png(near.image)}
+    return {"name": name, "row": near.row, "distance": near.distance, "image": png(near.image, model.pixel_range)}
 
 
-def png(image: np.ndarray) -> str:
-    """Return an image, uint8 of shape (height, width), as the `data:` address of a PNG."""
+def png(image: np.ndarray, pixel_range: tuple[int, int]) -> str:
+    """Return an image, uint8 of shape (height, width), as the `data:` address of a PNG.
+
+    Args:
+        pixel_range: what is shown as black and as white; the pixels of some data sets end at 16.
+    """
+    low, high = pixel_range
+    shown = np.clip((image.astype(np.float64) - low) * 255 / max(1, high - low), 0, 255)
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
+    Image.fromarray(np.rint(shown).astype(np.uint8)).save(stream, "PNG")
     return data_uri(stream.getvalue(), "image/png")
