@@ -19,6 +19,7 @@ from flows.web.metrics import Measured
 from flows.web.pages import rendering, routes
 from flows.web.refusals import Refused, refused
 from flows.web.served import Site
+from storage.errors import IdxflowError
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -45,6 +46,8 @@ def application(site: Site) -> FastAPI:
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(IdxflowError, _failed)
+    app.add_exception_handler(Exception, _unexpected)
     # The last one that is added is the outermost.
     app.add_middleware(access.Token, token=site.token)
     app.add_middleware(access.Pace, per_second=site.limits.requests_per_second)
@@ -74,6 +77,18 @@ def _refused(request: Request, error: Any) -> Response:
     if rendering.wanted(request):
         return rendering.refused(request, error.status, error.sentence, error.headers)
     return refused(error.status, error.sentence, error.headers)
+
+
+def _failed(request: Request, error: Any) -> Response:
+    """Answer where the store or a file of it could not be used: nothing is wrong with the request."""
+    return _refused(request, Refused(503, str(error), {"retry-after": "10"}))
+
+
+def _unexpected(request: Request, error: Any) -> Response:
+    """Answer after an error of our own, which uvicorn logs with its traceback."""
+    sentence = f"expected an answer; found an error of the server ({type(error).__name__}); see its output"
+    # As uvicorn does after it.
+    return _refused(request, Refused(500, sentence, {"connection": "close"}))
 
 
 def _invalid(request: Request, error: Any) -> Response:

@@ -112,3 +112,17 @@ def test_the_pace_is_that_of_each_address():
     now[0] = 0.6
     assert ask("a", "a") == ["a"]
     assert ask("c", "b", "a", "a") == ["c", "b", "a", "a"]
+
+
+def test_an_error_of_our_own_is_an_answer_too(store: Store, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with served(Site(store)) as client:
+        monkeypatch.setattr("flows.web.api._mean_image", fail)
+        failed = client.get("/v1/tiny/mean.png")
+        assert (failed.status_code, failed.json()) == (
+            500,
+            {"error": "expected an answer; found an error of the server (ZeroDivisionError); see its output"},
+        )
+        assert client.get("/healthz").status_code == 200
