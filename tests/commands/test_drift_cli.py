@@ -120,6 +120,20 @@ def test_every_kind_of_source_gives_the_same_answer(ask: Ask, home: Path):
     assert (flat["most"][0]["file"], packed["most"][0]["file"]) == (f"{flat['most'][0]['row']:03}.png", None)
 
 
+def test_a_remark_on_many_pictures_is_said_once(home: Path):
+    folder = pictures("scans", new(4)[0])
+    Image.new("RGB", SHAPE[::-1], "red").save(Path(folder, "004.png"))
+    said: list[str] = []
+    options = ImageOptions(SHAPE, (0, 16))
+    for _ in reading.new_images(Path(folder), None, options, reading.Naming(("a", "b", "c")), said.append).blocks:
+        pass
+    ranges, colour = said
+    assert ranges.startswith("scans/000.png has pixels from ")
+    assert ranges.endswith("--scale maps 0-255 to that range; the same holds for 4 more pictures")
+    assert colour.startswith("scans/004.png is a colour image")
+    assert "more picture" not in colour
+
+
 def effects(answer: dict) -> dict[tuple[str, str], float]:
     return {(test["name"], test["measure"]): test["effect"] for test in answer["tests"] if test["measure"] != "AUC"}
 
