@@ -171,7 +171,7 @@ class _Notes:
         self._counts = Counter[str]()
 
     def add(self, file: Path, text: str) -> None:
-        """Note a remark. Remarks that differ only in the file and in numbers, such as the range of pixels, are alike."""
+        """Note a remark; those that differ only in the file and in numbers, such as the range of pixels, are alike."""
         kind = _NUMBER.sub("", text.replace(str(file), ""))
         self._first.setdefault(kind, text)
         self._counts[kind] += 1

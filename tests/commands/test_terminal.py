@@ -199,7 +199,9 @@ def test_a_command_at_the_end_of_a_long_line_is_not_broken():
 
 
 def test_a_call_of_curl_at_the_end_of_a_long_line_is_not_broken():
-    command = "curl -s http://127.0.0.1:4280/v1/digits/mean.png | curl -H 'Content-Type: image/png' --data-binary @- URL"
+    command = (
+        "curl -s http://127.0.0.1:4280/v1/digits/mean.png | curl -H 'Content-Type: image/png' --data-binary @- URL"
+    )
     assert layout.fitted(f"try: {command}", COLUMNS).split("\n") == ["try:", f"    {command}"]
 
 
