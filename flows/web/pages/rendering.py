@@ -67,6 +67,8 @@ def _engine() -> jinja2.Environment:
         "counted": counted,
         "count": lambda value: f"{value:,}",
         "badge": _badge,
+        # The badge beside it says so already.
+        "after_verdict": lambda sentence: sentence.removeprefix("drifted: "),
     }
     return engine
 
