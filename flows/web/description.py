@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from html import escape
 from typing import Any
 
 from markupsafe import Markup
 
-_CODE = re.compile(r"`([^`]+)`")
+from flows.web.pages.rendering import coded
 
 
 def content(described: dict[str, Any]) -> Markup:
@@ -57,9 +56,7 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    """Return paragraphs with code between backticks, as docstrings have them."""
-    parts = (_CODE.sub(r"<code>\1</code>", escape(part)) for part in text.split("\n\n") if part)
-    return "".join(f"<p>{part}</p>" for part in parts)
+    return "".join(f"<p>{coded(part)}</p>" for part in text.split("\n\n") if part)
 
 
 def _table(rows: Any) -> str:
