@@ -67,6 +67,14 @@ def test_a_finding_of_drift_that_is_damaged_needs_attention(fresh: Store, capsys
     assert "  problem   whether new images have drifted is unknown: " in capsys.readouterr().out
 
 
+def test_a_name_of_the_catalog_is_taken_for_no_other(fresh: Store, capsys: pytest.CaptureFixture):
+    assert run_command(["status", "mnist", "--store", str(fresh.root)]) == 2
+    said = capsys.readouterr().err
+    assert "found 'mnist'; run it first: `idxflow run mnist" in said
+    assert run_command(["status", "mnits", "--store", str(fresh.root)]) == 2
+    assert "found 'mnits' (did you mean mnist?)" in capsys.readouterr().err
+
+
 def test_json_says_the_same(fresh: Store, capsys: pytest.CaptureFixture):
     assert run_command(["status", DATASET, "--json", "--store", str(fresh.root)]) == 0
     health = json.loads(capsys.readouterr().out)["datasets"][0]
