@@ -146,7 +146,10 @@ def test_drift_has_an_exit_code_of_its_own_and_a_page_with_what_differs_most(hom
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2].startswith("drifted: 150 images unlike those that v1 of tiny was trained on, with ")
     assert printed[-1] == f"pictures {home / 'tiny-drift.html'}"
-    assert sum(line.startswith(("within", "beyond")) for line in printed[:-2]) == 18
+    assert sum(line.startswith(("within  ", "beyond  ")) for line in printed[:-2]) == 18
+    # The names are a column.
+    assert all(line[25:27] == "  " and line[27] != " " for line in printed[:-2])
+    assert all(not line.endswith("p 0") for line in printed[:-2])
     page = (home / "tiny-drift.html").read_text()
     assert page.count('role="img"') == 20 + 20 + 2
     assert "http" not in page.replace("http-equiv", "")
