@@ -48,8 +48,11 @@ def check_known(store: Store, name: str, known: Collection[str]) -> None:
     if name in known:
         return
     choices = f" ({', '.join(sorted(known))})" if known else ""
-    actual = f"{shown(name)}{meant(name, {*known, *catalog.names()})}" if known else "none"
-    first = f"run it first: `{run_command(store, name)}`" if name in catalog.names() else ""
+    is_named = name in catalog.names()
+    # A name of the catalog is no misspelling of another.
+    guess = "" if is_named else meant(name, {*known, *catalog.names()})
+    actual = f"{shown(name)}{guess}" if known else "none"
+    first = f"run it first: `{run_command(store, name)}`" if is_named else ""
     remedy = first or ("give one of these" if known else f"run one first: `{store.command('run')}`")
     raise ConfigError(
         f"expected a data set of the store {store.address}{choices}; found {actual}; {remedy}, or name another store "

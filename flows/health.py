@@ -15,6 +15,7 @@ from flows import datasets, live
 from flows.endings import settle
 from flows.live import Live
 from flows.terminal.text import minute
+from storage.drifts import Drifts
 from storage.errors import DamagedEntry, PrefectFailed
 from storage.ledger import TOLERANCE, Ledger
 from storage.records import CUT_OFF
@@ -67,6 +68,8 @@ class Health:
     problems: tuple[str, ...]
     live: Live | None = None
     """The accuracy of the champion on predictions whose labels have come; None without any."""
+    drift: Mapping[str, Any] | None = None
+    """What the last look at new images has found (`Drifts.values`), if it was about this champion."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,15 @@ def health_of(registry: Registry, due: datetime | None, limit: timedelta, now: d
     version = registry.champion()
     champion = _champion(registry, version, now) if version else None
     found, unknown = _live(store, name, version) if version else (None, [])
+    drift, not_read = _drift(store, name, version) if version else (None, [])
     return Health(
         name,
         champion,
         tuple(runs),
         due.isoformat(timespec="seconds") if due else None,
-        (*_problems(runs, good, champion, limit, now), *_late(due, now, store.command("up")), *unknown),
+        (*_problems(runs, good, champion, limit, now), *_late(due, now, store.command("up")), *unknown, *not_read),
         found,
+        drift,
     )
 
 
@@ -132,6 +137,14 @@ def _live(store: Store, name: str, version: Version) -> tuple[Live | None, list[
     except DamagedEntry as error:
         return None, [f"the accuracy on logged predictions is unknown: {error}"]
     return (found if found.labelled else None), []
+
+
+def _drift(store: Store, name: str, version: Version) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return what looks at new images have found about a champion, and what keeps it from being known."""
+    try:
+        return Drifts(store, name).of_champion(version.number), []
+    except DamagedEntry as error:
+        return None, [f"whether new images have drifted is unknown: {error}"]
 
 
 def _problems(

@@ -80,6 +80,37 @@ class Drifts:
                 "file: the next look writes it again"
             ) from error
 
+    def values(self, number: int) -> dict[str, Any]:
+        """Return a finding for people and programs: JSON values.
+
+        They are `time` (ISO 8601, UTC), `champion`, `drifted`, `sentence`, `source` and `retraining`, whether it has
+        led to one.
+
+        Raises:
+            DamagedEntry: it cannot be read.
+            StoreError: the folder cannot be read.
+        """
+        record = self.record(number)
+        look = record.get("values") or {}
+        return {
+            "time": str(record.get("time")),
+            "champion": record["champion"],
+            "drifted": record["drifted"],
+            "sentence": str(look.get("sentence") or ""),
+            "source": str(look.get("from") or "unknown"),
+            "retraining": self.retraining(number),
+        }
+
+    def of_champion(self, version: int) -> dict[str, Any] | None:
+        """Return the newest finding (`values`) if it is about this champion, otherwise None.
+
+        Raises:
+            DamagedEntry: it cannot be read.
+            StoreError: the folder cannot be read.
+        """
+        last = self.last()
+        return self.values(last.number) if last and last.champion == version else None
+
     def note(self, champion: int, is_drifted: bool, values: Mapping[str, Any]) -> Found | None:
         """Write what a look has found, if that is a change; return the finding that counts now, if there is one.
 

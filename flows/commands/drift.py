@@ -72,17 +72,19 @@ def drift(
     if as_json:
         print_json({**found.values(), "page": str(file) if file else None})
     else:
-        print_table(_cells(verdict) for verdict in found.comparison.verdicts)
+        longest = max(len(verdict.name) for verdict in found.comparison.verdicts)
+        print_table(_cells(verdict, longest) for verdict in found.comparison.verdicts)
         print_line(found.sentence)
         print_line(f"pictures {file}")
     return DRIFTED if found.comparison.is_drifted else 0
 
 
-def _cells(verdict: Verdict) -> tuple[str, ...]:
+def _cells(verdict: Verdict, longest: int) -> tuple[str, ...]:
     mark = "beyond" if verdict.is_beyond else "within"
     return (
-        f"{mark}  {verdict.name}",
+        f"{mark}  {verdict.name:<{longest}}",
         f"{verdict.measure} {verdict.effect:.3f}",
         f"limit {verdict.limit:.2f}",
-        f"p {verdict.corrected:.2g}",
+        # Smaller ones are zero as a float.
+        f"p {verdict.corrected:.2g}" if verdict.corrected else "p < 1e-300",
     )

@@ -78,6 +78,9 @@ def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:
         lines.append(("champion", text))
     if health.live:
         lines.append(("live", health.live.sentence))
+    if health.drift:
+        seen = datetime.fromisoformat(health.drift["time"])
+        lines.append(("drift", f"{minute(seen)} ({ago(now - seen)}), {health.drift['sentence']}"))
     for label, run in zip(("last run", *[""] * SHOWN), health.runs, strict=False):
         when = time_of(run)
         took = f"{run.seconds:.1f} s" if run.seconds is not None else run.state

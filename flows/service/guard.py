@@ -82,7 +82,10 @@ class Rules:
             return Refusal(403, "expected no request from a page of another site")
         if headers.has_body() and headers.media_type() not in self.media_types:
             types = " or ".join(sorted(self.media_types))
-            return Refusal(415, f"expected a body of type {types}, found {headers.media_type()[:100]!r}")
+            return Refusal(
+                415,
+                f"expected a body of type {types}; found {headers.media_type()[:100]!r}; name its type in Content-Type",
+            )
         if self.closed and scope["path"].startswith(self.closed):
             return Refusal(404, "expected a page of the UI; the schema is under /api")
         return None

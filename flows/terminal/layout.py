@@ -22,10 +22,11 @@ _COLUMN = re.compile(r" *\S+(?: \S+)* {2,}(?=\S)|.{0,20}→ ")
 _CELL = re.compile(r"( *)(\S+(?: \S+)*)")
 """A column of a line, which ends at two or more spaces, and the spaces before it."""
 _PROGRAMS = ("idxflow", "prefect")
+_TO_COPY = (*_PROGRAMS, "curl")
 _TO_TYPE = re.compile(rf"(?<![\w./~-])({'|'.join(_PROGRAMS)}) (?=(?:--)?[a-z])")
-_COMMAND = re.compile(rf" +(?:export \S|(?:\S*/)?(?:{'|'.join(_PROGRAMS)}) )")
+_COMMAND = re.compile(rf" +(?:export \S|(?:\S*/)?(?:{'|'.join(_TO_COPY)}) )")
 """The start of a line that is a command to copy."""
-_LAST = re.compile(rf"(.*:) ((?:\S*/)?(?:{'|'.join(_PROGRAMS)}) (?:(?!; |, or |`).)+)")
+_LAST = re.compile(rf"(.*:) ((?:\S*/)?(?:{'|'.join(_TO_COPY)}) (?:(?!; |, or |`).)+)")
 """A line that ends with a command after a colon."""
 _WHOLE = ("{", "[", "│", "╭", "╰")
 """First characters of lines of JSON and of boxes."""

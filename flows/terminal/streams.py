@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,9 @@ from typing import Any, TextIO, cast
 
 from flows.terminal import layout
 from storage.errors import OutputFailed
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""What moves the cursor, colours, or erases (ECMA-48, 5.4)."""
 
 
 class ReaderGone(Exception):
@@ -57,7 +61,9 @@ class _Guarded:
 
     def write(self, text: str) -> int:
         columns = layout.width(self._stream) if self._begins and len(text) > 1 else None
-        self._begins = text.endswith("\n")
+        # A bar ends by erasing itself: the cursor is at the start of a line although no newline was written.
+        if visible := _CONTROL.sub("", text):
+            self._begins = visible.endswith(("\n", "\r"))
         try:
             fitting = layout.fitted(text, columns) if columns else text
             try:

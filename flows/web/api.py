@@ -21,6 +21,7 @@ from flows.web.access import TRUSTED
 from flows.web.answers import BODY, REFUSALS, Champion, Health, LiveAccuracy, Predictions
 from flows.web.limits import RequestLimits
 from flows.web.metrics import CONTENT_TYPE
+from flows.web.pages.rendering import page
 from flows.web.refusals import Refused
 from flows.web.served import Site, followed, site_of
 from storage.prediction_log import Answers
@@ -32,6 +33,10 @@ router = APIRouter()
 
 _CLOSE = {"connection": "close"}
 """After a body that was not read to its end: the rest of it would be taken for the next request."""
+
+_OF_A_DATASET: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 404, 422, 429)}
+"""How a question about a data set can be refused, for the description."""
+_OF_A_CHAMPION = {**_OF_A_DATASET, 503: REFUSALS[503]}
 
 TheSite = Annotated[Site, Depends(site_of)]
 
@@ -77,7 +82,9 @@ async def predict(
     return Response(answer, media_type="application/json")
 
 
-@router.get("/v1/{dataset}", summary="Show a data set and its champion", response_model=Champion)
+@router.get(
+    "/v1/{dataset}", summary="Show a data set and its champion", response_model=Champion, responses=_OF_A_DATASET
+)
 async def dataset_of(dataset: str, site: TheSite) -> dict[str, Any]:
     """Show the version that answers, its classes and the size of its images."""
     known = followed(site, dataset)
@@ -97,6 +104,7 @@ async def dataset_of(dataset: str, site: TheSite) -> dict[str, Any]:
     "/v1/{dataset}/live",
     summary="Show the accuracy on logged predictions whose labels have come",
     response_model=LiveAccuracy,
+    responses=_OF_A_CHAMPION,
 )
 async def live_accuracy(dataset: str, site: TheSite) -> dict[str, Any]:
     """Show how often the champion was right, by the labels that `idxflow labels add` has joined by id."""
@@ -105,7 +113,10 @@ async def live_accuracy(dataset: str, site: TheSite) -> dict[str, Any]:
 
 
 @router.get(
-    "/v1/{dataset}/mean.png", summary="The mean of the training images, as a picture to try", response_class=Response
+    "/v1/{dataset}/mean.png",
+    summary="The mean of the training images, as a picture to try",
+    response_class=Response,
+    responses=_OF_A_CHAMPION,
 )
 async def mean_image(dataset: str, site: TheSite) -> Response:
     """Return a PNG of the size that the model takes."""
@@ -139,7 +150,9 @@ async def metrics(site: TheSite) -> Response:
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     """Show what /openapi.json says, without a request to elsewhere."""
-    return HTMLResponse(description.page(request.app.openapi()))
+    described = request.app.openapi()
+    about = described["info"]["description"]
+    return page(request, "api", {"about": about, "content": description.content(described)})
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,24 @@
-"""The page /docs: the description of the API, readable without a program. It loads nothing."""
+"""What the page /docs says: the description of the API, readable without a program."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import Any
 
+from markupsafe import Markup
 
-def page(described: dict[str, Any]) -> str:
-    """Return an HTML page of an OpenAPI description."""
+from flows.web.pages.rendering import coded
+
+
+def content(described: dict[str, Any]) -> Markup:
+    """Return an OpenAPI description as HTML, for the template `api`."""
     routes = "".join(
         _route(method, path, operation)
         for path, methods in described["paths"].items()
         for method, operation in methods.items()
     )
     schemas = "".join(_schema(name, schema) for name, schema in described["components"]["schemas"].items())
-    title = escape(described["info"]["title"])
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: API</title>'
-        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark"></head>'
-        f"<body><h1>{title}: API</h1><p>{escape(described['info']['description'])} For programs: "
-        f'<a href="openapi.json">openapi.json</a>.</p>{routes}<h2>Answers</h2>{schemas}</body></html>'
-    )
+    return Markup(f"{routes}<section><h2>Answers</h2>{schemas}</section>")
 
 
 def _route(method: str, path: str, operation: dict[str, Any]) -> str:
@@ -35,8 +33,9 @@ def _route(method: str, path: str, operation: dict[str, Any]) -> str:
         for status, answer in operation["responses"].items()
     )
     return (
-        f"<h2><code>{method.upper()} {escape(path)}</code></h2><p><strong>{escape(operation['summary'])}.</strong></p>"
-        f"<p>{escape(operation.get('description', ''))}</p>{said}{options}{answers}"
+        f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"
+        f"<p><strong>{escape(operation['summary'])}.</strong></p>"
+        f"{_paragraphs(operation.get('description', ''))}{said}{options}{answers}</section>"
     )
 
 
@@ -44,7 +43,7 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
     fields = _table(
         (field, _kind(value), value.get("description", "")) for field, value in schema.get("properties", {}).items()
     )
-    return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{escape(schema.get("description", ""))}</p>{fields}'
+    return f'<h3 id="{escape(name)}">{escape(name)}</h3>{_paragraphs(schema.get("description", ""))}{fields}'
 
 
 def _kind(schema: dict[str, Any]) -> str:
@@ -56,6 +55,10 @@ def _kind(schema: dict[str, Any]) -> str:
     return str(schema.get("type") or schema.get("$ref", "").rpartition("/")[2])
 
 
+def _paragraphs(text: str) -> str:
+    return "".join(f"<p>{coded(part)}</p>" for part in text.split("\n\n") if part)
+
+
 def _table(rows: Any) -> str:
     cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>{cells}</table>" if cells else ""
+    return f'<div class="scroll"><table class="fit">{cells}</table></div>' if cells else ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """The most images that are shown as those that differ most."""
+_DECIMALS = (2, 3, 4)
 _NAMED = 3
 """The most tests that a sentence names."""
 
@@ -79,8 +80,10 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """The result in a few words."""
-        return f"{self.name} ({self.measure} {_number(self.effect)}, limit {_number(self.limit)})"
+        """The result in a few words, with as many decimals as tell the size from its limit."""
+        both = ((f"{self.effect:.{digits}f}", f"{self.limit:.{digits}f}") for digits in _DECIMALS)
+        effect, limit = next((pair for pair in both if pair[0] != pair[1]), (str(self.effect), str(self.limit)))
+        return f"{self.name} ({self.measure} {effect}, limit {limit})"
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,3 @@ def _values(verdict: Verdict) -> dict[str, Any]:
         "high": verdict.interval[1] if verdict.interval else None,
         "beyond": verdict.is_beyond,
     }
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from tasks.serving.image_files import ImageOptions
 _IMAGE_FILES = (*picture.BEGINNINGS, b"\x93NUMPY", b"\x1f\x8b", b"\0\0")
 """How files begin that have nothing but images: `dataset add` reads the others."""
 _ZIP = b"PK"
+_NUMBER = re.compile(r"\d+")
 _UNKNOWN = -1
 
 
@@ -151,9 +155,32 @@ def _flat(folder: Path) -> list[Path]:
 def _of_pictures(
     files: Sequence[Path], options: ImageOptions, say: Callable[[str], None]
 ) -> Iterator[tuple[np.ndarray, None]]:
+    notes = _Notes()
     for start in range(0, len(files), BATCH_ROWS):
         some = files[start : start + BATCH_ROWS]
-        yield np.concatenate([image for file in some for image in image_files.read(file, options, say)]), None
+        read = [image for file in some for image in image_files.read(file, options, partial(notes.add, file))]
+        yield np.concatenate(read), None
+    notes.say(say)
+
+
+class _Notes:
+    """Remarks about the pictures of a folder: one for all pictures that have the same, or it would be one a picture."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._counts = Counter[str]()
+
+    def add(self, file: Path, text: str) -> None:
+        """Note a remark; those that differ only in the file and in numbers, such as the range of pixels, are alike."""
+        kind = _NUMBER.sub("", text.replace(str(file), ""))
+        self._first.setdefault(kind, text)
+        self._counts[kind] += 1
+
+    def say(self, say: Callable[[str], None]) -> None:
+        """Say each kind of remark once, and of how many pictures it holds."""
+        for kind, text in self._first.items():
+            more = self._counts[kind] - 1
+            say(f"{text}; the same holds for {counted(more, 'more picture')}" if more else text)
 
 
 def _recognized(

@@ -120,6 +120,20 @@ def test_every_kind_of_source_gives_the_same_answer(ask: Ask, home: Path):
     assert (flat["most"][0]["file"], packed["most"][0]["file"]) == (f"{flat['most'][0]['row']:03}.png", None)
 
 
+def test_a_remark_on_many_pictures_is_said_once(home: Path):
+    folder = pictures("scans", new(4)[0])
+    Image.new("RGB", SHAPE[::-1], "red").save(Path(folder, "004.png"))
+    said: list[str] = []
+    options = ImageOptions(SHAPE, (0, 16))
+    for _ in reading.new_images(Path(folder), None, options, reading.Naming(("a", "b", "c")), said.append).blocks:
+        pass
+    ranges, colour = said
+    assert ranges.startswith("scans/000.png has pixels from ")
+    assert ranges.endswith("--scale maps 0-255 to that range; the same holds for 4 more pictures")
+    assert colour.startswith("scans/004.png is a colour image")
+    assert "more picture" not in colour
+
+
 def effects(answer: dict) -> dict[tuple[str, str], float]:
     return {(test["name"], test["measure"]): test["effect"] for test in answer["tests"] if test["measure"] != "AUC"}
 
@@ -132,7 +146,10 @@ def test_drift_has_an_exit_code_of_its_own_and_a_page_with_what_differs_most(hom
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2].startswith("drifted: 150 images unlike those that v1 of tiny was trained on, with ")
     assert printed[-1] == f"pictures {home / 'tiny-drift.html'}"
-    assert sum(line.startswith(("within", "beyond")) for line in printed[:-2]) == 18
+    assert sum(line.startswith(("within  ", "beyond  ")) for line in printed[:-2]) == 18
+    # The names are a column.
+    assert all(line[25:27] == "  " and line[27] != " " for line in printed[:-2])
+    assert all(not line.endswith("p 0") for line in printed[:-2])
     page = (home / "tiny-drift.html").read_text()
     assert page.count('role="img"') == 20 + 20 + 2
     assert "http" not in page.replace("http-equiv", "")

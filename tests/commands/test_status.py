@@ -12,6 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import diagnosis, health
 from flows.commands import status
 from flows.commands.cli import run_command
+from storage.drifts import Drifts
 from storage.ledger import Ledger
 from storage.store import Store
 from tests.support.servers import free_port
@@ -40,6 +41,38 @@ def test_a_fresh_data_set_is_ok(fresh: Store, capsys: pytest.CaptureFixture):
     assert "last run  " in output
     assert "kept v2" in output
     assert "the next runs are unknown: expected a Prefect server at" in output
+
+
+def test_drift_is_shown_as_long_as_it_is_about_the_champion(fresh: Store, capsys: pytest.CaptureFixture):
+    drifts, command = Drifts(fresh, DATASET), ["status", "--store", str(fresh.root)]
+    drifts.note(1, True, {"sentence": "drifted: 400 images", "from": "/new"})
+    assert run_command(command) == 0
+    assert " (less than a minute ago), drifted: 400 images\n" in capsys.readouterr().out.split("  drift     ")[1]
+    assert run_command([*command, "--json"]) == 0
+    drift = json.loads(capsys.readouterr().out)["datasets"][0]["drift"]
+    assert (drift["drifted"], drift["sentence"], drift["source"]) == (True, "drifted: 400 images", "/new")
+    drifts.note(1, False, {"sentence": "within the limits: 400 images"})
+    run_command(command)
+    assert "within the limits: 400 images" in capsys.readouterr().out
+    retrain(fresh, 3)
+    run_command(command)
+    assert "  drift  " not in capsys.readouterr().out
+
+
+def test_a_finding_of_drift_that_is_damaged_needs_attention(fresh: Store, capsys: pytest.CaptureFixture):
+    Drifts(fresh, DATASET).note(1, True, {"sentence": "drifted: 400 images"})
+    (file,) = fresh.root.glob(f"{DATASET}/ledger/drifts/*.json")
+    file.write_text("{}")
+    assert run_command(["status", "--store", str(fresh.root)]) == 1
+    assert "  problem   whether new images have drifted is unknown: " in capsys.readouterr().out
+
+
+def test_a_name_of_the_catalog_is_taken_for_no_other(fresh: Store, capsys: pytest.CaptureFixture):
+    assert run_command(["status", "mnist", "--store", str(fresh.root)]) == 2
+    said = capsys.readouterr().err
+    assert "found 'mnist'; run it first: `idxflow run mnist" in said
+    assert run_command(["status", "mnits", "--store", str(fresh.root)]) == 2
+    assert "found 'mnits' (did you mean mnist?)" in capsys.readouterr().err
 
 
 def test_json_says_the_same(fresh: Store, capsys: pytest.CaptureFixture):

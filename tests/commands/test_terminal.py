@@ -22,14 +22,15 @@ import pytest
 
 from flows.commands.cli import run_command
 from flows.commands.several import _rows
-from flows.terminal import layout
+from flows.terminal import bars, layout
 from flows.terminal.console import Console
+from flows.terminal.output import remark
 from flows.terminal.streams import guarded_streams, without_log_warnings
 from storage.datasets import catalog
 from storage.outcomes import Outcome
 from storage.records import Failure, Step
 from storage.store import Store
-from tasks.ui.progress import Progress
+from tasks.ui.progress import Progress, advance
 from tests.conftest import write_tiny
 from tests.support.runs import carried_out, run_without_prefect
 from tests.support.servers import BIN, clean_environment
@@ -195,6 +196,25 @@ def test_a_command_at_the_end_of_a_long_line_is_not_broken():
     # Words after it are no part of it.
     prose = f"expected rows; found none; run it: {command}, or choose another data set"
     assert all(len(line) <= COLUMNS for line in layout.fitted(prose, COLUMNS).split("\n"))
+
+
+def test_a_call_of_curl_at_the_end_of_a_long_line_is_not_broken():
+    command = (
+        "curl -s http://127.0.0.1:4280/v1/digits/mean.png | curl -H 'Content-Type: image/png' --data-binary @- URL"
+    )
+    assert layout.fitted(f"try: {command}", COLUMNS).split("\n") == ["try:", f"    {command}"]
+
+
+def test_an_error_after_a_bar_fits_the_terminal(monkeypatch: pytest.MonkeyPatch):
+    def run() -> None:
+        with guarded_streams():
+            with bars.shown():
+                advance(Progress("read", 1, 2, ""))
+            remark(f"expected images; found none; {LONG}")
+
+    lines = [line.rstrip() for line in seen(sent(run, monkeypatch))]
+    assert any(line.startswith("idxflow: expected images; found none") for line in lines)
+    assert [line for line in lines if len(line) > COLUMNS] == []
 
 
 def test_what_moves_neither_hides_a_line_nor_stays(monkeypatch: pytest.MonkeyPatch):

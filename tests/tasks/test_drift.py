@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from storage.datasets.manifest import Drift
 from tasks.drifting import differing, measuring, telling
-from tasks.drifting.compare import Answers, Reference, compare, reference
+from tasks.drifting.compare import Answers, Reference, Verdict, compare, reference
 from tasks.drifting.sample import Sample, draw
 from tests.conftest import bars
 
@@ -227,3 +228,9 @@ def test_the_sentence_names_what_is_beyond_its_limit(old: Reference):
         "drifted: 300 images unlike those that v3 of tiny was trained on, with 1 of 17 tests beyond its limit: labels "
         "(Cohen's w "
     )
+
+
+def test_a_size_just_beyond_its_limit_is_not_written_as_the_limit():
+    verdict = Verdict("ink", "PSI", 0.2512, 0.25, 0.0, 0.0, None, is_beyond=True)
+    assert verdict.words == "ink (PSI 0.251, limit 0.250)"
+    assert replace(verdict, effect=14.623).words == "ink (PSI 14.62, limit 0.25)"

@@ -89,6 +89,7 @@ def test_the_first_page_shows_how_each_data_set_is_doing(client: httpx.Client, s
     assert "95% interval" in words
     assert "promoted v1: the first model above the floors" in words
     assert "The next runs are unknown: expected a Prefect server at" in words
+    assert "<code>idxflow up</code>" in client.get("/").text
     assert store.address in words
     assert "drifted the images have drifted: class shares of" in words
 

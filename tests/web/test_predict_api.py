@@ -304,6 +304,9 @@ def test_the_description_has_the_route_its_body_and_its_answer(client: httpx.Cli
     assert "probability" in page
     assert "http://" not in page.replace("http://127.0.0.1", "")
     assert "https://" not in page
+    assert '<link rel="stylesheet" href="./_site/site.css">' in page
+    assert "<code>idxflow labels add</code>" in page
+    assert "HTTPValidationError" not in page
 
 
 def test_the_metrics_count_what_happened(store: Store):

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from flows.champions import decision_values
 from flows.dataset_in_store import DatasetInStore
 from flows.health import run_status, time_of
-from flows.web.pages.overview import drift_values, summary
+from flows.web.pages.overview import summary
 from flows.web.pages.rendering import page
 from flows.web.refusals import Refused
 from flows.web.served import Site, followed, site_of
@@ -92,7 +92,7 @@ def _values(site: Site, name: str, numbers: Numbers) -> dict[str, Any]:
             "runs": part([*reversed(data.ledger.names("runs"))], numbers.runs, partial(_run, data)),
             "decisions": part([*reversed(data.registry.outline())], numbers.decisions, partial(_decision, data)),
             "versions": part([*reversed(data.registry.numbers())], numbers.versions, partial(_version, data)),
-            "drift": part([*reversed(drifts.numbers())], numbers.drift, partial(drift_values, drifts)),
+            "drift": part([*reversed(drifts.numbers())], numbers.drift, drifts.values),
         }
     except (IdxflowError, OSError) as error:
         raise Refused(503, str(error)) from error

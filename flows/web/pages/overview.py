@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +15,6 @@ from flows.health import MAX_AGE_DAYS, Health, health_of
 from flows.web.pages.rendering import page
 from flows.web.pages.schedule import Due
 from flows.web.served import Site, site_of
-from storage.drifts import Drifts
 from storage.errors import IdxflowError
 from tasks.report.trend import past_run
 
@@ -34,8 +32,6 @@ class Summary:
     """Of the champion's test accuracy, 95 %; None if its run is not known any more."""
     trend: Markup | None = None
     """A picture of the last runs, SVG."""
-    drift: Mapping[str, Any] | None = None
-    """What the last look at new images has found (`drift_values`), if it was about this champion."""
     problems: tuple[str, ...] = ()
     """What needs attention, in sentences: those of `idxflow status`, and why the newest champion does not answer."""
 
@@ -68,27 +64,6 @@ def summary(site: Site, name: str, due: Due, now: datetime) -> Summary:
         interval = (run["low"], run["high"]) if run and run["low"] is not None else None
         not_loaded = site.champions.followed(name).problem
         problems = (*health.problems, *([not_loaded] if not_loaded else []))
-        drift = _drift(Drifts(site.store, name), champion.number) if champion else None
-        return Summary(name, health, interval, site.pages.trend(name), drift, problems)
+        return Summary(name, health, interval, site.pages.trend(name), problems)
     except (IdxflowError, OSError) as error:
         return Summary(name, problems=(str(error),))
-
-
-def drift_values(drifts: Drifts, number: int) -> dict[str, Any]:
-    """Return a finding of a look at new images: time, champion, whether they have drifted, sentence and source."""
-    record = drifts.record(number)
-    look = record.get("values") or {}
-    return {
-        "time": str(record.get("time")),
-        "champion": record["champion"],
-        "drifted": record["drifted"],
-        "sentence": str(look.get("sentence") or ""),
-        "source": str(look.get("from") or "unknown"),
-        "retraining": drifts.retraining(number),
-    }
-
-
-def _drift(drifts: Drifts, champion: int) -> dict[str, Any] | None:
-    numbers = drifts.numbers()
-    values = drift_values(drifts, numbers[-1]) if numbers else None
-    return values if values and values["champion"] == champion else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import cache
@@ -11,7 +12,7 @@ from typing import Any
 import jinja2
 from fastapi import Request
 from fastapi.responses import HTMLResponse
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from flows.health import BAD, ago, span_text
 from flows.terminal.text import minute
@@ -21,6 +22,7 @@ from tasks.report.rendering import percent
 from tasks.report.sanitize import presentable
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
+_CODE = re.compile(r"`([^`]+)`")
 _HEADERS = {
     "cache-control": "no-store",
     # The forms of the pages send their origin, by which the guard knows them.
@@ -67,8 +69,16 @@ def _engine() -> jinja2.Environment:
         "counted": counted,
         "count": lambda value: f"{value:,}",
         "badge": _badge,
+        "coded": coded,
+        # The badge beside it says so already.
+        "after_verdict": lambda sentence: sentence.removeprefix("drifted: "),
     }
     return engine
+
+
+def coded(text: str) -> Markup:
+    """Return a text as HTML, with code for what stands between backticks, as commands do in messages."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(presentable(text)))))
 
 
 def _presentable(value: Any) -> Any:
