@@ -158,6 +158,18 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "floats": ("application/x-npy", npy(GREY / 255), "expected pixels as uint8, 0-255; found float64 from 0 to"),
     "a row for each image": ("application/x-npy", npy(GREY.reshape(1, -1)), "give them their shape"),
     "four dimensions": ("application/x-npy", npy(GREY[None, None]), "found (1, 1, 10, 8)"),
+    "a truth value as a size": (
+        "application/x-npy",
+        npy(GREY).replace(b"(10, 8), }  ", b"(True, 80), }"),
+        "undamaged .npy",
+    ),
+    "a header that does not end": (
+        "application/x-npy",
+        b"\x93NUMPY\1\0" + (3000).to_bytes(2, "little") + b"(" * 3000,
+        "undamaged .npy",
+    ),
+    "id beside images": ("application/json", b'{"images": [[[1]]], "id": "x"}', "found 'id' beside the other"),
+    "ids beside image": ("application/json", b'{"image": [[1]], "ids": ["x"]}', "found 'ids' beside the other"),
     "broken JSON": ("application/json", b"{", "expected JSON; "),
     "no UTF-8": ("application/json", b'"\xff"', "expected JSON; "),
     "deep JSON": ("application/json", deep(100_000), "expected JSON; "),
@@ -255,6 +267,11 @@ def test_what_is_over_a_limit_is_refused(narrow: httpx.Client):
     )
     assert ask_json(narrow, [image.tolist() for image in IMAGES[:4]]).status_code == 413
     assert ask_json(narrow, ["AAAA"] * 4).status_code == 413
+    together = ask_json(narrow, [encoded(picture(np.zeros((15, 15), np.uint8)))] * 2, "?resize=true")
+    assert (together.status_code, together.json()["error"]) == (
+        413,
+        "expected at most 400 pixels in a request; found more; send the images in several",
+    )
     large = ask(narrow, bytes(20_001))
     assert (large.status_code, large.headers["connection"]) == (413, "close")
     assert "expected a body of at most 20,000 bytes; found more" in large.json()["error"]
