@@ -19,6 +19,7 @@ from flows.web.metrics import Measured
 from flows.web.pages import rendering, routes
 from flows.web.refusals import Refused, refused
 from flows.web.served import Site
+from storage.errors import IdxflowError
 
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -45,6 +46,7 @@ def application(site: Site) -> FastAPI:
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(IdxflowError, _unreadable)
     # The last one that is added is the outermost.
     app.add_middleware(access.Token, token=site.token)
     app.add_middleware(access.Pace, per_second=site.limits.requests_per_second)
@@ -74,6 +76,11 @@ def _refused(request: Request, error: Any) -> Response:
     if rendering.wanted(request):
         return rendering.refused(request, error.status, error.sentence, error.headers)
     return refused(error.status, error.sentence, error.headers)
+
+
+def _unreadable(request: Request, error: Any) -> Response:
+    # Such as a damaged file of the store: its sentence names it, and what to do.
+    return _refused(request, Refused(503, str(error)))
 
 
 def _invalid(request: Request, error: Any) -> Response:

@@ -317,5 +317,8 @@ def test_a_damaged_file_is_named_and_the_log_goes_on_without_it(
             read_again()
         assert run_command(["status", "tiny", "--store", str(store.root)]) == 1
         assert "the accuracy on logged predictions is unknown" in capsys.readouterr().out
+        with served(Site(store)) as client:
+            answer = client.get("/v1/tiny/live")
+        assert (answer.status_code, first.name in answer.json()["error"]) == (503, True)
         first.unlink()
         assert list(read_again()) == ["b"]
