@@ -249,7 +249,7 @@ def test_what_is_too_old_or_too_much_goes(empty: Store):
     assert ids(empty) == ["04"]
 
 
-def test_a_log_that_cannot_be_written_fails_no_answer(store: Store):
+def test_a_log_that_cannot_be_written_fails_no_answer(store: Store, caplog: pytest.LogCaptureFixture):
     log = PredictionLog(store, LogOptions())
     # A file where the folder belongs, as somebody who is root meets it, too.
     obstacle = store.dataset("tiny") / "predictions"
@@ -262,6 +262,8 @@ def test_a_log_that_cannot_be_written_fails_no_answer(store: Store):
             "the log of predictions of tiny could not be written"
             in client.get("/healthz").json()["problems"]["log of predictions"]
         )
+        log.flush()
+        assert caplog.text.count("could not be written") == 1
         assert "idxflow_log_problem 1.0" in client.get("/metrics").text
         obstacle.unlink()
         log.flush()

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -292,6 +293,17 @@ def test_a_slow_body_is_given_up(store: Store):
         answer = b"".join(iter(lambda: slow.recv(10_000), b"")).decode()
     assert answer.startswith("HTTP/1.1 408 ")
     assert "expected the whole body within 0.01 s; found 0 bytes; send it faster" in answer
+
+
+def test_a_client_that_goes_away_is_no_error_in_the_log(store: Store, caplog: pytest.LogCaptureFixture):
+    with served(Site(store)) as client:
+        with socket.create_connection(("127.0.0.1", client.base_url.port or 0)) as connection:
+            head = "POST /v1/tiny/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 99"
+            connection.sendall(f"{head}\r\n\r\nhalf".encode())
+        counted = 'idxflow_requests_total{route="/v1/{dataset}/predict",status="400"} 1.0'
+        while counted not in client.get("/metrics").text:
+            time.sleep(0.01)
+    assert "Exception" not in caplog.text
 
 
 def test_more_requests_than_allowed_are_sent_away(store: Store):
