@@ -187,7 +187,9 @@ def test_a_file_that_cannot_be_used_is_a_sentence(
     for label in (b"bar 7", b"7", b"-1", b"True", b""):
         sentence = refusal(b"id,label\na," + label + b"\n")
         assert "the name of a class (bar 0, bar 1, bar 2, …), or each a number of 0 to 2; found" in sentence
-    assert "for the id 'a'; correct it" in refusal(b'{"id": "a", "label": true}')
+    for label in (b"true", b"[0]", b"{}", b"null"):
+        assert "for the id 'a'; correct it" in refusal(b'{"id": "a", "label": ' + label + b"}")
+    assert "with id and label in each row; " in refusal(b'{"id": "\\ud800", "label": 0}')
     monkeypatch.setattr("flows.labels.MAX_BYTES", 5)
     assert "add its rows in several files" in refusal(b"id,label\na,0\n")
     monkeypatch.undo()
