@@ -22,6 +22,7 @@ from tasks.drifting.compare import Answers, Comparison, Reference, compare
 from tasks.drifting.reading import Naming
 from tasks.drifting.sample import Sample, draw
 from tasks.report.drift_page import DriftPictures, pictures_of
+from tasks.report.sanitize import presentable
 from tasks.serving.image_files import ImageOptions
 from tasks.serving.predict import Model
 
@@ -72,7 +73,8 @@ class Look:
         return {
             "dataset": self.version.dataset,
             "version": self.version.number,
-            "from": str(self.source if self.source == LOG else self.source.absolute()),
+            # Names of files can be any bytes; the ledger and Prefect take UTF-8.
+            "from": presentable(str(self.source if self.source == LOG else self.source.absolute())),
             "sentence": self.sentence,
             **self.comparison.values(),
             "most": [self.shown(place, newness) for place, newness in self.comparison.most],
@@ -88,7 +90,7 @@ class Look:
         row = int(self.sample.rows[place])
         return {
             "row": row,
-            "file": self.files[row] if row < len(self.files) else None,
+            "file": presentable(self.files[row]) if row < len(self.files) else None,
             "newness": newness,
             "predicted": self.version.classes[int(self.answers.predicted[place])],
             "probability": float(self.answers.confidence[place]),

@@ -104,7 +104,10 @@ def _parquet(data: bytes) -> list[tuple[str, Any]]:
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[str, Any]:
-    return str(row["id"]), row["label"]
+    key = str(row["id"])
+    # JSON can have half a character, which no file can.
+    key.encode()
+    return key, row["label"]
 
 
 def _numbers(file: Path, rows: Sequence[tuple[str, Any]], champion: Version) -> dict[str, int]:
@@ -116,7 +119,8 @@ def _numbers(file: Path, rows: Sequence[tuple[str, Any]], champion: Version) -> 
     # A name can look like a number: names first, if all are names.
     known = by_name if all(isinstance(label, str) and label in by_name for _, label in rows) else by_number
     for key, label in rows:
-        if isinstance(label, bool) or label not in known:
+        # Lists and objects of JSON cannot be looked up.
+        if isinstance(label, bool | list | dict) or label not in known:
             names = ", ".join(champion.classes[:_SHOWN])
             raise FormatError(
                 f"{file}: expected each label to be the name of a class ({names}, …), or each a number of 0 to "

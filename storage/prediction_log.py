@@ -240,7 +240,8 @@ class PredictionLog:
         self._store.objects.delete(keys)
 
     def _say(self, problem: str) -> None:
-        if problem != self.problem:
+        # Once: the next sentence names another temporary file, so it would be said every few seconds.
+        if self.problem is None:
             _log.warning("%s", problem)
         self.problem = problem
 

@@ -9,6 +9,7 @@ start a command, or send what a variable of its environment holds to another ser
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ def add(alert: Alert) -> None:
     """Keep a new alert.
 
     Raises:
-        ConfigError: there is one of that name, or the file cannot be read.
+        ConfigError: there is one of that name, it has other text than UTF-8, or the file cannot be read.
         PrefectFailed: it cannot be written.
     """
     if not _NAME.fullmatch(alert.name) or len(alert.name) > _LONGEST:
@@ -122,6 +123,11 @@ def add(alert: Alert) -> None:
             raise ConfigError(
                 f"expected a new name for the alert; {alert.name} exists; give another with --name, or remove that one "
                 f"first: `idxflow alerts remove {alert.name}`"
+            )
+        if not _is_utf8(alert):
+            raise ConfigError(
+                "expected the store and the words of --run in UTF-8, as a file keeps them; found other bytes; rename "
+                "what has them"
             )
         found[alert.name] = alert
 
@@ -155,6 +161,15 @@ def named(name: str, among: Iterable[Alert]) -> Alert:
             "lists them, `idxflow alerts add` adds one"
         )
     return known[name]
+
+
+def _is_utf8(alert: Alert) -> bool:
+    """Return whether an alert can be written: paths and arguments of a process can be any bytes."""
+    try:
+        json.dumps(alert.to_json(), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
+from starlette.requests import ClientDisconnect
 
 from flows import live
 from flows.web import bodies, description
@@ -189,7 +190,7 @@ async def whole(request: Request, limits: RequestLimits) -> bytes:
     """Return the body of a request.
 
     Raises:
-        Refused: 413 if it is too large, 408 if it comes too slowly.
+        Refused: 413 if it is too large, 408 if it comes too slowly, 400 if the client has gone.
     """
     # Said before it is sent: then nothing of it needs to be read.
     said = request.headers.get("content-length", "0")
@@ -207,6 +208,11 @@ async def whole(request: Request, limits: RequestLimits) -> bytes:
             408,
             f"expected the whole body within {limits.body_seconds:g} s; found {size:,} bytes; send it faster",
             _CLOSE,
+        ) from None
+    except ClientDisconnect:
+        # Nobody reads it: it is for the metrics, and instead of a traceback in the log.
+        raise Refused(
+            400, f"expected the whole body; found {size:,} bytes and no more; send it again", _CLOSE
         ) from None
     return b"".join(parts)
 

@@ -7,7 +7,7 @@ import binascii
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +109,7 @@ def _json(body: bytes, options: ImageOptions, limits: RequestLimits, say: Say) -
     if not isinstance(given, list) or not given:
         raise Refused(400, f"{_NAME}: expected {_FORMS}; found {_kind(given)}; give one of these")
     _check_count(len(given), limits)
-    images = [_one(f"image {row}", item, options, limits, say) for row, item in enumerate(given)]
-    return _with_ids(np.concatenate(images), ids)
+    return _with_ids(np.concatenate([*_each(given, options, limits, say)]), ids)
 
 
 def _given(value: Any) -> tuple[Any, Any]:
@@ -121,6 +120,12 @@ def _given(value: Any) -> tuple[Any, Any]:
     if unknown or ("images" in value) == ("image" in value):
         keys = ", ".join(map(repr, value))[:100] or "none"
         raise Refused(400, f"{_NAME}: expected the key images or image, and ids or id; found {keys}; correct the keys")
+    other = "ids" if "image" in value else "id"
+    if other in value:
+        raise Refused(
+            400,
+            f"{_NAME}: expected ids beside images, or id beside image; found {other!r} beside the other; rename it",
+        )
     if "image" in value:
         return [value["image"]], [value["id"]] if "id" in value else None
     return value["images"], value.get("ids")
@@ -133,15 +138,29 @@ def _are_pixels(given: list) -> bool:
     return len({(len(item), len(item[0]) if isinstance(item[0], list) else None) for item in given}) == 1
 
 
-def _one(name: str, item: Any, options: ImageOptions, limits: RequestLimits, say: Say) -> np.ndarray:
-    """Return one image of JSON, of shape (1, height, width)."""
+def _each(given: list, options: ImageOptions, limits: RequestLimits, say: Say) -> Iterator[np.ndarray]:
+    """Yield the images of JSON, each of shape (1, height, width)."""
+    total = 0
+    for row, item in enumerate(given):
+        pixels = _one(f"image {row}", item, limits, say)
+        total += pixels.size
+        # Of each picture alone, it was looked at before it was inflated.
+        if total > limits.pixels:
+            raise Refused(
+                413, f"expected at most {limits.pixels:,} pixels in a request; found more; send the images in several"
+            )
+        yield image_files.prepared(f"image {row}", pixels, options, say)
+
+
+def _one(name: str, item: Any, limits: RequestLimits, say: Say) -> np.ndarray:
+    """Return one image of JSON, of shape (height, width)."""
     if not isinstance(item, str):
-        return image_files.prepared(name, _pixels(name, item, (2,)), options, say)
+        return _pixels(name, item, (2,))
     try:
         data = base64.b64decode(item, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Refused(400, f"{name}: expected a PNG or JPEG in base64; {error}; encode it again") from error
-    return image_files.prepared(name, _picture(name, data, limits, say), options, say)
+    return _picture(name, data, limits, say)
 
 
 def _pixels(name: str, item: Any, dimensions: tuple[int, ...] = (2, 3)) -> np.ndarray:

@@ -17,6 +17,6 @@ class RequestLimits:
     waiting: int = 64
     """Requests that wait for the model or are with it."""
     pixels: int = 1 << 24
-    """Of one picture, as its header says it: a small file can hold a huge picture."""
+    """Of one picture, as its header says it, and of all in a request: a small file can hold a huge picture."""
     body_seconds: float = 10.0
     """Until a body has come as a whole."""

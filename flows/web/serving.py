@@ -90,6 +90,8 @@ def _run(served: object, listener: socket.socket, say_ready: Callable[[], None])
         # Its lines contain URLs with their queries.
         access_log=False,
         server_header=False,
+        # Anyone on this machine could send another address in a header, and so escape the limit on requests from one.
+        proxy_headers=False,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tokenize
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,10 @@ FORMATS: tuple[str, ...] = ("PNG", "JPEG", "BMP", "TIFF", "GIF")
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 """The first bytes of the files."""
 MAX_BYTES = 1 << 28
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, MemoryError, OverflowError)
+BROKEN = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, MemoryError, OverflowError),
+    *(TypeError, RecursionError, tokenize.TokenError),
+)
 """Exceptions of Pillow and NumPy for damaged files; neither documents a narrower set."""
 
 

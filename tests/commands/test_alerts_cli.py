@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -256,6 +257,7 @@ def test_what_cannot_be_added_is_said_in_a_sentence_that_leads_on(here: Here):
 
 @pytest.mark.remedies(
     "flows.alerts.settings:add:2",
+    "flows.alerts.settings:add:3",
     "flows.alerts.settings:named",
     "flows.commands.alerts:try_",
     "flows.alerts.settings:alerts",
@@ -272,6 +274,8 @@ def test_names_that_are_taken_or_unknown_and_files_that_cannot_be_used(here: Her
     for words in (("remove", "slak"), ("test", "slak")):
         assert "'slak' is none (did you mean slack?); found slack; `idxflow alerts list` " in here.refused(*words)
     here.do("test", "slack")
+    bytes_of = ("command", "--run", os.fsdecode(b"/bin/true \xe9"))
+    assert "in UTF-8, as a file keeps them; found other bytes; rename" in here.refused("add", *bytes_of)
     file = here.home / "idxflow" / "alerts.json"
     file.write_text("{}")
     assert "remove this file, then add the alerts again" in here.refused("list")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
+from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 
+from flows.dataset_in_store import DatasetInStore
+from flows.drift import Asked, look
 from flows.monitor import monitor
 from storage.drifts import Drifts
 from storage.errors import DamagedEntry
@@ -99,6 +103,20 @@ def test_images_that_cannot_be_compared_end_the_run_with_the_sentence(looked: An
     assert failed.message.startswith("expected an image file at ")
     refused = monitor("unknown", "new.npz", store=str(folder / "store"), return_state=True)
     assert refused.message.startswith("expected a data set of the store")
+
+
+def test_drift_in_files_whose_names_are_no_utf8_is_noted(folder: Path, tmp_path: Path):
+    scans, elsewhere = tmp_path / "scans", Store(tmp_path / "store")
+    scans.mkdir()
+    elsewhere.prepare()
+    for number, image in enumerate(255 - bars(150, 1, 3, SHAPE, 7)["train-images"]):
+        Image.fromarray(image).save(scans / os.fsdecode(b"%03d-\xe9.png" % number))
+    data = DatasetInStore.open(name_of(folder), str(folder / "store"))
+    found = look(data, Asked(scans, dataset_file=next(folder.glob("*.toml"))), print)
+    noted = Drifts(elsewhere, data.name).note(1, found.comparison.is_drifted, found.values())
+    assert noted
+    files = [one["file"] for one in Drifts(elsewhere, data.name).record(noted.number)["values"]["most"]]
+    assert all(name.endswith("-\ufffd.png") for name in files)
 
 
 def test_a_finding_is_noted_only_if_it_is_news(store: Store):

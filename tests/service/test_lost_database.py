@@ -83,7 +83,7 @@ def restored(service: Service, before: str) -> None:
 
 def assert_all_there(service: Service) -> None:
     deployments = {d["name"]: d for d in service.post("deployments/filter", {})}
-    assert set(deployments) == {"digits", "garbage", "inbox", "mnist", "study"}
+    assert set(deployments) == {"digits", "drift", "garbage", "inbox", "mnist", "study"}
     schedules = {
         name: [(s["active"], s["slug"], s["schedule"]) for s in d["schedules"]] for name, d in deployments.items()
     }
@@ -167,7 +167,7 @@ def test_what_a_person_deletes_comes_back_and_the_doctor_finds_that_it_is_gone(s
     before = service.output
     with stopped(service, service.pid("worker")):
         assert findings(service)["database"].verdict == "ok"
-        for name in ("digits", "mnist", "inbox", "study", "garbage"):
+        for name in ("digits", "drift", "mnist", "inbox", "study", "garbage"):
             service.ask("DELETE", f"deployments/{service.deployment(name)['id']}")
         service.ask("DELETE", f"automations/{_automations(service)[0]['id']}")
         service.ask("DELETE", "work_pools/idxflow")

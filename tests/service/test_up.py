@@ -437,7 +437,7 @@ def _a_worker_that_cannot_start_is_named_with_its_log(service: Service) -> None:
     logging = service.log.with_name("logging.yml")
     logging.write_text("{")
     with configured(service):
-        other = Supervisor(UpOptions(pool="other"))
+        other = Supervisor(UpOptions(pool="other", site=False))
         with other._client() as client:
             deployments.ensure_pool(client, "other")
             with pytest.raises(

@@ -187,7 +187,9 @@ def test_a_file_that_cannot_be_used_is_a_sentence(
     for label in (b"bar 7", b"7", b"-1", b"True", b""):
         sentence = refusal(b"id,label\na," + label + b"\n")
         assert "the name of a class (bar 0, bar 1, bar 2, …), or each a number of 0 to 2; found" in sentence
-    assert "for the id 'a'; correct it" in refusal(b'{"id": "a", "label": true}')
+    for label in (b"true", b"[0]", b"{}", b"null"):
+        assert "for the id 'a'; correct it" in refusal(b'{"id": "a", "label": ' + label + b"}")
+    assert "with id and label in each row; " in refusal(b'{"id": "\\ud800", "label": 0}')
     monkeypatch.setattr("flows.labels.MAX_BYTES", 5)
     assert "add its rows in several files" in refusal(b"id,label\na,0\n")
     monkeypatch.undo()
@@ -249,7 +251,7 @@ def test_what_is_too_old_or_too_much_goes(empty: Store):
     assert ids(empty) == ["04"]
 
 
-def test_a_log_that_cannot_be_written_fails_no_answer(store: Store):
+def test_a_log_that_cannot_be_written_fails_no_answer(store: Store, caplog: pytest.LogCaptureFixture):
     log = PredictionLog(store, LogOptions())
     # A file where the folder belongs, as somebody who is root meets it, too.
     obstacle = store.dataset("tiny") / "predictions"
@@ -262,6 +264,8 @@ def test_a_log_that_cannot_be_written_fails_no_answer(store: Store):
             "the log of predictions of tiny could not be written"
             in client.get("/healthz").json()["problems"]["log of predictions"]
         )
+        log.flush()
+        assert caplog.text.count("could not be written") == 1
         assert "idxflow_log_problem 1.0" in client.get("/metrics").text
         obstacle.unlink()
         log.flush()

@@ -210,6 +210,26 @@ def test_a_form_is_only_for_the_pages(client: httpx.Client):
     assert (torn.status_code, "send the form again" in torn.text) == (400, True)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(
+            b'--B\r\nContent-Disposition: form-data; name="x"\r\n\r\ny\r\n' * 50_000 + b"--B--\r\n", id="parts"
+        ),
+        pytest.param(b"--B\r\nContent-Disposition: form-data; " + b"a=b; " * 40_000 + b"\r\n\r\nx", id="a long header"),
+        pytest.param(
+            b"--B\r\n" + b'Content-Type: multipart/mixed; boundary="1"\r\n\r\n--1\r\n' * 3000, id="parts in parts"
+        ),
+        pytest.param(b"--B\r\n\r\nx\r\n--B--\r\n", id="a part without a name"),
+        pytest.param(b"--B\r\nContent-Disposition: ;;;=;\xff\r\n\r\nx", id="a header that is none"),
+    ],
+)
+def test_a_hostile_form_is_refused_at_once(client: httpx.Client, body: bytes):
+    answer = client.post("/tiny/try", content=body, headers={"content-type": "multipart/form-data; boundary=B"})
+    assert answer.status_code == 400
+    assert "expected" in checked(answer).words()
+
+
 def test_a_store_with_nothing_in_it_says_how_to_begin(tmp_path: Path):
     empty = Store(tmp_path / "store")
     empty.prepare()

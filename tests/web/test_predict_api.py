@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -158,6 +159,18 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "floats": ("application/x-npy", npy(GREY / 255), "expected pixels as uint8, 0-255; found float64 from 0 to"),
     "a row for each image": ("application/x-npy", npy(GREY.reshape(1, -1)), "give them their shape"),
     "four dimensions": ("application/x-npy", npy(GREY[None, None]), "found (1, 1, 10, 8)"),
+    "a truth value as a size": (
+        "application/x-npy",
+        npy(GREY).replace(b"(10, 8), }  ", b"(True, 80), }"),
+        "undamaged .npy",
+    ),
+    "a header that does not end": (
+        "application/x-npy",
+        b"\x93NUMPY\1\0" + (3000).to_bytes(2, "little") + b"(" * 3000,
+        "undamaged .npy",
+    ),
+    "id beside images": ("application/json", b'{"images": [[[1]]], "id": "x"}', "found 'id' beside the other"),
+    "ids beside image": ("application/json", b'{"image": [[1]], "ids": ["x"]}', "found 'ids' beside the other"),
     "broken JSON": ("application/json", b"{", "expected JSON; "),
     "no UTF-8": ("application/json", b'"\xff"', "expected JSON; "),
     "deep JSON": ("application/json", deep(100_000), "expected JSON; "),
@@ -255,6 +268,11 @@ def test_what_is_over_a_limit_is_refused(narrow: httpx.Client):
     )
     assert ask_json(narrow, [image.tolist() for image in IMAGES[:4]]).status_code == 413
     assert ask_json(narrow, ["AAAA"] * 4).status_code == 413
+    together = ask_json(narrow, [encoded(picture(np.zeros((15, 15), np.uint8)))] * 2, "?resize=true")
+    assert (together.status_code, together.json()["error"]) == (
+        413,
+        "expected at most 400 pixels in a request; found more; send the images in several",
+    )
     large = ask(narrow, bytes(20_001))
     assert (large.status_code, large.headers["connection"]) == (413, "close")
     assert "expected a body of at most 20,000 bytes; found more" in large.json()["error"]
@@ -275,6 +293,17 @@ def test_a_slow_body_is_given_up(store: Store):
         answer = b"".join(iter(lambda: slow.recv(10_000), b"")).decode()
     assert answer.startswith("HTTP/1.1 408 ")
     assert "expected the whole body within 0.01 s; found 0 bytes; send it faster" in answer
+
+
+def test_a_client_that_goes_away_is_no_error_in_the_log(store: Store, caplog: pytest.LogCaptureFixture):
+    with served(Site(store)) as client:
+        with socket.create_connection(("127.0.0.1", client.base_url.port or 0)) as connection:
+            head = "POST /v1/tiny/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 99"
+            connection.sendall(f"{head}\r\n\r\nhalf".encode())
+        counted = 'idxflow_requests_total{route="/v1/{dataset}/predict",status="400"} 1.0'
+        while counted not in client.get("/metrics").text:
+            time.sleep(0.01)
+    assert "Exception" not in caplog.text
 
 
 def test_more_requests_than_allowed_are_sent_away(store: Store):

@@ -74,7 +74,7 @@ def test_answers_are_isolated_from_other_pages(client: httpx.Client):
     assert headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("given", [None, "Bearer another", "Basic bm9ib2R5Og==", "Basic %", "Bearer ä"])
+@pytest.mark.parametrize("given", [None, "Bearer another", "Basic bm9ib2R5Og==", "Basic %", "Basic ä", "Bearer ä"])
 def test_without_the_token_there_is_nothing_but_the_status(closed: httpx.Client, given: str | None):
     headers = {"authorization": given.encode() if given else b""}
     refused = closed.get("/", headers=headers)
