@@ -1,10 +1,10 @@
 """The whole flow over the number of rows, with one worker and with two: `python -m benchmarks.rows "60,000 rows"`.
 
-The archives are synthetic (`benchmarks/synthetic.py`). Each has at most 50,000 training rows or a sixth as many test
-rows, and is a part of its split: with more rows there are more parts, but no larger ones. Each size is run with one
-worker and one processor, with one worker and all processors, and with two workers, each time with a store of its own.
-A worker alone already uses more than one processor: it reads ahead, and inflates while it writes. So the gain of a
-second worker that has a processor of its own is that over the first of these.
+The archives are synthetic (`benchmarks/synthetic.py`). There are twelve for each split, or more of 50,000 training
+rows or a sixth as many test rows, each of which is a part: from 600,000 rows on, parts are not larger, but more. Each
+size is run with one worker and one processor, with one worker and all processors, and with two workers, each time
+with a store of its own. A worker alone already uses more than one processor: it reads ahead, and inflates while it
+writes. So the gain of a second worker that has a processor of its own is that over the first of these.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from storage.datasets.catalog import DEFAULT_FILES
 SIZES = (60_000, 600_000, 6_000_000)
 """Training rows; there are a sixth as many test rows."""
 ROWS_OF_ARCHIVE = 50_000
-"""The most training rows of one; there are at least two archives."""
+"""The most training rows of one."""
+_FEWEST_ARCHIVES = 12
 ALONE, ONE, TWO = "one worker, one processor", "one worker", "two workers"
 SETTINGS = (ALONE, ONE, TWO)
 TIMES = "times as fast"
@@ -96,7 +97,7 @@ def measured(size: int) -> Measured:
 
 def _write(folder: Path, rows: int) -> Path:
     """Write the archives, and a manifest that lists them."""
-    count = max(2, -(-rows // ROWS_OF_ARCHIVE))
+    count = max(_FEWEST_ARCHIVES, -(-rows // ROWS_OF_ARCHIVE))
     each, more = rows // count, scaling.TEST_SHARE
     lines = [
         f'name = "{synthetic.NAME}"',

@@ -236,11 +236,11 @@ SIMULATION = Comparison(
 )  # fmt: skip
 ROWS = Comparison(
     "rows", "The whole flow over the number of rows, with workers",
-    "`idxflow run --workers 1` and `--workers 2` with an empty store on synthetic archives of at most 50,000 training "
-    "rows each; the columns give the training rows, and there are a sixth as many test rows. One epoch, `--memory "
-    "64MiB`. The first step that workers compute, `decode`, waits for them to start. Two workers are compared with "
-    "one whose run has one processor. Memory is the peak of the resident set. All runs of a size make the same "
-    "weights.",
+    "`idxflow run --workers 1` and `--workers 2` with an empty store on synthetic archives, twelve for each split, "
+    "or more of 50,000 training rows; the columns give the training rows, and there are a sixth as many test rows. "
+    "One epoch, `--memory 64MiB`. The first step that workers compute, `decode`, waits for them to start. Two "
+    "workers are compared with one whose run has one processor. Memory is the peak of the resident set. All runs of "
+    "a size make the same weights.",
     "rows",
     tuple(Variant(rows.variant(size), "", rows=rows.rows(size), rounds=1) for size in rows.SIZES),
     rows.row(rows.ALL, rows.SIZES[0], rows.ALONE), most_rounds=1, columns=rows.columns(),

@@ -14,23 +14,18 @@
 
 The resource is `idxflow.model.<dataset>`, for all of them. A run that finds nothing new emits no event.
 
-A run emits its own end. What happens without Prefect, such as a rollback, is in the store, and `idxflow up` emits it
-(`flows.alerts`). Prefect sends its own events about a run, several for each task, to the server in the same way.
+A flow run emits what it has done. What happens without Prefect, such as a rollback, is in the store, and `idxflow up`
+emits it (`flows.alerts`). Prefect sends its own events about a run, several for each task, to the server in the same
+way.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from storage.errors import StoreError
-from storage.notices import note
 from storage.records import Decision, to_json
-
-if TYPE_CHECKING:
-    from storage.store import Store
 
 NAMES = {
     **{kind: f"idxflow.model.{kind}" for kind in ("promoted", "kept", "forced", "rolled-back", "retired")},
@@ -72,25 +67,6 @@ def announce(dataset: str, run: str, decision: Decision) -> None:
         send(DECISIONS[decision.outcome], dataset, {"run": run, **to_json(decision)})
 
 
-def emit(kind: str, dataset: str, payload: Mapping[str, Any], store: Store | None = None) -> None:
-    """Make known what happened to a data set, if no run and no decision in the ledger says it. Never raises.
-
-    Args:
-        kind: a key of `NAMES`, such as `drifted`.
-        dataset: its name.
-        payload: JSON values. Messages to people take from it, if given: `sentence`, `version`, `test_accuracy`,
-            `report` and `command`, the next thing to type.
-        store: notes it there, from where alerts are sent. Without it, there is only the event of Prefect.
-    """
-    sent = _in_flow_run() and send(kind, dataset, payload)
-    if store is None:
-        return
-    try:
-        note(store, dataset, kind, {**payload, "event_sent": sent})
-    except (OSError, StoreError) as error:
-        _log.warning("no alert will be sent: %s", error)
-
-
 def send(kind: str, dataset: str, payload: Mapping[str, Any]) -> bool:
     """Emit an event of Prefect; return whether that succeeded: it only informs others, so failure is a warning."""
     from prefect.events import emit_event
@@ -113,11 +89,3 @@ def resource_of(dataset: str, payload: Mapping[str, Any]) -> dict[str, str]:
         "idxflow.version": str(payload.get("version") or ""),
         "idxflow.champion": str(payload.get("champion") or ""),
     }
-
-
-def _in_flow_run() -> bool:
-    if "prefect" not in sys.modules:
-        return False
-    from prefect.context import FlowRunContext
-
-    return FlowRunContext.get() is not None

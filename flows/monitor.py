@@ -16,7 +16,7 @@ from pydantic import Field
 
 from flows.dataset_in_store import DatasetInStore
 from flows.drift import Asked, Look, look
-from flows.events import emit, send_without_waiting
+from flows.events import send, send_without_waiting
 from flows.retrain import DatasetName, StorePlace, describe_run
 from flows.settings import LOGGERS, relax_garbage_collection
 from storage.drifts import Drifts, Found
@@ -95,7 +95,7 @@ def _acted_on(data: DatasetInStore, found: Look, retrain: bool) -> dict[str, Any
     if noted is None or not noted.is_drifted:
         return {"announced": False, "retraining": None}
     if noted.is_new:
-        emit("drifted", data.name, {"champion": found.version.number, **found.values()}, data.store)
+        send("drifted", data.name, {"champion": found.version.number, **found.values()})
     started = _retraining(data, drifts, noted) if retrain else None
     return {"announced": noted.is_new, "retraining": started}
 

@@ -31,7 +31,6 @@ INNER_FOLDERS = (
         "ledger/decisions",
         "ledger/arrivals",
         "ledger/studies",
-        "ledger/notices",
         "ledger/drifts",
         "ledger/underway",
     ),

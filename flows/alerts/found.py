@@ -1,4 +1,4 @@
-"""Find what has happened to the data sets of a store: from the ends of runs, decisions by hand, and notices.
+"""Find what has happened to the data sets of a store: from the ends of runs, decisions by hand, and drift.
 
 Nothing is written for it, so nothing can be lost between what happens and what is told of it: the ledger says both.
 """
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flows.alerts.event import TITLES, Event
+from flows.alerts.event import Event
 from flows.health import late_sentence, stale_since
-from storage import notices
+from storage.drifts import DRIFTS, Drifts
 from storage.errors import DamagedEntry, IdxflowError, error_class
 from storage.ledger import Ledger, time_of
-from storage.notices import NOTICES
 from storage.records import HTML, Report
 from storage.registry import Registry
 from storage.store import BESIDE, Store
@@ -70,11 +69,11 @@ class History:
         Raises:
             StoreError: the ledger cannot be listed.
         """
-        ledger = Ledger(self.store, dataset)
+        ledger, drifts = Ledger(self.store, dataset), Drifts(self.store, dataset)
         parts: tuple[tuple[str, list[str], Callable[[str], _Read]], ...] = (
             ("runs", ledger.names("runs"), lambda name: self._run(dataset, name, ledger.record("runs", name))),
             ("decisions", ledger.names("decisions"), lambda name: _decision(dataset, name, ledger)),
-            (NOTICES, notices.names(self.store, dataset), lambda name: _notice(dataset, name, self.store)),
+            (DRIFTS, [str(number) for number in drifts.numbers()], lambda name: _drift(dataset, int(name), drifts)),
         )
         events = [each for part, names, read in parts for each in self._recent(f"{dataset}/{part}", names, since, read)]
         return sorted(events, key=lambda event: (event.time, event.id))
@@ -155,9 +154,7 @@ class History:
         key = found.values.get("report")
         if not isinstance(key, str):
             return None
-        if found.id.split("/")[1] == NOTICES:
-            return key
-        # Of a run it is the key of an entry, which may have been removed.
+        # Of an entry, which may have been removed.
         with suppress(IdxflowError, OSError):
             return self.store.get(found.dataset, "publish", key.rpartition("/")[2], Report).entry.where(HTML)
         return None
@@ -169,10 +166,11 @@ def _decision(dataset: str, name: str, ledger: Ledger) -> _Read:
     return _Read(time_of(record), (_found(f"{dataset}/decisions/{name}", kind, record),) if kind else ())
 
 
-def _notice(dataset: str, name: str, store: Store) -> _Read:
-    record = notices.read(store, dataset, name)
-    kind, values = record["kind"], {**record["values"], "time": record["time"]}
-    return _Read(time_of(record), (_found(f"{dataset}/{NOTICES}/{name}", kind, values),) if kind in TITLES else ())
+def _drift(dataset: str, number: int, drifts: Drifts) -> _Read:
+    record = drifts.record(number)
+    values = {**record["values"], "champion": record["champion"], "time": record["time"]}
+    is_event = record["drifted"]
+    return _Read(time_of(record), (_found(f"{dataset}/{DRIFTS}/{number}", "drifted", values),) if is_event else ())
 
 
 def _found(name: str, kind: str, values: Mapping[str, Any]) -> Found:

@@ -19,8 +19,8 @@ from flows.alerts.progress import Progress, Told
 from flows.alerts.receiver import NotDelivered
 from flows.alerts.settings import Alert
 from flows.health import scheduled
+from storage.drifts import DRIFTS
 from storage.errors import IdxflowError
-from storage.notices import NOTICES
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _SECONDS = 120.0
 """How long messages of one alert may take at a time."""
 _QUERY_SECONDS = 10
 _BEGAN = "began"
-_WITHOUT_PREFECT = ("forced", "rolled-back", "retired", "stale", "drifted", "crashed", "failed")
+_WITHOUT_PREFECT = ("forced", "rolled-back", "retired", "stale", "crashed", "failed")
 
 Connect = Callable[[float], AbstractContextManager["SyncPrefectClient"]]
 """Returns a client of Prefect's server with a timeout in seconds."""
@@ -130,10 +130,8 @@ class _PrefectEvents:
 
 def _was_emitted(event: Event) -> bool:
     """Return whether a flow run has emitted the event itself."""
-    if event.kind == "failed":
-        # `flows.endings` records those that had no process, or none any more.
-        return (event.payload.get("error") or {}).get("kind") != "Failed"
-    return bool(event.payload.get("event_sent"))
+    # `flows.endings` records those that had no process, or none any more.
+    return event.kind == "failed" and (event.payload.get("error") or {}).get("kind") != "Failed"
 
 
 def _values(event: Event) -> dict[str, Any]:
@@ -177,7 +175,7 @@ def _state(store: Store) -> object:
     places: list[Path] = [settings.folder() / settings.FILE]
     if not store.leases:
         ledgers = (store.dataset(name) / "ledger" for name in store.datasets())
-        places += [ledger / part for ledger in ledgers for part in ("runs", "decisions", NOTICES)]
+        places += [ledger / part for ledger in ledgers for part in ("runs", "decisions", DRIFTS)]
     return [(path, _changed(path)) for path in places]
 
 

@@ -18,8 +18,6 @@ from prefect.settings import PREFECT_HOME, temporary_settings
 from flows import diagnosis
 from flows.alerts.event import USUAL
 from flows.commands.cli import run_command
-from storage import notices
-from storage.errors import DamagedEntry
 from storage.store import Store
 from tests.support import commands
 from tests.support.commands import Command
@@ -288,14 +286,3 @@ def test_names_that_are_taken_or_unknown_and_files_that_cannot_be_used(here: Her
     assert "correct that, or choose another PREFECT_HOME" in here.refused("add", *SLACK, code=1)
     (here.home / "idxflow").unlink()
     here.do("add", *SLACK)
-
-
-@pytest.mark.remedies("storage.notices:read")
-def test_a_damaged_notice_is_named(store: Store):
-    name = notices.note(store, "tiny", "drifted", {})
-    path = store.dataset("tiny") / "ledger" / "notices" / name
-    path.write_text("{}")
-    with pytest.raises(DamagedEntry, match=f"{name}: expected a notice; .*; remove this file"):
-        notices.read(store, "tiny", name)
-    path.unlink()
-    assert notices.names(store, "tiny") == []

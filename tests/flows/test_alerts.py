@@ -25,7 +25,8 @@ from flows.alerts.progress import WAITS, WINDOW, Progress
 from flows.alerts.receiver import NotDelivered, Receiver
 from flows.alerts.settings import Alert
 from flows.alerts.webhook import Slack, Webhook
-from flows.events import NAMES, emit
+from flows.events import NAMES
+from storage.drifts import Drifts
 from storage.ledger import Ledger
 from storage.registry import Registry
 from storage.store import Store
@@ -113,7 +114,7 @@ def test_everything_that_changes_what_is_true_is_an_event(store: Store):
     decide(registry, "forced", 2, "by-hand", sentence="forced v1→v2: a try")
     decide(registry, "rolled back", 1, "by-hand", sentence="rolled back v2→v1: worse")
     registry.retire([2], registry.standing())
-    emit("drifted", DATASET, {"sentence": "the digits are thinner"}, store)
+    Drifts(store, DATASET).note(1, True, {"sentence": "the digits are thinner"})
     history = History(store)
     found = history.found(DATASET, LONG_AGO)
     assert len(found) == 10
@@ -523,9 +524,9 @@ def test_a_command_waits_only_so_long_for_a_receiver(
     assert re.fullmatch(said, capsys.readouterr().err)
 
 
-def test_an_event_that_is_not_known_or_damaged_is_left_out(store: Store):
-    emit("drifted", DATASET, {}, store)
-    emit("a later version's", DATASET, {}, store)
-    folder = store.dataset(DATASET) / "ledger" / "notices"
-    (folder / "20990101T000000.000000Z-0.json").write_text("{}")
+def test_what_is_damaged_or_no_longer_true_is_left_out(store: Store):
+    drifts = Drifts(store, DATASET)
+    drifts.note(1, True, {"sentence": "the digits are thinner"})
+    drifts.note(1, False, {})
+    (store.dataset(DATASET) / "ledger" / "drifts" / "00000003.json").write_text("{}")
     assert [each.kind for each in History(store).found(DATASET, LONG_AGO)] == ["drifted"]

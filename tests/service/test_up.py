@@ -22,10 +22,10 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_HOME, temporary_settings
 
 from flows import diagnosis
-from flows.events import emit
 from flows.service import deployments, server
 from flows.service.memory import Memory
 from flows.service.supervisor import Supervisor, UpOptions
+from storage.drifts import Drifts
 from storage.errors import PrefectFailed
 from storage.ledger import Ledger
 from storage.store import Store
@@ -265,14 +265,10 @@ def test_it_tells_of_what_happens_without_prefect_and_knows_the_secret_from_a_bl
         words = ("alerts", "add", "webhook", "--url-from", "block:idxflow-chat", "--event", "drifted")
         assert idxflow(*words, env=service.login).returncode == 0
         store = Store(Path(service.environment["IDXFLOW_STORE"]))
-        emit("drifted", "told", {"sentence": "the digits are thinner"}, store)
+        Drifts(store, "told").note(1, True, {"sentence": "the digits are thinner"})
         until(lambda: receiver.requests)
         (body,) = [json.loads(request.body) for request in receiver.requests]
         assert (body["event"], body["sentence"]) == ("drifted", "the digits are thinner")
-    last_day = {"since": (datetime.now(UTC) - timedelta(days=1)).isoformat(), "until": datetime.now(UTC).isoformat()}
-    query = {"filter": {"event": {"name": ["idxflow.model.drifted"]}, "occurred": last_day}}
-    events = until(lambda: service.post("events/filter", query)["events"])
-    assert [event["resource"]["prefect.resource.id"] for event in events] == ["idxflow.model.told"]
     # Of runs, the ends that a flow run could not emit itself.
     for number, kind in enumerate(("TrainingFailed", "Crashed")):
         state, error = ("crashed" if number else "failed"), {"kind": kind, "sentence": "no", "exit_code": 1}
@@ -282,7 +278,7 @@ def test_it_tells_of_what_happens_without_prefect_and_knows_the_secret_from_a_bl
     events = until(lambda: service.post("events/filter", query)["events"])
     assert [event["event"] for event in events] == ["idxflow.run.crashed"]
     # A receiver that is gone is named once, and ends nothing.
-    emit("drifted", "told", {"sentence": "and thinner"}, store)
+    Drifts(store, "told").note(2, True, {"sentence": "and thinner"})
     until(lambda: "alert webhook: no connection to 127.0.0.1 (Connection refused)" in service.output)
     assert idxflow("alerts", "remove", "webhook", env=service.login).returncode == 0
     home = Path(service.environment["HOME"])
