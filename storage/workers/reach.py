@@ -31,7 +31,7 @@ async def is_nobody_there(address: str) -> OSError | None:
         return None if error.errno == socket.EAI_AGAIN else error
     except OSError:
         return None
-    writer.close()
+    await _hang_up(writer)
     return None
 
 
@@ -47,9 +47,15 @@ async def spoken(address: str) -> Spoken:
         return "plain" if error.reason in _NOT_TLS else "tls"
     except OSError:
         return "unknown"
-    with suppress(OSError):
-        writer.close()
+    await _hang_up(writer)
     return "tls"
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection now: to close it in the way of TLS, its other end would have to answer."""
+    writer.transport.abort()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 def _place(address: str) -> tuple[str, int]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import importlib.util
+import socket
+import ssl
+import threading
 from pathlib import Path
 
 import dask.config
 import pytest
 
 from storage.errors import ConfigError, WorkersFailed
+from storage.workers import reach
 from storage.workers.address import (
     CERTIFICATES,
     INSECURE_VARIABLE,
@@ -165,3 +171,26 @@ def test_only_a_cluster_is_elsewhere(monkeypatch: pytest.MonkeyPatch, named: str
     assert are_elsewhere(named) == elsewhere
     monkeypatch.setenv(WORKERS_VARIABLE, "tcp://127.0.0.1:1")
     assert are_elsewhere(named) == (elsewhere or named is None)
+
+
+def test_a_connection_that_only_tried_an_address_is_closed_although_the_other_end_says_nothing(tmp_path: Path) -> None:
+    made, ended = certificates(tmp_path / "made"), threading.Event()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.cert, made.key)
+
+    def greet_only(listener: socket.socket) -> None:
+        with context.wrap_socket(listener.accept()[0], server_side=True):
+            ended.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        other_end = threading.Thread(target=greet_only, args=(listener,))
+        other_end.start()
+        loop = asyncio.new_event_loop()
+        try:
+            assert loop.run_until_complete(reach.spoken(f"tls://127.0.0.1:{listener.getsockname()[1]}")) == "tls"
+        finally:
+            loop.close()
+            ended.set()
+            other_end.join()
+    # A connection that is left open would warn here, which is an error.
+    gc.collect()
