@@ -147,7 +147,7 @@ class History:
             words = f"registry history {found.dataset}"
         elif found.values.get("report"):
             words = f"report {found.dataset} {found.values.get('run')}"
-        # Whoever reads it may have no variable that names the store.
+        # The reader may have no variable that names the store.
         return self.store.command(words, BESIDE)
 
     def _report(self, found: Found) -> str | None:

@@ -3,8 +3,8 @@
     PREFECT_HOME/idxflow/alerts.json        the alerts, by name, sealed
                          alerts/NAME.json   what has been sent, see `progress`
 
-They are not in the store: whoever may write a store that several machines share must not be able to make each of them
-start a command, or send what a variable of its environment holds to another server.
+They are not in the store: someone who may write a store that several machines share must not be able to make each of
+them start a command, or send what a variable of its environment holds to another server.
 """
 
 from __future__ import annotations
