@@ -183,3 +183,19 @@ def test_a_chosen_picture_is_answered_as_it_is_if_asked(page: Any, url: str):
     page.locator("#picture").set_input_files({"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.locator("#answer .remedy").wait_for()
     assert "expected an undamaged PNG or JPEG" in page.locator("#answer").inner_text()
+
+
+def test_a_picture_that_is_dropped_is_answered(page: Any, url: str):
+    page.goto(url + "/tiny/try")
+    page.locator("#fit").uncheck()
+    dropped = page.evaluate_handle(
+        """(bytes) => {
+            const files = new DataTransfer();
+            files.items.add(new File([new Uint8Array(bytes)], "bar.png", { type: "image/png" }));
+            return files;
+        }""",
+        list(a_bar()),
+    )
+    page.dispatch_event("body", "drop", {"dataTransfer": dropped})
+    page.locator("#answer h2").wait_for()
+    assert page.locator("#answer h2").inner_text().startswith("v1 says: bar 1, ")

@@ -22,22 +22,11 @@ from flows.web.served import Site
 from storage.drifts import Drifts
 from storage.store import Store
 from tasks.serving.predict import load_champion
-from tests.support.blobs import SHAPE, blobs, store_with_champion
+from tests.support.blobs import SHAPE, blobs
 from tests.support.sites import served
 
 IMAGES = blobs()["test-images"]
 GREY = IMAGES[4]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return store_with_champion(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def client(store: Store) -> Iterator[httpx.Client]:
-    with served(Site(store)) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -12,21 +12,9 @@ from flows.service.guard import Message, Receive, Send
 from flows.web.access import Pace
 from flows.web.served import Site
 from storage.store import Store
-from tests.support.blobs import store_with_champion
 from tests.support.sites import served
 
 TOKEN = "a-token-of-24-characters"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return store_with_champion(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def client(store: Store) -> Iterator[httpx.Client]:
-    with served(Site(store)) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
