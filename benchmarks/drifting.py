@@ -5,8 +5,8 @@ python -m benchmarks.drifting FOLDER [--rows 500]
 FOLDER has the four archives of MNIST. Prints the table of docs/how-to/drift.md, with the default limits. The 70,000
 images are shuffled: 40,000 train a network of 50 hidden units, the champion; its answers for 10,000 others are those
 for its test split; samples are drawn from the other 20,000, without replacement, 1,000 as they are and 200 for each
-change. Rows not marked "with labels" are compared without them: a change of the classes then shows in the predicted ones
-alone.
+change. Rows not marked "with labels" are compared without them: a change of the classes then shows in the predicted
+ones alone.
 """
 
 from __future__ import annotations
