@@ -1,7 +1,6 @@
 """Decide whether a new model replaces the champion, and carry out the decision.
 
-The rules are applied in this order: the floors; is there a champion, and can it be compared; do the two models' answers
-differ; the paired comparison on the same test rows (`gate`); the loss of any class. Each rule applied is recorded.
+`tasks.gate` has the rules. Each rule that was applied is recorded.
 """
 
 from __future__ import annotations
@@ -12,82 +11,32 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
-from storage.datasets.manifest import Floors
 from storage.errors import DamagedEntry
-from storage.formats import members, predictions, split_rows
 from storage.records import (
     Answer,
     Decision,
     Done,
-    Evaluation,
     Paired,
-    Rule,
-    Split,
     Step,
     TrainedModel,
-    Verdict,
     from_json,
     to_json,
 )
 from storage.registry import BY_HAND, Overtaken, Registry, Version
 from storage.runtime import code_digests
 from tasks.gate import criteria
+from tasks.gate.evidence import gather
+from tasks.gate.judging import Candidate, Evidence, Incumbent, Judgement, answered, judge
 from tasks.ui import artifacts, summaries
 from tasks.ui.steps import log_step
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model that was trained on `train` and scored on `test` in this run."""
-
-    model: TrainedModel
-    evaluation: Evaluation
-    train: Split
-    test: Split
-    run: str = ""
-    """The id of the run."""
-    asked_by: str = ""
-    """The person or program that asked for the run."""
-    forced: bool = False
-    """Judge it even if nothing is new or a person has already decided about this model."""
-
-
-@dataclass(frozen=True)
-class Incumbent:
-    """The champion that a candidate is compared with, as far as the two can be compared."""
-
-    version: Version
-    model: TrainedModel | None
-    """None if it cannot be compared; `obstacle` says why."""
-    obstacle: str = ""
-    score: Evaluation | None = None
-    """Score on the candidate's test rows; None if the champion cannot be scored on them."""
-
-    @property
-    def name(self) -> str:
-        return f"v{self.version.number}"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The verdict of the rules on a candidate: a pure value, not yet carried out."""
-
-    outcome: Verdict
-    reason: str
-    rules: tuple[Rule, ...]
-    paired: Paired | None = None
-    ask: bool = False
-    """The policy leaves the decision to a person; `outcome` is only the advice of the rules."""
 
 
 def current_champion(registry: Registry, dataset: Dataset) -> Incumbent | None:
@@ -149,8 +98,8 @@ def _decided(
     """Carry out and return the decision, with the reason why a decision was made or not."""
     past = registry.decisions()
     registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
-    paired = _compared(registry, dataset, candidate, champion, registered)
-    judgement = answered(judge(dataset, candidate.evaluation, champion, paired), answer)
+    evidence = _evidence(registry, dataset, candidate, champion, registered)
+    judgement = answered(judge(dataset, candidate, champion, evidence), answer)
     facts = _facts(dataset, candidate, champion, judgement, past)
     # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
@@ -182,21 +131,21 @@ def _circumstances(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _compared(
+def _evidence(
     registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None, registered: Version | None
-) -> Paired | None:
-    """Do what `compare` does, but do not read what is known: an unchanged run reads no answers.
+) -> Evidence:
+    """Do what `gather` does, but do not read what is known: an unchanged run reads no answers.
 
     Args:
         registered: the candidate's version, if it has one.
     """
     if champion is None or champion.score is None:
-        return None
+        return gather(dataset, candidate, champion)
     score, alpha = candidate.evaluation, dataset.gate.alpha
     if score.entry.key == champion.score.entry.key:
-        return criteria.compared((score.correct, 0, 0, score.rows - score.correct), 0, alpha)
+        return Evidence(criteria.compared((score.correct, 0, 0, score.rows - score.correct), 0, alpha))
     known = _compared_before(registry, registered, champion, alpha) if registered else None
-    return known or compare(dataset, candidate, champion)
+    return Evidence(known) if known else gather(dataset, candidate, champion)
 
 
 def _compared_before(registry: Registry, version: Version, champion: Incumbent, alpha: float) -> Paired | None:
@@ -216,66 +165,11 @@ def _compared_before(registry: Registry, version: Version, champion: Incumbent, 
     return None
 
 
-def compare(dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> Paired | None:
-    """Compare the answers of both models on the test rows; return None without a champion to compare with.
-
-    Raises:
-        DamagedEntry: the labels or a model's answers cannot be read.
-    """
-    if champion is None or champion.score is None:
-        return None
-    table, differing = np.zeros(4, np.int64), 0
-    of_parts = (
-        split_rows.parts(candidate.test),
-        members.of(candidate.evaluation),
-        members.of(champion.score),
-    )
-    for part, *scores in zip(*of_parts, strict=True):
-        labels, (ours, theirs) = split_rows.labels(part), map(predictions.predicted, scores)
-        if not len(labels) == len(ours) == len(theirs):
-            raise DamagedEntry(
-                f"{part.source}: expected a label for each of the {len(ours):,} predictions of the candidate and "
-                f"the {len(theirs):,} of the champion; found {len(labels):,}; run again to score both"
-            )
-        here, differing_here = criteria.counted(labels, ours, theirs)
-        table, differing = table + here, differing + differing_here
-    both, only_ours, only_theirs, neither = table.tolist()
-    return criteria.compared((both, only_ours, only_theirs, neither), differing, dataset.gate.alpha)
-
-
-def judge(
-    dataset: Dataset, candidate: Evaluation, champion: Incumbent | None, paired: Paired | None = None
-) -> Judgement:
-    """Judge `candidate` by the floors and the gate of `dataset`, and return the verdict with every rule applied.
-
-    Args:
-        paired: the comparison of both models' answers, see `compare`; required if the champion has a score.
-
-    Raises:
-        ValueError: the champion has a score, and `paired` is missing.
-    """
-    rules, ask = _floor_rules(dataset.floors, candidate), dataset.gate.policy == "ask"
-    broken = [rule for rule in rules if not rule.passed]
-    if broken:
-        failures = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)
-        return Judgement("refused", failures, rules, paired)
-    if champion is None:
-        return Judgement("promoted", "the first model above the floors", rules, ask=ask)
-    if champion.score is None:
-        reason = f"champion {champion.name} cannot be compared: {champion.obstacle}"
-        return Judgement("promoted", reason, (*rules, Rule("champion can be compared", "yes", "no", False)), ask=ask)
-    if paired is None:
-        raise ValueError(f"expected the comparison with the predictions of {champion.name}; found none; see compare()")
-    gate_rules, reason = _against(dataset, candidate, champion, champion.score, paired)
-    outcome: Verdict = "promoted" if all(rule.passed for rule in gate_rules) else "kept"
-    return Judgement(outcome, reason, (*rules, *gate_rules), paired, ask and paired.differing > 0)
-
-
 def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
     """Return the question for a person about the candidate; None if the rules decide or nothing is new."""
     registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
-    paired = _compared(registry, dataset, candidate, champion, registered)
-    judgement = judge(dataset, candidate.evaluation, champion, paired)
+    evidence = _evidence(registry, dataset, candidate, champion, registered)
+    judgement = judge(dataset, candidate, champion, evidence)
     past = registry.decisions()
     facts = _facts(dataset, candidate, champion, judgement, past)
     if not judgement.ask or (registered and _already_decided(past, registered, champion, facts)):
@@ -285,62 +179,9 @@ def question(registry: Registry, dataset: Dataset, candidate: Candidate, champio
     return f"a candidate with {candidate.evaluation.accuracy:.2%} on test, {against}: {judgement.reason} ({advice})"
 
 
-def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
-    """Return `judgement` with a person's answer applied if the policy asks for it; no answer keeps the champion."""
-    if not judgement.ask:
-        return judgement
-    promote = bool(answer and answer.promote)
-    observed, answer_text = "no answer", "no person approved it"
-    if answer:
-        why = f": {answer.reason}" if answer.reason else ""
-        observed = ("yes" if promote else "no") + why
-        answer_text = ("promoted" if promote else "declined") + " by a person" + why
-    rule = Rule("a person approves", "yes", observed, promote)
-    outcome: Verdict = "promoted" if promote else "kept"
-    reason = f"{judgement.reason}; {answer_text}"
-    return dataclasses.replace(judgement, outcome=outcome, reason=reason, rules=(*judgement.rules, rule))
-
-
 def looks(past: list[dict[str, Any]], test_digest: str) -> int:
     """Return how many of the ledger's decisions were made on the test split with this content digest."""
     return sum(values.get("test_digest") == test_digest for values in past)
-
-
-def _against(
-    dataset: Dataset, candidate: Evaluation, champion: Incumbent, score: Evaluation, paired: Paired
-) -> tuple[tuple[Rule, ...], str]:
-    """Return the rules that compare the candidate with the champion, and their result in one sentence."""
-    settings, rules = dataset.gate, []
-    reason = criteria.sentence(settings, paired)
-    if champion.version.test_digest != candidate.split_digest:
-        observed = f"changed since {champion.name} was registered; scored again on today's {candidate.rows:,} rows"
-        rules.append(Rule("test split", "champion is scored again if it changed", observed, True))
-        reason += f"; the test split changed since {champion.name}"
-    rules.append(criteria.difference_rule(settings, paired, champion.name))
-    if paired.differing:
-        lost = criteria.class_rule(settings, candidate, score)
-        rules.append(lost)
-        if not lost.passed:
-            reason += f"; {lost.name} is {lost.observed}, allowed {lost.limit}"
-    return tuple(rules), reason
-
-
-def _floor_rules(floors: Floors, candidate: Evaluation) -> tuple[Rule, ...]:
-    worst = min((c for c in candidate.per_class if c.rows), key=lambda c: c.recall)
-    return (
-        Rule(
-            "test accuracy",
-            f"at least {floors.accuracy:.2%}",
-            f"{candidate.accuracy:.2%}",
-            candidate.accuracy >= floors.accuracy,
-        ),
-        Rule(
-            f"recall of the worst class ({worst.name})",
-            f"at least {floors.class_recall:.2%}",
-            f"{worst.recall:.2%}",
-            worst.recall >= floors.class_recall,
-        ),
-    )
 
 
 def _register(registry: Registry, dataset: Dataset, candidate: Candidate) -> Version:
@@ -371,7 +212,7 @@ def _facts(
     return {
         "policy": settings.pop("policy"),
         "limits": {name: float(value) for name, value in settings.items()},
-        "paired": judgement.paired,
+        "paired": judgement.evidence.paired,
         "looks": looks(past, test) + 1,
         "weights_digest": candidate.model.weights_digest,
         "champion_weights_digest": champion.version.weights_digest if champion else "",

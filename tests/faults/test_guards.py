@@ -200,13 +200,13 @@ GUARDS = {
         ("tests/faults/test_bad_data.py",),
     ),
     "floors": Guard(
-        "tasks/decide.py",
+        "tasks/gate/judging.py",
         "broken = [rule for rule in rules if not rule.passed]",
         "broken: list[Rule] = []",
         ("tests/tasks/test_decide.py::test_floors_refuse",),
     ),
     "gate": Guard(
-        "tasks/decide.py",
+        "tasks/gate/judging.py",
         'outcome: Verdict = "promoted" if all(rule.passed for rule in gate_rules) else "kept"',
         'outcome: Verdict = "promoted"',
         ("tests/tasks/test_decide.py::test_a_worse_model_never_replaces_a_better_one",),

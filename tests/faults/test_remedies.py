@@ -69,10 +69,11 @@ from storage.objects.protocol import Listing
 from storage.records import Done, Split, SplitName, TrainedModel
 from storage.registry import Registry
 from storage.store import ENTRY, Store
-from tasks.decide import Candidate, Incumbent, compare
 from tasks.decode import decode
 from tasks.evaluate import evaluate
 from tasks.fetch import fetch
+from tasks.gate.evidence import compare
+from tasks.gate.judging import Candidate, Incumbent
 from tasks.model import classifier, holdout, network, scaling
 from tasks.model.labels import check_labels
 from tasks.model.scaling import Statistics

@@ -148,7 +148,14 @@ CLOSURES = {
     "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels", "tasks.scoring.scores"},
     "confirm": FORMATS | MODEL | {"storage.formats.predictions", "tasks.model.confirm_worker"},
     "tune": FORMATS | TRAINING | {"tasks.train", "tasks.tuning.optuna_study", "tasks.tuning.space"},
-    "decide": FORMATS | {"storage.formats.predictions", "tasks.gate.criteria", "tasks.gate.wilson"},
+    "decide": FORMATS
+    | {
+        "storage.formats.predictions",
+        "tasks.gate.criteria",
+        "tasks.gate.evidence",
+        "tasks.gate.judging",
+        "tasks.gate.wilson",
+    },
 }
 """The modules beside its own whose change makes the result of a step again."""
 

@@ -18,7 +18,9 @@ from storage.ledger import Ledger
 from storage.records import Answer, Decision, Evaluation, FolderEntry, Split, TrainedModel, from_json, to_json
 from storage.registry import NO_RUN, Registry
 from storage.store import Store
-from tasks.decide import Candidate, Incumbent, answered, compare, current_champion, decide, judge, question
+from tasks.decide import current_champion, decide, question
+from tasks.gate.evidence import compare, gather
+from tasks.gate.judging import Candidate, Incumbent, answered, judge
 from tasks.scoring.scores import by_class
 from tests.conftest import TinyFactory
 from tests.support import stores
@@ -88,7 +90,7 @@ class World:
             self.settle("first", champion)
         version, score = Registry(self.store, "tiny").version(1), self.evaluation("old", champion)
         candidate, rival = self.candidate("c", wrong), Incumbent(version, self.model("first"), score=score)
-        return judge(self.dataset, candidate.evaluation, rival, compare(self.dataset, candidate, rival))
+        return judge(self.dataset, candidate, rival, gather(self.dataset, candidate, rival))
 
     @property
     def registry(self) -> Registry:
@@ -138,7 +140,7 @@ def world(store: Store, tiny: TinyFactory) -> World:
     ],
 )
 def test_floors_refuse(world: World, wrong: Sequence[int], outcome: str, broken: list[str]):
-    judgement = judge(world.having(floors=Floors(0.9, 0.7)).dataset, world.evaluation("c", wrong), None)
+    judgement = judge(world.having(floors=Floors(0.9, 0.7)).dataset, world.candidate("c", wrong), None)
     assert judgement.outcome == outcome
     assert [rule.name for rule in judgement.rules if not rule.passed] == broken
     assert all(name in judgement.reason for name in broken)
