@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from storage import released
 from storage.arrivals import Arrivals
+from storage.drifts import DRIFTS
 from storage.errors import DamagedEntry, StoreError
 from storage.files import MAX_JSON_BYTES, copy_file, flush, sha256_of, unsealed
 from storage.formats.members import MEMBERS
@@ -38,7 +39,7 @@ from storage.store import ENTRY, FOLDERS, Store
 VERSIONS = "registry/versions"
 RETIRED = "registry/retired"
 DECISIONS = "ledger/decisions"
-HISTORY = (DECISIONS, "ledger/arrivals", "ledger/studies", "ledger/runs", VERSIONS)
+HISTORY = (DECISIONS, f"ledger/{DRIFTS}", "ledger/arrivals", "ledger/studies", "ledger/runs", VERSIONS)
 """In the order of reading: what comes later may be named by what comes earlier. It is written in the reverse order."""
 POINTER = "registry/champion.json"
 
@@ -62,7 +63,7 @@ class Copied:
     """Of the files of these entries."""
     versions: int
     records: int
-    """Of the ledger: runs, decisions, arrivals, studies."""
+    """Of the ledger: runs, decisions, arrivals, studies, drifts."""
     released: int
     """Rows released from quarantine."""
     arrivals: int

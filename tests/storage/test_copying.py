@@ -13,6 +13,7 @@ from storage import copying, released, retention
 from storage.arrivals import Arrivals
 from storage.cloud_store import CloudStore
 from storage.copying import RETIRED
+from storage.drifts import Drifts
 from storage.errors import DamagedEntry, StoreError
 from storage.files import put_json_if_absent, read_json, sealed, sha256_of
 from storage.ledger import Ledger
@@ -42,6 +43,7 @@ def filled(store: Store) -> Store:
     registry.retire([1], registry.standing())
     released.release(store, DATASET, ROWS)
     arrive(store)
+    Drifts(store, DATASET).note(2, True, {"sentence": "new images differ"})
     return store
 
 
@@ -78,8 +80,8 @@ def rewrite(path: Path, data: bytes) -> None:
 def test_a_store_goes_to_object_storage_and_back_as_it_was(filled: Store, remote: CloudStore, tmp_path: Path):
     copied = copying.copy(filled, remote, DATASET)
     assert (copied.entries, copied.versions, copied.released, copied.arrivals, copied.present) == (8, 2, 2, 1, 0)
-    # Two runs and their decisions, the retired version, the set that arrived.
-    assert copied.records == 2 + 2 + 1 + 1
+    # Two runs and their decisions, the retired version, the set that arrived, the drift.
+    assert copied.records == 2 + 2 + 1 + 1 + 1
     assert [
         version.number for version in Registry(remote, DATASET).retired_of(Registry(remote, DATASET).versions())
     ] == [1]
@@ -90,9 +92,10 @@ def test_a_store_goes_to_object_storage_and_back_as_it_was(filled: Store, remote
     back = Store(tmp_path / "back")
     again = copying.copy(remote, back, DATASET)
     assert again.present == 0
-    assert (again.entries, again.bytes, again.versions, again.records) == (8, copied.bytes, 2, 6)
+    assert (again.entries, again.bytes, again.versions, again.records) == (8, copied.bytes, 2, 7)
     assert fingerprint(back) == fingerprint(filled)
     assert verify(back).damage == ()
+    assert Drifts(back, DATASET).of_champion(2) == Drifts(filled, DATASET).of_champion(2) is not None
     assert [run["run"] for run in Ledger(back, DATASET).read("runs")] == ["run-1", "run-2"]
 
 
@@ -149,7 +152,7 @@ def test_what_is_there_is_not_copied_again(filled: Store, remote: CloudStore):
     remote.objects.forget()
     again = copying.copy(filled, remote, DATASET)
     assert (again.entries, again.versions, again.records, again.released) == (0, 0, 0, 0)
-    assert again.present == 8 + 2 + 6
+    assert again.present == 8 + 2 + 7
     assert remote.objects.contents() == before
     written = {op.key for op in remote.objects.operations if op.changes and "/leases/" not in op.key}
     assert written <= {f"{DATASET}/registry/champion.json"}
