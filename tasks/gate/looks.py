@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.datasets.catalog import Dataset
-from storage.records import Evaluation, Rule
+from storage.records import Rule
 from storage.words import counted
 from tasks.gate import wilson
 
+REMEDY = "use other test images, promote by hand, or raise alpha_budget"
+"""What to do when nothing is left of an error budget."""
 _NOTHING = 1e-9
 """The share of a budget that is left over by rounding."""
 
@@ -108,11 +110,19 @@ def remark(budget: Budget) -> str:
     return f"{left or 'no'} more decision{'' if left == 1 else 's'} in the error budget"
 
 
+def remaining(budget: Budget) -> str:
+    """Return how many decisions are left."""
+    return (
+        f"{counted(budget.left, 'decision')} of the error budget of these test images left ({budget.spent:.4g} of "
+        f"{budget.total:.6g} spent)"
+    )
+
+
 def used_up(budget: Budget) -> str:
     """Return that the rules promote nothing any more, and what to do."""
     return (
         f"the error budget of these test images is used up ({budget.spent:.4g} of {budget.total:.6g}), so the rules "
-        "promote nothing: use other test images, promote by hand, or raise alpha_budget"
+        f"promote nothing: {REMEDY}"
     )
 
 
@@ -138,21 +148,22 @@ class Worth:
     """Empty after one decision, when both intervals are the same."""
 
 
-def worth(score: Evaluation, decisions: int) -> Worth:
+def worth(correct: int, rows: int, decisions: int) -> Worth:
     """Return what the accuracy of the champion is worth, the best of the models of so many decisions.
 
     A champion was chosen for its score on the same images, so its luck there stays with it. Intervals for all models at
     once, each with confidence 1 - 0.05 / `decisions`, hold for the chosen one too, however it was chosen (Dunn 1961).
 
     Args:
-        score: of the champion, on at least one row.
+        correct: how many of the test images the champion gets right.
+        rows: how many test images there are, at least one.
         decisions: on the same test images; less than 1 counts as 1.
     """
     made, error = max(1, decisions), 1 - wilson.CONFIDENCE
-    low, high = wilson.interval(score.correct, score.rows)
-    ends = (low, high) if made == 1 else wilson.interval(score.correct, score.rows, 1 - error / made)
-    sentence = "" if made == 1 else _worth(score.accuracy, made, ends)
-    return Worth(score.accuracy, low, high, made, *ends, sentence)
+    low, high = wilson.interval(correct, rows)
+    ends = (low, high) if made == 1 else wilson.interval(correct, rows, 1 - error / made)
+    sentence = "" if made == 1 else _worth(correct / rows, made, ends)
+    return Worth(correct / rows, low, high, made, *ends, sentence)
 
 
 def _worth(accuracy: float, decisions: int, ends: tuple[float, float]) -> str:
