@@ -6,19 +6,24 @@ Prints the tables of docs/gate.md. Each pair of models is drawn as its counts on
 neither. If a row's difficulty is drawn for each row anew and both models answer it by chance, those counts are
 multinomial, so nothing is lost by drawing them at once. Shares of rows that only one model has right, as found between
 two seeds of one profile: 1.5% on digits (360 rows), 3% on MNIST (10,000 rows); better models differ less.
+
+The tables of a year are of 52 candidates that are compared with the champion one after another, on the same rows. There
+the rows have difficulties, the chance that a model gets a row right, which all models share, and the champion's luck
+stays with it. See `year`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from storage.datasets.manifest import Gate
-from tasks.gate import criteria
+from tasks.gate import criteria, looks
 
 Test = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Takes the rows that only the candidate, and only the champion, gets right; says whether it promotes."""
@@ -30,6 +35,28 @@ DISAGREEMENTS = (0.005, 0.015, 0.03, 0.06)
 GAINS = {360: (0.001, 0.005, 0.01, 0.02, 0.03), 10_000: (0.001, 0.002, 0.003, 0.004, 0.005)}
 MARGINS = {360: (0.005, 0.01, 0.02, 0.03), 10_000: (0.001, 0.0025, 0.005, 0.01)}
 TYPICAL = {360: 0.015, 10_000: 0.03}
+LOOKS = 52
+BUDGET = 0.05
+BETTER_AT = 26
+IMPROVEMENTS = (0.003, 0.005, 0.01)
+OPEN = (0.9, 0.7, 0.5, 0.3)
+"""The difficulties of rows that some models get right and some wrong, equally many of each."""
+
+Alphas = Callable[[int], float]
+"""Takes the number of a decision, from 1; returns its alpha. 1: one more right answer suffices."""
+
+RULES: dict[str, Alphas] = {
+    "One more right answer": lambda look: 1.0,
+    "alpha 0.05": lambda look: 0.05,
+    "alpha 0.01": lambda look: 0.01,
+    "alpha_budget 0.2": lambda look: 0.2 / LOOKS,
+    "alpha_budget 0.05": lambda look: BUDGET / LOOKS,
+}
+SPENDING: dict[str, Alphas] = {
+    "Even": RULES["alpha_budget 0.05"],
+    "6/(π² k²)": lambda look: BUDGET * 6 / (np.pi * look) ** 2,
+}
+"""Ways to spend the budget."""
 
 
 def naive(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -95,10 +122,89 @@ def not_worse(counts: np.ndarray, margin: float) -> float:
     return float(np.mean([known[both, ours, theirs] for both, ours, theirs, _ in counts.tolist()]))
 
 
+@dataclass(frozen=True)
+class Year:
+    """What happened in simulated years; arrays of shape (years,)."""
+
+    by_luck: np.ndarray
+    """How many candidates that are no better were promoted."""
+    better: np.ndarray
+    """Whether the one that is better was promoted when it came."""
+    inflation: np.ndarray
+    """The champion's accuracy at the end of the year less its expected one on the same rows, as a share."""
+    right: np.ndarray
+    """How many rows the champion gets right then."""
+
+
+def year(
+    random: np.random.RandomState, shape: tuple[int, int], alphas: Alphas, gain: float = 0.0, candidates: int = LOOKS
+) -> Year:
+    """Simulate years of candidates that are compared with the champion on the same rows.
+
+    A model gets a row right with a probability that depends on the row alone. So of the rows of one difficulty, only
+    the number that the champion gets right matters: how many of these a candidate gets wrong, and how many of the
+    others right, is binomial, whatever was drawn before. Nothing is lost by drawing counts instead of answers.
+
+    Args:
+        random: where chance comes from.
+        shape: how many years, and how many test rows.
+        alphas: the alpha of each decision.
+        gain: how much larger the chance of a right answer is for candidate number `BETTER_AT` and, once it is
+            champion, for all later ones; a share of the wrong answers becomes right, on rows of any difficulty.
+        candidates: how many in a year.
+    """
+    number, rows = shape
+    chances, shares = _difficulties(TYPICAL[rows])
+    of_each = random.multinomial(rows, shares, size=number)
+    improved = chances + (1 - chances) * gain / (1 - ACCURACY)
+    right = random.binomial(of_each, chances)
+    lucky, better = np.zeros(number, int), np.zeros(number, bool)
+    for look in range(1, candidates + 1):
+        is_better = (look == BETTER_AT) & (gain > 0)
+        chance = np.where((better | is_better)[:, None], improved, chances)
+        gained, lost = random.binomial(of_each - right, chance), random.binomial(right, 1 - chance)
+        promoted = exact(gained.sum(axis=1), lost.sum(axis=1), alphas(look))
+        right = np.where(promoted[:, None], right + gained - lost, right)
+        if is_better:
+            better = promoted
+        else:
+            lucky += promoted
+    true = (of_each * np.where(better[:, None], improved, chances)).sum(axis=1)
+    shown = right.sum(axis=1)
+    return Year(lucky, better, (shown - true) / rows, shown)
+
+
+def coverage(right: np.ndarray, rows: int, decisions: int) -> float:
+    """Return how often the 95 % interval of the champion's accuracy has `ACCURACY`, as a share.
+
+    Args:
+        right: of the champion, integers of shape (years,).
+        decisions: that the interval allows for; 1 gives the plain one.
+    """
+    known = {}
+    for count in np.unique(right).tolist():
+        ends = looks.worth(count, rows, decisions)
+        known[count] = ends.adjusted_low <= ACCURACY <= ends.adjusted_high
+    return float(np.mean([known[count] for count in right.tolist()]))
+
+
+def _difficulties(disagreement: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return chances of a right answer and the shares of the rows that have them, for models of accuracy `ACCURACY`.
+
+    Two models disagree about `disagreement` of the rows. The rows that are not `OPEN` are sure: right or wrong.
+    """
+    chances = np.array([*OPEN, 0.0, 1.0])
+    each = disagreement / sum(2 * p * (1 - p) for p in OPEN)
+    wrong = 1 - ACCURACY - each * sum(1 - p for p in OPEN)
+    shares = [*[each] * len(OPEN), wrong]
+    return chances, np.array([*shares, 1 - sum(shares)])
+
+
 def main() -> None:
-    """Print four Markdown tables."""
+    """Print the Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs of models for each number")
+    parser.add_argument("--years", type=int, default=10_000, help="simulated years for each number")
     parser.add_argument("--seed", type=int, default=20)
     asked = parser.parse_args()
     # The numbers of its successor differ between releases of NumPy (NEP 19).
@@ -107,6 +213,9 @@ def main() -> None:
     _limits()
     _power(random, asked.pairs)
     _margins(random, asked.pairs)
+    _luck(np.random.RandomState(asked.seed), asked.years)
+    _late_power(np.random.RandomState(asked.seed), asked.years)
+    _spending(np.random.RandomState(asked.seed), asked.years // 5)
 
 
 def _equally_good(random: np.random.RandomState, number: int) -> None:
@@ -155,6 +264,47 @@ def _margins(random: np.random.RandomState, number: int) -> None:
             rows.append([f"{size:,}", f"{margin}", *rates])
     head = ["Test rows", "margin", "Worse by the margin", "Equally good"]
     _table(f"Promoted of {number:,} pairs by `not_worse`", head, rows)
+
+
+def _luck(random: np.random.RandomState, years: int) -> None:
+    rows = []
+    for size in SIZES:
+        for name, alphas in RULES.items():
+            found = year(random, (years, size), alphas)
+            inflation = f"{max(0.0, 100 * found.inflation.mean()):.2f} points"
+            covered = [f"{coverage(found.right, size, decisions):.1%}" for decisions in (1, LOOKS + 1)]
+            rows.append([f"{size:,}", name, f"{(found.by_luck > 0).mean():.1%}", inflation, *covered])
+    head = ["Test rows", "Rule", "Years with a promotion by luck", "Shown accuracy too high by"]
+    head += ["95% interval right", "Adjusted interval right"]
+    _table(f"{years:,} years of {LOOKS} candidates that are no better", head, rows)
+
+
+def _late_power(random: np.random.RandomState, years: int) -> None:
+    rows = []
+    for size in SIZES:
+        for gain in IMPROVEMENTS:
+            rates = [f"{year(random, (years, size), of, gain, BETTER_AT).better.mean():.1%}" for of in RULES.values()]
+            rows.append([f"{size:,}", f"+{100 * gain:.1f} points", *rates])
+    head = ["Test rows", "Real improvement", *RULES]
+    _table(f"Candidate {BETTER_AT} of a year is better: promoted in so many of {years:,} years", head, rows)
+
+
+def _spending(random: np.random.RandomState, years: int) -> None:
+    rows = []
+    for name, alphas in SPENDING.items():
+        none, one = (year(random, (years, 10_000), alphas, gain) for gain in (0.0, 0.005))
+        rates = [f"{share.mean():.1%}" for share in (none.by_luck > 0, one.by_luck > 0, one.better)]
+        rows.append([name, *(f"{alphas(look):.1g}" for look in (1, BETTER_AT, LOOKS)), *rates])
+    names = [f"alpha of decision {look}" for look in (1, BETTER_AT, LOOKS)]
+    better = f"candidate {BETTER_AT} is better by 0.5 points"
+    head = [
+        "Spending",
+        *names,
+        "Years with a promotion by luck",
+        f"the same if {better}",
+        f"It is promoted if {better}",
+    ]
+    _table(f"A budget of {BUDGET} for {LOOKS} decisions, 10,000 test rows, {years:,} years", head, rows)
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

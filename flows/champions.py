@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any
 
@@ -13,6 +13,7 @@ from storage.errors import ConfigError, DamagedEntry
 from storage.ledger import TOLERANCE
 from storage.records import Evaluation, TrainedModel
 from storage.registry import PastDecision, Version
+from tasks.gate import looks
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,20 @@ def version_values(data: DatasetInStore, version: Version) -> dict[str, Any]:
         "evaluation": version.evaluation,
         "weights_digest": version.weights_digest,
         "test_digest": version.test_digest,
+        "worth": _worth(data, version) if is_champion else None,
         "collected": data.registry.retired(version),
         "damage": damage(data, version),
         "decisions": [decision_values(data, turn) for turn in data.registry.about(version.number)],
     }
+
+
+def _worth(data: DatasetInStore, version: Version) -> dict[str, Any] | None:
+    """Return what the test accuracy of a champion is worth; None if the ledger does not know the number of rows."""
+    rows = (data.ledger.find("runs", version.run) or {}).get("test_rows")
+    if not rows:
+        return None
+    decisions = looks.count(data.registry.decisions(), version.test_digest)
+    return asdict(looks.worth(round(version.test_accuracy * rows), rows, decisions))
 
 
 def damage(data: DatasetInStore, version: Version) -> str | None:

@@ -21,6 +21,7 @@ from storage.ledger import TOLERANCE, Ledger
 from storage.records import CUT_OFF
 from storage.registry import Registry, Version
 from storage.store import Store
+from tasks.gate import looks
 
 MAX_AGE_DAYS = 8
 """A weekly schedule, and a day to react."""
@@ -56,6 +57,16 @@ class RunStatus:
 
 
 @dataclass(frozen=True)
+class BudgetStatus:
+    """The error budget of the test split of the last decision of a run."""
+
+    left: int
+    """Decisions."""
+    is_low: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Health:
     """How one data set is doing."""
 
@@ -70,6 +81,8 @@ class Health:
     """The accuracy of the champion on predictions whose labels have come; None without any."""
     drift: Mapping[str, Any] | None = None
     """What the last look at new images has found (`Drifts.values`), if it was about this champion."""
+    budget: BudgetStatus | None = None
+    """None if the gate has no error budget."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +132,35 @@ def health_of(registry: Registry, due: datetime | None, limit: timedelta, now: d
     champion = _champion(registry, version, now) if version else None
     found, unknown = _live(store, name, version) if version else (None, [])
     drift, not_read = _drift(store, name, version) if version else (None, [])
+    budget = _budget(registry)
+    used_up = [budget.sentence] if budget and not budget.left else []
     return Health(
         name,
         champion,
         tuple(runs),
         due.isoformat(timespec="seconds") if due else None,
-        (*_problems(runs, good, champion, limit, now), *_late(due, now, store.command("up")), *unknown, *not_read),
+        (
+            *_problems(runs, good, champion, limit, now),
+            *_late(due, now, store.command("up")),
+            *unknown,
+            *not_read,
+            *used_up,
+        ),
         found,
         drift,
+        budget,
     )
+
+
+def _budget(registry: Registry) -> BudgetStatus | None:
+    """Return the error budget after the last decision of a run, by the gate that it was made with."""
+    decisions = registry.decisions()
+    last = next((decision for decision in reversed(decisions) if decision.get("limits")), None)
+    budget = looks.budget(last["limits"], decisions, last.get("test_digest", "")) if last else None
+    if budget is None:
+        return None
+    sentence = looks.used_up(budget) if budget.is_used_up else looks.remaining(budget)
+    return BudgetStatus(budget.left, budget.is_low, sentence)
 
 
 def _live(store: Store, name: str, version: Version) -> tuple[Live | None, list[str]]:

@@ -701,6 +701,10 @@ class Decision:
     """None if there was no champion to compare with."""
     looks: int = 0
     """Number of decisions on this same test split so far, including this one."""
+    spent: float = 0.0
+    """What it took of the error budget of the test split: the alpha of its comparison."""
+    budget_left: int | None = None
+    """Number of decisions that the error budget still allows; None without one."""
     weights_digest: str = ""
     """Of the candidate."""
     champion_weights_digest: str = ""

@@ -17,6 +17,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from storage.datasets.catalog import Dataset
+from storage.datasets.manifest import Gate
 from storage.errors import DamagedEntry
 from storage.records import (
     Answer,
@@ -30,7 +31,7 @@ from storage.records import (
 )
 from storage.registry import BY_HAND, Overtaken, Registry, Version
 from storage.runtime import code_digests
-from tasks.gate import criteria
+from tasks.gate import criteria, looks
 from tasks.gate.evidence import gather
 from tasks.gate.judging import Candidate, Evidence, Incumbent, Judgement, answered, judge
 from tasks.ui import artifacts, summaries
@@ -98,8 +99,7 @@ def _decided(
     """Carry out and return the decision, with the reason why a decision was made or not."""
     past = registry.decisions()
     registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
-    evidence = _evidence(registry, dataset, candidate, champion, registered)
-    judgement = answered(judge(dataset, candidate, champion, evidence), answer)
+    judgement = answered(_judged(registry, dataset, candidate, champion, past), answer)
     facts = _facts(dataset, candidate, champion, judgement, past)
     # Here, because a run that finds nothing new returns before it writes anything.
     registry.keep_index()
@@ -111,7 +111,7 @@ def _decided(
     if registered and answer is None and _already_decided(past, registered, champion, facts):
         return dataclasses.replace(_unchanged(registered, champion, judgement), **facts), "nothing changed"
     version = None if judgement.outcome == "refused" else _register(registry, dataset, candidate)
-    decision = dataclasses.replace(_decision(judgement, version, champion), **facts)
+    decision = dataclasses.replace(_decision(judgement, version, champion), **(facts | _spending(judgement)))
     registry.carry_out(to_json(decision) | _circumstances(candidate), candidate.run, after)
     artifacts.show_table(artifacts.key("decision", dataset.name), to_json(decision.rules), decision.sentence)
     return decision, "decided again" if registered else "new model" if past else "first run"
@@ -129,6 +129,21 @@ def _circumstances(candidate: Candidate) -> dict[str, Any]:
         | code_digests.digests(__name__),
         "environment": {"python": platform.python_version(), **libraries},
     }
+
+
+def _judged(
+    registry: Registry,
+    dataset: Dataset,
+    candidate: Candidate,
+    champion: Incumbent | None,
+    past: list[dict[str, Any]],
+) -> Judgement:
+    """Judge a candidate after the decisions `past`, with the alpha that the error budget leaves."""
+    budget = looks.budget(_limits(dataset.gate), past, candidate.evaluation.split_digest)
+    governed = looks.governed(dataset, budget)
+    registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
+    evidence = _evidence(registry, governed, candidate, champion, registered)
+    return judge(governed, candidate, champion, dataclasses.replace(evidence, budget=budget))
 
 
 def _evidence(
@@ -168,20 +183,16 @@ def _compared_before(registry: Registry, version: Version, champion: Incumbent, 
 def question(registry: Registry, dataset: Dataset, candidate: Candidate, champion: Incumbent | None) -> str | None:
     """Return the question for a person about the candidate; None if the rules decide or nothing is new."""
     registered = registry.find(candidate.model.entry.key, candidate.evaluation.entry.key)
-    evidence = _evidence(registry, dataset, candidate, champion, registered)
-    judgement = judge(dataset, candidate, champion, evidence)
     past = registry.decisions()
+    judgement = _judged(registry, dataset, candidate, champion, past)
     facts = _facts(dataset, candidate, champion, judgement, past)
     if not judgement.ask or (registered and _already_decided(past, registered, champion, facts)):
         return None
     against = f"champion {champion.name}" if champion else "no champion yet"
     advice = "promote" if judgement.outcome == "promoted" else "keep the champion"
-    return f"a candidate with {candidate.evaluation.accuracy:.2%} on test, {against}: {judgement.reason} ({advice})"
-
-
-def looks(past: list[dict[str, Any]], test_digest: str) -> int:
-    """Return how many of the ledger's decisions were made on the test split with this content digest."""
-    return sum(values.get("test_digest") == test_digest for values in past)
+    why = f"; you are asked because it is borderline: {judgement.borderline}" if judgement.borderline else ""
+    accuracy = f"{candidate.evaluation.accuracy:.2%} on test"
+    return f"a candidate with {accuracy}, {against}: {judgement.reason} ({advice}){why}"
 
 
 def _register(registry: Registry, dataset: Dataset, candidate: Candidate) -> Version:
@@ -207,18 +218,33 @@ def _facts(
     past: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the fields of a `Decision` that record its inputs."""
-    settings = dataclasses.asdict(dataset.gate)
-    test = candidate.evaluation.split_digest
+    test, budget = candidate.evaluation.split_digest, judgement.evidence.budget
     return {
-        "policy": settings.pop("policy"),
-        "limits": {name: float(value) for name, value in settings.items()},
+        "policy": dataset.gate.policy,
+        "limits": _limits(dataset.gate),
         "paired": judgement.evidence.paired,
-        "looks": looks(past, test) + 1,
+        "looks": looks.count(past, test) + 1,
+        "budget_left": budget.left if budget else None,
         "weights_digest": candidate.model.weights_digest,
         "champion_weights_digest": champion.version.weights_digest if champion else "",
         "train_digest": candidate.train.digest,
         "test_digest": test,
     }
+
+
+def _limits(gate: Gate) -> dict[str, float]:
+    """Return the settings of the gate but for its policy; only those in use, so that older records stay equal."""
+    settings = dataclasses.asdict(gate)
+    unused = {"policy", *(() if gate.alpha_budget else ("budget_decisions",))}
+    return {name: float(value) for name, value in settings.items() if name not in unused and value is not None}
+
+
+def _spending(judgement: Judgement) -> dict[str, Any]:
+    """Return the fields of a `Decision` that say what it takes of the error budget: nothing without a comparison."""
+    budget, paired = judgement.evidence.budget, judgement.evidence.paired
+    if budget is None or paired is None or not paired.differing or judgement.outcome == "refused":
+        return {}
+    return {"spent": budget.cost, "budget_left": budget.after().left}
 
 
 def _decision(judgement: Judgement, version: Version | None, champion: Incumbent | None) -> Decision:

@@ -122,6 +122,16 @@ def diff(dataset: str, a: str, b: str, *, store: StoreFolder = None, as_json: As
     return 0
 
 
+def _intervals(worth: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the line with the interval of the champion's accuracy, and the one that allows for many decisions."""
+    if worth is None:
+        return {}
+    lines = {"interval": f"{worth['low']:.2%} to {worth['high']:.2%} (95%)"}
+    if worth["sentence"]:
+        lines["worth"] = worth["sentence"]
+    return lines
+
+
 def _cells(decision: Mapping[str, Any]) -> tuple[str, ...]:
     before, after = version_name(decision["before"]), version_name(decision["after"])
     change = f"{before}→{after}" if before != after else f"{after} stays"
@@ -147,6 +157,7 @@ def _print_version(values: Mapping[str, Any]) -> None:
         "version": f"v{values['version']} of {values['dataset']}, {role}",
         "registered": f"{clock(values['registered'])} UTC by run {values['run']} ({values['asked_by'] or 'unknown'})",
         "accuracy": f"{values['test_accuracy']:.2%} on test, {values['train_accuracy']:.2%} on training",
+        **_intervals(values["worth"]),
         "images": f"{height}×{width}, {counted(len(classes), 'class', 'classes')}: {', '.join(classes)}",
         "model": values["model"] + (" (removed by `idxflow gc`)" if values["collected"] else ""),
         "evaluation": values["evaluation"],

@@ -30,8 +30,9 @@ def status(
     """Show champion, last runs and next run of each data set.
 
     Exit code 1 if any data set needs attention: if no run has succeeded for --max-age days, if the last run failed, was
-    refused or was cut off, if a run is late because no worker takes it, if there is no champion, or if the last
-    successful run has a time in the future, so that its age is unknown; or if an alert could not be delivered.
+    refused or was cut off, if a run is late because no worker takes it, if there is no champion, if the error budget of
+    its test images is used up, or if the last successful run has a time in the future, so that its age is unknown; or
+    if an alert could not be delivered.
 
     Examples: `idxflow status` · `idxflow status mnist --max-age 30`
 
@@ -81,6 +82,8 @@ def _lines(health: Health, now: datetime) -> list[tuple[str, str]]:
     if health.drift:
         seen = datetime.fromisoformat(health.drift["time"])
         lines.append(("drift", f"{minute(seen)} ({ago(now - seen)}), {health.drift['sentence']}"))
+    if health.budget and health.budget.left and health.budget.is_low:
+        lines.append(("budget", health.budget.sentence))
     for label, run in zip(("last run", *[""] * SHOWN), health.runs, strict=False):
         when = time_of(run)
         took = f"{run.seconds:.1f} s" if run.seconds is not None else run.state

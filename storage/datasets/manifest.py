@@ -210,6 +210,28 @@ class Gate(_Table):
         le=24 * 365,
         description="For `ask`: hours to wait for an answer; after that, the champion stays.",
     )
+    borderline: float | None = Field(
+        default=None,
+        strict=True,
+        gt=1,
+        le=1000,
+        description="For `ask`: ask only if p is within this factor of alpha on either side, or if the comparison is "
+        "passed and another rule is not; the rules of `better` decide the rest. 4 is a good start. Not set: always "
+        "ask.",
+    )
+    alpha_budget: Rate | None = Field(
+        default=None,
+        description="Largest probability that any decision on one test split promotes such a model, over all of them. "
+        "Not set: each decision has `alpha` of its own.",
+    )
+    budget_decisions: int = Field(
+        default=52,
+        strict=True,
+        ge=1,
+        le=100_000,
+        description="For `alpha_budget`: how many decisions share it evenly. After them, the rules promote nothing on "
+        "this test split.",
+    )
 
 
 NOTHING = "none"

@@ -144,6 +144,14 @@ def replaces(gate: Gate, comparison: Paired) -> bool:
     return comparison.net > 0 and comparison.p_better <= gate.alpha
 
 
+def close_call(gate: Gate, comparison: Paired) -> str:
+    """Return why the candidate's lead is neither clear nor clearly too small, for a gate with `borderline`, or ""."""
+    factor = gate.borderline or 1.0
+    if comparison.net > 0 and gate.alpha / factor <= comparison.p_better <= gate.alpha * factor:
+        return f"{_p(comparison, gate.alpha)} is within a factor of {factor:.4g} of {gate.alpha:.6g}"
+    return ""
+
+
 def difference_rule(gate: Gate, comparison: Paired, champion: str) -> Rule:
     """Return the rule that `replaces` applies, as text; `champion` is its name, such as `v6`."""
     passed = replaces(gate, comparison)

@@ -1,19 +1,22 @@
 """Judge a candidate by the floors and the rules of the gate. Pure: no input or output.
 
 The rules are applied in this order: the floors; is there a champion, and can it be compared; do the two models' answers
-differ; the paired comparison on the same test rows (`criteria`); the loss of any class.
+differ; the paired comparison on the same test rows (`criteria`); the loss of any class; whether anything is left of the
+error budget of the test split (`looks`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage.datasets.catalog import Dataset
-from storage.datasets.manifest import Floors
+from storage.datasets.manifest import Floors, Gate
 from storage.records import Answer, Evaluation, Paired, Rule, Split, TrainedModel, Verdict
 from storage.registry import Version
-from tasks.gate import criteria
+from tasks.gate import criteria, looks
+from tasks.gate.looks import Budget
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Evidence:
 
     paired: Paired | None = None
     """The comparison of both models' answers; None if there is no champion to compare with."""
+    budget: Budget | None = None
+    """The error budget of the test split before this decision; None if the gate has none."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Judgement:
     evidence: Evidence = Evidence()
     ask: bool = False
     """The policy leaves the decision to a person; `outcome` is only the advice of the rules."""
+    borderline: str = ""
+    """Why a person is asked, if the policy asks only where it is borderline."""
 
 
 def judge(
@@ -79,7 +86,7 @@ def judge(
     Raises:
         ValueError: the champion has a score, and the comparison is missing.
     """
-    rules, ask = floor_rules(dataset.floors, candidate.evaluation), dataset.gate.policy == "ask"
+    rules, ask = floor_rules(dataset.floors, candidate.evaluation), _always_asks(dataset.gate)
     broken = [rule for rule in rules if not rule.passed]
     if broken:
         failures = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)
@@ -93,8 +100,26 @@ def judge(
     if evidence.paired is None:
         raise ValueError(f"expected the comparison with the predictions of {champion.name}; found none; see gather()")
     gate_rules, reason = _against(dataset, candidate.evaluation, champion, champion.score, evidence.paired)
+    if evidence.budget and evidence.paired.differing:
+        gate_rules, reason = (*gate_rules, looks.rule(evidence.budget)), f"{reason}; {looks.remark(evidence.budget)}"
     outcome: Verdict = "promoted" if all(rule.passed for rule in gate_rules) else "kept"
-    return Judgement(outcome, reason, (*rules, *gate_rules), evidence, ask and evidence.paired.differing > 0)
+    borderline = _borderline(dataset.gate, evidence.paired, gate_rules)
+    ask = bool(borderline) or (ask and evidence.paired.differing > 0)
+    return Judgement(outcome, reason, (*rules, *gate_rules), evidence, ask, borderline)
+
+
+def _always_asks(gate: Gate) -> bool:
+    return gate.policy == "ask" and gate.borderline is None
+
+
+def _borderline(gate: Gate, paired: Paired, rules: Sequence[Rule]) -> str:
+    """Return why a person has to decide what is borderline; empty if it is not, or the policy does not ask then."""
+    if gate.policy != "ask" or gate.borderline is None:
+        return ""
+    others = [rule.name for rule in rules if not rule.passed]
+    if criteria.replaces(gate, paired) and others:
+        return f"the comparison speaks for the candidate, but not met: {'; '.join(others)}"
+    return criteria.close_call(gate, paired)
 
 
 def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
@@ -107,7 +132,8 @@ def answered(judgement: Judgement, answer: Answer | None) -> Judgement:
         why = f": {answer.reason}" if answer.reason else ""
         observed = ("yes" if promote else "no") + why
         answer_text = ("promoted" if promote else "declined") + " by a person" + why
-    rule = Rule("a person approves", "yes", observed, promote)
+    limit = f"yes: {judgement.borderline}" if judgement.borderline else "yes"
+    rule = Rule("a person approves", limit, observed, promote)
     outcome: Verdict = "promoted" if promote else "kept"
     reason = f"{judgement.reason}; {answer_text}"
     return dataclasses.replace(judgement, outcome=outcome, reason=reason, rules=(*judgement.rules, rule))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from storage.records import Paired, RunRecord, to_json
+from storage.records import Decision, Paired, RunRecord, to_json
+from tasks.gate import looks
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import counted, sentence
 
@@ -23,7 +25,8 @@ def decision(run: RunRecord, evidence: Evidence) -> dict[str, Any] | None:
         "limits": dict(sorted(record.limits.items())),
         "champion_accuracy": score.accuracy if score else None,
         "comparison": _comparison(record.paired) if record.paired else "",
-        "looks_sentence": _looks(record.looks),
+        "looks_sentence": _looks(record),
+        "champion_now": _champion_now(run, record),
         "by_hand": list(evidence.by_hand),
     }
 
@@ -49,13 +52,44 @@ def _comparison(paired: Paired) -> str:
     )
 
 
-def _looks(looks: int) -> str:
+def _looks(record: Decision) -> str:
     """Return how often the test split has been used to decide; empty for a decision that did not count."""
-    if not looks:
+    if not record.looks:
         return ""
-    if looks == 1:
-        return "This is the first decision on these test images."
+    if record.looks == 1:
+        return f"This is the first decision on these test images.{_budget(record)}"
     return (
-        f"This is decision {looks:,} on these test images: the more decisions use them, the more likely it is that a "
-        "promotion is due to chance."
+        f"This is decision {record.looks:,} on these test images: the more decisions use them, the more likely it is "
+        f"that a promotion is due to chance.{_budget(record) or _chances(record)}"
     )
+
+
+def _chances(record: Decision) -> str:
+    """Return how many promotions by luck so many decisions may have brought, if that is known."""
+    alpha = record.limits.get("alpha")
+    if alpha is None or record.policy == "not_worse":
+        return ""
+    return (
+        f" If no candidate was better, up to {record.looks * alpha:.2g} promotions by luck are to be expected of them "
+        f"at alpha {alpha:.6g}; alpha_budget in the manifest would bound the probability of any."
+    )
+
+
+def _budget(record: Decision) -> str:
+    """Return what is left of the error budget; empty without one."""
+    if record.budget_left is None:
+        return ""
+    bound = f" The error budget is {record.limits['alpha_budget']:.6g} for all decisions on them"
+    if record.budget_left:
+        return f"{bound}; {counted(record.budget_left, 'decision')} {'is' if record.budget_left == 1 else 'are'} left."
+    return f"{bound}, and none is left: {looks.REMEDY}."
+
+
+def _champion_now(run: RunRecord, record: Decision) -> dict[str, Any] | None:
+    """Return what the accuracy of the champion after the decision is worth; None if there is none with a score."""
+    score = run.evaluation if record.outcome == "promoted" else run.champion_evaluation
+    if record.champion is None or score is None or not score.rows:
+        return None
+    # An unchanged run shows the number that its decision would have had.
+    decisions = record.looks - (record.outcome == "unchanged")
+    return asdict(looks.worth(score.correct, score.rows, decisions))

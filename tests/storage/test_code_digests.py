@@ -154,6 +154,7 @@ CLOSURES = {
         "tasks.gate.criteria",
         "tasks.gate.evidence",
         "tasks.gate.judging",
+        "tasks.gate.looks",
         "tasks.gate.wilson",
     },
 }

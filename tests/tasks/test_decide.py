@@ -475,3 +475,171 @@ def test_what_was_compared_for_another_interval_is_compared_again(world: World):
     world.having(gate=Gate(alpha=0.02))
     with pytest.raises(DamagedEntry):
         world.settle("2", [3], champion=[1, 2])
+
+
+BUDGET = Gate(alpha=0.05, alpha_budget=0.1, budget_decisions=4)
+"""0.025 for each decision: a lead of six passes (p 0.016), one of five does not (p 0.031)."""
+
+
+def test_decisions_on_one_test_split_share_a_budget(world: World):
+    world.having(gate=BUDGET).settle("1", range(9))
+    kept = world.settle("2", range(5, 9), champion=range(9))
+    assert kept.sentence == (
+        "kept champion v1: candidate v2, 5 more of 100 test images right than the champion, which may be luck "
+        "(p 0.031 > 0.025); 3 more decisions in the error budget"
+    )
+    promoted = world.settle("3", range(6, 9), champion=range(9))
+    assert promoted.sentence.endswith("beyond luck (p 0.016); 2 more decisions in the error budget")
+    assert promoted.paired
+    assert promoted.paired.confidence == 0.95
+    rule = next(rule for rule in promoted.rules if rule.name == "error budget of these test images")
+    assert (rule.limit, rule.observed, rule.passed) == (
+        "at most 0.1 for all decisions on them, 0.025 for each",
+        "0.025 spent before, 3 decisions left",
+        True,
+    )
+    spent = [(d["outcome"], d["spent"], d["budget_left"]) for d in world.ledger]
+    assert spent == [("promoted", 0.0, 4), ("kept", 0.025, 3), ("promoted", 0.025, 2)]
+    assert world.ledger[1]["limits"]["alpha"] == 0.05
+
+
+def test_what_compares_nothing_spends_nothing(world: World):
+    world.having(floors=Floors(0.5), gate=BUDGET)
+    world.settle("first", [1, 2])
+    world.settle("refused", range(60), champion=[1, 2])
+    world.settle("same answers", [1, 2], champion=[1, 2])
+    assert world.settle("kept", [1], champion=[1, 2]).spent == 0.025
+    again = world.settle("kept", [1], champion=[1, 2])
+    assert (again.outcome, again.spent, again.budget_left) == ("unchanged", 0.0, 3)
+    stores.decide(world.registry, "forced", 3, NO_RUN)
+    assert [d.get("spent", 0.0) for d in world.ledger] == [0.0, 0.0, 0.0, 0.025, 0.0]
+    assert world.settle("next", [3], champion=[1, 2]).budget_left == 2
+
+
+def used_up(world: World, gate: Gate = BUDGET) -> World:
+    """Spend the budget on four candidates that are no better."""
+    world.having(gate=gate).settle("1", range(9))
+    for n in range(2, 6):
+        assert world.settle(f"{n}", [*range(10, 19), n], champion=range(9)).outcome == "kept"
+    assert world.ledger[-1]["budget_left"] == 0
+    return world
+
+
+@pytest.mark.parametrize("policy", ["better", "not_worse"])
+def test_a_budget_that_is_used_up_promotes_nothing_and_says_what_to_do(world: World, policy: Any):
+    decision = used_up(world, dataclasses.replace(BUDGET, policy=policy)).settle("6", [], champion=range(9))
+    assert (decision.outcome, decision.spent, decision.budget_left) == ("kept", 0.0, 0)
+    assert decision.sentence.endswith(
+        "; the error budget of these test images is used up (0.1 of 0.1), so the rules promote nothing: use other test "
+        "images, promote by hand, or raise alpha_budget"
+    )
+    assert [rule.name for rule in decision.rules if not rule.passed] == ["error budget of these test images"]
+    assert world.settle("6", [], champion=range(9)).outcome == "unchanged"
+
+
+def test_each_remedy_for_a_budget_that_is_used_up_works(world: World):
+    used_up(world).settle("6", [], champion=range(9))
+    world.having(gate=dataclasses.replace(BUDGET, alpha_budget=0.2))
+    raised = world.settle("6", [], champion=range(9))
+    assert (raised.outcome, raised.spent, raised.budget_left) == ("promoted", 0.05, 1)
+    world.having(gate=BUDGET).test = dataclasses.replace(world.test, digest="other images")
+    other = world.settle("7", [], champion=range(9))
+    assert (other.outcome, other.spent, other.budget_left) == ("promoted", 0.025, 3)
+    world.test = dataclasses.replace(world.test, digest="test-digest")
+    assert world.settle("8", [1], champion=range(9)).outcome == "kept"
+    stores.decide(world.registry, "forced", world.ledger[-1]["version"], NO_RUN)
+    assert world.champion == world.ledger[-1]["version"]
+
+
+def test_a_budget_counts_from_when_it_is_set_and_judges_again_what_was_kept(world: World):
+    world.settle("1", range(9))
+    assert world.settle("2", range(3, 9), champion=range(9)).spent == 0.0
+    world.having(gate=BUDGET)
+    assert (world.settle("2", range(3, 9), champion=range(9)).budget_left) == 3
+
+
+def test_settings_that_are_new_do_not_judge_again_what_was_kept(world: World):
+    world.settle("1", [1, 2])
+    kept = world.settle("2", [], champion=[1, 2])
+    assert kept.limits == {"alpha": 0.05, "margin": 0.005, "max_class_loss": 0.05, "ask_hours": 24}
+    assert world.settle("2", [], champion=[1, 2]).outcome == "unchanged"
+
+
+def test_a_decision_that_was_overtaken_is_paid_for_once_and_one_after_it_too(world: World):
+    """Two candidates at once, with one decision left in the budget: whoever is second is judged by what is left."""
+    used = dataclasses.replace(BUDGET, budget_decisions=1)
+    world.having(gate=used).settle("1", range(9))
+    after, champion = world.registry.standing().number, current_champion(world.registry, world.dataset)
+    assert champion
+    rival = dataclasses.replace(champion, model=world.model("1"), score=world.evaluation("old", range(9)))
+    slow = world.registry
+    slow.decisions()
+    assert world.settle("2", [*range(10, 19), 2], champion=range(9)).spent == 0.05
+    candidate = world.candidate("3", [])
+    assert decide.fn(slow, world.dataset, candidate, rival, after) is None
+    second = world.decide(candidate, rival)
+    assert second.spent == 0.05
+    third = world.settle("4", [*range(10, 19), 4], champion=[])
+    assert (third.outcome, third.spent, sum(d["spent"] for d in world.ledger)) == ("kept", 0.0, 0.1)
+
+
+BORDERLINE = Gate("ask", borderline=4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "champion", "why"),
+    [
+        ([], range(7), ""),
+        ([], range(6), "p 0.016 is within a factor of 4 of 0.05"),
+        ([], range(3), "p 0.12 is within a factor of 4 of 0.05"),
+        ([], range(2), ""),
+        (range(3), range(3, 6), ""),
+        (range(5), [], ""),
+        (range(3), range(3), ""),
+        (
+            ODD[:4],
+            EVEN[:20],
+            "the comparison speaks for the candidate, but not met: largest drop in class recall",
+        ),
+    ],
+)
+def test_a_person_is_asked_only_where_it_is_borderline(
+    world: World, wrong: Sequence[int], champion: Sequence[int], why: str
+):
+    world.having(floors=Floors(0.0, 0.0), gate=BORDERLINE)
+    judgement = world.judged(wrong, champion)
+    assert (judgement.ask, judgement.borderline) == (bool(why), why)
+    if why:
+        approved = answered(judgement, Answer(True, "looked at it"))
+        rule = approved.rules[-1]
+        assert (approved.outcome, rule.limit, rule.observed) == ("promoted", f"yes: {why}", "yes: looked at it")
+    else:
+        better = world.having(gate=Gate("better")).judged(wrong, champion)
+        assert (judgement.outcome, judgement.reason, judgement.rules) == (better.outcome, better.reason, better.rules)
+
+
+def test_the_first_model_is_no_borderline_case(world: World):
+    world.having(gate=BORDERLINE)
+    assert question(world.registry, world.dataset, world.candidate("1", [3]), None) is None
+    assert world.settle("1", [3]).outcome == "promoted"
+
+
+def test_the_question_says_why_it_is_asked(world: World):
+    world.having(gate=dataclasses.replace(BORDERLINE, alpha_budget=0.1, budget_decisions=4)).settle("1", range(5))
+    champion = current_champion(world.registry, world.dataset)
+    assert champion
+    rival = dataclasses.replace(champion, model=world.model("1"), score=world.evaluation("old", range(5)))
+    assert question(world.registry, world.dataset, world.candidate("2", []), rival) == (
+        "a candidate with 100.00% on test, champion v1: 5 more of 100 test images right than the champion, which may "
+        "be luck (p 0.031 > 0.025); 3 more decisions in the error budget (keep the champion); you are asked because it "
+        "is borderline: p 0.031 is within a factor of 4 of 0.025"
+    )
+    assert len(world.ledger) == 1
+
+
+def test_a_person_is_asked_if_only_the_budget_speaks_against(world: World):
+    used_up(world, dataclasses.replace(BORDERLINE, alpha_budget=0.1, budget_decisions=4))
+    assert world.settle("6", [], champion=range(9), answer=Answer(True, "")).outcome == "promoted"
+    assert world.ledger[-1]["rules"][-1]["limit"] == (
+        "yes: the comparison speaks for the candidate, but not met: error budget of these test images"
+    )
