@@ -27,7 +27,7 @@ from storage.workers.current import current
 from tasks.audit import audit
 from tasks.checking import measuring, repeats, surveys
 from tasks.confirm import confirm
-from tasks.decide import current_champion, decide, question
+from tasks.decide import check_slices, current_champion, decide, question
 from tasks.decode import decode
 from tasks.decoding import pairs
 from tasks.evaluate import evaluate
@@ -183,12 +183,14 @@ def to_decision(job: Job, caller: Caller) -> None:
     check_own_model(job.store, job.dataset, job.config)
     train_split, test_split = to_validation(job, caller, job.audit)
     store, dataset = job.store, job.dataset
+    test_labels = next(archive for archive in job.record.archives if archive.role == "test-labels")
+    check_slices(job.registry, dataset, test_labels, test_split)
     normalization = job.keep("normalization", caller.call(normalize, store, dataset, train_split, job.config))
     model = job.keep("model", caller.call(train, store, dataset, train_split, normalization, job.config, job.again))
     evaluation = job.keep("evaluation", caller.call(evaluate, store, dataset, model, test_split))
     job.keep("confirmation", caller.call(confirm, store, dataset, model, test_split, evaluation))
     candidate = Candidate(
-        model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again)
+        model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again), test_labels
     )
     answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
     waiting = "%s: waiting for another process that is deciding about the champion"

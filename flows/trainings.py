@@ -191,7 +191,7 @@ def _line(point: Point, seconds: float, count: str) -> str:
 def _dataset(record: RunRecord) -> Dataset:
     """Return the data set of a run, as far as its training depends on it: the manifest may be gone."""
     from storage.datasets.catalog import Dataset
-    from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine
+    from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine, Slices
 
     if record.dataset in catalog.names():
         return catalog.find(record.dataset)
@@ -202,5 +202,5 @@ def _dataset(record: RunRecord) -> Dataset:
             "keep them; give a later run"
         )
     place = Path(facts.manifest)
-    rest = (Limits(), Floors(), Gate(), Quarantine(), Drift())
+    rest = (Limits(), Floors(), Gate(), Quarantine(), Drift(), Slices())
     return Dataset(record.dataset, facts.title, facts.classes, facts.image_shape, (), place, *rest, labels=facts.labels)

@@ -673,6 +673,35 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class SliceScore:
+    """How the candidate and the champion do on one slice of the test split. Made by `tasks.gate.slices`."""
+
+    name: str
+    """Such as `class 8`, `ink part 1 of 4` or `column 2 = 13`."""
+    by: str
+    """By what it was cut, as `[slices] by` of the manifest has it."""
+    lowest: float
+    """The lowest value in it: of the measure, of the column, or the number of the class."""
+    highest: float
+    rows: int
+    right: int
+    """Rows that the candidate gets right."""
+    champion_right: int | None
+    """This and the following are None if there was no champion to compare with."""
+    only_candidate: int | None
+    """Rows that the candidate gets right and the champion does not."""
+    only_champion: int | None
+    p: float | None
+    """p-value for the champion being no better here: McNemar, exact, one-sided; in (0, 1]. None if not judged, too."""
+    corrected: float | None
+    """The same, corrected for the number of judged slices (Holm)."""
+    floor: float
+    """The smallest accuracy that the manifest allows here, in [0, 1]."""
+    judged: bool
+    """Whether it has as many rows as the manifest asks for."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """A person's answer about a candidate, if the gate's policy is `ask`."""
 
@@ -713,6 +742,10 @@ class Decision:
     """Content digest of the split that the run trained on."""
     test_digest: str = ""
     """Content digest of the split on which both were scored."""
+    slices: tuple[SliceScore, ...] = ()
+    """Empty if the manifest asks for none."""
+    slicing: Mapping[str, Any] = field(default_factory=dict)
+    """`[slices]` of the manifest; empty if it asks for none."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from storage.records import SPLITS, SplitName
 from storage.words import meant
 
 if TYPE_CHECKING:
-    from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine, Window
+    from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine, Slices, Window
 
 CATALOG = Path(__file__).resolve().parent
 ROLES = tuple(f"{split}-{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -124,6 +124,7 @@ class Dataset:
     gate: Gate
     quarantine: Quarantine
     drift: Drift
+    slices: Slices
     rows: Mapping[SplitName, int] = field(default_factory=dict)
     """Declared rows by split; empty if they may vary."""
     label_column: int | None = None

@@ -6,7 +6,9 @@ Commands that only name data sets do not import it: importing pydantic takes a t
 from __future__ import annotations
 
 import datetime
+import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -41,6 +43,7 @@ from storage.datasets.catalog import (
     Dataset,
     Ink,
     ZipSpec,
+    shown,
 )
 from storage.datasets.json_schema import EXPECTED
 from storage.datasets.training import TrainingOverrides
@@ -80,6 +83,13 @@ def _different(values: tuple[Element, ...]) -> tuple[Element, ...]:
     return values
 
 
+def _shares(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    for value in values.values():
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise PydanticCustomError("shares", "expected numbers from 0 to 1")
+    return values
+
+
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Pixel = Annotated[float, Field(strict=True, ge=0, le=255)]
 Rate = Annotated[float, Field(strict=True, gt=0, lt=0.5)]
@@ -104,6 +114,7 @@ Day = Annotated[
     datetime.date,
     Field(strict=True, json_schema_extra=_expects("a date without quotes, such as 2026-11-30")),
 ]
+SliceBy = Annotated[str, Field(pattern=r"^(class|ink|contrast|roughness|slant|column (0|[1-9][0-9]{0,3}))$")]
 Addresses = Annotated[tuple[Address, ...], Field(json_schema_extra=_expects("a list of https:// or http:// addresses"))]
 
 
@@ -232,6 +243,72 @@ class Gate(_Table):
         description="For `alpha_budget`: how many decisions share it evenly. After them, the rules promote nothing on "
         "this test split.",
     )
+
+
+MEASURES = ("ink", "contrast", "roughness", "slant")
+"""The measures of an image by which `[slices]` divides."""
+COLUMN = re.compile(r"column (0|[1-9][0-9]{0,3})")
+"""How `[slices]` names a column of the label files."""
+
+
+@dataclass(frozen=True, config=_TABLE)
+class Slices(_Table):
+    """Slices of the test split, such as a class or the faintest images, on which a model must not be bad or worse."""
+
+    by: Annotated[tuple[SliceBy, ...], AfterValidator(_different)] = Field(
+        default=(),
+        description="By what: `class`; a measure of the images, `ink` (mean pixel), `contrast` (standard deviation of "
+        "the pixels), `roughness` (mean difference between neighbouring pixels), `slant` (degrees); or a column of "
+        "label files that have several, such as `column 2`, counted from 0. Not set: no slices.",
+        json_schema_extra=_expects(
+            f"a list of different words from class, {', '.join(MEASURES)}, column N", uniqueItems=True
+        ),
+    )
+    quantiles: int = Field(
+        default=4,
+        strict=True,
+        ge=2,
+        le=20,
+        description="Into how many slices of equally many rows a measure divides the test split, and a column of more "
+        "than 64 different values; of fewer, each value is a slice.",
+    )
+    min_rows: int = Field(
+        default=30,
+        strict=True,
+        ge=1,
+        le=MAX_ROWS,
+        description="Fewest test rows of a slice to judge it. Smaller ones are only shown.",
+    )
+    accuracy: Share = Field(default=0.0, description="Smallest accuracy on every slice; below it, a model is refused.")
+    alpha: Rate = Field(
+        default=0.05,
+        description="Largest probability that a model as good as the champion on each slice is kept from replacing it "
+        "by any of them.",
+    )
+    floors: Annotated[Mapping[str, Any], AfterValidator(_shares)] = Field(
+        default_factory=dict,
+        description="Smallest accuracy on single slices, by name, instead of `accuracy`: `class 8`, `ink part 1 of 4` "
+        "(the least ink), `column 2 = 13`.",
+        json_schema_extra=_expects(
+            "a table of numbers from 0 to 1, by the name of a slice",
+            additionalProperties={"type": "number", "minimum": 0, "maximum": 1},
+        ),
+    )
+
+    def floor(self, name: str) -> float:
+        """Return the smallest accuracy on the slice with this name."""
+        return float(self.floors.get(name, self.accuracy))
+
+    def may_have(self, name: str, classes: tuple[str, ...]) -> bool:
+        """Return whether a slice can have this name; which values a column has is only known when it is read."""
+        for by in self.by:
+            if by == "class":
+                names = {f"class {known}" for known in classes}
+            else:
+                names = {f"{by} part {number} of {self.quantiles}" for number in range(1, self.quantiles + 1)}
+            if name in names or (COLUMN.fullmatch(by) and re.fullmatch(f"{by} = (0|-?[1-9][0-9]{{0,9}})", name)):
+                return True
+        return False
 
 
 NOTHING = "none"
@@ -548,6 +625,11 @@ class Manifest(BaseModel):
         default=Drift(), description="How far new images may differ from what the champion was trained on."
     )
 
+    slices: Slices = Field(
+        default=Slices(),
+        description="Slices of the test split on which a model must not be bad, or worse than the champion.",
+    )
+
     @model_validator(mode="after")
     def _one_label_per_class(self) -> Manifest:
         if self.labels and len(self.labels) != len(self.classes):
@@ -594,6 +676,28 @@ class Manifest(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _slices_can_be(self) -> Manifest:
+        columns = [by for by in self.slices.by if COLUMN.fullmatch(by)]
+        if columns and self.label_column is None:
+            raise ValueError(
+                f"expected label_column, because slices.by names {columns[0]} of the label files; found none, so they "
+                f"have one column; remove {columns[0]} from slices.by, or declare which column is the class"
+            )
+        for name in self.slices.floors:
+            if not self.slices.may_have(name, self.classes):
+                raise ValueError(
+                    f"expected slices.floors to name slices that slices.by makes, such as {self._a_slice()}; found "
+                    f"{shown(name)}; correct the name, or add what it is by to slices.by"
+                )
+        return self
+
+    def _a_slice(self) -> str:
+        by = next(iter(self.slices.by), "class")
+        if by == "class":
+            return f'"class {self.classes[0]}"'
+        return f'"{by} = 3"' if COLUMN.fullmatch(by) else f'"{by} part 1 of {self.slices.quantiles}"'
+
+    @model_validator(mode="after")
     def _days_need_dates(self) -> Manifest:
         if self.window and self.window.unit == "days":
             undated = [spec for spec in self._specs() if spec.role == ROLES[0] and spec.date is None]
@@ -638,6 +742,7 @@ class Manifest(BaseModel):
             gate=self.gate,
             quarantine=self.quarantine,
             drift=self.drift,
+            slices=self.slices,
         )
 
     def _class_labels(self) -> tuple[int, ...]:

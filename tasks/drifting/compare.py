@@ -18,6 +18,7 @@ from tasks.drifting.differing import Spread, Tested
 from tasks.drifting.measuring import MEASURES, Measured, class_means, coarse, measured
 from tasks.drifting.sample import Sample
 from tasks.drifting.telling import Told
+from tasks.gate import holm
 
 if TYPE_CHECKING:
     from storage.datasets.manifest import Drift
@@ -168,7 +169,7 @@ def compare(old: Reference, new: Sample, answers: Answers | None, limits: Drift)
         result = differing.distributions(old.answers.confidence, answers.confidence)
         results.append(("confidence", "KS D", result, limits.confidence, None))
     results.append(("told apart", "AUC", Tested(told.p, told.auc), limits.told_apart, (told.low, told.high)))
-    corrected = differing.holm(np.array([result.p for _, _, result, _, _ in results]))
+    corrected = holm.corrected(np.array([result.p for _, _, result, _, _ in results]))
     verdicts = [
         Verdict(name, measure, result.effect, limit, result.p, p, interval,
                 p <= limits.false_alarms and result.effect > limit)

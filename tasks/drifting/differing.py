@@ -152,15 +152,3 @@ def pooled(old: np.ndarray, new: np.ndarray) -> np.ndarray:
         smallest = int(rest.sum(axis=0).argmin())
         joined, rest = joined + rest[:, smallest], np.delete(rest, smallest, axis=1)
     return np.column_stack([rest, joined])
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Return p-values corrected for their number: those of at most a rate bound the chance of any false alarm by it.
-
-    Source: S. Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
-    """
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    corrected = np.empty(len(p))
-    corrected[order] = np.minimum(stepped, 1)
-    return corrected

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.report.measures import slants
+from tasks.slicing.measures import contrasts, roughness, slants
 
 MEASURES = {
     "ink": "mean pixel value",
@@ -54,10 +54,10 @@ def measured(images: np.ndarray, means: np.ndarray, own: tuple[np.ndarray, np.nd
         pixels = piece.astype(np.float32)
         flat = pixels.reshape(len(piece), -1)
         found["ink"].append(flat.mean(axis=1, dtype=np.float64))
-        found["contrast"].append(flat.std(axis=1, dtype=np.float64))
+        found["contrast"].append(contrasts(piece))
         found["darkest"].append(coarse(flat.min(axis=1)).astype(np.float64))
         found["brightest"].append(coarse(flat.max(axis=1)).astype(np.float64))
-        found["roughness"].append(_roughness(pixels))
+        found["roughness"].append(roughness(pixels))
         found["slant"].append(slants(piece))
         here = own and (own[0][start : start + len(piece)], own[1])
         found["distance"].append(_distance(flat, means, here))
@@ -90,14 +90,6 @@ def _pieces(images: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, _PIECE_PIXELS // max(1, math.prod(images.shape[1:])))
     for start in range(0, len(images), rows):
         yield images[start : start + rows]
-
-
-def _roughness(pixels: np.ndarray) -> np.ndarray:
-    """Return the mean absolute difference between pixels side by side, and one above the other; float64, shape (n,)."""
-    steps = [np.abs(np.diff(pixels, axis=axis)).reshape(len(pixels), -1) for axis in (1, 2)]
-    count = sum(step.shape[1] for step in steps)
-    total: np.ndarray = sum((step.sum(axis=1, dtype=np.float64) for step in steps), np.zeros(len(pixels)))
-    return total / max(1, count)
 
 
 def _distance(flat: np.ndarray, means: np.ndarray, own: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:

@@ -148,7 +148,7 @@ def close_call(gate: Gate, comparison: Paired) -> str:
     """Return why the candidate's lead is neither clear nor clearly too small, for a gate with `borderline`, or ""."""
     factor = gate.borderline or 1.0
     if comparison.net > 0 and gate.alpha / factor <= comparison.p_better <= gate.alpha * factor:
-        return f"{_p(comparison, gate.alpha)} is within a factor of {factor:.4g} of {gate.alpha:.6g}"
+        return f"{p_text(comparison.p_better, gate.alpha)} is within a factor of {factor:.4g} of {gate.alpha:.6g}"
     return ""
 
 
@@ -170,7 +170,10 @@ def difference_rule(gate: Gate, comparison: Paired, champion: str) -> Rule:
         )
     limit = f"more test images right, p at most {gate.alpha:.6g} (McNemar's exact test, one-sided)"
     return Rule(
-        f"better than champion {champion} on the same rows", limit, f"{counts}, {_p(comparison, gate.alpha)}", passed
+        f"better than champion {champion} on the same rows",
+        limit,
+        f"{counts}, {p_text(comparison.p_better, gate.alpha)}",
+        passed,
     )
 
 
@@ -207,7 +210,7 @@ def sentence(gate: Gate, comparison: Paired) -> str:
         return f"{than}; it {sure}, and {'' if passed else 'only '}{100 * gate.margin:.2f} points worse are allowed"
     if comparison.net <= 0:
         return than
-    p = _p(comparison, gate.alpha)
+    p = p_text(comparison.p_better, gate.alpha)
     return f"{than}, beyond luck ({p})" if passed else f"{than}, which may be luck ({p} > {gate.alpha:.6g})"
 
 
@@ -217,12 +220,12 @@ def _lead(comparison: Paired) -> str:
     return f"{much} of {comparison.rows:,} test images"
 
 
-def _p(comparison: Paired, alpha: float) -> str:
-    """Return p with enough digits to stay on its side of `alpha`."""
-    if comparison.p_better < _LEAST_P <= alpha:
+def p_text(p: float, alpha: float) -> str:
+    """Return a p-value with enough digits to stay on its side of `alpha`: `p 0.031`."""
+    if p < _LEAST_P <= alpha:
         return f"p < {_LEAST_P:.4f}"
-    texts = (f"{comparison.p_better:.{digits}g}" for digits in range(2, 18))
-    return "p " + next(t for t in texts if (float(t) <= alpha) == (comparison.p_better <= alpha))
+    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return "p " + next(t for t in texts if (float(t) <= alpha) == (p <= alpha))
 
 
 def _points(share: float, limit: float | None = None) -> str:

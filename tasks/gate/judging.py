@@ -1,8 +1,8 @@
 """Judge a candidate by the floors and the rules of the gate. Pure: no input or output.
 
 The rules are applied in this order: the floors; is there a champion, and can it be compared; do the two models' answers
-differ; the paired comparison on the same test rows (`criteria`); the loss of any class; whether anything is left of the
-error budget of the test split (`looks`).
+differ; the paired comparison on the same test rows (`criteria`); the loss of any class; slices of the test split
+(`slices`), whose floors come with the others; whether anything is left of the error budget of the test split (`looks`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Floors, Gate
-from storage.records import Answer, Evaluation, Paired, Rule, Split, TrainedModel, Verdict
+from storage.records import Answer, Archive, Evaluation, Paired, Rule, SliceScore, Split, TrainedModel, Verdict
 from storage.registry import Version
-from tasks.gate import criteria, looks
+from tasks.gate import criteria, looks, slices
 from tasks.gate.looks import Budget
 
 
@@ -33,6 +33,8 @@ class Candidate:
     """The person or program that asked for the run."""
     forced: bool = False
     """Judge it even if nothing is new or a person has already decided about this model."""
+    test_labels: Archive | None = None
+    """All archives of the labels of `test`; only slices by a column of them need it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Evidence:
 
     paired: Paired | None = None
     """The comparison of both models' answers; None if there is no champion to compare with."""
+    slices: tuple[SliceScore, ...] | None = None
+    """The scores on the slices of `[slices]`; None: there are none, or nothing is new and they are not known."""
     budget: Budget | None = None
     """The error budget of the test split before this decision; None if the gate has none."""
 
@@ -87,6 +91,8 @@ def judge(
         ValueError: the champion has a score, and the comparison is missing.
     """
     rules, ask = floor_rules(dataset.floors, candidate.evaluation), _always_asks(dataset.gate)
+    if evidence.slices is not None:
+        rules = (*rules, *slices.floor_rules(dataset, evidence.slices))
     broken = [rule for rule in rules if not rule.passed]
     if broken:
         failures = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)
@@ -100,6 +106,12 @@ def judge(
     if evidence.paired is None:
         raise ValueError(f"expected the comparison with the predictions of {champion.name}; found none; see gather()")
     gate_rules, reason = _against(dataset, candidate.evaluation, champion, champion.score, evidence.paired)
+    worse = (
+        slices.worse_rule(dataset.slices, evidence.slices or (), champion.name) if evidence.paired.differing else None
+    )
+    if worse:
+        gate_rules = (*gate_rules, worse)
+        reason += "" if worse.passed else f"; worse than the champion on a slice, {worse.observed}"
     if evidence.budget and evidence.paired.differing:
         gate_rules, reason = (*gate_rules, looks.rule(evidence.budget)), f"{reason}; {looks.remark(evidence.budget)}"
     outcome: Verdict = "promoted" if all(rule.passed for rule in gate_rules) else "kept"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.report.columns import Column, together
+from tasks.slicing.columns import Column, together
 
 BINS = 15
 _GOOD, _FAIR = 0.02, 0.05

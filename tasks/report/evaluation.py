@@ -8,10 +8,10 @@ from typing import Any
 from storage.records import ClassScore, Confirmation, Evaluation, RunRecord, to_json
 from tasks.gate import wilson
 from tasks.report.calibration import calibration
-from tasks.report.columns import together
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name, class_names, counted
 from tasks.report.slices import slices, weakest
+from tasks.slicing.columns import together
 
 _MAX_CONFUSIONS = 10
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,9 +41,10 @@ from tasks.checking import image_table, measuring
 from tasks.drifting.compare import Comparison
 from tasks.model import holdout, sides
 from tasks.model.sides import Sides
-from tasks.report import measures, past_runs
-from tasks.report.columns import Column, together
-from tasks.report.measures import Measures
+from tasks.report import past_runs
+from tasks.report.slices import Measures
+from tasks.slicing import measures
+from tasks.slicing.columns import Column, together
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -389,14 +391,16 @@ def _blocks(split: Split, read: Callable[[Any], T]) -> T | None:
 def _measures(run: RunRecord) -> Measures | None:
     if not run.test or not run.evaluation:
         return None
-    ink, slant = _ink(run, run.test), _blocks(run.test, measures.slant)
+    ink, slant = _ink(run, run.test), _blocks(run.test, partial(measures.measured, "slant"))
     return None if ink is None or slant is None else Measures(ink, slant)
 
 
 def _ink(run: RunRecord, split: Split) -> Column | None:
     """Return the mean pixel of each image of a split, as measured by validation or, failing that, now."""
     stored = readable(lambda found: Column(_of_summary(found, split.name, "mean"), np.float64), run.validation)
-    return stored if stored is not None and stored.rows == split.rows else _blocks(split, measures.ink)
+    if stored is not None and stored.rows == split.rows:
+        return stored
+    return _blocks(split, partial(measures.measured, "ink"))
 
 
 def _means(run: RunRecord) -> Mapping[int, np.ndarray]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from storage.records import RunRecord, to_json
-from tasks.report.columns import together
 from tasks.report.evidence import Evidence
 from tasks.report.phrases import class_name, counted
+from tasks.slicing.columns import together
 
 MOST = 25
 """Maximum number of images of each kind of disagreement."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,23 @@ from typing import Any
 import numpy as np
 
 from tasks.gate import wilson
-from tasks.report.columns import Column, together
-from tasks.report.measures import Measures
+from tasks.slicing import cuts
+from tasks.slicing.columns import Column, together
 
 _QUARTERS = {
     "ink": ("least ink", "second quarter", "third quarter", "most ink"),
     "slant": ("furthest left", "second quarter", "third quarter", "furthest right"),
 }
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Measures of each image of a split, in order."""
+
+    ink: Column
+    """float64: mean pixel value, 0-255."""
+    slant: Column
+    """float64: degrees, above 0 leaning to the right like `/`; NaN if the ink has no height."""
 
 
 def slices(measures: Measures | None, right: Column | None) -> list[dict[str, Any]]:
@@ -55,54 +64,27 @@ def weakest(quarters: list[dict[str, Any]]) -> str:
 
 
 def _quarters(by: str, values: Column, right: Column) -> list[dict[str, Any]]:
-    edges = _edges(values)
-    if not edges:
+    cut = cuts.by_quantile(by, values, len(_QUARTERS[by]))
+    if cut is None:
         return []
-    found = [_Quarter() for _ in _QUARTERS[by]]
+    tally = cuts.Tally(cut, 2)
     for numbers, is_right in zip(values.blocks(), right.blocks(), strict=True):
-        finite = np.isfinite(numbers)
-        numbers, is_right = numbers[finite], is_right[finite]
-        place = np.searchsorted(edges, numbers, side="left")
-        for number, quarter in enumerate(found):
-            quarter.add(numbers[place == number], is_right[place == number])
-    return [_said(by, name, quarter) for name, quarter in zip(_QUARTERS[by], found, strict=True) if quarter.rows]
+        tally.add(numbers, is_right.astype(np.int64))
+    ends = zip(tally.lowest.tolist(), tally.highest.tolist(), strict=True)
+    named = zip(_QUARTERS[by], tally.counts.tolist(), ends, strict=True)
+    return [_said(by, name, wrong + correct, correct, of) for name, (wrong, correct), of in named if wrong + correct]
 
 
-def _edges(values: Column) -> list[float]:
-    """Return the quartiles of the finite numbers, as `numpy.quantile` does; empty if there are none."""
-    last = sum(int(np.isfinite(numbers).sum()) for numbers in values.blocks()) - 1
-    if last < 0:
-        return []
-    below = [last * number // 4 for number in (1, 2, 3)]
-    ranked = values.ranked([rank for first in below for rank in (first, min(first + 1, last))])
-    shares = [last * number % 4 / 4 for number in (1, 2, 3)]
-    pairs = zip(ranked[::2], ranked[1::2], shares, strict=True)
-    return [float(np.quantile([low, high], share)) for low, high, share in pairs]
-
-
-@dataclass
-class _Quarter:
-    rows: int = 0
-    correct: int = 0
-    low: float = math.inf
-    high: float = -math.inf
-
-    def add(self, numbers: np.ndarray, is_right: np.ndarray) -> None:
-        if len(numbers):
-            self.rows, self.correct = self.rows + len(numbers), self.correct + int(is_right.sum())
-            self.low, self.high = min(self.low, float(numbers.min())), max(self.high, float(numbers.max()))
-
-
-def _said(by: str, name: str, quarter: _Quarter) -> dict[str, Any]:
-    low, high = wilson.interval(quarter.correct, quarter.rows)
+def _said(by: str, name: str, rows: int, correct: int, ends: tuple[float, float]) -> dict[str, Any]:
+    low, high = wilson.interval(correct, rows)
     return {
         "by": by,
         "name": name,
-        "from": quarter.low,
-        "to": quarter.high,
-        "rows": quarter.rows,
-        "correct": quarter.correct,
-        "accuracy": quarter.correct / quarter.rows,
+        "from": ends[0],
+        "to": ends[1],
+        "rows": rows,
+        "correct": correct,
+        "accuracy": correct / rows,
         "low": low,
         "high": high,
     }

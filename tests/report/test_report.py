@@ -32,11 +32,11 @@ from storage.store import Store
 from tasks.model.holdout import drawn, tail
 from tasks.model.sides import Sample, of_rows
 from tasks.report import document, past_runs, sanitize
-from tasks.report.columns import Column
 from tasks.report.evidence import Evidence, Labels, gather
 from tasks.report.heldout import LEAST_P, homogeneity_p, means_p
 from tasks.report.lineage import command
 from tasks.report.training import _configuration
+from tasks.slicing.columns import Column
 from tasks.validate import validate
 from tests.conftest import bars, write_tiny
 from tests.support.models import split

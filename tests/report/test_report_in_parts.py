@@ -20,8 +20,9 @@ from tasks.checking import image_table
 from tasks.checking.measuring import Measured
 from tasks.evaluate import evaluate
 from tasks.normalize import normalize
-from tasks.report import columns, comparison, document, evidence, past_runs
+from tasks.report import comparison, document, evidence, past_runs
 from tasks.report.images import pictures
+from tasks.slicing import columns
 from tasks.train import train
 from tests.conftest import TinyFactory, bars
 from tests.support.memory import peak

@@ -13,16 +13,16 @@ from storage.datasets.catalog import Dataset
 from storage.records import Environment, RunRecord
 from storage.store import Store
 from tasks.gate import wilson
-from tasks.report import columns
 from tasks.report.calibration import calibration
 from tasks.report.changes import changes
-from tasks.report.columns import Column
 from tasks.report.evaluation import evaluation
 from tasks.report.evidence import ChampionSnapshot, Evidence, Origin
-from tasks.report.measures import Measures, class_means, ink, slant, slants
 from tasks.report.mistakes import MOST, mistakes
-from tasks.report.slices import slices, weakest
+from tasks.report.slices import Measures, slices, weakest
 from tasks.report.training import in_words
+from tasks.slicing import columns
+from tasks.slicing.columns import Column
+from tasks.slicing.measures import MEASURES, class_means, measured, slants
 from tests.support.pages import both
 from tests.support.reports import a_dataset, a_run
 
@@ -42,7 +42,7 @@ def right(rows: np.ndarray) -> Column:
     return Column([rows], np.bool_)
 
 
-def measured(inks: np.ndarray, slants: np.ndarray) -> Measures:
+def measures_of(inks: np.ndarray, slants: np.ndarray) -> Measures:
     return Measures(Column([inks], np.float64), Column([slants], np.float64))
 
 
@@ -144,9 +144,11 @@ def test_images_are_measured_in_their_order_whatever_the_blocks() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 9, 7), dtype=np.uint8)
     labels = np.zeros(50, np.uint8)
     parts = [(images[:7], labels[:7]), (images[:0], labels[:0]), (images[7:], labels[7:])]
-    np.testing.assert_allclose(numbers_of(ink(parts)), images.reshape(50, -1).mean(axis=1))
-    for measure in (ink, slant):
-        np.testing.assert_array_equal(numbers_of(measure([(images, labels)])), numbers_of(measure(parts)))
+    flat = images.reshape(50, -1).astype(np.float64)
+    np.testing.assert_allclose(numbers_of(measured("ink", parts)), flat.mean(axis=1))
+    np.testing.assert_allclose(numbers_of(measured("contrast", parts)), flat.std(axis=1))
+    for name in MEASURES:
+        np.testing.assert_array_equal(numbers_of(measured(name, [(images, labels)])), numbers_of(measured(name, parts)))
 
 
 def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
@@ -162,7 +164,7 @@ def test_the_mean_image_of_each_class_whatever_the_blocks() -> None:
 def test_quarters_count_every_row_once() -> None:
     inks, slopes = np.arange(100.0), np.full(100, np.nan)
     slopes[:40] = np.arange(40)
-    quarters = slices(measured(inks, slopes), right(np.arange(100) >= 20))
+    quarters = slices(measures_of(inks, slopes), right(np.arange(100) >= 20))
     assert [(s["by"], s["rows"], s["correct"]) for s in quarters] == [
         ("ink", 25, 5),
         ("ink", 25, 25),
@@ -194,24 +196,24 @@ def test_quarters_end_at_the_quartiles_of_numpy_whatever_the_blocks(rows: int, m
 
 
 def test_no_quarter_is_the_weakest_where_all_do_alike() -> None:
-    quarters = slices(measured(np.arange(100.0), np.arange(100.0)), right(np.ones(100)))
+    quarters = slices(measures_of(np.arange(100.0), np.arange(100.0)), right(np.ones(100)))
     assert weakest(quarters) == "All quarters have the same accuracy, 100.00%."
 
 
 def test_the_names_of_quarters_say_nothing_of_a_side_that_no_image_leans_to() -> None:
-    quarters = slices(measured(np.arange(100.0), np.linspace(5, 30, 100)), right(np.ones(100)))
+    quarters = slices(measures_of(np.arange(100.0), np.linspace(5, 30, 100)), right(np.ones(100)))
     assert [s["name"] for s in quarters if s["by"] == "slant"][1:3] == ["second quarter", "third quarter"]
 
 
 def test_quarters_of_equal_values_are_fewer() -> None:
-    quarters = slices(measured(np.full(8, 3.0), np.full(8, np.nan)), right(np.ones(8)))
+    quarters = slices(measures_of(np.full(8, 3.0), np.full(8, np.nan)), right(np.ones(8)))
     assert [(s["name"], s["rows"]) for s in quarters] == [("least ink", 8)]
     assert "differ too little in ink and slant" in weakest(quarters)
 
 
 def test_no_slices_of_what_cannot_be_read() -> None:
     assert slices(None, right(np.ones(3))) == []
-    assert slices(measured(np.ones(2), np.ones(2)), right(np.ones(3))) == []
+    assert slices(measures_of(np.ones(2), np.ones(2)), right(np.ones(3))) == []
     assert "cannot be read" in weakest([])
 
 

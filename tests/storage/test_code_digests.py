@@ -153,9 +153,16 @@ CLOSURES = {
         "storage.formats.predictions",
         "tasks.gate.criteria",
         "tasks.gate.evidence",
+        "tasks.gate.holm",
         "tasks.gate.judging",
         "tasks.gate.looks",
+        "tasks.gate.slices",
         "tasks.gate.wilson",
+        "storage.formats.idx",
+        "tasks.slicing.columns",
+        "tasks.slicing.cuts",
+        "tasks.slicing.label_columns",
+        "tasks.slicing.measures",
     },
 }
 """The modules beside its own whose change makes the result of a step again."""

@@ -32,11 +32,14 @@ def write_listed(
         test_sizes: the same of those for testing; by default there is one of each.
         packed: whether the archives are compressed.
         more: lines of the manifest before its tables.
+
+    The class is the first column of labels with several.
     """
     source = folder / "listed-source"
     source.mkdir(exist_ok=True)
     height, width = arrays["train-images"].shape[1:3]
-    classes = ", ".join(f'"bar {label}"' for label in range(int(arrays["test-labels"].max()) + 1))
+    labels = arrays["test-labels"].reshape(len(arrays["test-labels"]), -1)[:, 0]
+    classes = ", ".join(f'"bar {label}"' for label in range(int(labels.max()) + 1))
     lines = [
         f'name = "listed"\nclasses = [{classes}]\nimage_shape = [{height}, {width}]\nsource = "{source.name}"\n{more}'
     ]

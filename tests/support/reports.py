@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from storage.datasets.catalog import Dataset
-from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine
+from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine, Slices
 from storage.datasets.training import TrainingConfig
 from storage.formats import parquet
 from storage.records import (
@@ -74,6 +74,7 @@ def a_dataset(folder: Path, classes: int = 3, shape: tuple[int, int] = (9, 7), *
         "gate": Gate(),
         "quarantine": Quarantine(),
         "drift": Drift(),
+        "slices": Slices(),
         "licence": "CC0",
         "homepage": "https://example.org/bars?a=1&b=2",
         "citation": "A. Author: Bars, 2026.",

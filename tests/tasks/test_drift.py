@@ -136,11 +136,6 @@ def test_images_without_any_spread_differ_or_not():
     assert differing.mean_images(flat, np.zeros((3, 4), np.float32)).p == 0
 
 
-def test_holm_corrects_each_for_those_that_are_no_smaller():
-    np.testing.assert_allclose(differing.holm(np.array([0.02, 0.01, 0.5])), [0.04, 0.03, 0.5])
-    np.testing.assert_allclose(differing.holm(np.array([0.4, 0.6])), [0.8, 0.8])
-
-
 def test_the_area_is_scikit_learns_and_its_variance_that_of_many_samples():
     random = np.random.default_rng(4)
     pairs = [(random.normal(size=60), random.normal(0.7, size=40)) for _ in range(400)]

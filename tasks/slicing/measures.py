@@ -1,16 +1,12 @@
-"""Measure images: how much ink they have, how far they lean, and the mean image of each class.
-
-The validation of a run stores the ink and the means; if it is missing or too old, they are measured here.
-"""
+"""Measure images: how much ink they have, how far they lean and so on, and the mean image of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from tasks.report.columns import Column
+from tasks.slicing.columns import Column
 
 Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
 """As `storage.formats.parquet.blocks` yields them."""
@@ -19,24 +15,15 @@ _PIECE_PIXELS = 1 << 20
 """How many pixels are converted to float32 at a time: 4 MB."""
 
 
-@dataclass(frozen=True)
-class Measures:
-    """Measures of each image of a split, in order."""
+def measured(name: str, blocks: Blocks) -> Column:
+    """Return a measure of each image, float64, in order; NaN where an image has none.
 
-    ink: Column
-    """float64: mean pixel value, 0-255."""
-    slant: Column
-    """float64: degrees, above 0 leaning to the right like `/`; NaN if the ink has no height."""
-
-
-def ink(blocks: Blocks) -> Column:
-    """Return the ink of each image, as in `Measures`."""
-    return Column((images.mean(axis=(1, 2), dtype=np.float64) for images, _ in blocks), np.float64)
-
-
-def slant(blocks: Blocks) -> Column:
-    """Return the slant of each image, as in `Measures`."""
-    return Column((slants(piece) for images, _ in blocks for piece in _pieces(images)), np.float64)
+    Args:
+        name: one of `MEASURES`.
+        blocks: of a split.
+    """
+    measure = MEASURES[name]
+    return Column((measure(piece) for images, _ in blocks for piece in _pieces(images)), np.float64)
 
 
 def class_means(blocks: Blocks, classes: int) -> dict[int, np.ndarray]:
@@ -63,6 +50,27 @@ def _pieces(images: np.ndarray) -> Iterator[np.ndarray]:
         yield images[start : start + rows]
 
 
+def inks(images: np.ndarray) -> np.ndarray:
+    """Return the mean pixel value of each of `images`, shape (n, height, width), float64 of shape (n,)."""
+    means: np.ndarray = images.mean(axis=(1, 2), dtype=np.float64)
+    return means
+
+
+def contrasts(images: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of the pixel values of each of `images`, as `inks` does."""
+    deviations: np.ndarray = images.std(axis=(1, 2), dtype=np.float64)
+    return deviations
+
+
+def roughness(images: np.ndarray) -> np.ndarray:
+    """Return the mean absolute difference between pixels side by side, and one above the other, as `inks` does."""
+    pixels = images.astype(np.float32, copy=False)
+    steps = [np.abs(np.diff(pixels, axis=axis)).reshape(len(pixels), -1) for axis in (1, 2)]
+    count = sum(step.shape[1] for step in steps)
+    total: np.ndarray = sum((step.sum(axis=1, dtype=np.float64) for step in steps), np.zeros(len(pixels)))
+    return total / max(1, count)
+
+
 def slants(images: np.ndarray) -> np.ndarray:
     """Return how far each of `images` (uint8, shape (n, height, width)) leans, in degrees, float64 of shape (n,).
 
@@ -84,3 +92,12 @@ def slants(images: np.ndarray) -> np.ndarray:
         mu02 = (away**2 * by_row).sum(axis=1)
         degrees: np.ndarray = np.where(mu02 > 1e-9 * total, -np.degrees(np.arctan(mu11 / mu02)), np.nan)
     return degrees
+
+
+MEASURES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "ink": inks,
+    "contrast": contrasts,
+    "roughness": roughness,
+    "slant": slants,
+}
+"""What `[slices]` of a manifest can divide images by (`storage.datasets.manifest.MEASURES`), each as `inks` does."""

@@ -1,4 +1,4 @@
-"""Numbers of every test row, in temporary files: a report takes the same memory for any number of rows."""
+"""Numbers of every row of a split, in temporary files: to count them takes the same memory for any number of rows."""
 
 from __future__ import annotations
 
@@ -38,10 +38,16 @@ class Column:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the numbers of at most `ROWS` rows at a time, each of shape (n,)."""
-        size = self._kind.itemsize
         for start in range(0, self.rows, ROWS):
-            count = min(ROWS, self.rows - start)
-            yield np.frombuffer(os.pread(self._file, count * size, start * size), self._kind)
+            yield self.between(start, min(start + ROWS, self.rows))
+
+    def between(self, start: int, stop: int) -> np.ndarray:
+        """Return the numbers of some rows, shape (stop - start,): from a first one up to but not including another."""
+        size, found = self._kind.itemsize, bytearray()
+        # One call returns at most 2 GiB.
+        while data := os.pread(self._file, (stop - start) * size - len(found), start * size + len(found)):
+            found += data
+        return np.frombuffer(found, self._kind)
 
     def ranked(self, ranks: Sequence[int]) -> list[float]:
         """Return the numbers that are at `ranks`, from 0, among the finite ones in ascending order; float64 only.
