@@ -218,6 +218,7 @@ def _facts(
         "champion_weights_digest": champion.version.weights_digest if champion else "",
         "train_digest": candidate.train.digest,
         "test_digest": test,
+        "behaviour": candidate.behaviour.asked if candidate.behaviour else "",
     }
 
 
@@ -248,6 +249,8 @@ def _already_decided(
         return True
     met = max((n for n, d in enumerate(past) if d.get("version") == version.number), default=None)
     if met is None or any(past[met].get(name) not in (None, "", {}, facts[name]) for name in ("policy", "limits")):
+        return False
+    if (past[met].get("behaviour") or "") != facts["behaviour"]:
         return False
     return past[met].get("champion") == number or any(d.get("outcome") in BY_HAND for d in past[met + 1 :])
 

@@ -1,7 +1,8 @@
 """Judge a candidate by the floors and the rules of the gate. Pure: no input or output.
 
-The rules are applied in this order: the floors; is there a champion, and can it be compared; do the two models' answers
-differ; the paired comparison on the same test rows (`criteria`); the loss of any class.
+The rules are applied in this order: the floors, and the tests of behaviour; is there a champion, and can it be
+compared; do the two models' answers differ; the paired comparison on the same test rows (`criteria`); the loss of any
+class.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Floors
-from storage.records import Answer, Evaluation, Paired, Rule, Split, TrainedModel, Verdict
+from storage.records import Answer, Behaviour, Evaluation, Paired, Rule, Split, TrainedModel, Verdict
 from storage.registry import Version
 from tasks.gate import criteria
+from tasks.gate.behaviour import behaviour_rules
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Candidate:
     """The person or program that asked for the run."""
     forced: bool = False
     """Judge it even if nothing is new or a person has already decided about this model."""
+    behaviour: Behaviour | None = None
+    """The results of the tests that the manifest asks for; None if of none."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def judge(
         ValueError: the champion has a score, and the comparison is missing.
     """
     rules, ask = floor_rules(dataset.floors, candidate.evaluation), dataset.gate.policy == "ask"
+    rules += behaviour_rules(candidate.behaviour, dataset.classes)
     broken = [rule for rule in rules if not rule.passed]
     if broken:
         failures = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)
