@@ -35,6 +35,8 @@ from tasks.fetch import fetch
 from tasks.gate.judging import Candidate, Incumbent
 from tasks.model import part_sums
 from tasks.normalize import normalize
+from tasks.probe import probe
+from tasks.probing import named_images
 from tasks.publish import point_to_report, publish
 from tasks.quarantine import quarantine
 from tasks.scoring import scores
@@ -181,6 +183,7 @@ def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tu
 def to_decision(job: Job, caller: Caller) -> None:
     """Carry out all steps; the champion that is scored is the one that is replaced or kept."""
     check_own_model(job.store, job.dataset, job.config)
+    named_images.check(job.dataset)
     train_split, test_split = to_validation(job, caller, job.audit)
     store, dataset = job.store, job.dataset
     test_labels = next(archive for archive in job.record.archives if archive.role == "test-labels")
@@ -189,8 +192,12 @@ def to_decision(job: Job, caller: Caller) -> None:
     model = job.keep("model", caller.call(train, store, dataset, train_split, normalization, job.config, job.again))
     evaluation = job.keep("evaluation", caller.call(evaluate, store, dataset, model, test_split))
     job.keep("confirmation", caller.call(confirm, store, dataset, model, test_split, evaluation))
+    if dataset.behaviour:
+        job.keep("behaviour", caller.call(probe, store, dataset, model, test_split, evaluation))
     candidate = Candidate(
-        model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again), test_labels
+        *(model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again)),
+        test_labels=test_labels,
+        behaviour=job.record.behaviour,
     )
     answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
     waiting = "%s: waiting for another process that is deciding about the champion"

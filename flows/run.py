@@ -418,7 +418,8 @@ class Job:
     def existing_report(self) -> Report | None:
         """Return the report of the run that made the version that this run reuses; None if it no longer exists.
 
-        If this run audited the data, the report must have the same audit, so it may be that of a later run.
+        If this run has results that not every run has, such as an audit, the report must have the same, so it may be
+        that of a later run.
         """
         number = self.record.decision.version if self.record.decision else None
         if number is None:
@@ -426,11 +427,11 @@ class Job:
         ledger = self.registry.ledger
         # A run that was killed after its decision is missing.
         runs: Iterable[dict[str, Any]] = filter(None, [ledger.find("runs", self.registry.version(number).run)])
-        audit = _audit_key(self.record.steps)
-        if audit:
+        asked = _asked_for(self.record.steps)
+        if asked:
             newest = islice(ledger.newest("runs"), LOOKED_AT)
             later = (run for run in newest if run.get("version") == number)
-            runs = (run for run in chain(runs, later) if _audit_key(steps_of(run)) == audit)
+            runs = (run for run in chain(runs, later) if asked.items() <= _asked_for(steps_of(run)).items())
         reports = (self._report(run["report"]) for run in runs if run["report"])
         return next(filter(None, reports), None)
 
@@ -440,9 +441,9 @@ class Job:
         return None
 
 
-def _audit_key(steps: Iterable[Step]) -> str:
-    """Return the key of the audit among the steps of a run; empty if it had none."""
-    return next((step.key for step in steps if step.step == "audit"), "")
+def _asked_for(steps: Iterable[Step]) -> dict[str, str]:
+    """Return the keys of the steps of a run that only some runs have, and that no model depends on, by name."""
+    return {step.step: step.key for step in steps if step.step in ("audit", "probe")}
 
 
 def prepare(request: Request, asked_by: str) -> Job:

@@ -18,6 +18,7 @@ from storage.runtime.ranged import Source
 
 Severity = Literal["critical", "warning"]
 SplitName = Literal["train", "test"]
+TestName = Literal["shift", "rotate", "noise", "brightness"]
 Verdict = Literal["promoted", "kept", "unchanged", "refused", "forced", "rolled back"]
 
 CUT_OFF = ("interrupted", "terminated", "cancelled", "crashed")
@@ -636,6 +637,110 @@ class Confirmation:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """How one change of test images, such as a shift to the left, changes a model's answers."""
+
+    name: str
+    """`left`, `right`, `up`, `down`, `clockwise`, `anticlockwise`, `brighter`, `darker` or `noise`."""
+    changed: int
+    """Number of images whose answer changes."""
+    share: float
+    """Of the images that were changed, in [0, 1]."""
+    low: float
+    """Lower end of the 95% Wilson score interval of the share."""
+    high: float
+
+
+@dataclass(frozen=True)
+class ChangedClass:
+    """How often the answers of one class change in a test, over all its variants."""
+
+    label: int
+    """The answer to the unchanged images."""
+    answers: int
+    changed: int
+
+
+@dataclass(frozen=True)
+class ChangedAnswer:
+    """A test image that is answered in another way after a change. Classes are numbers."""
+
+    row: int
+    variant: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class BehaviourTest:
+    """How changed test images change a model's answers, and how often they may."""
+
+    name: TestName
+    amount: float
+    """Pixels, degrees, standard deviation of pixels of 0-255, or percent."""
+    limit: float
+    """Largest share of the answers that each variant may change, in [0, 1]."""
+    variants: tuple[Variant, ...]
+    classes: tuple[ChangedClass, ...]
+    """Those that change most often, at most `tasks.probing.answers.MOST_CLASSES`."""
+    examples: tuple[ChangedAnswer, ...]
+    """Of the worst variant, at most `tasks.probing.answers.MOST_EXAMPLES`."""
+
+    @property
+    def worst(self) -> Variant:
+        """The variant that changes most answers, the first of several."""
+        return max(self.variants, key=lambda variant: variant.changed)
+
+    @property
+    def passed(self) -> bool:
+        return self.worst.share <= self.limit
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """A model's answer to an image that the manifest says it must get right. Classes are numbers."""
+
+    file: str
+    """Its path from the folder that the manifest names, with that folder's name: `checked/7/seven.png`."""
+    label: int
+    """The class that its folder names."""
+    predicted: int
+    probability: float
+    """The model's probability of its answer, in (0, 1]."""
+
+    @property
+    def is_right(self) -> bool:
+        return self.predicted == self.label
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How a model behaves in the tests that the manifest asks for in `[behaviour]`."""
+
+    entry: Entry
+    asked: str
+    """Digest of what was asked: the settings, and the named images."""
+    images: int
+    """Number of test images that were changed in each way; 0 if there is no such test."""
+    image_shape: tuple[int, int]
+    """Height and width in pixels."""
+    tests: tuple[BehaviourTest, ...]
+    named: tuple[NamedImage, ...]
+    """In the order of classes and file names."""
+
+    @property
+    def wrong(self) -> tuple[NamedImage, ...]:
+        """The named images that the model gets wrong."""
+        return tuple(image for image in self.named if not image.is_right)
+
+    @property
+    def file(self) -> Path:
+        """Pictures, uint8 of shape (n, height, width): `before` and `after` of the examples of all tests, in order, and
+        `named`, the first that are wrong, see `tasks.probing.pictures`."""
+        return self.entry.path("examples.npz")
+
+
+@dataclass(frozen=True)
 class Rule:
     """One rule of the decision: its name, its limit, the observed value and the result."""
 
@@ -746,6 +851,8 @@ class Decision:
     """Empty if the manifest asks for none."""
     slicing: Mapping[str, Any] = field(default_factory=dict)
     """`[slices]` of the manifest; empty if it asks for none."""
+    behaviour: str = ""
+    """Digest of what `[behaviour]` of the manifest asked for; empty if nothing."""
 
 
 @dataclass(frozen=True)
@@ -827,6 +934,8 @@ class RunRecord:
     evaluation: Evaluation | None = None
     confirmation: Confirmation | None = None
     """Not in older records of the ledger."""
+    behaviour: Behaviour | None = None
+    """None if the manifest asks for no such tests, and in older records."""
     champion_evaluation: Evaluation | None = None
     """Of the previous champion, on the same test split."""
     decision: Decision | None = None

@@ -71,6 +71,7 @@ FOLDERS = {
     "train": "5-models",
     "evaluate": "6-evaluations",
     "confirm": "6-evaluations",
+    "probe": "6-evaluations",
     "publish": "7-reports",
     "tune": "8-studies",
 }

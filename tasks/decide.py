@@ -290,6 +290,7 @@ def _facts(
         "champion_weights_digest": champion.version.weights_digest if champion else "",
         "train_digest": candidate.train.digest,
         "test_digest": test,
+        "behaviour": candidate.behaviour.asked if candidate.behaviour else "",
     }
 
 
@@ -340,6 +341,8 @@ def _already_decided(
     past = registry.decisions()
     met = max((n for n, d in enumerate(past) if d.get("version") == version.number), default=None)
     if met is None or any(past[met].get(name) not in (None, "", {}, facts[name]) for name in ("policy", "limits")):
+        return False
+    if (past[met].get("behaviour") or "") != facts["behaviour"]:
         return False
     # The index does not have them.
     if not _is_sliced_alike(dataset, registry.ledger.record("decisions", past[met]["name"])):

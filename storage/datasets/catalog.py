@@ -20,7 +20,7 @@ from storage.records import SPLITS, SplitName
 from storage.words import meant
 
 if TYPE_CHECKING:
-    from storage.datasets.manifest import Drift, Floors, Gate, Limits, Quarantine, Slices, Window
+    from storage.datasets.manifest import Behaviour, Drift, Floors, Gate, Limits, Quarantine, Slices, Window
 
 CATALOG = Path(__file__).resolve().parent
 ROLES = tuple(f"{split}-{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -136,6 +136,8 @@ class Dataset:
     """What the manifest says about the ink; None: nothing, and the data checks do not look at it."""
     source: Path | None = None
     """A folder named by the manifest, searched before any mirror."""
+    behaviour: Behaviour | None = None
+    """Tests that a model must pass besides the floors; None: none."""
     window: Window | None = None
     """Which archives the training split is made of; None: all."""
     chosen: str = ""

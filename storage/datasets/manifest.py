@@ -47,7 +47,7 @@ from storage.datasets.catalog import (
 )
 from storage.datasets.json_schema import EXPECTED
 from storage.datasets.training import TrainingOverrides
-from storage.records import SPLITS
+from storage.records import SPLITS, TestName
 from storage.words import counted
 
 Element = TypeVar("Element")
@@ -390,6 +390,87 @@ class Drift(_Table):
     )
 
 
+class _Limited(BaseModel):
+    """A change of test images, and how many answers it may change."""
+
+    model_config = _MODEL
+
+    changed: Share = Field(
+        description="Largest share of the answers that may change, counted for each way of changing by itself. With "
+        "more, the model is refused."
+    )
+
+
+class Shift(_Limited):
+    """Test images that are moved by whole pixels: to the left, to the right, up and down."""
+
+    pixels: int = Field(strict=True, ge=1, le=MAX_SIDE, description="How far they are moved.")
+
+
+class Rotate(_Limited):
+    """Test images that are turned around their centre, clockwise and anticlockwise."""
+
+    degrees: float = Field(strict=True, gt=0, le=180, description="How far they are turned.")
+
+
+class Noise(_Limited):
+    """Test images with Gaussian noise on each pixel, the same in every run."""
+
+    deviation: float = Field(strict=True, gt=0, le=255, description="Its standard deviation, of pixels of 0-255.")
+
+
+class Brightness(_Limited):
+    """Test images whose pixels are multiplied: brighter and darker."""
+
+    percent: float = Field(strict=True, gt=0, le=100, description="How much brighter, and how much darker.")
+
+
+class Behaviour(BaseModel):
+    """What a model must do besides being right often: small changes of test images must not change many answers, and
+    some images must be right. A model that fails one of these tests is refused, as below a floor."""
+
+    model_config = _MODEL
+
+    images: int = Field(
+        default=500,
+        strict=True,
+        ge=1,
+        le=1_000_000,
+        description="How many test images are changed, evenly spaced over the split; all if it has fewer.",
+    )
+    shift: Shift | None = Field(default=None, description="A test with moved images. Not set: none.")
+    rotate: Rotate | None = Field(default=None, description="A test with turned images. Not set: none.")
+    noise: Noise | None = Field(default=None, description="A test with noise on the images. Not set: none.")
+    brightness: Brightness | None = Field(
+        default=None, description="A test with brighter and darker images. Not set: none."
+    )
+    must_be_right: str = Field(
+        default="",
+        description="Folder of images that the model must get right, relative to the manifest, with a folder for each "
+        "class, named like it. Not set: none.",
+    )
+
+    @property
+    def tests(self) -> dict[TestName, Shift | Rotate | Noise | Brightness]:
+        """The tests with changed images that are set, by name."""
+        tests: dict[TestName, Shift | Rotate | Noise | Brightness | None] = {
+            "shift": self.shift,
+            "rotate": self.rotate,
+            "noise": self.noise,
+            "brightness": self.brightness,
+        }
+        return {name: test for name, test in tests.items() if test}
+
+    @model_validator(mode="after")
+    def _has_a_test(self) -> Behaviour:
+        if not self.tests and not self.must_be_right:
+            raise ValueError(
+                "expected behaviour to have a test: shift, rotate, noise, brightness or must_be_right; found none; "
+                "add one, or remove the table"
+            )
+        return self
+
+
 class Rows(BaseModel):
     """Number of rows of each split. A split without one may have any number."""
 
@@ -618,6 +699,11 @@ class Manifest(BaseModel):
     limits: Limits = Field(default=Limits(), description="Limits of the data checks.")
     floors: Floors = Field(default=Floors(), description="Minimum scores for a model to be used at all.")
     gate: Gate = Field(default=Gate(), description="Conditions under which a model replaces the champion.")
+    behaviour: Behaviour | None = Field(
+        default=None,
+        description="Tests that a model must pass besides the floors, with changed images and with images of yours. "
+        "Not set: none.",
+    )
     quarantine: Quarantine = Field(
         default=Quarantine(), description="Bad rows that are set aside instead of stopping the run."
     )
@@ -740,6 +826,7 @@ class Manifest(BaseModel):
             limits=self.limits,
             floors=self.floors,
             gate=self.gate,
+            behaviour=self.behaviour,
             quarantine=self.quarantine,
             drift=self.drift,
             slices=self.slices,

@@ -1,8 +1,9 @@
 """Judge a candidate by the floors and the rules of the gate. Pure: no input or output.
 
-The rules are applied in this order: the floors; is there a champion, and can it be compared; do the two models' answers
-differ; the paired comparison on the same test rows (`criteria`); the loss of any class; slices of the test split
-(`slices`), whose floors come with the others; whether anything is left of the error budget of the test split (`looks`).
+The rules are applied in this order: the floors, those of slices (`slices`), and the tests of behaviour; is there a
+champion, and can it be compared; do the two models' answers differ; the paired comparison on the same test rows
+(`criteria`); the loss of any class; the comparison on slices; whether anything is left of the error budget of the test
+split (`looks`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,21 @@ from dataclasses import dataclass
 
 from storage.datasets.catalog import Dataset
 from storage.datasets.manifest import Floors, Gate
-from storage.records import Answer, Archive, Evaluation, Paired, Rule, SliceScore, Split, TrainedModel, Verdict
+from storage.records import (
+    Answer,
+    Archive,
+    Behaviour,
+    Evaluation,
+    Paired,
+    Rule,
+    SliceScore,
+    Split,
+    TrainedModel,
+    Verdict,
+)
 from storage.registry import Version
 from tasks.gate import criteria, looks, slices
+from tasks.gate.behaviour import behaviour_rules
 from tasks.gate.looks import Budget
 
 
@@ -35,6 +48,8 @@ class Candidate:
     """Judge it even if nothing is new or a person has already decided about this model."""
     test_labels: Archive | None = None
     """All archives of the labels of `test`; only slices by a column of them need it."""
+    behaviour: Behaviour | None = None
+    """The results of the tests that the manifest asks for; None if of none."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,8 @@ def judge(
     """
     rules, ask = floor_rules(dataset.floors, candidate.evaluation), _always_asks(dataset.gate)
     if evidence.slices is not None:
-        rules = (*rules, *slices.floor_rules(dataset, evidence.slices))
+        rules += slices.floor_rules(dataset, evidence.slices)
+    rules += behaviour_rules(candidate.behaviour, dataset.classes)
     broken = [rule for rule in rules if not rule.passed]
     if broken:
         failures = "; ".join(f"{rule.name} is {rule.observed}, expected {rule.limit}" for rule in broken)

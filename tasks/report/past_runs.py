@@ -22,6 +22,7 @@ from storage.outcomes import steps_of
 from storage.records import (
     Archive,
     Audit,
+    Behaviour,
     Confirmation,
     DatasetFacts,
     Decision,
@@ -167,6 +168,7 @@ def run_record(store: Store, values: Mapping[str, Any]) -> RunRecord:
         model=entry(TrainedModel, "train"),
         evaluation=entry(Evaluation, "evaluate"),
         confirmation=_part(Confirmation, values.get("confirmation")) or entry(Confirmation, "confirm"),
+        behaviour=entry(Behaviour, "probe"),
         champion_evaluation=entry(Evaluation, "evaluate", of="champion"),
         decision=_part(Decision, values.get("decision")),
         failure=_part(Failure, values.get("error")),
@@ -203,6 +205,7 @@ def _has_result(run: RunRecord, step: Step) -> bool:
         "train": run.model,
         "evaluate": run.champion_evaluation if step.of else run.evaluation,
         "confirm": run.confirmation,
+        "probe": run.behaviour,
     }
     return results.get(step.step, step) is not None
 

@@ -6,6 +6,7 @@ from storage.formats.history import read_history
 from storage.records import (
     SPLITS,
     Audit,
+    Behaviour,
     Confirmation,
     Decision,
     Evaluation,
@@ -92,6 +93,17 @@ def confirmation(confirmation: Confirmation) -> str:
     """Return for how many rows the fresh process makes the same predictions."""
     rounding = f", within {confirmation.difference:.0e}" if confirmation.difference else ""
     return f"a fresh process predicts the same for {counted(confirmation.rows, 'row')}{rounding}"
+
+
+def behaviour(behaviour: Behaviour) -> str:
+    """Return the share of answers that each test changes, and how many of the named images are right."""
+    shares = ", ".join(
+        f"{test.name} {'' if place else 'changes '}{test.worst.share:.2%}" for place, test in enumerate(behaviour.tests)
+    )
+    changed = f"of {counted(behaviour.images, 'answer')}, {shares}" if shares else ""
+    right = len(behaviour.named) - len(behaviour.wrong)
+    named = f"{right:,} of {counted(len(behaviour.named), 'named image')} right" if behaviour.named else ""
+    return ", ".join(filter(None, (changed, named)))
 
 
 def decision(decision: Decision) -> str:

@@ -27,6 +27,7 @@ from storage.records import (
     SPLITS,
     Archive,
     Audit,
+    Behaviour,
     Confirmation,
     Evaluation,
     Normalization,
@@ -70,6 +71,7 @@ ENTRIES: dict[str, tuple[type[Any], list[str]]] = {
     ),
     "evaluate": (Evaluation, ["predictions.npz"]),
     "confirm": (Confirmation, ["probability.npz"]),
+    "probe": (Behaviour, ["examples.npz"]),
     "publish": (Report, ["report.html", "report.json"]),
     "tune": (Study, ["space.toml"]),
 }
@@ -103,7 +105,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("bit-rot")
     store = Store(folder / "store")
     store.prepare()
-    rules = '[quarantine]\nchecks = ["duplicate"]\n'
+    rules = '[quarantine]\nchecks = ["duplicate"]\n[behaviour]\nshift = { pixels = 1, changed = 1.0 }\n'
     job = whole_run(store, write_tiny(folder, arrays=repeated(), manifest=rules).manifest, audit=True)
     Ledger(store, "tiny").append("arrivals", "mark", {"archives": 4})
     record = job.record

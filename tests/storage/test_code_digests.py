@@ -147,10 +147,24 @@ CLOSURES = {
     "train": FORMATS | TRAINING,
     "evaluate": FORMATS | MODEL | {"tasks.gate.wilson", "tasks.model.labels", "tasks.scoring.scores"},
     "confirm": FORMATS | MODEL | {"storage.formats.predictions", "tasks.model.confirm_worker"},
+    "probe": FORMATS
+    | MODEL
+    | {
+        "storage.formats.idx",
+        "tasks.gate.wilson",
+        "tasks.model.augmentation",
+        "tasks.probing.answers",
+        "tasks.probing.changes",
+        "tasks.probing.named_images",
+        "tasks.probing.pictures",
+        "tasks.serving.image_files",
+        "tasks.serving.picture",
+    },
     "tune": FORMATS | TRAINING | {"tasks.train", "tasks.tuning.optuna_study", "tasks.tuning.space"},
     "decide": FORMATS
     | {
         "storage.formats.predictions",
+        "tasks.gate.behaviour",
         "tasks.gate.criteria",
         "tasks.gate.evidence",
         "tasks.gate.holm",

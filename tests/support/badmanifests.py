@@ -54,6 +54,26 @@ MANIFESTS: dict[str, tuple[str, str]] = {
     "a path as file": (GOOD + '[archives.train-images]\nfile = "../x.gz"', "a file name without a folder"),
     "a hidden file": (GOOD + '[archives.train-images]\nfile = ".x.gz"', "a file name without a folder"),
     "a source with a NUL": (GOOD + 'source = "a\\u0000"', "source to be a folder"),
+    "tests of behaviour without a test": (
+        GOOD + "[behaviour]\nimages = 100",
+        "shift, rotate, noise, brightness or must_be_right; found none; add one, or remove the table",
+    ),
+    "a shift by half a pixel": (
+        GOOD + "[behaviour]\nshift = { pixels = 0.5, changed = 0.1 }",
+        "behaviour.shift.pixels to be an integer from 1 to 4,096; found 0.5",
+    ),
+    "a rotation without a limit": (
+        GOOD + "[behaviour.rotate]\ndegrees = 5",
+        "behaviour.rotate.changed to be a number from 0 to 1; found nothing; add it",
+    ),
+    "noise with another key": (
+        GOOD + "[behaviour]\nnoise = { sigma = 8, changed = 0.1 }",
+        "expected one of changed, deviation; found behaviour.noise.sigma",
+    ),
+    "a test of behaviour that is a number": (
+        GOOD + "[behaviour]\nbrightness = 10",
+        "brightness to be a table; found 10",
+    ),
     "an ftp mirror": ('mirrors = ["ftp://a.example/"]\n' + GOOD, "https:// or http://"),
     "a mirror with a password": (
         'mirrors = ["me:secret@a.example/"]\n' + GOOD,

@@ -1,0 +1,41 @@
+"""The pictures in an entry of `probe`: examples of changed images, and named images that a model gets wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from storage.formats import arrays
+from storage.records import Behaviour
+from tasks.probing.answers import MOST_WRONG
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images, uint8 of shape (n, height, width)."""
+
+    before: np.ndarray
+    """Test images, one for each example of each test, in order."""
+    after: np.ndarray
+    """The same, changed."""
+    named: np.ndarray
+    """The first named images that are wrong, in order."""
+
+
+def write(record: Behaviour, pictures: Pictures) -> None:
+    """Write the pictures into the entry of a record in the making."""
+    record.file.unlink(missing_ok=True)
+    arrays.write(record.file, vars(pictures))
+
+
+def read(record: Behaviour) -> Pictures:
+    """Return the pictures of a record.
+
+    Raises:
+        DamagedEntry: the file does not hold them.
+    """
+    examples = sum(len(test.examples) for test in record.tests)
+    counts = {"before": examples, "after": examples, "named": min(MOST_WRONG, len(record.wrong))}
+    shapes = {name: (np.uint8, (count, *record.image_shape)) for name, count in counts.items()}
+    return Pictures(**arrays.read(record.file, shapes))
