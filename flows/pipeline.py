@@ -177,8 +177,8 @@ def _without_bad_rows(job: Job, caller: Caller, train: Split, test: Split) -> tu
     return left
 
 
-def to_decision(job: Job, caller: Caller) -> None:
-    """Carry out all steps; the champion that is scored is the one that is replaced or kept."""
+def to_candidate(job: Job, caller: Caller) -> Candidate:
+    """Carry out all steps up to a model that can be judged; return it."""
     check_own_model(job.store, job.dataset, job.config)
     train_split, test_split = to_validation(job, caller, job.audit)
     store, dataset = job.store, job.dataset
@@ -186,9 +186,12 @@ def to_decision(job: Job, caller: Caller) -> None:
     model = job.keep("model", caller.call(train, store, dataset, train_split, normalization, job.config, job.again))
     evaluation = job.keep("evaluation", caller.call(evaluate, store, dataset, model, test_split))
     job.keep("confirmation", caller.call(confirm, store, dataset, model, test_split, evaluation))
-    candidate = Candidate(
-        model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again)
-    )
+    return Candidate(model, evaluation, train_split, test_split, job.record.id, job.record.asked_by, bool(job.again))
+
+
+def to_decision(job: Job, caller: Caller) -> None:
+    """Carry out all steps; the champion that is scored is the one that is replaced or kept."""
+    candidate, dataset = to_candidate(job, caller), job.dataset
     answer = _answer(job, caller, candidate) if dataset.gate.policy == "ask" else None
     waiting = "%s: waiting for another process that is deciding about the champion"
     with job.registry.deciding(lambda: _log.info(waiting, dataset.name, extra=WAITING)):
