@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from storage.differences import Difference
 
 _SHOWN = 14
+_DIFFERENT = {
+    "no": "different",
+    "perhaps": "different, perhaps because of the above",
+    "yes": "different, because of the above",
+}
 
 
 def reproduce(
@@ -95,7 +100,7 @@ def _short(value: str | None) -> str:
 def _verdict(line: Line) -> str:
     if line.same is None:
         return "not compared"
-    return "same" if line.same else "different, because of the above" if line.follows else "different"
+    return "same" if line.same else _DIFFERENT[line.follows]
 
 
 def _names(changed: tuple[Difference, ...]) -> str:

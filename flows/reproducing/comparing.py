@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from flows.reproducing.recorded import Kept, Recorded
 from storage.differences import Difference, differences, flat
@@ -73,8 +73,8 @@ class Line:
     recorded: str | None
     now: str | None
     """None if the step was not done, or has failed."""
-    follows: bool = False
-    """Whether it differs only because something before it does."""
+    follows: Literal["no", "perhaps", "yes"] = "no"
+    """Whether it differs because something before it does; perhaps, if its own code or libraries changed, too."""
 
     @property
     def same(self) -> bool | None:
@@ -118,8 +118,7 @@ class Why:
 
     @property
     def _nothing_found(self) -> str:
-        known = {"code and libraries": self.is_origin_known, "processor": self.is_processor_known}
-        same = " and ".join(what for what, is_known in known.items() if is_known)
+        same = "code, libraries and processor" if self.is_processor_known else "code and libraries"
         where = f"a file was changed, or the computation is not deterministic: look at {self.where}"
         return f"{same} are the same, so {where}" if self.is_origin_known else where
 
@@ -243,16 +242,18 @@ def _lines(name: str, before: Result | None, now: Result | None, different: Sequ
     old, new = (each.values if each else {} for each in (before, now))
     for what in dict.fromkeys((*old, *new)) or ("result",):
         line = Line(name, what, old.get(what), new.get(what))
-        follows = line.same is False and name not in different and bool(different) and _follows(before, now)
-        yield Line(name, what, line.recorded, line.now, follows)
+        is_later = line.same is False and any(step != name for step in different)
+        yield replace(line, follows=_follows(before, now)) if is_later else line
 
 
-def _follows(before: Result | None, now: Result | None) -> bool:
-    """Return whether a difference can only be one because something before it differs."""
+def _follows(before: Result | None, now: Result | None) -> Literal["no", "perhaps", "yes"]:
+    """Return whether a result differs because something before it does."""
     if not (before and now and before.made_from and now.made_from):
-        return True
-    changes = {each.part for each in differences(flat(before.made_from), flat(now.made_from))}
-    return "inputs" in changes and changes.isdisjoint(("code", "libraries"))
+        return "perhaps"
+    changes = {each.part for each in _differences(before, now)}
+    if "inputs" not in changes:
+        return "no"
+    return "yes" if changes.isdisjoint(("code", "libraries")) else "perhaps"
 
 
 def _changed(before: Mapping[str, Result], now: Mapping[str, Result]) -> Iterator[Difference]:

@@ -32,17 +32,10 @@ def checked_folder(keep: Path, store: Store) -> Path:
     shown = printable(str(folder))
     if folder.resolve().is_relative_to(store.root.resolve()):
         raise ConfigError(f"expected --keep outside the store {store.address}; found {shown}; choose another folder")
-    try:
-        found = kind_of(folder) if not folder.is_dir() else "a folder with files" if any(folder.iterdir()) else ""
-    except OSError as error:
-        raise ConfigError(
-            f"expected --keep to be a folder that can be read; found {shown} ({error.strerror}); choose another"
-        ) from error
-    if found and (folder.exists() or folder.is_symlink()):
-        raise ConfigError(
-            f"expected --keep to be a new or an empty folder; {shown} is {found}; choose another, or empty it"
-        )
-    return folder
+    if (folder.is_dir() and not any(folder.iterdir())) or not (folder.exists() or folder.is_symlink()):
+        return folder
+    found = "not empty" if folder.is_dir() else kind_of(folder)
+    raise ConfigError(f"expected --keep to be a new or an empty folder; {shown} is {found}; choose another")
 
 
 @contextmanager
@@ -73,16 +66,21 @@ def _writable(folder: Path) -> Iterator[Store]:
         yield store
     except (OSError, StoreError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or not str(cause.filename or "").startswith(str(folder)):
+        if not isinstance(cause, OSError) or not _is_about(folder, cause):
             raise
         raise _unwritable(cause) from error
+
+
+def _is_about(folder: Path, error: OSError) -> bool:
+    path = Path(str(error.filename or "/"))
+    return path.is_relative_to(folder) or (path != Path("/") and folder.is_relative_to(path))
 
 
 def _unwritable(error: OSError) -> StoreError:
     where = f" at {error.filename}" if error.filename else ""
     return StoreError(
-        f"expected a scratch store that can be written; found {error.strerror}{where}; free space there, or name an "
-        "empty folder on another disk with --keep"
+        f"expected a scratch store that can be written; found {error.strerror}{where}; correct that or free space "
+        "there, or name an empty folder elsewhere with --keep"
     )
 
 

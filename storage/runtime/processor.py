@@ -10,7 +10,7 @@ from pathlib import Path
 _INFO = Path("/proc/cpuinfo")
 _MODEL = re.compile(r"^(?:model name|CPU part|cpu)\s*:\s*(.+)$", re.MULTILINE)
 _SETS = re.compile(r"^(?:flags|Features)\s*:\s*(.+)$", re.MULTILINE)
-_FOR_ARITHMETIC = re.compile(r"(sse4|avx|fma|f16c|amx|asimd|sve|sme|bf16|i8mm)\w*")
+_FOR_ARITHMETIC = re.compile(r"sse4_[12]|(avx|amx|asimd|sve)\w*|fma4?|f16c|sme2?|bf16|i8mm")
 
 
 @cache
